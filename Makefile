@@ -1,0 +1,48 @@
+# Synod: `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+CONFIG ?= deploy/configs/embedded.toml
+RUN_DIR ?= runs/plane
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help setup demo test test-full lint format up down status weights clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## Make .venv from pyproject.toml and constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt deploy/setup.sh
+	@deploy/setup.sh .venv
+	@touch $@
+
+demo: setup ## Start the plane, score the sample images over REST, write runs/demo/{summary.json,report.html}, stop
+	@exec $(PYTHON) -m embedded.demo
+
+test: setup lint ## Lint, type-check and run every test, one Ray Serve session included
+	@$(PYTHON) -m pytest
+
+test-full: setup lint ## The same with an issue's full counts (slow)
+	@SYNOD_TEST_FULL=1 $(PYTHON) -m pytest
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+format: setup ## Rewrite the sources in the project's format
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+up: setup ## Start the plane in the background (HTTP on 127.0.0.1:8000; CONFIG=... picks another TOML)
+	@$(PYTHON) -m services up $(CONFIG) --detach --run-dir $(RUN_DIR)
+
+status: setup ## Tell whether the plane of `make up` runs, and what is ready
+	@$(PYTHON) -m services status --run-dir $(RUN_DIR)
+
+down: setup ## Stop the plane of `make up`
+	@$(PYTHON) -m services down --run-dir $(RUN_DIR)
+
+weights: setup ## Retrain every embedded model from seeds and rewrite embedded/QUALITY.md (resumable)
+	@$(PYTHON) -m embedded.makers
+
+clean: ## Remove what the targets above made, .venv included
+	@rm -rf .venv build dist runs *.egg-info

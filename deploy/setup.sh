@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Make a virtual environment from pyproject.toml and constraints.txt: `deploy/setup.sh [DIR]`, default .venv.
+# Missing Debian packages are installed when this runs as root; otherwise it says which to install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${1:-.venv}
+
+need() { # need WHY PACKAGE...
+  local why=$1; shift
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "setup: installing $* ($why)"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  else
+    echo "setup: $why. Install it, then try again:  sudo apt-get install $*" >&2
+    exit 1
+  fi
+}
+
+command -v python3.11 >/dev/null || need "Python 3.11 is missing" python3.11
+python3.11 -c 'import ensurepip, venv' 2>/dev/null || need "Python's venv module is missing" python3.11-venv
+
+[ -x "$venv/bin/python" ] || python3.11 -m venv "$venv"
+echo "setup: installing into $venv (about 3 GB with torch's CUDA build; minutes on a first run)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plane,dev]'
+echo "setup: ready, $("$venv/bin/python" --version) in $venv"
