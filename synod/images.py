@@ -1,0 +1,208 @@
+"""The only place where bytes become pixels: encoded or raw -> uint8 [H W 3] RGB. Limits first, decoding second.
+
+| what comes | what is done with it |
+|---|---|
+| PNG, JPEG, WebP | told by their first bytes, whatever the file's name; any other format is BadImage |
+| more than `max_bytes` encoded, or a header of more than `max_pixels` | ImageTooLarge, before a pixel is decoded |
+| truncated or corrupt | BadImage |
+| CMYK or YCCK JPEG | converted to RGB by (255 - c)(255 - k) / 255, Adobe's inversion assumed; no colour management |
+| alpha, a transparent palette entry, a transparent colour key | composited onto white |
+| palette, 1-bit, greyscale | expanded to RGB |
+| 16 bits a channel | the high byte; a colour key of 16-bit samples is ignored |
+| EXIF orientation 1..8 | applied; absent or unreadable is 1 |
+| animation (WebP, APNG) | the first frame (APNG: the default image, which every decoder shows) |
+| ICC profile, gamma, other metadata | ignored |
+| compressed text or profile that inflates over 1 MiB | BadImage |
+
+The plugin classes are opened directly rather than by `Image.open`, whose limits are process-wide and warn: ours are
+arguments, and what this module does with a picture depends on no warning filter. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from synod.contracts import Picture, Pixels, ScoreItem
+from synod.errors import BadImage, ImageTooLarge, InvalidItem
+
+FORMATS: Final = ("PNG", "JPEG", "WebP")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """`max_bytes` bounds an encoded picture, `max_pixels` the H*W of any. Both > 0."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+def decode(data: bytes, limits: ImageLimits) -> Pixels:
+    """Encoded bytes -> uint8 [H W 3], writable and contiguous. Raises BadImage, ImageTooLarge."""
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"{len(data)} encoded bytes, the limit is {limits.max_bytes}; send a smaller picture")
+    kind = _kind(data)
+    try:
+        with _open(kind, data, limits) as picture:
+            _check_size(*picture.size, limits)
+            pixels = _rgb(picture)
+            exif = picture.info.get("exif")
+    except InvalidItem:
+        raise
+    except Exception as error:  # a rim: Pillow raises some ten kinds over hostile bytes, and promises none of them
+        why = str(error) or type(error).__name__
+        raise BadImage(f"{len(data)} bytes of {kind} are truncated or corrupt ({why}); send the whole file") from None
+    return _upright(pixels, _orientation(exif) if isinstance(exif, bytes) else 1)
+
+
+def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
+    """The item with its image and references as uint8 [H W 3]. Raises BadImage, ImageTooLarge, naming which of them."""
+    image = None if item.image is None else _picture(item.image, limits, "image")
+    references = tuple(_picture(r, limits, f"references[{i}]") for i, r in enumerate(item.references))
+    return replace(item, image=image, references=references)
+
+
+def check_pixels(pixels: Pixels, limits: ImageLimits) -> Pixels:
+    """A raw picture as it came, C-contiguous, if it is uint8 [H W 3] within `max_pixels`. It may be a read-only view.
+
+    Raises BadImage, ImageTooLarge.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise BadImage(f"{pixels.dtype} {list(pixels.shape)}; a raw picture is uint8 [H, W, 3] in RGB, H and W above 0")
+    _check_size(pixels.shape[1], pixels.shape[0], limits)
+    return np.ascontiguousarray(pixels)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """uint8 [H W 3] -> PNG, lossless."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _picture(picture: Picture, limits: ImageLimits, path: str) -> Pixels:
+    try:
+        return decode(picture, limits) if isinstance(picture, bytes) else check_pixels(picture, limits)
+    except InvalidItem as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise ImageTooLarge(
+            f"{width} x {height} pixels are {width * height}, the limit is {limits.max_pixels}; send a smaller picture"
+        )
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Nothing: nobody needs the dpi, and reading it makes Pillow parse, and warn about, hostile EXIF."""
+
+
+def _kind(data: bytes) -> str:
+    """One of FORMATS, by the first bytes."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WebP"
+    start = f" that start with {data[:8].hex(' ')}" if data else ""
+    raise BadImage(f"{len(data)} bytes{start} are no picture this reads; send {', '.join(FORMATS)}")
+
+
+def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
+    """The header read, no pixel decoded."""
+    if kind == "JPEG":
+        return _Jpeg(io.BytesIO(data))
+    if kind == "WebP":
+        _check_size(*_webp_size(data), limits)
+        return WebPImageFile(io.BytesIO(data))
+    picture = PngImageFile(io.BytesIO(_still_png(data)))
+    _settle_colour_key(picture, depth=data[24])
+    return picture
+
+
+def _settle_colour_key(picture: PngImageFile, depth: int) -> None:
+    """Bring a transparent colour key from sample units (0 .. 2^depth - 1) to the 8 bits Pillow decodes to."""
+    key = picture.info.get("transparency")
+    if depth == 16:
+        picture.info.pop("transparency", None)
+    elif depth in (2, 4) and picture.mode == "L" and isinstance(key, int):
+        picture.info["transparency"] = key * 255 // (2**depth - 1)
+
+
+def _still_png(data: bytes) -> bytes:
+    """An APNG without its animation chunks, so that the default image is decoded. Any other PNG as it is."""
+    if b"acTL" not in data:
+        return data
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if data[at + 4 : at + 8] not in (b"acTL", b"fcTL", b"fdAT"):
+            kept.append(data[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(kept)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the canvas. Read here because Pillow's WebP decoder allocates its canvas on opening."""
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", body, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and body[:1] == b"\x2f":
+        (bits,) = struct.unpack_from("<I", body, 1)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8X" and len(body) == 10:
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    raise BadImage(f"{len(data)} bytes of WebP without a readable header; the file is truncated or corrupt")
+
+
+def _rgb(picture: Image.Image) -> Pixels:
+    picture.load()
+    if picture.mode == "I;16":
+        high = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(high[:, :, None], 3, axis=2)
+    if picture.has_transparency_data:
+        over = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    return np.array(picture.convert("RGB"))
+
+
+def _orientation(exif: bytes) -> int:
+    """EXIF orientation 1..8 from the first directory of the TIFF structure; 1 where there is none to read."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for i in range(entries):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * i)
+            if tag == 0x0112:
+                return value if kind == 3 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation: 1 as is, 2 mirrored, 3 half turn, 4 flipped, 5 transposed, 6 and 8 quarter turns,
+    7 transposed about the other diagonal."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,179 @@
+"""A strict reader of parsed JSON or msgpack: each getter checks one type and names the path of what is wrong.
+
+Absent and null are the same. A bool is no number, a float is no integer, NaN and infinities are nothing at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from synod.errors import InvalidRequest
+
+T = TypeVar("T")
+C = TypeVar("C", bound=str)
+
+MAX_ENTRIES: Final = 65_536  # of one list or object
+MAX_DEPTH: Final = 32  # of free-form values
+INT64: Final = range(-(2**63), 2**63)
+_KINDS: Final = (
+    (bool, "a boolean"),
+    ((int, float), "a number"),
+    (str, "a string"),
+    ((bytes, memoryview), "bytes"),
+    ((list, tuple), "a list"),
+    (Mapping, "an object"),
+)
+
+
+def show(value: object, limit: int = 60) -> str:
+    """A string or number as a message may quote it: printable ASCII, cut to about `limit` characters."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    text = ascii(value[: limit + 1] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value and where it stands, such as `items[3].reasoning.truth`. Every getter raises InvalidRequest."""
+
+    value: object
+    path: str = ""
+
+    def error(self, why: str) -> InvalidRequest:
+        """What is wrong with this value, for the caller to raise."""
+        return InvalidRequest(f"{self.path or 'the body'}: {why}")
+
+    def fields(self, *known: str) -> Fields:
+        """An object with no key outside `known`."""
+        children = dict(self._children())
+        for key, child in children.items():
+            if key not in known:
+                raise child.error(f"unknown key; known here: {', '.join(known)}")
+        return Fields(self, children)
+
+    def table(self, read: Callable[[Node], T]) -> dict[str, T]:
+        """An object with free keys."""
+        return {key: read(child) for key, child in self._children()}
+
+    def entries(self, read: Callable[[Node], T]) -> tuple[T, ...]:
+        """A list, each entry read by `read`."""
+        if not isinstance(self.value, (list, tuple)):
+            raise self._not("a list")
+        self._bound(len(self.value))
+        return tuple(read(Node(entry, f"{self.path}[{i}]")) for i, entry in enumerate(self.value))
+
+    def text(self) -> str:
+        """A string that UTF-8 can carry."""
+        if not isinstance(self.value, str):
+            raise self._not("a string")
+        if not self.value.isascii():
+            try:
+                self.value.encode()
+            except UnicodeEncodeError:
+                raise self.error("a string with a lone surrogate; send valid Unicode") from None
+        return self.value
+
+    def choice(self, options: tuple[C, ...]) -> C:
+        """One of `options`."""
+        text = self.text()
+        if text not in options:
+            raise self.error(f"{show(text)}; give one of {', '.join(options)}")
+        return next(option for option in options if option == text)
+
+    def number(self, low: float = -math.inf, high: float = math.inf) -> float:
+        """A finite number, low <= it <= high."""
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
+            raise self._not("a number")
+        try:
+            number = float(self.value)
+        except OverflowError:
+            number = math.nan
+        if not (math.isfinite(number) and low <= number <= high):
+            least = "" if low == -math.inf else f" >= {low:g}"
+            most = "" if high == math.inf else f" and <= {high:g}"
+            raise self.error(f"{show(self.value)}; give a finite number{least}{most}")
+        return number
+
+    def integer(self, low: int = INT64.start, high: int = INT64.stop - 1) -> int:
+        """A whole number, low <= it <= high."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            raise self._not("a whole number")
+        if not low <= self.value <= high:
+            raise self.error(f"{show(self.value)}; give a whole number from {low} to {high}")
+        return self.value
+
+    def boolean(self) -> bool:
+        """true or false."""
+        if not isinstance(self.value, bool):
+            raise self._not("a boolean")
+        return self.value
+
+    def plain(self, depth: int = MAX_DEPTH) -> Any:
+        """A free-form value that both formats carry alike: no NaN, no bytes, 64-bit integers, MAX_DEPTH deep."""
+        value = self.value
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self.text()
+        if isinstance(value, int):
+            return self.integer()
+        if isinstance(value, float):
+            return self.number()
+        if depth == 0:
+            raise self.error(f"nested deeper than {MAX_DEPTH}")
+        if isinstance(value, Mapping):
+            return self.table(lambda child: child.plain(depth - 1))
+        return list(self.entries(lambda child: child.plain(depth - 1)))
+
+    def _children(self) -> list[tuple[str, Node]]:
+        if not isinstance(self.value, Mapping):
+            raise self._not("an object")
+        self._bound(len(self.value))
+        return [(Node(key, f"{self.path}: a key").text(), self._child(key)) for key in self.value]
+
+    def _child(self, key: str) -> Node:
+        assert isinstance(self.value, Mapping)
+        return Node(self.value[key], join(self.path, key))
+
+    def _bound(self, entries: int) -> None:
+        if entries > MAX_ENTRIES:
+            raise self.error(f"{entries} entries, the limit is {MAX_ENTRIES}")
+
+    def _not(self, wanted: str) -> InvalidRequest:
+        kind = next((name for types, name in _KINDS if isinstance(self.value, types)), type(self.value).__name__)
+        return self.error(f"{'null' if self.value is None else kind} where {wanted} belongs")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The values of an object, by key."""
+
+    owner: Node
+    children: Mapping[str, Node]
+
+    def need(self, key: str, read: Callable[[Node], T]) -> T:
+        """The value of `key`. Raises InvalidRequest when it is absent or null."""
+        child = self.children.get(key)
+        if child is None or child.value is None:
+            raise Node(None, join(self.owner.path, key)).error("missing")
+        return read(child)
+
+    def get(self, key: str, read: Callable[[Node], T]) -> T | None:
+        """The value of `key`; None when it is absent or null."""
+        child = self.children.get(key)
+        return None if child is None or child.value is None else read(child)
+
+
+def each(read: Callable[[Node], T]) -> Callable[[Node], tuple[T, ...]]:
+    """The reader of a list whose entries `read` reads."""
+    return lambda node: node.entries(read)
+
+
+def join(path: str, key: str) -> str:
+    """The path of `key` inside the object at `path`."""
+    shown = show(key)[1:-1]
+    return f"{path}.{shown}" if path else shown

@@ -1,0 +1,185 @@
+"""The command: what it prints, what it sends, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from synod import cli
+from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest, ScoreResponse
+from synod.errors import UnknownScorer
+from synod.images import encode_png
+
+ROOT = Path(__file__).parents[3]
+
+
+class FakeClient:
+    """Scores 1/4 times the item's place; 'fer' fails; 'none' is unknown."""
+
+    sent: ScoreRequest
+    url: str
+
+    def __init__(self, base_url: str, *, timeout_s: float) -> None:
+        type(self).url = f"{base_url} {timeout_s:g}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def score(self, request: ScoreRequest) -> ScoreResponse:
+        type(self).sent = request
+        if "none" in request.scorers:
+            raise UnknownScorer("no scorer 'none' here; this plane serves ber, fer")
+        failed = ScoreFailure("missing_input", "scorer 'fer' needs references; the item has none")
+        return ScoreResponse(
+            tuple(
+                ItemResult({name: failed if name == "fer" else Score(i / 4, {"at": i}) for name in request.scorers})
+                for i in range(len(request.items))
+            ),
+            "r",
+        )
+
+    def scorers(self) -> list[dict[str, Any]]:
+        return [
+            {"name": "ber", "needs": ["image", "prompt"], "low": -1.0, "high": 1.0, "summary": "image against prompt"},
+            {"name": "x"},
+        ]
+
+
+@pytest.fixture(autouse=True)
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SynodClient", FakeClient)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "long-name", "ref"):
+        Path(f"{name}.png").write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8)))
+
+
+def test_score_prints_a_row_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["score", "a.png", "long-name.png", "--prompt", "a cat", "--scorer", "ber", "--scorer", "der"]
+    assert (
+        cli.main([*arguments, "--scorer", "ber", "--reference", "ref.png", "--url", "http://h:1", "--timeout", "9"])
+        == 0
+    )
+    assert capsys.readouterr().out == (
+        "IMAGE          ber     der\na.png          0.0000  0.0000\nlong-name.png  0.2500  0.2500\n"
+    )
+    assert FakeClient.url == "http://h:1 9"
+    assert FakeClient.sent.scorers == ("ber", "der")
+    item = FakeClient.sent.items[1]
+    assert (item.image, item.prompt, item.references) == (
+        Path("long-name.png").read_bytes(),
+        "a cat",
+        (Path("ref.png").read_bytes(),),
+    )
+
+
+def test_a_failed_score_is_shown_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", "a.png", "--scorer", "ber", "--scorer", "fer"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[1].split() == ["a.png", "0.0000", "missing_input"]
+    assert printed.err == "synod: a.png: fer: scorer 'fer' needs references; the item has none\n"
+
+
+def test_json_has_the_details(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", "a.png", "--scorer", "ber", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["scores"] == {"ber": {"value": 0.0, "detail": {"at": 0}}}
+
+
+def test_scorers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scorers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split("  ")[0] == "ber"
+    assert "image, prompt" in lines[1]
+    assert "-1.0 .. 1.0" in lines[1]
+    assert cli.main(["scorers", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1] == {"name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["score", "a.png", "--scorer", "none"], 1, "synod: no scorer 'none' here; this plane serves ber, fer"),
+        (["score", "lost.png", "--scorer", "ber"], 2, "synod: lost.png: No such file or directory; give a PNG"),
+        (["score", ".", "--scorer", "ber"], 2, "synod: .: Is a directory; give a PNG"),
+        (["score", "a.png", "--scorer", "ber", "--reference", "lost.png"], 2, "synod: lost.png: No such file"),
+        (["serve", "x.toml"], 1, "synod: the plane's program ('services') is not here; run this from a checkout"),
+    ],
+)
+def test_trouble_is_one_line(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    assert cli.main(arguments) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(message)
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["score", "a.png"], "the following arguments are required: --scorer"),
+        (["score", "--scorer", "ber"], "the following arguments are required: IMAGE"),
+        (["scorers", "--url", "localhost:1"], "'localhost:1' is no URL; give one such as http://127.0.0.1:8000"),
+        (["scorers", "--timeout", "0"], "'0' is no number of seconds above 0"),
+        (["scorers", "--timeout", "nan"], "'nan' is no number of seconds above 0"),
+        (["scorers", "--timeout", "soon"], "'soon' is no number of seconds above 0"),
+        (["train"], "invalid choice: 'train'"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    assert cli.EXAMPLES in capsys.readouterr().out
+    for line in cli.EXAMPLES.splitlines()[1:]:
+        words = shlex.split(line.strip().split("   ")[0].split("|")[0])
+        assert words[0] == "synod"
+        cli._parser().parse_args(words[1:])
+
+
+def test_serve_becomes_the_planes_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is found beside the caller, and gets the settings' full path."""
+    Path("services").mkdir()
+    Path("services/__init__.py").touch()
+    Path("services/__main__.py").touch()
+    Path("x.toml").touch()
+    seen: list[tuple[str, Sequence[str], str]] = []
+
+    def become(path: str, argv: Sequence[str], env: dict[str, str]) -> None:
+        seen.append((path, argv, env["PYTHONPATH"]))
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", become)
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "x.toml"])
+    [(program, argv, python_path)] = seen
+    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", "up", str(Path("x.toml").resolve())])
+    assert python_path.split(os.pathsep)[0] == str(Path.cwd())
+    assert cli.main(["serve", "lost.toml"]) == 2
+
+
+def test_a_real_process_ends_with_its_status() -> None:
+    command = [sys.executable, "-m", "synod.cli", "score", "a.png", "--scorer", "ber", "--url", "http://127.0.0.1:9"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("synod: no plane answers at http://127.0.0.1:9 ")
