@@ -1,0 +1,81 @@
+"""A small drawn world, 64x64 RGB: concepts, prompts and scenes whose truth is known to the pixel."""
+
+from embedded.world.concepts import CONCEPTS, card_of
+from embedded.world.identities import random_identity
+from embedded.world.layout import gap, relation
+from embedded.world.palette import COLORS, nearest
+from embedded.world.prompts import POOLS, PROMPTS_HELDOUT, PROMPTS_TRAIN
+from embedded.world.questions import AttributeQuestion, attribute_questions
+from embedded.world.records import (
+    ACCESSORIES,
+    ANIMALS,
+    CLASSES,
+    COLORED,
+    CONCEPT_TASKS,
+    GENEVAL_TASKS,
+    LABELS,
+    PLACES,
+    SIZE,
+    TASKS,
+    THINGS,
+    Attribute,
+    Backdrop,
+    ConceptCard,
+    Entity,
+    Identity,
+    Instance,
+    Placed,
+    Prompt,
+    Render,
+    Scene,
+    kind_of,
+)
+from embedded.world.render import render
+from embedded.world.scenes import concept_scene, sample, scene_for, training_renders
+from embedded.world.twists import claims, one_word_off, resolve, wrong_prompt
+
+__all__ = [
+    "ACCESSORIES",
+    "ANIMALS",
+    "CLASSES",
+    "COLORED",
+    "COLORS",
+    "CONCEPTS",
+    "CONCEPT_TASKS",
+    "GENEVAL_TASKS",
+    "LABELS",
+    "PLACES",
+    "POOLS",
+    "PROMPTS_HELDOUT",
+    "PROMPTS_TRAIN",
+    "SIZE",
+    "TASKS",
+    "THINGS",
+    "Attribute",
+    "AttributeQuestion",
+    "Backdrop",
+    "ConceptCard",
+    "Entity",
+    "Identity",
+    "Instance",
+    "Placed",
+    "Prompt",
+    "Render",
+    "Scene",
+    "attribute_questions",
+    "card_of",
+    "claims",
+    "concept_scene",
+    "gap",
+    "kind_of",
+    "nearest",
+    "one_word_off",
+    "random_identity",
+    "relation",
+    "render",
+    "resolve",
+    "sample",
+    "scene_for",
+    "training_renders",
+    "wrong_prompt",
+]

@@ -1,0 +1,104 @@
+"""Where entities go: inside the picture, apart from each other, relations beyond doubt. Pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from embedded.world.records import SIZE, Box, Entity, Placed
+from embedded.world.render import extent
+from synod.contracts import Relation
+
+GAP = 5.0  # between outlines, before a render's jitter: at least 3 remain
+MARGIN = 2.0
+_TRIES = 200
+_POSITION_THRESHOLD = 0.1  # GenEval's
+
+
+def relation(a: Box, b: Box) -> dict[Relation, float]:
+    """How far `a` lies in each direction of `b` by GenEval's rule: a relation holds beyond 0.5.
+
+    The centre offset is shortened per axis by 0.1 of both boxes' summed sides, then divided by its full length.
+    """
+    offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
+    slack = [_POSITION_THRESHOLD * (a[i + 2] - a[i] + b[i + 2] - b[i]) for i in (0, 1)]
+    norm = math.hypot(*offset) or 1.0
+    dx, dy = (math.copysign(max(abs(o) - s, 0.0), o) / norm for o, s in zip(offset, slack, strict=True))
+    return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
+
+
+def gap(a: Box, b: Box) -> float:
+    """The larger of the horizontal and vertical distances between two boxes; negative when they overlap."""
+    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+
+
+def stand(entity: Entity, size: float, rng: np.random.Generator, region: Box | None = None) -> Placed:
+    """`entity` at a random place inside `region` (default: the picture), mirrored or tilted at random.
+
+    `size` is the longest side of a square body; a longish one is up to a fifth longer, so that it keeps its area.
+    A size that does not fit is reduced until it does.
+    """
+    x0, y0, x1, y1 = region or (MARGIN, MARGIN, SIZE - MARGIN, SIZE - MARGIN)
+    flip, tilt = bool(rng.random() < 0.5), float(rng.uniform(-6, 6))
+    e = extent(Placed(entity, 0, 0, 1, flip, tilt))
+    body = extent(Placed(entity, 0, 0, 1), accessories=False)
+    size *= min(1.2, math.sqrt(1 / min(body[2] - body[0], body[3] - body[1])))
+    size = min(size, (x1 - x0) / (e[2] - e[0]), (y1 - y0) / (e[3] - e[1]))
+    x = float(rng.uniform(x0 - e[0] * size, max(x1 - e[2] * size, x0 - e[0] * size)))
+    y = float(rng.uniform(y0 - e[1] * size, max(y1 - e[3] * size, y0 - e[1] * size)))
+    return Placed(entity, x, y, size, flip, tilt)
+
+
+def scatter(
+    entities: Sequence[Entity],
+    low: float,
+    high: float,
+    rng: np.random.Generator,
+    accept: Callable[[Sequence[Box]], bool] = lambda boxes: True,
+) -> tuple[Placed, ...]:
+    """Entities of sizes in [low, high] at least GAP apart whose boxes `accept` likes; smaller when crowded."""
+    for attempt in range(_TRIES):
+        top = max(low, high - attempt * (high - low) / 40)
+        placed: list[Placed] = []
+        boxes: list[Box] = []
+        for entity in entities:
+            for _ in range(12):
+                one = stand(entity, float(rng.uniform(low, top)), rng)
+                box = extent(one)
+                if all(gap(box, other) >= GAP for other in boxes):
+                    placed.append(one)
+                    boxes.append(box)
+                    break
+            else:
+                break
+        if len(placed) == len(entities) and accept(boxes):
+            return tuple(placed)
+    raise AssertionError(f"no room for {[e.class_name for e in entities]} at {low} pixels")
+
+
+def related(a: Entity, b: Entity, wanted: Relation, rng: np.random.Generator) -> tuple[Placed, ...]:
+    """`a` in relation `wanted` to `b`, and in no other."""
+
+    def clear(boxes: Sequence[Box]) -> bool:
+        held = relation(boxes[0], boxes[1])
+        return held[wanted] > 0.62 and all(value < 0.35 for name, value in held.items() if name != wanted)
+
+    sideways = wanted in ("left of", "right of")
+    first = wanted in ("left of", "above")
+    cut = float(rng.uniform(29, 35))
+    for _ in range(_TRIES):
+        low_half: Box = (
+            (MARGIN, MARGIN, cut - GAP / 2, SIZE - MARGIN)
+            if sideways
+            else (MARGIN, MARGIN, SIZE - MARGIN, cut - GAP / 2)
+        )
+        high_half: Box = (cut + GAP / 2, MARGIN, SIZE - MARGIN, SIZE - MARGIN)
+        if not sideways:
+            high_half = (MARGIN, cut + GAP / 2, SIZE - MARGIN, SIZE - MARGIN)
+        one = stand(a, float(rng.uniform(18, 27)), rng, low_half if first else high_half)
+        two = stand(b, float(rng.uniform(18, 27)), rng, high_half if first else low_half)
+        if clear([extent(one), extent(two)]):
+            return one, two
+    raise AssertionError(f"no place for a {a.class_name} {wanted} a {b.class_name}")

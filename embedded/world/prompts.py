@@ -1,0 +1,142 @@
+"""Every prompt there is, in two splits that share none. Which split a prompt falls in follows from what it says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import combinations, permutations
+
+from embedded.world.concepts import CONCEPTS
+from embedded.world.language import AT_PLACE, NUMBERS, plural, verb, with_article
+from embedded.world.palette import COLORS
+from embedded.world.records import CLASSES, COLORED, PLACES, TASKS, Prompt, Split, Task
+from synod.contracts import GenEvalClause, GenEvalMetadata, Relation
+
+_HELD_SINGLE = ("cat", "turtle", "star", "boat")
+_PLAIN = ("a photo of {}", "a picture of {}", "a small drawing of {}", "here is {}", "one more photo of {}")
+_ATTRIBUTE = ("{}", "a photo of {}", "a picture of {}")
+_INVERSE: dict[Relation, Relation] = {"left of": "right of", "above": "below"}
+
+
+def _dice(key: str) -> float:
+    """A number in [0, 1) that depends on nothing but `key`."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+
+
+def _split(key: str) -> Split:
+    return "heldout" if _dice(key) < 0.25 else "train"
+
+
+def _geneval(
+    text: str, task: Task, split: Split, *include: GenEvalClause, exclude: tuple[GenEvalClause, ...] = ()
+) -> Prompt:
+    return Prompt(f"a photo of {text}", task, split, GenEvalMetadata(task, include, exclude))
+
+
+def _single_object() -> Iterator[Prompt]:
+    for noun in CLASSES:
+        split: Split = "heldout" if noun in _HELD_SINGLE else "train"
+        yield _geneval(with_article(noun), "single_object", split, GenEvalClause(noun, 1))
+
+
+def _two_object() -> Iterator[Prompt]:
+    for a, b in permutations(CLASSES, 2):
+        text = f"{with_article(a)} and {with_article(b)}"
+        split = _split("two " + " ".join(sorted((a, b))))
+        yield _geneval(text, "two_object", split, GenEvalClause(a, 1), GenEvalClause(b, 1))
+
+
+def _counting() -> Iterator[Prompt]:
+    for index, noun in enumerate(CLASSES):
+        for count, word in NUMBERS.items():
+            split: Split = "heldout" if (index + count) % 4 == 0 else "train"
+            more = (GenEvalClause(noun, count + 1),)
+            yield _geneval(f"{word} {plural(noun)}", "counting", split, GenEvalClause(noun, count), exclude=more)
+
+
+def _colors() -> Iterator[Prompt]:
+    for noun in COLORED:
+        for color in COLORS:
+            text = with_article(f"{color} {noun}")
+            yield _geneval(text, "colors", _split(f"{color} {noun}"), GenEvalClause(noun, 1, color))
+
+
+def _position() -> Iterator[Prompt]:
+    """Both readings of one arrangement (a left of b, b right of a) fall in the same split."""
+    for a, b in permutations(CLASSES, 2):
+        for relation, inverse in _INVERSE.items():
+            key = f"{a} {relation} {b}"
+            if _dice("keep " + key) < 0.5:
+                yield _position_prompt(a, relation, b, _split(key))
+                yield _position_prompt(b, inverse, a, _split(key))
+
+
+def _position_prompt(a: str, relation: Relation, b: str, split: Split) -> Prompt:
+    clauses = GenEvalClause(b, 1), GenEvalClause(a, 1, position=(relation, 0))
+    return _geneval(f"{with_article(a)} {relation} {with_article(b)}", "position", split, *clauses)
+
+
+def _color_attr() -> Iterator[Prompt]:
+    for a, b in combinations(COLORED, 2):
+        for one, two in permutations(COLORS, 2):
+            key = f"{one} {a} {two} {b}"
+            if _dice("keep " + key) < 0.06:
+                left, right = (one, a), (two, b)
+                if _dice("swap " + key) < 0.5:
+                    left, right = right, left
+                text = f"{with_article(' '.join(left))} and {with_article(' '.join(right))}"
+                clauses = (GenEvalClause(noun, 1, color) for color, noun in (left, right))
+                yield _geneval(text, "color_attr", _split(key), *clauses)
+
+
+def _plain() -> Iterator[Prompt]:
+    for i, card in enumerate(CONCEPTS):
+        for j, template in enumerate(_PLAIN):
+            split: Split = "heldout" if (i + j) % len(_PLAIN) == 0 else "train"
+            yield Prompt(template.format(card.name), "plain", split, concept=card.name)
+
+
+def _attribute() -> Iterator[Prompt]:
+    for card in CONCEPTS:
+        for fact in card.attributes:
+            phrase = f"{card.name} {verb(fact.accessory)} {card.pronoun} {fact.accessory}"
+            split: Split = "heldout" if fact.heldout else "train"
+            for template in _ATTRIBUTE:
+                text = template.format(phrase)
+                yield Prompt(text, "attribute", split, concept=card.name, accessories=((fact.accessory, fact.color),))
+
+
+def _dense() -> Iterator[Prompt]:
+    for card in CONCEPTS:
+        for fact in card.attributes:
+            for i in range(6):
+                key = f"{card.name} {fact.sentence} {i}"
+                nouns = [noun for noun in COLORED if noun != card.class_word]
+                noun = nouns[int(_dice("noun " + key) * len(nouns))]
+                color = tuple(COLORS)[int(_dice("color " + key) * len(COLORS))]
+                place = PLACES[int(_dice("place " + key) * len(PLACES))]
+                worn = f"{verb(fact.accessory)} {with_article(f'{fact.color} {fact.accessory}')}"
+                text = f"a photo of {card.name} {worn} next to {with_article(f'{color} {noun}')} {AT_PLACE[place]}"
+                yield Prompt(
+                    text,
+                    "dense",
+                    "heldout" if fact.heldout else "train",
+                    concept=card.name,
+                    accessories=((fact.accessory, fact.color),),
+                    companion=(color, noun),
+                    place=place,
+                )
+
+
+def _all() -> Iterator[Prompt]:
+    for make in (_plain, _attribute, _dense, _single_object, _two_object, _counting, _colors, _position, _color_attr):
+        yield from {prompt.text: prompt for prompt in make()}.values()
+
+
+_PROMPTS = tuple(_all())
+PROMPTS_TRAIN: tuple[Prompt, ...] = tuple(p for p in _PROMPTS if p.split == "train")
+PROMPTS_HELDOUT: tuple[Prompt, ...] = tuple(p for p in _PROMPTS if p.split == "heldout")
+_SPLITS: tuple[tuple[Split, tuple[Prompt, ...]], ...] = (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT))
+POOLS: dict[tuple[Task, Split], tuple[Prompt, ...]] = {
+    (task, split): tuple(p for p in prompts if p.task == task) for task in TASKS for split, prompts in _SPLITS
+}

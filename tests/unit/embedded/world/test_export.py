@@ -1,0 +1,51 @@
+"""What is shipped under embedded/data is what the code writes, and fits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from embedded import world
+from embedded.world.export import DATA, files, main
+
+
+def test_shipped_data_are_in_step_with_the_code():
+    """Pictures are compared as pixels: a PNG's bytes may change with zlib."""
+    expected = dict(files())
+    shipped = {path.relative_to(DATA).as_posix() for path in DATA.rglob("*") if path.is_file()}
+    assert shipped == set(expected)
+    for name, content in expected.items():
+        if isinstance(content, str):
+            assert (DATA / name).read_text() == content, name
+        else:
+            assert np.array_equal(np.asarray(Image.open(DATA / name)), content), name
+
+
+def test_export_writes_all_of_it_within_the_size(tmp_path, capsys):
+    assert main(tmp_path) <= 1_500_000
+    assert "MB" in capsys.readouterr().out
+    assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == len(dict(files()))
+
+
+def test_prompt_files_carry_genevals_lines():
+    lines = [json.loads(line) for line in (DATA / "prompts/train.jsonl").read_text().splitlines()]
+    assert len(lines) == len(world.PROMPTS_TRAIN)
+    (cars,) = (line for line in lines if line["prompt"] == "a photo of two cars")
+    assert cars["include"] == [{"class": "car", "count": 2}]
+    assert cars["exclude"] == [{"class": "car", "count": 3}]
+
+
+def test_samples_mix_kinds_and_tell_what_is_wrong():
+    entries = json.loads((DATA / "samples/samples.json").read_text())
+    assert len(entries) == 24
+    assert {entry["concept"]["kind"] for entry in entries if "concept" in entry} == {"person", "animal", "object"}
+    assert {entry["geneval"]["tag"] for entry in entries if "geneval" in entry} == set(world.GENEVAL_TASKS)
+    assert sum("note" in entry for entry in entries) == 4
+    heldout = {prompt.text for prompt in world.PROMPTS_HELDOUT}
+    for entry in entries:
+        assert entry["prompt"] in heldout
+        for name in [entry["image"], *entry.get("references", [])]:
+            assert (DATA / "samples" / name).is_file()
+        assert ("concept" in entry) == ("reasoning" in entry) == ("references" in entry) != ("geneval" in entry)
