@@ -1,0 +1,1 @@
+"""The reward plane: reward models as Ray Serve deployments behind one batched gateway."""

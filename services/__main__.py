@@ -1,0 +1,229 @@
+"""`python -m services`: start, stop, watch and check a plane on this machine.
+
+    up CONFIG [--port N] [--run-dir DIR] [--detach]   serve until Ctrl-C or SIGTERM; a second Ctrl-C ends it at once
+    down [--run-dir DIR]                              stop the plane of that directory; nothing to stop is fine
+    status [--run-dir DIR]                            who serves, where, and what is not ready; exit 1 unless ready
+    check CONFIG                                      read the settings, say what they would serve
+    golden CONFIG OUT [--items FILE]                  record what the scorers answer on the golden items
+
+A plane in the foreground ends with the process that started it; `--detach` makes one that stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from services import golden, settings
+from services.cluster.local import TEMP_PREFIX, Plane
+from services.cluster.processes import kill_users_of
+from services.cluster.run_dir import Record, RunDir
+from services.scorers import registry
+from services.settings import Settings
+from synod.errors import SettingsError
+
+RUN_DIR = Path("runs/plane")
+STOP_PATIENCE_S = 40.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 when it did what was asked."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (SettingsError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def up(options: argparse.Namespace) -> int:
+    """Serve in the foreground, or start a process that does (`--detach`)."""
+    loaded = _load(options)
+    run_dir = RunDir(options.run_dir)
+    return _detach(options, run_dir) if options.detach else _serve(options, loaded, run_dir)
+
+
+def down(options: argparse.Namespace) -> int:
+    """Stop the plane of a run directory."""
+    run_dir = RunDir(options.run_dir)
+    stopped = run_dir.terminate(STOP_PATIENCE_S)
+    if (left := run_dir.claim()) is not None:
+        _clean_after(left)
+    run_dir.release()
+    print("stopped" if stopped else f"no plane runs from {run_dir.path}")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Tell where the plane of a run directory listens and what of it is not ready."""
+    run_dir = RunDir(options.run_dir)
+    record = run_dir.running()
+    if record is None:
+        print(f"no plane runs from {run_dir.path}")
+        return 1
+    print(f"{record.url}  pid {record.pid}  {record.config}")
+    try:
+        with urllib.request.urlopen(f"{record.url}/readyz", timeout=10) as answer:
+            body = json.load(answer)
+    except urllib.error.HTTPError as error:
+        body = json.loads(error.read() or "{}")
+    except (urllib.error.URLError, TimeoutError, ValueError):
+        print("starting: it does not answer yet")
+        return 1
+    for name, one in body.get("scorers", {}).items():
+        print(f"{name:12} {one['replicas']}/{one['wanted']} {'ready' if one['ready'] else one['reason']}")
+    return 0 if body.get("ready") else 1
+
+
+def check(options: argparse.Namespace) -> int:
+    """Validate settings and print what they serve."""
+    loaded = settings.load(options.config)
+    items = golden.load(Path(loaded.golden)) if loaded.golden else ()
+    for name, scorer in loaded.scorers.items():
+        spec, serving = registry.spec(name, scorer), scorer.serving
+        print(f"{name:12} {serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)  {spec.source}")
+    print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
+    return 0
+
+
+def record_golden(options: argparse.Namespace) -> int:
+    """Load every scorer in this process and write what it gives on the golden items."""
+    loaded = settings.load(options.config, without=("golden",))
+    source = options.items or options.out
+    entries, items = golden.entries_of(source), golden.load(source)
+    scorers = [registry.build(name, scorer) for name, scorer in loaded.scorers.items()]
+    options.out.write_text(golden.record(entries, items, scorers))
+    print(f"{len(items)} items x {', '.join(loaded.scorers)} -> {options.out}")
+    return 0
+
+
+def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> int:
+    began_s = time.monotonic()
+    if (left := run_dir.claim()) is not None:
+        _clean_after(left)
+    plane = Plane(loaded, run_dir.path)
+    record = Record(os.getpid(), plane.url, str(options.config), str(plane.temp_dir))
+    run_dir.write(record)
+    stop = _Stop(plane)
+    try:
+        if not plane.start(lambda line: _say(f"{time.monotonic() - began_s:5.1f} s  {line}"), stop.wanted):
+            return 1
+        stop.install()  # ray.init has put handlers of its own
+        ready_s = time.monotonic() - began_s
+        _say(f"ready on {plane.url} in {ready_s:.1f} s")
+        run_dir.write(Record(record.pid, record.url, record.config, record.temp_dir, ready_s))
+        while not stop.wanted():
+            time.sleep(0.2)
+        return 0
+    finally:
+        _say("stopping")
+        plane.stop()
+        run_dir.release()
+        _say("stopped")
+
+
+class _Stop:
+    """Whether the plane should end: Ctrl-C, SIGTERM, a closed terminal, or its parent's end. A second signal forces."""
+
+    def __init__(self, plane: Plane) -> None:
+        import ray  # noqa: F401  (importing it replaces the SIGTERM handler)
+
+        self._plane = plane
+        self._signalled = False
+        self._parent = None if os.getsid(0) == os.getpid() else os.getppid()  # a session's leader stands alone
+        self.install()
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def wanted(self) -> bool:
+        return self._signalled or (self._parent is not None and os.getppid() != self._parent)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._signalled:
+            self._plane.kill()
+            os._exit(128 + number)
+        self._signalled = True
+
+
+def _detach(options: argparse.Namespace, run_dir: RunDir) -> int:
+    """Start `up` in a session of its own and wait until it is ready or has ended."""
+    if (other := run_dir.running()) is not None:
+        raise SettingsError(f"another plane runs from {run_dir.path} on {other.url}: stop it with `down` first")
+    command = [sys.executable, "-m", "services", "up", str(options.config), "--run-dir", str(run_dir.path)]
+    command += [] if options.port is None else ["--port", str(options.port)]
+    with run_dir.log.open("wb") as log, run_dir.log.open() as progress:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while child.poll() is None:
+                print(progress.read(), end="", flush=True)
+                record = run_dir.read()
+                if record is not None and record.pid == child.pid and record.ready_s is not None:
+                    print(progress.read(), end="")
+                    print(f"it runs as process {child.pid} and logs to {run_dir.log}")
+                    return 0
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait()
+        print(progress.read(), end="")
+    return 1
+
+
+def _clean_after(left: Record) -> None:
+    """Remove what a plane that was killed left behind."""
+    folder = Path(left.temp_dir)
+    if folder.name.startswith(TEMP_PREFIX):
+        kill_users_of(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(options: argparse.Namespace) -> Settings:
+    environ = dict(os.environ)
+    if options.port is not None:
+        environ[f"{settings.ENV_PREFIX}SERVER__PORT"] = str(options.port)
+    return settings.load(options.config, environ)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(command=command)
+        return one
+
+    one = add("up", up, "serve until Ctrl-C")
+    one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
+    one.add_argument("--port", type=int, help="instead of [server] port")
+    one.add_argument("--detach", action="store_true", help="return once ready; `down` stops it")
+    for name, command, text in (("down", down, "stop a plane"), ("status", status, "tell whether a plane is ready")):
+        add(name, command, text)
+    for name in ("up", "down", "status"):
+        commands.choices[name].add_argument("--run-dir", type=Path, default=RUN_DIR, help="where its files are kept")
+    add("check", check, "validate settings").add_argument("config", type=Path)
+    one = add("golden", record_golden, "record the golden values")
+    one.add_argument("config", type=Path)
+    one.add_argument("out", type=Path, help="the file to write; its items are kept when it exists")
+    one.add_argument("--items", type=Path, help="take the items from this file instead")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

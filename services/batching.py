@@ -1,0 +1,179 @@
+"""Items of many requests -> one queue -> one batch -> one outcome an item.
+
+The law: whatever happens (the run raises or breaks its contract, a caller leaves, the batcher closes), every admitted
+item gets exactly one outcome, in its caller's order. Knows no model, no ray, no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import DeadlineExceeded, Overloaded, ScorerFailed, Unavailable
+
+Run = Callable[[Sequence[ScoreItem]], list[Outcome]]
+
+
+def one_image(item: ScoreItem) -> int:
+    """The usual cost of an item, whatever it holds."""
+    return 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    item: ScoreItem
+    images: int
+    arrived_s: float
+    outcome: asyncio.Future[Outcome]
+
+
+class Batcher:
+    """Collects items of concurrent `score` calls and gives them to `run`, which works in one thread of its own.
+
+    A batch closes at `max_images` images or `wait_s` after its first item arrived, whichever comes first. A larger call
+    is split; a single item that costs more than `max_images` runs alone. `max_queued` bounds the images held, those in
+    the running batch included; an idle batcher takes any one call. `cost` is what an item counts for, in images.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        max_images: int,
+        wait_s: float,
+        max_queued: int,
+        cost: Callable[[ScoreItem], int] = one_image,
+    ) -> None:
+        self._run = run
+        self._max_images = max_images
+        self._wait_s = wait_s
+        self._max_queued = max_queued
+        self._cost = cost
+        self._queue: deque[_Entry] = deque()
+        self._running: list[_Entry] = []
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+        self._worker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def held(self) -> int:
+        """Images waiting or in the running batch."""
+        return sum(entry.images for entry in (*self._queue, *self._running))
+
+    async def score(self, items: Sequence[ScoreItem], timeout_s: float = math.inf) -> list[Outcome]:
+        """One outcome an item, in order; what is not done `timeout_s` from now is a DeadlineExceeded failure.
+
+        Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. A cancelled or
+        expired call takes its items out of the queue; those that run already are only ignored.
+        """
+        late = ScoreFailure.of(DeadlineExceeded(f"not scored within {timeout_s:.3f} s; raise 'timeout_ms' or retry"))
+        if not items or timeout_s <= 0:
+            return [late] * len(items)
+        entries = self._admit(items)
+        try:
+            await asyncio.wait([e.outcome for e in entries], timeout=None if math.isinf(timeout_s) else timeout_s)
+            return [e.outcome.result() if e.outcome.done() else late for e in entries]
+        finally:
+            self._abandon(entries)
+
+    async def close(self) -> None:
+        """Resolve what waits or runs as Unavailable and admit no more. A run in progress is not waited for."""
+        self._closed = True
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait([self._worker])
+        closing = ScoreFailure.of(_closing())
+        for entry in (*self._running, *self._queue):
+            _resolve(entry, closing)
+        self._running = []
+        self._queue.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self, items: Sequence[ScoreItem]) -> list[_Entry]:
+        if self._closed:
+            raise _closing()
+        loop = asyncio.get_running_loop()
+        entries = [_Entry(item, self._cost(item), loop.time(), loop.create_future()) for item in items]
+        held, asked = self.held, sum(entry.images for entry in entries)
+        if held and held + asked > self._max_queued:
+            raise Overloaded(f"{held} images are held and {asked} more pass the limit {self._max_queued}; retry later")
+        self._queue.extend(entries)
+        self._arrived.set()
+        if self._worker is None:
+            self._worker = loop.create_task(self._work())
+        return entries
+
+    def _abandon(self, entries: list[_Entry]) -> None:
+        unfinished = [entry for entry in entries if not entry.outcome.done()]
+        if unfinished:
+            for entry in unfinished:
+                entry.outcome.cancel()
+            self._queue = deque(entry for entry in self._queue if not entry.outcome.done())
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._fill()
+            self._running = self._take()
+            if self._running:
+                items = [entry.item for entry in self._running]
+                outcomes = await loop.run_in_executor(self._thread, _lawful, self._run, items)
+                for entry, outcome in zip(self._running, outcomes, strict=True):
+                    _resolve(entry, outcome)
+                self._running = []
+
+    async def _fill(self) -> None:
+        """Wait for a first item, then for a full batch or for the end of the first item's wait."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._arrived.clear()
+            if not self._queue:
+                await self._arrived.wait()
+                continue
+            left_s = self._queue[0].arrived_s + self._wait_s - loop.time()
+            if sum(entry.images for entry in self._queue) >= self._max_images:
+                return
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left_s)
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[_Entry]:
+        """The next batch, in arrival order; empty when every waiting caller left meanwhile."""
+        batch: list[_Entry] = []
+        room = self._max_images
+        while self._queue and (not batch or self._queue[0].images <= room):
+            batch.append(self._queue.popleft())
+            room -= batch[-1].images
+        return batch
+
+
+def _closing() -> Unavailable:
+    return Unavailable("the replica is shutting down; retry")
+
+
+def _resolve(entry: _Entry, outcome: Outcome) -> None:
+    if not entry.outcome.done():
+        entry.outcome.set_result(outcome)
+
+
+def _lawful(run: Run, items: Sequence[ScoreItem]) -> list[Outcome]:
+    """`run`, with any breach turned into one typed failure an item: this is the rim of the worker thread."""
+    try:
+        outcomes = list(run(items))
+    except BaseException as error:  # even a library's SystemExit must not end the thread and leave callers waiting
+        return _breach(f"raised {type(error).__name__}: {error}", items)
+    if len(outcomes) != len(items):
+        return _breach(f"gave {len(outcomes)} outcomes", items)
+    strangers = sorted({type(o).__name__ for o in outcomes if not isinstance(o, Score | ScoreFailure)})
+    return _breach(f"gave {strangers} among its outcomes", items) if strangers else outcomes
+
+
+def _breach(what: str, items: Sequence[ScoreItem]) -> list[Outcome]:
+    return [ScoreFailure.of(ScorerFailed(f"the batch of {len(items)} items {what}"))] * len(items)

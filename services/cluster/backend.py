@@ -1,0 +1,110 @@
+"""RayBackend: the ScorerBackend over Serve deployment handles. Ray's errors end here; the gateway sees ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import ray
+from ray import serve
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from services.backends import Readiness, ScorerSpec, Staged
+from synod.contracts import Outcome, ScoreItem
+from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
+
+APP = "synod"
+SHARE_FROM_BYTES = 2**20  # below this, sending a copy to each scorer is cheaper than the object store
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,
+    TaskCancelledError,  # not by us: the replica went away with the call
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+
+
+class RayBackend:
+    """Scores through `handles`, one per scorer. `wanted`: how many replicas each must have to be ready."""
+
+    def __init__(
+        self, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle], wanted: Mapping[str, int]
+    ) -> None:
+        self._specs = specs
+        self._handles = handles
+        self._wanted = wanted
+
+    @property
+    def specs(self) -> Mapping[str, ScorerSpec]:
+        return self._specs
+
+    async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
+        """Large items that several scorers want go to the object store once; each replica maps the same memory."""
+        if scorers < 2 or sum(map(_bytes, items)) < SHARE_FROM_BYTES:
+            return Staged(items)
+        return Staged(items, await asyncio.to_thread(ray.put, items))
+
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        remote = self._handles[scorer].score
+        if staged.shared is not None:
+            response = remote.remote(staged.shared, list(indexes), timeout_s)
+        else:
+            chosen = tuple(staged.items[i] for i in indexes)
+            response = remote.remote(chosen, list(range(len(chosen))), timeout_s)
+        try:
+            outcomes: list[Outcome] = await response
+            return outcomes
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except Exception as error:
+            raise translate(scorer, error) from error
+
+    async def readiness(self) -> Mapping[str, Readiness]:
+        """A replica that Serve calls RUNNING has loaded its models and passed its golden items (`Replica`)."""
+        applications = (await asyncio.to_thread(serve.status)).applications
+        deployments = applications[APP].deployments if APP in applications else {}
+        found = {}
+        for name, wanted in self._wanted.items():
+            status = deployments.get(name)
+            running = 0 if status is None else int(status.replica_states.get("RUNNING", 0))
+            reason = None if running >= wanted else f"{running} of {wanted} replicas loaded and golden"
+            if reason and status is not None and status.message:
+                reason = f"{reason}: {gist(status.message)}"
+            found[name] = Readiness(reason is None, running, wanted, reason)
+        return found
+
+
+def translate(scorer: str, error: Exception) -> SynodError:
+    """Ray's exception as one of ours: lost replicas may be asked again, a full queue says so, the rest has failed."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, SynodError):
+        return cause
+    if isinstance(cause, LOST):
+        return ReplicaLost(f"a replica of scorer '{scorer}' was lost while it scored; retry")
+    if isinstance(cause, BackPressureError):
+        return Overloaded(f"the queue of scorer '{scorer}' is full; retry later")
+    return ScorerFailed(f"scorer '{scorer}' failed with {type(cause).__name__}: {str(cause)[:200]}")
+
+
+def gist(message: str) -> str:
+    """What Serve says of a deployment, without the traceback inside: its last unindented lines."""
+    lines = message.strip().splitlines()
+    traced = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    return "\n".join(lines[traced[-1] + 1 :] if traced else lines)
+
+
+def _bytes(item: ScoreItem) -> int:
+    pictures = (*item.references, *(() if item.image is None else (item.image,)))
+    return sum(len(picture) if isinstance(picture, bytes) else picture.nbytes for picture in pictures)

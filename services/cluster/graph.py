@@ -1,0 +1,130 @@
+"""Settings -> the Serve application: a gateway as ingress, one deployment a scorer; and whether a cluster holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.handle import DeploymentHandle
+
+from services.cluster.backend import RayBackend
+from services.cluster.replica import Build, Replica
+from services.gateway import app, metrics
+from services.gateway.core import Gateway
+from services.scorers import registry
+from services.scorers.base import ScorerSpec
+from services.settings import ServingSettings, Settings
+from synod.errors import SettingsError
+
+GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
+GATEWAY_CPUS = 0.1
+# Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
+MAX_ONGOING = 4096
+
+
+@serve.ingress()
+class Ingress:
+    """One gateway process. The application is built here, in the replica, over handles to the scorers."""
+
+    def __init__(
+        self, settings: Settings, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle]
+    ) -> None:
+        wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
+        backend = RayBackend(specs, handles, wanted)
+        self._gateway = Gateway(backend, settings.ensembles, settings.limits, settings.server)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return app.build(self._gateway)
+
+
+def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
+    """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node."""
+    env = {metrics.METRICS_DIR_ENV: metrics_dir}
+    scorers = {
+        name: _deployment(
+            Replica,
+            name,
+            scorer.serving.replicas,
+            _actor(scorer.serving, env),
+            settings.cluster.health_check_period_s,
+        ).bind(name, scorer, settings.golden, build)
+        for name, scorer in settings.scorers.items()
+    }
+    specs = {name: registry.spec(name, scorer) for name, scorer in settings.scorers.items()}
+    gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
+    return _deployment(
+        Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, settings.cluster.health_check_period_s
+    ).bind(settings, specs, scorers)
+
+
+def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], health_s: float) -> Deployment:
+    return serve.deployment(cls).options(
+        name=name,
+        num_replicas=replicas,
+        ray_actor_options=actor,
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=health_s,  # a dead replica is replaced at the next check
+        max_constructor_retry_count=1,  # a model that does not load will not load at the third try either
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=10,
+    )
+
+
+def _actor(serving: ServingSettings, env: Mapping[str, str]) -> dict[str, Any]:
+    threads = {} if serving.threads is None else {"OMP_NUM_THREADS": str(serving.threads)}
+    return {
+        "num_cpus": serving.num_cpus,
+        "num_gpus": serving.num_gpus,
+        "runtime_env": {"env_vars": {**env, **threads}},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a plane asks of a cluster: logical CPUs in all, and GPUs per scorer replica."""
+
+    cpus: float
+    gpus: tuple[float, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Demand:
+        servings = [scorer.serving for scorer in settings.scorers.values()]
+        cpus = sum(s.replicas * s.num_cpus for s in servings) + settings.server.gateway_replicas * GATEWAY_CPUS
+        return cls(cpus, tuple(s.num_gpus for s in servings for _ in range(s.replicas) if s.num_gpus > 0))
+
+
+def check_capacity(demand: Demand, cpus: float, gpus_of_nodes: Sequence[int]) -> None:
+    """Raises SettingsError, with the numbers, for a plane that would wait for ever for its resources.
+
+    A share of a GPU cannot span two, nor whole GPUs two nodes: the largest replica comes first, where least is left.
+    """
+    if demand.cpus > cpus + 1e-9:
+        raise SettingsError(
+            f"the replicas ask for {demand.cpus:g} CPUs, the cluster has {cpus:g}: "
+            "lower [scorers.*.serving] num_cpus or replicas, or raise [cluster] num_cpus (it is logical)"
+        )
+    if not _fits(demand.gpus, gpus_of_nodes):
+        raise SettingsError(
+            f"the replicas ask for {sum(demand.gpus):g} GPUs (each {', '.join(f'{g:g}' for g in demand.gpus)}), the "
+            f"cluster has {sum(gpus_of_nodes)}: lower [scorers.*.serving] num_gpus or replicas, or add GPUs"
+        )
+
+
+def _fits(asked: Sequence[float], gpus_of_nodes: Sequence[int]) -> bool:
+    free = [[1.0] * gpus for gpus in gpus_of_nodes]
+    for share in sorted(asked, reverse=True):
+        whole = max(1, math.ceil(share))
+        each = share / whole
+        nodes = [node for node in free if sum(room >= each - 1e-9 for room in node) >= whole]
+        if not nodes:
+            return False
+        node = nodes[0]
+        tightest = sorted((i for i, room in enumerate(node) if room >= each - 1e-9), key=lambda i: node[i])
+        for i in tightest[:whole]:
+            node[i] -= each
+    return True

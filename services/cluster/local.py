@@ -1,0 +1,179 @@
+"""The plane on this machine: a Ray head of its own on loopback, started and stopped with its process.
+
+Ray is imported inside functions, once a Plane has set `environment`: it reads some variables when it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from services.cluster.processes import kill_users_of
+from services.settings import Settings
+from synod.errors import SettingsError
+
+TEMP_PREFIX = "synod-"
+TEMP_PARENT = "/tmp"  # a socket's path may have 107 bytes, and Ray adds about 70 of its own
+POLL_S = 0.25
+
+
+class Plane:
+    """One plane: `start` returns once every replica is ready, `stop` leaves no process and no temporary file.
+
+    Raises SettingsError, before anything starts, for a port in use.
+    """
+
+    def __init__(self, settings: Settings, run_dir: Path, build: Callable[..., Any] | None = None) -> None:
+        check_port(settings.server.host, settings.server.port)
+        self._settings = settings
+        self._run_dir = run_dir
+        self._build = {} if build is None else {"build": build}
+        self.temp_dir = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=TEMP_PARENT))
+        self._ready = False
+        os.environ.update(environment())
+        self.url = f"http://{settings.server.host}:{settings.server.port}"
+
+    def start(self, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Start and wait for readiness, telling of progress; False when `stopping` became true meanwhile.
+
+        Raises SettingsError for settings this machine cannot serve and TimeoutError past `ready_timeout_s`.
+        """
+        server, cluster = self._settings.server, self._settings.cluster
+        import ray
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        from services.cluster import graph
+        from services.cluster.backend import APP
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ends_s = time.monotonic() + cluster.ready_timeout_s
+        metrics_dir = self._run_dir / "metrics"
+        shutil.rmtree(metrics_dir, ignore_errors=True)
+        metrics_dir.mkdir(parents=True)
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            num_gpus=cluster.num_gpus,
+            object_store_memory=cluster.object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(self.temp_dir),
+        )
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = sum(node.get("CPU", 0.0) for node in nodes), [int(node.get("GPU", 0)) for node in nodes]
+        graph.check_capacity(graph.Demand.of(self._settings), cpus, gpus)
+        if stopping():
+            return False
+        serve.start(
+            http_options=HTTPOptions(host=server.host, port=server.port),
+            proxy_location="HeadOnly",
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        app = graph.application(self._settings, str(metrics_dir.resolve()), **self._build)
+        target = serve.RunTarget(app, name=APP, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+        self._ready = self._wait(say, stopping, ends_s)
+        return self._ready
+
+    def stop(self) -> None:
+        """Drain and end what `start` started, however far it came. Serve's logs are kept in the run directory."""
+        try:
+            import ray
+            from ray import serve
+
+            from services.cluster.backend import APP
+
+            if self._ready:
+                serve.delete(APP)  # waits for the requests being answered
+            ray.shutdown()
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End at once whatever of the plane still lives, and clean up."""
+        logs = self.temp_dir / "session_latest" / "logs" / "serve"
+        kill_users_of(self.temp_dir)
+        if logs.is_dir():
+            shutil.rmtree(self._run_dir / "logs", ignore_errors=True)
+            shutil.copytree(logs, self._run_dir / "logs")
+        shutil.rmtree(self.temp_dir, ignore_errors=True)
+
+    def _reason(self, deployments: Mapping[str, Any]) -> str:
+        """Why the deployments that failed did not come up."""
+        from services.cluster.backend import gist
+
+        failed = [f"'{name}': {gist(one.message)}" for name, one in deployments.items() if "FAIL" in one.status.value]
+        return "\n".join(["the plane did not start:", *failed, f"the whole story is in {self._run_dir / 'logs'}"])
+
+    def _wait(self, say: Callable[[str], None], stopping: Callable[[], bool], ends_s: float) -> bool:
+        """Poll Serve until all is running, then the HTTP face until it says so."""
+        from ray import serve
+
+        from services.cluster.backend import APP
+
+        seen: set[str] = set()
+        while not stopping():
+            status = serve.status().applications[APP]
+            states = {name: one.status.value for name, one in status.deployments.items()}
+            for name in sorted(n for n, state in states.items() if state == "HEALTHY" and n not in seen):
+                say(f"{name} ready")
+                seen.add(name)
+            if status.status.value in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise SettingsError(self._reason(status.deployments))
+            if status.status.value == "RUNNING" and answers_ready(self.url):
+                return True
+            if time.monotonic() > ends_s:
+                waited = sorted(set(self._settings.scorers) - seen)
+                raise TimeoutError(
+                    f"not ready after {self._settings.cluster.ready_timeout_s:g} s; still waiting for "
+                    f"{', '.join(waited) or 'the gateway'}. Raise [cluster] ready_timeout_s, or read the logs in "
+                    f"{self._run_dir / 'logs'}"
+                )
+            time.sleep(POLL_S)
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises SettingsError when something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {host}:{port}: {error.strerror}. Stop what uses the port, "
+                "or choose another with --port or [server] port"
+            ) from None
+
+
+def answers_ready(url: str) -> bool:
+    """Whether `url`/readyz answers 200."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def environment() -> dict[str, str]:
+    """Ray's settings that only the environment carries; every process of the plane inherits them."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this plane alone; nothing is written to the home directory
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "this machine only": all its ports on loopback
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_worker_niceness": "0",  # Ray's default of 15 starves replicas as soon as anything else computes
+    }

@@ -1,0 +1,47 @@
+"""Processes found by what they hold open: how a plane makes sure that none of its own is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def users_of(folder: Path) -> list[int]:
+    """Ids of other processes of this user that name `folder` on their command line or hold a file of it open."""
+    needle = str(folder)
+    return [pid for pid in _others() if needle in _command(pid) or any(needle in path for path in _open_files(pid))]
+
+
+def kill_users_of(folder: Path, patience_s: float = 5.0) -> None:
+    """SIGKILL them until none is left: Ray's daemons outlive neither their cluster's folder nor its process."""
+    ends_s = time.monotonic() + patience_s
+    while (pids := users_of(folder)) and time.monotonic() < ends_s:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _others() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _open_files(pid: int) -> list[str]:
+    paths = []
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                paths.append(os.readlink(link))
+    except OSError:  # the process ended meanwhile, or is another user's
+        return []
+    return paths

@@ -1,0 +1,86 @@
+"""PURE: named outcomes + weights + what a missing one means -> one reward. Sync-R1 (eq. 34).
+
+    reward = sum over components k of w_k * max(0, value_k)
+
+w_k are picked by the item's concept kind: (TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for animals and objects and
+(0.4, 0.2, 0.2, 0.2) for people. They are not rescaled: with values <= 1 the reward lies in [0, sum of w]. The paper
+does not say what an unmeasured component does; here the reward fails too, or its weight is spread (`Missing`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from synod.contracts import Concept, ConceptKind, Outcome, Score, ScoreFailure
+from synod.errors import InvalidItem, MissingInput, NonFinite
+
+Missing = Literal["fail", "renormalise"]
+Weights = Mapping[str, float]
+
+
+def weights_for(
+    ensemble: str, by_kind: Mapping[ConceptKind, Weights], concept: Concept | None
+) -> Weights | ScoreFailure:
+    """The weights `ensemble` gives an item; a MissingInput failure when its concept's kind is absent or unweighted."""
+    if concept is None:
+        return ScoreFailure.of(
+            MissingInput(f"ensemble '{ensemble}' needs the item's 'concept' with its kind, or give 'weights'")
+        )
+    if concept.kind not in by_kind:
+        known = ", ".join(sorted(by_kind))
+        return ScoreFailure.of(
+            MissingInput(f"ensemble '{ensemble}' weighs the kinds {known}; the concept's is '{concept.kind}'")
+        )
+    return by_kind[concept.kind]
+
+
+def required(weights: Weights) -> tuple[str, ...]:
+    """The scorers whose value the reward depends on: those weighted above 0, in order."""
+    return tuple(name for name, weight in weights.items() if weight > 0)
+
+
+def combine(scores: Mapping[str, Outcome], weights: Weights, missing: Missing = "fail") -> Outcome:
+    """Eq. 34 for one item. `weights` are finite and >= 0; a component weighted 0 is neither required nor read.
+
+    A required component that failed or is absent: under 'fail' the reward is a failure (retryable only if every such
+    component is); under 'renormalise' the measured components' weights are scaled to the same total, and the reward is
+    a failure only when none was measured. `detail` holds per component its value, weight and contribution.
+    """
+    names = required(weights)
+    if not names:
+        return ScoreFailure.of(InvalidItem("no weight is above 0, so there is no reward; weigh at least one scorer"))
+    measured = {name: value for name in names if (value := _finite_value(scores.get(name))) is not None}
+    lost = [name for name in names if name not in measured]
+    if lost and (missing == "fail" or not measured):
+        return _failed(scores, weights, lost)
+    scale = sum(weights[n] for n in names) / sum(weights[n] for n in measured) if lost else 1.0
+    components = {
+        name: {"value": value, "weight": weights[name] * scale, "contribution": weights[name] * scale * max(0.0, value)}
+        for name, value in measured.items()
+    }
+    reward = sum(component["contribution"] for component in components.values())
+    if not math.isfinite(reward):  # huge finite weights can still overflow
+        return ScoreFailure.of(NonFinite(f"the reward of {', '.join(measured)} is {reward}; give smaller weights"))
+    return Score(reward, {"components": components, "missing": lost} if lost else {"components": components})
+
+
+def _finite_value(outcome: Outcome | None) -> float | None:
+    return outcome.value if isinstance(outcome, Score) and math.isfinite(outcome.value) else None
+
+
+def _failed(scores: Mapping[str, Outcome], weights: Weights, lost: list[str]) -> ScoreFailure:
+    """One failure for the reward: the first reason that no retry helps, else the first reason."""
+    reasons = [(name, _reason(scores.get(name))) for name in lost]
+    name, worst = next((reason for reason in reasons if not reason[1].retryable), reasons[0])
+    message = f"the reward needs '{name}' (weight {weights[name]:g}), which failed: {worst.message}"
+    return ScoreFailure(worst.code, message, worst.retryable)
+
+
+def _reason(outcome: Outcome | None) -> ScoreFailure:
+    if isinstance(outcome, ScoreFailure):
+        return outcome
+    return ScoreFailure.of(
+        MissingInput("it was not scored") if outcome is None else NonFinite(f"its value is {outcome.value}")
+    )

@@ -1,0 +1,1 @@
+"""The gateway: admit, fan out, gather, combine. Knows neither torch nor ray."""

@@ -1,0 +1,154 @@
+"""REST: three-line adapters (decode, call, encode) between HTTP and the gateway; the rim where errors become answers.
+
+A body is JSON or msgpack by its Content-Type; the answer follows Accept, or else the body's own type. Every answer
+carries REQUEST_ID_HEADER: the id in the caller's body, or else its `x-request-id`, or a new one. (Serve's proxy writes
+`x-request-id` into every answer itself, and does not know the body's.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from services.gateway import metrics, schema
+from services.gateway.core import Gateway
+from synod.codec import CODECS, Codec, codec_for
+from synod.errors import PayloadTooLarge, SynodError
+
+log = logging.getLogger("synod.gateway")
+JSON = "application/json"
+REQUEST_ID_HEADER = "x-synod-request-id"
+_HEADER_SAFE = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Rim(APIRoute):
+    """Answers every request: a SynodError with its status, anything else with a bare 500 (the log has the story)."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def answer(http: Request) -> Response:
+            http.state.request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
+            began_s = time.monotonic()
+            with metrics.OPEN_REQUESTS.track_inprogress():
+                response, outcome = await _outcome(handler, http)
+            metrics.REQUESTS.labels(self.path, outcome).inc()
+            metrics.REQUEST_SECONDS.labels(self.path).observe(time.monotonic() - began_s)
+            if _HEADER_SAFE.fullmatch(http.state.request_id):
+                response.headers[REQUEST_ID_HEADER] = http.state.request_id
+            return response
+
+        return answer
+
+
+router = APIRouter(route_class=Rim)
+
+
+@router.post("/v1/score", response_class=Response, summary="Score a batch of items", **schema.SCORE)
+async def score(http: Request) -> Response:
+    """Each item's value per scorer, and the ensemble's reward. An item that fails does not touch its neighbours."""
+    codec = codec_for(http.headers.get("content-type"))
+    request = await asyncio.to_thread(codec.decode_request, await read_body(http))
+    http.state.request_id = request.request_id or http.state.request_id
+    response = await _gateway(http).score(dataclasses.replace(request, request_id=http.state.request_id))
+    answer = answer_codec(http)
+    return Response(answer.encode_response(response), media_type=answer.content_type)
+
+
+@router.get("/v1/scorers", response_class=Response, summary="The scorers and ensembles served", **schema.SCORERS)
+async def scorers(http: Request) -> Response:
+    """Each scorer's needs, range and source, each ensemble's weights, and the limits of a request."""
+    gateway = _gateway(http)
+    return _json(
+        {
+            "scorers": [dataclasses.asdict(spec) for spec in gateway.backend.specs.values()],
+            "ensembles": {name: ensemble.model_dump(mode="json") for name, ensemble in gateway.ensembles.items()},
+            "limits": gateway.limits.model_dump(mode="json"),
+        }
+    )
+
+
+@router.get("/healthz", response_class=Response, summary="The gateway is alive", **schema.HEALTH)
+async def healthz(http: Request) -> Response:
+    """200 as soon as this gateway answers, whatever the scorers do."""
+    return _json({"alive": True})
+
+
+@router.get("/readyz", response_class=Response, summary="Every replica can score", **schema.READY)
+async def readyz(http: Request) -> Response:
+    """200 when every replica of every scorer has loaded and passed its golden items, else 503 with reasons."""
+    found = await _gateway(http).backend.readiness()
+    ready = all(one.ready for one in found.values())
+    body = {"ready": ready, "scorers": {name: dataclasses.asdict(one) for name, one in found.items()}}
+    return _json(body, 200 if ready else 503)
+
+
+@router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes")
+async def prometheus(http: Request) -> Response:
+    """Text exposition, summed over gateways and replicas; counters never go back."""
+    return Response(await asyncio.to_thread(metrics.render), media_type=metrics.CONTENT_TYPE)
+
+
+def answer_codec(http: Request) -> Codec:
+    """The codec of the first type in Accept that has one, else of the body's own type, else JSON."""
+    named = [*http.headers.get("accept", "").split(","), http.headers.get("content-type", "")]
+    kinds = [header.partition(";")[0].strip().lower() for header in named]
+    return CODECS[next((kind for kind in kinds if kind in CODECS), JSON)]
+
+
+async def read_body(http: Request) -> bytes:
+    """The body, up to the limit: refused by its declared length, or while it streams in. Raises PayloadTooLarge."""
+    limit = _gateway(http).limits.max_body_bytes
+    declared = http.headers.get("content-length", "")
+    _bound(int(declared) if declared.isdigit() else 0, limit)
+    body = bytearray()
+    async for chunk in http.stream():
+        body += chunk
+        _bound(len(body), limit)
+    return bytes(body)
+
+
+def error_response(http: Request, error: SynodError) -> Response:
+    """`error` in the caller's type, with its status."""
+    codec = answer_codec(http)
+    headers = {"retry-after": "1"} if error.retryable else None
+    return Response(codec.encode_error(error), error.http_status, headers, media_type=codec.content_type)
+
+
+async def _outcome(handler: Callable[[Request], Awaitable[Response]], http: Request) -> tuple[Response, str]:
+    """The answer and its name in the metrics."""
+    try:
+        return await handler(http), "ok"
+    except SynodError as error:
+        return error_response(http, error), error.code
+    except ClientDisconnect:
+        return Response(status_code=499), "client_gone"
+    except Exception:  # the rim: the caller learns that it is our fault, the log learns why
+        log.exception("request %s failed", http.state.request_id)
+        hidden = SynodError(f"internal error; quote request id {http.state.request_id}")
+        return error_response(http, hidden), hidden.code
+
+
+def _bound(size: int, limit: int) -> None:
+    if size > limit:
+        raise PayloadTooLarge(f"the body has {size} bytes or more, the limit is {limit}; send several requests")
+
+
+def _gateway(http: Request) -> Gateway:
+    gateway: Gateway = http.app.state.gateway
+    return gateway
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(json.dumps(body), status, media_type=JSON)

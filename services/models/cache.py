@@ -1,0 +1,71 @@
+"""One module per (family, content, device) and process: two scorers that name the same model share its weights.
+
+The key is the content's digest, so that a path and a copy of it, or a hub id and its snapshot, are the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from huggingface_hub import snapshot_download
+
+T = TypeVar("T")
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_CONFIGS = (".json", ".txt", ".model")
+_CHUNK_BYTES = 2**20
+_loaded: dict[tuple[str, str, str], object] = {}
+_lock = threading.RLock()  # re-entrant: a face finder loads its detector while it is being loaded
+
+
+def pick_device(name: str | None) -> str:
+    """The settings' device; None takes 'cuda' where there is one, else 'cpu'."""
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve(source: str) -> Path:
+    """The local file or directory of a model source; a hub id is downloaded into the hub cache (HF_HUB_OFFLINE holds).
+
+    Safetensors are preferred; a repository without any is fetched with its `.bin` weights, which are read with
+    `weights_only=True`. Raises what huggingface_hub raises when the id is unknown or the hub cannot be reached.
+    """
+    path = Path(source)
+    if path.exists():
+        return path.resolve()
+    patterns = [f"*{suffix}" for suffix in (*_CONFIGS, ".safetensors")]
+    folder = Path(snapshot_download(source, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(source, allow_patterns=[*patterns, "*.bin"]))
+    return folder
+
+
+def digest(source: str) -> str:
+    """sha256 (hex) over the sorted names and contents of a model's weight and config files."""
+    path = resolve(source)
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _WEIGHTS + _CONFIGS)
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def shared(family: str, source: str, device: str, load: Callable[[Path], T]) -> T:
+    """`load(local path)`, once per process for a family, the content of `source` and a device."""
+    key = (family, digest(source), device)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = load(resolve(source))
+        return cast(T, _loaded[key])
+
+
+def frozen(module: Any, device: str) -> Any:
+    """The module on its device, in eval mode, without gradients."""
+    return module.to(device).eval().requires_grad_(False)

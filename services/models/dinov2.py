@@ -1,0 +1,36 @@
+"""DINOv2 picture embeddings: the class token after the final LayerNorm (Oquab et al. 2023). N pictures, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoImageProcessor, Dinov2Model
+
+from services.models.cache import frozen, shared
+from services.models.images import pixel_values
+from synod.contracts import Pixels
+
+
+class Dinov2:
+    """`embed` resizes and crops with the model's own processor; rows have norm 1."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._processor: Any = AutoImageProcessor.from_pretrained(folder)
+        self._model: Any = frozen(Dinov2Model.from_pretrained(folder, dtype=torch.float32), device)
+
+    @torch.inference_mode()
+    def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+        """[N D], L2-normalised."""
+        hidden = self._model(pixel_values=pixel_values(self._processor, images, self._model)).last_hidden_state
+        rows: NDArray[np.float32] = torch.nn.functional.normalize(hidden[:, 0].float(), dim=-1).cpu().numpy()
+        return rows
+
+
+def load(source: str, device: str) -> Dinov2:
+    """The model of a directory or hub id, shared per process."""
+    return shared("dinov2", source, device, lambda folder: Dinov2(folder, device))

@@ -1,0 +1,141 @@
+"""Faces: a finder (largest face of a picture) and an embedder (crop -> vector of norm 1), each in two families.
+
+N pictures or crops, D embedding width; a box is (x0, y0, x1, y1) in the picture's pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN, InceptionResnetV1
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from services.models import detector as detectors
+from services.models.cache import frozen, shared
+from services.models.detector import Box, Detector
+from services.models.images import area, by_shape, pixel_values
+from synod.contracts import Pixels
+
+_MTCNN_MIN_FACE = 20  # px, facenet-pytorch's default; smaller pictures would leave its pyramid empty
+_FACENET_SIDE = 160
+
+
+class FaceFinder(Protocol):
+    def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
+        """The box of the largest face of each picture, None where there is none."""
+        ...
+
+
+class FaceEmbedder(Protocol):
+    def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
+        """[N D], L2-normalised; the crops may differ in size."""
+        ...
+
+
+class MtcnnFinder:
+    """facenet-pytorch's MTCNN (Zhang et al. 2016), whose weights ship in the package."""
+
+    def __init__(self, device: str) -> None:
+        self._model: Any = frozen(MTCNN(min_face_size=_MTCNN_MIN_FACE, device=torch.device(device)), device)
+
+    def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
+        boxes: list[Box | None] = [None] * len(images)
+        for group in by_shape(images):
+            if min(images[group[0]].shape[:2]) < _MTCNN_MIN_FACE:
+                continue
+            found, _ = self._model.detect([Image.fromarray(images[i]) for i in group])  # largest first
+            for i, candidates in zip(group, found, strict=True):
+                if candidates is not None:
+                    boxes[i] = _floats(candidates[0])
+        return boxes
+
+
+class DetectorFinder:
+    """Boxes of one class of an object detector."""
+
+    def __init__(self, detector: Detector, class_name: str, threshold: float) -> None:
+        if class_name not in detector.class_names:
+            raise ValueError(
+                f"finder class '{class_name}' is not one of the detector's: {sorted(detector.class_names)}"
+            )
+        self._detector, self._class_name, self._threshold = detector, class_name, threshold
+
+    def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
+        faces = (
+            [d.box for d in detections if d.class_name == self._class_name and d.score > self._threshold]
+            for detections in self._detector.detect(images)
+        )
+        return [max(boxes, key=area, default=None) for boxes in faces]
+
+
+class FacenetEmbedder:
+    """InceptionResnetV1 (FaceNet, Schroff et al. 2015) at 160 px, pixels scaled as (x - 127.5) / 128."""
+
+    def __init__(self, file: Path, device: str) -> None:
+        model = InceptionResnetV1(pretrained=None)
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        model.load_state_dict({key: value for key, value in state.items() if not key.startswith("logits.")})
+        self._model: Any = frozen(model, device)
+        self._device = device
+
+    @torch.inference_mode()
+    def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
+        side = (_FACENET_SIDE, _FACENET_SIDE)
+        resized = [np.asarray(Image.fromarray(crop).resize(side, Image.Resampling.BILINEAR)) for crop in crops]
+        batch = torch.from_numpy(np.stack(resized)).to(self._device).permute(0, 3, 1, 2).float()
+        rows: NDArray[np.float32] = self._model((batch - 127.5) / 128.0).cpu().numpy()
+        return rows
+
+
+class SmallEmbedder:
+    """A vision model directory: its pooled output, or the mean of its last hidden states where it has no pooler."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._processor: Any = AutoImageProcessor.from_pretrained(folder)
+        self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
+
+    @torch.inference_mode()
+    def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
+        output = self._model(pixel_values=pixel_values(self._processor, crops, self._model))
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            pooled = output.last_hidden_state.mean(dim=1)
+        rows: NDArray[np.float32] = torch.nn.functional.normalize(pooled.flatten(1).float(), dim=-1).cpu().numpy()
+        return rows
+
+
+def finder(
+    *,
+    family: Literal["mtcnn", "detector"],
+    device: str,
+    detector: Mapping[str, Any] | None = None,
+    class_name: str = "face",
+    threshold: float = 0.3,
+) -> FaceFinder:
+    """The finder of a settings' `finder` table."""
+    if family == "mtcnn":
+        return MtcnnFinder(device)
+    assert detector is not None
+    return DetectorFinder(detectors.build(**detector, device=device), class_name, threshold)
+
+
+def embedder(
+    *, family: Literal["facenet", "small"], device: str, model: str | None = None, weights: str | None = None
+) -> FaceEmbedder:
+    """The embedder of a settings' `embedder` table, shared per process."""
+    if family == "facenet":
+        assert weights is not None
+        return shared("facenet", weights, device, lambda file: FacenetEmbedder(file, device))
+    assert model is not None
+    return shared("small_face", model, device, lambda folder: SmallEmbedder(folder, device))
+
+
+def _floats(row: NDArray[np.float32]) -> Box:
+    return float(row[0]), float(row[1]), float(row[2]), float(row[3])

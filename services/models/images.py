@@ -1,0 +1,61 @@
+"""Helpers on batches of pictures (uint8 [H W 3]) that several families share. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from services.models.detector import Box
+from synod.contracts import Pixels
+
+
+def distinct(images: Sequence[Pixels]) -> tuple[list[Pixels], list[int]]:
+    """The distinct pictures in order of first sight, and for each input its index among them.
+
+    A group of rollouts carries the same references on every item; so each is embedded once a batch.
+    """
+    seen: dict[tuple[tuple[int, ...], bytes], int] = {}
+    kept: list[Pixels] = []
+    places: list[int] = []
+    for image in images:
+        key = (image.shape, hashlib.sha256(image.tobytes()).digest())
+        if key not in seen:
+            seen[key] = len(kept)
+            kept.append(image)
+        places.append(seen[key])
+    return kept, places
+
+
+def by_shape(images: Sequence[Pixels]) -> list[list[int]]:
+    """Indices of the pictures grouped by size, for models that keep a picture's own size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    return list(groups.values())
+
+
+def pixel_values(processor: Any, images: Sequence[Pixels], model: Any) -> Any:
+    """The [N 3 h w] batch that the model's own processor makes, on the model's device and in its dtype.
+
+    Pictures that came off a wire are read-only, which torch warns of: those are copied.
+    """
+    writable = [np.require(image, requirements=("C", "W")) for image in images]
+    batch = processor(writable, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+    return batch.to(model.device, model.dtype)
+
+
+def area(box: Box) -> float:
+    """Square pixels."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def crop(image: Pixels, box: Box, margin: float) -> Pixels:
+    """The box widened on each side by `margin` times its size, inside the picture; at least one pixel."""
+    height, width, _ = image.shape
+    dx, dy = margin * (box[2] - box[0]), margin * (box[3] - box[1])
+    x0, y0 = min(max(round(box[0] - dx), 0), width - 1), min(max(round(box[1] - dy), 0), height - 1)
+    x1, y1 = max(min(round(box[2] + dx), width), x0 + 1), max(min(round(box[3] + dy), height), y0 + 1)
+    return image[y0:y1, x0:x1]

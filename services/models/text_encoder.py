@@ -1,0 +1,57 @@
+"""Sentence embeddings from any encoder that AutoModel loads (ERNIE, MiniLM, BERT).
+
+Shapes: N texts, L tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, AutoTokenizer
+
+from services.models.cache import frozen, shared
+
+_TEXTS_PER_FORWARD = 256
+
+
+class TextEncoder:
+    """`encode` pools the last layer over the tokens that are not padding; rows have norm 1."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
+        self._max_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls"]) -> NDArray[np.float32]:
+        """[N D], L2-normalised. Texts longer than the model's window are cut at its end."""
+        shortest_first = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in each forward
+        rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
+        for start in range(0, len(texts), _TEXTS_PER_FORWARD):
+            chunk = shortest_first[start : start + _TEXTS_PER_FORWARD]
+            for i, row in zip(chunk, self._forward([texts[i] for i in chunk], pooling), strict=True):
+                rows[i] = row
+        return np.stack(rows)
+
+    def _forward(self, texts: list[str], pooling: Literal["mean", "cls"]) -> NDArray[np.float32]:
+        tokens = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._model.device)
+        hidden: torch.Tensor = self._model(**tokens).last_hidden_state.float()  # [N L D]
+        if pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            mask = tokens["attention_mask"].unsqueeze(-1).float()
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        normalised: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+        return normalised
+
+
+def load(source: str, device: str) -> TextEncoder:
+    """The encoder of a model directory or hub id, shared per process."""
+    return shared("text_encoder", source, device, lambda folder: TextEncoder(folder, device))

@@ -1,0 +1,1 @@
+"""Reward scorers: one short file each, found through `registry`."""

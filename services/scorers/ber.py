@@ -1,0 +1,65 @@
+"""BER: does the picture show what the prompt says? Sync-R1, eq. 31: BLIP-2's ITC cosine, the maximum over queries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.scorers.base import ScorerSpec
+from services.settings import BerSettings
+from synod.contracts import Concept, Outcome, Pixels, Score, ScoreFailure, ScoreItem
+from synod.errors import InvalidItem
+
+_CONCEPT_TOKEN = re.compile(r"<[^<>\s]+>")
+
+
+class ImageText(Protocol):
+    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
+    def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+
+def spec(name: str) -> ScorerSpec:
+    return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Sync-R1, eq. 31", "the picture against its prompt")
+
+
+def build(name: str, settings: BerSettings) -> Ber:
+    from services.models import blip2  # here, so that `spec` needs no torch
+    from services.models.cache import pick_device
+
+    return Ber(name, blip2.load(settings.model, pick_device(settings.serving.device)))
+
+
+class Ber:
+    def __init__(self, name: str, model: ImageText) -> None:
+        self.spec = spec(name)
+        self._model = model
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        texts = [plain(item.prompt or "", item.concept) for item in items]
+        usable = [i for i, text in enumerate(texts) if text]
+        reason = "the prompt has no words besides concept tokens; give concept.class_word or a longer prompt"
+        outcomes: list[Outcome] = [ScoreFailure.of(InvalidItem(f"{reason}: {item.prompt!r}")) for item in items]
+        if not usable:
+            return outcomes
+        prompts = sorted({texts[i] for i in usable})
+        features = dict(zip(prompts, self._model.text_features(prompts), strict=True))
+        images = self._model.image_features([items[i].pixels() for i in usable])
+        for i, image in zip(usable, images, strict=True):
+            cosines = np.clip(image @ features[texts[i]], -1.0, 1.0)
+            query = int(cosines.argmax())
+            outcomes[i] = Score(float(cosines[query]), {"query": query, "text": texts[i]})
+        return outcomes
+
+
+def plain(prompt: str, concept: Concept | None) -> str:
+    """The prompt in words BLIP-2 knows: the concept's token becomes its class word, other '<...>' tokens go."""
+    if concept and concept.token and concept.class_word:
+        token = re.escape(concept.token)
+        if not concept.token.startswith("<"):
+            token = rf"(?<!\w){token}(?!\w)"  # a bare word, as "sks", must not match inside another
+        prompt = re.sub(token, lambda _: str(concept.class_word), prompt)
+    return " ".join(_CONCEPT_TOKEN.sub(" ", prompt).split())

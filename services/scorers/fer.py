@@ -1,0 +1,74 @@
+"""FER: is it the same face? Sync-R1, eq. 33: cosine of face embeddings, mean or max over the references.
+
+A picture without a face was measured: it scores 0 with a reason. A reference without a face is an input error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.models.images import crop, distinct
+from services.scorers.base import ScorerSpec
+from services.settings import FerSettings
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import NoReferenceFace
+
+if TYPE_CHECKING:
+    from services.models.detector import Box
+    from services.models.face import FaceEmbedder, FaceFinder
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "the largest face of the picture against those of the references"
+    return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 33", summary)
+
+
+def build(name: str, settings: FerSettings) -> Fer:
+    from services.models import face  # here, so that `spec` needs no torch
+    from services.models.cache import pick_device
+
+    device = pick_device(settings.serving.device)
+    finder = face.finder(**settings.finder.model_dump(), device=device)
+    return Fer(name, finder, face.embedder(**settings.embedder.model_dump(), device=device), settings)
+
+
+class Fer:
+    def __init__(self, name: str, finder: FaceFinder, embedder: FaceEmbedder, settings: FerSettings) -> None:
+        self.spec = spec(name)
+        self._finder, self._embedder, self._settings = finder, embedder, settings
+        self._reduce = np.mean if settings.references == "mean" else np.max
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        groups = [(item.pixels(), *item.reference_pixels()) for item in items]
+        kept, places = distinct([picture for group in groups for picture in group])
+        boxes = self._finder.largest(kept)
+        faces = [i for i, box in enumerate(boxes) if box is not None]
+        crops = [crop(kept[i], box, self._settings.margin) for i, box in enumerate(boxes) if box is not None]
+        rows = dict(zip(faces, self._embedder.embed(crops), strict=True)) if crops else {}
+        outcomes: list[Outcome] = []
+        for group in groups:
+            image, *references = places[: len(group)]
+            places = places[len(group) :]
+            outcomes.append(self._one(image, references, boxes, rows))
+        return outcomes
+
+    def _one(
+        self, image: int, references: list[int], boxes: list[Box | None], rows: dict[int, NDArray[np.float32]]
+    ) -> Outcome:
+        faceless = [number for number, place in enumerate(references) if boxes[place] is None]
+        if faceless:
+            return ScoreFailure.of(NoReferenceFace(f"no face in reference(s) {faceless}; give pictures that show one"))
+        box, *reference_boxes = (_listed(boxes[place]) for place in (image, *references))
+        detail = {"box": box, "reference_boxes": reference_boxes}
+        if box is None:
+            return Score(0.0, {**detail, "reason": "no face in the picture"})
+        cosines = np.clip(np.stack([rows[place] for place in references]) @ rows[image], -1.0, 1.0)
+        return Score(float(self._reduce(cosines)), {**detail, "cosines": cosines.tolist()})
+
+
+def _listed(box: Box | None) -> list[float] | None:
+    return None if box is None else list(box)

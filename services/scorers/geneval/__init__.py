@@ -1,0 +1,1 @@
+"""GenEval: object detection, colours, and rules (Ghosh et al. 2023)."""

@@ -1,0 +1,51 @@
+"""GenEval's colour classifier: zero-shot CLIP over ten colours, three templates a class (Ghosh et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.models.detector import Detection
+from services.models.images import crop
+from services.scorers.geneval.rules import COLORS
+from synod.contracts import Pixels
+
+TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+_GREY = 0x99
+
+
+class Clip(Protocol):
+    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
+    def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+
+class ColorClassifier:
+    """The colour's text direction is the normalised mean of its templates' features, made once per class."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
+        self._directions: dict[str, NDArray[np.float32]] = {}
+
+    def classify(self, crops: Sequence[Pixels], class_names: Sequence[str]) -> list[str]:
+        """One of the ten colours for each crop of an object of the class; all crops in one forward."""
+        if not crops:
+            return []
+        rows = self._clip.image_features(crops)
+        logits = (self._direction(name) @ row for name, row in zip(class_names, rows, strict=True))
+        return [COLORS[int(logit.argmax())] for logit in logits]
+
+    def _direction(self, name: str) -> NDArray[np.float32]:
+        if name not in self._directions:
+            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            features = self._clip.text_features(texts).reshape(len(COLORS), len(TEMPLATES), -1).mean(axis=1)
+            self._directions[name] = features / np.linalg.norm(features, axis=1, keepdims=True)
+        return self._directions[name]
+
+
+def cutout(image: Pixels, detection: Detection) -> Pixels:
+    """The object alone: everything outside its mask painted #999, cropped to its box."""
+    painted = np.where(detection.mask[..., None], image, np.uint8(_GREY))
+    return crop(painted, detection.box, margin=0.0)

@@ -1,0 +1,84 @@
+"""GenEval: are the asked objects there, in the asked numbers, colours and places? Ghosh et al. 2023.
+
+The detector sees each batch once; then one CLIP forward tells the colours of the objects that some clause asks about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from services.models.detector import Detector
+from services.scorers.base import ScorerSpec
+from services.scorers.geneval import rules
+from services.scorers.geneval.colour import ColorClassifier, cutout
+from services.scorers.geneval.rules import Found
+from services.settings import GenEvalSettings
+from synod.contracts import GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import InvalidItem
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "objects, counts, colours and positions in the picture against the prompt's metadata"
+    return ScorerSpec(name, ("image", "geneval"), 0.0, 1.0, "Ghosh et al. 2023 (GenEval)", summary)
+
+
+def build(name: str, settings: GenEvalSettings) -> GenEval:
+    from services.models import detector, open_clip  # here, so that `spec` needs no torch
+    from services.models.cache import pick_device
+
+    device = pick_device(settings.serving.device)
+    found = detector.build(**settings.detector.model_dump(), device=device)
+    clip = open_clip.load(settings.color_model, settings.color_pretrained, device)
+    return GenEval(name, found, ColorClassifier(clip), settings)
+
+
+class GenEval:
+    def __init__(self, name: str, detector: Detector, colors: ColorClassifier, settings: GenEvalSettings) -> None:
+        self.spec = spec(name)
+        self._detector, self._colors, self._rule_set = detector, colors, settings.rule_set
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        asked: dict[int, GenEvalMetadata] = {}
+        for i, item in enumerate(items):
+            assert item.geneval is not None
+            try:
+                rules.check(item.geneval, self._detector.class_names)
+                asked[i] = item.geneval
+            except InvalidItem as error:
+                outcomes[i] = ScoreFailure.of(error)
+        objects = self._colored(items, asked) if asked else {}
+        outcomes |= {i: self._outcome(metadata, objects[i]) for i, metadata in asked.items()}
+        return [outcomes[i] for i in range(len(items))]
+
+    def _colored(
+        self, items: Sequence[ScoreItem], asked: dict[int, GenEvalMetadata]
+    ) -> dict[int, dict[str, tuple[Found, ...]]]:
+        objects: dict[int, dict[str, tuple[Found, ...]]] = {}
+        places, crops, names = [], [], []
+        detected = self._detector.detect([items[i].pixels() for i in asked])
+        for (i, metadata), detections in zip(asked.items(), detected, strict=True):
+            candidates = [Found(d.class_name, d.score, d.box, index) for index, d in enumerate(detections)]
+            objects[i] = rules.select(candidates, metadata.tag)
+            for found in rules.color_needs(metadata, objects[i]):
+                places.append((i, found.index))
+                crops.append(cutout(items[i].pixels(), detections[found.index]))
+                names.append(found.class_name)
+        colors = dict(zip(places, self._colors.classify(crops, names), strict=True))
+        return {
+            i: {name: tuple(replace(f, color=colors.get((i, f.index))) for f in group) for name, group in found.items()}
+            for i, found in objects.items()
+        }
+
+    def _outcome(self, metadata: GenEvalMetadata, objects: dict[str, tuple[Found, ...]]) -> Score:
+        verdicts = {"official": rules.official(metadata, objects), "soft": rules.soft(metadata, objects)}
+        detail: dict[str, Any] = {name: verdict.value for name, verdict in verdicts.items()}
+        detail["rule_set"] = self._rule_set
+        detail["reasons"] = {name: list(verdict.reasons) for name, verdict in verdicts.items()}
+        in_order = sorted((f for group in objects.values() for f in group), key=lambda f: f.index)
+        detail["objects"] = [
+            {"class": f.class_name, "score": f.score, "box": list(f.box), "color": f.color} for f in in_order
+        ]
+        return Score(verdicts[self._rule_set].value, detail)

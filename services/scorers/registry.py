@@ -1,0 +1,36 @@
+"""The one table of scorers: a settings' `kind` -> the module that describes and builds it.
+
+Importing this loads no model library; `spec` neither. `build` imports what its kind needs and loads the models.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from services.scorers.base import Scorer, ScorerSpec
+from services.settings import ScorerSettings
+
+KINDS: dict[str, str] = {
+    "tier": "services.scorers.tier",
+    "ber": "services.scorers.ber",
+    "der": "services.scorers.der",
+    "fer": "services.scorers.fer",
+    "geneval": "services.scorers.geneval.scorer",
+}
+
+
+def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
+    """What `name` needs and returns, without loading a model."""
+    described: ScorerSpec = _module(settings).spec(name)
+    return described
+
+
+def build(name: str, settings: ScorerSettings) -> Scorer:
+    """The scorer `name` with its models on its device (`serving.device`). Raises what the model libraries raise."""
+    scorer: Scorer = _module(settings).build(name, settings)
+    return scorer
+
+
+def _module(settings: ScorerSettings) -> Any:
+    return importlib.import_module(KINDS[settings.kind])

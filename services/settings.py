@@ -1,0 +1,295 @@
+"""The plane's settings: one frozen typed tree, read from one TOML.
+
+Relative paths resolve from the TOML's folder. `SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is read
+as TOML where it parses as such, else as a string. An unknown key, a bad value or a missing model directory is a
+SettingsError that names the key, the value and the way out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from synod.contracts import ConceptKind
+from synod.errors import SettingsError
+
+ENV_PREFIX = "SYNOD__"
+
+
+def _resolve_source(source: str, info: ValidationInfo) -> str:
+    """'./dir', '../dir', '/dir' -> an absolute path; 'package:name/dir' -> a directory inside an installed package;
+    anything else is a hub id and stays as it is. Raises ValueError for a path that is not there."""
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise ValueError(
+                f"'{source}': package '{package}' is not installed (pip install {package.replace('_', '-')})"
+            )
+        path = Path(found.origin).parent / inside
+    elif source.startswith(("./", "../", "/")):
+        path = ((info.context or {}).get("folder", Path.cwd()) / source).resolve()
+    else:
+        return source
+    if not path.exists():
+        raise ValueError(f"'{source}': no such model directory: {path}. Give a directory that exists, or a hub id")
+    return str(path)
+
+
+ModelSource = Annotated[str, AfterValidator(_resolve_source)]
+ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Node):
+    """Where the gateway listens and how long a request may take."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    default_timeout_ms: int = Field(60_000, gt=0)
+    max_timeout_ms: int = Field(600_000, gt=0)
+    gateway_replicas: int = Field(1, ge=1)
+
+
+class LimitSettings(_Node):
+    """What a request may carry. Each limit is checked before the work it bounds."""
+
+    max_body_bytes: int = Field(64 * 2**20, gt=0)
+    max_items: int = Field(256, gt=0)
+    max_references: int = Field(16, gt=0)
+    max_image_bytes: int = Field(16 * 2**20, gt=0)
+    max_image_pixels: int = Field(4096 * 4096, gt=0)
+    max_text_chars: int = Field(8192, gt=0)
+    max_segments: int = Field(64, gt=0)
+
+
+class ClusterSettings(_Node):
+    """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count."""
+
+    num_cpus: int | None = Field(None, ge=1)
+    num_gpus: int | None = Field(None, ge=0)
+    object_store_bytes: int = Field(256 * 2**20, ge=80 * 2**20)
+    health_check_period_s: float = Field(1.0, gt=0)
+    ready_timeout_s: float = Field(180.0, gt=0)
+
+
+class ServingSettings(_Node):
+    """One scorer's deployment: replicas, what each takes of a machine, and how its batches form.
+
+    `num_gpus` per replica is a share of one GPU, or a whole number of them.
+
+    A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
+    `max_queued_images` bounds what one replica holds, batch in flight included.
+    """
+
+    replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(0.1, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    device: str | None = None
+    threads: int | None = Field(None, ge=1)
+    max_batch_images: int = Field(32, ge=1)
+    batch_wait_ms: float = Field(5.0, ge=0)
+    max_queued_images: int = Field(2048, ge=1)
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _share_or_whole(cls, num_gpus: float) -> float:
+        if num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError(f"{num_gpus} GPUs for a replica: give a share up to 1, or a whole number")
+        return num_gpus
+
+
+class _ScorerSettings(_Node):
+    serving: ServingSettings = ServingSettings()
+    golden_tolerance: float = Field(1e-3, gt=0)
+
+
+class TierSettings(_ScorerSettings):
+    """TIER (Sync-R1 eq. 30). `softmax` is our default, `paper_clipped` is as printed (seeds: the norm exceeds 2)."""
+
+    kind: Literal["tier"]
+    model: ModelSource
+    mode: Literal["softmax", "paper_clipped"] = "softmax"
+    temperature: float = Field(0.05, gt=0)
+    pooling: Literal["mean", "cls"] = "mean"
+
+
+class BerSettings(_ScorerSettings):
+    """BER (eq. 31): BLIP-2 image-text contrastive cosine, the maximum over queries."""
+
+    kind: Literal["ber"]
+    model: ModelSource
+
+
+class DerSettings(_ScorerSettings):
+    """DER (eq. 32): DINOv2 cosine to the references, their mean or maximum."""
+
+    kind: Literal["der"]
+    model: ModelSource
+    references: Literal["mean", "max"] = "mean"
+
+
+class SemanticDetector(_Node):
+    """Semantic segmentation plus connected components."""
+
+    family: Literal["semantic"]
+    model: ModelSource
+    min_area: int = Field(12, ge=1)
+
+
+class Mask2FormerDetector(_Node):
+    """Instance segmentation by Mask2Former (GenEval's own family)."""
+
+    family: Literal["mask2former"]
+    model: ModelSource
+
+
+Detector = Annotated[SemanticDetector | Mask2FormerDetector, Field(discriminator="family")]
+
+
+class MtcnnFinder(_Node):
+    """facenet-pytorch's MTCNN; its weights ship in the package."""
+
+    family: Literal["mtcnn"]
+
+
+class DetectorFinder(_Node):
+    """Boxes of one class of a detector."""
+
+    family: Literal["detector"]
+    detector: Detector
+    class_name: str = "face"
+    threshold: float = Field(0.3, gt=0, lt=1)
+
+
+class FacenetEmbedder(_Node):
+    """facenet-pytorch's InceptionResnetV1, from a weights file."""
+
+    family: Literal["facenet"]
+    weights: ModelSource
+
+
+class SmallFaceEmbedder(_Node):
+    """A vision model directory; the pooled output is the embedding."""
+
+    family: Literal["small"]
+    model: ModelSource
+
+
+class FerSettings(_ScorerSettings):
+    """FER (eq. 33): cosine of face embeddings. No face in the picture scores 0 with a reason."""
+
+    kind: Literal["fer"]
+    finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
+    embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder, Field(discriminator="family")]
+    references: Literal["mean", "max"] = "mean"
+    margin: float = Field(0.1, ge=0, lt=1)
+
+
+class GenEvalSettings(_ScorerSettings):
+    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells both."""
+
+    kind: Literal["geneval"]
+    detector: Detector
+    color_model: ModelSource
+    color_pretrained: str | None = None
+    rule_set: Literal["official", "soft"] = "soft"
+
+
+ScorerSettings = Annotated[
+    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
+]
+
+
+class EnsembleSettings(_Node):
+    """Weights per concept kind over scorer names, applied to max(0, value); they are not rescaled to sum 1.
+
+    `missing`: what a failed component with weight > 0 does to the reward. `fail` (default) makes the reward a failure,
+    `renormalise` spreads its weight over the components that were measured.
+    """
+
+    weights: Mapping[ConceptKind, Mapping[str, FiniteWeight]]
+    missing: Literal["fail", "renormalise"] = "fail"
+
+    @field_validator("weights")
+    @classmethod
+    def _something_counts(
+        cls, weights: Mapping[ConceptKind, Mapping[str, float]]
+    ) -> Mapping[ConceptKind, Mapping[str, float]]:
+        empty = sorted(kind for kind, by_scorer in weights.items() if not any(by_scorer.values()))
+        if empty:
+            raise ValueError(f"no weight above 0 for {', '.join(empty)}: weigh at least one scorer")
+        return weights
+
+
+class Settings(_Node):
+    """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness."""
+
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
+    ensembles: Mapping[str, EnsembleSettings] = {}
+    golden: ModelSource | None = None
+
+    @model_validator(mode="after")
+    def _ensembles_name_known_scorers(self) -> Settings:
+        for name, ensemble in self.ensembles.items():
+            unknown = {s for weights in ensemble.weights.values() for s in weights} - set(self.scorers)
+            if unknown:
+                raise ValueError(f"ensemble '{name}' weighs {sorted(unknown)}; [scorers] has {sorted(self.scorers)}")
+        return self
+
+
+def load(path: str | Path, environ: Mapping[str, str] | None = None, *, without: Sequence[str] = ()) -> Settings:
+    """Read a settings TOML with environment overrides, leaving out top-level keys `without`. Raises SettingsError."""
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {path}: {error.strerror}. Give a TOML such as deploy/configs/embedded.toml"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path}: {error}") from None
+    _override(tree, os.environ if environ is None else environ)
+    for key in without:
+        tree.pop(key, None)
+    try:
+        return Settings.model_validate(tree, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"settings file {path} has {len(lines)} error(s):\n" + "\n".join(lines)) from None
+
+
+def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for key, text in environ.items():
+        if not key.startswith(ENV_PREFIX):
+            continue
+        *parents, leaf = key.removeprefix(ENV_PREFIX).lower().split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        try:
+            node[leaf] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            node[leaf] = text

@@ -1,0 +1,255 @@
+"""The batch law under faults: whatever happens, every admitted item gets one outcome, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.batching import Batcher
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import Overloaded, Unavailable
+
+
+def numbered(*numbers: int) -> list[ScoreItem]:
+    return [ScoreItem(prompt=str(n)) for n in numbers]
+
+
+def number(item: ScoreItem) -> int:
+    assert item.prompt is not None
+    return int(item.prompt)
+
+
+def echo(items: Sequence[ScoreItem]) -> list[Outcome]:
+    return [Score(float(number(item))) for item in items]
+
+
+def values(outcomes: Sequence[Outcome]) -> list[float | str]:
+    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
+
+
+class Gate:
+    """A run that records its batches and blocks until opened."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self.batches.append([number(item) for item in items])
+        self.entered.release()
+        assert self.open.wait(10)
+        return echo(items)
+
+    async def running(self) -> None:
+        await asyncio.to_thread(self.entered.acquire)
+
+
+def batcher(run: Callable[[Sequence[ScoreItem]], list[Outcome]], **changes: float) -> Batcher:
+    return Batcher(run, **{"max_images": 4, "wait_s": 0.0, "max_queued": 1000} | changes)  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    max_images=st.integers(1, 8),
+    wait_ms=st.sampled_from([0.0, 1.0]),
+    poison=st.sets(st.integers(0, 40)),
+)
+def test_every_caller_gets_its_own_answers_in_order(
+    sizes: list[int], max_images: int, wait_ms: float, poison: set[int]
+) -> None:
+    """Batches hold at most `max_images`; a batch with a poisoned item fails as a whole, and no other does."""
+    batches: list[list[int]] = []
+
+    def run(items: Sequence[ScoreItem]) -> list[Outcome]:
+        batches.append([number(item) for item in items])
+        if poison & set(batches[-1]):
+            raise ValueError("poison")
+        return echo(items)
+
+    async def scenario() -> list[list[Outcome]]:
+        subject = batcher(run, max_images=max_images, wait_s=wait_ms / 1000)
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        calls = [
+            subject.score(numbered(*range(start, start + size))) for start, size in zip(starts, sizes, strict=True)
+        ]
+        answers = await asyncio.gather(*calls)
+        assert subject.held == 0
+        await subject.close()
+        return answers
+
+    answers = [value for one in asyncio.run(scenario()) for value in values(one)]
+    assert sorted(n for batch in batches for n in batch) == list(range(sum(sizes)))
+    assert all(len(batch) <= max_images for batch in batches)
+    poisoned = {n for batch in batches if poison & set(batch) for n in batch}
+    assert answers == ["scorer_failed" if n in poisoned else float(n) for n in range(sum(sizes))]
+
+
+async def test_a_batch_forms_across_callers_while_another_runs() -> None:
+    gate = Gate()
+    subject = batcher(gate, max_images=3)
+    first = asyncio.create_task(subject.score(numbered(0)))
+    await gate.running()
+    rest = [asyncio.create_task(subject.score(numbered(n))) for n in (1, 2, 3, 4)]
+    await asyncio.sleep(0)  # the loop is free although the run blocks
+    gate.open.set()
+    assert [values(o) for o in await asyncio.gather(first, *rest)] == [[0], [1], [2], [3], [4]]
+    assert gate.batches == [[0], [1, 2, 3], [4]]
+    await subject.close()
+
+
+async def test_a_batch_waits_for_company_but_not_when_it_is_full() -> None:
+    gate = Gate()
+    gate.open.set()
+    subject = batcher(gate, max_images=2, wait_s=3600.0)
+    alone = asyncio.create_task(subject.score(numbered(0)))
+    await asyncio.sleep(0.01)
+    assert gate.batches == []
+    assert values(await subject.score(numbered(1))) == [1]
+    assert values(await alone) == [0]
+    assert gate.batches == [[0, 1]]
+    await subject.close()
+
+
+async def test_the_wait_ends_a_short_batch() -> None:
+    subject = batcher(echo, max_images=100, wait_s=0.01)
+    assert values(await subject.score(numbered(7))) == [7]
+    await subject.close()
+
+
+async def test_images_are_counted_not_items() -> None:
+    gate = Gate()
+    gate.open.set()
+    subject = Batcher(gate, max_images=4, wait_s=0.0, max_queued=100, cost=number)
+    assert values(await subject.score(numbered(3, 1, 2, 9, 1))) == [3, 1, 2, 9, 1]
+    assert gate.batches == [[3, 1], [2], [9], [1]]
+    await subject.close()
+
+
+@pytest.mark.parametrize(
+    ("run", "word"),
+    [
+        (lambda items: 1 / 0, "ZeroDivisionError"),
+        (lambda items: echo(items)[1:], "gave 1 outcomes"),
+        (lambda items: [*echo(items), Score(0.0)], "gave 3 outcomes"),
+        (lambda items: None, "TypeError"),
+        (lambda items: [0.5 for _ in items], "float"),
+        (lambda items: exec("raise SystemExit(3)"), "SystemExit"),
+    ],
+)
+async def test_a_run_that_breaks_the_law_fails_its_items_and_the_next_batch_is_scored(
+    run: Callable[[Sequence[ScoreItem]], list[Outcome]], word: str
+) -> None:
+    broken = True
+    subject = batcher(lambda items: run(items) if broken else echo(items))
+    outcomes = await subject.score(numbered(1, 2))
+    assert [o.code for o in outcomes if isinstance(o, ScoreFailure) and word in o.message] == ["scorer_failed"] * 2
+    broken = False
+    assert values(await subject.score(numbered(3))) == [3]
+    await subject.close()
+
+
+async def test_overload_is_refused_whole_and_told_with_its_numbers() -> None:
+    gate = Gate()
+    subject = batcher(gate, max_images=2, max_queued=5)
+    held = asyncio.create_task(subject.score(numbered(0, 1, 2, 3)))
+    await gate.running()
+    assert subject.held == 4
+    with pytest.raises(Overloaded, match="4 images are held and 2 more pass the limit 5"):
+        await subject.score(numbered(8, 9))
+    last = asyncio.create_task(subject.score(numbered(4)))
+    gate.open.set()
+    assert values(await held) == [0, 1, 2, 3]
+    assert values(await last) == [4]
+    assert values(await subject.score(numbered(*range(9)))) == list(range(9))  # idle: a large call is taken whole
+    assert all(n < 9 for batch in gate.batches for n in batch)
+    await subject.close()
+
+
+async def test_a_cancelled_caller_is_dropped_before_the_run() -> None:
+    gate = Gate()
+    subject = batcher(gate)
+    first = asyncio.create_task(subject.score(numbered(0)))
+    await gate.running()
+    gone = asyncio.create_task(subject.score(numbered(1, 2)))
+    kept = asyncio.create_task(subject.score(numbered(3)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert subject.held == 2
+    gate.open.set()
+    assert values(await first) + values(await kept) == [0, 3]
+    assert gate.batches == [[0], [3]]
+    await subject.close()
+
+
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
+    gate = Gate()
+    subject = batcher(gate, wait_s=0.01)
+    gone = asyncio.create_task(subject.score(numbered(0)))
+    kept = asyncio.create_task(subject.score(numbered(1)))
+    await gate.running()
+    gone.cancel()
+    await asyncio.wait([gone])
+    gate.open.set()
+    assert values(await kept) == [1]
+    assert gate.batches == [[0, 1]]
+    await subject.close()
+
+
+async def test_the_deadline_keeps_what_is_done_and_never_runs_the_rest() -> None:
+    gate = Gate()
+    subject = batcher(gate, max_images=1)
+    call = asyncio.create_task(subject.score(numbered(0, 1, 2), timeout_s=0.05))
+    await gate.running()
+    assert values(await call) == ["deadline_exceeded"] * 3
+    gate.open.set()
+    assert values(await subject.score(numbered(3))) == [3]
+    assert values(await subject.score(numbered(4), timeout_s=0.0)) == ["deadline_exceeded"]
+    assert gate.batches == [[0], [3]]
+    await subject.close()
+
+
+async def test_partial_answers_survive_the_deadline() -> None:
+    stuck = threading.Event()
+
+    def run(items: Sequence[ScoreItem]) -> list[Outcome]:
+        if number(items[0]) == 1:
+            assert stuck.wait(10)
+        return echo(items)
+
+    subject = batcher(run, max_images=1)
+    late = "deadline_exceeded"
+    assert values(await subject.score(numbered(0, 1, 2), timeout_s=0.2)) == [0, late, late]
+    stuck.set()
+    await subject.close()
+
+
+async def test_close_resolves_what_waits_and_what_runs() -> None:
+    gate = Gate()
+    subject = batcher(gate, max_images=1)
+    call = asyncio.create_task(subject.score(numbered(0, 1, 2)))
+    await gate.running()
+    await subject.close()
+    assert values(await call) == ["unavailable"] * 3
+    with pytest.raises(Unavailable):
+        await subject.score(numbered(3))
+    gate.open.set()
+
+
+async def test_close_before_any_call_and_twice() -> None:
+    subject = batcher(echo)
+    await subject.close()
+    await subject.close()
+
+
+async def test_no_items_no_outcomes() -> None:
+    subject = batcher(echo)
+    assert await subject.score([]) == []
+    await subject.close()

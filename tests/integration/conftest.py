@@ -1,0 +1,148 @@
+"""One real plane for the session: Ray Serve, two gateways, fake scorers (and one real), REST on a free port."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from services.cluster.local import Plane, environment
+from services.settings import Settings, load
+from synod.codec import CODECS
+from synod.contracts import ScoreItem, ScoreRequest, ScoreResponse
+
+os.environ.update(environment())  # before Ray is imported
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, at import
+    import ray.serve  # noqa: F401
+
+HERE = Path(__file__).parent
+SETTINGS = """
+[server]
+port = {port}
+gateway_replicas = 2
+
+[cluster]
+num_cpus = 8
+num_gpus = 1  # logical
+object_store_bytes = 134217728
+health_check_period_s = 0.5
+
+[limits]
+max_body_bytes = 2097152
+max_items = 64
+max_references = 2
+max_text_chars = 200
+max_segments = 3
+
+[scorers.bright]
+kind = "ber"
+model = "./"
+serving = {{ num_gpus = 0.5, batch_wait_ms = 50 }}
+
+[scorers.number]
+kind = "ber"
+model = "./"
+serving = {{ num_gpus = 0.5, max_batch_images = 8, batch_wait_ms = 200, max_queued_images = 128 }}
+
+[scorers.frail]
+kind = "ber"
+model = "./"
+serving = {{ replicas = 2, max_batch_images = 1 }}
+
+[scorers.face]
+kind = "der"
+model = "./"
+
+[scorers.der]
+kind = "der"
+model = "{dino}"
+
+[ensembles.council.weights]
+person = {{ number = 0.5, bright = 0.25, face = 0.25 }}
+animal = {{ number = 0.5, bright = 0.5, face = 0.0 }}
+
+[ensembles.lenient]
+missing = "renormalise"
+weights = {{ person = {{ number = 0.5, bright = 0.25, face = 0.25 }} }}
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Client:
+    """What a caller sees: bytes over HTTP."""
+
+    def __init__(self, url: str, run_dir: Path, settings: Settings) -> None:
+        self.url, self.run_dir, self.settings = url, run_dir, settings
+        self.http = httpx.Client(base_url=url, timeout=60.0)
+
+    def post(self, body: bytes, content_type: str = "application/json", **headers: str) -> httpx.Response:
+        return self.http.post("/v1/score", content=body, headers={"content-type": content_type, **headers})
+
+    def score(self, *items: ScoreItem, kind: str = "application/json", **fields: Any) -> ScoreResponse:
+        answer = self.post(CODECS[kind].encode_request(ScoreRequest(items, **fields)), kind)
+        assert answer.status_code == 200, answer.text
+        return CODECS[kind].decode_response(answer.content)
+
+    def ready(self) -> dict[str, Any]:
+        body: dict[str, Any] = self.http.get("/readyz").json()
+        return body
+
+    def metrics(self) -> dict[str, float]:
+        """Sample name with labels -> value."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("plane")
+    config = folder / "plane.toml"
+    config.write_text(SETTINGS.format(port=_free_port(), dino=tiny_models.dinov2))
+    settings = load(config, {})
+    sys.path.insert(0, str(HERE))
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(HERE.parents[1])))  # workers import the fakes too
+    import fake_scorers  # type: ignore[import-not-found]
+
+    plane = Plane(settings, folder, fake_scorers.build)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        try:
+            assert plane.start(print)
+            client = Client(plane.url, folder, settings)
+            with client.http:
+                yield client
+        finally:
+            plane.stop()
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return _free_port
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool], float], None]:
+    """Poll a condition; its patience is generous, for a busy machine."""
+    import time
+
+    def wait(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
+        ends_s = time.monotonic() + patience_s
+        while not condition():
+            assert time.monotonic() < ends_s, "it never came true"
+            time.sleep(0.1)
+
+    return wait

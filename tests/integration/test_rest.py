@@ -1,0 +1,239 @@
+"""Scoring over real REST: both formats, per-item failures, ensembles, and every kind of bad input."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
+from synod.images import encode_png
+
+
+def grey(level: int, size: int = 8) -> np.ndarray:  # type: ignore[type-arg]
+    return np.full((size, size, 3), level, np.uint8)
+
+
+def picture(level: int) -> bytes:
+    return encode_png(grey(level))
+
+
+def body(*items: dict[str, Any], **fields: Any) -> bytes:
+    return json.dumps({"items": items, **fields}).encode()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def huge_png() -> bytes:
+    """A valid header of 30,000 x 30,000 RGB pixels; what follows would inflate to 2.7 GB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(2**20))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+ITEM = {"image": b64(picture(51)), "prompt": "0.5"}
+
+
+def test_json_and_msgpack_give_equal_answers(plane: Any) -> None:
+    rng = np.random.default_rng(0)
+    items = [
+        ScoreItem(image=encode_png(pixels), prompt=str(i / 8), references=(pixels,), concept=Concept("person"))
+        for i, pixels in enumerate(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
+    ]
+    asked = {"scorers": ("bright", "der"), "ensemble": "council", "request_id": "same"}
+    answers = [plane.score(*items, kind=kind, **asked) for kind in ("application/json", "application/msgpack")]
+    for one, other in zip(answers[0].results, answers[1].results, strict=True):
+        assert {n: s.value for n, s in one.scores.items()} == {n: s.value for n, s in other.scores.items()}
+        assert one.reward.value == other.reward.value
+    assert [a.request_id for a in answers] == ["same", "same"]
+    for item, result in zip(items, answers[0].results, strict=True):
+        assert list(result.scores) == ["bright", "der", "number", "face"]
+        assert result.scores["bright"].value == pytest.approx(item.references[0].mean() / 255)
+        assert result.scores["der"].value == pytest.approx(1.0, abs=1e-4)  # a picture against itself
+
+
+def test_raw_pixels_and_png_are_the_same_picture(plane: Any) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    for kind in ("application/json", "application/msgpack"):
+        raw, png = plane.score(ScoreItem(pixels), ScoreItem(encode_png(pixels)), kind=kind, scorers=("bright",)).results
+        assert raw.scores["bright"].value == png.scores["bright"].value == pytest.approx(pixels.mean() / 255)
+
+
+def test_large_payloads_are_shared_by_the_scorers(plane: Any) -> None:
+    """Above a megabyte of pixels the items travel through the object store."""
+    items = [ScoreItem(encode_png(grey(i, 200)), references=(encode_png(grey(i, 200)),)) for i in range(12)]
+    results = plane.score(*items, scorers=("bright", "face")).results
+    assert [r.scores["bright"].value for r in results] == pytest.approx([i / 255 for i in range(12)])
+    assert [r.scores["face"].value for r in results] == pytest.approx([i / 255 for i in range(12)])
+
+
+def test_the_reward_is_eq_34(plane: Any) -> None:
+    person = ScoreItem(picture(51), "0.5", (picture(102),), concept=Concept("person"))
+    animal = ScoreItem(picture(51), "-0.5", concept=Concept("animal"))
+    for_person, for_animal = plane.score(person, animal, ensemble="council").results
+    assert for_person.reward.value == pytest.approx(0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.4)
+    assert for_animal.reward.value == pytest.approx(0.5 * 0.2)  # the negative component counts 0
+    assert set(for_animal.scores) == {"number", "bright"}  # weighted 0: not asked
+
+
+def test_an_item_without_a_kind_has_scores_but_no_reward(plane: Any) -> None:
+    (result,) = plane.score(ScoreItem(picture(51), "0.5"), scorers=("bright",), ensemble="council").results
+    assert result.scores["bright"].value == pytest.approx(0.2)
+    assert isinstance(result.reward, ScoreFailure)
+    assert result.reward.code == "missing_input"
+
+
+def test_weights_need_no_ensemble(plane: Any) -> None:
+    (result,) = plane.score(ScoreItem(picture(51), "0.5"), weights={"number": 1.0, "bright": 2.0}).results
+    assert result.reward.value == pytest.approx(0.9)
+    assert result.reward.detail["components"]["bright"] == pytest.approx(
+        {"value": 0.2, "weight": 2.0, "contribution": 0.4}
+    )
+
+
+def test_each_bad_item_fails_alone(plane: Any) -> None:
+    good = ITEM | {"references": [b64(picture(102))], "concept": {"kind": "person"}}
+    noise = encode_png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    bad = {
+        "not an image": good | {"image": b64(b"hello there, no image")},
+        "truncated": good | {"image": b64(noise[:-2000])},
+        "30k": good | {"image": b64(huge_png())},
+        "bad reference": good | {"references": [b64(b"nothing")]},
+        "no prompt": {k: v for k, v in good.items() if k != "prompt"},
+        "no reference": {k: v for k, v in good.items() if k != "references"},
+        "no image": {k: v for k, v in good.items() if k != "image"},
+        "poison": good | {"prompt": "poison"},
+        "not finite": good | {"prompt": "nan"},
+    }
+    items = [item for one in bad.values() for item in (good, one)] + [good]
+    answer = plane.post(body(*items, ensemble="council")).json()
+    expected = 0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.4
+    assert [r["reward"]["value"] for r in answer["results"][::2]] == pytest.approx([expected] * (len(bad) + 1))
+    failed = dict(zip(bad, answer["results"][1::2], strict=True))
+    codes = {
+        name: {scorer: outcome["error"]["code"] for scorer, outcome in result["scores"].items() if "error" in outcome}
+        for name, result in failed.items()
+    }
+    everywhere = ("number", "bright", "face")
+    assert codes == {
+        "not an image": dict.fromkeys(everywhere, "bad_image"),
+        "truncated": dict.fromkeys(everywhere, "bad_image"),
+        "30k": dict.fromkeys(everywhere, "image_too_large"),
+        "bad reference": dict.fromkeys(everywhere, "bad_image"),
+        "no prompt": {"number": "missing_input"},
+        "no reference": {"face": "missing_input"},
+        "no image": {"bright": "missing_input", "face": "missing_input"},
+        "poison": {"number": "scorer_failed"},
+        "not finite": {"number": "non_finite"},
+    }
+    assert all("error" in r["reward"] for r in failed.values())
+
+
+def test_missing_truth_is_told_for_its_item(plane: Any) -> None:
+    """A reasoning without truth cannot be read, so the request is refused and says where."""
+    answer = plane.post(body({"prompt": "1", "reasoning": {"text": "a", "segments": ["b"]}}, scorers=["number"]))
+    assert answer.status_code == 400
+    assert "items[0].reasoning" in answer.json()["error"]["message"]
+
+
+def test_renormalise_spreads_the_lost_weight(plane: Any) -> None:
+    item = ScoreItem(picture(51), "0.5", concept=Concept("person"))  # no reference: face is lost
+    (result,) = plane.score(item, ensemble="lenient").results
+    assert result.reward.value == pytest.approx((0.5 * 0.5 + 0.25 * 0.2) / 0.75)
+    assert result.reward.detail["missing"] == ["face"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code", "word"),
+    [
+        (body(scorers=["bright"]), 400, "invalid_request", "items"),
+        (body(ITEM), 400, "invalid_request", "nothing to compute"),
+        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, der, face, frail, number"),
+        (body(ITEM, ensemble="nobody"), 404, "unknown_scorer", "council, lenient"),
+        (body(ITEM, weights={"bright": float("nan")}), 400, "invalid_request", "weights"),
+        (body(ITEM, weights={"bright": -1}), 400, "invalid_request", "weights"),
+        (body(ITEM, weights={"bright": 0}), 400, "invalid_request", "above 0"),
+        (body(ITEM, scorers=["bright"], timeout_ms=0), 400, "invalid_request", "timeout_ms"),
+        (body(ITEM, scorers=["bright"], timeout_ms=10**9), 400, "invalid_request", "600000"),
+        (body(ITEM, scorers=["bright"], surprise=1), 400, "invalid_request", "surprise"),
+        (body(ITEM | {"image": "%%%"}, scorers=["bright"]), 400, "invalid_request", "items[0].image"),
+        (body(*[ITEM] * 65, scorers=["bright"]), 413, "payload_too_large", "max_items"),
+        (body(ITEM | {"prompt": "x" * 201}, scorers=["bright"]), 413, "payload_too_large", "max_text_chars"),
+        (body(ITEM | {"references": [ITEM["image"]] * 3}, scorers=["bright"]), 413, "payload_too_large", "references"),
+        (b"{", 400, "invalid_request", "JSON"),
+        (b"[]", 400, "invalid_request", ""),
+        (b"", 400, "invalid_request", ""),
+    ],
+)
+def test_a_bad_request_is_refused_with_its_reason(plane: Any, sent: bytes, status: int, code: str, word: str) -> None:
+    answer = plane.post(sent)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["retryable"]) == (status, code, False)
+    assert word.lower() in error["message"].lower()
+
+
+def test_an_oversized_body_is_refused_by_its_declared_length_and_while_it_streams(plane: Any) -> None:
+    large = body(ITEM, scorers=["bright"], request_id="x" * 2**22)
+    declared = plane.post(large)
+    streamed = plane.http.post(
+        "/v1/score",
+        content=(large[i : i + 65536] for i in range(0, len(large), 65536)),
+        headers={"content-type": "application/json"},
+    )
+    for answer in (declared, streamed):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+        assert "2097152" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-pickle", ""])
+def test_an_unknown_content_type_is_refused_with_those_known(plane: Any, content_type: str) -> None:
+    answer = plane.post(body(ITEM, scorers=["bright"]), content_type)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "application/msgpack" in answer.json()["error"]["message"]
+
+
+def test_errors_speak_the_callers_format(plane: Any) -> None:
+    answer = plane.post(b"\xc1", "application/msgpack")
+    assert answer.headers["content-type"] == "application/msgpack"
+    assert msgpack.unpackb(answer.content)["error"]["code"] == "invalid_request"
+    mixed = plane.post(body(ITEM, scorers=["bright"]), accept="application/msgpack")
+    assert msgpack.unpackb(mixed.content)["results"][0]["scores"]["bright"]["value"] == pytest.approx(0.2)
+
+
+def test_the_request_id_is_echoed_or_made(plane: Any) -> None:
+    named = plane.post(body(ITEM, scorers=["bright"], request_id="abc"))
+    assert named.headers["x-synod-request-id"] == named.json()["request_id"] == "abc"
+    headed = plane.post(body(ITEM, scorers=["bright"]), **{"x-request-id": "from-header"})
+    assert headed.headers["x-synod-request-id"] == headed.json()["request_id"] == "from-header"
+    made = plane.post(body(ITEM, scorers=["bright"]))
+    assert made.headers["x-synod-request-id"] == made.json()["request_id"] != ""
+    assert plane.post(b"{").headers["x-synod-request-id"]
+
+
+def test_discovery_health_and_documents(plane: Any) -> None:
+    scorers = plane.http.get("/v1/scorers").json()
+    assert [one["name"] for one in scorers["scorers"]] == ["bright", "number", "frail", "face", "der"]
+    assert scorers["ensembles"]["council"]["weights"]["animal"]["face"] == 0.0
+    assert plane.http.get("/healthz").json() == {"alive": True}
+    assert plane.ready()["ready"] is True
+    assert "/v1/score" in plane.http.get("/openapi.json").json()["paths"]
+    assert "/v1/score" in plane.http.get("/docs").text
+    assert plane.http.get("/nowhere").status_code == 404
+
+
+def test_detail_carries_through(plane: Any) -> None:
+    (result,) = plane.score(ScoreItem(picture(51)), scorers=("bright",)).results
+    assert isinstance(result.scores["bright"], Score)
+    assert result.scores["bright"].detail["batch"] >= 1

@@ -1,0 +1,163 @@
+"""One law suite over the whole registry: every scorer, every family, on tiny models.
+
+Length and order, finiteness and range, batch size, permutation, repetition, failures that stay with their item.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+from skimage import data
+
+from services.models import mask2former
+from services.scorers import registry
+from services.scorers.base import Scorer, score_batch
+from services.settings import ScorerSettings
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
+
+CASES = ("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former")
+Pictures = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="session")
+def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
+    semantic = {"family": "semantic", "model": tiny_models.semantic, "min_area": 4}
+    finder = {"family": "detector", "detector": semantic, "threshold": 0.2}
+    trees: dict[str, dict[str, Any]] = {
+        "tier": {"kind": "tier", "model": tiny_models.text},
+        "tier_paper": {"kind": "tier", "model": tiny_models.text, "mode": "paper_clipped", "pooling": "cls"},
+        "ber": {"kind": "ber", "model": tiny_models.blip2},
+        "der": {"kind": "der", "model": tiny_models.dinov2},
+        "fer": {"kind": "fer", "finder": finder, "embedder": {"family": "small", "model": tiny_models.small_face}},
+        "fer_mtcnn": {
+            "kind": "fer",
+            "finder": {"family": "mtcnn"},
+            "embedder": {"family": "facenet", "weights": tiny_models.facenet},
+        },
+        "geneval": {"kind": "geneval", "detector": semantic, "color_model": tiny_models.open_clip},
+        "geneval_mask2former": {
+            "kind": "geneval",
+            "detector": {"family": "mask2former", "model": tiny_models.mask2former},
+            "color_model": tiny_models.open_clip,
+            "rule_set": "official",
+        },
+    }
+    assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS)
+    settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask2former, "SHORT_SIDE", 128)  # the law does not depend on the size, the minutes do
+        patch.setattr(mask2former, "LONG_SIDE", 192)
+        yield {name: registry.build(name, settings.validate_python(tree)) for name, tree in trees.items()}
+
+
+@pytest.fixture(params=CASES)
+def scorer(request: pytest.FixtureRequest, scorers: dict[str, Scorer]) -> Scorer:
+    return scorers[request.param]
+
+
+@pytest.fixture
+def items(pictures: Pictures) -> list[ScoreItem]:
+    """Eight complete items: sizes mixed, references shared and own, faces and none, texts long, short and empty.
+
+    Pictures are read-only, as they are when they come off the wire.
+    """
+    portrait = np.ascontiguousarray(data.astronaut()[:224, 112:336])
+    faces = [portrait, np.ascontiguousarray(portrait[:, ::-1]), (portrait * 0.6).astype(np.uint8)]
+    drawn = [*pictures(3, 1), *pictures(1, 2, size=(48, 80)), pictures(1, 3, size=(3, 3))[0]]
+    images = [*drawn, *faces]
+    texts = ("a red cat", "", "a person wearing a blue hat " * 4, "dog", "two black birds", "cat", "hat", "a scarf")
+    for image in images:
+        image.setflags(write=False)
+    items = []
+    for i, (image, text) in enumerate(zip(images, texts, strict=True)):
+        clauses = (
+            GenEvalClause("cat", 1 + i % 3, ("red", None, "blue")[i % 3] if i > 2 else None),
+            GenEvalClause("person", 1, None, ("left of", 0) if i % 4 == 3 else None),
+        )[: 1 + i % 2]
+        truth = (0.0, 0.0, 0.0) if i == 3 else (1.0, 0.0, float(i % 2))
+        items.append(
+            ScoreItem(
+                image=image,
+                prompt=f"a photo of <bo> with {text or 'grass'}",
+                references=(faces[0],) if i % 2 else (faces[1], faces[2]),
+                reasoning=Reasoning(text, ("a red hat", "dog sits", "a white scarf"), truth),
+                geneval=GenEvalMetadata("counting" if i == 4 else "colors", clauses, clauses[1:] if i == 5 else ()),
+                concept=Concept("person", "person", "<bo>"),
+            )
+        )
+    return items
+
+
+def same(a: Outcome, b: Outcome, tolerance: float = 1e-4) -> bool:
+    if isinstance(a, Score) and isinstance(b, Score):
+        return abs(a.value - b.value) <= tolerance
+    return a == b
+
+
+def values(outcomes: Sequence[Outcome]) -> list[float]:
+    return [o.value for o in outcomes if isinstance(o, Score)]
+
+
+def test_every_item_gets_one_finite_score_within_the_declared_range(scorer: Scorer, items: list[ScoreItem]) -> None:
+    outcomes = score_batch(scorer, items)
+    assert len(outcomes) == len(items)
+    spec = scorer.spec
+    for outcome in outcomes:
+        if isinstance(outcome, ScoreFailure):
+            assert outcome.code == "no_reference_face"
+            continue
+        assert math.isfinite(outcome.value)
+        assert spec.low <= outcome.value <= spec.high
+        json.dumps(outcome.detail, allow_nan=False)
+    assert len({round(value, 6) for value in values(outcomes)}) > 1, "the items must tell scores apart"
+
+
+def test_batch_of_one_equals_batch_of_eight(scorer: Scorer, items: list[ScoreItem]) -> None:
+    together = score_batch(scorer, items)
+    alone = [score_batch(scorer, [item])[0] for item in items]
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True)), (together, alone)
+
+
+def test_outcomes_follow_their_items_through_a_permutation(scorer: Scorer, items: list[ScoreItem]) -> None:
+    order = np.random.default_rng(7).permutation(len(items)).tolist()
+    straight, permuted = score_batch(scorer, items), score_batch(scorer, [items[i] for i in order])
+    assert all(same(straight[i], permuted[place]) for place, i in enumerate(order))
+
+
+def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreItem]) -> None:
+    assert score_batch(scorer, items) == score_batch(scorer, items)
+
+
+def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
+    whole = score_batch(scorer, items)
+    empty: dict[str, Any] = {"image": None, "prompt": " ", "references": (), "reasoning": None, "geneval": None}
+    for need in scorer.spec.needs:
+        outcomes = score_batch(scorer, [items[0], replace(items[1], **{need: empty[need]}), items[2]])
+        assert isinstance(outcomes[1], ScoreFailure)
+        assert outcomes[1].code == "missing_input"
+        assert need in outcomes[1].message
+        assert same(outcomes[0], whole[0])
+        assert same(outcomes[2], whole[2])
+
+
+def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
+    """A picture (or text) of a type that the models choke on, in the middle of a good batch."""
+    whole = score_batch(scorer, items)
+    poison: dict[str, Any] = {"reasoning": Reasoning(3, ("a",), (1.0,))}  # type: ignore[arg-type]
+    if "image" in scorer.spec.needs:
+        poison = {"image": np.full((64, 64), "x")}
+    outcomes = score_batch(scorer, [*items[:4], replace(items[4], **poison), *items[5:]])
+    assert isinstance(outcomes[4], ScoreFailure)
+    assert outcomes[4].code == "scorer_failed"
+    assert all(same(a, b) for i, (a, b) in enumerate(zip(outcomes, whole, strict=True)) if i != 4)
+
+
+def test_an_empty_batch_is_an_empty_answer(scorer: Scorer) -> None:
+    assert score_batch(scorer, []) == []

@@ -1,0 +1,47 @@
+"""DER (eq. 32) against transformers called directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, Dinov2Model
+
+from services.scorers import der
+from services.settings import DerSettings
+from synod.contracts import Score, ScoreItem
+
+Pictures = Callable[..., list[Any]]
+
+
+def direct(folder: str, image: np.ndarray) -> np.ndarray:
+    model = Dinov2Model.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+        row = model(**inputs).last_hidden_state[0, 0].double().numpy()
+    return np.asarray(row / np.linalg.norm(row))
+
+
+@pytest.mark.parametrize(("mode", "reduce"), [("mean", np.mean), ("max", np.max)])
+def test_cosines_equal_the_librarys(tiny_models: Any, pictures: Pictures, mode: str, reduce: Any) -> None:
+    image, *references = pictures(2, 1) + pictures(1, 2, size=(70, 40)) + pictures(1, 3, size=(32, 90))
+    scorer = der.build("der", DerSettings(kind="der", model=tiny_models.dinov2, references=mode))  # type: ignore[arg-type]
+    (outcome,) = scorer.score([ScoreItem(image=image, references=tuple(references))])
+    row = direct(tiny_models.dinov2, image)
+    expected = [float(direct(tiny_models.dinov2, reference) @ row) for reference in references]
+    assert isinstance(outcome, Score)
+    assert outcome.detail["cosines"] == pytest.approx(expected, abs=1e-5)
+    assert outcome.value == pytest.approx(reduce(expected), abs=1e-5)
+    assert max(expected) - min(expected) > 0.01, "the case must tell mean from max"
+
+
+def test_a_picture_is_its_own_best_reference(tiny_models: Any, pictures: Pictures) -> None:
+    image, other = pictures(2)
+    scorer = der.build("der", DerSettings(kind="der", model=tiny_models.dinov2, references="max"))
+    (outcome,) = scorer.score([ScoreItem(image=image, references=(other, image.copy()))])
+    assert isinstance(outcome, Score)
+    assert outcome.value == pytest.approx(1.0, abs=1e-6)
+    assert outcome.value <= 1.0

@@ -1,0 +1,74 @@
+"""The colour classifier against open_clip called directly, and the cutout against Pillow's composite and crop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import open_clip as library
+import pytest
+import torch
+from PIL import Image
+
+from services.models import open_clip
+from services.models.detector import Detection, box_of
+from services.scorers.geneval.colour import ColorClassifier, cutout
+from services.scorers.geneval.rules import COLORS
+
+Pictures = Callable[..., list[Any]]
+
+
+def direct(folder: str, crop: np.ndarray, name: str) -> tuple[str, float]:
+    """The colour, and its lead over the second."""
+    model, _, transform = library.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = library.get_tokenizer(f"local-dir:{folder}")
+    model.eval()
+    logits = []
+    with torch.no_grad():
+        image = torch.nn.functional.normalize(model.encode_image(transform(Image.fromarray(crop))[None]), dim=-1)[0]
+        for color in COLORS:
+            texts = [
+                f"a photo of a {color} {name}",
+                f"a photo of a {color}-colored {name}",
+                f"a photo of a {color} object",
+            ]
+            rows = [torch.nn.functional.normalize(model.encode_text(tokenizer([t])), dim=-1)[0] for t in texts]
+            mean = (rows[0] + rows[1] + rows[2]) / 3
+            logits.append(float(image @ (mean / mean.norm())))
+    best = sorted(logits)
+    return COLORS[int(np.argmax(logits))], best[-1] - best[-2]
+
+
+def test_colors_equal_the_librarys_and_classes_do_not_mix(tiny_models: Any, pictures: Pictures) -> None:
+    crops = pictures(4, 1) + pictures(4, 2, size=(21, 37))
+    names = ["cat", "dog", "person", "cat", "dog", "bird", "cat", "hat"]
+    colors = ColorClassifier(open_clip.load(tiny_models.open_clip, None, "cpu")).classify(crops, names)
+    for crop, name, color in zip(crops, names, colors, strict=True):
+        expected, lead = direct(tiny_models.open_clip, crop, name)
+        assert color == expected or lead < 1e-5
+    assert len(set(colors)) > 1
+
+
+def test_no_crops_need_no_forward() -> None:
+    assert ColorClassifier(None).classify([], []) == []  # type: ignore[arg-type]
+
+
+def test_cutout_paints_everything_outside_the_mask_grey(pictures: Pictures) -> None:
+    (image,) = pictures(1, size=(20, 30))
+    mask = np.zeros((20, 30), bool)
+    mask[4:9, 7:15] = True
+    mask[6, 9] = False
+    box = box_of(mask)
+    assert box == (7.0, 4.0, 15.0, 9.0)
+    blank = Image.new("RGB", (30, 20), "#999")
+    expected = Image.composite(Image.fromarray(image), blank, Image.fromarray(mask.astype(np.uint8) * 255)).crop(box)
+    ours = cutout(image, Detection("cat", 0.9, box, mask))
+    assert np.array_equal(ours, np.asarray(expected))
+    assert ours[2, 2].tolist() == [0x99] * 3
+
+
+@pytest.mark.parametrize("box", [(3.4, 3.4, 3.45, 3.45), (29.9, 19.9, 30.0, 20.0)])
+def test_a_sliver_keeps_a_pixel(box: tuple[float, float, float, float], pictures: Pictures) -> None:
+    (image,) = pictures(1, size=(20, 30))
+    assert cutout(image, Detection("cat", 0.9, box, np.ones((20, 30), bool))).shape == (1, 1, 3)

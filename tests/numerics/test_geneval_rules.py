@@ -1,0 +1,247 @@
+"""GenEval's rules against a second implementation written differently (exact fractions, ranks instead of sorting,
+clauses decided one by one), and against cases worked by hand."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from fractions import Fraction
+
+import pytest
+
+from services.scorers.geneval import rules
+from services.scorers.geneval.rules import COLORS, Found
+from synod.contracts import RELATIONS, GenEvalClause, GenEvalMetadata
+from synod.errors import InvalidItem
+
+SETS = int(os.environ.get("SYNOD_GENEVAL_SETS", "1500"))
+CLASSES = ("cat", "dog", "car")
+SCORES = (0.1, 0.3, 0.3000001, 0.30001, 0.5, 0.5, 0.7, 0.9, 0.90001, 0.95, 0.99)
+
+
+def single(value: float) -> float:
+    """The value as a 32-bit float holds it."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+class Oracle:
+    def __init__(self, metadata: GenEvalMetadata, candidates: list[Found]) -> None:
+        self.metadata, self.candidates = metadata, candidates
+        self.least = single(0.9 if metadata.tag == "counting" else 0.3)
+
+    def rank(self, a: Found) -> int:
+        rivals = [b for b in self.candidates if b.class_name == a.class_name]
+        return sum((single(b.score), b.index) > (single(a.score), a.index) for b in rivals)
+
+    def best(self, name: str, most: int) -> list[Found]:
+        same = [f for f in self.candidates if f.class_name == name and single(f.score) > self.least]
+        return [f for f in same if self.rank(f) < min(most, 16)]
+
+    @staticmethod
+    def stands(relation: str, a: Found, b: Found) -> bool:
+        axis = 0 if relation in ("left of", "right of") else 1
+        sign = -1 if relation in ("left of", "above") else 1
+        (ax, ay), (bx, by) = ([(Fraction(f.box[k]) + Fraction(f.box[k + 2])) / 2 for k in (0, 1)] for f in (a, b))
+        reach = sum(abs(Fraction(f.box[axis + 2]) - Fraction(f.box[axis])) for f in (a, b)) / 10
+        along = sign * (ax - bx if axis == 0 else ay - by) - reach
+        return along > 0 and 4 * along * along > (ax - bx) ** 2 + (ay - by) ** 2
+
+    def holds(self, number: int, exact: bool) -> tuple[bool, bool, bool]:
+        """Whether clause `number` holds in count, then also in colour, then also in position."""
+        clause = self.metadata.include[number]
+        group = self.best(clause.class_name, 99 if exact else clause.count)
+        count = len(group) == clause.count
+        color = count and (clause.color is None or all(f.color == clause.color for f in group))
+        if clause.position is None or not color:
+            return count, color, color and clause.position is None
+        relation, target = clause.position
+        place = self.holds(target, exact)[2] and all(
+            self.stands(relation, a, b)
+            for a in group
+            for b in self.best(
+                self.metadata.include[target].class_name, 99 if exact else self.metadata.include[target].count
+            )
+        )
+        return count, color, place
+
+    def official(self) -> float:
+        wanted = all(self.holds(n, exact=False)[2] for n in range(len(self.metadata.include)))
+        spoilt = any(len(self.best(c.class_name, 99)) >= c.count for c in self.metadata.exclude)
+        return 1.0 if wanted and not spoilt else 0.0
+
+    def soft(self) -> Fraction:
+        terms = []
+        for number, clause in enumerate(self.metadata.include):
+            count, _, place = self.holds(number, exact=True)
+            group = self.best(clause.class_name, 99)
+            terms.append(max(Fraction(0), 1 - Fraction(abs(len(group) - clause.count), clause.count)))
+            if clause.color is not None:
+                right = len([f for f in group if f.color == clause.color]) if count else 0
+                terms.append(Fraction(right, clause.count))
+            if clause.position is not None:
+                terms.append(Fraction(int(place)))
+        return sum(terms, Fraction(0)) / len(terms)
+
+
+def random_case(seed: int) -> tuple[GenEvalMetadata, list[Found]]:
+    rng = random.Random(seed)
+    clauses = []
+    for number in range(rng.randint(1, 3)):
+        color = rng.choice(COLORS[:2]) if rng.random() < 0.4 else None
+        position = (rng.choice(RELATIONS), rng.randrange(number)) if number and rng.random() < 0.6 else None
+        clauses.append(GenEvalClause(CLASSES[number], rng.choice((1, 1, 1, 2, 3)), color, position))
+    exclude = (GenEvalClause(rng.choice(CLASSES), rng.randint(1, 4)),) if rng.random() < 0.4 else ()
+    candidates = []
+    for index in range(rng.choice((2, 3, 4, 6, 8, 40))):
+        x, y, w, h = rng.randint(0, 63), rng.randint(0, 63), rng.randint(1, 20), rng.randint(1, 20)
+        color = rng.choice(COLORS[:2]) if rng.random() < 0.8 else "red"
+        candidates.append(Found(rng.choice(CLASSES), rng.choice(SCORES), (x, y, x + w, y + h), index, color))
+    return GenEvalMetadata(rng.choice(("counting", "position", "colors")), tuple(clauses), exclude), candidates
+
+
+def test_both_rule_sets_agree_with_a_second_implementation() -> None:
+    values: list[tuple[float, float]] = []
+    for seed in range(SETS):
+        metadata, candidates = random_case(seed)
+        oracle = Oracle(metadata, candidates)
+        objects = rules.select(candidates, metadata.tag)
+        official, soft = rules.official(metadata, objects), rules.soft(metadata, objects)
+        assert official.value == oracle.official(), f"seed {seed}"
+        assert soft.value == pytest.approx(float(oracle.soft()), abs=1e-12), f"seed {seed}"
+        assert bool(official.reasons) == (official.value == 0.0)
+        assert bool(soft.reasons) == (soft.value < 1.0), f"seed {seed}"
+        values.append((official.value, soft.value))
+    share = sum(official for official, _ in values) / SETS
+    assert 0.03 < share < 0.97, "the random cases must decide both ways"
+    assert len({soft for _, soft in values}) > 10
+
+
+def found(name: str, count: int, color: str | None = None, score: float = 0.95) -> dict[str, tuple[Found, ...]]:
+    boxes = [(10.0 * i, 0.0, 10.0 * i + 5, 5.0) for i in range(count)]
+    return {name: tuple(Found(name, score, box, i, color) for i, box in enumerate(boxes))}
+
+
+def one(clause: GenEvalClause, *exclude: GenEvalClause, tag: str = "single_object") -> GenEvalMetadata:
+    return GenEvalMetadata(tag, (clause,), exclude)
+
+
+def test_soft_is_clamped_where_the_lineage_gave_minus_fourteen() -> None:
+    assert rules.soft(one(GenEvalClause("cat", 1)), found("cat", 16)).value == 0.0
+
+
+@pytest.mark.parametrize(("count", "value"), [(0, 0.0), (1, 0.5), (2, 1.0), (3, 0.5), (4, 0.0), (7, 0.0)])
+def test_soft_count_term(count: int, value: float) -> None:
+    assert rules.soft(one(GenEvalClause("cat", 2)), found("cat", count)).value == value
+
+
+def _pair(
+    cat: tuple[float, float, float, float], dog: tuple[float, float, float, float]
+) -> dict[str, tuple[Found, ...]]:
+    return {"cat": (Found("cat", 0.9, cat, 0),), "dog": (Found("dog", 0.9, dog, 1),)}
+
+
+LEFT = GenEvalMetadata("position", (GenEvalClause("cat", 1), GenEvalClause("dog", 1, None, ("left of", 0))))
+
+
+def test_a_failed_position_is_worth_nothing_where_the_lineage_gave_half() -> None:
+    objects = _pair((0, 0, 10, 10), (40, 0, 50, 10))  # the dog is right of the cat
+    verdict = rules.soft(LEFT, objects)
+    assert verdict.value == pytest.approx(2 / 3)  # two count terms of 1, one position term of 0
+    assert verdict.reasons == ("expected dog left of cat, found it right of",)
+    assert rules.official(LEFT, objects).value == 0.0
+
+
+def test_a_position_that_holds_is_worth_one() -> None:
+    objects = _pair((40, 0, 50, 10), (0, 0, 10, 10))
+    assert rules.soft(LEFT, objects).value == rules.official(LEFT, objects).value == 1.0
+
+
+def test_a_missing_target_fails_the_position() -> None:
+    objects = {"dog": found("dog", 1)["dog"]}
+    assert rules.soft(LEFT, objects).value == pytest.approx(1 / 3)
+    assert rules.soft(LEFT, objects).reasons == (
+        "expected exactly 1 cat, found 0",
+        "no target for dog to be left of",
+    )
+
+
+def test_official_looks_at_the_most_confident_only_and_soft_at_all() -> None:
+    clause = GenEvalClause("cat", 1, "red")
+    objects = {"cat": (Found("cat", 0.9, (0, 0, 5, 5), 0, "red"), Found("cat", 0.8, (9, 0, 14, 5), 1, "blue"))}
+    assert rules.official(one(clause), objects).value == 1.0
+    assert rules.soft(one(clause), objects).value == 0.0  # two cats for one: both terms 0
+    flipped = {"cat": (objects["cat"][1], objects["cat"][0])}
+    assert rules.official(one(clause), flipped).reasons == ("expected 1 red cat, found 0 (colors: blue)",)
+
+
+def test_official_exclude_fails_when_its_count_is_reached() -> None:
+    metadata = one(GenEvalClause("cat", 2), GenEvalClause("cat", 3), tag="counting")
+    assert [rules.official(metadata, found("cat", n)).value for n in (1, 2, 3, 4)] == [0.0, 1.0, 0.0, 0.0]
+    assert rules.official(metadata, found("cat", 3)).reasons == ("expected fewer than 3 cat, found 3",)
+    assert rules.soft(metadata, found("cat", 2)).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tag", "score", "kept"),
+    [
+        ("colors", 0.3, False),  # equal to the threshold in float32
+        ("colors", 0.30000000001, False),  # above 0.3 in float64, equal in float32
+        ("colors", 0.3000001, True),
+        ("counting", 0.9, False),
+        ("counting", 0.89, False),
+        ("counting", 0.9000001, True),
+    ],
+)
+def test_thresholds_are_strict_and_single_precision(tag: str, score: float, kept: bool) -> None:
+    assert bool(rules.select([Found("cat", score, (0, 0, 1, 1), 0)], tag)) is kept
+
+
+def test_at_most_sixteen_a_class_and_of_equals_the_later_comes_first() -> None:
+    candidates = [Found("cat", 0.5, (0, 0, 1, 1), i) for i in range(20)] + [Found("cat", 0.6, (0, 0, 1, 1), 20)]
+    assert [f.index for f in rules.select(candidates, "colors")["cat"]] == [20, *range(19, 4, -1)]
+
+
+@pytest.mark.parametrize(
+    ("a", "expected"),
+    [
+        ((-40, 0, -30, 10), {"left of"}),
+        ((40, 0, 50, 10), {"right of"}),
+        ((0, -40, 10, -30), {"above"}),
+        ((0, 40, 10, 50), {"below"}),
+        ((40, 40, 50, 50), {"right of", "below"}),
+        ((1, 1, 11, 11), set()),  # within the margin
+        ((0, 0, 10, 10), set()),
+        ((2, 0, 12, 10), set()),  # offset 2 = 0.1 * (10 + 10): nothing left of it
+        ((5, 0, 15, 10), {"right of"}),  # (5 - 2) / 5 = 0.6
+        ((4, 0, 14, 10), set()),  # (4 - 2) / 4 = 0.5 is not beyond 0.5
+    ],
+)
+def test_relations_by_hand(a: tuple[float, float, float, float], expected: set[str]) -> None:
+    assert rules.relations(Found("a", 1, a, 0), Found("b", 1, (0, 0, 10, 10), 1)) == expected
+
+
+def test_only_objects_that_a_color_clause_decides_on_are_classified() -> None:
+    objects = {**found("cat", 3), "dog": (Found("dog", 0.9, (0, 0, 5, 5), 7),)}
+    metadata = GenEvalMetadata("color_attr", (GenEvalClause("cat", 2, "red"), GenEvalClause("dog", 1)))
+    assert [f.index for f in rules.color_needs(metadata, objects)] == [0, 1]
+    too_many = GenEvalMetadata("color_attr", (GenEvalClause("cat", 4, "red"), GenEvalClause("dog", 1)))
+    assert rules.color_needs(too_many, objects) == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (GenEvalMetadata("t", ()), "geneval.include is empty"),
+        (one(GenEvalClause("unicorn", 1)), "'unicorn'.*cat, dog"),
+        (one(GenEvalClause("cat", 1), GenEvalClause("unicorn", 1)), "'unicorn'"),
+        (one(GenEvalClause("cat", 0)), "count 0 of 'cat'"),
+        (one(GenEvalClause("cat", 1, "teal")), "'teal' is not one of red"),
+        (one(GenEvalClause("cat", 1, None, ("near", 0))), "'near'"),  # type: ignore[arg-type]
+        (one(GenEvalClause("cat", 1, None, ("above", 0))), "target 0 of clause 0"),
+        (GenEvalMetadata("t", (GenEvalClause("cat", 1), GenEvalClause("dog", 1, None, ("above", -1)))), "target -1"),
+    ],
+)
+def test_metadata_that_no_rule_can_decide_on_is_refused(metadata: GenEvalMetadata, message: str) -> None:
+    with pytest.raises(InvalidItem, match=message):
+        rules.check(metadata, ("cat", "dog"))

@@ -1,0 +1,77 @@
+"""What a plane asks of a cluster, and whether it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.settings import Settings, load
+from synod.errors import SettingsError
+
+
+@pytest.fixture
+def graph() -> Any:
+    from services.cluster import graph
+
+    return graph
+
+
+def settings_of(folder: Path, *servings: str) -> Settings:
+    scorers = "".join(
+        f'[scorers.s{i}]\nkind = "der"\nmodel = "/tmp"\nserving = {{ {serving} }}\n'
+        for i, serving in enumerate(servings)
+    )
+    path = folder / "plane.toml"
+    path.write_text(scorers)
+    return load(path, {})
+
+
+def test_two_halves_of_a_gpu_fit_and_three_do_not(graph: Any, tmp_path: Path) -> None:
+    half = "num_gpus = 0.5"
+    graph.check_capacity(graph.Demand.of(settings_of(tmp_path, half, half)), 8, [1])
+    with pytest.raises(SettingsError, match=r"ask for 1.5 GPUs \(each 0.5, 0.5, 0.5\), the cluster has 1"):
+        graph.check_capacity(graph.Demand.of(settings_of(tmp_path, half, half, half)), 8, [1])
+
+
+def test_replicas_multiply(graph: Any, tmp_path: Path) -> None:
+    demand = graph.Demand.of(settings_of(tmp_path, "replicas = 3, num_gpus = 0.25, num_cpus = 2", "num_cpus = 0.5"))
+    assert demand.gpus == (0.25, 0.25, 0.25)
+    assert demand.cpus == pytest.approx(6.6)  # the gateway's 0.1 included
+
+
+def test_too_many_cpus_are_told_with_both_numbers(graph: Any, tmp_path: Path) -> None:
+    demand = graph.Demand.of(settings_of(tmp_path, "num_cpus = 3"))
+    with pytest.raises(SettingsError, match=r"3\.1 CPUs, the cluster has 2"):
+        graph.check_capacity(demand, 2, [0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "fits"),
+    [
+        ((), [], True),
+        ((0.5,), [0], False),
+        ((0.6, 0.6), [2], True),
+        ((0.6, 0.6, 0.6), [2], False),  # 1.8 of 2, but a share cannot span two GPUs
+        ((0.4, 0.6, 0.6, 0.4), [2], True),
+        ((2.0,), [1, 1], False),  # nor whole GPUs two nodes
+        ((2.0, 1.0), [2, 1], True),
+        ((2.0, 0.5), [2], False),
+        ((0.1,) * 10, [1], True),
+        ((0.1,) * 11, [1], False),
+    ],
+)
+def test_placement(graph: Any, asked: tuple[float, ...], nodes: list[int], fits: bool) -> None:
+    assert graph._fits(asked, nodes) is fits
+
+
+@given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), max_size=8), st.lists(st.integers(0, 3), max_size=3))
+def test_what_fits_is_never_more_than_there_is(asked: list[float], nodes: list[int]) -> None:
+    from services.cluster.graph import _fits
+
+    if _fits(asked, nodes):
+        assert sum(asked) <= sum(nodes)
+        assert _fits(asked[1:], nodes)

@@ -1,0 +1,94 @@
+"""A replica on its own: golden gate, batches, Ray's errors in our words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from services.scorers.base import Scorer, ScorerSpec
+from services.settings import DerSettings, ScorerSettings, ServingSettings
+from synod.contracts import Outcome, Score, ScoreItem
+from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
+
+SETTINGS = DerSettings(kind="der", model="/tmp", serving=ServingSettings(max_queued_images=2, batch_wait_ms=0))
+
+
+class Number:
+    spec = ScorerSpec("number", ("prompt",), 0.0, 1.0, "a test", "a test")
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [Score(float(item.prompt or "")) for item in items]
+
+
+def build(name: str, settings: ScorerSettings) -> Scorer:
+    return Number()
+
+
+def replica(golden: Path | None = None) -> Any:
+    from services.cluster.replica import Replica
+
+    return Replica("number", SETTINGS, golden and str(golden), build)
+
+
+async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
+    from services.gateway import metrics
+
+    subject = replica()
+    subject.check_health()
+    items = (ScoreItem(prompt="0.5"), ScoreItem(), ScoreItem(prompt="0.25"))
+    assert await subject.score(items, [2, 0], 10.0) == [Score(0.25), Score(0.5)]
+    held = metrics.HELD_IMAGES.labels("number")
+    call = asyncio.create_task(subject.score(items, [0, 1, 2], 10.0))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await subject.score(items, [0], 10.0)
+    await call
+    assert held._value.get() == 0
+
+
+@pytest.mark.parametrize(("recorded", "healthy"), [(0.5, True), (0.6, False)])
+def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
+    golden = tmp_path / "golden.json"
+    golden.write_text(f'[{{"item": {{"prompt": "0.5"}}, "scores": {{"number": {recorded}}}}}]')
+    subject = replica(golden)
+    if healthy:
+        subject.check_health()
+    else:
+        with pytest.raises(RuntimeError, match=r"scored 0\.5; recorded is 0\.6"):
+            subject.check_health()
+
+
+@pytest.mark.parametrize(
+    ("raised", "ours"),
+    [
+        (ActorDiedError(), ReplicaLost),
+        (WorkerCrashedError(), ReplicaLost),
+        (DeploymentUnavailableError.__new__(DeploymentUnavailableError), ReplicaLost),
+        (BackPressureError.__new__(BackPressureError), Overloaded),
+        (RayTaskError("score", "trace", Overloaded("full")), Overloaded),
+        (RayTaskError("score", "trace", MissingInput("no")), MissingInput),
+        (RayTaskError("score", "trace", ActorDiedError()), ReplicaLost),
+        (RayTaskError("score", "trace", ZeroDivisionError("x")), ScorerFailed),
+        (GetTimeoutError("late"), ScorerFailed),
+    ],
+)
+def test_rays_errors_become_ours(raised: Exception, ours: type[Exception]) -> None:
+    from services.cluster.backend import translate
+
+    error = translate("number", raised)
+    assert type(error) is ours
+    assert "number" in str(error) or ours in (Overloaded, MissingInput)
+
+
+def test_the_gist_of_serves_message_is_the_exception() -> None:
+    from services.cluster.backend import gist
+
+    traced = "Failed. Error:\nray::X()\n  File 'a'\nRuntimeError: T:\n  File 'b'\n    c()\nOSError: no\nmodel\n"
+    assert gist(traced) == "OSError: no\nmodel"
+    assert gist("still starting\n") == "still starting"

@@ -1,0 +1,102 @@
+"""Who is asked for what, and what is refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.gateway.admit import admit
+from services.settings import EnsembleSettings, LimitSettings
+from synod.contracts import (
+    Concept,
+    GenEvalClause,
+    GenEvalMetadata,
+    Reasoning,
+    Score,
+    ScoreFailure,
+    ScoreItem,
+    ScoreRequest,
+)
+from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
+
+ENSEMBLES = {
+    "council": EnsembleSettings(weights={"person": {"a": 0.6, "face": 0.4}, "animal": {"a": 1.0, "face": 0.0}}),
+    "lenient": EnsembleSettings(weights={"person": {"a": 0.5, "b": 0.5}}, missing="renormalise"),
+}
+LIMITS = LimitSettings(max_items=3, max_references=2, max_text_chars=10, max_segments=2)
+ITEM = ScoreItem(prompt="hello")
+
+
+def plan(request: ScoreRequest) -> Any:
+    return admit(request, ("a", "b", "face"), ENSEMBLES, LIMITS, max_timeout_ms=1000)
+
+
+def test_scorers_per_item_named_first_then_weighted() -> None:
+    items = (ScoreItem(concept=Concept("person")), ScoreItem(concept=Concept("animal")), ScoreItem())
+    made = plan(ScoreRequest(items, ("b", "a"), "council"))
+    assert made.scorers_of == (("b", "a", "face"), ("b", "a"), ("b", "a"))
+    assert made.scorers == ("b", "a", "face")
+    assert isinstance(made.weights[2], ScoreFailure)
+
+
+def test_weights_override_the_ensembles_and_need_no_kind() -> None:
+    made = plan(ScoreRequest((ITEM,), (), "council", {"b": 2.0, "face": 0.0}))
+    assert made.scorers_of == (("b",),)
+    reward = made.reward(0, {"b": Score(0.25)})
+    assert isinstance(reward, Score)
+    assert reward.value == 0.5
+
+
+def test_the_ensembles_policy_holds_for_overridden_weights_too() -> None:
+    made = plan(ScoreRequest((ITEM,), (), "lenient", {"a": 1.0, "b": 1.0}))
+    reward = made.reward(0, {"a": Score(0.5), "b": ScoreFailure("bad_image", "no")})
+    assert isinstance(reward, Score)
+    assert reward.value == pytest.approx(1.0)  # 0.5 at the whole weight of 2
+
+
+def test_no_reward_was_asked_for() -> None:
+    assert plan(ScoreRequest((ITEM,), ("a",))).reward(0, {"a": Score(1.0)}) is None
+
+
+LONG = "x" * 11
+GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 2, (GenEvalClause("dog", 1),))
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "word"),
+    [
+        (ScoreRequest((), ("a",)), InvalidRequest, "empty"),
+        (ScoreRequest((ITEM,)), InvalidRequest, "a, b, face"),
+        (ScoreRequest((ITEM,) * 4, ("a",)), PayloadTooLarge, "items has 4, the limit is 3"),
+        (ScoreRequest((ScoreItem(prompt=LONG),), ("a",)), PayloadTooLarge, "items[0].prompt"),
+        (ScoreRequest((ITEM, ScoreItem(references=(b"",) * 3)), ("a",)), PayloadTooLarge, "items[1].references"),
+        (ScoreRequest((ScoreItem(reasoning=Reasoning(LONG, (), ())),), ("a",)), PayloadTooLarge, "reasoning.text"),
+        (
+            ScoreRequest((ScoreItem(reasoning=Reasoning("", ("s",) * 3, (1.0,) * 3)),), ("a",)),
+            PayloadTooLarge,
+            "reasoning.segments",
+        ),
+        (ScoreRequest((ScoreItem(reasoning=Reasoning("", (LONG,), (1.0,))),), ("a",)), PayloadTooLarge, "segments[..]"),
+        (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
+        (ScoreRequest((ITEM,), ("z",)), UnknownScorer, "'z'"),
+        (ScoreRequest((ITEM,), (), None, {"z": 1.0}), UnknownScorer, "'z'"),
+        (ScoreRequest((ITEM,), (), "z"), UnknownScorer, "council, lenient"),
+        (ScoreRequest((ITEM,), (), None, {"a": float("nan")}), InvalidRequest, "weights.a is nan"),
+        (ScoreRequest((ITEM,), (), None, {"a": float("inf")}), InvalidRequest, "weights.a is inf"),
+        (ScoreRequest((ITEM,), (), None, {"a": -0.5}), InvalidRequest, "-0.5"),
+        (ScoreRequest((ITEM,), (), None, {"a": 0.0}), InvalidRequest, "above 0"),
+        (ScoreRequest((ITEM,), (), None, {}), InvalidRequest, "above 0"),
+        (ScoreRequest((ITEM,), ("a",), timeout_ms=0), InvalidRequest, "1..1000"),
+        (ScoreRequest((ITEM,), ("a",), timeout_ms=1001), InvalidRequest, "1001"),
+    ],
+)
+def test_refused(request_: ScoreRequest, error: type[Exception], word: str) -> None:
+    with pytest.raises(error) as caught:
+        plan(request_)
+    assert word in str(caught.value)
+
+
+def test_at_the_limits_is_within_them() -> None:
+    full = ScoreItem(None, "x" * 10, (b"",) * 2, Reasoning("x" * 10, ("x" * 10,) * 2, (1.0, 0.0)))
+    assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=1000)).scorers == ("a",)

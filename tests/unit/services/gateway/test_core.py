@@ -1,0 +1,173 @@
+"""Fan out, gather, retry, deadline: against a backend that misbehaves on cue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.gateway import core
+from services.gateway.core import Gateway
+from synod.contracts import Concept, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import Overloaded, ReplicaLost
+from synod.images import encode_png
+
+
+def item(level: int, kind: Any = None) -> ScoreItem:
+    return ScoreItem(np.full((4, 4, 3), level, np.uint8), concept=kind and Concept(kind))
+
+
+def told(outcome: Outcome | None) -> float | str | None:
+    return outcome.value if isinstance(outcome, Score) else outcome and outcome.code
+
+
+def table(results: Sequence[ItemResult]) -> list[dict[str, float | str | None]]:
+    return [{name: told(outcome) for name, outcome in result.scores.items()} for result in results]
+
+
+async def test_scorers_are_asked_once_each_and_only_for_items_that_need_them(gateway: Gateway, backend: Any) -> None:
+    request = ScoreRequest((item(51, "person"), item(102, "animal"), item(153)), ("b",), "council")
+    response = await gateway.score(request)
+    assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1, 2)), ("face", (0,))]
+    assert table(response.results) == [{"b": 0.2, "a": 0.2, "face": 0.2}, {"b": 0.4, "a": 0.4}, {"b": 0.6}]
+    assert [told(result.reward) for result in response.results] == [
+        pytest.approx(0.2),
+        pytest.approx(0.4),
+        "missing_input",
+    ]
+
+
+async def test_a_scorer_named_outright_is_asked_whatever_its_weight(gateway: Gateway, backend: Any) -> None:
+    await gateway.score(ScoreRequest((item(0, "animal"),), ("face",), "council"))
+    assert sorted(backend.calls) == [("a", (0,)), ("b", (0,)), ("face", (0,))]
+
+
+async def test_a_bad_picture_fails_alone_and_reaches_no_scorer(gateway: Gateway, backend: Any) -> None:
+    bad = ScoreItem(b"no picture", concept=Concept("animal"))
+    large = ScoreItem(np.zeros((101, 100, 3), np.uint8), concept=Concept("animal"))
+    response = await gateway.score(ScoreRequest((item(51, "animal"), bad, large), ensemble="council"))
+    assert table(response.results) == [
+        {"a": 0.2, "b": 0.2},
+        {"a": "bad_image", "b": "bad_image"},
+        {"a": "image_too_large", "b": "image_too_large"},
+    ]
+    assert [told(r.reward) for r in response.results] == [pytest.approx(0.2), "bad_image", "image_too_large"]
+    assert sorted(backend.calls) == [("a", (0,)), ("b", (0,))]
+
+
+async def test_nothing_good_asks_nobody(gateway: Gateway, backend: Any) -> None:
+    response = await gateway.score(ScoreRequest((ScoreItem(b"x"),), ("a",)))
+    assert table(response.results) == [{"a": "bad_image"}]
+    assert backend.calls == []
+
+
+async def test_a_lost_replica_is_asked_again(gateway: Gateway, backend: Any) -> None:
+    backend.plan["a"] = [ReplicaLost("gone"), ReplicaLost("gone again")]
+    response = await gateway.score(ScoreRequest((item(51), item(102)), ("a", "b")))
+    assert table(response.results) == [{"a": 0.2, "b": 0.2}, {"a": 0.4, "b": 0.4}]
+    assert backend.calls.count(("a", (0, 1))) == 3
+    assert backend.calls.count(("b", (0, 1))) == 1
+
+
+async def test_only_what_was_lost_is_asked_again(gateway: Gateway, backend: Any) -> None:
+    """A partial answer is kept: a number once given is never replaced."""
+    lost = ScoreFailure("replica_lost", "gone", retryable=True)
+    own = ScoreFailure("scorer_failed", "poison")
+    backend.plan["a"] = [lambda items: [Score(0.125), lost, own]]
+    response = await gateway.score(ScoreRequest((item(51), item(102), item(153)), ("a",)))
+    assert table(response.results) == [{"a": 0.125}, {"a": 0.4}, {"a": "scorer_failed"}]
+    assert backend.calls == [("a", (0, 1, 2)), ("a", (1,))]
+
+
+async def test_overload_is_passed_on_not_pushed_again(gateway: Gateway, backend: Any) -> None:
+    backend.plan["a"] = [Overloaded("full")]
+    response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
+    assert table(response.results) == [{"a": "overloaded", "b": 0.2}]
+    assert backend.calls.count(("a", (0,))) == 1
+
+
+async def test_retries_end_with_the_deadline(gateway: Gateway, backend: Any) -> None:
+    backend.plan["a"] = [ReplicaLost("gone")] * 1000
+    response = await gateway.score(ScoreRequest((item(51),), ("a", "b"), timeout_ms=300))
+    (scores,) = table(response.results)
+    assert scores["b"] == 0.2
+    assert scores["a"] in ("replica_lost", "deadline_exceeded")
+    assert 2 <= len(backend.calls) < 20
+
+
+async def test_the_deadline_keeps_the_others_and_cancels_the_work(gateway: Gateway, backend: Any) -> None:
+    backend.plan["a"] = [3600.0]
+    response = await gateway.score(ScoreRequest((item(51, "animal"),), ensemble="council", timeout_ms=100))
+    assert table(response.results) == [{"a": "deadline_exceeded", "b": 0.2}]
+    assert told(response.results[0].reward) == "deadline_exceeded"
+    assert backend.cancelled == ["a"]
+
+
+async def test_pictures_that_decode_too_slowly_are_late(
+    gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    never = threading.Event()
+    decode = core.decode_item
+    monkeypatch.setattr(core, "decode_item", lambda i, limits: never.wait(10) if i.prompt else decode(i, limits))
+    slow = ScoreItem(np.zeros((4, 4, 3), np.uint8), prompt="slow")
+    response = await gateway.score(ScoreRequest((item(51), slow), ("a",), timeout_ms=200))
+    never.set()
+    assert table(response.results)[1] == {"a": "deadline_exceeded"}
+
+
+async def test_references_in_common_are_decoded_once_and_stay_in_order(
+    gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    decode = core.decode_item
+
+    def count(one: ScoreItem, limits: Any) -> ScoreItem:
+        decoded.extend(r for r in one.references if isinstance(r, bytes))
+        return decode(one, limits)
+
+    monkeypatch.setattr(core, "decode_item", count)
+    png = [encode_png(np.full((4, 4, 3), level, np.uint8)) for level in (10, 20, 30)]
+    raw = np.full((4, 4, 3), 40, np.uint8)
+    references = [(png[0], png[1]), (png[0], png[1]), (png[1], png[0]), (), (raw, png[2]), (png[0], b"bad")]
+    items = [replace(item(1), references=one) for one in references]
+    backend.plan["a"] = [lambda items: [Score(float(sum(r[0, 0, 0] for r in i.reference_pixels()))) for i in items]]
+    firsts = [lambda items: [Score(float(i.references[0][0, 0, 0] if i.references else 0)) for i in items]]
+    backend.plan["b"] = firsts
+    response = await gateway.score(ScoreRequest(tuple(items), ("a", "b")))
+    assert [row["a"] for row in table(response.results)] == [30, 30, 30, 0, 70, "bad_image"]
+    assert [row["b"] for row in table(response.results)] == [10, 10, 20, 0, 40, "bad_image"]
+    assert sorted(decoded) == sorted([png[0], png[1], png[1], png[0], png[2], png[0], b"bad"])
+
+
+async def test_small_files_that_unfold_to_too_much_together_are_stopped(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body's limit is 4096 bytes, so 65,536 of pixels are fine; each picture here is 30,000 from some 100."""
+    files = [encode_png(np.full((100, 100, 3), level, np.uint8)) for level in range(8)]
+    assert sum(map(len, files)) < 4096
+    monkeypatch.setattr(gateway, "_decoders", ThreadPoolExecutor(1))  # each thread may be one picture over
+    response = await gateway.score(ScoreRequest(tuple(ScoreItem(file) for file in files), ("a",)))
+    values = [row["a"] for row in table(response.results)]
+    assert values == [0.0, 1 / 255, 2 / 255, *["image_too_large"] * 5]
+
+
+@pytest.mark.parametrize("step", [RuntimeError("secret"), lambda items: []])
+async def test_a_backend_that_breaks_its_word_is_a_failure_of_that_scorer(
+    gateway: Gateway, backend: Any, step: Any
+) -> None:
+    backend.plan["a"] = [step]
+    response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
+    assert table(response.results) == [{"a": "scorer_failed", "b": 0.2}]
+    assert "secret" not in str(response)
+
+
+async def test_the_request_id_is_kept_or_made(gateway: Gateway) -> None:
+    assert (await gateway.score(ScoreRequest((item(1),), ("a",), request_id="x"))).request_id == "x"
+    first, second = [(await gateway.score(ScoreRequest((item(1),), ("a",)))).request_id for _ in range(2)]
+    assert first != second

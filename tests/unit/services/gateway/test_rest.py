@@ -1,0 +1,161 @@
+"""The HTTP face over a steered backend, without a server: types, limits, errors, health, documents."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import jsonschema
+import numpy as np
+import pytest
+
+from services.gateway import app, schema
+from services.gateway.core import Gateway
+from synod.codec import CODECS
+from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
+from synod.errors import SynodError
+
+JSON, MSGPACK = "application/json", "application/msgpack"
+BODY = json.dumps({"items": [{"image": schema.RED_PNG}], "scorers": ["a"]}).encode()
+
+
+@pytest.fixture
+async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app.build(gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as client:
+        yield client
+
+
+async def post(http: httpx.AsyncClient, body: Any, kind: str = JSON, **headers: str) -> httpx.Response:
+    return await http.post("/v1/score", content=body, headers={"content-type": kind, **headers})
+
+
+async def test_both_formats_round_trip(http: httpx.AsyncClient) -> None:
+    request = ScoreRequest((ScoreItem(np.full((4, 4, 3), 51, np.uint8)),), ("a",), request_id="r")
+    for kind in (JSON, MSGPACK):
+        answer = await post(http, CODECS[kind].encode_request(request), f"{kind}; charset=utf-8")
+        assert answer.headers["content-type"] == kind
+        assert answer.headers["x-synod-request-id"] == "r"
+        response = CODECS[kind].decode_response(answer.content)
+        assert response == ScoreResponse((ItemResult({"a": Score(0.2)}),), "r")
+
+
+@pytest.mark.parametrize(
+    ("accept", "sent", "answered"),
+    [
+        ("", MSGPACK, MSGPACK),
+        ("*/*", JSON, JSON),
+        ("text/html, application/msgpack;q=0.5", JSON, MSGPACK),
+        ("text/html", MSGPACK, MSGPACK),
+    ],
+)
+async def test_the_answers_type(http: httpx.AsyncClient, accept: str, sent: str, answered: str) -> None:
+    body = CODECS[sent].encode_request(CODECS[JSON].decode_request(BODY))
+    answer = await post(http, body, sent, accept=accept)
+    assert answer.headers["content-type"] == answered
+    assert len(CODECS[answered].decode_response(answer.content).results) == 1
+
+
+async def test_the_body_limit_counts_what_arrives_not_what_is_declared(http: httpx.AsyncClient) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b" " * 1000
+
+    for body in (b" " * 4097, stream()):
+        answer = await post(http, body)
+        assert answer.status_code == 413
+        assert "4096" in answer.json()["error"]["message"]
+    lying = await post(http, stream(), **{"content-length": "10"})
+    assert lying.status_code == 413
+
+
+async def test_an_unexpected_error_is_a_bare_500(
+    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def explode(request: ScoreRequest) -> ScoreResponse:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr(gateway, "score", explode)
+    with caplog.at_level(logging.ERROR, "synod.gateway"):
+        answer = await post(http, BODY, **{"x-request-id": "seven"})
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "error": {"code": "internal", "retryable": False, "message": "internal error; quote request id seven"}
+    }
+    assert "the secret" in caplog.text
+
+
+@pytest.mark.parametrize("error", [c for c in SynodError.__subclasses__() for c in (c, *c.__subclasses__())])
+async def test_each_error_of_the_tree_has_its_status(
+    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
+) -> None:
+    async def refuse(request: ScoreRequest) -> ScoreResponse:
+        raise error("why")
+
+    monkeypatch.setattr(gateway, "score", refuse)
+    for kind in (JSON, MSGPACK):
+        answer = await post(http, BODY, accept=kind)
+        assert answer.status_code == error.http_status
+        assert ("retry-after" in answer.headers) == error.retryable
+        read = CODECS[kind].decode_error(answer.content)
+        assert (read.code, read.retryable, read.message) == (error.code, error.retryable, "why")
+
+
+async def test_a_request_id_that_no_header_can_carry_stays_in_the_body(http: httpx.AsyncClient) -> None:
+    body = json.dumps({"items": [{"image": schema.RED_PNG}], "scorers": ["a"], "request_id": "ü\n"}).encode()
+    answer = await post(http, body)
+    assert answer.json()["request_id"] == "ü\n"
+    assert "x-synod-request-id" not in answer.headers
+
+
+async def test_health_readiness_discovery(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/healthz")).json() == {"alive": True}
+    ready = await http.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["ready"] is False
+    assert ready.json()["scorers"]["b"] == {"ready": False, "replicas": 0, "wanted": 1, "reason": "loading"}
+    scorers = (await http.get("/v1/scorers")).json()
+    assert [one["name"] for one in scorers["scorers"]] == ["a", "b", "face"]
+    assert scorers["limits"]["max_items"] == 8
+    assert "synod_requests_total" in (await http.get("/metrics")).text
+
+
+async def test_the_document_describes_what_the_codec_reads(http: httpx.AsyncClient) -> None:
+    """Every example decodes, validates against the schema, and the page shows all of it without another site."""
+    document = (await http.get("/openapi.json")).json()
+    body = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]
+    for example in body["examples"].values():
+        jsonschema.validate(example["value"], body["schema"])
+        assert CODECS[JSON].decode_request(json.dumps(example["value"]).encode()).items
+    answer = document["paths"]["/v1/score"]["post"]["responses"]["200"]["content"]["application/json"]
+    jsonschema.validate(answer["example"], answer["schema"])
+    assert CODECS[JSON].decode_response(json.dumps(answer["example"]).encode()).results
+    page = (await http.get("/docs")).text
+    assert all(path in page for path in document["paths"])
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+def test_what_the_codec_writes_validates_against_the_document() -> None:
+    outcomes = {"a": Score(0.5, {"x": [1]}), "b": ScoreFailure("bad_image", "no", False)}
+    response = ScoreResponse((ItemResult(outcomes, Score(1.0)), ItemResult(outcomes)), "r")
+    jsonschema.validate(json.loads(CODECS[JSON].encode_response(response)), schema.RESPONSE)
+
+
+@pytest.mark.parametrize("key", ["surprise", "Image"])
+def test_schema_and_codec_refuse_unknown_keys_alike(key: str) -> None:
+    body = {"items": [{key: 1}], "scorers": ["a"]}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(body, schema.REQUEST)
+    with pytest.raises(SynodError):
+        CODECS[JSON].decode_request(json.dumps(body).encode())
+
+
+def test_every_field_of_the_contract_is_in_the_schema() -> None:
+    item = schema.REQUEST["properties"]["items"]["items"]["properties"]
+    assert set(item) == set(ScoreItem.__dataclass_fields__)
+    assert set(schema.REQUEST["properties"]) == set(ScoreRequest.__dataclass_fields__)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.models.images import area, by_shape, crop, distinct, pixel_values
+
+
+def test_distinct_keeps_first_sight_order() -> None:
+    a, b = np.zeros((2, 3, 3), np.uint8), np.ones((2, 3, 3), np.uint8)
+    flipped = np.zeros((3, 2, 3), np.uint8)  # the same bytes in another shape
+    kept, places = distinct([b, a, b.copy(), flipped, a[::-1]])
+    assert [id(k) for k in kept] == [id(b), id(a), id(flipped)]
+    assert places == [0, 1, 0, 2, 1]
+
+
+def test_by_shape_groups_indices() -> None:
+    small, large = np.zeros((2, 3, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    assert by_shape([small, large, small]) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize(
+    ("box", "margin", "expected"),
+    [
+        ((2, 4, 6, 8), 0.0, (4, 2, 4, 4)),
+        ((2, 4, 6, 8), 0.25, (3, 1, 6, 6)),
+        ((0, 0, 20, 10), 0.5, (0, 0, 10, 20)),  # nothing beyond the picture
+        ((2.4, 4.6, 5.6, 8.4), 0.0, (5, 2, 3, 4)),
+        ((-5, -5, -2, -2), 0.0, (0, 0, 1, 1)),
+        ((25, 15, 30, 20), 0.0, (9, 19, 1, 1)),
+    ],
+)
+def test_crop(box: tuple[float, ...], margin: float, expected: tuple[int, int, int, int]) -> None:
+    rows, columns = np.mgrid[0:10, 0:20].astype(np.uint8)
+    piece = crop(np.stack([rows, columns, rows], axis=2), box, margin)  # type: ignore[arg-type]
+    assert (int(piece[0, 0, 0]), int(piece[0, 0, 1]), *piece.shape[:2]) == expected
+
+
+class Processor:
+    """Remembers what it was given and stacks it."""
+
+    def __call__(self, images: list[np.ndarray], **options: str) -> dict[str, torch.Tensor]:
+        self.images, self.options = images, options
+        return {"pixel_values": torch.zeros(len(images), 3, 2, 2)}
+
+
+def test_read_only_pictures_reach_torch_writable_and_others_uncopied() -> None:
+    mine, off_the_wire = np.zeros((3, 1, 3), np.uint8), np.frombuffer(bytes(9), np.uint8).reshape(3, 1, 3)
+    processor, model = Processor(), torch.nn.Linear(1, 1).half()
+    model.device, model.dtype = torch.device("cpu"), torch.float16  # as transformers' modules have
+    batch = pixel_values(processor, [mine, off_the_wire], model)
+    assert batch.dtype == torch.float16
+    assert processor.images[0] is mine
+    assert all(image.flags.writeable for image in processor.images)
+    assert processor.options["input_data_format"] == "channels_last"  # 3 rows are no channels
+
+
+def test_area() -> None:
+    assert area((1.0, 2.0, 4.0, 4.0)) == 6.0

@@ -1,0 +1,92 @@
+"""Components, parts and scores from probability maps drawn by hand; the segmenter against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from services.models import detector, semantic
+from synod.contracts import Pixels
+
+LABELS = ("background", "cat", "person", "face")
+
+
+class Painted:
+    """A segmenter whose winner at each pixel is a digit of the drawing, with probability .7 and .1 for the others."""
+
+    labels = LABELS
+    part_of = {"face": "person"}  # noqa: RUF012
+
+    def __init__(self, *rows: str) -> None:
+        winner = np.array([[int(digit) for digit in row] for row in rows])
+        self.maps = np.where(np.arange(4)[:, None, None] == winner, 0.7, 0.1).astype(np.float32)
+
+    def probabilities(self, images: Sequence[Pixels]) -> list[np.ndarray]:
+        return [self.maps for _ in images]
+
+
+def objects(segmenter: Painted, min_area: int = 1) -> list[tuple[str, float, tuple[float, ...]]]:
+    (found,) = semantic.SemanticDetector(segmenter, min_area).detect([np.zeros((1, 1, 3), np.uint8)])  # type: ignore[arg-type]
+    for detection in found:
+        assert detection.box == detector.box_of(detection.mask)
+    return [(d.class_name, round(d.score, 4), d.box) for d in found]
+
+
+def test_components_are_eight_connected_with_exclusive_far_edges() -> None:
+    drawing = Painted(
+        "100001",
+        "010001",
+        "000000",
+    )
+    assert objects(drawing) == [("cat", 0.7, (0, 0, 2, 2)), ("cat", 0.7, (5, 0, 6, 2))]
+
+
+def test_a_part_belongs_to_its_whole_and_is_a_class_of_its_own() -> None:
+    drawing = Painted(
+        "0330",
+        "0220",
+        "0220",
+    )
+    assert objects(drawing) == [("person", 0.8, (1, 0, 3, 3)), ("face", 0.7, (1, 0, 3, 1))]
+    assert objects(Painted("030")) == [("person", 0.8, (1, 0, 2, 1)), ("face", 0.7, (1, 0, 2, 1))]
+
+
+def test_small_components_are_dropped() -> None:
+    drawing = Painted("110010", "110000")
+    assert objects(drawing, min_area=2) == [("cat", 0.7, (0, 0, 2, 2))]
+    assert objects(drawing, min_area=5) == []
+
+
+def test_the_background_is_no_class() -> None:
+    assert semantic.SemanticDetector(Painted("0"), 1).class_names == ("cat", "person", "face")  # type: ignore[arg-type]
+
+
+def test_probabilities_are_the_librarys_at_the_pictures_size(tiny_models: Any, pictures: Callable[..., Any]) -> None:
+    images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90)), *pictures(1, 3)]
+    segmenter = semantic.Segmenter(tiny_models.semantic, "cpu")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tiny_models.semantic, dtype=torch.float32).eval()
+    processor = AutoImageProcessor.from_pretrained(tiny_models.semantic)
+    for image, ours in zip(images, segmenter.probabilities(images), strict=True):
+        assert ours.shape == (5, *image.shape[:2])
+        with torch.no_grad():
+            output = model(**processor(image, return_tensors="pt"))
+        expected = processor.post_process_semantic_segmentation(output, target_sizes=[image.shape[:2]])[0].numpy()
+        assert np.mean(ours.argmax(axis=0) == expected) > 0.999
+        assert ours.sum(axis=0) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_family_is_built_from_a_settings_table(tiny_models: Any, pictures: Callable[..., Any]) -> None:
+    built = detector.build(family="semantic", model=tiny_models.semantic, device="cpu", min_area=4)
+    assert built.class_names == ("cat", "dog", "person", "face")
+    images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90))]
+    for image, found in zip(images, built.detect(images), strict=True):
+        assert found
+        for d in found:
+            assert d.mask.shape == image.shape[:2]
+            assert d.mask.sum() >= 4
+            assert 0.0 < d.score <= 1.0

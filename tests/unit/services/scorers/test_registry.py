@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import TypeAdapter
+
+from services import settings
+from services.scorers import registry
+from services.settings import ScorerSettings
+
+TREES = {
+    "tier": '{"kind": "tier", "model": "a/b"}',
+    "ber": '{"kind": "ber", "model": "a/b"}',
+    "der": '{"kind": "der", "model": "a/b"}',
+    "fer": '{"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "small", "model": "a/b"}}',
+    "geneval": '{"kind": "geneval", "detector": {"family": "mask2former", "model": "a/b"}, "color_model": "a/b"}',
+}
+
+
+def test_the_table_has_every_kind_of_the_settings() -> None:
+    union = get_args(get_args(settings.ScorerSettings)[0])
+    assert set(registry.KINDS) == {get_args(kind.model_fields["kind"].annotation)[0] for kind in union} == set(TREES)
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_spec_bears_the_name_of_the_settings_table(kind: str) -> None:
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    spec = registry.spec("my_name", adapter.validate_json(TREES[kind]))
+    assert spec.name == "my_name"
+    assert spec.low < spec.high
+    assert spec.needs
+
+
+def test_specs_load_no_model_library() -> None:
+    program = f"""
+import sys
+from pydantic import TypeAdapter
+from services.scorers import registry
+from services.settings import ScorerSettings
+for kind, tree in {TREES!r}.items():
+    registry.spec(kind, TypeAdapter(ScorerSettings).validate_json(tree))
+heavy = [m for m in ("torch", "transformers", "open_clip", "ray") if m in sys.modules]
+assert not heavy, heavy
+"""
+    root = Path(registry.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,195 @@
+"""What each scorer does around its model, with models of known answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.models.detector import Detection
+from services.scorers.ber import Ber, plain
+from services.scorers.der import Der
+from services.scorers.fer import Fer
+from services.scorers.geneval.colour import ColorClassifier
+from services.scorers.geneval.scorer import GenEval
+from services.settings import DerSettings, FerSettings, GenEvalSettings
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Score, ScoreFailure, ScoreItem
+
+
+def flat(level: int, size: tuple[int, int] = (8, 8)) -> Pixels:
+    return np.full((*size, 3), level, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "concept", "expected"),
+    [
+        ("a photo of <bo>", Concept("animal", "dog", "<bo>"), "a photo of dog"),
+        ("<bo>'s hat, <bo> sits", Concept("animal", "dog", "<bo>"), "dog's hat, dog sits"),
+        ("<bo><x1><x2> sits", Concept("animal", "dog", "<bo>"), "dog sits"),
+        ("<bo> sits", Concept("animal", None, "<bo>"), "sits"),
+        ("<bo> sits", None, "sits"),
+        ("sks asks sks-cat", Concept("person", "man", "sks"), "man asks man-cat"),
+        ("a < b and c > d", None, "a < b and c > d"),
+        ("a cat", Concept("person", "man", "<bo>"), "a cat"),
+        ("<bo> x", Concept("person", r"\1", "<bo>"), r"\1 x"),
+        ("<bo> <x>", None, ""),
+    ],
+)
+def test_prompts_become_words_that_blip2_knows(prompt: str, concept: Concept | None, expected: str) -> None:
+    assert plain(prompt, concept) == expected
+
+
+class FakeImageText:
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def image_features(self, images: Sequence[Pixels]) -> np.ndarray:
+        return np.array([[[1, 0], [0, 1]]] * len(images), np.float32)
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        self.read += texts
+        return np.array([[0.6, 0.8]] * len(texts), np.float32)
+
+
+def test_a_prompt_of_tokens_alone_fails_and_a_shared_prompt_is_read_once() -> None:
+    model = FakeImageText()
+    items = [ScoreItem(image=flat(1), prompt=p) for p in ("a cat", "<bo>", "a cat", "a dog")]
+    outcomes = Ber("ber", model).score(items)
+    assert [type(o) for o in outcomes] == [Score, ScoreFailure, Score, Score]
+    assert isinstance(outcomes[1], ScoreFailure)
+    assert outcomes[1].code == "invalid_item"
+    assert "'<bo>'" in outcomes[1].message
+    assert isinstance(outcomes[0], Score)
+    assert (outcomes[0].value, outcomes[0].detail["query"]) == (pytest.approx(0.8), 1)
+    assert sorted(model.read) == ["a cat", "a dog"]
+
+
+class ByLevel:
+    """Embeds a flat picture of grey level a (degrees) as the unit vector at that angle; counts what it embeds."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def embed(self, images: Sequence[Pixels]) -> np.ndarray:
+        self.batches.append(len(images))
+        angles = np.radians([float(image.flat[0]) for image in images])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("mean", (0.5 + 1.0) / 2), ("max", 1.0)])
+def test_der_embeds_a_shared_reference_once_and_all_in_one_forward(mode: Any, expected: float) -> None:
+    model = ByLevel()
+    scorer = Der("der", model, DerSettings(kind="der", model="a/b", references=mode))
+    items = [ScoreItem(image=flat(60), references=(flat(0), flat(60, (4, 4)))) for _ in range(3)]
+    items.append(ScoreItem(image=flat(180), references=(flat(0),)))
+    outcomes = scorer.score(items)
+    assert [o.value for o in outcomes if isinstance(o, Score)] == pytest.approx([expected] * 3 + [-1.0])
+    assert model.batches == [4]  # levels 60, 0, 180, and the 4 x 4 picture
+
+
+class CornerFace:
+    """The face is the top left quarter; pictures of level 0 have none."""
+
+    def largest(self, images: Sequence[Pixels]) -> list[Any]:
+        return [(0.0, 0.0, i.shape[1] / 2, i.shape[0] / 2) if i.any() else None for i in images]
+
+
+def test_fer_embeds_the_widened_face_and_shared_references_once() -> None:
+    model = ByLevel()
+    settings = FerSettings.model_validate(
+        {"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "small", "model": "a/b"}}
+    )
+    scorer = Fer("fer", CornerFace(), model, settings)
+    items = [ScoreItem(image=flat(60 + i), references=(flat(120), flat(90))) for i in range(3)]
+    outcomes = scorer.score([*items, ScoreItem(image=flat(0), references=(flat(120),))])
+    cosines = np.cos(np.radians([[60, 30], [59, 29], [58, 28]]))  # to 120 and to 90 degrees
+    values = [outcome.value for outcome in outcomes if isinstance(outcome, Score)]
+    assert values == pytest.approx([*cosines.mean(axis=1), 0.0], abs=1e-6)
+    assert isinstance(outcomes[0], Score)
+    assert outcomes[0].detail["box"] == [0.0, 0.0, 4.0, 4.0]
+    assert model.batches == [5]
+
+
+class Drawn:
+    """'Detects' one object per grey level above 0: level 200 is a cat, 100 a dog."""
+
+    class_names = ("cat", "dog")
+
+    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        return [self._one(image[..., 0]) for image in images]
+
+    def _one(self, level: np.ndarray) -> list[Detection]:
+        found = []
+        for name, value in (("cat", 200), ("dog", 100)):
+            for x in range(0, level.shape[1], 10):
+                mask = np.zeros(level.shape, bool)
+                mask[:, x : x + 10] = level[:, x : x + 10] == value
+                if mask.any():
+                    found.append(Detection(name, 0.95, (float(x), 0.0, x + 10.0, float(len(level))), mask))
+        return found
+
+
+class Colors(ColorClassifier):
+    """Everything of a class is red; remembers each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def classify(self, crops: Sequence[Pixels], class_names: Sequence[str]) -> list[str]:
+        self.calls.append(list(class_names))
+        return ["red"] * len(crops)
+
+
+def strip(*levels: int) -> Pixels:
+    return np.concatenate([flat(level, (10, 10)) for level in levels], axis=1)
+
+
+def geneval(rule_set: str, colors: Colors) -> GenEval:
+    detector = {"family": "mask2former", "model": "a/b"}
+    settings = GenEvalSettings.model_validate(
+        {"kind": "geneval", "detector": detector, "color_model": "a/b", "rule_set": rule_set}
+    )
+    return GenEval("geneval", Drawn(), colors, settings)
+
+
+def test_geneval_classifies_what_is_asked_in_one_call_and_tells_both_verdicts() -> None:
+    red_cat = GenEvalMetadata("colors", (GenEvalClause("cat", 1, "red"),))
+    blue_dog = GenEvalMetadata("color_attr", (GenEvalClause("cat", 1), GenEvalClause("dog", 1, "blue")))
+    colors = Colors()
+    items = [
+        ScoreItem(image=strip(200, 0, 100), geneval=red_cat),
+        ScoreItem(image=strip(200, 0, 200), geneval=red_cat),
+        ScoreItem(image=strip(200, 0, 100), geneval=blue_dog),
+    ]
+    first, second, third = geneval("official", colors).score(items)
+    assert colors.calls == [["cat", "cat", "dog"]]
+    assert isinstance(first, Score)
+    assert isinstance(second, Score)
+    assert isinstance(third, Score)
+    assert (first.detail["official"], first.detail["soft"]) == (1.0, 1.0)
+    assert (second.value, second.detail["official"], second.detail["soft"]) == (1.0, 1.0, 0.0)
+    assert second.detail["reasons"] == {"official": [], "soft": ["expected exactly 1 cat, found 2"]}
+    assert (third.detail["official"], third.detail["soft"]) == (0.0, pytest.approx(2 / 3))
+    assert third.detail["reasons"]["official"] == ["expected 1 blue dog, found 0 (colors: red)"]
+    assert third.detail["objects"] == [
+        {"class": "cat", "score": 0.95, "box": [0.0, 0.0, 10.0, 10.0], "color": None},
+        {"class": "dog", "score": 0.95, "box": [20.0, 0.0, 30.0, 10.0], "color": "red"},
+    ]
+    soft = geneval("soft", Colors()).score(items)
+    assert [o.value for o in soft if isinstance(o, Score)] == pytest.approx([1.0, 0.0, 2 / 3])
+
+
+def test_metadata_about_an_unknown_class_fails_its_item_alone() -> None:
+    unicorn = GenEvalMetadata("single_object", (GenEvalClause("unicorn", 1),))
+    cat = GenEvalMetadata("single_object", (GenEvalClause("cat", 1),))
+    image = strip(200)
+    bad, good = geneval("soft", Colors()).score([ScoreItem(image=image, geneval=m) for m in (unicorn, cat)])
+    assert isinstance(bad, ScoreFailure)
+    assert bad.code == "invalid_item"
+    assert "cat, dog" in bad.message
+    assert isinstance(good, Score)
+    assert good.value == 1.0
+    (alone,) = geneval("soft", Colors()).score([ScoreItem(image=image, geneval=unicorn)])
+    assert alone == bad

@@ -1,0 +1,128 @@
+"""Eq. 34 by hand, and what holds for any weights and outcomes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.combine import combine, required, weights_for
+from synod.contracts import Concept, Outcome, Score, ScoreFailure
+
+PERSON = {"tier": 0.4, "ber": 0.2, "der": 0.2, "fer": 0.2}
+ANIMAL = {"tier": 0.4, "ber": 0.3, "der": 0.3, "fer": 0.0}
+LOST = ScoreFailure("replica_lost", "gone", retryable=True)
+BAD = ScoreFailure("bad_image", "no image")
+
+
+def measured(**values: float) -> dict[str, Outcome]:
+    return {name: Score(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("weights", "values", "reward"),
+    [
+        (PERSON, {"tier": 1.0, "ber": 0.5, "der": 0.25, "fer": 0.75}, 0.4 + 0.1 + 0.05 + 0.15),
+        (ANIMAL, {"tier": 0.5, "ber": 0.4, "der": 0.6}, 0.2 + 0.12 + 0.18),
+        (PERSON, {"tier": 1.0, "ber": -0.9, "der": -0.1, "fer": 0.5}, 0.4 + 0.0 + 0.0 + 0.1),
+        ({"tier": 2.0, "ber": 0.0}, {"tier": 0.5}, 1.0),
+        (PERSON, {"tier": 0.0, "ber": 0.0, "der": 0.0, "fer": 0.0}, 0.0),
+    ],
+)
+def test_eq_34_by_hand(weights: dict[str, float], values: dict[str, float], reward: float) -> None:
+    outcome = combine(measured(**values), weights)
+    assert isinstance(outcome, Score)
+    assert outcome.value == pytest.approx(reward, abs=1e-12)
+    assert {n: c["value"] for n, c in outcome.detail["components"].items()} == values
+    assert sum(c["contribution"] for c in outcome.detail["components"].values()) == pytest.approx(outcome.value)
+
+
+def test_a_component_weighted_0_is_neither_required_nor_read() -> None:
+    assert required(ANIMAL) == ("tier", "ber", "der")
+    with_failure = measured(tier=0.5, ber=0.4, der=0.6) | {"fer": BAD}
+    assert combine(with_failure, ANIMAL) == combine(measured(tier=0.5, ber=0.4, der=0.6), ANIMAL)
+
+
+def test_a_lost_component_fails_the_reward_with_its_reason() -> None:
+    outcome = combine(measured(tier=1.0, ber=1.0, der=1.0) | {"fer": LOST}, PERSON)
+    assert outcome == ScoreFailure("replica_lost", "the reward needs 'fer' (weight 0.2), which failed: gone", True)
+
+
+def test_a_reason_that_no_retry_helps_comes_first() -> None:
+    outcome = combine({"tier": LOST, "ber": BAD, "der": LOST}, {"tier": 1, "ber": 1, "der": 1})
+    assert isinstance(outcome, ScoreFailure)
+    assert (outcome.code, outcome.retryable) == ("bad_image", False)
+
+
+def test_renormalise_scales_what_was_measured_to_the_same_total() -> None:
+    outcome = combine(measured(tier=0.5, ber=0.25, der=1.0) | {"fer": BAD}, PERSON, "renormalise")
+    assert isinstance(outcome, Score)
+    assert outcome.value == pytest.approx((0.4 * 0.5 + 0.2 * 0.25 + 0.2 * 1.0) / 0.8)
+    assert outcome.detail["missing"] == ["fer"]
+    assert outcome.detail["components"]["tier"]["weight"] == pytest.approx(0.5)
+
+
+def test_renormalise_with_nothing_measured_is_a_failure() -> None:
+    assert isinstance(combine(dict.fromkeys(PERSON, BAD), PERSON, "renormalise"), ScoreFailure)
+
+
+def test_a_component_that_was_never_scored_is_missing() -> None:
+    outcome = combine(measured(tier=1.0), {"tier": 0.5, "ber": 0.5})
+    assert isinstance(outcome, ScoreFailure)
+    assert outcome.code == "missing_input"
+
+
+def test_weights_by_kind() -> None:
+    by_kind: Any = {"person": PERSON, "animal": ANIMAL}
+    assert weights_for("sync_r1", by_kind, Concept("person")) == PERSON
+    unweighted = weights_for("sync_r1", by_kind, Concept("object"))
+    unknown = weights_for("sync_r1", by_kind, None)
+    for failure, word in ((unweighted, "animal, person"), (unknown, "'concept'")):
+        assert isinstance(failure, ScoreFailure)
+        assert failure.code == "missing_input"
+        assert word in failure.message
+
+
+NAMES = st.sampled_from(["tier", "ber", "der", "fer"])
+OUTCOMES = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True).map(Score),
+    st.floats(-1, 1).map(Score),
+    st.sampled_from([LOST, BAD]),
+)
+WEIGHTS = st.dictionaries(NAMES, st.floats(0, allow_nan=False, allow_infinity=False), max_size=4)
+MISSING: Any = st.sampled_from(["fail", "renormalise"])
+
+
+@given(st.dictionaries(NAMES, OUTCOMES), WEIGHTS, MISSING)
+def test_never_nan_and_a_lost_component_never_becomes_a_number(
+    scores: dict[str, Outcome], weights: dict[str, float], missing: Any
+) -> None:
+    outcome = combine(scores, weights, missing)
+    usable = {n for n, o in scores.items() if isinstance(o, Score) and math.isfinite(o.value)}
+    if isinstance(outcome, Score):
+        assert math.isfinite(outcome.value)
+        assert outcome.value >= 0
+        assert usable & set(required(weights))
+        assert missing == "renormalise" or set(required(weights)) <= usable
+    if missing == "fail" and not set(required(weights)) <= usable:
+        assert isinstance(outcome, ScoreFailure)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+def test_weights_that_sum_to_1_keep_the_reward_in_the_unit_interval(raw: list[float], values: list[float]) -> None:
+    weights = {str(i): w / sum(raw) for i, w in enumerate(raw)}
+    outcome = combine({str(i): Score(v) for i, v in enumerate(values)}, weights)
+    assert isinstance(outcome, Score)
+    assert 0 <= outcome.value <= 1 + 1e-12
+
+
+@given(st.dictionaries(NAMES, st.floats(-1, 1), min_size=4), st.floats(0, 1), NAMES)
+def test_the_reward_grows_with_each_component(values: dict[str, float], more: float, name: str) -> None:
+    low = combine(measured(**values), PERSON)
+    high = combine(measured(**values | {name: values[name] + more}), PERSON)
+    assert isinstance(low, Score)
+    assert isinstance(high, Score)
+    assert high.value >= low.value - 1e-12

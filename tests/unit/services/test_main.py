@@ -1,0 +1,104 @@
+"""The commands that need no cluster, and the refusals that come before one is started."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from services.__main__ import main
+
+TOML = """
+[server]
+port = {port}
+[scorers.der]
+kind = "der"
+model = "./"
+"""
+
+
+def config(folder: Path, text: str = TOML, port: int = 8000) -> str:
+    path = folder / "plane.toml"
+    path.write_text(text.format(port=port))
+    return str(path)
+
+
+def test_check_tells_what_would_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", config(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "der" in told
+    assert "1 x (0.1 CPU, 0 GPU)" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('[scorers.der]\nkind = "der"\nmodel = "./nowhere"\n', "no such model directory"),
+        ('[scorers.der]\nkind = "der"\nmodel = "./"\nsurprise = 1\n', "surprise"),
+        ('golden = "./nowhere.json"\n[scorers.der]\nkind = "der"\nmodel = "./"\n', "golden"),
+        ('[scorers.Gateway]\nkind = "der"\nmodel = "./"\n', "scorers.Gateway"),
+        ("[", "plane.toml"),
+        ('[scorers.der]\nkind = "der"\nmodel = "./"\nserving = { num_gpus = 1.5 }\n', "a whole number"),
+        (
+            '[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.weights]\nanimal = { der = 0.0 }\n',
+            "no weight above 0 for animal",
+        ),
+        ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.weights]\nanimal = { dre = 1.0 }\n', "dre"),
+        ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.weights]\nanimal = { der = nan }\n', "finite"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, word: str
+) -> None:
+    path = tmp_path / "plane.toml"
+    path.write_text(text)
+    assert main(["check", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert word in told
+    assert "Traceback" not in told
+
+
+def test_down_and_status_where_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["down", "--run-dir", str(tmp_path)]) == 0
+    assert main(["down", "--run-dir", str(tmp_path)]) == 0
+    assert main(["status", "--run-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("no plane runs from") == 3
+
+
+def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    from services.cluster.local import check_port
+    from synod.errors import SettingsError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"127.0.0.1:{port}.*--port"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The golden file named in the settings need not exist yet; failures are left out."""
+    from services.scorers import registry
+    from services.scorers.base import ScorerSpec
+    from synod.contracts import Score, ScoreItem
+
+    class Length:
+        spec = ScorerSpec("der", ("prompt",), 0.0, 9.0, "a test", "a test")
+
+        def score(self, items: list[ScoreItem]) -> list[Score]:
+            return [Score(float(len(item.prompt or ""))) for item in items]
+
+    monkeypatch.setattr(registry, "build", lambda name, settings: Length())
+    items = tmp_path / "items.json"
+    items.write_text(json.dumps([{"item": {"prompt": "four"}}, {"item": {}}]))
+    out = tmp_path / "golden.json"
+    path = tmp_path / "plane.toml"
+    path.write_text('golden = "./golden.json"\n[scorers.der]\nkind = "der"\nmodel = "./"\n')
+    assert main(["golden", str(path), str(out), "--items", str(items)]) == 0
+    assert [entry["scores"] for entry in json.loads(out.read_text())] == [{"der": 4.0}, {}]
+    assert main(["check", str(path)]) == 0
