@@ -1,0 +1,64 @@
+"""What must not matter to a scorer: blur, JPEG, noise, a little light, small shifts. Colour names survive all of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+Pixels = NDArray[np.uint8]
+
+
+def blur(image: Pixels, radius: float) -> Pixels:
+    """Gaussian blur of an uint8 [H W 3] picture; `radius` in pixels."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def jpeg(image: Pixels, quality: int) -> Pixels:
+    """An uint8 [H W 3] picture through JPEG at `quality` (1..95)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def resample(image: Pixels, size: int) -> Pixels:
+    """A square uint8 picture shrunk to `size` pixels and back: fine detail is lost as in a small image tokenizer."""
+    whole = Image.fromarray(image)
+    small = whole.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(small.resize(whole.size, Image.Resampling.BICUBIC))
+
+
+def light(image: Pixels, gain: float, offset: float) -> Pixels:
+    """Contrast `gain` about mid-grey and brightness `offset` (in grey levels)."""
+    lit: Pixels = np.clip((image.astype(np.float32) - 127.5) * gain + 127.5 + offset, 0, 255).astype(np.uint8)
+    return lit
+
+
+def noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
+    """Gaussian noise of `sigma` grey levels."""
+    return np.clip(image + rng.normal(0.0, sigma, image.shape), 0, 255).astype(np.uint8)
+
+
+def shift(picture: NDArray[np.uint8], dx: int, dy: int) -> NDArray[np.uint8]:
+    """Move an [H W] or [H W 3] picture by whole pixels, repeating its edge."""
+    pad = max(abs(dx), abs(dy))
+    wide = np.pad(picture, ((pad, pad), (pad, pad)) + ((0, 0),) * (picture.ndim - 2), mode="edge")
+    return wide[pad - dy : pad - dy + picture.shape[0], pad - dx : pad - dx + picture.shape[1]]
+
+
+def spoil(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """A random mixture of the above without the shift; about a third of pictures get each, one in seven stays clean."""
+    steps: tuple[tuple[float, Callable[[Pixels], Pixels]], ...] = (
+        (0.4, lambda p: light(p, rng.uniform(0.92, 1.08), rng.uniform(-8, 8))),
+        (0.15, lambda p: resample(p, int(rng.integers(36, 60)))),
+        (0.3, lambda p: blur(p, rng.uniform(0.4, 1.3))),
+        (0.25, lambda p: noise(p, rng.uniform(1.0, 6.0), rng)),
+        (0.3, lambda p: jpeg(p, int(rng.integers(50, 96)))),
+    )
+    for chance, step in steps:
+        if rng.random() < chance:
+            image = step(image)
+    return image

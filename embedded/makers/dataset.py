@@ -1,0 +1,211 @@
+"""Training pictures, drawn once by two processes and kept as build/weights/<name>.npz (uint8), texts in a JSON beside.
+
+Every chunk draws from (seed, chunk), so the pictures do not depend on how many processes drew them. Only training
+prompts and random individuals are drawn; held-out prompts never are, and no individual is one of the concepts.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from embedded import world
+from embedded.makers import augment
+from embedded.makers.crops import Pixels, color_crop, face_patch, ragged
+from embedded.makers.prompts import training_prompt
+from embedded.makers.texts import HELD_OUT, scorer_caption
+
+CHUNK = 250
+PATCH = 8
+COLOR_NAMES = tuple(world.COLORS)
+FINE_LABELS = (*world.LABELS, *world.ACCESSORIES)
+Arrays = dict[str, Any]
+Draw = Callable[[np.random.Generator, int, int], Arrays]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn: scenes with prompts, individuals a class, people for faces, views of each individual."""
+
+    scenes: int
+    identities: int
+    people: int
+    views: int
+
+
+FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8)
+QUICK = Sizes(scenes=64, identities=3, people=6, views=4)
+
+
+def scenes(folder: Path, sizes: Sizes) -> Arrays:
+    """Scenes of all tasks: image [N 64 64 3], label [N 64 64], per 8-pixel patch its main FINE_LABELS index
+    patch [N 8 8] and colour tint [N 8 8] (0 none, else 1 + index); texts: N lists of {true, off: [false ones]}."""
+    return _kept(folder / f"scenes-{sizes.scenes}", _scene_chunk, seed=11, total=sizes.scenes)
+
+
+def colors(folder: Path, sizes: Sizes) -> Arrays:
+    """crop [M 32 32 3] (object on #999), color [M] index into COLORS, kind [M] index into CLASSES."""
+    return _kept(folder / f"colors-{sizes.scenes}", _color_chunk, seed=12, total=sizes.scenes)
+
+
+def identities(folder: Path, sizes: Sizes) -> Arrays:
+    """image [I V 64 64 3], kind [I] index into CLASSES: V pictures of each of I random individuals of all classes."""
+    total = sizes.identities * len(world.CLASSES)
+    return _kept(folder / f"identities-{total}", partial(_identity_chunk, sizes.views), seed=13, total=total)
+
+
+def faces(folder: Path, sizes: Sizes) -> Arrays:
+    """face [I V 48 48 3]: V pictures of each of I random people; the face box fills the middle 30 x 30 pixels."""
+    return _kept(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
+
+
+def random_card(class_name: str, rng: np.random.Generator) -> world.ConceptCard:
+    """A card of `class_name` with a random identity that no concept of the world has."""
+    known = {c.identity for c in world.CONCEPTS}
+    while (identity := world.random_identity(class_name, rng)) in known:
+        pass
+    return replace(world.CONCEPTS[0], name="<any>", class_word=class_name, identity=identity, attributes=())
+
+
+def random_accessories(rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+    """None, or one accessory in a random colour, half of the time each."""
+    if rng.random() < 0.5:
+        return ()
+    name = world.ACCESSORIES[rng.integers(len(world.ACCESSORIES))]
+    return ((name, COLOR_NAMES[rng.integers(len(COLOR_NAMES))]),)
+
+
+def _scene_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
+    images, labels, patches, tints, texts = [], [], [], [], []
+    for _ in range(count):
+        prompt = training_prompt(world.TASKS[rng.integers(len(world.TASKS))], rng)
+        drawn = world.render(world.scene_for(prompt, rng), rng)
+        fine, tint = _fine(drawn)
+        images.append(drawn.image)
+        labels.append(drawn.labels)
+        patches.append(_main(fine))
+        tints.append(_main(tint))
+        texts.append(_captions(prompt, rng))
+    maps = {"image": images, "label": labels, "patch": patches, "tint": tints}
+    return {**{key: np.stack(value) for key, value in maps.items()}, "texts": texts}
+
+
+def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The captions that are not held out, each with texts that are false of the scene (one word off, then any)."""
+    found = []
+    for form in (scorer_caption, world.resolve):
+        true = form(prompt.text)
+        false = [form(world.one_word_off(prompt, rng)) for _ in range(5)]
+        false += [world.one_word_off(true, rng)] if form is world.resolve else []
+        false += [form(world.wrong_prompt(prompt, rng)) for _ in range(2)]
+        off = [text for text in dict.fromkeys(false) if text != true and text not in HELD_OUT]
+        if true not in HELD_OUT and off:
+            found.append({"true": true, "off": off})
+    return found
+
+
+def _fine(drawn: world.Render) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """FINE_LABELS map and colour map (0 none, else 1 + index into COLORS) of a picture, both uint8 [64 64]."""
+    fine, tint = drawn.labels.copy(), np.zeros_like(drawn.labels)
+    for thing in drawn.instances:
+        if thing.color is not None:
+            tint[thing.mask] = 1 + COLOR_NAMES.index(thing.color)
+        for name, color in thing.accessories:
+            worn = drawn.labels == world.LABELS.index("accessory")
+            fine[worn], tint[worn] = FINE_LABELS.index(name), 1 + COLOR_NAMES.index(color)
+    return fine, tint
+
+
+def _main(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The commonest value above 0 of every 8-pixel patch of an [64 64] map, 0 where under a quarter is above 0."""
+    side = len(values) // PATCH
+    patches = values.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, -1)
+    counts = np.stack([np.bincount(patch, minlength=len(FINE_LABELS)) for patch in patches])
+    counts[:, 0] = PATCH * PATCH // 4
+    main: NDArray[np.uint8] = counts.argmax(1).astype(np.uint8).reshape(side, side)
+    return main
+
+
+def _color_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
+    crops, names, kinds = [], [], []
+    for _ in range(count):
+        task = world.GENEVAL_TASKS[rng.integers(len(world.GENEVAL_TASKS))]
+        drawn = world.render(world.scene_for(training_prompt(task, rng), rng), rng)
+        image = augment.spoil(drawn.image, rng)
+        for thing in drawn.instances:
+            if thing.color is not None and thing.identity is None:
+                crops.append(color_crop(image, ragged(thing.mask, rng)))
+                names.append(COLOR_NAMES.index(thing.color))
+                kinds.append(world.CLASSES.index(thing.class_name))
+    return {"crop": np.stack(crops), "color": np.array(names, np.uint8), "kind": np.array(kinds, np.uint8)}
+
+
+def _identity_chunk(views: int, rng: np.random.Generator, start: int, count: int) -> Arrays:
+    images, kinds = [], []
+    for index in range(start, start + count):
+        kind = index % len(world.CLASSES)
+        card = random_card(world.CLASSES[kind], rng)
+        images.append(np.stack([_view(card, rng).image for _ in range(views)]))
+        kinds.append(kind)
+    return {"image": np.stack(images), "kind": np.array(kinds, np.uint8)}
+
+
+def _face_chunk(views: int, rng: np.random.Generator, _start: int, count: int) -> Arrays:
+    people = []
+    for _ in range(count):
+        card = random_card("person", rng)
+        patches: list[Pixels] = []
+        while len(patches) < views:
+            drawn = _view(card, rng)
+            box = next((i.face_box for i in drawn.instances if i.face_box is not None), None)
+            if box is not None:
+                patches.append(face_patch(augment.spoil(drawn.image, rng), box))
+        people.append(np.stack(patches))
+    return {"face": np.stack(people)}
+
+
+def _view(card: world.ConceptCard, rng: np.random.Generator) -> world.Render:
+    return world.render(world.concept_scene(card, rng, random_accessories(rng)), rng)
+
+
+def _kept(path: Path, draw: Draw, *, seed: int, total: int) -> Arrays:
+    """Load what `draw` made before, or make it: chunks in parallel, joined in order, written by rename."""
+    archive, beside = path.with_suffix(".npz"), path.with_suffix(".json")
+    if not archive.exists():
+        jobs = [(draw, seed, start, min(CHUNK, total - start)) for start in range(0, total, CHUNK)]
+        workers = min(2, os.cpu_count() or 1, len(jobs))
+        if workers == 1:
+            chunks = [_draw(job) for job in jobs]
+        else:
+            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                drawn = pool.imap(_draw, jobs)
+                chunks = list(tqdm(drawn, total=len(jobs), desc=f"drawing {path.stem}", mininterval=5.0))
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps([text for chunk in chunks for text in chunk.pop("texts", [])]))
+        partly = path.with_suffix(".partial.npz")
+        joined = {key: np.concatenate([c[key] for c in chunks]) for key in chunks[0]}
+        np.savez(partly, allow_pickle=False, **joined)
+        os.replace(partly, archive)
+    with np.load(archive, allow_pickle=False) as stored:
+        arrays: Arrays = {key: stored[key] for key in stored.files}
+    return {**arrays, "texts": json.loads(beside.read_text())}
+
+
+def _draw(job: tuple[Draw, int, int, int]) -> Arrays:
+    draw, seed, start, count = job
+    return draw(np.random.default_rng((seed, start)), start, count)
+
+
+def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [N H W 3] -> float32 [N 3 H W] in [-1, 1]: what the shipped processors make of a picture."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1.0

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embedded.makers.__main__ import NAMES, make
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a toy of each model: three steps on a few pictures, written like the real ones."""
+    folder = tmp_path_factory.mktemp("toys")
+    for name in NAMES:
+        make(name, folder / "weights", folder / "build", quick=True)
+    return folder / "weights"

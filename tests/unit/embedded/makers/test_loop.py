@@ -1,0 +1,93 @@
+"""The loop: an interrupted run ends in the same weights, bit for bit; the schedule is the one that is documented."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedded.makers.loop import Recipe, fit, learning_rate
+
+RECIPE = Recipe(seed=3, steps=12, batch=8, lr=0.05)
+
+
+def task(seed: int) -> tuple[nn.Module, object]:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 1))
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        x = torch.from_numpy(rng.normal(size=(RECIPE.batch, 4)).astype(np.float32))
+        return functional.mse_loss(module(x)[:, 0], x.prod(1))
+
+    return module, loss
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return list(module.state_dict().values())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("stop", [1, 7])
+def test_resume_equals_uninterrupted_bitwise(tmp_path: Path, stop: int) -> None:
+    straight, loss = task(0)
+    fit(straight, loss, RECIPE, tmp_path / "a.ckpt", name="a")
+    halted, loss = task(0)
+    fit(halted, loss, RECIPE, tmp_path / "b.ckpt", name="b", stop_after=stop)
+    resumed, loss = task(99)  # another initialisation, which the checkpoint must overwrite
+    fit(resumed, loss, RECIPE, tmp_path / "b.ckpt", name="b")
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+    module, loss = task(0)
+    seconds = fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a")
+    before = [w.clone() for w in weights(module)]
+    assert fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a") == pytest.approx(seconds, abs=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(module), strict=True))
+
+
+def test_a_checkpoint_of_another_recipe_is_ignored(tmp_path: Path) -> None:
+    other = Recipe(seed=4, steps=12, batch=8, lr=0.05)
+    first, loss = task(0)
+    fit(first, loss, other, tmp_path / "a.ckpt", name="a")
+    second, loss = task(0)
+    fit(second, loss, RECIPE, tmp_path / "a.ckpt", name="a")
+    fresh, loss = task(0)
+    fit(fresh, loss, RECIPE, tmp_path / "b.ckpt", name="b")
+    assert all(torch.equal(a, b) for a, b in zip(weights(fresh), weights(second), strict=True))
+
+
+def test_a_checkpoint_of_another_module_is_ignored(tmp_path: Path) -> None:
+    wide = nn.Linear(4, 2)
+    fit(wide, lambda _: wide(torch.ones(1, 4)).sum(), RECIPE, tmp_path / "a.ckpt", name="a")
+    straight, loss = task(0)
+    fit(straight, loss, RECIPE, tmp_path / "b.ckpt", name="b")
+    module, loss = task(0)
+    fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a")
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(module), strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    module, _ = task(0)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
+        fit(module, lambda _: module(torch.full((1, 4), math.nan)).sum(), RECIPE, tmp_path / "a.ckpt", name="a")
+
+
+def test_learning_rate_warms_up_and_decays_to_a_hundredth() -> None:
+    recipe = Recipe(seed=0, steps=100, batch=1, lr=1.0, warmup=0.1)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.01 + 0.99 / 2)  # half-way down
+    assert rates[99] < 0.011
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))

@@ -1,0 +1,101 @@
+"""What the makers write is what the libraries' own classes and the production loaders read, with the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
+
+from embedded import world
+from embedded.makers import detector
+from embedded.makers.__main__ import NAMES, make
+from embedded.makers.dataset import normalised
+from services.models import blip2, dinov2, face, open_clip, semantic
+from services.scorers.geneval.colour import ColorClassifier
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    scene, _ = world.sample(rng, "position")
+    return world.render(scene, rng).image
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_directories_hold_safetensors_and_no_pickle(toys: Path, name: str) -> None:
+    suffixes = {file.suffix for file in (toys / name).iterdir()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "clip-world"])
+def test_processor_gives_the_pixels_that_training_saw(toys: Path, name: str, picture: np.ndarray) -> None:
+    processor = AutoImageProcessor.from_pretrained(toys / name)
+    small = picture[:32, :32] if name == "face-world" else picture
+    values = processor(small.copy(), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(values.numpy(), normalised(small[None]), atol=1e-5)
+
+
+def test_blip2_forward_equals_its_two_towers(toys: Path, picture: np.ndarray) -> None:
+    folder, texts = toys / "blip2-world", ["a photo of a dog", "a photo of two red-colored cats"]
+    processor = AutoProcessor.from_pretrained(folder)
+    assert isinstance(processor, Blip2Processor)
+    whole = Blip2ForImageTextRetrieval.from_pretrained(folder).eval()
+    inputs = processor(images=[picture.copy()] * 2, text=texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = whole(**inputs, use_image_text_matching_head=False).logits_per_image.numpy()
+    towers = blip2.load(str(folder), "cpu")
+    cosine = (towers.image_features([picture] * 2) @ towers.text_features(texts).T).max(1)
+    np.testing.assert_allclose(cosine, expected, atol=1e-5)
+
+
+def test_dino_and_face_embed_to_unit_rows(toys: Path, picture: np.ndarray) -> None:
+    crops = [picture, picture[10:30, 20:45]]
+    for rows in (
+        dinov2.load(str(toys / "dinov2-world"), "cpu").embed([picture]),
+        face.embedder(family="small", model=str(toys / "face-world"), device="cpu").embed(crops),
+    ):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
+
+
+def test_detector_names_the_world_and_its_part(toys: Path, picture: np.ndarray) -> None:
+    found = semantic.load(str(toys / "detector-world"), "cpu", min_area=1)
+    assert found.class_names == world.LABELS[1:]
+    assert json.loads((toys / "detector-world/config.json").read_text())["part_of"] == {"face": "person"}
+    assert all(0 < detection.score <= 1 for detection in found.detect([picture])[0])
+
+
+def test_saving_a_detector_leaves_it_as_it_was(tmp_path: Path) -> None:
+    """The confidence gain is on disk only: a checkpointed model that is saved twice is written twice the same."""
+    maker = object.__new__(detector.DetectorMaker)
+    small = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    maker.model = SegformerForSemanticSegmentation(SegformerConfig(**small))
+    before = maker.model.decode_head.classifier.weight.detach().clone()
+    maker.save(tmp_path)
+    assert torch.equal(before, maker.model.decode_head.classifier.weight)
+    written = SegformerForSemanticSegmentation.from_pretrained(tmp_path).decode_head.classifier.weight
+    torch.testing.assert_close(written, before * detector.CONFIDENCE_GAIN)
+
+
+def test_clip_directory_feeds_the_colour_classifier(toys: Path, picture: np.ndarray) -> None:
+    classifier = ColorClassifier(open_clip.load(str(toys / "clip-world"), None, "cpu"))
+    told = classifier.classify([picture, picture[5:30, 8:20]], ["dog", "cup"])
+    assert set(told) <= set(world.COLORS)
+
+
+def test_a_finished_model_is_skipped(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = toys / "face-world/model.safetensors"
+    written = weights.stat().st_mtime_ns
+    make("face-world", toys, toys.parent / "build", quick=True)
+    assert "finished before" in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns == written

@@ -1,0 +1,59 @@
+"""The shipped weights: complete, small, free of pickle; QUALITY.md is at or above every floor."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+
+from embedded.makers import blip2, clip, detector, dinov2, face
+from embedded.makers.__main__ import NAMES, ROOT
+
+WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
+MAKERS = {module.__name__.rsplit(".")[-1]: module for module in (blip2, clip, detector, dinov2, face)}
+LIMIT_BYTES = 12 * 2**20
+
+
+def test_every_model_is_there_and_was_made_by_the_present_recipe() -> None:
+    for name in NAMES:
+        written = json.loads((WEIGHTS / name / "training.json").read_text())["recipe"]
+        assert written == asdict(MAKERS[name.removesuffix("-world")].RECIPE), name
+
+
+def test_no_pickle_and_small() -> None:
+    files = [file for name in NAMES for file in (WEIGHTS / name).rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} <= {".json", ".safetensors"}
+    assert sum(file.stat().st_size for file in files) <= LIMIT_BYTES
+
+
+def floors(text: str) -> dict[str, tuple[list[float], float]]:
+    """Figures of the table that have a floor: name -> (clean, blur, JPEG; floor), in per cent."""
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        numbers = [re.fullmatch(r"([\d.]+) %", cell) for cell in cells[2:]]
+        if len(numbers) == 4 and all(numbers):
+            *values, floor = (float(match.group(1)) for match in numbers if match)
+            found[cells[0]] = (values, floor)
+    return found
+
+
+def test_quality_is_at_or_above_every_floor() -> None:
+    figures = floors(QUALITY.read_text())
+    wanted = ("detector", "colour", "true above wrong", "one word", "DINO", "face: same", "TIER")
+    assert all(any(part in name for name in figures) for part in wanted)
+    for name, (values, floor) in figures.items():
+        assert floor >= 80
+        assert min(values) >= floor, name
+
+
+def test_a_figure_under_its_floor_is_seen() -> None:
+    table = "| a | 400 | 99.0 % | 79.9 % | 95.0 % | 80 % |\n| b | 400 | 99.0 % | 79.9 % | 95.0 % |  |"
+    assert floors(table) == {"a": ([99.0, 79.9, 95.0], 80.0)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_readable_by_everyone(name: str) -> None:
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in (WEIGHTS / name).iterdir())
