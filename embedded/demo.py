@@ -1,0 +1,226 @@
+"""`make demo`: start the plane, score the shipped samples over REST, show and keep what came back, stop the plane.
+
+Writes `summary.json` and `report.html` into --out. Ctrl-C at any moment stops everything that it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from embedded.report import write_report
+from embedded.samples import Sample, load_samples
+from services.settings import load
+from synod.client import SynodClient
+from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
+from synod.errors import Unavailable
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "deploy/configs/embedded.toml"
+BATCH = 8  # samples a request: several requests, so that batches form across them
+STOP_GRACE_S = 20.0
+console = Console()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sample with what the plane said of it."""
+
+    sample: Sample
+    result: ItemResult
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--port", type=int, help="HTTP port (default: the settings' own, or a free one if it is busy)")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/demo", help="where summary and report go (runs/demo)")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill unwinds the `finally` below as Ctrl-C does
+    try:
+        run(args.out, pick_port(args.port))
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted; the plane is stopped[/]")
+        return 130
+    except DemoError as error:
+        console.print(f"[red]demo: {error}[/]")
+        return 1
+    return 0
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says why and what to do."""
+
+
+def run(out: Path, port: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    begin = time.perf_counter()
+    samples = load_samples(ROOT / "embedded/data/samples")
+    with plane(port, out / "plane", seconds) as client, timed(seconds, "score"):
+        scored = score(client, samples)
+    seconds["total"] = time.perf_counter() - begin
+    summary = summarise(scored, seconds)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_report(out / "report.html", [(s.sample, s.result) for s in scored], summary)
+    show(scored, summary)
+    console.print(f"wrote {display(out / 'summary.json')} and {display(out / 'report.html')}")
+
+
+def display(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - begin
+
+
+@contextmanager
+def plane(port: int, run_dir: Path, seconds: dict[str, float]) -> Iterator[SynodClient]:
+    """The plane as its own process, ready to score; stopped on the way out, whatever happens inside.
+
+    It gets its own process session: the terminal's Ctrl-C reaches the demo alone, and the order of stopping is ours.
+    """
+    log_path = run_dir / "plane.log"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "services", "up", str(CONFIG), "--port", str(port), "--run-dir", str(run_dir)]
+    with log_path.open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        with timed(seconds, "start"):
+            client = wait_ready(process, port, log_path)
+        yield client
+    finally:
+        with timed(seconds, "stop"), console.status("stopping the plane"):
+            stop(process)
+
+
+def wait_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> SynodClient:
+    client = SynodClient(f"http://127.0.0.1:{port}")
+    limit_s = load(CONFIG).cluster.ready_timeout_s
+    deadline = time.monotonic() + limit_s
+    with console.status(f"starting the plane on http://127.0.0.1:{port} (five models, about half a minute)"):
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                log = log_path.read_text()[-2000:]
+                raise DemoError(f"the plane ended with code {process.returncode}. Its log:\n{log}")
+            try:
+                client.wait_ready(timeout_s=1.0)
+            except Unavailable:
+                continue
+            return client
+    raise DemoError(f"the plane was not ready in {limit_s:.0f} s; see {display(log_path)}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask, then insist."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def pick_port(asked: int | None) -> int:
+    """The port asked for, else the settings' own, else (that one busy) a free one. Raises DemoError."""
+    wanted = asked or load(CONFIG).server.port
+    if is_free(wanted):
+        return wanted
+    if asked:
+        raise DemoError(f"port {asked} is busy. Give another with --port, or none and a free one is taken")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    console.print(f"port {wanted} is busy; the demo takes {port}")
+    return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def score(client: SynodClient, samples: Sequence[Sample]) -> list[Scored]:
+    """Score the samples in requests of BATCH, grouped by the scorers they ask for; the samples' order is kept."""
+    groups: dict[tuple[tuple[str, ...], str | None], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.scorers, sample.ensemble), []).append(sample)
+    requests = [
+        (chunk, ScoreRequest(tuple(s.item for s in chunk), scorers=scorers, ensemble=ensemble))
+        for (scorers, ensemble), members in groups.items()
+        for chunk in (members[i : i + BATCH] for i in range(0, len(members), BATCH))
+    ]
+    results: dict[str, ItemResult] = {}
+    for chunk, request in track(requests, "scoring", console=console, transient=True):
+        response = client.score(request)
+        results |= {s.name: result for s, result in zip(chunk, response.results, strict=True)}
+    return [Scored(s, results[s.name]) for s in samples]
+
+
+def summarise(scored: Sequence[Scored], seconds: dict[str, float]) -> dict[str, Any]:
+    values: dict[str, list[float]] = {}
+    failures = 0
+    for entry in scored:
+        for name, outcome in entry.result.scores.items():
+            if isinstance(outcome, Score):
+                values.setdefault(name.lower(), []).append(outcome.value)
+            else:
+                failures += 1
+    return {
+        "scorers": {name: round(statistics.fmean(found), 4) for name, found in sorted(values.items())},
+        "images_scored": sum(any(isinstance(o, Score) for o in s.result.scores.values()) for s in scored),
+        "score_failures": failures,
+        "seconds": {phase: round(spent, 2) for phase, spent in seconds.items()},
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("synod", "ray", "torch", "transformers", "open_clip_torch")},
+    }
+
+
+def cell(outcome: Score | ScoreFailure | None) -> str:
+    if outcome is None:
+        return "[dim]·[/]"
+    return f"{outcome.value:.3f}" if isinstance(outcome, Score) else f"[red]{outcome.code}[/]"
+
+
+def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
+    names = sorted({name for s in scored for name in s.result.scores})
+    table = Table("sample", "prompt", *names, "reward", title="scores of the sample images")
+    for s in scored:
+        label = f"{s.sample.name} [yellow](wrong on purpose)[/]" if s.sample.note else s.sample.name
+        cells = [cell(s.result.scores.get(name)) for name in names]
+        table.add_row(label, s.sample.item.prompt or "", *cells, cell(s.result.reward))
+    console.print(table)
+    means = ", ".join(f"{name} {mean:.3f}" for name, mean in summary["scorers"].items())
+    console.print(f"{summary['images_scored']} images, {summary['score_failures']} failures; mean {means}")
+    console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

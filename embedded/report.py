@@ -1,0 +1,72 @@
+"""The demo's report: one self-contained HTML page, every sample with its scores, boxes and faces drawn."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from embedded.samples import Sample
+from synod.contracts import ItemResult, Score, ScoreFailure
+from synod.images import ImageLimits, decode
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+LIMITS = ImageLimits(max_bytes=2**20, max_pixels=2**20)
+
+
+def write_report(path: Path, entries: Sequence[tuple[Sample, ItemResult]], summary: Mapping[str, Any]) -> None:
+    """Write the page. Values are shown as the plane sent them; a failure is shown as its code and message."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text())
+    path.write_text(template.render(cards=[card(sample, result) for sample, result in entries], summary=summary))
+
+
+def card(sample: Sample, result: ItemResult) -> dict[str, Any]:
+    item = sample.item
+    assert isinstance(item.image, bytes)
+    return {
+        "name": sample.name,
+        "note": sample.note,
+        "prompt": item.prompt,
+        "reasoning": item.reasoning,
+        "picture": picture(item.image, boxes(result)),
+        "references": [picture(r, []) for r in item.references if isinstance(r, bytes)],
+        "scores": result.scores,
+        "reward": result.reward,
+        "reasons": reasons(result),
+    }
+
+
+def picture(png: bytes, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    height, width, _ = decode(png, LIMITS).shape
+    return {"data": base64.b64encode(png).decode(), "width": width, "height": height, "boxes": drawn}
+
+
+def boxes(result: ItemResult) -> list[dict[str, Any]]:
+    """Boxes (x0, y0, x1, y1 in pixels) that the scorers read: GenEval's objects, FER's face."""
+    drawn = []
+    for outcome in result.scores.values():
+        if not isinstance(outcome, Score):
+            continue
+        for found in outcome.detail.get("objects", []):
+            label = " ".join(filter(None, [found.get("color"), found["class"], f"{found['score']:.2f}"]))
+            drawn.append({"box": found["box"], "label": label, "kind": "object"})
+        if outcome.detail.get("box"):
+            drawn.append({"box": outcome.detail["box"], "label": "face", "kind": "face"})
+    return drawn
+
+
+def reasons(result: ItemResult) -> list[str]:
+    """Why a score is what it is, in the scorers' own words."""
+    said: list[str] = []
+    for name, outcome in result.scores.items():
+        if isinstance(outcome, ScoreFailure):
+            said.append(f"{name}: {outcome.message}")
+        elif "reasons" in outcome.detail:  # GenEval: by rule set
+            said += [f"{name}: {reason}" for reason in outcome.detail["reasons"][outcome.detail["rule_set"]]]
+        elif "reason" in outcome.detail:
+            said.append(f"{name}: {outcome.detail['reason']}")
+    return said

@@ -1,0 +1,73 @@
+"""Rules of the house that a reader cannot see break: no pickle, safe weights, pinned packages, frozen settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from services import settings
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = sorted(p for room in ("synod", "services", "embedded") for p in (ROOT / room).rglob("*.py"))
+
+
+def unsafe_loads(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.split(".")[0] in {"pickle", "cloudpickle", "dill", "joblib"}]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            safe = any(
+                k.arg == "weights_only" and isinstance(k.value, ast.Constant) and k.value.value is True
+                for k in node.keywords
+            )
+            found += [] if safe else [ast.unparse(node)]
+    return found
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_pickle_and_no_unsafe_torch_load(path: Path) -> None:
+    assert unsafe_loads(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "planted", ["import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)"]
+)
+def test_a_planted_unsafe_load_is_seen(planted: str) -> None:
+    assert unsafe_loads(planted)
+
+
+def test_direct_dependencies_are_pinned_as_the_constraints_are() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    lines = (ROOT / "constraints.txt").read_text().split()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    pinned = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+    for dependency in direct:
+        name, _, version = re.sub(r"\[.*\]", "", dependency).partition("==")
+        assert pinned.get(name.lower().replace("_", "-")) == version, dependency
+
+
+def test_the_list_of_settings_is_frozen() -> None:
+    """A knob earns its place: this list changes only on purpose."""
+    nodes = {
+        cls.__name__: list(cls.model_fields)
+        for cls in vars(settings).values()
+        if isinstance(cls, type) and issubclass(cls, BaseModel) and cls.__module__ == settings.__name__
+        if not cls.__name__.startswith("_")
+    }
+    frozen = tomllib.loads((Path(__file__).parent / "settings_frozen.toml").read_text())
+    assert nodes == frozen
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= targets

@@ -1,0 +1,148 @@
+"""The import law of docs/architecture.md, read from the syntax tree: lazy imports count too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOUSE = ("synod", "services", "trainer", "embedded")
+WEB = ("fastapi", "starlette", "uvicorn")
+FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
+
+
+@dataclass(frozen=True)
+class Room:
+    """`may`: rooms of ours that may be imported, besides the room itself. `never`: outside packages refused."""
+
+    name: str
+    may: tuple[str, ...]
+    never: tuple[str, ...] = ()
+
+
+# The most specific room wins. `services.settings` is data: typed records of the TOML.
+LAW = (
+    Room("synod", may=(), never=("torch", "ray", *WEB)),
+    Room("services.settings", may=("synod",), never=("torch", "ray", *WEB)),
+    Room("services.batching", may=("synod",), never=("torch", "ray", *WEB)),
+    Room("services.combine", may=("synod",), never=("torch", "ray", *WEB)),
+    Room(
+        "services.backends",
+        may=("synod", "services.scorers.base", "services.batching"),
+        never=("torch", "ray", *WEB),
+    ),
+    Room("services.golden", may=("synod", "services.scorers.base", "services.settings"), never=("torch", "ray", *WEB)),
+    Room("services.models", may=("synod", "services.settings"), never=("ray", *WEB)),
+    Room("services.scorers.base", may=("synod",), never=("torch", "ray", *WEB)),
+    Room(
+        "services.scorers.registry",
+        may=("synod", "services.settings", "services.scorers.base"),
+        never=("torch", "ray", *WEB),
+    ),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=("synod", "services.settings", "services.models", "services.scorers.base"),
+            never=("ray", *WEB),
+        )
+        for scorer in ("tier", "ber", "der", "fer", "geneval")
+    ),
+    Room(
+        "services.scorers.geneval.rules",
+        may=("synod", "services.scorers.geneval.records"),
+        never=("torch", "ray", "PIL", "transformers", *WEB),
+    ),
+    Room(
+        "services.gateway",
+        may=("synod", "services.backends", "services.combine", "services.settings"),
+        never=("torch", "ray", "transformers"),
+    ),
+    Room("services.cluster", may=("synod", "services"), never=()),
+    Room("services.__main__", may=("synod", "services"), never=("torch",)),
+    Room("embedded", may=("synod", "services", "trainer"), never=()),
+)
+
+
+def sources() -> list[Path]:
+    return sorted(p for room in HOUSE for p in (ROOT / room).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def inside(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def room_of(module: str) -> Room | None:
+    found = [room for room in LAW if inside(module, room.name)]
+    return max(found, key=lambda room: len(room.name)) if found else None
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import; the house imports absolutely"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(source: str, module: str) -> list[str]:
+    room = room_of(module)
+    if room is None:
+        return [] if module in FOLDERS else [f"{module}: no room in the import law"]
+    found = []
+    for name in imports(ast.parse(source), module):
+        if name.split(".")[0] in HOUSE:
+            lawful = (*room.may, room.name)
+            if not any(inside(name, allowed) for allowed in lawful):
+                found.append(f"{module} (room {room.name}) imports {name}; it may import {lawful}")
+        elif name.split(".")[0] in room.never:
+            found.append(f"{module} (room {room.name}) imports {name}, refused there")
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: module_name(p))
+def test_every_module_keeps_the_import_law(path: Path) -> None:
+    assert violations(path.read_text(), module_name(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "planted"),
+    [
+        ("synod.codec", "import torch"),
+        ("synod.client", "from services.settings import load"),
+        ("services.batching", "def f():\n    import ray"),
+        ("services.combine", "from services.scorers.base import Scorer"),
+        ("services.models.blip2", "from services.scorers import ber"),
+        ("services.scorers.ber", "from services.scorers.der import build"),
+        ("services.scorers.der", "import services.cluster.replica"),
+        ("services.scorers.geneval.rules", "import torch"),
+        ("services.gateway.core", "from services.cluster.backend import RayBackend"),
+        ("services.gateway.rest", "import torch.nn as nn"),
+        ("services.cluster.graph", "import embedded.world"),
+        ("services.newroom", "import json"),
+    ],
+)
+def test_a_planted_violation_is_seen(module: str, planted: str) -> None:
+    assert violations(planted, module)
+
+
+def test_gateway_and_contract_load_without_torch_and_ray() -> None:
+    """The syntax tree sees direct imports; this sees the whole closure."""
+    program = (
+        "import sys, services.gateway.app, synod.cli, synod.client\n"
+        "heavy = sorted({'torch', 'ray', 'transformers'} & set(sys.modules))\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
