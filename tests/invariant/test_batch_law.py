@@ -26,7 +26,7 @@ CASES = ("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "gen
 Pictures = Callable[..., list[Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
     semantic = {"family": "semantic", "model": tiny_models.semantic, "min_area": 4}
     finder = {"family": "detector", "detector": semantic, "threshold": 0.2}
