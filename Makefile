@@ -23,8 +23,8 @@ demo: setup ## Start the plane, score the sample images over REST, write runs/de
 test: setup lint ## Lint, type-check and run every test, one Ray Serve session included
 	@$(PYTHON) -m pytest
 
-test-full: setup lint ## The same with an issue's full counts (slow)
-	@SYNOD_TEST_FULL=1 $(PYTHON) -m pytest
+test-full: setup lint ## The same with full counts of random cases (slow)
+	@SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

