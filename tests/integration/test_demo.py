@@ -1,0 +1,73 @@
+"""`make demo` as a newcomer runs it: the real program, the real embedded models, a plane of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from services.cluster.processes import users_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "embedded.demo", "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    ends_s = time.monotonic() + 100
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < ends_s, f"no {folder / pattern}"
+        time.sleep(0.1)
+
+
+def assert_nothing_left(out: Path, temp_dir: Path) -> None:
+    assert not temp_dir.exists()
+    assert users_of(temp_dir) == []
+    assert users_of(out) == []
+
+
+@pytest.mark.timeout(300)
+def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for(tmp_path, "plane/plane.json", process)
+    temp_dir = Path(json.loads((tmp_path / "plane/plane.json").read_text())["temp_dir"])
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    samples = json.loads((ROOT / "embedded/data/samples/samples.json").read_text())
+    assert set(summary["scorers"]) == {"tier", "ber", "der", "fer", "geneval"}
+    assert all(math.isfinite(mean) for mean in summary["scorers"].values())
+    assert summary["images_scored"] == len(samples)
+    assert summary["score_failures"] == 0
+    assert set(summary["seconds"]) == {"start", "score", "stop", "total"}
+    assert "torch" in summary["versions"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="card') == len(samples) + 1  # and the grid of "cards"
+    assert 'class="face"' in page
+    assert 'class="object"' in page
+    assert_nothing_left(tmp_path, temp_dir)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", ["session_latest", "session_latest/logs/serve/replica_*"], ids=["head", "models"])
+def test_ctrl_c_leaves_no_process(tmp_path: Path, moment: str) -> None:
+    """At two moments: while Ray's head comes up, and while the replicas load their models."""
+    process = start(tmp_path)
+    wait_for(tmp_path, "plane/plane.json", process)
+    temp_dir = Path(json.loads((tmp_path / "plane/plane.json").read_text())["temp_dir"])
+    wait_for(temp_dir, moment, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert_nothing_left(tmp_path, temp_dir)

@@ -1,0 +1,70 @@
+"""The demo's own arithmetic and its page; the whole of it runs in tests/integration/test_demo.py."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedded import demo
+from embedded.report import write_report
+from embedded.samples import Sample, load_samples
+from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem
+from synod.images import encode_png
+
+ROOT = Path(__file__).parents[3]
+FAILURE = ScoreFailure("scorer_failed", "it <b>broke</b>")
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return load_samples(ROOT / "embedded/data/samples")
+
+
+def test_the_shipped_samples_cover_every_scorer_and_kind(samples: list[Sample]) -> None:
+    assert {name for sample in samples for name in sample.scorers} == {"tier", "ber", "der", "fer", "geneval"}
+    assert {s.item.concept.kind for s in samples if s.item.concept} == {"person", "animal", "object"}
+    assert any(sample.note for sample in samples)
+
+
+def test_means_are_of_scores_alone_and_failures_are_counted(samples: list[Sample]) -> None:
+    results = [
+        ItemResult({"ber": Score(0.2), "der": FAILURE}),
+        ItemResult({"ber": Score(0.6), "der": Score(0.5)}),
+        ItemResult({"ber": FAILURE}),
+    ]
+    scored = [demo.Scored(s, r) for s, r in zip(samples, results, strict=False)]
+    summary = demo.summarise(scored, {"total": 1.0})
+    assert summary["scorers"] == {"ber": pytest.approx(0.4), "der": pytest.approx(0.5)}
+    assert (summary["images_scored"], summary["score_failures"]) == (2, 2)
+
+
+def test_a_busy_port_asked_for_is_an_error_and_a_busy_default_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(demo.DemoError, match=f"port {port} is busy"):
+            demo.pick_port(port)
+        monkeypatch.setenv("SYNOD__SERVER__PORT", str(port))
+        assert demo.pick_port(None) != port
+
+
+def test_the_report_draws_boxes_shows_failures_and_escapes(tmp_path: Path, samples: list[Sample]) -> None:
+    face, objects = [8.0, 9.0, 20.0, 21.0], [{"class": "cat", "score": 0.5, "box": [1, 2, 3, 4], "color": None}]
+    reasons = {"official": [], "soft": ["expected 2 cat, found 1"]}
+    geneval = Score(0.5, {"objects": objects, "reasons": reasons, "rule_set": "soft"})
+    result = ItemResult({"fer": Score(0.25, {"box": face}), "geneval": geneval, "ber": FAILURE}, FAILURE)
+    item = ScoreItem(image=encode_png(np.zeros((32, 48, 3), np.uint8)), prompt="<script>")
+    summary = demo.summarise([demo.Scored(samples[0], result)], {"total": 1.0})
+    write_report(tmp_path / "r.html", [(Sample("x", item, (), None, "wrong"), result)], summary)
+    page = (tmp_path / "r.html").read_text()
+    assert '<rect class="face" x="8.0" y="9.0" width="12.0" height="12.0">' in page
+    assert '<rect class="object" x="1" y="2" width="2" height="2"><title>cat 0.50</title>' in page
+    assert "expected 2 cat, found 1" in page
+    assert "scorer_failed" in page
+    assert "<script>" not in page
+    assert "&lt;b&gt;broke" in page
+    assert "http" not in page, "the page needs nothing but itself"
