@@ -41,8 +41,9 @@ status: setup ## Tell whether the plane of `make up` runs, and what is ready
 down: setup ## Stop the plane of `make up`
 	@$(PYTHON) -m services down --run-dir $(RUN_DIR)
 
-weights: setup ## Retrain every embedded model from seeds and rewrite embedded/QUALITY.md (resumable)
+weights: setup ## Retrain every embedded model from seeds, measure it and record its golden scores (resumable)
 	@$(PYTHON) -m embedded.makers
+	@$(PYTHON) -m services golden deploy/configs/embedded.toml embedded/golden.json
 
 clean: ## Remove what the targets above made, .venv included
 	@rm -rf .venv build dist runs *.egg-info

@@ -1,7 +1,8 @@
 """`python -m embedded.makers`: train every embedded model that is not finished, two at a time, then measure them.
 
-An interrupted run continues from its checkpoints (build/weights/); a finished model is skipped until its recipe
-changes. `--only NAME` makes one model, `--quick` makes toy models for tests, `--no-quality` skips measuring.
+An interrupted run continues from its checkpoints in build/weights/, and a model whose checkpoint is complete is only
+written again, until its recipe changes; after a change of the world remove that folder. `--only NAME` makes one
+model, `--quick` makes toy models for tests, `--no-quality` skips measuring.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import subprocess
 import sys
 import threading
@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make(options.only, options.weights, options.build, quick=options.quick, position=options.position)
         return 0
     began = time.monotonic()
-    failed = _all(options)
+    try:
+        failed = _all(options)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
     if failed:
         print(f"failed: {', '.join(failed)}; run the same command again to continue", file=sys.stderr)
         return 1
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make(name: str, weights: Path, build: Path, *, quick: bool = False, position: int = 0) -> Path:
-    """Train (or continue, or skip) one model and write its directory, with how it was trained in training.json."""
+    """Train one model, or what its checkpoint leaves of it, and write its directory; training.json tells how."""
     import torch
 
     from embedded.makers import blip2, clip, detector, dinov2, face
@@ -66,10 +70,6 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     recipe, build_maker = classes[name]
     recipe = replace(recipe, steps=3, batch=8) if quick else recipe
     directory = weights / name
-    receipt = directory / "training.json"
-    if receipt.exists() and (written := json.loads(receipt.read_text()))["recipe"] == asdict(recipe):
-        print(f"{name}: finished before, in {written['seconds']:.0f} s")
-        return directory
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     maker = build_maker(recipe, build, QUICK if quick else FULL)
@@ -77,7 +77,9 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     maker.module.eval()
     directory.mkdir(parents=True, exist_ok=True)
     maker.save(directory)
-    receipt.write_text(json.dumps({"recipe": asdict(recipe), "seconds": round(seconds)}, indent=2) + "\n")
+    (directory / "training.json").write_text(
+        json.dumps({"recipe": asdict(recipe), "seconds": round(seconds)}, indent=2) + "\n"
+    )
     for file in directory.iterdir():
         file.chmod(0o644)  # safetensors are written for their owner only
     return directory
@@ -90,29 +92,63 @@ def _all(options: argparse.Namespace) -> list[str]:
     sizes = dataset.QUICK if options.quick else dataset.FULL
     for draw in (dataset.scenes, dataset.identities, dataset.faces, dataset.colors):
         draw(options.build, sizes)
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for name in NAMES:
-        waiting.put(name)
-    failed: list[str] = []
-    workers = [threading.Thread(target=_work, args=(waiting, failed, slot, options)) for slot in range(WORKERS)]
+    lanes = Lanes(options)
+    workers = [threading.Thread(target=lanes.work, args=(slot,)) for slot in range(WORKERS)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
-    return failed
+    try:
+        for worker in workers:
+            worker.join()
+    except BaseException:  # Ctrl-C: what trains stops, its checkpoint stays
+        lanes.stop()
+        raise
+    return lanes.failed
 
 
-def _work(waiting: queue.SimpleQueue[str], failed: list[str], slot: int, options: argparse.Namespace) -> None:
-    """One model after another, each in its own single-threaded process: two of those beat one with two threads."""
-    while True:
-        try:
-            name = waiting.get_nowait()
-        except queue.Empty:
-            return
-        command = [sys.executable, "-m", "embedded.makers", "--only", name, "--position", str(slot)]
-        command += ["--weights", str(options.weights), "--build", str(options.build), *(["--quick"] * options.quick)]
-        if subprocess.call(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}):
-            failed.append(name)
+class Lanes:
+    """The models still to make, and the processes that make some now: one each, single-threaded, WORKERS at a time.
+
+    Two such processes beat one with two threads.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.failed: list[str] = []
+        self._options = options
+        self._waiting = list(NAMES)
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def work(self, slot: int) -> None:
+        """Make one model after another until none waits."""
+        while (started := self._start(slot)) is not None:
+            name, process = started
+            if process.wait():
+                self.failed.append(name)
+
+    def stop(self) -> None:
+        """Start no more, and end what runs."""
+        with self._lock:
+            self._waiting.clear()
+            for process in self._running.values():
+                process.terminate()
+
+    def _start(self, slot: int) -> tuple[str, subprocess.Popen[bytes]] | None:
+        options = self._options
+        with self._lock:
+            if not self._waiting:
+                return None
+            name = self._waiting.pop(0)
+            command = [sys.executable, "-m", "embedded.makers", "--only", name, "--position", str(slot)]
+            command += [
+                "--weights",
+                str(options.weights),
+                "--build",
+                str(options.build),
+                *(["--quick"] * options.quick),
+            ]
+            process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            self._running[slot] = process
+            return name, process
 
 
 if __name__ == "__main__":

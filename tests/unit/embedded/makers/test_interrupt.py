@@ -1,0 +1,32 @@
+"""Ctrl-C during `make weights`: no model process stays, and none that waited is started."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from services.cluster.processes import users_of
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_ctrl_c_ends_what_trains_and_starts_no_more(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    command = [sys.executable, "-m", "embedded.makers", "--quick", "--weights", str(weights), "--build", str(tmp_path)]
+    parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    ends_s = time.monotonic() + 120
+    while len(users_of(weights)) < 2:  # the parent, and a model's process
+        assert parent.poll() is None, parent.communicate()
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)  # to the parent alone, which must end the others
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert "run the same command again" in said
+    while users_of(weights):
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
+    assert not list(weights.glob("*/training.json"))
