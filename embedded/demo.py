@@ -28,10 +28,11 @@ from rich.table import Table
 
 from embedded.report import write_report
 from embedded.samples import Sample, load_samples
+from services.cluster.local import check_port
 from services.settings import load
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
-from synod.errors import Unavailable
+from synod.errors import SettingsError, Unavailable
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
@@ -146,25 +147,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def pick_port(asked: int | None) -> int:
     """The port asked for, else the settings' own, else (that one busy) a free one. Raises DemoError."""
     wanted = asked or load(CONFIG).server.port
-    if is_free(wanted):
+    try:
+        check_port("127.0.0.1", wanted)
+    except SettingsError:
+        if asked:
+            message = f"port {asked} is busy. Give another with --port, or none and a free one is taken"
+            raise DemoError(message) from None
+    else:
         return wanted
-    if asked:
-        raise DemoError(f"port {asked} is busy. Give another with --port, or none and a free one is taken")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     console.print(f"port {wanted} is busy; the demo takes {port}")
     return port
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def score(client: SynodClient, samples: Sequence[Sample]) -> list[Scored]:

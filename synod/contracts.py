@@ -80,6 +80,10 @@ class ScoreItem:
         assert not isinstance(self.image, bytes), "pixels() before synod.images.decode_item"
         return self.image
 
+    def pictures(self) -> tuple[Picture, ...]:
+        """The references and the image, as many as there are."""
+        return self.references if self.image is None else (*self.references, self.image)
+
     def reference_pixels(self) -> tuple[Pixels, ...]:
         """The decoded references, each uint8 [H W 3]."""
         decoded = tuple(r for r in self.references if not isinstance(r, bytes))

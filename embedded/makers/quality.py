@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from embedded.makers import augment, figures
 from embedded.makers.figures import Figure, Spoil
-from services.settings import DerSettings, FerSettings, GenEvalSettings, Settings
+from services.settings import DerSettings, FerSettings, GenEvalSettings, Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 900
@@ -58,18 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights")
     parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY.md")
     options = parser.parse_args(arguments)
-    rows = measure(read_settings(options.settings))
+    rows = measure(load(options.settings, without=("golden",)))  # golden scores are recorded after the weights
     options.output.write_text(document(rows, options.weights))
     low = [name for name, _, values, floor in rows if floor is not None and min(values) < floor]
     print(options.output.read_text(), f"under their floor: {', '.join(low) or 'none'}", sep="\n")
     return int(bool(low))
-
-
-def read_settings(path: Path) -> Settings:
-    """The settings without their golden record, which is made after the weights."""
-    tree = tomllib.loads(path.read_text())
-    tree.pop("golden", None)
-    return Settings.model_validate(tree, context={"folder": path.resolve().parent})
 
 
 def measure(settings: Settings) -> list[Row]:

@@ -106,5 +106,4 @@ def gist(message: str) -> str:
 
 
 def _bytes(item: ScoreItem) -> int:
-    pictures = (*item.references, *(() if item.image is None else (item.image,)))
-    return sum(len(picture) if isinstance(picture, bytes) else picture.nbytes for picture in pictures)
+    return sum(len(picture) if isinstance(picture, bytes) else picture.nbytes for picture in item.pictures())

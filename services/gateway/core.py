@@ -150,9 +150,8 @@ class _Room:
             raise ImageTooLarge("the pictures of this request are too large together; send fewer at once")
 
     def take(self, item: ScoreItem) -> None:
-        pictures = (*item.references, *(() if item.image is None else (item.image,)))
         with self._lock:
-            self.left_bytes -= sum(picture.nbytes for picture in pictures if not isinstance(picture, bytes))
+            self.left_bytes -= sum(picture.nbytes for picture in item.pictures() if not isinstance(picture, bytes))
 
 
 def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem | ScoreFailure:
