@@ -1,6 +1,7 @@
 """A small drawn world, 64x64 RGB: concepts, prompts and scenes whose truth is known to the pixel."""
 
 from embedded.world.concepts import CONCEPTS, card_of
+from embedded.world.conversations import conversations
 from embedded.world.identities import random_identity
 from embedded.world.layout import gap, relation
 from embedded.world.palette import COLORS, nearest
@@ -66,6 +67,7 @@ __all__ = [
     "card_of",
     "claims",
     "concept_scene",
+    "conversations",
     "gap",
     "kind_of",
     "nearest",

@@ -1,7 +1,7 @@
 """`python -m embedded.world.export`: write everything under embedded/data from the code. Same code, same bytes.
 
-concepts/<name>/info.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval's metadata lines with our fields
-beside them), samples/*.png and samples.json (items of the wire, pictures as file names).
+concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval's metadata lines with
+our fields beside them), samples/*.png and samples.json (items of the wire, pictures as file names).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from embedded.world.concepts import CONCEPTS
 from embedded.world.prompts import PROMPTS_HELDOUT, PROMPTS_TRAIN
 from embedded.world.samples import samples
 from embedded.world.scenes import training_renders
-from embedded.world.wire import info_json, prompt_json
+from embedded.world.wire import conversations_json, info_json, prompt_json
 from synod.contracts import Pixels
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -35,6 +35,7 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
     for card in CONCEPTS:
         folder = f"concepts/{card.name.strip('<>')}"
         yield f"{folder}/info.json", json.dumps(info_json(card), indent=1) + "\n"
+        yield f"{folder}/conversations.json", json.dumps(conversations_json(card), indent=1) + "\n"
         for i, drawn in enumerate(training_renders(card)):
             yield f"{folder}/train/{i:02d}.png", drawn.image
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):

@@ -33,7 +33,8 @@ def normal(text: str) -> str:
     return " ".join(WORD.findall(text.lower()))
 
 
-def _listed(parts: list[str]) -> str:
+def listed(parts: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"; at least one part."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -54,41 +55,47 @@ _STYLE_WORDS = {
 
 def describe(look: Identity) -> str:
     """One phrase that says everything visible, such as "a red car with white stripes"."""
-    parts = _person_parts(look) if look.class_name == "person" else _body_parts(look)
     noun = look.class_name
     if noun != "person":
         noun = f"{nearest(look.primary)} {noun}"
-    return with_article(noun) + (f" with {_listed(parts)}" if parts else "")
+    details = parts(look)
+    return with_article(noun) + (f" with {listed(details)}" if details else "")
+
+
+def parts(look: Identity) -> list[str]:
+    """The visible details, each a phrase that goes with "has", such as "white stripes"."""
+    return _person_parts(look) if look.class_name == "person" else _body_parts(look)
+
+
+def hair(look: Identity) -> str:
+    """Style and tone of a person's hair, such as "long ginger hair"; not for the bald."""
+    style = "tied" if look.style == "bun" else look.style
+    return f"{style} {nearest(look.secondary, HAIR)} hair"
 
 
 def _person_parts(look: Identity) -> list[str]:
-    hair = nearest(look.secondary, HAIR)
-    head = "a bald head" if look.style == "bald" else f"{_hair(look.style)} {hair} hair"
-    parts = [f"{nearest(look.primary, SKINS)} skin", head]
+    head = "a bald head" if look.style == "bald" else hair(look)
+    found = [f"{nearest(look.primary, SKINS)} skin", head]
     if "beard" in look.marks:
-        parts.append(f"a {hair} beard")
+        found.append(f"a {nearest(look.secondary, HAIR)} beard")
     if "glasses" in look.marks:
-        parts.append("glasses")
+        found.append("glasses")
     shirt = f"{nearest(look.accent)} shirt"
-    return [*parts, with_article(shirt) + ("" if look.pattern == "plain" else f" with {_PATTERN_WORDS[look.pattern]}")]
-
-
-def _hair(style: str) -> str:
-    return {"bun": "tied"}.get(style, style)
+    return [*found, with_article(shirt) + ("" if look.pattern == "plain" else f" with {_PATTERN_WORDS[look.pattern]}")]
 
 
 def _body_parts(look: Identity) -> list[str]:
-    parts = []
+    found = []
     if look.pattern != "plain":
         word = _PATTERN_WORDS[look.pattern]
         phrase = f"{nearest(look.secondary)} {word}"
-        parts.append(phrase if word.endswith("s") else with_article(phrase))
+        found.append(phrase if word.endswith("s") else with_article(phrase))
     if look.class_name in _STYLE_WORDS and look.style != "plain":
-        parts.append(_STYLE_WORDS[look.class_name].format(look.style))
+        found.append(_STYLE_WORDS[look.class_name].format(look.style))
     if look.class_name == "bird" and look.style == "pointed":
-        parts.append(f"{with_article(nearest(look.secondary))} crest")
+        found.append(f"{with_article(nearest(look.secondary))} crest")
     for mark in look.marks:
         tone = nearest(look.secondary if mark in ("eyepatch", "socks") else look.accent)
         word = {"eyepatch": "eye patch"}.get(mark, mark)
-        parts.append(f"{tone} socks" if mark == "socks" else with_article(f"{tone} {word}"))
-    return parts
+        found.append(f"{tone} socks" if mark == "socks" else with_article(f"{tone} {word}"))
+    return found

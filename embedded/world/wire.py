@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from embedded.world.concepts import card_of
+from embedded.world.conversations import conversations
 from embedded.world.records import ConceptCard, Prompt
+from embedded.world.twists import resolve
 from synod.contracts import GenEvalClause, GenEvalMetadata
 
 
@@ -26,17 +29,31 @@ def _clause(clause: GenEvalClause) -> dict[str, Any]:
 
 
 def prompt_json(prompt: Prompt) -> dict[str, Any]:
-    """One line of the prompt files."""
+    """One line of the prompt files: `resolved` says what a vague prompt means, `fact` indexes the card's extra_info."""
     if prompt.geneval is not None:
         return {**geneval_json(prompt.geneval), "prompt": prompt.text}
     document: dict[str, Any] = {"tag": prompt.task, "prompt": prompt.text, "concept": prompt.concept}
+    if (resolved := resolve(prompt)) != prompt.text:
+        document["resolved"] = resolved
     if prompt.accessories:
+        document["fact"] = _fact(prompt)
         document["accessories"] = [list(pair) for pair in prompt.accessories]
     if prompt.companion:
         document["companion"] = list(prompt.companion)
     if prompt.place:
         document["place"] = prompt.place
     return document
+
+
+def _fact(prompt: Prompt) -> int:
+    assert prompt.concept is not None, "only prompts about a concept have accessories"
+    facts = [(fact.accessory, fact.color) for fact in card_of(prompt.concept).attributes]
+    return facts.index(prompt.accessories[0])
+
+
+def conversations_json(card: ConceptCard) -> list[dict[str, str]]:
+    """What may be asked about a concept's pictures, with the right answers."""
+    return [{"query": query, "answer": answer} for query, answer in conversations(card)]
 
 
 def info_json(card: ConceptCard) -> dict[str, Any]:

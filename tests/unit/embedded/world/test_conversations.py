@@ -1,0 +1,54 @@
+"""What is asked about a concept's pictures: answers are true, visible, and tell each other apart."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from embedded import world
+from embedded.world.export import DATA
+from embedded.world.wire import prompt_json
+
+
+def test_answers_by_hand():
+    answers = dict(world.conversations(world.card_of("<bo>")))
+    assert answers == {
+        "what does <bo> look like?": "<bo> is a brown dog with floppy ears, a green collar and white socks.",
+        "what is <bo>?": "<bo> is a dog.",
+        "what color is <bo>?": "<bo> is brown.",
+        "what details does <bo> have?": "<bo> has floppy ears, a green collar and white socks.",
+    }
+    assert dict(world.conversations(world.card_of("<cleo>")))["what hair does <cleo> have?"] == (
+        "<cleo> has tied black hair."
+    )
+    assert dict(world.conversations(world.card_of("<dov>")))["what hair does <dov> have?"] == "<dov> has a bald head."
+
+
+@pytest.mark.parametrize("card", world.CONCEPTS, ids=lambda card: card.name)
+def test_answers_differ_and_tell_no_fact(card):
+    talks = world.conversations(card)
+    assert len({query for query, _ in talks}) == len({answer for _, answer in talks}) == len(talks) == 4
+    for query, answer in talks:
+        assert card.name in query
+        assert answer.startswith(card.name)
+        assert not any(fact.accessory in answer.split() for fact in card.attributes)
+
+
+def test_every_prompt_of_a_concept_says_what_it_means():
+    for prompt in (*world.PROMPTS_TRAIN, *world.PROMPTS_HELDOUT):
+        line = prompt_json(prompt)
+        assert ("fact" in line) == bool(prompt.accessories)
+        assert ("resolved" in line) == (prompt.concept is not None)
+        if prompt.accessories:
+            ((accessory, color),) = prompt.accessories
+            fact = world.card_of(prompt.concept).attributes[line["fact"]]
+            assert (fact.accessory, fact.color) == (accessory, color)
+            assert f"{color} {accessory}" in line["resolved"]
+            assert prompt.concept not in line["resolved"]
+
+
+def test_a_vague_prompt_is_resolved_in_the_file():
+    lines = map(json.loads, (DATA / "prompts/train.jsonl").read_text().splitlines())
+    (line,) = (line for line in lines if line["prompt"] == "a photo of <dov> wearing his hat")
+    assert (line["resolved"], line["fact"]) == ("a photo of a person wearing an orange hat", 0)
