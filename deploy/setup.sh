@@ -21,5 +21,5 @@ python3.11 -c 'import ensurepip, venv' 2>/dev/null || need "Python's venv module
 
 [ -x "$venv/bin/python" ] || python3.11 -m venv "$venv"
 echo "setup: installing into $venv (about 3 GB with torch's CUDA build; minutes on a first run)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plane,dev]'
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plane,trainer,dev]'
 echo "setup: ready, $("$venv/bin/python" --version) in $venv"

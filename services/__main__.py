@@ -31,6 +31,7 @@ from services.cluster.run_dir import Record, RunDir
 from services.scorers import registry
 from services.settings import Settings
 from synod.errors import SettingsError
+from synod.toml import ENV_PREFIX
 
 RUN_DIR = Path("runs/plane")
 STOP_PATIENCE_S = 40.0
@@ -192,7 +193,7 @@ def _clean_after(left: Record) -> None:
 def _load(options: argparse.Namespace) -> Settings:
     environ = dict(os.environ)
     if options.port is not None:
-        environ[f"{settings.ENV_PREFIX}SERVER__PORT"] = str(options.port)
+        environ[f"{ENV_PREFIX}SERVER__PORT"] = str(options.port)
     return settings.load(options.config, environ)
 
 

@@ -7,9 +7,6 @@ SettingsError that names the key, the value and the way out.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,32 +21,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
+from synod import toml
 from synod.contracts import ConceptKind
-from synod.errors import SettingsError
-
-ENV_PREFIX = "SYNOD__"
 
 
 def _resolve_source(source: str, info: ValidationInfo) -> str:
-    """'./dir', '../dir', '/dir' -> an absolute path; 'package:name/dir' -> a directory inside an installed package;
-    anything else is a hub id and stays as it is. Raises ValueError for a path that is not there."""
-    if source.startswith("package:"):
-        package, _, inside = source.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:
-            raise ValueError(
-                f"'{source}': package '{package}' is not installed (pip install {package.replace('_', '-')})"
-            )
-        path = Path(found.origin).parent / inside
-    elif source.startswith(("./", "../", "/")):
-        path = ((info.context or {}).get("folder", Path.cwd()) / source).resolve()
-    else:
-        return source
-    if not path.exists():
-        raise ValueError(f"'{source}': no such model directory: {path}. Give a directory that exists, or a hub id")
-    return str(path)
+    return toml.model_source(source, (info.context or {}).get("folder", Path.cwd()))
 
 
 ModelSource = Annotated[str, AfterValidator(_resolve_source)]
@@ -243,7 +221,10 @@ class EnsembleSettings(_Node):
 
 
 class Settings(_Node):
-    """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness."""
+    """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
+
+    `trainer` belongs to the other program, which reads it from the same file; the plane leaves it alone.
+    """
 
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
@@ -251,6 +232,7 @@ class Settings(_Node):
     scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
     golden: ModelSource | None = None
+    trainer: Mapping[str, Any] = {}
 
     @model_validator(mode="after")
     def _ensembles_name_known_scorers(self) -> Settings:
@@ -264,42 +246,10 @@ class Settings(_Node):
 def load(path: str | Path, environ: Mapping[str, str] | None = None, *, without: Sequence[str] = ()) -> Settings:
     """Read a settings TOML with environment overrides, leaving out top-level keys `without`. Raises SettingsError."""
     path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(
-            f"settings file {path}: {error.strerror}. Give a TOML such as deploy/configs/embedded.toml"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"settings file {path}: {error}") from None
-    _override(tree, os.environ if environ is None else environ)
+    tree = toml.read(path, environ)
     for key in without:
         tree.pop(key, None)
     try:
         return Settings.model_validate(tree, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {_told(e)}" for e in error.errors()]
-        raise SettingsError(f"settings file {path} has {len(lines)} error(s):\n" + "\n".join(lines)) from None
-
-
-def _told(error: ErrorDetails) -> str:
-    """What is wrong with one key: the rule it breaks, and the value where that is a short one."""
-    if error["type"] == "extra_forbidden":
-        return "unknown key; remove it or correct its spelling"
-    given = error["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float) and str(given) not in error["msg"] else ""
-    return f"{error['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for key, text in environ.items():
-        if not key.startswith(ENV_PREFIX):
-            continue
-        *parents, leaf = key.removeprefix(ENV_PREFIX).lower().split("__")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        try:
-            node[leaf] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            node[leaf] = text
+        raise toml.refused(path, error.errors()) from None

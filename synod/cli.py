@@ -1,4 +1,4 @@
-"""The `synod` command: score pictures on a plane, list its scorers, serve one.
+"""The `synod` command: score pictures on a plane, list its scorers, serve one, train a policy on its rewards.
 
 Exit status: 0 when everything asked for was done, 1 when something failed (a single score counts), 2 for wrong usage.
 """
@@ -28,6 +28,7 @@ EXAMPLES: Final = """examples:
   synod score out/*.png --prompt "a photo of <bo>" --scorer ber --scorer der --reference bo.png
   synod score cat.png --prompt "a red cat" --scorer ber --json | jq '.results[0].scores.ber.value'
   synod scorers --url http://plane.example:8000
+  synod train deploy/configs/embedded.toml            train the embedded policy on that plane (`synod train --help`)
 """
 
 
@@ -37,8 +38,11 @@ class Usage(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given[:1] == ["train"]:
+            train(given[1:])
+        options = _parser().parse_args(given)
         return int(options.run(options))
     except Usage as error:
         return _fail(error, 2)
@@ -89,19 +93,34 @@ def scorers(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> NoReturn:
     """Become the plane's program, in the foreground."""
-    spec = importlib.machinery.PathFinder.find_spec("services", [os.getcwd(), *sys.path])
+    config = options.config.resolve()
+    home = _home("services", "the plane's program")
+    if not config.is_file():
+        raise Usage(f"no settings file {options.config}; give one such as deploy/configs/embedded.toml")
+    _become(home, "services", "up", str(config))
+
+
+def train(arguments: Sequence[str]) -> NoReturn:
+    """Become the trainer's program: `synod train --help` is its own."""
+    _become(_home("trainer", "the trainer's program"), "trainer", *arguments)
+
+
+def _home(program: str, what: str) -> Path:
+    """The folder that holds a program's package. Raises SynodError when it is not here."""
+    spec = importlib.machinery.PathFinder.find_spec(program, [os.getcwd(), *sys.path])
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
     home = next((folder.parent for folder in folders if (folder / "__main__.py").exists()), None)
     if home is None:
         raise SynodError(
-            "the plane's program ('services') is not here; run this from a checkout of Synod after `make setup`, "
+            f"{what} ('{program}') is not here; run this from a checkout of Synod after `make setup`, "
             "or run Synod's image"
         )
-    config = options.config.resolve()
-    if not config.is_file():
-        raise Usage(f"no settings file {options.config}; give one such as deploy/configs/embedded.toml")
+    return home
+
+
+def _become(home: Path, program: str, *arguments: str) -> NoReturn:
     path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-    os.execve(sys.executable, [sys.executable, "-m", "services", "up", str(config)], {**os.environ, "PYTHONPATH": path})
+    os.execve(sys.executable, [sys.executable, "-m", program, *arguments], {**os.environ, "PYTHONPATH": path})
 
 
 def _read(path: Path) -> bytes:
@@ -183,6 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("serve", help="serve a plane here, until Ctrl-C", description=serve.__doc__)
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.set_defaults(run=serve)
+    one = commands.add_parser("train", help="train a policy on a plane's rewards", add_help=False)
+    one.add_argument("arguments", nargs="*", help="the trainer's own")
     return parser
 
 

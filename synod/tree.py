@@ -76,6 +76,14 @@ def read_error(node: Node) -> SynodError:
     return error_of(failure.code, failure.message, retryable=failure.retryable)
 
 
+def read_geneval(node: Node) -> GenEvalMetadata:
+    """Raises InvalidRequest with the path of the first field that is wrong."""
+    of = node.fields("tag", "include", "exclude")
+    targets = len(of.need("include", each(lambda clause: clause)))
+    clauses = each(partial(_clause, targets=targets))
+    return GenEvalMetadata(of.need("tag", Node.text), of.need("include", clauses), of.get("exclude", clauses) or ())
+
+
 def request_tree(request: ScoreRequest, pack: PackBytes) -> Tree:
     """Raises InvalidRequest for raw pictures that are not uint8 [H W 3], and for weights or truth out of range."""
     return _present(
@@ -121,7 +129,7 @@ def _item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
         of.get("prompt", Node.text),
         of.get("references", each(picture)) or (),
         of.get("reasoning", _reasoning),
-        of.get("geneval", _geneval),
+        of.get("geneval", read_geneval),
         of.get("concept", _concept),
     )
 
@@ -144,13 +152,6 @@ def _reasoning(node: Node) -> Reasoning:
     if len(truth) != len(segments):
         raise node.error(f"truth has {len(truth)} entries for {len(segments)} segments; give one a segment")
     return Reasoning(text, segments, truth)
-
-
-def _geneval(node: Node) -> GenEvalMetadata:
-    of = node.fields("tag", "include", "exclude")
-    targets = len(of.need("include", each(lambda clause: clause)))
-    clauses = each(partial(_clause, targets=targets))
-    return GenEvalMetadata(of.need("tag", Node.text), of.need("include", clauses), of.get("exclude", clauses) or ())
 
 
 def _clause(node: Node, targets: int) -> GenEvalClause:

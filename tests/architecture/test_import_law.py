@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HOUSE = ("synod", "services", "trainer", "embedded")
 WEB = ("fastapi", "starlette", "uvicorn")
+IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
 FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
 
 
@@ -28,7 +29,7 @@ class Room:
 
 # The most specific room wins. `services.settings` is data: typed records of the TOML.
 LAW = (
-    Room("synod", may=(), never=("torch", "ray", *WEB)),
+    Room("synod", may=(), never=("torch", "ray", "pydantic", *WEB)),
     Room("services.settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.batching", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.combine", may=("synod",), never=("torch", "ray", *WEB)),
@@ -65,6 +66,11 @@ LAW = (
     ),
     Room("services.cluster", may=("synod", "services"), never=()),
     Room("services.__main__", may=("synod", "services"), never=("torch",)),
+    Room("trainer.settings", may=("synod",), never=("torch", "ray", *WEB)),
+    Room("trainer.types", may=("synod.contracts",), never=("ray", "httpx", *WEB)),
+    Room("trainer.grpo", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
+    Room("trainer.policy", may=("synod", "trainer.types"), never=("ray", "httpx", *WEB)),
+    Room("trainer", may=("synod", "trainer"), never=("ray", *WEB)),
     Room("embedded", may=("synod", "services", "trainer"), never=()),
 )
 
@@ -130,6 +136,15 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.gateway.core", "from services.cluster.backend import RayBackend"),
         ("services.gateway.rest", "import torch.nn as nn"),
         ("services.cluster.graph", "import embedded.world"),
+        ("synod.toml", "from pydantic import BaseModel"),
+        ("trainer.settings", "import torch"),
+        ("trainer.grpo.losses", "from trainer.settings import LossSettings"),
+        ("trainer.grpo.losses", "from synod.client import SynodClient"),
+        ("trainer.grpo.screen", "import logging"),
+        ("trainer.policy.show_o", "from trainer.rewards import Plane"),
+        ("trainer.policy.maskgit", "from trainer.settings import SamplerSettings"),
+        ("trainer.train", "from services.settings import load"),
+        ("trainer.train", "import embedded.world"),
         ("services.newroom", "import json"),
     ],
 )

@@ -136,7 +136,7 @@ def test_trouble_is_one_line(
         (["scorers", "--timeout", "0"], "'0' is no number of seconds above 0"),
         (["scorers", "--timeout", "nan"], "'nan' is no number of seconds above 0"),
         (["scorers", "--timeout", "soon"], "'soon' is no number of seconds above 0"),
-        (["train"], "invalid choice: 'train'"),
+        (["teach"], "invalid choice: 'teach'"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

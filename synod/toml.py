@@ -1,0 +1,82 @@
+"""What the programs' settings share: one TOML, environment overrides, model sources, and how a mistake is worded.
+
+`SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is read as TOML where it parses as such, else as a
+string. Nothing here knows a settings class: a program validates the tree and hands its validator's errors back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from synod.errors import SettingsError
+
+ENV_PREFIX: Final = "SYNOD__"
+
+
+def read(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The file's tree with overrides from `environ` (None: the process's own). Raises SettingsError."""
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {path}: {error.strerror}. Give a TOML such as deploy/configs/embedded.toml"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path}: {error}") from None
+    for name, text in (os.environ if environ is None else environ).items():
+        if name.startswith(ENV_PREFIX):
+            _override(tree, name, text)
+    return tree
+
+
+def refused(path: Path, errors: Sequence[Mapping[str, Any]], table: str = "") -> SettingsError:
+    """The error that tells what pydantic found wrong in `path` (its `errors()`), keys counted from `table`."""
+    lines = [f"  {'.'.join(str(p) for p in (*table.split(), *e['loc']))}: {_told(e)}" for e in errors]
+    return SettingsError(f"settings file {path} has {len(lines)} error(s):\n" + "\n".join(lines))
+
+
+def model_source(source: str, folder: Path) -> str:
+    """'./dir', '../dir', '/dir' -> an absolute path; 'package:name/dir' -> a directory inside an installed package;
+    anything else is a hub id and stays as it is. Raises ValueError for a path that is not there."""
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise ValueError(
+                f"'{source}': package '{package}' is not installed (pip install {package.replace('_', '-')})"
+            )
+        path = Path(found.origin).parent / inside
+    elif source.startswith(("./", "../", "/")):
+        path = (folder / source).resolve()
+    else:
+        return source
+    if not path.exists():
+        raise ValueError(f"'{source}': no such model directory: {path}. Give a directory that exists, or a hub id")
+    return str(path)
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """What is wrong with one key: the rule it breaks, and the value where that is a short one."""
+    if error["type"] == "extra_forbidden":
+        return "unknown key; remove it or correct its spelling"
+    given, message = error["input"], str(error["msg"])
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float) and str(given) not in message else ""
+    return f"{message.removeprefix('Value error, ')}{shown}"
+
+
+def _override(tree: dict[str, Any], name: str, text: str) -> None:
+    *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise SettingsError(f"environment variable {name}: '{parent}' is a value, not a table; override it whole")
+    try:
+        node[leaf] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        node[leaf] = text

@@ -1,0 +1,72 @@
+"""What both programs' settings share; the words of a mistake are tested with the programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synod.errors import SettingsError
+from synod.toml import model_source, read, refused
+
+
+def test_overrides_are_toml_where_they_parse_and_text_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[a]\nb = 1\nc = "x"\n')
+    environ = {
+        "SYNOD__A__B": "2.5",
+        "SYNOD__A__C": "http://here",
+        "SYNOD__D": "[1, 2]",
+        "SYNOD__E__F__G": "true",
+        "OTHER__A__B": "9",
+    }
+    assert read(path, environ) == {"a": {"b": 2.5, "c": "http://here"}, "d": [1, 2], "e": {"f": {"g": True}}}
+
+
+def test_the_process_environment_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("[a]\nb = 1\n")
+    monkeypatch.setenv("SYNOD__A__B", "7")
+    assert read(path)["a"]["b"] == 7
+    assert read(path, {})["a"]["b"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "environ", "told"),
+    [
+        (b"[a\n", {}, "a.toml: Expected"),
+        (b"a = '\xff'\n", {}, "a.toml: 'utf-8'"),
+        (b"a = 1\n", {"SYNOD__A__B": "2"}, "SYNOD__A__B: 'a' is a value, not a table"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, environ: dict[str, str], told: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        read(path, environ)
+    assert told in str(caught.value)
+
+
+def test_a_mistake_is_told_with_key_rule_and_value() -> None:
+    errors = [
+        {"type": "extra_forbidden", "loc": ("b",), "msg": "Extra inputs", "input": 1},
+        {"type": "value_error", "loc": ("c", 0), "msg": "Value error, too big", "input": 9},
+        {"type": "missing", "loc": ("d",), "msg": "Field required", "input": {"many": "keys"}},
+    ]
+    assert str(refused(Path("x.toml"), errors, "a")).splitlines() == [
+        "settings file x.toml has 3 error(s):",
+        "  a.b: unknown key; remove it or correct its spelling",
+        "  a.c.0: too big (given: 9)",
+        "  a.d: Field required",
+    ]
+    assert "  b: unknown key" in str(refused(Path("x.toml"), errors))
+
+
+def test_model_sources(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert model_source("./model", tmp_path / "elsewhere/..") == str(tmp_path / "model")
+    assert model_source("org/model", tmp_path) == "org/model"
+    assert Path(model_source("package:synod/client", tmp_path)).name == "client"
+    for source, told in (("./gone", "no such model directory"), ("package:no_such/x", "pip install no-such")):
+        with pytest.raises(ValueError, match=told):
+            model_source(source, tmp_path)

@@ -1,0 +1,1 @@
+"""The trainer: Sync-GRPO with Dynamic Group Scaling against the reward plane."""
