@@ -26,7 +26,7 @@ def test_ratio_is_kept_within_1333_by_800(size: tuple[int, int], expected: tuple
 def naive(folder: str, image: np.ndarray) -> list[tuple[str, float, list[float], np.ndarray]]:
     height, width, _ = image.shape
     h, w = mask2former.resized(height, width)
-    H, W = int(np.ceil(h / 32)) * 32, int(np.ceil(w / 32)) * 32  # noqa: N806
+    H, W = int(np.ceil(h / 32)) * 32, int(np.ceil(w / 32)) * 32
     small = torch.nn.functional.interpolate(torch.tensor(image).permute(2, 0, 1)[None].float(), (h, w), mode="bilinear")
     canvas = torch.zeros(1, 3, H, W)
     for channel, (mean, std) in enumerate([(123.675, 58.395), (116.28, 57.12), (103.53, 57.375)]):

@@ -1,0 +1,100 @@
+"""MaskGIT's schedule as Show-o runs it: published counts, noise scales, and a naive sampler position by position."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.policy import maskgit
+
+
+@pytest.mark.parametrize(
+    ("after", "count"), [(1, 1023), (5, 1011), (10, 973), (20, 828), (30, 601), (40, 316), (49, 32), (50, 1)]
+)
+def test_positions_left_masked_of_1024_in_50_steps(after: int, count: int) -> None:
+    assert maskgit.to_remask(1024, 1024, after - 1, 50) == count
+
+
+def test_the_cosine_is_taken_in_float32() -> None:
+    """At ratio 2/3 the float64 cosine gives 512, the public code's float32 one 511."""
+    assert math.floor(1024 * math.cos(math.pi / 2 * 12 / 18)) == 512
+    assert maskgit.to_remask(1024, 1024, 11, 18) == 511
+
+
+def test_counts_at_the_edges() -> None:
+    assert maskgit.to_remask(16, 5, 0, 50) == 4  # at least one of the masked is committed
+    assert maskgit.to_remask(16, 1, 0, 50) == 1  # and one stays, as in the public code
+    assert maskgit.to_remask(1024, 700, 49, 50) == 1
+
+
+def test_the_noise_scale_compounds() -> None:
+    assert maskgit.noise_scale(0, 50) == pytest.approx(0.98)
+    for steps_done, scale in ((10, 0.30537), (15, 0.068), (20, 0.00721)):
+        assert maskgit.noise_scale(steps_done - 1, 50) == pytest.approx(scale, abs=5e-6 if steps_done != 15 else 5e-4)
+    assert maskgit.noise_scale(9, 50, start=1.8) == pytest.approx(1.8 * 0.30537, abs=1e-5)
+    assert maskgit.noise_scale(49, 50) == 0.0
+
+
+def flat(codes_BN: torch.Tensor, masked_BN: torch.Tensor) -> torch.Tensor:
+    return torch.full((*codes_BN.shape, 4), math.log(0.25))
+
+
+def test_33078_of_51200_terms_are_decisions() -> None:
+    uniform = torch.rand(1, 50, 2, 1024, generator=torch.Generator().manual_seed(0)).clamp(2.0**-24, 1 - 2.0**-24)
+    done = maskgit.denoise(maskgit.begin(uniform), flat, 50)
+    assert done.masked_BTN.shape == (1, 50, 1024)
+    assert int(done.masked_BTN.sum()) == 33_078
+    assert int((~done.masked_BTN[:, 10]).sum()) == 51  # committed at the screening step of 0.2 T
+    assert int(done.remasked_BN.sum()) == 1
+
+
+def table(codes_BN: torch.Tensor, masked_BN: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [B N 8] that depend on every committed code and its place."""
+    batch, positions = codes_BN.shape
+    held = torch.where(masked_BN, -1, codes_BN).double()
+    told = (held * torch.arange(1, positions + 1)).sum(-1)[:, None, None]
+    place, code = torch.arange(positions)[None, :, None], torch.arange(8)[None, None, :]
+    return (2.0 * torch.sin(told + 3.0 * place + 5.0 * code)).float().expand(batch, -1, -1).log_softmax(-1)
+
+
+def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
+    """The sampler with Python loops over positions: full draws, what was masked, log-probabilities."""
+    count = uniform.shape[-1]
+    codes, masked, scale = [0] * count, [True] * count, start
+    draws, masks, logps = [], [], []
+    for step in range(steps):
+        logp = table(torch.tensor([codes]), torch.tensor([masked]))[0].tolist()
+        confidence = []
+        for n in range(count):
+            if masked[n]:
+                probability = [math.exp(value) for value in logp[n]]
+                target, reached, code = float(uniform[step, 0, n]) * sum(probability), 0.0, 0
+                for code, p in enumerate(probability):  # noqa: B007
+                    reached += p
+                    if reached >= target:
+                        break
+                codes[n] = code
+            confidence.append((math.inf if not masked[n] else logp[n][codes[n]], n))
+        scale *= 1 - (step + 1) / steps
+        noisy = [c - scale * math.log(-math.log(float(uniform[step, 1, n]))) for c, n in confidence]
+        draws.append(list(codes))
+        masks.append(list(masked))
+        logps.append([logp[n][codes[n]] for n in range(count)])
+        left = max(1, min(sum(masked) - 1, math.floor(count * math.cos(math.pi / 2 * (step + 1) / steps))))
+        lowest = sorted(range(count), key=lambda n: noisy[n])[:left]
+        masked = [n in lowest for n in range(count)]
+    return draws, masks, logps
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, 4.0])
+def test_the_sampler_against_a_naive_one(start: float) -> None:
+    uniform = torch.rand(5, 10, 2, 37, generator=torch.Generator().manual_seed(1)).clamp(2.0**-24, 1 - 2.0**-24)
+    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start)
+    for b in range(5):
+        draws, masks, logps = naive(uniform[b].numpy(), 10, start)
+        assert found.codes_BTN[b].tolist() == draws
+        assert found.masked_BTN[b].tolist() == masks
+        np.testing.assert_allclose(found.logp_BTN[b].numpy(), logps, atol=1e-6)

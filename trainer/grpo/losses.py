@@ -1,0 +1,177 @@
+"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over the decisions of one segment kind. Pure.
+
+Suffixes: B rollouts of a group, D decisions of one denoising step (image positions) or of one text (tokens).
+
+Deviations, each with its reason:
+
+* Positions. Eq. 1 scores every image position at every step. At committed positions nothing was sampled, so they have
+  no place in a likelihood ratio, and the model was never trained there; of 50 x 1024 terms 35 % are such. mask_BD says
+  what counts. The choice of what to re-mask (confidence + Gumbel noise) also depends on the policy; it is treated as
+  part of the environment.
+* Scale. Eq. 9 sums, so 5e4 image terms bury some 50 text terms. `weights` divides each modality by a constant, not by
+  its own length, which keeps Dr.GRPO's freedom from length bias; `paper_sum` is the paper's form.
+* KL. Eq. 9 has it inside the weighted sum, eq. 11 outside; eq. 9 is followed. The estimator is k3. Its mean under pi is
+  KL(pi || ref), but the mean of its gradient is that of KL(ref || pi), as everywhere where k3 is used as a loss.
+* Log-ratios are clamped to [-10, 10], as in the authors' public code: beyond it a term goes flat instead of
+  overflowing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.types import Modality
+
+Scale = Literal["per_modality_constant", "paper_sum"]
+LOG_RATIO = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LossStats:
+    """Sums over decisions, so that steps and chunks add up with `+`; the properties are None without a decision.
+
+    clipped    decisions whose ratio left [1 - clip, 1 + clip] on the side where the objective is flat
+    low, high  smallest and largest ratio
+    kl_sum     sum of k3, in nats; 0 without a reference
+    """
+
+    decisions: int = 0
+    clipped: int = 0
+    ratio_sum: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    kl_sum: float = 0.0
+
+    def __add__(self, other: LossStats) -> LossStats:
+        return LossStats(
+            self.decisions + other.decisions,
+            self.clipped + other.clipped,
+            self.ratio_sum + other.ratio_sum,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.kl_sum + other.kl_sum,
+        )
+
+    @property
+    def ratio_mean(self) -> float | None:
+        return self.ratio_sum / self.decisions if self.decisions else None
+
+    @property
+    def ratio_min(self) -> float | None:
+        return self.low if self.decisions else None
+
+    @property
+    def ratio_max(self) -> float | None:
+        return self.high if self.decisions else None
+
+    @property
+    def clip_fraction(self) -> float | None:
+        return self.clipped / self.decisions if self.decisions else None
+
+    @property
+    def kl(self) -> float | None:
+        return self.kl_sum / self.decisions if self.decisions else None
+
+
+def clipped(
+    new_BD: Tensor,
+    old_BD: Tensor,
+    ref_BD: Tensor | None,
+    mask_BD: Tensor,
+    advantage_B: Tensor,
+    *,
+    clip: float,
+    beta: float,
+    weight: float,
+    group: int | None = None,
+) -> tuple[Tensor, LossStats]:
+    """Eq. 9, negated so that it is minimised: the scalar loss, which carries new_BD's gradient, and its figures.
+
+        -(1/group) sum_i sum_j weight * (min(D_ij A_i, clip(D_ij, 1-clip, 1+clip) A_i) - beta k3_ij)
+        D = exp(new - old),    k3 = exp(d) - d - 1,    d = ref - new
+
+    new, old, ref  log-probabilities (<= 0) under the policy, the behaviour and the reference; no gradient flows to the
+                   last two. Summed in float32 or better. ref_BD None: no KL term, for beta = 0.
+    mask_BD        bool; what is False adds exactly 0 to loss and gradient, whatever it holds (-inf and NaN too)
+    advantage_B    of each rollout; leave out rollouts without a reward, their KL would still count
+    group          rollouts the sum is divided by, B by default: give the whole group's when it comes in chunks,
+                   whose losses then add up to the group's
+    """
+    _check(new_BD, old_BD, ref_BD, mask_BD, advantage_B, clip, beta)
+    rollouts = len(new_BD) if group is None else group
+    if rollouts < 1:
+        raise ValueError(f"the loss is divided by {rollouts} rollouts; give at least one, or skip the group")
+    dtype = torch.promote_types(new_BD.dtype, torch.float32)
+    new_BD = torch.where(mask_BD, new_BD.to(dtype), 0.0)  # first of all: on the way back 0 * inf is NaN
+    old_BD = torch.where(mask_BD, old_BD.detach().to(dtype), 0.0)
+    advantage_B1 = advantage_B.detach().to(dtype)[:, None]
+    ratio_BD = (new_BD - old_BD).clamp(-LOG_RATIO, LOG_RATIO).exp()
+    gain_BD = torch.minimum(ratio_BD * advantage_B1, ratio_BD.clamp(1 - clip, 1 + clip) * advantage_B1)
+    k3_BD = torch.zeros_like(gain_BD)
+    if ref_BD is not None:
+        ref_BD = torch.where(mask_BD, ref_BD.detach().to(dtype), 0.0)
+        d_BD = (ref_BD - new_BD).clamp(-LOG_RATIO, LOG_RATIO)
+        k3_BD = d_BD.expm1() - d_BD  # expm1: k3 is second order in d, and exp(d) - 1 would round it away
+        gain_BD = gain_BD - beta * k3_BD
+    loss = -weight * torch.where(mask_BD, gain_BD, 0.0).sum() / rollouts
+    flat_BD = ((advantage_B1 > 0) & (ratio_BD > 1 + clip)) | ((advantage_B1 < 0) & (ratio_BD < 1 - clip))
+    return loss, _stats(ratio_BD.detach(), k3_BD.detach(), flat_BD, mask_BD)
+
+
+def weights(
+    alpha_text: float,
+    alpha_image: float,
+    scale: Scale,
+    *,
+    max_text_tokens: int,
+    denoising_steps: int,
+    positions: int,
+) -> dict[Modality, float]:
+    """alpha_j of eq. 10, per decision of each modality.
+
+    "paper_sum": the bare alphas. "per_modality_constant": alpha_text / max_text_tokens and
+    alpha_image / (denoising_steps * positions), constants that no rollout can change by being long or short.
+    """
+    sizes = {"max_text_tokens": max_text_tokens, "denoising_steps": denoising_steps, "positions": positions}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; give 1 or more")
+    if scale == "paper_sum":
+        return {"text": alpha_text, "image": alpha_image}
+    return {"text": alpha_text / max_text_tokens, "image": alpha_image / (denoising_steps * positions)}
+
+
+def _stats(ratio_BD: Tensor, k3_BD: Tensor, flat_BD: Tensor, mask_BD: Tensor) -> LossStats:
+    ratio, k3 = ratio_BD[mask_BD], k3_BD[mask_BD]
+    if not len(ratio):
+        return LossStats()
+    sums = torch.stack([flat_BD[mask_BD].sum().to(ratio.dtype), ratio.sum(), ratio.min(), ratio.max(), k3.sum()])
+    flat, ratio_sum, ratio_min, ratio_max, kl_sum = sums.tolist()  # one transfer from the device
+    return LossStats(len(ratio), int(flat), ratio_sum, ratio_min, ratio_max, kl_sum)
+
+
+def _check(
+    new_BD: Tensor,
+    old_BD: Tensor,
+    ref_BD: Tensor | None,
+    mask_BD: Tensor,
+    advantage_B: Tensor,
+    clip: float,
+    beta: float,
+) -> None:
+    shapes = [list(x.shape) for x in (new_BD, old_BD, mask_BD, ref_BD) if x is not None]
+    if any(shape != shapes[0] for shape in shapes) or new_BD.dim() != 2 or advantage_B.shape != new_BD.shape[:1]:
+        raise ValueError(
+            f"log-probabilities and mask are {shapes}, advantages {list(advantage_B.shape)}; give [B D] and [B]"
+        )
+    if mask_BD.dtype != torch.bool:
+        raise ValueError(f"mask_BD is {mask_BD.dtype}; give bool, True where something was decided")
+    if not 0 < clip < 1:
+        raise ValueError(f"clip is {clip}; give a number between 0 and 1, both excluded (the usual one is .2)")
+    if beta < 0 or (beta > 0 and ref_BD is None):
+        raise ValueError(f"beta is {beta}, which weighs a KL to the reference; give ref_BD and beta >= 0, or beta 0")
