@@ -1,0 +1,87 @@
+"""The decoder: its keys, its cache, the columns of its head. tests/numerics compares it with transformers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from trainer.policy.phi import Cache, Phi, PhiConfig
+from trainer.policy.show_o import ShowO, Wrapped
+
+LAYER = [
+    *(f"{norm}.{part}" for norm in ("input_layernorm",) for part in ("weight", "bias")),
+    *(f"self_attn.{name}.{part}" for name in ("q_proj", "k_proj", "v_proj", "dense") for part in ("weight", "bias")),
+    *(f"self_attn.{name}.{part}" for name in ("q_layernorm", "k_layernorm") for part in ("weight", "bias")),
+    *(f"mlp.{name}.{part}" for name in ("fc1", "fc2") for part in ("weight", "bias")),
+]
+
+
+def test_keys_and_size_of_the_public_model() -> None:
+    with torch.device("meta"):
+        state = Wrapped(PhiConfig(58_498)).state_dict()
+    expected = {f"showo.model.layers.{i}.{key}" for i in range(24) for key in LAYER}
+    expected |= {"showo.model.embed_tokens.weight", "showo.lm_head.weight", "showo.lm_head.bias"}
+    expected |= {"showo.model.final_layernorm.weight", "showo.model.final_layernorm.bias"}
+    assert set(state) == expected
+    shapes = {
+        "showo.model.embed_tokens.weight": (58_498, 2048),
+        "showo.lm_head.bias": (58_498,),
+        "showo.model.layers.23.mlp.fc1.weight": (8192, 2048),
+        "showo.model.layers.0.self_attn.q_layernorm.weight": (64,),
+    }
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+    assert sum(v.numel() for v in state.values()) == pytest.approx(1.45e9, rel=0.005)
+
+
+def test_cache_equals_no_cache(policy: ShowO) -> None:
+    """Read 11 tokens at once, and in parts of 4, 1, 5 and 1."""
+    phi, ids = policy.phi.double(), torch.randint(40, (3, 11), generator=torch.Generator().manual_seed(0))
+    causal = torch.ones(11, 11, dtype=torch.bool).tril()[None, None]
+    whole = phi(ids, causal)
+    cache, done, parts = Cache(), 0, []
+    for count in (4, 1, 5, 1):
+        parts.append(phi(ids[:, done : done + count], causal[:, :, done : done + count, : done + count], cache, done))
+        done += count
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=0)
+
+
+def test_a_fork_leaves_the_cache_alone(policy: ShowO) -> None:
+    phi, past = policy.phi, Cache()
+    phi(torch.tensor([[1, 2, 3]]), None, past)
+    before = {i: (k.clone(), v.clone()) for i, (k, v) in past.layers.items()}
+    forked = past.fork(4)
+    out = phi(torch.tensor([[4], [5], [4], [6]]), None, forked, 3)
+    assert [k.shape for k, _ in forked.layers.values()] == [(4, 4, 4, 16)] * 2
+    assert torch.equal(out[0], out[2])
+    assert not torch.equal(out[0], out[1])
+    for i, (k, v) in past.layers.items():
+        assert torch.equal(k, before[i][0])
+        assert torch.equal(v, before[i][1])
+    assert [k.shape[0] for k, _ in forked.fork(-1).layers.values()] == [4, 4]
+
+
+def test_rotary_by_hand() -> None:
+    """Positions 0, 1, 2 and 8 rotary dimensions: pair (i, i + 4) turns by p * theta ** (-i / 4)."""
+    phi = Phi(PhiConfig(8, 32, 32, 1, 2, rope_theta=100.0))
+    attention = phi.model.layers[0].self_attn
+    x = torch.randn(1, 1, 3, 16, generator=torch.Generator().manual_seed(0))
+    turned = attention._turned(x, phi._turn(5, 3))  # type: ignore[operator, union-attr]
+    for p in range(3):
+        for i in range(4):
+            angle = (5 + p) * 100.0 ** (-i / 4)
+            a, b = x[0, 0, p, i].item(), x[0, 0, p, i + 4].item()
+            assert turned[0, 0, p, i].item() == pytest.approx(a * math.cos(angle) - b * math.sin(angle), abs=1e-5)
+            assert turned[0, 0, p, i + 4].item() == pytest.approx(b * math.cos(angle) + a * math.sin(angle), abs=1e-5)
+        assert torch.equal(turned[0, 0, p, 8:], x[0, 0, p, 8:])
+
+
+def test_logits_are_columns_of_the_whole_head(policy: ShowO) -> None:
+    phi = policy.phi
+    hidden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
+    whole = phi.lm_head(hidden)
+    for first, last in ((0, 5), (policy.words.image_offset, policy.words.mask_id), (0, policy.words.size)):
+        found = phi.logits(hidden, first, last)
+        torch.testing.assert_close(found, whole[..., first:last], atol=1e-5, rtol=0)
+        assert found.shape == (2, 3, last - first)

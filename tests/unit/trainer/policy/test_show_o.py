@@ -1,0 +1,316 @@
+"""Show-o as a policy: recorded and recomputed log-probabilities, batches, files, and what is refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synod.errors import SettingsError
+from trainer.policy import show_o
+from trainer.policy.base import Policy
+from trainer.policy.layout import END, Vocabulary
+from trainer.policy.magvit import Magvit, MagvitConfig
+from trainer.policy.phi import PhiConfig
+from trainer.policy.show_o import ShowO, ShowOConfig, fitted, load
+from trainer.types import ImageSegment, Query, Segment, TextSegment
+
+MakePolicy = Callable[..., ShowO]
+Uniforms = Callable[..., Tensor]
+
+PROMPTS = ["a photo of <bo> wearing a red hat", "cat", "", "a dog on grass and a cat on a hat : blue green"]
+TENSORS = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
+
+
+def drawn(policy: ShowO, uniforms: Uniforms, steps: int = 5) -> list[ImageSegment]:
+    return policy.denoise(policy.begin(PROMPTS, uniforms(4, steps, 2, 16)), steps)
+
+
+def equal(a: ImageSegment, b: ImageSegment) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
+
+
+def test_it_is_a_policy(policy: ShowO) -> None:
+    as_policy: Policy = policy
+    assert as_policy.positions == 16
+    members = {name for name, value in vars(Policy).items() if inspect.isfunction(value) and name[0] != "_"}
+    assert {"reason", "begin", "denoise", "pictures", "steps", "logprobs", "save"} <= members
+    for name in members:
+        asked = list(inspect.signature(getattr(Policy, name)).parameters)
+        assert list(inspect.signature(getattr(ShowO, name)).parameters)[: len(asked)] == asked, name
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0, 5.0])
+def test_the_ratio_of_a_picture_is_exactly_1_before_an_update(
+    make_policy: MakePolicy, uniforms: Uniforms, guidance: float
+) -> None:
+    policy = make_policy(guidance=guidance)
+    segments = drawn(policy, uniforms)
+    assert policy.steps(segments) == 5
+    for step in range(5):
+        new, old, mask = policy.logprobs(segments, step)
+        assert new.requires_grad
+        assert torch.equal((new - old).exp(), torch.ones(4, 16))
+        assert torch.equal(mask, torch.stack([s.masked_TN[step] for s in segments]))
+    assert mask.sum(-1).tolist() == [4] * 4  # floor(16 cos(pi/2 * 4/5)) positions are decided in the last step
+
+
+def test_the_ratio_of_a_picture_moves_with_the_weights(policy: ShowO, uniforms: Uniforms) -> None:
+    segments = drawn(policy, uniforms)
+    policy.phi.lm_head.weight.data *= 1.1
+    new, old, mask = policy.logprobs(segments, 1)
+    assert ((new - old)[mask].abs() > 1e-3).any()
+
+
+def test_an_answers_recorded_log_probabilities_are_those_recomputed(
+    policy: ShowO, uniforms: Uniforms, picture: Any
+) -> None:
+    """Questions and answers of several lengths in one batch."""
+    segments = [
+        *policy.reason(Query("what color is <bo>?", picture), uniforms(5, 9)),
+        *policy.reason(Query("has <cy> a red hat? is <bo> a cat?"), uniforms(3, 6, seed=1)),
+    ]
+    assert policy.steps(segments) == 1
+    new, old, mask = policy.logprobs(segments, 0)
+    lengths = [len(s.ids_S) for s in segments]
+    assert len(set(lengths)) > 2
+    assert mask.sum(-1).tolist() == lengths
+    assert new.shape == old.shape == mask.shape == (8, max(lengths))
+    assert (new - old)[mask].abs().max() < 1e-5
+    assert old[mask].std() > 0.2
+    assert torch.isfinite(new).all()  # what is masked does not poison the gradient
+    (new * mask).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(torch.isfinite(p.grad).all() for p in policy.module.parameters() if p.grad is not None)
+
+
+def test_an_answer_ends_with_its_end_token_or_is_cut(policy: ShowO, uniforms: Uniforms) -> None:
+    end = policy.words.id(END)
+    for segment in policy.reason(Query("what is <bo>?"), uniforms(12, 8)):
+        ids = segment.ids_S.tolist()
+        assert end not in ids[:-1]
+        assert ids[-1] == end or len(ids) == 8
+        assert len(segment.logp_S) == len(ids)
+        assert max(ids) < policy.words.image_offset  # words only
+
+
+def test_logprobs_of_one_kind_at_a_time(policy: ShowO, uniforms: Uniforms) -> None:
+    mixed: list[Segment] = [*policy.reason(Query("a?"), uniforms(1, 2)), *drawn(policy, uniforms, 1)]
+    with pytest.raises(AssertionError, match="one kind"):
+        policy.logprobs(mixed, 0)
+
+
+# -- batches and stops ------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms) -> None:
+    """Other prompts pad the text block to another width; the picture stays the same."""
+    together = drawn(policy, uniforms)
+    for b, prompt in enumerate(PROMPTS):
+        alone = policy.denoise(policy.begin([prompt], uniforms(4, 5, 2, 16)[b : b + 1]), 5)[0]
+        assert torch.equal(alone.codes_TN, together[b].codes_TN)
+        torch.testing.assert_close(alone.logp_TN, together[b].logp_TN, atol=2e-5, rtol=0)
+    new, old, mask = policy.logprobs(together[1:3], 3)
+    assert (new - old)[mask].abs().max() < 2e-5
+
+
+def test_an_answer_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms, picture: Any) -> None:
+    query, uniform = Query("what color is <bo>?", picture), uniforms(5, 7)
+    for i, segment in enumerate(policy.reason(query, uniform)):
+        alone = policy.reason(query, uniform[i : i + 1])[0]
+        assert torch.equal(alone.ids_S, segment.ids_S)
+        torch.testing.assert_close(alone.logp_S, segment.logp_S, atol=1e-5, rtol=0)
+
+
+def test_finishing_a_preview_equals_drawing_in_one_go(policy: ShowO, uniforms: Uniforms) -> None:
+    whole = drawn(policy, uniforms, 10)
+    preview = policy.denoise(policy.begin(PROMPTS, uniforms(4, 10, 2, 16)), 2)
+    assert [s.step for s in preview] == [2] * 4
+    assert [int(s.remasked_N.sum()) for s in preview] == [14] * 4  # min(16 - 1 - 1, floor(16 cos(pi/2 * .2)))
+    kept = [tensor.clone() for s in preview for tensor in (s.codes_TN, s.remasked_N)]
+    finished = policy.denoise(preview, 10)
+    assert all(equal(a, b) for a, b in zip(finished, whole, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept, (t for s in preview for t in (s.codes_TN, s.remasked_N)), strict=True)
+    )
+
+
+def test_pictures_at_different_steps_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
+    first, second = (policy.denoise(policy.begin(["cat"], uniforms(1, 4, 2, 16)), n)[0] for n in (1, 2))
+    with pytest.raises(AssertionError, match="different steps"):
+        policy.denoise([first, second], 4)
+
+
+def test_temperature_is_the_start_of_the_confidence_noise(make_policy: MakePolicy, uniforms: Uniforms) -> None:
+    calm, wild = (drawn(make_policy(temperature=t), uniforms) for t in (0.0, 20.0))
+    assert torch.equal(calm[0].codes_TN[0], wild[0].codes_TN[0])  # it does not touch what is drawn
+    assert not torch.equal(calm[0].masked_TN[1], wild[0].masked_TN[1])
+
+
+def test_pictures_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> None:
+    segments = drawn(policy, uniforms, 3)
+    found = policy.pictures(segments)
+    expected = policy.vq.decode(torch.stack([s.codes_TN[2] for s in segments]))
+    assert [p.shape for p in found] == [(8, 8, 3)] * 4
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# -- what a query shows -----------------------------------------------------------------------------------------------
+
+
+def test_no_picture_is_the_black_picture(policy: ShowO, picture: Any) -> None:
+    black = np.zeros((8, 8, 3), np.uint8)
+    assert torch.equal(policy._question(Query("a?")), policy._question(Query("a?", black)))
+    assert not torch.equal(policy._question(Query("a?")), policy._question(Query("a?", picture)))
+
+
+def test_a_picture_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    encode = Magvit.encode
+
+    def counted(self: Magvit, pictures: Any) -> Tensor:
+        seen.append(int(pictures[0][0, 0, 0]))
+        return encode(self, pictures)
+
+    monkeypatch.setattr(Magvit, "encode", counted)
+    monkeypatch.setattr(show_o, "PICTURES_KEPT", 2)
+    for value in (1, 2, 1, 2, 3, 3, 1):
+        policy._question(Query("a?", np.full((8, 8, 3), value, np.uint8)))
+    assert seen == [1, 2, 3, 1]
+    assert len(policy._seen) <= 2
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16), (16, 48), (60, 20), (9, 8), (5, 7)])
+def test_a_picture_of_another_size_is_fitted(policy: ShowO, shape: tuple[int, int]) -> None:
+    """The middle square in red, the rest blue: what is read is red."""
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    picture = np.full((*shape, 3), (0, 0, 255), np.uint8)
+    picture[top : top + side, left : left + side] = (255, 0, 0)
+    read = fitted(picture, 8)
+    assert read.shape == (8, 8, 3)
+    assert read.dtype == np.uint8
+    assert (read[2:6, 2:6] == (255, 0, 0)).all()
+    assert len(policy._question(Query("a?", picture))) == len(policy._question(Query("a?")))
+    assert fitted(read, 8) is read
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(policy: ShowO, tmp_path: Path) -> Path:
+    policy.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(directory: Path, **changes: Any) -> Path:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return directory
+
+
+def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, picture: Any) -> None:
+    again = load(saved, guidance=policy.guidance, temperature=policy.temperature)
+    assert again.config == policy.config
+    assert again.words.size == policy.words.size
+    assert not again.module.training
+    state, stored = policy.module.state_dict(), again.module.state_dict()
+    assert list(state) == list(stored)
+    assert all(torch.equal(state[key], stored[key]) for key in state)
+    assert all(equal(a, b) for a, b in zip(drawn(policy, uniforms), drawn(again, uniforms), strict=True))
+    query = Query("what color is <bo>?", picture)
+    for a, b in zip(policy.reason(query, uniforms(3, 6)), again.reason(query, uniforms(3, 6)), strict=True):
+        assert torch.equal(a.ids_S, b.ids_S)
+        assert a.text == b.text
+    assert {p.name for p in saved.iterdir()} >= {"config.json", "pytorch_model.safetensors", "tokenizer.json", "vq"}
+
+
+def test_parts_kept_elsewhere(policy: ShowO, saved: Path, tmp_path: Path) -> None:
+    """The published model: .bin weights, words named in config.json, an image tokenizer of its own."""
+    torch.save(policy.module.state_dict(), saved / "pytorch_model.bin")
+    (saved / "pytorch_model.safetensors").unlink()
+    (tmp_path / "words").mkdir()
+    for file in saved.glob("tokenizer*"):
+        shutil.move(file, tmp_path / "words")
+    shutil.move(saved / "vq", tmp_path / "codes")
+    edit(saved, llm_model_path=str(tmp_path / "words"), _class_name="Showo", llm_vocab_size=50_295)
+    again = load(saved, vq=tmp_path / "codes")
+    assert torch.equal(again.phi.lm_head.weight, policy.phi.lm_head.weight)
+    edit(saved, llm_model_path="/nowhere")
+    assert load(saved, vq=tmp_path / "codes", tokenizer=tmp_path / "words").words.size == policy.words.size
+    with pytest.raises(SettingsError, match="tokenizer '/nowhere' cannot be read"):
+        load(saved, vq=tmp_path / "codes")
+
+
+def test_the_published_config(tmp_path: Path) -> None:
+    published = {
+        "_class_name": "Showo", "_diffusers_version": "0.30.1", "codebook_size": 8192, "llm_vocab_size": 50295,
+        "llm_model_path": "microsoft/phi-1_5", "load_from_showo": True, "mask_token_id": 58497, "num_vq_tokens": 1024,
+        "vocab_size": 58498, "w_clip_vit": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    config = ShowOConfig.read(tmp_path)
+    assert config == ShowOConfig(58_498, 8192, 1024, 128, "microsoft/phi-1_5")
+    assert config.phi == PhiConfig(58_498, 2048, 8192, 24, 32, 0.5, 10_000.0, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w_clip_vit": True}, "w_clip_vit is true"),
+        ({"vocab_size": 58_498}, r"tokenizer \d+ \+ codes 16 \+ mask 1 = \d+, but config.json says vocab_size 58498"),
+        ({"concept_tokens": ["<bo>", "<cy>", "<more>"]}, "the vocabulary does not fit"),
+        ({"codebook_size": 32, "vocab_size": 71}, "the image tokenizer has 16 codes, the policy 32"),
+        ({"llm": {"layers": 2}}, r"describes no Show-o .*layers"),
+        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 3}},
+         r"misses showo\.model\.layers\.2"),
+        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 1}},
+         r"has unknown showo\.model\.layers\.1"),
+        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}},
+         r"has other shapes in showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
+    ],
+)  # fmt: skip
+def test_a_config_that_does_not_fit(policy: ShowO, saved: Path, changes: dict[str, Any], message: str) -> None:
+    if "codebook_size" in changes:
+        changes = {**changes, "vocab_size": policy.words.image_offset + 33}
+    with pytest.raises(SettingsError, match=message):
+        load(edit(saved, **changes))
+
+
+def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is no directory here"):
+        load(tmp_path / "nowhere")
+    shutil.move(saved / "vq", tmp_path / "vq")
+    with pytest.raises(SettingsError, match="vq' is no directory here"):
+        load(saved)
+    (saved / "pytorch_model.safetensors").unlink()
+    with pytest.raises(SettingsError, match="holds no weights"):
+        load(saved, vq=tmp_path / "vq")
+    (saved / "config.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"describes no Show-o .*vocab_size"):
+        load(saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(SettingsError, match=r"no config\.json"):
+        load(saved)
+
+
+def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, words: Vocabulary) -> None:
+    other = Magvit(MagvitConfig(8, 5, (1, 2), (1, 1), (1, 2), (1, 1), norm_groups=4))
+    with pytest.raises(SettingsError, match="the image tokenizer has 32 codes, the policy 16"):
+        ShowO(policy.config, words, other)
+
+
+def test_texts_and_pictures_are_the_only_kinds(policy: ShowO, uniforms: Uniforms) -> None:
+    assert all(isinstance(s, TextSegment) for s in policy.reason(Query("a?"), uniforms(2, 3)))
+    assert all(isinstance(s, ImageSegment) for s in drawn(policy, uniforms, 2))

@@ -1,0 +1,99 @@
+"""A tiny Show-o: 2 layers 64 wide, 16 codes, 4 x 4 image tokens of 2 x 2 pixels, its own words, random weights.
+
+Fixtures; `conftest.py` hands them to every test of the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.policy.layout import END, Vocabulary
+from trainer.policy.magvit import Magvit, MagvitConfig
+from trainer.policy.show_o import ShowO, ShowOConfig
+
+TEXT = """a photo of red blue green cat dog sits on grass wearing hat what color is has two USER ASSISTANT : . ?"""
+WORDS = TEXT.split()
+CONCEPTS = ("<bo>", "<cy>")
+LIMIT = 12  # words of a text block, one less than its columns
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """`tokenizer_of(tokens)`: the directory of a word tokenizer whose ids are their places in the list."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(tokens: list[str]) -> Path:
+        folder = tmp_path_factory.mktemp("tokenizer")
+        made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        ends = {"bos_token": END, "eos_token": END} if END in tokens else {}
+        PreTrainedTokenizerFast(tokenizer_object=made, **ends).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def words(tokenizer_of: Callable[[list[str]], Path]) -> Vocabulary:
+    return Vocabulary.read(tokenizer_of(["[UNK]", *WORDS, END]), CONCEPTS, 16, LIMIT)
+
+
+@pytest.fixture(scope="session")
+def vq() -> Magvit:
+    config = MagvitConfig(8, 4, (1, 2), (1, 2), (1, 2), (2, 1), norm_groups=4)
+    made: Magvit = _random(Magvit(config))
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def make_policy(words: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
+    """`make_policy(guidance=2.0)`: the same weights every time. Spread out, so that a mistake shows in the output."""
+
+    def make(**options: Any) -> ShowO:
+        config = ShowOConfig(words.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
+        policy = ShowO(config, words, vq, **{"guidance": 2.0, **options})
+        _random(policy.module)
+        policy.phi.lm_head.weight.data *= 3.0
+        policy.phi.lm_head.bias.data[words.id(END)] += 2.0  # some answers end, some do not
+        return policy
+
+    return make
+
+
+@pytest.fixture
+def policy(make_policy: Callable[..., ShowO]) -> ShowO:
+    return make_policy()
+
+
+@pytest.fixture
+def uniforms() -> Callable[..., torch.Tensor]:
+    """`uniforms(3, 8, seed=1)`: float32 in (0, 1)."""
+
+    def make(*shape: int, seed: int = 0) -> torch.Tensor:
+        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+        return drawn.clamp(2.0**-24, 1 - 2.0**-24)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def picture() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def _random(module: Any) -> Any:
+    """The same values every time; gains and biases are not left at 1 and 0."""
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        gain = 1.0 if key.endswith("weight") else 0.0
+        parameter.data = gain + 0.2 * noise if parameter.dim() == 1 else noise / parameter[0].numel() ** 0.5
+    return module

@@ -1,0 +1,122 @@
+"""Show-o's vocabulary, prompt layout and attention masks. Every id follows from the tokenizer's length.
+
+    0 .. base - 1                       the language model's tokens; `<|endoftext|>` begins and ends texts
+    base ..                             [PAD], then SPECIALS in order, then the concepts' tokens
+    len(tokenizer) + c                  image code c
+    len(tokenizer) + codebook_size      the mask token, always last
+
+Suffixes: B sequences, P positions of the text block, L positions, N image positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synod.errors import SettingsError
+
+PAD = "[PAD]"
+SPECIALS = ("<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>")
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer that has all special tokens, and what the image codes add to it."""
+
+    tokenizer: Any
+    codebook_size: int
+    max_text_length: int = 128
+
+    @classmethod
+    def read(cls, source: str | Path, concepts: Sequence[str], codebook_size: int, max_text_length: int) -> Vocabulary:
+        """The tokenizer of a directory or hub id, with [PAD], SPECIALS and `concepts` added where it lacks them.
+
+        Raises SettingsError: no tokenizer there, or one without the token that begins and ends texts.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            message = str(error).strip().partition("\n")[0]
+            raise SettingsError(f"tokenizer '{source}' cannot be read ({message}); give its directory") from None
+        if END not in tokenizer.get_vocab():
+            raise SettingsError(f"tokenizer '{source}' has no {END} token; give the one the policy was trained with")
+        tokenizer.add_special_tokens({"pad_token": PAD})
+        tokenizer.add_tokens(list(SPECIALS), special_tokens=True)
+        tokenizer.add_tokens(list(concepts))
+        return cls(tokenizer, codebook_size, max_text_length)
+
+    @property
+    def image_offset(self) -> int:
+        return len(self.tokenizer)
+
+    @property
+    def mask_id(self) -> int:
+        return self.image_offset + self.codebook_size
+
+    @property
+    def size(self) -> int:
+        return self.mask_id + 1
+
+    def id(self, token: str) -> int:
+        found: int = self.tokenizer.convert_tokens_to_ids(token)
+        return found
+
+    def words(self, text: str) -> list[int]:
+        """Ids of `text` without any special token around it."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What was said: up to the end token, special tokens left out, concepts' tokens kept."""
+        ids = list(ids)
+        ids = ids[: ids.index(self.id(END))] if self.id(END) in ids else ids
+        said: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        return said.strip()
+
+    def text_block(self, prompts: Sequence[str]) -> tuple[Tensor, int]:
+        """Left-padded `<|t2i|> bos text eos` of every prompt, int64 [B P], and the position of its first column.
+
+        A block has max_text_length + 1 columns; a longer text is cut before its eos. Pads that every row has are left
+        out and counted in the position: no row sees them, and positions count them.
+        """
+        task, end, limit = self.id("<|t2i|>"), self.id(END), self.max_text_length
+        rows = [[task, end, *self.words(prompt), end] for prompt in prompts]
+        rows = [row if len(row) <= limit + 1 else [*row[:limit], end] for row in rows]
+        width = max(map(len, rows))
+        padded = [[self.id(PAD)] * (width - len(row)) + row for row in rows]
+        return torch.tensor(padded), limit + 1 - width
+
+    def question(self, text: str, codes_N: Tensor) -> Tensor:
+        """`<|mmu|> <|soi|> codes <|eoi|> bos USER: \\n text ASSISTANT:` as ids [L]."""
+        head = torch.tensor([self.id("<|mmu|>"), self.id("<|soi|>")])
+        said = self.words(f"USER: \n{text} ASSISTANT:")
+        tail = torch.tensor([self.id("<|eoi|>"), self.id(END), *said])
+        return torch.cat((head, codes_N.cpu() + self.image_offset, tail))
+
+
+def text_mask(ids_BP: Tensor, pad: int) -> Tensor:
+    """Rows of a text block, bool [B 1 P P]: causal, no pad is seen; a pad's own row stays causal (never empty)."""
+    seen = ids_BP != pad
+    causal = torch.ones(ids_BP.shape[1], ids_BP.shape[1], dtype=torch.bool, device=ids_BP.device).tril()
+    return (causal & (seen[:, None, :] | ~seen[:, :, None]))[:, None]
+
+
+def image_mask(ids_BP: Tensor, pad: int, rows: int) -> Tensor:
+    """Rows soi .. eoi after a text block, bool [B 1 rows P + rows]: all of the text but its pads, all of the image."""
+    seen = torch.cat((ids_BP != pad, ids_BP.new_ones((len(ids_BP), rows), dtype=torch.bool)), 1)
+    return seen[:, None, None, :].expand(-1, 1, rows, -1)
+
+
+def question_mask(length: int, end_of_image: int, device: torch.device) -> Tensor:
+    """Rows of a question (and an answer), bool [1 1 L L]: everything up to `<|eoi|>`, otherwise causal."""
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    mask[:, : end_of_image + 1] = True
+    return mask[None, None]

@@ -1,0 +1,92 @@
+"""MaskGIT sampling (Chang et al. 2022) as Show-o does it, resumable after any step, with all randomness passed in.
+
+Suffixes: B pictures, T steps, N positions, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Guided = Callable[[Tensor, Tensor], Tensor]  # (codes_BN, masked_BN) -> guided log-probabilities_BNV
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """B pictures after the same number of steps t. Every field of the steps done has t in its second dimension.
+
+    codes_BTN int64 full draws; masked_BTN bool, masked when step t drew; logp_BTN of codes under the guided
+    distribution; remasked_BN bool, masked for the next step; uniform_BT2N in (0, 1): [draw, confidence noise].
+    """
+
+    codes_BTN: Tensor
+    masked_BTN: Tensor
+    logp_BTN: Tensor
+    remasked_BN: Tensor
+    uniform_BT2N: Tensor
+
+    @property
+    def step(self) -> int:
+        return self.codes_BTN.shape[1]
+
+
+def begin(uniform_BT2N: Tensor) -> State:
+    """Nothing drawn yet, every position masked."""
+    batch, _, _, positions = uniform_BT2N.shape
+    empty = uniform_BT2N.new_zeros((batch, 0, positions))
+    masked = torch.ones((batch, positions), dtype=torch.bool, device=empty.device)
+    return State(empty.long(), empty.bool(), empty.float(), masked, uniform_BT2N)
+
+
+def denoise(state: State, guided: Guided, until: int, temperature: float = 1.0) -> State:
+    """Take the state on to step `until` (at most T); what the last step leaves re-masked is kept in the state."""
+    while state.step < until:
+        state = _step(state, guided, temperature)
+    return state
+
+
+def to_remask(positions: int, masked: int, step: int, steps: int) -> int:
+    """How many of N `positions` stay masked after `step` in [0, steps): max(1, min(masked - 1, floor(N cos(pi/2 r)))).
+
+    r = (step + 1) / steps, the cosine in float32 as in the public code (one count differs from float64 at r = 2/3).
+    """
+    ratio = torch.tensor((step + 1) / steps, dtype=torch.float32)
+    wanted = int(torch.floor(positions * torch.cos(ratio * (math.pi * 0.5))))
+    return max(1, min(masked - 1, wanted))
+
+
+def noise_scale(step: int, steps: int, start: float = 1.0) -> float:
+    """Scale of the confidence noise in `step`: it compounds, t_k = t_{k-1} (1 - (k + 1) / T), from `start`."""
+    return start * math.prod(1.0 - (k + 1) / steps for k in range(step + 1))
+
+
+def draw(logp_BNV: Tensor, uniform_BN: Tensor) -> Tensor:
+    """One code per position by inversion of the distribution function: int64 [B N]."""
+    reached = logp_BNV.double().exp().cumsum(-1)
+    return torch.searchsorted(reached, (uniform_BN.double() * reached[..., -1])[..., None]).squeeze(-1)
+
+
+def _step(state: State, guided: Guided, temperature: float) -> State:
+    step, steps = state.step, state.uniform_BT2N.shape[1]
+    masked = state.remasked_BN
+    held = state.codes_BTN[:, -1] if step else torch.zeros_like(masked, dtype=torch.long)
+    logp_BNV = guided(held, masked)
+    choice, noise = state.uniform_BT2N[:, step].unbind(1)
+    codes = torch.where(masked, draw(logp_BNV, choice), held)
+    logp = logp_BNV.gather(-1, codes[..., None]).squeeze(-1)
+    gumbel = -torch.log(-torch.log(noise.double()))
+    confidence = logp.double() + noise_scale(step, steps, temperature) * gumbel
+    confidence = confidence.masked_fill(~masked, math.inf)  # what is committed stays
+    count = to_remask(masked.shape[1], int(masked[0].sum()), step, steps)
+    lowest = confidence.argsort(dim=-1, stable=True)[:, :count]
+    return replace(
+        state,
+        codes_BTN=torch.cat((state.codes_BTN, codes[:, None]), 1),
+        masked_BTN=torch.cat((state.masked_BTN, masked[:, None]), 1),
+        logp_BTN=torch.cat((state.logp_BTN, logp[:, None].float()), 1),
+        remasked_BN=torch.zeros_like(masked).scatter(1, lowest, True),
+    )

@@ -1,0 +1,148 @@
+"""Phi as Show-o uses it: LayerNorm on every head's queries and keys, a biased output head, any attention mask.
+
+transformers' Phi has the same blocks but no bias in its head and builds its own masks, so the block is written here.
+Suffixes: B sequences, L positions, M columns of keys, D width, V vocabulary, H heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class PhiConfig:
+    """Shape of the decoder; the defaults are microsoft/phi-1_5's. `vocab_size` counts the codes and the mask token."""
+
+    vocab_size: int
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 32
+    partial_rotary_factor: float = 0.5
+    rope_theta: float = 10_000.0
+    layer_norm_eps: float = 1e-5
+    max_position_embeddings: int = 2048
+
+
+class Cache:
+    """Keys and values of the positions seen, [B H M E] a layer."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self.layers:
+            old_key, old_value = self.layers[layer]
+            key, value = torch.cat((old_key, key), 2), torch.cat((old_value, value), 2)
+        self.layers[layer] = key, value
+        return key, value
+
+    def fork(self, count: int) -> Cache:
+        """The same past for `count` sequences (-1: as many as there are), to go on from without touching this one."""
+        grown = Cache()
+        grown.layers = {
+            i: (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for i, (k, v) in self.layers.items()
+        }
+        return grown
+
+
+class Attention(nn.Module):
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        super().__init__()
+        width, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
+        self.rotary = int(width // self.heads * config.partial_rotary_factor)
+        self.q_proj, self.k_proj, self.v_proj, self.dense = (nn.Linear(width, width) for _ in range(4))
+        self.q_layernorm, self.k_layernorm = (
+            nn.LayerNorm(width // self.heads, eps=config.layer_norm_eps) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+        shape = (*x.shape[:2], self.heads, -1)
+        query = self._turned(self.q_layernorm(self.q_proj(x).view(shape)).transpose(1, 2), turn)
+        key = self._turned(self.k_layernorm(self.k_proj(x).view(shape)).transpose(1, 2), turn)
+        value = self.v_proj(x).view(shape).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.extend(self.layer, key, value)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out: Tensor = self.dense(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _turned(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotary embedding of the first `rotary` dimensions of each head, halves as pairs."""
+        cos, sin = (part.to(x.dtype) for part in turn)
+        moved, still = x[..., : self.rotary], x[..., self.rotary :]
+        first, second = moved.chunk(2, -1)
+        return torch.cat((moved * cos + torch.cat((-second, first), -1) * sin, still), -1)
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: PhiConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP side by side, from one norm."""
+
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn, self.mlp = Attention(config, layer), Mlp(config)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+        normed = self.input_layernorm(x)
+        out: Tensor = x + self.self_attn(normed, turn, mask, cache) + self.mlp(normed)
+        return out
+
+
+class Trunk(nn.Module):
+    def __init__(self, config: PhiConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class Phi(nn.Module):
+    """Keys: model.{embed_tokens,layers,final_layernorm}.*, lm_head.{weight,bias}."""
+
+    def __init__(self, config: PhiConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, ids_BL: Tensor, mask: Tensor | None, cache: Cache | None = None, start: int = 0) -> Tensor:
+        """Final hidden states [B L D]; the first of the L tokens stands at position `start`.
+
+        `mask` is bool [B 1 L M], True where row L sees column M (the cache's columns come first), or None for
+        attention to everything. A cache is extended by the L tokens.
+        """
+        x = self.model.embed_tokens(ids_BL)
+        turn = self._turn(start, ids_BL.shape[1])
+        for layer in self.model.layers:
+            x = layer(x, turn, mask, cache)
+        out: Tensor = self.model.final_layernorm(x)
+        return out
+
+    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Columns [first, last) of the head's logits: [... D] -> [... last - first]."""
+        return functional.linear(hidden, self.lm_head.weight[first:last], self.lm_head.bias[first:last])
+
+    def _turn(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [L rotary] of positions start .. start + length - 1, in float32."""
+        device = self.lm_head.weight.device
+        rotary = int(self.config.hidden_size // self.config.num_attention_heads * self.config.partial_rotary_factor)
+        rates = self.config.rope_theta ** (-torch.arange(0, rotary, 2, device=device, dtype=torch.float32) / rotary)
+        angles = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * rates
+        twice = torch.cat((angles, angles), -1)
+        return twice.cos(), twice.sin()

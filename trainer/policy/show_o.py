@@ -1,0 +1,312 @@
+"""Show-o v1 (Xie et al. 2025): one Phi reads text and image tokens, answers in text and draws by masked prediction.
+
+Image generation reads logits at the masked position itself, over the image codes only; the guided distribution
+softmax((1 + g) cond - g uncond) is what is sampled, and so it is the policy. Answers are drawn over the text tokens.
+A text block never sees the picture, so its keys and values are computed once for all denoising steps.
+
+Suffixes: B rollouts, T steps, N image positions, S answer tokens, L positions, V image codes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from synod.contracts import Pixels
+from synod.errors import SettingsError
+from trainer.policy import layout, maskgit
+from trainer.policy.files import directory_of, read_config, read_weights, write_weights
+from trainer.policy.layout import END, PAD, Vocabulary
+from trainer.policy.magvit import Magvit
+from trainer.policy.phi import Cache, Phi, PhiConfig
+from trainer.types import ImageSegment, Query, Segment, TextSegment
+
+PICTURES_KEPT = 1024
+
+
+@dataclass(frozen=True)
+class ShowOConfig:
+    """config.json. Fields of the public one keep their names; `llm` overrides Phi-1.5's shape for smaller models."""
+
+    vocab_size: int
+    codebook_size: int = 8192
+    num_vq_tokens: int = 1024
+    max_text_length: int = 128
+    llm_model_path: str = "microsoft/phi-1_5"
+    w_clip_vit: bool = False
+    concept_tokens: tuple[str, ...] = ()
+    llm: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, directory: Path) -> ShowOConfig:
+        """Raises SettingsError for a model this code cannot run."""
+        known = {f.name for f in fields(cls)}
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(directory).items() if k in known}
+        values: dict[str, Any] = stored
+        try:
+            config = cls(**values)
+            _ = config.phi
+        except TypeError as error:
+            raise SettingsError(f"policy {directory}: config.json describes no Show-o ({error})") from None
+        if config.w_clip_vit:
+            raise SettingsError(f"policy {directory}: w_clip_vit is true; only Show-o with VQ input is supported")
+        return config
+
+    @property
+    def phi(self) -> PhiConfig:
+        return PhiConfig(self.vocab_size, **(self.llm or {}))
+
+
+class Wrapped(nn.Module):
+    """The language model under the public prefix `showo.`."""
+
+    def __init__(self, config: PhiConfig) -> None:
+        super().__init__()
+        self.showo = Phi(config)
+
+
+class ShowO:
+    """The policy. `guidance` is g, `temperature` the start of the confidence noise."""
+
+    def __init__(
+        self, config: ShowOConfig, words: Vocabulary, vq: Magvit, *, guidance: float = 5.0, temperature: float = 1.0
+    ) -> None:
+        if words.size != config.vocab_size:
+            raise SettingsError(
+                f"the vocabulary does not fit: tokenizer {words.image_offset} + codes {words.codebook_size} + mask 1 "
+                f"= {words.size}, but config.json says vocab_size {config.vocab_size}; give the model's own tokenizer"
+            )
+        if vq.config.codebook_size != config.codebook_size:
+            raise SettingsError(
+                f"the image tokenizer has {vq.config.codebook_size} codes, the policy {config.codebook_size}; "
+                "give the one it was trained with"
+            )
+        self.config, self.words, self.vq = config, words, vq
+        self.guidance, self.temperature = guidance, temperature
+        self.module: nn.Module = Wrapped(config.phi)
+        self._seen: dict[bytes, Tensor] = {}
+
+    @property
+    def phi(self) -> Phi:
+        phi = self.module.showo
+        assert isinstance(phi, Phi)
+        return phi
+
+    @property
+    def device(self) -> torch.device:
+        return self.phi.lm_head.weight.device
+
+    @property
+    def positions(self) -> int:
+        return self.config.num_vq_tokens
+
+    # -- understanding ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
+        """B answers to one query, of at most S tokens each, drawn at temperature 1; the question is read once."""
+        batch, limit = uniform_BS.shape
+        question = self._question(query)
+        past = Cache()
+        mask = layout.question_mask(len(question), self._end_of_image, self.device)
+        hidden = self.phi(question[None], mask, past)[:, -1].expand(batch, -1)
+        past, ended = past.fork(batch), torch.zeros(batch, dtype=torch.bool, device=self.device)
+        ids, logps = [], []
+        for step in range(limit):
+            logp_BV = self._text_logp(hidden)
+            drawn = maskgit.draw(logp_BV[:, None], uniform_BS[:, step : step + 1].to(self.device)).squeeze(1)
+            ids.append(drawn)
+            logps.append(logp_BV.gather(-1, drawn[:, None]).squeeze(1))
+            ended |= drawn == self.words.id(END)
+            if ended.all() or step == limit - 1:
+                break
+            hidden = self.phi(drawn[:, None], None, past, start=len(question) + step)[:, 0]
+        return [self._answer(query, i, p) for i, p in zip(torch.stack(ids, 1), torch.stack(logps, 1), strict=True)]
+
+    def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
+        ends = (ids_S == self.words.id(END)).nonzero()
+        length = int(ends[0]) + 1 if len(ends) else len(ids_S)
+        return TextSegment(query, ids_S[:length], logp_S[:length], self.words.text(ids_S[:length].tolist()))
+
+    @property
+    def _end_of_image(self) -> int:
+        return 2 + self.config.num_vq_tokens
+
+    def _question(self, query: Query) -> Tensor:
+        side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        picture = fitted(query.picture, side) if query.picture is not None else np.zeros((side, side, 3), np.uint8)
+        return self.words.question(query.text, self._codes(picture)).to(self.device)
+
+    def _codes(self, picture: Pixels) -> Tensor:
+        """The picture's codes [N]; the few pictures that queries show are kept."""
+        key = hashlib.blake2b(picture.tobytes()).digest()
+        if key not in self._seen:
+            if len(self._seen) >= PICTURES_KEPT:
+                self._seen.clear()
+            self._seen[key] = self.vq.encode([picture])[0]
+        return self._seen[key]
+
+    def _text_logp(self, hidden: Tensor) -> Tensor:
+        return self.phi.logits(hidden, 0, self.words.image_offset).float().log_softmax(-1)
+
+    # -- generation ---------------------------------------------------------------------------------------------------
+
+    def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
+        return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)))
+
+    @torch.no_grad()
+    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
+        prompts = [s.prompt for s in segments]
+        texts = self._texts(prompts)
+        state = maskgit.denoise(_join(segments), lambda c, m: self._guided(texts, c, m), until, self.temperature)
+        return _split(prompts, state)
+
+    def pictures(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+        return self.vq.decode(torch.stack([s.codes_TN[-1] for s in segments]))
+
+    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
+        """The prompts' text blocks read: their cache, their ids, and the cache of the empty prompt (one row)."""
+        ids, start = self.words.text_block(prompts)
+        ids = ids.to(self.device)
+        with_text, without = Cache(), Cache()
+        self.phi(ids, layout.text_mask(ids, self.words.id(PAD)), with_text, start)
+        if self.guidance:
+            empty, start = self.words.text_block([""])
+            self.phi(empty.to(self.device), layout.text_mask(empty, self.words.id(PAD)).to(self.device), without, start)
+        return with_text, ids, without
+
+    def _guided(self, texts: tuple[Cache, Tensor, Cache], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
+        with_text, ids, without = texts
+        image = self._image_ids(codes_BN, masked_BN)
+        logits = self._image_logits(self._read_image(image, with_text.fork(-1), ids))
+        if self.guidance:
+            free = self._image_logits(self._read_image(image, without.fork(len(image)), None))
+            logits = (1 + self.guidance) * logits - self.guidance * free
+        return logits.log_softmax(-1)
+
+    def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """`<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
+        image = torch.where(masked_BN, self.words.mask_id, codes_BN + self.words.image_offset)
+        soi, eoi = (image.new_full((len(image), 1), self.words.id(t)) for t in ("<|soi|>", "<|eoi|>"))
+        return torch.cat((soi, image, eoi), 1)
+
+    def _read_image(self, image: Tensor, text: Cache, text_ids: Tensor | None) -> Tensor:
+        """Hidden states [B N D] of the image positions after the text; `text_ids` None when no row of it is padded."""
+        mask = None if text_ids is None else layout.image_mask(text_ids, self.words.id(PAD), image.shape[1])
+        hidden: Tensor = self.phi(image, mask, text, self.words.max_text_length + 1)
+        return hidden[:, 1:-1]
+
+    def _image_logits(self, hidden: Tensor) -> Tensor:
+        return self.phi.logits(hidden, self.words.image_offset, self.words.mask_id).float()
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def steps(self, segments: Sequence[Segment]) -> int:
+        first = segments[0]
+        return first.step if isinstance(first, ImageSegment) else 1
+
+    def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        images = [s for s in segments if isinstance(s, ImageSegment)]
+        texts = [s for s in segments if isinstance(s, TextSegment)]
+        assert not (images and texts), "segments of one kind at a time"
+        return self._image_logprobs(images, step) if images else self._text_logprobs(texts)
+
+    def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Guided log-probabilities [B N V] of a full draw, given the codes at the positions that are not masked."""
+        return self._guided(self._texts(prompts), codes_BN, masked_BN)
+
+    def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Log-probabilities, without guidance, of the codes at the masked positions alone, in row-major order.
+
+        Show-o's own objective is their negative mean.
+        """
+        with_text, ids, _ = self._texts(prompts)
+        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text.fork(-1), ids)
+        return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
+
+    def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
+        held = torch.stack([s.codes_TN[step - 1] for s in segments]) if step else torch.zeros_like(codes)
+        logp = self.image_logp([s.prompt for s in segments], held, masked)
+        return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
+
+    def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
+        questions = {id(s.query): self._question(s.query) for s in segments}
+        asked = [len(questions[id(s.query)]) for s in segments]
+        rows = [torch.cat((questions[id(s.query)], s.ids_S[:-1])) for s in segments]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.words.id(PAD))
+        hidden = self.phi(ids, layout.question_mask(ids.shape[1], self._end_of_image, self.device))
+        answers = nn.utils.rnn.pad_sequence([s.ids_S for s in segments], batch_first=True)
+        old = nn.utils.rnn.pad_sequence([s.logp_S for s in segments], batch_first=True)
+        lengths = torch.tensor([len(s.ids_S) for s in segments], device=self.device)
+        place = torch.arange(answers.shape[1], device=self.device)
+        columns = (torch.tensor(asked, device=self.device)[:, None] - 1 + place).clamp(max=ids.shape[1] - 1)
+        said = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        new = self._text_logp(said).gather(-1, answers[..., None]).squeeze(-1)
+        return new, old, place < lengths[:, None]
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: Path, *, with_vq: bool = True) -> None:
+        """Write a directory that `load` reads; without its image tokenizer, `load` must be told of one."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        self.words.tokenizer.save_pretrained(directory)
+        write_weights(self.module, directory)
+        if with_vq:
+            self.vq.save(directory / "vq")
+
+
+def load(
+    model: str | Path,
+    *,
+    vq: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    guidance: float = 5.0,
+    temperature: float = 1.0,
+) -> ShowO:
+    """Read a Show-o directory or hub id. The image tokenizer is in its `vq` folder and the words beside it, unless told
+    otherwise. Raises SettingsError for files that are missing or do not fit."""
+    directory = directory_of(model)
+    config = ShowOConfig.read(directory)
+    source = tokenizer or (directory if (directory / "tokenizer_config.json").exists() else config.llm_model_path)
+    words = Vocabulary.read(source, config.concept_tokens, config.codebook_size, config.max_text_length)
+    tokens = Magvit.load(directory_of(vq or directory / "vq"))
+    policy = ShowO(config, words, tokens, guidance=guidance, temperature=temperature)
+    read_weights(policy.module, directory)
+    policy.module.eval()
+    return policy
+
+
+def fitted(picture: Pixels, side: int) -> Pixels:
+    """uint8 [H W 3] -> uint8 [side side 3]: short side resized (bicubic), centre crop, as in Show-o."""
+    height, width = picture.shape[:2]
+    if height == width == side:
+        return picture
+    short = min(height, width)
+    height, width = side * height // short, side * width // short
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[top : top + side, left : left + side].copy()
+
+
+def _join(segments: Sequence[ImageSegment]) -> maskgit.State:
+    assert len({s.step for s in segments}) == 1, "pictures at different steps"
+    names = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
+    return maskgit.State(*(torch.stack([getattr(s, name) for s in segments]) for name in names))
+
+
+def _split(prompts: Sequence[str], state: maskgit.State) -> list[ImageSegment]:
+    columns = (state.codes_BTN, state.masked_BTN, state.logp_BTN, state.remasked_BN, state.uniform_BT2N)
+    return [ImageSegment(prompt, *row) for prompt, *row in zip(prompts, *columns, strict=True)]
