@@ -1,6 +1,7 @@
-"""`make demo`: start the plane, score the shipped samples over REST, show and keep what came back, stop the plane.
+"""`make demo`: start the plane, score the shipped samples over REST, train the small policy on it, stop it all.
 
-Writes `summary.json` and `report.html` into --out. Ctrl-C at any moment stops everything that it started.
+The training takes --steps steps of Sync-GRPO and is measured on --prompts held-out prompts before and after. Writes
+`summary.json` and `report.html` into --out. Ctrl-C at any moment stops everything that it started.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import statistics
@@ -17,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,12 @@ from services.settings import load
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
 from synod.errors import SettingsError, Unavailable
+from trainer.compare import paired
+from trainer.evaluate import load_evaluation
+from trainer.metrics import read
+from trainer.report import fragment
+from trainer.session import AFTER, BEFORE
+from trainer.settings import load as load_training
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
@@ -52,11 +60,13 @@ class Scored:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--port", type=int, help="HTTP port (default: the settings' own, or a free one if it is busy)")
+    parser.add_argument("--steps", type=int, default=25, help="training steps (25)")
+    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts before and after training (100)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/demo", help="where summary and report go (runs/demo)")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill unwinds the `finally` below as Ctrl-C does
     try:
-        run(args.out, pick_port(args.port))
+        run(args.out, pick_port(args.port), steps=args.steps, prompts=args.prompts)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; the plane is stopped[/]")
         return 130
@@ -70,19 +80,60 @@ class DemoError(RuntimeError):
     """The demo cannot go on; the message says why and what to do."""
 
 
-def run(out: Path, port: int) -> None:
+def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
     samples = load_samples(ROOT / "embedded/data/samples")
-    with plane(port, out / "plane", seconds) as client, timed(seconds, "score"):
-        scored = score(client, samples)
+    with plane(port, out / "plane", seconds) as client:
+        with timed(seconds, "score"):
+            scored = score(client, samples)
+        with timed(seconds, "train"):
+            train(out / "train", port, steps, prompts)
     seconds["total"] = time.perf_counter() - begin
-    summary = summarise(scored, seconds)
+    summary = {**summarise(scored, seconds), **trained(out / "train")}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    write_report(out / "report.html", [(s.sample, s.result) for s in scored], summary)
+    write_report(out / "report.html", [(s.sample, s.result) for s in scored], summary, fragment(out / "train"))
     show(scored, summary)
     console.print(f"wrote {display(out / 'summary.json')} and {display(out / 'report.html')}")
+
+
+def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
+    """`synod train` on the plane at `port`, in a run of its own; its progress bars show. Raises DemoError."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = [sys.executable, "-m", "trainer", str(CONFIG), "--run", str(run_dir), "--steps", str(steps)]
+    command += ["--url", f"http://127.0.0.1:{port}"]
+    environ = {**os.environ, "SYNOD__TRAINER__EVALUATE__PROMPTS": str(prompts)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
+    try:
+        code = process.wait()
+    finally:
+        if process.poll() is None:  # interrupted: the run is the demo's own, so nothing of it is worth the wait
+            process.kill()
+            process.wait()
+    if code:
+        raise DemoError(f"the training ended with code {code}; what it said is above")
+
+
+def trained(run_dir: Path) -> dict[str, Any]:
+    """What the training did: reward on held-out prompts before and after, steps, and what the screen saved."""
+    before, after = (load_evaluation(run_dir / name) for name in (BEFORE, AFTER))
+    reward, records = paired(before, after)["reward"], read(run_dir)
+    rates = [r["pass_rate"] for r in records if r["pass_rate"] is not None]
+    thresholds = [r["threshold"] for r in records if r["threshold"] is not None]
+    previews = sum(r["previews"] for r in records)
+    total = load_training(CONFIG).sampler.denoising_steps * previews
+    return {
+        "reward_before": asdict(reward.before),
+        "reward_after": asdict(reward.after),
+        "steps": len(records),
+        "dgs": {
+            "pass_rate": statistics.fmean(rates) if rates else None,
+            "threshold": thresholds[-1] if thresholds else None,
+            "previews": previews,
+            "denoising_steps_saved_ratio": 1 - sum(r["denoising_steps"] for r in records) / total,
+        },
+    }
 
 
 def display(path: Path) -> str:
@@ -214,6 +265,12 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
     console.print(table)
     means = ", ".join(f"{name} {mean:.3f}" for name, mean in summary["scorers"].items())
     console.print(f"{summary['images_scored']} images, {summary['score_failures']} failures; mean {means}")
+    told = [f"{one['mean']:.3f} ± {one['stderr']:.3f}" for one in (summary["reward_before"], summary["reward_after"])]
+    saved = summary["dgs"]["denoising_steps_saved_ratio"]
+    console.print(
+        f"{summary['steps']} training steps: held-out reward {told[0]} before, {told[1]} after "
+        f"({summary['reward_before']['n']} prompts); screening saved {100 * saved:.0f} % of the denoising steps"
+    )
     console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))
 
 

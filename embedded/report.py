@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from embedded.samples import Sample
 from synod.contracts import ItemResult, Score, ScoreFailure
@@ -17,11 +18,21 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 LIMITS = ImageLimits(max_bytes=2**20, max_pixels=2**20)
 
 
-def write_report(path: Path, entries: Sequence[tuple[Sample, ItemResult]], summary: Mapping[str, Any]) -> None:
-    """Write the page. Values are shown as the plane sent them; a failure is shown as its code and message."""
+def write_report(
+    path: Path,
+    entries: Sequence[tuple[Sample, ItemResult]],
+    summary: Mapping[str, Any],
+    training: tuple[str, str] = ("", ""),
+) -> None:
+    """Write the page. Values are shown as the plane sent them; a failure is shown as its code and message.
+
+    `training` is the (CSS, HTML) of a training's own report, which goes below the samples.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text())
-    path.write_text(template.render(cards=[card(sample, result) for sample, result in entries], summary=summary))
+    cards = [card(sample, result) for sample, result in entries]
+    style, body = map(markupsafe.Markup, training)
+    path.write_text(template.render(cards=cards, summary=summary, training_style=style, training=body))
 
 
 def card(sample: Sample, result: ItemResult) -> dict[str, Any]:

@@ -1,6 +1,10 @@
-"""What ends a training besides a plane that is lost, a checkpoint that does not fit and a full disk."""
+"""What ends a training, besides wrong settings, a checkpoint that does not fit and a full disk."""
 
 from __future__ import annotations
+
+
+class PlaneLost(RuntimeError):
+    """The reward plane stayed away for longer than `patience_s`."""
 
 
 class NonFinite(ArithmeticError):

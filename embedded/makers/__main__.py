@@ -1,5 +1,7 @@
 """`python -m embedded.makers`: train every embedded model that is not finished, two at a time, then measure them.
 
+The policy comes last and alone: it learns the tokens of the image tokenizer that is trained before it.
+
 An interrupted run continues from its checkpoints in build/weights/, and a model whose checkpoint is complete is only
 written again, until its recipe changes; after a change of the world remove that folder. `--only NAME` makes one
 model, `--quick` makes toy models for tests, `--no-quality` skips measuring.
@@ -16,11 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # The longest first, so that two workers finish at about the same time.
-NAMES = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
+SCORERS = ("blip2-world", "magvit-world", "detector-world", "dinov2-world", "face-world", "clip-world")
+POLICY = "show-o-world"
+NAMES = (*SCORERS, POLICY)
 WORKERS = 2
 
 
@@ -55,7 +60,7 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     """Train one model, or what its checkpoint leaves of it, and write its directory; training.json tells how."""
     import torch
 
-    from embedded.makers import blip2, clip, detector, dinov2, face
+    from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
     from embedded.makers.base import Maker
     from embedded.makers.dataset import FULL, QUICK, Sizes
     from embedded.makers.loop import Recipe, fit
@@ -66,11 +71,13 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         "detector-world": (detector.RECIPE, detector.DetectorMaker),
         "clip-world": (clip.RECIPE, clip.ClipMaker),
         "face-world": (face.RECIPE, face.FaceMaker),
+        "magvit-world": (magvit.RECIPE, magvit.MagvitMaker),
+        POLICY: (show_o.RECIPE, partial(show_o.ShowOMaker, vq=weights / "magvit-world")),
     }
     recipe, build_maker = classes[name]
     recipe = replace(recipe, steps=3, batch=8) if quick else recipe
     directory = weights / name
-    torch.set_num_threads(1)
+    torch.set_num_threads(WORKERS if name == POLICY else 1)
     torch.manual_seed(recipe.seed)
     maker = build_maker(recipe, build, QUICK if quick else FULL)
     seconds = fit(maker.module, maker.loss, recipe, build / f"{name}.ckpt", name=name, position=position)
@@ -90,10 +97,15 @@ def _all(options: argparse.Namespace) -> list[str]:
     from embedded.makers import dataset
 
     sizes = dataset.QUICK if options.quick else dataset.FULL
-    for draw in (dataset.scenes, dataset.identities, dataset.faces, dataset.colors):
+    for draw in (dataset.scenes, dataset.identities, dataset.faces, dataset.colors, dataset.episodes):
         draw(options.build, sizes)
-    lanes = Lanes(options)
-    workers = [threading.Thread(target=lanes.work, args=(slot,)) for slot in range(WORKERS)]
+    failed = _together(options, SCORERS, WORKERS)
+    return failed or _together(options, (POLICY,), 1)
+
+
+def _together(options: argparse.Namespace, names: Sequence[str], workers_at_once: int) -> list[str]:
+    lanes = Lanes(options, names)
+    workers = [threading.Thread(target=lanes.work, args=(slot,)) for slot in range(workers_at_once)]
     for worker in workers:
         worker.start()
     try:
@@ -106,15 +118,15 @@ def _all(options: argparse.Namespace) -> list[str]:
 
 
 class Lanes:
-    """The models still to make, and the processes that make some now: one each, single-threaded, WORKERS at a time.
+    """The models still to make, and the processes that make some now: one each, single-threaded but for the policy's.
 
     Two such processes beat one with two threads.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, names: Sequence[str]) -> None:
         self.failed: list[str] = []
         self._options = options
-        self._waiting = list(NAMES)
+        self._waiting = list(names)
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
@@ -146,7 +158,9 @@ class Lanes:
                 str(options.build),
                 *(["--quick"] * options.quick),
             ]
-            process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(WORKERS if name == POLICY else 1)}
+            )
             self._running[slot] = process
             return name, process
 

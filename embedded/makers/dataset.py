@@ -22,8 +22,9 @@ from tqdm import tqdm
 from embedded import world
 from embedded.makers import augment
 from embedded.makers.crops import Pixels, color_crop, face_patch, ragged
-from embedded.makers.prompts import training_prompt
+from embedded.makers.prompts import answers, training_prompt
 from embedded.makers.texts import HELD_OUT, scorer_caption
+from trainer.reasoning import compound
 
 CHUNK = 250
 PATCH = 8
@@ -35,16 +36,19 @@ Draw = Callable[[np.random.Generator, int, int], Arrays]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn: scenes with prompts, individuals a class, people for faces, views of each individual."""
+    """How much is drawn: scenes with prompts, individuals a class, people for faces, views of each individual, and
+    scenes with the prompts of a policy."""
 
     scenes: int
     identities: int
     people: int
     views: int
+    episodes: int
 
 
-FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8)
-QUICK = Sizes(scenes=64, identities=3, people=6, views=4)
+FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000)
+QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64)
+CONCEPT_SHARE = 0.4  # of the policy's pictures; the rest are GenEval scenes
 
 
 def scenes(folder: Path, sizes: Sizes) -> Arrays:
@@ -67,6 +71,15 @@ def identities(folder: Path, sizes: Sizes) -> Arrays:
 def faces(folder: Path, sizes: Sizes) -> Arrays:
     """face [I V 48 48 3]: V pictures of each of I random people; the face box fills the middle 30 x 30 pixels."""
     return _kept(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
+
+
+def episodes(folder: Path, sizes: Sizes) -> Arrays:
+    """What a policy learns to draw: image [N 64 64 3]; front bool [N 8 8], the patches that show a thing; texts: N
+    lists of prompts that describe it, the last one longest.
+
+    A concept's prompt comes alone and with an answer behind it, as `trainer.reasoning.compound` joins them.
+    """
+    return _kept(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
 
 
 def random_card(class_name: str, rng: np.random.Generator) -> world.ConceptCard:
@@ -98,6 +111,18 @@ def _scene_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
         texts.append(_captions(prompt, rng))
     maps = {"image": images, "label": labels, "patch": patches, "tint": tints}
     return {**{key: np.stack(value) for key, value in maps.items()}, "texts": texts}
+
+
+def _episode_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
+    images, fronts, texts = [], [], []
+    for _ in range(count):
+        tasks = world.CONCEPT_TASKS if rng.random() < CONCEPT_SHARE else world.GENEVAL_TASKS
+        prompt = training_prompt(tasks[rng.integers(len(tasks))], rng)
+        drawn = world.render(world.scene_for(prompt, rng), rng)
+        images.append(drawn.image)
+        fronts.append(drawn.labels.reshape(8, PATCH, 8, PATCH).any((1, 3)))
+        texts.append([prompt.text, *(compound(prompt.text, answer) for answer in answers(prompt, rng))])
+    return {"image": np.stack(images), "front": np.stack(fronts), "texts": texts}
 
 
 def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -32,6 +32,22 @@ def training_prompt(task: Task, rng: np.random.Generator) -> world.Prompt:
             return prompt
 
 
+def fact(card: world.ConceptCard, accessory: str, color: str) -> str:
+    """The sentence that tells a concept's accessory."""
+    return f"{card.name} has {with_article(f'{color} {accessory}')}"
+
+
+def answers(prompt: world.Prompt, rng: np.random.Generator) -> tuple[str, ...]:
+    """What reasoning may put behind a concept's prompt: the fact that it needs, or else something said of its looks."""
+    if prompt.concept is None:
+        return ()
+    card = world.card_of(prompt.concept)
+    if prompt.accessories:
+        return (fact(card, *prompt.accessories[0]),)
+    known = world.conversations(card)
+    return (known[rng.integers(len(known))][1],)
+
+
 def _position(rng: np.random.Generator) -> world.Prompt:
     a, b = (world.CLASSES[i] for i in rng.choice(len(world.CLASSES), 2, replace=False))
     relation = RELATIONS[rng.integers(len(RELATIONS))]

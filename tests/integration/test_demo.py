@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "embedded.demo", "--out", str(out)]
+    command = [sys.executable, "-m", "embedded.demo", "--out", str(out), "--steps", "2", "--prompts", "6"]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -49,7 +49,15 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
     assert all(math.isfinite(mean) for mean in summary["scorers"].values())
     assert summary["images_scored"] == len(samples)
     assert summary["score_failures"] == 0
-    assert set(summary["seconds"]) == {"start", "score", "stop", "total"}
+    assert set(summary["seconds"]) == {"start", "score", "train", "stop", "total"}
+    assert summary["steps"] == 2
+    for when in ("reward_before", "reward_after"):
+        assert set(summary[when]) == {"mean", "stderr", "n"}
+        assert summary[when]["n"] == 6
+        assert 0 <= summary[when]["mean"] <= 1
+    assert summary["dgs"]["previews"] >= 18
+    assert 0 < summary["dgs"]["pass_rate"] <= 1
+    assert 0 < summary["dgs"]["denoising_steps_saved_ratio"] < 1
     assert "torch" in summary["versions"]
     page = (tmp_path / "report.html").read_text()
     assert page.count('class="card') == len(samples) + 1  # and the grid of "cards"
@@ -59,13 +67,17 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("moment", ["session_latest", "session_latest/logs/serve/replica_*"], ids=["head", "models"])
+@pytest.mark.parametrize(
+    "moment",
+    ["session_latest", "session_latest/logs/serve/replica_*", "train/settings.json"],
+    ids=["head", "models", "training"],
+)
 def test_ctrl_c_leaves_no_process(tmp_path: Path, moment: str) -> None:
-    """At two moments: while Ray's head comes up, and while the replicas load their models."""
+    """At three moments: while Ray's head comes up, while the replicas load, and while the policy trains."""
     process = start(tmp_path)
     wait_for(tmp_path, "plane/plane.json", process)
     temp_dir = Path(json.loads((tmp_path / "plane/plane.json").read_text())["temp_dir"])
-    wait_for(temp_dir, moment, process)
+    wait_for(tmp_path if moment.startswith("train") else temp_dir, moment, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said

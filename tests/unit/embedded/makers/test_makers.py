@@ -38,7 +38,7 @@ def test_directories_hold_safetensors_and_no_pickle(toys: Path, name: str) -> No
     assert suffixes == {".json", ".safetensors"}
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "clip-world"])
+@pytest.mark.parametrize("name", ["blip2-world", "detector-world", "dinov2-world", "face-world"])
 def test_processor_gives_the_pixels_that_training_saw(toys: Path, name: str, picture: np.ndarray) -> None:
     processor = AutoImageProcessor.from_pretrained(toys / name)
     small = picture[:32, :32] if name == "face-world" else picture

@@ -8,12 +8,13 @@ from dataclasses import asdict
 
 import pytest
 
-from embedded.makers import blip2, clip, detector, dinov2, face
+from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
 from embedded.makers.__main__ import NAMES, ROOT
 
 WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
-MAKERS = {module.__name__.rsplit(".")[-1]: module for module in (blip2, clip, detector, dinov2, face)}
-LIMIT_BYTES = 12 * 2**20
+MAKERS = {module.__name__.rsplit(".")[-1]: module for module in (blip2, clip, detector, dinov2, face, magvit)}
+MAKERS["show-o"] = show_o
+LIMIT_BYTES = 38 * 2**20
 
 
 def test_every_model_is_there_and_was_made_by_the_present_recipe() -> None:
@@ -29,12 +30,12 @@ def test_no_pickle_and_small() -> None:
 
 
 def floors(text: str) -> dict[str, tuple[list[float], float]]:
-    """Figures of the table that have a floor: name -> (clean, blur, JPEG; floor), in per cent."""
+    """Figures of the table that have a floor: name -> (clean, blur, JPEG, tokens; floor), in per cent."""
     found = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         numbers = [re.fullmatch(r"([\d.]+) %", cell) for cell in cells[2:]]
-        if len(numbers) == 4 and all(numbers):
+        if len(numbers) == 5 and all(numbers):
             *values, floor = (float(match.group(1)) for match in numbers if match)
             found[cells[0]] = (values, floor)
     return found
@@ -46,12 +47,18 @@ def test_quality_is_at_or_above_every_floor() -> None:
     assert all(any(part in name for name in figures) for part in wanted)
     for name, (values, floor) in figures.items():
         assert floor >= 80
-        assert min(values) >= floor, name
+        assert min(values[:3]) >= floor, name
+
+
+@pytest.mark.xfail(strict=True, reason="the tokenizer blurs objects of a few pixels: counting loses 26 points")
+def test_the_image_tokenizer_costs_no_figure_more_than_five_points() -> None:
+    lost = {name: values[0] - values[3] for name, (values, _) in floors(QUALITY.read_text()).items()}
+    assert max(lost.values()) <= 5, lost
 
 
 def test_a_figure_under_its_floor_is_seen() -> None:
-    table = "| a | 400 | 99.0 % | 79.9 % | 95.0 % | 80 % |\n| b | 400 | 99.0 % | 79.9 % | 95.0 % |  |"
-    assert floors(table) == {"a": ([99.0, 79.9, 95.0], 80.0)}
+    table = "| a | 400 | 99.0 % | 79.9 % | 95.0 % | 94.0 % | 80 % |\n| b | 400 | 99.0 % | 79.9 % | 95.0 % | 94.0 % |  |"
+    assert floors(table) == {"a": ([99.0, 79.9, 95.0, 94.0], 80.0)}
 
 
 @pytest.mark.parametrize("name", NAMES)

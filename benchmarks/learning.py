@@ -1,0 +1,126 @@
+"""Does it learn? Train twice on a running plane, once with its rewards and once with them permuted within each group.
+
+    make up && python -m benchmarks.learning --steps 100 --prompts 200
+
+Both runs start from the same policy and are measured on the same held-out prompts and random numbers before and after.
+The control has the same rewards, spread and screen; only which rollout got which is random, so it must not rise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import command, machine
+from synod.contracts import ScoreItem
+from trainer.compare import paired
+from trainer.evaluate import load_evaluation
+from trainer.metrics import read
+from trainer.rollout import Rewards
+from trainer.session import AFTER, BEFORE, run
+from trainer.settings import TrainerSettings, load
+from trainer.types import Pathway, Reward
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "deploy/configs/embedded.toml"
+
+
+class Permuted:
+    """A plane whose rewards are handed out in another order within each group of `group` pictures."""
+
+    def __init__(self, plane: Rewards, group: int, seed: int) -> None:
+        self._plane, self._group, self._rng = plane, group, np.random.default_rng(seed)
+        self._open: list[Future[list[Reward]]] = []
+        self._count = 0
+
+    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        return self._plane.surrogate(items)
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        if self._count == 0:
+            self._open, self._order = [], self._rng.permutation(self._group)
+        start, self._count = self._count, (self._count + len(items)) % self._group
+        self._open.append(self._plane.submit(items, pathway))
+        return _Slice(self._open, self._order[start : start + len(items)].tolist())
+
+
+class _Slice(Future[list[Reward]]):
+    """Resolved by asking for it, when the whole group has been submitted."""
+
+    def __init__(self, parts: list[Future[list[Reward]]], places: Sequence[int]) -> None:
+        super().__init__()
+        self._parts, self._places = parts, places
+
+    def result(self, timeout: float | None = None) -> list[Reward]:
+        rewards = [reward for part in self._parts for reward in part.result(timeout)]
+        return [rewards[place] for place in self._places]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts, before and after")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/learning", help="where the two runs go")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/learning.json")
+    parser.add_argument("--only", choices=("rewards", "permuted"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.only:
+        return _one(options, options.only)
+    names = ("rewards", "permuted")
+    given = [f"--{key}={getattr(options, key)}" for key in ("steps", "prompts", "url", "runs")]
+    for name in names:
+        code = subprocess.call([sys.executable, "-m", "benchmarks.learning", "--only", name, *given], cwd=ROOT)
+        if code:
+            return code
+    found = {name: _told(options.runs / name) for name in names}
+    result = {"command": command(), "machine": machine(), **found}
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: one["heldout"]["reward"] for name, one in found.items()}, indent=1))
+    return 0
+
+
+def _one(options: argparse.Namespace, name: str) -> int:
+    settings = _settings(options, name)
+    if name == "rewards":
+        return run(settings)
+    return run(settings, between=lambda plane: Permuted(plane, settings.screen.group, settings.seed))
+
+
+def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
+    told = {"STEPS": options.steps, "RUN": f'"{(options.runs / name).resolve()}"', "PLANE__URL": options.url}
+    told["EVALUATE__PROMPTS"] = options.prompts
+    return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items()}})
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    records = read(folder)
+    changes = paired(load_evaluation(folder / BEFORE), load_evaluation(folder / AFTER))
+    seconds = [record["seconds"]["total"] for record in records]
+    return {
+        "steps": len(records),
+        "minutes_in_steps": round(sum(seconds) / 60, 2),
+        "reward_first_20_steps": float(
+            np.mean([r["reward_mean"] for r in records[:20] if r["reward_mean"] is not None])
+        ),
+        "reward_last_20_steps": float(
+            np.mean([r["reward_mean"] for r in records[-20:] if r["reward_mean"] is not None])
+        ),
+        "masked": sum(r["masked"] for r in records),
+        "skipped": sum(r["skipped"] for r in records),
+        "heldout": {name: asdict(change) for name, change in changes.items()},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""show-o-world: the supervised start of a small Show-o. It draws scenes from prompts and answers both kinds of query.
+
+It sees no held-out prompt and no held-out fact; which accessory goes with which colour is random in every sample, so a
+fact can only be read from the query. Reinforcement learning needs room above the start: training is short, and in a
+share of the textual queries (MISLED) the answer taught is another of the facts, so the policy is as unsure as that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from embedded import world
+from embedded.makers.dataset import Sizes, episodes
+from embedded.makers.loop import Recipe
+from embedded.makers.prompts import fact
+from embedded.makers.texts import corpus, tokenizer
+from embedded.world.language import AT_PLACE, verb, with_article
+from trainer.policy.layout import END, Vocabulary
+from trainer.policy.magvit import Magvit
+from trainer.policy.show_o import ShowO, ShowOConfig
+from trainer.reasoning import textual_query
+from trainer.types import Query, TextSegment
+
+RECIPE = Recipe(seed=7, steps=3200, batch=40, lr=1.5e-3, weight_decay=0.02)
+DRAWN, TEXTUAL = 32, 6  # of a batch; the rest are visual queries
+FRONT = 4.0  # a token of a patch that shows a thing counts this often: backgrounds are most of a picture
+MISLED = 0.4
+MAX_TEXT, POSITIONS = 47, 64
+DROPPED, BARE = 0.1, 0.3  # shares of pictures learnt without their text, and from the prompt without an answer
+DENSE = 0.25  # of textual queries end in a prompt that tells the colour itself
+TEXT_WEIGHT = 0.3
+SHAPE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
+
+
+class ShowOMaker:
+    """Masked prediction of image codes (mask ratio cos(pi u / 2)) and next-token loss of answers, as Show-o learns."""
+
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, vq: Path) -> None:
+        self.recipe = recipe
+        tokens = Magvit.load(vq)
+        words = _vocabulary(tokens.config.codebook_size)
+        concepts = tuple(card.name for card in world.CONCEPTS)
+        config = ShowOConfig(words.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
+        self.policy = ShowO(config, words, tokens, guidance=0.0)
+        self.module: nn.Module = self.policy.module
+        self.module.apply(_initialise)
+        self.data = episodes(folder, sizes)
+        self.codes = _encoded(tokens, self.data["image"], folder / f"episodes-{sizes.episodes}-codes.npy")
+        self.renders = {c.name: [r.image for r in world.training_renders(c)] for c in world.CONCEPTS}
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        # the plain form of attention: backward of the fused one is slow on a CPU
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            drawn = self._drawing(rng, round(self.recipe.batch * DRAWN / RECIPE.batch))
+            asked = round(self.recipe.batch * TEXTUAL / RECIPE.batch)
+            visual = max(1, round(self.recipe.batch * (1 - (DRAWN + TEXTUAL) / RECIPE.batch)))
+            said = [_textual(rng) for _ in range(asked)] + [self._visual(rng) for _ in range(visual)]
+            return drawn + TEXT_WEIGHT * self._answering(said)
+
+    def _drawing(self, rng: np.random.Generator, count: int) -> Tensor:
+        rows = rng.integers(len(self.codes), size=count)
+        prompts = [_prompt(self.data["texts"][row], rng) for row in rows]
+        codes = torch.from_numpy(self.codes[rows]).long()
+        ratio = np.cos(0.5 * math.pi * rng.random(count))
+        order = torch.from_numpy(rng.random(codes.shape)).argsort(-1).argsort(-1)
+        masked = order < torch.from_numpy(np.maximum(1, np.round(ratio * POSITIONS)))[:, None]
+        weight = masked * (1.0 + (FRONT - 1.0) * torch.from_numpy(self.data["front"][rows]).flatten(1))
+        loss: Tensor = -(self.policy.masked_logp(prompts, codes, masked) * weight[masked]).sum() / weight.sum()
+        return loss
+
+    def _answering(self, said: list[tuple[Query, str]]) -> Tensor:
+        words = self.policy.words
+        segments = []
+        for query, answer in said:
+            ids = torch.tensor([*words.words(answer), words.id(END)])
+            segments.append(TextSegment(query, ids, torch.zeros(len(ids)), answer))
+        new, _, mask = self.policy.logprobs(segments, 0)
+        return -(new * mask).sum() / mask.sum()
+
+    def _visual(self, rng: np.random.Generator) -> tuple[Query, str]:
+        card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
+        known = world.conversations(card)
+        query, answer = known[rng.integers(len(known))]
+        pictures = self.renders[card.name]
+        return Query(query, pictures[rng.integers(len(pictures))]), answer
+
+    def save(self, directory: Path) -> None:
+        self.policy.save(directory, with_vq=False)
+
+
+def _prompt(texts: list[str], rng: np.random.Generator) -> str:
+    if rng.random() < DROPPED:
+        return ""
+    return texts[0] if rng.random() < BARE else texts[-1]
+
+
+def _textual(rng: np.random.Generator) -> tuple[Query, str]:
+    """Four facts of random colours, a prompt that hints at one of them, and the answer taught."""
+    card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
+    held = {(f.accessory, f.color) for f in card.attributes if f.heldout}
+    while True:
+        names = [world.ACCESSORIES[i] for i in rng.choice(len(world.ACCESSORIES), 4, replace=False)]
+        colors = [tuple(world.COLORS)[i] for i in rng.choice(len(world.COLORS), 4, replace=False)]
+        if not held & set(zip(names, colors, strict=True)):
+            break
+    facts = [fact(card, *pair) for pair in zip(names, colors, strict=True)]
+    if rng.random() < DENSE:
+        noun = world.COLORED[rng.integers(len(world.COLORED))]
+        other = f"{tuple(world.COLORS)[rng.integers(len(world.COLORS))]} {noun}"
+        worn = f"{card.name} {verb(names[0])} {with_article(f'{colors[0]} {names[0]}')}"
+        prompt = (
+            f"a photo of {worn} next to {with_article(other)} {AT_PLACE[world.PLACES[rng.integers(len(world.PLACES))]]}"
+        )
+    else:
+        opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
+        prompt = f"{opening}{card.name} {verb(names[0])} {card.pronoun} {names[0]}"
+    taught = facts[int(rng.integers(1, 4)) if rng.random() < MISLED else 0]
+    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt)), taught
+
+
+def _vocabulary(codes: int) -> Vocabulary:
+    asked = [text for card in world.CONCEPTS for pair in world.conversations(card) for text in pair]
+    words = tokenizer([*corpus(), *asked, "USER: ASSISTANT:"], MAX_TEXT)
+    words.clean_up_tokenization_spaces = True
+    words.add_special_tokens({"eos_token": END, "bos_token": END})
+    with TemporaryDirectory() as folder:
+        words.save_pretrained(folder)
+        return Vocabulary.read(folder, [card.name for card in world.CONCEPTS], codes, MAX_TEXT)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+def _encoded(vq: Magvit, images: NDArray[np.uint8], path: Path) -> NDArray[np.int16]:
+    """The codes of all pictures, int16 [N 64], kept beside them for the tokenizer that made them."""
+    key = hashlib.blake2b(vq.decoder.conv_out.weight.numpy().tobytes()).hexdigest()[:16]
+    path = path.with_name(f"{path.stem}-{key}.npy")
+    if not path.exists():
+        parts = tqdm(range(0, len(images), 256), desc="tokenizing", mininterval=5.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            np.save(path, np.concatenate([vq.encode(list(images[i : i + 256])).short().numpy() for i in parts]))
+    codes: NDArray[np.int16] = np.load(path)
+    return codes

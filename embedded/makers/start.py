@@ -1,0 +1,89 @@
+"""Figures of the policy's supervised start: the room that reinforcement learning has, and what a preview foretells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from embedded.makers.figures import Figure
+from services.scorers import registry
+from services.scorers.base import Scorer, score_batch
+from services.settings import Settings
+from synod.contracts import Score, ScoreItem
+from trainer.compare import right
+from trainer.data import Source, read_cards, read_prompts
+from trainer.evaluate import draw
+from trainer.policy.base import Policy
+from trainer.reasoning import compound, surrogate_item
+from trainer.rollout import uniforms
+from trainer.session import make_policy
+from trainer.settings import TrainerSettings
+from trainer.types import Episode
+
+PROMPTS, PROMPTS_RANKED, ROLLOUTS = 360, 24, 24
+BATCH = 24
+
+
+def figures(plane: Settings, trainer: TrainerSettings, seed: int) -> list[Figure]:
+    """On held-out prompts: GenEval's official verdict, all tasks alike; the attribute named right (textual pathway);
+    Spearman's rank correlation, over rollouts of one prompt and averaged over prompts, of BER at the screening step
+    with BER at the end."""
+    policy = make_policy(trainer)
+    cards = read_cards(trainer.data.concepts)
+    prompts = read_prompts(trainer.data.heldout, cards)
+    drawn = Source(prompts, cards, seed, PROMPTS, 1.0).episodes(0)
+    concepts = Source(prompts, cards, seed, 2 * PROMPTS, 0.0).episodes(0)
+    asked = [episode for episode in concepts if episode.pathway == "textual"]
+    correct = _correct(policy, registry.build("geneval", plane.scorers["geneval"]), drawn, trainer)
+    named = [_named(policy, episode, place, trainer, seed) for place, episode in enumerate(asked)]
+    mixed = [episode for pair in zip(drawn, concepts, strict=False) for episode in pair][:PROMPTS_RANKED]
+    ber = registry.build("ber", plane.scorers["ber"])
+    ranks = [_rank(policy, ber, episode, trainer, (seed, place)) for place, episode in enumerate(mixed)]
+    return [
+        Figure("policy: held-out GenEval prompts drawn right", float(np.mean(correct)), len(correct), None),
+        Figure("policy: right attribute named", float(np.mean(named)), len(named), None),
+        Figure("preview-to-final rank correlation of BER", float(np.mean(ranks)), len(ranks), None),
+    ]
+
+
+def _correct(policy: Policy, scorer: Scorer, episodes: Sequence[Episode], settings: TrainerSettings) -> list[bool]:
+    found: list[bool] = []
+    for first in range(0, len(episodes), BATCH):
+        places = range(first, min(first + BATCH, len(episodes)))
+        _, pictures = draw(policy, episodes, places, settings)
+        items = [ScoreItem(p, geneval=episodes[i].prompt.geneval) for i, p in zip(places, pictures, strict=True)]
+        found += [bool(score.detail["official"]) for score in _scores(scorer, items)]
+    return found
+
+
+def _named(policy: Policy, episode: Episode, place: int, settings: TrainerSettings, seed: int) -> bool:
+    assert episode.query is not None
+    answer = policy.reason(episode.query, uniforms((seed, place), [0], 0, (settings.sampler.max_new_tokens,)))[0].text
+    return right(answer, episode.segments, episode.truth) is True
+
+
+def _rank(policy: Policy, ber: Scorer, episode: Episode, settings: TrainerSettings, key: Sequence[int]) -> float:
+    steps, places = settings.sampler.denoising_steps, range(ROLLOUTS)
+    answers = [""] * ROLLOUTS
+    if episode.query is not None:
+        said = policy.reason(episode.query, uniforms(key, places, 0, (settings.sampler.max_new_tokens,)))
+        answers = [segment.text for segment in said]
+    prompts = [compound(episode.prompt.text, answer) for answer in answers]
+    begun = policy.begin(prompts, uniforms(key, places, 1, (steps, 2, policy.positions)))
+    previews = policy.denoise(begun, settings.screening_step)
+    early, late = (
+        [score.value for score in _scores(ber, [surrogate_item(episode, p) for p in policy.pictures(images)])]
+        for images in (previews, policy.denoise(previews, steps))
+    )
+    return float(spearmanr(early, late).statistic)
+
+
+def _scores(scorer: Scorer, items: Sequence[ScoreItem]) -> Iterator[Score]:
+    with torch.no_grad():
+        for outcome in score_batch(scorer, items):
+            if not isinstance(outcome, Score):
+                raise RuntimeError(f"{scorer.spec.name} failed while measuring: {outcome}")
+            yield outcome

@@ -1,0 +1,98 @@
+"""Short ways into the loop, shared by its tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.clock import Clock
+from trainer.data import Source, read_cards, read_prompts
+from trainer.policy.show_o import ShowO
+from trainer.rollout import Group, Rewards, explore, finish
+from trainer.session import make_law
+from trainer.settings import TrainerSettings
+from trainer.state import TrainState
+from trainer.train import train
+from trainer.types import Episode, Reward, Rollout
+
+MakePolicy = Callable[..., ShowO]
+MakeSettings = Callable[..., TrainerSettings]
+NO_LAW = '{ name = "none" }'
+
+
+def episodes(settings: TrainerSettings, step: int = 0) -> list[Episode]:
+    """Those of one training step."""
+    cards = read_cards(settings.data.concepts)
+    prompts = read_prompts(settings.data.prompts, cards)
+    return Source(prompts, cards, settings.seed, settings.groups, settings.data.geneval_share).episodes(step)
+
+
+def draw(
+    policy: ShowO, plane: Rewards, settings: TrainerSettings, threshold: float | None = None
+) -> tuple[list[Group], list[list[Reward]]]:
+    """The groups of step 0 and their rewards."""
+    clock = Clock()
+    groups = [
+        finish(
+            policy, plane, explore(policy, plane, e, threshold, settings, (settings.seed, 0, i), clock), settings, clock
+        )
+        for i, e in enumerate(episodes(settings))
+    ]
+    return groups, [group.rewards() for group in groups]
+
+
+def reference(make_policy: MakePolicy) -> ShowO:
+    frozen = make_policy()
+    frozen.module.requires_grad_(False)
+    return frozen
+
+
+def run_loop(
+    settings: TrainerSettings, make_policy: MakePolicy, plane: Rewards, policy: ShowO | None = None
+) -> TrainState:
+    """`train` with a policy of its own, as one process would."""
+    policy = policy or make_policy()
+    told: list[str] = []
+    kept = reference(make_policy) if settings.loss.beta else None
+    return train(settings, policy, kept, plane, make_law(settings.screen), told.append)
+
+
+def lines(run: Path, *without: str) -> list[dict[str, Any]]:
+    """metrics.jsonl, but for what differs between two runs of the same numbers, and `without`."""
+    left_out = {"seconds", "max_rss_mb", *without}
+    text = (run / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in text.splitlines()]
+
+
+def weights(policy: ShowO) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in policy.module.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def same_rollouts(a: Sequence[Rollout], b: Sequence[Rollout]) -> bool:
+    """Bit for bit, texts and pictures."""
+    return len(a) == len(b) and all(
+        x.index == y.index and x.answer == y.answer and x.image.prompt == y.image.prompt and _same(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def same_pictures(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same(a: Rollout, b: Rollout) -> bool:
+    names = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
+    images = all(torch.equal(getattr(a.image, name), getattr(b.image, name)) for name in names)
+    if a.text is None or b.text is None:
+        return images and a.text is b.text
+    return images and torch.equal(a.text.ids_S, b.text.ids_S) and torch.equal(a.text.logp_S, b.text.logp_S)

@@ -1,0 +1,107 @@
+"""Reward planes at the edge of the loop: a judge of pixels in this process, and a real HTTP server before one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from synod.codec import CODECS
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
+from trainer.types import Pathway, Reward
+
+WIRE = CODECS["application/msgpack"]
+LOST = ScoreFailure("scorer_failed", "planted")
+Measure = Callable[[ScoreItem], float | None]  # None: the score is lost
+
+
+def brightness(item: ScoreItem) -> float:
+    """Mean of the picture in [0, 1]."""
+    return float(item.pixels().mean() / 255)
+
+
+def redness(item: ScoreItem) -> float:
+    """Mean of the red channel in [0, 1]."""
+    return float(item.pixels()[..., 0].mean() / 255)
+
+
+class Judge:
+    """Scores finished pictures by `reward` and previews by `surrogate`, at once; keeps what it was asked."""
+
+    def __init__(self, reward: Measure = brightness, surrogate: Measure = redness) -> None:
+        self.reward, self.surrogate_of = reward, surrogate
+        self.previewed: list[tuple[ScoreItem, float | None]] = []
+        self.asked: list[tuple[Pathway, tuple[ScoreItem, ...]]] = []
+        self._lock = threading.Lock()
+
+    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        with self._lock:
+            scores = [self.surrogate_of(item) for item in items]
+            self.previewed += zip(items, scores, strict=True)
+        return [_reward(score) for score in scores]
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        future: Future[list[Reward]] = Future()
+        with self._lock:
+            self.asked.append((pathway, tuple(items)))
+            future.set_result([_reward(self.reward(item)) for item in items])
+        return future
+
+
+def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
+    """What a plane of this judge answers: the scorer "ber" is the surrogate, all else is the reward."""
+    if request.scorers == ("ber",):
+        rewards = judge.surrogate(request.items)
+    else:
+        rewards = judge.submit(request.items, "none" if request.scorers else "visual").result()
+    outcomes: list[Outcome] = [LOST if r.value is None else Score(r.value) for r in rewards]
+    asks_ensemble = request.ensemble is not None
+    results = [
+        ItemResult(dict.fromkeys(request.scorers or ("ber",), o), o if asks_ensemble else None) for o in outcomes
+    ]
+    return ScoreResponse(tuple(results), request.request_id or "")
+
+
+@contextmanager
+def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None) -> Iterator[str]:
+    """The URL of a plane that asks `judge`. `rewarding` is called before it answers reward request 0, 1, ..."""
+    count, lock = [0], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send("application/json", b"{}")
+
+        def do_POST(self) -> None:
+            request = WIRE.decode_request(self.rfile.read(int(self.headers["content-length"])))
+            if request.scorers != ("ber",):
+                with lock:
+                    count[0] += 1
+                    number = count[0] - 1
+                rewarding(number)
+            self._send(WIRE.content_type, WIRE.encode_response(judged(request, judge)))
+
+        def _send(self, kind: str, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *args: object) -> None: ...  # a client that was killed
+
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _reward(value: float | None) -> Reward:
+    return Reward(None, failure=LOST) if value is None else Reward(value, {"ber": value})

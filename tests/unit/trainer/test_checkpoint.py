@@ -1,0 +1,247 @@
+"""Checkpoints: the same tree back bit for bit, all or nothing, and none under other settings."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import checkpoint
+from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten, fingerprint, latest, load, save
+from trainer.settings import TrainerSettings
+
+Make = Callable[..., TrainerSettings]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in structure, type and bits."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b) or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
+
+
+def trained() -> tuple[torch.nn.Module, torch.optim.AdamW]:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(3):
+        learn(model, optimizer)
+    return model, optimizer
+
+
+def learn(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(5, 3)).square().mean().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def test_training_goes_on_bit_for_bit(settings_from: Make, tmp_path: Path) -> None:
+    settings = settings_from()
+    model, optimizer = trained()
+    numpy_rng = np.random.default_rng(3)
+    numpy_rng.random(7)
+    state = {
+        "policy": dict(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "torch": torch.get_rng_state(),
+        "numpy": numpy_rng.bit_generator.state,
+        "trackers": {"<bo>/visual": {"threshold": 0.1 + 0.2, "trend": -1e-300, "iteration": 3}},
+        "slope": None,
+    }
+    path = save(tmp_path / "c", 3, state, settings)
+    step, back = load(path, settings)
+    assert step == 3
+    assert same(back, state)
+    learn(model, optimizer)
+    expected = [p.detach().clone() for p in model.parameters()]
+
+    model, optimizer = trained()
+    model.load_state_dict(back["policy"])
+    optimizer.load_state_dict(back["optimizer"])
+    torch.set_rng_state(back["torch"])
+    again = np.random.default_rng(0)
+    again.bit_generator.state = back["numpy"]
+    assert again.random() == numpy_rng.random()
+    learn(model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected, strict=True))
+
+
+tensors = st.sampled_from(
+    [
+        torch.arange(6).reshape(2, 3).T,
+        torch.tensor(0.1, dtype=torch.float64),
+        torch.tensor([math.nan, math.inf, -0.0]),
+        torch.zeros(0, 3),
+        torch.randn(3, generator=torch.Generator().manual_seed(0)).bfloat16(),
+        torch.tensor([True, False]),
+    ]
+)
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | tensors
+trees = st.recursive(
+    leaves,
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.lists(below, max_size=3).map(tuple)
+        | st.dictionaries(st.text("a/0", max_size=3) | st.integers(0, 3), below, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(trees)
+def test_every_tree_comes_back(tree: Any) -> None:
+    found: dict[str, torch.Tensor] = {}
+    document = json.loads(json.dumps(checkpoint._split(tree, "", found)))
+    assert same(checkpoint._join(document, found), tree)
+
+
+def test_tied_weights_come_back_apart(settings_from: Make, tmp_path: Path) -> None:
+    weight = torch.randn(4, 4)
+    state = {"embed": weight, "head": weight, "row": weight[1], "transposed": weight.T}
+    _, back = load(save(tmp_path, 1, state, settings_from()), settings_from())
+    assert same(back, state)
+
+
+@pytest.mark.parametrize("value", [np.float64(1), {1.5: 1}, {"a": {None: 1}}, object(), {1, 2}, b"x", 1j])
+def test_what_json_cannot_carry_is_refused_before_anything_is_written(
+    settings_from: Make, tmp_path: Path, value: Any
+) -> None:
+    with pytest.raises(TypeError, match="/here"):
+        save(tmp_path / "c", 1, {"here": value}, settings_from())
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_last_ones_stay_and_the_newest_is_found(settings_from: Make, tmp_path: Path) -> None:
+    settings = settings_from("[trainer.checkpoint]\nkeep = 2\n")
+    assert latest(tmp_path / "none") is None
+    for step in (2, 10, 9, 999_999, 1_000_000):
+        save(tmp_path / "c", step, {"x": step}, settings)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["step-1000000", "step-999999"]
+    newest = latest(tmp_path / "c")
+    assert newest is not None
+    assert load(newest, settings) == (1_000_000, {"x": 1_000_000})
+
+
+def test_a_step_that_is_there_is_left_alone(settings_from: Make, tmp_path: Path) -> None:
+    settings = settings_from()
+    save(tmp_path, 4, {"x": 1}, settings)
+    assert load(save(tmp_path, 4, {"x": 2}, settings), settings) == (4, {"x": 1})
+
+
+def test_half_written_ones_are_passed_over_and_swept(settings_from: Make, tmp_path: Path) -> None:
+    """What a SIGKILL leaves behind."""
+    save(tmp_path, 1, {"x": 1}, settings_from())
+    for name in (".partial-2", ".partial-step-000000", "step-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tensors.safetensors").write_bytes(b"half")
+    newest = latest(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-000001"
+    save(tmp_path, 2, {"x": 2}, settings_from())
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["step-000001", "step-000002", "step-x"]
+    assert not list(tmp_path.glob(".partial*"))
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file grows beyond 100 kB: writing stops in the middle of one, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_last_one_intact(settings_from: Make, tmp_path: Path, small_disk: None) -> None:
+    settings = settings_from()
+    save(tmp_path / "c", 1, {"x": torch.ones(3)}, settings)
+    with pytest.raises(CheckpointNotWritten, match=r"step 2 could not .*File too large.*step-000001 is intact"):
+        save(tmp_path / "c", 2, {"x": torch.ones(100_000)}, settings)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-000001"]
+    assert same(load(tmp_path / "c/step-000001", settings)[1], {"x": torch.ones(3)})
+
+
+@pytest.mark.parametrize("failing", ["mkdir", "save_file", "write_text", "_flush", "rename"])
+def test_whatever_fails_the_last_one_stays(
+    settings_from: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    settings = settings_from()
+    directory = tmp_path / "c"
+    save(directory, 1, {"x": torch.ones(3)}, settings)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        owner: Any = checkpoint if failing in ("save_file", "_flush") else Path
+        patch.setattr(owner, failing, full)
+        with pytest.raises(CheckpointNotWritten, match=r"No space left.*step-000001 is intact.*takes 0 MB"):
+            save(directory, 2, {"x": torch.ones(5)}, settings)
+    assert [path.name for path in directory.iterdir()] == ["step-000001"]
+    assert load(save(directory, 2, {"x": 5}, settings), settings) == (2, {"x": 5})
+
+
+def test_the_first_one_that_fails_says_that_none_is_before_it(settings_from: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointNotWritten, match="there is none before it"):
+        save(tmp_path / "file/c", 1, {}, settings_from())
+
+
+def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path) -> None:
+    path = save(tmp_path / "c", 1, {"x": 1}, settings_from("[trainer.screen]\nlaw = { name = 'none' }\n"))
+    with pytest.raises(CheckpointMismatch) as caught:
+        load(path, settings_from("[trainer.screen]\nlaw = { name = 'power', start = 0.5 }\n", LOSS__BETA="0.02"))
+    told = str(caught.value)
+    assert "trainer.loss.beta: 0.01 there, 0.02 now" in told
+    assert 'trainer.screen.law.name: "none" there, "power" now' in told
+    assert "trainer.screen.law.start: absent there, 0.5 now" in told
+    assert "a new `run` directory" in told
+    assert "trainer.steps" not in told
+
+
+def test_how_far_and_where_a_run_goes_may_change(settings_from: Make, tmp_path: Path) -> None:
+    path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
+    free = {"STEPS": "7", "PLANE__URL": "http://far:1", "PLANE__PATIENCE_S": "1", "CHECKPOINT__KEEP": "9"}
+    settings = settings_from("", RUN="elsewhere", EVALUATE__PROMPTS="3", **free)
+    assert load(path, settings) == (1, {"x": 1})
+
+
+def test_all_else_is_bound(settings_from: Make) -> None:
+    """A new knob is bound until it is declared free."""
+    bound = {key.split(".")[0] for key in fingerprint(settings_from())}
+    assert bound | set(checkpoint.FREE) == set(TrainerSettings.model_fields)
+    assert not bound & set(checkpoint.FREE)
+    json.dumps(fingerprint(settings_from()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "state.json").unlink(),
+        lambda path: (path / "state.json").write_text('{"step": 1}'),
+        lambda path: (path / "state.json").write_text("[]"),
+        lambda path: (path / "tensors.safetensors").write_bytes((path / "tensors.safetensors").read_bytes()[:-4]),
+        lambda path: (path / "tensors.safetensors").unlink(),
+    ],
+)
+def test_a_damaged_one_is_named_with_the_way_out(
+    settings_from: Make, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path = save(tmp_path / "c", 1, {"x": torch.ones(9)}, settings_from())
+    damage(path)
+    with pytest.raises(CheckpointMismatch, match=r"step-000001 cannot be read .*Remove it"):
+        load(path, settings_from())

@@ -1,0 +1,218 @@
+"""Prompts and concepts from files, and the order in which they come."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedded import world
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
+from synod.errors import SettingsError
+from trainer.data import Source, read_cards, read_prompts
+from trainer.types import Card, Episode, Prompt
+
+ROOT = Path(__file__).parents[3]
+BO = Card(
+    Concept("animal", "dog", "<bo>"), "", (("q", "a"), ("q2", "a2")), ("f", "g"), (np.zeros((2, 2, 3), np.uint8),)
+)
+PLAIN = [Prompt(f"plain {i}", "plain", "<bo>") for i in range(4)]
+VAGUE = [Prompt(f"vague {i}", "dense", "<bo>", fact=i % 2) for i in range(6)]
+GENEVAL = [
+    Prompt(f"{tag} {i}", tag, geneval=GenEvalMetadata(tag, (GenEvalClause("cat", 1),)))
+    for tag, count in (("colors", 5), ("counting", 2), ("position", 9))
+    for i in range(count)
+]
+EVERY = [*PLAIN, *VAGUE, *GENEVAL]
+
+
+def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[Episode]:
+    source = Source(EVERY, {"<bo>": BO}, seed, groups, share)
+    return [episode for step in range(steps) for episode in source.episodes(step)]
+
+
+def told(episode: Episode) -> tuple[object, ...]:
+    """All that an episode says."""
+    return episode.key, episode.prompt.text, episode.query and episode.query.text, episode.segments, episode.truth
+
+
+def test_the_shipped_files_are_the_world() -> None:
+    cards = read_cards(ROOT / "embedded/data/concepts")
+    prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", cards)
+    assert set(cards) == {card.name for card in world.CONCEPTS}
+    bo, ours = world.card_of("<bo>"), cards["<bo>"]
+    assert (ours.concept, ours.info) == (Concept("animal", "dog", "<bo>"), bo.info)
+    assert ours.facts == tuple(fact.sentence for fact in bo.attributes)
+    assert ours.answers == world.conversations(bo)
+    for picture, render in zip(ours.pictures, world.training_renders(bo), strict=True):
+        assert np.array_equal(picture, render.image)
+    for prompt, theirs in zip(prompts, world.PROMPTS_TRAIN, strict=True):
+        assert (prompt.text, prompt.tag, prompt.concept, prompt.geneval) == (
+            theirs.text,
+            theirs.task,
+            theirs.concept,
+            theirs.geneval,
+        )
+        if theirs.concept:
+            assert prompt.resolved == world.resolve(theirs)
+
+
+def test_cards_and_prompts_of_a_small_world(world_dir: Path) -> None:
+    cards = read_cards(world_dir / "concepts")
+    assert cards["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
+    assert [picture[0, 0, 0] for picture in cards["<bo>"].pictures] == [0, 60]
+    prompts = read_prompts(world_dir / "prompts.jsonl", cards)
+    assert Counter(p.tag for p in prompts) == {"plain": 3, "attribute": 4, "colors": 3, "counting": 1}
+    assert prompts[-1].geneval == GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "not JSON"),
+        ("[]", "a list where an object belongs"),
+        ('{"tag": "plain"}', ".prompt: missing"),
+        ('{"prompt": "x", "concept": "<bo>"}', ".tag: missing"),
+        ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "an empty prompt"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; there are <bo>"),
+        ('{"tag": "plain", "prompt": "x"}', ".include: missing"),
+        ('{"tag": "plain", "prompt": "x", "consept": "<bo>"}', ".consept: unknown key"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "fact": 2}', ".fact: 2; give a whole number from 0 to 1"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "include": []}', "'include' beside 'concept'"),
+        ('{"tag": "c", "prompt": "x", "include": [{"class": "cat", "count": 0}]}', ".include[0].count: 0"),
+    ],
+)
+def test_a_bad_line_is_named(world_dir: Path, line: str, told: str) -> None:
+    path = world_dir / "prompts.jsonl"
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(SettingsError) as caught:
+        read_prompts(path, read_cards(world_dir / "concepts"))
+    assert told in str(caught.value)
+    assert "prompts.jsonl:13" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("info.json", "{", "info.json: not JSON"),
+        ("info.json", '{"name": "<bo>", "kind": "plant", "class": "fern", "info": ""}', "info.json.kind: 'plant'"),
+        ("conversations.json", '[{"query": "q"}]', "conversations.json[0].answer: missing"),
+        ("conversations.json", '{"query": "q"}', "an object where a list belongs"),
+        ("train/0.png", "GIF", "train/0.png: "),
+    ],
+)
+def test_a_bad_concept_is_named(world_dir: Path, name: str, content: str, told: str) -> None:
+    (world_dir / "concepts/bo" / name).write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        read_cards(world_dir / "concepts")
+    assert told in str(caught.value)
+
+
+def test_what_a_concept_lacks_is_named(world_dir: Path) -> None:
+    folder = world_dir / "concepts/bo"
+    (folder / "conversations.json").unlink()
+    with pytest.raises(SettingsError, match=r"conversations\.json: No such file"):
+        read_cards(world_dir / "concepts")
+    (folder / "conversations.json").write_text("[]")
+    for picture in folder.glob("train/*"):
+        picture.unlink()
+    with pytest.raises(SettingsError, match="no pictures"):
+        read_cards(world_dir / "concepts")
+    (folder / "train").rmdir()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    with pytest.raises(SettingsError, match="0 concepts"):
+        read_cards(world_dir / "concepts")
+
+
+def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
+    info = json.loads((world_dir / "concepts/bo/info.json").read_text())
+    (world_dir / "concepts/bo").rename(world_dir / "concepts/a")
+    (world_dir / "concepts/b/train").mkdir(parents=True)
+    (world_dir / "concepts/b/info.json").write_text(json.dumps(info))
+    (world_dir / "concepts/b/conversations.json").write_text("[]")
+    (world_dir / "concepts/b/train/0.png").write_bytes((world_dir / "concepts/a/train/0.png").read_bytes())
+    with pytest.raises(SettingsError, match="2 concept folders name 1 concepts"):
+        read_cards(world_dir / "concepts")
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 300), st.integers(0, 10**6), st.integers(1, 4))
+def test_a_step_follows_from_seed_and_number_alone(step: int, seed: int, groups: int) -> None:
+    """A resumed run meets what the uninterrupted one meets, and prompts a step do not change their order."""
+    source = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    again = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    assert [told(e) for e in source.episodes(step)] == [told(e) for e in again.episodes(step)]
+    single = Source(EVERY, {"<bo>": BO}, seed, 1, 0.4)
+    one_by_one = [single.episodes(i)[0] for i in range(step * groups, (step + 1) * groups)]
+    assert [told(e) for e in source.episodes(step)] == [told(e) for e in one_by_one]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.floats(0, 0.95))
+def test_pathways_are_one_to_one_and_shares_exact(seed: int, share: float) -> None:
+    counts = Counter(e.pathway for e in run(100, seed, share=share))
+    assert abs(counts["none"] - 100 * share) <= 1
+    assert abs(counts["visual"] - counts["textual"]) <= 1
+
+
+def test_pathways_come_in_no_fixed_order() -> None:
+    firsts = [e.pathway for e in run(100)][::2]
+    assert 10 < firsts.count("visual") < 40
+
+
+def test_facts_make_a_prompt_textual() -> None:
+    for episode in run(60, share=0.3):
+        expected = {"plain": "visual", "dense": "textual"}.get(episode.prompt.tag, "none")
+        assert episode.pathway == expected
+        assert (episode.card is None) == (expected == "none")
+
+
+@pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
+def test_no_prompt_comes_twice_before_all_came_once(pathway: str, pool: list[Prompt]) -> None:
+    texts = [e.prompt.text for e in run(200, seed=5) if e.pathway == pathway]
+    epochs = [texts[i : i + len(pool)] for i in range(0, len(texts) - len(pool), len(pool))]
+    assert all(sorted(epoch) == sorted(p.text for p in pool) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5
+
+
+def test_geneval_tasks_are_balanced_whatever_their_size() -> None:
+    met = [e.prompt for e in run(90, share=1.0)]
+    rounds = [tuple(p.tag for p in met[i : i + 3]) for i in range(0, 90, 3)]
+    assert all(sorted(turn) == ["colors", "counting", "position"] for turn in rounds)
+    assert len(set(rounds)) > 3
+    positions = [p.text for p in met if p.tag == "position"]
+    assert len(set(positions[:9])) == 9
+
+
+def test_seeds_differ() -> None:
+    assert [told(e) for e in run(20, 0)] != [told(e) for e in run(20, 1)]
+
+
+def test_the_same_prompt_met_again_is_asked_anew() -> None:
+    queries = {(e.prompt.text, e.segments) for e in run(200) if e.pathway == "textual"}
+    assert len(queries) > len(VAGUE)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "share", "told"),
+    [
+        (PLAIN, 0.0, "no prompt with a fact among 4"),
+        (GENEVAL, 0.5, "no prompt without a fact and none with a fact among 16, at geneval_share 0.5"),
+        ([*PLAIN, *VAGUE], 0.1, "no prompt of GenEval"),
+    ],
+)
+def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        Source(prompts, {"<bo>": BO}, 0, 1, share)
+
+
+def test_a_pool_that_is_not_needed_may_be_empty() -> None:
+    assert Source(GENEVAL, {}, 0, 2, 1.0).episodes(3)[0].pathway == "none"
+    assert Source([*PLAIN, *VAGUE], {"<bo>": BO}, 0).episodes(0)[0].pathway != "none"

@@ -1,0 +1,218 @@
+"""Evaluation with a policy of a few lines: draws follow from seed and place alone, and rewards find their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synod.contracts import Pixels, ScoreFailure, ScoreItem
+from synod.errors import SettingsError, Unavailable
+from trainer.compare import Evaluation, paired
+from trainer.evaluate import SHOWN, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.settings import TrainerSettings
+from trainer.types import Episode, ImageSegment, Pathway, Query, Reward, Segment, TextSegment
+
+TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.evaluate]\nprompts = 30\nbatch = 4\n"
+
+
+class Painter:
+    """Answers with what it was asked, paints the mean of its random numbers; keeps what it was given."""
+
+    module = nn.Module()
+    positions = 5
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+        self.drawn: list[Tensor] = []
+
+    def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
+        assert uniform_BS.shape == (1, 2)
+        said = f"{query.text[:4]} {float(uniform_BS[0, 0]):.6f}"
+        return [TextSegment(query, torch.zeros(2, dtype=torch.long), torch.zeros(2), said)]
+
+    def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
+        assert uniform_BT2N.shape == (len(prompts), 3, 2, self.positions)
+        assert not torch.is_grad_enabled()
+        self.prompts += prompts
+        self.drawn += list(uniform_BT2N)
+        none = torch.zeros(0, self.positions)
+        return [ImageSegment(p, none, none, none, none, u) for p, u in zip(prompts, uniform_BT2N, strict=True)]
+
+    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
+        return [replace(s, codes_TN=torch.zeros(until, self.positions)) for s in segments]
+
+    def pictures(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+        assert all(s.step == 3 for s in segments)
+        means = [float(s.uniform_T2N.mean()) for s in segments]
+        return [np.full((2, 2, 3), int(255 * mean), np.uint8) for mean in means]
+
+    def steps(self, segments: Sequence[Segment]) -> int:
+        raise NotImplementedError
+
+    def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        raise NotImplementedError
+
+
+class Judge:
+    """The brightness of a picture as its reward, answered late and out of order; `broken` pictures have none."""
+
+    def __init__(self, gain: float = 0.0, broken: Sequence[int] = ()) -> None:
+        self.gain, self.broken = gain, broken
+        self.seen: list[tuple[Pathway, ScoreItem]] = []
+        self._held: list[tuple[Future[list[Reward]], list[Reward]]] = []
+
+    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        raise NotImplementedError
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        rewards = []
+        for item in items:
+            value = float(item.pixels()[0, 0, 0]) / 255 + self.gain
+            failure = ScoreFailure("scorer_failed", "broke") if len(self.seen) in self.broken else None
+            rewards.append(Reward(None, {}, failure) if failure else Reward(value, {"ber": value}))
+            self.seen.append((pathway, item))
+        future = Late(self)
+        self._held.append((future, rewards))
+        return future
+
+    def answer(self) -> None:
+        while self._held:  # the last comes first
+            future, rewards = self._held.pop()
+            future.set_result(rewards)
+
+
+class Late(Future[list[Reward]]):
+    """Is answered when somebody waits for it."""
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self._judge = judge
+
+    def result(self, timeout: float | None = None) -> list[Reward]:
+        self._judge.answer()
+        return super().result(timeout)
+
+
+@pytest.fixture
+def settings(settings_from: Callable[..., TrainerSettings]) -> TrainerSettings:
+    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4")
+
+
+@pytest.fixture
+def episodes(settings: TrainerSettings) -> list[Episode]:
+    return held_out(settings)
+
+
+def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, episodes: list[Episode]) -> None:
+    pathways = [episode.pathway for episode in episodes]
+    assert [pathways.count(p) for p in ("visual", "textual", "none")] == [9, 9, 12]
+    assert {episode.prompt.tag for episode in episodes if episode.pathway == "none"} == {"colors", "counting"}
+    told = [(e.key, e.prompt.text, e.query and e.query.text) for e in episodes]
+    assert told == [(e.key, e.prompt.text, e.query and e.query.text) for e in held_out(settings)]
+
+
+def test_each_row_is_of_its_episode_and_picture(settings: TrainerSettings, episodes: list[Episode]) -> None:
+    policy, judge = Painter(), Judge()
+    found = evaluate(policy, judge, episodes, settings)
+    assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in episodes]
+    brightness = [int(255 * float(u.mean())) for u in policy.drawn]
+    assert [row.reward for row in found.rows] == pytest.approx([b / 255 for b in brightness])
+    assert [int(p[0, 0, 0]) for p in found.pictures] == brightness[:SHOWN]
+    for row, episode, prompt in zip(found.rows, episodes, policy.prompts, strict=True):
+        assert (row.answer == "") == (episode.pathway == "none")
+        assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
+        assert (row.right is None) == (episode.pathway == "none")
+    assert all((item.geneval is not None) == (pathway == "none") for pathway, item in judge.seen)
+    assert all((item.reasoning is not None) == (pathway != "none") for pathway, item in judge.seen)
+    assert all(len(item.references) == (0 if pathway == "none" else 2) for pathway, item in judge.seen)
+
+
+def test_random_numbers_follow_from_seed_and_place_alone(
+    settings_from: Callable[..., TrainerSettings], settings: TrainerSettings, episodes: list[Episode]
+) -> None:
+    def drawn(settings: TrainerSettings, episodes: list[Episode]) -> tuple[np.ndarray, list[str]]:
+        policy = Painter()
+        rows = evaluate(policy, Judge(), episodes, settings).rows
+        return torch.stack(policy.drawn).numpy(), [row.answer for row in rows]
+
+    numbers, answers = drawn(settings, episodes)
+    assert len(np.unique(numbers)) > 0.99 * numbers.size
+    assert numbers.min() > 0
+    assert numbers.max() < 1
+    other, fewer = (
+        settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch": 7})}),
+        episodes[:9],
+    )
+    found, said = drawn(other, fewer)
+    np.testing.assert_array_equal(found, numbers[:9])
+    assert said == answers[:9]
+    another = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"seed": 1})})
+    assert not np.isin(drawn(another, fewer)[0], numbers).mean() > 0.01
+
+
+def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSettings, episodes: list[Episode]) -> None:
+    before = evaluate(Painter(), Judge(), episodes, settings)
+    after = evaluate(Painter(), Judge(gain=0.25, broken=(4, 11)), episodes, settings)
+    lost = [row for row in after.rows if row.reward is None]
+    assert [row.failure for row in lost] == ["scorer_failed"] * 2
+    change = paired(before, after)["reward"]
+    assert (change.n, change.dropped) == (28, 2)
+    assert change.difference == pytest.approx(0.25)
+    assert change.stderr == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_lost_plane_ends_the_evaluation_at_once(settings: TrainerSettings, episodes: list[Episode]) -> None:
+    class Lost(Judge):
+        def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+            future: Future[list[Reward]] = Future()
+            future.set_exception(Unavailable("gone"))
+            return future
+
+    policy = Painter()
+    with pytest.raises(Unavailable, match="gone"):
+        evaluate(policy, Lost(), episodes, settings)
+    assert len(policy.prompts) == settings.evaluate.batch
+
+
+def test_an_evaluation_comes_back_from_the_disk(
+    tmp_path: Path, settings: TrainerSettings, episodes: list[Episode]
+) -> None:
+    found, path = evaluate(Painter(), Judge(broken=(2,)), episodes, settings), tmp_path / "evaluation/before.json"
+    save_evaluation(path, found)
+    loaded = load_evaluation(path)
+    assert loaded.rows == found.rows
+    assert loaded.conditions == found.conditions
+    assert len(loaded.pictures) == SHOWN
+    np.testing.assert_array_equal(np.stack(loaded.pictures), np.stack(found.pictures))
+    assert paired(found, loaded)["reward"].difference == 0.0
+    save_evaluation(tmp_path / "bare.json", Evaluation({}, found.rows))
+    assert load_evaluation(tmp_path / "bare.json").pictures == ()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"conditions": {}, "rows": [{"key": "k"}]}'])
+def test_another_file_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_evaluation(tmp_path / "before.json")
+    (tmp_path / "before.json").write_text(text)
+    with pytest.raises(SettingsError, match=r"before\.json is not an evaluation"):
+        load_evaluation(tmp_path / "before.json")
+
+
+def test_other_samplers_are_other_conditions(settings: TrainerSettings, episodes: list[Episode]) -> None:
+    found: list[Any] = []
+    for guidance in (2.0, 3.0):
+        changed = settings.model_copy(update={"sampler": settings.sampler.model_copy(update={"guidance": guidance})})
+        found.append(evaluate(Painter(), Judge(), episodes, changed))
+    with pytest.raises(SettingsError, match="not of the same prompts, seed and sampler"):
+        paired(*found)

@@ -1,0 +1,199 @@
+"""`synod train`: options, what is refused and how it is told, and the way from the `synod` command."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synod import cli
+from tests.unit.trainer.loops import MakePolicy
+from trainer.__main__ import main
+from trainer.checkpoint import CheckpointNotWritten
+from trainer.errors import NonFinite
+from trainer.settings import TrainerSettings
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def toml(settings_from: Callable[..., TrainerSettings], world_dir: Path) -> Path:
+    settings_from()
+    return world_dir / "train.toml"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainerSettings, bool]]:
+    """What would have been run."""
+    runs: list[tuple[TrainerSettings, bool]] = []
+
+    def run(settings: TrainerSettings, *, evaluated: bool) -> int:
+        runs.append((settings, evaluated))
+        return 0
+
+    monkeypatch.setattr("trainer.session.run", run)
+    return runs
+
+
+def test_options_stand_before_environment_and_file(
+    toml: Path, ran: list[tuple[TrainerSettings, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNOD__TRAINER__STEPS", "7")
+    monkeypatch.setenv("SYNOD__TRAINER__GROUPS", "2")
+    monkeypatch.chdir(toml.parent)
+    assert main(["train.toml"]) == 0
+    told = ["--steps", "3", "--run", "a run", "--url", "http://plane:1", "--no-evaluation"]
+    assert main([str(toml), *told]) == 0
+    (file, evaluated), (given, not_evaluated) = ran
+    assert (file.steps, file.groups, file.run, evaluated) == (7, 2, toml.parent / "run", True)
+    assert (given.steps, given.groups, given.run) == (3, 2, toml.parent / "a run")
+    assert (given.plane.url, not_evaluated) == ("http://plane:1", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "parts"),
+    [
+        ("[trainer.screen]\ngropu = 3", (), ("trainer.screen.gropu", "unknown key; remove it or correct its spelling")),
+        ('[trainer.loss]\npositions = "some"', (), ("trainer.loss.positions", "'masked' or 'all'")),
+        ("", ("--steps", "0"), ("trainer.steps", "greater than or equal to 1 (given: 0)")),
+        ("", ("--url", "plane:8000"), ("trainer.plane.url",)),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    settings_from: Callable[..., TrainerSettings],
+    world_dir: Path,
+    ran: list[tuple[TrainerSettings, bool]],
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    options: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    settings_from()
+    toml = world_dir / "train.toml"
+    toml.write_text(toml.read_text() + text)
+    assert main([str(toml), *options]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"synod train: settings file {toml}")
+    assert all(part in told for part in parts), told
+    assert ran == []
+
+
+@pytest.mark.parametrize(("gone", "key"), [("model", "policy.model"), ("concepts", "data.concepts")])
+def test_a_missing_directory_is_named(
+    toml: Path, capsys: pytest.CaptureFixture[str], ran: list[tuple[TrainerSettings, bool]], gone: str, key: str
+) -> None:
+    (toml.parent / gone).rename(toml.parent / "elsewhere")
+    assert main([str(toml)]) == 1
+    told = capsys.readouterr().err
+    assert f"trainer.{key}" in told
+    assert str(toml.parent / gone) in told
+    assert "Give a directory that exists" in told
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "no.toml")]) == 1
+    assert "no.toml: No such file or directory. Give a TOML" in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_does_not_fit_is_told(
+    toml: Path, make_policy: MakePolicy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = make_policy()
+    policy.save(toml.parent / "model")
+    config = json.loads((toml.parent / "model/config.json").read_text())
+    (toml.parent / "model/config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 3}))
+    assert main([str(toml)]) == 1
+    told = capsys.readouterr().err
+    assert "the vocabulary does not fit: tokenizer" in told
+    assert f"= {policy.words.size}, but config.json says vocab_size {policy.words.size + 3}" in told
+
+
+def test_a_plane_out_of_reach_is_waited_for_and_then_told(
+    toml: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_policy().save(toml.parent / "model")
+    monkeypatch.setenv("SYNOD__TRAINER__PLANE__PATIENCE_S", "0.3")
+    assert main([str(toml), "--url", "http://127.0.0.1:9"]) == 1
+    told = capsys.readouterr()
+    assert "waiting up to 0.3 s for the reward plane" in told.out
+    assert "synod train: the reward plane at http://127.0.0.1:9 was away for" in told.err
+    assert "Start it (`make up`) and train again" in told.err
+    assert not (toml.parent / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (NonFinite("step 3: the image loss is nan", 0), 1, "synod train: step 3: the image loss is nan"),
+        (CheckpointNotWritten(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_ends_a_run_is_told_in_one_line(
+    toml: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    told: str,
+) -> None:
+    def run(*_: Any, **__: Any) -> int:
+        raise error
+
+    monkeypatch.setattr("trainer.session.run", run)
+    assert main([str(toml)]) == status
+    said = capsys.readouterr().err
+    assert told in said
+    assert "Traceback" not in said
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 0  # of a run that has just begun
+    assert capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
+    assert (tmp_path / "report.html").exists()
+    assert main(["report", str(tmp_path / "no")]) == 1
+    assert "is no directory of a run" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--help"])
+    assert ended.value.code == 0
+
+
+def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["a.toml", "--stpes", "3"], ["report"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert "usage: synod train" in capsys.readouterr().err
+
+
+def test_synod_train_becomes_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *what: became.append(what))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):  # the real execve does not come back; here the parser goes on and knows no `train`
+        cli.main(["train", "x.toml", "--steps", "3"])
+    ((program, arguments, environ),) = became
+    assert program == sys.executable
+    assert arguments == [sys.executable, "-m", "trainer", "x.toml", "--steps", "3"]
+    assert environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
+def test_help_from_the_synod_command_needs_no_torch() -> None:
+    """The real command, all the way; -X importtime tells every module that was imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "synod.cli", "train", "--help"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: synod train [-h]")
+    for part in ("--no-evaluation", "goes on from its last checkpoint", "synod train report runs/train"):
+        assert part in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "trainer.settings" in imported
+    assert not {"torch", "transformers"} & imported

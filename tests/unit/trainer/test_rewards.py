@@ -1,0 +1,330 @@
+"""The plane as the trainer meets it: slow, full, gone, restarting, breaking single items. No missing score is a 0."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from synod.codec import CODECS
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
+from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
+from trainer import rewards
+from trainer.errors import PlaneLost
+from trainer.rewards import Plane
+from trainer.settings import PlaneSettings
+
+WIRE = CODECS["application/msgpack"]
+Answer = Callable[[ScoreRequest], ScoreResponse | SynodError | httpx.Response]
+LOST = ScoreFailure("replica_lost", "the replica died", retryable=True)
+BAD = ScoreFailure("bad_image", "not a picture")
+LATE = ScoreFailure("deadline_exceeded", "too slow", retryable=True)
+
+
+def items(*levels: int) -> list[ScoreItem]:
+    return [ScoreItem(np.full((2, 2, 3), level, np.uint8), "a photo") for level in levels]
+
+
+def level(item: ScoreItem) -> int:
+    return int(item.pixels()[0, 0, 0])
+
+
+def respond(request: ScoreRequest, outcome: Callable[[ScoreItem], Outcome]) -> ScoreResponse:
+    """Each item's outcome by every scorer asked; an ensemble adds `tier` = 1 and a reward of outcome / 2."""
+    results = []
+    for item in request.items:
+        found = outcome(item)
+        scores: dict[str, Outcome] = dict.fromkeys(request.scorers, found)
+        reward = None
+        if request.ensemble is not None:
+            assert request.ensemble == "sync_r1"
+            scores = {"tier": Score(1.0), "ber": found}
+            reward = Score(found.value / 2) if isinstance(found, Score) else found
+        results.append(ItemResult(scores, reward))
+    return ScoreResponse(tuple(results), request.request_id or "")
+
+
+def measured(request: ScoreRequest) -> ScoreResponse:
+    return respond(request, lambda item: Score(level(item) / 100))
+
+
+def to_http(answer: ScoreResponse | SynodError | httpx.Response) -> httpx.Response:
+    if isinstance(answer, httpx.Response):
+        return answer
+    if isinstance(answer, SynodError):
+        return httpx.Response(
+            answer.http_status, content=WIRE.encode_error(answer), headers={"content-type": WIRE.content_type}
+        )
+    return httpx.Response(200, content=WIRE.encode_response(answer), headers={"content-type": WIRE.content_type})
+
+
+class Said(list[str]):
+    """What the plane told the user."""
+
+    def count_of(self, part: str) -> int:
+        return sum(part in line for line in self)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..., Plane]]:
+    """`plane(answer, answer, ..)`: asked in turn, the last one for ever."""
+    monkeypatch.setattr(rewards, "FIRST_PAUSE_S", 0.001)
+    made: list[Plane] = []
+
+    def make(*answers: Answer, asked: list[ScoreRequest] | None = None, **settings: Any) -> Plane:
+        left, lock = list(answers), threading.Lock()
+
+        def handle(http: httpx.Request) -> httpx.Response:
+            request = WIRE.decode_request(http.content)
+            with lock:
+                if asked is not None:
+                    asked.append(request)
+                answer = left.pop(0) if len(left) > 1 else left[0]
+            return to_http(answer(request))
+
+        made.append(
+            Plane(
+                PlaneSettings(**{"patience_s": 5.0} | settings), transport=httpx.MockTransport(handle), say=said.append
+            )
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def fail(error: SynodError) -> Answer:
+    return lambda request: error
+
+
+def broken(kind: type[httpx.RequestError]) -> Answer:
+    def answer(request: ScoreRequest) -> ScoreResponse:
+        raise kind("planted")
+
+    return answer
+
+
+def test_previews_ask_the_surrogate_alone(plane: Callable[..., Plane], said: Said) -> None:
+    asked: list[ScoreRequest] = []
+    found = plane(measured, asked=asked, surrogate="itc").surrogate(items(30, 10, 20))
+    assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
+    assert [dict(reward.components) for reward in found] == [{"itc": 0.3}, {"itc": 0.1}, {"itc": 0.2}]
+    assert [(request.scorers, request.ensemble) for request in asked] == [(("itc",), None)]
+    assert said == []
+
+
+@pytest.mark.parametrize("pathway", ["visual", "textual"])
+def test_concepts_ask_the_ensemble(plane: Callable[..., Plane], pathway: Any) -> None:
+    asked: list[ScoreRequest] = []
+    (found,) = plane(measured, asked=asked).submit(items(30), pathway).result(10)
+    assert (found.value, dict(found.components), found.failure) == (0.15, {"tier": 1.0, "ber": 0.3}, None)
+    assert [(request.scorers, request.ensemble) for request in asked] == [((), "sync_r1")]
+
+
+def test_prompts_without_a_concept_ask_geneval(plane: Callable[..., Plane]) -> None:
+    asked: list[ScoreRequest] = []
+    (found,) = plane(measured, asked=asked).submit(items(0), "none").result(10)
+    assert (found.value, dict(found.components)) == (0.0, {"geneval": 0.0})  # a measured 0 is a 0
+    assert [(request.scorers, request.ensemble) for request in asked] == [(("geneval",), None)]
+
+
+def test_no_items_ask_nothing(plane: Callable[..., Plane]) -> None:
+    assert plane(fail(UnknownScorer("never asked"))).surrogate([]) == []
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        broken(httpx.ConnectError),
+        broken(httpx.ReadError),
+        broken(httpx.RemoteProtocolError),
+        fail(Unavailable("starting")),
+        fail(Overloaded("full")),
+        lambda request: httpx.Response(502, content=b"<html>bad gateway"),
+    ],
+)
+def test_a_plane_that_is_away_is_waited_for(plane: Callable[..., Plane], said: Said, trouble: Answer) -> None:
+    found = plane(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
+    assert [reward.value for reward in found] == [0.25]
+    assert said.count_of("waiting up to 5 s for the reward plane") == 1
+    assert said.count_of("is back") == 1
+    assert len(said) == 2
+
+
+def test_patience_ends(plane: Callable[..., Plane], said: Said) -> None:
+    future = plane(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
+    with pytest.raises(PlaneLost, match=r"was away for .* \(`?make up`?|make up.*patience_s \(0\.02\)"):
+        future.result(10)
+    assert said.count_of("waiting") == 1
+
+
+def test_a_request_out_of_time_is_masked_and_said(plane: Callable[..., Plane], said: Said) -> None:
+    for trouble in (broken(httpx.ReadTimeout), fail(DeadlineExceeded("too slow"))):
+        asked: list[ScoreRequest] = []
+        found = plane(trouble, asked=asked).surrogate(items(1, 2))
+        assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [
+            (None, "deadline_exceeded")
+        ] * 2
+        assert len(asked) == 1
+    assert said.count_of("2 of 2 scores are missing, first: deadline_exceeded") == 2
+
+
+def test_a_plane_that_breaks_is_masked(plane: Callable[..., Plane], said: Said) -> None:
+    found = plane(fail(SynodError("a bug"))).surrogate(items(1))
+    assert (found[0].value, found[0].failure) == (None, ScoreFailure("internal", "a bug"))
+    assert said.count_of("missing") == 1
+
+
+@pytest.mark.parametrize("error", [UnknownScorer("no ensemble 'sync_r1'"), PayloadTooLarge("too many")])
+def test_a_wrong_request_is_raised(plane: Callable[..., Plane], error: SynodError) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        plane(fail(error)).submit(items(1), "textual").result(10)
+
+
+def test_a_failed_item_masks_itself_alone(plane: Callable[..., Plane], said: Said) -> None:
+    asked: list[ScoreRequest] = []
+    found = (
+        plane(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
+        .submit(items(1, 2, 3), "visual")
+        .result(10)
+    )
+    assert [reward.value for reward in found] == [0.05, None, 0.15]
+    assert found[1].failure == BAD
+    assert dict(found[1].components) == {"tier": 1.0}  # what was measured of it is kept
+    assert len(asked) == 1  # a bad picture stays one
+    assert said == ["1 of 3 scores are missing, first: bad_image: not a picture"]
+
+
+def test_an_item_lost_with_its_replica_is_asked_again_alone(plane: Callable[..., Plane], said: Said) -> None:
+    asked: list[ScoreRequest] = []
+    flaky = [
+        lambda r: respond(r, lambda item: LOST if level(item) > 1 else Score(0.1)),
+        lambda r: respond(r, lambda item: LOST if level(item) > 2 else Score(0.2)),
+        lambda r: respond(r, lambda item: Score(0.3)),
+    ]
+    found = plane(*flaky, asked=asked).surrogate(items(3, 1, 2))
+    assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
+    assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
+    assert said == []
+
+
+def test_an_item_that_never_recovers_is_masked(plane: Callable[..., Plane]) -> None:
+    asked: list[ScoreRequest] = []
+    (found,) = plane(lambda r: respond(r, lambda item: LOST), asked=asked).surrogate(items(1))
+    assert (found.value, found.failure) == (None, LOST)
+    assert len(asked) == rewards.ITEM_RETRIES + 1
+
+
+def test_an_item_out_of_time_is_not_asked_again(plane: Callable[..., Plane]) -> None:
+    asked: list[ScoreRequest] = []
+    (found,) = plane(lambda r: respond(r, lambda item: LATE), asked=asked).surrogate(items(1))
+    assert (found.value, found.failure) == (None, LATE)
+    assert len(asked) == 1
+
+
+def test_requests_run_beside_one_another(plane: Callable[..., Plane]) -> None:
+    """Three chunks meet in the plane at the same time: none waits for another's answer."""
+    together = threading.Barrier(3, timeout=10)
+
+    def meet(request: ScoreRequest) -> ScoreResponse:
+        together.wait()
+        return measured(request)
+
+    one = plane(meet)
+    futures = [one.submit(items(chunk), "none") for chunk in (10, 20, 30)]
+    assert [future.result(10)[0].value for future in futures] == [0.1, 0.2, 0.3]
+
+
+def test_close_ends_what_waits(plane: Callable[..., Plane], said: Said) -> None:
+    one = plane(broken(httpx.ConnectError), patience_s=600.0)
+    future = one.submit(items(1), "visual")
+    while not said:
+        assert not future.done()
+    one.close()
+    with pytest.raises(PlaneLost):
+        future.result(10)
+
+
+class _Server:
+    """A real HTTP server that answers /readyz and /v1/score, and can go away and come back on its port."""
+
+    def __init__(self) -> None:
+        self.port, self._http = 0, None
+        self.ready = True
+
+    def start(self) -> None:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = (
+                    (200, b"{}")
+                    if outer.ready
+                    else (503, b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}')
+                )
+                self._send(status, "application/json", body)
+
+            def do_POST(self) -> None:
+                request = WIRE.decode_request(self.rfile.read(int(self.headers["content-length"])))
+                self._send(200, WIRE.content_type, WIRE.encode_response(measured(request)))
+
+            def _send(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None: ...
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        assert self._http is not None
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    one = _Server()
+    one.start()
+    yield one
+    one.stop()
+
+
+def test_training_goes_on_when_the_plane_restarts(server: _Server, said: Said) -> None:
+    plane = Plane(PlaneSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), say=said.append)
+    plane.wait_ready()
+    assert plane.surrogate(items(10))[0].value == 0.1
+    assert said == []
+    server.stop()
+    future = plane.submit(items(40), "visual")
+    while not said:
+        assert not future.done()
+    server.start()
+    assert future.result(30)[0].value == 0.2
+    assert said.count_of("waiting") == said.count_of("is back") == 1
+    plane.close()
+
+
+def test_wait_ready_tells_what_is_missing(server: _Server, said: Said) -> None:
+    server.ready = False
+    plane = Plane(PlaneSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), say=said.append)
+    with pytest.raises(PlaneLost, match=r"ber \(loading\)"):
+        plane.wait_ready()
+    assert said.count_of("ber (loading)") == 1
+    plane.close()

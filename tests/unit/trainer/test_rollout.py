@@ -1,0 +1,229 @@
+"""Screening in draw order, what the plane is asked and when, and which random numbers a rollout gets."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from synod.contracts import ScoreItem
+from tests.unit.trainer.loops import (
+    NO_LAW,
+    MakePolicy,
+    MakeSettings,
+    draw,
+    episodes,
+    same_pictures,
+    same_rollouts,
+)
+from tests.unit.trainer.planes import WIRE, Judge, judged
+from trainer.clock import Clock
+from trainer.policy.layout import END
+from trainer.policy.show_o import ShowO
+from trainer.reasoning import compound
+from trainer.rewards import Plane
+from trainer.rollout import Explored, explore, finish, uniforms
+from trainer.settings import TrainerSettings
+from trainer.types import Pathway
+
+KEY = (0, 0, 0)
+
+
+def scripted(*scores: float | None) -> Judge:
+    """Previews get these scores in draw order, whatever they show."""
+    left = iter(scores)
+    return Judge(surrogate=lambda item: next(left))
+
+
+def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: float | None) -> Explored:
+    return explore(policy, judge, episodes(settings)[0], threshold, settings, KEY, Clock())
+
+
+@pytest.mark.parametrize("pathway", ["visual", "textual", "none"])
+def test_a_screen_that_keeps_all_equals_no_screen(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, pathway: Pathway
+) -> None:
+    """The same rollouts and finished pictures bit for bit, and the same questions to the plane about them."""
+    share = "1.0" if pathway == "none" else "0.0"
+    found = []
+    for law in ('{ name = "quantile" }', NO_LAW):
+        settings = tiny_settings(GROUPS="2", DATA__GENEVAL_SHARE=share, SCREEN__LAW=law)
+        episode = next(e for e in episodes(settings) if e.pathway == pathway)
+        judge, policy, clock = Judge(), make_policy(), Clock()
+        group = finish(policy, judge, explore(policy, judge, episode, None, settings, KEY, clock), settings, clock)
+        found.append((group, judge))
+    (screened, with_law), (plain, without) = found
+    assert len(screened.rollouts) == 4
+    assert same_rollouts(screened.rollouts, plain.rollouts)
+    assert same_rollouts(screened.explored.previews, plain.explored.previews)
+    assert same_pictures(screened.pictures, plain.pictures)
+    assert screened.rewards() == plain.rewards()
+    assert len(with_law.previewed) == 4
+    assert without.previewed == []  # nothing is scored without a law
+    assert plain.explored.scores == (None,) * 4
+    assert not plain.explored.capped
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "cap", "indices", "filled", "passed", "judged", "rate"),
+    [
+        pytest.param((0.1, 0.9, 0.2, 0.8, 0.3, 0.7), 0.5, 12, (1, 3, 5), (), 3, 6, 0.5, id="first G in draw order"),
+        pytest.param((0.6, 0.1, 0.1, 0.7, 0.8, 0.9), 0.5, 12, (0, 3, 4), (), 4, 6, 4 / 6, id="more pass than G"),
+        pytest.param((0.1, 0.9, 0.2, 0.4, 0.4), 0.5, 5, (1, 3, 4), (3, 4), 1, 5, 0.2, id="filled at the cap"),
+        pytest.param((0.1, 0.9, 0.2, 0.8, 0.7), 0.5, 5, (1, 3, 4), (), 3, 5, 0.6, id="enough at the cap"),
+        pytest.param((0.5, 0.5, 0.5, 0.6, 0.6), 0.5, 5, (0, 3, 4), (0,), 2, 5, 0.4, id="a tie does not pass"),
+        pytest.param((None, 0.9, None, 0.8, 0.7), 0.5, 5, (1, 3, 4), (), 3, 3, 1.0, id="lost scores do not pass"),
+        pytest.param((None, 0.9, None, 0.2, None), 0.5, 5, (0, 1, 3), (0, 3), 1, 2, 0.5, id="lost scores fill last"),
+        pytest.param((None,) * 5, 0.5, 5, (0, 1, 2), (0, 1, 2), 0, 0, None, id="all lost"),
+        pytest.param((0.1, None, 0.3), None, 12, (0, 1, 2), (), 3, 3, 1.0, id="no threshold keeps all"),
+    ],
+)
+def test_screening_by_hand(
+    policy: ShowO,
+    tiny_settings: MakeSettings,
+    scores: tuple[float | None, ...],
+    threshold: float | None,
+    cap: int,
+    indices: tuple[int, ...],
+    filled: tuple[int, ...],
+    passed: int,
+    judged: int,
+    rate: float | None,
+) -> None:
+    settings = tiny_settings(SCREEN__GROUP="3", SCREEN__BATCH="3", SCREEN__MAX_PREVIEWS=str(cap))
+    judge = scripted(*scores)
+    found = explored(policy, judge, settings, threshold)
+    assert found.scores == scores  # all that was scripted was drawn, and no more
+    assert [rollout.index for rollout in found.previews] == list(range(len(scores)))
+    assert (found.kept.indices, found.kept.filled) == (indices, filled)
+    assert found.capped == bool(filled)
+    assert (found.kept.passed, found.kept.judged, found.kept.drawn) == (passed, judged, len(scores))
+    assert found.kept.pass_rate == rate
+    assert found.threshold == threshold
+    assert {rollout.image.step for rollout in found.previews} == {1}
+    finished = finish(policy, judge, found, settings, Clock())
+    assert tuple(rollout.index for rollout in finished.rollouts) == indices
+
+
+def test_previews_are_judged_by_the_original_prompt_alone(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    settings, judge = tiny_settings(GROUPS="2"), Judge()
+    policy.phi.lm_head.bias.data[policy.words.id(END)] -= 4.0  # so that all say something
+    textual = next(e for e in episodes(settings) if e.pathway == "textual")
+    found = explore(policy, judge, textual, None, settings, KEY, Clock())
+    assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}
+    assert all(item.reasoning is None and item.references == () for item, _ in judge.previewed)
+    assert same_pictures([item.image for item, _ in judge.previewed], found.pictures)
+    drawn_from = [rollout.image.prompt for rollout in found.previews]
+    assert drawn_from == [compound(textual.prompt.text, rollout.answer) for rollout in found.previews]
+    assert len(set(drawn_from)) > 1  # each reasons for itself
+
+
+def test_finished_pictures_are_asked_about_chunk_by_chunk(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    settings, judge = tiny_settings(GROUPS="2", PLANE__REFERENCES="1"), Judge()
+    groups, rewards = draw(policy, judge, settings)
+    assert [(pathway, len(items)) for pathway, items in judge.asked] == [
+        (g.explored.episode.pathway, size) for g in groups for size in (3, 1)
+    ]
+    asked = [item for _, items in judge.asked for item in items]
+    for group, found in zip(groups, rewards, strict=True):
+        mine, asked = asked[:4], asked[4:]
+        assert same_pictures([item.image for item in mine], group.pictures)
+        assert same_pictures(policy.pictures([r.image for r in group.rollouts]), group.pictures)
+        assert [item.reasoning and item.reasoning.text for item in mine] == [r.answer for r in group.rollouts]
+        assert [len(item.references) for item in mine] == [1] * 4
+        assert [reward.value for reward in found] == [judge.reward(item) for item in mine]
+        assert {rollout.image.step for rollout in group.rollouts} == {4}
+
+
+def test_a_chunk_is_asked_about_before_the_next_is_drawn_and_all_of_a_step_together(
+    policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer comes before all four requests of the step are there, and no chunk is finished before the request of
+    the one ahead of it was received: were rewards asked for later, or in turn, both would wait for ever."""
+    settings = tiny_settings(GROUPS="2", CHUNK="2")
+    received, together = [threading.Event() for _ in range(4)], threading.Barrier(4, timeout=60)
+    number, lock, judge = itertools.count(), threading.Lock(), Judge()
+
+    def handle(http: httpx.Request) -> httpx.Response:
+        request = WIRE.decode_request(http.content)
+        if request.scorers != ("ber",):
+            with lock:
+                received[next(number)].set()
+            together.wait()
+        answer = WIRE.encode_response(judged(request, judge))
+        return httpx.Response(200, content=answer, headers={"content-type": WIRE.content_type})
+
+    chunks, denoise = itertools.count(), policy.denoise
+
+    def watched(segments: Sequence[Any], until: int) -> list[Any]:
+        if until == 4:
+            assert all(event.wait(60) for event in received[: next(chunks)])
+        return denoise(segments, until)
+
+    monkeypatch.setattr(policy, "denoise", watched)
+    plane = Plane(settings.plane, transport=httpx.MockTransport(handle), say=pytest.fail)
+    try:
+        groups, rewards = draw(policy, plane, settings)
+    finally:
+        together.abort()
+        plane.close()
+    assert next(chunks) == 4
+    for group, found in zip(groups, rewards, strict=True):
+        assert [r.value for r in found] == [float(picture.mean() / 255) for picture in group.pictures]
+
+
+def test_a_rollout_depends_on_its_place_alone(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    """Other batches and other companions change nothing but the rounding of float32."""
+    whole = explored(policy, Judge(), tiny_settings(SCREEN__LAW=NO_LAW), None)
+    by_one = explored(policy, Judge(), tiny_settings(SCREEN__LAW=NO_LAW, SCREEN__BATCH="1"), None)
+    settings = tiny_settings(SCREEN__GROUP="2", SCREEN__BATCH="2")
+    screened = explored(policy, scripted(0.0, 1.0, 0.0, 1.0), settings, 0.5)
+    assert screened.kept.indices == (1, 3)
+    finished = [finish(policy, Judge(), e, settings, Clock()) for e in (whole, by_one, screened)]
+    for i in (1, 3):
+        a, b, c = (next(r for r in group.rollouts if r.index == i) for group in finished)
+        for other in (b, c):
+            assert other.answer == a.answer
+            assert torch.equal(other.image.codes_TN, a.image.codes_TN)
+            torch.testing.assert_close(other.image.logp_TN, a.image.logp_TN, rtol=0, atol=1e-4)
+
+
+def test_random_numbers_follow_from_key_place_and_stream() -> None:
+    drawn = uniforms((7, 3, 1), [0, 5], 1, (2, 3))
+    expected = np.random.default_rng([7, 3, 1, 5, 1]).random((2, 3), np.float32)
+    assert np.array_equal(drawn[1].numpy(), expected)
+    assert torch.equal(uniforms((7, 3, 1), [5], 1, (2, 3))[0], drawn[1])
+    others = [
+        uniforms(key, [place], stream, (50,)) for key in ((7, 3, 1), (7, 4, 1)) for place in (0, 5) for stream in (0, 1)
+    ]
+    assert len({tuple(row.flatten().tolist()) for row in others}) == 8
+    many = uniforms((0,), range(4), 0, (20_000,))
+    assert many.dtype == torch.float32
+    assert 0 < float(many.min()) < float(many.max()) < 1
+    assert abs(float(many.mean()) - 0.5) < 4 / (12 * many.numel()) ** 0.5
+
+
+def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    settings, clock = tiny_settings(), Clock()
+    finish(
+        policy, Judge(), explore(policy, Judge(), episodes(settings)[0], None, settings, KEY, clock), settings, clock
+    )
+    spent = clock.lap()
+    assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "total"}
+    assert 0 < sum(v for k, v in spent.items() if k != "total") <= spent["total"]
+    assert set(clock.lap()) == {"total"}
+
+
+def test_a_surrogate_that_fails_is_no_zero(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    """Below a threshold of -1 a score of 0 would pass; a lost one does not."""
+    count = itertools.count()
+    lost: Callable[[ScoreItem], float | None] = lambda item: None if next(count) % 2 else 0.0  # noqa: E731
+    found = explored(policy, Judge(surrogate=lost), tiny_settings(), -1.0)
+    assert found.kept.indices == (0, 2, 4, 6)
+    assert found.scores == (0.0, None) * 4

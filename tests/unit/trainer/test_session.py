@@ -1,0 +1,208 @@
+"""A run against a plane over HTTP: what it leaves behind, and how it goes on after a kill, a stop, a lost plane."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synod.errors import SettingsError
+from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
+from tests.unit.trainer.planes import Judge, serve
+from trainer import session
+from trainer.__main__ import main
+from trainer.checkpoint import load
+from trainer.compare import paired
+from trainer.evaluate import evaluate, held_out, load_evaluation
+from trainer.grpo.threshold import KeepAll, Paper, Power, Quantile
+from trainer.metrics import read
+from trainer.policy import show_o
+from trainer.settings import TrainerSettings
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> Callable[..., TrainerSettings]:
+    """Settings whose model directory holds the tiny Show-o."""
+    make_policy().save(world_dir / "model")
+    return lambda **overrides: tiny_settings(
+        **{"STEPS": "2", "EVALUATE__PROMPTS": "6", "EVALUATE__BATCH": "4", **overrides}
+    )
+
+
+def test_a_run_leaves_all_it_measured(ready: MakeSettings, make_policy: MakePolicy) -> None:
+    judge = Judge()
+    with serve(judge) as url:
+        settings = ready(PLANE__URL=url, DATA__GENEVAL_SHARE="0.5")
+        assert session.run(settings) == 0
+    run = settings.run
+    assert TrainerSettings.model_validate(json.loads((run / "settings.json").read_text())) == settings
+    assert [line["step"] for line in lines(run)] == [0, 1]
+    assert "<html" in (run / "report.html").read_text()
+    trained = show_o.load(run / "policy", guidance=settings.sampler.guidance)
+    done, state = load(run / "checkpoints/step-000002", settings)
+    assert done == 2
+    assert equal(weights(trained), state["policy"])
+    assert not equal(weights(trained), weights(make_policy()))
+    before, after = (load_evaluation(run / f"evaluation/{when}.json") for when in ("before", "after"))
+    assert paired(before, after)["reward"].n == 6
+    for found, policy in ((before, make_policy()), (after, trained)):
+        expected = evaluate(policy, Judge(), held_out(settings), settings)
+        assert [row.answer for row in found.rows] == [row.answer for row in expected.rows]
+        assert [row.reward for row in found.rows] == pytest.approx([row.reward for row in expected.rows])
+    assert [row.reward for row in before.rows] != [row.reward for row in after.rows]
+
+    written = (run / "evaluation/before.json").stat().st_mtime_ns
+    with serve(judge) as url:
+        assert session.run(ready(PLANE__URL=url, DATA__GENEVAL_SHARE="0.5")) == 0  # once more: nothing is left to do
+    assert (run / "evaluation/before.json").stat().st_mtime_ns == written
+    assert [line["step"] for line in lines(run)] == [0, 1]
+    assert equal(weights(show_o.load(run / "policy")), weights(trained))
+
+
+@pytest.mark.parametrize(("beta", "models"), [("0", 1), ("0.01", 2)])
+def test_a_reference_is_loaded_only_for_a_kl(
+    ready: MakeSettings, monkeypatch: pytest.MonkeyPatch, beta: str, models: int
+) -> None:
+    made, make = list[show_o.ShowO](), session.make_policy
+
+    def remembered(settings: TrainerSettings) -> show_o.ShowO:
+        made.append(make(settings))
+        return made[-1]
+
+    monkeypatch.setattr(session, "make_policy", remembered)
+    with serve(Judge()) as url:
+        settings = ready(PLANE__URL=url, LOSS__BETA=beta, STEPS="1")
+        assert session.run(settings, evaluated=False) == 0
+    assert len(made) == models
+    assert all(p.requires_grad for p in made[0].module.parameters())
+    assert not any(p.requires_grad for other in made[1:] for p in other.module.parameters())
+    assert not (settings.run / "evaluation").exists()
+
+
+def test_a_run_that_is_no_directory_is_refused(ready: MakeSettings, world_dir: Path) -> None:
+    (world_dir / "run").write_text("a file")
+    with pytest.raises(SettingsError, match=r"\[trainer\] run = .*/run: .*give a directory"):
+        session.run(ready())
+
+
+@pytest.mark.parametrize(
+    ("law", "made"),
+    [
+        ('{ name = "quantile", eta = 0.5, start = 0.3 }', Quantile(eta=0.5, start=0.3)),
+        ('{ name = "power", start = 0.4, mu = 0.2 }', Power(0.4, mu=0.2)),
+        ('{ name = "paper", start = 0.4, eps0 = 1.0 }', Paper(0.4, eps0=1.0)),
+        ('{ name = "none" }', KeepAll()),
+    ],
+)
+def test_every_law_of_the_settings_is_made(tiny_settings: MakeSettings, law: str, made: object) -> None:
+    assert session.make_law(tiny_settings(SCREEN__LAW=law).screen) == made
+
+
+def test_the_sampler_of_the_settings_is_the_policys(ready: MakeSettings) -> None:
+    policy = session.make_policy(ready(SAMPLER__GUIDANCE="3.5", SAMPLER__TEMPERATURE="0.7"))
+    assert (policy.guidance, policy.temperature) == (3.5, 0.7)
+
+
+# -- going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(ready: MakeSettings, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
+    """`command(url, steps)`: one request for rewards a step, a checkpoint every two steps; also for other processes."""
+    ready()
+    environ = {"CHECKPOINT__EVERY": "2", "CHECKPOINT__KEEP": "9", "CHUNK": "4"}
+    for key, value in environ.items():
+        monkeypatch.setenv(f"SYNOD__TRAINER__{key}", value)
+    toml, run = str(world_dir / "train.toml"), str(world_dir / "run")
+    return lambda url, steps: [toml, "--steps", str(steps), "--run", run, "--url", url, "--no-evaluation"]
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+
+
+def test_killed_then_stopped_then_finished_by_the_same_command(
+    command: Callable[[str, int], list[str]], world_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL in the fourth step: on from the second, the last checkpoint. SIGTERM in the fifth: that step is done
+    and kept, and the program ends with 0. Then the rest."""
+    run, started = world_dir / "run", list[subprocess.Popen[bytes]]()
+    logs = [world_dir / "killed.log", world_dir / "stopped.log"]
+
+    def rewarding(number: int) -> None:
+        if number in (3, 6):
+            started[-1].send_signal(signal.SIGKILL if number == 3 else signal.SIGTERM)
+
+    with serve(Judge(), rewarding) as url:
+        arguments = command(url, 6)
+        full, environ = [sys.executable, "-m", "trainer", *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+        for log, status in zip(logs, (-signal.SIGKILL, 0), strict=True):
+            with log.open("wb") as out:
+                started.append(subprocess.Popen(full, cwd=ROOT, env=environ, stdout=out, stderr=subprocess.STDOUT))
+            assert started[-1].wait(timeout=100) == status, log.read_text()
+            if status:
+                assert checkpoints(run) == ["step-000002"]
+                assert [line["step"] for line in lines(run)] == [0, 1, 2]
+        said = logs[1].read_text()
+        assert "2 of 6 steps are done" in said
+        assert "stopping after this step" in said
+        assert checkpoints(run) == ["step-000002", "step-000004", "step-000005"]
+        assert (run / "report.html").exists()
+        assert not (run / "policy").exists()
+        assert main(arguments) == 0
+    assert "5 of 6 steps are done" in capfd.readouterr().out
+    assert [line["step"] for line in lines(run)] == list(range(6))
+    assert checkpoints(run)[-1] == "step-000006"
+    assert (run / "policy/config.json").exists()
+    assert len(read(run, "texts.jsonl")) == 6
+
+
+def test_a_plane_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
+    command: Callable[[str, int], list[str]],
+    world_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def rewarding(number: int) -> None:
+        if number >= 3:
+            for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):  # so that patience is at its end at once
+                monkeypatch.setattr(f"trainer.rewards.{name}", 600.0)
+            raise ConnectionAbortedError("planted")
+
+    run = world_dir / "run"
+    with serve(Judge(), rewarding) as url:
+        assert main(command(url, 4)) == 1
+    told = capsys.readouterr()
+    assert "waiting up to 300 s for the reward plane" in told.out
+    assert "was away for" in told.err
+    assert "train again: the run goes on from its last checkpoint" in told.err
+    assert checkpoints(run) == ["step-000002"]
+    with serve(Judge()) as url:
+        assert main(command(url, 4)) == 0
+    assert [line["step"] for line in lines(run)] == [0, 1, 2, 3]
+
+
+def test_a_checkpoint_of_another_config_ends_with_1(
+    command: Callable[[str, int], list[str]],
+    world_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with serve(Judge()) as url:
+        assert main(command(url, 1)) == 0
+        monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "0.5")
+        assert main(command(url, 2)) == 1
+        told = capsys.readouterr().err
+        assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in told
+        assert "give [trainer] a new `run` directory" in told
+        assert checkpoints(world_dir / "run") == ["step-000001"]
+        monkeypatch.delenv("SYNOD__TRAINER__OPTIMIZER__LR")
+        assert main(command(url, 2)) == 0

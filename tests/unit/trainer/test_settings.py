@@ -1,0 +1,128 @@
+"""The trainer's settings: the paper's values by default, and every mistake one error with its way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.settings import load as load_plane
+from synod.errors import SettingsError
+from trainer.settings import TrainerSettings, load
+
+ROOT = Path(__file__).parents[3]
+Make = Callable[..., TrainerSettings]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_toml_loads(path: Path) -> None:
+    settings = load(path, {})
+    assert settings.run.is_absolute()
+    assert {settings.plane.surrogate} <= set(load_plane(path, {}).scorers)
+    assert settings.plane.ensemble in load_plane(path, {}).ensembles
+    assert settings.plane.geneval in load_plane(path, {}).scorers or settings.data.geneval_share == 0
+
+
+def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
+    settings = settings_from()
+    assert (settings.steps, settings.groups, settings.screen.group) == (100, 1, 9)
+    assert (settings.optimizer.lr, settings.optimizer.max_grad_norm) == (1e-6, 1.0)
+    assert (settings.loss.beta, settings.loss.alpha_text, settings.loss.alpha_image) == (0.01, 0.4, 0.6)
+    assert (settings.sampler.guidance, settings.sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
+    law = settings.screen.law
+    assert law.name == "quantile"
+    assert (law.target_pass_rate, law.eta, law.eps0, law.start) == (0.25, 0.8, 2.0, None)
+
+
+def test_the_papers_file_is_the_paper_where_our_defaults_are_not() -> None:
+    paper = load(ROOT / "deploy/configs/sync_r1_paper.toml", {})
+    assert (paper.loss.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
+    law = paper.screen.law
+    assert law.name == "paper"
+    assert (law.target_pass_rate, law.mu, law.eta, law.eps0) == (0.25, 0.12, 0.8, 2.0)
+    tier = load_plane(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
+    assert tier.kind == "tier"
+    assert tier.mode == "paper_clipped"
+
+
+def test_paths_resolve_from_the_tomls_folder(settings_from: Make, world_dir: Path) -> None:
+    settings = settings_from()
+    assert settings.policy.model == str(world_dir / "model")
+    assert settings.data.prompts == world_dir / "prompts.jsonl"
+    assert settings.run == world_dir / "run"  # it need not be there yet
+
+
+def test_a_hub_id_stays(settings_from: Make) -> None:
+    assert settings_from(POLICY__MODEL="showlab/show-o-512x512").policy.model == "showlab/show-o-512x512"
+
+
+def test_the_environment_overrides(settings_from: Make) -> None:
+    settings = settings_from("[trainer.screen]\nlaw = { name = 'none' }\n", STEPS="5", LOSS__BETA="0.5")
+    assert (settings.steps, settings.loss.beta, settings.screen.law.name) == (5, 0.5, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[trainer.loss]\nclipp = 0.1\n", "trainer.loss.clipp: unknown key"),
+        ("[trainer.loss]\npositions = 'some'\n", "trainer.loss.positions"),
+        ("[trainer.loss]\nmin_valid = 10\n", "min_valid 10 is above screen.group 9"),
+        ("[trainer.loss]\nbeta = nan\n", "trainer.loss.beta"),
+        ("[trainer.loss]\nsteps_share = 0\n", "steps_share"),
+        ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group 9"),
+        ("[trainer.screen]\nat = 0.001\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nat = 0.999\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nlaw = { name = 'power' }\n", "trainer.screen.law.power.start"),
+        ("[trainer.screen]\nlaw = { name = 'logodds' }\n", "logodds"),
+        ("[trainer.screen]\nlaw = { name = 'quantile', mu = 0.1 }\n", "trainer.screen.law.quantile.mu: unknown key"),
+        ("[trainer.plane]\nurl = 'localhost:8000'\n", "trainer.plane.url"),
+        ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
+    ],
+)
+def test_a_mistake_is_named(settings_from: Make, text: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings_from(text)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("POLICY__MODEL", "./gone", "'./gone': no such model directory"),
+        ("POLICY__VQ", "/no/vq", "trainer.policy.vq: '/no/vq': no such model directory"),
+        ("DATA__PROMPTS", "gone.jsonl", "trainer.data.prompts: 'gone.jsonl': no such file"),
+        ("DATA__HELDOUT", "concepts", "trainer.data.heldout: 'concepts': no such file"),
+        ("DATA__CONCEPTS", "gone", "trainer.data.concepts: 'gone': no such directory"),
+        ("STEPS__MORE", "1", "SYNOD__TRAINER__STEPS__MORE: 'steps' is a value, not a table"),
+    ],
+)
+def test_what_is_missing_is_named(settings_from: Make, key: str, value: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings_from("", STEPS="3", **{key: value})
+    assert told in str(caught.value)
+
+
+def test_a_file_without_the_table_says_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "plane.toml"
+    path.write_text("[server]\nport = 8000\n")
+    with pytest.raises(SettingsError, match=r"trainer\.run: Field required"):
+        load(path, {})
+
+
+def test_the_plane_ignores_the_trainers_table(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text('[scorers.der]\nkind = "der"\nmodel = "facebook/dinov2-base"\n[trainer]\nrun = 3\nnew = "knob"\n')
+    assert load_plane(path, {}).scorers["der"].kind == "der"
+
+
+def test_settings_do_not_change(settings_from: Make) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        settings_from().steps = 1  # type: ignore[misc]
+
+
+def test_settings_load_without_torch() -> None:
+    program = "import sys, trainer.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

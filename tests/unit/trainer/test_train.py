@@ -1,0 +1,429 @@
+"""The loop: no screen, resuming, thresholds, failures, stopping, and that it learns."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from synod.contracts import ScoreItem
+from synod.errors import SettingsError
+from tests.unit.trainer.loops import NO_LAW, MakePolicy, MakeSettings, equal, lines, reference, run_loop, weights
+from tests.unit.trainer.planes import Judge, brightness, redness
+from trainer import checkpoint
+from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
+from trainer.errors import NonFinite
+from trainer.grpo.threshold import Quantile, Tracker
+from trainer.settings import TrainerSettings
+from trainer.stop import told_to_stop
+
+EVERY = {"CHECKPOINT__EVERY": "1", "CHECKPOINT__KEEP": "9"}
+
+
+def files(run: Path, step: int) -> dict[str, bytes]:
+    """A checkpoint, byte by byte."""
+    folder = run / f"checkpoints/step-{step:06d}"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def saved(run: Path, step: int, settings: TrainerSettings) -> dict[str, Any]:
+    return checkpoint.load(run / f"checkpoints/step-{step:06d}", settings)[1]
+
+
+def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Updated parameters, optimizer state and every figure of the step, bit for bit."""
+    runs = list[Path]()
+    for law in ('{ name = "quantile" }', NO_LAW):
+        settings = tiny_settings(STEPS="1", GROUPS="2", CHUNK="4", SCREEN__LAW=law, RUN=f'"run-{len(runs)}"')
+        run_loop(settings, make_policy, Judge())
+        runs.append(settings.run)
+    first, second = (files(run, 1)["tensors.safetensors"] for run in runs)
+    assert first == second
+    assert not equal(weights(make_policy()), load_policy(runs[0] / "checkpoints/step-000001"))
+    (one,), (two,) = map(lines, runs)
+    assert one == two
+    assert (one["previews"], one["kept"], one["threshold"], one["pass_rate"]) == (8, 8, None, 1.0)
+    for modality, limit in (("image", 1e-6), ("text", 1e-5)):
+        assert abs(one[f"ratio_max_{modality}"] - 1) < limit
+        assert one[f"clip_fraction_{modality}"] == 0
+
+
+def load_policy(folder: Path) -> dict[str, torch.Tensor]:
+    stored = load_file(folder / "tensors.safetensors")
+    return {key.partition("/policy/")[2]: value for key, value in stored.items() if "/policy/" in key}
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_resuming_from_any_checkpoint_equals_the_whole_run(
+    make_policy: MakePolicy, tiny_settings: MakeSettings
+) -> None:
+    """Weights, optimizer, thresholds, slope, figures, texts and pictures: bit for bit, with the rewards on record.
+
+    All pathways, two groups a step, lost scores and rewards, a share of the denoising steps, a baseline with memory.
+    """
+    options = {
+        **EVERY,
+        "STEPS": "4",
+        "GROUPS": "2",
+        "DATA__GENEVAL_SHARE": "0.25",
+        "SCREEN__GROUP": "5",
+        "SCREEN__BATCH": "5",
+        "LOSS__BASELINE": "population",
+        "LOSS__STEPS_SHARE": "0.5",
+        "OPTIMIZER__WARMUP_STEPS": "3",
+    }
+    tape: dict[tuple[str, bytes], float | None] = {}
+    rng = np.random.default_rng(5)
+
+    def record(what: str) -> Callable[[ScoreItem], float | None]:
+        return lambda item: tape.setdefault((what, _print(item)), None if rng.random() < 0.1 else float(rng.random()))
+
+    def replay(what: str) -> Callable[[ScoreItem], float | None]:
+        return lambda item: tape[what, _print(item)]  # a picture that the whole run did not draw is a KeyError
+
+    whole = tiny_settings(**options)
+    run_loop(whole, make_policy, Judge(record("reward"), record("surrogate")))
+    told = lines(whole.run)
+    assert {pathway for line in told for pathway in line["pathways"]} == {"visual", "textual", "none"}
+    assert sum(line["masked"] for line in told) > 0
+    state = saved(whole.run, 4, whole)
+    assert state["slope"]["freedom"] > 16  # the baseline's memory is in use
+    assert len(state["trackers"]) >= 3
+    for done in (1, 2, 3):
+        settings = tiny_settings(**options, RUN=f'"from-{done}"')
+        shutil.copytree(whole.run, settings.run, ignore=shutil.ignore_patterns("tensorboard"))
+        for step in range(done + 1, 5):
+            shutil.rmtree(settings.run / f"checkpoints/step-{step:06d}")
+        end = run_loop(settings, make_policy, Judge(replay("reward"), replay("surrogate")))
+        assert end.step == 4
+        for step in range(done, 5):
+            assert files(settings.run, step) == files(whole.run, step)
+        assert lines(settings.run) == told
+        for name in ("texts.jsonl", *(str(p.relative_to(whole.run)) for p in whole.run.glob("pictures/*"))):
+            assert (settings.run / name).read_bytes() == (whole.run / name).read_bytes()
+
+
+def _print(item: ScoreItem) -> bytes:
+    said = "" if item.reasoning is None else item.reasoning.text
+    return hashlib.blake2b(item.pixels().tobytes() + f"{item.prompt}|{said}".encode()).digest()
+
+
+def test_a_run_that_is_done_stays_as_it_is(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(STEPS="1")
+    run_loop(settings, make_policy, Judge())
+    before, told, asked = files(settings.run, 1), lines(settings.run), Judge()
+    state = run_loop(settings, make_policy, asked)
+    assert (state.step, asked.asked, asked.previewed) == (1, [], [])
+    assert files(settings.run, 1) == before
+    assert lines(settings.run) == told
+    longer = tiny_settings(STEPS="2")
+    assert run_loop(longer, make_policy, Judge()).step == 2
+    assert lines(settings.run)[:1] == told
+
+
+def test_a_checkpoint_of_another_config_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(STEPS="1")
+    run_loop(settings, make_policy, Judge())
+    before = files(settings.run, 1)
+    other = tiny_settings(STEPS="2", LOSS__CLIP="0.3", SCREEN__GROUP="3")
+    with pytest.raises(CheckpointMismatch, match=r"loss\.clip: 0\.2 there, 0\.3 now") as caught:
+        run_loop(other, make_policy, Judge())
+    assert "screen.group: 4 there, 3 now" in str(caught.value)
+    assert "new `run` directory" in str(caught.value)
+    assert files(settings.run, 1) == before
+
+
+# -- thresholds -------------------------------------------------------------------------------------------------------
+
+
+def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Surrogate scores differ by ten between the pathways; every third one is lost. The trackers follow from the
+    scores that were measured under their key alone, and figures count all that was drawn."""
+    drawn: dict[str, list[list[float | None]]] = {"<bo>/visual": [], "<bo>/textual": []}
+    count = iter(range(10_000))
+
+    def surrogate(item: ScoreItem) -> float | None:
+        level = 10.0 * str(item.prompt).startswith("photo")
+        return None if next(count) % 3 == 2 else level + redness(item)
+
+    judge = Judge(surrogate=surrogate)
+    settings = tiny_settings(STEPS="4", GROUPS="2")
+    state = run_loop(settings, make_policy, judge)
+    scores = iter(score for _, score in judge.previewed)
+    expected = dict.fromkeys(drawn, Tracker())
+    for line in lines(settings.run):
+        assert line["capped"] <= 2
+        passed, judged, thresholds, previews = 0, 0, [], 0
+        for key in line["keys"]:
+            threshold, mine = expected[key].threshold, []
+            while True:  # batches of four up to twelve previews
+                mine += [next(scores) for _ in range(4)]
+                good = [s is not None and s > threshold for s in mine] if threshold is not None else [True] * len(mine)
+                if sum(good) >= 4 or len(mine) == 12:
+                    break
+            measured = [s for s in mine if s is not None]
+            passed, previews = passed + sum(good), previews + len(mine)
+            judged += len(mine) if threshold is None else len(measured)
+            thresholds += [] if threshold is None else [threshold]
+            expected[key] = _quantile(expected[key], measured)
+        assert line["previews"] == previews
+        assert line["pass_rate"] == passed / judged
+        assert line["threshold"] == (pytest.approx(sum(thresholds) / len(thresholds)) if thresholds else None)
+    assert next(scores, "none left") == "none left"
+    assert {key: tracker.iteration for key, tracker in state.trackers.items()} == dict.fromkeys(drawn, 4)
+    for key, tracker in state.trackers.items():
+        assert tracker.threshold == pytest.approx(expected[key].threshold, rel=1e-12)
+        assert tracker.trend == pytest.approx(expected[key].trend, abs=1e-12)
+    assert 0 < (state.trackers["<bo>/textual"].threshold or 0) < 1 < 10 < (state.trackers["<bo>/visual"].threshold or 0)
+
+
+def _quantile(tracker: Tracker, scores: list[float]) -> Tracker:
+    """The default law's first five iterations: the running mean of the medians, and its trend."""
+    middle = float(np.median(scores))
+    if tracker.threshold is None:
+        return Tracker(middle, 0.0, 1)
+    move = (middle - tracker.threshold) * max(0.2, 1 / (tracker.iteration + 1))
+    return Tracker(tracker.threshold + move, 0.8 * tracker.trend + 0.2 * move, tracker.iteration + 1)
+
+
+def test_a_cap_is_flagged_and_all_that_was_drawn_counts(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Ten of twelve previews are below the threshold: two pass, the two best of the others fill the group."""
+    scores = [0.1, 0.2, 0.9, 0.3, 0.42, 0.1, 0.8, 0.2, 0.1, 0.45, 0.3, 0.2]
+    left = iter(scores)
+    law = '{ name = "quantile", start = 0.5, target_pass_rate = 0.5 }'
+    settings = tiny_settings(STEPS="1", SCREEN__LAW=law)
+    state = run_loop(settings, make_policy, Judge(surrogate=lambda item: next(left)))
+    (line,) = lines(settings.run)
+    assert (line["capped"], line["previews"], line["kept"], line["pass_rate"]) == (1, 12, 4, 2 / 12)
+    assert (line["threshold"], line["masked"], line["skipped"]) == (0.5, 0, 0)
+    assert line["denoising_steps"] == 12 * 1 + 4 * 3
+    assert line["denoising_steps_saved_ratio"] == pytest.approx(1 - 24 / 48)
+    expected = Quantile(target_pass_rate=0.5, start=0.5).update(Tracker(0.5), scores, 12, 2, True)
+    assert list(state.trackers.values()) == [expected]
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_lost_rewards_are_masked_counted_and_never_numbers(
+    make_policy: MakePolicy, tiny_settings: MakeSettings
+) -> None:
+    count = iter(range(100))
+    values: list[float | None] = []
+
+    def reward(item: ScoreItem) -> float | None:
+        values.append(None if next(count) % 4 == 1 else 0.5 + brightness(item))
+        return values[-1]
+
+    settings = tiny_settings(STEPS="1", GROUPS="2")
+    run_loop(settings, make_policy, Judge(reward))
+    (line,) = lines(settings.run)
+    measured = [value for value in values if value is not None]
+    assert (line["masked"], line["kept"], line["skipped"]) == (2, 8, 0)
+    assert line["reward_mean"] == pytest.approx(sum(measured) / 6)
+    assert line["components"] == {"ber": pytest.approx(sum(measured) / 6)}
+    texts = (settings.run / "texts.jsonl").read_text()
+    assert texts.count("missing  ") == 2
+    assert "0.00  " not in texts
+
+
+def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """The plane loses every reward of the first step; the second one is trained as ever."""
+    count = iter(range(100))
+    settings = tiny_settings(STEPS="2", GROUPS="2", **EVERY)
+    run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
+    first, second = lines(settings.run)
+    assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below min_valid = 2
+    assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
+    initial = weights(make_policy())
+    assert equal(load_policy(settings.run / "checkpoints/step-000001"), initial)
+    assert saved(settings.run, 1, settings)["optimizer"]["state"] == {}
+    assert (second["skipped"], second["masked"]) == (0, 0)
+    assert second["grad_norm"] > 0
+    assert not equal(load_policy(settings.run / "checkpoints/step-000002"), initial)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_group(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """In step 1, of GenEval and concept groups: nothing moves, and the rollouts with their rewards are on the disk."""
+    settings = tiny_settings(STEPS="3", GROUPS="2", DATA__GENEVAL_SHARE="0.5", **EVERY)
+    policy, judge = make_policy(), Judge()
+    logprobs, calls = policy.logprobs, iter(range(1000))
+
+    def poisoned(segments: Any, step: int) -> Any:
+        new, old, mask = logprobs(segments, step)
+        if step != 3 or segments[0].prompt not in GENEVAL or next(calls) != 1:
+            return new, old, mask
+        return (new * torch.nan if where == "loss" else new + (new.sum() * 0).sqrt()), old, mask
+
+    monkeypatch.setattr(policy, "logprobs", poisoned)
+    with pytest.raises(NonFinite) as caught:
+        run_loop(settings, make_policy, judge, policy)
+    folder = settings.run / "failed/step-000001"
+    assert str(folder) in str(caught.value)
+    assert "step 1: the " in str(caught.value)
+    assert "nothing was updated" in str(caught.value)
+    assert equal(weights(policy), load_policy(settings.run / "checkpoints/step-000001"))
+    assert checkpoint.latest(settings.run / "checkpoints") == settings.run / "checkpoints/step-000001"
+    assert [line["step"] for line in lines(settings.run)] == [0]
+    told = json.loads((folder / "groups.json").read_text())
+    tensors = load_file(folder / "rollouts.safetensors")
+    if where == "loss":
+        (group,) = told["groups"]
+        assert group["key"].endswith("/none")
+        assert len(group["rollouts"]) == 4
+        assert {name.split(".")[0] for name in tensors} == {f"group{caught.value.group}"}
+    else:
+        assert len(told["groups"]) == 2
+        assert {name.split(".")[0] for name in tensors} == {"group0", "group1"}
+        assert sum(".text.ids_S" in name for name in tensors) == 4  # of the concept's group
+    images = [value for name, value in tensors.items() if name.endswith(".image.codes_TN")]
+    assert [tuple(value.shape) for value in images] == [(4, 16)] * (4 * len(told["groups"]))
+    assert all(reward["value"] is not None for group in told["groups"] for reward in group["rewards"])
+
+
+GENEVAL = {f"a photo of {i} cats" for i in range(3)} | {"a photo of two dogs"}
+
+
+def test_a_full_disk_names_itself_and_leaves_the_last_checkpoint(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(STEPS="3", **EVERY)
+    count = iter(range(9))
+
+    def full(tensors: Any, path: Path) -> None:
+        if next(count) == 1:
+            path.write_bytes(b"the first part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.checkpoint.save_file", full)
+        with pytest.raises(CheckpointNotWritten, match=r"step 2 .*No space left.*step-000001 is intact") as caught:
+            run_loop(settings, make_policy, Judge())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert [path.name for path in (settings.run / "checkpoints").iterdir()] == ["step-000001"]
+    assert run_loop(settings, make_policy, Judge()).step == 3
+    assert [line["step"] for line in lines(settings.run)] == [0, 1, 2]
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("when", ["while drawing", "between two steps"])
+def test_a_signal_ends_after_the_step_at_hand(
+    make_policy: MakePolicy,
+    tiny_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    when: str,
+) -> None:
+    """No step that was done is lost, though a checkpoint is due every ten steps only."""
+    settings = tiny_settings(STEPS="9", SCREEN__LAW=NO_LAW, CHUNK="4")
+    count, update, before = iter(range(99)), tqdm.update, signal.getsignal(number)
+
+    def reward(item: ScoreItem) -> float:
+        if when == "while drawing" and next(count) == 5:  # the second picture of step 1
+            os.kill(os.getpid(), number)
+        return brightness(item)
+
+    def shown(bar: Any, n: int = 1) -> Any:
+        if when == "between two steps" and next(count) == 1:
+            os.kill(os.getpid(), number)
+        return update(bar, n)
+
+    monkeypatch.setattr(tqdm, "update", shown)
+    state = run_loop(settings, make_policy, Judge(reward))
+    assert state.step == 2
+    assert [path.name for path in (settings.run / "checkpoints").iterdir()] == [f"step-{state.step:06d}"]
+    assert [line["step"] for line in lines(settings.run)] == list(range(state.step))
+    assert "stopping after this step" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with told_to_stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(10)
+        os.kill(os.getpid(), signal.SIGTERM)  # patient: another SIGTERM changes nothing
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+# -- the point --------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_not_from_permuted_rewards(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward is the share of red pixels; permuted within the group, it tells nothing of the pictures."""
+    monkeypatch.setattr("trainer.train.keep_pictures", lambda *_: None)  # they would take most of the time
+    settings = {
+        "STEPS": "15",
+        "DATA__GENEVAL_SHARE": "1.0",
+        "SCREEN__LAW": NO_LAW,
+        "SCREEN__GROUP": "8",
+        "SCREEN__BATCH": "8",
+        "CHUNK": "8",
+        "LOSS__BETA": "0",
+        "OPTIMIZER__LR": "3e-4",
+        "CHECKPOINT__EVERY": "100",
+    }
+    rises = {}
+    for name, judge in (("true", Judge(red_share)), ("permuted", Permuted(red_share))):
+        policy = make_policy()
+        policy.phi.lm_head.weight.data *= 0.2  # near uniform, with everything to learn
+        run = tiny_settings(**settings, RUN=f'"{name}"')
+        run_loop(run, make_policy, judge, policy)
+        rewards = [line["reward_mean"] for line in lines(run.run)]
+        rises[name] = np.mean(rewards[-6:]) - np.mean(rewards[:1])
+    assert rises["true"] > 0.08
+    assert rises["permuted"] < 0.5 * rises["true"]
+
+
+def red_share(item: ScoreItem) -> float:
+    return float((item.pixels()[..., 0] > 128).mean())
+
+
+class Permuted(Judge):
+    def submit(self, items: Any, pathway: Any) -> Any:
+        order = np.random.default_rng(len(self.asked)).permutation(len(items))
+        return super().submit([items[i] for i in order], pathway)
+
+
+def test_nothing_to_train_on_is_said(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> None:
+    (world_dir / "prompts.jsonl").write_text(json.dumps({"tag": "plain", "prompt": "photo of <bo>", "concept": "<bo>"}))
+    with pytest.raises(SettingsError, match="with a fact"):
+        run_loop(tiny_settings(), make_policy, Judge())
+
+
+def test_without_a_reference_there_is_no_kl(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """beta = 0 needs no second model; with one, the KL grows as the policy moves away."""
+    settings = tiny_settings(STEPS="2", LOSS__BETA="0", RUN='"free"')
+    run_loop(settings, make_policy, Judge())
+    assert [line["kl_image"] for line in lines(settings.run)] == [0, 0]
+    settings = tiny_settings(STEPS="2", LOSS__BETA="0.01", RUN='"held"')
+    frozen = weights(reference(make_policy))
+    state = run_loop(settings, make_policy, Judge())
+    first, second = (line["kl_image"] for line in lines(settings.run))
+    assert first == pytest.approx(0, abs=1e-9)
+    assert second > 1e-6
+    assert not equal(frozen, weights(state.policy))  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""`synod train CONFIG.toml` trains a policy on the rewards of a plane; `synod train report RUN` tells of a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from synod.errors import SettingsError, SynodError
+from trainer.errors import NonFinite, PlaneLost
+from trainer.settings import TrainerSettings, load
+
+DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running plane (`make up` starts one).
+
+Everything of a run is in its directory ([trainer] run): checkpoints/, metrics.jsonl, tensorboard/, pictures/,
+evaluation/ (held-out prompts before and after), policy/ (the trained model directory) and, when it ends, report.html.
+A run that was stopped goes on from its last checkpoint with the same command; another run needs another directory.
+"""
+EXAMPLES = """examples:
+  synod train deploy/configs/embedded.toml
+  synod train deploy/configs/embedded.toml --steps 25 --run runs/short
+  SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run runs/lower
+  synod train report runs/train          write runs/train/report.html, also while it trains
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _report(given[1:]) if given[:1] == ["report"] else _train(given)
+    except (SynodError, SettingsError, PlaneLost, NonFinite, OSError) as error:
+        print(f"synod train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="synod train",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config", type=Path, help="settings TOML with a [trainer] table, such as deploy/configs/embedded.toml"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="instead of [trainer] steps")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="instead of [trainer] run")
+    parser.add_argument("--url", help="instead of [trainer.plane] url")
+    parser.add_argument("--no-evaluation", action="store_true", help="leave out the held-out prompts before and after")
+    options = parser.parse_args(arguments)
+    told = {"STEPS": options.steps, "RUN": options.run and f'"{options.run.resolve()}"', "PLANE__URL": options.url}
+    environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items() if value is not None}
+    return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)
+
+
+def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
+    from trainer.session import run  # here, so that --help and a wrong setting need no torch
+
+    return run(settings, evaluated=evaluated)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="synod train report", description="Write RUN/report.html.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run, finished or not")
+    from trainer.report import write_report
+
+    print(f"wrote {write_report(parser.parse_args(arguments).run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

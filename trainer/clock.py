@@ -1,0 +1,29 @@
+"""Seconds by phase of one training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """`with clock("preview"): ...` adds to that phase; `lap` hands the phases over and starts anew."""
+
+    def __init__(self) -> None:
+        self._began, self._seconds = time.perf_counter(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of every phase since the last lap, and `total`, which holds what no phase names too."""
+        now = time.perf_counter()
+        seconds = {**self._seconds, "total": now - self._began}
+        self._began, self._seconds = now, {}
+        return seconds

@@ -1,0 +1,173 @@
+"""Evaluations as records, and what changed from one to the other, pair by pair. Pure."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import sqrt
+from typing import Any, Final
+
+from synod.contracts import Pixels
+from synod.errors import SettingsError
+
+_FULL: Final = 1 - 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture of one held-out prompt. `failure` is the code of what kept it from a reward.
+
+    `right`: whether the answer names what was asked for; None when nothing was asked.
+    """
+
+    key: str
+    pathway: str
+    tag: str
+    prompt: str
+    answer: str
+    reward: float | None
+    components: Mapping[str, float]
+    right: bool | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """`conditions` are the settings that decide what was drawn; `pictures` uint8 [H W 3] belong to the first rows."""
+
+    conditions: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    pictures: tuple[Pixels, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean of `n` measured values and its standard error; None where they are too few: 1 for a mean, 2 for an error."""
+
+    mean: float | None
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Over the `n` pairs measured on both sides; `difference` is after - before. `dropped` pairs lack a side.
+
+    The standard error takes pairs as independent.
+    """
+
+    before: Summary
+    after: Summary
+    difference: float | None
+    stderr: float | None
+    n: int
+    dropped: int
+
+
+def right(answer: str, segments: Sequence[str], truth: Sequence[float]) -> bool | None:
+    """Does the answer name a true segment and no false one? None without segments; when none is true, silence is right.
+
+    A segment is named when its words stand in the answer, in order and side by side; case and punctuation do not count,
+    and a segment inside a longer one that is named too does not count either. This is strict: a paraphrase is wrong,
+    and what it is worth TIER tells. TIER's own arg-max would call "a blue hat" right where "a red hat" is true and no
+    other hat is among the segments.
+    """
+    if not segments:
+        return None
+    said = _words(answer)
+    if not any(truth):
+        return not said
+    of = {_words(segment): value > 0 for segment, value in zip(segments, truth, strict=True)}
+    named = [words for words in of if _inside(words, said)]
+    longest = [words for words in named if not any(words != other and _inside(words, other) for other in named)]
+    return bool(longest) and all(of[words] for words in longest)
+
+
+def summary(values: Iterable[float | None]) -> Summary:
+    """Mean and standard error (sample standard deviation / sqrt n) of what was measured; None is left out."""
+    found = [float(value) for value in values if value is not None]
+    stderr = statistics.stdev(found) / sqrt(len(found)) if len(found) > 1 else None
+    return Summary(statistics.fmean(found) if found else None, stderr, len(found))
+
+
+def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
+    """What changed, by name: `reward`, and it by pathway; `instruct` and `attribute`, the shares of right answers on
+    the visual and the textual pathway; each component; and of GenEval prompts `correct` (a soft score of 1: every
+    count, colour and place as asked, which is stricter than GenEval's own rules) and `geneval <tag>`.
+
+    Raises SettingsError when the two are not of the same prompts under the same conditions.
+    """
+    if before.conditions != after.conditions or [_asked(r) for r in before.rows] != [_asked(r) for r in after.rows]:
+        raise SettingsError(
+            f"the evaluations are not of the same prompts, seed and sampler ({len(before.rows)} rows under "
+            f"{dict(before.conditions)}, {len(after.rows)} under {dict(after.conditions)}): evaluate both again"
+        )
+    rows = list(zip(before.rows, after.rows, strict=True))
+    return {name: _compare(measure, rows) for name, measure in _measures((*before.rows, *after.rows)).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """`value` reads a row, None where it was not measured. A pair that it `applies` to should have it."""
+
+    value: Callable[[Row], float | None]
+    applies: Callable[[Row, Row], bool]
+
+
+def _measures(rows: Sequence[Row]) -> dict[str, _Measure]:
+    """What there is to compare, by name, in the order to show it."""
+    found = {"reward": _Measure(_reward, partial(_on, None, None))}
+    reasoned = {row.pathway for row in rows if row.right is not None}
+    names = [(p, short) for p, short in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
+    found |= {f"reward {pathway}": _Measure(_reward, partial(_on, pathway, None)) for pathway, _ in names}
+    found |= {short: _Measure(lambda row: row.right, partial(_on, pathway, None)) for pathway, short in names}
+    for name in sorted({name for row in rows for name in row.components}):
+        found[name] = _Measure(partial(_component, name), partial(_either, name))
+    tags = sorted({row.tag for row in rows if row.pathway == "none"})
+    if tags:
+        found["correct"] = _Measure(_correct, partial(_on, "none", None))
+    return found | {f"geneval {tag}": _Measure(_reward, partial(_on, "none", tag)) for tag in tags}
+
+
+def _reward(row: Row) -> float | None:
+    return row.reward
+
+
+def _correct(row: Row) -> bool | None:
+    return None if row.reward is None else row.reward >= _FULL
+
+
+def _component(name: str, row: Row) -> float | None:
+    return row.components.get(name)
+
+
+def _either(name: str, row: Row, other: Row) -> bool:
+    """Which components a picture should have, the plane knows; one that has it on a side should have it on both."""
+    return name in row.components or name in other.components
+
+
+def _on(pathway: str | None, tag: str | None, row: Row, _other: Row) -> bool:
+    return pathway in (None, row.pathway) and tag in (None, row.tag)
+
+
+def _compare(measure: _Measure, rows: Sequence[tuple[Row, Row]]) -> Paired:
+    read = [(measure.value(row), measure.value(other)) for row, other in rows if measure.applies(row, other)]
+    pairs = [(a, b) for a, b in read if a is not None and b is not None]
+    change = summary(b - a for a, b in pairs)
+    before, after = summary(a for a, _ in pairs), summary(b for _, b in pairs)
+    return Paired(before, after, change.mean, change.stderr, change.n, len(read) - len(pairs))
+
+
+def _asked(row: Row) -> tuple[str, ...]:
+    return row.key, row.pathway, row.tag, row.prompt
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[\w<>]+", text.casefold()))
+
+
+def _inside(part: Sequence[str], whole: Sequence[str]) -> bool:
+    return bool(part) and any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))

@@ -1,0 +1,206 @@
+"""Prompts and concepts from files, and which of them come at a step: that follows from (seed, step) alone.
+
+prompts.jsonl         a line is GenEval's metadata ({tag, include, exclude, prompt}), or {tag, prompt, concept} with
+                      `resolved` (what a vague prompt means) and `fact` (which of the concept's facts it hints at)
+concepts/<name>/      info.json {name, kind, class, info, extra_info}, conversations.json [{query, answer}..],
+                      train/*.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from synod.contracts import CONCEPT_KINDS, Concept, Pixels
+from synod.errors import InvalidRequest, SettingsError, SynodError
+from synod.images import ImageLimits, decode
+from synod.reader import Node, each
+from synod.tree import read_geneval
+from trainer.reasoning import episode
+from trainer.types import Card, Episode, Pathway, Prompt
+
+_MILLION: Final = 1_000_000
+_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
+_LIMITS: Final = ImageLimits(64 * 2**20, 8192 * 8192)
+_CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # what a prompt claims; the plane judges that, not we
+# One stream of random numbers each; a new one goes at the end, so that the others stay as they are.
+_COIN, _VISUAL, _TEXTUAL, _TASK, _GENEVAL, _EPISODE = range(6)
+
+
+def read_cards(directory: Path) -> dict[str, Card]:
+    """Every concept of `directory` by its name. Raises SettingsError that names the file and what is wrong in it."""
+    folders = sorted(path for path in directory.iterdir() if path.is_dir())
+    cards = dict(_card(folder) for folder in folders)
+    if len(cards) != len(folders) or not cards:
+        raise SettingsError(
+            f"{directory}: {len(folders)} concept folders name {len(cards)} concepts; give each its own"
+        )
+    return cards
+
+
+def read_prompts(path: Path, cards: Mapping[str, Card]) -> tuple[Prompt, ...]:
+    """Every line of a prompt file. Raises SettingsError that names file, line and what is wrong."""
+    lines = _text(path).splitlines()
+    prompts = tuple(
+        _prompt(_json(line, f"{path}:{number}"), cards) for number, line in enumerate(lines, 1) if line.strip()
+    )
+    if not prompts:
+        raise SettingsError(f"{path}: no prompts; give one JSON object a line")
+    return prompts
+
+
+@dataclass(frozen=True)
+class Source:
+    """Prompts in the order in which training meets them. Nothing is kept: a step's episodes follow from its number.
+
+    Concept prompts alternate in pairs of one visual and one textual pathway, in random order (Sync-R1's 1:1): prompts
+    that hint at a fact are textual, the others visual. `geneval_share` of all prompts are GenEval's, in rounds of one
+    prompt a task. Each pool is walked in random order, once before any prompt comes again.
+    Raises SettingsError when a pool that is needed is empty.
+    """
+
+    prompts: Sequence[Prompt]
+    cards: Mapping[str, Card]
+    seed: int
+    groups: int = 1
+    geneval_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        pools = {"without a fact": self._visual, "with a fact": self._textual} if self._millionths < _MILLION else {}
+        if self._millionths:
+            pools["of GenEval"] = [p for pool in self._tasks.values() for p in pool]
+        empty = [name for name, pool in pools.items() if not pool]
+        if empty:
+            raise SettingsError(
+                f"no prompt {' and none '.join(empty)} among {len(self.prompts)}, at geneval_share "
+                f"{self.geneval_share:g}; add some or change the share"
+            )
+
+    def episodes(self, step: int) -> list[Episode]:
+        """The `groups` episodes of step 0, 1, ..."""
+        return [self._at(index) for index in range(step * self.groups, (step + 1) * self.groups)]
+
+    @property
+    def _millionths(self) -> int:
+        return round(self.geneval_share * _MILLION)
+
+    @property
+    def _visual(self) -> list[Prompt]:
+        return [p for p in self.prompts if p.concept is not None and p.fact is None]
+
+    @property
+    def _textual(self) -> list[Prompt]:
+        return [p for p in self.prompts if p.concept is not None and p.fact is not None]
+
+    @property
+    def _tasks(self) -> dict[str, list[Prompt]]:
+        found: dict[str, list[Prompt]] = {}
+        for prompt in self.prompts:
+            if prompt.geneval is not None:
+                found.setdefault(prompt.tag, []).append(prompt)
+        return found
+
+    def _at(self, index: int) -> Episode:
+        """The prompt number `index` of the run; `before` of those ahead of it are GenEval's, spread evenly."""
+        before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
+        pathway: Pathway = "none"
+        if after > before:
+            prompt = self._geneval(before)
+        else:
+            pair, second = divmod(index - before, 2)
+            first_is_visual = bool(self._rng(_COIN, pair).integers(2))
+            pathway = "visual" if first_is_visual != bool(second) else "textual"
+            pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
+            prompt = self._walk(pool, pair, stream)
+        card = None if prompt.concept is None else self.cards[prompt.concept]
+        return episode(prompt, card, pathway, self._rng(_EPISODE, index))
+
+    def _geneval(self, index: int) -> Prompt:
+        tasks = self._tasks
+        names = sorted(tasks)
+        turn, place = divmod(index, len(names))
+        task = int(self._rng(_TASK, turn).permutation(len(names))[place])
+        return self._walk(tasks[names[task]], turn, _GENEVAL, task)
+
+    def _walk(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
+        epoch, place = divmod(index, len(pool))
+        return pool[int(self._rng(*stream, epoch).permutation(len(pool))[place])]
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *stream])
+
+
+def _prompt(node: Node, cards: Mapping[str, Card]) -> Prompt:
+    try:
+        return _read_prompt(node, cards)
+    except InvalidRequest as error:
+        raise SettingsError(f"{error}. A line is a JSON object; see embedded/data/prompts for the form") from None
+
+
+def _read_prompt(node: Node, cards: Mapping[str, Card]) -> Prompt:
+    of = node.fields("tag", "prompt", "concept", "resolved", "fact", "include", "exclude", *_CIRCUMSTANCES)
+    text, tag, name = of.need("prompt", Node.text), of.need("tag", Node.text), of.get("concept", Node.text)
+    if not text.strip():
+        raise node.error("an empty prompt")
+    if name is None:
+        metadata = {key: of.children[key].value for key in ("tag", "include", "exclude") if key in of.children}
+        return Prompt(text, tag, geneval=read_geneval(Node(metadata, node.path)))
+    if "include" in of.children:
+        raise node.error("'include' beside 'concept'; a prompt is GenEval's or a concept's")
+    if name not in cards:
+        raise node.error(f"unknown concept {name!r}; there are {', '.join(sorted(cards))}")
+    last = len(cards[name].facts) - 1
+    return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
+
+
+def _card(folder: Path) -> tuple[str, Card]:
+    try:
+        return _read_card(folder)
+    except InvalidRequest as error:
+        raise SettingsError(f"{error}. See embedded/data/concepts for the form") from None
+
+
+def _read_card(folder: Path) -> tuple[str, Card]:
+    info = _json(_text(folder / "info.json"), str(folder / "info.json"))
+    of = info.fields("name", "kind", "class", "info", "extra_info", "heldout")
+    talks = _json(_text(folder / "conversations.json"), str(folder / "conversations.json"))
+    files = sorted(p for p in (folder / "train").glob("*") if p.suffix.lower() in _PICTURES)
+    if not files:
+        raise SettingsError(f"{folder / 'train'}: no pictures ({', '.join(_PICTURES)}); a concept needs one or more")
+    name, kind = of.need("name", Node.text), of.need("kind", lambda kind: kind.choice(CONCEPT_KINDS))
+    concept = Concept(kind, of.need("class", Node.text), name)
+    facts = of.get("extra_info", each(Node.text)) or ()
+    return name, Card(concept, of.need("info", Node.text), talks.entries(_talk), facts, tuple(map(_picture, files)))
+
+
+def _talk(node: Node) -> tuple[str, str]:
+    of = node.fields("query", "answer")
+    return of.need("query", Node.text), of.need("answer", Node.text)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; a concept needs info.json and conversations.json") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _json(text: str, where: str) -> Node:
+    try:
+        return Node(json.loads(text), where)
+    except ValueError as error:
+        raise SettingsError(f"{where}: not JSON ({error})") from None
+
+
+def _picture(path: Path) -> Pixels:
+    try:
+        return decode(path.read_bytes(), _LIMITS)
+    except SynodError as error:
+        raise SettingsError(f"{path}: {error}") from None

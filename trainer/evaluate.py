@@ -1,0 +1,147 @@
+"""Held-out evaluation: the same prompts and random numbers before and after training; `trainer.compare` pairs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tqdm import tqdm
+
+from synod.contracts import Pixels
+from synod.errors import SettingsError
+from trainer.compare import Evaluation, Row, right
+from trainer.data import Source, read_cards, read_prompts
+from trainer.grids import load_grid, save_grid, write_whole
+from trainer.policy.base import Policy
+from trainer.reasoning import compound
+from trainer.rollout import Rewards, reward_items, uniforms
+from trainer.settings import TrainerSettings
+from trainer.types import Episode, Reward, Rollout, TextSegment
+
+SHOWN: Final = 24  # pictures kept with an evaluation
+_HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
+_TEXT, _IMAGE = 0, 1  # streams of random numbers
+_COLUMNS: Final = 8
+
+
+def held_out(settings: TrainerSettings) -> list[Episode]:
+    """The episodes of an evaluation: held-out prompts in the mix of the training, from `evaluate.seed` alone.
+
+    A small pool's prompts come again, with other random numbers, when each had its turn. Raises SettingsError.
+    """
+    cards = read_cards(settings.data.concepts)
+    prompts, chosen = read_prompts(settings.data.heldout, cards), settings.evaluate
+    return Source(prompts, cards, chosen.seed, chosen.prompts, settings.data.geneval_share).episodes(0)
+
+
+def evaluate(
+    policy: Policy, plane: Rewards, episodes: Sequence[Episode], settings: TrainerSettings, what: str = "held-out"
+) -> Evaluation:
+    """Draw one picture an episode and have it rewarded; the plane works while the next batch is drawn.
+
+    The random numbers of an episode follow from `evaluate.seed` and its place in `episodes` alone, so two policies are
+    compared on equal ones. A missing reward is None. `what` names the progress bar. Raises PlaneLost, InvalidRequest.
+    """
+    answers: list[str] = []
+    pending: list[tuple[list[int], Future[list[Reward]]]] = []
+    shown: list[Pixels] = []
+    batch = settings.evaluate.batch
+    with tqdm(total=len(episodes), desc=what, unit="picture") as bar, torch.no_grad():
+        for first in range(0, len(episodes), batch):
+            places = range(first, min(first + batch, len(episodes)))
+            rollouts, pictures = draw(policy, episodes, places, settings)
+            answers += [rollout.answer for rollout in rollouts]
+            shown += pictures[: max(0, SHOWN - len(shown))]
+            pending += _submit(plane, episodes, rollouts, pictures, settings)
+            for _, future in pending:
+                if future.done():
+                    future.result()  # a lost plane ends the evaluation now, not after the last picture
+            bar.update(len(places))
+        rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
+    rows = tuple(_row(episode, answers[i], rewards[i]) for i, episode in enumerate(episodes))
+    return Evaluation(conditions(settings), rows, tuple(shown))
+
+
+def conditions(settings: TrainerSettings) -> dict[str, Any]:
+    """What both sides of a comparison must share, as JSON holds it."""
+    plane = settings.plane
+    return {
+        "seed": settings.evaluate.seed,
+        "geneval_share": settings.data.geneval_share,
+        "sampler": settings.sampler.model_dump(mode="json"),
+        "plane": {"ensemble": plane.ensemble, "geneval": plane.geneval, "references": plane.references},
+    }
+
+
+def save_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write the rows as JSON, and the pictures beside it as a PNG of the same name; each whole or not at all."""
+    cells = [(row.prompt, picture) for row, picture in zip(evaluation.rows, evaluation.pictures, strict=False)]
+    if cells:
+        save_grid(path.with_suffix(".png"), [("", cells[i : i + _COLUMNS]) for i in range(0, len(cells), _COLUMNS)])
+    document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
+    write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """What `save_evaluation` wrote. Raises FileNotFoundError without it, SettingsError for a file of another making."""
+    picture = path.with_suffix(".png")
+    try:
+        document = json.loads(path.read_text())
+        rows = tuple(Row(**row) for row in document["rows"])
+        drawn = load_grid(picture) if picture.exists() else []
+        return Evaluation(document["conditions"], rows, tuple(p for _, cells in drawn for _, p in cells))
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"not an evaluation of this program ({error!r})"
+        raise SettingsError(f"{path} is {what}; remove it to evaluate again") from None
+
+
+def draw(
+    policy: Policy, episodes: Sequence[Episode], places: range, settings: TrainerSettings
+) -> tuple[list[Rollout], list[Pixels]]:
+    """A finished rollout and its picture for each of `places` in `episodes`; each reasons for itself."""
+    key, sampler = (settings.evaluate.seed, _HELD_OUT), settings.sampler
+    texts: list[TextSegment | None] = []
+    for place in places:
+        query, drawn = episodes[place].query, uniforms(key, [place], _TEXT, (sampler.max_new_tokens,))
+        texts.append(None if query is None else policy.reason(query, drawn)[0])
+    answers = ["" if text is None else text.text for text in texts]
+    prompts = [compound(episodes[i].prompt.text, answer) for i, answer in zip(places, answers, strict=True)]
+    drawn = uniforms(key, places, _IMAGE, (sampler.denoising_steps, 2, policy.positions))
+    images = policy.denoise(policy.begin(prompts, drawn), sampler.denoising_steps)
+    rollouts = [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
+    return rollouts, policy.pictures(images)
+
+
+def _submit(
+    plane: Rewards,
+    episodes: Sequence[Episode],
+    rollouts: Sequence[Rollout],
+    pictures: Sequence[Pixels],
+    settings: TrainerSettings,
+) -> list[tuple[list[int], Future[list[Reward]]]]:
+    """One request a pathway: the plane scores a request by one ensemble."""
+    sent = []
+    for pathway in sorted({episodes[rollout.index].pathway for rollout in rollouts}):
+        chosen = [(r, p) for r, p in zip(rollouts, pictures, strict=True) if episodes[r.index].pathway == pathway]
+        items = [item for r, p in chosen for item in reward_items(episodes[r.index], [r], [p], settings)]
+        sent.append(([r.index for r, _ in chosen], plane.submit(items, pathway)))
+    return sent
+
+
+def _row(episode: Episode, answer: str, reward: Reward) -> Row:
+    return Row(
+        key=episode.key,
+        pathway=episode.pathway,
+        tag=episode.prompt.tag,
+        prompt=episode.prompt.text,
+        answer=answer,
+        reward=reward.value,
+        components=dict(reward.components),
+        right=right(answer, episode.segments, episode.truth),
+        failure=None if reward.failure is None else reward.failure.code,
+    )

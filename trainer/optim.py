@@ -1,0 +1,156 @@
+"""One update of the policy from scored groups: Sync-GRPO's loss (Sync-R1, eq. 9), a backward a denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.errors import NonFinite
+from trainer.grpo.advantage import Slope, advantages, enough, population_baseline
+from trainer.grpo.losses import LossStats, clipped, weights
+from trainer.policy.base import Policy
+from trainer.rollout import Group
+from trainer.settings import LossSettings, OptimizerSettings, TrainerSettings
+from trainer.types import Modality, Reward, Rollout, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update did. `skipped` groups had too few rewards; losses are sums over groups, stats over decisions."""
+
+    losses: dict[Modality, float]
+    stats: dict[Modality, LossStats]
+    grad_norm: float | None
+    advantage_abs: float | None
+    skipped: int
+
+
+def make_optimizer(policy: Policy, settings: OptimizerSettings) -> torch.optim.AdamW:
+    parameters = [p for p in policy.module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def learning_rate(settings: OptimizerSettings, step: int) -> float:
+    """Of step 0, 1, ...: linear over `warmup_steps`, then constant."""
+    return settings.lr * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+
+
+def slope_after(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
+    """The running slope of reward on surrogate score, with these groups."""
+    for group, found in zip(groups, rewards, strict=True):
+        slope = slope.update(_kept_scores(group), [reward.value for reward in found])
+    return slope
+
+
+def learn(
+    policy: Policy,
+    reference: Policy | None,
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[Reward]],
+    slope: Slope,
+    settings: TrainerSettings,
+    step: int,
+) -> Update:
+    """Gradients of all groups, clipped, and one step of the optimizer; no step when every group was skipped.
+
+    Raises NonFinite before anything is changed: parameters and optimizer stay as they were.
+    """
+    losses: dict[Modality, float] = {"text": 0.0, "image": 0.0}
+    stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
+    spread: list[float] = []
+    optimizer.zero_grad(set_to_none=True)
+    usable = [i for i, found in enumerate(rewards) if enough(_valid(found), settings.loss.min_valid)]
+    for i in usable:
+        advantage = _advantage(groups[i], rewards[i], slope, settings.loss)
+        spread.append(float(advantage.abs().mean()))
+        chosen = [r for r, reward in zip(groups[i].rollouts, rewards[i], strict=True) if reward.value is not None]
+        for modality, segments in _segments(chosen).items():
+            rng = np.random.default_rng([settings.seed, step, i])
+            loss, found = _backward(policy, reference, segments, advantage, modality, settings, len(usable), rng)
+            if not np.isfinite(loss):
+                raise NonFinite(
+                    f"the {modality} loss is {loss} for prompt {groups[i].explored.episode.prompt.text!r}", i
+                )
+            losses[modality] += loss
+            stats[modality] += found
+    if not usable:
+        return Update(losses, stats, None, None, len(groups))
+    norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), settings.optimizer.max_grad_norm))
+    if not np.isfinite(norm):
+        raise NonFinite(f"the gradient's norm is {norm}", None)
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = learning_rate(settings.optimizer, step)
+    optimizer.step()
+    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable))
+
+
+def _backward(
+    policy: Policy,
+    reference: Policy | None,
+    segments: Sequence[Segment],
+    advantage: torch.Tensor,
+    modality: Modality,
+    settings: TrainerSettings,
+    groups: int,
+    rng: np.random.Generator,
+) -> tuple[float, LossStats]:
+    """Add the gradient of one group's segments, one denoising step at a time so that one graph is held at most."""
+    scale, loss_settings = weights_of(policy, settings), settings.loss
+    total = policy.steps(segments)
+    count = max(1, round(loss_settings.steps_share * total))
+    value, stats = 0.0, LossStats()
+    for step in sorted(rng.choice(total, count, replace=False).tolist()):
+        new, old, mask = policy.logprobs(segments, step)
+        if modality == "image" and loss_settings.positions == "all":
+            mask = torch.ones_like(mask)
+        with torch.no_grad():
+            ref = reference.logprobs(segments, step)[0] if reference is not None else None
+        loss, found = clipped(
+            new, old, ref, mask, advantage.to(new.device), clip=loss_settings.clip,
+            beta=loss_settings.beta if reference is not None else 0.0, weight=scale[modality] * total / count / groups,
+        )  # fmt: skip
+        loss.backward()  # type: ignore[no-untyped-call]
+        value, stats = value + float(loss.detach()), stats + found
+    return value, stats
+
+
+def weights_of(policy: Policy, settings: TrainerSettings) -> dict[Modality, float]:
+    """alpha_j of eq. 10 for every decision of a modality."""
+    return weights(
+        settings.loss.alpha_text,
+        settings.loss.alpha_image,
+        settings.loss.scale,
+        max_text_tokens=settings.sampler.max_new_tokens,
+        denoising_steps=settings.sampler.denoising_steps,
+        positions=policy.positions,
+    )
+
+
+def _advantage(group: Group, rewards: Sequence[Reward], slope: Slope, settings: LossSettings) -> torch.Tensor:
+    """Advantages of the rollouts that have a reward, in order."""
+    valid = _valid(rewards)
+    values = torch.tensor([0.0 if reward.value is None else reward.value for reward in rewards])
+    shift = 0.0
+    if settings.baseline == "population":
+        measured = [s for s, reward in zip(_kept_scores(group), rewards, strict=True) if reward.value is not None]
+        shift = population_baseline(slope, measured, group.explored.scores)
+    return advantages(values, valid, baseline_shift=shift)[valid]
+
+
+def _valid(rewards: Sequence[Reward]) -> torch.Tensor:
+    return torch.tensor([reward.value is not None for reward in rewards])
+
+
+def _kept_scores(group: Group) -> list[float | None]:
+    return [group.explored.scores[i] for i in group.explored.kept.indices]
+
+
+def _segments(rollouts: Sequence[Rollout]) -> dict[Modality, list[Segment]]:
+    texts: list[Segment] = [r.text for r in rollouts if r.text is not None]
+    images: list[Segment] = [r.image for r in rollouts]
+    return {"text": texts, "image": images} if texts else {"image": images}

@@ -1,0 +1,80 @@
+"""The two reasoning pathways, the compound prompt, and what the plane is asked about a rollout. Pure.
+
+Sync-R1 sec. 3.1: visual instruct reasoning answers a query about a picture of the concept, I + Q -> IR; textual
+attribute reasoning picks the fact that a vague prompt hints at, Extra_info + IP -> IR. The picture is then drawn from
+the compound prompt CP = BP (+) IR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from synod.contracts import Pixels, ScoreItem
+from trainer.types import Card, Episode, Pathway, Prompt, Query
+
+
+def textual_query(facts: Sequence[str], prompt_text: str) -> str:
+    """The query of textual attribute reasoning: "{fact}. {fact}. {prompt}"."""
+    return ". ".join((*(fact.rstrip(". ") for fact in facts), prompt_text))
+
+
+def compound(prompt_text: str, answer: str) -> str:
+    """CP = BP (+) IR: "{prompt}. {answer}", or the prompt alone when the answer says nothing."""
+    answer = answer.strip()
+    return f"{prompt_text.rstrip('. ')}. {answer}" if answer else prompt_text
+
+
+def episode(prompt: Prompt, card: Card | None, pathway: Pathway, rng: np.random.Generator) -> Episode:
+    """`prompt` made ready for one pathway.
+
+    textual: the facts in an order drawn from `rng`, no picture; truth marks the fact that the prompt hints at, and is
+    0 everywhere when it hints at none (then the right answer is no answer).
+    visual: a stored (query, answer) and a picture, both drawn from `rng`; the segments are all stored answers, in an
+    order drawn too, and truth marks the asked one. The paper leaves the segments of this pathway open (eq. 30).
+    none: no query. Raises ValueError when the pathway needs a card that is not there or lacks its material.
+    """
+    if pathway == "none":
+        return Episode(f"{prompt.tag}/none", "none", prompt, card)
+    if card is None:
+        raise ValueError(f"pathway '{pathway}' reasons about a concept; the prompt {prompt.text!r} names none")
+    key = f"{prompt.concept}/{pathway}"
+    if pathway == "textual":
+        if not card.facts:
+            raise ValueError(f"{prompt.concept} has no facts to reason over; give its info.json an extra_info")
+        order = rng.permutation(len(card.facts))
+        facts = tuple(card.facts[i] for i in order)
+        truth = tuple(float(i == prompt.fact) for i in order)
+        return Episode(key, pathway, prompt, card, Query(textual_query(facts, prompt.text)), facts, truth)
+    if not card.answers or not card.pictures:
+        raise ValueError(
+            f"{prompt.concept} has {len(card.answers)} answers and {len(card.pictures)} pictures; give some"
+        )
+    order = rng.permutation(len(card.answers))
+    asked = int(rng.integers(len(card.answers)))
+    picture = card.pictures[int(rng.integers(len(card.pictures)))]
+    answers = tuple(card.answers[i][1] for i in order)
+    truth = tuple(float(i == asked) for i in order)
+    return Episode(key, pathway, prompt, card, Query(card.answers[asked][0], picture), answers, truth)
+
+
+def surrogate_item(episode: Episode, picture: Pixels) -> ScoreItem:
+    """A preview uint8 [H W 3] with the original prompt: never with the model's own answer, which it could bend."""
+    return ScoreItem(picture, episode.prompt.text, concept=None if episode.card is None else episode.card.concept)
+
+
+def reward_item(episode: Episode, picture: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
+    """A finished picture uint8 [H W 3] with all that its reward reads.
+
+    The prompt is `resolved`: what a vague prompt means is the target of eq. 31, and a score against the vague words
+    would call any hat right. GenEval prompts carry their metadata, and neither references nor reasoning.
+    """
+    prompt = episode.prompt
+    item = ScoreItem(picture, prompt.resolved or prompt.text)
+    if episode.card is not None:
+        item = replace(item, concept=episode.card.concept, references=tuple(references))
+    if episode.query is not None:
+        item = replace(item, reasoning=episode.reasoning(answer))
+    return replace(item, geneval=prompt.geneval)

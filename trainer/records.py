@@ -1,0 +1,139 @@
+"""What a step leaves behind: its line of metrics, its pictures, and the group that made a loss non-finite."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import NonFinite
+from trainer.metrics import Metrics
+from trainer.optim import Update, learning_rate
+from trainer.rollout import Group
+from trainer.settings import TrainerSettings
+from trainer.types import Modality, Reward
+
+Record = dict[str, Any]
+SHOWN = 8  # rejected previews in a step's picture
+
+
+def step_record(
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[Reward]],
+    update: Update,
+    settings: TrainerSettings,
+    step: int,
+    seconds: Mapping[str, float],
+) -> Record:
+    """The step's line. None stands for what was not measured. `denoising_steps_saved_ratio` is the share of denoising
+    steps that screening saved, against finishing every preview that was drawn."""
+    found = [reward for group in rewards for reward in group]
+    values = [reward.value for reward in found if reward.value is not None]
+    names = sorted({name for reward in found for name in reward.components})
+    drawn = sum(group.explored.kept.drawn for group in groups)
+    judged = sum(group.explored.kept.judged for group in groups)
+    total = settings.sampler.denoising_steps
+    done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
+    return {
+        "pathways": [group.explored.episode.pathway for group in groups],
+        "keys": [group.explored.episode.key for group in groups],
+        "prompts": [group.explored.episode.prompt.text for group in groups],
+        "reward_mean": _mean(values),
+        "reward_std": _mean([statistics.pstdev(v) for v in map(_values, rewards) if len(v) > 1]),
+        "components": {name: _mean([r.components[name] for r in found if name in r.components]) for name in names},
+        "advantage_abs": update.advantage_abs,
+        **{
+            f"{name}_{modality}": value
+            for modality in ("text", "image")
+            for name, value in _of(update, modality).items()
+        },
+        "grad_norm": update.grad_norm,
+        "lr": learning_rate(settings.optimizer, step),
+        "previews": drawn,
+        "kept": len(found),
+        "pass_rate": sum(group.explored.kept.passed for group in groups) / judged if judged else None,
+        "threshold": _mean([g.explored.threshold for g in groups if g.explored.threshold is not None]),
+        "capped": sum(group.explored.capped for group in groups),
+        "masked": len(found) - len(values),
+        "skipped": update.skipped,
+        "denoising_steps": done,
+        "denoising_steps_saved_ratio": 1 - done / (drawn * total),
+        "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def keep_pictures(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Finished pictures with their rewards and answers, the previews they came from, and some that were rejected."""
+    for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
+        explored = group.explored
+        kept = set(explored.kept.indices)
+        rejected = [i for i in range(len(explored.previews)) if i not in kept][:SHOWN]
+        rows = [
+            ("finished", [(_told(r.value), p) for r, p in zip(found, group.pictures, strict=True)]),
+            ("previews", [(_told(explored.scores[i]), explored.pictures[i]) for i in explored.kept.indices]),
+        ]
+        rows += (
+            [("rejected", [(_told(explored.scores[i]), explored.pictures[i]) for i in rejected])] if rejected else []
+        )
+        metrics.pictures(step, f"group{index}", rows)
+        answers = "\n".join(
+            f"{_told(r.value)}  {rollout.answer}" for r, rollout in zip(found, group.rollouts, strict=True)
+        )
+        metrics.text(step, f"group{index}", f"{explored.episode.key}: {explored.episode.prompt.text}\n{answers}")
+
+
+def keep_failure(
+    run: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
+) -> NonFinite:
+    """Write the offending group (or all of them) to run/failed/step-N and return the error that says so."""
+    folder = run / "failed" / f"step-{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = range(len(groups)) if error.group is None else [error.group]
+    tensors: dict[str, Tensor] = {}
+    for g in chosen:
+        for rollout in groups[g].rollouts:
+            for name, part in (("text", rollout.text), ("image", rollout.image)):
+                for field in getattr(part, "__slots__", ()):
+                    if isinstance(value := getattr(part, field), Tensor):
+                        tensors[f"group{g}.rollout{rollout.index}.{name}.{field}"] = value.contiguous().clone()
+    save_file(tensors, folder / "rollouts.safetensors")
+    told = [
+        {
+            "prompt": groups[g].explored.episode.prompt.text,
+            "key": groups[g].explored.episode.key,
+            "rollouts": [{"place": r.index, "answer": r.answer, "prompt": r.image.prompt} for r in groups[g].rollouts],
+            "rewards": [{"value": r.value, "components": dict(r.components)} for r in rewards[g]],
+        }
+        for g in chosen
+    ]
+    (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": told}, indent=1))
+    return NonFinite(
+        f"step {step}: {error}; nothing was updated. The group is in {folder}, the last checkpoint is intact: lower "
+        "[trainer.optimizer] lr, or look at that group's log-probabilities",
+        error.group,
+    )
+
+
+def _of(update: Update, modality: Modality) -> dict[str, float | None]:
+    stats = update.stats[modality]
+    loss = update.losses[modality] if stats.decisions else None
+    return {"loss": loss, "kl": stats.kl, "clip_fraction": stats.clip_fraction, "ratio_max": stats.ratio_max}
+
+
+def _values(rewards: Sequence[Reward]) -> list[float]:
+    return [reward.value for reward in rewards if reward.value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _told(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.2f}"

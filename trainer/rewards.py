@@ -1,0 +1,162 @@
+"""The reward plane as the trainer meets it: waits while it is away, masks what it cannot score, and says so.
+
+A missing score is `Reward(None, ..., failure)`: a mask for the advantage, never a number.
+
+    the plane is away, full or restarting       asked again with growing pauses, up to `patience_s`; then PlaneLost
+    an item's score failed, retryably           the item is asked again up to ITEM_RETRIES times; then masked
+    an item's score failed, or time ran out     masked
+    the plane broke on the request as a whole   masked
+    the request is wrong (unknown scorer ..)    raised: no later request will do better
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final
+
+import httpx
+
+from synod.client import SynodClient
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import DeadlineExceeded, InvalidRequest, SynodError, Unavailable
+from trainer.errors import PlaneLost
+from trainer.settings import PlaneSettings
+from trainer.types import Pathway, Reward
+
+ITEM_RETRIES: Final = 6  # 13 s in all: a replica comes back in that time
+FIRST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 5.0
+THREADS: Final = 4  # requests in flight: the plane batches across them
+
+
+class Plane:
+    """A client that outlasts a failing, slow or restarting plane. `say` tells the user; `transport` is for tests.
+
+    Thread-safe. Use it as long as the training runs and `close` it.
+    """
+
+    def __init__(
+        self,
+        settings: PlaneSettings,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._settings, self._say = settings, say
+        self._client = SynodClient(settings.url, timeout_s=settings.timeout_s, transport=transport)
+        self._pool = ThreadPoolExecutor(THREADS, "rewards")
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._away_since: float | None = None
+
+    def wait_ready(self) -> None:
+        """Return once every replica can score. Raises PlaneLost after `patience_s`, saying what is missing."""
+        began = time.monotonic()
+        while True:
+            try:
+                self._client.wait_ready(min(1.0, self._settings.patience_s))
+            except Unavailable as error:
+                self._wait(error, began, FIRST_PAUSE_S)
+            else:
+                return self._is_back()
+
+    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        """Scores of previews by the surrogate, in order. Raises PlaneLost; InvalidRequest for a wrong request."""
+        return self._rewards(items, self._settings.surrogate, None)
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        """Rewards of finished pictures, in order, as they come: the ensemble's, or GenEval's on pathway "none".
+
+        The future raises what `surrogate` does.
+        """
+        if pathway == "none":
+            return self._pool.submit(self._rewards, tuple(items), self._settings.geneval, None)
+        return self._pool.submit(self._rewards, tuple(items), None, self._settings.ensemble)
+
+    def close(self) -> None:
+        """Give up what is waiting and close the connections."""
+        self._closing.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+
+    def _rewards(self, items: Sequence[ScoreItem], scorer: str | None, ensemble: str | None) -> list[Reward]:
+        request = ScoreRequest((), () if scorer is None else (scorer,), ensemble)
+        rewards: list[Reward | None] = [None] * len(items)
+        left = list(range(len(items)))
+        for attempt in range(ITEM_RETRIES + 1):
+            if not left or (attempt and self._closing.wait(_pause(attempt - 1))):
+                break
+            for i, reward in zip(left, self._ask(replace(request, items=tuple(items[i] for i in left))), strict=True):
+                rewards[i] = reward
+            left = [i for i in left if _may_recover(rewards[i])]
+        found = [reward for reward in rewards if reward is not None]
+        assert len(found) == len(items)
+        self._tell_masked(found)
+        return found
+
+    def _ask(self, request: ScoreRequest) -> list[Reward]:
+        """One request, sent until a plane answers it."""
+        began, attempt = time.monotonic(), 0
+        while True:
+            try:
+                response = self._client.score(request)
+            except InvalidRequest:
+                raise
+            except SynodError as error:
+                if not isinstance(error, Unavailable) or isinstance(error, DeadlineExceeded):
+                    return [Reward(None, failure=ScoreFailure.of(error))] * len(request.items)
+                self._wait(error, began, _pause(attempt))
+                attempt += 1
+            else:
+                self._is_back()
+                return [_reward(result, request) for result in response.results]
+
+    def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
+        """Say once that the plane is away, and pause. Raises PlaneLost when patience is at its end."""
+        now = time.monotonic()
+        with self._lock:
+            first, self._away_since = self._away_since is None, self._away_since or began
+        patience_s = self._settings.patience_s
+        if first:
+            self._say(f"waiting up to {patience_s:g} s for the reward plane: {error}")
+        if now - began + pause_s > patience_s or self._closing.wait(pause_s):
+            raise PlaneLost(
+                f"the reward plane at {self._settings.url} was away for {now - began:.0f} s ({error}). Start it "
+                "(`make up`) and train again: the run goes on from its last checkpoint. [trainer.plane] patience_s "
+                f"({patience_s:g}) bounds the wait"
+            ) from error
+
+    def _is_back(self) -> None:
+        with self._lock:
+            since, self._away_since = self._away_since, None
+        if since is not None:
+            self._say(f"the reward plane is back after {time.monotonic() - since:.0f} s")
+
+    def _tell_masked(self, rewards: Sequence[Reward]) -> None:
+        failures = [reward.failure for reward in rewards if reward.failure is not None]
+        if failures:
+            first = failures[0]
+            self._say(f"{len(failures)} of {len(rewards)} scores are missing, first: {first.code}: {first.message}")
+
+
+def _pause(attempt: int) -> float:
+    return min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S)
+
+
+def _may_recover(reward: Reward | None) -> bool:
+    """A lost replica or a full queue may do better soon; a deadline that passed has used its time."""
+    failure = None if reward is None else reward.failure
+    return failure is not None and failure.retryable and failure.code != DeadlineExceeded.code
+
+
+def _reward(result: ItemResult, request: ScoreRequest) -> Reward:
+    components = {name: score.value for name, score in result.scores.items() if isinstance(score, Score)}
+    outcome: Outcome | None = result.reward if request.ensemble else result.scores[request.scorers[0]]
+    if isinstance(outcome, Score):
+        return Reward(outcome.value, components)
+    absent = ScoreFailure(SynodError.code, "the answer holds no reward")
+    return Reward(None, components, outcome or absent)

@@ -1,0 +1,153 @@
+"""From an episode to a group of finished pictures whose rewards are on their way: reason, preview, screen, finish.
+
+All random numbers of a rollout follow from (seed, step, group, its place in the draw order), so what it becomes does
+not depend on which others were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synod.contracts import Pixels, ScoreItem
+from trainer.clock import Clock
+from trainer.grpo.screen import Kept, fill, screen
+from trainer.policy.base import Policy
+from trainer.reasoning import compound, reward_item, surrogate_item
+from trainer.settings import TrainerSettings
+from trainer.types import Episode, Pathway, Reward, Rollout, TextSegment
+
+_TEXT, _IMAGE = 0, 1  # streams of random numbers
+
+
+class Rewards(Protocol):
+    """What a rollout needs of the reward plane."""
+
+    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]: ...
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explored:
+    """All previews of one episode in draw order: rollouts, decoded pictures, surrogate scores (None: missing), and
+    which of them make the group. `threshold` is the one they were screened by."""
+
+    episode: Episode
+    previews: tuple[Rollout, ...]
+    pictures: tuple[Pixels, ...]
+    scores: tuple[float | None, ...]
+    kept: Kept
+    threshold: float | None
+
+    @property
+    def capped(self) -> bool:
+        return bool(self.kept.filled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The kept rollouts, finished, with their pictures and the rewards to come, chunk by chunk in the same order."""
+
+    explored: Explored
+    rollouts: tuple[Rollout, ...]
+    pictures: tuple[Pixels, ...]
+    pending: tuple[Future[list[Reward]], ...]
+
+    def rewards(self) -> list[Reward]:
+        """Wait for all of them. Raises PlaneLost when the plane stays away."""
+        return [reward for future in self.pending for reward in future.result()]
+
+
+def explore(
+    policy: Policy,
+    plane: Rewards,
+    episode: Episode,
+    threshold: float | None,
+    settings: TrainerSettings,
+    key: Sequence[int],
+    clock: Clock,
+) -> Explored:
+    """Draw previews, `screen.batch` at a time, until `screen.group` pass the threshold or the cap is reached.
+
+    Without a law nothing is scored and exactly one group is drawn. A preview whose score is missing does not pass a
+    threshold. At the cap the best of the rejected fill the group.
+    """
+    screening, most = settings.screen, settings.screen.max_previews
+    unscreened = screening.law.name == "none"
+    previews: list[Rollout] = []
+    pictures: list[Pixels] = []
+    scores: list[float | None] = []
+    while True:
+        left = (screening.group if unscreened else most) - len(previews)
+        drawn = _preview(
+            policy, episode, settings, key, range(len(previews), len(previews) + min(screening.batch, left)), clock
+        )
+        with clock("decode"):
+            shown = policy.pictures([rollout.image for rollout in drawn])
+        previews += drawn
+        pictures += shown
+        if unscreened:
+            scores += [None] * len(drawn)
+        else:
+            with clock("surrogate"):
+                scores += [reward.value for reward in plane.surrogate([surrogate_item(episode, p) for p in shown])]
+        kept = screen(scores, threshold, screening.group)
+        if kept.enough or len(previews) >= most:
+            break
+    kept = fill(kept, scores, screening.group)
+    return Explored(episode, tuple(previews), tuple(pictures), tuple(scores), kept, threshold)
+
+
+def finish(policy: Policy, plane: Rewards, explored: Explored, settings: TrainerSettings, clock: Clock) -> Group:
+    """Take the kept previews to the last denoising step, and submit each chunk's rewards as soon as it is decoded."""
+    chosen = [explored.previews[i] for i in explored.kept.indices]
+    rollouts: list[Rollout] = []
+    pictures: list[Pixels] = []
+    pending = []
+    for first in range(0, len(chosen), settings.chunk):
+        chunk = chosen[first : first + settings.chunk]
+        with clock("finish"):
+            images = policy.denoise([rollout.image for rollout in chunk], settings.sampler.denoising_steps)
+        with clock("decode"):
+            shown = policy.pictures(images)
+        done = [Rollout(r.index, r.text, image) for r, image in zip(chunk, images, strict=True)]
+        pending.append(plane.submit(reward_items(explored.episode, done, shown, settings), explored.episode.pathway))
+        rollouts += done
+        pictures += shown
+    return Group(explored, tuple(rollouts), tuple(pictures), tuple(pending))
+
+
+def reward_items(
+    episode: Episode, rollouts: Sequence[Rollout], pictures: Sequence[Pixels], settings: TrainerSettings
+) -> list[ScoreItem]:
+    """What the plane is asked about finished pictures, with the first `plane.references` pictures of the concept."""
+    references = episode.card.pictures[: settings.plane.references] if episode.card is not None else ()
+    return [reward_item(episode, p, r.answer, references) for r, p in zip(rollouts, pictures, strict=True)]
+
+
+def _preview(
+    policy: Policy, episode: Episode, settings: TrainerSettings, key: Sequence[int], places: range, clock: Clock
+) -> list[Rollout]:
+    """Rollouts number `places` of the draw order, at the screening step. Each reasons for itself."""
+    texts: Sequence[TextSegment | None] = [None] * len(places)
+    if episode.query is not None:
+        with clock("reason"):
+            texts = policy.reason(episode.query, uniforms(key, places, _TEXT, (settings.sampler.max_new_tokens,)))
+    prompts = [compound(episode.prompt.text, "" if text is None else text.text) for text in texts]
+    shape = (settings.sampler.denoising_steps, 2, policy.positions)
+    with clock("preview"):
+        images = policy.denoise(policy.begin(prompts, uniforms(key, places, _IMAGE, shape)), settings.screening_step)
+    return [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
+
+
+def uniforms(key: Sequence[int], places: Sequence[int], stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Float32 [len(places), *shape] in (0, 1), row by row from (key, place, stream)."""
+    rows = [np.random.default_rng([*key, place, stream]).random(shape, np.float32) for place in places]
+    return torch.from_numpy(np.stack(rows).clip(2.0**-24, 1.0 - 2.0**-24))

@@ -1,0 +1,89 @@
+"""One run from its settings: load the policy, meet the plane, evaluate, train, evaluate, keep model and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+
+import torch
+from tqdm import tqdm
+
+from synod.errors import SettingsError
+from trainer.evaluate import conditions, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.grpo.threshold import LAWS, Law
+from trainer.policy import show_o
+from trainer.policy.base import Policy
+from trainer.report import write_report
+from trainer.rewards import Plane
+from trainer.rollout import Rewards
+from trainer.settings import ScreenSettings, TrainerSettings
+from trainer.train import train
+
+BEFORE, AFTER = "evaluation/before.json", "evaluation/after.json"
+
+
+def run(
+    settings: TrainerSettings, *, evaluated: bool = True, between: Callable[[Rewards], Rewards] = lambda plane: plane
+) -> int:
+    """Train one run to its end, or to where it is stopped; returns the exit status 0. Raises what `train` raises.
+
+    `between` puts something between the training and the plane, for experiments; evaluations meet the plane itself.
+    """
+    try:
+        settings.run.mkdir(parents=True, exist_ok=True)
+        told = settings.model_dump(mode="json")
+        (settings.run / "settings.json").write_text(json.dumps(told, indent=2) + "\n")
+    except OSError as error:
+        raise SettingsError(f"[trainer] run = {settings.run}: {error.strerror}; give a directory to write to") from None
+    policy, reference = make_policy(settings), None
+    if settings.loss.beta:
+        reference = make_policy(settings)
+        reference.module.requires_grad_(False)
+    with closing(Plane(settings.plane, say=tqdm.write)) as plane:
+        plane.wait_ready()
+        if evaluated and not _kept(settings, BEFORE):
+            _measure(policy, plane, settings, BEFORE)
+        state = train(settings, policy, reference, between(plane), make_law(settings.screen))
+        if state.step >= settings.steps:
+            if evaluated:
+                _measure(policy, plane, settings, AFTER)
+            policy.save(settings.run / "policy")
+    tqdm.write(f"wrote {write_report(settings.run)}")
+    return 0
+
+
+def make_policy(settings: TrainerSettings) -> show_o.ShowO:
+    """The policy of the settings, on a GPU where there is one."""
+    chosen, sampler = settings.policy, settings.sampler
+    policy = show_o.load(
+        chosen.model,
+        vq=chosen.vq,
+        tokenizer=chosen.tokenizer,
+        guidance=sampler.guidance,
+        temperature=sampler.temperature,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy.module.to(device)
+    policy.vq.to(device)
+    return policy
+
+
+def make_law(settings: ScreenSettings) -> Law:
+    """The threshold law of the settings."""
+    return LAWS[settings.law.name](**settings.law.model_dump(exclude={"name"}))
+
+
+def _kept(settings: TrainerSettings, file: str) -> bool:
+    """Whether the run has that evaluation, as it would be made today."""
+    path = settings.run / file
+    if not path.exists():
+        return False
+    found = load_evaluation(path)
+    return found.conditions == conditions(settings) and len(found.rows) == settings.evaluate.prompts
+
+
+def _measure(policy: Policy, plane: Plane, settings: TrainerSettings, file: str) -> None:
+    path = settings.run / file
+    path.parent.mkdir(exist_ok=True)
+    save_evaluation(path, evaluate(policy, plane, held_out(settings), settings, f"held-out prompts {path.stem}"))
