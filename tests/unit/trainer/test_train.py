@@ -26,6 +26,7 @@ from trainer import checkpoint
 from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
 from trainer.errors import NonFinite
 from trainer.grpo.threshold import Quantile, Tracker
+from trainer.rollout import Explored, explore
 from trainer.settings import TrainerSettings
 from trainer.stop import told_to_stop
 
@@ -58,6 +59,20 @@ def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_
     for modality, limit in (("image", 1e-6), ("text", 1e-5)):
         assert abs(one[f"ratio_max_{modality}"] - 1) < limit
         assert one[f"clip_fraction_{modality}"] == 0
+
+
+def test_every_group_has_random_numbers_of_its_own(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+
+    def spied(*given: Any) -> Explored:
+        keys.append(given[5])
+        return explore(*given)
+
+    monkeypatch.setattr("trainer.train.explore", spied)
+    run_loop(tiny_settings(STEPS="2", GROUPS="2", SEED="7"), make_policy, Judge())
+    assert keys == [(7, 0, 0), (7, 0, 1), (7, 1, 0), (7, 1, 1)]
 
 
 def load_policy(folder: Path) -> dict[str, torch.Tensor]:
