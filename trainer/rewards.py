@@ -30,7 +30,7 @@ from trainer.types import Pathway, Reward
 ITEM_RETRIES: Final = 6  # 13 s in all: a replica comes back in that time
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
-THREADS: Final = 4  # requests in flight: the plane batches across them
+THREADS: Final = 16  # requests in flight, so that all of a step's are: the plane batches across them
 
 
 class Plane:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from trainer import checkpoint
 from trainer.clock import Clock
 from trainer.data import Source, read_cards, read_prompts
-from trainer.errors import NonFinite
+from trainer.errors import NonFinite, PlaneLost
 from trainer.grpo.threshold import Law
 from trainer.metrics import Metrics
 from trainer.optim import learn, make_optimizer, slope_after
@@ -46,6 +46,11 @@ def train(
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
         say(f"going on from {last}: {state.step} of {settings.steps} steps are done")
+
+    def keep(state: TrainState) -> None:
+        if state.step:
+            checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+
     clock = Clock()
     with (
         told_to_stop() as stop,
@@ -53,30 +58,33 @@ def train(
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, groups = state.step, []
-            for index, episode in enumerate(source.episodes(step)):
-                tracker, key = state.trackers.get(episode.key, law.begin()), (settings.seed, step, index)
-                found = explore(policy, plane, episode, tracker.threshold, settings, key, clock)
-                groups.append(finish(policy, plane, found, settings, clock))
-                state.trackers[episode.key] = moved(law, tracker, found)
-            with clock("reward_wait"):
-                rewards = [group.rewards() for group in groups]
+            step, groups, trackers = state.step, [], dict(state.trackers)
+            try:
+                for index, episode in enumerate(source.episodes(step)):
+                    tracker, key = trackers.get(episode.key, law.begin()), (settings.seed, step, index)
+                    found = explore(policy, plane, episode, tracker.threshold, settings, key, clock)
+                    groups.append(finish(policy, plane, found, settings, clock))
+                    trackers[episode.key] = moved(law, tracker, found)
+                with clock("reward_wait"):
+                    rewards = [group.rewards() for group in groups]
+            except PlaneLost:  # what was learned stays; the step at hand is drawn again
+                keep(state)
+                raise
             try:
                 with clock("update"):
                     update = learn(policy, reference, state.optimizer, groups, rewards, state.slope, settings, step)
             except NonFinite as error:
                 raise keep_failure(settings.run, step, groups, rewards, error) from error
-            state.slope = slope_after(state.slope, groups, rewards)
+            state.slope, state.trackers = slope_after(state.slope, groups, rewards), trackers
             state.step += 1
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
             keep_pictures(metrics, step, groups, rewards)
             if state.step % settings.checkpoint.every == 0:
                 with clock("checkpoint"):
-                    checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+                    keep(state)
             reward = record["reward_mean"]
             bar.set_postfix_str("no reward" if reward is None else f"reward {reward:.3f}")
             bar.update()
-        if state.step:  # here, so that a signal at any moment finds the last step kept
-            checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+        keep(state)  # here, so that a signal at any moment finds the last step kept
     return state

@@ -184,7 +184,7 @@ def test_a_plane_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
     assert "waiting up to 300 s for the reward plane" in told.out
     assert "was away for" in told.err
     assert "train again: the run goes on from its last checkpoint" in told.err
-    assert checkpoints(run) == ["step-000002"]
+    assert checkpoints(run) == ["step-000002", "step-000003"]
     with serve(Judge()) as url:
         assert main(command(url, 4)) == 0
     assert [line["step"] for line in lines(run)] == [0, 1, 2, 3]
