@@ -18,14 +18,12 @@ from trainer.compare import Evaluation, Row, right
 from trainer.data import Source, read_cards, read_prompts
 from trainer.grids import load_grid, save_grid, write_whole
 from trainer.policy.base import Policy
-from trainer.reasoning import compound
-from trainer.rollout import Rewards, reward_items, uniforms
+from trainer.rollout import Rewards, begin, reason, reward_items
 from trainer.settings import TrainerSettings
-from trainer.types import Episode, Reward, Rollout, TextSegment
+from trainer.types import Episode, Reward, Rollout
 
 SHOWN: Final = 24  # pictures kept with an evaluation
 _HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
-_TEXT, _IMAGE = 0, 1  # streams of random numbers
 _COLUMNS: Final = 8
 
 
@@ -104,15 +102,10 @@ def draw(
     policy: Policy, episodes: Sequence[Episode], places: range, settings: TrainerSettings
 ) -> tuple[list[Rollout], list[Pixels]]:
     """A finished rollout and its picture for each of `places` in `episodes`; each reasons for itself."""
-    key, sampler = (settings.evaluate.seed, _HELD_OUT), settings.sampler
-    texts: list[TextSegment | None] = []
-    for place in places:
-        query, drawn = episodes[place].query, uniforms(key, [place], _TEXT, (sampler.max_new_tokens,))
-        texts.append(None if query is None else policy.reason(query, drawn)[0])
-    answers = ["" if text is None else text.text for text in texts]
-    prompts = [compound(episodes[i].prompt.text, answer) for i, answer in zip(places, answers, strict=True)]
-    drawn = uniforms(key, places, _IMAGE, (sampler.denoising_steps, 2, policy.positions))
-    images = policy.denoise(policy.begin(prompts, drawn), sampler.denoising_steps)
+    key = (settings.evaluate.seed, _HELD_OUT)
+    texts = [reason(policy, episodes[place], settings, key, [place])[0] for place in places]
+    begun = begin(policy, [episodes[place] for place in places], texts, settings, key, places)
+    images = policy.denoise(begun, settings.sampler.denoising_steps)
     rollouts = [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
     return rollouts, policy.pictures(images)
 

@@ -21,7 +21,7 @@ from trainer.grpo.screen import Kept, fill, screen
 from trainer.policy.base import Policy
 from trainer.reasoning import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
-from trainer.types import Episode, Pathway, Reward, Rollout, TextSegment
+from trainer.types import Episode, ImageSegment, Pathway, Reward, Rollout, TextSegment
 
 _TEXT, _IMAGE = 0, 1  # streams of random numbers
 
@@ -136,15 +136,36 @@ def _preview(
     policy: Policy, episode: Episode, settings: TrainerSettings, key: Sequence[int], places: range, clock: Clock
 ) -> list[Rollout]:
     """Rollouts number `places` of the draw order, at the screening step. Each reasons for itself."""
-    texts: Sequence[TextSegment | None] = [None] * len(places)
-    if episode.query is not None:
-        with clock("reason"):
-            texts = policy.reason(episode.query, uniforms(key, places, _TEXT, (settings.sampler.max_new_tokens,)))
-    prompts = [compound(episode.prompt.text, "" if text is None else text.text) for text in texts]
-    shape = (settings.sampler.denoising_steps, 2, policy.positions)
+    with clock("reason"):
+        texts = reason(policy, episode, settings, key, places)
     with clock("preview"):
-        images = policy.denoise(policy.begin(prompts, uniforms(key, places, _IMAGE, shape)), settings.screening_step)
+        begun = begin(policy, [episode] * len(places), texts, settings, key, places)
+        images = policy.denoise(begun, settings.screening_step)
     return [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
+
+
+def reason(
+    policy: Policy, episode: Episode, settings: TrainerSettings, key: Sequence[int], places: Sequence[int]
+) -> Sequence[TextSegment | None]:
+    """An answer for each of `places`; None where nothing is asked."""
+    if episode.query is None:
+        return [None] * len(places)
+    return policy.reason(episode.query, uniforms(key, places, _TEXT, (settings.sampler.max_new_tokens,)))
+
+
+def begin(
+    policy: Policy,
+    episodes: Sequence[Episode],
+    texts: Sequence[TextSegment | None],
+    settings: TrainerSettings,
+    key: Sequence[int],
+    places: Sequence[int],
+) -> list[ImageSegment]:
+    """A picture not yet drawn for each of `places`, from its episode's prompt and answer."""
+    answers = ["" if text is None else text.text for text in texts]
+    prompts = [compound(e.prompt.text, answer) for e, answer in zip(episodes, answers, strict=True)]
+    shape = (settings.sampler.denoising_steps, 2, policy.positions)
+    return policy.begin(prompts, uniforms(key, places, _IMAGE, shape))
 
 
 def uniforms(key: Sequence[int], places: Sequence[int], stream: int, shape: tuple[int, ...]) -> Tensor:

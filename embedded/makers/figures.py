@@ -54,7 +54,7 @@ def verdicts(settings: GenEvalSettings, spoil: Spoil, seed: int) -> list[Figure]
             assert prompt.geneval is not None
             truths.append(rules.official(prompt.geneval, _true_objects(drawn)).value)
             items.append(ScoreItem(image=spoil(drawn.image), geneval=prompt.geneval))
-    for item, truth, outcome in zip(items, truths, _scores(scorer, items), strict=True):
+    for item, truth, outcome in zip(items, truths, scores(scorer, items), strict=True):
         assert item.geneval is not None
         agreed.setdefault(item.geneval.tag, []).append(outcome.detail["official"] == truth)
     every = [hit for hits in agreed.values() for hit in hits]
@@ -90,7 +90,7 @@ def image_text(settings: ScorerSettings, spoil: Spoil, seed: int) -> list[Figure
             for text in (prompt.text, world.wrong_prompt(prompt, rng), world.one_word_off(prompt, rng)):
                 items.append(ScoreItem(image=image, prompt=text, concept=_concept(text)))
             tasks.append(task)
-    values = np.array([score.value for score in _scores(scorer, items)]).reshape(-1, 3)
+    values = np.array([score.value for score in scores(scorer, items)]).reshape(-1, 3)
     wrong, one = values[:, 0] > values[:, 1], values[:, 0] > values[:, 2]
     n = len(values)
     figures = [
@@ -127,8 +127,8 @@ def right_attribute(settings: ScorerSettings) -> list[Figure]:
     """TIER's encoder: the true segment has the highest similarity among five. No picture is involved."""
     questions = [*world.attribute_questions("train"), *world.attribute_questions("heldout")]
     items = [ScoreItem(reasoning=Reasoning(q.text, q.segments, q.truth)) for q in questions]
-    scores = _scores(registry.build("tier", settings), items)
-    guesses = [int(np.argmax(score.detail["similarities"])) for score in scores]
+    told = scores(registry.build("tier", settings), items)
+    guesses = [int(np.argmax(score.detail["similarities"])) for score in told]
     right = [guess == q.truth.index(1.0) for guess, q in zip(guesses, questions, strict=True)]
     return [Figure("TIER: right attribute among 5", _mean(right), len(right), 0.9)]
 
@@ -192,7 +192,7 @@ def _concept(text: str) -> Concept | None:
     return None if card is None else Concept(card.kind, card.class_word, card.name)
 
 
-def _scores(scorer: Scorer, items: Sequence[ScoreItem]) -> Iterator[Score]:
+def scores(scorer: Scorer, items: Sequence[ScoreItem]) -> Iterator[Score]:
     """Outcomes in order; every one must be a score."""
     for start in range(0, len(items), BATCH):
         for outcome in score_batch(scorer, items[start : start + BATCH]):

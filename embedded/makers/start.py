@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
-from embedded.makers.figures import Figure
+from embedded.makers.figures import Figure, scores
 from services.scorers import registry
-from services.scorers.base import Scorer, score_batch
+from services.scorers.base import Scorer
 from services.settings import Settings
-from synod.contracts import Score, ScoreItem
+from synod.contracts import ScoreItem
 from trainer.compare import right
 from trainer.data import Source, read_cards, read_prompts
 from trainer.evaluate import draw
 from trainer.policy.base import Policy
-from trainer.reasoning import compound, surrogate_item
-from trainer.rollout import uniforms
+from trainer.reasoning import surrogate_item
+from trainer.rollout import begin, reason
 from trainer.session import make_policy
 from trainer.settings import TrainerSettings
 from trainer.types import Episode
@@ -55,35 +54,23 @@ def _correct(policy: Policy, scorer: Scorer, episodes: Sequence[Episode], settin
         places = range(first, min(first + BATCH, len(episodes)))
         _, pictures = draw(policy, episodes, places, settings)
         items = [ScoreItem(p, geneval=episodes[i].prompt.geneval) for i, p in zip(places, pictures, strict=True)]
-        found += [bool(score.detail["official"]) for score in _scores(scorer, items)]
+        found += [bool(score.detail["official"]) for score in scores(scorer, items)]
     return found
 
 
 def _named(policy: Policy, episode: Episode, place: int, settings: TrainerSettings, seed: int) -> bool:
-    assert episode.query is not None
-    answer = policy.reason(episode.query, uniforms((seed, place), [0], 0, (settings.sampler.max_new_tokens,)))[0].text
-    return right(answer, episode.segments, episode.truth) is True
+    answer = reason(policy, episode, settings, (seed, place), [0])[0]
+    assert answer is not None
+    return right(answer.text, episode.segments, episode.truth) is True
 
 
 def _rank(policy: Policy, ber: Scorer, episode: Episode, settings: TrainerSettings, key: Sequence[int]) -> float:
     steps, places = settings.sampler.denoising_steps, range(ROLLOUTS)
-    answers = [""] * ROLLOUTS
-    if episode.query is not None:
-        said = policy.reason(episode.query, uniforms(key, places, 0, (settings.sampler.max_new_tokens,)))
-        answers = [segment.text for segment in said]
-    prompts = [compound(episode.prompt.text, answer) for answer in answers]
-    begun = policy.begin(prompts, uniforms(key, places, 1, (steps, 2, policy.positions)))
+    texts = reason(policy, episode, settings, key, places)
+    begun = begin(policy, [episode] * ROLLOUTS, texts, settings, key, places)
     previews = policy.denoise(begun, settings.screening_step)
     early, late = (
-        [score.value for score in _scores(ber, [surrogate_item(episode, p) for p in policy.pictures(images)])]
+        [score.value for score in scores(ber, [surrogate_item(episode, p) for p in policy.pictures(images)])]
         for images in (previews, policy.denoise(previews, steps))
     )
     return float(spearmanr(early, late).statistic)
-
-
-def _scores(scorer: Scorer, items: Sequence[ScoreItem]) -> Iterator[Score]:
-    with torch.no_grad():
-        for outcome in score_batch(scorer, items):
-            if not isinstance(outcome, Score):
-                raise RuntimeError(f"{scorer.spec.name} failed while measuring: {outcome}")
-            yield outcome

@@ -237,8 +237,7 @@ class ShowO:
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
-        held = torch.stack([s.codes_TN[step - 1] for s in segments]) if step else torch.zeros_like(codes)
-        logp = self.image_logp([s.prompt for s in segments], held, masked)
+        logp = self.image_logp([s.prompt for s in segments], codes, masked)  # what was held is in the full draw
         return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
