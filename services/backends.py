@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol
 
 from services.batching import Batcher
-from services.scorers.base import Scorer, ScorerSpec, score_batch
+from services.scorers.base import Scorer, ScorerSpec, run_batch
 from synod.contracts import Outcome, ScoreItem
 
 __all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost"]
@@ -75,7 +75,7 @@ class LocalBackend:
         self._specs = {name: scorer.spec for name, scorer in scorers.items()}
         self._batchers = {
             name: Batcher(
-                partial(score_batch, scorer),
+                partial(run_batch, scorer),
                 max_images=max_batch_images,
                 wait_s=batch_wait_s,
                 max_queued=max_queued_images,

@@ -13,15 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from services.isolation import BatchLimit, Run, isolate, one_image
+from synod.contracts import Outcome, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded, Overloaded, ScorerFailed, Unavailable
-
-Run = Callable[[Sequence[ScoreItem]], list[Outcome]]
-
-
-def one_image(item: ScoreItem) -> int:
-    """The usual cost of an item, whatever it holds."""
-    return 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +32,9 @@ class Batcher:
     A batch closes at `max_images` images or `wait_s` after its first item arrived, whichever comes first. A larger call
     is split; a single item that costs more than `max_images` runs alone. `max_queued` bounds the images held, those in
     the running batch included; an idle batcher takes any one call. `cost` is what an item counts for, in images.
+
+    A batch that runs out of memory is halved, and batches stay smaller for a while (`BatchLimit`); one that raises is
+    bisected, so that an item fails only if it raises alone (`services.isolation`).
     """
 
     def __init__(
@@ -50,7 +47,7 @@ class Batcher:
         cost: Callable[[ScoreItem], int] = one_image,
     ) -> None:
         self._run = run
-        self._max_images = max_images
+        self._limit = BatchLimit(max_images)
         self._wait_s = wait_s
         self._max_queued = max_queued
         self._cost = cost
@@ -123,7 +120,7 @@ class Batcher:
             self._running = self._take()
             if self._running:
                 items = [entry.item for entry in self._running]
-                outcomes = await loop.run_in_executor(self._thread, _lawful, self._run, items)
+                outcomes = await loop.run_in_executor(self._thread, self._outcomes, items)
                 for entry, outcome in zip(self._running, outcomes, strict=True):
                     _resolve(entry, outcome)
                 self._running = []
@@ -137,17 +134,25 @@ class Batcher:
                 await self._arrived.wait()
                 continue
             left_s = self._queue[0].arrived_s + self._wait_s - loop.time()
-            if sum(entry.images for entry in self._queue) >= self._max_images:
+            if sum(entry.images for entry in self._queue) >= self._limit.images:
                 return
             try:
                 await asyncio.wait_for(self._arrived.wait(), left_s)
             except TimeoutError:
                 return
 
+    def _outcomes(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """What a batch comes to: this is the rim of the worker thread."""
+        try:
+            return isolate(self._run, items, self._limit, self._cost)
+        except BaseException as error:  # a library's SystemExit must not end the thread and leave callers waiting
+            broken = ScorerFailed(f"the batch of {len(items)} items raised {type(error).__name__}: {error}")
+            return [ScoreFailure.of(broken)] * len(items)
+
     def _take(self) -> list[_Entry]:
         """The next batch, in arrival order; empty when every waiting caller left meanwhile."""
         batch: list[_Entry] = []
-        room = self._max_images
+        room = self._limit.images
         while self._queue and (not batch or self._queue[0].images <= room):
             batch.append(self._queue.popleft())
             room -= batch[-1].images
@@ -161,19 +166,3 @@ def _closing() -> Unavailable:
 def _resolve(entry: _Entry, outcome: Outcome) -> None:
     if not entry.outcome.done():
         entry.outcome.set_result(outcome)
-
-
-def _lawful(run: Run, items: Sequence[ScoreItem]) -> list[Outcome]:
-    """`run`, with any breach turned into one typed failure an item: this is the rim of the worker thread."""
-    try:
-        outcomes = list(run(items))
-    except BaseException as error:  # even a library's SystemExit must not end the thread and leave callers waiting
-        return _breach(f"raised {type(error).__name__}: {error}", items)
-    if len(outcomes) != len(items):
-        return _breach(f"gave {len(outcomes)} outcomes", items)
-    strangers = sorted({type(o).__name__ for o in outcomes if not isinstance(o, Score | ScoreFailure)})
-    return _breach(f"gave {strangers} among its outcomes", items) if strangers else outcomes
-
-
-def _breach(what: str, items: Sequence[ScoreItem]) -> list[Outcome]:
-    return [ScoreFailure.of(ScorerFailed(f"the batch of {len(items)} items {what}"))] * len(items)

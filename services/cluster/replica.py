@@ -12,7 +12,7 @@ from services import golden
 from services.backends import batch_cost
 from services.batching import Batcher
 from services.gateway import metrics
-from services.scorers.base import Scorer, score_batch
+from services.scorers.base import Scorer, run_batch
 from services.settings import ScorerSettings
 from synod.contracts import Outcome, ScoreItem
 
@@ -59,4 +59,4 @@ class Replica:
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         metrics.BATCH_ITEMS.labels(self._name).observe(len(items))
         with metrics.BATCH_SECONDS.labels(self._name).time():
-            return score_batch(self._scorer, items)
+            return run_batch(self._scorer, items)

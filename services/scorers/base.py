@@ -5,13 +5,14 @@ The law: same length, same order, one outcome an item; every value finite; a poi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
-from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
-from synod.errors import MissingInput, NonFinite, ScorerFailed, SynodError
+from services.isolation import isolate
+from synod.contracts import Outcome, ScoreFailure, ScoreItem
+from synod.errors import MissingInput, ScorerFailed
 
 Need = Literal["image", "prompt", "references", "reasoning", "geneval"]
 
@@ -47,18 +48,21 @@ class Scorer(Protocol):
     def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]: ...
 
 
-def score_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
-    """Run `scorer` over `items` under the batch law. Never raises for an item's sake.
+def run_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
+    """One run of `scorer` over `items`. Those that lack a need fail without reaching it. Raises what it raises."""
+    absent = [_missing(scorer.spec, item) for item in items]
+    ready = [item for item, failure in zip(items, absent, strict=True) if failure is None]
+    measured = list(scorer.score(ready)) if ready else []
+    if len(measured) != len(ready):
+        broken = ScorerFailed(f"scorer '{scorer.spec.name}' gave {len(measured)} outcomes for {len(ready)} items")
+        measured = [ScoreFailure.of(broken)] * len(ready)
+    found = iter(measured)
+    return [next(found) if failure is None else failure for failure in absent]
 
-    Items that lack a need fail without reaching the scorer. When a batch raises it is halved until the items that
-    raise alone are found: n items with k poisoned ones cost at most about 2k log2(n) extra calls.
-    """
-    outcomes: list[Outcome | None] = [_missing(scorer.spec, item) for item in items]
-    ready = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    for i, outcome in zip(ready, _bisect(scorer, [items[i] for i in ready]), strict=True):
-        outcomes[i] = outcome
-    assert all(outcome is not None for outcome in outcomes)
-    return [outcome for outcome in outcomes if outcome is not None]
+
+def score_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
+    """Run `scorer` over `items` under the batch law (`services.isolation`). Never raises for an item's sake."""
+    return isolate(partial(run_batch, scorer), items)
 
 
 def _missing(spec: ScorerSpec, item: ScoreItem) -> ScoreFailure | None:
@@ -66,31 +70,3 @@ def _missing(spec: ScorerSpec, item: ScoreItem) -> ScoreFailure | None:
     if not absent:
         return None
     return ScoreFailure.of(MissingInput(f"scorer '{spec.name}' needs {', '.join(absent)}; the item has none"))
-
-
-def _bisect(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
-    if not items:
-        return []
-    try:
-        outcomes = list(scorer.score(items))
-    except SynodError as error:
-        if len(items) == 1:
-            return [ScoreFailure.of(error)]
-    except Exception as error:  # a rim: whatever a model library raises becomes a typed failure
-        if len(items) == 1:
-            return [
-                ScoreFailure.of(ScorerFailed(f"scorer '{scorer.spec.name}' raised {type(error).__name__}: {error}"))
-            ]
-    else:
-        if len(outcomes) != len(items):
-            broken = ScorerFailed(f"scorer '{scorer.spec.name}' gave {len(outcomes)} outcomes for {len(items)} items")
-            return [ScoreFailure.of(broken)] * len(items)
-        return [_finite(scorer.spec, outcome) for outcome in outcomes]
-    middle = len(items) // 2
-    return _bisect(scorer, items[:middle]) + _bisect(scorer, items[middle:])
-
-
-def _finite(spec: ScorerSpec, outcome: Outcome) -> Outcome:
-    if isinstance(outcome, Score) and not math.isfinite(outcome.value):
-        return ScoreFailure.of(NonFinite(f"scorer '{spec.name}' produced {outcome.value}"))
-    return outcome

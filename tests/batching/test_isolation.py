@@ -1,0 +1,201 @@
+"""Poison, exhausted memory and lawless runs: who fails, what it costs, and what is remembered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from services.isolation import CLEAN_BATCHES, BatchLimit, isolate, short_of_memory
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import BadImage
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is; recognised by that."""
+
+
+class Device:
+    """Scores item i as i. Raises for a poisoned item, or when a run holds more than `memory` images."""
+
+    def __init__(self, poison: frozenset[int] = frozenset(), memory: int = 10**6) -> None:
+        self.poison, self.memory, self.runs = poison, memory, list[list[int]]()
+
+    def __call__(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        numbers = [number(item) for item in items]
+        self.runs.append(numbers)
+        if len(items) > self.memory:
+            raise OutOfMemoryError("tried to allocate")
+        if found := self.poison & set(numbers):
+            raise ValueError(f"poison {sorted(found)}")
+        return [Score(float(n)) for n in numbers]
+
+
+def numbered(count: int) -> list[ScoreItem]:
+    return [ScoreItem(prompt=str(n)) for n in range(count)]
+
+
+def number(item: ScoreItem) -> int:
+    return int(item.prompt or "")
+
+
+def told(outcomes: Sequence[Outcome]) -> list[float | str]:
+    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
+
+
+@given(st.integers(0, 40), st.sets(st.integers(0, 39)), st.integers(1, 48))
+@example(32, set(range(32)), 48)
+@example(33, {32}, 5)
+def test_exactly_the_poisoned_items_fail_whatever_the_memory(count: int, poison: set[int], memory: int) -> None:
+    """The message is the item's own: it raised alone."""
+    outcomes = isolate(Device(frozenset(poison), memory), numbered(count))
+    assert told(outcomes) == ["scorer_failed" if n in poison else float(n) for n in range(count)]
+    for n, outcome in enumerate(outcomes):
+        if isinstance(outcome, ScoreFailure):
+            assert f"ValueError: poison [{n}]" in outcome.message
+            assert not outcome.retryable
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33])
+def test_one_poison_costs_no_more_than_the_bound(count: int) -> None:
+    for poisoned in range(count):
+        device = Device(frozenset({poisoned}))
+        isolate(device, numbered(count))
+        assert len(device.runs) - 1 <= (math.ceil(math.log2(count)) + 2 if count > 1 else 0)
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=6))
+def test_several_poisons_cost_no_more_than_so_many_times_the_bound(count: int, poison: set[int]) -> None:
+    poison = {n for n in poison if n < count}
+    device = Device(frozenset(poison))
+    isolate(device, numbered(count))
+    assert len(device.runs) - 1 <= len(poison) * (math.ceil(math.log2(count)) + 2)
+
+
+def test_items_that_raise_only_together_are_all_scored() -> None:
+    """Such as pictures of two sizes in a scorer that stacks them."""
+
+    def stack(items: Sequence[ScoreItem]) -> list[Outcome]:
+        if len({number(item) % 2 for item in items}) > 1:
+            raise ValueError("all input arrays must have the same shape")
+        return [Score(float(number(item))) for item in items]
+
+    assert told(isolate(stack, numbered(7))) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_typed_error_keeps_its_code() -> None:
+    def run(items: Sequence[ScoreItem]) -> list[Outcome]:
+        if any(number(item) == 1 for item in items):
+            raise BadImage("not a picture")
+        return [Score(0.0) for _ in items]
+
+    assert isolate(run, numbered(3)) == [Score(0.0), ScoreFailure("bad_image", "not a picture"), Score(0.0)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_a_failure_of_its_item(value: float) -> None:
+    outcomes = isolate(lambda items: [Score(value if number(i) == 1 else 0.5) for i in items], numbered(3))
+    assert told(outcomes) == [0.5, "non_finite", 0.5]
+
+
+@pytest.mark.parametrize(
+    ("run", "word"),
+    [
+        (lambda items: [Score(9.0)] * (len(items) - 1), "gave 2 outcomes for 3"),
+        (lambda items: [Score(9.0)] * (len(items) + 1), "gave 4 outcomes for 3"),
+        (lambda items: [0.5 for _ in items], "float"),
+        (lambda items: None, "TypeError"),
+    ],
+)
+def test_a_run_that_breaks_the_law_never_pairs_a_score_with_an_item(
+    run: Callable[[Sequence[ScoreItem]], list[Outcome]], word: str
+) -> None:
+    outcomes = isolate(run, numbered(3))
+    assert told(outcomes) == ["scorer_failed"] * 3
+    assert all(word in o.message for o in outcomes if isinstance(o, ScoreFailure))
+
+
+def test_out_of_memory_halves_the_batch_and_scores_all_of_it() -> None:
+    device, limit = Device(memory=5), BatchLimit(16)
+    assert told(isolate(device, numbered(16), limit)) == list(range(16))
+    assert [len(run) for run in device.runs] == [16, 8, 4, 4, 8, 4, 4]
+    assert limit.images == 4
+
+
+def test_an_item_that_runs_out_alone_fails_alone_and_lowers_nothing() -> None:
+    def run(items: Sequence[ScoreItem]) -> list[Outcome]:
+        if any(number(item) == 5 for item in items):
+            raise MemoryError
+        return [Score(float(number(item))) for item in items]
+
+    limit = BatchLimit(8)
+    outcomes = isolate(run, numbered(8), limit)
+    assert told(outcomes) == [0, 1, 2, 3, 4, "scorer_failed", 6, 7]
+    assert isinstance(outcomes[5], ScoreFailure)
+    assert "out of memory" in outcomes[5].message
+    assert limit.images == 8
+
+
+def test_what_fitted_is_counted_in_images() -> None:
+    limit = BatchLimit(100)
+    isolate(Device(memory=2), numbered(4), limit, cost=lambda item: 10)
+    assert limit.images == 20
+
+
+def test_the_smaller_size_is_remembered_for_a_stated_number_of_clean_batches() -> None:
+    limit = BatchLimit(12)
+    limit.lower(4)
+    for expected in (8, 12, 12):
+        for _ in range(CLEAN_BATCHES):
+            before = limit.images
+            limit.enough()
+        assert (before, limit.images) == (min(before, expected), expected)
+    limit.lower(0)
+    assert limit.images == 1
+    for _ in range(CLEAN_BATCHES - 1):
+        limit.enough()
+    limit.lower(1)  # the row starts anew
+    limit.enough()
+    assert limit.images == 1
+
+
+def test_the_exception_and_what_its_frames_hold_is_gone_before_the_next_run() -> None:
+    """Else the tensors of the failed run would still fill the device."""
+    alive: list[int] = []
+
+    class Tensor:
+        def __del__(self) -> None:
+            alive.pop()
+
+    def run(items: Sequence[ScoreItem]) -> list[Outcome]:
+        assert not alive
+        tensor = Tensor()
+        alive.append(1)
+        if len(items) > 1:
+            raise OutOfMemoryError(str(tensor))
+        return [Score(0.0)]
+
+    assert told(isolate(run, numbered(4))) == [0.0] * 4
+
+
+def test_memory_errors_are_told_by_class_or_name() -> None:
+    assert short_of_memory(MemoryError())
+    assert short_of_memory(OutOfMemoryError())
+    assert short_of_memory(type("Child", (OutOfMemoryError,), {})())
+    assert not short_of_memory(RuntimeError("CUDA out of memory"))
+
+
+def test_torchs_own_error_is_recognised() -> None:
+    torch = pytest.importorskip("torch")
+    assert short_of_memory(torch.cuda.OutOfMemoryError())
+
+
+def test_an_interrupt_is_not_swallowed() -> None:
+    def interrupt(items: Sequence[ScoreItem]) -> list[Outcome]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        isolate(interrupt, numbered(2))
