@@ -1,0 +1,227 @@
+"""Who may wait, who goes first, and when to come back: one lane a scorer, counted in images. No I/O but the loop.
+
+A lane lets `window` images through to the replicas, where batches form, and holds the others in order. Priority is
+strict with ageing: work goes in the order of arrival, as if evaluation had arrived PATIENCE_S later. So training
+overtakes evaluation, yet only training that arrives within PATIENCE_S of it: nobody starves, and the order of two
+waiting calls never changes, which a weighted share cannot say. Evaluation may also fill no more than its SHARE of the
+queue, so that it cannot lock training out.
+
+A refusal tells when to come back: the images too many, over the rate at which this lane drained lately,
+
+    retry_after_s = (waiting + asked - limit) / r,    r = integral of n(t) e^(-t / TAU_S) / integral of e^(-t / TAU_S)
+
+with n(t) the images per second that left t ago, each lot spread evenly over the time since the lot before; only time
+in which images were under way counts. It lies within 1 .. LONGEST_RETRY_S, and is 1 while nothing is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Final, Literal
+
+from services.gateway.contract import Overloaded
+from synod.errors import DeadlineExceeded, PayloadTooLarge
+
+Priority = Literal["training", "evaluation"]
+PATIENCE_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}
+SHARE: Final[Mapping[Priority, float]] = {"training": 1.0, "evaluation": 0.5}
+TAU_S: Final = 10.0
+LONGEST_RETRY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: a token's name, its priority, and how many images it may have under way (None: as many as it likes)."""
+
+    name: str = "anyone"
+    priority: Priority = "training"
+    max_images: int | None = None
+
+
+class DrainRate:
+    """Images per second that left lately, over the time in which any were under way."""
+
+    def __init__(self) -> None:
+        self._images = 0.0
+        self._busy_s = 0.0
+        self._since_s: float | None = None
+
+    def busy(self, now_s: float) -> None:
+        """Images are under way from `now_s` on, if they were not already."""
+        if self._since_s is None:
+            self._since_s = now_s
+
+    def left(self, images: int, now_s: float, *, busy: bool) -> None:
+        """`images` left at `now_s`; `busy` tells whether others are still under way."""
+        passed_s = 0.0 if self._since_s is None else max(0.0, now_s - self._since_s)
+        decay = math.exp(-passed_s / TAU_S)
+        weight_s = TAU_S * (1 - decay)
+        self._images = self._images * decay + images * (weight_s / passed_s if passed_s > 0 else 1.0)
+        self._busy_s = self._busy_s * decay + weight_s
+        self._since_s = now_s if busy else None
+
+    def per_s(self) -> float:
+        """0 while nothing is known."""
+        return self._images / self._busy_s if self._busy_s > 0 else 0.0
+
+
+class Lane:
+    """The way to one scorer. `window` images are under way at once, `max_waiting` wait; an empty queue takes any one
+    call, and a call goes as soon as any of the window is free, so that large ones neither starve nor idle a device."""
+
+    def __init__(self, window: int, max_waiting: int) -> None:
+        self.waiting = 0
+        self.running = 0
+        self._window = window
+        self._max_waiting = max_waiting
+        self._rate = DrainRate()
+        self._queue: list[tuple[float, int, Ticket]] = []
+        self._order = count()
+
+    def reserve(self, images: int, priority: Priority = "training") -> Ticket:
+        """A place in the queue. Raises Overloaded when it is full."""
+        limit = int(self._max_waiting * SHARE[priority])
+        if self.waiting and self.waiting + images > limit:
+            raise Overloaded(
+                f"{self.waiting} images wait and {images} more pass the limit {limit} of {priority}; retry later",
+                retry_after_s=self._retry_after_s(self.waiting + images - limit),
+            )
+        self.waiting += images
+        return Ticket(self, images, _now_s() + PATIENCE_S[priority])
+
+    def oldest_s(self) -> float:
+        """How long the call that is next in the queue has waited; 0 when none waits."""
+        self._drop_settled()
+        return _now_s() - self._queue[0][2].queued_s if self._queue else 0.0
+
+    def _retry_after_s(self, surplus: int) -> float:
+        rate = self._rate.per_s()
+        return min(LONGEST_RETRY_S, max(1.0, surplus / rate)) if rate > 0 else 1.0
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        heapq.heappush(self._queue, (ticket.rank_s, next(self._order), ticket))
+        self._advance()
+
+    def _advance(self) -> None:
+        self._drop_settled()
+        while self._queue and self.running < self._window:
+            _, _, ticket = heapq.heappop(self._queue)
+            self.waiting -= ticket.images
+            self.running += ticket.images
+            self._rate.busy(_now_s())
+            ticket.go()
+            self._drop_settled()
+
+    def _drop_settled(self) -> None:
+        while self._queue and self._queue[0][2].settled:
+            heapq.heappop(self._queue)
+
+    def _leave(self, ticket: Ticket) -> None:
+        if ticket.running:
+            self.running -= ticket.images
+            self._rate.left(ticket.images, _now_s(), busy=self.running > 0)
+        else:
+            self.waiting -= ticket.images
+        self._advance()
+
+
+class Ticket:
+    """A place in a lane, until `release`; `turn` waits for the way to be free."""
+
+    def __init__(self, lane: Lane, images: int, rank_s: float) -> None:
+        self.images = images
+        self.rank_s = rank_s
+        self.queued_s = 0.0
+        self.running = False
+        self.settled = False
+        self._lane = lane
+        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def turn(self, ends_s: float) -> AsyncIterator[None]:
+        """The time under way, to be entered once. Raises DeadlineExceeded at `ends_s` (monotonic), still waiting."""
+        try:
+            self.queued_s = _now_s()
+            self._lane._enqueue(self)
+            async with asyncio.timeout(ends_s - self.queued_s):
+                await self._turn
+        except TimeoutError:
+            self.release()
+            raise DeadlineExceeded("its turn did not come in time; raise 'timeout_ms' or retry") from None
+        except asyncio.CancelledError:
+            self.release()
+            raise
+        try:
+            yield
+        finally:
+            self.release()
+
+    def go(self) -> None:
+        """The lane's word that the turn has come."""
+        self.running = True
+        if not self._turn.done():
+            self._turn.set_result(None)
+
+    def release(self) -> None:
+        """Give the place up. Twice is fine."""
+        if not self.settled:
+            self.settled = True
+            self._lane._leave(self)
+
+
+class Admission:
+    """All lanes of a gateway, and what each caller has under way in it. `windows`: images by scorer."""
+
+    def __init__(self, windows: Mapping[str, int], max_waiting: int, default_window: int = 128) -> None:
+        self._windows = windows
+        self._max_waiting = max_waiting
+        self._default_window = default_window
+        self._lanes: dict[str, Lane] = {}
+        self._under_way: Counter[str] = Counter()
+
+    def lane(self, scorer: str) -> Lane:
+        """The lane of a scorer."""
+        if scorer not in self._lanes:
+            window = self._windows.get(scorer, self._default_window)
+            self._lanes[scorer] = Lane(window, self._max_waiting)
+        return self._lanes[scorer]
+
+    def reserve(self, images: Mapping[str, int], priority: Priority) -> dict[str, Ticket]:
+        """A place in each scorer's lane, or in none. Raises Overloaded, naming the scorer."""
+        tickets: dict[str, Ticket] = {}
+        try:
+            for scorer, cost in images.items():
+                tickets[scorer] = self.lane(scorer).reserve(cost, priority)
+        except Overloaded as full:
+            for ticket in tickets.values():
+                ticket.release()
+            raise Overloaded(f"scorer '{scorer}': {full}", retry_after_s=full.retry_after_s) from None
+        return tickets
+
+    @contextmanager
+    def quota(self, caller: Caller, images: int) -> Iterator[None]:
+        """Count `images` as the caller's while it lasts. Raises Overloaded, or PayloadTooLarge if they never fit."""
+        most = caller.max_images
+        if most is not None and images > most:
+            raise PayloadTooLarge(f"{images} items, the quota of '{caller.name}' is {most}; send several requests")
+        if most is not None and self._under_way[caller.name] + images > most:
+            raise Overloaded(
+                f"'{caller.name}' has {self._under_way[caller.name]} images under way and {images} more pass its quota "
+                f"{most}; retry later"
+            )
+        self._under_way[caller.name] += images
+        try:
+            yield
+        finally:
+            self._under_way[caller.name] -= images
+
+
+_now_s = time.monotonic

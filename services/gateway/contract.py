@@ -1,0 +1,79 @@
+"""Records and errors that the gateway speaks of and `synod` does not hold yet, under the names they have there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+
+from synod import errors
+from synod.contracts import Outcome, Pixels
+
+Content = bytes | Pixels  # a picture that is here: encoded, or uint8 [H W 3]
+PREFIX: Final = "blake2b-256:"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture that the plane keeps, by the digest of what was put: "blake2b-256:" and 64 hex digits."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredItem:
+    """A part of a streamed answer: the outcome of item `index` (0 .. items - 1) by one scorer."""
+
+    request_id: str
+    index: int
+    scorer: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The last part of a streamed answer: one reward per item, in the order of the request; None where unasked."""
+
+    request_id: str
+    rewards: tuple[Outcome | None, ...]
+
+
+Part = ScoredItem | Rewards
+
+
+class Overloaded(errors.Overloaded):
+    """`retry_after_s` (>= 0): when there should be room."""
+
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnknownImage(errors.SynodError):
+    """`digests`: all that must be uploaded before the request can be answered."""
+
+    code, http_status, retryable = "unknown_image", 409, True
+
+    def __init__(self, message: str = "", digests: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.digests = tuple(digests)
+
+
+class Unauthenticated(errors.InvalidRequest):
+    code, http_status = "unauthenticated", 401
+
+
+class PermissionDenied(errors.InvalidRequest):
+    code, http_status = "permission_denied", 403
+
+
+def digest_of(picture: Content) -> str:
+    """BLAKE2b-256 over "encoded\\n" and the file, or over "raw H W 3\\n" and the pixels of uint8 [H W 3]."""
+    encoded = isinstance(picture, bytes)
+    header = "encoded\n" if isinstance(picture, bytes) else "raw {} {} {}\n".format(*picture.shape)
+    found = blake2b(header.encode(), digest_size=32)
+    found.update(picture if encoded else np.ascontiguousarray(picture).reshape(-1).data)
+    return PREFIX + found.hexdigest()

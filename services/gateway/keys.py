@@ -1,0 +1,30 @@
+"""PURE: an item and a scorer -> the key of its score. All of an item's inputs count, whichever the scorer reads."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from services.gateway.contract import ImageRef, digest_of
+from services.gateway.store import ScoreKey
+from synod.contracts import Picture, ScoreItem
+
+
+def keys_of(item: ScoreItem, versions: dict[str, str]) -> dict[str, ScoreKey]:
+    """Scorer name -> key, for the scorers whose version is known; `versions` may be empty, and then nothing is hashed.
+
+    Pictures are taken by the digest of what was sent: a PNG and its pixels are two keys.
+    """
+    if not versions:
+        return {}
+    image = "" if item.image is None else _digest(item.image)
+    references = tuple(map(_digest, item.references))
+    inputs = _hash(repr((item.prompt, references, item.reasoning, item.geneval, item.concept)))
+    return {name: ScoreKey(image, inputs, _hash(repr((name, version)))) for name, version in versions.items()}
+
+
+def _digest(picture: Picture | ImageRef) -> str:
+    return picture.digest if isinstance(picture, ImageRef) else digest_of(picture)
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=32).hexdigest()

@@ -1,0 +1,295 @@
+"""Order, bounds, quotas and the way back in, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway import admission
+from services.gateway.admission import LONGEST_RETRY_S, PATIENCE_S, TAU_S, Admission, Caller, DrainRate, Lane, Priority
+from services.gateway.contract import Overloaded
+from synod.errors import DeadlineExceeded, PayloadTooLarge
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(admission, "_now_s", clock)
+    return clock
+
+
+class Calls:
+    """Calls that wait in a lane, remember the order in which they went, and stay under way until ended."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane, self.went = lane, list[str]()
+        self.ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, name: str, images: int = 1, priority: Priority = "training", ends_s: float = 1e9) -> None:
+        ticket = self.lane.reserve(images, priority)
+        self.ends[name] = asyncio.Event()
+
+        async def call() -> None:
+            async with ticket.turn(ends_s):
+                self.went.append(name)
+                await self.ends[name].wait()
+
+        self.tasks[name] = asyncio.create_task(call())
+        await settled()
+
+    async def end(self, name: str) -> None:
+        self.ends[name].set()
+        await self.tasks[name]
+        await settled()
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_lane_lets_its_window_through_and_the_rest_in_order(clock: Clock) -> None:
+    calls = Calls(Lane(window=4, max_waiting=100))
+    for name, images in (("a", 3), ("b", 3), ("c", 1), ("d", 1)):
+        await calls.start(name, images)
+    assert calls.went == ["a", "b"]  # b went while there was any room
+    assert (calls.lane.running, calls.lane.waiting) == (6, 2)
+    await calls.end("a")
+    assert calls.went == ["a", "b", "c"]
+    for name in "bcd":
+        await calls.end(name)
+    assert (calls.lane.running, calls.lane.waiting) == (0, 0)
+
+
+async def test_training_goes_before_evaluation_that_waits(clock: Clock) -> None:
+    calls = Calls(Lane(1, 100))
+    await calls.start("running")
+    await calls.start("evaluation", priority="evaluation")
+    clock.now_s += PATIENCE_S["evaluation"] - 0.1
+    await calls.start("training")
+    for name in ("running", "training", "evaluation"):
+        await calls.end(name)
+    assert calls.went == ["running", "training", "evaluation"]
+
+
+async def test_evaluation_does_not_starve_under_endless_training(clock: Clock) -> None:
+    """A training call a second, each one second under way: evaluation goes once its patience is over."""
+    calls = Calls(Lane(1, 100))
+    await calls.start("t0")
+    await calls.start("evaluation", priority="evaluation")
+    for second in range(1, 30):
+        clock.now_s += 1
+        await calls.start(f"t{second}")
+        await calls.end(calls.went[-1])
+    assert calls.went.index("evaluation") == 10
+    for task in calls.tasks.values():
+        task.cancel()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["training", "evaluation"]), st.floats(0, 3)), min_size=1, max_size=30))
+def test_nobody_is_overtaken_by_work_that_came_a_patience_later(arrivals: list[tuple[Priority, float]]) -> None:
+    clock = Clock()
+
+    async def scenario() -> tuple[list[str], list[float]]:
+        calls = Calls(Lane(1, 10_000))
+        await calls.start("running")
+        came = []
+        for n, (priority, pause_s) in enumerate(arrivals):
+            clock.now_s += pause_s
+            came.append(clock.now_s)
+            await calls.start(str(n), priority=priority)
+        await calls.end("running")
+        for _ in arrivals:
+            await calls.end(calls.went[-1])
+        return calls.went[1:], came
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(admission, "_now_s", clock)
+        went, came = asyncio.run(scenario())
+    assert sorted(went, key=int) == [str(n) for n in range(len(arrivals))]
+    for place, name in enumerate(went):
+        overtaken_by = [came[int(earlier)] for earlier in went[:place]]
+        assert all(other <= came[int(name)] + PATIENCE_S["evaluation"] for other in overtaken_by)
+
+
+async def test_a_full_queue_refuses_with_the_time_to_drain(clock: Clock) -> None:
+    """8 images a second drain; 7 wait and 25 more are 16 too many for the limit of 16."""
+    lane = Lane(8, 16)
+    calls = Calls(lane)
+    for n in range(20):
+        await calls.start(f"warm{n}", 8)
+        clock.now_s += 1
+        await calls.end(f"warm{n}")
+    await calls.start("running", 8)
+    await calls.start("waiting", 7)
+    with pytest.raises(Overloaded, match="7 images wait and 25 more pass the limit 16") as refused:
+        lane.reserve(25)
+    assert refused.value.retry_after_s == pytest.approx(2.0)
+    with pytest.raises(Overloaded) as refused:
+        lane.reserve(10)
+    assert refused.value.retry_after_s == 1.0  # 1 image too many drains at once: the least is a second
+    assert lane.waiting == 7
+    for task in calls.tasks.values():
+        task.cancel()
+
+
+async def test_without_a_measured_rate_the_way_back_is_a_second_and_it_is_never_over_a_minute(clock: Clock) -> None:
+    lane = Lane(1, 4)
+    calls = Calls(lane)
+    await calls.start("slow")
+    await calls.start("waiting", 4)
+    with pytest.raises(Overloaded) as refused:
+        lane.reserve(1000)
+    assert refused.value.retry_after_s == 1.0
+    clock.now_s += 500
+    await calls.end("slow")
+    lane.reserve(1)
+    with pytest.raises(Overloaded) as refused:
+        lane.reserve(1000)
+    assert refused.value.retry_after_s == LONGEST_RETRY_S
+
+
+async def test_evaluation_cannot_lock_training_out(clock: Clock) -> None:
+    lane = Lane(1, 10)
+    calls = Calls(lane)
+    await calls.start("running")
+    await calls.start("e", 5, "evaluation")
+    with pytest.raises(Overloaded, match="limit 5 of evaluation"):
+        lane.reserve(1, "evaluation")
+    lane.reserve(5, "training").release()
+    for task in calls.tasks.values():
+        task.cancel()
+
+
+async def test_an_empty_queue_takes_any_one_call(clock: Clock) -> None:
+    lane = Lane(1, 4)
+    assert lane.reserve(1000).images == 1000
+
+
+async def test_who_leaves_or_is_late_never_goes(clock: Clock) -> None:
+    lane = Lane(1, 100)
+    calls = Calls(lane)
+    await calls.start("running")
+    await calls.start("left", 3)
+    await calls.start("late", 5, ends_s=clock.now_s)
+    await calls.start("last")
+    calls.tasks["left"].cancel()
+    with pytest.raises(DeadlineExceeded):
+        await calls.tasks["late"]
+    await asyncio.wait([calls.tasks["left"]])
+    assert lane.waiting == 1
+    await calls.end("running")
+    assert calls.went == ["running", "last"]
+    await calls.end("last")
+    assert (lane.running, lane.waiting) == (0, 0)
+
+
+async def test_a_call_that_leaves_in_the_instant_of_its_turn_frees_the_way(clock: Clock) -> None:
+    lane = Lane(1, 100)
+    calls = Calls(lane)
+    await calls.start("first")
+    await calls.start("second")
+    await calls.start("third")
+    calls.ends["first"].set()
+    while not lane.running or len(lane._queue) == 2:
+        await asyncio.sleep(0)
+    calls.tasks["second"].cancel()  # its turn is granted, it has not run since
+    await settled()
+    assert calls.went == ["first", "third"]
+    await calls.end("third")
+    assert (lane.running, lane.waiting) == (0, 0)
+
+
+async def test_a_failed_call_frees_the_way(clock: Clock) -> None:
+    lane = Lane(1, 100)
+    with pytest.raises(RuntimeError):
+        async with lane.reserve(1).turn(1e9):
+            raise RuntimeError
+    assert (lane.running, lane.waiting) == (0, 0)
+
+
+async def test_a_reserved_place_may_be_given_up_twice(clock: Clock) -> None:
+    lane = Lane(1, 100)
+    ticket = lane.reserve(3)
+    ticket.release()
+    ticket.release()
+    assert lane.waiting == 0
+
+
+async def test_the_age_of_the_queue(clock: Clock) -> None:
+    lane = Lane(1, 100)
+    calls = Calls(lane)
+    await calls.start("running")
+    assert lane.oldest_s() == 0
+    await calls.start("waiting")
+    clock.now_s += 3
+    assert lane.oldest_s() == 3
+    await calls.end("running")
+    assert lane.oldest_s() == 0
+    await calls.end("waiting")
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(1, 50), st.floats(0, 100)), min_size=1, max_size=30))
+def test_the_drain_rate_is_the_discounted_mean_over_busy_time(steps: list[tuple[float, int, float]]) -> None:
+    """Against the formula of the docstring, written out; idle pauses change nothing."""
+    rate, now_s, busy_s = DrainRate(), 0.0, 0.0
+    lots = list[tuple[float, float, int]]()
+    for took_s, images, idle_s in steps:
+        rate.busy(now_s)
+        now_s, busy_s = now_s + took_s, busy_s + took_s
+        rate.left(images, now_s, busy=False)
+        lots.append((busy_s - took_s, busy_s, images))
+        now_s += idle_s
+
+    def weight(start_s: float, end_s: float) -> float:
+        return TAU_S * (math.exp((end_s - busy_s) / TAU_S) - math.exp((start_s - busy_s) / TAU_S))
+
+    discounted = sum(images / (end_s - start_s) * weight(start_s, end_s) for start_s, end_s, images in lots)
+    assert rate.per_s() == pytest.approx(discounted / weight(0.0, busy_s), rel=1e-4)
+
+
+def test_an_unknown_rate_is_zero() -> None:
+    assert DrainRate().per_s() == 0
+
+
+async def test_places_are_given_in_all_lanes_or_in_none(clock: Clock) -> None:
+    subject = Admission({"a": 1, "b": 1}, max_waiting=4)
+    held = subject.reserve({"b": 4}, "training")
+    with pytest.raises(Overloaded, match="scorer 'b'") as refused:
+        subject.reserve({"a": 2, "b": 2}, "training")
+    assert refused.value.retry_after_s == 1.0
+    assert subject.lane("a").waiting == 0
+    held["b"].release()
+    assert set(subject.reserve({"a": 2, "b": 2}, "training")) == {"a", "b"}
+
+
+def test_a_quota_counts_the_images_under_way_of_one_name() -> None:
+    subject = Admission({}, 100)
+    caller, other = Caller("run-7", max_images=10), Caller("run-8", max_images=10)
+    with pytest.raises(PayloadTooLarge, match="quota of 'run-7' is 10"), subject.quota(caller, 11):
+        pass
+    with subject.quota(caller, 6):
+        with pytest.raises(Overloaded, match="'run-7' has 6 images under way and 5 more"), subject.quota(caller, 5):
+            pass
+        with subject.quota(caller, 4), subject.quota(other, 10):
+            pass
+    with subject.quota(caller, 10), subject.quota(Caller(), 10**6):
+        pass
+
+
+def test_the_real_clock_is_monotonic() -> None:
+    assert admission._now_s is time.monotonic

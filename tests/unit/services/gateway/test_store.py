@@ -1,0 +1,198 @@
+"""What is kept, what is pushed out, and who measures what when several ask at once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway import store as module
+from services.gateway.contract import ImageRef, digest_of
+from services.gateway.keys import keys_of
+from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Reasoning, Score, ScoreFailure, ScoreItem
+from synod.errors import PayloadTooLarge
+
+A, B, C = (ScoreKey(name, "", "") for name in "abc")
+POISON = ScoreFailure("scorer_failed", "poison")
+LOST = ScoreFailure("replica_lost", "gone", retryable=True)
+
+
+def store(pictures: int = 3, scores: int = 2) -> MemoryStore:
+    """Room for `pictures` of 100 bytes."""
+    return MemoryStore(pictures * (100 + ENTRY_BYTES), scores)
+
+
+def picture(level: int) -> bytes:
+    return bytes([level]) * 100
+
+
+async def test_pictures_come_back_as_they_were_put() -> None:
+    subject = store(1000)
+    raw = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    digests = await subject.put([b"file", raw, raw[::-1]])
+    assert digests == [digest_of(b"file"), digest_of(raw), digest_of(raw[::-1])]
+    assert len(set(digests)) == 3
+    file, same, flipped = await subject.get(digests)
+    assert file == b"file"
+    assert np.array_equal(same, raw)
+    assert np.array_equal(flipped, raw[::-1])
+    assert await subject.get(["blake2b-256:00"]) == [None]
+
+
+async def test_a_kept_picture_is_no_view_of_the_body_it_came_in() -> None:
+    body = bytearray(range(48))
+    subject = store(1000)
+    (digest,) = await subject.put([np.frombuffer(body, np.uint8, 24).reshape(2, 4, 3)])
+    body[:] = bytes(48)
+    (kept,) = await subject.get([digest])
+    assert isinstance(kept, np.ndarray)
+    assert kept.base is None
+    assert digest_of(kept) == digest
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0, 0, 0] = 1
+
+
+async def test_the_least_recently_used_picture_goes_first() -> None:
+    subject = store(3)
+    digests = await subject.put([picture(0), picture(1), picture(2)])
+    await subject.get(digests[:1])
+    await subject.put([picture(1)])
+    await subject.put([picture(3)])
+    assert [kept is not None for kept in await subject.get(digests)] == [True, True, False]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=12))
+def test_the_bound_holds_and_the_newest_are_there(puts: list[list[int]]) -> None:
+    async def scenario() -> None:
+        subject = store(3)
+        for levels in puts:
+            digests = await subject.put([picture(level) for level in levels])
+            assert None not in await subject.get(digests)
+            assert subject.bytes <= 3 * (100 + ENTRY_BYTES)
+            assert subject.bytes == len(subject._pictures) * (100 + ENTRY_BYTES)
+
+    asyncio.run(scenario())
+
+
+async def test_what_can_never_fit_is_refused_and_pushes_nothing_out() -> None:
+    subject = store(3)
+    digests = await subject.put([picture(0)])
+    with pytest.raises(PayloadTooLarge, match="max_image_bytes"):
+        await subject.put([picture(level) for level in range(4)])
+    assert await subject.get(digests) == [picture(0)]
+
+
+async def test_a_score_is_measured_once() -> None:
+    subject = store()
+    assert await subject.claim([A, A, B], 10) == [Claim.MINE, Claim.TAKEN, Claim.MINE]
+    waiting = asyncio.create_task(subject.wait([A, B], 10))
+    await asyncio.sleep(0)
+    await subject.settle({A: Score(0.5)})
+    assert not waiting.done()
+    await subject.settle({B: Score(0.25)})
+    assert await waiting == [Score(0.5), Score(0.25)]
+    assert await subject.claim([A, B], 10) == [Score(0.5), Score(0.25)]
+    assert await subject.wait([A], 10) == [Score(0.5)]
+
+
+async def test_no_failure_is_kept_and_only_final_ones_are_handed_on() -> None:
+    subject = store()
+    await subject.claim([A, B, C], 10)
+    waiting = asyncio.create_task(subject.wait([A, B, C], 10))
+    await asyncio.sleep(0)
+    await subject.settle({A: POISON, B: LOST, C: None})
+    assert await waiting == [POISON, None, None]
+    assert await subject.claim([A, B, C], 10) == [Claim.MINE] * 3
+
+
+async def test_a_dead_claimers_lease_runs_out() -> None:
+    subject = store()
+    await subject.claim([A], 0.01)
+    assert await subject.wait([A], 60) == [None]
+    assert await subject.claim([A], 10) == [Claim.MINE]
+    assert await subject.claim([A], 10) == [Claim.TAKEN]
+
+
+async def test_a_wait_ends_in_time_and_leaves_the_claim() -> None:
+    subject = store()
+    await subject.claim([A], 60)
+    assert await subject.wait([A], 0.01) == [None]
+    assert await subject.claim([A], 60) == [Claim.TAKEN]
+
+
+async def test_a_waiter_that_leaves_disturbs_nobody() -> None:
+    subject = store()
+    await subject.claim([A], 60)
+    gone, stays = (asyncio.create_task(subject.wait([A], 60)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    await subject.settle({A: Score(1.0)})
+    assert await stays == [Score(1.0)]
+
+
+async def test_scores_are_bounded_least_recently_used_out_first() -> None:
+    subject = store(scores=2)
+    await subject.settle({A: Score(0.0), B: Score(1.0)})
+    await subject.claim([A], 10)
+    await subject.settle({C: Score(2.0)})
+    assert await subject.claim([A, C, B], 10) == [Score(0.0), Score(2.0), Claim.MINE]
+
+
+async def test_leases_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_LEASES", 4)
+    subject = store()
+    for n in range(50):
+        await subject.claim([ScoreKey(str(n), "", "")], 0.0)
+    assert len(subject._leases) <= 6
+
+
+FULL = ScoreItem(
+    b"image",
+    "prompt",
+    (b"one", b"two"),
+    Reasoning("text", ("a", "b"), (1.0, 0.0)),
+    GenEvalMetadata("tag", (GenEvalClause("cat", 1),)),
+    Concept("person", "woman", "<ann>"),
+)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(FULL, image=b"other"),
+        replace(FULL, image=None),
+        replace(FULL, prompt="other"),
+        replace(FULL, prompt=None),
+        replace(FULL, references=(b"two", b"one")),
+        replace(FULL, references=(b"one",)),
+        replace(FULL, reasoning=Reasoning("text", ("a", "b"), (0.0, 1.0))),
+        replace(FULL, geneval=GenEvalMetadata("tag", (GenEvalClause("cat", 2),))),
+        replace(FULL, concept=Concept("person", "woman")),
+    ],
+)
+def test_every_input_tells_keys_apart(other: ScoreItem) -> None:
+    assert keys_of(other, {"s": "1"}) != keys_of(FULL, {"s": "1"})
+
+
+def test_equal_items_have_equal_keys_and_a_scorer_and_its_version_count() -> None:
+    versions = {"s": "1", "t": "1"}
+    keys = keys_of(FULL, versions)
+    assert keys == keys_of(replace(FULL), versions)
+    assert keys["s"] != keys["t"]
+    assert keys_of(FULL, {"s": "2"})["s"] != keys["s"]
+    assert keys_of(FULL, {}) == {}
+
+
+def test_a_picture_by_digest_is_the_picture() -> None:
+    by_digest = replace(
+        FULL,
+        image=ImageRef(digest_of(b"image")),  # type: ignore[arg-type]
+        references=(ImageRef(digest_of(b"one")), b"two"),  # type: ignore[arg-type]
+    )
+    assert keys_of(by_digest, {"s": "1"}) == keys_of(FULL, {"s": "1"})
