@@ -7,6 +7,7 @@ SettingsError that names the key, the value and the way out.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +60,44 @@ class LimitSettings(_Node):
     max_image_pixels: int = Field(4096 * 4096, gt=0)
     max_text_chars: int = Field(8192, gt=0)
     max_segments: int = Field(64, gt=0)
+
+
+class AdmissionSettings(_Node):
+    """`max_queued_images` bounds what waits for one scorer in one gateway; beyond it, callers are told to come back."""
+
+    max_queued_images: int = Field(4096, ge=1)
+
+
+class StoreSettings(_Node):
+    """What a gateway keeps by digest. `max_scores = 0` keeps none; equal requests at once still share their work."""
+
+    max_image_bytes: int = Field(256 * 2**20, ge=0)
+    max_scores: int = Field(100_000, ge=0)
+
+
+class AuthSettings(_Node):
+    """Where the bearer tokens are: in a TOML file, or in an environment variable that holds such a TOML. Never here.
+
+    With neither, everyone may come in, which is refused unless the gateway listens on loopback only. `metrics` says
+    whether `/metrics` is open or asks for a token with the scope "metrics".
+    """
+
+    tokens_file: ModelSource | None = None
+    tokens_env: str | None = None
+    metrics: Literal["open", "token"] = "open"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AuthSettings:
+        if self.tokens_file is not None and self.tokens_env is not None:
+            raise ValueError("both 'tokens_file' and 'tokens_env': give one of them")
+        if self.metrics == "token" and not self.required:
+            raise ValueError("metrics = \"token\" without a source of tokens: give 'tokens_file' or 'tokens_env'")
+        return self
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a token."""
+        return self.tokens_file is not None or self.tokens_env is not None
 
 
 class ClusterSettings(_Node):
@@ -228,11 +267,23 @@ class Settings(_Node):
 
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    store: StoreSettings = StoreSettings()
+    auth: AuthSettings = AuthSettings()
     cluster: ClusterSettings = ClusterSettings()
     scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
     golden: ModelSource | None = None
     trainer: Mapping[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _only_loopback_is_open_to_all(self) -> Settings:
+        if not self.auth.required and not _is_loopback(self.server.host):
+            raise ValueError(
+                f"[server] host '{self.server.host}' is reachable from elsewhere and nobody needs a token: name a "
+                "source of tokens by [auth] tokens_file or tokens_env, or listen on 127.0.0.1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ensembles_name_known_scorers(self) -> Settings:
@@ -241,6 +292,13 @@ class Settings(_Node):
             if unknown:
                 raise ValueError(f"ensemble '{name}' weighs {sorted(unknown)}; [scorers] has {sorted(self.scorers)}")
         return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load(path: str | Path, environ: Mapping[str, str] | None = None, *, without: Sequence[str] = ()) -> Settings:

@@ -65,6 +65,13 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         (MINIMAL + "[ensembles.e.weights]\nanimal = { ber = 0.1 }\n", "ber"),
         (MINIMAL + "[ensembles.e.weights]\nplant = { der = 0.1 }\n", "plant"),
         (MINIMAL + "[scorers.der.serving]\nnum_gpus = -1\n", "num_gpus"),
+        ('[server]\nhost = "0.0.0.0"\n' + MINIMAL, "or listen on 127.0.0.1"),
+        ('[server]\nhost = "::"\n' + MINIMAL, "[auth] tokens_file or tokens_env"),
+        ('[server]\nhost = "plane.example"\n' + MINIMAL, "'plane.example' is reachable from elsewhere"),
+        ('[auth]\ntokens_file = "./model"\ntokens_env = "T"\n' + MINIMAL, "give one of them"),
+        ('[auth]\ntokens_file = "./gone.toml"\n' + MINIMAL, "./gone.toml"),
+        ('[auth]\nmetrics = "token"\n' + MINIMAL, "without a source of tokens"),
+        ('[auth]\ntoken = "a secret of mine"\n' + MINIMAL, "auth.token: unknown key"),
     ],
 )
 def test_a_mistake_is_named(write: Write, text: str, told: str) -> None:
@@ -87,6 +94,14 @@ def test_the_environment_overrides_and_is_checked_the_same(write: Write) -> None
         load(path, {"SYNOD__SERVER__PROT": "1"})
     with pytest.raises(SettingsError, match=r"server\.port"):
         load(path, {"SYNOD__SERVER__PORT": "many"})
+
+
+@pytest.mark.parametrize(
+    ("host", "auth"),
+    [("127.0.0.1", ""), ("127.8.8.8", ""), ("::1", ""), ("localhost", ""), ("0.0.0.0", '[auth]\ntokens_env = "T"\n')],
+)
+def test_loopback_needs_no_token_and_elsewhere_one_source_will_do(write: Write, host: str, auth: str) -> None:
+    assert load(write(f'[server]\nhost = "{host}"\n{auth}{MINIMAL}'), {}).server.host == host
 
 
 def test_settings_do_not_change(write: Write) -> None:

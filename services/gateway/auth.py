@@ -1,0 +1,129 @@
+"""Bearer tokens: who may come in, under which name, with which priority, quota and scopes.
+
+Tokens are a TOML text, in a file or an environment variable; the settings name only where. One table a name:
+
+    [run-7]
+    token = "at least 16 characters"     # python -c "import secrets; print(secrets.token_urlsafe(32))"
+    priority = "training"                # or "evaluation"; training goes first
+    max_images = 4096                    # under way at once in one gateway; absent: no bound
+    scopes = ["score"]                   # "score", "metrics"
+
+Only SHA-256 digests stay in memory, and no message or log ever holds a token. (A plain hash is enough for what is
+random; a token of 16 characters or more is no password to be guessed.)
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+
+from services.gateway.admission import Caller, Priority
+from services.gateway.contract import PermissionDenied, Unauthenticated
+from services.settings import AuthSettings
+from synod.errors import SettingsError
+
+Scope = Literal["score", "metrics"]
+ANYONE = Caller()
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    token: Annotated[SecretStr, Field(min_length=16)]
+    priority: Priority = "training"
+    max_images: int | None = Field(None, ge=1)
+    scopes: frozenset[Scope] = frozenset({"score"})
+
+
+_ENTRIES = TypeAdapter(dict[str, _Entry], config=ConfigDict(hide_input_in_errors=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    digest: bytes
+    caller: Caller
+    scopes: frozenset[Scope]
+
+
+class Gatekeeper:
+    """Tells callers by their tokens; without any token it lets everyone in (loopback only: the settings see to it)."""
+
+    def __init__(self, known: tuple[_Known, ...] = ()) -> None:
+        self._known = known
+
+    def caller(self, authorization: str | None, scope: Scope) -> Caller:
+        """Who sends this Authorization header. Raises Unauthenticated, or PermissionDenied for want of `scope`.
+
+        Every known digest is compared, each in constant time, so that the time taken tells nothing of any.
+        """
+        if not self._known:
+            return ANYONE
+        kind, _, token = (authorization or "").partition(" ")
+        if kind.lower() != "bearer" or not token.strip():
+            raise Unauthenticated("no bearer token; send 'Authorization: Bearer TOKEN'")
+        given = _digest(token.strip())
+        matching = [known for known in self._known if hmac.compare_digest(known.digest, given)]
+        if not matching:
+            raise Unauthenticated("an unknown bearer token; ask who runs the plane for one")
+        if scope not in matching[0].scopes:
+            raise PermissionDenied(f"token '{matching[0].caller.name}' has no scope '{scope}'")
+        return matching[0].caller
+
+
+def load(settings: AuthSettings, environ: Mapping[str, str] | None = None) -> Gatekeeper:
+    """The gatekeeper of the settings' source. Raises SettingsError for one that cannot be used, without its secrets."""
+    if settings.tokens_file is not None:
+        source = f"[auth] tokens_file {settings.tokens_file}"
+        try:
+            text = Path(settings.tokens_file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{source}: {type(error).__name__}; give a readable TOML file") from None
+    elif settings.tokens_env is not None:
+        source = f"[auth] tokens_env {settings.tokens_env}"
+        found = (os.environ if environ is None else environ).get(settings.tokens_env)
+        if found is None:
+            raise SettingsError(f"{source}: no such environment variable; set it where the plane is started")
+        text = found
+    else:
+        return Gatekeeper()
+    return Gatekeeper(_read(text, source))
+
+
+def challenge(error: Exception) -> str | None:
+    """The WWW-Authenticate header of an answer to `error` (RFC 6750), if it needs one."""
+    if isinstance(error, Unauthenticated):
+        return 'Bearer realm="synod"'
+    if isinstance(error, PermissionDenied):
+        return 'Bearer realm="synod", error="insufficient_scope"'
+    return None
+
+
+def _read(text: str, source: str) -> tuple[_Known, ...]:
+    try:
+        entries = _ENTRIES.validate_python(tomllib.loads(text))
+    except tomllib.TOMLDecodeError:  # its message may quote the text
+        raise SettingsError(f"{source}: no valid TOML; see `services/gateway/auth.py` for an example") from None
+    except ValidationError as error:
+        told = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise SettingsError(f"{source} has {len(told)} error(s):\n" + "\n".join(told)) from None
+    known = tuple(
+        _Known(_digest(entry.token.get_secret_value()), Caller(name, entry.priority, entry.max_images), entry.scopes)
+        for name, entry in entries.items()
+    )
+    if not known:
+        raise SettingsError(f"{source} holds no token; give at least one table with a 'token'")
+    if len({one.digest for one in known}) < len(known):
+        raise SettingsError(f"{source}: two names share a token; give each its own")
+    return known
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode(errors="surrogatepass")).digest()

@@ -1,0 +1,126 @@
+"""Who may come in, and what no message ever holds."""
+
+from __future__ import annotations
+
+import gc
+import hmac
+import traceback
+from pathlib import Path
+
+import pytest
+
+from services.gateway import auth
+from services.gateway.admission import Caller
+from services.gateway.contract import PermissionDenied, Unauthenticated
+from services.settings import AuthSettings
+from synod.errors import SettingsError
+
+TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
+TOKENS = f"""
+[run-7]
+token = "{TRAINER}"
+priority = "evaluation"
+max_images = 64
+
+[prometheus]
+token = "{PROMETHEUS}"
+scopes = ["metrics"]
+"""
+SOURCE = AuthSettings(tokens_env="SYNOD_TOKENS")
+
+
+def gatekeeper(text: str = TOKENS) -> auth.Gatekeeper:
+    return auth.load(SOURCE, {"SYNOD_TOKENS": text})
+
+
+def test_a_token_tells_name_priority_and_quota() -> None:
+    assert gatekeeper().caller(f"Bearer {TRAINER}", "score") == Caller("run-7", "evaluation", 64)
+    assert gatekeeper().caller(f"bearer  {TRAINER} ", "score").name == "run-7"
+    assert gatekeeper().caller(f"Bearer {PROMETHEUS}", "metrics") == Caller("prometheus")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "Bearer", "Bearer  ", f"Basic {TRAINER}", TRAINER, f"Bearer {TRAINER}x", f"Bearer {TRAINER[:-1]}"],
+)
+def test_without_a_known_token_nobody_comes_in(header: str | None) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        gatekeeper().caller(header, "score")
+    assert TRAINER[:-1] not in str(refused.value)
+    assert auth.challenge(refused.value) == 'Bearer realm="synod"'
+
+
+def test_a_token_without_the_scope_is_refused_by_name() -> None:
+    with pytest.raises(PermissionDenied, match="'prometheus' has no scope 'score'") as refused:
+        gatekeeper().caller(f"Bearer {PROMETHEUS}", "score")
+    assert "insufficient_scope" in (auth.challenge(refused.value) or "")
+    with pytest.raises(PermissionDenied):
+        gatekeeper().caller(f"Bearer {TRAINER}", "metrics")
+    assert auth.challenge(RuntimeError()) is None
+
+
+def test_every_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    compare = hmac.compare_digest
+
+    def counted(a: bytes, b: bytes) -> bool:
+        compared.append(a)
+        return compare(a, b)
+
+    subject = gatekeeper()
+    monkeypatch.setattr(auth.hmac, "compare_digest", counted)
+    subject.caller(f"Bearer {TRAINER}", "score")
+    assert len(compared) == 2
+
+
+def test_no_token_stays_in_memory() -> None:
+    subject = gatekeeper()
+    gc.collect()
+    seen, todo = set(), [subject]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, type):
+            continue
+        seen.add(id(one))
+        assert not (isinstance(one, str | bytes) and TRAINER in str(one))
+        todo += gc.get_referents(one)
+        assert len(seen) < 100_000
+
+
+def test_without_a_source_everyone_may() -> None:
+    assert auth.load(AuthSettings()).caller(None, "score") == Caller()
+
+
+def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(TOKENS)
+    assert auth.load(AuthSettings(tokens_file=str(path))).caller(f"Bearer {TRAINER}", "score").name == "run-7"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no token"),
+        (f"[a]\ntoken = {TRAINER}\n", "no valid TOML"),
+        (f'[a]\ntoken = "{TRAINER}"\n[b]\ntoken = "{TRAINER}"\n', "two names share a token"),
+        (f'[a]\ntoken = "{TRAINER[:15]}"\n', "a.token: Value should have at least 16"),
+        (f'[a]\ntoken = "{TRAINER}"\npriority = "{TRAINER}"\n', "a.priority"),
+        (f'[a]\ntoken = "{TRAINER}"\n{TRAINER} = 1\n', "Extra inputs"),
+        ("[a]\nmax_images = 0\n", "2 error(s)"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_told_without_its_secrets(text: str, told: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        gatekeeper(text)
+    assert told in str(refused.value)
+    assert "SYNOD_TOKENS" in str(refused.value)
+    shown = "".join(traceback.format_exception(refused.value))
+    assert f'"{TRAINER[:15]}' not in shown
+    assert f"'{TRAINER[:15]}" not in shown
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"tokens_env SYNOD_TOKENS.*no such environment variable"):
+        auth.load(SOURCE, {})
+    with pytest.raises(SettingsError, match=r"tokens_file .*gone"):
+        auth.load(AuthSettings.model_construct(tokens_file=str(tmp_path / "gone")))
