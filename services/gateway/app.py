@@ -10,11 +10,25 @@ from fastapi.responses import HTMLResponse
 
 import synod
 from services.gateway import docs, rest
+from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
 
+PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, no frame
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
 
-def build(gateway: Gateway) -> FastAPI:
-    """The whole HTTP face of a plane: scoring, discovery, health, metrics and `/docs`, which needs no other site."""
+
+def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_need_token: bool = False) -> FastAPI:
+    """The whole HTTP face of a plane: scoring, discovery, health, metrics and `/docs`, which needs no other site.
+
+    `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
+    `metrics_need_token`; health, readiness and the documents are open.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -30,10 +44,12 @@ def build(gateway: Gateway) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.gateway = gateway
+    app.state.gatekeeper = gatekeeper or Gatekeeper()
+    app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(docs.page(app.openapi()))
+        return HTMLResponse(docs.page(app.openapi()), headers=PAGE_HEADERS)
 
     return app

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from synod import errors
-from synod.contracts import Outcome, Pixels
+from synod import errors, tree
+from synod.codec import Codec
+from synod.contracts import ItemResult, Outcome, Pixels, ScoreResponse
+from synod.reader import Node, each
 
 Content = bytes | Pixels  # a picture that is here: encoded, or uint8 [H W 3]
 PREFIX: Final = "blake2b-256:"
@@ -41,7 +43,15 @@ class Rewards:
     rewards: tuple[Outcome | None, ...]
 
 
-Part = ScoredItem | Rewards
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """The last part of a streamed answer to a request that failed as a whole; parts before it still hold."""
+
+    request_id: str
+    error: errors.SynodError
+
+
+Part = ScoredItem | Rewards | RequestError
 
 
 class Overloaded(errors.Overloaded):
@@ -77,3 +87,28 @@ def digest_of(picture: Content) -> str:
     found = blake2b(header.encode(), digest_size=32)
     found.update(picture if encoded else np.ascontiguousarray(picture).reshape(-1).data)
     return PREFIX + found.hexdigest()
+
+
+def part_tree(part: Part) -> dict[str, Any]:
+    """{request_id, scored: {index, scorer, outcome}}, {request_id, rewards: [..]} or {request_id, error}."""
+    named = {"request_id": part.request_id}
+    if isinstance(part, ScoredItem):
+        return named | {"scored": {"index": part.index, "scorer": part.scorer, "outcome": _outcome_tree(part.outcome)}}
+    if isinstance(part, Rewards):
+        return named | {"rewards": [None if one is None else _outcome_tree(one) for one in part.rewards]}
+    return named | tree.error_tree(part.error)
+
+
+def read_put(codec: Codec, body: bytes) -> tuple[Content, ...]:
+    """The pictures of {images: [picture..]}. Raises InvalidRequest."""
+    try:
+        images = Node(codec.loads(body)).fields("images").need("images", each(lambda node: node.value))
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        raise errors.InvalidRequest(f"the body is not {codec.content_type}: {type(error).__name__}") from None
+    wrapped = Node({"items": [{"image": image} for image in images]})
+    return tuple(item.image for item in tree.read_request(wrapped, codec.read_bytes).items if item.image is not None)
+
+
+def _outcome_tree(outcome: Outcome) -> Any:
+    alone = ScoreResponse((ItemResult({"": outcome}),), "")
+    return tree.response_tree(alone)["results"][0]["scores"][""]

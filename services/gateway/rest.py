@@ -3,6 +3,8 @@
 A body is JSON or msgpack by its Content-Type; the answer follows Accept, or else the body's own type. Every answer
 carries REQUEST_ID_HEADER: the id in the caller's body, or else its `x-request-id`, or a new one. (Serve's proxy writes
 `x-request-id` into every answer itself, and does not know the body's.)
+
+A caller that leaves cancels its request. No picture is ever fetched: what is scored comes in the body, or was put.
 """
 
 from __future__ import annotations
@@ -11,21 +13,25 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from services.gateway import metrics, schema
+from services.gateway import auth, contract, metrics, schema
+from services.gateway.admission import Caller
 from services.gateway.core import Gateway
+from services.gateway.ndjson import NDJSON, Ndjson, gone
 from synod.codec import CODECS, Codec, codec_for
 from synod.errors import PayloadTooLarge, SynodError
 
+T = TypeVar("T")
 log = logging.getLogger("synod.gateway")
 JSON = "application/json"
 REQUEST_ID_HEADER = "x-synod-request-id"
@@ -58,27 +64,46 @@ router = APIRouter(route_class=Rim)
 @router.post("/v1/score", response_class=Response, summary="Score a batch of items", **schema.SCORE)
 async def score(http: Request) -> Response:
     """Each item's value per scorer, and the ensemble's reward. An item that fails does not touch its neighbours."""
+    caller = caller_of(http, "score")
     codec = codec_for(http.headers.get("content-type"))
     request = await asyncio.to_thread(codec.decode_request, await read_body(http))
     http.state.request_id = request.request_id or http.state.request_id
-    response = await _gateway(http).score(dataclasses.replace(request, request_id=http.state.request_id))
+    request = dataclasses.replace(request, request_id=http.state.request_id)
+    if NDJSON in accepted(http):
+        parts = _gateway(http).stream(request, caller)
+        return await while_there(http, Ndjson.open(http, parts, http.state.request_id))
+    response = await while_there(http, _gateway(http).score(request, caller))
     answer = answer_codec(http)
     return Response(answer.encode_response(response), media_type=answer.content_type)
+
+
+@router.put("/v1/images", response_class=Response, summary="Keep pictures", **schema.IMAGES)
+async def images(http: Request) -> Response:
+    """Requests may then name them by digest. What does not fit pushes out what was used longest ago."""
+    caller_of(http, "score")
+    codec = codec_for(http.headers.get("content-type"))
+    pictures = await asyncio.to_thread(contract.read_put, codec, await read_body(http))
+    digests = await _gateway(http).put_images(pictures)
+    answer = answer_codec(http)
+    return Response(answer.dumps({"digests": digests}), media_type=answer.content_type)
 
 
 @router.get("/v1/scorers", response_class=Response, summary="The scorers and ensembles served", **schema.SCORERS)
 async def scorers(http: Request) -> Response:
     """Each scorer's needs, range and source, each ensemble's weights, and the limits of a request."""
+    caller_of(http, "score")
     gateway = _gateway(http)
+    specs = [dataclasses.asdict(spec) for spec in gateway.backend.specs.values()]
     return _json(
         {
-            "scorers": [dataclasses.asdict(spec) for spec in gateway.backend.specs.values()],
+            "scorers": [{field: value for field, value in spec.items() if field != "version"} for spec in specs],
             "ensembles": {name: ensemble.model_dump(mode="json") for name, ensemble in gateway.ensembles.items()},
             "limits": gateway.limits.model_dump(mode="json"),
         }
     )
 
 
+@router.get("/v1/health", response_class=Response, summary="The gateway is alive", **schema.HEALTH)
 @router.get("/healthz", response_class=Response, summary="The gateway is alive", **schema.HEALTH)
 async def healthz(http: Request) -> Response:
     """200 as soon as this gateway answers, whatever the scorers do."""
@@ -97,14 +122,40 @@ async def readyz(http: Request) -> Response:
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes")
 async def prometheus(http: Request) -> Response:
     """Text exposition, summed over gateways and replicas; counters never go back."""
+    if http.app.state.metrics_need_token:
+        caller_of(http, "metrics")
     return Response(await asyncio.to_thread(metrics.render), media_type=metrics.CONTENT_TYPE)
+
+
+def caller_of(http: Request, scope: auth.Scope) -> Caller:
+    """Who asks. Raises Unauthenticated, PermissionDenied."""
+    gatekeeper: auth.Gatekeeper = http.app.state.gatekeeper
+    return gatekeeper.caller(http.headers.get("authorization"), scope)
+
+
+def accepted(http: Request) -> list[str]:
+    """The media types of Accept, in order, without parameters."""
+    return [kind.partition(";")[0].strip().lower() for kind in http.headers.get("accept", "").split(",")]
 
 
 def answer_codec(http: Request) -> Codec:
     """The codec of the first type in Accept that has one, else of the body's own type, else JSON."""
-    named = [*http.headers.get("accept", "").split(","), http.headers.get("content-type", "")]
-    kinds = [header.partition(";")[0].strip().lower() for header in named]
-    return CODECS[next((kind for kind in kinds if kind in CODECS), JSON)]
+    own = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return CODECS[next((kind for kind in (*accepted(http), own) if kind in CODECS), JSON)]
+
+
+async def while_there(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves. Raises ClientDisconnect then."""
+    task, left = asyncio.create_task(work), asyncio.create_task(gone(http))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        left.cancel()
+        task.cancel()
+        await asyncio.wait({task, left})
 
 
 async def read_body(http: Request) -> bytes:
@@ -122,7 +173,11 @@ async def read_body(http: Request) -> bytes:
 def error_response(http: Request, error: SynodError) -> Response:
     """`error` in the caller's type, with its status."""
     codec = answer_codec(http)
-    headers = {"retry-after": "1"} if error.retryable else None
+    headers = {}
+    if error.retryable:
+        headers["retry-after"] = str(math.ceil(getattr(error, "retry_after_s", None) or 1))
+    if (challenge := auth.challenge(error)) is not None:
+        headers["www-authenticate"] = challenge
     return Response(codec.encode_error(error), error.http_status, headers, media_type=codec.content_type)
 
 

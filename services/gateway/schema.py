@@ -163,6 +163,22 @@ SCORE: dict[str, Any] = {
     },
     "responses": {200: _answer("One result per item, in order", RESPONSE, example=RESPONSE_EXAMPLE), **_REFUSALS},
 }
+_DIGEST: Schema = {"type": "string", "pattern": "^blake2b-256:[0-9a-f]{64}$"}
+IMAGES: dict[str, Any] = {
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                kind: {"schema": _object(["images"], images=_list(_IMAGE, minItems=1))}
+                for kind in ("application/json", "application/msgpack")
+            },
+        }
+    },
+    "responses": {
+        200: _answer("One digest per picture, in order", _object(["digests"], digests=_list(_DIGEST))),
+        **{status: answer for status, answer in _REFUSALS.items() if status != UnknownScorer.http_status},
+    },
+}
 SCORERS: dict[str, Any] = {
     "responses": {
         200: _answer(

@@ -29,7 +29,9 @@ _PRESENT: dict[Need, Callable[[ScoreItem], bool]] = {
 class ScorerSpec:
     """A scorer's public face, served by `GET /v1/scorers`.
 
-    `low`, `high` bound the value; higher is better. `source` names paper and equation.
+    `low`, `high` bound the value; higher is better. `source` names paper and equation. `version` is a digest of all
+    that a value depends on besides the item (models, preprocessing, rules); empty when unknown, and then no score is
+    reused.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ScorerSpec:
     high: float
     source: str
     summary: str
+    version: str = ""
 
 
 class Scorer(Protocol):

@@ -27,7 +27,8 @@ def mean(items: Sequence[ScoreItem]) -> list[Outcome]:
 
 @dataclass
 class SteeredBackend:
-    """Answers with `plan[name]`'s next step: an exception, seconds to sleep, or a function of the items."""
+    """Answers with `plan[name]`'s next step: an exception, seconds to sleep, an event to await, or a function of the
+    items."""
 
     plan: dict[str, list[object]] = field(default_factory=dict)
     calls: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
@@ -46,9 +47,9 @@ class SteeredBackend:
         step = steps.pop(0) if steps else mean
         if isinstance(step, Exception):
             raise step
-        if isinstance(step, int | float):
+        if isinstance(step, int | float | asyncio.Event):
             try:
-                await asyncio.sleep(step)
+                await (step.wait() if isinstance(step, asyncio.Event) else asyncio.sleep(step))
             except asyncio.CancelledError:
                 self.cancelled.append(scorer)
                 raise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.gateway import core
+from services.gateway import decode
 from services.gateway.core import Gateway
 from synod.contracts import Concept, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import Overloaded, ReplicaLost
@@ -113,8 +113,8 @@ async def test_pictures_that_decode_too_slowly_are_late(
     import threading
 
     never = threading.Event()
-    decode = core.decode_item
-    monkeypatch.setattr(core, "decode_item", lambda i, limits: never.wait(10) if i.prompt else decode(i, limits))
+    real = decode.decode_item
+    monkeypatch.setattr(decode, "decode_item", lambda i, limits: never.wait(10) if i.prompt else real(i, limits))
     slow = ScoreItem(np.zeros((4, 4, 3), np.uint8), prompt="slow")
     response = await gateway.score(ScoreRequest((item(51), slow), ("a",), timeout_ms=200))
     never.set()
@@ -125,13 +125,13 @@ async def test_references_in_common_are_decoded_once_and_stay_in_order(
     gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
-    decode = core.decode_item
+    real = decode.decode_item
 
     def count(one: ScoreItem, limits: Any) -> ScoreItem:
         decoded.extend(r for r in one.references if isinstance(r, bytes))
-        return decode(one, limits)
+        return real(one, limits)
 
-    monkeypatch.setattr(core, "decode_item", count)
+    monkeypatch.setattr(decode, "decode_item", count)
     png = [encode_png(np.full((4, 4, 3), level, np.uint8)) for level in (10, 20, 30)]
     raw = np.full((4, 4, 3), 40, np.uint8)
     references = [(png[0], png[1]), (png[0], png[1]), (png[1], png[0]), (), (raw, png[2]), (png[0], b"bad")]
@@ -151,7 +151,9 @@ async def test_small_files_that_unfold_to_too_much_together_are_stopped(
     """The body's limit is 4096 bytes, so 65,536 of pixels are fine; each picture here is 30,000 from some 100."""
     files = [encode_png(np.full((100, 100, 3), level, np.uint8)) for level in range(8)]
     assert sum(map(len, files)) < 4096
-    monkeypatch.setattr(gateway, "_decoders", ThreadPoolExecutor(1))  # each thread may be one picture over
+    monkeypatch.setattr(
+        gateway._means.decoder, "_threads", ThreadPoolExecutor(1)
+    )  # each thread may be one picture over
     response = await gateway.score(ScoreRequest(tuple(ScoreItem(file) for file in files), ("a",)))
     values = [row["a"] for row in table(response.results)]
     assert values == [0.0, 1 / 255, 2 / 255, *["image_too_large"] * 5]

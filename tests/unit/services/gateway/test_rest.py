@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 
 from services.gateway import app, schema
+from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
 
+ERRORS = [
+    error
+    for child in SynodError.__subclasses__()
+    for error in (child, *child.__subclasses__())
+    if error.__module__ == "synod.errors"
+]
 JSON, MSGPACK = "application/json", "application/msgpack"
 BODY = json.dumps({"items": [{"image": schema.RED_PNG}], "scorers": ["a"]}).encode()
 
@@ -75,7 +82,7 @@ async def test_the_body_limit_counts_what_arrives_not_what_is_declared(http: htt
 async def test_an_unexpected_error_is_a_bare_500(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def explode(request: ScoreRequest) -> ScoreResponse:
+    async def explode(request: ScoreRequest, caller: Caller) -> ScoreResponse:
         raise RuntimeError("the secret")
 
     monkeypatch.setattr(gateway, "score", explode)
@@ -88,11 +95,11 @@ async def test_an_unexpected_error_is_a_bare_500(
     assert "the secret" in caplog.text
 
 
-@pytest.mark.parametrize("error", [c for c in SynodError.__subclasses__() for c in (c, *c.__subclasses__())])
+@pytest.mark.parametrize("error", ERRORS)
 async def test_each_error_of_the_tree_has_its_status(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
 ) -> None:
-    async def refuse(request: ScoreRequest) -> ScoreResponse:
+    async def refuse(request: ScoreRequest, caller: Caller) -> ScoreResponse:
         raise error("why")
 
     monkeypatch.setattr(gateway, "score", refuse)

@@ -1,0 +1,65 @@
+"""One scorer, asked within a deadline: a lost replica is asked again, and every index gets an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+
+from services.backends import ScorerBackend, Staged
+from services.gateway import metrics
+from synod.contracts import Outcome, ScoreFailure
+from synod.errors import DeadlineExceeded, ReplicaLost, ScorerFailed, SynodError, Unavailable
+
+log = logging.getLogger("synod.gateway")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+WORTH_ASKING_AGAIN = frozenset({Unavailable.code, ReplicaLost.code})
+ANSWER_MARGIN_S = 0.1  # a replica answers this long before the deadline, so that what it finished still arrives
+
+
+async def ask(
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], ends_s: float
+) -> dict[int, Outcome]:
+    """The outcome of each index into the staged items, by `ends_s` (monotonic). Raises nothing.
+
+    What a lost replica took along is asked again, after growing, jittered pauses.
+    """
+    outcomes: dict[int, Outcome] = {}
+    pause_s = FIRST_PAUSE_S
+    with metrics.SCORER_SECONDS.labels(scorer).time():
+        while True:
+            answers = await _call(backend, scorer, staged, indexes, ends_s - time.monotonic())
+            outcomes.update(zip(indexes, answers, strict=True))
+            indexes = [i for i in indexes if _worth_asking_again(outcomes[i])]
+            if not indexes or time.monotonic() + pause_s >= ends_s:
+                return outcomes
+            metrics.RETRIES.labels(scorer).inc()
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+async def _call(
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], left_s: float
+) -> list[Outcome]:
+    """One call of the backend; whatever becomes of it, one outcome per index."""
+    error: SynodError
+    try:
+        async with asyncio.timeout(left_s):
+            margin_s = min(ANSWER_MARGIN_S, left_s / 10)
+            answers = await backend.score(scorer, staged, indexes, left_s - margin_s)
+        if len(answers) == len(indexes):
+            return answers
+        error = ScorerFailed(f"scorer '{scorer}' gave {len(answers)} outcomes for {len(indexes)} items")
+    except TimeoutError:
+        error = DeadlineExceeded(f"scorer '{scorer}' did not answer in time; raise 'timeout_ms' or retry")
+    except SynodError as known:
+        error = known
+    except Exception as unknown:  # a rim: one scorer's trouble must not take the others' answers along
+        log.exception("scorer '%s' failed", scorer)
+        error = ScorerFailed(f"scorer '{scorer}' failed with {type(unknown).__name__}")
+    return [ScoreFailure.of(error)] * len(indexes)
+
+
+def _worth_asking_again(outcome: Outcome) -> bool:
+    return isinstance(outcome, ScoreFailure) and outcome.code in WORTH_ASKING_AGAIN

@@ -1,0 +1,91 @@
+"""Pictures of a request -> pixels, in threads, each once, bounded in size and time. A bad one fails its item alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from services.settings import LimitSettings
+from synod.contracts import ScoreFailure, ScoreItem
+from synod.errors import DeadlineExceeded, ImageTooLarge, SynodError
+from synod.images import ImageLimits, decode_item
+
+DECODED_PER_BODY_BYTE = 16  # bounds what all pictures of a request may unfold to, by the limit of its body
+
+
+class Decoder:
+    """The decoding threads of a gateway, until `close`."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._limits = ImageLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
+        self._room_bytes = limits.max_body_bytes * DECODED_PER_BODY_BYTE
+        self._threads = ThreadPoolExecutor(thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """End the threads; what they have begun is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[ScoreItem | ScoreFailure]:
+        """Each item with its pictures decoded, or why not. References that items have in common are decoded once."""
+        if not items:
+            return []
+        loop = asyncio.get_running_loop()
+        room = _Room(self._room_bytes)
+
+        def work(item: ScoreItem) -> asyncio.Future[ScoreItem | ScoreFailure]:
+            return loop.run_in_executor(self._threads, _decode_one, item, self._limits, room)
+
+        common = {references: work(ScoreItem(references=references)) for references in set(map(_encoded, items))}
+        own = [work(replace(item, references=()) if _encoded(item) else item) for item in items]
+        late = ScoreFailure.of(DeadlineExceeded("the pictures were not decoded in time; raise 'timeout_ms' or retry"))
+        try:
+            await asyncio.wait([*common.values(), *own], timeout=max(0.0, ends_s - time.monotonic()))
+            done = {future: future.result() if future.done() else late for future in (*common.values(), *own)}
+            return [_joined(done[one], done[common[_encoded(item)]]) for item, one in zip(items, own, strict=True)]
+        finally:
+            for future in (*common.values(), *own):
+                future.cancel()
+
+
+@dataclass(slots=True)
+class _Room:
+    """Bytes of pixels that a request may still unfold to: small files can hold large pictures."""
+
+    left_bytes: int
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def check(self) -> None:
+        if self.left_bytes < 0:
+            raise ImageTooLarge("the pictures of this request are too large together; send fewer at once")
+
+    def take(self, item: ScoreItem) -> None:
+        with self._lock:
+            self.left_bytes -= sum(picture.nbytes for picture in item.pictures() if not isinstance(picture, bytes))
+
+
+def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem | ScoreFailure:
+    try:
+        room.check()
+        decoded = decode_item(item, limits)
+        room.take(decoded)
+        return decoded
+    except SynodError as error:
+        return ScoreFailure.of(error)
+
+
+def _encoded(item: ScoreItem) -> tuple[bytes, ...]:
+    """The item's references when all of them are encoded, so that equal ones are seen; else none."""
+    encoded = tuple(reference for reference in item.references if isinstance(reference, bytes))
+    return encoded if len(encoded) == len(item.references) else ()
+
+
+def _joined(own: ScoreItem | ScoreFailure, common: ScoreItem | ScoreFailure) -> ScoreItem | ScoreFailure:
+    if isinstance(own, ScoreFailure):
+        return own
+    if isinstance(common, ScoreFailure):
+        return common
+    return replace(own, references=own.references or common.references)

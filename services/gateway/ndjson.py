@@ -1,0 +1,73 @@
+"""An answer in parts over HTTP: one JSON object a line, each sent as soon as it is known (application/x-ndjson)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.contract import Part, RequestError, part_tree
+from synod.errors import SynodError
+
+NDJSON: Final = "application/x-ndjson"
+log = logging.getLogger("synod.gateway")
+
+
+async def gone(http: Request) -> None:
+    """Returns when the client has left. To be awaited once the body is read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Ndjson(Response):
+    """Sends the parts of a stream; when the client leaves, the stream is closed, and its work with it.
+
+    An error after the first part cannot change the status, so it is the last line.
+    """
+
+    media_type = NDJSON
+
+    def __init__(self, http: Request, first: Part, rest: AsyncGenerator[Part], request_id: str) -> None:
+        super().__init__(headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._http, self._first, self._rest, self._request_id = http, first, rest, request_id
+
+    @classmethod
+    async def open(cls, http: Request, parts: AsyncGenerator[Part], request_id: str) -> Ndjson:
+        """The answer once its first part is known. Raises what the stream raises before."""
+        return cls(http, await anext(parts), parts, request_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        sending = asyncio.create_task(self._send(send))
+        left = asyncio.create_task(gone(self._http))
+        try:
+            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sending.cancel()
+            left.cancel()
+            await asyncio.wait({sending, left})
+            await self._rest.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await _line(send, self._first)
+        try:
+            async for part in self._rest:
+                await _line(send, part)
+        except SynodError as error:
+            await _line(send, RequestError(self._request_id, error))
+        except Exception:  # the rim: the caller learns that it is our fault, the log learns why
+            log.exception("request %s failed", self._request_id)
+            hidden = SynodError(f"internal error; quote request id {self._request_id}")
+            await _line(send, RequestError(self._request_id, hidden))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _line(send: Send, part: Part) -> None:
+    line = json.dumps(part_tree(part), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    await send({"type": "http.response.body", "body": line, "more_body": True})
