@@ -28,6 +28,7 @@ from services import golden, settings
 from services.cluster.local import TEMP_PREFIX, Plane
 from services.cluster.processes import kill_users_of
 from services.cluster.run_dir import Record, RunDir
+from services.gateway import auth
 from services.scorers import registry
 from services.settings import Settings
 from synod.errors import SettingsError
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def up(options: argparse.Namespace) -> int:
     """Serve in the foreground, or start a process that does (`--detach`)."""
     loaded = _load(options)
+    auth.load(loaded.auth)  # a mistake in the tokens is told before anything starts
     run_dir = RunDir(options.run_dir)
     return _detach(options, run_dir) if options.detach else _serve(options, loaded, run_dir)
 
@@ -89,6 +91,7 @@ def status(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Validate settings and print what they serve."""
     loaded = settings.load(options.config)
+    auth.load(loaded.auth)
     items = golden.load(Path(loaded.golden)) if loaded.golden else ()
     for name, scorer in loaded.scorers.items():
         spec, serving = registry.spec(name, scorer), scorer.serving

@@ -69,7 +69,7 @@ class AdmissionSettings(_Node):
 
 
 class StoreSettings(_Node):
-    """What a gateway keeps by digest. `max_scores = 0` keeps none; equal requests at once still share their work."""
+    """What a gateway keeps by digest. `max_scores = 0` measures every score anew, however often it is asked for."""
 
     max_image_bytes: int = Field(256 * 2**20, ge=0)
     max_scores: int = Field(100_000, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,17 +14,21 @@ from ray.serve.handle import DeploymentHandle
 
 from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
-from services.gateway import app, metrics
+from services.gateway import app, auth, metrics
+from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway
+from services.gateway.store import MemoryStore
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
 from services.settings import ServingSettings, Settings
+from services.version import version
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
 GATEWAY_CPUS = 0.1
 # Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
 MAX_ONGOING = 4096
+BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
 
 
 @serve.ingress()
@@ -36,10 +40,42 @@ class Ingress:
     ) -> None:
         wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
         backend = RayBackend(specs, handles, wanted)
-        self._gateway = Gateway(backend, settings.ensembles, settings.limits, settings.server)
+        self._gateway = Gateway(
+            backend,
+            settings.ensembles,
+            settings.limits,
+            settings.server,
+            admission=Admission(windows(settings), settings.admission.max_queued_images),
+            store=MemoryStore(settings.store.max_image_bytes, settings.store.max_scores),
+        )
+        self._gatekeeper = auth.load(settings.auth)
+        self._metrics_need_token = settings.auth.metrics == "token"
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return app.build(self._gateway)
+        return app.build(self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token)
+
+
+def windows(settings: Settings) -> dict[str, Window]:
+    """What of each scorer a gateway lets through at once: its share of BATCHES_UNDER_WAY batches per replica, but at
+    least a batch and no more than the replicas queue; and its share of two calls per replica, but at least two."""
+    gateways = settings.server.gateway_replicas
+    found = {}
+    for name, scorer in settings.scorers.items():
+        serving = scorer.serving
+        per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, serving.max_queued_images)
+        images = math.ceil(per_replica * serving.replicas / gateways)
+        calls = math.ceil(2 * serving.replicas / gateways)
+        found[name] = Window(max(images, serving.max_batch_images), max(calls, 2))
+    return found
+
+
+def specs_of(settings: Settings) -> dict[str, ScorerSpec]:
+    """What each scorer needs and returns, with its version where scores may be kept."""
+    keep = settings.store.max_scores > 0
+    return {
+        name: replace(registry.spec(name, scorer), version=version(scorer) if keep else "")
+        for name, scorer in settings.scorers.items()
+    }
 
 
 def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
@@ -55,7 +91,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         ).bind(name, scorer, settings.golden, build)
         for name, scorer in settings.scorers.items()
     }
-    specs = {name: registry.spec(name, scorer) for name, scorer in settings.scorers.items()}
+    specs = specs_of(settings)
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, settings.cluster.health_check_period_s

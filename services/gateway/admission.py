@@ -1,6 +1,6 @@
 """Who may wait, who goes first, and when to come back: one lane a scorer, counted in images. No I/O but the loop.
 
-A lane lets `window` images through to the replicas, where batches form, and holds the others in order. Priority is
+A lane lets a window of images through to the replicas, where batches form, and holds the others in order. Priority is
 strict with ageing: work goes in the order of arrival, as if evaluation had arrived PATIENCE_S later. So training
 overtakes evaluation, yet only training that arrives within PATIENCE_S of it: nobody starves, and the order of two
 waiting calls never changes, which a weighted share cannot say. Evaluation may also fill no more than its SHARE of the
@@ -74,13 +74,19 @@ class DrainRate:
 
 
 class Lane:
-    """The way to one scorer. `window` images are under way at once, `max_waiting` wait; an empty queue takes any one
-    call, and a call goes as soon as any of the window is free, so that large ones neither starve nor idle a device."""
+    """The way to one scorer: `window` images or `calls` calls are under way at once, whichever are more, and
+    `max_waiting` images wait.
 
-    def __init__(self, window: int, max_waiting: int) -> None:
+    A call goes whole, to one replica, as soon as any of the window is free: large ones neither starve nor, by filling
+    the window, leave other replicas idle. An empty queue takes any one call.
+    """
+
+    def __init__(self, window: int, max_waiting: int, calls: int = 1) -> None:
         self.waiting = 0
         self.running = 0
+        self._calls_running = 0
         self._window = window
+        self._calls = calls
         self._max_waiting = max_waiting
         self._rate = DrainRate()
         self._queue: list[tuple[float, int, Ticket]] = []
@@ -112,10 +118,11 @@ class Lane:
 
     def _advance(self) -> None:
         self._drop_settled()
-        while self._queue and self.running < self._window:
+        while self._queue and (self.running < self._window or self._calls_running < self._calls):
             _, _, ticket = heapq.heappop(self._queue)
             self.waiting -= ticket.images
             self.running += ticket.images
+            self._calls_running += 1
             self._rate.busy(_now_s())
             ticket.go()
             self._drop_settled()
@@ -127,7 +134,8 @@ class Lane:
     def _leave(self, ticket: Ticket) -> None:
         if ticket.running:
             self.running -= ticket.images
-            self._rate.left(ticket.images, _now_s(), busy=self.running > 0)
+            self._calls_running -= 1
+            self._rate.left(ticket.images, _now_s(), busy=self._calls_running > 0)
         else:
             self.waiting -= ticket.images
         self._advance()
@@ -177,21 +185,28 @@ class Ticket:
             self._lane._leave(self)
 
 
-class Admission:
-    """All lanes of a gateway, and what each caller has under way in it. `windows`: images by scorer."""
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What of one scorer may be under way from one gateway: images, or calls where those are more."""
 
-    def __init__(self, windows: Mapping[str, int], max_waiting: int, default_window: int = 128) -> None:
+    images: int = 128
+    calls: int = 2
+
+
+class Admission:
+    """All lanes of a gateway, and what each caller has under way in it. `windows`: by scorer, others have the usual."""
+
+    def __init__(self, windows: Mapping[str, Window], max_waiting: int) -> None:
         self._windows = windows
         self._max_waiting = max_waiting
-        self._default_window = default_window
         self._lanes: dict[str, Lane] = {}
         self._under_way: Counter[str] = Counter()
 
     def lane(self, scorer: str) -> Lane:
         """The lane of a scorer."""
         if scorer not in self._lanes:
-            window = self._windows.get(scorer, self._default_window)
-            self._lanes[scorer] = Lane(window, self._max_waiting)
+            window = self._windows.get(scorer, Window())
+            self._lanes[scorer] = Lane(window.images, self._max_waiting, window.calls)
         return self._lanes[scorer]
 
     def reserve(self, images: Mapping[str, int], priority: Priority) -> dict[str, Ticket]:

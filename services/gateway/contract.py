@@ -82,10 +82,13 @@ class PermissionDenied(errors.InvalidRequest):
 
 def digest_of(picture: Content) -> str:
     """BLAKE2b-256 over "encoded\\n" and the file, or over "raw H W 3\\n" and the pixels of uint8 [H W 3]."""
-    encoded = isinstance(picture, bytes)
-    header = "encoded\n" if isinstance(picture, bytes) else "raw {} {} {}\n".format(*picture.shape)
+    if isinstance(picture, bytes):
+        header, data = "encoded\n", memoryview(picture)
+    else:
+        header = "raw {} {} {}\n".format(*picture.shape)
+        data = np.ascontiguousarray(picture).reshape(-1).data
     found = blake2b(header.encode(), digest_size=32)
-    found.update(picture if encoded else np.ascontiguousarray(picture).reshape(-1).data)
+    found.update(data)
     return PREFIX + found.hexdigest()
 
 

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from services.gateway.contract import Content, digest_of
-from synod.contracts import Outcome, Score, ScoreFailure
+from synod.contracts import Outcome, Pixels, Score, ScoreFailure
 from synod.errors import PayloadTooLarge
 
 ENTRY_BYTES: Final = 256  # what a picture costs besides its bytes
@@ -154,7 +154,7 @@ def _size(picture: Content) -> int:
     return ENTRY_BYTES + (len(picture) if isinstance(picture, bytes) else picture.nbytes)
 
 
-def _own(pixels: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _own(pixels: Pixels) -> Pixels:
     """A read-only copy: what came off the wire is a view that would keep the whole body alive."""
     copy = np.array(pixels, order="C")
     copy.setflags(write=False)

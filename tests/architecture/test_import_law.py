@@ -31,6 +31,7 @@ class Room:
 LAW = (
     Room("synod", may=(), never=("torch", "ray", "pydantic", *WEB)),
     Room("services.settings", may=("synod",), never=("torch", "ray", *WEB)),
+    Room("services.version", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
     Room("services.isolation", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.batching", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room("services.combine", may=("synod",), never=("torch", "ray", *WEB)),
@@ -63,7 +64,7 @@ LAW = (
     Room(
         "services.gateway",
         may=("synod", "services.backends", "services.combine", "services.settings"),
-        never=("torch", "ray", "transformers"),
+        never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
     ),
     Room("services.cluster", may=("synod", "services"), never=()),
     Room("services.__main__", may=("synod", "services"), never=("torch",)),
@@ -137,6 +138,7 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.scorers.geneval.rules", "import torch"),
         ("services.gateway.core", "from services.cluster.backend import RayBackend"),
         ("services.gateway.rest", "import torch.nn as nn"),
+        ("services.gateway.decode", "from urllib.request import urlopen"),
         ("services.cluster.graph", "import embedded.world"),
         ("synod.toml", "from pydantic import BaseModel"),
         ("trainer.settings", "import torch"),

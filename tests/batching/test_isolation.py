@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.isolation import CLEAN_BATCHES, BatchLimit, isolate, short_of_memory
@@ -46,6 +46,7 @@ def told(outcomes: Sequence[Outcome]) -> list[float | str]:
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.sets(st.integers(0, 39)), st.integers(1, 48))
 @example(32, set(range(32)), 48)
 @example(33, {32}, 5)
@@ -67,6 +68,7 @@ def test_one_poison_costs_no_more_than_the_bound(count: int) -> None:
         assert len(device.runs) - 1 <= (math.ceil(math.log2(count)) + 2 if count > 1 else 0)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=6))
 def test_several_poisons_cost_no_more_than_so_many_times_the_bound(count: int, poison: set[int]) -> None:
     poison = {n for n in poison if n < count}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.settings import Settings, load
+from services.settings import ServerSettings, Settings, load
 from synod.errors import SettingsError
 
 
@@ -47,6 +47,34 @@ def test_too_many_cpus_are_told_with_both_numbers(graph: Any, tmp_path: Path) ->
     demand = graph.Demand.of(settings_of(tmp_path, "num_cpus = 3"))
     with pytest.raises(SettingsError, match=r"3\.1 CPUs, the cluster has 2"):
         graph.check_capacity(demand, 2, [0])
+
+
+@pytest.mark.parametrize(
+    ("serving", "gateways", "images", "calls"),
+    [
+        ("max_batch_images = 32", 1, 128, 2),
+        ("max_batch_images = 32, replicas = 3", 1, 384, 6),
+        ("max_batch_images = 32, replicas = 3", 2, 192, 3),
+        ("max_batch_images = 32", 8, 32, 2),  # a gateway alone can still fill a batch
+        ("max_batch_images = 32, max_queued_images = 100", 1, 100, 2),
+    ],
+)
+def test_what_a_gateway_lets_through(
+    graph: Any, tmp_path: Path, serving: str, gateways: int, images: int, calls: int
+) -> None:
+    settings = settings_of(tmp_path, serving)
+    settings = settings.model_copy(update={"server": ServerSettings(gateway_replicas=gateways)})
+    window = graph.windows(settings)["s0"]
+    assert (window.images, window.calls) == (images, calls)
+
+
+def test_scorers_have_versions_where_scores_are_kept(graph: Any, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "plane.toml"
+    path.write_text('[scorers.s0]\nkind = "der"\nmodel = "./model"\n')
+    kept, anew = load(path, {}), load(path, {"SYNOD__STORE__MAX_SCORES": "0"})
+    assert len(graph.specs_of(kept)["s0"].version) == 64
+    assert graph.specs_of(anew)["s0"].version == ""
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,21 @@ import math
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import admission
-from services.gateway.admission import LONGEST_RETRY_S, PATIENCE_S, TAU_S, Admission, Caller, DrainRate, Lane, Priority
+from services.gateway.admission import (
+    LONGEST_RETRY_S,
+    PATIENCE_S,
+    TAU_S,
+    Admission,
+    Caller,
+    DrainRate,
+    Lane,
+    Priority,
+    Window,
+)
 from services.gateway.contract import Overloaded
 from synod.errors import DeadlineExceeded, PayloadTooLarge
 
@@ -75,6 +85,18 @@ async def test_a_lane_lets_its_window_through_and_the_rest_in_order(clock: Clock
     assert (calls.lane.running, calls.lane.waiting) == (0, 0)
 
 
+async def test_large_calls_leave_no_replica_idle(clock: Clock) -> None:
+    calls = Calls(Lane(window=4, max_waiting=10_000, calls=2))
+    for name in "abc":
+        await calls.start(name, 256)
+    assert calls.went == ["a", "b"]
+    await calls.end("a")
+    assert calls.went == ["a", "b", "c"]
+    await calls.end("b")
+    await calls.end("c")
+    assert (calls.lane.running, calls.lane.waiting) == (0, 0)
+
+
 async def test_training_goes_before_evaluation_that_waits(clock: Clock) -> None:
     calls = Calls(Lane(1, 100))
     await calls.start("running")
@@ -100,6 +122,7 @@ async def test_evaluation_does_not_starve_under_endless_training(clock: Clock) -
         task.cancel()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["training", "evaluation"]), st.floats(0, 3)), min_size=1, max_size=30))
 def test_nobody_is_overtaken_by_work_that_came_a_patience_later(arrivals: list[tuple[Priority, float]]) -> None:
     clock = Clock()
@@ -243,6 +266,7 @@ async def test_the_age_of_the_queue(clock: Clock) -> None:
     await calls.end("waiting")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(1, 50), st.floats(0, 100)), min_size=1, max_size=30))
 def test_the_drain_rate_is_the_discounted_mean_over_busy_time(steps: list[tuple[float, int, float]]) -> None:
     """Against the formula of the docstring, written out; idle pauses change nothing."""
@@ -267,7 +291,7 @@ def test_an_unknown_rate_is_zero() -> None:
 
 
 async def test_places_are_given_in_all_lanes_or_in_none(clock: Clock) -> None:
-    subject = Admission({"a": 1, "b": 1}, max_waiting=4)
+    subject = Admission({"a": Window(1, 1), "b": Window(1, 1)}, max_waiting=4)
     held = subject.reserve({"b": 4}, "training")
     with pytest.raises(Overloaded, match="scorer 'b'") as refused:
         subject.reserve({"a": 2, "b": 2}, "training")

@@ -11,7 +11,7 @@ import pytest
 
 from services.backends import LocalBackend
 from services.gateway import fanout
-from services.gateway.admission import Admission, Caller
+from services.gateway.admission import Admission, Caller, Window
 from services.gateway.contract import ImageRef, Overloaded, Rewards, ScoredItem, UnknownImage, digest_of
 from services.gateway.core import Gateway
 from services.gateway.store import MemoryStore
@@ -88,7 +88,7 @@ async def plane() -> AsyncIterator[Plane]:
     a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", "v1")) for name in "ab")
     backend, store = HeldBackend({"a": a, "b": b}), MemoryStore(2**20, 1000)
     limits = LimitSettings(max_items=8, max_image_bytes=10_000, max_image_pixels=10_000)
-    admission = Admission({"a": 2, "b": 2}, max_waiting=4)
+    admission = Admission({"a": Window(2, 1), "b": Window(2, 1)}, max_waiting=4)
     gateway = Gateway(backend, ENSEMBLES, limits, ServerSettings(), admission=admission, store=store)
     yield Plane(gateway, backend, a, b, store)
     gateway.close()
