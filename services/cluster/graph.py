@@ -16,7 +16,7 @@ from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
 from services.gateway import app, auth, metrics
 from services.gateway.admission import Admission, Window
-from services.gateway.core import Gateway
+from services.gateway.core import Gateway, tell_queue
 from services.gateway.store import MemoryStore
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
@@ -45,7 +45,7 @@ class Ingress:
             settings.ensembles,
             settings.limits,
             settings.server,
-            admission=Admission(windows(settings), settings.admission.max_queued_images),
+            admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
             store=MemoryStore(settings.store.max_image_bytes, settings.store.max_scores),
         )
         self._gatekeeper = auth.load(settings.auth)

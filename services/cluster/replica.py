@@ -32,6 +32,7 @@ class Replica:
         self._drift = golden.drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)
         serving = settings.serving
+        self._max_images = serving.max_batch_images
         self._batcher = Batcher(
             self._run,
             max_images=serving.max_batch_images,
@@ -57,6 +58,8 @@ class Replica:
             raise RuntimeError(f"scorer '{self._name}' is not the recorded one: {self._drift}")
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        images = sum(batch_cost(self._scorer.spec, item) for item in items)
         metrics.BATCH_ITEMS.labels(self._name).observe(len(items))
-        with metrics.BATCH_SECONDS.labels(self._name).time():
+        metrics.BATCH_FILL.labels(self._name).observe(images / self._max_images)
+        with metrics.BATCH_SECONDS.labels(self._name).time(), metrics.STAGE_SECONDS.labels("device").time():
             return run_batch(self._scorer, items)

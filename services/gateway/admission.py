@@ -21,9 +21,10 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Final, Literal
 
@@ -78,16 +79,20 @@ class Lane:
     `max_waiting` images wait.
 
     A call goes whole, to one replica, as soon as any of the window is free: large ones neither starve nor, by filling
-    the window, leave other replicas idle. An empty queue takes any one call.
+    the window, leave other replicas idle. An empty queue takes any one call. `changed` is told, after each change,
+    when (monotonic) the call came that is next, None when none waits.
     """
 
-    def __init__(self, window: int, max_waiting: int, calls: int = 1) -> None:
+    def __init__(
+        self, window: int, max_waiting: int, calls: int = 1, changed: Callable[[float | None], None] | None = None
+    ) -> None:
         self.waiting = 0
         self.running = 0
         self._calls_running = 0
         self._window = window
         self._calls = calls
         self._max_waiting = max_waiting
+        self._changed = changed
         self._rate = DrainRate()
         self._queue: list[tuple[float, int, Ticket]] = []
         self._order = count()
@@ -102,11 +107,6 @@ class Lane:
             )
         self.waiting += images
         return Ticket(self, images, _now_s() + PATIENCE_S[priority])
-
-    def oldest_s(self) -> float:
-        """How long the call that is next in the queue has waited; 0 when none waits."""
-        self._drop_settled()
-        return _now_s() - self._queue[0][2].queued_s if self._queue else 0.0
 
     def _retry_after_s(self, surplus: int) -> float:
         rate = self._rate.per_s()
@@ -126,6 +126,8 @@ class Lane:
             self._rate.busy(_now_s())
             ticket.go()
             self._drop_settled()
+        if self._changed is not None:
+            self._changed(self._queue[0][2].queued_s if self._queue else None)
 
     def _drop_settled(self) -> None:
         while self._queue and self._queue[0][2].settled:
@@ -194,10 +196,19 @@ class Window:
 
 
 class Admission:
-    """All lanes of a gateway, and what each caller has under way in it. `windows`: by scorer, others have the usual."""
+    """All lanes of a gateway, and what each caller has under way in it. `windows`: by scorer, others have the usual.
 
-    def __init__(self, windows: Mapping[str, Window], max_waiting: int) -> None:
+    `changed` is told the scorer and what its lane tells.
+    """
+
+    def __init__(
+        self,
+        windows: Mapping[str, Window],
+        max_waiting: int,
+        changed: Callable[[str, float | None], None] = lambda scorer, came_s: None,
+    ) -> None:
         self._windows = windows
+        self._changed = changed
         self._max_waiting = max_waiting
         self._lanes: dict[str, Lane] = {}
         self._under_way: Counter[str] = Counter()
@@ -206,7 +217,7 @@ class Admission:
         """The lane of a scorer."""
         if scorer not in self._lanes:
             window = self._windows.get(scorer, Window())
-            self._lanes[scorer] = Lane(window.images, self._max_waiting, window.calls)
+            self._lanes[scorer] = Lane(window.images, self._max_waiting, window.calls, partial(self._changed, scorer))
         return self._lanes[scorer]
 
     def reserve(self, images: Mapping[str, int], priority: Priority) -> dict[str, Ticket]:

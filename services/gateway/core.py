@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from services.backends import ScorerBackend
 from services.gateway import metrics
 from services.gateway.admission import Admission, Caller
 from services.gateway.admit import Plan, admit
-from services.gateway.contract import Content, ImageRef, Part, Rewards, ScoredItem, UnknownImage
+from services.gateway.contract import Content, ImageRef, Overloaded, Part, Rewards, ScoredItem, UnknownImage
 from services.gateway.decode import Decoder
 from services.gateway.fanout import Fanout, Means
+from services.gateway.health import groups_of
 from services.gateway.store import MemoryStore, Store
 from services.settings import AdmissionSettings, EnsembleSettings, LimitSettings, ServerSettings, StoreSettings
 from synod.contracts import ItemResult, Outcome, Picture, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
@@ -51,7 +52,7 @@ class Gateway:
         self._means = Means(
             backend,
             store or MemoryStore(kept.max_image_bytes, kept.max_scores),
-            admission or Admission({}, AdmissionSettings().max_queued_images),
+            admission or Admission({}, AdmissionSettings().max_queued_images, tell_queue),
             Decoder(limits),
         )
 
@@ -92,10 +93,11 @@ class Gateway:
 
     async def _parts(self, request: ScoreRequest, caller: Caller, plan: Plan, ends_s: float) -> AsyncGenerator[Part]:
         request_id = request.request_id or uuid.uuid4().hex
-        with self._means.admission.quota(caller, len(request.items)):
+        scores: list[dict[str, Outcome]] = [{} for _ in request.items]
+        with metrics.STAGE_SECONDS.labels("total").time(), _counted(), self._means.admission.quota(caller, len(scores)):
             items = await self._with_pictures(request.items)
             metrics.ITEMS.inc(len(items))
-            scores: list[dict[str, Outcome]] = [{} for _ in items]
+            metrics.IMAGES.inc(sum(len(item.pictures()) for item in items))
             fanout = Fanout(self._means, plan, request.items, items, caller.priority, ends_s)
             async with aclosing(fanout.parts()) as parts:
                 async for scorer, outcomes in parts:
@@ -103,7 +105,18 @@ class Gateway:
                     for i, outcome in outcomes.items():
                         scores[i][scorer] = outcome
                         yield ScoredItem(request_id, i, scorer, outcome)
-            yield Rewards(request_id, tuple(plan.reward(i, found) for i, found in enumerate(scores)))
+        self._count_rewards(request.items, scores)
+        yield Rewards(request_id, tuple(plan.reward(i, found) for i, found in enumerate(scores)))
+
+    def _count_rewards(self, items: Sequence[ScoreItem], scores: Sequence[Mapping[str, Outcome]]) -> None:
+        """Add a finished request to the reward health of its scorers."""
+        groups = groups_of(items)
+        for name in {name for found in scores for name in found}:
+            asked = [i for i, found in enumerate(scores) if name in found]
+            place = {i: k for k, i in enumerate(asked)}
+            within = [[place[i] for i in group if i in place] for group in groups]
+            spec = self.backend.specs[name]
+            metrics.count_rewards(name, [scores[i][name] for i in asked], within, spec.low, spec.high)
 
     async def put_images(self, pictures: Sequence[Content]) -> list[str]:
         """Keep pictures, so that requests may name them by digest. Raises ImageTooLarge and PayloadTooLarge."""
@@ -154,6 +167,21 @@ class Gateway:
 
 def _pictures(item: ScoreItem) -> tuple[Picture | ImageRef, ...]:
     return item.references if item.image is None else (*item.references, item.image)
+
+
+def tell_queue(scorer: str, came_s: float | None) -> None:
+    """Tell the metrics when (monotonic) the call came that is next in a scorer's queue."""
+    metrics.queue_oldest(scorer, None if came_s is None else time.time() - (time.monotonic() - came_s))
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Count a request that is refused before any work, by its reason."""
+    try:
+        yield
+    except (Overloaded, UnknownImage, PayloadTooLarge) as refused:
+        metrics.REJECTS.labels(refused.code).inc()
+        raise
 
 
 def _count(scorer: str, outcomes: Collection[Outcome]) -> None:

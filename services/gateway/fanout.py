@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.backends import ScorerBackend, Staged, batch_cost
+from services.gateway import metrics
 from services.gateway.admission import Admission, Priority, Ticket
 from services.gateway.admit import Plan
 from services.gateway.ask import ask
@@ -26,6 +27,7 @@ from synod.errors import DeadlineExceeded, SynodError
 
 LINGER_S: Final = 1.0
 LEASE_SLACK_S: Final = 5.0
+_RESULTS: Final = {Claim.MINE: "miss", Claim.TAKEN: "shared"}
 _lingering: set[asyncio.Task[dict[int, Outcome]]] = set()
 
 
@@ -123,6 +125,8 @@ class Fanout:
         if not keys:
             return []
         claims = await self._means.store.claim(keys, self._ends_s - time.monotonic() + LINGER_S + LEASE_SLACK_S)
+        for claim in claims:
+            metrics.CACHE.labels(_RESULTS[claim] if isinstance(claim, Claim) else "hit").inc()
         self._unsettled.update(key for key, claim in zip(keys, claims, strict=True) if claim is Claim.MINE)
         return claims
 
@@ -136,9 +140,9 @@ class Fanout:
     async def _decode(self) -> dict[str, dict[int, Outcome]]:
         """Decode and stage what is still to be measured; what cannot be decoded is returned, and measured no more."""
         needed = sorted({i for asked in (self._mine, self._taken) for indexes in asked.values() for i in indexes})
-        decoded = dict(
-            zip(needed, await self._means.decoder.decode([self._items[i] for i in needed], self._ends_s), strict=True)
-        )
+        with metrics.STAGE_SECONDS.labels("decode").time():
+            found = await self._means.decoder.decode([self._items[i] for i in needed], self._ends_s)
+        decoded = dict(zip(needed, found, strict=True))
         bad = {i: failure for i, failure in decoded.items() if isinstance(failure, ScoreFailure)}
         failed: dict[str, dict[int, Outcome]] = {}
         for asked in (self._mine, self._taken):
@@ -207,10 +211,13 @@ class Fanout:
 
     async def _work(self, name: str, indexes: list[int], ticket: Ticket) -> dict[int, Outcome]:
         outcomes: dict[int, Outcome] = {}
+        queued_s = time.monotonic()
         try:
             async with ticket.turn(self._ends_s):
+                metrics.STAGE_SECONDS.labels("queue").observe(time.monotonic() - queued_s)
                 outcomes = await ask(self._means.backend, name, self._staged, indexes, self._ends_s)
         except SynodError as error:
+            metrics.REJECTS.labels(error.code).inc()
             outcomes = dict.fromkeys(indexes, ScoreFailure.of(error))
         finally:
             await self._settle({key: outcomes.get(i) for i, key in self._own_keys(name, indexes).items()})

@@ -11,18 +11,27 @@ kind, kept until the plane starts anew; a dead process's gauge is forgotten unle
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from services.gateway.health import Health, Sums, healths, sums_of
+from synod.contracts import Outcome
 
 METRICS_DIR_ENV = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 REGISTRY = CollectorRegistry()
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 REQUESTS = Counter(
@@ -58,15 +67,94 @@ HELD_IMAGES = Gauge(
 )
 
 
-def render() -> bytes:
-    """The text exposition of all processes together."""
+IMAGES = Counter("synod_images", "Pictures that came in, references included", registry=REGISTRY)
+STAGE_SECONDS = Histogram(
+    "synod_stage_seconds",
+    "Latency by stage: decode (a request's pictures), queue (a call's wait for its turn), device (a batch), total",
+    ["stage"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+BATCH_FILL = Histogram(
+    "synod_batch_fill", "Images in a batch over the most it may hold", ["scorer"], buckets=_SHARES, registry=REGISTRY
+)
+QUEUE_OLDEST = Gauge(
+    "synod_queue_oldest_timestamp_seconds",
+    "Unix time at which the call that is next in a gateway's queue came; +Inf when none waits",
+    ["scorer"],
+    multiprocess_mode="livemin",
+    registry=REGISTRY,
+)
+REJECTS = Counter("synod_rejects", "Work refused or dropped before a device saw it", ["reason"], registry=REGISTRY)
+CACHE = Counter(
+    "synod_cache", "Scores asked for: 'hit', 'shared' with work under way, or 'miss'", ["result"], registry=REGISTRY
+)
+REWARD_SUMS = Counter(
+    "synod_reward_sums",
+    "What reward health is made of (services/gateway/health.py)",
+    ["scorer", "of"],
+    registry=REGISTRY,
+)
+_HEALTH_HELP = {
+    "mean": "Mean of the scores",
+    "std": "Standard deviation of the scores",
+    "saturation": "Share of scores within 1 % of either end of the range",
+    "zero_spread": "Share of groups (equal prompt in one request) whose scores are all the same",
+    "error_share": "Share of outcomes that failed",
+    "drift": "Mean since the baseline less the baseline's, in its standard deviations",
+}
+_seen: dict[str, float] = {}
+
+
+def count_rewards(
+    scorer: str, outcomes: Sequence[Outcome], groups: Sequence[Sequence[int]], low: float, high: float
+) -> None:
+    """Add one request's outcomes of a scorer; `groups` are indexes into them, the range is the scorer's."""
+    sums = sums_of(outcomes, groups, low, high, _seen.get(scorer, 0.0))
+    _seen[scorer] = _seen.get(scorer, 0.0) + sums.scores
+    for of, value in dataclasses.asdict(sums).items():
+        REWARD_SUMS.labels(scorer, of).inc(value)
+
+
+def render(ranges: Mapping[str, tuple[float, float]] | None = None) -> bytes:
+    """The text exposition of all processes together, with the reward health of the scorers of which `ranges` tells
+    (low, high)."""
     folder = os.environ.get(METRICS_DIR_ENV)
-    if folder is None:
-        return generate_latest(REGISTRY)
-    forget_dead(Path(folder))
-    everything = CollectorRegistry()
-    MultiProcessCollector(everything, folder)  # type: ignore[no-untyped-call]
-    return generate_latest(everything)
+    everything = REGISTRY
+    if folder is not None:
+        forget_dead(Path(folder))
+        everything = CollectorRegistry()
+        MultiProcessCollector(everything, folder)  # type: ignore[no-untyped-call]
+    derived = CollectorRegistry()
+    derived.register(_HealthCollector(healths(_reward_sums(everything), ranges or {})))
+    return generate_latest(everything) + generate_latest(derived)
+
+
+class _HealthCollector(Collector):
+    def __init__(self, found: Mapping[str, Health]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for field, text in _HEALTH_HELP.items():
+            family = GaugeMetricFamily(f"synod_reward_{field}", text, labels=["scorer"])
+            for scorer, health in self._found.items():
+                if (value := getattr(health, field)) is not None:
+                    family.add_metric([scorer], value)
+            yield family
+
+
+def _reward_sums(registry: CollectorRegistry) -> dict[str, Sums]:
+    found: dict[str, dict[str, float]] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name == "synod_reward_sums_total":
+                found.setdefault(sample.labels["scorer"], {})[sample.labels["of"]] = sample.value
+    return {scorer: Sums(**sums) for scorer, sums in found.items()}
+
+
+def queue_oldest(scorer: str, unix_s: float | None) -> None:
+    """When the call that is next in this gateway's queue came; None when none waits."""
+    QUEUE_OLDEST.labels(scorer).set(math.inf if unix_s is None else unix_s)
 
 
 def forget_dead(folder: Path) -> None:

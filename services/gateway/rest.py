@@ -124,7 +124,8 @@ async def prometheus(http: Request) -> Response:
     """Text exposition, summed over gateways and replicas; counters never go back."""
     if http.app.state.metrics_need_token:
         caller_of(http, "metrics")
-    return Response(await asyncio.to_thread(metrics.render), media_type=metrics.CONTENT_TYPE)
+    ranges = {name: (spec.low, spec.high) for name, spec in _gateway(http).backend.specs.items()}
+    return Response(await asyncio.to_thread(metrics.render, ranges), media_type=metrics.CONTENT_TYPE)
 
 
 def caller_of(http: Request, scope: auth.Scope) -> Caller:

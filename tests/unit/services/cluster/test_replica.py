@@ -52,6 +52,17 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
     assert held._value.get() == 0
 
 
+async def test_the_fill_of_its_batches_is_measured() -> None:
+    from services.gateway import metrics
+
+    def fill() -> float:
+        return metrics.REGISTRY.get_sample_value("synod_batch_fill_sum", {"scorer": "number"}) or 0.0
+
+    before = fill()
+    await replica().score((ScoreItem(prompt="1"),) * 2, [0, 1], 10.0)
+    assert fill() - before == pytest.approx(2 / SETTINGS.serving.max_batch_images)
+
+
 @pytest.mark.parametrize(("recorded", "healthy"), [(0.5, True), (0.6, False)])
 def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
     golden = tmp_path / "golden.json"

@@ -253,17 +253,21 @@ async def test_a_reserved_place_may_be_given_up_twice(clock: Clock) -> None:
     assert lane.waiting == 0
 
 
-async def test_the_age_of_the_queue(clock: Clock) -> None:
-    lane = Lane(1, 100)
-    calls = Calls(lane)
+async def test_the_age_of_the_queue_is_told_with_each_change(clock: Clock) -> None:
+    told: list[float | None] = []
+    calls = Calls(Lane(1, 100, changed=told.append))
     await calls.start("running")
-    assert lane.oldest_s() == 0
-    await calls.start("waiting")
     clock.now_s += 3
-    assert lane.oldest_s() == 3
+    await calls.start("first")
+    clock.now_s += 3
+    await calls.start("second")
+    assert told[-3:] == [None, 1003, 1003]
     await calls.end("running")
-    assert lane.oldest_s() == 0
-    await calls.end("waiting")
+    assert told[-1] == 1006
+    calls.tasks["second"].cancel()
+    await settled()
+    assert told[-1] is None
+    await calls.end("first")
 
 
 @settings(deadline=None)

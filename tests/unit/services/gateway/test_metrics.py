@@ -8,19 +8,23 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[4]
 WORK = """
 import os, signal, sys
 from services.gateway import metrics
+from synod.contracts import Score, ScoreFailure
 metrics.ITEMS.inc({items})
 metrics.BATCH_ITEMS.labels("a").observe(3)
 metrics.HELD_IMAGES.labels("a").set({held})
+metrics.queue_oldest("a", None if {items} == 1 else 1000.0 + {items})
+metrics.count_rewards("a", [Score(-0.5), Score(0.5 * {items} - 1), ScoreFailure("x", "")], [[0, 1]], -1.0, 1.0)
 print("counted", flush=True)
 sys.stdin.readline()
 """
-SCRAPE = "from services.gateway import metrics; print(metrics.render().decode())"
+SCRAPE = "from services.gateway import metrics; print(metrics.render({'a': (-1.0, 1.0)}).decode())"
 
 
 def start(folder: Path, code: str) -> subprocess.Popen[str]:
@@ -69,3 +73,28 @@ def test_sums_survive_a_kill_and_gauges_follow_the_living(
     assert [s["synod_items_total"] for s in samples] == [3, 3, 7, 7]
     assert [s['synod_batch_items_sum{scorer="a"}'] for s in samples] == [6, 6, 9, 9]
     assert [s.get('synod_held_images{scorer="a"}') for s in samples] == [30, 20, 60, None]
+
+
+def test_reward_health_and_the_queues_age_are_those_of_all_processes(
+    tmp_path: Path, worker: Callable[[int], subprocess.Popen[str]]
+) -> None:
+    """Scores -0.5, -0.5 in one process, -0.5, 1.0 in the other; the first has no queue."""
+    first, second = worker(1), worker(4)
+    samples = scrape(tmp_path)
+    scores = np.array([-0.5, -0.5, -0.5, 1.0])
+    expected = {
+        "mean": scores.mean(),
+        "std": scores.std(),
+        "saturation": 1 / 4,
+        "zero_spread": 1 / 2,
+        "error_share": 2 / 6,
+    }
+    for name, value in expected.items():
+        assert samples[f'synod_reward_{name}{{scorer="a"}}'] == pytest.approx(value), name
+    assert 'synod_reward_drift{scorer="a"}' not in samples  # nothing came after the baseline
+    assert samples['synod_queue_oldest_timestamp_seconds{scorer="a"}'] == 1004
+    for process in (second, first):
+        process.kill()
+        process.communicate()
+        samples = scrape(tmp_path)
+        assert samples['synod_reward_mean{scorer="a"}'] == pytest.approx(scores.mean())

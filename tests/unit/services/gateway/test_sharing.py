@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.backends import LocalBackend
-from services.gateway import fanout
+from services.gateway import fanout, metrics
 from services.gateway.admission import Admission, Caller, Window
 from services.gateway.contract import ImageRef, Overloaded, Rewards, ScoredItem, UnknownImage, digest_of
 from services.gateway.core import Gateway
@@ -346,6 +346,53 @@ async def test_a_closed_stream_abandons_its_work(plane: Plane, monkeypatch: pyte
     await parts.aclose()
     await until(lambda: idle(plane))
     assert plane.backend.cancelled == ["b"]
+
+
+def counted(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_what_was_known_shared_measured_and_refused_is_counted(plane: Plane) -> None:
+    def now() -> dict[str, float]:
+        found = {result: counted("synod_cache_total", result=result) for result in ("hit", "shared", "miss")}
+        found |= {code: counted("synod_rejects_total", reason=code) for code in ("unknown_image", "deadline_exceeded")}
+        stages = ("decode", "queue", "total")
+        return found | {stage: counted("synod_stage_seconds_count", stage=stage) for stage in stages}
+
+    before = now()
+    plane.backend.open["a"].clear()
+    calls = [plane.start(item(1), item(2))]
+    await plane.until_called(1)
+    calls.append(plane.start(item(1)))
+    await plane.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=50))
+    plane.backend.open["a"].set()
+    await asyncio.gather(*calls)
+    await plane.values(item(2))
+    with pytest.raises(UnknownImage):
+        await plane.values(ScoreItem(ImageRef("gone")))  # type: ignore[arg-type]
+    grown = {name: value - before[name] for name, value in now().items()}
+    assert grown == {
+        "hit": 1,
+        "shared": 1,
+        "miss": 3,
+        "unknown_image": 1,
+        "deadline_exceeded": 1,
+        "decode": 4,
+        "queue": 1,
+        "total": 5,
+    }
+
+
+async def test_reward_health_counts_items_of_equal_prompt_as_a_group(plane: Plane) -> None:
+    def now() -> dict[str, float]:
+        sums = ("scores", "failed", "groups", "flat_groups", "saturated")
+        return {of: counted("synod_reward_sums_total", scorer="b", of=of) for of in sums}
+
+    before = now()
+    flat, spread = [item(0, "flat"), item(0, "flat")], [item(0, "spread"), item(1, "spread")]
+    await plane.values(*flat, *spread, item(0, "alone"), ScoreItem(b"bad", "flat"), scorers=("b",))
+    grown = {name: value - before[name] for name, value in now().items()}
+    assert grown == {"scores": 5, "failed": 1, "groups": 2, "flat_groups": 1, "saturated": 5}
 
 
 async def test_scorers_of_unknown_version_are_asked_every_time(plane: Plane) -> None:
