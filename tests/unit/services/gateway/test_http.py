@@ -111,7 +111,7 @@ async def test_an_error_in_mid_stream_is_the_last_line(
 async def test_a_client_that_leaves_cancels_its_work(
     http: httpx.AsyncClient, backend: Any, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 0.0)
+    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # for what can be kept: these scorers have no version
     backend.plan["a"] = backend.plan["b"] = [3600.0, 3600.0]
     call = asyncio.create_task(http.post("/v1/score", json=BODY, headers=headers))
     await until(lambda: len(backend.calls) == 2)
@@ -119,7 +119,10 @@ async def test_a_client_that_leaves_cancels_its_work(
     await until(lambda: sorted(backend.cancelled) == ["a", "b"])
 
 
-async def test_a_client_that_leaves_in_mid_stream_cancels_the_rest(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_a_client_that_leaves_in_mid_stream_cancels_the_rest(
+    http: httpx.AsyncClient, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
     backend.plan["b"] = [3600.0]
     async with http.stream("POST", "/v1/score", json=BODY, headers=NDJSON) as answer:
         await anext(answer.aiter_lines())

@@ -155,7 +155,7 @@ async def test_requests_that_overlap_share_what_they_have_in_common(plane: Plane
 
 
 async def test_an_item_that_occurs_twice_in_a_request_is_measured_once(plane: Plane) -> None:
-    assert await plane.values(item(1), item(2), item(1), item(1)) == [1, 2, 1, 1]
+    assert await plane.values(item(1), item(2), item(2), item(1)) == [1, 2, 2, 1]
     assert plane.a.measured == [1, 2]
     poisoned = item(9, "poison")
     assert await plane.values(*[poisoned] * 8) == ["scorer_failed"] * 8
@@ -216,8 +216,11 @@ async def test_a_resubmit_finds_the_work_of_the_call_it_replaces(plane: Plane) -
     assert plane.backend.cancelled == []
 
 
-async def test_a_caller_that_leaves_takes_its_waiting_work_along_at_once(plane: Plane) -> None:
+async def test_a_caller_that_leaves_takes_its_waiting_work_along_at_once(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The window is 2: the third call waits in the lane, and never reaches the backend."""
+    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
     plane.backend.open["a"].clear()
     under_way = plane.start(item(1), item(2))
     await plane.until_called(1)
