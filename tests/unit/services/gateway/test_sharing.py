@@ -225,7 +225,7 @@ async def test_a_caller_that_leaves_takes_its_waiting_work_along_at_once(
     under_way = plane.start(item(1), item(2))
     await plane.until_called(1)
     waiting = plane.start(item(3))
-    await until(lambda: plane.gateway._means.admission.lane("a").waiting)
+    await until(lambda: plane.gateway._means.admission.lane("a")._queue)
     waiting.cancel()
     await asyncio.wait([waiting])
     await until(lambda: not plane.gateway._means.admission.lane("a").waiting)
@@ -239,8 +239,8 @@ async def test_work_whose_deadline_passes_in_the_queue_never_reaches_the_backend
     plane.backend.open["a"].clear()
     under_way = plane.start(item(1), item(2))
     await plane.until_called(1)
-    late = await plane.gateway.score(ScoreRequest((item(3),), ("a", "b"), timeout_ms=100))
-    assert told(late, "a") + told(late, "b") == ["deadline_exceeded", 3]
+    late = await plane.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=1000))
+    assert told(late, "a") == ["deadline_exceeded"]
     plane.backend.open["a"].set()
     await under_way
     assert plane.a.measured == [1, 2]
@@ -367,7 +367,7 @@ async def test_what_was_known_shared_measured_and_refused_is_counted(plane: Plan
     calls = [plane.start(item(1), item(2))]
     await plane.until_called(1)
     calls.append(plane.start(item(1)))
-    await plane.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=50))
+    await plane.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=1000))
     plane.backend.open["a"].set()
     await asyncio.gather(*calls)
     await plane.values(item(2))
