@@ -63,6 +63,7 @@ def step_record(
         "masked": len(found) - len(values),
         "skipped": update.skipped,
         "denoising_steps": done,
+        "denoising_steps_unscreened": drawn * total,
         "denoising_steps_saved_ratio": 1 - done / (drawn * total),
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
