@@ -52,9 +52,8 @@ class MagvitMaker:
             decoded, told = self.model.decoder.conv_out(features).float(), self.labels(features).float()
         weight = _weight(label)
         wrong = functional.cross_entropy(told, label, reduction="none")
-        known: Tensor = (wrong * weight).sum() / weight.sum()
         commit = functional.mse_loss(z, sign.detach())
-        return _error(decoded, pixels, weight) + LABELS * known + COMMIT * commit + _usage(z)
+        return _error(decoded, pixels, weight) + LABELS * _mean(wrong, weight) + COMMIT * commit + _usage(z)
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
@@ -109,8 +108,12 @@ def _weight(label: Tensor) -> Tensor:
 def _error(decoded: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Absolute and squared error, weighted."""
     error = decoded - pixels
-    total: Tensor = ((error.abs() + 2.0 * error.square()).mean(1) * weight).sum() / weight.sum()
-    return total
+    return _mean((error.abs() + 2.0 * error.square()).mean(1), weight)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    mean: Tensor = (values * weight).sum() / weight.sum()
+    return mean
 
 
 def _usage(z: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class ShowOMaker:
         return Query(query, pictures[rng.integers(len(pictures))]), answer
 
     def save(self, directory: Path) -> None:
-        """In bfloat16, half the size: `load` casts it to float32, and nothing measured tells the two apart."""
+        """In bfloat16, half the size. `load` casts it to float32, and what QUALITY.md tells was measured on that."""
         for table in self.tables:
             parametrize.remove_parametrizations(table, "weight")
         self.module.bfloat16()
