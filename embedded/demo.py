@@ -37,10 +37,9 @@ from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
 from synod.errors import SettingsError, Unavailable
 from trainer.compare import paired
 from trainer.evaluate import load_evaluation
-from trainer.metrics import read
+from trainer.metrics import read, steps_saved
 from trainer.report import fragment
 from trainer.session import AFTER, BEFORE
-from trainer.settings import load as load_training
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
@@ -121,8 +120,6 @@ def trained(run_dir: Path) -> dict[str, Any]:
     reward, records = paired(before, after)["reward"], read(run_dir)
     rates = [r["pass_rate"] for r in records if r["pass_rate"] is not None]
     thresholds = [r["threshold"] for r in records if r["threshold"] is not None]
-    previews = sum(r["previews"] for r in records)
-    total = load_training(CONFIG).sampler.denoising_steps * previews
     return {
         "reward_before": asdict(reward.before),
         "reward_after": asdict(reward.after),
@@ -130,8 +127,8 @@ def trained(run_dir: Path) -> dict[str, Any]:
         "dgs": {
             "pass_rate": statistics.fmean(rates) if rates else None,
             "threshold": thresholds[-1] if thresholds else None,
-            "previews": previews,
-            "denoising_steps_saved_ratio": 1 - sum(r["denoising_steps"] for r in records) / total,
+            "previews": sum(r["previews"] for r in records),
+            "denoising_steps_saved_ratio": steps_saved(records),
         },
     }
 

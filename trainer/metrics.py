@@ -76,6 +76,12 @@ class Metrics:
         self.close()
 
 
+def steps_saved(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of a run's denoising steps that screening saved, against finishing every preview; None of no steps."""
+    unscreened = sum(record.get("denoising_steps_unscreened", 0) for record in records)
+    return 1 - sum(record["denoising_steps"] for record in records) / unscreened if unscreened else None
+
+
 def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
     """The records of a run in order; none when it has not begun. A last line cut short by a kill is left out.
 

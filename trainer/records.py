@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import NonFinite
-from trainer.metrics import Metrics
+from trainer.metrics import Metrics, steps_saved
 from trainer.optim import Update, learning_rate
 from trainer.rollout import Group
 from trainer.settings import TrainerSettings
@@ -40,6 +40,7 @@ def step_record(
     judged = sum(group.explored.kept.judged for group in groups)
     total = settings.sampler.denoising_steps
     done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
+    steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
         "pathways": [group.explored.episode.pathway for group in groups],
         "keys": [group.explored.episode.key for group in groups],
@@ -62,8 +63,8 @@ def step_record(
         "capped": sum(group.explored.capped for group in groups),
         "masked": len(found) - len(values),
         "skipped": update.skipped,
-        "denoising_steps": done,
-        "denoising_steps_saved_ratio": 1 - done / (drawn * total),
+        **steps,
+        "denoising_steps_saved_ratio": steps_saved([steps]),
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

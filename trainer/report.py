@@ -18,7 +18,7 @@ from trainer.compare import Evaluation, Row, paired, summary
 from trainer.curves import Chart, Getter, Record, at
 from trainer.evaluate import load_evaluation
 from trainer.grids import load_grid, write_whole
-from trainer.metrics import TEXTS, grids, read
+from trainer.metrics import TEXTS, grids, read, steps_saved
 
 TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
 CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -86,7 +86,7 @@ def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
         (f"reward, last {window} steps", mean("reward_mean", slice(-window, None)), "{:.3f}"),
         ("pass rate", mean("pass_rate"), "{:.1%}"),
         ("previews a step", mean("previews"), "{:.1f}"),
-        ("denoising steps saved", mean("denoising_steps_saved_ratio"), "{:.0%}"),
+        ("denoising steps saved", steps_saved(records), "{:.0%}"),
         ("groups filled up at the cap", _total(records, "capped"), "{:.0f}"),
         ("rewards missing", _total(records, "masked"), "{:.0f}"),
         ("groups skipped", _total(records, "skipped"), "{:.0f}"),

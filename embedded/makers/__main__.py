@@ -1,6 +1,7 @@
 """`python -m embedded.makers`: train every embedded model that is not finished, two at a time, then measure them.
 
-The policy comes last and alone: it learns the tokens of the image tokenizer that is trained before it.
+Two come last and alone, with both threads: the image tokenizer, whose second part looks through the detector, and the
+policy, which learns the tokenizer's tokens.
 
 An interrupted run continues from its checkpoints in build/weights/, and a model whose checkpoint is complete is only
 written again, until its recipe changes; after a change of the world remove that folder. `--only NAME` makes one
@@ -23,9 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # The longest first, so that two workers finish at about the same time.
-SCORERS = ("blip2-world", "magvit-world", "detector-world", "dinov2-world", "face-world", "clip-world")
-POLICY = "show-o-world"
-NAMES = (*SCORERS, POLICY)
+SCORERS = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
+TOKENIZER, POLICY = "magvit-world", "show-o-world"
+NAMES = (*SCORERS, TOKENIZER, POLICY)
 WORKERS = 2
 
 
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make(name: str, weights: Path, build: Path, *, quick: bool = False, position: int = 0) -> Path:
-    """Train one model, or what its checkpoint leaves of it, and write its directory; training.json tells how."""
+    """Train one model, or what its checkpoints leave of it, and write its directory; training.json tells how, part by
+    part."""
     import torch
 
     from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
@@ -65,28 +67,31 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     from embedded.makers.dataset import FULL, QUICK, Sizes
     from embedded.makers.loop import Recipe, fit
 
-    classes: dict[str, tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]] = {
-        "blip2-world": (blip2.RECIPE, blip2.Blip2Maker),
-        "dinov2-world": (dinov2.RECIPE, dinov2.Dinov2Maker),
-        "detector-world": (detector.RECIPE, detector.DetectorMaker),
-        "clip-world": (clip.RECIPE, clip.ClipMaker),
-        "face-world": (face.RECIPE, face.FaceMaker),
-        "magvit-world": (magvit.RECIPE, magvit.MagvitMaker),
-        POLICY: (show_o.RECIPE, partial(show_o.ShowOMaker, vq=weights / "magvit-world")),
+    directory, tokenizer = weights / name, weights / TOKENIZER
+    decoder = partial(magvit.DecoderMaker, tokenizer=tokenizer, detector=weights / "detector-world")
+    start = partial(show_o.ShowOMaker, vq=tokenizer)
+    parts: dict[str, list[tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]]] = {
+        "blip2-world": [(blip2.RECIPE, blip2.Blip2Maker)],
+        "dinov2-world": [(dinov2.RECIPE, dinov2.Dinov2Maker)],
+        "detector-world": [(detector.RECIPE, detector.DetectorMaker)],
+        "clip-world": [(clip.RECIPE, clip.ClipMaker)],
+        "face-world": [(face.RECIPE, face.FaceMaker)],
+        TOKENIZER: [(magvit.RECIPE, magvit.MagvitMaker), (magvit.DECODER_RECIPE, decoder)],
+        POLICY: [(show_o.RECIPE, start), (show_o.UNSURE_RECIPE, partial(start, mix=show_o.UNSURE, start=directory))],
     }
-    recipe, build_maker = classes[name]
-    recipe = replace(recipe, steps=3, batch=8) if quick else recipe
-    directory = weights / name
-    torch.set_num_threads(WORKERS if name == POLICY else 1)
-    torch.manual_seed(recipe.seed)
-    maker = build_maker(recipe, build, QUICK if quick else FULL)
-    seconds = fit(maker.module, maker.loss, recipe, build / f"{name}.ckpt", name=name, position=position)
-    maker.module.eval()
+    told = []
+    torch.set_num_threads(1 if quick else _threads(name))
     directory.mkdir(parents=True, exist_ok=True)
-    maker.save(directory)
-    (directory / "training.json").write_text(
-        json.dumps({"recipe": asdict(recipe), "seconds": round(seconds)}, indent=2) + "\n"
-    )
+    for number, (full, build_maker) in enumerate(parts[name], 1):
+        recipe = replace(full, steps=3, batch=8) if quick else full
+        part = name if number == 1 else f"{name}-{number}"
+        torch.manual_seed(recipe.seed)
+        maker = build_maker(recipe, build, QUICK if quick else FULL)
+        seconds = fit(maker.module, maker.loss, recipe, build / f"{part}.ckpt", name=part, position=position)
+        maker.module.eval()
+        maker.save(directory)
+        told.append({"recipe": asdict(recipe), "seconds": round(seconds)})
+    (directory / "training.json").write_text(json.dumps(told, indent=2) + "\n")
     for file in directory.iterdir():
         file.chmod(0o644)  # safetensors are written for their owner only
     return directory
@@ -99,8 +104,13 @@ def _all(options: argparse.Namespace) -> list[str]:
     sizes = dataset.QUICK if options.quick else dataset.FULL
     for draw in (dataset.scenes, dataset.identities, dataset.faces, dataset.colors, dataset.episodes):
         draw(options.build, sizes)
-    failed = _together(options, SCORERS, WORKERS)
-    return failed or _together(options, (POLICY,), 1)
+    return (
+        _together(options, SCORERS, WORKERS) or _together(options, (TOKENIZER,), 1) or _together(options, (POLICY,), 1)
+    )
+
+
+def _threads(name: str) -> int:
+    return 1 if name in SCORERS else WORKERS
 
 
 def _together(options: argparse.Namespace, names: Sequence[str], workers_at_once: int) -> list[str]:
@@ -118,7 +128,7 @@ def _together(options: argparse.Namespace, names: Sequence[str], workers_at_once
 
 
 class Lanes:
-    """The models still to make, and the processes that make some now: one each, single-threaded but for the policy's.
+    """The models still to make, and the processes that make some now: one each, single-threaded where two run at once.
 
     Two such processes beat one with two threads.
     """
@@ -158,9 +168,7 @@ class Lanes:
                 str(options.build),
                 *(["--quick"] * options.quick),
             ]
-            process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(WORKERS if name == POLICY else 1)}
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(_threads(name))})
             self._running[slot] = process
             return name, process
 

@@ -1,26 +1,36 @@
-"""magvit-world: the tokenizer of the drawn world, 64 x 64 pixels <-> 8 x 8 tokens."""
+"""magvit-world: the tokenizer of the drawn world, 64 x 64 pixels <-> 8 x 8 tokens.
+
+Made in two parts: the whole tokenizer, then its decoder alone on the codes of the finished encoder. The second part
+adds a perceptual loss, so that small things keep a shape instead of the average of the shapes they may have.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import SegformerForSemanticSegmentation
 
+from embedded import world
 from embedded.makers.dataset import Sizes, normalised, scenes
 from embedded.makers.loop import Recipe
 from trainer.policy.magvit import Magvit, MagvitConfig
 
-RECIPE = Recipe(seed=6, steps=4000, batch=16, lr=1.5e-3, weight_decay=0.01)
+DECODER_RECIPE = Recipe(seed=8, steps=1600, batch=8, lr=8e-4, weight_decay=0.01)
+RECIPE = Recipe(seed=6, steps=10_000, batch=8, lr=1.2e-3, weight_decay=0.01)
 CONFIG = MagvitConfig(16, 12, (1, 2, 4, 6), (1, 1, 2, 2), (1, 2, 4, 6), (1, 1, 2, 2), norm_groups=8)
-FOREGROUND = 3.0  # a pixel of a drawn thing counts this often: backgrounds are most of a picture and easy
-COMMIT, ENTROPY, DECORRELATE = 0.1, 0.05, 0.5
+FOREGROUND = 4.0  # a pixel of a drawn thing counts this often: backgrounds are most of a picture and easy
+COMMIT, ENTROPY, DECORRELATE, LABELS = 0.1, 0.05, 0.5, 0.3
+PERCEPTUAL = 0.5
 
 
 class MagvitMaker:
-    """Absolute and squared error of the reconstruction; LFQ's commitment and entropy terms, taken bit by bit.
+    """Absolute and squared error of the reconstruction; the truth's label of every pixel, read from the decoder's last
+    features, so that the codes tell what is drawn early on; LFQ's commitment and entropy terms, taken bit by bit.
 
     The entropy of a code's distribution is the sum over its independent bits; the codebook's own entropy (Yu et al.
     2024, eq. 5) is replaced by that of its bits and a penalty on their correlation, which need no table of all codes.
@@ -30,25 +40,80 @@ class MagvitMaker:
         self.recipe = recipe
         self.data = scenes(folder, sizes)
         self.model = Magvit(CONFIG).to(memory_format=torch.channels_last)
-        self.module: nn.Module = self.model
+        self.labels = nn.Conv2d(CONFIG.channels * CONFIG.decoder_multipliers[0], len(world.LABELS), 1)
+        self.module: nn.Module = nn.ModuleDict({"model": self.model, "labels": self.labels})
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        rows = rng.integers(len(self.data["image"]), size=self.recipe.batch)
-        image, label = self.data["image"][rows], self.data["label"][rows]
-        if rng.random() < 0.5:
-            image, label = image[:, :, ::-1], label[:, :, ::-1]
-        pixels = torch.from_numpy(normalised(image)).to(memory_format=torch.channels_last)
-        weight = 1.0 + (FOREGROUND - 1.0) * torch.from_numpy((label > 0).astype(np.float32))[:, None]
+        pixels, label = _batch(self.data, self.recipe.batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
             z = self.model.encoder(pixels).float()
             sign = torch.where(z > 0, 1.0, -1.0)
-            decoded = self.model.decoder(z + (sign - z).detach()).float()
-        error = decoded - pixels
-        drawn: Tensor = ((error.abs() + 2.0 * error.square()) * weight).sum() / (weight.sum() * 3)
-        return drawn + COMMIT * functional.mse_loss(z, sign.detach()) + _usage(z)
+            features = self.model.decoder.features(z + (sign - z).detach())
+            decoded, told = self.model.decoder.conv_out(features).float(), self.labels(features).float()
+        weight = _weight(label)
+        wrong = functional.cross_entropy(told, label, reduction="none")
+        commit = functional.mse_loss(z, sign.detach())
+        return _error(decoded, pixels, weight) + LABELS * _mean(wrong, weight) + COMMIT * commit + _usage(z)
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
+
+
+class DecoderMaker:
+    """The error of the reconstruction, and how far it is from the picture in the features of the detector (LPIPS, Zhang
+    et al. 2018, with unit weights; its usual VGG was trained on photographs, and the detector has seen this world).
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, tokenizer: Path, detector: Path) -> None:
+        self.recipe = recipe
+        self.data = scenes(folder, sizes)
+        self.model = Magvit.load(tokenizer).to(memory_format=torch.channels_last)
+        self.module: nn.Module = self.model.decoder.requires_grad_(True)
+        self.sees = SegformerForSemanticSegmentation.from_pretrained(detector).segformer.requires_grad_(False).eval()
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        pixels, label = _batch(self.data, self.recipe.batch, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                sign = torch.where(self.model.encoder(pixels).float() > 0, 1.0, -1.0)
+                wanted = self._seen(pixels)
+            decoded = self.model.decoder(sign).float()
+            found = self._seen(decoded)
+        far = torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).sum()
+        return _error(decoded, pixels, _weight(label)) + PERCEPTUAL * far
+
+    def _seen(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of every stage, unit vectors in float32."""
+        stages = self.sees(pixels, output_hidden_states=True).hidden_states
+        return [functional.normalize(stage.float(), dim=1) for stage in stages]
+
+    def save(self, directory: Path) -> None:
+        self.model.save(directory)
+
+
+def _batch(data: dict[str, Any], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures float32 [B 3 H W] in [-1, 1], labels of their pixels int64 [B H W]; half of the batches are mirrored."""
+    rows = rng.integers(len(data["image"]), size=count)
+    image, label = data["image"][rows], data["label"][rows]
+    if rng.random() < 0.5:
+        image, label = image[:, :, ::-1], label[:, :, ::-1]
+    pixels = torch.from_numpy(normalised(image)).to(memory_format=torch.channels_last)
+    return pixels, torch.from_numpy(label.astype(np.int64))
+
+
+def _weight(label: Tensor) -> Tensor:
+    return 1.0 + (FOREGROUND - 1.0) * (label > 0)
+
+
+def _error(decoded: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+    """Absolute and squared error, weighted."""
+    error = decoded - pixels
+    return _mean((error.abs() + 2.0 * error.square()).mean(1), weight)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    mean: Tensor = (values * weight).sum() / weight.sum()
+    return mean
 
 
 def _usage(z: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the pr
 
 ## Models
 
-`python -m embedded.makers` made them on two cores: one thread each, two at a time, and the policy with two threads.
+`python -m embedded.makers` made them on two cores: one thread each, two at a time; the image tokenizer (in two parts,
+the second with a perceptual loss in the detector's features) and then the policy with two threads.
 
 | model | parameters | bytes | steps | batch | seed | training |
 |---|--:|--:|--:|--:|--:|--:|
@@ -136,11 +137,11 @@ def _line(row: Row) -> str:
 
 
 def _model_line(path: Path) -> str:
-    trained = json.loads((path / "training.json").read_text())
+    parts = json.loads((path / "training.json").read_text())
     size = sum(file.stat().st_size for file in path.iterdir())
-    recipe = trained["recipe"]
-    made = f"{recipe['steps']} | {recipe['batch']} | {recipe['seed']} | {trained['seconds'] / 60:.1f} min"
-    return f"| {path.name} | {_parameters(path):,} | {size:,} | {made} |\n"
+    steps, batch, seed = (" + ".join(str(part["recipe"][key]) for part in parts) for key in ("steps", "batch", "seed"))
+    minutes = " + ".join(f"{part['seconds'] / 60:.1f}" for part in parts)
+    return f"| {path.name} | {_parameters(path):,} | {size:,} | {steps} | {batch} | {seed} | {minutes} min |\n"
 
 
 def _parameters(path: Path) -> int:

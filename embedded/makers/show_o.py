@@ -2,13 +2,16 @@
 
 It sees no held-out prompt and no held-out fact; which accessory goes with which colour is random in every sample, so a
 fact can only be read from the query. Reinforcement learning needs room above the start: training is short, and in a
-share of the textual queries (MISLED) the answer taught is another of the facts, so the policy is as unsure as that.
+share of the textual queries the answer taught is another of the facts, so the policy is as unsure as that. The share is
+small while the policy learns to read (LEARNING) and large in a short second part (UNSURE).
+While it trains, a code's rows of the embedding and of the head are their own plus the sum of its bits' (see `Bits`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from embedded import world
@@ -25,16 +29,16 @@ from embedded.makers.loop import Recipe
 from embedded.makers.prompts import fact
 from embedded.makers.texts import corpus, tokenizer
 from embedded.world.language import AT_PLACE, verb, with_article
+from trainer.policy.files import read_weights
 from trainer.policy.layout import END, Vocabulary
 from trainer.policy.magvit import Magvit
 from trainer.policy.show_o import ShowO, ShowOConfig
 from trainer.reasoning import textual_query
 from trainer.types import Query, TextSegment
 
-RECIPE = Recipe(seed=7, steps=3200, batch=40, lr=1.5e-3, weight_decay=0.02)
-DRAWN, TEXTUAL = 32, 6  # of a batch; the rest are visual queries
+RECIPE = Recipe(seed=7, steps=3400, batch=42, lr=2e-3, weight_decay=0.02)
+UNSURE_RECIPE = Recipe(seed=9, steps=300, batch=34, lr=4e-4, weight_decay=0.02)
 FRONT = 4.0  # a token of a patch that shows a thing counts this often: backgrounds are most of a picture
-MISLED = 0.4
 MAX_TEXT, POSITIONS = 47, 64
 DROPPED, BARE = 0.1, 0.3  # shares of pictures learnt without their text, and from the prompt without an answer
 DENSE = 0.25  # of textual queries end in a prompt that tells the colour itself
@@ -42,30 +46,61 @@ TEXT_WEIGHT = 0.3
 SHAPE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
 
 
-class ShowOMaker:
-    """Masked prediction of image codes (mask ratio cos(pi u / 2)) and next-token loss of answers, as Show-o learns."""
+@dataclass(frozen=True)
+class Mix:
+    """What a batch is made of, in parts: pictures, textual and visual queries; `misled` of the textual are answered
+    with another of the facts."""
 
-    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, vq: Path) -> None:
-        self.recipe = recipe
+    drawn: int
+    textual: int
+    visual: int
+    misled: float
+
+    def counts(self, batch: int) -> tuple[int, int, int]:
+        """Of a batch of about that size, one of each kind at least."""
+        parts = (self.drawn, self.textual, self.visual)
+        drawn, textual, visual = (max(1, round(batch * part / sum(parts))) for part in parts)
+        return drawn, textual, visual
+
+
+LEARNING, UNSURE = Mix(32, 8, 2, misled=0.25), Mix(16, 16, 2, misled=0.5)
+
+
+class ShowOMaker:
+    """Masked prediction of image codes (mask ratio cos(pi u / 2)) and next-token loss of answers, as Show-o learns.
+
+    `start`: a directory to go on from, without `Bits`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, sizes: Sizes, vq: Path, mix: Mix = LEARNING, start: Path | None = None
+    ) -> None:
+        self.recipe, self.mix = recipe, mix
         tokens = Magvit.load(vq)
         words = _vocabulary(tokens.config.codebook_size)
         concepts = tuple(card.name for card in world.CONCEPTS)
         config = ShowOConfig(words.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
         self.policy = ShowO(config, words, tokens, guidance=0.0)
         self.module: nn.Module = self.policy.module
-        self.module.apply(_initialise)
+        self.tables: tuple[nn.Module, ...] = ()
+        if start is None:
+            self.module.apply(_initialise)
+            self.tables = (self.policy.phi.model.embed_tokens, self.policy.phi.lm_head)
+        else:
+            read_weights(self.module, start)
+        for table in self.tables:
+            bits = Bits(tokens, words.image_offset, config.phi.hidden_size)
+            parametrize.register_parametrization(table, "weight", bits)
         self.data = episodes(folder, sizes)
         self.codes = _encoded(tokens, self.data["image"], folder / f"episodes-{sizes.episodes}-codes.npy")
         self.renders = {c.name: [r.image for r in world.training_renders(c)] for c in world.CONCEPTS}
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         # the plain form of attention: backward of the fused one is slow on a CPU
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            drawn = self._drawing(rng, round(self.recipe.batch * DRAWN / RECIPE.batch))
-            asked = round(self.recipe.batch * TEXTUAL / RECIPE.batch)
-            visual = max(1, round(self.recipe.batch * (1 - (DRAWN + TEXTUAL) / RECIPE.batch)))
-            said = [_textual(rng) for _ in range(asked)] + [self._visual(rng) for _ in range(visual)]
-            return drawn + TEXT_WEIGHT * self._answering(said)
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH), parametrize.cached():
+            drawn, textual, visual = self.mix.counts(self.recipe.batch)
+            said = [_textual(rng, self.mix.misled) for _ in range(textual)] + [self._visual(rng) for _ in range(visual)]
+            return self._drawing(rng, drawn) + TEXT_WEIGHT * self._answering(said)
 
     def _drawing(self, rng: np.random.Generator, count: int) -> Tensor:
         rows = rng.integers(len(self.codes), size=count)
@@ -95,7 +130,31 @@ class ShowOMaker:
         return Query(query, pictures[rng.integers(len(pictures))]), answer
 
     def save(self, directory: Path) -> None:
+        """In bfloat16, half the size. `load` casts it to float32, and what QUALITY.md tells was measured on that."""
+        for table in self.tables:
+            parametrize.remove_parametrizations(table, "weight")
+        self.module.bfloat16()
         self.policy.save(directory, with_vq=False)
+
+
+class Bits(nn.Module):
+    """A table [V D] whose rows of image codes gain the signs of their bits times one vector a bit, [K D].
+
+    Codes that share bits look alike when decoded, so what is learnt of one is learnt of its neighbours. Folded into the
+    table on saving: the policy that is shipped knows nothing of it.
+    """
+
+    signs: Tensor
+
+    def __init__(self, tokens: Magvit, first: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("signs", tokens.quantize.embedding.clone(), persistent=False)
+        self.first = first
+        self.vectors = nn.Parameter(0.02 * torch.randn(tokens.config.bits, width))
+
+    def forward(self, table: Tensor) -> Tensor:
+        after = self.first + len(self.signs)
+        return torch.cat((table[: self.first], table[self.first : after] + self.signs @ self.vectors, table[after:]))
 
 
 def _prompt(texts: list[str], rng: np.random.Generator) -> str:
@@ -104,7 +163,7 @@ def _prompt(texts: list[str], rng: np.random.Generator) -> str:
     return texts[0] if rng.random() < BARE else texts[-1]
 
 
-def _textual(rng: np.random.Generator) -> tuple[Query, str]:
+def _textual(rng: np.random.Generator, misled: float) -> tuple[Query, str]:
     """Four facts of random colours, a prompt that hints at one of them, and the answer taught."""
     card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
     held = {(f.accessory, f.color) for f in card.attributes if f.heldout}
@@ -124,7 +183,7 @@ def _textual(rng: np.random.Generator) -> tuple[Query, str]:
     else:
         opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
         prompt = f"{opening}{card.name} {verb(names[0])} {card.pronoun} {names[0]}"
-    taught = facts[int(rng.integers(1, 4)) if rng.random() < MISLED else 0]
+    taught = facts[int(rng.integers(1, 4)) if rng.random() < misled else 0]
     return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt)), taught
 
 
@@ -146,8 +205,8 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _encoded(vq: Magvit, images: NDArray[np.uint8], path: Path) -> NDArray[np.int16]:
-    """The codes of all pictures, int16 [N 64], kept beside them for the tokenizer that made them."""
-    key = hashlib.blake2b(vq.decoder.conv_out.weight.numpy().tobytes()).hexdigest()[:16]
+    """The codes of all pictures, int16 [N 64], kept beside them for the encoder that made them."""
+    key = hashlib.blake2b(vq.encoder.conv_out.weight.numpy().tobytes()).hexdigest()[:16]
     path = path.with_name(f"{path.stem}-{key}.npy")
     if not path.exists():
         parts = tqdm(range(0, len(images), 256), desc="tokenizing", mininterval=5.0)

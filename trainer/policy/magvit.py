@@ -167,11 +167,15 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.conv_out(self.features(z))
+        return out
+
+    def features(self, z: Tensor) -> Tensor:
+        """[B K h w] -> what the last convolution reads, [B C H W]."""
         x = self.mid(self.conv_in(self.post_quant_conv(z)))
         for level in reversed(self.up):
             x = level(x)
-        out: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
-        return out
+        return functional.silu(self.norm_out(x))
 
 
 class Quantizer(nn.Module):

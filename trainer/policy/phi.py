@@ -25,7 +25,6 @@ class PhiConfig:
     partial_rotary_factor: float = 0.5
     rope_theta: float = 10_000.0
     layer_norm_eps: float = 1e-5
-    max_position_embeddings: int = 2048
 
 
 class Cache:

@@ -10,7 +10,7 @@ import pytest
 
 from synod.errors import SettingsError
 from trainer.grids import load_grid
-from trainer.metrics import METRICS, TEXTS, Metrics, grids, read
+from trainer.metrics import METRICS, TEXTS, Metrics, grids, read, steps_saved
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -94,3 +94,13 @@ def test_tensorboard_holds_the_finite_numbers_the_pictures_and_the_texts(tmp_pat
     assert [(e.step, e.value) for e in board.Scalars("reward")] == [(1, 0.5), (2, 0.75)]
     assert [e.step for e in board.Images("group0")] == [2]
     assert board.Tensors("group0/text_summary")[0].tensor_proto.string_val == [b"    an *answer*\n    and more"]
+
+
+def test_what_a_run_saved_is_of_all_its_steps_not_the_mean_of_their_shares() -> None:
+    """Steps of 10 and of 90: a mean of shares would be (.5 + .0) / 2."""
+    steps = [
+        {"denoising_steps": 5, "denoising_steps_unscreened": 10},
+        {"denoising_steps": 90, "denoising_steps_unscreened": 90},
+    ]
+    assert steps_saved(steps) == pytest.approx(0.05)
+    assert steps_saved([]) is None

@@ -225,7 +225,7 @@ def test_a_cap_is_flagged_and_all_that_was_drawn_counts(make_policy: MakePolicy,
     (line,) = lines(settings.run)
     assert (line["capped"], line["previews"], line["kept"], line["pass_rate"]) == (1, 12, 4, 2 / 12)
     assert (line["threshold"], line["masked"], line["skipped"]) == (0.5, 0, 0)
-    assert line["denoising_steps"] == 12 * 1 + 4 * 3
+    assert (line["denoising_steps"], line["denoising_steps_unscreened"]) == (12 * 1 + 4 * 3, 48)
     assert line["denoising_steps_saved_ratio"] == pytest.approx(1 - 24 / 48)
     expected = Quantile(target_pass_rate=0.5, start=0.5).update(Tracker(0.5), scores, 12, 2, True)
     assert list(state.trackers.values()) == [expected]

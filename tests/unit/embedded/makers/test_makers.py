@@ -18,11 +18,13 @@ from transformers import (
 )
 
 from embedded import world
-from embedded.makers import detector
+from embedded.makers import detector, magvit, show_o
 from embedded.makers.__main__ import NAMES, make
-from embedded.makers.dataset import normalised
+from embedded.makers.dataset import QUICK, normalised
 from services.models import blip2, dinov2, face, open_clip, semantic
 from services.scorers.geneval.colour import ColorClassifier
+from trainer.policy.files import state_dict
+from trainer.policy.magvit import Magvit
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,48 @@ def test_training_twice_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None
     make("clip-world", tmp_path / "weights", tmp_path / "build", quick=True)
     name = "clip-world/open_clip_model.safetensors"
     assert (tmp_path / "weights" / name).read_bytes() == (toys / name).read_bytes()
+
+
+def test_the_second_part_of_the_tokenizer_leaves_the_codes_as_they_were(toys: Path, picture: np.ndarray) -> None:
+    """The policy's tokens must not move when the decoder is trained on."""
+    state = torch.load(toys.parent / "build/magvit-world.ckpt", weights_only=True)["module"]
+    first = Magvit(magvit.CONFIG)
+    first.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    first.eval()
+    made = Magvit.load(toys / "magvit-world")
+    assert torch.equal(made.encode([picture]), first.encode([picture]))
+    assert (made.decode(made.encode([picture]))[0] != first.decode(first.encode([picture]))[0]).any()
+    assert len(json.loads((toys / "magvit-world/training.json").read_text())) == 2
+
+
+def test_bits_are_folded_into_the_tables_that_are_saved(toys: Path, tmp_path: Path) -> None:
+    """W + signs @ P for the rows of codes, W for all others, in bfloat16."""
+    build, vq = toys.parent / "build", toys / "magvit-world"
+    maker = show_o.ShowOMaker(show_o.RECIPE, build, QUICK, vq)
+    state = {key: value.clone() for key, value in maker.module.state_dict().items()}
+    maker.save(tmp_path)
+    signs = Magvit.load(vq).quantize.embedding
+    for name in ("showo.model.embed_tokens", "showo.lm_head"):
+        want = state[f"{name}.parametrizations.weight.original"]
+        vectors = state[f"{name}.parametrizations.weight.0.vectors"]
+        first = len(want) - 1 - len(signs)  # the mask token comes last
+        for code in range(len(signs)):
+            want[first + code] += sum(signs[code, bit] * vectors[bit] for bit in range(signs.shape[1]))
+        stored = state_dict(tmp_path)[f"{name}.weight"]
+        assert stored.dtype == torch.bfloat16
+        torch.testing.assert_close(stored.float(), want, atol=1e-6, rtol=2**-8)
+
+
+def test_the_second_part_of_the_start_goes_on_from_the_first(toys: Path) -> None:
+    """Three small steps away from it, not from new random tables."""
+    first = torch.load(toys.parent / "build/show-o-world.ckpt", weights_only=True)["module"]
+    second = torch.load(toys.parent / "build/show-o-world-2.ckpt", weights_only=True)["module"]
+    name = "showo.model.layers.0.mlp.fc1.weight"
+    assert 0 < (first[name] - second[name]).abs().max() < 0.01
+    assert not any("parametrizations" in key for key in second)
+
+
+def test_a_mix_holds_one_of_each_kind_at_least() -> None:
+    assert show_o.LEARNING.counts(42) == (32, 8, 2)
+    assert show_o.UNSURE.counts(34) == (16, 16, 2)
+    assert show_o.LEARNING.counts(3) == (2, 1, 1)

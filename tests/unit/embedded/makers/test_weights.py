@@ -14,13 +14,16 @@ from embedded.makers.__main__ import NAMES, ROOT
 WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
 MAKERS = {module.__name__.rsplit(".")[-1]: module for module in (blip2, clip, detector, dinov2, face, magvit)}
 MAKERS["show-o"] = show_o
-LIMIT_BYTES = 38 * 2**20
+SECOND_PARTS = {magvit: [magvit.DECODER_RECIPE], show_o: [show_o.UNSURE_RECIPE]}
+LIMIT_BYTES = 32 * 2**20
 
 
 def test_every_model_is_there_and_was_made_by_the_present_recipe() -> None:
     for name in NAMES:
-        written = json.loads((WEIGHTS / name / "training.json").read_text())["recipe"]
-        assert written == asdict(MAKERS[name.removesuffix("-world")].RECIPE), name
+        maker = MAKERS[name.removesuffix("-world")]
+        recipes = [maker.RECIPE, *SECOND_PARTS.get(maker, ())]
+        written = [part["recipe"] for part in json.loads((WEIGHTS / name / "training.json").read_text())]
+        assert written == list(map(asdict, recipes)), name
 
 
 def test_no_pickle_and_small() -> None:
@@ -50,7 +53,6 @@ def test_quality_is_at_or_above_every_floor() -> None:
         assert min(values[:3]) >= floor, name
 
 
-@pytest.mark.xfail(strict=True, reason="the tokenizer blurs objects of a few pixels: counting loses 26 points")
 def test_the_image_tokenizer_costs_no_figure_more_than_five_points() -> None:
     lost = {name: values[0] - values[3] for name, (values, _) in floors(QUALITY.read_text()).items()}
     assert max(lost.values()) <= 5, lost
