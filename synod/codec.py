@@ -45,6 +45,14 @@ class Codec:
         """Raises InvalidRequest for a picture, weight or truth that no plane would take."""
         return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreRequest")
 
+    def decode_stream_request(self, data: bytes) -> ScoreRequest:
+        """One of the requests of a gRPC stream; elsewhere a request like any. Raises as `decode_request`."""
+        return tree.read_request(self._parse(data, "ScoreStreamRequest"), self.read_bytes)
+
+    def encode_stream_request(self, request: ScoreRequest) -> bytes:
+        """Raises as `encode_request`."""
+        return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreStreamRequest")
+
     def decode_response(self, data: bytes) -> ScoreResponse:
         """Raises InvalidRequest."""
         return answers.read_response(self._parse(data, "ScoreResponse"))

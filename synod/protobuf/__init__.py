@@ -17,6 +17,8 @@ from synod.reader import Node
 from synod.v1 import reward_pb2 as pb
 
 Tree = dict[str, Any]
+SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
+ERROR_KEY: Final = "synod-error-bin"  # trailing metadata of a call that failed: a serialised Error
 
 
 def load(data: bytes, message: str) -> Tree:
