@@ -35,7 +35,7 @@ class SynodClient:
     for tests.
 
     Every method raises the SynodError that the plane tells of; Unavailable when it cannot be reached, DeadlineExceeded
-    when it does not answer in time. A `base_url` or token that cannot be one is a ValueError.
+    when it does not answer in time. A `base_url` that cannot be one is a ValueError, a token a SettingsError.
     """
 
     def __init__(

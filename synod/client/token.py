@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from synod.errors import SettingsError
+
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header carries as one word
 
 
 def find_token(given: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The token, or None for a plane that asks for none. Raises ValueError, without quoting it, for an unusable one."""
+    """The token, or None for a plane that asks for none. Raises SettingsError, without quoting it."""
     if given is not None:
         return _checked(given, "the 'token' argument")
     if environ.get("SYNOD_TOKEN"):
@@ -23,14 +25,14 @@ def find_token(given: str | None, environ: Mapping[str, str] = os.environ) -> st
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(f"SYNOD_TOKEN_FILE names {path}: {why}; give a file that holds the token alone") from None
+        raise SettingsError(f"SYNOD_TOKEN_FILE names {path}: {why}; give a file that holds the token alone") from None
     return _checked(text, f"the file {path} of SYNOD_TOKEN_FILE")
 
 
 def _checked(text: str, source: str) -> str:
     token = text.strip()
     if not _TOKEN.fullmatch(token):
-        raise ValueError(
+        raise SettingsError(
             f"{source} is no bearer token ({len(token)} characters); a token is printable ASCII without spaces"
         )
     return token

@@ -8,19 +8,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.backends import LocalBackend, Readiness, ScorerSpec
-from services.gateway import rpc
+from services.gateway import app, rpc
 from services.gateway.core import Gateway
 from services.gateway.rpc import RpcServer
 from services.settings import EnsembleSettings, LimitSettings, ServerSettings
 from synod.client import AsyncSynodClient, SynodClient
-from synod.client.core import joined
-from synod.codec import PROTOBUF
+from synod.client.core import Call, joined
+from synod.codec import CODECS, PROTOBUF
 from synod.contracts import (
     Catalogue,
     Concept,
@@ -195,6 +196,38 @@ async def test_a_caller_that_leaves_drops_its_work(client: AsyncSynodClient, gat
     assert gateway.dropped == ["r"]
 
 
+async def test_a_call_that_is_cancelled_drops_its_work(
+    client: AsyncSynodClient, gateway: PartsGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, dropped = asyncio.Event(), asyncio.Event()
+
+    async def endless(request: ScoreRequest) -> Any:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            dropped.set()
+
+    monkeypatch.setattr(gateway, "score", endless)
+    asking = asyncio.create_task(client.score(BOTH))
+    await began.wait()
+    asking.cancel()
+    await dropped.wait()
+
+
+async def test_all_formats_over_both_transports_give_one_answer(
+    client: AsyncSynodClient, gateway: PartsGateway
+) -> None:
+    by_grpc = await client.score(BOTH)
+    transport = httpx.ASGITransport(app.build(gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as http:
+        for kind, codec in CODECS.items():
+            headers = {"content-type": kind}
+            answer = await http.post("/v1/score", content=codec.encode_request(BOTH), headers=headers)
+            assert answer.headers["content-type"] == kind
+            assert codec.decode_response(answer.content) == by_grpc
+
+
 @pytest.mark.parametrize("error", [c for c in SynodError.__subclasses__() for c in (c, *c.__subclasses__())])
 async def test_each_error_of_the_tree_has_its_status(
     url: str, gateway: PartsGateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
@@ -282,7 +315,7 @@ async def test_a_body_over_the_limit_never_reaches_the_gateway(
     with pytest.raises(PayloadTooLarge, match=r"larger than max .*; send several requests$"):
         await client.score(ScoreRequest((ScoreItem(b"x" * (2**20 + 1)),), ("mean",)))
     with pytest.raises(PayloadTooLarge, match="more than 262144 fields"):
-        await client._transport.send(_raw_call(b"\x0a\x00" * (2**18 + 1)))
+        await client._transport.send(Call("score", 20.0, b"\x0a\x00" * (2**18 + 1)))
 
 
 async def test_more_items_than_the_limit_go_in_chunks(client: AsyncSynodClient) -> None:
@@ -350,9 +383,3 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
                 client.score(ScoreRequest((grey(1),), ("lost",)))
 
     await asyncio.to_thread(use)
-
-
-def _raw_call(body: bytes) -> Any:
-    from synod.client.core import Call
-
-    return Call("score", 20.0, body)

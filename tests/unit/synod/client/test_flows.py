@@ -256,11 +256,19 @@ def test_bytes_are_bounded_too() -> None:
     plane = Plane()
     client = flows(plane, limits=Limits(100, 4096))
     raw = ScoreItem(np.zeros((20, 20, 3), np.uint8))
-    four = [ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 900), raw, ScoreItem()]
-    plane.run(client.score(request(*four * 3, weights={"size": 1.0})))
+    four = [ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 2000), raw, ScoreItem()]
+    plane.run(client.score(request(*four * 3)))
     assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in plane.asked)
     assert sum(len(one.items) for one in plane.asked) == 12
     assert len(plane.asked) < 12
+
+
+def test_what_all_items_share_takes_room_in_every_chunk() -> None:
+    plane = Plane()
+    weights = {"s" * 1500: 1.0}
+    plane.run(flows(plane, limits=Limits(100, 4096)).score(request(*[ScoreItem(b"x" * 900)] * 6, weights=weights)))
+    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in plane.asked)
+    assert [len(one.items) for one in plane.asked] == [2, 2, 2]
 
 
 def test_an_item_over_the_limit_goes_alone_and_takes_none_along() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from synod.client import SynodClient
 from synod.client.token import find_token
+from synod.errors import SettingsError
 
 
 def test_the_argument_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
@@ -30,17 +31,19 @@ def test_what_no_header_carries_is_refused_unquoted(secret: str, tmp_path: Path)
         (None, {"SYNOD_TOKEN": secret or " "}, "SYNOD_TOKEN"),
         (None, {"SYNOD_TOKEN_FILE": str(path)}, "SYNOD_TOKEN_FILE"),
     ):
-        with pytest.raises(ValueError, match="printable ASCII without spaces") as raised:
+        with pytest.raises(SettingsError, match="printable ASCII without spaces") as raised:
             find_token(given, environ)
         assert source in str(raised.value)
         assert not secret or secret not in str(raised.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lost: No such file or directory; give a file that holds the token alone$"):
+    with pytest.raises(
+        SettingsError, match=r"lost: No such file or directory; give a file that holds the token alone$"
+    ):
         find_token(None, {"SYNOD_TOKEN_FILE": str(tmp_path / "lost")})
     (tmp_path / "odd").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="odd: not UTF-8"):
+    with pytest.raises(SettingsError, match="odd: not UTF-8"):
         find_token(None, {"SYNOD_TOKEN_FILE": str(tmp_path / "odd")})
 
 
