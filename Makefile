@@ -6,7 +6,7 @@ CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/plane
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-full lint format up down status weights clean
+.PHONY: help setup demo test test-full lint format proto up down status weights clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,11 +26,15 @@ test: setup lint ## Lint, type-check and run every test, one Ray Serve session i
 test-full: setup lint ## The same with full counts of random cases (slow)
 	@SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and buf
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	@.venv/bin/buf lint && .venv/bin/buf breaking --against protos/released.binpb
 
 format: setup ## Rewrite the sources in the project's format
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+proto: setup ## Generate synod/v1 from protos/synod/v1/reward.proto
+	@$(PYTHON) -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. synod/v1/reward.proto
 
 up: setup ## Start the plane in the background (HTTP on 127.0.0.1:8000; CONFIG=... picks another TOML)
 	@$(PYTHON) -m services up $(CONFIG) --detach --run-dir $(RUN_DIR)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from synod.client import SynodClient
+from synod.client.transport import scheme_of
 from synod.codec import CODECS
 from synod.contracts import Outcome, Score, ScoreItem, ScoreRequest, ScoreResponse
-from synod.errors import SynodError
+from synod.errors import SettingsError, SynodError
 
 URL: Final = "http://127.0.0.1:8000"
 EXAMPLES: Final = """examples:
@@ -27,7 +28,7 @@ EXAMPLES: Final = """examples:
   synod score cat.png --prompt "a red cat" --scorer ber
   synod score out/*.png --prompt "a photo of <bo>" --scorer ber --scorer der --reference bo.png
   synod score cat.png --prompt "a red cat" --scorer ber --json | jq '.results[0].scores.ber.value'
-  synod scorers --url http://plane.example:8000
+  synod scorers --url http://plane.example:8000       or grpc://, https://, grpcs://; SYNOD_TOKEN holds the token
   synod train deploy/configs/embedded.toml            train the embedded policy on that plane (`synod train --help`)
 """
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train(given[1:])
         options = _parser().parse_args(given)
         return int(options.run(options))
-    except Usage as error:
+    except (Usage, SettingsError) as error:
         return _fail(error, 2)
     except SynodError as error:
         return _fail(error, 1)
@@ -164,8 +165,10 @@ def _seconds(text: str) -> float:
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"'{text}' is no URL; give one such as {URL}")
+    try:
+        scheme_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -1,73 +1,119 @@
 """The wire formats: bytes <-> records, and the table from content type to codec. Pure; no file, no net.
 
-`synod.tree` says which fields there are. JSON carries bytes as base64 (RFC 4648, padded), msgpack as they are. Both are
-read strictly and bounded: an unknown or repeated key, a wrong type, NaN, or more than MAX_VALUES values is an
-InvalidRequest that names the path. Both give equal records for equal requests.
+`synod.tree` and `synod.answers` say which fields there are, `synod.formats` and `synod.protobuf` how each format
+carries them. All are read strictly and bounded: an unknown or a repeated key, a wrong type, NaN, or too many values
+is an InvalidRequest that names the path (protobuf skips unknown fields). Equal bodies give equal records.
 """
 
 from __future__ import annotations
 
-import binascii
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgpack
-
-from synod import tree
-from synod.contracts import ScoreRequest, ScoreResponse
-from synod.errors import InvalidRequest, PayloadTooLarge, SynodError, UnsupportedMedia
-from synod.reader import MAX_ENTRIES, Node, show
-
-MAX_VALUES: Final = 2**22  # of one body: bounds what a small hostile body can unfold to
+from synod import answers, formats, protobuf, tree
+from synod.contracts import (
+    Catalogue,
+    Part,
+    PutImagesRequest,
+    PutImagesResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from synod.errors import InvalidRequest, SynodError, UnsupportedMedia
+from synod.reader import Node, show
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One format. Every `decode_*` raises InvalidRequest, naming the path of the field that is wrong."""
+    """One format. Every `decode_*` raises InvalidRequest, naming the path of the field that is wrong.
+
+    `loads` and `dumps` take the name of the message beside it, for the format whose bytes do not describe themselves.
+    """
 
     content_type: str
-    loads: Callable[[bytes], Any]
-    dumps: Callable[[tree.Tree], bytes]
+    loads: Callable[[bytes, str], Any]
+    dumps: Callable[[tree.Tree, str], bytes]
     read_bytes: tree.ReadBytes
     pack_bytes: tree.PackBytes
 
     def decode_request(self, data: bytes) -> ScoreRequest:
         """Raw pictures are read-only views of what was read. Raises InvalidRequest, PayloadTooLarge."""
-        return tree.read_request(self._parse(data), self.read_bytes)
+        return tree.read_request(self._parse(data, "ScoreRequest"), self.read_bytes)
 
     def encode_request(self, request: ScoreRequest) -> bytes:
         """Raises InvalidRequest for a picture, weight or truth that no plane would take."""
-        body = tree.request_tree(request, self.pack_bytes)
-        try:
-            return self.dumps(body)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise InvalidRequest(f"the request cannot be sent as {self.content_type}: {error}") from None
+        return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreRequest")
+
+    def decode_stream_request(self, data: bytes) -> ScoreRequest:
+        """One of the requests of a gRPC stream; elsewhere a request like any. Raises as `decode_request`."""
+        return tree.read_request(self._parse(data, "ScoreStreamRequest"), self.read_bytes)
+
+    def encode_stream_request(self, request: ScoreRequest) -> bytes:
+        """Raises as `encode_request`."""
+        return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreStreamRequest")
 
     def decode_response(self, data: bytes) -> ScoreResponse:
         """Raises InvalidRequest."""
-        return tree.read_response(self._parse(data))
+        return answers.read_response(self._parse(data, "ScoreResponse"))
 
     def encode_response(self, response: ScoreResponse) -> bytes:
         """Never raises: a score that cannot be carried is sent as a failure, beside its neighbours' scores."""
-        return self.dumps(tree.response_tree(response))
+        return self.dumps(answers.response_tree(response), "ScoreResponse")
 
     def decode_error(self, data: bytes) -> SynodError:
-        """The error of a body {"error": {code, retryable, message}}. Raises InvalidRequest when it is none."""
-        return tree.read_error(self._parse(data))
+        """The error of a body {"error": {code, retryable, message, ..}}. Raises InvalidRequest when it is none."""
+        return answers.read_error(self._parse(data, "Error"))
 
     def encode_error(self, error: SynodError) -> bytes:
-        """The body {"error": {code, retryable, message}}; the status is the error's `http_status`."""
-        return self.dumps(tree.error_tree(error))
+        """The body {"error": {code, retryable, message, ..}}; the status is the error's `http_status`."""
+        return self.dumps(answers.error_tree(error), "Error")
+
+    def decode_part(self, data: bytes) -> Part:
+        """A part of a streamed answer: a line of NDJSON, a message of gRPC. Raises InvalidRequest."""
+        return answers.read_part(self._parse(data, "ScoreStreamResponse"))
+
+    def encode_part(self, part: Part) -> bytes:
+        """Never raises. JSON gives one line, without its end."""
+        return self.dumps(answers.part_tree(part), "ScoreStreamResponse")
+
+    def decode_put(self, data: bytes) -> PutImagesRequest:
+        """Raises InvalidRequest, PayloadTooLarge."""
+        return tree.read_put(self._parse(data, "PutImagesRequest"), self.read_bytes)
+
+    def encode_put(self, request: PutImagesRequest) -> bytes:
+        """Raises InvalidRequest for a picture that no plane would take."""
+        return self._dump(tree.put_tree(request, self.pack_bytes), "PutImagesRequest")
+
+    def decode_digests(self, data: bytes) -> PutImagesResponse:
+        """Raises InvalidRequest."""
+        return answers.read_digests(self._parse(data, "PutImagesResponse"))
+
+    def encode_digests(self, response: PutImagesResponse) -> bytes:
+        """Never raises."""
+        return self.dumps(answers.digests_tree(response), "PutImagesResponse")
+
+    def decode_catalogue(self, data: bytes) -> Catalogue:
+        """Raises InvalidRequest."""
+        return answers.read_catalogue(self._parse(data, "ListScorersResponse"))
+
+    def encode_catalogue(self, catalogue: Catalogue) -> bytes:
+        """Never raises."""
+        return self.dumps(answers.catalogue_tree(catalogue), "ListScorersResponse")
 
     def decode_plain(self, data: bytes) -> dict[str, Any]:
-        """An object of free-form fields, such as the answers of `GET` calls. Raises InvalidRequest."""
-        return self._parse(data).table(Node.plain)
+        """An object of free-form fields: the answer of `GET /v1/scorers`, or of ListScorers. Raises InvalidRequest."""
+        return self._parse(data, "ListScorersResponse").table(Node.plain)
 
-    def _parse(self, data: bytes) -> Node:
+    def _dump(self, body: tree.Tree, message: str) -> bytes:
         try:
-            return Node(self.loads(data))
+            return self.dumps(body, message)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InvalidRequest(f"the request cannot be sent as {self.content_type}: {error}") from None
+
+    def _parse(self, data: bytes, message: str) -> Node:
+        try:
+            return Node(self.loads(data, message))
         except SynodError:
             raise
         except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
@@ -84,86 +130,19 @@ def codec_for(content_type: str | None) -> Codec:
     return CODECS[kind]
 
 
-def _load_json(data: bytes) -> Any:
-    _meter(sum(map(data.count, (b",", b"[", b"{"))))
-    return json.loads(str(data, "utf-8"), object_pairs_hook=_unique)
-
-
-def _dump_json(body: tree.Tree) -> bytes:
-    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _read_base64(node: Node) -> bytes:
-    if not isinstance(node.value, str):
-        raise node.error('base64 text or {"data", "shape"} belongs here')
-    try:
-        return binascii.a2b_base64(node.value, strict_mode=True)
-    except ValueError as error:
-        raise node.error(
-            f"not base64 ({error}); send the standard alphabet, padded, without a 'data:' prefix"
-        ) from None
-
-
-def _pack_base64(data: bytes | memoryview) -> str:
-    return binascii.b2a_base64(data, newline=False).decode("ascii")
-
-
-def _load_msgpack(data: bytes) -> Any:
-    entries = 0
-
-    def count(values: Sequence[Any]) -> Sequence[Any]:
-        nonlocal entries
-        entries += 1 + len(values)
-        _meter(entries)
-        return values
-
-    return msgpack.unpackb(
-        data,
-        raw=False,
-        strict_map_key=True,
-        max_array_len=min(len(data), MAX_ENTRIES),
-        max_map_len=min(len(data), MAX_ENTRIES),
-        ext_hook=_refuse_extension,
-        list_hook=count,
-        object_pairs_hook=lambda pairs: _unique(count(pairs)),
-    )
-
-
-def _refuse_extension(code: int, data: bytes) -> None:
-    raise InvalidRequest(f"the body holds a msgpack extension of type {code}; send plain msgpack")
-
-
-def _dump_msgpack(body: tree.Tree) -> bytes:
-    packed: bytes = msgpack.packb(body)
-    return packed
-
-
-def _read_bin(node: Node) -> bytes:
-    if not isinstance(node.value, bytes):
-        raise node.error('bytes (msgpack bin) or {"data", "shape"} belong here')
-    return node.value
-
-
-def _unique(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
-    entries: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in entries:
-            raise InvalidRequest(f"the key {show(key)} occurs twice in one object")
-        entries[key] = value
-    return entries
-
-
-def _meter(values: int) -> None:
-    if values > MAX_VALUES:
-        raise PayloadTooLarge(
-            f"the body holds {values} values or more, the limit is {MAX_VALUES}; send several requests"
-        )
-
-
-CODECS: Final[Mapping[str, Codec]] = {
-    codec.content_type: codec
-    for codec in (
-        Codec("application/json", _load_json, _dump_json, _read_base64, _pack_base64),
-        Codec("application/msgpack", _load_msgpack, _dump_msgpack, _read_bin, lambda data: data),
-    )
-}
+JSON: Final = Codec(
+    "application/json",
+    lambda data, _: formats.load_json(data),
+    lambda body, _: formats.dump_json(body),
+    formats.read_base64,
+    formats.pack_base64,
+)
+MSGPACK: Final = Codec(
+    "application/msgpack",
+    lambda data, _: formats.load_msgpack(data),
+    lambda body, _: formats.dump_msgpack(body),
+    formats.read_bin,
+    lambda data: data,
+)
+PROTOBUF: Final = Codec("application/protobuf", protobuf.load, protobuf.dump, protobuf.read_bytes, bytes)
+CODECS: Final[Mapping[str, Codec]] = {codec.content_type: codec for codec in (JSON, MSGPACK, PROTOBUF)}

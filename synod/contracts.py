@@ -1,6 +1,7 @@
 """Records of the wire: what a caller sends, what it gets back. Frozen, typed, free of torch, ray and HTTP.
 
-Shapes: H, W are pixels; an image is uint8 [H W 3] in RGB, or its encoded bytes until `synod.images` decodes it.
+Shapes: H, W are pixels; an image is uint8 [H W 3] in RGB, or its encoded bytes until `synod.images` decodes it, or the
+digest of one that the plane keeps.
 """
 
 from __future__ import annotations
@@ -14,8 +15,24 @@ from numpy.typing import NDArray
 
 from synod.errors import MissingInput, SynodError
 
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture that the plane keeps, by the `synod.digest` of what was put: "blake2b-256:" and 64 hex digits."""
+
+    digest: str
+
+
 Pixels = NDArray[np.uint8]
-Picture = bytes | Pixels
+Content = bytes | Pixels  # a picture that is here: encoded, or uint8 [H W 3]
+Picture = Content | ImageRef
+
+
+def is_raw(pixels: Pixels) -> bool:
+    """Whether an array is a raw picture: uint8 [H W 3], H and W above 0."""
+    return pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
+
+
 ConceptKind = Literal["person", "animal", "object"]
 CONCEPT_KINDS: tuple[ConceptKind, ...] = get_args(ConceptKind)
 Relation = Literal["left of", "right of", "above", "below"]
@@ -77,16 +94,16 @@ class ScoreItem:
         """The decoded image, uint8 [H W 3]. Raises MissingInput when the item has none."""
         if self.image is None:
             raise MissingInput("the item has no 'image'")
-        assert not isinstance(self.image, bytes), "pixels() before synod.images.decode_item"
+        assert isinstance(self.image, np.ndarray), "pixels() before synod.images.decode_item"
         return self.image
 
-    def pictures(self) -> tuple[Picture, ...]:
-        """The references and the image, as many as there are."""
-        return self.references if self.image is None else (*self.references, self.image)
+    def pictures(self) -> tuple[Content, ...]:
+        """The references and the image, as many as are here; those given by digest are not."""
+        return tuple(p for p in (*self.references, self.image) if isinstance(p, bytes | np.ndarray))
 
     def reference_pixels(self) -> tuple[Pixels, ...]:
         """The decoded references, each uint8 [H W 3]."""
-        decoded = tuple(r for r in self.references if not isinstance(r, bytes))
+        decoded = tuple(r for r in self.references if isinstance(r, np.ndarray))
         assert len(decoded) == len(self.references), "reference_pixels() before synod.images.decode_item"
         return decoded
 
@@ -107,11 +124,22 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Who measured a score; scores of equal origin are comparable. `model` is the digest of the model's files,
+    `preprocessing` the version of what makes a picture the model's input, `rule_set` that of what reads its output."""
+
+    model: str
+    preprocessing: str
+    rule_set: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
-    """A measured value (finite) and what it was read from (JSON-able)."""
+    """A measured value (finite), what it was read from (JSON-able), and who measured it."""
 
     value: float
     detail: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +172,75 @@ class ScoreResponse:
 
     results: tuple[ItemResult, ...]
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredItem:
+    """A part of a streamed answer: the outcome of item `index` (0 .. items - 1) by one scorer."""
+
+    request_id: str
+    index: int
+    scorer: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The last part of a streamed answer: one reward per item, in the order of the request; None where unasked."""
+
+    request_id: str
+    rewards: tuple[Outcome | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """The last part of a streamed answer to a request that failed as a whole; parts before it still hold."""
+
+    request_id: str
+    error: SynodError
+
+
+Part = ScoredItem | Rewards | RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class PutImagesRequest:
+    """Pictures that the plane should keep, so that requests may name them by digest."""
+
+    images: tuple[Content, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutImagesResponse:
+    """The digest of each picture, in the order of the request."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerInfo:
+    """A scorer: its name, the fields of ScoreItem that it needs, low <= value <= high, its paper, what it measures."""
+
+    name: str
+    needs: tuple[str, ...]
+    low: float
+    high: float
+    source: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleInfo:
+    """Weights (finite, >= 0) by concept kind and scorer, and what a missing score does: "fail" or "renormalise"."""
+
+    weights: Mapping[str, Mapping[str, float]]
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a plane serves, and what it lets a request carry: `limits` by name, such as `max_items`."""
+
+    scorers: tuple[ScorerInfo, ...]
+    ensembles: Mapping[str, EnsembleInfo] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)

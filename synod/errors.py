@@ -1,10 +1,13 @@
-"""The one error tree, and its one table to HTTP status.
+"""The one error tree, and its one table to HTTP status and gRPC status code.
 
 SynodError
-├── InvalidRequest        the whole request cannot be read or means nothing
+├── InvalidRequest        the whole request cannot be read or means nothing; sending it again will not help
 │   ├── UnknownScorer     a scorer or ensemble that this plane does not serve
 │   ├── PayloadTooLarge   body, item count or text over a limit
-│   └── UnsupportedMedia  a content type without a codec
+│   ├── UnsupportedMedia  a content type without a codec
+│   ├── Unauthenticated   no token, or one that the plane does not know
+│   └── PermissionDenied  a token that may not do this
+├── UnknownImage          a digest that the plane does not keep: upload it, then ask again (retryable)
 ├── InvalidItem           one item is unusable; its neighbours are scored
 │   ├── BadImage          bytes that do not decode to a picture
 │   ├── ImageTooLarge     pixels or bytes over a limit (refused before decoding)
@@ -22,16 +25,24 @@ SynodError
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
 class SynodError(Exception):
-    """Base of every error that may travel: a stable `code`, a status, and whether a retry can help."""
+    """Base of every error that may travel: a stable `code`, its statuses, and whether a retry can help.
+
+    `grpc_status` is a name of `grpc.StatusCode`. `retry_after_s` (>= 0) is set where the plane knows how long to wait.
+    """
 
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
     @property
     def message(self) -> str:
@@ -39,11 +50,11 @@ class SynodError(Exception):
 
 
 class InvalidRequest(SynodError):
-    code, http_status = "invalid_request", 400
+    code, http_status, grpc_status = "invalid_request", 400, "INVALID_ARGUMENT"
 
 
 class UnknownScorer(InvalidRequest):
-    code, http_status = "unknown_scorer", 404
+    code, http_status, grpc_status = "unknown_scorer", 404, "NOT_FOUND"
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -51,11 +62,29 @@ class PayloadTooLarge(InvalidRequest):
 
 
 class UnsupportedMedia(InvalidRequest):
-    code, http_status = "unsupported_media_type", 415
+    code, http_status, grpc_status = "unsupported_media_type", 415, "UNIMPLEMENTED"
+
+
+class Unauthenticated(InvalidRequest):
+    code, http_status, grpc_status = "unauthenticated", 401, "UNAUTHENTICATED"
+
+
+class PermissionDenied(InvalidRequest):
+    code, http_status, grpc_status = "permission_denied", 403, "PERMISSION_DENIED"
+
+
+class UnknownImage(SynodError):
+    """`digests`: all that must be uploaded before the request can be answered."""
+
+    code, http_status, grpc_status, retryable = "unknown_image", 409, "FAILED_PRECONDITION", True
+
+    def __init__(self, message: str = "", digests: Iterable[str] = (), *, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.digests = tuple(digests)
 
 
 class InvalidItem(SynodError):
-    code, http_status = "invalid_item", 422
+    code, http_status, grpc_status = "invalid_item", 422, "INVALID_ARGUMENT"
 
 
 class BadImage(InvalidItem):
@@ -83,11 +112,11 @@ class NonFinite(ScorerFailed):
 
 
 class Unavailable(SynodError):
-    code, http_status, retryable = "unavailable", 503, True
+    code, http_status, grpc_status, retryable = "unavailable", 503, "UNAVAILABLE", True
 
 
 class Overloaded(Unavailable):
-    code, http_status = "overloaded", 429
+    code, http_status, grpc_status = "overloaded", 429, "RESOURCE_EXHAUSTED"
 
 
 class ReplicaLost(Unavailable):
@@ -95,19 +124,28 @@ class ReplicaLost(Unavailable):
 
 
 class DeadlineExceeded(Unavailable):
-    code, http_status = "deadline_exceeded", 504
+    code, http_status, grpc_status = "deadline_exceeded", 504, "DEADLINE_EXCEEDED"
 
 
 class SettingsError(ValueError):
     """A settings file that cannot be used: names the key, the value and the way out."""
 
 
-def error_of(code: str, message: str, *, retryable: bool = False) -> SynodError:
+def error_of(
+    code: str,
+    message: str,
+    *,
+    retryable: bool = False,
+    digests: Iterable[str] = (),
+    retry_after_s: float | None = None,
+) -> SynodError:
     """The error that a code on the wire stands for. A code unknown to this version stays in the message."""
     kind = _BY_CODE.get(code)
+    if kind is UnknownImage:
+        return UnknownImage(message, digests, retry_after_s=retry_after_s)
     if kind is not None:
-        return kind(message)
-    return (Unavailable if retryable else SynodError)(f"{code}: {message}")
+        return kind(message, retry_after_s=retry_after_s)
+    return (Unavailable if retryable else SynodError)(f"{code}: {message}", retry_after_s=retry_after_s)
 
 
 def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:

@@ -8,9 +8,11 @@
 | CMYK or YCCK JPEG | converted to RGB by (255 - c)(255 - k) / 255, Adobe's inversion assumed; no colour management |
 | alpha, a transparent palette entry, a transparent colour key | composited onto white |
 | palette, 1-bit, greyscale | expanded to RGB |
-| 16 bits a channel | the high byte; a colour key of 16-bit samples is ignored |
+| 16 bits a channel | the high byte, v // 256; a colour key of 16-bit samples is ignored |
 | EXIF orientation 1..8 | applied; absent or unreadable is 1 |
-| animation (WebP, APNG) | the first frame (APNG: the default image, which every decoder shows) |
+| animation of two or more frames (WebP, APNG) | BadImage: no score of one frame is the score of the whole |
+| animation of one frame, or of none | that picture (APNG: the default image) |
+| JPEG with further pictures behind the first (MPO) | the first; the others are its previews or depths |
 | ICC profile, gamma, other metadata | ignored |
 | compressed text or profile that inflates over 1 MiB | BadImage |
 
@@ -31,8 +33,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from synod.contracts import Picture, Pixels, ScoreItem
-from synod.errors import BadImage, ImageTooLarge, InvalidItem
+from synod.contracts import ImageRef, Picture, Pixels, ScoreItem, is_raw
+from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
 
 FORMATS: Final = ("PNG", "JPEG", "WebP")
 
@@ -64,7 +66,8 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
 
 
 def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
-    """The item with its image and references as uint8 [H W 3]. Raises BadImage, ImageTooLarge, naming which of them."""
+    """The item with its image and references as uint8 [H W 3]. Raises BadImage, ImageTooLarge, naming which of them;
+    UnknownImage for one that is still a digest."""
     image = None if item.image is None else _picture(item.image, limits, "image")
     references = tuple(_picture(r, limits, f"references[{i}]") for i, r in enumerate(item.references))
     return replace(item, image=image, references=references)
@@ -75,7 +78,7 @@ def check_pixels(pixels: Pixels, limits: ImageLimits) -> Pixels:
 
     Raises BadImage, ImageTooLarge.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+    if not is_raw(pixels):
         raise BadImage(f"{pixels.dtype} {list(pixels.shape)}; a raw picture is uint8 [H, W, 3] in RGB, H and W above 0")
     _check_size(pixels.shape[1], pixels.shape[0], limits)
     return np.ascontiguousarray(pixels)
@@ -89,6 +92,8 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def _picture(picture: Picture, limits: ImageLimits, path: str) -> Pixels:
+    if isinstance(picture, ImageRef):
+        raise UnknownImage(f"{path}: no picture {picture.digest} is kept here; upload it first", [picture.digest])
     try:
         return decode(picture, limits) if isinstance(picture, bytes) else check_pixels(picture, limits)
     except InvalidItem as error:
@@ -125,10 +130,17 @@ def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         return _Jpeg(io.BytesIO(data))
     if kind == "WebP":
         _check_size(*_webp_size(data), limits)
-        return WebPImageFile(io.BytesIO(data))
+        webp = WebPImageFile(io.BytesIO(data))
+        _check_still(webp.n_frames)
+        return webp
     picture = PngImageFile(io.BytesIO(_still_png(data)))
     _settle_colour_key(picture, depth=data[24])
     return picture
+
+
+def _check_still(frames: int) -> None:
+    if frames > 1:
+        raise BadImage(f"an animation of {frames} frames; send each frame as a picture of its own")
 
 
 def _settle_colour_key(picture: PngImageFile, depth: int) -> None:
@@ -141,15 +153,19 @@ def _settle_colour_key(picture: PngImageFile, depth: int) -> None:
 
 
 def _still_png(data: bytes) -> bytes:
-    """An APNG without its animation chunks, so that the default image is decoded. Any other PNG as it is."""
+    """The file without the chunks of an animation, so that the default image is decoded. Raises BadImage for one that
+    declares more frames than one."""
     if b"acTL" not in data:
         return data
     kept, at = [data[:8]], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
-        if data[at + 4 : at + 8] not in (b"acTL", b"fcTL", b"fdAT"):
-            kept.append(data[at : at + 12 + length])
-        at += 12 + length
+        kind, end = data[at + 4 : at + 8], at + 12 + length
+        if kind == b"acTL":
+            _check_still(int.from_bytes(data[at + 8 : at + 12]))
+        if kind not in (b"acTL", b"fcTL", b"fdAT"):
+            kept.append(data[at:end])
+        at = end
     return b"".join(kept)
 
 

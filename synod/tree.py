@@ -1,17 +1,16 @@
-"""Records <-> the trees that JSON and msgpack carry (objects, lists, strings, numbers, and bytes as the format has it).
+"""Requests <-> the trees that all formats carry: objects, lists, strings, numbers, and bytes as the format has it.
 
     request   {items: [item..], scorers: [name..], ensemble, weights: {name: w >= 0}, timeout_ms >= 1, request_id}
     item      {image: picture, prompt, references: [picture..], reasoning, geneval, concept}
-    picture   encoded bytes, or {data: raw RGB bytes, shape: [H, W, 3]}
+    picture   encoded bytes, {data: raw RGB bytes, shape: [H, W, 3]}, or {digest: one that the plane keeps}
     reasoning {text, segments: [text..], truth: [0..1, one a segment]}
     geneval   {tag, include: [clause..], exclude: [clause..]}
     clause    {class, count >= 1, color, position: [relation, index of an `include` clause]}
     concept   {kind, class_word, token}
-    response  {request_id, results: [{scores: {name: outcome}, reward: outcome or null}..]}
-    outcome   {value, detail} or {error: {code, retryable, message}}
-    error     {error: {code, retryable, message}}
+    put       {images: [picture, not by digest..]}
 
 Only `items` (one or more), the fields of `reasoning`, `tag`, `include`, `class`, `count` and `kind` are required.
+`synod.answers` is the other half.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from synod.contracts import (
     CONCEPT_KINDS,
     RELATIONS,
     Concept,
+    Content,
     GenEvalClause,
     GenEvalMetadata,
-    ItemResult,
-    Outcome,
+    ImageRef,
     Picture,
+    PutImagesRequest,
     Reasoning,
     Relation,
-    Score,
-    ScoreFailure,
     ScoreItem,
     ScoreRequest,
-    ScoreResponse,
+    is_raw,
 )
-from synod.errors import InvalidRequest, ScorerFailed, SynodError, error_of
-from synod.reader import Node, each
+from synod.digest import PREFIX, is_digest
+from synod.errors import InvalidRequest
+from synod.reader import Node, each, show
 
 Tree = dict[str, Any]
 ReadBytes = Callable[[Node], bytes]
@@ -58,22 +57,18 @@ def read_request(node: Node, read_bytes: ReadBytes) -> ScoreRequest:
         items,
         of.get("scorers", each(Node.text)) or (),
         of.get("ensemble", Node.text),
-        of.get("weights", _weights),
+        of.get("weights", read_weights),
         of.get("timeout_ms", lambda limit: limit.integer(1)),
         of.get("request_id", Node.text),
     )
 
 
-def read_response(node: Node) -> ScoreResponse:
+def read_put(node: Node, read_bytes: ReadBytes) -> PutImagesRequest:
     """Raises InvalidRequest with the path of the first field that is wrong."""
-    of = node.fields("request_id", "results")
-    return ScoreResponse(of.need("results", each(_result)), of.need("request_id", Node.text))
-
-
-def read_error(node: Node) -> SynodError:
-    """The error that a whole-request error body tells of. Raises InvalidRequest when it is no such body."""
-    failure = node.fields("error").need("error", _failure)
-    return error_of(failure.code, failure.message, retryable=failure.retryable)
+    images = node.fields("images").need("images", each(partial(_content, read_bytes=read_bytes)))
+    if not images:
+        raise InvalidRequest("images: empty; send at least one picture")
+    return PutImagesRequest(images)
 
 
 def read_geneval(node: Node) -> GenEvalMetadata:
@@ -86,34 +81,31 @@ def read_geneval(node: Node) -> GenEvalMetadata:
 
 def request_tree(request: ScoreRequest, pack: PackBytes) -> Tree:
     """Raises InvalidRequest for raw pictures that are not uint8 [H W 3], and for weights or truth out of range."""
-    return _present(
+    return present(
         items=[_item_tree(item, pack, f"items[{i}]") for i, item in enumerate(request.items)],
         scorers=list(request.scorers),
         ensemble=request.ensemble,
-        weights=None if request.weights is None else _weights(Node(request.weights, "weights")),
+        weights=None if request.weights is None else read_weights(Node(request.weights, "weights")),
         timeout_ms=request.timeout_ms,
         request_id=request.request_id,
     )
 
 
-def response_tree(response: ScoreResponse) -> Tree:
-    """Never raises: a score that no format can carry (NaN or an array in its detail) is sent as a scorer failure."""
-    results = [
-        {
-            "scores": {name: _outcome_tree(outcome) for name, outcome in result.scores.items()},
-            "reward": None if result.reward is None else _outcome_tree(result.reward),
-        }
-        for result in response.results
-    ]
-    return {"request_id": response.request_id, "results": results}
+def put_tree(request: PutImagesRequest, pack: PackBytes) -> Tree:
+    """Raises InvalidRequest for raw pictures that are not uint8 [H W 3]."""
+    return {"images": [_picture_tree(image, pack, f"images[{i}]") for i, image in enumerate(request.images)]}
 
 
-def error_tree(error: SynodError) -> Tree:
-    """The body of an answer that is an error as a whole."""
-    return _outcome_tree(ScoreFailure.of(error))
+def read_digest(node: Node) -> str:
+    """Raises InvalidRequest."""
+    text = node.text()
+    if not is_digest(text):
+        raise node.error(f"{show(text)}; a digest is '{PREFIX}' and 64 lower-case hex digits")
+    return text
 
 
-def _weights(node: Node) -> dict[str, float]:
+def read_weights(node: Node) -> dict[str, float]:
+    """Finite weights >= 0 by scorer name. Raises InvalidRequest."""
     return node.table(lambda weight: weight.number(0))
 
 
@@ -135,6 +127,12 @@ def _item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
 
 
 def _picture(node: Node, read_bytes: ReadBytes) -> Picture:
+    if isinstance(node.value, Mapping) and "digest" in node.value:
+        return ImageRef(node.fields("digest").need("digest", read_digest))
+    return _content(node, read_bytes)
+
+
+def _content(node: Node, read_bytes: ReadBytes) -> Content:
     if not isinstance(node.value, Mapping):
         return read_bytes(node)
     of = node.fields("data", "shape")
@@ -175,43 +173,25 @@ def _concept(node: Node) -> Concept:
     return Concept(kind, of.get("class_word", Node.text), of.get("token", Node.text))
 
 
-def _result(node: Node) -> ItemResult:
-    of = node.fields("scores", "reward")
-    return ItemResult(of.need("scores", lambda scores: scores.table(_outcome)), of.get("reward", _outcome))
-
-
-def _outcome(node: Node) -> Outcome:
-    of = node.fields("value", "detail", "error")
-    failure = of.get("error", _failure)
-    if failure is None:
-        return Score(of.need("value", Node.number), of.get("detail", lambda detail: detail.table(Node.plain)) or {})
-    if len(of.children) > 1:
-        raise node.error("an 'error' beside a value; give one of them")
-    return failure
-
-
-def _failure(node: Node) -> ScoreFailure:
-    of = node.fields("code", "retryable", "message")
-    return ScoreFailure(of.need("code", Node.text), of.need("message", Node.text), of.need("retryable", Node.boolean))
-
-
 def _item_tree(item: ScoreItem, pack: PackBytes, path: str) -> Tree:
     references = [_picture_tree(r, pack, f"{path}.references[{i}]") for i, r in enumerate(item.references)]
     reasoning, geneval, concept = item.reasoning, item.geneval, item.concept
-    return _present(
+    return present(
         image=None if item.image is None else _picture_tree(item.image, pack, f"{path}.image"),
         prompt=item.prompt,
         references=references or None,
         reasoning=None if reasoning is None else _reasoning_tree(reasoning, f"{path}.reasoning"),
         geneval=None if geneval is None else _geneval_tree(geneval),
-        concept=concept and _present(kind=concept.kind, class_word=concept.class_word, token=concept.token),
+        concept=concept and present(kind=concept.kind, class_word=concept.class_word, token=concept.token),
     )
 
 
 def _picture_tree(picture: Picture, pack: PackBytes, path: str) -> object:
     if isinstance(picture, bytes):
         return pack(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+    if isinstance(picture, ImageRef):
+        return {"digest": read_digest(Node(picture.digest, f"{path}.digest"))}
+    if not is_raw(picture):
         raise Node(None, path).error(f"{picture.dtype} {list(picture.shape)}; a raw picture is uint8 [H, W, 3] in RGB")
     return {"data": pack(np.ascontiguousarray(picture).reshape(-1).data), "shape": list(picture.shape)}
 
@@ -223,26 +203,14 @@ def _reasoning_tree(reasoning: Reasoning, path: str) -> Tree:
 
 def _geneval_tree(geneval: GenEvalMetadata) -> Tree:
     include, exclude = ([_clause_tree(c) for c in clauses] for clauses in (geneval.include, geneval.exclude))
-    return _present(tag=geneval.tag, include=include, exclude=exclude or None)
+    return present(tag=geneval.tag, include=include, exclude=exclude or None)
 
 
 def _clause_tree(clause: GenEvalClause) -> Tree:
     position = None if clause.position is None else list(clause.position)
-    return _present(**{"class": clause.class_name}, count=clause.count, color=clause.color, position=position)
+    return present(**{"class": clause.class_name}, count=clause.count, color=clause.color, position=position)
 
 
-def _outcome_tree(outcome: Outcome) -> Tree:
-    if isinstance(outcome, Score):
-        try:
-            return {
-                "value": Node(outcome.value, "value").number(),
-                "detail": Node(outcome.detail, "detail").table(Node.plain),
-            }
-        except InvalidRequest as error:
-            outcome = ScoreFailure.of(ScorerFailed(f"the score cannot be sent: {error}"))
-    message = outcome.message.encode(errors="replace").decode()
-    return {"error": {"code": outcome.code, "retryable": outcome.retryable, "message": message}}
-
-
-def _present(**fields: object) -> Tree:
+def present(**fields: object) -> Tree:
+    """The fields that are not None."""
     return {key: value for key, value in fields.items() if value is not None}

@@ -47,7 +47,7 @@ class Plane:
         say: Callable[[str], None] = print,
     ) -> None:
         self._settings, self._say = settings, say
-        self._client = SynodClient(settings.url, timeout_s=settings.timeout_s, transport=transport)
+        self._client = SynodClient(settings.url, timeout_s=settings.timeout_s, retries=0, transport=transport)
         self._pool = ThreadPoolExecutor(THREADS, "rewards")
         self._closing = threading.Event()
         self._lock = threading.Lock()

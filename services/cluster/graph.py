@@ -18,10 +18,10 @@ from services.gateway import app, auth, metrics
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, tell_queue
 from services.gateway.store import MemoryStore
+from services.origin import origin
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
 from services.settings import ServingSettings, Settings
-from services.version import version
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
@@ -70,17 +70,16 @@ def windows(settings: Settings) -> dict[str, Window]:
 
 
 def specs_of(settings: Settings) -> dict[str, ScorerSpec]:
-    """What each scorer needs and returns, with its version where scores may be kept."""
-    keep = settings.store.max_scores > 0
+    """What each scorer needs and returns, and where its values come from."""
     return {
-        name: replace(registry.spec(name, scorer), version=version(scorer) if keep else "")
-        for name, scorer in settings.scorers.items()
+        name: replace(registry.spec(name, scorer), origin=origin(scorer)) for name, scorer in settings.scorers.items()
     }
 
 
 def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
     """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node."""
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
+    specs = specs_of(settings)
     scorers = {
         name: _deployment(
             Replica,
@@ -88,10 +87,9 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
             scorer.serving.replicas,
             _actor(scorer.serving, env),
             settings.cluster.health_check_period_s,
-        ).bind(name, scorer, settings.golden, build)
+        ).bind(specs[name], scorer, settings.golden, build)
         for name, scorer in settings.scorers.items()
     }
-    specs = specs_of(settings)
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, settings.cluster.health_check_period_s

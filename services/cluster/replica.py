@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,20 +13,22 @@ from services import golden
 from services.backends import batch_cost
 from services.batching import Batcher
 from services.gateway import metrics
-from services.scorers.base import Scorer, run_batch
+from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import ScorerSettings
-from synod.contracts import Outcome, ScoreItem
+from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]
 log = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """The deployment class of every scorer. `build` makes the scorer; `golden_file` gates it."""
+    """The deployment class of every scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
+    `spec.origin`."""
 
-    def __init__(self, name: str, settings: ScorerSettings, golden_file: str | None, build: Build) -> None:
+    def __init__(self, spec: ScorerSpec, settings: ScorerSettings, golden_file: str | None, build: Build) -> None:
         began_s = time.monotonic()
-        self._name = name
+        name = self._name = spec.name
+        self._origin = spec.origin
         self._scorer = build(name, settings)
         loaded_s = time.monotonic()
         items = golden.load(Path(golden_file)) if golden_file else ()
@@ -62,4 +65,5 @@ class Replica:
         metrics.BATCH_ITEMS.labels(self._name).observe(len(items))
         metrics.BATCH_FILL.labels(self._name).observe(images / self._max_images)
         with metrics.BATCH_SECONDS.labels(self._name).time(), metrics.STAGE_SECONDS.labels("device").time():
-            return run_batch(self._scorer, items)
+            outcomes = run_batch(self._scorer, items)
+        return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]

@@ -28,8 +28,7 @@ from functools import partial
 from itertools import count
 from typing import Final, Literal
 
-from services.gateway.contract import Overloaded
-from synod.errors import DeadlineExceeded, PayloadTooLarge
+from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
 
 Priority = Literal["training", "evaluation"]
 PATIENCE_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}

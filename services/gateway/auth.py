@@ -26,9 +26,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from services.gateway.admission import Caller, Priority
-from services.gateway.contract import PermissionDenied, Unauthenticated
 from services.settings import AuthSettings
-from synod.errors import SettingsError
+from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 
 Scope = Literal["score", "metrics"]
 ANYONE = Caller()

@@ -16,14 +16,30 @@ from services.backends import ScorerBackend
 from services.gateway import metrics
 from services.gateway.admission import Admission, Caller
 from services.gateway.admit import Plan, admit
-from services.gateway.contract import Content, ImageRef, Overloaded, Part, Rewards, ScoredItem, UnknownImage
 from services.gateway.decode import Decoder
 from services.gateway.fanout import Fanout, Means
 from services.gateway.health import groups_of
 from services.gateway.store import MemoryStore, Store
 from services.settings import AdmissionSettings, EnsembleSettings, LimitSettings, ServerSettings, StoreSettings
-from synod.contracts import ItemResult, Outcome, Picture, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
-from synod.errors import ImageTooLarge, PayloadTooLarge
+from synod.contracts import (
+    Catalogue,
+    Content,
+    EnsembleInfo,
+    ImageRef,
+    ItemResult,
+    Outcome,
+    Part,
+    Picture,
+    Rewards,
+    Score,
+    ScoredItem,
+    ScoreFailure,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+    ScorerInfo,
+)
+from synod.errors import ImageTooLarge, Overloaded, PayloadTooLarge, UnknownImage
 
 ANYONE = Caller()
 
@@ -131,6 +147,15 @@ class Gateway:
                 raise ImageTooLarge(f"images[{i}] has {size} bytes, the limit is {most}; send a smaller picture")
         return await self._means.store.put(pictures)
 
+    def scorers(self) -> Catalogue:
+        """What is served, and the limits of a request."""
+        specs = self.backend.specs.values()
+        return Catalogue(
+            tuple(ScorerInfo(s.name, s.needs, s.low, s.high, s.source, s.summary) for s in specs),
+            {name: EnsembleInfo(one.weights, one.missing) for name, one in self.ensembles.items()},
+            self.limits.model_dump(mode="json"),
+        )
+
     def close(self) -> None:
         """End the decoding threads."""
         self._means.decoder.close()
@@ -148,7 +173,7 @@ class Gateway:
                 missing,
             )
 
-        def found(picture: Picture | ImageRef) -> Picture:
+        def found(picture: Picture) -> Picture:
             if not isinstance(picture, ImageRef):
                 return picture
             content = kept[picture.digest]
@@ -165,7 +190,7 @@ class Gateway:
         )
 
 
-def _pictures(item: ScoreItem) -> tuple[Picture | ImageRef, ...]:
+def _pictures(item: ScoreItem) -> tuple[Picture, ...]:
     return item.references if item.image is None else (*item.references, item.image)
 
 

@@ -95,7 +95,7 @@ class Fanout:
 
     async def _claim(self) -> dict[str, dict[int, Outcome]]:
         """Sort what is asked into known (returned), mine and taken."""
-        self._keys = await asyncio.to_thread(self._find_keys) if any(s.version for s in self._specs.values()) else []
+        self._keys = await asyncio.to_thread(self._find_keys) if self._means.store.keeps_scores else []
         first: dict[ScoreKey, tuple[str, int]] = {}
         for i, names in enumerate(self._plan.scorers_of):
             for name in names:
@@ -115,9 +115,9 @@ class Fanout:
         return known
 
     def _find_keys(self) -> list[dict[str, ScoreKey]]:
-        versions = {name: spec.version for name, spec in self._specs.items() if spec.version}
+        origins = {name: spec.origin for name, spec in self._specs.items() if spec.origin}
         return [
-            keys_of(item, {name: versions[name] for name in names if name in versions})
+            keys_of(item, {name: origins[name] for name in names if name in origins})
             for item, names in zip(self._sent, self._plan.scorers_of, strict=True)
         ]
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from services.gateway.contract import ImageRef, digest_of
 from services.gateway.store import ScoreKey
-from synod.contracts import Picture, ScoreItem
+from synod.contracts import ImageRef, Origin, Picture, ScoreItem
+from synod.digest import digest_of
 
 
-def keys_of(item: ScoreItem, versions: dict[str, str]) -> dict[str, ScoreKey]:
-    """Scorer name -> key, for the scorers whose version is known; `versions` may be empty, and then nothing is hashed.
+def keys_of(item: ScoreItem, origins: dict[str, Origin]) -> dict[str, ScoreKey]:
+    """Scorer name -> key, for the scorers whose origin is known; `origins` may be empty, and then nothing is hashed.
 
     Pictures are taken by the digest of what was sent: a PNG and its pixels are two keys.
     """
-    if not versions:
+    if not origins:
         return {}
     image = "" if item.image is None else _digest(item.image)
     references = tuple(map(_digest, item.references))
     inputs = _hash(repr((item.prompt, references, item.reasoning, item.geneval, item.concept)))
-    return {name: ScoreKey(image, inputs, _hash(repr((name, version)))) for name, version in versions.items()}
+    return {name: ScoreKey(image, inputs, _hash(repr((name, origin)))) for name, origin in origins.items()}
 
 
-def _digest(picture: Picture | ImageRef) -> str:
+def _digest(picture: Picture) -> str:
     return picture.digest if isinstance(picture, ImageRef) else digest_of(picture)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -11,7 +10,8 @@ from typing import Final
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from services.gateway.contract import Part, RequestError, part_tree
+from synod.codec import JSON
+from synod.contracts import Part, RequestError
 from synod.errors import SynodError
 
 NDJSON: Final = "application/x-ndjson"
@@ -69,5 +69,4 @@ class Ndjson(Response):
 
 
 async def _line(send: Send, part: Part) -> None:
-    line = json.dumps(part_tree(part), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    await send({"type": "http.response.body", "body": line, "more_body": True})
+    await send({"type": "http.response.body", "body": JSON.encode_part(part) + b"\n", "more_body": True})

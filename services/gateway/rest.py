@@ -24,11 +24,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from services.gateway import auth, contract, metrics, schema
+from services.gateway import auth, metrics, schema
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from services.gateway.ndjson import NDJSON, Ndjson, gone
 from synod.codec import CODECS, Codec, codec_for
+from synod.contracts import PutImagesResponse
 from synod.errors import PayloadTooLarge, SynodError
 
 T = TypeVar("T")
@@ -82,25 +83,18 @@ async def images(http: Request) -> Response:
     """Requests may then name them by digest. What does not fit pushes out what was used longest ago."""
     caller_of(http, "score")
     codec = codec_for(http.headers.get("content-type"))
-    pictures = await asyncio.to_thread(contract.read_put, codec, await read_body(http))
-    digests = await _gateway(http).put_images(pictures)
+    request = await asyncio.to_thread(codec.decode_put, await read_body(http))
+    digests = await _gateway(http).put_images(request.images)
     answer = answer_codec(http)
-    return Response(answer.dumps({"digests": digests}), media_type=answer.content_type)
+    return Response(answer.encode_digests(PutImagesResponse(tuple(digests))), media_type=answer.content_type)
 
 
 @router.get("/v1/scorers", response_class=Response, summary="The scorers and ensembles served", **schema.SCORERS)
 async def scorers(http: Request) -> Response:
     """Each scorer's needs, range and source, each ensemble's weights, and the limits of a request."""
     caller_of(http, "score")
-    gateway = _gateway(http)
-    specs = [dataclasses.asdict(spec) for spec in gateway.backend.specs.values()]
-    return _json(
-        {
-            "scorers": [{field: value for field, value in spec.items() if field != "version"} for spec in specs],
-            "ensembles": {name: ensemble.model_dump(mode="json") for name, ensemble in gateway.ensembles.items()},
-            "limits": gateway.limits.model_dump(mode="json"),
-        }
-    )
+    answer = answer_codec(http)
+    return Response(answer.encode_catalogue(_gateway(http).scorers()), media_type=answer.content_type)
 
 
 @router.get("/v1/health", response_class=Response, summary="The gateway is alive", **schema.HEALTH)
@@ -176,7 +170,7 @@ def error_response(http: Request, error: SynodError) -> Response:
     codec = answer_codec(http)
     headers = {}
     if error.retryable:
-        headers["retry-after"] = str(math.ceil(getattr(error, "retry_after_s", None) or 1))
+        headers["retry-after"] = str(math.ceil(error.retry_after_s or 1))
     if (challenge := auth.challenge(error)) is not None:
         headers["www-authenticate"] = challenge
     return Response(codec.encode_error(error), error.http_status, headers, media_type=codec.content_type)

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from services.gateway.contract import Content, digest_of
-from synod.contracts import Outcome, Pixels, Score, ScoreFailure
+from synod.contracts import Content, Outcome, Pixels, Score, ScoreFailure
+from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
 ENTRY_BYTES: Final = 256  # what a picture costs besides its bytes
@@ -43,7 +43,12 @@ class Claim(Enum):
 
 
 class Store(Protocol):
-    """Shared memory of the gateways. Every method answers in the order of its arguments."""
+    """Shared memory of the gateways. Every method answers in the order of its arguments.
+
+    `keeps_scores` False: scores are measured anew, and nothing needs to be claimed.
+    """
+
+    keeps_scores: bool
 
     async def put(self, pictures: Sequence[Content]) -> list[str]:
         """Keep pictures, as the most recently used. Raises PayloadTooLarge when they do not fit together."""
@@ -79,6 +84,7 @@ class MemoryStore:
     def __init__(self, max_bytes: int, max_scores: int) -> None:
         self._max_bytes = max_bytes
         self._max_scores = max_scores
+        self.keeps_scores = max_scores > 0
         self._pictures: OrderedDict[str, Content] = OrderedDict()
         self._scores: OrderedDict[ScoreKey, Score] = OrderedDict()
         self._leases: dict[ScoreKey, _Lease] = {}

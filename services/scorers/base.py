@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from services.isolation import isolate
-from synod.contracts import Outcome, ScoreFailure, ScoreItem
+from synod.contracts import Origin, Outcome, ScoreFailure, ScoreItem
 from synod.errors import MissingInput, ScorerFailed
 
 Need = Literal["image", "prompt", "references", "reasoning", "geneval"]
@@ -29,9 +29,8 @@ _PRESENT: dict[Need, Callable[[ScoreItem], bool]] = {
 class ScorerSpec:
     """A scorer's public face, served by `GET /v1/scorers`.
 
-    `low`, `high` bound the value; higher is better. `source` names paper and equation. `version` is a digest of all
-    that a value depends on besides the item (models, preprocessing, rules); empty when unknown, and then no score is
-    reused.
+    `low`, `high` bound the value; higher is better. `source` names paper and equation. `origin` is all that a value
+    depends on besides the item (models, preprocessing, rules); None when unknown, and then no score is reused.
     """
 
     name: str
@@ -40,7 +39,7 @@ class ScorerSpec:
     high: float
     source: str
     summary: str
-    version: str = ""
+    origin: Origin | None = None
 
 
 class Scorer(Protocol):

@@ -1,5 +1,10 @@
-"""The client of a reward plane. `core` speaks the protocol without I/O; `sync` moves its bytes over HTTP."""
+"""The client of a reward plane, blocking and for asyncio, over HTTP and gRPC.
 
+`flows` decides what to send when, `core` reads what comes back: neither does I/O. `http` and `rpc` move bytes.
+"""
+
+from synod.client.aio import AsyncSynodClient
 from synod.client.sync import SynodClient
+from synod.client.values import Missing, Values
 
-__all__ = ["SynodClient"]
+__all__ = ["AsyncSynodClient", "Missing", "SynodClient", "Values"]

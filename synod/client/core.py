@@ -1,33 +1,47 @@
 """The protocol without I/O: records -> the call to make, and the answer -> records or the error it tells of.
 
-A transport (sync, async) sends what `Call` says and hands back an `Answer`; it decides nothing.
+A transport sends what `Call` says and hands back an `Answer`; it decides nothing. `synod.client.flows` decides when.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
 
 from synod.codec import CODECS, Codec
-from synod.contracts import ScoreRequest, ScoreResponse
+from synod.contracts import (
+    ItemResult,
+    Outcome,
+    Part,
+    PutImagesRequest,
+    RequestError,
+    Rewards,
+    ScoredItem,
+    ScoreRequest,
+    ScoreResponse,
+)
 from synod.errors import (
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
+    PermissionDenied,
     SynodError,
+    Unauthenticated,
     Unavailable,
 )
 from synod.reader import show
 
 T = TypeVar("T")
+Operation = Literal["score", "stream", "put_images", "scorers", "ready"]
 _PLANE: Final = "is this the address of a Synod plane?"
-WIRE: Final = CODECS["application/msgpack"]
 GRACE_S: Final = 5.0  # what the plane's own, typed DeadlineExceeded gets on top of `timeout_ms` to arrive
 _BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are not the plane's own, such as a proxy's
+    401: Unauthenticated,
+    403: PermissionDenied,
     408: DeadlineExceeded,
     413: PayloadTooLarge,
     429: Overloaded,
@@ -39,39 +53,36 @@ _BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are no
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP call. `timeout_s` bounds the wait for its answer."""
+    """One call. `timeout_s` bounds the wait for its answer, or for each part; `body` is in the transport's codec."""
 
-    method: str
-    path: str
+    operation: Operation
     timeout_s: float
-    headers: Mapping[str, str]
     body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """What came back: an HTTP status, or the one that says the same; `retry_after_s` where a header told it."""
 
     status: int
     content_type: str
     body: bytes
+    retry_after_s: float | None = None
 
 
-def score_call(request: ScoreRequest, timeout_s: float) -> tuple[Call, ScoreRequest]:
-    """The call that scores `request`, and the request as sent: with an id, and with a deadline.
-
-    Its own `timeout_ms` wins over `timeout_s`, so that the plane stops working when the caller stops waiting.
-    Raises InvalidRequest for a request that cannot be sent.
-    """
-    timeout_ms = request.timeout_ms if request.timeout_ms is not None else max(1, round(timeout_s * 1000))
-    sent = replace(request, timeout_ms=timeout_ms, request_id=request.request_id or uuid.uuid4().hex)
-    headers = {"content-type": WIRE.content_type, "accept": WIRE.content_type}
-    return Call("POST", "/v1/score", timeout_ms / 1000 + GRACE_S, headers, WIRE.encode_request(sent)), sent
+def score_call(sent: ScoreRequest, codec: Codec) -> Call:
+    """The call of a request with a `timeout_ms`. Raises InvalidRequest for one that cannot be sent."""
+    return Call("score", _patience_s(sent), codec.encode_request(sent))
 
 
-def get_call(path: str, timeout_s: float) -> Call:
-    """A call without a body; the answer is JSON."""
-    return Call("GET", path, timeout_s, {"accept": "application/json"})
+def stream_call(sent: ScoreRequest, codec: Codec) -> Call:
+    """The same, to be answered in parts."""
+    return Call("stream", _patience_s(sent), codec.encode_stream_request(sent))
+
+
+def put_call(request: PutImagesRequest, codec: Codec, timeout_s: float) -> Call:
+    """Raises InvalidRequest for a picture that cannot be sent."""
+    return Call("put_images", timeout_s, codec.encode_put(request))
 
 
 def read_score(answer: Answer, sent: ScoreRequest) -> ScoreResponse:
@@ -88,16 +99,25 @@ def read_score(answer: Answer, sent: ScoreRequest) -> ScoreResponse:
     return response
 
 
-def read_scorers(answer: Answer) -> list[dict[str, Any]]:
-    """The scorers that `GET /v1/scorers` lists. Raises SynodError."""
-    scorers = _read(answer, Codec.decode_plain).get("scorers")
+def read_catalogue(answer: Answer) -> dict[str, Any]:
+    """What the plane serves, free-form: `scorers`, `ensembles`, `limits`. Raises SynodError."""
+    catalogue = _read(answer, Codec.decode_plain)
+    scorers = catalogue.get("scorers")
     if not isinstance(scorers, list) or not all(isinstance(one, dict) and "name" in one for one in scorers):
-        raise SynodError(f"/v1/scorers answered without a list of scorers; {_PLANE}")
-    return scorers
+        raise SynodError(f"the plane answered without a list of scorers; {_PLANE}")
+    return catalogue
+
+
+def read_digests(answer: Answer, due: tuple[str, ...]) -> tuple[str, ...]:
+    """The digests of pictures put, which must be those `due`. Raises SynodError."""
+    digests = _read(answer, Codec.decode_digests).digests
+    if digests != due:
+        raise SynodError("the plane names pictures by other digests than this client; use one version of Synod")
+    return digests
 
 
 def pending(answer: Answer) -> str | None:
-    """What `GET /readyz` still waits for; None when the plane is ready."""
+    """What the plane still waits for; None when it is ready."""
     if answer.status == 200:
         return None
     try:
@@ -108,26 +128,97 @@ def pending(answer: Answer) -> str | None:
     return ", ".join(waiting) or _quote(answer)
 
 
-def _read(answer: Answer, decode: Callable[[Codec, bytes], T]) -> T:
-    codec = CODECS.get(answer.content_type.partition(";")[0].strip().lower())
-    if answer.status == 200:
-        if codec is None:
-            raise SynodError(f"{_quote(answer)}; {_PLANE}")
-        try:
-            return decode(codec, answer.body)
-        except InvalidRequest as error:
-            raise SynodError(f"the answer cannot be read: {error}; {_PLANE}") from None
-    raise _told(codec, answer)
-
-
-def _told(codec: Codec | None, answer: Answer) -> SynodError:
+def error_in(answer: Answer) -> SynodError:
     """The error of an answer that is one: the plane's own, or what its status says."""
+    codec = _codec(answer)
+    error: SynodError | None = None
+    with contextlib.suppress(InvalidRequest):  # the body of some other server
+        error = None if codec is None else codec.decode_error(answer.body)
+    error = error or _BY_STATUS.get(answer.status, SynodError)(f"{_quote(answer)}; {_PLANE}")
+    if error.retry_after_s is None:
+        error.retry_after_s = answer.retry_after_s
+    return error
+
+
+@dataclass(slots=True)
+class PartReader:
+    """Reads one request's answer part by part: every pair of item and scorer once, the rewards last."""
+
+    sent: ScoreRequest
+    codec: Codec
+    _seen: set[tuple[int, str]] = field(default_factory=set)
+    _ended: bool = False
+
+    def read(self, data: bytes) -> Part:
+        """The next part. Raises the error that the plane tells of; SynodError for a part that cannot be."""
+        try:
+            part = self.codec.decode_part(data)
+        except InvalidRequest as error:
+            raise SynodError(f"a part of the answer cannot be read: {error}; {_PLANE}") from None
+        if isinstance(part, RequestError):
+            raise part.error
+        if part.request_id != self.sent.request_id or self._ended:
+            raise SynodError(f"a part of request {show(part.request_id)} came where none was due")
+        if isinstance(part, ScoredItem):
+            self._check(part)
+        else:
+            self._end(part)
+        return part
+
+    def close(self) -> None:
+        """The stream has ended. Raises Unavailable when the answer is not whole: ask again, under the same id."""
+        if not self._ended:
+            raise Unavailable(
+                f"the answer to request {show(self.sent.request_id)} was cut off after {len(self._seen)} parts; "
+                "ask again under the same request_id"
+            )
+
+    def _check(self, part: ScoredItem) -> None:
+        pair = (part.index, part.scorer)
+        if part.index >= len(self.sent.items) or pair in self._seen:
+            raise SynodError(f"item {part.index}'s {show(part.scorer)} came twice, or there is no such item")
+        self._seen.add(pair)
+
+    def _end(self, part: Rewards) -> None:
+        absent = {(i, name) for i in range(len(self.sent.items)) for name in self.sent.scorers} - self._seen
+        if absent or len(part.rewards) != len(self.sent.items):
+            raise SynodError(f"the answer ended with {len(absent)} outcomes missing")
+        self._ended = True
+
+
+def joined(parts: Iterable[Part], items: int) -> ScoreResponse:
+    """The response that parts of one whole answer to `items` items make up."""
+    scores: list[dict[str, Outcome]] = [{} for _ in range(items)]
+    rewards: tuple[Outcome | None, ...] = (None,) * items
+    request_id = ""
+    for part in parts:
+        request_id = part.request_id
+        if isinstance(part, ScoredItem):
+            scores[part.index][part.scorer] = part.outcome
+        elif isinstance(part, Rewards):
+            rewards = part.rewards
+    return ScoreResponse(tuple(map(ItemResult, scores, rewards)), request_id)
+
+
+def _patience_s(sent: ScoreRequest) -> float:
+    assert sent.timeout_ms is not None
+    return sent.timeout_ms / 1000 + GRACE_S
+
+
+def _codec(answer: Answer) -> Codec | None:
+    return CODECS.get(answer.content_type.partition(";")[0].strip().lower())
+
+
+def _read(answer: Answer, decode: Callable[[Codec, bytes], T]) -> T:
+    if answer.status != 200:
+        raise error_in(answer)
+    codec = _codec(answer)
+    if codec is None:
+        raise SynodError(f"{_quote(answer)}; {_PLANE}")
     try:
-        if codec is not None:
-            return codec.decode_error(answer.body)
-    except InvalidRequest:
-        pass  # the body of some other server
-    return _BY_STATUS.get(answer.status, SynodError)(f"{_quote(answer)}; {_PLANE}")
+        return decode(codec, answer.body)
+    except InvalidRequest as error:
+        raise SynodError(f"the answer cannot be read: {error}; {_PLANE}") from None
 
 
 def _quote(answer: Answer) -> str:

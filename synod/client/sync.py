@@ -1,64 +1,91 @@
-"""The blocking client, over httpx."""
+"""The blocking client."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import httpx
 
 from synod.client import core
-from synod.contracts import ScoreRequest, ScoreResponse
-from synod.errors import DeadlineExceeded, Unavailable
+from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Together
+from synod.client.http import HttpTransport
+from synod.client.retry import Retry
+from synod.client.token import find_token
+from synod.client.transport import Transport, scheme_of
+from synod.client.values import OnError, Values
+from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.errors import SynodError
 
-CONNECT_S: Final = 5.0
-POLL_S: Final = 0.2
+T = TypeVar("T")
 
 
 class SynodClient:
     """A plane's client; thread-safe, one connection pool. Use it as a context manager, or `close` it.
 
-    `timeout_s` bounds a score request that sets no `timeout_ms` of its own, and every other call. `transport` replaces
-    the network, for tests. Every method raises the SynodError that the plane tells of; Unavailable when it cannot be
-    reached, DeadlineExceeded when it does not answer in time. A `base_url` that is no HTTP URL is a ValueError.
+    `base_url` is http://, https://, grpc:// or grpcs://. `timeout_s` bounds a score request that sets no `timeout_ms`
+    of its own, and every other call, retries included. `retries` bounds how often a call is sent again when the plane
+    is away or full; a request keeps its id, so that work done already costs nothing. With `by_digest` references are
+    uploaded once and sent by digest from then on. `token` is the bearer token; absent, SYNOD_TOKEN or the file that
+    SYNOD_TOKEN_FILE names. A request over the plane's limits is sent in chunks. `transport` replaces HTTP's network,
+    for tests.
+
+    Every method raises the SynodError that the plane tells of; Unavailable when it cannot be reached, DeadlineExceeded
+    when it does not answer in time. A `base_url` that cannot be one is a ValueError, a token a SettingsError.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"'{base_url}' is no plane's URL; give one such as http://127.0.0.1:8000")
-        self._timeout_s = timeout_s
-        self._http = httpx.Client(
-            base_url=base_url, transport=transport, headers={"accept-encoding": "identity"}, follow_redirects=False
-        )
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 4,
+        by_digest: bool = False,
+        token: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._transport = _transport(base_url, find_token(token), transport)
+        self._flows = Flows(self._transport.codec, timeout_s, Retry(retries), by_digest)
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """One result per item, in order. A score that failed is a ScoreFailure in its place, not an exception."""
-        call, sent = core.score_call(request, self._timeout_s)
-        return core.read_score(self._send(call), sent)
+        return self._run(self._flows.score(request))
+
+    def values(self, request: ScoreRequest, *, on_error: OnError = "raise") -> Values:
+        """The answer as numbers. "raise" raises the first failure; "mask" makes it None and keeps it in `missing`: a
+        score's or a whole call's, save an InvalidRequest, which no later request would mend."""
+        return self._run(self._flows.values(request, on_error))
+
+    def stream(self, request: ScoreRequest) -> Generator[Part]:
+        """Each item's outcome by each scorer as soon as it is known, then the rewards. Not chunked, not retried: after
+        Unavailable ask again under the same `request_id`."""
+        sent = self._run(self._flows.before_stream(request))
+        reader = core.PartReader(sent, self._transport.part_codec)
+        with closing(self._transport.stream(core.stream_call(sent, self._transport.codec))) as parts:
+            for data in parts:
+                yield reader.read(data)
+        reader.close()
+
+    def put_images(self, pictures: Sequence[Content]) -> tuple[str, ...]:
+        """Have the plane keep pictures; their digests, in order, for `ImageRef`."""
+        return self._run(self._flows.put_images(pictures))
 
     def scorers(self) -> list[dict[str, Any]]:
         """The scorers served: name, needs, low, high, source, summary."""
-        return core.read_scorers(self._send(core.get_call("/v1/scorers", self._timeout_s)))
+        scorers: list[dict[str, Any]] = self._run(self._flows.catalogue())["scorers"]
+        return scorers
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return once every replica can score. Raises Unavailable after `timeout_s`, saying what is missing."""
-        ends_s = time.monotonic() + timeout_s
-        while True:
-            left_s = ends_s - time.monotonic()
-            try:
-                missing = core.pending(self._send(core.get_call("/readyz", max(left_s, POLL_S))))
-            except Unavailable as error:
-                missing = str(error)
-            if missing is None:
-                return
-            if ends_s - time.monotonic() <= POLL_S:
-                raise Unavailable(f"not ready after {timeout_s:g} s, waiting for: {missing}")
-            time.sleep(POLL_S)
+        self._run(self._flows.wait_ready(timeout_s))
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._transport.close()
 
     def __enter__(self) -> SynodClient:
         return self
@@ -68,20 +95,33 @@ class SynodClient:
     ) -> None:
         self.close()
 
-    def _send(self, call: core.Call) -> core.Answer:
-        timeout = httpx.Timeout(call.timeout_s, connect=min(CONNECT_S, call.timeout_s))
+    def _run(self, flow: Flow[T]) -> T:
         try:
-            answer = self._http.request(
-                call.method, call.path, headers=dict(call.headers), content=call.body, timeout=timeout
-            )
-        except (httpx.ConnectTimeout, httpx.ConnectError) as error:
-            raise Unavailable(
-                f"no plane answers at {self._http.base_url} ({error}); start one, or give its URL"
-            ) from None
-        except httpx.TimeoutException:
-            raise DeadlineExceeded(
-                f"{self._http.base_url} gave no answer to {call.path} within {call.timeout_s:g} s; allow more time"
-            ) from None
-        except httpx.RequestError as error:
-            raise Unavailable(f"the connection to {self._http.base_url} broke ({error}); retry") from None
-        return core.Answer(answer.status_code, answer.headers.get("content-type", ""), answer.content)
+            step = next(flow)
+            while True:
+                try:
+                    came_to = self._do(step)
+                except SynodError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(came_to)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _do(self, step: Step) -> object:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        if isinstance(step, Together):
+            with ThreadPoolExecutor(CHUNKS_AT_ONCE) as pool:
+                return list(pool.map(self._run, step.flows))
+        return self._transport.send(step)
+
+
+def _transport(base_url: str, token: str | None, replacement: httpx.BaseTransport | None) -> Transport:
+    if scheme_of(base_url).startswith("http"):
+        return HttpTransport(base_url, token, replacement)
+    from synod.client.rpc import RpcTransport  # grpc is slow to import, and not everyone's
+
+    return RpcTransport(base_url, token)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 HOUSE = ("synod", "services", "trainer", "embedded")
 WEB = ("fastapi", "starlette", "uvicorn")
 IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
+NETWORK = ("asyncio", "grpc", "httpx", "socket", "subprocess", "threading")
 FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
 
 
@@ -30,8 +31,12 @@ class Room:
 # The most specific room wins. `services.settings` is data: typed records of the TOML.
 LAW = (
     Room("synod", may=(), never=("torch", "ray", "pydantic", *WEB)),
+    *(
+        Room(f"synod.client.{part}", may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
+        for part in ("core", "flows", "chunks", "references", "retry", "values")
+    ),
     Room("services.settings", may=("synod",), never=("torch", "ray", *WEB)),
-    Room("services.version", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
+    Room("services.origin", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
     Room("services.isolation", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.batching", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room("services.combine", may=("synod",), never=("torch", "ray", *WEB)),
@@ -141,6 +146,10 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.gateway.decode", "from urllib.request import urlopen"),
         ("services.cluster.graph", "import embedded.world"),
         ("synod.toml", "from pydantic import BaseModel"),
+        ("synod.client.flows", "import httpx"),
+        ("synod.client.core", "def f():\n    import grpc"),
+        ("synod.client.retry", "import asyncio"),
+        ("services.gateway.rpc", "from services.cluster.backend import RayBackend"),
         ("trainer.settings", "import torch"),
         ("trainer.grpo.losses", "from trainer.settings import LossSettings"),
         ("trainer.grpo.losses", "from synod.client import SynodClient"),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from synod import cli
+from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest, ScoreResponse
 from synod.errors import UnknownScorer
 from synod.images import encode_png
@@ -132,7 +133,10 @@ def test_trouble_is_one_line(
         ([], "the following arguments are required: COMMAND"),
         (["score", "a.png"], "the following arguments are required: --scorer"),
         (["score", "--scorer", "ber"], "the following arguments are required: IMAGE"),
-        (["scorers", "--url", "localhost:1"], "'localhost:1' is no URL; give one such as http://127.0.0.1:8000"),
+        (
+            ["scorers", "--url", "localhost:1"],
+            "'localhost:1' is no plane's URL; give one such as http://127.0.0.1:8000 or grpc://",
+        ),
         (["scorers", "--timeout", "0"], "'0' is no number of seconds above 0"),
         (["scorers", "--timeout", "nan"], "'nan' is no number of seconds above 0"),
         (["scorers", "--timeout", "soon"], "'soon' is no number of seconds above 0"),
@@ -183,3 +187,14 @@ def test_a_real_process_ends_with_its_status() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("synod: no plane answers at http://127.0.0.1:9 ")
+
+
+def test_a_token_that_cannot_be_one_is_a_line_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "SynodClient", SynodClient)
+    monkeypatch.setenv("SYNOD_TOKEN", "not one word")
+    assert cli.main(["scorers"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("synod: SYNOD_TOKEN is no bearer token (12 characters)")
+    assert "not one word" not in printed.err

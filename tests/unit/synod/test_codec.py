@@ -1,4 +1,4 @@
-"""Both wire formats: what goes out comes back, equal between them; what is hostile is refused with its path."""
+"""The wire formats one by one: what they carry, and what is hostile is refused with its path."""
 
 from __future__ import annotations
 
@@ -16,15 +16,9 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from synod.codec import CODECS, MAX_VALUES, codec_for
+from synod.codec import CODECS, JSON, MSGPACK, PROTOBUF, codec_for
 from synod.contracts import (
-    CONCEPT_KINDS,
-    RELATIONS,
-    Concept,
-    GenEvalClause,
-    GenEvalMetadata,
     ItemResult,
-    Picture,
     Reasoning,
     Score,
     ScoreFailure,
@@ -33,107 +27,26 @@ from synod.contracts import (
     ScoreResponse,
 )
 from synod.errors import InvalidRequest, Overloaded, PayloadTooLarge, SynodError, UnsupportedMedia
+from synod.formats import MAX_VALUES
+from synod.protobuf.meter import MAX_FIELDS
 from synod.reader import MAX_ENTRIES
+from tests.unit.synod.records import plain, requests
 
-JSON, MSGPACK = CODECS["application/json"], CODECS["application/msgpack"]
-BOTH = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
-
-texts = st.text(st.characters(codec="utf-8"), max_size=12)
-finite = st.floats(allow_nan=False, allow_infinity=False)
-weights = st.floats(0, 1e300)
-raw = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
-    lambda side: st.binary(min_size=3 * math.prod(side), max_size=3 * math.prod(side)).map(
-        lambda data: np.frombuffer(data, np.uint8).reshape(*side, 3)
-    )
-)
-pictures: st.SearchStrategy[Picture] = st.one_of(st.binary(max_size=20), raw)
-reasonings = st.lists(st.tuples(texts, st.floats(0, 1)), max_size=3).flatmap(
-    lambda pairs: st.builds(
-        Reasoning, texts, st.just(tuple(s for s, _ in pairs)), st.just(tuple(float(y) for _, y in pairs))
-    )
-)
-
-
-def clauses(targets: int) -> st.SearchStrategy[GenEvalClause]:
-    position = st.tuples(st.sampled_from(RELATIONS), st.integers(0, targets - 1)) if targets else st.none()
-    return st.builds(GenEvalClause, texts, st.integers(1, 9), st.none() | texts, st.none() | position)
-
-
-genevals = st.integers(0, 3).flatmap(
-    lambda n: st.builds(
-        GenEvalMetadata, texts, st.tuples(*[clauses(n)] * n), st.lists(clauses(n), max_size=2).map(tuple)
-    )
-)
-items = st.builds(
-    ScoreItem,
-    st.none() | pictures,
-    st.none() | texts,
-    st.lists(pictures, max_size=2).map(tuple),
-    st.none() | reasonings,
-    st.none() | genevals,
-    st.none() | st.builds(Concept, st.sampled_from(CONCEPT_KINDS), st.none() | texts, st.none() | texts),
-)
-requests = st.builds(
-    ScoreRequest,
-    st.lists(items, min_size=1, max_size=3).map(tuple),
-    st.lists(texts, max_size=3).map(tuple),
-    st.none() | texts,
-    st.none() | st.dictionaries(texts, weights, max_size=3),
-    st.none() | st.integers(1, 2**40),
-    st.none() | texts,
-)
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
-)
-outcomes = st.one_of(
-    st.builds(Score, finite, st.dictionaries(texts, plain, max_size=2)),
-    st.builds(ScoreFailure, texts, texts, st.booleans()),
-)
-responses = st.builds(
-    ScoreResponse,
-    st.lists(st.builds(ItemResult, st.dictionaries(texts, outcomes, max_size=2), st.none() | outcomes), max_size=3).map(
-        tuple
-    ),
-    texts,
-)
-
-
-def comparable(value: Any) -> Any:
-    """Records with pixels as (shape, bytes), so that == means equal."""
-    if isinstance(value, np.ndarray):
-        assert value.dtype == np.uint8
-        return ("raw", value.shape, value.tobytes())
-    if isinstance(value, tuple):
-        return tuple(comparable(entry) for entry in value)
-    if isinstance(value, (ScoreRequest, ScoreItem)):
-        return {name: comparable(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value
-
-
-@given(requests)
-def test_requests_come_back_equal_in_both_formats(request: ScoreRequest) -> None:
-    for codec in CODECS.values():
-        assert comparable(codec.decode_request(codec.encode_request(request))) == comparable(request)
-
-
-@given(responses)
-def test_responses_come_back_equal_in_both_formats(response: ScoreResponse) -> None:
-    for codec in CODECS.values():
-        assert codec.decode_response(codec.encode_response(response)) == response
+BOTH = pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=["json", "msgpack"])  # bodies that describe themselves
+ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+DIGEST = "blake2b-256:" + "0a" * 32
 
 
 @pytest.mark.parametrize("kind", [Overloaded, InvalidRequest, PayloadTooLarge, SynodError])
-@BOTH
+@ALL
 def test_errors_come_back_as_their_class(codec: Any, kind: type[SynodError]) -> None:
     told = codec.decode_error(codec.encode_error(kind("queue 'ber' holds 9")))
     assert (type(told), told.message) == (kind, "queue 'ber' holds 9")
 
 
-@BOTH
+@ALL
 def test_an_error_code_of_a_later_version_keeps_its_name_and_retryability(codec: Any) -> None:
-    told = codec.decode_error(codec.dumps({"error": {"code": "tired", "retryable": True, "message": "later"}}))
+    told = codec.decode_error(codec.dumps({"error": {"code": "tired", "retryable": True, "message": "later"}}, "Error"))
     assert (told.retryable, told.message) == (True, "tired: later")
 
 
@@ -148,7 +61,7 @@ def test_msgpack_carries_bytes_as_they_are_and_shares_them_with_the_pixels() -> 
     assert not decoded.flags.writeable
 
 
-@BOTH
+@ALL
 def test_a_picture_may_be_any_view(codec: Any) -> None:
     pixels = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
     for view in (pixels[::-1, ::-1, ::-1], pixels[..., ::-1], pixels[::2, 1:], pixels.transpose(1, 0, 2)):
@@ -198,6 +111,12 @@ REFUSED: list[tuple[Any, str]] = [
     (with_item(references=[None]), r"^items\[1\]\.references\[0\]: "),
     (with_item(image=7), r"^items\[1\]\.image: "),
     (with_item(image={"shape": [1, 1, 3]}), r"^items\[1\]\.image\.data: missing$"),
+    (with_item(image={"digest": DIGEST[:-1]}), r"^items\[1\]\.image\.digest: 'blake2b-256:.*64 lower-case hex digits$"),
+    (with_item(image={"digest": DIGEST.upper()}), r"^items\[1\]\.image\.digest: 'BLAKE2B-256:"),
+    (with_item(image={"digest": "sha256:" + "0a" * 32}), r"^items\[1\]\.image\.digest: 'sha256:"),
+    (with_item(image={"digest": DIGEST + "\n"}), r"^items\[1\]\.image\.digest: "),
+    (with_item(references=[{"digest": 7}]), r"^items\[1\]\.references\[0\]\.digest: a number where a string belongs$"),
+    (with_item(image={"digest": DIGEST, "shape": [1, 1, 3]}), r"^items\[1\]\.image\.shape: unknown key; .*: digest$"),
     (with_item(reasoning=REASONING | {"truth": [1]}), r"^items\[1\]\.reasoning: truth has 1 entries for 2 segments"),
     (with_item(reasoning=REASONING | {"truth": [1, 2]}), r"^items\[1\]\.reasoning\.truth\[1\]: 2; .*>= 0 and <= 1$"),
     (with_item(reasoning=REASONING | {"truth": [1, math.nan]}), r"^items\[1\]\.reasoning\.truth\[1\]: nan;"),
@@ -256,7 +175,7 @@ def test_a_malformed_request_names_the_path(codec: Any, body: Any, message: str)
 def test_a_raw_picture_must_fit_its_shape(codec: Any, shape: Any, size: int, message: str) -> None:
     body = {"items": [{"image": {"data": codec.pack_bytes(bytes(size)), "shape": shape}}]}
     with pytest.raises(InvalidRequest, match=r"^items\[0\]\." + message):
-        codec.decode_request(codec.dumps(body))
+        codec.decode_request(codec.dumps(body, "ScoreRequest"))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +229,7 @@ def test_hostile_json(data: bytes, message: str) -> None:
         (b"\x82\xa5items\x91\x80\xa5items\x91\x80", "the key 'items' occurs twice"),
         (
             msgpack.packb({"items": [{"image": "text"}]}),
-            r'^items\[0\]\.image: bytes \(msgpack bin\) or {"data", "shape"}',
+            r'^items\[0\]\.image: bytes \(msgpack bin\), {"data", "shape"} or {"digest"}',
         ),
         (msgpack.packb({"items": [{"prompt": b"bytes"}]}), r"items\[0\]\.prompt: bytes where a string belongs"),
         (msgpack.packb({"items": [msgpack.ExtType(5, b"x")]}), "the body holds a msgpack extension of type 5"),
@@ -326,8 +245,8 @@ def test_hostile_msgpack(data: bytes, message: str) -> None:
 def test_a_body_that_unfolds_is_refused_while_it_is_small(codec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty lists cost a byte or two on the wire and some 80 in memory."""
     limit = 2**14
-    monkeypatch.setattr("synod.codec.MAX_VALUES", limit)
-    body = codec.dumps([[[]] * 1000] * 200)
+    monkeypatch.setattr("synod.formats.MAX_VALUES", limit)
+    body = codec.dumps([[[]] * 1000] * 200, "ScoreRequest")
     assert len(body) < 700_000
     tracemalloc.start()
     try:
@@ -340,7 +259,7 @@ def test_a_body_that_unfolds_is_refused_while_it_is_small(codec: Any, monkeypatc
 
 def test_a_full_request_stays_far_below_the_limit_of_values() -> None:
     item = ScoreItem(b"", ",[{" * 1000, (), Reasoning("t", ("s",) * 64, (1.0,) * 64))
-    assert MAX_VALUES == 2**22
+    assert (MAX_VALUES, MAX_FIELDS) == (2**22, 2**18)
     for codec in CODECS.values():
         assert len(codec.decode_request(codec.encode_request(ScoreRequest((item,) * 256))).items) == 256
 
@@ -349,7 +268,16 @@ def test_a_full_request_stays_far_below_the_limit_of_values() -> None:
 @given(st.binary(max_size=60) | plain.map(lambda tree: json.dumps(tree).encode()) | plain.map(msgpack.packb))
 def test_any_bytes_decode_or_raise_invalid_request(data: bytes) -> None:
     for codec in CODECS.values():
-        for decode in (codec.decode_request, codec.decode_response, codec.decode_error):
+        for decode in (
+            codec.decode_request,
+            codec.decode_response,
+            codec.decode_error,
+            codec.decode_part,
+            codec.decode_put,
+            codec.decode_digests,
+            codec.decode_catalogue,
+            codec.decode_plain,
+        ):
             with contextlib.suppress(InvalidRequest):
                 decode(data)
 
@@ -408,7 +336,7 @@ def test_a_lone_surrogate_cannot_be_sent_as_msgpack() -> None:
         Score(0.5, [1]),  # type: ignore[arg-type]
     ],
 )
-@BOTH
+@ALL
 def test_a_score_that_cannot_be_carried_fails_alone(codec: Any, bad: Score) -> None:
     good = Score(0.25, {"box": (0.0, 1.5)})
     response = ScoreResponse((ItemResult({"a": good, "b": bad}, bad), ItemResult({"a": good})), "r")
@@ -429,8 +357,9 @@ def test_an_outcome_is_a_value_or_an_error(codec: Any) -> None:
         ({"value": True}, r"results\[0\]\.scores\.ber\.value: a boolean"),
         ({"error": error | {"retryable": 1}}, r"results\[0\]\.scores\.ber\.error\.retryable: a number where a boolean"),
     ]:
+        body = codec.dumps({"request_id": "r", "results": [{"scores": {"ber": outcome}}]}, "ScoreResponse")
         with pytest.raises(InvalidRequest, match=message):
-            codec.decode_response(codec.dumps({"request_id": "r", "results": [{"scores": {"ber": outcome}}]}))
+            codec.decode_response(body)
 
 
 # --- the table ---
@@ -442,6 +371,7 @@ def test_an_outcome_is_a_value_or_an_error(codec: Any) -> None:
         ("application/json", JSON),
         ("Application/JSON; charset=utf-8", JSON),
         (" application/msgpack ;q=1", MSGPACK),
+        ("application/protobuf", PROTOBUF),
     ],
 )
 def test_a_content_type_finds_its_codec(header: str, codec: Any) -> None:

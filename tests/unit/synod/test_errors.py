@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from synod import errors
@@ -17,6 +19,8 @@ def family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 TREE = list(family(SynodError))
+RETRIED_HTTP = {429, 503, 504}
+RETRIED_GRPC = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 @pytest.mark.parametrize("kind", TREE)
@@ -35,10 +39,40 @@ def test_codes_are_unique_and_every_error_is_drawn() -> None:
 
 @pytest.mark.parametrize("kind", TREE)
 def test_only_what_may_pass_is_retryable(kind: type[SynodError]) -> None:
-    assert kind.retryable == issubclass(kind, errors.Unavailable)
+    assert kind.retryable == issubclass(kind, errors.Unavailable | errors.UnknownImage)
     assert 400 <= kind.http_status < 600
 
 
 def test_an_unknown_code_stays_in_the_message() -> None:
     assert (type(error_of("x", "m")), str(error_of("x", "m"))) == (SynodError, "x: m")
     assert type(error_of("x", "m", retryable=True)) is errors.Unavailable
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_every_error_has_a_grpc_status(kind: type[SynodError]) -> None:
+    assert grpc.StatusCode[kind.grpc_status] not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN)
+
+
+def test_both_tables_tell_the_same_story() -> None:
+    """A proxy or a generic client that knows only statuses decides alike on both transports."""
+    again = {kind: kind.grpc_status in RETRIED_GRPC for kind in TREE}
+    assert again == {kind: kind.http_status in RETRIED_HTTP for kind in TREE}
+    assert again == {kind: issubclass(kind, errors.Unavailable) for kind in TREE}
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_an_error_survives_a_copy_between_processes(kind: type[SynodError]) -> None:
+    """Ray carries exceptions as `__reduce__` gives them."""
+    error = kind("why", retry_after_s=2.5)
+    if isinstance(error, errors.UnknownImage):
+        error.digests = ("blake2b-256:00",)
+    told = copy.copy(error)
+    assert (type(told), told.message, told.__dict__) == (kind, "why", error.__dict__)
+
+
+def test_waiting_time_and_digests_come_back_from_the_wire() -> None:
+    told = error_of("unknown_image", "why", digests=["d"], retry_after_s=3.0)
+    assert isinstance(told, errors.UnknownImage)
+    assert (told.digests, told.retry_after_s) == (("d",), 3.0)
+    assert error_of("overloaded", "why", retry_after_s=0.5).retry_after_s == 0.5
+    assert error_of("later", "why", retryable=True, retry_after_s=0.5).retry_after_s == 0.5

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from synod import images
-from synod.contracts import Pixels, ScoreItem
-from synod.errors import BadImage, ImageTooLarge, InvalidItem
+from synod.contracts import ImageRef, Pixels, ScoreItem
+from synod.digest import digest_of
+from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
 from synod.images import ImageLimits, check_pixels, decode, decode_item, encode_png
 
 LIMITS = ImageLimits(max_bytes=2**22, max_pixels=2**20)
@@ -189,19 +190,35 @@ def test_sixteen_bits_give_the_high_byte() -> None:
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "PNG"])
-def test_an_animation_gives_its_first_frame(kind: str) -> None:
-    frames = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3)]
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_animation_is_refused_before_a_frame_is_decoded(
+    kind: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(count)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **FORMATS[kind])
-    np.testing.assert_array_equal(decode(data, LIMITS), np.asarray(frames[0]))
+    monkeypatch.setattr(images, "_rgb", lambda picture: pytest.fail("decoded"))
+    with pytest.raises(BadImage, match=f"^an animation of {count} frames; send each frame as a picture of its own$"):
+        decode(data, LIMITS)
+    with pytest.raises(BadImage, match=r"^references\[0\]: an animation of"):
+        decode_item(ScoreItem(references=(data,)), LIMITS)
 
 
-def test_a_broken_animation_gives_its_default_image_without_a_warning() -> None:
-    no_frames = chunk(b"acTL", struct.pack(">II", 0, 0))
-    assert decode(png(1, 1, 8, 2, b"\0abc", no_frames), LIMITS).tolist() == [[[97, 98, 99]]]
-    outside = chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_animation_of_one_frame_is_a_picture(count: int) -> None:
+    """APNG: the default image, be it the frame or not, and without a warning of Pillow's."""
+    chunks = chunk(b"acTL", struct.pack(">II", count, 0)) + chunk(
         b"fcTL", struct.pack(">5IHHBB", 0, 9, 9, 5, 5, 1, 1, 0, 0)
     )
-    assert decode(png(1, 1, 8, 2, b"\0abc", outside), LIMITS).tolist() == [[[97, 98, 99]]]
+    assert decode(png(1, 1, 8, 2, b"\0abc", chunks), LIMITS).tolist() == [[[97, 98, 99]]]
+    webp = encoded(NOISE, "WEBP", save_all=True, lossless=True)
+    np.testing.assert_array_equal(decode(webp, LIMITS), NOISE)
+
+
+def test_a_jpeg_with_a_second_picture_gives_its_first() -> None:
+    first, second = Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert data.count(b"\xff\xd8\xff") >= 2
+    assert np.abs(decode(data, LIMITS).astype(int) - SMOOTH).mean() < 3
 
 
 # --- limits, before decoding ---
@@ -345,6 +362,13 @@ def test_an_item_says_which_picture_is_bad() -> None:
         decode_item(ScoreItem(None, None, (NOISE, b"x")), LIMITS)
     with pytest.raises(ImageTooLarge, match=r"^references\[0\]: 40 x 24 pixels are 960, the limit is 959"):
         decode_item(ScoreItem(None, None, (NOISE,)), ImageLimits(10, 959))
+
+
+def test_a_picture_that_is_still_a_digest_is_unknown() -> None:
+    digest = digest_of(b"x")
+    with pytest.raises(UnknownImage, match=rf"^references\[1\]: no picture {digest} is kept here") as caught:
+        decode_item(ScoreItem(references=(NOISE, ImageRef(digest))), LIMITS)
+    assert caught.value.digests == (digest,)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.origin import origin
 from services.settings import ServerSettings, Settings, load
 from synod.errors import SettingsError
 
@@ -68,13 +69,12 @@ def test_what_a_gateway_lets_through(
     assert (window.images, window.calls) == (images, calls)
 
 
-def test_scorers_have_versions_where_scores_are_kept(graph: Any, tmp_path: Path) -> None:
+def test_scorers_have_origins(graph: Any, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     path = tmp_path / "plane.toml"
     path.write_text('[scorers.s0]\nkind = "der"\nmodel = "./model"\n')
-    kept, anew = load(path, {}), load(path, {"SYNOD__STORE__MAX_SCORES": "0"})
-    assert len(graph.specs_of(kept)["s0"].version) == 64
-    assert graph.specs_of(anew)["s0"].version == ""
+    settings = load(path, {})
+    assert graph.specs_of(settings)["s0"].origin == origin(settings.scorers["s0"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from services.scorers.base import Scorer, ScorerSpec
 from services.settings import DerSettings, ScorerSettings, ServingSettings
-from synod.contracts import Outcome, Score, ScoreItem
+from synod.contracts import Origin, Outcome, Score, ScoreItem
 from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
 
 SETTINGS = DerSettings(kind="der", model="/tmp", serving=ServingSettings(max_queued_images=2, batch_wait_ms=0))
+
+
+ORIGIN = Origin("m", "p")
 
 
 class Number:
@@ -33,7 +37,7 @@ def build(name: str, settings: ScorerSettings) -> Scorer:
 def replica(golden: Path | None = None) -> Any:
     from services.cluster.replica import Replica
 
-    return Replica("number", SETTINGS, golden and str(golden), build)
+    return Replica(replace(Number.spec, origin=ORIGIN), SETTINGS, golden and str(golden), build)
 
 
 async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
@@ -42,7 +46,7 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
     subject = replica()
     subject.check_health()
     items = (ScoreItem(prompt="0.5"), ScoreItem(), ScoreItem(prompt="0.25"))
-    assert await subject.score(items, [2, 0], 10.0) == [Score(0.25), Score(0.5)]
+    assert await subject.score(items, [2, 0], 10.0) == [Score(0.25, origin=ORIGIN), Score(0.5, origin=ORIGIN)]
     held = metrics.HELD_IMAGES.labels("number")
     call = asyncio.create_task(subject.score(items, [0, 1, 2], 10.0))
     await asyncio.sleep(0)

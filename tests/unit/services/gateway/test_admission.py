@@ -22,8 +22,7 @@ from services.gateway.admission import (
     Priority,
     Window,
 )
-from services.gateway.contract import Overloaded
-from synod.errors import DeadlineExceeded, PayloadTooLarge
+from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
 
 
 class Clock:

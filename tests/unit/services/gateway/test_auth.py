@@ -11,9 +11,8 @@ import pytest
 
 from services.gateway import auth
 from services.gateway.admission import Caller
-from services.gateway.contract import PermissionDenied, Unauthenticated
 from services.settings import AuthSettings
-from synod.errors import SettingsError
+from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 
 TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
 TOKENS = f"""

@@ -17,9 +17,10 @@ import uvicorn
 
 from services.gateway import app, auth, fanout, schema
 from services.gateway.auth import Gatekeeper
-from services.gateway.contract import Overloaded, UnknownImage, digest_of
 from services.gateway.core import Gateway
 from services.settings import AuthSettings
+from synod.digest import digest_of
+from synod.errors import Overloaded, UnknownImage
 from synod.images import encode_png
 
 TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
@@ -111,7 +112,7 @@ async def test_an_error_in_mid_stream_is_the_last_line(
 async def test_a_client_that_leaves_cancels_its_work(
     http: httpx.AsyncClient, backend: Any, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # for what can be kept: these scorers have no version
+    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # for what can be kept: these scorers have no origin
     backend.plan["a"] = backend.plan["b"] = [3600.0, 3600.0]
     call = asyncio.create_task(http.post("/v1/score", json=BODY, headers=headers))
     await until(lambda: len(backend.calls) == 2)

@@ -12,13 +12,25 @@ import pytest
 from services.backends import LocalBackend
 from services.gateway import fanout, metrics
 from services.gateway.admission import Admission, Caller, Window
-from services.gateway.contract import ImageRef, Overloaded, Rewards, ScoredItem, UnknownImage, digest_of
 from services.gateway.core import Gateway
 from services.gateway.store import MemoryStore
 from services.scorers.base import ScorerSpec
 from services.settings import EnsembleSettings, LimitSettings, ServerSettings
-from synod.contracts import Concept, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
-from synod.errors import ImageTooLarge, PayloadTooLarge
+from synod.contracts import (
+    Concept,
+    ImageRef,
+    Origin,
+    Outcome,
+    Rewards,
+    Score,
+    ScoredItem,
+    ScoreFailure,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+)
+from synod.digest import digest_of
+from synod.errors import ImageTooLarge, Overloaded, PayloadTooLarge, UnknownImage
 from synod.images import encode_png
 
 ENSEMBLES = {"council": EnsembleSettings(weights={"person": {"a": 0.5, "b": 0.5}})}
@@ -85,7 +97,7 @@ class Plane:
 
 @pytest.fixture
 async def plane() -> AsyncIterator[Plane]:
-    a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", "v1")) for name in "ab")
+    a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", Origin("m", "p"))) for name in "ab")
     backend, store = HeldBackend({"a": a, "b": b}), MemoryStore(2**20, 1000)
     limits = LimitSettings(max_items=8, max_image_bytes=10_000, max_image_pixels=10_000)
     admission = Admission({"a": Window(2, 1), "b": Window(2, 1)}, max_waiting=4)
@@ -398,7 +410,7 @@ async def test_reward_health_counts_items_of_equal_prompt_as_a_group(plane: Plan
     assert grown == {"scores": 5, "failed": 1, "groups": 2, "flat_groups": 1, "saturated": 5}
 
 
-async def test_scorers_of_unknown_version_are_asked_every_time(plane: Plane) -> None:
+async def test_scorers_of_unknown_origin_are_asked_every_time(plane: Plane) -> None:
     plane.backend._specs = {name: ScorerSpec(name, ("image",), 0, 1, "", "") for name in "ab"}
     assert await plane.values(item(1), item(1)) == [1, 1]
     assert await plane.values(item(1)) == [1]

@@ -11,10 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import store as module
-from services.gateway.contract import ImageRef, digest_of
 from services.gateway.keys import keys_of
 from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
-from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Reasoning, Score, ScoreFailure, ScoreItem
+from synod.contracts import (
+    Concept,
+    GenEvalClause,
+    GenEvalMetadata,
+    ImageRef,
+    Origin,
+    Reasoning,
+    Score,
+    ScoreFailure,
+    ScoreItem,
+)
+from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
 A, B, C = (ScoreKey(name, "", "") for name in "abc")
@@ -155,6 +165,7 @@ async def test_leases_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.Mon
     assert len(subject._leases) <= 6
 
 
+ONE = Origin("m1", "p1")
 FULL = ScoreItem(
     b"image",
     "prompt",
@@ -180,15 +191,15 @@ FULL = ScoreItem(
     ],
 )
 def test_every_input_tells_keys_apart(other: ScoreItem) -> None:
-    assert keys_of(other, {"s": "1"}) != keys_of(FULL, {"s": "1"})
+    assert keys_of(other, {"s": ONE}) != keys_of(FULL, {"s": ONE})
 
 
-def test_equal_items_have_equal_keys_and_a_scorer_and_its_version_count() -> None:
-    versions = {"s": "1", "t": "1"}
-    keys = keys_of(FULL, versions)
-    assert keys == keys_of(replace(FULL), versions)
+def test_equal_items_have_equal_keys_and_a_scorer_and_its_origin_count() -> None:
+    origins = {"s": ONE, "t": ONE}
+    keys = keys_of(FULL, origins)
+    assert keys == keys_of(replace(FULL), origins)
     assert keys["s"] != keys["t"]
-    assert keys_of(FULL, {"s": "2"})["s"] != keys["s"]
+    assert keys_of(FULL, {"s": replace(ONE, model="m2")})["s"] != keys["s"]
     assert keys_of(FULL, {}) == {}
 
 
@@ -198,4 +209,4 @@ def test_a_picture_by_digest_is_the_picture() -> None:
         image=ImageRef(digest_of(b"image")),  # type: ignore[arg-type]
         references=(ImageRef(digest_of(b"one")), b"two"),  # type: ignore[arg-type]
     )
-    assert keys_of(by_digest, {"s": "1"}) == keys_of(FULL, {"s": "1"})
+    assert keys_of(by_digest, {"s": ONE}) == keys_of(FULL, {"s": ONE})

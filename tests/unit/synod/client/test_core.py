@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from synod.client.core import GRACE_S, WIRE, Answer, pending, read_score, read_scorers, score_call
-from synod.codec import CODECS
-from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
+from synod.client.core import (
+    GRACE_S,
+    Answer,
+    PartReader,
+    error_in,
+    joined,
+    pending,
+    read_catalogue,
+    read_digests,
+    read_score,
+    score_call,
+    stream_call,
+)
+from synod.codec import CODECS, Codec
+from synod.codec import MSGPACK as WIRE
+from synod.contracts import (
+    ItemResult,
+    Part,
+    PutImagesResponse,
+    RequestError,
+    Rewards,
+    Score,
+    ScoredItem,
+    ScoreFailure,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+)
 from synod.errors import (
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
     PayloadTooLarge,
+    PermissionDenied,
     SynodError,
+    Unauthenticated,
     Unavailable,
     UnknownScorer,
 )
@@ -28,24 +56,19 @@ def ok(response: ScoreResponse) -> Answer:
     return Answer(200, WIRE.content_type, WIRE.encode_response(response))
 
 
-def test_a_request_is_sent_with_a_deadline_and_an_id() -> None:
-    call, sent = score_call(ScoreRequest((ScoreItem(),)), 2.5)
-    decoded = WIRE.decode_request(call.body)
-    assert decoded == sent
-    assert (sent.timeout_ms, call.timeout_s) == (2500, 2.5 + GRACE_S)
-    assert sent.request_id
-    assert sent.request_id != score_call(ScoreRequest((ScoreItem(),)), 2.5)[1].request_id
-    assert (call.method, call.path, call.headers["content-type"]) == ("POST", "/v1/score", "application/msgpack")
-
-
-def test_the_requests_own_deadline_and_id_win() -> None:
-    call, sent = score_call(ScoreRequest((ScoreItem(),), timeout_ms=100, request_id="mine"), 60)
-    assert (sent.timeout_ms, sent.request_id, call.timeout_s) == (100, "mine", 0.1 + GRACE_S)
+@pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+def test_a_call_carries_the_request_and_waits_a_little_longer_than_the_plane(codec: Codec) -> None:
+    sent = replace(REQUEST, timeout_ms=2500)
+    call = score_call(sent, codec)
+    assert (call.operation, call.timeout_s) == ("score", 2.5 + GRACE_S)
+    assert codec.decode_request(call.body) == sent
+    streamed = stream_call(sent, codec)
+    assert (streamed.operation, codec.decode_stream_request(streamed.body)) == ("stream", sent)
 
 
 def test_a_request_that_cannot_be_sent_is_refused_here() -> None:
     with pytest.raises(InvalidRequest, match=r"items\[0\]\.image"):
-        score_call(ScoreRequest((ScoreItem(np.zeros((3, 8, 8), np.uint8)),)), 1)
+        score_call(ScoreRequest((ScoreItem(np.zeros((3, 8, 8), np.uint8)),), timeout_ms=1), WIRE)
 
 
 @pytest.mark.parametrize("content_type", CODECS)
@@ -72,6 +95,8 @@ def test_an_error_answer_raises_its_class(content_type: str, kind: type[SynodErr
         (408, DeadlineExceeded),
         (413, PayloadTooLarge),
         (429, Overloaded),
+        (401, Unauthenticated),
+        (403, PermissionDenied),
         (404, SynodError),
         (302, SynodError),
         (201, SynodError),
@@ -100,13 +125,82 @@ def test_an_answer_that_is_none_is_an_error(answer: Answer, message: str) -> Non
     assert type(raised.value) is SynodError
 
 
-def test_scorers_are_read_or_refused() -> None:
+def test_a_catalogue_is_read_or_refused() -> None:
     listed = [{"name": "ber", "low": -1.0}]
-    assert read_scorers(Answer(200, "application/json", json.dumps({"scorers": listed, "x": 1}).encode())) == listed
+    body = {"scorers": listed, "x": 1}
+    assert read_catalogue(Answer(200, "application/json", json.dumps(body).encode())) == body
     bodies: tuple[dict[str, object], ...] = ({}, {"scorers": {}}, {"scorers": [1]}, {"scorers": [{}]})
     for body in bodies:
         with pytest.raises(SynodError, match="without a list of scorers"):
-            read_scorers(Answer(200, "application/json", json.dumps(body).encode()))
+            read_catalogue(Answer(200, "application/json", json.dumps(body).encode()))
+
+
+def test_digests_must_be_those_due() -> None:
+    digests = ("blake2b-256:" + "0a" * 32,)
+    answer = Answer(200, WIRE.content_type, WIRE.encode_digests(PutImagesResponse(digests)))
+    assert read_digests(answer, digests) == digests
+    for due in ((), digests * 2, ("blake2b-256:" + "0b" * 32,)):
+        with pytest.raises(SynodError, match="the plane names pictures by other digests"):
+            read_digests(answer, due)
+
+
+def test_the_waiting_time_of_the_body_wins_over_the_headers() -> None:
+    told = WIRE.encode_error(Overloaded("full", retry_after_s=2.5))
+    silent = WIRE.encode_error(Overloaded("full"))
+    assert error_in(Answer(429, WIRE.content_type, told, 7.0)).retry_after_s == 2.5
+    assert error_in(Answer(429, WIRE.content_type, silent, 7.0)).retry_after_s == 7.0
+    assert error_in(Answer(429, "text/html", b"busy", 7.0)).retry_after_s == 7.0
+    assert error_in(Answer(429, WIRE.content_type, silent)).retry_after_s is None
+
+
+# --- answers in parts ---
+
+PARTS: list[Part] = [
+    ScoredItem("r", 1, "ber", Score(0.5)),
+    ScoredItem("r", 0, "ber", ScoreFailure("bad_image", "m")),
+    Rewards("r", (None, Score(1.0))),
+]
+
+
+def read_all(parts: list[Part]) -> list[Part]:
+    reader = PartReader(REQUEST, WIRE)
+    read = [reader.read(WIRE.encode_part(part)) for part in parts]
+    reader.close()
+    return read
+
+
+def test_parts_join_to_the_response() -> None:
+    assert read_all(PARTS) == PARTS
+    bad = ScoreFailure("bad_image", "m")
+    expected = ScoreResponse((ItemResult({"ber": bad}, None), ItemResult({"ber": Score(0.5)}, Score(1.0))), "r")
+    assert joined(PARTS, 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "message"),
+    [
+        (PARTS[:2], Unavailable, r"request 'r' was cut off after 2 parts; ask again under the same request_id$"),
+        ([], Unavailable, "cut off after 0 parts"),
+        ([PARTS[0], PARTS[0]], SynodError, "item 1's 'ber' came twice"),
+        ([ScoredItem("r", 2, "ber", Score(0.5))], SynodError, "or there is no such item"),
+        ([ScoredItem("s", 0, "ber", Score(0.5))], SynodError, "a part of request 's' came where none was due"),
+        ([*PARTS, PARTS[0]], SynodError, "a part of request 'r' came where none was due"),
+        ([PARTS[0], PARTS[2]], SynodError, "the answer ended with 1 outcomes missing"),
+        ([*PARTS[:2], Rewards("r", ())], SynodError, "the answer ended with 0 outcomes missing"),
+        ([PARTS[0], RequestError("r", Overloaded("full"))], Overloaded, "^full$"),
+        ([RequestError("", UnknownScorer("no such"))], UnknownScorer, "^no such$"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_an_error(parts: list[Part], kind: type[SynodError], message: str) -> None:
+    with pytest.raises(SynodError, match=message) as raised:
+        read_all(parts)
+    assert type(raised.value) is kind
+
+
+def test_a_part_that_cannot_be_read_is_the_planes_fault() -> None:
+    with pytest.raises(SynodError, match="a part of the answer cannot be read") as raised:
+        PartReader(REQUEST, CODECS["application/json"]).read(b"<html>")
+    assert type(raised.value) is SynodError
 
 
 def test_what_a_plane_waits_for() -> None:

@@ -141,7 +141,7 @@ def test_nobody_at_the_address() -> None:
 
 
 def answering(reply: Callable[[httpx.Request], httpx.Response]) -> SynodClient:
-    return SynodClient("http://plane", transport=httpx.MockTransport(reply))
+    return SynodClient("http://plane", retries=0, transport=httpx.MockTransport(reply))
 
 
 def test_a_silent_plane_is_a_deadline() -> None:
@@ -175,7 +175,7 @@ def test_json_answers_are_read_too() -> None:
         assert client.score(ScoreRequest((ScoreItem(),))).results == (ItemResult({}),)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://plane", "grpc://plane"])
+@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://plane", "grpc:plane", "http://", "HTTP"])
 def test_an_address_that_is_no_url(url: str) -> None:
     with pytest.raises(ValueError, match="is no plane's URL; give one such as http://127"):
         SynodClient(url)

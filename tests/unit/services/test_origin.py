@@ -1,4 +1,4 @@
-"""A version changes with whatever may change a value, and with nothing else."""
+"""An origin changes with whatever may change a value, and with nothing else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services import version as module
+from services import origin as module
+from services.origin import origin
 from services.settings import DerSettings, FerSettings, MtcnnFinder, ServingSettings, SmallFaceEmbedder
-from services.version import version
 
 
 @pytest.fixture
@@ -26,20 +26,20 @@ def der(model: Path, **changes: object) -> DerSettings:
 
 
 def test_it_follows_the_models_content_not_its_place(model: Path, tmp_path: Path) -> None:
-    before = version(der(model))
+    before = origin(der(model))
     copy = shutil.copytree(model, tmp_path / "copy")
-    assert version(der(copy)) == before
+    assert origin(der(copy)) == before
     (copy / "model.safetensors").write_bytes(b"retrain")
-    assert version(der(copy)) != before
+    assert origin(der(copy)) != before
     (model / "config.json").write_text('{"a": 1}')
-    assert version(der(model)) != before
+    assert origin(der(model)) != before
 
 
 def test_it_follows_settings_that_change_values(model: Path) -> None:
-    before = version(der(model))
-    assert version(der(model, references="max")) != before
-    assert version(der(model, serving={"device": "cuda"})) != before
-    assert version(der(model, serving={"replicas": 3, "max_batch_images": 7}, golden_tolerance=0.5)) == before
+    before = origin(der(model))
+    assert origin(der(model, references="max")) != before
+    assert origin(der(model, serving={"device": "cuda"})) != before
+    assert origin(der(model, serving={"replicas": 3, "max_batch_images": 7}, golden_tolerance=0.5)) == before
 
 
 def test_models_inside_tables_count(model: Path) -> None:
@@ -47,26 +47,26 @@ def test_models_inside_tables_count(model: Path) -> None:
         embedder = SmallFaceEmbedder(family="small", model=str(model))
         return FerSettings(kind="fer", finder=MtcnnFinder(family="mtcnn"), embedder=embedder)
 
-    before = version(fer())
+    before = origin(fer())
     (model / "model.safetensors").write_bytes(b"retrain")
-    assert version(fer()) != before
+    assert origin(fer()) != before
 
 
 def test_it_follows_the_installed_libraries(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = version(der(model))
+    before = origin(der(model))
     monkeypatch.setattr(module.metadata, "version", lambda name: "0.0.1")
-    assert version(der(model)) != before
+    assert origin(der(model)) != before
 
 
 def test_a_hub_id_counts_by_its_name() -> None:
     small, base = (DerSettings(kind="der", model=f"facebook/dinov2-{size}") for size in ("small", "base"))
-    assert version(small) != version(base)
-    assert version(small) == version(small.model_copy(update={"serving": ServingSettings(replicas=2)}))
+    assert origin(small) != origin(base)
+    assert origin(small) == origin(small.model_copy(update={"serving": ServingSettings(replicas=2)}))
 
 
-def test_without_a_library_there_is_a_version_still(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_library_there_is_an_origin_still(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise module.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(module.metadata, "version", missing)
-    assert len(version(der(model))) == 64
+    assert origin(der(model)).rule_set is None

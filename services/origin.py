@@ -1,6 +1,6 @@
-"""What a scorer's values depend on besides the item, as one digest: its settings, its models' files, our own release.
+"""What a scorer's values depend on besides the item: its models' files, its settings, our own release and libraries.
 
-Two scorers of one version give equal values for equal items, so a score may be reused. How a scorer is deployed
+Scorers of equal kind and origin give equal values for equal items, so a score may be reused. How a scorer is deployed
 (`serving`) and how closely it is checked (`golden_tolerance`) do not count. A hub id counts by its name, since what the
 hub answers is not known before a replica has it; pin a revision by naming a directory.
 """
@@ -16,18 +16,25 @@ from typing import Any
 
 import synod
 from services.settings import ScorerSettings
+from synod.contracts import Origin
 
 LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")
 _CHUNK_BYTES = 2**20
 
 
-def version(settings: ScorerSettings) -> str:
-    """BLAKE2b-256 (hex). Reads every file of the models once: seconds for gigabytes."""
-    tree = settings.model_dump(mode="json", exclude={"serving", "golden_tolerance"})
-    about = [synod.__version__, *(f"{name} {_installed(name)}" for name in LIBRARIES)]
+def origin(settings: ScorerSettings) -> Origin:
+    """The origin of the scorer's values; its digests are BLAKE2b-128 (hex). Reads every file of the models once:
+    seconds for gigabytes."""
+    tree = settings.model_dump(mode="json", exclude={"serving", "golden_tolerance", "rule_set"})
     models = {text: _content(Path(text)) for text in _texts(tree) if text.startswith("/")}
-    told = json.dumps([tree | {"device": settings.serving.device}, about, sorted(models.values())], sort_keys=True)
-    return hashlib.blake2b(_without_places(told, models).encode(), digest_size=32).hexdigest()
+    tree = _without_places(tree, models)
+    about = [synod.__version__, settings.serving.device, *(f"{name} {_installed(name)}" for name in LIBRARIES)]
+    rules = getattr(settings, "rule_set", None)
+    return Origin(
+        _digest(sorted(models.values()) or tree),
+        f"{synod.__version__}+{_digest([tree, about])}",
+        None if rules is None else f"{rules} {synod.__version__}",
+    )
 
 
 def _texts(tree: Any) -> Iterator[str]:
@@ -38,11 +45,15 @@ def _texts(tree: Any) -> Iterator[str]:
         yield tree
 
 
-def _without_places(told: str, models: dict[str, str]) -> str:
+def _without_places(tree: Any, models: dict[str, str]) -> Any:
     """A model is its content, wherever it lies."""
-    for place, content in models.items():
-        told = told.replace(json.dumps(place), json.dumps(content))
-    return told
+    if isinstance(tree, dict):
+        return {key: _without_places(value, models) for key, value in tree.items()}
+    return models.get(tree, tree) if isinstance(tree, str) else tree
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _content(path: Path) -> str:

@@ -1,0 +1,232 @@
+"""gRPC: three-line adapters (decode, call, encode) between bytes and the gateway; the rim where errors become statuses.
+
+Handlers take and give bytes: `synod.codec` bounds a body before it parses it, off the event loop. An error ends a call
+with its status and, in the trailing metadata ERROR_KEY, with itself; in a stream it ends one request of many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final, NoReturn, Protocol
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.backends import ScorerBackend
+from services.gateway.admission import Caller
+from services.gateway.auth import Gatekeeper
+from synod.codec import PROTOBUF
+from synod.contracts import (
+    Catalogue,
+    Content,
+    Part,
+    PutImagesResponse,
+    RequestError,
+    ScoreRequest,
+    ScoreResponse,
+)
+from synod.errors import SynodError
+from synod.protobuf import ERROR_KEY, SERVICE
+
+log = logging.getLogger("synod.gateway")
+REQUESTS_AT_ONCE: Final = 32  # of one stream; it is read no faster
+PARTS_WAITING: Final = 64  # of one stream, for its caller to read
+HEALTH_PERIOD_S: Final = 1.0
+MAX_DETAILS: Final = 1024  # characters of a status message; the whole of it is in the metadata
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RewardGateway(Protocol):
+    """What is served. All raise the SynodError of a request that fails as a whole."""
+
+    @property
+    def backend(self) -> ScorerBackend:
+        """Where readiness comes from."""
+        ...
+
+    async def score(self, request: ScoreRequest, caller: Caller) -> ScoreResponse:
+        """One result per item, in order."""
+        ...
+
+    def stream(self, request: ScoreRequest, caller: Caller) -> AsyncGenerator[Part]:
+        """The same in parts, the rewards last. Closing it drops the work."""
+        ...
+
+    async def put_images(self, pictures: Sequence[Content]) -> Sequence[str]:
+        """Keep pictures; their digests, in order."""
+        ...
+
+    def scorers(self) -> Catalogue:
+        """What is served, and the limits."""
+        ...
+
+
+class RewardServicer:
+    """`synod.v1.RewardService` over a gateway, for those whom `gatekeeper` lets in."""
+
+    def __init__(self, gateway: RewardGateway, gatekeeper: Gatekeeper) -> None:
+        self._gateway, self._gatekeeper = gateway, gatekeeper
+
+    async def score(self, body: bytes, context: _Context) -> bytes:
+        """Score."""
+
+        async def answer() -> bytes:
+            caller = self._caller(context)
+            request = await asyncio.to_thread(PROTOBUF.decode_request, body)
+            return PROTOBUF.encode_response(await self._gateway.score(request, caller))
+
+        return await _at_rim(answer, context)
+
+    async def put_images(self, body: bytes, context: _Context) -> bytes:
+        """PutImages."""
+
+        async def answer() -> bytes:
+            self._caller(context)
+            request = await asyncio.to_thread(PROTOBUF.decode_put, body)
+            digests = await self._gateway.put_images(request.images)
+            return PROTOBUF.encode_digests(PutImagesResponse(tuple(digests)))
+
+        return await _at_rim(answer, context)
+
+    async def list_scorers(self, body: bytes, context: _Context) -> bytes:
+        """ListScorers."""
+
+        async def answer() -> bytes:
+            self._caller(context)
+            return PROTOBUF.encode_catalogue(self._gateway.scorers())
+
+        return await _at_rim(answer, context)
+
+    async def score_stream(self, bodies: AsyncIterator[bytes], context: _Context) -> AsyncGenerator[bytes]:
+        """ScoreStream: requests are answered side by side, up to REQUESTS_AT_ONCE of them."""
+        try:
+            caller = self._caller(context)
+        except SynodError as error:
+            await abort(context, error)
+        parts: asyncio.Queue[bytes | None] = asyncio.Queue(PARTS_WAITING)
+        answering = asyncio.create_task(self._answer_all(bodies, caller, parts))
+        try:
+            while (part := await parts.get()) is not None:
+                yield part
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
+
+    def _caller(self, context: _Context) -> Caller:
+        """Raises Unauthenticated, PermissionDenied."""
+        given = dict(context.invocation_metadata() or ()).get("authorization")
+        return self._gatekeeper.caller(given if given is None else str(given), "score")
+
+    async def _answer_all(
+        self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None]
+    ) -> None:
+        """Puts every part of every answer, then None."""
+        room = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as answers:
+                async for body in bodies:
+                    await room.acquire()
+                    answers.create_task(self._answer(body, caller, parts)).add_done_callback(lambda _: room.release())
+        except Exception:  # the caller's side broke: what is answered is answered
+            log.exception("a stream of requests broke off")
+        await parts.put(None)
+
+    async def _answer(self, body: bytes, caller: Caller, parts: asyncio.Queue[bytes | None]) -> None:
+        request_id = ""
+        try:
+            request = await asyncio.to_thread(PROTOBUF.decode_stream_request, body)
+            request_id = request.request_id or uuid.uuid4().hex
+            async with aclosing(self._gateway.stream(replace(request, request_id=request_id), caller)) as stream:
+                async for part in stream:
+                    await parts.put(PROTOBUF.encode_part(part))
+        except Exception as error:  # a rim: it ends this request alone
+            await parts.put(PROTOBUF.encode_part(RequestError(request_id, _told(error))))
+
+
+class RpcServer:
+    """The gRPC face of a plane: the service, health and reflection, which are open to all."""
+
+    def __init__(
+        self,
+        gateway: RewardGateway,
+        max_body_bytes: int,
+        gatekeeper: Gatekeeper | None = None,
+    ) -> None:
+        self._gateway = gateway
+        options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.aio.server(options=options)
+        self._health = health.aio.HealthServicer()
+        add_to_server(RewardServicer(gateway, gatekeeper or Gatekeeper()), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self, address: str) -> int:
+        """Listen on "host:port" without TLS, port 0 for a free one; the port. Raises RuntimeError when it is taken."""
+        port = self._server.add_insecure_port(address)
+        await self._set_health()
+        await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
+        return port
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Take no more calls, and end those under way after `grace_s`."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._server.stop(grace_s)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_PERIOD_S)
+            await self._set_health()
+
+    async def _set_health(self) -> None:
+        """The service "" is alive; SERVICE is serving when every scorer is ready."""
+        status = health_pb2.HealthCheckResponse
+        try:
+            ready = all(one.ready for one in (await self._gateway.backend.readiness()).values())
+        except Exception:  # a rim: who cannot be asked is not ready
+            log.exception("readiness cannot be told")
+            ready = False
+        await self._health.set("", status.SERVING)
+        await self._health.set(SERVICE, status.SERVING if ready else status.NOT_SERVING)
+
+
+def add_to_server(servicer: RewardServicer, server: Any) -> None:
+    """Register the service, as the generated function of that kind does, with handlers over bytes."""
+    handlers: dict[str, Any] = {
+        "Score": grpc.unary_unary_rpc_method_handler(servicer.score),
+        "ScoreStream": grpc.stream_stream_rpc_method_handler(servicer.score_stream),
+        "ListScorers": grpc.unary_unary_rpc_method_handler(servicer.list_scorers),
+        "PutImages": grpc.unary_unary_rpc_method_handler(servicer.put_images),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+async def abort(context: _Context, error: SynodError) -> NoReturn:
+    """End a call with `error`."""
+    metadata = ((ERROR_KEY, PROTOBUF.encode_error(error)),)
+    await context.abort(grpc.StatusCode[error.grpc_status], error.message[:MAX_DETAILS], metadata)
+
+
+async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context) -> bytes:
+    try:
+        return await answer()
+    except Exception as error:
+        failed = _told(error)
+    return await abort(context, failed)
+
+
+def _told(error: Exception) -> SynodError:
+    """What the caller learns. Of an error that is our own fault the log has the story, under a number."""
+    if isinstance(error, SynodError):
+        return error
+    number = uuid.uuid4().hex
+    log.error("request failed, quoted as %s", number, exc_info=error)
+    return SynodError(f"internal error; quote {number}")

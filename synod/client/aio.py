@@ -1,0 +1,126 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from synod.client import core
+from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Together
+from synod.client.http import AsyncHttpTransport
+from synod.client.retry import Retry
+from synod.client.token import find_token
+from synod.client.transport import AsyncTransport, scheme_of
+from synod.client.values import OnError, Values
+from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.errors import SynodError
+
+T = TypeVar("T")
+
+
+class AsyncSynodClient:
+    """`SynodClient` for one event loop: the same arguments and methods, awaited. Cancelling a call drops its work."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 4,
+        by_digest: bool = False,
+        token: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._transport = _transport(base_url, find_token(token), transport)
+        self._flows = Flows(self._transport.codec, timeout_s, Retry(retries), by_digest)
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """See SynodClient.score."""
+        return await self._run(self._flows.score(request))
+
+    async def values(self, request: ScoreRequest, *, on_error: OnError = "raise") -> Values:
+        """See SynodClient.values."""
+        return await self._run(self._flows.values(request, on_error))
+
+    async def stream(self, request: ScoreRequest) -> AsyncGenerator[Part]:
+        """See SynodClient.stream."""
+        sent = await self._run(self._flows.before_stream(request))
+        reader = core.PartReader(sent, self._transport.part_codec)
+        async with aclosing(self._transport.stream(core.stream_call(sent, self._transport.codec))) as parts:
+            async for data in parts:
+                yield reader.read(data)
+        reader.close()
+
+    async def put_images(self, pictures: Sequence[Content]) -> tuple[str, ...]:
+        """See SynodClient.put_images."""
+        return await self._run(self._flows.put_images(pictures))
+
+    async def scorers(self) -> list[dict[str, Any]]:
+        """See SynodClient.scorers."""
+        scorers: list[dict[str, Any]] = (await self._run(self._flows.catalogue()))["scorers"]
+        return scorers
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """See SynodClient.wait_ready."""
+        await self._run(self._flows.wait_ready(timeout_s))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncSynodClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    came_to = await self._do(step)
+                except SynodError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(came_to)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _do(self, step: Step) -> object:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        if isinstance(step, Together):
+            return await self._together(step)
+        return await self._transport.send(step)
+
+    async def _together(self, step: Together) -> list[object]:
+        room = asyncio.Semaphore(CHUNKS_AT_ONCE)
+
+        async def run(flow: Flow[object]) -> object:
+            async with room:
+                return await self._run(flow)
+
+        tasks = [asyncio.create_task(run(flow)) for flow in step.flows]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _transport(base_url: str, token: str | None, replacement: httpx.AsyncBaseTransport | None) -> AsyncTransport:
+    if scheme_of(base_url).startswith("http"):
+        return AsyncHttpTransport(base_url, token, replacement)
+    from synod.client.rpc import AsyncRpcTransport  # grpc is slow to import, and not everyone's
+
+    return AsyncRpcTransport(base_url, token)

@@ -1,0 +1,78 @@
+"""Requests cut to a plane's limits. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from synod.codec import Codec
+from synod.contracts import Content, Picture, ScoreItem, ScoreRequest
+
+T = TypeVar("T")
+P = TypeVar("P", Picture, Picture | None)
+SMALL_ITEMS, SMALL_BYTES = 64, 2**21  # a request within both is sent without asking for the limits first
+_FRAME_BYTES: Final = 64  # of one picture: its keys, lengths and shape, or its digest's
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold."""
+
+    max_items: float = math.inf
+    max_body_bytes: float = math.inf
+
+    @classmethod
+    def of(cls, catalogue: Mapping[str, Any]) -> Limits:
+        """A plane's limits; what it does not tell is no limit."""
+        told = catalogue.get("limits")
+        known = {name: told[name] for name in cls.__dataclass_fields__ if isinstance(told, dict) and name in told}
+        return cls(**{name: value for name, value in known.items() if isinstance(value, int) and value > 0})
+
+
+def is_small(request: ScoreRequest) -> bool:
+    """Whether any plane of ordinary limits takes the request whole."""
+    pictures = (picture for item in request.items for picture in item.pictures())
+    return len(request.items) <= SMALL_ITEMS and sum(map(content_bytes, pictures)) <= SMALL_BYTES
+
+
+def chunked(request: ScoreRequest, codec: Codec, limits: Limits) -> list[ScoreRequest]:
+    """The request in as few pieces as keep the limits, in order, each with a `request_id` of its own made from the
+    whole's. An item that is over the limit by itself stays alone. Raises InvalidRequest for what cannot be sent."""
+    envelope = len(codec.encode_request(replace(request, items=(ScoreItem(),)))) + _FRAME_BYTES
+    sizes = [_item_bytes(item, codec) for item in request.items]
+    pieces = list(split(request.items, sizes, limits.max_items, limits.max_body_bytes - envelope))
+    if len(pieces) < 2:
+        return [request]
+    return [replace(request, items=items, request_id=f"{request.request_id}/{i}") for i, items in enumerate(pieces)]
+
+
+def split(things: Sequence[T], sizes: Sequence[int], max_count: float, max_size: float) -> Iterator[tuple[T, ...]]:
+    """Consecutive runs of at most `max_count` things and `max_size` in all; a larger thing is a run of its own."""
+    run: list[T] = []
+    total = 0
+    for thing, size in zip(things, sizes, strict=True):
+        if run and (len(run) >= max_count or total + size > max_size):
+            yield tuple(run)
+            run, total = [], 0
+        run.append(thing)
+        total += size
+    if run:
+        yield tuple(run)
+
+
+def content_bytes(picture: Content) -> int:
+    """Bytes of a picture on the wire, in a format that carries bytes as they are."""
+    return _FRAME_BYTES + (len(picture) if isinstance(picture, bytes) else picture.nbytes)
+
+
+def _item_bytes(item: ScoreItem, codec: Codec) -> int:
+    bare = replace(item, image=_hollow(item.image), references=tuple(map(_hollow, item.references)))
+    return sum(map(content_bytes, item.pictures())) + len(codec.encode_request(ScoreRequest((bare,))))
+
+
+def _hollow(picture: P) -> P | bytes:
+    return b"" if isinstance(picture, bytes | np.ndarray) else picture

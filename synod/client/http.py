@@ -1,0 +1,130 @@
+"""Both transports over HTTP, by httpx."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from typing import Any, Final
+
+import httpx
+
+from synod.client.core import Answer, Call, Operation, error_in
+from synod.codec import JSON, MSGPACK
+from synod.errors import DeadlineExceeded, SynodError, Unavailable
+
+CONNECT_S: Final = 5.0
+NDJSON: Final = "application/x-ndjson"
+_ROUTES: Final[Mapping[Operation, tuple[str, str, str]]] = {  # method, path, accepted answer
+    "score": ("POST", "/v1/score", MSGPACK.content_type),
+    "stream": ("POST", "/v1/score", NDJSON),
+    "put_images": ("PUT", "/v1/images", MSGPACK.content_type),
+    "scorers": ("GET", "/v1/scorers", JSON.content_type),
+    "ready": ("GET", "/readyz", JSON.content_type),
+}
+
+
+class _Http:
+    """What both have in common: how a call becomes a request, and an exception an error."""
+
+    codec = MSGPACK
+    part_codec = JSON
+
+    def __init__(self, base_url: str, token: str | None) -> None:
+        self._base_url = base_url
+        self._options: dict[str, Any] = {
+            "base_url": base_url,
+            "headers": {"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {}),
+            "follow_redirects": False,
+        }
+
+    def _request(self, call: Call) -> dict[str, Any]:
+        method, path, accept = _ROUTES[call.operation]
+        headers = {"accept": accept} | ({"content-type": self.codec.content_type} if call.body else {})
+        timeout = httpx.Timeout(call.timeout_s, connect=min(CONNECT_S, call.timeout_s))
+        return {"method": method, "url": path, "headers": headers, "content": call.body, "timeout": timeout}
+
+    @contextlib.contextmanager
+    def _errors(self, call: Call) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectTimeout, httpx.ConnectError) as error:
+            raise Unavailable(f"no plane answers at {self._base_url} ({error}); start one, or give its URL") from None
+        except httpx.TimeoutException:
+            path = _ROUTES[call.operation][1]
+            raise DeadlineExceeded(
+                f"{self._base_url} gave no answer to {path} within {call.timeout_s:g} s; allow more time"
+            ) from None
+        except httpx.RequestError as error:
+            raise Unavailable(f"the connection to {self._base_url} broke ({error}); retry") from None
+
+
+class HttpTransport(_Http):
+    """Blocking. `transport` replaces the network, for tests."""
+
+    def __init__(self, base_url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
+        super().__init__(base_url, token)
+        self._http = httpx.Client(transport=transport, **self._options)
+
+    def send(self, call: Call) -> Answer:
+        with self._errors(call):
+            return _answer(self._http.request(**self._request(call)))
+
+    def stream(self, call: Call) -> Generator[bytes]:
+        with self._errors(call), self._http.stream(**self._request(call)) as response:
+            if not _in_parts(response):
+                response.read()
+                raise _refusal(response)
+            for line in response.iter_lines():
+                if line:
+                    yield line.encode()
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncHttpTransport(_Http):
+    """For one event loop. `transport` replaces the network, for tests."""
+
+    def __init__(self, base_url: str, token: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        super().__init__(base_url, token)
+        self._http = httpx.AsyncClient(transport=transport, **self._options)
+
+    async def send(self, call: Call) -> Answer:
+        with self._errors(call):
+            return _answer(await self._http.request(**self._request(call)))
+
+    async def stream(self, call: Call) -> AsyncGenerator[bytes]:
+        with self._errors(call):
+            async with self._http.stream(**self._request(call)) as response:
+                if not _in_parts(response):
+                    await response.aread()
+                    raise _refusal(response)
+                async for line in response.aiter_lines():
+                    if line:
+                        yield line.encode()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def _in_parts(response: httpx.Response) -> bool:
+    kind: str = response.headers.get("content-type", "")
+    return response.status_code == 200 and kind.partition(";")[0].strip().lower() == NDJSON
+
+
+def _refusal(response: httpx.Response) -> SynodError:
+    answer = _answer(response)
+    if answer.status == 200:
+        return SynodError(f"the plane answered {answer.content_type} where {NDJSON} was asked for")
+    return error_in(answer)
+
+
+def _answer(response: httpx.Response) -> Answer:
+    headers = response.headers
+    wait_s = _seconds(headers.get("retry-after", ""))
+    return Answer(response.status_code, headers.get("content-type", ""), response.content, wait_s)
+
+
+def _seconds(text: str) -> float | None:
+    """A Retry-After in seconds. Its other form, a date, is taken as no hint: clocks differ."""
+    return float(text) if text.isascii() and text.replace(".", "", 1).isdigit() else None

@@ -1,0 +1,67 @@
+"""Answers as numbers: one value per item, None where there is none, and why. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreRequest, ScoreResponse
+from synod.errors import SynodError, error_of
+
+OnError = Literal["raise", "mask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why item `index` has no value by `scorer`, or no reward where `scorer` is None."""
+
+    index: int
+    scorer: str | None
+    failure: ScoreFailure
+
+    def error(self) -> SynodError:
+        """The failure as an exception that names the item."""
+        failure, what = self.failure, "reward" if self.scorer is None else self.scorer
+        message = f"items[{self.index}].{what}: {failure.message}"
+        return error_of(failure.code, message, retryable=failure.retryable)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """`scores[name]` and `rewards` hold one finite value per item, in order, or None: a mask, never a number.
+
+    None without an entry in `missing` was not asked for. `response` has the details.
+    """
+
+    scores: Mapping[str, tuple[float | None, ...]]
+    rewards: tuple[float | None, ...]
+    missing: tuple[Missing, ...]
+    response: ScoreResponse
+
+
+def values_of(response: ScoreResponse, on_error: OnError) -> Values:
+    """The numbers of a response. With "raise", raises the error of the first that is missing."""
+    names = dict.fromkeys(name for result in response.results for name in result.scores)
+    missing = tuple(
+        Missing(index, scorer, outcome)
+        for index, result in enumerate(response.results)
+        for scorer, outcome in (*result.scores.items(), (None, result.reward))
+        if isinstance(outcome, ScoreFailure)
+    )
+    if missing and on_error == "raise":
+        raise missing[0].error()
+    scores = {name: tuple(_value(result.scores.get(name)) for result in response.results) for name in names}
+    return Values(scores, tuple(_value(result.reward) for result in response.results), missing, response)
+
+
+def masked(request: ScoreRequest, error: SynodError) -> ScoreResponse:
+    """The response in which everything that `request` asks for by name failed with `error`."""
+    failure = ScoreFailure.of(error)
+    rewarded = request.ensemble is not None or request.weights is not None
+    result = ItemResult(dict.fromkeys(request.scorers, failure), failure if rewarded else None)
+    return ScoreResponse((result,) * len(request.items), request.request_id or "")
+
+
+def _value(outcome: Outcome | None) -> float | None:
+    return outcome.value if isinstance(outcome, Score) else None

@@ -1,0 +1,44 @@
+"""What a picture is called when it is given by digest. Pure.
+
+The digest is BLAKE2b with 256 bits over one header line and the picture's bytes as they are sent:
+
+    encoded    "encoded\n" and the file            { printf 'encoded\n'; cat cat.png; } | b2sum -l 256
+    raw        "raw H W 3\n" and H * W * 3 bytes   { printf 'raw 480 640 3\n'; cat cat.rgb; } | b2sum -l 256
+
+It names bytes, not content: a PNG and the pixels it decodes to have two digests.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+
+from synod.contracts import Content, is_raw
+from synod.errors import BadImage
+
+PREFIX: Final = "blake2b-256:"
+_DIGEST: Final = re.compile(PREFIX + r"[0-9a-f]{64}")
+
+
+def digest_of(picture: Content) -> str:
+    """The digest of encoded bytes, or of uint8 [H W 3] in any memory layout. Raises BadImage for another array."""
+    if isinstance(picture, bytes):
+        return _digest(b"encoded\n", picture)
+    if not is_raw(picture):
+        raise BadImage(f"{picture.dtype} {list(picture.shape)}; a raw picture is uint8 [H, W, 3] in RGB")
+    height, width, channels = picture.shape
+    return _digest(f"raw {height} {width} {channels}\n".encode(), np.ascontiguousarray(picture).reshape(-1).data)
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` has the form of a digest."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def _digest(header: bytes, data: bytes | memoryview) -> str:
+    found = blake2b(header, digest_size=32)
+    found.update(data)
+    return PREFIX + found.hexdigest()

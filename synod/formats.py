@@ -1,0 +1,102 @@
+"""JSON and msgpack: bytes <-> trees, strictly and bounded. Pure.
+
+JSON carries bytes as base64 (RFC 4648, padded), msgpack as they are. A repeated key is an InvalidRequest, more than
+MAX_VALUES values a PayloadTooLarge.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from synod.errors import InvalidRequest, PayloadTooLarge
+from synod.reader import MAX_ENTRIES, Node, show
+
+MAX_VALUES: Final = 2**22  # of one body: bounds what a small hostile body can unfold to
+
+
+def load_json(data: bytes) -> Any:
+    """Raises InvalidRequest, PayloadTooLarge, ValueError, RecursionError."""
+    _meter(sum(map(data.count, (b",", b"[", b"{"))))
+    return json.loads(str(data, "utf-8"), object_pairs_hook=_unique)
+
+
+def dump_json(tree: object) -> bytes:
+    """One line. Raises ValueError for NaN and infinities, TypeError for what JSON has not."""
+    return json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()
+
+
+def read_base64(node: Node) -> bytes:
+    """Raises InvalidRequest."""
+    if not isinstance(node.value, str):
+        raise node.error('base64 text, {"data", "shape"} or {"digest"} belongs here')
+    try:
+        return binascii.a2b_base64(node.value, strict_mode=True)
+    except ValueError as error:
+        raise node.error(
+            f"not base64 ({error}); send the standard alphabet, padded, without a 'data:' prefix"
+        ) from None
+
+
+def pack_base64(data: bytes | memoryview) -> str:
+    """Padded, without line breaks."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
+def load_msgpack(data: bytes) -> Any:
+    """Raises InvalidRequest, PayloadTooLarge, ValueError."""
+    entries = 0
+
+    def count(values: Sequence[Any]) -> Sequence[Any]:
+        nonlocal entries
+        entries += 1 + len(values)
+        _meter(entries)
+        return values
+
+    return msgpack.unpackb(
+        data,
+        raw=False,
+        strict_map_key=True,
+        max_array_len=min(len(data), MAX_ENTRIES),
+        max_map_len=min(len(data), MAX_ENTRIES),
+        ext_hook=_refuse_extension,
+        list_hook=count,
+        object_pairs_hook=lambda pairs: _unique(count(pairs)),
+    )
+
+
+def dump_msgpack(tree: object) -> bytes:
+    """Raises ValueError, TypeError, OverflowError for what msgpack has not."""
+    packed: bytes = msgpack.packb(tree)
+    return packed
+
+
+def read_bin(node: Node) -> bytes:
+    """Raises InvalidRequest."""
+    if not isinstance(node.value, bytes):
+        raise node.error('bytes (msgpack bin), {"data", "shape"} or {"digest"} belong here')
+    return node.value
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise InvalidRequest(f"the body holds a msgpack extension of type {code}; send plain msgpack")
+
+
+def _unique(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    entries: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in entries:
+            raise InvalidRequest(f"the key {show(key)} occurs twice in one object")
+        entries[key] = value
+    return entries
+
+
+def _meter(values: int) -> None:
+    if values > MAX_VALUES:
+        raise PayloadTooLarge(
+            f"the body holds {values} values or more, the limit is {MAX_VALUES}; send several requests"
+        )

@@ -1,0 +1,82 @@
+"""The protobuf schema: the generated code is what it generates, it is lint-clean, and it breaks no released caller."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUF = Path(sys.executable).with_name("buf")
+SCHEMA = "synod/v1/reward.proto"
+
+
+def buf(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "BUF_CACHE_DIR": str(folder / "cache")}
+    return subprocess.run([BUF, *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The schema and buf's settings, to be changed."""
+    shutil.copytree(ROOT / "protos", tmp_path / "protos")
+    shutil.copy(ROOT / "buf.yaml", tmp_path)
+    return tmp_path
+
+
+def change(copy: Path, old: str, new: str) -> None:
+    path = copy / "protos" / SCHEMA
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_the_generated_code_is_up_to_date(tmp_path: Path) -> None:
+    outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", *outputs, SCHEMA]
+    subprocess.run(command, check=True)
+    fresh = {path.name: path.read_text() for path in (tmp_path / "synod/v1").iterdir()}
+    kept = {path.name: path.read_text() for path in (ROOT / "synod/v1").glob("reward_pb2*")}
+    assert kept == fresh, "run `make proto`"
+
+
+def test_the_schema_is_clean_and_breaks_nothing(copy: Path) -> None:
+    assert buf(copy, "lint").stdout == ""
+    breaking = buf(copy, "breaking", "--against", "protos/released.binpb")
+    assert (breaking.returncode, breaking.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("optional int64 timeout_ms = 5;", "optional int64 timeout_ms = 15;", 'field "5"'),
+        ("optional int64 timeout_ms = 5;", "optional int32 timeout_ms = 5;", "timeout_ms"),
+        ("  // For people: the value, the limit, the way out.\n  string message = 2;\n", "", 'field "2"'),
+        ("RELATION_ABOVE = 3;", "RELATION_OVER = 3;", "RELATION_ABOVE"),
+        ("rpc PutImages(PutImagesRequest)", "rpc StoreImages(PutImagesRequest)", "PutImages"),
+    ],
+    ids=["renumbered", "retyped", "removed", "renamed value", "renamed call"],
+)
+def test_a_planted_breaking_change_is_seen(copy: Path, old: str, new: str, told: str) -> None:
+    change(copy, old, new)
+    breaking = buf(copy, "breaking", "--against", "protos/released.binpb")
+    assert breaking.returncode != 0
+    assert told in breaking.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("  // Pixels, >= 1.\n", "", "COMMENT_FIELD"),
+        ("string class_name = 1", "string className = 1", "lower_snake_case"),
+    ],
+    ids=["no comment", "camel case"],
+)
+def test_a_planted_lint_error_is_seen(copy: Path, old: str, new: str, told: str) -> None:
+    change(copy, old, new)
+    lint = buf(copy, "lint", "--error-format=text")
+    assert lint.returncode != 0
+    assert told in lint.stdout or "comment" in lint.stdout

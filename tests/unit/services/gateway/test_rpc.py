@@ -1,0 +1,382 @@
+"""The gRPC face over a real gateway with real scorers in this process, on a real loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from services.backends import LocalBackend, Readiness, ScorerSpec, Staged
+from services.gateway import app, auth, rpc
+from services.gateway.admission import Caller
+from services.gateway.core import Gateway
+from services.gateway.rpc import RpcServer
+from services.settings import AuthSettings, EnsembleSettings, LimitSettings, ServerSettings
+from synod.client import AsyncSynodClient, SynodClient
+from synod.client.core import Call, joined
+from synod.codec import CODECS, PROTOBUF
+from synod.contracts import (
+    Concept,
+    ImageRef,
+    Outcome,
+    Part,
+    RequestError,
+    Rewards,
+    Score,
+    ScoredItem,
+    ScoreFailure,
+    ScoreItem,
+    ScoreRequest,
+)
+from synod.digest import digest_of
+from synod.errors import (
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    SynodError,
+    Unauthenticated,
+    UnknownImage,
+    UnknownScorer,
+)
+from synod.protobuf import ERROR_KEY, SERVICE
+
+LIMITS = LimitSettings(max_body_bytes=2**20, max_items=64)
+ENSEMBLES = {"council": EnsembleSettings(weights={"animal": {"mean": 0.5, "max": 0.5}})}
+
+
+class Pixel:
+    """Scores a picture by one number of its pixels."""
+
+    def __init__(self, name: str) -> None:
+        self.spec = ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test")
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        take = {"mean": np.mean, "max": np.max}[self.spec.name]
+        return [Score(float(take(item.pixels())) / 255) for item in items]
+
+
+class HeldBackend(LocalBackend):
+    """`gates` holds scorers back by name; `dropped` names those that were given up while they were held."""
+
+    def __init__(self) -> None:
+        super().__init__({name: Pixel(name) for name in ("mean", "max")})
+        self.gates: dict[str, asyncio.Event] = {}
+        self.dropped: list[str] = []
+
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        try:
+            if scorer in self.gates:
+                await self.gates[scorer].wait()
+        except asyncio.CancelledError:
+            self.dropped.append(scorer)
+            raise
+        return await super().score(scorer, staged, indexes, timeout_s)
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[HeldBackend]:
+    backend = HeldBackend()
+    yield backend
+    await backend.close()
+
+
+@pytest.fixture
+def gateway(backend: HeldBackend) -> Iterator[Gateway]:
+    made = Gateway(backend, ENSEMBLES, LIMITS, ServerSettings())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def url(gateway: Gateway) -> AsyncIterator[str]:
+    server = RpcServer(gateway, LIMITS.max_body_bytes)
+    port = await server.start("127.0.0.1:0")
+    yield f"grpc://127.0.0.1:{port}"
+    await server.stop()
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[AsyncSynodClient]:
+    async with AsyncSynodClient(url, timeout_s=20, retries=0) as client:
+        yield client
+
+
+def grey(level: int) -> ScoreItem:
+    return ScoreItem(np.full((2, 2, 3), level, np.uint8), concept=Concept("animal"))
+
+
+BOTH = ScoreRequest((grey(51), ScoreItem(b"no picture"), grey(102)), ("max", "mean"), request_id="r")
+
+
+async def test_score(client: AsyncSynodClient) -> None:
+    response = await client.score(BOTH)
+    assert response.request_id == "r"
+    first, bad, last = response.results
+    assert first.scores == {"mean": Score(0.2), "max": Score(0.2)}
+    assert isinstance(bad.scores["mean"], ScoreFailure)
+    assert bad.scores["mean"].code == "bad_image"
+    assert last.scores["mean"] == Score(0.4)
+
+
+async def test_a_stream_in_parts_makes_the_answer_of_one_call(client: AsyncSynodClient) -> None:
+    request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
+    parts = [part async for part in client.stream(request)]
+    assert isinstance(parts[-1], Rewards)
+    assert joined(parts, 2) == await client.score(request)
+
+
+async def test_a_part_comes_as_soon_as_its_scorer_ends(client: AsyncSynodClient, backend: HeldBackend) -> None:
+    backend.gates["mean"] = asyncio.Event()
+    stream = client.stream(BOTH)
+    early = [await anext(stream) for _ in range(4)]
+    known = {(part.scorer, part.index) for part in early if isinstance(part, ScoredItem)}
+    assert known == {("max", 0), ("max", 1), ("max", 2), ("mean", 1)}
+    backend.gates["mean"].set()
+    assert len([part async for part in stream]) == 3
+
+
+async def test_one_stream_answers_many_requests_side_by_side(url: str, backend: HeldBackend) -> None:
+    """A request held back does not hold back its neighbours; one that is bad does not end the stream."""
+    backend.gates["mean"] = asyncio.Event()
+    held = ScoreRequest((grey(51),), ("mean",), request_id="held")
+    quick = ScoreRequest((grey(102),), ("max",), request_id="quick")
+    wrong = ScoreRequest((grey(1),), ("lost",), request_id="wrong")
+    bodies = [PROTOBUF.encode_stream_request(one) for one in (held, wrong, quick)]
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter([bodies[0], b"\xff", *bodies[1:]]))
+        seen: dict[str, list[Part]] = {}
+        async for data in call:
+            part = PROTOBUF.decode_part(data)
+            seen.setdefault(part.request_id, []).append(part)
+            if sum(map(len, seen.values())) == 4:
+                assert "held" not in seen
+                backend.gates["mean"].set()
+    assert seen["held"] == [ScoredItem("held", 0, "mean", Score(0.2)), Rewards("held", (None,))]
+    assert seen["quick"] == [ScoredItem("quick", 0, "max", Score(0.4)), Rewards("quick", (None,))]
+    [unknown], [unread] = seen["wrong"], seen[""]
+    assert isinstance(unknown, RequestError)
+    assert type(unknown.error) is UnknownScorer
+    assert isinstance(unread, RequestError)
+    assert type(unread.error) is InvalidRequest
+
+
+async def test_more_requests_than_are_answered_at_once_are_all_answered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "REQUESTS_AT_ONCE", 2)
+    monkeypatch.setattr(rpc, "PARTS_WAITING", 1)
+    bodies = [PROTOBUF.encode_stream_request(ScoreRequest((grey(i),), ("max",), request_id=str(i))) for i in range(20)]
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter(bodies))
+        parts = [PROTOBUF.decode_part(data) async for data in call]
+    values = {p.request_id: p.outcome for p in parts if isinstance(p, ScoredItem)}
+    assert values == {str(i): Score(i / 255) for i in range(20)}
+    assert len(parts) == 40
+
+
+async def test_a_caller_that_leaves_drops_its_work(client: AsyncSynodClient, backend: HeldBackend) -> None:
+    backend.gates["mean"] = asyncio.Event()
+    stream = client.stream(BOTH)
+    await anext(stream)
+    await stream.aclose()
+    while not backend.dropped:
+        await asyncio.sleep(0.01)
+    assert backend.dropped == ["mean"]
+
+
+async def test_a_call_that_is_cancelled_drops_its_work(
+    client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, dropped = asyncio.Event(), asyncio.Event()
+
+    async def endless(request: ScoreRequest, caller: Caller) -> Any:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            dropped.set()
+
+    monkeypatch.setattr(gateway, "score", endless)
+    asking = asyncio.create_task(client.score(BOTH))
+    await began.wait()
+    asking.cancel()
+    await dropped.wait()
+
+
+async def test_all_formats_over_both_transports_give_one_answer(client: AsyncSynodClient, gateway: Gateway) -> None:
+    by_grpc = await client.score(BOTH)
+    transport = httpx.ASGITransport(app.build(gateway))
+    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as http:
+        for kind, codec in CODECS.items():
+            headers = {"content-type": kind}
+            answer = await http.post("/v1/score", content=codec.encode_request(BOTH), headers=headers)
+            assert answer.headers["content-type"] == kind
+            assert codec.decode_response(answer.content) == by_grpc
+
+
+@pytest.mark.parametrize("error", [c for c in SynodError.__subclasses__() for c in (c, *c.__subclasses__())])
+async def test_each_error_of_the_tree_has_its_status(
+    url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
+) -> None:
+    async def refuse(request: ScoreRequest, caller: Caller) -> Any:
+        raise error("why" * 1000)
+
+    monkeypatch.setattr(gateway, "score", refuse)
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(BOTH))
+    assert caught.value.code() is grpc.StatusCode[error.grpc_status]
+    assert caught.value.details() == ("why" * 1000)[:1024]
+    told = PROTOBUF.decode_error(dict(caught.value.trailing_metadata())[ERROR_KEY])
+    assert (type(told), told.message) == (error, "why" * 1000)
+
+
+async def test_waiting_time_and_thousands_of_digests_arrive(
+    client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [digest_of(str(i).encode()) for i in range(256 * 16)]
+    errors = [Overloaded("full", retry_after_s=2.5), UnknownImage("upload them", digests)]
+
+    async def refuse(request: ScoreRequest, caller: Caller) -> Any:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(gateway, "score", refuse)
+    with pytest.raises(Overloaded) as full:
+        await client.score(BOTH)
+    assert full.value.retry_after_s == 2.5
+    with pytest.raises(UnknownImage) as unknown:
+        await client.score(BOTH)
+    assert unknown.value.digests == tuple(digests)
+
+
+@pytest.mark.parametrize("call", ["score", "stream"])
+async def test_an_unexpected_error_tells_nothing_but_a_number(
+    client: AsyncSynodClient,
+    gateway: Gateway,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def explode(items: Sequence[ScoreItem]) -> Any:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr(gateway, "_with_pictures", explode)
+    asking = client.score(BOTH) if call == "score" else anext(client.stream(BOTH))
+    with (
+        caplog.at_level(logging.ERROR, "synod.gateway"),
+        pytest.raises(SynodError, match=r"^internal error; quote") as e,
+    ):
+        await asking
+    assert "the secret" in caplog.text
+    assert e.value.message.split()[-1] in caplog.text
+
+
+async def test_pictures_are_kept_and_scored_by_their_digests(client: AsyncSynodClient) -> None:
+    picture = np.full((2, 3, 3), 51, np.uint8)
+    digests = await client.put_images([b"\x89PNG", picture])
+    assert digests == (digest_of(b"\x89PNG"), digest_of(picture))
+    assert await client.put_images([]) == ()
+    bad, good = (await client.score(ScoreRequest(tuple(ScoreItem(ImageRef(d)) for d in digests), ("mean",)))).results
+    assert isinstance(bad.scores["mean"], ScoreFailure)
+    assert good.scores["mean"] == Score(0.2)
+
+
+async def test_a_picture_that_is_not_kept_is_named(client: AsyncSynodClient) -> None:
+    unknown = digest_of(b"x")
+    with pytest.raises(UnknownImage) as refused:
+        await client.score(ScoreRequest((ScoreItem(ImageRef(unknown)), grey(51)), ("mean",)))
+    assert refused.value.digests == (unknown,)
+
+
+async def test_scorers_and_limits(client: AsyncSynodClient) -> None:
+    assert [one["name"] for one in await client.scorers()] == ["mean", "max"]
+
+
+async def test_a_body_over_the_limit_never_reaches_the_gateway(
+    client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(request: ScoreRequest, caller: Caller) -> Any:
+        pytest.fail("scored")
+
+    monkeypatch.setattr(gateway, "score", unreachable)
+    with pytest.raises(PayloadTooLarge, match=r"larger than max .*; send several requests$"):
+        await client.score(ScoreRequest((ScoreItem(b"x" * (2**20 + 1)),), ("mean",)))
+    with pytest.raises(PayloadTooLarge, match="more than 262144 fields"):
+        await client._transport.send(Call("score", 20.0, b"\x0a\x00" * (2**18 + 1)))
+
+
+async def test_more_items_than_the_limit_go_in_chunks(client: AsyncSynodClient) -> None:
+    levels = [i % 256 for i in range(3 * LIMITS.max_items + 1)]
+    response = await client.score(ScoreRequest(tuple(map(grey, levels)), ("max",), request_id="r"))
+    assert response.request_id == "r"
+    assert [result.scores["max"] for result in response.results] == [Score(level / 255) for level in levels]
+
+
+async def test_health_tells_alive_from_ready(url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "HEALTH_PERIOD_S", 0.01)
+    response = health_pb2.HealthCheckResponse
+
+    async def loading() -> dict[str, Readiness]:
+        return {"mean": Readiness(ready=False, replicas=0, wanted=1, reason="loading")}
+
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watch.read()).status == response.SERVING
+        monkeypatch.setattr(gateway.backend, "readiness", loading)
+        assert (await watch.read()).status == response.NOT_SERVING
+        alive = await stub.Check(health_pb2.HealthCheckRequest(service=""))
+        assert alive.status == response.SERVING
+        monkeypatch.undo()
+        async with AsyncSynodClient(url) as client:
+            await client.wait_ready(30)
+        watch.cancel()
+
+
+async def test_reflection_lists_the_services_and_describes_ours(url: str) -> None:
+    request = reflection_pb2.ServerReflectionRequest
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = iter([request(list_services=""), request(file_containing_symbol=SERVICE)])
+        listed, described = [answer async for answer in stub.ServerReflectionInfo(asked)]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} == names
+    assert b"PutImages" in described.file_descriptor_response.file_descriptor_proto[0]
+
+
+async def test_only_callers_with_a_token_come_in(gateway: Gateway) -> None:
+    token = "a-token-that-is-long-enough"
+    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{token}"\nmax_images = 1\n'})
+    server = RpcServer(gateway, LIMITS.max_body_bytes, gatekeeper)
+    url = f"grpc://127.0.0.1:{await server.start('127.0.0.1:0')}"
+    async with AsyncSynodClient(url, token=token, retries=0) as client:
+        assert (await client.score(ScoreRequest((grey(51),), ("mean",)))).results[0].scores["mean"] == Score(0.2)
+        with pytest.raises(PayloadTooLarge, match="run"):  # the quota of this caller, so its name came along
+            await client.score(ScoreRequest((grey(51), grey(52)), ("mean",)))
+    async with AsyncSynodClient(url, token="another-token-of-that-length", retries=0) as client:
+        one = ScoreRequest((grey(51),), ("mean",))
+        for asking in (client.score(one), anext(client.stream(one)), client.scorers(), client.put_images([b"x"])):
+            with pytest.raises(Unauthenticated):
+                await asking
+    await server.stop()
+
+
+async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
+    def use() -> None:
+        with SynodClient(url, timeout_s=20) as client:
+            client.wait_ready(20)
+            request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
+            assert joined(client.stream(request), 2) == client.score(request)
+            assert client.put_images([b"x"]) == (digest_of(b"x"),)
+            with pytest.raises(UnknownScorer, match="no scorer 'lost' here"):
+                client.score(ScoreRequest((grey(1),), ("lost",)))
+
+    await asyncio.to_thread(use)

@@ -1,0 +1,272 @@
+"""Both clients over HTTP, against real sockets: one plane, one story, told twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from synod.client import AsyncSynodClient, SynodClient
+from synod.client.core import joined
+from synod.client.flows import CHUNKS_AT_ONCE
+from synod.codec import JSON, MSGPACK
+from synod.contracts import (
+    ItemResult,
+    Part,
+    PutImagesResponse,
+    RequestError,
+    Rewards,
+    Score,
+    ScoredItem,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+)
+from synod.digest import digest_of
+from synod.errors import Overloaded, SynodError, Unavailable, UnknownScorer
+
+
+@dataclass
+class Plane:
+    """Scores the length of a prompt. `faults` are answered first: (status, headers, body), or "hang up"."""
+
+    faults: list[Any] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+    together: threading.Barrier | None = None
+    cut_stream: bool = False
+    polls: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def respond(request: ScoreRequest) -> ScoreResponse:
+    results = tuple(ItemResult({"length": Score(float(len(item.prompt or "")))}) for item in request.items)
+    return ScoreResponse(results, request.request_id or "")
+
+
+class Handler(BaseHTTPRequestHandler):
+    plane: Plane
+
+    def do_POST(self) -> None:
+        plane, request = self.plane, MSGPACK.decode_request(self.body())
+        with plane.lock:
+            plane.ids.append(request.request_id)
+            plane.at_once += 1
+            plane.most_at_once = max(plane.most_at_once, plane.at_once)
+        if plane.together is not None:
+            plane.together.wait(20)
+        with plane.lock:
+            plane.at_once -= 1
+        if self.failed():
+            pass
+        elif self.headers["accept"] == "application/x-ndjson":
+            self.stream(request)
+        else:
+            self.answer(200, MSGPACK.content_type, MSGPACK.encode_response(respond(request)))
+
+    def do_PUT(self) -> None:
+        digests = tuple(map(digest_of, MSGPACK.decode_put(self.body()).images))
+        self.answer(200, MSGPACK.content_type, MSGPACK.encode_digests(PutImagesResponse(digests)))
+
+    def do_GET(self) -> None:
+        self.plane.tokens.append(self.headers["authorization"])
+        if self.path == "/v1/scorers":
+            catalogue = {"scorers": [{"name": "length"}], "limits": {"max_items": 5}}
+            self.answer(200, "application/json", json.dumps(catalogue).encode())
+            return
+        self.plane.polls += 1
+        waiting = {"scorers": {"length": {"ready": False, "reason": "loading"}}}
+        self.answer(200 if self.plane.polls > 2 else 503, "application/json", json.dumps(waiting).encode())
+
+    def stream(self, request: ScoreRequest) -> None:
+        if request.scorers in (("odd",), ("lost",)):
+            status = 200 if request.scorers == ("odd",) else 404
+            self.answer(status, "application/json", JSON.encode_error(UnknownScorer("no scorer 'lost'")))
+            return
+        self.send_response(200)
+        self.send_header("content-type", "application/x-ndjson; charset=utf-8")
+        self.end_headers()
+        response = respond(request)
+        parts: list[Part] = [
+            ScoredItem(response.request_id, i, "length", result.scores["length"])
+            for i, result in enumerate(response.results)
+        ]
+        if request.scorers == ("broken",):
+            parts = [*parts[:1], RequestError(response.request_id, Overloaded("full", retry_after_s=3.0))]
+        elif not self.plane.cut_stream:
+            parts.append(Rewards(response.request_id, (None,) * len(parts)))
+        for part in reversed(parts[:-1]):
+            self.wfile.write(JSON.encode_part(part) + b"\n\n")
+        self.wfile.write(JSON.encode_part(parts[-1]))
+
+    def body(self) -> bytes:
+        self.plane.tokens.append(self.headers["authorization"])
+        return self.rfile.read(int(self.headers["content-length"]))
+
+    def failed(self) -> bool:
+        fault = self.plane.faults.pop(0) if self.plane.faults else None
+        if fault == "hang up":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif fault is not None:
+            self.answer(*fault)
+        return fault is not None
+
+    def answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", content_type)
+        self.send_header("content-length", str(len(body)))
+        if status == 503:
+            self.send_header("retry-after", "0.25")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def plane() -> Plane:
+    return Plane()
+
+
+@pytest.fixture
+def url(plane: Plane) -> Iterator[str]:
+    handler = type("Bound", (Handler,), {"plane": plane})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+Use = Callable[..., Any]  # use(method, *arguments, **options of the client): what the call gives
+
+
+def blocking(url: str) -> Use:
+    def use(method: str, *arguments: Any, **options: Any) -> Any:
+        with SynodClient(url, timeout_s=20, **options) as client:
+            found = getattr(client, method)(*arguments)
+            return list(found) if method == "stream" else found
+
+    return use
+
+
+def awaited(url: str) -> Use:
+    def use(method: str, *arguments: Any, **options: Any) -> Any:
+        async def call() -> Any:
+            async with AsyncSynodClient(url, timeout_s=20, **options) as client:
+                found = getattr(client, method)(*arguments)
+                return [part async for part in found] if method == "stream" else await found
+
+        return asyncio.run(call())
+
+    return use
+
+
+@pytest.fixture(params=[blocking, awaited])
+def use(request: pytest.FixtureRequest, url: str) -> Use:
+    made: Use = request.param(url)
+    return made
+
+
+def prompts(texts: Sequence[str], *scorers: str, request_id: str | None = None) -> ScoreRequest:
+    return ScoreRequest(tuple(ScoreItem(prompt=text) for text in texts), scorers or ("length",), request_id=request_id)
+
+
+def test_score_scorers_put_and_ready(use: Use, plane: Plane) -> None:
+    assert use("score", prompts(["a", "bcd"], request_id="r")) == respond(prompts(["a", "bcd"], request_id="r"))
+    assert use("scorers") == [{"name": "length"}]
+    assert use("put_images", [b"cat"]) == (digest_of(b"cat"),)
+    use("wait_ready", 20)
+    assert plane.polls == 3
+
+
+def test_values(use: Use) -> None:
+    assert use("values", prompts(["a", "bcd"])).scores == {"length": (1.0, 3.0)}
+
+
+def test_a_stream_makes_the_answer_of_one_call(use: Use) -> None:
+    request = prompts(["a", "bcd", ""], request_id="r")
+    parts = use("stream", request)
+    assert [part.index for part in parts[:-1]] == [2, 1, 0]
+    assert joined(parts, 3) == use("score", request)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "kind", "message"),
+    [
+        ("lost", UnknownScorer, "^no scorer 'lost'$"),
+        ("broken", Overloaded, "^full$"),
+        ("odd", SynodError, "^the plane answered application/json where application/x-ndjson was asked for$"),
+    ],
+)
+def test_a_stream_that_is_refused_or_fails(use: Use, scorer: str, kind: type[SynodError], message: str) -> None:
+    with pytest.raises(SynodError, match=message) as raised:
+        use("stream", prompts(["a", "b"], scorer))
+    assert type(raised.value) is kind
+
+
+def test_a_stream_cut_off_is_unavailable(use: Use, plane: Plane) -> None:
+    plane.cut_stream = True
+    with pytest.raises(Unavailable, match=r"'r' was cut off after 2 parts; ask again under the same request_id"):
+        use("stream", prompts(["a", "b"], request_id="r"))
+
+
+def test_a_lost_reply_is_asked_for_again_under_the_same_id(use: Use, plane: Plane) -> None:
+    plane.faults = ["hang up", (503, "text/html", b"<h1>away</h1>")]
+    response = use("score", prompts(["abc"]))
+    assert response.results[0].scores["length"] == Score(3.0)
+    assert plane.ids == [response.request_id] * 3
+
+
+def test_retry_after_is_read_from_the_header(use: Use, plane: Plane) -> None:
+    plane.faults = [(503, "text/html", b"<h1>away</h1>")]
+    with pytest.raises(Unavailable) as raised:
+        use("score", prompts(["abc"]), retries=0)
+    assert raised.value.retry_after_s == 0.25
+
+
+def test_the_token_goes_with_every_call_and_only_when_there_is_one(use: Use, plane: Plane) -> None:
+    for method, argument in (("score", prompts(["a"])), ("put_images", [b"x"]), ("stream", prompts(["a"]))):
+        use(method, argument, token="s3cret")
+    use("scorers", token="s3cret")
+    use("scorers")
+    assert plane.tokens == ["Bearer s3cret"] * 4 + [None]
+
+
+def test_chunks_are_under_way_together_but_not_all(use: Use, plane: Plane) -> None:
+    """A barrier that only CHUNKS_AT_ONCE calls at once get through."""
+    plane.together = threading.Barrier(CHUNKS_AT_ONCE)
+    texts = ["x" * i for i in range(5 * 4 * CHUNKS_AT_ONCE)]
+    response = use("score", prompts(texts, request_id="r"))
+    assert [result.scores["length"] for result in response.results] == [Score(float(len(text))) for text in texts]
+    assert plane.most_at_once == CHUNKS_AT_ONCE
+    assert sorted(plane.ids, key=str) == sorted((f"r/{i}" for i in range(4 * CHUNKS_AT_ONCE)), key=str)
+
+
+def test_one_failed_chunk_fails_the_request(use: Use, plane: Plane) -> None:
+    plane.faults = [(404, "application/json", JSON.encode_error(UnknownScorer("no such scorer")))]
+    with pytest.raises(UnknownScorer, match=r"^no such scorer$"):
+        use("score", prompts(["a"] * 100))
+
+
+def test_nobody_at_the_address_is_unavailable() -> None:
+    with socket.socket() as taken:  # bound, not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for scheme in ("http", "grpc"):
+            for connect in (blocking, awaited):
+                with pytest.raises(
+                    Unavailable, match=f"^no plane answers at {scheme}://{address} .*; start one, or give"
+                ):
+                    connect(f"{scheme}://{address}")("scorers", retries=0)

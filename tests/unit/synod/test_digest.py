@@ -1,0 +1,47 @@
+"""The name of a picture: as any BLAKE2b computes it, and one name for one picture."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synod.digest import digest_of, is_digest
+from synod.errors import BadImage
+
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+
+
+@pytest.mark.skipif(shutil.which("b2sum") is None, reason="coreutils' b2sum is the second implementation")
+@pytest.mark.parametrize(
+    ("picture", "hashed"),
+    [(b"\x89PNG", b"encoded\n\x89PNG"), (b"", b"encoded\n"), (PIXELS, b"raw 2 3 3\n" + PIXELS.tobytes())],
+    ids=["encoded", "empty", "raw"],
+)
+def test_the_digest_is_blake2b_of_header_and_bytes(picture: bytes, hashed: bytes) -> None:
+    told = subprocess.run(["b2sum", "-l", "256"], input=hashed, capture_output=True, check=True).stdout
+    assert digest_of(picture) == "blake2b-256:" + told.split()[0].decode()
+
+
+def test_the_memory_layout_does_not_matter() -> None:
+    for view in (PIXELS[::-1, :, ::-1], PIXELS.transpose(1, 0, 2), np.asfortranarray(PIXELS)):
+        assert digest_of(view) == digest_of(np.ascontiguousarray(view))
+
+
+@given(st.binary(min_size=12, max_size=12))
+def test_shape_and_kind_are_part_of_the_name(data: bytes) -> None:
+    raw = np.frombuffer(data, np.uint8)
+    pictures = [data, b"raw 1 4 3\n" + data, *(raw.reshape(*side, 3) for side in ((1, 4), (2, 2), (4, 1)))]
+    digests = {digest_of(picture) for picture in pictures}
+    assert len(digests) == len(pictures)
+    assert all(map(is_digest, digests))
+
+
+@pytest.mark.parametrize("pixels", [PIXELS.astype(np.int16), PIXELS[0], PIXELS[..., :2], PIXELS[:0]])
+def test_an_array_that_is_no_picture_has_no_name(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
+    with pytest.raises(BadImage, match=r"a raw picture is uint8 \[H, W, 3\]"):
+        digest_of(pixels)
