@@ -41,10 +41,16 @@ class _Node(BaseModel):
 
 
 class ServerSettings(_Node):
-    """Where the gateway listens and how long a request may take."""
+    """Where the gateway listens and how long a request may take.
+
+    `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
+    callers reach. "proxy": Serve's HTTP proxy, which finds gateways on any node. `grpc_port` is the gateways' own.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    listen: Literal["gateway", "proxy"] = "gateway"
+    grpc_port: int | None = Field(None, ge=1, le=65535)
     default_timeout_ms: int = Field(60_000, gt=0)
     max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)

@@ -17,6 +17,7 @@ from services.cluster.replica import Build, Replica
 from services.gateway import app, auth, metrics
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, tell_queue
+from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore
 from services.origin import origin
 from services.scorers import registry
@@ -50,9 +51,12 @@ class Ingress:
         )
         self._gatekeeper = auth.load(settings.auth)
         self._metrics_need_token = settings.auth.metrics == "token"
+        self._ports = Ports.of(settings.server)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return app.build(self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token)
+        return app.build(
+            self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token, ports=self._ports
+        )
 
 
 def windows(settings: Settings) -> dict[str, Window]:

@@ -35,6 +35,8 @@ class Plane:
 
     def __init__(self, settings: Settings, run_dir: Path, build: Callable[..., Any] | None = None) -> None:
         check_port(settings.server.host, settings.server.port)
+        if settings.server.grpc_port is not None:
+            check_port(settings.server.host, settings.server.grpc_port, "[server] grpc_port")
         self._settings = settings
         self._run_dir = run_dir
         self._build = {} if build is None else {"build": build}
@@ -78,7 +80,7 @@ class Plane:
             return False
         serve.start(
             http_options=HTTPOptions(host=server.host, port=server.port),
-            proxy_location="HeadOnly",
+            proxy_location="HeadOnly" if server.listen == "proxy" else "Disabled",
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         app = graph.application(self._settings, str(metrics_dir.resolve()), **self._build)
@@ -145,7 +147,7 @@ class Plane:
         return False
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, setting: str = "--port or [server] port") -> None:
     """Raises SettingsError when something listens there already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,7 +156,7 @@ def check_port(host: str, port: int) -> None:
         except OSError as error:
             raise SettingsError(
                 f"cannot listen on {host}:{port}: {error.strerror}. Stop what uses the port, "
-                "or choose another with --port or [server] port"
+                f"or choose another with {setting}"
             ) from None
 
 

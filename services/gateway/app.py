@@ -12,6 +12,7 @@ import synod
 from services.gateway import docs, rest
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
+from services.gateway.ports import Ports, serving
 
 PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, no frame
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -23,17 +24,28 @@ PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, 
 }
 
 
-def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_need_token: bool = False) -> FastAPI:
+def build(
+    gateway: Gateway,
+    gatekeeper: Gatekeeper | None = None,
+    *,
+    metrics_need_token: bool = False,
+    ports: Ports | None = None,
+) -> FastAPI:
     """The whole HTTP face of a plane: scoring, discovery, health, metrics and `/docs`, which needs no other site.
 
     `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
-    `metrics_need_token`; health, readiness and the documents are open.
+    `metrics_need_token`; health, readiness and the documents are open. While the application runs, it listens on
+    `ports` too, besides who serves it.
     """
+    guard = gatekeeper or Gatekeeper()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        gateway.close()
+        try:
+            async with serving(ports or Ports(), app, gateway, guard):
+                yield
+        finally:
+            gateway.close()
 
     app = FastAPI(
         title="Synod reward plane",
@@ -44,7 +56,7 @@ def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_nee
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    app.state.gatekeeper = gatekeeper or Gatekeeper()
+    app.state.gatekeeper = guard
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
 

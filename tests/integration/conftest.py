@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 SETTINGS = """
 [server]
 port = {port}
+grpc_port = {grpc_port}
 gateway_replicas = 2
 
 [cluster]
@@ -114,7 +115,7 @@ class Client:
 def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("plane")
     config = folder / "plane.toml"
-    config.write_text(SETTINGS.format(port=_free_port(), dino=tiny_models.dinov2))
+    config.write_text(SETTINGS.format(port=_free_port(), grpc_port=_free_port(), dino=tiny_models.dinov2))
     settings = load(config, {})
     sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(HERE.parents[1])))  # workers import the fakes too

@@ -1,0 +1,88 @@
+"""A gateway's own ports: opened with the application, shared with the next gateway, closed with it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+
+from services.gateway import app, auth
+from services.gateway.core import Gateway
+from services.gateway.ports import Ports
+from services.settings import AuthSettings, ServerSettings
+from synod.client import AsyncSynodClient
+from synod.contracts import Score, ScoreItem, ScoreRequest
+from synod.errors import Unauthenticated
+
+TOKEN = "a-token-that-is-long-enough"
+REQUEST = ScoreRequest((ScoreItem(np.full((2, 2, 3), 51, np.uint8)),), ("a",), request_id="r")
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        return port
+
+    return find
+
+
+def test_who_listens_follows_the_settings() -> None:
+    assert Ports.of(ServerSettings(port=81, grpc_port=82)) == Ports("127.0.0.1", 81, 82)
+    assert Ports.of(ServerSettings(port=81, listen="proxy")) == Ports("127.0.0.1", None, None)
+
+
+async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(
+    gateway: Gateway, free_port: Callable[[], int]
+) -> None:
+    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"'})
+    ports = Ports("127.0.0.1", free_port(), free_port())
+    built = app.build(gateway, gatekeeper, ports=ports)
+    urls = f"http://127.0.0.1:{ports.http}", f"grpc://127.0.0.1:{ports.grpc}"
+    async with built.router.lifespan_context(built):
+        answers = []
+        for url in urls:
+            async with AsyncSynodClient(url, token=TOKEN, retries=0) as client:
+                answers.append(await client.score(REQUEST))
+            async with AsyncSynodClient(url, token=TOKEN[:-1], retries=0) as client:
+                with pytest.raises(Unauthenticated):
+                    await client.score(REQUEST)
+    assert answers[0] == answers[1]
+    assert isinstance(answers[0].results[0].scores["a"], Score)
+    for port in (ports.http, ports.grpc):
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_gateways_share_a_port_and_the_second_goes_on_alone(
+    gateway: Gateway, free_port: Callable[[], int]
+) -> None:
+    ports = Ports("127.0.0.1", free_port())
+    first, second = app.build(gateway, ports=ports), app.build(gateway, ports=ports)
+
+    async def alive() -> int:
+        async with httpx.AsyncClient() as http:
+            return (await http.get(f"http://127.0.0.1:{ports.http}/healthz")).status_code
+
+    async with second.router.lifespan_context(second):
+        async with first.router.lifespan_context(first):
+            assert {await alive() for _ in range(20)} == {200}
+        assert {await alive() for _ in range(20)} == {200}
+
+
+async def test_a_port_of_someone_else_stops_the_start(gateway: Gateway) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        for ports in (Ports("127.0.0.1", taken), Ports("127.0.0.1", None, taken)):
+            built = app.build(gateway, ports=ports)
+            with pytest.raises((OSError, RuntimeError)):
+                async with built.router.lifespan_context(built):
+                    pytest.fail("it listens")
