@@ -42,7 +42,13 @@ class RayBackend:
         self, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle], wanted: Mapping[str, int]
     ) -> None:
         self._specs = specs
-        self._handles = handles
+        self._by_reference = handles
+        self._by_value = {  # over gRPC, at half the cost of an actor call
+            name: handle.options(
+                _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+            )
+            for name, handle in handles.items()
+        }
         self._wanted = wanted
 
     @property
@@ -56,12 +62,11 @@ class RayBackend:
         return Staged(items, await asyncio.to_thread(ray.put, items))
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
-        remote = self._handles[scorer].score
         if staged.shared is not None:
-            response = remote.remote(staged.shared, list(indexes), timeout_s)
+            response = self._by_reference[scorer].score.remote(staged.shared, list(indexes), timeout_s)
         else:
             chosen = tuple(staged.items[i] for i in indexes)
-            response = remote.remote(chosen, list(range(len(chosen))), timeout_s)
+            response = self._by_value[scorer].score.remote(chosen, list(range(len(chosen))), timeout_s)
         try:
             outcomes: list[Outcome] = await response
             return outcomes
