@@ -44,9 +44,7 @@ class RayBackend:
         self._specs = specs
         self._by_reference = handles
         self._by_value = {  # over gRPC, at half the cost of an actor call
-            name: handle.options(
-                _by_reference=False, request_serialization="pickle", response_serialization="pickle"
-            )
+            name: handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
             for name, handle in handles.items()
         }
         self._wanted = wanted

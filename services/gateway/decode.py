@@ -30,11 +30,20 @@ class Decoder:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[ScoreItem | ScoreFailure]:
-        """Each item with its pictures decoded, or why not. References that items have in common are decoded once."""
-        if not items:
-            return []
-        loop = asyncio.get_running_loop()
+        """Each item with its pictures decoded, or why not. References that items have in common are decoded once.
+
+        Items of raw pictures alone are only checked, here and now.
+        """
         room = _Room(self._room_bytes)
+        found = {i: _decode_one(item, self._limits, room) for i, item in enumerate(items) if not _has_encoded(item)}
+        encoded = {i: item for i, item in enumerate(items) if i not in found}
+        if encoded:
+            found |= dict(zip(encoded, await self._unfold(list(encoded.values()), room, ends_s), strict=True))
+        return [found[i] for i in range(len(items))]
+
+    async def _unfold(self, items: Sequence[ScoreItem], room: _Room, ends_s: float) -> list[ScoreItem | ScoreFailure]:
+        """The same for items with encoded pictures, in the threads."""
+        loop = asyncio.get_running_loop()
 
         def work(item: ScoreItem) -> asyncio.Future[ScoreItem | ScoreFailure]:
             return loop.run_in_executor(self._threads, _decode_one, item, self._limits, room)
@@ -75,6 +84,10 @@ def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem 
         return decoded
     except SynodError as error:
         return ScoreFailure.of(error)
+
+
+def _has_encoded(item: ScoreItem) -> bool:
+    return any(isinstance(picture, bytes) for picture in item.pictures())
 
 
 def _encoded(item: ScoreItem) -> tuple[bytes, ...]:
