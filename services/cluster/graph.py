@@ -106,6 +106,7 @@ def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], heal
         num_replicas=replicas,
         ray_actor_options=actor,
         max_ongoing_requests=MAX_ONGOING,
+        logging_config={"enable_access_log": False},
         health_check_period_s=health_s,  # a dead replica is replaced at the next check
         max_constructor_retry_count=1,  # a model that does not load will not load at the third try either
         graceful_shutdown_wait_loop_s=0.1,

@@ -36,6 +36,7 @@ T = TypeVar("T")
 log = logging.getLogger("synod.gateway")
 JSON = "application/json"
 REQUEST_ID_HEADER = "x-synod-request-id"
+SMALL_BODY = 2**19
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -67,7 +68,7 @@ async def score(http: Request) -> Response:
     """Each item's value per scorer, and the ensemble's reward. An item that fails does not touch its neighbours."""
     caller = caller_of(http, "score")
     codec = codec_for(http.headers.get("content-type"))
-    request = await asyncio.to_thread(codec.decode_request, await read_body(http))
+    request = await read_in(codec.decode_request, await read_body(http))
     http.state.request_id = request.request_id or http.state.request_id
     request = dataclasses.replace(request, request_id=http.state.request_id)
     if NDJSON in accepted(http):
@@ -83,7 +84,7 @@ async def images(http: Request) -> Response:
     """Requests may then name them by digest. What does not fit pushes out what was used longest ago."""
     caller_of(http, "score")
     codec = codec_for(http.headers.get("content-type"))
-    request = await asyncio.to_thread(codec.decode_put, await read_body(http))
+    request = await read_in(codec.decode_put, await read_body(http))
     digests = await _gateway(http).put_images(request.images)
     answer = answer_codec(http)
     return Response(answer.encode_digests(PutImagesResponse(tuple(digests))), media_type=answer.content_type)
@@ -137,6 +138,11 @@ def answer_codec(http: Request) -> Codec:
     """The codec of the first type in Accept that has one, else of the body's own type, else JSON."""
     own = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     return CODECS[next((kind for kind in (*accepted(http), own) if kind in CODECS), JSON)]
+
+
+async def read_in(decode: Callable[[bytes], T], body: bytes) -> T:
+    """`decode(body)`: here when it takes a millisecond or so, which is what a thread would cost, else in one."""
+    return decode(body) if len(body) <= SMALL_BODY else await asyncio.to_thread(decode, body)
 
 
 async def while_there(http: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -115,7 +115,7 @@ async def test_pictures_that_decode_too_slowly_are_late(
     never = threading.Event()
     real = decode.decode_item
     monkeypatch.setattr(decode, "decode_item", lambda i, limits: never.wait(10) if i.prompt else real(i, limits))
-    slow = ScoreItem(np.zeros((4, 4, 3), np.uint8), prompt="slow")
+    slow = ScoreItem(encode_png(np.zeros((4, 4, 3), np.uint8)), prompt="slow")
     response = await gateway.score(ScoreRequest((item(51), slow), ("a",), timeout_ms=200))
     never.set()
     assert table(response.results)[1] == {"a": "deadline_exceeded"}
