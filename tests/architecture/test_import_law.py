@@ -71,6 +71,11 @@ LAW = (
         may=("synod", "services.backends", "services.combine", "services.settings"),
         never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
     ),
+    Room(
+        "services.gateway.ports",
+        may=("synod", "services.gateway", "services.settings"),
+        never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http"),
+    ),
     Room("services.cluster", may=("synod", "services"), never=()),
     Room("services.__main__", may=("synod", "services"), never=("torch",)),
     Room("trainer.settings", may=("synod",), never=("torch", "ray", *WEB)),

@@ -56,7 +56,7 @@ async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(
     assert answers[0] == answers[1]
     assert isinstance(answers[0].results[0].scores["a"], Score)
     for port in (ports.http, ports.grpc):
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
 
 
