@@ -9,22 +9,16 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 import synod
-from services.gateway import docs, rest
+from services.gateway import console, docs, pages, rest
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
 
-PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, no frame
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # no script at all
 
 
 def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_need_token: bool = False) -> FastAPI:
-    """The whole HTTP face of a plane: scoring, discovery, health, metrics and `/docs`, which needs no other site.
+    """The whole HTTP face of a plane: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
+    Neither page needs another site.
 
     `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
     `metrics_need_token`; health, readiness and the documents are open.
@@ -47,9 +41,10 @@ def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_nee
     app.state.gatekeeper = gatekeeper or Gatekeeper()
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
+    app.include_router(console.router)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(docs.page(app.openapi()), headers=PAGE_HEADERS)
+        return HTMLResponse(docs.page(app.openapi()), headers=DOCS_HEADERS)
 
     return app
