@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import uvicorn
 
 from services.backends import LocalBackend
@@ -103,7 +104,7 @@ def serve() -> Serve:
     return serving
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Any]:
     if CHROMIUM is None:
         pytest.skip("Chromium is missing: apt-get install chromium fonts-dejavu-core")
@@ -122,7 +123,7 @@ def visit(browser: Any) -> Open:
     @asynccontextmanager
     async def visiting(url: str, **of_context: Any) -> AsyncIterator[Visit]:
         context = await browser.new_context(viewport={"width": 1280, "height": 900}, **of_context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         page = await context.new_page()
         seen = Visit(page, url)
         page.on("request", lambda request: seen.urls.append(request.url))

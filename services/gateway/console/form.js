@@ -3,13 +3,11 @@
 import { byId, el } from "./dom.js";
 import { Pictures, base64 } from "./pictures.js";
 
-const GENEVAL_EXAMPLE = {
-  tag: "position",
-  include: [
-    { class: "cup", count: 1 },
-    { class: "ball", count: 1, color: "red", position: ["left of", 0] },
-  ],
-};
+const GENEVAL_EXAMPLE = `{"tag": "position", "include": [
+  {"class": "cup", "count": 1},
+  {"class": "ball", "count": 1, "color": "red",
+   "position": ["left of", 0]}
+]}`;
 const AT_START = ["image", "prompt"]; // a scorer that needs no more is ticked
 
 /** A field that cannot be sent as it is. */
@@ -29,9 +27,9 @@ export class Form {
     byId("scorers").addEventListener("change", () => this.#show());
     for (const id of ["ensemble", "kind"]) byId(id).addEventListener("change", () => this.#show());
     byId("add-segment").addEventListener("click", () => addSegment().querySelector("input[type=text]").focus());
-    byId("geneval").placeholder = JSON.stringify(GENEVAL_EXAMPLE, null, 1);
+    byId("geneval").placeholder = GENEVAL_EXAMPLE;
     byId("geneval-example").addEventListener("click", () => {
-      byId("geneval").value = JSON.stringify(GENEVAL_EXAMPLE, null, 1);
+      byId("geneval").value = GENEVAL_EXAMPLE;
       byId("geneval").focus();
     });
     document.addEventListener("paste", (event) => {
