@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 import synod
-from services.gateway import console, docs, pages, rest
+from services.gateway import console, docs, pages, rest, schema
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
 
 DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # no script at all
+
+
+class Api(FastAPI):
+    """FastAPI, whose document also says how callers are told apart."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document.setdefault("components", {})["securitySchemes"] = schema.SECURITY_SCHEMES
+        return document
 
 
 def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_need_token: bool = False) -> FastAPI:
@@ -29,7 +39,7 @@ def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_nee
         yield
         gateway.close()
 
-    app = FastAPI(
+    app = Api(
         title="Synod reward plane",
         version=synod.__version__,
         description="Reward models for image generators: a batch of items in, one outcome per item and scorer out.",
