@@ -62,7 +62,7 @@ export class Plane {
     const headers = { ...options.headers };
     if (this.token) headers.authorization = `Bearer ${this.token}`;
     try {
-      return await fetch(path, { ...options, headers, credentials: "omit", redirect: "error" });
+      return await fetch(path, { ...options, headers, redirect: "error" });
     } catch (error) {
       throw asPlaneError(error);
     }
