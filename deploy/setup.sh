@@ -16,8 +16,13 @@ need() { # need WHY PACKAGE...
   fi
 }
 
+want() { # want WHY PACKAGE...: as need, but what is missing stops nothing
+  (need "$@") || echo "setup: going on without $2" >&2
+}
+
 command -v python3.11 >/dev/null || need "Python 3.11 is missing" python3.11
 python3.11 -c 'import ensurepip, venv' 2>/dev/null || need "Python's venv module is missing" python3.11-venv
+command -v chromium >/dev/null || want "Chromium is missing, the console's tests would be skipped" chromium fonts-dejavu-core
 
 [ -x "$venv/bin/python" ] || python3.11 -m venv "$venv"
 echo "setup: installing into $venv (about 3 GB with torch's CUDA build; minutes on a first run)"

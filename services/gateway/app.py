@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 import synod
-from services.gateway import docs, rest
+from services.gateway import console, docs, pages, rest, schema
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 
-PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, no frame
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # no script at all
+
+
+class Api(FastAPI):
+    """FastAPI, whose document also says how callers are told apart."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document.setdefault("components", {})["securitySchemes"] = schema.SECURITY_SCHEMES
+        return document
 
 
 def build(
@@ -31,7 +34,8 @@ def build(
     metrics_need_token: bool = False,
     ports: Ports | None = None,
 ) -> FastAPI:
-    """The whole HTTP face of a plane: scoring, discovery, health, metrics and `/docs`, which needs no other site.
+    """The whole HTTP face of a plane: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
+    Neither page needs another site.
 
     `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
     `metrics_need_token`; health, readiness and the documents are open. While the application runs, it listens on
@@ -47,7 +51,7 @@ def build(
         finally:
             gateway.close()
 
-    app = FastAPI(
+    app = Api(
         title="Synod reward plane",
         version=synod.__version__,
         description="Reward models for image generators: a batch of items in, one outcome per item and scorer out.",
@@ -59,9 +63,10 @@ def build(
     app.state.gatekeeper = guard
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
+    app.include_router(console.router)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(docs.page(app.openapi()), headers=PAGE_HEADERS)
+        return HTMLResponse(docs.page(app.openapi()), headers=DOCS_HEADERS)
 
     return app

@@ -114,7 +114,7 @@ async def readyz(http: Request) -> Response:
     return _json(body, 200 if ready else 503)
 
 
-@router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes")
+@router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes", **schema.METRICS)
 async def prometheus(http: Request) -> Response:
     """Text exposition, summed over gateways and replicas; counters never go back."""
     if http.app.state.metrics_need_token:

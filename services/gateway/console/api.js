@@ -1,0 +1,101 @@
+// The plane's paths, relative to the page, so that a plane behind a prefix works too.
+
+const JSON_TYPE = "application/json";
+const NDJSON_TYPE = "application/x-ndjson";
+
+/** An answer that is an error as a whole: a code of docs/wire.md, or "network", "cut_off", "stopped". */
+export class PlaneError extends Error {
+  constructor(code, message, retryAfterS = null) {
+    super(message);
+    this.code = code;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+export class Plane {
+  token = "";
+
+  /** The catalogue of GET /v1/scorers. Throws PlaneError. */
+  async scorers() {
+    const answer = await this.#ask("v1/scorers", { headers: { accept: JSON_TYPE } });
+    return await answer.json();
+  }
+
+  /** Scores a request; `onPart` gets each part as it arrives. Throws PlaneError. */
+  async score(request, maxBodyBytes, onPart, signal) {
+    const body = new Blob([JSON.stringify(request)]);
+    if (body.size > maxBodyBytes) {
+      const why = `the request has ${body.size} bytes, the limit is ${maxBodyBytes}; choose smaller or fewer pictures`;
+      throw new PlaneError("payload_too_large", why);
+    }
+    const headers = { "content-type": JSON_TYPE, accept: NDJSON_TYPE };
+    const answer = await this.#ask("v1/score", { method: "POST", headers, body, signal });
+    let last = {};
+    for await (const line of lines(answer.body)) {
+      last = JSON.parse(line);
+      if (last.error) throw errorOf(last.error);
+      onPart(last);
+    }
+    if (!last.rewards) throw new PlaneError("cut_off", "the last part is missing; ask again");
+  }
+
+  /** What GET /readyz says: {ready, scorers: {name: {ready, replicas, wanted, reason}}}. Throws PlaneError. */
+  async readiness() {
+    const answer = await this.#fetch("readyz", { signal: AbortSignal.timeout(10_000) });
+    if (answer.status !== 200 && answer.status !== 503) throw await refusal(answer);
+    return await answer.json();
+  }
+
+  /** The text of GET /metrics. Throws PlaneError. */
+  async metrics() {
+    const answer = await this.#ask("metrics", { signal: AbortSignal.timeout(10_000) });
+    return await answer.text();
+  }
+
+  async #ask(path, options) {
+    const answer = await this.#fetch(path, options);
+    if (!answer.ok) throw await refusal(answer);
+    return answer;
+  }
+
+  async #fetch(path, options) {
+    const headers = { ...options.headers };
+    if (this.token) headers.authorization = `Bearer ${this.token}`;
+    try {
+      return await fetch(path, { ...options, headers, redirect: "error" });
+    } catch (error) {
+      throw asPlaneError(error);
+    }
+  }
+}
+
+/** Any error as a PlaneError: a request that was stopped, or one that found no plane. */
+export function asPlaneError(error) {
+  if (error instanceof PlaneError) return error;
+  if (error.name === "AbortError") return new PlaneError("stopped", "the plane drops what was under way");
+  return new PlaneError("network", error.message);
+}
+
+async function refusal(answer) {
+  try {
+    return errorOf((await answer.json()).error);
+  } catch {
+    return new PlaneError("network", `HTTP ${answer.status} without a body that this page can read`);
+  }
+}
+
+function errorOf(error) {
+  return new PlaneError(error.code, error.message, error.retry_after_s ?? null);
+}
+
+async function* lines(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const whole = (rest + value).split("\n");
+    rest = whole.pop();
+    yield* whole;
+  }
+}

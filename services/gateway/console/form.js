@@ -1,0 +1,174 @@
+// What is asked: the catalogue makes the choices, the choices show the fields, the fields make one item.
+
+import { byId, el } from "./dom.js";
+import { Pictures, base64 } from "./pictures.js";
+
+const GENEVAL_EXAMPLE = `{"tag": "position", "include": [
+  {"class": "cup", "count": 1},
+  {"class": "ball", "count": 1, "color": "red",
+   "position": ["left of", 0]}
+]}`;
+const AT_START = ["image", "prompt"]; // a scorer that needs no more is ticked
+
+/** A field that cannot be sent as it is. */
+export class FieldError extends Error {
+  constructor(field, message) {
+    super(message);
+    this.field = field;
+  }
+}
+
+export class Form {
+  #catalogue = { scorers: [], ensembles: {}, limits: {} };
+  #pictures = new Pictures(fieldOf("image"));
+  #references = new Pictures(fieldOf("references"));
+
+  constructor() {
+    byId("scorers").addEventListener("change", () => this.#show());
+    for (const id of ["ensemble", "kind"]) byId(id).addEventListener("change", () => this.#show());
+    byId("add-segment").addEventListener("click", () => addSegment().querySelector("input[type=text]").focus());
+    byId("geneval").placeholder = GENEVAL_EXAMPLE;
+    byId("geneval-example").addEventListener("click", () => {
+      byId("geneval").value = GENEVAL_EXAMPLE;
+      byId("geneval").focus();
+    });
+    document.addEventListener("paste", (event) => {
+      const pasted = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+      if (pasted.length) this.#pictures.add(pasted);
+    });
+    addSegment();
+  }
+
+  /** Offers what the plane serves. */
+  offer(catalogue) {
+    this.#catalogue = catalogue;
+    byId("scorers").querySelector(".choices").replaceChildren(...catalogue.scorers.map(choice));
+    const names = Object.keys(catalogue.ensembles);
+    byId("ensemble").append(...names.map((name) => el("option", { value: name }, name)));
+    byId("ensemble-field").hidden = names.length === 0;
+    this.#show();
+  }
+
+  /** The scorers ticked, in the plane's order. */
+  get chosen() {
+    return [...byId("scorers").querySelectorAll("input:checked")].map((input) => input.value);
+  }
+
+  get ensemble() {
+    return byId("ensemble").value || null;
+  }
+
+  /** The scorers whose outcome is to come: those ticked and those that the reward weighs above 0. */
+  get asked() {
+    const names = new Set([...this.chosen, ...Object.keys(this.#weights()).filter((name) => this.#weights()[name] > 0)]);
+    return this.#catalogue.scorers.filter((scorer) => names.has(scorer.name));
+  }
+
+  get files() {
+    return { image: this.#pictures.files[0] ?? null, references: this.#shown("references") ? this.#references.files : [] };
+  }
+
+  /** The body of POST /v1/score. Throws FieldError for a field that cannot be sent. */
+  async request() {
+    if (!this.chosen.length && !this.ensemble) {
+      throw new FieldError(byId("scorers").querySelector("input"), "Tick a scorer, or pick a reward.");
+    }
+    const { image, references } = this.files;
+    const fields = {
+      image: image && (await base64(image)),
+      prompt: this.#shown("prompt") && byId("prompt").value,
+      references: references.length && (await Promise.all(references.map(base64))),
+      reasoning: this.#shown("reasoning") && reasoning(),
+      geneval: this.#shown("geneval") && geneval(),
+      concept: this.#shown("concept") && concept(),
+    };
+    const item = Object.fromEntries(Object.entries(fields).filter(([, value]) => value));
+    return { items: [item], scorers: this.chosen, ...(this.ensemble && { ensemble: this.ensemble }) };
+  }
+
+  #weights() {
+    const kinds = this.#catalogue.ensembles[this.ensemble]?.weights ?? {};
+    return kinds[byId("kind").value] ?? {};
+  }
+
+  #shown(need) {
+    return !fieldOf(need).hidden;
+  }
+
+  /** Shows the fields that the choices need, and says who reads each. */
+  #show() {
+    const readers = {};
+    for (const scorer of this.asked) for (const need of scorer.needs) (readers[need] ??= []).push(scorer.name);
+    for (const field of document.querySelectorAll("[data-need]")) {
+      const names = readers[field.dataset.need] ?? [];
+      const always = field.dataset.need === "image";
+      field.hidden = !names.length && !always;
+      field.querySelector("[data-readers]").textContent = names.length ? `Read by ${names.join(", ")}.` : "Read by none of the ticked.";
+    }
+    const concept = fieldOf("concept");
+    concept.hidden = !this.ensemble && !readers.prompt;
+    concept.querySelector("[data-readers]").textContent = "The class word stands in for the token in prompts; the kind picks the reward's weights.";
+    byId("ensemble-note").textContent = this.#ensembleNote();
+  }
+
+  #ensembleNote() {
+    if (!this.ensemble) return "A reward is a weighted sum of scores.";
+    const terms = Object.entries(this.#weights()).filter(([, weight]) => weight > 0);
+    if (!terms.length) return "Its weights depend on the concept's kind: pick one below.";
+    return terms.map(([name, weight]) => `${weight} ${name}`).join(" + ");
+  }
+}
+
+const fieldOf = (need) => document.querySelector(`[data-need=${need}]`);
+
+function choice(scorer) {
+  const checked = scorer.needs.every((need) => AT_START.includes(need));
+  const input = el("input", { type: "checkbox", value: scorer.name, checked });
+  const about = `${scorer.summary} (${scorer.source})`;
+  return el("label", { className: "choice" }, input, el("span", {}, el("b", {}, scorer.name), el("small", {}, about)));
+}
+
+function addSegment() {
+  const number = byId("segments").children.length + 1;
+  const remove = el("button", { type: "button", className: "quiet", ariaLabel: `Remove segment ${number}` }, "✕");
+  const row = el(
+    "li",
+    {},
+    el("input", { type: "checkbox", ariaLabel: `Segment ${number} is true` }),
+    el("input", { type: "text", ariaLabel: `Segment ${number}`, autocomplete: "off" }),
+    remove,
+  );
+  remove.addEventListener("click", () => {
+    row.remove();
+    byId("add-segment").focus();
+  });
+  byId("segments").append(row);
+  return row;
+}
+
+function reasoning() {
+  const rows = [...byId("segments").children].map((row) => {
+    const [tick, text] = row.querySelectorAll("input");
+    return { text: text.value.trim(), truth: tick.checked ? 1 : 0 };
+  });
+  const given = rows.filter((row) => row.text);
+  const text = byId("reasoning").value;
+  if (!text.trim() && !given.length) return null;
+  return { text, segments: given.map((row) => row.text), truth: given.map((row) => row.truth) };
+}
+
+function geneval() {
+  const text = byId("geneval").value.trim();
+  if (!text) return null;
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new FieldError(byId("geneval"), `This is no JSON: ${error.message}`);
+  }
+}
+
+function concept() {
+  const [kind, classWord, token] = ["kind", "class-word", "concept-token"].map((id) => byId(id).value.trim());
+  if (!kind && (classWord || token)) throw new FieldError(byId("kind"), "Pick the concept's kind, or empty class word and token.");
+  return kind && { kind, ...(classWord && { class_word: classWord }), ...(token && { token }) };
+}

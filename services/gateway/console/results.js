@@ -1,0 +1,114 @@
+// What is answered: one card a scorer, filled as its outcome arrives; boxes over the pictures; the reward.
+
+import { Drawn, boxesOf } from "./boxes.js";
+import { byId, el, number, say } from "./dom.js";
+import { inWords } from "./words.js";
+
+export class Results {
+  #cards = new Map();
+  #said = [];
+  #pictures = [];
+
+  /** Empties the room and shows what is awaited: `asked` are scorers of the catalogue, `files` the pictures sent. */
+  begin(asked, ensemble, { image, references }) {
+    for (const picture of this.#pictures) picture.close();
+    this.#pictures = [image && new Drawn(image, "Picture"), ...references.map((file, i) => new Drawn(file, `Reference ${i + 1}`))];
+    const shown = this.#pictures.filter(Boolean).map((picture) => picture.element);
+    this.#pictures = this.#pictures.map((picture) => picture ?? { draw() {}, close() {} });
+    this.#cards = new Map(asked.map((scorer) => [scorer.name, { scorer, element: waiting(scorer.name) }]));
+    if (ensemble) this.#cards.set("", { scorer: { name: ensemble }, element: waiting(ensemble, "reward") });
+    this.#said = [];
+    byId("failure").replaceChildren();
+    byId("answer").replaceChildren(
+      el("div", { className: "pictures" }, ...shown),
+      el("div", { className: "cards" }, ...[...this.#cards.values()].map((card) => card.element)),
+    );
+    byId("results").ariaBusy = "true";
+    say(byId("summary"), `Scoring: ${asked.map((scorer) => scorer.name).join(", ")} …`);
+  }
+
+  /** Adds a part of the answer. */
+  part(part) {
+    if (part.scored) this.#outcome(part.scored.scorer, part.scored.outcome);
+    else if (part.rewards?.[0]) this.#outcome("", part.rewards[0]);
+  }
+
+  /** Ends a request; `error` is why it failed as a whole. What has arrived stays. */
+  end(error = null) {
+    byId("results").ariaBusy = "false";
+    for (const card of this.#cards.values()) {
+      if (card.element.classList.contains("waiting")) card.element.remove();
+    }
+    if (error) byId("failure").replaceChildren(...failure(error.code, error.message, error.retryAfterS));
+    const said = this.#said.join("; ") || "no scores";
+    say(byId("summary"), error ? `${inWords(error.code)} ${this.#said.length ? said : ""}`.trim() : `Done: ${said}.`);
+  }
+
+  #outcome(name, outcome) {
+    const card = this.#cards.get(name) ?? this.#added(name);
+    const reward = name === "";
+    const made = outcome.error ? failed(card.scorer, outcome.error, reward) : scored(card.scorer, outcome, reward);
+    card.element.replaceWith(made);
+    card.element = made;
+    this.#said.push(`${card.scorer.name} ${outcome.error ? `failed (${outcome.error.code})` : number(outcome.value)}`);
+    if (outcome.error || reward) return;
+    const boxes = boxesOf(outcome.detail);
+    this.#pictures[0].draw(boxes.image);
+    boxes.references.forEach((found, i) => this.#pictures[i + 1]?.draw(found));
+  }
+
+  #added(name) {
+    const card = { scorer: { name }, element: waiting(name) };
+    byId("answer").querySelector(".cards").append(card.element);
+    this.#cards.set(name, card);
+    return card;
+  }
+}
+
+/** A refusal in words, then what the plane said, then its code. */
+export function failure(code, message, retryAfterS = null) {
+  const wait = retryAfterS === null ? null : el("p", {}, `It asks to wait ${Math.ceil(retryAfterS)} s.`);
+  return [el("p", { className: "words" }, inWords(code)), wait, el("p", { className: "message" }, message), el("code", {}, code)].filter(Boolean);
+}
+
+function card(kind, name, label, ...children) {
+  return el("article", { className: `card ${kind}` }, el("h3", {}, name, label && el("small", {}, label)), ...children);
+}
+
+const waiting = (name, label = null) => card("waiting", name, label, el("p", { className: "note" }, "waiting …"));
+
+function failed({ name }, error, reward) {
+  return card("failed", name, reward ? "reward" : null, ...failure(error.code, error.message));
+}
+
+function scored({ name, low, high }, { value, detail, origin }, reward) {
+  const parts = [el("p", { className: "value", title: String(value) }, number(value))];
+  if (Number.isFinite(low) && high > low) parts.push(...meter(name, value, low, high));
+  const reasons = reasonsOf(detail ?? {});
+  if (reasons.length) parts.push(el("ul", { className: "reasons" }, ...reasons.map((reason) => el("li", {}, reason))));
+  if (detail && Object.keys(detail).length) parts.push(more("Detail", el("pre", {}, JSON.stringify(detail, null, 1))));
+  if (origin) parts.push(more("Origin", originList(origin)));
+  return card(reward ? "reward" : "scored", name, reward ? "reward" : null, ...parts);
+}
+
+function meter(name, value, low, high) {
+  const fill = el("i");
+  fill.style.width = `${100 * Math.min(1, Math.max(0, (value - low) / (high - low)))}%`;
+  const bar = el("div", { className: "meter", role: "meter", ariaLabel: name, ariaValueMin: low, ariaValueMax: high, ariaValueNow: value }, fill);
+  return [bar, el("p", { className: "range" }, el("span", {}, String(low)), el("span", {}, String(high)))];
+}
+
+/** Why a score is what it is, in the scorer's own words; GenEval says it by rule set. */
+function reasonsOf(detail) {
+  const said = detail.reasons?.[detail.rule_set] ?? detail.reason ?? [];
+  return [said].flat().filter((reason) => typeof reason === "string");
+}
+
+function more(title, content) {
+  return el("details", {}, el("summary", {}, title), content);
+}
+
+function originList({ model, preprocessing, rule_set: ruleSet }) {
+  const rows = [["model", model], ["preprocessing", preprocessing], ["rule set", ruleSet]].filter(([, value]) => value);
+  return el("dl", {}, ...rows.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]));
+}
