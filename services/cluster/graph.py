@@ -50,9 +50,12 @@ class Ingress:
         )
         self._gatekeeper = auth.load(settings.auth)
         self._metrics_need_token = settings.auth.metrics == "token"
+        self._compat = settings.compat
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return app.build(self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token)
+        return app.build(
+            self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token, compat=self._compat
+        )
 
 
 def windows(settings: Settings) -> dict[str, Window]:

@@ -9,9 +9,11 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 import synod
+from services.gateway import compat as compatible
 from services.gateway import docs, rest
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
+from services.settings import CompatSettings
 
 PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, no frame
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -23,11 +25,17 @@ PAGE_HEADERS = {  # of what a browser shows: nothing from elsewhere, no script, 
 }
 
 
-def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_need_token: bool = False) -> FastAPI:
+def build(
+    gateway: Gateway,
+    gatekeeper: Gatekeeper | None = None,
+    *,
+    metrics_need_token: bool = False,
+    compat: CompatSettings | None = None,
+) -> FastAPI:
     """The whole HTTP face of a plane: scoring, discovery, health, metrics and `/docs`, which needs no other site.
 
     `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
-    `metrics_need_token`; health, readiness and the documents are open.
+    `metrics_need_token`; health, readiness and the documents are open. `compat` adds other servers' endpoints.
     """
 
     @asynccontextmanager
@@ -47,6 +55,8 @@ def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_nee
     app.state.gatekeeper = gatekeeper or Gatekeeper()
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
+    for router in compatible.routers(compat or CompatSettings()):
+        app.include_router(router)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -46,7 +46,7 @@ def item_of(image: object, prompt: str | None, columns: Mapping[str, Any]) -> Sc
 
 
 def contents_of(pictures: Iterable[object]) -> list[Content]:
-    """A batch (a list, torch [N 3 H W] or numpy [N H W 3]) -> its pictures. Raises BadImage, naming the first bad one."""
+    """A batch (a list, torch [N 3 H W] or numpy [N H W 3]) -> its pictures. Raises BadImage, with its place."""
     found = []
     for i, picture in enumerate(pictures):
         try:
@@ -110,9 +110,7 @@ def _pixels(array: NDArray[Any], wanted: str, *, channels_first: bool) -> Pixels
 def _bytes_of_unit(array: NDArray[Any]) -> NDArray[Any]:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN is refused too
-        raise BadImage(
-            f"floats in {low:g}..{high:g}; a float picture is in 0..1, so rescale it (from -1..1: x / 2 + 0.5)"
-        )
+        raise BadImage(f"floats in {low:g}..{high:g}; a float picture is in 0..1: rescale it")
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
 
 

@@ -13,6 +13,6 @@ settings.load_profile("synod")
 
 @pytest.fixture
 def plane() -> Iterator[Plane]:
-    """Scorers ber (image, prompt), der (image, references) and tier (reasoning); the ensemble council of ber and der."""
+    """Scorers ber (image, prompt), der (image, references), tier (reasoning); the ensemble council of ber and der."""
     with serving(Bright("ber"), Bright("der", ("image", "references")), Bright("tier", ("reasoning",))) as one:
         yield one

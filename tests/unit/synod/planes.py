@@ -22,7 +22,7 @@ from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
 
 @dataclass
 class Bright:
-    """A scorer: the mean of the picture in 0..1, plus `shift`. Fails pictures whose red is 13; keeps what it was asked."""
+    """A scorer: the mean of the picture in 0..1, plus `shift`. Fails pictures whose red is 13."""
 
     name: str
     needs: tuple[Any, ...] = ("image", "prompt")
@@ -72,9 +72,8 @@ def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: An
     async def serve() -> None:
         backend = LocalBackend(by_name)
         gateway = Gateway(backend, ENSEMBLES, limits or LimitSettings(), ServerSettings())
-        config = uvicorn.Config(
-            app.build(gateway, **options), log_level="error", ws="none", timeout_graceful_shutdown=5
-        )
+        served = app.build(gateway, **options)
+        config = uvicorn.Config(served, log_level="error", ws="none", timeout_graceful_shutdown=5)
         started.append(uvicorn.Server(config))
         up.set()
         await started[0].serve([listener])

@@ -108,9 +108,7 @@ def test_trl_scores_pictures_that_are_completions_and_texts_that_reason(plane: P
 
 def test_trl_conversations() -> None:
     prompt = [{"role": "system", "content": "draw"}, {"role": "user", "content": [{"type": "text", "text": "a cat"}]}]
-    completion = [
-        {"role": "assistant", "content": [{"type": "text", "text": "so"}, {"type": "image", "image": b"png"}]}
-    ]
+    completion = [{"role": "assistant", "content": [{"text": "so"}, {"image": b"png"}]}]
     assert item_of_row(prompt, completion, {}) == ScoreItem(b"png", "a cat")
     assert item_of_row("", "text", {"image": b"png"}) == ScoreItem(b"png")
 
@@ -154,7 +152,7 @@ def test_verl_raises_what_is_missing(plane: Plane, nobody: str) -> None:
     sample = {
         "data_source": "d",
         "ground_truth": "a cat",
-        "solution_image": torch.full((3, 2, 2), 13, dtype=torch.uint8),
+        "solution_image": torch.full((3, 2, 2), 13).byte(),
     }
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me"):
         run(partial(verl.compute_score, url=plane.url, scorer="ber"), **sample)
