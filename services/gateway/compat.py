@@ -73,6 +73,7 @@ def _unirl() -> APIRouter:
     @router.get("/health", response_class=Response, summary="Tencent UniRL's reward service: health")
     async def health(http: Request) -> Response:
         """200 with the rewards served. UniRL checks the names; readiness is `/readyz`."""
+        _caller(http)
         return _json({"status": "ok", "rewards": {name: ["ok"] for name in sorted(_served(http.app.state.gateway))}})
 
     return router

@@ -237,7 +237,8 @@ async def test_a_token_in_the_url_opens_them(gateway: Gateway) -> None:
         assert (await http.post("/score", json=body, auth=("any", TOKEN))).status_code == 200
         assert (await http.post("/score", json=body, headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
         assert (await http.get("/rewards", headers={"authorization": "Basic !"})).status_code == 401
-        assert (await http.get("/health")).status_code == 200
+        assert (await http.get("/health")).status_code == 401
+        assert (await http.get("/health", auth=("any", TOKEN))).status_code == 200
 
 
 def test_the_reward_of_openrlhf_is_served() -> None:

@@ -45,7 +45,7 @@ def test_trls_trainer_awaits_it_and_masks_what_is_missing(plane: Plane, loop: as
     assert is_async_callable(reward)
     logged: list[tuple[str, float]] = []
     trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        accelerator=SimpleNamespace(device=torch.device("cpu"), is_main_process=True),
         args=SimpleNamespace(report_to=[], logging_steps=1),
         reward_funcs=[reward],
         reward_processing_classes=[None],
