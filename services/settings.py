@@ -106,6 +106,18 @@ class AuthSettings(_Node):
         return self.tokens_file is not None or self.tokens_env is not None
 
 
+class CompatSettings(_Node):
+    """Which other reward servers' endpoints to answer as well; see docs/adapters.md.
+
+    `unirl` serves `POST /score`, `GET /health` and `GET /rewards` as Tencent UniRL's reward service does: its rewards
+    are the scorers and ensembles here, by name. `openrlhf` serves `POST /openrlhf` for OpenRLHF's `remote_url`: it
+    names the scorer or ensemble whose value is the reward.
+    """
+
+    unirl: bool = False
+    openrlhf: str | None = None
+
+
 class ClusterSettings(_Node):
     """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count."""
 
@@ -276,6 +288,7 @@ class Settings(_Node):
     admission: AdmissionSettings = AdmissionSettings()
     store: StoreSettings = StoreSettings()
     auth: AuthSettings = AuthSettings()
+    compat: CompatSettings = CompatSettings()
     cluster: ClusterSettings = ClusterSettings()
     scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
@@ -297,6 +310,16 @@ class Settings(_Node):
             unknown = {s for weights in ensemble.weights.values() for s in weights} - set(self.scorers)
             if unknown:
                 raise ValueError(f"ensemble '{name}' weighs {sorted(unknown)}; [scorers] has {sorted(self.scorers)}")
+        return self
+
+    @model_validator(mode="after")
+    def _compat_names_what_is_served(self) -> Settings:
+        reward = self.compat.openrlhf
+        if reward is not None and reward not in {*self.scorers, *self.ensembles}:
+            raise ValueError(
+                f"[compat] openrlhf is '{reward}'; name a scorer ({', '.join(sorted(self.scorers))}) "
+                f"or an ensemble ({', '.join(sorted(self.ensembles)) or 'there is none'})"
+            )
         return self
 
 

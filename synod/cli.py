@@ -1,4 +1,4 @@
-"""The `synod` command: score pictures on a plane, list its scorers, serve one, train a policy on its rewards.
+"""The `synod` command: score pictures on a plane, replay a score log, list scorers, serve a plane, train a policy.
 
 Exit status: 0 when everything asked for was done, 1 when something failed (a single score counts), 2 for wrong usage.
 """
@@ -9,27 +9,54 @@ import argparse
 import contextlib
 import importlib.machinery
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from synod.client import SynodClient
 from synod.client.transport import scheme_of
-from synod.codec import CODECS
-from synod.contracts import Outcome, Score, ScoreItem, ScoreRequest, ScoreResponse
+from synod.contracts import ScoreRequest
 from synod.errors import SettingsError, SynodError
+from synod.scoring import commands, show
+from synod.scoring.inputs import sources
+from synod.scoring.log import read_log
 
 URL: Final = "http://127.0.0.1:8000"
 EXAMPLES: Final = """examples:
   synod serve deploy/configs/embedded.toml            serve five scorers on this machine, until Ctrl-C
   synod scorers                                       what the plane serves, and what each scorer needs
-  synod score cat.png --prompt "a red cat" --scorer ber
-  synod score out/*.png --prompt "a photo of <bo>" --scorer ber --scorer der --reference bo.png
-  synod score cat.png --prompt "a red cat" --scorer ber --json | jq '.results[0].scores.ber.value'
+  synod score cat.png --prompt "a red cat" --scorers ber
+  synod score out/ --prompt "a photo of <bo>" --scorers ber,der --references bo.png
+  synod score items.jsonl --ensemble sync_r1 --out scores.jsonl    run it again to go on after a stop
+  synod replay scores.jsonl --url http://new.example:8000          what would another plane have said?
   synod scorers --url http://plane.example:8000       or grpc://, https://, grpcs://; SYNOD_TOKEN holds the token
   synod train deploy/configs/embedded.toml            train the embedded policy on that plane (`synod train --help`)
+"""
+SCORE_EXAMPLES: Final = """examples:
+  synod score cat.png --prompt "a red cat" --scorers ber             a table
+  synod score out/ --prompt "a photo of <bo>" --scorers ber,der --references refs/
+  synod score cat.png --prompt "a red cat" --scorers ber --json | jq '.results[0].scores.ber.value'
+  synod score items.jsonl --scorers geneval --out scores.jsonl       a log; run it again to go on after a stop
+
+A line of a .jsonl is one item, its pictures paths from the .jsonl's folder on; --prompt and --references are for
+items without their own:
+  {"image": "1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
+  {"image": "2.png", "geneval": {"tag": "counting", "include": [{"class": "cup", "count": 2}]}}
+
+With --out an item that is in the log already is not scored again, a line that was cut off is redone, and an item that
+failed for want of a replica, room or time gets no line, so that the next run asks again.
+"""
+REPLAY_EXAMPLES: Final = """examples:
+  synod replay scores.jsonl --url http://new.example:8000            the log's scorers, on another plane
+  synod replay scores.jsonl --scorers ber=ber_v2                     what was ber's, by the scorer ber_v2
+  synod replay scores.jsonl --tolerance 1e-6 --out again.jsonl       a log of the new scores, the old ones beside them
+
+Per scorer: items with both values (n), how many differ by more than the tolerance, the largest difference, Pearson's
+and Spearman's correlation, the items that were scored and fail now or the reverse, and the models' digests before and
+after. A picture that is not the one that was scored fails its item.
 """
 
 
@@ -57,25 +84,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
-    """Score every picture under one prompt and print a row each."""
-    references = tuple(_read(path) for path in options.reference)
-    names = tuple(dict.fromkeys(options.scorers))
-    items = tuple(ScoreItem(_read(path), options.prompt, references) for path in options.images)
+    """Score pictures: a row each on the screen, or a line each in a log that the next run goes on with."""
+    found = sources(options.inputs, options.prompt, options.references)
+    asked = ScoreRequest((), tuple(dict.fromkeys(options.scorers)), options.ensemble)
+    if not asked.scorers and asked.ensemble is None:
+        raise Usage("nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble")
+    if options.json and options.out:
+        raise Usage("--json and --out: give one of them; the log is JSON, details included")
     with SynodClient(options.url, timeout_s=options.timeout) as client:
-        response = client.score(ScoreRequest(items, names))
-    failures = [
-        f"{path}: {name}: {outcome.message}"
-        for path, result in zip(options.images, response.results, strict=True)
-        for name, outcome in result.scores.items()
-        if not isinstance(outcome, Score)
-    ]
-    if options.json:
-        print(CODECS["application/json"].encode_response(response).decode())
-    else:
-        print(_table(options.images, names, response))
-    for failure in failures:
-        print(f"synod: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+        if options.out is not None:
+            return commands.score_into(client, found, asked, options.out)
+        return commands.score_shown(client, found, asked, as_json=options.json)
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Score a log's items again, through another plane or other scorers, and compare item by item."""
+    names = {old: new or old for old, _, new in (name.partition("=") for name in options.scorers)}
+    if options.out is not None and options.out.exists():
+        raise Usage(f"{options.out} exists; give --out a file that does not")
+    lines = read_log(options.log)
+    with SynodClient(options.url, timeout_s=options.timeout) as client:
+        return commands.replay(
+            client,
+            lines,
+            names,
+            ensemble=options.ensemble,
+            tolerance=options.tolerance,
+            out=options.out,
+            as_json=options.json,
+        )
 
 
 def scorers(options: argparse.Namespace) -> int:
@@ -88,7 +125,7 @@ def scorers(options: argparse.Namespace) -> int:
     rows = [
         [str(one["name"]), ", ".join(one.get("needs", ())), _range(one), str(one.get("summary", ""))] for one in served
     ]
-    print(_columns([["SCORER", "NEEDS", "RANGE", "WHAT IT MEASURES"], *rows]))
+    show.table(["SCORER", "NEEDS", "RANGE", "WHAT IT MEASURES"], rows)
     return 0
 
 
@@ -124,37 +161,42 @@ def _become(home: Path, program: str, *arguments: str) -> NoReturn:
     os.execve(sys.executable, [sys.executable, "-m", program, *arguments], {**os.environ, "PYTHONPATH": path})
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Usage(f"{path}: {error.strerror}; give a PNG, JPEG or WebP file") from None
-
-
-def _table(images: Sequence[Path], names: Sequence[str], response: ScoreResponse) -> str:
-    rows = [
-        [str(path), *(_cell(result.scores[name]) for name in names)]
-        for path, result in zip(images, response.results, strict=True)
-    ]
-    return _columns([["IMAGE", *names], *rows])
-
-
-def _cell(outcome: Outcome) -> str:
-    return f"{outcome.value:.4f}" if isinstance(outcome, Score) else outcome.code
-
-
 def _range(scorer: dict[str, object]) -> str:
     return f"{scorer.get('low', '?')} .. {scorer.get('high', '?')}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _fail(error: Exception, status: int) -> int:
     print(f"synod: {error}", file=sys.stderr)
     return status
+
+
+def _command(
+    named: Any, name: str, plane: argparse.ArgumentParser, what: str, run: Callable[..., int], examples: str
+) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = named.add_parser(
+        name,
+        parents=[plane],
+        help=what,
+        description=run.__doc__,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.set_defaults(run=run)
+    return one
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"'{text}' holds an empty name; give names such as ber,der")
+    return names
+
+
+def _tolerance(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (tolerance := float(text)) < math.inf:
+            return tolerance
+    raise argparse.ArgumentTypeError(f"'{text}' is no number from 0 on")
 
 
 def _seconds(text: str) -> float:
@@ -179,33 +221,56 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    named = parser.add_subparsers(required=True, metavar="COMMAND")
     plane = argparse.ArgumentParser(add_help=False)
     plane.add_argument("--url", type=_url, default=URL, help="the plane's address (default: %(default)s)")
     plane.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (default: 60)")
     plane.add_argument("--json", action="store_true", help="print JSON, details included")
 
-    one = commands.add_parser("score", parents=[plane], help="score pictures", description=score.__doc__)
-    one.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP files")
-    one.add_argument("--prompt", help="the prompt that all of them should show")
+    one = _command(named, "score", plane, "score pictures", score, SCORE_EXAMPLES)
+    one.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE|DIR|JSONL", help="pictures, folders of them, items")
+    one.add_argument("--prompt", help="the prompt that pictures should show")
     one.add_argument(
-        "--scorer", dest="scorers", action="append", required=True, metavar="NAME", help="repeat for several"
+        "--scorers",
+        "--scorer",
+        action="extend",
+        type=_names,
+        default=[],
+        metavar="NAME[,NAME]",
+        help="what to compute; repeatable",
     )
+    one.add_argument("--ensemble", metavar="NAME", help="adds the reward of this ensemble")
     one.add_argument(
+        "--references",
         "--reference",
         action="append",
         default=[],
         type=Path,
-        metavar="IMAGE",
-        help="of the concept; repeat for several",
+        metavar="IMAGE|DIR",
+        help="pictures of the concept; repeatable",
     )
-    one.set_defaults(run=score)
-    one = commands.add_parser("scorers", parents=[plane], help="list the scorers served", description=scorers.__doc__)
+    one.add_argument("--out", type=Path, metavar="JSONL", help="the log to write, or to go on with")
+    one = _command(named, "replay", plane, "score a log again and compare", replay, REPLAY_EXAMPLES)
+    one.add_argument("log", type=Path, metavar="LOG", help="what `synod score --out` wrote")
+    one.add_argument(
+        "--scorers",
+        action="extend",
+        type=_names,
+        default=[],
+        metavar="NAME[=NEW]",
+        help="compare these; NEW is asked in NAME's place (default: all that the log holds)",
+    )
+    one.add_argument("--ensemble", metavar="NAME", help="the ensemble asked for rewards (default: the log's)")
+    one.add_argument(
+        "--tolerance", type=_tolerance, default=0.0, metavar="X", help="differences up to X are none (default: 0)"
+    )
+    one.add_argument("--out", type=Path, metavar="JSONL", help="a log of the new scores, with those before")
+    one = named.add_parser("scorers", parents=[plane], help="list the scorers served", description=scorers.__doc__)
     one.set_defaults(run=scorers)
-    one = commands.add_parser("serve", help="serve a plane here, until Ctrl-C", description=serve.__doc__)
+    one = named.add_parser("serve", help="serve a plane here, until Ctrl-C", description=serve.__doc__)
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.set_defaults(run=serve)
-    one = commands.add_parser("train", help="train a policy on a plane's rewards", add_help=False)
+    one = named.add_parser("train", help="train a policy on a plane's rewards", add_help=False)
     one.add_argument("arguments", nargs="*", help="the trainer's own")
     return parser
 

@@ -50,7 +50,7 @@ PackBytes = Callable[[bytes | memoryview], object]
 def read_request(node: Node, read_bytes: ReadBytes) -> ScoreRequest:
     """Raises InvalidRequest with the path of the first field that is wrong."""
     of = node.fields("items", "scorers", "ensemble", "weights", "timeout_ms", "request_id")
-    items = of.need("items", each(partial(_item, read_bytes=read_bytes)))
+    items = of.need("items", each(partial(read_item, read_bytes=read_bytes)))
     if not items:
         raise InvalidRequest("items: empty; send at least one item")
     return ScoreRequest(
@@ -60,6 +60,20 @@ def read_request(node: Node, read_bytes: ReadBytes) -> ScoreRequest:
         of.get("weights", read_weights),
         of.get("timeout_ms", lambda limit: limit.integer(1)),
         of.get("request_id", Node.text),
+    )
+
+
+def read_item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
+    """Raises InvalidRequest with the path of the first field that is wrong."""
+    of = node.fields("image", "prompt", "references", "reasoning", "geneval", "concept")
+    picture = partial(_picture, read_bytes=read_bytes)
+    return ScoreItem(
+        of.get("image", picture),
+        of.get("prompt", Node.text),
+        of.get("references", each(picture)) or (),
+        of.get("reasoning", _reasoning),
+        of.get("geneval", read_geneval),
+        of.get("concept", _concept),
     )
 
 
@@ -111,19 +125,6 @@ def read_weights(node: Node) -> dict[str, float]:
 
 def _truth(node: Node) -> tuple[float, ...]:
     return node.entries(lambda entry: entry.number(0, 1))
-
-
-def _item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
-    of = node.fields("image", "prompt", "references", "reasoning", "geneval", "concept")
-    picture = partial(_picture, read_bytes=read_bytes)
-    return ScoreItem(
-        of.get("image", picture),
-        of.get("prompt", Node.text),
-        of.get("references", each(picture)) or (),
-        of.get("reasoning", _reasoning),
-        of.get("geneval", read_geneval),
-        of.get("concept", _concept),
-    )
 
 
 def _picture(node: Node, read_bytes: ReadBytes) -> Picture:

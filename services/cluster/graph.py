@@ -51,11 +51,15 @@ class Ingress:
         )
         self._gatekeeper = auth.load(settings.auth)
         self._metrics_need_token = settings.auth.metrics == "token"
-        self._ports = Ports.of(settings.server)
+        self._ports, self._compat = Ports.of(settings.server), settings.compat
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return app.build(
-            self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token, ports=self._ports
+            self._gateway,
+            self._gatekeeper,
+            metrics_need_token=self._metrics_need_token,
+            ports=self._ports,
+            compat=self._compat,
         )
 
 

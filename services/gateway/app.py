@@ -10,10 +10,12 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 import synod
+from services.gateway import compat as compatible
 from services.gateway import console, docs, pages, rest, schema
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
+from services.settings import CompatSettings
 
 DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # no script at all
 
@@ -33,13 +35,14 @@ def build(
     *,
     metrics_need_token: bool = False,
     ports: Ports | None = None,
+    compat: CompatSettings | None = None,
 ) -> FastAPI:
     """The whole HTTP face of a plane: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
     Neither page needs another site.
 
     `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
     `metrics_need_token`; health, readiness and the documents are open. While the application runs, it listens on
-    `ports` too, besides who serves it.
+    `ports` too, besides who serves it. `compat` adds other servers' endpoints.
     """
     guard = gatekeeper or Gatekeeper()
 
@@ -64,6 +67,8 @@ def build(
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
     app.include_router(console.router)
+    for router in compatible.routers(compat or CompatSettings()):
+        app.include_router(router)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreRequest, ScoreResponse
 from synod.errors import SynodError, error_of
 
 OnError = Literal["raise", "mask"]
+MAX_NAMED: Final = 8  # items that one error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,15 @@ class Missing:
     scorer: str | None
     failure: ScoreFailure
 
+    @property
+    def what(self) -> str:
+        """The scorer's name, or "reward"."""
+        return "reward" if self.scorer is None else self.scorer
+
     def error(self) -> SynodError:
         """The failure as an exception that names the item."""
-        failure, what = self.failure, "reward" if self.scorer is None else self.scorer
-        message = f"items[{self.index}].{what}: {failure.message}"
+        failure = self.failure
+        message = f"items[{self.index}].{self.what}: {failure.message}"
         return error_of(failure.code, message, retryable=failure.retryable)
 
 
@@ -41,7 +47,7 @@ class Values:
 
 
 def values_of(response: ScoreResponse, on_error: OnError) -> Values:
-    """The numbers of a response. With "raise", raises the error of the first that is missing."""
+    """The numbers of a response. With "raise", raises the error of the first that is missing, naming the others."""
     names = dict.fromkeys(name for result in response.results for name in result.scores)
     missing = tuple(
         Missing(index, scorer, outcome)
@@ -50,9 +56,19 @@ def values_of(response: ScoreResponse, on_error: OnError) -> Values:
         if isinstance(outcome, ScoreFailure)
     )
     if missing and on_error == "raise":
-        raise missing[0].error()
+        raise error_of_missing(missing)
     scores = {name: tuple(_value(result.scores.get(name)) for result in response.results) for name in names}
     return Values(scores, tuple(_value(result.reward) for result in response.results), missing, response)
+
+
+def error_of_missing(missing: Sequence[Missing]) -> SynodError:
+    """The first failure as an exception that names every item without a value (MAX_NAMED of them at most)."""
+    error = missing[0].error()
+    if len(missing) == 1:
+        return error
+    others = ", ".join(f"items[{one.index}].{one.what}" for one in missing[1:MAX_NAMED])
+    more = "" if len(missing) <= MAX_NAMED else f" and {len(missing) - MAX_NAMED} more"
+    return type(error)(f"{error.message}; also missing: {others}{more}")
 
 
 def masked(request: ScoreRequest, error: SynodError) -> ScoreResponse:

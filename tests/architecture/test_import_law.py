@@ -35,6 +35,10 @@ LAW = (
         Room(f"synod.client.{part}", may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
         for part in ("core", "flows", "chunks", "references", "retry", "values")
     ),
+    *(
+        Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
+        for pure in ("synod.adapters.items", "synod.scoring.compare")
+    ),
     Room("services.settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.origin", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
     Room("services.isolation", may=("synod",), never=("torch", "ray", *WEB)),
@@ -152,6 +156,10 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.cluster.graph", "import embedded.world"),
         ("synod.toml", "from pydantic import BaseModel"),
         ("synod.client.flows", "import httpx"),
+        ("synod.adapters.verl", "import torch"),
+        ("synod.adapters.items", "import asyncio"),
+        ("synod.scoring.compare", "import httpx"),
+        ("services.gateway.compat", "from urllib.request import urlopen"),
         ("synod.client.core", "def f():\n    import grpc"),
         ("synod.client.retry", "import asyncio"),
         ("services.gateway.rpc", "from services.cluster.backend import RayBackend"),
@@ -174,7 +182,8 @@ def test_gateway_and_contract_load_without_torch_and_ray() -> None:
     """The syntax tree sees direct imports; this sees the whole closure."""
     program = (
         "import sys, services.gateway.app, synod.cli, synod.client\n"
-        "heavy = sorted({'torch', 'ray', 'transformers'} & set(sys.modules))\n"
+        "import synod.adapters.flow_grpo, synod.adapters.trl, synod.adapters.verl\n"
+        "heavy = sorted({'torch', 'ray', 'transformers', 'trl', 'verl'} & set(sys.modules))\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -63,6 +63,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "long-name", "ref"):
         Path(f"{name}.png").write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8)))
+    Path("empty").mkdir()
 
 
 def test_score_prints_a_row_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +112,11 @@ def test_scorers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["score", "a.png", "--scorer", "none"], 1, "synod: no scorer 'none' here; this plane serves ber, fer"),
         (["score", "lost.png", "--scorer", "ber"], 2, "synod: lost.png: No such file or directory; give a PNG"),
-        (["score", ".", "--scorer", "ber"], 2, "synod: .: Is a directory; give a PNG"),
+        (["score", "empty", "--scorer", "ber"], 2, "synod: empty: no picture in this folder; it holds none of .png"),
+        (["score", "a.png"], 2, "synod: nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble"),
+        (["score", "a.png", "--scorers", "ber", "--json", "--out", "x"], 2, "synod: --json and --out: give one"),
+        (["replay", "lost.jsonl"], 2, "synod: lost.jsonl: No such file or directory; give a log that"),
+        (["replay", "x.jsonl", "--out", "a.png"], 2, "synod: a.png exists; give --out a file that does not"),
         (["score", "a.png", "--scorer", "ber", "--reference", "lost.png"], 2, "synod: lost.png: No such file"),
         (["serve", "x.toml"], 1, "synod: the plane's program ('services') is not here; run this from a checkout"),
     ],
@@ -131,8 +136,10 @@ def test_trouble_is_one_line(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["score", "a.png"], "the following arguments are required: --scorer"),
-        (["score", "--scorer", "ber"], "the following arguments are required: IMAGE"),
+        (["score", "--scorer", "ber"], "the following arguments are required: IMAGE|DIR|JSONL"),
+        (["score", "a.png", "--scorers", "ber,"], "'ber,' holds an empty name; give names such as ber,der"),
+        (["replay", "a.jsonl", "--tolerance", "-1"], "'-1' is no number from 0 on"),
+        (["replay", "a.jsonl", "--tolerance", "nan"], "'nan' is no number from 0 on"),
         (
             ["scorers", "--url", "localhost:1"],
             "'localhost:1' is no plane's URL; give one such as http://127.0.0.1:8000 or grpc://",
@@ -155,9 +162,9 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
         cli.main(["--help"])
     assert ended.value.code == 0
     assert cli.EXAMPLES in capsys.readouterr().out
-    for line in cli.EXAMPLES.splitlines()[1:]:
+    teaching = [cli.EXAMPLES, cli.SCORE_EXAMPLES, cli.REPLAY_EXAMPLES]
+    for line in (line for text in teaching for line in text.splitlines() if line.startswith("  synod ")):
         words = shlex.split(line.strip().split("   ")[0].split("|")[0])
-        assert words[0] == "synod"
         cli._parser().parse_args(words[1:])
 
 

@@ -1,0 +1,276 @@
+"""Other reward servers' endpoints over this plane: Tencent UniRL's `/score` and OpenRLHF's `remote_url`. JSON only.
+
+Both are adapters: read their body into the contract's request, ask the gateway, write their answer. Pictures are
+base64 (never pickle, never a path or a URL). A missing score is never a number: UniRL's protocol has `errors` for it;
+OpenRLHF's has no place, so the whole answer is the typed error, with its status. Unknown fields are ignored, as both
+servers do; videos, CUDA handles and gradients are refused.
+
+Neither client can send a bearer token, but both send what stands in their URL: `http://any:TOKEN@plane:8000` arrives
+as Basic credentials, whose password is taken for the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from services.gateway import rest
+from services.gateway.admission import Caller
+from services.gateway.core import Gateway
+from services.settings import CompatSettings
+from synod.client.values import values_of
+from synod.contracts import Content, Outcome, Picture, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
+from synod.formats import load_json, read_base64
+from synod.reader import Fields, Node, each, show
+from synod.tree import read_item
+
+PROTOCOL = "1"
+IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")
+ITEM_FIELDS = ("references", "reasoning", "geneval", "concept")
+GENEVAL_FIELDS = ("tag", "include", "exclude")
+_REFUSED = ("image_ipc", "video_b64", "video_path")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One of UniRL's reward requests: what to score, by which scorers and ensembles, and what to echo."""
+
+    item: ScoreItem
+    rewards: tuple[str, ...]
+    identity: Mapping[str, Any]
+
+
+def routers(settings: CompatSettings) -> list[APIRouter]:
+    """The endpoints that the settings ask for."""
+    return [*([_unirl()] if settings.unirl else []), *([_openrlhf(settings.openrlhf)] if settings.openrlhf else [])]
+
+
+def _unirl() -> APIRouter:
+    router = APIRouter(route_class=rest.Rim)
+
+    @router.post("/score", response_class=Response, summary="Tencent UniRL's reward service: score")
+    async def score(http: Request) -> Response:
+        """`{requests: [{history: [{text, image_b64}], required_rewards, metadata}]}` -> `{results, errors}`."""
+        caller = _caller(http)
+        asked = await asyncio.to_thread(read_unirl, await rest.read_body(http))
+        outcomes = await rest.while_there(http, _outcomes(http.app.state.gateway, asked, caller))
+        return _json(unirl_answer(asked, outcomes))
+
+    @router.get("/rewards", response_class=Response, summary="Tencent UniRL's reward service: rewards")
+    async def rewards(http: Request) -> Response:
+        """The names that `required_rewards` may hold."""
+        _caller(http)
+        return _json({"rewards": sorted(_served(http.app.state.gateway))})
+
+    @router.get("/health", response_class=Response, summary="Tencent UniRL's reward service: health")
+    async def health(http: Request) -> Response:
+        """200 with the rewards served. UniRL checks the names; readiness is `/readyz`."""
+        _caller(http)
+        return _json({"status": "ok", "rewards": {name: ["ok"] for name in sorted(_served(http.app.state.gateway))}})
+
+    return router
+
+
+def _openrlhf(reward: str) -> APIRouter:
+    router = APIRouter(route_class=rest.Rim)
+
+    @router.post("/openrlhf", response_class=Response, summary="OpenRLHF's remote reward model")
+    async def rewards(http: Request) -> Response:
+        """`{query, prompts, labels}` -> `{rewards}`; a missing score makes the whole answer its error."""
+        caller = _caller(http)
+        items = await asyncio.to_thread(read_openrlhf, await rest.read_body(http))
+        gateway: Gateway = http.app.state.gateway
+        request = _request(gateway, items, (reward,), http.state.request_id)
+        values = values_of(await rest.while_there(http, gateway.score(request, caller)), "raise")
+        return _json({"rewards": list(values.scores[reward] if request.scorers else values.rewards)})
+
+    return router
+
+
+def read_unirl(body: bytes) -> list[Asked]:
+    """Raises InvalidRequest with the path of the first field that is wrong."""
+    of = _open(_parse(body))
+    version = of.get("protocol_version", Node.text) or PROTOCOL
+    if version != PROTOCOL:
+        raise InvalidRequest(f"protocol_version: {show(version)}; this plane speaks '{PROTOCOL}'")
+    if of.get("grad_mode", Node.boolean):
+        raise InvalidRequest("grad_mode: true; scores here have no gradients")
+    return list(of.need("requests", each(_asked)))
+
+
+def unirl_answer(asked: Sequence[Asked], outcomes: Sequence[Mapping[str, Outcome]]) -> dict[str, Any]:
+    """`results[i][name]` is {"score": value}, or else `errors[i][name]` says why there is none."""
+    return {
+        "protocol_version": PROTOCOL,
+        "results": [{n: {"score": o.value} for n, o in one.items() if isinstance(o, Score)} for one in outcomes],
+        "errors": [
+            {n: f"{o.code}: {o.message}" for n, o in one.items() if isinstance(o, ScoreFailure)} for one in outcomes
+        ],
+        "identities": [{**one.identity, "scorer_version": None} for one in asked],
+    }
+
+
+def read_openrlhf(body: bytes) -> tuple[ScoreItem, ...]:
+    """One item per query. Raises InvalidRequest with the path of the first field that is wrong."""
+    of = _open(_parse(body))
+    queries = of.need("query", each(lambda query: query))
+    prompts = of.need("prompts", each(Node.text))
+    labels = of.get("labels", each(lambda label: label)) or tuple(Node(None, "labels") for _ in queries)
+    if not len(queries) == len(prompts) == len(labels):
+        raise InvalidRequest(f"{len(queries)} query, {len(prompts)} prompts, {len(labels)} labels; give one of each")
+    if not queries:
+        raise InvalidRequest("query: empty; send at least one")
+    return tuple(map(_rollout, queries, prompts, labels))
+
+
+async def _outcomes(gateway: Gateway, asked: Sequence[Asked], caller: Caller) -> list[dict[str, Outcome]]:
+    """The outcome of every reward of every request. Requests of equal rewards are one; an ensemble is one of its own.
+
+    Raises UnknownScorer, and what `Gateway.score` raises.
+    """
+    if len(asked) > gateway.limits.max_items:
+        raise PayloadTooLarge(f"{len(asked)} requests, the limit is {gateway.limits.max_items}; set request_batch_size")
+    found: list[dict[str, Outcome]] = [{} for _ in asked]
+
+    async def score(indexes: Sequence[int], names: tuple[str, ...]) -> None:
+        request = _request(gateway, tuple(asked[i].item for i in indexes), names, None)
+        response = await gateway.score(request, caller)
+        for i, result in zip(indexes, response.results, strict=True):
+            for name in names:
+                outcome = result.scores[name] if request.scorers else result.reward
+                assert outcome is not None
+                found[i][name] = outcome
+
+    tasks = [asyncio.create_task(score(indexes, names)) for names, indexes in _grouped(gateway, asked).items()]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return found
+
+
+def _grouped(gateway: Gateway, asked: Sequence[Asked]) -> dict[tuple[str, ...], list[int]]:
+    """Names asked for together -> the requests that ask so."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, one in enumerate(asked):
+        scorers = tuple(sorted(name for name in set(one.rewards) if name in gateway.backend.specs))
+        alone = sorted(set(one.rewards) - set(scorers))
+        for name in alone:
+            if name not in gateway.ensembles:
+                served = ", ".join(sorted(_served(gateway)))
+                raise UnknownScorer(f"requests[{i}].required_rewards: no reward {show(name)}; this plane has {served}")
+        for names in ((scorers,) if scorers else ()) + tuple((name,) for name in alone):
+            groups.setdefault(names, []).append(i)
+    return groups
+
+
+def _request(
+    gateway: Gateway, items: tuple[ScoreItem, ...], names: tuple[str, ...], request_id: str | None
+) -> ScoreRequest:
+    """All of `names` are scorers, or it is one ensemble."""
+    if names[0] in gateway.backend.specs:
+        return ScoreRequest(items, names, request_id=request_id)
+    return ScoreRequest(items, ensemble=names[0], request_id=request_id)
+
+
+def _served(gateway: Gateway) -> set[str]:
+    return {*gateway.backend.specs, *gateway.ensembles}
+
+
+def _asked(node: Node) -> Asked:
+    of = _open(node)
+    if of.get("scorer_version", Node.text) is not None:
+        raise node.error("'scorer_version' cannot be pinned here; drop expected_scorer_version")
+    rewards = of.need("required_rewards", each(Node.text))
+    identity = {name: of.get(name, Node.plain) for name in IDENTITY}
+    return Asked(_with_history(of.get("metadata", _metadata) or ScoreItem(), of), rewards, identity)
+
+
+def _with_history(item: ScoreItem, of: Fields) -> ScoreItem:
+    """The last turn is what is scored; pictures of the turns before it are references."""
+    turns = of.need("history", each(_turn))
+    if not turns:
+        raise of.owner.error("'history' is empty; give a turn with its text and image_b64")
+    *earlier, (text, image) = turns
+    references = tuple(picture for _, picture in earlier if picture is not None)
+    return replace(item, image=image, prompt=text or None, references=(*references, *item.references))
+
+
+def _turn(node: Node) -> tuple[str, Content | None]:
+    of = _open(node)
+    for name in _REFUSED:
+        if of.get(name, Node.text) is not None:
+            raise node.error(f"'{name}' is not read here; send image_b64")
+    return of.need("text", Node.text), of.get("image_b64", read_base64)
+
+
+def _metadata(node: Node) -> ScoreItem:
+    """The contract's fields, and GenEval's own where they stand at the top; everything else is the trainer's."""
+    given = node.table(lambda child: child.value)
+    if "geneval" not in given and {"tag", "include"} <= set(given):
+        given["geneval"] = {name: given[name] for name in GENEVAL_FIELDS if name in given}
+    return read_item(Node({name: given[name] for name in ITEM_FIELDS if name in given}, node.path), read_base64)
+
+
+def _rollout(query: Node, prompt: str, label: Node) -> ScoreItem:
+    """A query is the text of prompt and answer, or {"image": base64} for a picture that was drawn; a label that is an
+    object, or the text of one, gives the item's fields, and the answer is the text of its `reasoning`."""
+    fields = {"prompt": prompt or None, **_label(label)}
+    image: Picture | None = None
+    if isinstance(query.value, Mapping):
+        image = _open(query).need("image", read_base64)
+    else:
+        answer = query.text().removeprefix(prompt)
+        if isinstance(fields.get("reasoning"), Mapping):
+            fields["reasoning"] = {"text": answer, **fields["reasoning"]}
+    item = read_item(Node(fields, label.path), read_base64)
+    return item if image is None else replace(item, image=image)
+
+
+def _label(label: Node) -> dict[str, Any]:
+    value = label.value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = load_json(value.encode(errors="surrogatepass"))
+        except (ValueError, RecursionError) as error:
+            raise label.error(f"text that starts as an object and is none ({error})") from None
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _open(node: Node) -> Fields:
+    """An object of which only the known keys are read."""
+    return Fields(node, node.table(lambda child: child))
+
+
+def _parse(body: bytes) -> Node:
+    try:
+        return Node(load_json(body))
+    except (ValueError, RecursionError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise InvalidRequest(f"the body is no JSON: {why}") from None
+
+
+def _caller(http: Request) -> Caller:
+    """Who asks, by a bearer token or by the password of Basic credentials. Raises Unauthenticated, PermissionDenied."""
+    authorization = http.headers.get("authorization")
+    kind, _, word = (authorization or "").partition(" ")
+    if kind.lower() == "basic":
+        try:
+            password = b64decode(word.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            password = ""
+        authorization = f"Bearer {password}"
+    return http.app.state.gatekeeper.caller(authorization, "score")  # type: ignore[no-any-return]
+
+
+def _json(body: object) -> Response:
+    return Response(json.dumps(body, allow_nan=False), media_type=rest.JSON)

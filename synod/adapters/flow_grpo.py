@@ -1,0 +1,99 @@
+"""flow_grpo: `multi_score`, the reward function of its training scripts.
+
+    from synod.adapters import flow_grpo as synod_rewards
+    reward_fn = synod_rewards.multi_score(accelerator.device, config.reward_fn, url="http://127.0.0.1:8000")
+
+`config.reward_fn` is {scorer: weight}; `avg` is the sum of weight x value, as flow_grpo's own. flow_grpo has no place
+for a missing score: it is raised, or with on_error="mask" left None, beside the list `valid`, which a stock script
+cannot turn into a tensor and so does not train on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synod.adapters.items import contents_of, item_of
+from synod.client import SynodClient
+from synod.client.values import OnError, Values, values_of
+from synod.contracts import ScoreItem, ScoreRequest
+from synod.errors import InvalidRequest
+
+Scores = dict[str, list[Any]]
+
+
+def multi_score(
+    device: object, score_dict: Mapping[str, float], *, url: str, on_error: OnError = "raise", **options: Any
+) -> MultiScore:
+    """The reward function of `score_dict`, {scorer: finite weight}. `device` is flow_grpo's and has no meaning here.
+
+    `options` are SynodClient's. Raises ValueError for no scorer or a weight that is not finite.
+    """
+    if not score_dict or not all(map(math.isfinite, score_dict.values())):
+        raise ValueError(f"score_dict is {dict(score_dict)}; give {{scorer: finite weight}} for one scorer at least")
+    return MultiScore(SynodClient(url, **{"by_digest": True, **options}), score_dict, on_error)
+
+
+class MultiScore:
+    """What flow_grpo calls; thread-safe."""
+
+    def __init__(self, client: SynodClient, weights: Mapping[str, float], on_error: OnError) -> None:
+        self._client, self._weights, self._on_error = client, dict(weights), on_error
+
+    def __call__(
+        self,
+        images: Sequence[Any],
+        prompts: Sequence[str],
+        metadata: Any,
+        ref_images: Sequence[Any] | None = None,
+        only_strict: bool | None = None,
+    ) -> tuple[Scores, dict[str, Any]]:
+        """(lists by scorer and "avg", one entry per image; what is missing, if anything). `only_strict` is flow_grpo's.
+
+        `images` are a list, torch [N 3 H W] or numpy [N H W 3]. Raises SynodError, BadImage, InvalidRequest.
+        """
+        items = items_of(images, prompts, metadata, ref_images)
+        response = self._client.score(ScoreRequest(items, tuple(self._weights)))
+        values = values_of(response, self._on_error)
+        return lists(values, self._weights, self._on_error), {"missing": values.missing} if values.missing else {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def items_of(
+    images: Sequence[Any], prompts: Sequence[str], metadata: Any, ref_images: Sequence[Any] | None
+) -> tuple[ScoreItem, ...]:
+    """`metadata` is one mapping per prompt (GenEval's fields, or the contract's), or one mapping for all of them."""
+    pictures = contents_of(images)
+    rows = [metadata] * len(pictures) if isinstance(metadata, Mapping) else list(metadata)
+    if not len(pictures) == len(prompts) == len(rows):
+        raise InvalidRequest(f"{len(pictures)} images, {len(prompts)} prompts, {len(rows)} metadata; give one of each")
+    if ref_images is None:
+        return tuple(item_of(*one) for one in zip(pictures, prompts, map(columns_of, rows), strict=True))
+    references = contents_of(ref_images)
+    if len(references) != len(pictures):
+        raise InvalidRequest(f"{len(references)} ref_images for {len(pictures)} images; give one each")
+    columns = [{**columns_of(row), "references": [one]} for row, one in zip(rows, references, strict=True)]
+    return tuple(item_of(*one) for one in zip(pictures, prompts, columns, strict=True))
+
+
+def columns_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of flow_grpo's GenEval metadata has its fields at the top; anything else is the contract's already."""
+    if "tag" not in row:
+        return row
+    return {**row, "geneval": {name: row[name] for name in ("tag", "include", "exclude") if name in row}}
+
+
+def lists(values: Values, weights: Mapping[str, float], on_error: OnError) -> Scores:
+    """Each scorer's values, their weighted sum as "avg", and with "mask" "valid": whether every value is there."""
+    scores: Scores = {name: list(values.scores[name]) for name in weights}
+    valid = [None not in row for row in zip(*scores.values(), strict=True)]
+    rows = zip(*scores.values(), strict=True)
+    average = [
+        sum(weight * value for weight, value in zip(weights.values(), row, strict=True)) if whole else None
+        for whole, row in zip(valid, rows, strict=True)
+    ]
+    return {**scores, "avg": average, **({"valid": valid} if on_error == "mask" else {})}

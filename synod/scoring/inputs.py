@@ -1,0 +1,134 @@
+"""IMAGE, DIR and JSONL arguments -> what to score.
+
+A line of a JSONL is an item as docs/wire.md spells it, whose pictures are paths, from the JSONL's folder on:
+
+    {"image": "out/1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
+
+All lines are read before anything is sent: a line that is no item stops the command. A picture that cannot be read
+does not: its item fails alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from synod.contracts import ScoreItem
+from synod.digest import digest_of
+from synod.errors import BadImage, InvalidRequest, SettingsError
+from synod.formats import load_json
+from synod.reader import Node
+from synod.tree import read_item
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+MAX_TOLD: Final = 10  # mistakes in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One item to score. `fields` are the wire's, with pictures as paths that open from `folder`; `where` is what
+    messages call it; `digests` (by path, when known) are what the pictures must still be."""
+
+    fields: Mapping[str, Any]
+    folder: Path
+    where: str
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> Loaded:
+        """The item with its pictures read, and their digests by path. A picture that cannot be read, or that is not the
+        one of `digests`, makes the item a BadImage."""
+        found: dict[str, str] = {}
+
+        def read(node: Node) -> bytes:
+            path = node.text()
+            try:
+                data = (self.folder / path).read_bytes()
+            except (OSError, ValueError) as error:
+                raise BadImage(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+            found[path] = digest_of(data)
+            if self.digests.get(path, found[path]) != found[path]:
+                raise BadImage(f"{path}: not the picture that was scored, which was {self.digests[path]}")
+            return data
+
+        try:
+            return Loaded(self, read_item(Node(self.fields), read), found)
+        except BadImage as error:
+            return Loaded(self, error, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A source with its item, or why there is none; `digests` of the pictures that were read, by path."""
+
+    source: Source
+    item: ScoreItem | BadImage
+    digests: Mapping[str, str]
+
+
+def sources(paths: Sequence[Path], prompt: str | None, references: Sequence[Path]) -> list[Source]:
+    """What the arguments name, in order; a folder's pictures by name, those of its folders included. `prompt` and
+    `references` are for items without their own. Raises SettingsError with every mistake's file and line."""
+    shared = [str(path.resolve()) for one in references for path in _pictures(one)]
+    defaults = {"prompt": prompt, "references": shared or None}
+    found: list[Source] = []
+    for path in paths:
+        if path.suffix == ".jsonl":
+            found += _lines(path, defaults)
+        else:
+            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _pictures(path))
+    return found
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The path itself, or the pictures in the folder that it is. Raises SettingsError."""
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise SettingsError(f"{path}: no picture in this folder; it holds none of {', '.join(SUFFIXES)}")
+        return found
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; give a PNG, JPEG or WebP file, a folder or a .jsonl") from None
+    return [path]
+
+
+def _lines(path: Path, defaults: Mapping[str, Any]) -> list[Source]:
+    found, mistakes = [], []
+    for number, line in _text_lines(path):
+        try:
+            fields = dict(Node(load_json(line)).table(lambda child: child.value))
+            read_item(Node(fields), path_only)
+            found.append(_source(fields, defaults, path.parent, f"{path}:{number}"))
+        except (ValueError, InvalidRequest, RecursionError) as error:
+            mistakes.append(f"{path}:{number}: {'nested too deep' if isinstance(error, RecursionError) else error}")
+    if mistakes:
+        more = len(mistakes) - MAX_TOLD
+        told = mistakes[:MAX_TOLD] + ([f"and {more} more"] if more > 0 else [])
+        raise SettingsError("\n".join([*told, f"nothing was scored: mend the {len(mistakes)} line(s) of {path}"]))
+    return found
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; give a file of one JSON object a line") from None
+
+
+def _source(fields: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path, where: str) -> Source:
+    given = {name: value for name, value in fields.items() if value is not None}
+    missing = {name: value for name, value in defaults.items() if value is not None}
+    return Source({**missing, **given}, folder, where)
+
+
+def path_only(node: Node) -> bytes:
+    """Stands in for reading a picture: checks that a path is there."""
+    if not isinstance(node.value, str) or not node.value:
+        raise node.error("the path of a picture belongs here")
+    return b""

@@ -1,0 +1,215 @@
+"""Each adapter by its trainer's documented call, against a real plane."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from synod.adapters import flow_grpo, verl
+from synod.adapters.connection import Connection
+from synod.adapters.trl import item_of_row, reward_function
+from synod.contracts import ScoreItem
+from synod.errors import InvalidRequest, MissingInput, ScorerFailed, Unavailable, UnknownScorer
+from tests.unit.synod.planes import Plane
+
+TIER = {"segments": ["a red hat", "a blue kite"], "truth": [1, 0]}
+
+
+def grey(value: int) -> Any:
+    """A picture of brightness value / 255."""
+    return np.full((4, 4, 3), value, np.uint8)
+
+
+BAD = grey(13)  # 'ber' and 'der' fail it
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    with socket.socket() as taken:  # bound, not listening
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def run(call: Any, *arguments: Any, **columns: Any) -> Any:
+    async def once() -> Any:
+        try:
+            return await call(*arguments, **columns)
+        finally:
+            await getattr(call, "close", verl_close)()
+
+    return asyncio.run(once())
+
+
+@pytest.fixture
+def multi_score() -> Iterator[Any]:
+    """flow_grpo's, closed with the test."""
+    with ExitStack() as made:
+        yield lambda *given, **named: made.enter_context(closing(flow_grpo.multi_score(*given, **named)))
+
+
+async def verl_close() -> None:
+    for connection in CONNECTIONS:
+        await connection.close()
+
+
+CONNECTIONS: list[Connection] = []
+
+
+@pytest.fixture(autouse=True)
+def remember_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl keeps its connections for the process's life; a test ends them with its loop."""
+    CONNECTIONS.clear()
+
+    def remember(url: str, timeout_s: float) -> Connection:
+        CONNECTIONS.append(Connection(url, timeout_s=timeout_s, retries=0))
+        return CONNECTIONS[-1]
+
+    monkeypatch.setattr(verl, "connection", remember)
+
+
+def test_trl_gets_numbers_in_order_and_none_for_what_is_missing(plane: Plane) -> None:
+    reward = reward_function(plane.url, "ber")
+    logged: list[tuple[str, float]] = []
+    columns = {
+        "completion_ids": [[1], [2], [3]],
+        "image": [Image.fromarray(grey(51)), Image.fromarray(BAD), Image.fromarray(grey(102))],
+        "trainer_state": object(),
+        "log_extra": print,
+        "log_metric": lambda name, value: logged.append((name, value)),
+    }
+    rewards = run(reward, prompts=["a", "b", "c"], completions=["x", "y", "z"], **columns)
+    assert rewards == [pytest.approx(0.2), None, pytest.approx(0.4)]
+    assert inspect.iscoroutinefunction(reward.__call__)
+    assert reward.__name__ == "ber"
+    assert logged == [("ber/missing_share", pytest.approx(1 / 3))]
+    assert sorted(str(item.prompt) for item in plane.scorers["ber"].asked) == ["a", "b", "c"]
+
+
+def test_trl_scores_pictures_that_are_completions_and_texts_that_reason(plane: Plane) -> None:
+    drawn = [grey(51), Image.fromarray(grey(102))]
+    assert run(reward_function(plane.url, "ber"), prompts=["a", "b"], completions=drawn) == pytest.approx([0.2, 0.4])
+    tier = reward_function(plane.url, "tier")
+    chat = [[{"role": "assistant", "content": "red"}], [{"role": "assistant", "content": [{"text": "bluish"}]}]]
+    assert run(tier, prompts=["?", "?"], completions=chat, reasoning=[TIER, TIER]) == pytest.approx([0.3, 0.6])
+    council = reward_function(plane.url, ensemble="council")
+    columns = {"references": [[grey(1)]], "concept": [{"kind": "animal"}]}
+    assert run(council, prompts=["a"], completions=[grey(51)], **columns) == pytest.approx([0.2])
+
+
+def test_trl_conversations() -> None:
+    prompt = [{"role": "system", "content": "draw"}, {"role": "user", "content": [{"type": "text", "text": "a cat"}]}]
+    completion = [{"role": "assistant", "content": [{"text": "so"}, {"image": b"png"}]}]
+    assert item_of_row(prompt, completion, {}) == ScoreItem(b"png", "a cat")
+    assert item_of_row("", "text", {"image": b"png"}) == ScoreItem(b"png")
+
+
+def test_trl_may_raise_naming_every_item(plane: Plane) -> None:
+    reward = reward_function(plane.url, "ber", on_error="raise")
+    with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me; also missing: items\[2\]\.ber$"):
+        run(reward, prompts=["a"] * 3, completions=[BAD, grey(1), BAD + 0])
+
+
+def test_trl_does_not_train_on_nothing(nobody: str) -> None:
+    with pytest.raises(Unavailable):
+        run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
+
+
+def test_one_reward_function_serves_one_loop_after_another(plane: Plane) -> None:
+    reward = reward_function(plane.url, "ber")
+    for _ in range(2):
+        assert run(reward, prompts=["a"], completions=[grey(51)]) == pytest.approx([0.2])
+
+
+def test_verl_scores_a_text(plane: Plane) -> None:
+    compute = partial(verl.compute_score, url=plane.url, scorer="tier")
+    found = run(compute, data_source="d", solution_str="red", ground_truth={"reasoning": TIER}, extra_info={"index": 3})
+    assert found == {"score": pytest.approx(0.3)}
+    assert plane.scorers["tier"].asked[0].reasoning.text == "red"  # type: ignore[union-attr]
+
+
+def test_verl_omni_scores_a_picture(plane: Plane) -> None:
+    compute = partial(verl.compute_score, url=plane.url, scorer="ber")
+    picture = torch.from_numpy(grey(51)).permute(2, 0, 1)
+    extra = {"num_turns": None, "rollout_reward_scores": {}}
+    others = {"reward_router_address": None, "model_name": "m"}
+    found = run(compute, data_source="d", solution_image=picture, ground_truth="a cat", extra_info=extra, **others)
+    assert found == {"score": pytest.approx(0.2)}
+    assert plane.scorers["ber"].asked[0].prompt == "a cat"
+    assert inspect.iscoroutinefunction(verl.compute_score)
+
+
+def test_verl_raises_what_is_missing(plane: Plane, nobody: str) -> None:
+    sample = {
+        "data_source": "d",
+        "ground_truth": "a cat",
+        "solution_image": torch.full((3, 2, 2), 13).byte(),
+    }
+    with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me"):
+        run(partial(verl.compute_score, url=plane.url, scorer="ber"), **sample)
+    with pytest.raises(MissingInput, match=r"^items\[0\]\.reward: .*concept"):
+        run(partial(verl.compute_score, url=plane.url, ensemble="council"), **sample)
+    with pytest.raises(UnknownScorer):
+        run(partial(verl.compute_score, url=plane.url, scorer="nobody"), **sample)
+    with pytest.raises(Unavailable):
+        run(partial(verl.compute_score, url=nobody, scorer="ber"), **sample)
+
+
+def test_flow_grpo_gets_its_lists(plane: Plane, multi_score: Any) -> None:
+    fn = multi_score("cuda:0", {"ber": 0.5, "der": -2.0}, url=plane.url)
+    images = torch.stack([torch.full((3, 4, 4), value) for value in (0.2, 0.4)])
+    scores, metadata = fn(images, ("a", "b"), [{}, {"tag": "counting", "include": [], "prompt": "b"}], images, True)
+    assert {name: torch.as_tensor(values).tolist() for name, values in scores.items()} == {
+        "ber": pytest.approx([0.2, 0.4]),
+        "der": pytest.approx([0.2, 0.4]),
+        "avg": pytest.approx([-0.3, -0.6]),
+    }
+    assert metadata == {}
+    geneval = {item.prompt: item.geneval for item in plane.scorers["ber"].asked}
+    assert geneval["a"] is None
+    assert geneval["b"] is not None
+    assert geneval["b"].tag == "counting"
+
+
+def test_flow_grpo_raises_or_masks_what_no_tensor_takes(plane: Plane, multi_score: Any) -> None:
+    images, prompts = np.stack([grey(51), BAD]), ["a", "b"]
+    with pytest.raises(ScorerFailed, match=r"^items\[1\]\.ber"):
+        multi_score(None, {"ber": 1.0}, url=plane.url)(images, prompts, {}, only_strict=True)
+    scores, metadata = multi_score(None, {"ber": 1.0}, url=plane.url, on_error="mask")(images, prompts, {})
+    assert scores == {"ber": [pytest.approx(0.2), None], "avg": [pytest.approx(0.2), None], "valid": [True, False]}
+    assert [one.index for one in metadata["missing"]] == [1]
+    with pytest.raises((TypeError, RuntimeError)):
+        torch.as_tensor(scores["avg"])
+
+
+def test_flow_grpo_does_not_mask_a_plane_that_is_away(nobody: str, multi_score: Any) -> None:
+    fn = multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)
+    with pytest.raises(Unavailable):
+        fn([grey(1)], ["a"], {})
+
+
+def test_what_does_not_fit_is_refused_before_it_is_sent(plane: Plane, multi_score: Any) -> None:
+    fn = multi_score(None, {"ber": 1.0}, url=plane.url)
+    with pytest.raises(InvalidRequest, match="1 images, 2 prompts, 1 metadata"):
+        fn([grey(1)], ["a", "b"], {})
+    with pytest.raises(InvalidRequest, match="2 ref_images for 1 images"):
+        fn([grey(1)], ["a"], {}, [grey(1), grey(2)])
+    assert plane.scorers["ber"].asked == []
+    for make in (
+        lambda: multi_score(None, {}, url=plane.url),
+        lambda: multi_score(None, {"ber": float("nan")}, url=plane.url),
+        lambda: reward_function(plane.url),
+        lambda: reward_function(plane.url, "ber", ensemble="council"),
+        lambda: reward_function("plane:8000", "ber"),
+    ):
+        with pytest.raises(ValueError, match="give"):
+            make()
