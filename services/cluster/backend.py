@@ -36,11 +36,17 @@ LOST = (
 
 
 class RayBackend:
-    """Scores through `handles`, one per scorer. `wanted`: how many replicas each must have to be ready."""
+    """Scores through `handles`, one per scorer, all of Serve's application `app`. `wanted`: how many replicas each
+    must have to be ready."""
 
     def __init__(
-        self, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle], wanted: Mapping[str, int]
+        self,
+        specs: Mapping[str, ScorerSpec],
+        handles: Mapping[str, DeploymentHandle],
+        wanted: Mapping[str, int],
+        app: str = APP,
     ) -> None:
+        self._app = app
         self._specs = specs
         self._handles = handles
         self._wanted = wanted
@@ -74,7 +80,7 @@ class RayBackend:
     async def readiness(self) -> Mapping[str, Readiness]:
         """A replica that Serve calls RUNNING has loaded its models and passed its golden items (`Replica`)."""
         applications = (await asyncio.to_thread(serve.status)).applications
-        deployments = applications[APP].deployments if APP in applications else {}
+        deployments = applications[self._app].deployments if self._app in applications else {}
         found = {}
         for name, wanted in self._wanted.items():
             status = deployments.get(name)

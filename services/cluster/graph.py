@@ -14,10 +14,11 @@ from ray.serve.handle import DeploymentHandle
 
 from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
+from services.cluster.store import shared
 from services.gateway import app, auth, metrics
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, tell_queue
-from services.gateway.store import MemoryStore
+from services.gateway.store import MemoryStore, Store
 from services.origin import origin
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
@@ -35,24 +36,34 @@ BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; wha
 class Ingress:
     """One gateway process. The application is built here, in the replica, over handles to the scorers."""
 
-    def __init__(
+    async def __init__(
         self, settings: Settings, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle]
     ) -> None:
         wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
-        backend = RayBackend(specs, handles, wanted)
+        app_name = serve.get_replica_context().app_name
+        backend = RayBackend(specs, handles, wanted, app_name)
         self._gateway = Gateway(
             backend,
             settings.ensembles,
             settings.limits,
             settings.server,
             admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
-            store=MemoryStore(settings.store.max_image_bytes, settings.store.max_scores),
+            store=await _store(settings, app_name),
         )
         self._gatekeeper = auth.load(settings.auth)
         self._metrics_need_token = settings.auth.metrics == "token"
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return app.build(self._gateway, self._gatekeeper, metrics_need_token=self._metrics_need_token)
+
+
+async def _store(settings: Settings, app_name: str) -> Store:
+    """A gateway alone keeps its own; several share one."""
+    if settings.server.gateway_replicas == 1:
+        return MemoryStore(settings.store.max_image_bytes, settings.store.max_scores)
+    store = shared(app_name, settings.store)
+    await store.open()
+    return store
 
 
 def windows(settings: Settings) -> dict[str, Window]:
