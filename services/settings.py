@@ -101,12 +101,18 @@ class AuthSettings(_Node):
 
 
 class ClusterSettings(_Node):
-    """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count."""
+    """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count.
+
+    A replica scores its golden items anew every `golden_period_s`, and is replaced when they are not answered within
+    `golden_timeout_s` although its device was free to.
+    """
 
     num_cpus: int | None = Field(None, ge=1)
     num_gpus: int | None = Field(None, ge=0)
     object_store_bytes: int = Field(256 * 2**20, ge=80 * 2**20)
     health_check_period_s: float = Field(1.0, gt=0)
+    golden_period_s: float = Field(60.0, gt=0)
+    golden_timeout_s: float = Field(30.0, gt=0)
     ready_timeout_s: float = Field(180.0, gt=0)
 
 

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
 from services.cluster.store import shared
+from services.cluster.watch import Patience
 from services.gateway import app, auth, metrics
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, tell_queue
@@ -91,6 +92,8 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node."""
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
+    cluster = settings.cluster
+    patience = Patience(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
     scorers = {
         name: _deployment(
             Replica,
@@ -98,7 +101,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
             scorer.serving.replicas,
             _actor(scorer.serving, env),
             settings.cluster.health_check_period_s,
-        ).bind(specs[name], scorer, settings.golden, build)
+        ).bind(specs[name], scorer, settings.golden, build, patience)
         for name, scorer in settings.scorers.items()
     }
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}

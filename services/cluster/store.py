@@ -151,7 +151,7 @@ class SharedStore:
         return found
 
     async def _call(self, method: str, *arguments: object, within_s: float = 0.0) -> Any:
-        """What the keeper answers by CALL_S after `within_s`. Raises its SynodError, and Unavailable without an answer."""
+        """The keeper's answer, by CALL_S after `within_s`. Raises its SynodError, and Unavailable without an answer."""
         away = self._away
         if away is not None and not away.done():
             try:

@@ -17,7 +17,7 @@ import pytest
 from services.cluster.processes import users_of
 from services.settings import BerSettings, ServingSettings, StoreSettings
 from synod.codec import CODECS
-from synod.contracts import ImageRef, Score, ScoreItem, ScoreRequest, ScoreResponse
+from synod.contracts import ImageRef, PutImagesRequest, Score, ScoreItem, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
 from synod.images import encode_png
 
@@ -50,7 +50,7 @@ class Sharing:
         raise AssertionError(answer.text)
 
     def put(self, picture: bytes) -> httpx.Response:
-        body = JSON.encode_put([picture])
+        body = JSON.encode_put(PutImagesRequest((picture,)))
         return self.http.put("/v1/images", content=body, headers={"content-type": JSON.content_type})
 
     def measured(self) -> Counter[str]:

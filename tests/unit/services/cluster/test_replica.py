@@ -44,7 +44,7 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
     from services.gateway import metrics
 
     subject = replica()
-    subject.check_health()
+    await subject.check_health()
     items = (ScoreItem(prompt="0.5"), ScoreItem(), ScoreItem(prompt="0.25"))
     assert await subject.score(items, [2, 0], 10.0) == [Score(0.25, origin=ORIGIN), Score(0.5, origin=ORIGIN)]
     held = metrics.HELD_IMAGES.labels("number")
@@ -68,15 +68,15 @@ async def test_the_fill_of_its_batches_is_measured() -> None:
 
 
 @pytest.mark.parametrize(("recorded", "healthy"), [(0.5, True), (0.6, False)])
-def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
+async def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
     golden = tmp_path / "golden.json"
     golden.write_text(f'[{{"item": {{"prompt": "0.5"}}, "scores": {{"number": {recorded}}}}}]')
     subject = replica(golden)
     if healthy:
-        subject.check_health()
+        await subject.check_health()
     else:
         with pytest.raises(RuntimeError, match=r"scored 0\.5; recorded is 0\.6"):
-            subject.check_health()
+            await subject.check_health()
 
 
 @pytest.mark.parametrize(
