@@ -41,13 +41,14 @@ class _Node(BaseModel):
 
 
 class ServerSettings(_Node):
-    """Where the gateway listens and how long a request may take."""
+    """Where the gateway listens and how long a request may take. `access_log`: whether each request leaves a line."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     default_timeout_ms: int = Field(60_000, gt=0)
     max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)
+    access_log: bool = False
 
 
 class LimitSettings(_Node):

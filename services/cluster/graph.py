@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,7 +17,7 @@ from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
 from services.cluster.store import shared
 from services.cluster.watch import Patience
-from services.gateway import app, auth, metrics
+from services.gateway import access, app, auth, metrics
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, tell_queue
 from services.gateway.store import MemoryStore, Store
@@ -38,8 +39,14 @@ class Ingress:
     """One gateway process. The application is built here, in the replica, over handles to the scorers."""
 
     async def __init__(
-        self, settings: Settings, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle]
+        self,
+        settings: Settings,
+        specs: Mapping[str, ScorerSpec],
+        handles: Mapping[str, DeploymentHandle],
+        access_log: Path,
     ) -> None:
+        if settings.server.access_log:
+            access.open_log(access_log)
         wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
         app_name = serve.get_replica_context().app_name
         backend = RayBackend(specs, handles, wanted, app_name)
@@ -89,7 +96,8 @@ def specs_of(settings: Settings) -> dict[str, ScorerSpec]:
 
 
 def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
-    """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node."""
+    """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node; the access log lies
+    beside it."""
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
     cluster = settings.cluster
@@ -107,7 +115,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, settings.cluster.health_check_period_s
-    ).bind(settings, specs, scorers)
+    ).bind(settings, specs, scorers, Path(metrics_dir).with_name("access.jsonl"))
 
 
 def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], health_s: float) -> Deployment:
