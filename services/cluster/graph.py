@@ -38,7 +38,7 @@ BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; wha
 class Ingress:
     """One gateway process. The application is built here, in the replica, over handles to the scorers."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         settings: Settings,
         specs: Mapping[str, ScorerSpec],
