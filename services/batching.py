@@ -63,16 +63,19 @@ class Batcher:
         """Images waiting or in the running batch."""
         return sum(entry.images for entry in (*self._queue, *self._running))
 
-    async def score(self, items: Sequence[ScoreItem], timeout_s: float = math.inf) -> list[Outcome]:
+    async def score(
+        self, items: Sequence[ScoreItem], timeout_s: float = math.inf, *, first: bool = False
+    ) -> list[Outcome]:
         """One outcome an item, in order; what is not done `timeout_s` from now is a DeadlineExceeded failure.
 
         Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. A cancelled or
-        expired call takes its items out of the queue; those that run already are only ignored.
+        expired call takes its items out of the queue; those that run already are only ignored. `first` goes ahead of
+        all that waits, whether it fits or not.
         """
         late = ScoreFailure.of(DeadlineExceeded(f"not scored within {timeout_s:.3f} s; raise 'timeout_ms' or retry"))
         if not items or timeout_s <= 0:
             return [late] * len(items)
-        entries = self._admit(items)
+        entries = self._admit(items, first)
         try:
             await asyncio.wait([e.outcome for e in entries], timeout=None if math.isinf(timeout_s) else timeout_s)
             return [e.outcome.result() if e.outcome.done() else late for e in entries]
@@ -92,15 +95,18 @@ class Batcher:
         self._queue.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, items: Sequence[ScoreItem]) -> list[_Entry]:
+    def _admit(self, items: Sequence[ScoreItem], first: bool) -> list[_Entry]:
         if self._closed:
             raise _closing()
         loop = asyncio.get_running_loop()
         entries = [_Entry(item, self._cost(item), loop.time(), loop.create_future()) for item in items]
         held, asked = self.held, sum(entry.images for entry in entries)
-        if held and held + asked > self._max_queued:
+        if held and held + asked > self._max_queued and not first:
             raise Overloaded(f"{held} images are held and {asked} more pass the limit {self._max_queued}; retry later")
-        self._queue.extend(entries)
+        if first:
+            self._queue.extendleft(reversed(entries))
+        else:
+            self._queue.extend(entries)
         self._arrived.set()
         if self._worker is None:
             self._worker = loop.create_task(self._work())

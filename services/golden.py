@@ -15,7 +15,7 @@ from typing import Any
 
 from services.scorers.base import Scorer, score_batch
 from synod.codec import CODECS
-from synod.contracts import Score, ScoreFailure, ScoreItem
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError, SynodError
 from synod.images import ImageLimits, decode_item
 
@@ -57,9 +57,13 @@ def entries_of(path: Path) -> list[dict[str, Any]]:
 
 def drift(scorer: Scorer, golden: Sequence[Golden], tolerance: float) -> str | None:
     """Why `scorer` must not serve, or None: the first golden item that it scores otherwise than recorded."""
-    outcomes = score_batch(scorer, [one.item for one in golden])
+    return judge(scorer.spec.name, golden, score_batch(scorer, [one.item for one in golden]), tolerance)
+
+
+def judge(name: str, golden: Sequence[Golden], outcomes: Sequence[Outcome], tolerance: float) -> str | None:
+    """The same of what scorer `name` made of the golden items, in their order."""
     for i, (one, outcome) in enumerate(zip(golden, outcomes, strict=True)):
-        recorded = one.scores.get(scorer.spec.name)
+        recorded = one.scores.get(name)
         if recorded is None:
             continue
         if isinstance(outcome, ScoreFailure):

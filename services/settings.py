@@ -45,6 +45,7 @@ class ServerSettings(_Node):
 
     `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
     callers reach. "proxy": Serve's HTTP proxy, which finds gateways on any node. `grpc_port` is the gateways' own.
+    `access_log`: whether each request leaves a line.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +55,7 @@ class ServerSettings(_Node):
     default_timeout_ms: int = Field(60_000, gt=0)
     max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)
+    access_log: bool = False
 
 
 class LimitSettings(_Node):
@@ -119,12 +121,18 @@ class CompatSettings(_Node):
 
 
 class ClusterSettings(_Node):
-    """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count."""
+    """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count.
+
+    A replica scores its golden items anew every `golden_period_s`, and is replaced when they are not answered within
+    `golden_timeout_s` although its device was free to.
+    """
 
     num_cpus: int | None = Field(None, ge=1)
     num_gpus: int | None = Field(None, ge=0)
     object_store_bytes: int = Field(256 * 2**20, ge=80 * 2**20)
     health_check_period_s: float = Field(1.0, gt=0)
+    golden_period_s: float = Field(60.0, gt=0)
+    golden_timeout_s: float = Field(30.0, gt=0)
     ready_timeout_s: float = Field(180.0, gt=0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -17,12 +18,14 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatusOverview
 
 from services.backends import Readiness, ScorerSpec, Staged
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
 
 APP = "synod"
+FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
 SHARE_FROM_BYTES = 2**20  # below this, sending a copy to each scorer is cheaper than the object store
 LOST = (
     RayActorError,
@@ -36,11 +39,18 @@ LOST = (
 
 
 class RayBackend:
-    """Scores through `handles`, one per scorer. `wanted`: how many replicas each must have to be ready."""
+    """Scores through `handles`, one per scorer, all of Serve's application `app`. `wanted`: how many replicas each
+    must have to be ready."""
 
     def __init__(
-        self, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle], wanted: Mapping[str, int]
+        self,
+        specs: Mapping[str, ScorerSpec],
+        handles: Mapping[str, DeploymentHandle],
+        wanted: Mapping[str, int],
+        app: str = APP,
     ) -> None:
+        self._app = app
+        self._last = {name: Readiness(True, 0, 0) for name in wanted}
         self._specs = specs
         self._by_reference = handles
         self._by_value = {  # over gRPC, at half the cost of an actor call
@@ -75,18 +85,15 @@ class RayBackend:
             raise translate(scorer, error) from error
 
     async def readiness(self) -> Mapping[str, Readiness]:
-        """A replica that Serve calls RUNNING has loaded its models and passed its golden items (`Replica`)."""
+        """A replica that Serve calls RUNNING has loaded its models and passed its golden items (`Replica`).
+
+        A scorer of which no replica is wanted, and none is there, is as ready as when one last was.
+        """
         applications = (await asyncio.to_thread(serve.status)).applications
-        deployments = applications[APP].deployments if APP in applications else {}
-        found = {}
+        deployments = applications[self._app].deployments if self._app in applications else {}
         for name, wanted in self._wanted.items():
-            status = deployments.get(name)
-            running = 0 if status is None else int(status.replica_states.get("RUNNING", 0))
-            reason = None if running >= wanted else f"{running} of {wanted} replicas loaded and golden"
-            if reason and status is not None and status.message:
-                reason = f"{reason}: {gist(status.message)}"
-            found[name] = Readiness(reason is None, running, wanted, reason)
-        return found
+            self._last[name] = readiness(deployments.get(name), wanted, self._last[name])
+        return dict(self._last)
 
 
 def translate(scorer: str, error: Exception) -> SynodError:
@@ -99,6 +106,21 @@ def translate(scorer: str, error: Exception) -> SynodError:
     if isinstance(cause, BackPressureError):
         return Overloaded(f"the queue of scorer '{scorer}' is full; retry later")
     return ScorerFailed(f"scorer '{scorer}' failed with {type(cause).__name__}: {str(cause)[:200]}")
+
+
+def readiness(status: DeploymentStatusOverview | None, wanted: int, last: Readiness) -> Readiness:
+    """Of one scorer, from what Serve says of its deployment (None: nothing yet) and what was said `last`."""
+    states = {} if status is None else status.replica_states
+    running = int(states.get("RUNNING", 0))
+    if wanted == 0 and not any(states.values()) and not (status and status.status.value in FAILED):
+        return replace(last, replicas=0, wanted=0)
+    least = max(wanted, 1)
+    if status is not None and running >= least:
+        return Readiness(True, running, wanted)
+    reason = f"{running} of {least} replicas loaded and golden"
+    if status is not None and status.message:
+        reason = f"{reason}: {gist(status.message)}"
+    return Readiness(False, running, wanted, reason)
 
 
 def gist(message: str) -> str:

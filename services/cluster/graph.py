@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,11 +15,13 @@ from ray.serve.handle import DeploymentHandle
 
 from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
-from services.gateway import app, auth, metrics
+from services.cluster.store import shared
+from services.cluster.watch import Patience
+from services.gateway import access, app, auth, metrics
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, tell_queue
 from services.gateway.ports import Ports
-from services.gateway.store import MemoryStore
+from services.gateway.store import MemoryStore, Store
 from services.origin import origin
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
@@ -36,18 +39,25 @@ BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; wha
 class Ingress:
     """One gateway process. The application is built here, in the replica, over handles to the scorers."""
 
-    def __init__(
-        self, settings: Settings, specs: Mapping[str, ScorerSpec], handles: Mapping[str, DeploymentHandle]
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        settings: Settings,
+        specs: Mapping[str, ScorerSpec],
+        handles: Mapping[str, DeploymentHandle],
+        access_log: Path,
     ) -> None:
+        if settings.server.access_log:
+            access.open_log(access_log)
         wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
-        backend = RayBackend(specs, handles, wanted)
+        app_name = serve.get_replica_context().app_name
+        backend = RayBackend(specs, handles, wanted, app_name)
         self._gateway = Gateway(
             backend,
             settings.ensembles,
             settings.limits,
             settings.server,
             admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
-            store=MemoryStore(settings.store.max_image_bytes, settings.store.max_scores),
+            store=await _store(settings, app_name),
         )
         self._gatekeeper = auth.load(settings.auth)
         self._metrics_need_token = settings.auth.metrics == "token"
@@ -61,6 +71,15 @@ class Ingress:
             ports=self._ports,
             compat=self._compat,
         )
+
+
+async def _store(settings: Settings, app_name: str) -> Store:
+    """A gateway alone keeps its own; several share one."""
+    if settings.server.gateway_replicas == 1:
+        return MemoryStore(settings.store.max_image_bytes, settings.store.max_scores)
+    store = shared(app_name, settings.store)
+    await store.open()
+    return store
 
 
 def windows(settings: Settings) -> dict[str, Window]:
@@ -85,9 +104,12 @@ def specs_of(settings: Settings) -> dict[str, ScorerSpec]:
 
 
 def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
-    """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node."""
+    """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node; the access log lies
+    beside it."""
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
+    cluster = settings.cluster
+    patience = Patience(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
     scorers = {
         name: _deployment(
             Replica,
@@ -95,13 +117,13 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
             scorer.serving.replicas,
             _actor(scorer.serving, env),
             settings.cluster.health_check_period_s,
-        ).bind(specs[name], scorer, settings.golden, build)
+        ).bind(specs[name], scorer, settings.golden, build, patience)
         for name, scorer in settings.scorers.items()
     }
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, settings.cluster.health_check_period_s
-    ).bind(settings, specs, scorers)
+    ).bind(settings, specs, scorers, Path(metrics_dir).with_name("access.jsonl"))
 
 
 def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], health_s: float) -> Deployment:

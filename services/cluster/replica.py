@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from services import golden
 from services.backends import batch_cost
 from services.batching import Batcher
+from services.cluster.watch import USUAL, Patience, Watch
 from services.gateway import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import ScorerSettings
@@ -25,14 +27,21 @@ class Replica:
     """The deployment class of every scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
     `spec.origin`."""
 
-    def __init__(self, spec: ScorerSpec, settings: ScorerSettings, golden_file: str | None, build: Build) -> None:
+    def __init__(
+        self,
+        spec: ScorerSpec,
+        settings: ScorerSettings,
+        golden_file: str | None,
+        build: Build,
+        patience: Patience = USUAL,
+    ) -> None:
         began_s = time.monotonic()
         name = self._name = spec.name
         self._origin = spec.origin
         self._scorer = build(name, settings)
         loaded_s = time.monotonic()
         items = golden.load(Path(golden_file)) if golden_file else ()
-        self._drift = golden.drift(self._scorer, items, settings.golden_tolerance)
+        drift = golden.drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)
         serving = settings.serving
         self._max_images = serving.max_batch_images
@@ -43,6 +52,8 @@ class Replica:
             max_queued=serving.max_queued_images,
             cost=partial(batch_cost, self._scorer.spec),
         )
+        probe = partial(self._batcher.score, first=True)
+        self._watch = Watch(name, items, settings.golden_tolerance, probe, patience, drift)
 
     async def score(self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         """One outcome per index into `items`, within `timeout_s`. Raises Overloaded and Unavailable."""
@@ -55,15 +66,24 @@ class Replica:
         finally:
             held.dec(cost)
 
-    def check_health(self) -> None:
-        """Serve asks before it routes to this replica, and each second after. Raises on golden drift, at once."""
-        if self._drift is not None:
-            raise RuntimeError(f"scorer '{self._name}' is not the recorded one: {self._drift}")
+    async def check_health(self) -> None:
+        """Serve asks before it routes to this replica, and each period after. Never waits for the device; raises the
+        stored verdict."""
+        self._watch.check(idle=self._batcher.held == 0)
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        with self._watch.running(items), self._measured(self._watch.users(items)):
+            outcomes = run_batch(self._scorer, items)
+        return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]
+
+    @contextmanager
+    def _measured(self, items: Sequence[ScoreItem]) -> Iterator[None]:
+        """Metrics of a batch of users' items; golden ones are nobody's."""
+        if not items:
+            yield
+            return
         images = sum(batch_cost(self._scorer.spec, item) for item in items)
         metrics.BATCH_ITEMS.labels(self._name).observe(len(items))
         metrics.BATCH_FILL.labels(self._name).observe(images / self._max_images)
         with metrics.BATCH_SECONDS.labels(self._name).time(), metrics.STAGE_SECONDS.labels("device").time():
-            outcomes = run_batch(self._scorer, items)
-        return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]
+            yield

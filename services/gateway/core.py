@@ -39,7 +39,7 @@ from synod.contracts import (
     ScoreResponse,
     ScorerInfo,
 )
-from synod.errors import ImageTooLarge, Overloaded, PayloadTooLarge, UnknownImage
+from synod.errors import ImageTooLarge, PayloadTooLarge, Unavailable, UnknownImage
 
 ANYONE = Caller()
 
@@ -204,7 +204,7 @@ def _counted() -> Iterator[None]:
     """Count a request that is refused before any work, by its reason."""
     try:
         yield
-    except (Overloaded, UnknownImage, PayloadTooLarge) as refused:
+    except (Unavailable, UnknownImage, PayloadTooLarge) as refused:
         metrics.REJECTS.labels(refused.code).inc()
         raise
 

@@ -89,6 +89,9 @@ REJECTS = Counter("synod_rejects", "Work refused or dropped before a device saw 
 CACHE = Counter(
     "synod_cache", "Scores asked for: 'hit', 'shared' with work under way, or 'miss'", ["result"], registry=REGISTRY
 )
+STORE_FAILURES = Counter(
+    "synod_store_failures", "Calls of the gateways' shared store that came to nothing", ["call"], registry=REGISTRY
+)
 REWARD_SUMS = Counter(
     "synod_reward_sums",
     "What reward health is made of (services/gateway/health.py)",

@@ -24,7 +24,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from services.gateway import auth, metrics, schema
+from services.gateway import access, auth, metrics, schema
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from services.gateway.ndjson import NDJSON, Ndjson, gone
@@ -48,11 +48,14 @@ class Rim(APIRoute):
 
         async def answer(http: Request) -> Response:
             http.state.request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
+            entry = http.state.access = access.Entry(self.path)
             began_s = time.monotonic()
             with metrics.OPEN_REQUESTS.track_inprogress():
                 response, outcome = await _outcome(handler, http)
             metrics.REQUESTS.labels(self.path, outcome).inc()
             metrics.REQUEST_SECONDS.labels(self.path).observe(time.monotonic() - began_s)
+            entry.request_id = http.state.request_id
+            entry.told(outcome)
             if _HEADER_SAFE.fullmatch(http.state.request_id):
                 response.headers[REQUEST_ID_HEADER] = http.state.request_id
             return response
@@ -71,6 +74,7 @@ async def score(http: Request) -> Response:
     request = await read_in(codec.decode_request, await read_body(http))
     http.state.request_id = request.request_id or http.state.request_id
     request = dataclasses.replace(request, request_id=http.state.request_id)
+    http.state.access.asked(request, _gateway(http).scorers())
     if NDJSON in accepted(http):
         parts = _gateway(http).stream(request, caller)
         return await while_there(http, Ndjson.open(http, parts, http.state.request_id))
@@ -126,7 +130,9 @@ async def prometheus(http: Request) -> Response:
 def caller_of(http: Request, scope: auth.Scope) -> Caller:
     """Who asks. Raises Unauthenticated, PermissionDenied."""
     gatekeeper: auth.Gatekeeper = http.app.state.gatekeeper
-    return gatekeeper.caller(http.headers.get("authorization"), scope)
+    caller = gatekeeper.caller(http.headers.get("authorization"), scope)
+    http.state.access.by(caller)
+    return caller
 
 
 def accepted(http: Request) -> list[str]:

@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.backends import ScorerBackend
+from services.gateway import access
 from services.gateway.admission import Caller
 from services.gateway.auth import Gatekeeper
 from synod.codec import PROTOBUF
@@ -76,38 +77,47 @@ class RewardServicer:
     async def score(self, body: bytes, context: _Context) -> bytes:
         """Score."""
 
+        entry = access.Entry("Score")
+
         async def answer() -> bytes:
-            caller = self._caller(context)
+            caller = self._caller(context, entry)
             request = await asyncio.to_thread(PROTOBUF.decode_request, body)
+            request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
+            entry.asked(request, self._gateway.scorers())
             return PROTOBUF.encode_response(await self._gateway.score(request, caller))
 
-        return await _at_rim(answer, context)
+        return await _at_rim(answer, context, entry)
 
     async def put_images(self, body: bytes, context: _Context) -> bytes:
         """PutImages."""
 
+        entry = access.Entry("PutImages")
+
         async def answer() -> bytes:
-            self._caller(context)
+            self._caller(context, entry)
             request = await asyncio.to_thread(PROTOBUF.decode_put, body)
             digests = await self._gateway.put_images(request.images)
             return PROTOBUF.encode_digests(PutImagesResponse(tuple(digests)))
 
-        return await _at_rim(answer, context)
+        return await _at_rim(answer, context, entry)
 
     async def list_scorers(self, body: bytes, context: _Context) -> bytes:
         """ListScorers."""
 
+        entry = access.Entry("ListScorers")
+
         async def answer() -> bytes:
-            self._caller(context)
+            self._caller(context, entry)
             return PROTOBUF.encode_catalogue(self._gateway.scorers())
 
-        return await _at_rim(answer, context)
+        return await _at_rim(answer, context, entry)
 
     async def score_stream(self, bodies: AsyncIterator[bytes], context: _Context) -> AsyncGenerator[bytes]:
         """ScoreStream: requests are answered side by side, up to REQUESTS_AT_ONCE of them."""
         try:
-            caller = self._caller(context)
+            caller = self._caller(context, entry := access.Entry("ScoreStream"))
         except SynodError as error:
+            entry.told(error.code)
             await abort(context, error)
         parts: asyncio.Queue[bytes | None] = asyncio.Queue(PARTS_WAITING)
         answering = asyncio.create_task(self._answer_all(bodies, caller, parts))
@@ -118,10 +128,12 @@ class RewardServicer:
             answering.cancel()
             await asyncio.wait([answering])
 
-    def _caller(self, context: _Context) -> Caller:
+    def _caller(self, context: _Context, entry: access.Entry) -> Caller:
         """Raises Unauthenticated, PermissionDenied."""
         given = dict(context.invocation_metadata() or ()).get("authorization")
-        return self._gatekeeper.caller(given if given is None else str(given), "score")
+        caller = self._gatekeeper.caller(given if given is None else str(given), "score")
+        entry.by(caller)
+        return caller
 
     async def _answer_all(
         self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None]
@@ -139,14 +151,24 @@ class RewardServicer:
 
     async def _answer(self, body: bytes, caller: Caller, parts: asyncio.Queue[bytes | None]) -> None:
         request_id = ""
+        entry = access.Entry("ScoreStream")
+        entry.by(caller)
+        outcome = "client_gone"
         try:
             request = await asyncio.to_thread(PROTOBUF.decode_stream_request, body)
             request_id = request.request_id or uuid.uuid4().hex
-            async with aclosing(self._gateway.stream(replace(request, request_id=request_id), caller)) as stream:
+            request = replace(request, request_id=request_id)
+            entry.asked(request, self._gateway.scorers())
+            async with aclosing(self._gateway.stream(request, caller)) as stream:
                 async for part in stream:
                     await parts.put(PROTOBUF.encode_part(part))
+            outcome = "ok"
         except Exception as error:  # a rim: it ends this request alone
-            await parts.put(PROTOBUF.encode_part(RequestError(request_id, _told(error))))
+            failed = _told(error)
+            outcome = failed.code
+            await parts.put(PROTOBUF.encode_part(RequestError(request_id, failed)))
+        finally:
+            entry.told(outcome)
 
 
 class RpcServer:
@@ -215,11 +237,17 @@ async def abort(context: _Context, error: SynodError) -> NoReturn:
     await context.abort(grpc.StatusCode[error.grpc_status], error.message[:MAX_DETAILS], metadata)
 
 
-async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context) -> bytes:
+async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context, entry: access.Entry) -> bytes:
+    outcome = "client_gone"
     try:
-        return await answer()
+        answered = await answer()
+        outcome = "ok"
+        return answered
     except Exception as error:
         failed = _told(error)
+        outcome = failed.code
+    finally:
+        entry.told(outcome)
     return await abort(context, failed)
 
 

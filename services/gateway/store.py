@@ -5,7 +5,7 @@ that is not there claims it and measures; who asks meanwhile waits for it. A fai
 cannot help is handed to those who wait, after any other they may claim it themselves.
 
 `MemoryStore` is a gateway's own. All methods take many at once and return plain records, so that a store behind a
-remote call can serve several gateways; a claim is a lease, because a gateway may die with it.
+remote call can serve several gateways (`services.cluster.store`); a claim is a lease: a gateway may die with it.
 """
 
 from __future__ import annotations

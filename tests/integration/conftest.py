@@ -89,8 +89,8 @@ def _free_port() -> int:
 class Client:
     """What a caller sees: bytes over HTTP."""
 
-    def __init__(self, url: str, run_dir: Path, settings: Settings) -> None:
-        self.url, self.run_dir, self.settings = url, run_dir, settings
+    def __init__(self, url: str, run_dir: Path, temp_dir: Path, settings: Settings) -> None:
+        self.url, self.run_dir, self.temp_dir, self.settings = url, run_dir, temp_dir, settings
         self.http = httpx.Client(base_url=url, timeout=60.0)
 
     def post(self, body: bytes, content_type: str = "application/json", **headers: str) -> httpx.Response:
@@ -126,7 +126,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterato
         warnings.simplefilter("ignore")  # Ray's own
         try:
             assert plane.start(print)
-            client = Client(plane.url, folder, settings)
+            client = Client(plane.url, folder, plane.temp_dir, settings)
             with client.http:
                 yield client
         finally:

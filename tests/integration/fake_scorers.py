@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from services.scorers import registry
 from services.scorers.base import Need, Scorer, ScorerSpec
-from services.settings import ScorerSettings
+from services.settings import BerSettings, ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 
@@ -45,6 +46,20 @@ class Number(Fake):
         return float(number)
 
 
+class Counted(Number):
+    """Writes a line for each item it measures, when it has, into `file`, which its replicas share."""
+
+    def __init__(self, name: str, file: Path) -> None:
+        super().__init__(name, ("image", "prompt"))
+        self._file = file
+
+    def value(self, item: ScoreItem) -> float:
+        value = super().value(item)
+        with self._file.open("a") as file:
+            file.write(f"{item.prompt}\n")
+        return value
+
+
 class Referenced(Fake):
     def value(self, item: ScoreItem) -> float:
         return float(sum(int(r[0, 0, 0]) for r in item.reference_pixels()) / 255 / len(item.references))
@@ -56,6 +71,9 @@ def build(name: str, settings: ScorerSettings) -> Scorer:
         return Bright(name, ("image",))
     if name in ("number", "frail"):
         return Number(name, ("prompt",))
+    if name == "counted":
+        assert isinstance(settings, BerSettings)
+        return Counted(name, Path(settings.model) / "measured")
     if name == "face":
         return Referenced(name, ("image", "references"))
     return registry.build(name, settings)

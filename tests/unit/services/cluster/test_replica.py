@@ -44,7 +44,7 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
     from services.gateway import metrics
 
     subject = replica()
-    subject.check_health()
+    await subject.check_health()
     items = (ScoreItem(prompt="0.5"), ScoreItem(), ScoreItem(prompt="0.25"))
     assert await subject.score(items, [2, 0], 10.0) == [Score(0.25, origin=ORIGIN), Score(0.5, origin=ORIGIN)]
     held = metrics.HELD_IMAGES.labels("number")
@@ -68,15 +68,71 @@ async def test_the_fill_of_its_batches_is_measured() -> None:
 
 
 @pytest.mark.parametrize(("recorded", "healthy"), [(0.5, True), (0.6, False)])
-def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
+async def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
     golden = tmp_path / "golden.json"
     golden.write_text(f'[{{"item": {{"prompt": "0.5"}}, "scores": {{"number": {recorded}}}}}]')
     subject = replica(golden)
     if healthy:
-        subject.check_health()
+        await subject.check_health()
     else:
         with pytest.raises(RuntimeError, match=r"scored 0\.5; recorded is 0\.6"):
-            subject.check_health()
+            await subject.check_health()
+
+
+async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None:
+    """A probe alone leaves nothing; in a batch with users', theirs are counted and its own are not."""
+    from services.cluster.replica import Replica
+    from services.cluster.watch import Patience
+    from services.gateway import metrics
+
+    names = ("synod_batch_items_sum", "synod_batch_items_count", "synod_batch_seconds_count", "synod_batch_fill_sum")
+
+    def counted() -> list[float]:
+        found = [metrics.REGISTRY.get_sample_value(name, {"scorer": "number"}) or 0.0 for name in names]
+        return [*found, metrics.REGISTRY.get_sample_value("synod_stage_seconds_count", {"stage": "device"}) or 0.0]
+
+    golden = tmp_path / "golden.json"
+    golden.write_text('[{"item": {"prompt": "0.5"}, "scores": {"number": 0.5}}]')
+    subject: Any = Replica(Number.spec, SETTINGS, str(golden), build, Patience(period_s=0.0))
+    before = counted()
+    await subject.check_health()
+    probe = subject._watch._probe
+    assert probe is not None
+    await probe
+    assert counted() == before
+    await subject.check_health()
+    await asyncio.sleep(0)
+    assert subject._batcher.held == 1
+    assert [one.value for one in await subject.score((ScoreItem(prompt="0.25"),), [0], 10.0)] == [0.25]
+    grown = [now - then for now, then in zip(counted(), before, strict=True)]
+    assert grown[0] == 1
+    assert grown[3] == pytest.approx(1 / SETTINGS.serving.max_batch_images)
+
+
+def overview(state: str, running: int, message: str = "") -> Any:
+    from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
+    from ray.serve.schema import DeploymentStatusOverview
+
+    states: Any = {"RUNNING": running} if running else {}
+    trigger = DeploymentStatusTrigger.UNSPECIFIED
+    return DeploymentStatusOverview(DeploymentStatus(state), trigger, states, message)
+
+
+def test_readiness_counts_replicas_and_zero_wanted_keeps_the_last_verdict() -> None:
+    from services.backends import Readiness
+    from services.cluster.backend import readiness
+
+    unknown = Readiness(True, 0, 0)
+    assert not readiness(None, 1, unknown).ready
+    assert readiness(overview("HEALTHY", 2), 2, unknown) == Readiness(True, 2, 2)
+    assert "1 of 2 replicas" in str(readiness(overview("UPDATING", 1), 2, unknown).reason)
+    good = readiness(overview("HEALTHY", 1), 0, unknown)
+    assert readiness(overview("HEALTHY", 0), 0, good) == Readiness(True, 0, 0)
+    bad = readiness(overview("UNHEALTHY", 0, "RuntimeError: not the recorded one"), 0, good)
+    assert not bad.ready
+    later = readiness(overview("HEALTHY", 0), 0, bad)
+    assert not later.ready
+    assert "not the recorded one" in str(later.reason)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""The access log: one JSON line a request. Never a token, a prompt, a picture, or a name that the plane does not serve.
+
+Off until `open_log`; then several gateways append to one file, a line a write.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+from services.gateway.admission import Caller
+from synod.contracts import Catalogue, ScoreRequest
+
+log = logging.getLogger("synod.access")
+log.setLevel(logging.CRITICAL)
+_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def open_log(path: Path) -> None:
+    """Append to `path` from now on; it may be moved away at any time (log rotation)."""
+    handler = WatchedFileHandler(path)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+class Entry:
+    """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line."""
+
+    def __init__(self, route: str) -> None:
+        self.request_id = ""
+        self._began_s = time.monotonic()
+        self._fields: dict[str, object] = {"route": route}
+
+    def by(self, caller: Caller) -> None:
+        """Who asks."""
+        self._fields["caller"] = caller.name
+
+    def asked(self, request: ScoreRequest, known: Catalogue) -> None:
+        """What is asked for."""
+        self.request_id = request.request_id or self.request_id
+        named = (*request.scorers, *(request.weights or ()))
+        self._fields["scorers"] = [name for name in dict.fromkeys(named) if name in {one.name for one in known.scorers}]
+        self._fields["ensemble"] = request.ensemble if request.ensemble in known.ensembles else None
+        self._fields["items"] = len(request.items)
+
+    def told(self, outcome: str) -> None:
+        """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, as it begins."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        line = {
+            "time": round(time.time(), 3),
+            "request_id": self.request_id if _SAFE_ID.fullmatch(self.request_id) else None,
+            **self._fields,
+            "ms": round(1000 * (time.monotonic() - self._began_s), 1),
+            "outcome": outcome,
+        }
+        log.info(json.dumps(line))

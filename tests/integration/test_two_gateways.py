@@ -1,0 +1,222 @@
+"""Two gateways are one plane: what they keep outlives each of them, and their counters add up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from services.cluster.processes import users_of
+from services.settings import BerSettings, ServingSettings, StoreSettings
+from synod.codec import CODECS
+from synod.contracts import ImageRef, PutImagesRequest, Score, ScoreItem, ScoreRequest, ScoreResponse
+from synod.digest import digest_of
+from synod.images import encode_png
+
+Wait = Callable[..., None]
+PNG = encode_png(np.full((8, 8, 3), 77, np.uint8))
+JSON = CODECS["application/json"]
+
+
+class Sharing:
+    """A second application beside the session's own, whose gateways keep scores and whose scorer counts its work."""
+
+    def __init__(self, plane: Any, folder: Path, others: set[int]) -> None:
+        self.plane, self.folder, self._others = plane, folder, others
+        self.http = httpx.Client(base_url=f"{plane.url}/sharing", timeout=90.0)
+
+    def post(self, *items: ScoreItem, **fields: Any) -> httpx.Response:
+        body = JSON.encode_request(ScoreRequest(items, ("counted",), **fields))
+        return self.http.post("/v1/score", content=body, headers={"content-type": JSON.content_type})
+
+    def score(self, *items: ScoreItem, **fields: Any) -> list[float | str]:
+        """Asked again as a client does, when the connection broke or the plane says that it may."""
+        for _ in range(20):
+            try:
+                answer = self.post(*items, **fields)
+            except httpx.TransportError:
+                continue
+            if answer.status_code == 200:
+                return values(JSON.decode_response(answer.content))
+            assert answer.status_code in (500, 503), answer.text  # Serve's own answer for a gateway that died is 500
+        raise AssertionError(answer.text)
+
+    def put(self, picture: bytes) -> httpx.Response:
+        body = JSON.encode_put(PutImagesRequest((picture,)))
+        return self.http.put("/v1/images", content=body, headers={"content-type": JSON.content_type})
+
+    def measured(self) -> Counter[str]:
+        """How often each prompt was measured."""
+        file = self.folder / "measured"
+        return Counter(file.read_text().splitlines() if file.exists() else ())
+
+    def processes(self, title: str) -> set[int]:
+        """Those of this application whose title has `title`."""
+        return {pid for pid in users_of(self.plane.temp_dir) if title in command(pid)} - self._others
+
+    def gateways(self) -> set[int]:
+        return self.processes("ServeReplica:sharing:Gateway")
+
+    def keeper(self) -> int:
+        (pid,) = self.processes("ray::Keeper")
+        return pid
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def values(response: ScoreResponse) -> list[float | str]:
+    outcomes = [result.scores["counted"] for result in response.results]
+    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
+
+
+def kept(*prompts: str) -> list[ScoreItem]:
+    return [ScoreItem(ImageRef(digest_of(PNG)), prompt) for prompt in prompts]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def sharing(plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
+    import fake_scorers  # type: ignore[import-not-found]
+    from ray import serve
+
+    from services.cluster import graph
+
+    folder = tmp_path_factory.mktemp("counted")
+    counted = BerSettings(kind="ber", model=str(folder), serving=ServingSettings(replicas=2, max_batch_images=4))
+    changed = plane.settings.model_copy(update={"scorers": {"counted": counted}, "store": StoreSettings()})
+    changed = changed.model_copy(update={"ensembles": {}})
+    others = {pid for pid in users_of(plane.temp_dir) if "ray::Keeper" in command(pid)}
+    application = graph.application(changed, str(plane.run_dir / "metrics"), fake_scorers.build)
+    serve.run_many([serve.RunTarget(application, name="sharing", route_prefix="/sharing")])
+    subject = Sharing(plane, folder, others)
+    with subject.http:
+        yield subject
+    serve.delete("sharing")
+
+
+@pytest.fixture(autouse=True)
+def whole(sharing: Sharing, eventually: Wait) -> None:
+    """Each test begins with two gateways and a keeper that answers them."""
+    eventually(lambda: len(sharing.gateways()) == 2 and len(sharing.processes("ray::Keeper")) == 1)
+    eventually(lambda: sharing.put(PNG).status_code == 200)
+
+
+def test_what_was_put_and_scored_outlives_every_gateway(sharing: Sharing, eventually: Wait) -> None:
+    """Each gateway that was there when the picture came and was scored is killed in turn: nobody else remembers."""
+    items = kept("0.125", "0.5")
+    first, second = sharing.gateways()
+    os.kill(first, signal.SIGKILL)
+    assert sharing.score(*items, request_id="r") == [0.125, 0.5]
+    eventually(lambda: len(sharing.gateways() - {first}) == 2)
+    os.kill(second, signal.SIGKILL)
+    assert sharing.score(*items, request_id="r") == [0.125, 0.5]
+    assert [sharing.measured()[prompt] for prompt in ("0.125", "0.5")] == [1, 1]
+    eventually(lambda: len(sharing.gateways() - {first, second}) == 2)
+    assert sharing.score(*items) == [0.125, 0.5]
+    assert [sharing.measured()[prompt] for prompt in ("0.125", "0.5")] == [1, 1]
+
+
+def test_equal_work_under_way_is_shared_between_gateways(sharing: Sharing) -> None:
+    with ThreadPoolExecutor(12) as callers:
+        answers = list(callers.map(lambda _: sharing.score(*kept("0.25 sleep 1")), range(12)))
+    assert answers == [[0.25]] * 12
+    assert sharing.measured()["0.25 sleep 1"] == 1
+
+
+def test_the_claims_of_a_gateway_that_dies_are_anyones(sharing: Sharing, eventually: Wait) -> None:
+    """Both gateways die with a claim of ten minutes; the retry is answered long before."""
+    doomed = sharing.gateways()
+    with ThreadPoolExecutor(1) as caller:
+        lost = caller.submit(sharing.post, *kept("0.75 sleep 3"), timeout_ms=600_000)
+        eventually(lambda: sharing.plane.metrics().get('synod_held_images{scorer="counted"}', 0.0) == 1)
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+        lost.exception()
+    assert sharing.score(*kept("0.75 sleep 3"), timeout_ms=60_000) == [0.75]
+
+
+def test_without_its_keeper_the_plane_measures_and_asks_for_pictures_again(sharing: Sharing, eventually: Wait) -> None:
+    inline = ScoreItem(PNG, "0.375")
+    assert sharing.score(inline) == [0.375]
+    os.kill(sharing.keeper(), signal.SIGKILL)
+    answers = [sharing.post(inline) for _ in range(8)]
+    assert [values(JSON.decode_response(answer.content)) for answer in answers] == [[0.375]] * 8
+    refused = sharing.post(*kept("0.375"))
+    assert (refused.status_code, refused.json()["error"]["code"]) in ((503, "unavailable"), (409, "unknown_image"))
+    assert refused.json()["error"]["retryable"]
+    eventually(lambda: sharing.put(PNG).status_code == 200)
+    assert sharing.score(*kept("0.625")) == sharing.score(*kept("0.625")) == [0.625]
+    assert sharing.measured()["0.625"] == 1
+    assert sharing.plane.metrics()['synod_store_failures_total{call="claim"}'] > 0
+
+
+def test_a_keeper_that_hangs_holds_nobody_up_for_long(sharing: Sharing, eventually: Wait) -> None:
+    keeper = sharing.keeper()
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        answer = JSON.decode_response(sharing.post(ScoreItem(PNG, "0.875"), timeout_ms=20_000).content)
+        assert values(answer) == [0.875]
+        eventually(lambda: sharing.put(PNG).json().get("error", {}).get("code") == "unavailable")
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    eventually(lambda: sharing.put(PNG).status_code == 200)
+
+
+def test_counters_of_gateways_and_replicas_add_up_and_never_go_back(sharing: Sharing, eventually: Wait) -> None:
+    """What 60 requests of 3 items each came to, whichever of two gateways and two replicas had a part in it; then one
+    of each is killed."""
+    plane = sharing.plane
+
+    def counted() -> dict[str, float]:
+        samples = plane.metrics()
+        return {name: value for name, value in samples.items() if name in NAMES}
+
+    gateways, replicas = sharing.gateways(), sharing.processes("ServeReplica:sharing:counted")
+    before = counted()
+    prompts = [[str((3 * n + k) / 1024) for k in range(200, 203)] for n in range(60)]
+    with ThreadPoolExecutor(12) as callers:
+        answers = list(callers.map(lambda one: sharing.score(*(ScoreItem(PNG, prompt) for prompt in one)), prompts))
+    assert answers == [[float(prompt) for prompt in one] for one in prompts]
+    after = counted()
+    grown = {name: after[name] - before.get(name, 0.0) for name in NAMES}
+    assert grown == dict(zip(NAMES, (60, 180, 180, 180, 180, 180), strict=True))
+    shares = {pid: of_process(plane.run_dir / "metrics", pid) for pid in gateways | replicas}
+    assert all(shares[pid]["synod_scores_total"] > 0 for pid in gateways)
+    assert all(shares[pid]["synod_batch_items_sum"] > 0 for pid in replicas)
+    for pid in (min(gateways), min(replicas)):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not {min(gateways), min(replicas)} & set(users_of(plane.temp_dir)))
+    assert {name: value for name, value in counted().items() if value < after[name]} == {}
+    assert sharing.score(ScoreItem(PNG, "0.9375")) == [0.9375]
+    assert counted()['synod_scores_total{scorer="counted"}'] == after['synod_scores_total{scorer="counted"}'] + 1
+
+
+NAMES = (
+    'synod_requests_total{outcome="ok",route="/v1/score"}',
+    "synod_items_total",
+    'synod_scores_total{scorer="counted"}',
+    'synod_batch_items_sum{scorer="counted"}',
+    "synod_images_total",
+    'synod_cache_total{result="miss"}',
+)
+
+
+def of_process(folder: Path, pid: int) -> Counter[str]:
+    """The values that one process has written, without their labels."""
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    files = [str(path) for path in folder.glob(f"*_{pid}.db") if not path.name.startswith("gauge")]
+    families = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+    return Counter({sample.name: sample.value for family in families for sample in family.samples if sample.value})

@@ -1,0 +1,283 @@
+"""The golden watch over a real queue, with a clock that the test sets: busy is healthy, wedged and drifted are not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services import golden
+from services.batching import Batcher
+from services.cluster.watch import Patience, Watch
+from services.golden import Golden
+from services.scorers import registry
+from services.scorers.base import Scorer, ScorerSpec, run_batch
+from services.settings import load
+from synod.contracts import Outcome, Picture, Score, ScoreItem
+
+ROOT = Path(__file__).parents[4]
+PATIENCE = Patience(period_s=60, probe_s=30, batch_s=600)
+GOLDEN = (Golden(ScoreItem(prompt="0.5"), {"number": 0.5}), Golden(ScoreItem(prompt="0.25"), {"number": 0.25}))
+
+
+class Number:
+    """Reads a number; a prompt 'hold' waits until the test lets it go."""
+
+    spec = ScorerSpec("number", ("prompt",), 0.0, 1.0, "a test", "a test")
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        self.release = threading.Event()
+        self.batches: list[list[str]] = []
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        prompts = [item.prompt or "" for item in items]
+        self.batches.append(prompts)
+        if any(prompt.startswith("hold") for prompt in prompts):
+            self.release.wait(30)
+            self.release.clear()
+        return [Score(float(prompt.removeprefix("hold ")) + self.offset) for prompt in prompts]
+
+
+class Subject:
+    """A watch over the batcher of a Number."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.scorer = Number()
+        self.probed: list[Sequence[ScoreItem]] = []
+        self.lost = False
+        self.batcher = Batcher(self.run, max_images=4, wait_s=0.0, max_queued=16)
+        self.watch = Watch("number", GOLDEN, 1e-3, self.probe, PATIENCE, now_s=lambda: self.now_s)
+
+    async def probe(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self.probed.append(items)
+        if self.lost:
+            await asyncio.Event().wait()
+        return await self.batcher.score(items, first=True)
+
+    def run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        with self.watch.running(items):
+            return run_batch(self.scorer, items)
+
+    def check(self) -> None:
+        self.watch.check(idle=self.batcher.held == 0)
+
+    async def pulse(self, now_s: float) -> None:
+        """The time comes, Serve asks, and what can be answered is."""
+        self.now_s = now_s
+        self.check()
+        await asyncio.sleep(0)
+
+    def ask(self, *prompts: str) -> asyncio.Task[list[Outcome]]:
+        return asyncio.create_task(self.batcher.score([ScoreItem(prompt=prompt) for prompt in prompts]))
+
+    async def begun(self, batches: int) -> None:
+        await until(lambda: len(self.scorer.batches) >= batches)
+
+    async def answered(self) -> None:
+        await until(lambda: self.watch._probe is None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def subject() -> AsyncIterator[Subject]:
+    subject = Subject()
+    yield subject
+    for _ in range(8):
+        subject.scorer.release.set()
+        await asyncio.sleep(0)
+    await subject.batcher.close()
+
+
+async def test_an_idle_replica_is_probed_once_a_period(subject: Subject) -> None:
+    await subject.pulse(59.9)
+    assert subject.probed == []
+    await subject.pulse(60)
+    await subject.answered()
+    await subject.pulse(119)
+    assert len(subject.probed) == 1
+    await subject.pulse(120)
+    await subject.answered()
+    assert len(subject.probed) == 2
+
+
+async def test_drift_while_serving_is_told_from_then_on(subject: Subject) -> None:
+    await subject.pulse(60)
+    await subject.answered()
+    await subject.pulse(61)
+    subject.scorer.offset = 0.25
+    await subject.pulse(120)
+    await subject.answered()
+    with pytest.raises(RuntimeError, match=r"'number' is not the recorded one: golden item 0 scored 0\.75"):
+        subject.check()
+
+
+async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject) -> None:
+    """A batch of nearly ten minutes; the probe waits, is asked for a period late, and is answered next."""
+    call = subject.ask("hold 1")
+    await subject.begun(1)
+    await subject.pulse(60)
+    assert subject.probed == []
+    for now_s in (120, 200, 400, 599):
+        await subject.pulse(now_s)
+    assert len(subject.probed) == 1
+    others = [subject.ask("0.125") for _ in range(6)]
+    await asyncio.sleep(0)
+    subject.scorer.release.set()
+    await subject.answered()
+    assert subject.scorer.batches[1][:2] == ["0.5", "0.25"]
+    await asyncio.gather(call, *others)
+    await subject.pulse(600)
+
+
+async def test_a_batch_longer_than_anyone_waits_is_the_end(subject: Subject) -> None:
+    call = subject.ask("hold 1")
+    await subject.begun(1)
+    await subject.pulse(599)
+    with pytest.raises(RuntimeError, match="one batch for 601 s"):
+        await subject.pulse(601)
+    subject.scorer.release.set()
+    await call
+
+
+async def test_a_queue_that_passes_the_probe_by_is_broken(subject: Subject) -> None:
+    subject.lost = True
+    await subject.pulse(60)
+    for _ in range(2):
+        await subject.ask("0.125")
+    await subject.pulse(90)
+    with pytest.raises(RuntimeError, match="not reached its golden items for 31 s, though 2 batches ended"):
+        await subject.pulse(91)
+
+
+async def test_a_queue_that_does_nothing_is_broken(subject: Subject) -> None:
+    subject.lost = True
+    await subject.pulse(60)
+    await subject.pulse(90)
+    with pytest.raises(RuntimeError, match="nothing else to do"):
+        await subject.pulse(91)
+
+
+async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject) -> None:
+    release = threading.Event()
+    subject.scorer.score = lambda items: [release.wait(30)] and [Score(0.0)] * len(items)  # type: ignore[method-assign]
+    await subject.pulse(60)
+    await until(lambda: subject.watch._runs == "probe")
+    await subject.pulse(90)
+    with pytest.raises(RuntimeError, match="nothing else to do"):
+        await subject.pulse(91)
+    release.set()
+
+
+async def test_a_probe_in_a_long_batch_of_users_is_no_fault(subject: Subject) -> None:
+    call = subject.ask("hold 1")
+    await subject.begun(1)
+    await subject.pulse(120)
+    second = subject.ask("hold 0.5")
+    await asyncio.sleep(0)
+    subject.scorer.release.set()
+    await subject.begun(2)
+    assert subject.scorer.batches[1] == ["0.5", "0.25", "hold 0.5"]
+    for now_s in (150, 300, 700):
+        await subject.pulse(now_s)
+    subject.scorer.release.set()
+    await asyncio.gather(call, second)
+    await subject.answered()
+    await subject.pulse(701)
+
+
+async def test_a_full_queue_takes_the_probe(subject: Subject) -> None:
+    calls = [subject.ask("hold 1"), subject.ask(*["0.125"] * 15)]
+    await subject.begun(1)
+    await subject.pulse(120)
+    subject.scorer.release.set()
+    await asyncio.gather(*calls)
+    await subject.answered()
+    assert subject.scorer.batches[1][:2] == ["0.5", "0.25"]
+    subject.check()
+
+
+async def test_without_golden_items_nothing_is_probed() -> None:
+    probed: list[Any] = []
+
+    async def score(items: Sequence[ScoreItem]) -> list[Outcome]:
+        probed.append(items)
+        return []
+
+    Watch("number", (), 1e-3, score, PATIENCE, now_s=lambda: 1e9).check(idle=True)
+    assert probed == []
+
+
+class Swapped:
+    """A replica that decodes BGR for RGB."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.spec, self._scorer = scorer.spec, scorer
+
+    def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]:
+        return self._scorer.score([swapped(item) for item in items])
+
+
+def swapped(item: ScoreItem) -> ScoreItem:
+    from dataclasses import replace
+
+    def bgr(picture: Picture) -> Picture:
+        assert isinstance(picture, np.ndarray)
+        return np.ascontiguousarray(picture[..., ::-1])
+
+    return replace(
+        item,
+        image=None if item.image is None else bgr(item.image),
+        references=tuple(map(bgr, item.references)),
+    )
+
+
+@pytest.mark.parametrize("name", ["ber", "der", "fer", "geneval"])
+def test_the_embedded_golden_items_tell_rgb_from_bgr(name: str) -> None:
+    """Each embedded scorer that sees pictures passes its gate, and is refused with its channels in the wrong order."""
+    settings = load(ROOT / "deploy/configs/embedded.toml", {})
+    assert settings.golden is not None
+    items = golden.load(Path(settings.golden))
+    scorer, tolerance = registry.build(name, settings.scorers[name]), settings.scorers[name].golden_tolerance
+    assert golden.drift(scorer, items, tolerance) is None
+    assert "recorded is" in str(golden.drift(Swapped(scorer), items, tolerance))
+
+
+async def test_swapped_channels_while_serving_are_seen_by_the_next_probe() -> None:
+    """The same in the watch: a scorer whose values depend on colour, and channels that change under way."""
+
+    class Red:
+        spec = ScorerSpec("red", ("image",), 0.0, 1.0, "a test", "a test")
+
+        def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+            return [Score(float(item.pixels()[..., 0].mean() / 255)) for item in items]
+
+    picture = np.zeros((4, 4, 3), np.uint8)
+    picture[..., 0] = 255
+    scorers: list[Scorer] = [Swapped(Red()), Red()]
+    batcher = Batcher(lambda items: run_batch(scorers[-1], items), max_images=4, wait_s=0.0, max_queued=16)
+    clock = [0.0]
+    items = (Golden(ScoreItem(picture), {"red": 1.0}),)
+    watch = Watch("red", items, 1e-3, partial(batcher.score, first=True), PATIENCE, now_s=lambda: clock[0])
+    for clock[0] in (60.0, 61.0):
+        watch.check(idle=True)
+        await until(lambda: watch._probe is None)
+    scorers.pop()
+    clock[0] = 121.0
+    watch.check(idle=True)
+    await until(lambda: watch._probe is None)
+    with pytest.raises(RuntimeError, match="golden item 0 scored 0; recorded is 1"):
+        watch.check(idle=True)
+    await batcher.close()

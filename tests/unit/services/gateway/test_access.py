@@ -1,0 +1,84 @@
+"""The access log tells who asked for what and what came of it, and no secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from services.gateway import access, app
+from services.gateway.auth import Gatekeeper
+from services.gateway.core import Gateway
+from synod.codec import CODECS
+from synod.contracts import ScoreItem, ScoreRequest
+from synod.images import encode_png
+
+JSON = CODECS["application/json"]
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Iterator[Lines]:
+    """The log is open, and can be read."""
+    file = tmp_path / "access.jsonl"
+    access.open_log(file)
+    yield lambda: [json.loads(line) for line in file.read_text().splitlines()]
+    for handler in access.log.handlers:
+        handler.close()
+    access.log.handlers = []
+    access.log.setLevel(logging.CRITICAL)
+
+
+def body(**fields: Any) -> bytes:
+    import numpy as np
+
+    item = ScoreItem(encode_png(np.zeros((2, 2, 3), np.uint8)), "a secret prompt")
+    return JSON.encode_request(ScoreRequest((item, item), **fields))
+
+
+def post(gateway: Gateway, sent: bytes, gatekeeper: Gatekeeper | None = None, **headers: str) -> int:
+    with TestClient(app.build(gateway, gatekeeper)) as client:
+        return client.post(
+            "/v1/score", content=sent, headers={"content-type": "application/json", **headers}
+        ).status_code
+
+
+def test_a_line_tells_of_the_request(gateway: Gateway, lines: Lines) -> None:
+    assert post(gateway, body(scorers=("a",), weights={"b": 1.0}, request_id="r-1")) == 200
+    (line,) = lines()
+    assert line.pop("ms") >= 0
+    assert line.pop("time") > 1.7e9
+    assert line == {
+        "request_id": "r-1",
+        "route": "/v1/score",
+        "caller": "anyone",
+        "scorers": ["a", "b"],
+        "ensemble": None,
+        "items": 2,
+        "outcome": "ok",
+    }
+
+
+def test_what_is_refused_is_told_and_nothing_that_the_caller_made_up(gateway: Gateway, lines: Lines) -> None:
+    assert post(gateway, body(scorers=("a secret prompt",), request_id="a\nb")) == 404
+    assert post(gateway, b"{") == 400
+    first, second = lines()
+    assert (first["outcome"], first["scorers"], first["request_id"]) == ("unknown_scorer", [], None)
+    assert (second["outcome"], "items" in second) == ("invalid_request", False)
+    assert second["request_id"]
+
+
+def test_no_token_and_no_prompt_is_written(gateway: Gateway, lines: Lines) -> None:
+    post(gateway, body(scorers=("a",), request_id="r"), authorization="Bearer a-secret-token")
+    assert "secret" not in json.dumps(lines())
+
+
+def test_it_is_off_by_default(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert post(gateway, body(scorers=("a",))) == 200
+    assert [record for record in caplog.records if record.name == "synod.access"] == []
