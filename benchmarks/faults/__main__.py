@@ -6,14 +6,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import benchmarks.faults
 from benchmarks.faults import cases
+from benchmarks.faults.fuzz import fuzz
 from benchmarks.faults.plane import ROOT, Running, running
 from benchmarks.faults.soak import soak
 from benchmarks.machine import machine
@@ -40,31 +42,55 @@ CASES: Final = {
 }
 
 
+FUZZ: Final = (20_000, 500)  # cases, full and quick
+SOAK: Final = (20.0, 0.1)  # minutes
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=benchmarks.faults.__doc__)
     parser.add_argument("--quick", action="store_true", help="small counts, and a soak of seconds")
-    parser.add_argument("--only", nargs="*", choices=[*CASES, "soak"], help="these faults only")
+    parser.add_argument("--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="these only")
     parser.add_argument("--soak-minutes", type=float, help="20; 0.1 with --quick")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
     options = parser.parse_args(arguments)
-    minutes = options.soak_minutes or (0.1 if options.quick else 20.0)
-    result: dict[str, Any] = {"command": " ".join(["python -m benchmarks.faults", *sys.argv[1:]]), "machine": machine()}
-    with TemporaryDirectory(prefix="synod-faults-") as folder, running(Path(folder)) as plane:
-        result["cases"] = dict(_run(plane, options.only, options.quick, minutes))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return report(result["cases"])
+    minutes = SOAK[options.quick] if options.soak_minutes is None else options.soak_minutes
+    on_plane: dict[str, Callable[[Running], dict[str, Any]]] = {
+        name: partial(_inject, case, options.quick) for name, case in CASES.items()
+    }
+    on_plane["soak"] = partial(soak, seconds=60 * minutes)
+    chosen = options.only or ["fuzz", *on_plane]
+    record = _Record(options.out)
+    if "fuzz" in chosen:
+        record.add("fuzz", partial(fuzz, FUZZ[options.quick]))
+    if set(chosen) & set(on_plane):
+        with TemporaryDirectory(prefix="synod-faults-") as folder, running(Path(folder)) as plane:
+            for name, inject in on_plane.items():
+                if name in chosen:
+                    record.add(name, partial(inject, plane))
+    return report(record.cases)
 
 
-def _run(plane: Running, only: Sequence[str] | None, quick: bool, minutes: float) -> Iterator[tuple[str, Any]]:
-    chosen = {name: (case.inject, case.quick if quick else case.full) for name, case in CASES.items()}
-    chosen["soak"] = (soak, 60 * minutes)
-    for name, (inject, amount) in chosen.items():
-        if not only or name in only:
-            began_s = time.monotonic()
-            found = inject(plane, amount)
-            print(name, json.dumps(found), flush=True)
-            yield name, {"does": inject.__doc__, **found, "took_s": round(time.monotonic() - began_s, 1)}
+def _inject(case: Case, quick: bool, plane: Running) -> dict[str, Any]:
+    does = {"does": case.inject.__doc__}
+    return does | case.inject(plane, case.quick if quick else case.full)
+
+
+class _Record:
+    """What was counted, written anew after every case."""
+
+    def __init__(self, path: Path) -> None:
+        self.cases: dict[str, dict[str, Any]] = {}
+        self._path = path
+
+    def add(self, name: str, count: Callable[[], dict[str, Any]]) -> None:
+        """Run one."""
+        began_s = time.monotonic()
+        self.cases[name] = count() | {"took_s": round(time.monotonic() - began_s, 1)}
+        print(name, json.dumps(self.cases[name]), flush=True)
+        command = " ".join(["python -m benchmarks.faults", *sys.argv[1:]])
+        text = json.dumps({"command": command, "machine": machine(), "cases": self.cases}, indent=1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(text + "\n")
 
 
 def report(found: dict[str, Any]) -> int:

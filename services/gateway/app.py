@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
 
 import synod
 from services.gateway import docs, rest
@@ -47,6 +48,7 @@ def build(gateway: Gateway, gatekeeper: Gatekeeper | None = None, *, metrics_nee
     app.state.gatekeeper = gatekeeper or Gatekeeper()
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
+    app.exception_handler(HTTPException)(rest.unrouted)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
