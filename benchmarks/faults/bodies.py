@@ -85,7 +85,7 @@ def planted(codec: Codec, *, put: bool) -> st.SearchStrategy[bytes]:
     trees = [_tree(one) for one in (PUTS if put else REQUESTS)]
     spots = [(one, path) for one in trees for path in _paths(one)]
     odd = st.sampled_from(_ODD) | st.text(max_size=4) | st.integers(-(2**63), 2**64 - 1) | st.floats()
-    return st.builds(lambda spot, value: _dump(codec, _plant(*spot, value)), st.sampled_from(spots), odd)
+    return st.builds(lambda spot, value: _dump(codec, _plant(spot[0], spot[1], value)), st.sampled_from(spots), odd)
 
 
 def _shuffled(put: bool) -> st.SearchStrategy[bytes]:

@@ -25,33 +25,41 @@ from synod.contracts import Picture, ScoreItem, ScoreRequest
 from synod.images import encode_png
 
 Result = dict[str, Any]
+Answered = tuple[int, float, float | None]  # status, seconds, Retry-After
 KIND: Final = {"content-type": MSGPACK.content_type}
 GROUP: Final = 32
+TWICE_FROM: Final = 2000  # images: fewer are scored before the plane is whole again
+CUT: Final = 45  # bytes of a PNG: its header, and the first of its pixels
 
 
 def replica_killed(plane: Running, images: int) -> Result:
-    """SIGKILL of one of two scorer replicas, twice, under 16 clients."""
+    """SIGKILL of one of two scorer replicas under 16 clients, and again when the plane is whole."""
     return _killed(plane, "colour", images)
 
 
 def gateway_killed(plane: Running, images: int) -> Result:
-    """SIGKILL of one of two gateways, twice, under 16 clients."""
+    """SIGKILL of one of two gateways under 16 clients, and again when the plane is whole."""
     return _killed(plane, "Gateway", images)
 
 
 def _killed(plane: Running, deployment: str, images: int) -> Result:
     plane.whole(deployment, 2)
-    killed: list[int] = []
+    tally, killed, under_way = Tally(), list[int](), list[int]()
 
     def kill() -> None:
         plane.whole(deployment, 2, without=killed)
         killed.append(min(plane.pids(deployment)))
         os.kill(killed[-1], signal.SIGKILL)
+        under_way.append(tally.asked - tally.done)
 
-    tally, seen = drive(plane.url, fresh(images), "colour", at={images // 4: kill, images // 2: kill})
+    at = {images // 4: kill} if images < TWICE_FROM else {images // 4: kill, images // 2: kill}
+    seen = drive(plane.url, fresh(images), "colour", tally, at=at)
     plane.whole(deployment, 2, without=killed)
-    held = {"no score is lost, doubled, disordered or invented": tally.whole(), "two were killed": len(killed) == 2}
-    return tally.counts() | {"attempts": dict(seen), "killed": len(killed), "held": held}
+    held = {
+        "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked == images,
+        "every kill met work under way": len(under_way) == len(at) and all(under_way),
+    }
+    return tally.counts() | {"under_way_at_kills": under_way, "attempts": dict(seen), "held": held}
 
 
 def corrupt_image(plane: Running, images: int) -> Result:
@@ -60,9 +68,10 @@ def corrupt_image(plane: Running, images: int) -> Result:
     bad = {group[i % GROUP] for i, group in enumerate(zip(*[iter(numbers)] * GROUP, strict=True))}
 
     def image(number: int) -> Picture:
-        return encode_png(picture(number))[:-30] if number in bad else either(number)
+        return encode_png(picture(number))[:CUT] if number in bad else either(number)
 
-    tally, _ = drive(plane.url, numbers, "colour", image=image, per_request=GROUP)
+    tally = Tally()
+    drive(plane.url, numbers, "colour", tally, image=image, per_request=GROUP)
     held = {
         "31 of 32 are scored": tally.right == len(numbers) - len(bad),
         "the corrupt one is a bad_image": tally.failed == Counter(bad_image=len(bad)),
@@ -74,7 +83,8 @@ def nan(plane: Running, images: int) -> Result:
     """A scorer yields NaN for 1 % of the pictures."""
     numbers = fresh(images)
     bad = sum(number % NAN_EVERY == 0 for number in numbers)
-    tally, _ = drive(plane.url, numbers, "nan")
+    tally = Tally()
+    drive(plane.url, numbers, "nan", tally)
     held = {
         "every NaN is a typed failure": tally.failed == Counter(non_finite=bad) and bad > 0,
         "all others are scored": tally.right == images - bad,
@@ -89,20 +99,21 @@ def overload(plane: Running, seconds: float) -> Result:
     tally, answers = asyncio.run(_overload(plane.url, seconds))
     admitted = sorted(seconds for status, seconds, _ in answers if status == 200)
     refused = [after for status, _, after in answers if status == 429]
+    waits = [after for after in refused if after is not None]
     window = graph.windows(plane.settings)["busy"].images
     drain = BUSY_BATCH / BUSY_BATCH_S
     gateways = plane.settings.server.gateway_replicas
     held = {
         "all are answered 200 or 429": len(admitted) + len(refused) == len(answers),
         "some of each": bool(admitted) and bool(refused),
-        "every refusal says when to come back": all(after is not None and after >= 1 for after in refused),
+        "every refusal says when to come back": len(waits) == len(refused) and min(waits, default=1) >= 1,
         "what is admitted is scored": tally.whole(),
     }
     return tally.counts() | {
         "requests": len(answers),
         "admitted": len(admitted),
         "refused": len(refused),
-        "retry_after_s": {"median": statistics.median(refused), "most": max(refused)} if refused else None,
+        "retry_after_s": {"median": statistics.median(waits), "most": max(waits)} if waits else None,
         "admitted_p99_s": round(admitted[int(0.99 * len(admitted))], 3) if admitted else None,
         "bound_s": round(gateways * (QUEUE + window + PER_REQUEST) / drain, 3),  # queued and under way / drain rate
         "offered_over_drain": round(len(answers) * PER_REQUEST / seconds / drain, 2),
@@ -110,12 +121,12 @@ def overload(plane: Running, seconds: float) -> Result:
     }
 
 
-async def _overload(url: str, seconds: float) -> tuple[Tally, list[tuple[int, float, float | None]]]:
-    """An open loop at twice the drain rate: (status, seconds, Retry-After) of every request."""
+async def _overload(url: str, seconds: float) -> tuple[Tally, list[Answered]]:
+    """An open loop at twice the drain rate: what every request was answered."""
     tally, period_s = Tally(), PER_REQUEST / (2 * BUSY_BATCH / BUSY_BATCH_S)
     limits = httpx.Limits(max_connections=None)
 
-    async def ask(http: httpx.AsyncClient) -> tuple[int, float, float | None]:
+    async def ask(http: httpx.AsyncClient) -> Answered:
         numbers, began_s = fresh(PER_REQUEST), time.monotonic()
         body = MSGPACK.encode_request(ScoreRequest(_items(numbers), ("busy",), timeout_ms=60_000))
         answer = await http.post("/v1/score", content=body, headers=KIND)
@@ -128,7 +139,8 @@ async def _overload(url: str, seconds: float) -> tuple[Tally, list[tuple[int, fl
         return answer.status_code, took_s, None if after is None else float(after)
 
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http, asyncio.TaskGroup() as tasks:
-        began_s, asked = time.monotonic(), []
+        asked: list[asyncio.Task[Answered]] = []
+        began_s = time.monotonic()
         while (due_s := began_s + len(asked) * period_s) < began_s + seconds:
             await asyncio.sleep(due_s - time.monotonic())
             asked.append(tasks.create_task(ask(http)))
@@ -184,10 +196,12 @@ def wrong_channel_order(plane: Running, replicas: int) -> Result:
         told = serve.status().applications["swapped"].deployments["swapped"]
         running = int(told.replica_states.get("RUNNING", 0))
         message = told.message
+    tally = Tally()
+    drive(plane.url, fresh(PER_REQUEST), "colour", tally)
     held = {
         "no replica of it serves": running == 0,
         "its drift is told": "golden item 0 scored" in message,
-        "the others serve": drive(plane.url, fresh(PER_REQUEST), "colour")[0].whole(),
+        "the others serve": tally.whole(),
     }
     return {"replicas": replicas, "running": running, "told": message.strip().splitlines()[-1], "held": held}
 

@@ -8,6 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +32,18 @@ OUR_FAULT: Final = (SynodError.code, ScorerFailed.code)
 GROWTH_MIB: Final = 256.0  # what bodies of 1 MiB may unfold to
 _ACCEPTED: Final = (*CODECS, NDJSON, "*/*", "text/html, application/json;q=0.5", "application/msgpack, x", "é", "")
 _SENT: Final = (*CODECS, "application/json; charset=utf-16", "APPLICATION/JSON", "text/plain", "multipart/x", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Cases for one way in, how many parts of the whole it gets (0: there is one case), and how a case is sent.
+
+    `send` judges the answer and names it for the counts; it raises for one that breaks a promise.
+    """
+
+    cases: st.SearchStrategy[Any]
+    parts: int
+    send: Callable[[Any], str]
 
 
 class Target:
@@ -62,36 +76,33 @@ def target() -> Iterator[Target]:
 
 
 def fuzz(cases: int) -> dict[str, Any]:
-    """`cases` in all, over the OpenAPI document and every wire, with what broke, shrunk."""
+    """`cases` or more, over the OpenAPI document and every wire; what broke a promise, shrunk."""
+    sent, answers = Counter[str](), Counter[str]()
+    broken: dict[str, str] = {}
     with target() as one:
         began_mib = one.memory_mib("VmRSS")
-        wires = {**_wires(one), **_documented(one)}
-        share = -(-cases // sum(weight for _, weight, _ in wires.values()))
-        sent, statuses = Counter[str](), Counter[str]()
-        broken: dict[str, str] = {}
-        for name, (strategy, weight, send) in wires.items():
-            _probe(name, strategy, share * weight, send, sent, statuses, broken)
+        wires = _wires(one) | _documented(one)
+        share = -(-cases // sum(wire.parts for wire in wires.values()))
+        for name, wire in wires.items():
+            try:
+                _probe(name, wire, max(1, share * wire.parts), sent, answers)
+            except Exception as error:  # whatever it is, it goes into the record
+                told = [f"{type(error).__name__}: {error}"[:2000], *getattr(error, "__notes__", ())]
+                broken[name] = "\n".join(told)
         peak_mib = one.memory_mib("VmHWM")
         held = {
             "no 5xx but typed 503 and 504, every error is typed": not broken,
             "the gateway serves afterwards": serves(one),
             "memory is bounded": peak_mib - began_mib < GROWTH_MIB,
         }
-    figures = {"cases": sent.total(), "by_wire": dict(sent), "answers": dict(sorted(statuses.items()))}
+    figures = {"cases": sent.total(), "by_wire": dict(sent), "answers": dict(sorted(answers.items()))}
     return figures | {"rss_mib": {"began": began_mib, "peak": peak_mib}, "broken": broken, "held": held}
 
 
-def _probe(
-    name: str,
-    strategy: st.SearchStrategy[Any],
-    cases: int,
-    send: Callable[[Any], str],
-    sent: Counter[str],
-    statuses: Counter[str],
-    broken: dict[str, str],
-) -> None:
-    """Send `cases` of them, counted by what they are answered; the smallest that broke a promise is kept."""
-    quiet = settings(
+def _probe(name: str, wire: Wire, cases: int, sent: Counter[str], answers: Counter[str]) -> None:
+    """Send `cases`, always the same, and count. Raises the smallest that broke a promise, as Hypothesis tells it."""
+
+    @settings(
         max_examples=cases,
         deadline=None,
         database=None,
@@ -99,22 +110,16 @@ def _probe(
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-
-    @quiet
-    @given(strategy)
+    @given(wire.cases)
     def probe(case: Any) -> None:
         sent[name] += 1
-        statuses[send(case)] += 1
+        answers[wire.send(case)] += 1
 
-    try:
-        probe()
-    except Exception as error:  # whatever it is, it goes into the record
-        broken[name] = "\n".join([f"{type(error).__name__}: {error}"[:2000], *getattr(error, "__notes__", ())])
+    probe()
 
 
-def _wires(one: Target) -> dict[str, tuple[st.SearchStrategy[Any], int, Callable[[Any], str]]]:
-    """Per wire: cases, how many parts of the whole it gets, and how one is sent and judged."""
-    found: dict[str, tuple[st.SearchStrategy[Any], int, Callable[[Any], str]]] = {}
+def _wires(one: Target) -> dict[str, Wire]:
+    """REST by format, whole and in parts, uploads, and gRPC."""
 
     def post(case: tuple[bytes, str, str]) -> str:
         return _rest(one, "POST", "/v1/score", *case)
@@ -122,25 +127,24 @@ def _wires(one: Target) -> dict[str, tuple[st.SearchStrategy[Any], int, Callable
     def put(case: tuple[bytes, str, str]) -> str:
         return _rest(one, "PUT", "/v1/images", *case)
 
+    found: dict[str, Wire] = {}
+    accepted = st.sampled_from(_ACCEPTED)
     for codec in CODECS.values():
         short = codec.content_type.removeprefix("application/")
         own = st.just(codec.content_type)
         mixed = st.one_of(own, own, own, st.sampled_from(_SENT))
-        found[f"rest {short}"] = (st.tuples(bodies(codec), mixed, st.sampled_from(_ACCEPTED)), 3, post)
-        found[f"ndjson {short}"] = (st.tuples(bodies(codec), own, st.just(NDJSON)), 1, post)
-        found[f"images {short}"] = (st.tuples(bodies(codec, put=True), mixed, st.sampled_from(_ACCEPTED)), 1, put)
-    found["grpc Score"] = (bodies(PROTOBUF), 3, lambda body: _unary(one, "Score", body, PROTOBUF.decode_response))
-    found["grpc PutImages"] = (
-        bodies(PROTOBUF, put=True),
-        1,
-        lambda body: _unary(one, "PutImages", body, PROTOBUF.decode_digests),
-    )
-    stream = st.lists(bodies(PROTOBUF).map(_framed) | bodies(PROTOBUF), max_size=3)
-    found["grpc ScoreStream"] = (stream, 2, lambda sent: _stream(one, sent))
+        found[f"rest {short}"] = Wire(st.tuples(bodies(codec), mixed, accepted), 3, post)
+        found[f"ndjson {short}"] = Wire(st.tuples(bodies(codec), own, st.just(NDJSON)), 1, post)
+        found[f"images {short}"] = Wire(st.tuples(bodies(codec, put=True), mixed, accepted), 1, put)
+    score, images = bodies(PROTOBUF), bodies(PROTOBUF, put=True)
+    several = st.lists(score.map(_framed) | score, max_size=3)
+    found["grpc Score"] = Wire(score, 3, partial(_unary, one, "Score", PROTOBUF.decode_response))
+    found["grpc PutImages"] = Wire(images, 1, partial(_unary, one, "PutImages", PROTOBUF.decode_digests))
+    found["grpc ScoreStream"] = Wire(several, 2, partial(_stream, one))
     return found
 
 
-def _documented(one: Target) -> dict[str, tuple[st.SearchStrategy[Any], int, Callable[[Any], str]]]:
+def _documented(one: Target) -> dict[str, Wire]:
     """What schemathesis makes of the OpenAPI document: valid cases and broken ones of every operation."""
     import schemathesis
     from schemathesis import GenerationMode
@@ -149,17 +153,12 @@ def _documented(one: Target) -> dict[str, tuple[st.SearchStrategy[Any], int, Cal
         answer = case.call()
         return judged(case.operation.path, answer.status_code, dict(answer.headers), answer.content)
 
-    found: dict[str, tuple[st.SearchStrategy[Any], int, Callable[[Any], str]]] = {}
+    found: dict[str, Wire] = {}
     document = schemathesis.openapi.from_url(f"{one.url}/openapi.json")
-    for result in document.get_all_operations():
-        operation = result.ok()
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            weight = 2 if operation.body else 1
-            try:
-                strategy = operation.as_strategy(generation_mode=mode)
-                found[f"openapi {mode.value} {operation.label}"] = (strategy, weight, send)
-            except Exception as nothing:  # an operation without anything to get wrong
-                print(f"openapi {mode.value} {operation.label}: {nothing}")
+    for operation in (result.ok() for result in document.get_all_operations()):
+        for mode in GenerationMode if operation.body else (GenerationMode.POSITIVE,):
+            strategy = operation.as_strategy(generation_mode=mode)
+            found[f"openapi {mode.value} {operation.label}"] = Wire(strategy, 2 if operation.body else 0, send)
     return found
 
 
@@ -208,7 +207,7 @@ def _check_error(error: SynodError, status: int) -> None:
     assert status < 500 or status in TYPED_5XX, f"{status}: {error}"
 
 
-def _unary(one: Target, method: str, body: bytes, decode: Callable[[bytes], Any]) -> str:
+def _unary(one: Target, method: str, decode: Callable[[bytes], Any], body: bytes) -> str:
     try:
         answer = decode(one.channel.unary_unary(f"/{SERVICE}/{method}")(body, timeout=120))
         if isinstance(answer, ScoreResponse):

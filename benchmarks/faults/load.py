@@ -14,7 +14,7 @@ import httpx
 
 from benchmarks.faults.scorers import NUMBERS, number_of, picture, value
 from synod.client import SynodClient
-from synod.contracts import Outcome, Picture, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import Content, Outcome, Picture, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import SynodError
 from synod.images import encode_png
 
@@ -106,16 +106,17 @@ def drive(
     url: str,
     numbers: Sequence[int],
     scorer: str,
+    tally: Tally,
     *,
     at: Mapping[int, Callable[[], None]] | None = None,
     image: Callable[[int], Picture] | None = None,
     per_request: int = PER_REQUEST,
-) -> tuple[Tally, Counter[str]]:
-    """CLIENTS real clients score these pictures; the tally, and what attempts were answered.
+) -> Counter[str]:
+    """CLIENTS real clients score these pictures, into the tally; how many attempts were answered what.
 
     `at[n]()` is called, once, as soon as n pictures are done. Half of them go as PNG, the others raw.
     """
-    tally, seen, plans = Tally(), Counter[str](), dict(at or {})
+    seen, plans = Counter[str](), dict(at or {})
     work: Iterator[Sequence[int]] = iter([numbers[i : i + per_request] for i in range(0, len(numbers), per_request)])
     lock = threading.Lock()
 
@@ -137,7 +138,7 @@ def drive(
     with ThreadPoolExecutor(CLIENTS) as pool:
         for running in [pool.submit(client) for _ in range(CLIENTS)]:
             running.result()
-    return tally, seen
+    return seen
 
 
 def score(
@@ -155,6 +156,6 @@ def score(
         tally.outcome(number, outcome)
 
 
-def either(number: int) -> Picture:
+def either(number: int) -> Content:
     """The picture, raw or as PNG."""
     return encode_png(picture(number)) if number % 2 else picture(number)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.faults.cases import CUT
 from benchmarks.faults.load import PER_REQUEST, Counting, Tally, either, fresh, score
 from benchmarks.faults.plane import Running
 from benchmarks.faults.scorers import picture
@@ -51,7 +52,7 @@ def bounded(figures: dict[str, float]) -> bool:
 
 def _client(plane: Running, lane: int, ends_s: float, tally: Tally, seen: Counter[str]) -> None:
     def corrupt(number: int) -> Picture:
-        return encode_png(picture(number))[:-20]
+        return encode_png(picture(number))[:CUT]
 
     with SynodClient(plane.url, timeout_s=120, by_digest=True, transport=Counting(seen)) as client:
         while time.monotonic() < ends_s:
