@@ -148,6 +148,7 @@ def _documented(one: Target) -> dict[str, Wire]:
     """What schemathesis makes of the OpenAPI document: valid cases and broken ones of every operation."""
     import schemathesis
     from schemathesis import GenerationMode
+    from schemathesis.core.result import Err
 
     def send(case: Any) -> str:
         answer = case.call()
@@ -155,7 +156,9 @@ def _documented(one: Target) -> dict[str, Wire]:
 
     found: dict[str, Wire] = {}
     document = schemathesis.openapi.from_url(f"{one.url}/openapi.json")
-    for operation in (result.ok() for result in document.get_all_operations()):
+    for result in document.get_all_operations():
+        assert not isinstance(result, Err), result.err()
+        operation = result.ok()
         for mode in GenerationMode if operation.body else (GenerationMode.POSITIVE,):
             strategy = operation.as_strategy(generation_mode=mode)
             found[f"openapi {mode.value} {operation.label}"] = Wire(strategy, 2 if operation.body else 0, send)
@@ -209,7 +212,8 @@ def _check_error(error: SynodError, status: int) -> None:
 
 def _unary(one: Target, method: str, decode: Callable[[bytes], Any], body: bytes) -> str:
     try:
-        answer = decode(one.channel.unary_unary(f"/{SERVICE}/{method}")(body, timeout=120))
+        call: Any = one.channel.unary_unary(f"/{SERVICE}/{method}")
+        answer = decode(call(body, timeout=120))
         if isinstance(answer, ScoreResponse):
             _check_scores(answer)
     except grpc.RpcError as failed:
@@ -221,7 +225,8 @@ def _stream(one: Target, sent: list[bytes]) -> str:
     """Every message of the stream is answered to its end, whatever its neighbours are."""
     ended = 0
     try:
-        for data in one.channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter(sent), timeout=120):
+        call: Any = one.channel.stream_stream(f"/{SERVICE}/ScoreStream")
+        for data in call(iter(sent), timeout=120):
             part = PROTOBUF.decode_part(data)
             if isinstance(part, RequestError):
                 _check_error(part.error, part.error.http_status)

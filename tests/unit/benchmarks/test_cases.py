@@ -7,7 +7,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from services.backends import LocalBackend
 from services.gateway import app, fanout, rest
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway
+from services.gateway.store import MemoryStore
 from services.settings import load
+from synod.contracts import Origin
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
@@ -38,7 +40,8 @@ class Here(Running):
 
 
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[Here]:
+def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
+    """It keeps scores, unless the test says how many."""
     (tmp_path / "models").mkdir()
     (tmp_path / "golden.json").touch()
     config = tmp_path / "plane.toml"
@@ -49,12 +52,13 @@ def plane(tmp_path: Path) -> Iterator[Here]:
     servers: list[uvicorn.Server] = []
 
     async def serve() -> None:
-        backend = LocalBackend({n: build(n, scorer) for n in ("colour", "nan", "logged")}, max_batch_images=4)
-        busy = LocalBackend({"busy": build("busy", scorer)}, max_batch_images=BUSY_BATCH)
-        backend._batchers |= busy._batchers
-        backend._specs |= busy._specs
+        scorers = {name: build(name, scorer) for name in ("colour", "nan", "busy", "logged")}
+        for one in scorers.values():
+            one.spec = replace(one.spec, origin=Origin("none", "1"))
+        backend = LocalBackend(scorers, max_batch_images=BUSY_BATCH)
         admission = Admission({"busy": Window(16, 2)}, QUEUE)
-        gateway = Gateway(backend, {}, settings.limits, settings.server, admission=admission)
+        store = MemoryStore(2**20, getattr(request, "param", 1000))
+        gateway = Gateway(backend, {}, settings.limits, settings.server, admission=admission, store=store)
         servers.append(uvicorn.Server(uvicorn.Config(app.build(gateway), log_level="error", ws="none")))
         await servers[0].serve([listener])
         await backend.close()
@@ -68,7 +72,7 @@ def plane(tmp_path: Path) -> Iterator[Here]:
 
 @pytest.mark.parametrize(
     ("inject", "amount"),
-    [(cases.corrupt_image, 64), (cases.nan, 200), (cases.overload, 4.0)],
+    [(cases.corrupt_image, 64), (cases.nan, 200), (cases.overload, 4.0), (cases.timeout_then_retry, 2)],
     ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_a_gateway_keeps_its_promises(plane: Here, inject: Any, amount: float) -> None:
@@ -77,8 +81,9 @@ def test_a_gateway_keeps_its_promises(plane: Here, inject: Any, amount: float) -
     assert all(found["held"].values()), found
 
 
-def test_work_that_is_not_shared_is_seen(plane: Here) -> None:
-    """These scorers have no origin, so nothing is kept: a retry must measure anew, and the case must say so."""
+@pytest.mark.parametrize("plane", [0], indirect=True)
+def test_work_done_twice_is_seen(plane: Here) -> None:
+    """Where no score is kept a retry measures anew, and the case says so."""
     found = cases.timeout_then_retry(plane, 1)
     assert found["device_runs"] == 8
     assert not found["held"]["device work is done once"]
