@@ -16,7 +16,7 @@ from benchmarks.faults.scorers import NUMBERS, Colour, bgr, picture, value
 from benchmarks.faults.soak import _figures, bounded
 from synod.codec import CODECS, JSON, MSGPACK
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreResponse
-from synod.errors import Overloaded, SynodError, Unavailable
+from synod.errors import InvalidRequest, Overloaded, SynodError, Unavailable
 from synod.images import ImageLimits, decode_item
 
 LIMITS = ImageLimits(2**20, 2**20)
@@ -120,7 +120,7 @@ def test_growing_memory_is_not_bounded() -> None:
         (500, "text/plain", b"Internal Server Error"),
         (404, "application/json", b'{"detail":"Not Found"}'),
         (500, "application/json", JSON.encode_error(SynodError("internal error"))),
-        (502, "application/json", JSON.encode_error(Unavailable("away"))),
+        (502, "application/json", JSON.encode_error(InvalidRequest("bad"))),
         (429, "application/json", JSON.encode_error(Overloaded("full"))),  # without Retry-After
         (200, "application/json", b"{}"),
         (200, "application/x-ndjson", b'{"request_id":"r","scored":{"index":0,"scorer":"a","outcome":{"value":1}}}\n'),
