@@ -23,8 +23,9 @@ demo: setup ## Start the plane, score the sample images over REST, write runs/de
 test: setup lint ## Lint, type-check and run every test, one Ray Serve session included
 	@$(PYTHON) -m pytest
 
-test-full: setup lint ## The same with full counts of random cases (slow)
+test-full: setup lint ## The same with full counts of random cases and faults, and a soak (an hour)
 	@SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
+	@$(PYTHON) -m benchmarks.faults
 
 lint: setup ## ruff, mypy and buf
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

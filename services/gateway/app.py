@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
+from starlette.exceptions import HTTPException
 
 import synod
 from services.gateway import compat as compatible
@@ -69,6 +70,7 @@ def build(
     app.include_router(console.router)
     for router in compatible.routers(compat or CompatSettings()):
         app.include_router(router)
+    app.exception_handler(HTTPException)(rest.unrouted)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.gateway import access, auth, metrics, schema
@@ -30,7 +31,8 @@ from services.gateway.core import Gateway
 from services.gateway.ndjson import NDJSON, Ndjson, gone
 from synod.codec import CODECS, Codec, codec_for
 from synod.contracts import PutImagesResponse
-from synod.errors import PayloadTooLarge, SynodError
+from synod.errors import InvalidRequest, PayloadTooLarge, SynodError
+from synod.reader import show
 
 T = TypeVar("T")
 log = logging.getLogger("synod.gateway")
@@ -186,6 +188,13 @@ def error_response(http: Request, error: SynodError) -> Response:
     if (challenge := auth.challenge(error)) is not None:
         headers["www-authenticate"] = challenge
     return Response(codec.encode_error(error), error.http_status, headers, media_type=codec.content_type)
+
+
+async def unrouted(http: Request, refused: HTTPException) -> Response:
+    """The answer for a path or a method that is not here: typed, with the status and headers of HTTP."""
+    codec = answer_codec(http)
+    error = InvalidRequest(f"no {show(http.method)[1:-1]} {show(http.url.path)} here; GET /docs tells what there is")
+    return Response(codec.encode_error(error), refused.status_code, refused.headers, media_type=codec.content_type)
 
 
 async def _outcome(handler: Callable[[Request], Awaitable[Response]], http: Request) -> tuple[Response, str]:

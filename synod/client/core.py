@@ -45,8 +45,6 @@ _BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are no
     408: DeadlineExceeded,
     413: PayloadTooLarge,
     429: Overloaded,
-    502: Unavailable,
-    503: Unavailable,
     504: DeadlineExceeded,
 }
 
@@ -134,7 +132,7 @@ def error_in(answer: Answer) -> SynodError:
     error: SynodError | None = None
     with contextlib.suppress(InvalidRequest):  # the body of some other server
         error = None if codec is None else codec.decode_error(answer.body)
-    error = error or _BY_STATUS.get(answer.status, SynodError)(f"{_quote(answer)}; {_PLANE}")
+    error = error or _kind_of(answer.status)(f"{_quote(answer)}; {_PLANE}")
     if error.retry_after_s is None:
         error.retry_after_s = answer.retry_after_s
     return error
@@ -203,6 +201,11 @@ def joined(parts: Iterable[Part], items: int) -> ScoreResponse:
 def _patience_s(sent: ScoreRequest) -> float:
     assert sent.timeout_ms is not None
     return sent.timeout_ms / 1000 + GRACE_S
+
+
+def _kind_of(status: int) -> type[SynodError]:
+    """Of an answer that is not the plane's own. Any other 5xx is the way's: a proxy's 500 for a gateway that died."""
+    return _BY_STATUS.get(status, Unavailable if status >= 500 else SynodError)
 
 
 def _codec(answer: Answer) -> Codec | None:

@@ -47,6 +47,8 @@ _BY_CODE: Final[Mapping[grpc.StatusCode, type[SynodError]]] = {  # for errors th
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.INTERNAL: Unavailable,  # the way's: a plane's own internal error says so in the metadata
+    grpc.StatusCode.UNKNOWN: Unavailable,
 }
 
 

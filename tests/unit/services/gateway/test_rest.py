@@ -66,6 +66,19 @@ async def test_the_answers_type(http: httpx.AsyncClient, accept: str, sent: str,
     assert len(CODECS[answered].decode_response(answer.content).results) == 1
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("DELETE", "/v1/score", 405)])
+@pytest.mark.parametrize("kind", list(CODECS))
+async def test_what_is_not_here_is_a_typed_error_too(
+    http: httpx.AsyncClient, method: str, path: str, status: int, kind: str
+) -> None:
+    answer = await http.request(method, path, headers={"accept": kind})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
+    error = CODECS[kind].decode_error(answer.content)
+    assert error.code == "invalid_request"
+    assert f"no {method} '{path}' here" in error.message
+    assert status == 404 or answer.headers["allow"] == "POST"
+
+
 async def test_the_body_limit_counts_what_arrives_not_what_is_declared(http: httpx.AsyncClient) -> None:
     async def stream() -> AsyncIterator[bytes]:
         for _ in range(5):

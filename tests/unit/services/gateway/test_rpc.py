@@ -18,7 +18,7 @@ from services.backends import LocalBackend, Readiness, ScorerSpec, Staged
 from services.gateway import app, auth, rpc
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
-from services.gateway.rpc import RpcServer
+from services.gateway.rpc import RewardServicer, RpcServer
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings, ServerSettings
 from synod.client import AsyncSynodClient, SynodClient
 from synod.client.core import Call, joined
@@ -43,6 +43,7 @@ from synod.errors import (
     PayloadTooLarge,
     SynodError,
     Unauthenticated,
+    Unavailable,
     UnknownImage,
     UnknownScorer,
 )
@@ -380,3 +381,37 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
                 client.score(ScoreRequest((grey(1),), ("lost",)))
 
     await asyncio.to_thread(use)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+async def test_a_status_of_another_server_is_asked_again_and_the_planes_own_error_is_not(
+    code: grpc.StatusCode, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy ends the calls of a gateway that died; a plane's own internal error would only come again."""
+    score, ids = gateway.score, list[str | None]()
+    faults = [True, True, False]
+
+    async def counted(request: ScoreRequest, caller: Caller) -> Any:
+        ids.append(request.request_id)
+        return await score(request, caller)
+
+    async def dying(servicer: RewardServicer, body: bytes, context: Any) -> bytes:
+        if faults.pop(0):
+            await context.abort(code, "the replica died")
+        return await servicer_score(servicer, body, context)
+
+    servicer_score = RewardServicer.score
+    monkeypatch.setattr(gateway, "score", counted)
+    monkeypatch.setattr(RewardServicer, "score", dying)
+    server = RpcServer(gateway, LIMITS.max_body_bytes)
+    url = f"grpc://127.0.0.1:{await server.start('127.0.0.1:0')}"
+    async with AsyncSynodClient(url, timeout_s=20) as client:
+        response = await client.score(ScoreRequest((grey(51),), ("mean",)))
+        assert response.results[0].scores["mean"] == Score(0.2)
+        assert ids == [response.request_id]
+        faults.append(False)
+        monkeypatch.setattr(gateway, "score", RuntimeError)
+        with pytest.raises(SynodError, match="internal error; quote") as raised:
+            await client.score(ScoreRequest((grey(51),), ("mean",)))
+        assert not isinstance(raised.value, Unavailable)
+    await server.stop()

@@ -89,6 +89,7 @@ def test_an_error_answer_raises_its_class(content_type: str, kind: type[SynodErr
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
+        (500, Unavailable),
         (502, Unavailable),
         (503, Unavailable),
         (504, DeadlineExceeded),

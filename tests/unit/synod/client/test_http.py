@@ -229,6 +229,18 @@ def test_a_lost_reply_is_asked_for_again_under_the_same_id(use: Use, plane: Plan
     assert plane.ids == [response.request_id] * 3
 
 
+def test_a_5xx_of_another_server_is_asked_again_and_the_planes_own_error_is_not(use: Use, plane: Plane) -> None:
+    """Serve's proxy answers 500 for a gateway that died; a plane's own internal error would only come again."""
+    plane.faults = [(500, "text/plain", b"Internal Server Error")] * 2
+    response = use("score", prompts(["abc"]))
+    assert response.results[0].scores["length"] == Score(3.0)
+    assert plane.ids == [response.request_id] * 3
+    plane.faults = [(500, "application/msgpack", MSGPACK.encode_error(SynodError("internal error")))]
+    with pytest.raises(SynodError, match=r"^internal error$"):
+        use("score", prompts(["abc"]))
+    assert len(plane.ids) == 4
+
+
 def test_retry_after_is_read_from_the_header(use: Use, plane: Plane) -> None:
     plane.faults = [(503, "text/html", b"<h1>away</h1>")]
     with pytest.raises(Unavailable) as raised:

@@ -1,0 +1,5 @@
+"""The proof under fault: faults are injected into a real plane under load, and what callers get is counted.
+
+python -m benchmarks.faults                      # full counts -> benchmarks/results/faults.json
+python -m benchmarks.faults --quick --out FILE   # small ones, as the tests run them
+"""

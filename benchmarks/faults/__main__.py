@@ -1,0 +1,105 @@
+"""Runs every fault and writes what was counted; fails when a promise was not kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import benchmarks.faults
+from benchmarks.faults import cases
+from benchmarks.faults.fuzz import fuzz
+from benchmarks.faults.plane import ROOT, Running, running
+from benchmarks.faults.soak import soak
+from benchmarks.machine import machine
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault, how much of it the full run does, and how much a quick one."""
+
+    inject: Callable[[Running, Any], dict[str, Any]]
+    full: float
+    quick: float
+
+
+CASES: Final = {
+    "corrupt_image": Case(cases.corrupt_image, 3200, 64),
+    "nan": Case(cases.nan, 3200, 200),
+    "timeout_then_retry": Case(cases.timeout_then_retry, 20, 3),
+    "client_gone": Case(cases.client_gone, 5, 1),
+    "overload": Case(cases.overload, 30.0, 6.0),
+    "wrong_channel_order": Case(cases.wrong_channel_order, 2, 1),
+    "replica_killed": Case(cases.replica_killed, 5120, 256),
+    "gateway_killed": Case(cases.gateway_killed, 5120, 256),
+}
+
+
+FUZZ: Final = (20_000, 500)  # cases, full and quick
+SOAK: Final = (20.0, 0.1)  # minutes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=benchmarks.faults.__doc__)
+    parser.add_argument("--quick", action="store_true", help="small counts, and a soak of seconds")
+    parser.add_argument("--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="these only")
+    parser.add_argument("--soak-minutes", type=float, help="20; 0.1 with --quick")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
+    options = parser.parse_args(arguments)
+    minutes = SOAK[options.quick] if options.soak_minutes is None else options.soak_minutes
+    on_plane: dict[str, Callable[[Running], dict[str, Any]]] = {
+        name: partial(_inject, case, options.quick) for name, case in CASES.items()
+    }
+    on_plane["soak"] = partial(soak, seconds=60 * minutes)
+    chosen = options.only or ["fuzz", *on_plane]
+    record = _Record(options.out)
+    if "fuzz" in chosen:
+        record.add("fuzz", partial(fuzz, FUZZ[options.quick]))
+    if set(chosen) & set(on_plane):
+        with TemporaryDirectory(prefix="synod-faults-") as folder, running(Path(folder)) as plane:
+            for name, inject in on_plane.items():
+                if name in chosen:
+                    record.add(name, partial(inject, plane))
+    return report(record.cases)
+
+
+def _inject(case: Case, quick: bool, plane: Running) -> dict[str, Any]:
+    does = {"does": case.inject.__doc__}
+    return does | case.inject(plane, case.quick if quick else case.full)
+
+
+class _Record:
+    """What was counted, written anew after every case."""
+
+    def __init__(self, path: Path) -> None:
+        self.cases: dict[str, dict[str, Any]] = {}
+        self._path = path
+
+    def add(self, name: str, count: Callable[[], dict[str, Any]]) -> None:
+        """Run one."""
+        began_s = time.monotonic()
+        self.cases[name] = count() | {"took_s": round(time.monotonic() - began_s, 1)}
+        print(name, json.dumps(self.cases[name]), flush=True)
+        command = " ".join(["python -m benchmarks.faults", *sys.argv[1:]])
+        text = json.dumps({"command": command, "machine": machine(), "cases": self.cases}, indent=1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(text + "\n")
+
+
+def report(found: dict[str, Any]) -> int:
+    """Says which promises were not kept; 1 if any."""
+    promises = [(name, said, kept) for name, one in found.items() for said, kept in one["held"].items()]
+    broken = [f"{name}: not so: {said}" for name, said, kept in promises if not kept]
+    print("\n".join(broken or [f"{len(found)} cases, {len(promises)} promises kept"]))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""A real plane for the faults: Ray Serve, two gateways, scorers without models; and its processes, by deployment."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from benchmarks.faults.scorers import BUSY_BATCH, LOG, build, picture, value
+from services.cluster.local import Plane, environment
+from services.cluster.processes import users_of
+from services.settings import Settings, load
+from synod.images import encode_png
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+GOLDEN_NUMBER: Final = 0xC02010  # red: of another channel order it is blue
+QUEUE: Final = 64
+ALONE: Final = "alone"  # a second application, of one gateway and one scorer, so that what a request cost can be told
+SETTINGS: Final = """
+golden = "./golden.json"
+[server]
+port = {port}
+gateway_replicas = 2
+[cluster]
+num_cpus = 16
+object_store_bytes = 134217728
+health_check_period_s = 0.5
+ready_timeout_s = 900
+[admission]
+max_queued_images = {queue}
+[store]
+max_scores = 20000
+max_image_bytes = 16777216
+[scorers.colour]
+kind = "ber"
+model = "./models"
+serving = {{ replicas = 2, max_batch_images = 16, batch_wait_ms = 2 }}
+[scorers.nan]
+kind = "ber"
+model = "./models"
+[scorers.busy]
+kind = "ber"
+model = "./models"
+serving = {{ max_batch_images = {busy_batch} }}
+"""
+PATIENCE_S: Final = 600.0  # of waits for what must come to be: generous, for a busy machine
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A plane that is up: where it answers, where it writes, whose processes are its own."""
+
+    url: str
+    folder: Path
+    settings: Settings
+    plane: Plane
+
+    @property
+    def alone_url(self) -> str:
+        """Where the application ALONE answers; it serves `logged`."""
+        return f"{self.url}/{ALONE}"
+
+    @property
+    def log(self) -> Path:
+        """What reached the device of `logged`."""
+        return self.folder / "models" / LOG
+
+    def pids(self, deployment: str) -> set[int]:
+        """The processes of a deployment's replicas."""
+        return {pid for pid in users_of(self.plane.temp_dir) if _title(pid).endswith(f":{deployment}")}
+
+    def rss_mib(self, pids: set[int]) -> float:
+        """Their resident memory in all, MiB; 0 for those that are gone."""
+        return sum(map(_rss_mib, pids))
+
+    def whole(self, deployment: str, replicas: int, without: Sequence[int] = ()) -> None:
+        """Return once all replicas live, none of them among `without`, and the plane is ready."""
+
+        def restored() -> bool:
+            pids = self.pids(deployment)
+            return len(pids) == replicas and not pids & set(without) and _answers(f"{self.url}/readyz")
+
+        eventually(restored, f"{replicas} processes of {deployment}")
+
+    @contextmanager
+    def application(self, name: str, route: str | None, settings: Settings) -> Iterator[None]:
+        """A further application on the same cluster, not waited for."""
+        from ray import serve
+
+        from services.cluster import graph
+
+        made = graph.application(settings, str((self.folder / "metrics").resolve()), build)
+        target = serve.RunTarget(made, name=name, route_prefix=route)
+        serve.run_many([target], wait_for_applications_running=False)
+        try:
+            yield
+        finally:
+            serve.delete(name)
+
+    def changed(self, scorer: str, gateways: int = 1, **serving: Any) -> Settings:
+        """Settings of the same kind with one scorer."""
+        one = self.settings.scorers["nan"]
+        fresh = one.model_copy(update={"serving": one.serving.model_copy(update=serving)})
+        server = self.settings.server.model_copy(update={"gateway_replicas": gateways})
+        return self.settings.model_copy(update={"scorers": {scorer: fresh}, "server": server})
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Running]:
+    """A plane in this process's own Ray session; nothing of it is left behind."""
+    os.environ.update(environment())  # before Ray is imported
+    os.environ["PYTHONPATH"] = str(ROOT)  # workers import the scorers too
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    golden = {"image": base64.b64encode(encode_png(picture(GOLDEN_NUMBER))).decode()}
+    recorded = dict.fromkeys(("colour", "nan", "busy", "logged", "swapped"), value(GOLDEN_NUMBER))
+    (folder / "golden.json").write_text(json.dumps([{"item": golden, "scores": recorded}]))
+    config = folder / "plane.toml"
+    config.write_text(SETTINGS.format(port=_free_port(), queue=QUEUE, busy_batch=BUSY_BATCH))
+    settings = load(config, {})
+    plane = Plane(settings, folder, build)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        try:
+            if not plane.start(print):
+                raise RuntimeError("the plane did not start")
+            up = Running(plane.url, folder, settings, plane)
+            with up.application(ALONE, f"/{ALONE}", up.changed("logged", max_batch_images=4)):
+                eventually(lambda: _answers(f"{up.alone_url}/healthz"), f"application {ALONE}")
+                yield up
+        finally:
+            plane.stop()
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Poll until it holds. Raises TimeoutError after PATIENCE_S."""
+    ends_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > ends_s:
+            raise TimeoutError(f"no {what} within {PATIENCE_S:g} s")
+        time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=30).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _title(pid: int) -> str:
+    """Of a Serve replica "ray::ServeReplica:APP:DEPLOYMENT", without the method that it runs."""
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+    return title.strip().partition(".")[0] if title.startswith("ray::ServeReplica:synod:") else ""
+
+
+def _rss_mib(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,91 @@
+"""A long mixed load on a plane whose store is full early: memory must stay where it is."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.faults.cases import CUT
+from benchmarks.faults.load import PER_REQUEST, Counting, Tally, either, fresh, score
+from benchmarks.faults.plane import Running
+from benchmarks.faults.scorers import picture
+from synod.client import SynodClient
+from synod.contracts import Picture
+from synod.images import encode_png
+
+CLIENTS: Final = 4
+PAUSE_S: Final = 0.05  # between a client's requests
+SAMPLES: Final = 240
+ROOM_MIB, ROOM_SHARE = 48.0, 0.1  # how much more memory the last third of a soak may take than the second
+JUDGED_FROM_S: Final = 300.0  # a shorter one tells of warming up only
+DEPLOYMENTS: Final = ("Gateway", "colour", "nan")
+Sample = tuple[float, dict[str, float]]
+
+
+def soak(plane: Running, seconds: float) -> dict[str, Any]:
+    """New pictures, raw, encoded, corrupt and put by digest, and NaN, for `seconds`; RSS by deployment."""
+    ends_s, tally, seen = time.monotonic() + seconds, Tally(), Counter[str]()
+    threads = [threading.Thread(target=_client, args=(plane, i, ends_s, tally, seen)) for i in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    samples = _watch(plane, ends_s, seconds / SAMPLES)
+    for thread in threads:
+        thread.join()
+    figures = {name: _figures([(at_s, rss[name]) for at_s, rss in samples]) for name in DEPLOYMENTS}
+    held = {"no score is doubled, disordered or invented": not (tally.doubled + tally.disordered + tally.invented)}
+    held["failures are the planned ones"] = set(tally.failed) <= {"bad_image", "non_finite"}
+    if seconds >= JUDGED_FROM_S:
+        held |= {f"memory of {name} is bounded": bounded(one) for name, one in figures.items()}
+    return tally.counts() | {"seconds": seconds, "attempts": dict(seen), "rss_mib": figures, "held": held}
+
+
+def bounded(figures: dict[str, float]) -> bool:
+    """Whether the last third took no more than the second, within ROOM."""
+    return figures["last_third"] <= figures["second_third"] * (1 + ROOM_SHARE) + ROOM_MIB
+
+
+def _client(plane: Running, lane: int, ends_s: float, tally: Tally, seen: Counter[str]) -> None:
+    def corrupt(number: int) -> Picture:
+        return encode_png(picture(number))[:CUT]
+
+    with SynodClient(plane.url, timeout_s=120, by_digest=True, transport=Counting(seen)) as client:
+        while time.monotonic() < ends_s:
+            kind = "nan" if lane == 0 else "colour"
+            score(client, fresh(PER_REQUEST), kind, tally, either)
+            if lane == 1:
+                score(client, fresh(1), kind, tally, corrupt)
+                client.put_images([either(number) for number in fresh(2)])
+            time.sleep(PAUSE_S)
+
+
+def _watch(plane: Running, ends_s: float, period_s: float) -> list[Sample]:
+    """(seconds since the start, RSS in MiB of all processes by deployment), once a period."""
+    pids = {name: plane.pids(name) for name in DEPLOYMENTS}
+    began_s, samples = time.monotonic(), list[Sample]()
+    while time.monotonic() < ends_s or len(samples) < 3:
+        rss = {name: plane.rss_mib(found) for name, found in pids.items()}
+        samples.append((time.monotonic() - began_s, rss))
+        time.sleep(period_s)
+    return samples
+
+
+def _figures(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """MiB: where it began, medians of its second and last thirds, the most; MiB per hour over the second half."""
+    rss = [mib for _, mib in samples]
+    third, half = len(rss) // 3, len(rss) // 2
+    hours = np.array([at_s for at_s, _ in samples[half:]]) / 3600
+    slope = float(np.polyfit(hours, rss[half:], 1)[0]) if len(hours) > 1 else 0.0
+    found = {
+        "first": rss[0],
+        "second_third": statistics.median(rss[third : 2 * third] or rss),
+        "last_third": statistics.median(rss[2 * third :] or rss),
+        "most": max(rss),
+        "slope_mib_per_hour": slope,
+    }
+    return {name: round(mib, 1) for name, mib in found.items()} | {"samples": len(samples)}

@@ -1,0 +1,76 @@
+"""The gateway that is fuzzed: REST and gRPC over scorers in a process of its own. Says its ports, ends with its stdin.
+
+python -m benchmarks.faults.target
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import uvicorn
+
+from services.backends import LocalBackend
+from services.gateway import app
+from services.gateway.core import Gateway
+from services.gateway.rpc import RpcServer
+from services.scorers.base import Need, ScorerSpec
+from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from synod.contracts import Origin, Outcome, Score, ScoreItem
+
+LIMITS: Final = LimitSettings(
+    max_body_bytes=2**20, max_items=64, max_references=4, max_image_pixels=256 * 256, max_text_chars=500
+)
+ENSEMBLES: Final = {"council": EnsembleSettings(weights={"animal": {"level": 0.5, "words": 0.5}})}
+
+
+class Plain:
+    """A scorer that cannot fail: what fails in the fuzz is the gateway's."""
+
+    def __init__(self, name: str, needs: tuple[Need, ...], read: Callable[[ScoreItem], float]) -> None:
+        self.spec = ScorerSpec(name, needs, 0.0, 1.0, "a fuzz", "a fuzz", Origin("none", "1"))
+        self._read = read
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [Score(self._read(item), {"needs": list(self.spec.needs)}) for item in items]
+
+
+def level(item: ScoreItem) -> float:
+    """The mean of the picture, 0 to 1."""
+    return float(item.pixels().mean()) / 255
+
+
+def likeness(item: ScoreItem) -> float:
+    """1 for references as bright as the picture."""
+    means = [float(pixels.mean()) for pixels in item.reference_pixels()]
+    return 1 - abs(float(np.mean(means)) / 255 - level(item))
+
+
+async def serve() -> None:
+    scorers = (
+        Plain("level", ("image",), level),
+        Plain("words", ("prompt",), lambda item: len(item.prompt or "") % 7 / 7),
+        Plain("likeness", ("image", "references"), likeness),
+    )
+    backend = LocalBackend({scorer.spec.name: scorer for scorer in scorers})
+    gateway = Gateway(backend, ENSEMBLES, LIMITS, ServerSettings(default_timeout_ms=60_000))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app.build(gateway), log_level="error", ws="none"))
+    serving = asyncio.create_task(server.serve([listener]))
+    rpc = RpcServer(gateway, LIMITS.max_body_bytes)
+    ports = {"http": listener.getsockname()[1], "rpc": await rpc.start("127.0.0.1:0")}
+    print(json.dumps(ports), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await rpc.stop()
+    server.should_exit = True
+    await serving
+    await backend.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

@@ -1,0 +1,49 @@
+"""The proof under fault in small counts: the program that runs the full ones, on a plane of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.faults.__main__ import CASES, FUZZ
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1800)
+
+
+def faults(out: Path, *only: str) -> dict[str, Any]:
+    line = [sys.executable, "-m", "benchmarks.faults", "--quick", "--out", str(out), "--only", *only]
+    run = subprocess.run(line, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    assert out.exists(), run.stdout
+    cases: dict[str, Any] = json.loads(out.read_text())["cases"]
+    assert run.returncode == (0 if all(all(case["held"].values()) for case in cases.values()) else 1), run.stdout
+    return cases
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return faults(tmp_path_factory.mktemp("faults") / "faults.json", *CASES, "soak")
+
+
+@pytest.mark.parametrize("name", [*CASES, "soak"])
+def test_every_promise_is_kept(cases: dict[str, Any], name: str) -> None:
+    assert cases[name]["held"], name
+    assert all(cases[name]["held"].values()), cases[name]
+
+
+@pytest.mark.parametrize("name", ["replica_killed", "gateway_killed"])
+def test_a_kill_costs_no_picture_its_score(cases: dict[str, Any], name: str) -> None:
+    assert cases[name]["right"] == cases[name]["asked"] == CASES[name].quick
+    assert cases[name]["under_way_at_kills"]
+
+
+def test_hostile_bodies_are_answered_in_types(tmp_path: Path) -> None:
+    found = faults(tmp_path / "fuzz.json", "fuzz")["fuzz"]
+    assert found["broken"] == {}
+    assert all(found["held"].values()), found
+    assert found["cases"] >= FUZZ[1]

@@ -1,0 +1,104 @@
+"""The cases that need no process to die, on a real gateway of this process; and with a gateway that breaks its word."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from benchmarks.faults import cases
+from benchmarks.faults.plane import QUEUE, SETTINGS, Running
+from benchmarks.faults.scorers import BUSY_BATCH, build
+from services.backends import LocalBackend
+from services.gateway import app, fanout, rest
+from services.gateway.admission import Admission, Window
+from services.gateway.core import Gateway
+from services.gateway.store import MemoryStore
+from services.settings import load
+from synod.contracts import Origin
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, at import
+    import ray.serve  # noqa: F401
+
+
+@dataclass(frozen=True)
+class Here(Running):
+    """A gateway in a thread of this process in the place of a plane."""
+
+    @property
+    def alone_url(self) -> str:
+        return self.url
+
+
+@pytest.fixture
+def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
+    """It keeps scores, unless the test says how many."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "golden.json").touch()
+    config = tmp_path / "plane.toml"
+    config.write_text(SETTINGS.format(port=1, queue=QUEUE, busy_batch=BUSY_BATCH))
+    settings = load(config, {})
+    scorer = settings.scorers["nan"]
+    listener = socket.create_server(("127.0.0.1", 0))
+    servers: list[uvicorn.Server] = []
+
+    async def serve() -> None:
+        scorers = {name: build(name, scorer) for name in ("colour", "nan", "busy", "logged")}
+        for one in scorers.values():
+            one.spec = replace(one.spec, origin=Origin("none", "1"))
+        backend = LocalBackend(scorers, max_batch_images=BUSY_BATCH)
+        admission = Admission({"busy": Window(16, 2)}, QUEUE)
+        store = MemoryStore(2**20, getattr(request, "param", 1000))
+        gateway = Gateway(backend, {}, settings.limits, settings.server, admission=admission, store=store)
+        servers.append(uvicorn.Server(uvicorn.Config(app.build(gateway), log_level="error", ws="none")))
+        await servers[0].serve([listener])
+        await backend.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    yield Here(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path, settings, None)  # type: ignore[arg-type]
+    servers[0].should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("inject", "amount"),
+    [(cases.corrupt_image, 64), (cases.nan, 200), (cases.overload, 4.0), (cases.timeout_then_retry, 2)],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_gateway_keeps_its_promises(plane: Here, inject: Any, amount: float) -> None:
+    found = inject(plane, amount)
+    assert found["held"]
+    assert all(found["held"].values()), found
+
+
+@pytest.mark.parametrize("plane", [0], indirect=True)
+def test_work_done_twice_is_seen(plane: Here) -> None:
+    """Where no score is kept a retry measures anew, and the case says so."""
+    found = cases.timeout_then_retry(plane, 1)
+    assert found["device_runs"] == 8
+    assert not found["held"]["device work is done once"]
+    assert found["held"]["every retry is scored"]
+
+
+def test_the_work_of_a_client_that_left_is_dropped_and_what_goes_on_is_seen(
+    plane: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = cases.client_gone(plane, 1)
+    assert all(kept["held"].values()), kept
+
+    async def deaf(http: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(rest, "gone", deaf)
+    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
+    assert not cases.client_gone(plane, 1)["held"]["most of its work is dropped"]
