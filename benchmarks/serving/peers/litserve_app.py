@@ -1,0 +1,38 @@
+"""LitServe, JSON with base64. A batch is of requests, up to BENCH_BATCH, formed for BENCH_WAIT_MS."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import litserve
+
+from benchmarks.serving.jobs import Job, Scores, read_items
+
+BATCH = int(os.environ["BENCH_BATCH"])
+
+
+class Rewards(litserve.LitAPI):
+    def setup(self, device: str) -> None:
+        self._job = Job()
+
+    def decode_request(self, request: dict[str, Any], **_: Any) -> Any:
+        return read_items(request)
+
+    def batch(self, inputs: list[Any]) -> list[Any]:
+        return inputs
+
+    def predict(self, batch: list[Any], **_: Any) -> Any:
+        return self._job.score_many(batch) if BATCH > 1 else self._job.score(batch)
+
+    def unbatch(self, output: list[Scores]) -> list[Scores]:
+        return output
+
+    def encode_response(self, output: Scores, **_: Any) -> dict[str, Any]:
+        return {"scores": output}
+
+
+if __name__ == "__main__":
+    api = Rewards(max_batch_size=BATCH, batch_timeout=float(os.environ["BENCH_WAIT_MS"]) / 1000)
+    server = litserve.LitServer(api, accelerator="cpu", timeout=300)
+    server.run(host="127.0.0.1", port=int(os.environ["BENCH_PORT"]), generate_client_file=False, log_level="warning")
