@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench = Bench(options.work.resolve(), str(environment.make(options.work.resolve() / "peers")), amount)
         for group in bench.groups():
             if options.only in group.name:
-                run(group, results, told, bench.folder)
+                run(group, bench, results, told)
     except BenchError as error:
         print(f"bench-serving: {error}", file=sys.stderr)
         return 1
@@ -66,14 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(group: Group, results: Results, told: Mapping[str, Any], folder: Path) -> None:
+def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -> None:
     """Measure what is missing of a group, or nothing. A group whose servers fail is told and passed over."""
     points = [point for point in group.points if point.name not in results]
     if not points:
         print(f"kept    {group.name}", flush=True)
         return
     print(f"start   {group.name}", flush=True)
-    pinned = told["pinned"]
+    bench.write_bodies(group)
+    pinned, folder = told["pinned"], bench.folder
     log = folder / "logs" / f"{group.name.replace(' ', '_')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:

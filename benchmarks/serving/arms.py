@@ -66,6 +66,7 @@ class Bench:
     folder: Path
     python: str
     amount: str
+    _encoders: dict[str, Callable[[], bytes]] = field(default_factory=dict)
 
     def groups(self) -> Iterator[Group]:
         """All there is to measure, Synod first."""
@@ -155,7 +156,7 @@ class Bench:
             post(f"http://127.0.0.1:{port}/v1/images", body, {**headers, "Content-Type": MSGPACK.content_type}, "PUT")
 
         points = [point(labels, way, s, c, n) for labels, way, s, loads in asked for c, n in loads]
-        prepare = put if inputs.references(items(0)) else lambda: None
+        prepare = put if items is inputs.ensemble_items else lambda: None
         return Group(f"synod {name}", [Launch(command, told)], points, prepare)
 
     def _peer(
@@ -216,6 +217,13 @@ class Bench:
         hops = (("serve_two_hops", "/two"), ("serve", "/"))  # the app at /two is the last to come up
         return Group("overhead serve", [launch], [point(server, path, c, n) for server, path in hops for c, n in loads])
 
+    def write_bodies(self, group: Group) -> None:
+        """Encode what the group's points send, as far as no other group has had it written."""
+        for path in {body for point in group.points for call in point.calls for body in call.bodies}:
+            if not Path(path).is_file():
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_bytes(self._encoders[path]())
+
     def _bodies(
         self,
         kind: str,
@@ -224,14 +232,11 @@ class Bench:
         images: int,
         encode: Callable[[Sequence[ScoreItem]], bytes],
     ) -> list[str]:
-        """A file for each set, encoded once a run."""
-        folder = self.folder / "bodies"
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{kind}-{'+'.join(scorers)}-{images}-{number}" for number in range(inputs.SETS)]
-        for number, path in enumerate(paths):
-            if not path.is_file():
-                path.write_bytes(encode(items(number)[:images]))
-        return [str(path) for path in paths]
+        """Where each set's body will be."""
+        name = f"{kind}-{'+'.join(scorers)}-{images}"
+        paths = [str(self.folder / "bodies" / f"{name}-{number}") for number in range(inputs.SETS)]
+        self._encoders.update({path: lambda n=n: encode(items(n)[:images]) for n, path in enumerate(paths)})  # type: ignore[misc]
+        return paths
 
     def _fakes(self, name: str, replicas: Mapping[str, int]) -> Path:
         """A TOML of scorers without models, in a folder of its own: the scorers' digest covers it."""
