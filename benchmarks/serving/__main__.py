@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ Scores = dict[str, list[float]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill ends the servers too, as Ctrl-C does
     amount = "quick" if options.quick else "full" if options.full else "default"
     repeats, seconds = REPEATS[amount]
     told = {"amount": amount, "repeats": options.repeats or repeats, "seconds": options.seconds or seconds}

@@ -21,7 +21,7 @@ from benchmarks.serving import inputs
 from benchmarks.serving.jobs import EMBEDDED
 from benchmarks.serving.load import Call
 from benchmarks.serving.peers.table import ONE, PEERS, SEVERAL, Setting
-from benchmarks.serving.servers import Launch, free_port, post
+from benchmarks.serving.servers import START_LIMIT_S, Launch, free_port, post
 from synod.codec import MSGPACK
 from synod.contracts import PutImagesRequest, ScoreItem
 
@@ -130,13 +130,12 @@ class Bench:
         run_dir = self.folder / name.replace(" ", "_")
         told = {
             "SYNOD__SERVER__PORT": str(port),
+            "SYNOD__CLUSTER__READY_TIMEOUT_S": str(START_LIMIT_S),
             "SYNOD__STORE__MAX_SCORES": "0",
             "SYNOD__AUTH__TOKENS_ENV": "BENCH_TOKENS",
             "BENCH_TOKENS": f'[bench]\ntoken = "{token}"\n',
             **(environ or {"SYNOD__SERVER__GRPC_PORT": str(grpc_port)}),
         }
-        for file in ("CONFIG_FILE_LOC", "SOCKET_PATH", "SERVER_STATE_BASE", "SERVER_STATE_FILE", "METRICS_SOCKET_PATH"):
-            told[f"RAY_SERVE_HAPROXY_{file}"] = str(run_dir / "haproxy" / file.lower())
         command = [sys.executable, "-m", "benchmarks.serving.plane", str(config), str(run_dir)]
         headers = {"Authorization": f"Bearer {token}"}
 
