@@ -130,12 +130,11 @@ async def _sender(call: Call, stack: AsyncExitStack) -> Send:
         channel = await stack.enter_async_context(
             grpc.aio.insecure_channel(call.url.removeprefix("grpc://"), options=GRPC_OPTIONS)
         )
-        score = channel.unary_unary(GRPC_METHOD)
+        score: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(GRPC_METHOD)
         metadata = tuple((key.lower(), value) for key, value in call.headers.items())
 
         async def ask(body: bytes) -> bytes:
-            answer: bytes = await score(body, metadata=metadata, timeout=TIMEOUT_S)
-            return answer
+            return await score(body, metadata=metadata, timeout=TIMEOUT_S)
 
         return ask
     session = await stack.enter_async_context(

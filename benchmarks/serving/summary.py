@@ -83,7 +83,8 @@ def device_p99(found: Sequence[Record], scorers: int) -> float | None:
     one = _device(found, scorers)
     if one is None:
         return None
-    return round(float(one["p99_ms"]) / (1000 * one["clients"] * one["images"] / DEVICE_LIMIT), 3)
+    in_flight_ms = 1000 * float(one["clients"] * one["images"]) / DEVICE_LIMIT
+    return round(float(one["p99_ms"]) / in_flight_ms, 3)
 
 
 def overhead(found: Sequence[Record], clients: int, way: str, peer: str) -> float | None:

@@ -12,7 +12,12 @@ from benchmarks.serving.jobs import Job, read_items
 BATCH = int(os.environ["BENCH_BATCH"])
 
 
-@bentoml.service(workers=1, traffic={"timeout": 300, "max_concurrency": 256}, metrics={"enabled": True})
+@bentoml.service(
+    workers=1,
+    traffic={"timeout": 300, "max_concurrency": 256},
+    metrics={"enabled": True},
+    logging={"access": {"enabled": False}},
+)
 class Rewards:
     def __init__(self) -> None:
         self._job = Job()

@@ -1,11 +1,10 @@
 """LitServe, JSON with base64. A batch is of requests, up to BENCH_BATCH, formed for BENCH_WAIT_MS."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
 import litserve
+from fastapi import Request
 
 from benchmarks.serving.jobs import Job, Scores, read_items
 
@@ -16,8 +15,10 @@ class Rewards(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self._job = Job()
 
-    def decode_request(self, request: dict[str, Any], **_: Any) -> Any:
-        return read_items(request)
+    def decode_request(self, request: Request, **_: Any) -> Any:
+        """LitServe looks at the annotation, and hands over the JSON of the body."""
+        tree: Any = request
+        return read_items(tree)
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         return inputs

@@ -30,7 +30,6 @@ from benchmarks.serving.jobs import Job, Scores, read_items
 IN_FLIGHT = 256
 
 
-@serve.deployment(max_ongoing_requests=IN_FLIGHT)
 class Scorer:
     def __init__(self) -> None:
         self._job = Job()
@@ -43,7 +42,6 @@ class Scorer:
         return _answer(await self.score(read_items(msgpack.unpackb(await request.body()))))
 
 
-@serve.deployment(max_ongoing_requests=IN_FLIGHT)
 class Gateway:
     def __init__(self, scorer: Any) -> None:
         self._scorer = scorer
@@ -76,9 +74,10 @@ def main() -> int:
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         env = {"runtime_env": {"env_vars": {"BENCH_SCORERS": os.environ["BENCH_SCORERS"]}}, "num_cpus": 0.1}
-        scorer = Scorer.options(ray_actor_options=env)
+        deploy = serve.deployment(max_ongoing_requests=IN_FLIGHT, ray_actor_options=env)
+        scorer, gateway = deploy(Scorer), deploy(Gateway)
         serve.run(scorer.bind(), name="one", route_prefix="/")
-        serve.run(Gateway.options(ray_actor_options=env).bind(scorer.bind()), name="two", route_prefix="/two")
+        serve.run(gateway.bind(scorer.bind()), name="two", route_prefix="/two")
         stop.wait()
     finally:
         ray.shutdown()

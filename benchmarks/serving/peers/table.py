@@ -41,7 +41,17 @@ def _bentoml(python: str, port: int, setting: Setting) -> list[str]:
 
 def _mosec(python: str, port: int, setting: Setting) -> list[str]:
     limits = ["--timeout", str(1000 * LIMIT_S), "--max-request-size", str(MAX_BODY_BYTES), "--capacity", str(QUEUE)]
-    return [python, "-m", f"{ROOM}.mosec_app", "--address", "127.0.0.1", "--port", str(port), *limits]
+    return [
+        python,
+        "-m",
+        f"{ROOM}.mosec_app",
+        "--address",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *limits,
+        "--log-level=warning",
+    ]
 
 
 ONE, SEVERAL = {"batch": 1, "wait_ms": 0}, {"batch": 4, "wait_ms": 10}
