@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgpack
@@ -39,6 +40,7 @@ from benchmarks.serving.servers import ROOT, BenchError, Running, post, serving
 from benchmarks.serving.summary import reduce
 from synod.codec import JSON, MSGPACK, PROTOBUF
 from synod.contracts import Score
+from synod.errors import SynodError
 
 LONGEST_S = 20.0
 REPEATS = {"quick": (3, 1.0), "default": (5, 2.0), "full": (5, 2.0)}
@@ -83,7 +85,7 @@ def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -
         with serving(group.launches, lambda: _first(group), log, told["server_cores"] if pinned else ()) as running:
             results.tell_server(group.name, running.facts())
             for point in points:
-                record = measure(point, running, told, folder)
+                record = measure(point, running, told)
                 if "scores" in record:
                     record["largest_difference"] = largest_difference([*results.scores.values(), record["scores"]])
                 results.keep(point.name, record)
@@ -91,37 +93,42 @@ def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -
                     f"  {record['images_per_s']:9.1f} images/s  p99 {record['p99_ms']:8.1f} ms  {point.name}",
                     flush=True,
                 )
-    except BenchError as error:
+    except (BenchError, SynodError) as error:
         print(f"FAILED  {group.name}: {error}", file=sys.stderr, flush=True)
 
 
-def measure(point: Point, running: Running, told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str, Any]:
     """A point's record. Raises BenchError when the client could not measure, or answers do not hold what was asked."""
     clients, images = point.labels["clients"], point.labels["images"]
-    load = Load(
-        point.calls, clients, images, told["repeats"], told["seconds"], LONGEST_S, str(folder), running.pids,
-        told["client_cores"] if told["pinned"] else (),
-    )  # fmt: skip
-    path = folder / "load.json"
-    path.write_text(json.dumps(asdict(load)))
-    answers = [folder / f"{i}.answer" for i in range(len(point.calls))]
-    for answer in answers:
-        answer.unlink(missing_ok=True)
-    line = [sys.executable, "-m", "benchmarks.serving.load", str(path)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    client = subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-    raw = json.loads(client.stdout) if client.returncode == 0 else {"repeats": [], "first_failure": client.stderr}
-    if len(raw["repeats"]) < load.repeats:
+    cores = told["client_cores"] if told["pinned"] else ()
+    with TemporaryDirectory() as folder:
+        load = Load(
+            point.calls, clients, images, told["repeats"], told["seconds"], LONGEST_S, folder, running.pids, cores
+        )
+        raw = _client(load, Path(folder))
+        answers = [path.read_bytes() for path in sorted(Path(folder).glob("*.answer"))]
+    if len(raw["repeats"]) < load.repeats or len(answers) < len(point.calls):
         raise BenchError(f"{point.name}: {len(raw['repeats'])} of {load.repeats} repeats; {raw['first_failure']}")
     scores: Scores = {}
     for answer in answers:
-        if not answer.is_file():
-            raise BenchError(f"{point.name}: the first client's last request failed; {raw['first_failure']}")
-        scores |= scores_of(answer.read_bytes(), point.wire)
+        scores |= scores_of(answer, point.wire)
     if not scores or any(len(values) != images for values in scores.values()):
         raise BenchError(f"{point.name}: { {name: len(v) for name, v in scores.items()} } values for {images} images")
     kept = {"scores": scores} if point.labels["arm"] == "ensemble" else {}
     return {**point.labels, **reduce(raw), "first_failure": raw["first_failure"], **kept}
+
+
+def _client(load: Load, folder: Path) -> dict[str, Any]:
+    """What the client's process measured; its own failure is told as one of a request."""
+    path = folder / "load.json"
+    path.write_text(json.dumps(asdict(load)))
+    line = [sys.executable, "-m", "benchmarks.serving.load", str(path)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    client = subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    if client.returncode:
+        return {"repeats": [], "first_failure": client.stderr}
+    measured: dict[str, Any] = json.loads(client.stdout)
+    return measured
 
 
 def scores_of(answer: bytes, wire: str) -> Scores:
