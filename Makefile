@@ -6,10 +6,10 @@ CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/plane
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-full lint format proto up down status weights clean
+.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## Make .venv from pyproject.toml and constraints.txt
 
@@ -49,6 +49,9 @@ down: setup ## Stop the plane of `make up`
 weights: setup ## Retrain every embedded model from seeds, measure it and record its golden scores (resumable)
 	@$(PYTHON) -m embedded.makers
 	@$(PYTHON) -m services golden deploy/configs/embedded.toml embedded/golden.json
+
+bench-serving: setup ## Synod beside other servers, measured in one run (ARGS="--quick"; ARGS=--help explains)
+	@$(PYTHON) -m benchmarks.serving $(ARGS)
 
 clean: ## Remove what the targets above made, .venv included
 	@rm -rf .venv build dist runs *.egg-info

@@ -1,0 +1,198 @@
+"""Synod and other servers side by side, in one run on this machine: `make bench-serving [ARGS="--quick"]`.
+
+Four arms: `ensemble` (the five embedded rewards, against Flask, LitServe, BentoML and mosec), `device` (a scorer that
+only waits: what share of its limit is reached), `overhead` (a scorer that does nothing: what the serving costs, against
+plain Ray Serve and mosec) and `scaling` (1, 2, 4, 8 replicas). All servers run the same scorer code from the same model
+directories, with one thread each, pinned to the server cores once they answered; the client runs on its own core.
+
+Writes --out after every measurement. A run that was stopped goes on where it was: start it again with the same options.
+The file ends in `summary`; `benchmarks/serving/summary.py` says what each figure is. The first run makes an environment
+for the other servers under --work (a minute); the project's own stays as it is. Nothing else should run meanwhile.
+
+  --quick   3 repeats of 1 s, one load in `ensemble`: about a quarter of an hour, for a look
+  (default) 5 repeats of 2 s, 1 and 8 clients in `ensemble`: under half an hour
+  --full    1, 8, 32, 64 clients x 1, 8, 32 images in `ensemble` and `overhead`: hours
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgpack
+
+from benchmarks.machine import command
+from benchmarks.serving import environment
+from benchmarks.serving.arms import Bench, Group, Point
+from benchmarks.serving.load import Load
+from benchmarks.serving.results import Results
+from benchmarks.serving.servers import ROOT, BenchError, Running, post, serving
+from benchmarks.serving.summary import reduce
+from synod.codec import JSON, MSGPACK, PROTOBUF
+from synod.contracts import Score
+from synod.errors import SynodError
+
+LONGEST_S = 20.0
+REPEATS = {"quick": (3, 1.0), "default": (5, 2.0), "full": (5, 2.0)}
+Scores = dict[str, list[float]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill ends the servers too, as Ctrl-C does
+    amount = "quick" if options.quick else "full" if options.full else "default"
+    repeats, seconds = REPEATS[amount]
+    told = {"amount": amount, "repeats": options.repeats or repeats, "seconds": options.seconds or seconds}
+    told |= {"server_cores": options.server_cores, "client_cores": options.client_cores, "pinned": options.pin}
+    if options.fresh:
+        options.out.unlink(missing_ok=True)
+    try:
+        results = Results(options.out, command(), told)
+        shutil.rmtree(options.work / "bodies", ignore_errors=True)
+        bench = Bench(options.work.resolve(), str(environment.make(options.work.resolve() / "peers")), amount)
+        for group in bench.groups():
+            if options.only in group.name:
+                run(group, bench, results, told)
+    except BenchError as error:
+        print(f"bench-serving: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(results.summary, indent=1))
+    return 0
+
+
+def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -> None:
+    """Measure what is missing of a group, or nothing. A group whose servers fail is told and passed over."""
+    points = [point for point in group.points if point.name not in results]
+    if not points:
+        print(f"kept    {group.name}", flush=True)
+        return
+    print(f"start   {group.name}", flush=True)
+    bench.write_bodies(group)
+    pinned, folder = told["pinned"], bench.folder
+    log = folder / "logs" / f"{group.name.replace(' ', '_')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with serving(group.launches, lambda: _first(group), log, told["server_cores"] if pinned else ()) as running:
+            results.tell_server(group.name, running.facts())
+            for point in points:
+                record = measure(point, running, told)
+                if "scores" in record:
+                    record["largest_difference"] = largest_difference([*results.scores.values(), record["scores"]])
+                results.keep(point.name, record)
+                print(
+                    f"  {record['images_per_s']:9.1f} images/s  p99 {record['p99_ms']:8.1f} ms  {point.name}",
+                    flush=True,
+                )
+    except (BenchError, SynodError) as error:
+        print(f"FAILED  {group.name}: {error}", file=sys.stderr, flush=True)
+
+
+def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's record. Raises BenchError when the client could not measure, or answers do not hold what was asked."""
+    clients, images = point.labels["clients"], point.labels["images"]
+    cores = told["client_cores"] if told["pinned"] else ()
+    with TemporaryDirectory() as folder:
+        load = Load(
+            point.calls, clients, images, told["repeats"], told["seconds"], LONGEST_S, folder, running.pids, cores
+        )
+        raw = _client(load, Path(folder))
+        answers = [path.read_bytes() for path in sorted(Path(folder).glob("*.answer"))]
+    if len(raw["repeats"]) < load.repeats or len(answers) < len(point.calls):
+        raise BenchError(f"{point.name}: {len(raw['repeats'])} of {load.repeats} repeats; {raw['first_failure']}")
+    scores: Scores = {}
+    for answer in answers:
+        scores |= scores_of(answer, point.wire)
+    if not scores or any(len(values) != images for values in scores.values()):
+        raise BenchError(f"{point.name}: { {name: len(v) for name, v in scores.items()} } values for {images} images")
+    kept = {"scores": scores} if point.labels["arm"] == "ensemble" else {}
+    return {**point.labels, **reduce(raw), "first_failure": raw["first_failure"], **kept}
+
+
+def _client(load: Load, folder: Path) -> dict[str, Any]:
+    """What the client's process measured; its own failure is told as one of a request."""
+    path = folder / "load.json"
+    path.write_text(json.dumps(asdict(load)))
+    line = [sys.executable, "-m", "benchmarks.serving.load", str(path)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    client = subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    if client.returncode:
+        return {"repeats": [], "first_failure": client.stderr}
+    measured: dict[str, Any] = json.loads(client.stdout)
+    return measured
+
+
+def scores_of(answer: bytes, wire: str) -> Scores:
+    """A value per item and scorer. Raises BenchError for one that was not measured."""
+    if wire.startswith("synod"):
+        codec = {"synod json": JSON, "synod msgpack": MSGPACK, "synod grpc": PROTOBUF}[wire]
+        results = codec.decode_response(answer).results
+        failed = [one for result in results for one in result.scores.values() if not isinstance(one, Score)]
+        if failed:
+            raise BenchError(f"{len(failed)} scores failed, the first with {failed[0]}")
+        return {name: [float(r.scores[name].value) for r in results] for name in results[0].scores}  # type: ignore[union-attr]
+    if wire == "bentoml":
+        values: list[dict[str, float]] = json.loads(answer)
+        return {name: [one[name] for one in values] for name in values[0]}
+    tree = msgpack.unpackb(answer) if wire == "msgpack" else json.loads(answer)
+    found: Scores = tree["scores"]
+    return found
+
+
+def largest_difference(answers: Sequence[Scores]) -> float:
+    """Between any two servers' values of one item: they measure the same only if this is about nothing."""
+    first, *others = answers
+    return max(
+        (
+            abs(a - b)
+            for other in others
+            for name in other
+            for a, b in zip(first.get(name, ()), other[name], strict=False)
+        ),
+        default=0.0,
+    )
+
+
+def _first(group: Group) -> None:
+    group.prepare()
+    for call in {call.url: call for point in group.points for call in point.calls}.values():
+        if call.url.startswith("http"):
+            post(call.url, Path(call.bodies[0]).read_bytes(), call.headers)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make bench-serving ARGS=", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quick", action="store_true", help="a short run, for a look")
+    amount.add_argument("--full", action="store_true", help="every load of the grid")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="measure groups whose name has TEXT, such as 'ensemble mosec'"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
+    parser.add_argument("--no-pin", dest="pin", action="store_false", help="let servers and client run on any core")
+    parser.add_argument("--server-cores", type=_cores, default=[0], metavar="N,..", help="cores of the servers (0)")
+    parser.add_argument("--client-cores", type=_cores, default=[1], metavar="N,..", help="cores of the client (1)")
+    parser.add_argument("--repeats", type=int, help="repeats of a measurement; medians are told, with their spread")
+    parser.add_argument("--seconds", type=float, help="least length of a repeat, and of the warm-up before the first")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/bench-serving", help="environment, bodies, logs")
+    return parser
+
+
+def _cores(text: str) -> list[int]:
+    return [int(core) for core in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

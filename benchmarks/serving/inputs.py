@@ -1,0 +1,108 @@
+"""What is sent: items from seeds, and their bodies for every wire.
+
+A set is one client's 32 items. Sets differ in their pictures: requests of equal items that share a batch would be
+measured as one, since scorers embed equal pictures once.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from PIL import Image
+
+from benchmarks.serving.jobs import settings_of
+from embedded.samples import load_samples
+from services.scorers import registry
+from synod.codec import CODECS, PROTOBUF
+from synod.contracts import Content, ImageRef, ScoreItem, ScoreRequest
+from synod.digest import digest_of
+
+SAMPLES = Path(__file__).parents[2] / "embedded/data/samples"
+SETS = 8
+ITEMS = 32
+JPEG_SIDE, JPEG_QUALITY, NOISE = 512, 95, 4.0  # the noise (std, of 255) gives a drawn picture a photograph's bytes
+RAW_SIDE = 64
+PROMPT = "a cup"
+PEER_WIRES: Mapping[str, Callable[[Any], bytes]] = {
+    "pickle": pickle.dumps,
+    "msgpack": msgpack.packb,
+    "json": lambda tree: json.dumps(tree, default=lambda data: base64.b64encode(data).decode()).encode(),
+}
+TYPES = {"pickle": "application/octet-stream", "msgpack": "application/msgpack", "json": "application/json"}
+
+
+@cache
+def ensemble_items(number: int) -> tuple[ScoreItem, ...]:
+    """Set `number`: 512x512 JPEGs of persons with references, reasoning and GenEval's metadata; all scorers apply."""
+    samples = [sample.item for sample in load_samples(SAMPLES)]
+    persons = [item for item in samples if item.concept is not None and item.concept.kind == "person"]
+    tasks = [item.geneval for item in samples if item.geneval is not None]
+    rng = np.random.default_rng([7, number])
+    return tuple(
+        replace(persons[i % len(persons)], image=_jpeg(persons[i % len(persons)], rng), geneval=tasks[i % len(tasks)])
+        for i in range(ITEMS)
+    )
+
+
+@cache
+def raw_items(number: int) -> tuple[ScoreItem, ...]:
+    """Set `number`: raw 64x64 pictures of noise."""
+    rng = np.random.default_rng([8, number])
+    pictures = rng.integers(0, 256, (ITEMS, RAW_SIDE, RAW_SIDE, 3), np.uint8)
+    return tuple(ScoreItem(image=picture, prompt=PROMPT) for picture in pictures)
+
+
+def references(items: Sequence[ScoreItem]) -> tuple[Content, ...]:
+    """The distinct references of the items."""
+    return tuple(dict.fromkeys(r for item in items for r in item.references if isinstance(r, bytes)))
+
+
+def synod_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> bytes:
+    """A plane's body in `wire` (json, msgpack, grpc), references by digest."""
+    codec = PROTOBUF if wire == "grpc" else CODECS[TYPES[wire]]
+    named = tuple(replace(item, references=tuple(map(_by_digest, item.references))) for item in items)
+    return codec.encode_request(ScoreRequest(named, scorers=tuple(scorers), timeout_ms=300_000))
+
+
+def peer_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> bytes:
+    """Another server's body: of each item what `scorers` need, and no more."""
+    needs = {need for name in scorers for need in registry.spec(name, settings_of(name)).needs}
+    return PEER_WIRES[wire]({"items": [_tree(item, needs) for item in items]})
+
+
+def _tree(item: ScoreItem, needs: set[Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "image": _picture(item.image),
+        "prompt": item.prompt,
+        "references": list(item.references),
+        "reasoning": asdict(item.reasoning) if item.reasoning else None,
+        "geneval": asdict(item.geneval) if item.geneval else None,
+    }
+    return {key: value for key, value in fields.items() if key in needs and value is not None}
+
+
+def _picture(picture: Any) -> Any:
+    return {"data": picture.tobytes(), "shape": picture.shape} if isinstance(picture, np.ndarray) else picture
+
+
+def _by_digest(picture: Any) -> ImageRef:
+    return ImageRef(digest_of(picture))
+
+
+def _jpeg(item: ScoreItem, rng: np.random.Generator) -> bytes:
+    assert isinstance(item.image, bytes)
+    drawn = Image.open(BytesIO(item.image)).convert("RGB").resize((JPEG_SIDE, JPEG_SIDE), Image.Resampling.BICUBIC)
+    noisy = np.asarray(drawn, np.float32) + rng.normal(0, NOISE, (JPEG_SIDE, JPEG_SIDE, 3)).astype(np.float32)
+    buffer = BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,92 @@
+"""What every peer serves: the plane's own scorers, built by the same `build` from the same model directories.
+
+A request is `{"items": [..]}`, pictures in their items; an answer `{"scores": {scorer: [value..]}}`. A picture that
+comes twice in a request (a reference) is decoded once.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.serving import fakes
+from services.scorers.base import score_batch
+from services.settings import BerSettings, ScorerSettings, load
+from synod.contracts import GenEvalClause, GenEvalMetadata, Pixels, Reasoning, Score, ScoreItem
+
+EMBEDDED = Path(__file__).parents[2] / "deploy/configs/embedded.toml"
+Scores = dict[str, list[float]]
+
+
+class Job:
+    """The scorers named in the environment's BENCH_SCORERS, one after the other."""
+
+    def __init__(self) -> None:
+        names = os.environ["BENCH_SCORERS"].split(",")
+        self._scorers = {name: fakes.build(name, settings_of(name)) for name in names}
+
+    def score(self, items: Sequence[ScoreItem]) -> Scores:
+        """A value per item and scorer, in order. Raises RuntimeError when one cannot be measured."""
+        return {name: [_value(outcome) for outcome in score_batch(one, items)] for name, one in self._scorers.items()}
+
+    def score_many(self, requests: Sequence[Sequence[ScoreItem]]) -> list[Scores]:
+        """The scores of each request, all of them measured in one batch."""
+        together = self.score([item for items in requests for item in items])
+        found, start = [], 0
+        for items in requests:
+            found.append({name: values[start : start + len(items)] for name, values in together.items()})
+            start += len(items)
+        return found
+
+
+def settings_of(name: str) -> ScorerSettings:
+    scorers = load(EMBEDDED, {}).scorers
+    return scorers[name] if name in scorers else BerSettings(kind="ber", model=str(EMBEDDED.parent))
+
+
+def read_items(request: Mapping[str, Any]) -> list[ScoreItem]:
+    """The items of a request whose pictures are bytes (pickle, msgpack) or base64 (JSON)."""
+    memo: dict[Any, Pixels] = {}
+    return [_item(item, partial(_decoded, memo)) for item in request["items"]]
+
+
+def _item(item: Mapping[str, Any], picture: Callable[[Any], Pixels]) -> ScoreItem:
+    reasoning, geneval = item.get("reasoning"), item.get("geneval")
+    return ScoreItem(
+        image=picture(item["image"]) if "image" in item else None,
+        prompt=item.get("prompt"),
+        references=tuple(map(picture, item.get("references", ()))),
+        reasoning=Reasoning(**reasoning) if reasoning else None,
+        geneval=_geneval(geneval) if geneval else None,
+    )
+
+
+def _geneval(tree: Mapping[str, Any]) -> GenEvalMetadata:
+    include, exclude = (tuple(GenEvalClause(**clause) for clause in tree[key]) for key in ("include", "exclude"))
+    return GenEvalMetadata(tree["tag"], include, exclude)
+
+
+def _decoded(memo: dict[Any, Pixels], picture: Any) -> Pixels:
+    if isinstance(picture, Mapping):
+        return np.frombuffer(_bytes(picture["data"]), np.uint8).reshape(picture["shape"])
+    if picture not in memo:
+        memo[picture] = np.asarray(Image.open(BytesIO(_bytes(picture))).convert("RGB"))
+    return memo[picture]
+
+
+def _bytes(data: bytes | str) -> bytes:
+    return base64.b64decode(data) if isinstance(data, str) else data
+
+
+def _value(outcome: Any) -> float:
+    if not isinstance(outcome, Score):
+        raise RuntimeError(f"not scored: {outcome}")
+    return outcome.value

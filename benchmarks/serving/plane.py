@@ -1,0 +1,31 @@
+"""A plane to be measured: `python -m benchmarks.serving.plane CONFIG RUN_DIR` serves until SIGTERM.
+
+The environment overrides the TOML's settings, as everywhere, and holds what Serve reads before Ray starts.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from benchmarks.serving import fakes
+from services.cluster.local import Plane
+from services.settings import load
+
+
+def main() -> int:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    plane = Plane(load(sys.argv[1]), Path(sys.argv[2]), fakes.build)
+    try:
+        if plane.start(print, stop.is_set):
+            stop.wait()
+    finally:
+        plane.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

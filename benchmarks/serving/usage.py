@@ -1,0 +1,66 @@
+"""What a tree of processes takes of the machine, read from /proc: CPU seconds, memory; and where it may run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+TICKS_S = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def tree(roots: Iterable[int]) -> list[int]:
+    """The living processes among `roots` and all their descendants."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and (fields := _stat(int(path.name))):
+            children.setdefault(int(fields[1]), []).append(int(path.name))
+    found, waiting = [], list(roots)
+    while waiting:
+        pid = waiting.pop()
+        waiting += children.get(pid, [])
+        if _stat(pid):
+            found.append(pid)
+    return found
+
+
+def born(pid: int) -> int | None:
+    """When the process began, in ticks since boot: tells it from a later one of its number. None once it is gone."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """User and system seconds that the processes have used, of their ended children too."""
+    return sum(sum(map(int, fields[11:15])) for pid in pids if (fields := _stat(pid))) / TICKS_S
+
+
+def memory_mib(pids: Iterable[int]) -> tuple[float, float]:
+    """(RSS, PSS) in MiB: what is shared is counted once by the second only."""
+    rss = pss = 0.0
+    for pid in pids:
+        with suppress(OSError):
+            rss += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            pss += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 2**10
+    return round(rss, 1), round(pss, 1)
+
+
+def pin(pids: Iterable[int], cores: Sequence[int]) -> None:
+    """Let every thread of the processes run on `cores` only, and what they start later."""
+    for pid in pids:
+        with suppress(OSError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), cores)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; none for a process that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [] if fields[0] == "Z" else fields
