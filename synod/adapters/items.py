@@ -111,7 +111,8 @@ def _bytes_of_unit(array: NDArray[Any]) -> NDArray[Any]:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN is refused too
         raise BadImage(f"floats in {low:g}..{high:g}; a float picture is in 0..1: rescale it")
-    return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    found: Pixels = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    return found
 
 
 def _png(picture: Image.Image) -> bytes:
