@@ -25,7 +25,7 @@ from synod.errors import BadImage, InvalidRequest
 from synod.reader import Node
 from synod.tree import read_item
 
-FIELDS: Final = ("reasoning", "geneval", "concept")  # of an item, besides its prompt and pictures
+FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept")  # of an item, besides its prompt and pictures
 _SLACK: Final = 0.01  # beyond 0..1, as half precision leaves it
 
 
@@ -111,7 +111,8 @@ def _bytes_of_unit(array: NDArray[Any]) -> NDArray[Any]:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN is refused too
         raise BadImage(f"floats in {low:g}..{high:g}; a float picture is in 0..1: rescale it")
-    return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    found: Pixels = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    return found
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -17,7 +17,7 @@ from synod.adapters.items import FIELDS, is_picture, item_of
 from synod.client.values import OnError
 from synod.contracts import ScoreItem
 
-COLUMNS: Final = ("image", "references", *FIELDS)  # of the dataset, that make up items
+COLUMNS: Final[tuple[str, ...]] = ("image", "references", *FIELDS)  # of the dataset, that make up items
 
 
 def reward_function(

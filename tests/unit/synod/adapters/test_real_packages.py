@@ -38,11 +38,13 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 def test_trls_trainer_awaits_it_and_masks_what_is_missing(plane: Plane, loop: asyncio.AbstractEventLoop) -> None:
     """`GRPOTrainer._calculate_rewards` itself, on a trainer that has only what it reads."""
     pytest.importorskip("trl")
+    from accelerate import PartialState
     from trl import GRPOTrainer
     from trl.trainer.utils import is_async_callable
 
     reward = reward_function(plane.url, "ber")
     assert is_async_callable(reward)
+    PartialState(cpu=True)
     logged: list[tuple[str, float]] = []
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(device=torch.device("cpu"), is_main_process=True),
