@@ -198,6 +198,17 @@ async def test_a_probe_in_a_long_batch_of_users_is_no_fault(subject: Subject) ->
     await subject.pulse(701)
 
 
+async def test_a_probe_of_several_batches_does_not_pass_itself_by(subject: Subject) -> None:
+    subject.lost = True
+    await subject.pulse(60)
+    first, second = subject.probed[0]
+    for one in (first, second):
+        with subject.watch.running([one]):
+            pass
+    with subject.watch.running([first, ScoreItem(prompt="0.125")]):
+        await subject.pulse(200)
+
+
 async def test_a_full_queue_takes_the_probe(subject: Subject) -> None:
     calls = [subject.ask("hold 1"), subject.ask(*["0.125"] * 15)]
     await subject.begun(1)
