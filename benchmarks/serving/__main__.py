@@ -9,8 +9,8 @@ Writes --out after every measurement. A run that was stopped goes on where it wa
 The file ends in `summary`; `benchmarks/serving/summary.py` says what each figure is. The first run makes an environment
 for the other servers under --work (a minute); the project's own stays as it is. Nothing else should run meanwhile.
 
-  --quick   3 repeats of 1 s, one load in `ensemble`: about a quarter of an hour, for a look
-  (default) 5 repeats of 2 s, 1 and 8 clients in `ensemble`: under half an hour
+  --quick   3 repeats of 1 s or more, one load in `ensemble`: about 20 minutes on two idle cores
+  (default) 5 repeats of 2 s or more, 1 and 8 clients in `ensemble`: about an hour
   --full    1, 8, 32, 64 clients x 1, 8, 32 images in `ensemble` and `overhead`: hours
 """
 
@@ -42,8 +42,8 @@ from synod.codec import JSON, MSGPACK, PROTOBUF
 from synod.contracts import Score
 from synod.errors import SynodError
 
-LONGEST_S = 20.0
-REPEATS = {"quick": (3, 1.0), "default": (5, 2.0), "full": (5, 2.0)}
+# repeats, the least seconds of one, and after how many it ends though not every client had an answer
+REPEATS = {"quick": (3, 1.0, 8.0), "default": (5, 2.0, 20.0), "full": (5, 2.0, 20.0)}
 Scores = dict[str, list[float]]
 
 
@@ -51,9 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill ends the servers too, as Ctrl-C does
     amount = "quick" if options.quick else "full" if options.full else "default"
-    repeats, seconds = REPEATS[amount]
+    repeats, seconds, longest_s = REPEATS[amount]
     told = {"amount": amount, "repeats": options.repeats or repeats, "seconds": options.seconds or seconds}
-    told |= {"server_cores": options.server_cores, "client_cores": options.client_cores, "pinned": options.pin}
+    told |= {
+        "longest_s": longest_s,
+        "server_cores": options.server_cores,
+        "client_cores": options.client_cores,
+        "pinned": options.pin,
+    }
     if options.fresh:
         options.out.unlink(missing_ok=True)
     try:
@@ -103,7 +108,15 @@ def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str
     cores = told["client_cores"] if told["pinned"] else ()
     with TemporaryDirectory() as folder:
         load = Load(
-            point.calls, clients, images, told["repeats"], told["seconds"], LONGEST_S, folder, running.pids, cores
+            point.calls,
+            clients,
+            images,
+            told["repeats"],
+            told["seconds"],
+            told["longest_s"],
+            folder,
+            running.pids,
+            cores,
         )
         raw = _client(load, Path(folder))
         answers = [path.read_bytes() for path in sorted(Path(folder).glob("*.answer"))]
