@@ -133,7 +133,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterato
             plane.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     return _free_port
 

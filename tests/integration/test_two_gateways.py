@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +30,9 @@ JSON = CODECS["application/json"]
 class Sharing:
     """A second application beside the session's own, whose gateways keep scores and whose scorer counts its work."""
 
-    def __init__(self, plane: Any, folder: Path, others: set[int]) -> None:
+    def __init__(self, plane: Any, port: int, folder: Path, others: set[int]) -> None:
         self.plane, self.folder, self._others = plane, folder, others
-        self.http = httpx.Client(base_url=f"{plane.url}/sharing", timeout=90.0)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90.0)
 
     def post(self, *items: ScoreItem, **fields: Any) -> httpx.Response:
         body = JSON.encode_request(ScoreRequest(items, ("counted",), **fields))
@@ -39,15 +40,17 @@ class Sharing:
 
     def score(self, *items: ScoreItem, **fields: Any) -> list[float | str]:
         """Asked again as a client does, when the connection broke or the plane says that it may."""
-        for _ in range(20):
+        last: object = None
+        for _ in range(100):
             try:
-                answer = self.post(*items, **fields)
-            except httpx.TransportError:
-                continue
-            if answer.status_code == 200:
-                return values(JSON.decode_response(answer.content))
-            assert answer.status_code in (500, 503), answer.text  # Serve's own answer for a gateway that died is 500
-        raise AssertionError(answer.text)
+                last = answer = self.post(*items, **fields)
+                if answer.status_code == 200:
+                    return values(JSON.decode_response(answer.content))
+                assert answer.status_code == 503, answer.text
+            except httpx.TransportError as error:
+                last = error
+            time.sleep(0.2)
+        raise AssertionError(last)
 
     def put(self, picture: bytes) -> httpx.Response:
         body = JSON.encode_put(PutImagesRequest((picture,)))
@@ -87,7 +90,9 @@ def kept(*prompts: str) -> list[ScoreItem]:
 
 
 @pytest.fixture(scope="module")
-def sharing(plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
+def sharing(
+    plane: Any, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sharing]:
     import fake_scorers  # type: ignore[import-not-found]
     from ray import serve
 
@@ -96,11 +101,12 @@ def sharing(plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sh
     folder = tmp_path_factory.mktemp("counted")
     counted = BerSettings(kind="ber", model=str(folder), serving=ServingSettings(replicas=2, max_batch_images=4))
     changed = plane.settings.model_copy(update={"scorers": {"counted": counted}, "store": StoreSettings()})
-    changed = changed.model_copy(update={"ensembles": {}})
+    server = plane.settings.server.model_copy(update={"port": free_port(), "grpc_port": None})
+    changed = changed.model_copy(update={"ensembles": {}, "server": server})
     others = {pid for pid in users_of(plane.temp_dir) if "ray::Keeper" in command(pid)}
     application = graph.application(changed, str(plane.run_dir / "metrics"), fake_scorers.build)
     serve.run_many([serve.RunTarget(application, name="sharing", route_prefix="/sharing")])
-    subject = Sharing(plane, folder, others)
+    subject = Sharing(plane, server.port, folder, others)
     with subject.http:
         yield subject
     serve.delete("sharing")
