@@ -37,8 +37,8 @@ CASES: Final = {
     "client_gone": Case(cases.client_gone, 5, 1),
     "overload": Case(cases.overload, 30.0, 6.0),
     "wrong_channel_order": Case(cases.wrong_channel_order, 2, 1),
-    "replica_killed": Case(cases.replica_killed, 5120, 256),
-    "gateway_killed": Case(cases.gateway_killed, 5120, 256),
+    "replica_killed": Case(cases.replica_killed, 5120, 1024),
+    "gateway_killed": Case(cases.gateway_killed, 5120, 1024),
 }
 
 

@@ -47,7 +47,8 @@ def _killed(plane: Running, deployment: str, images: int) -> Result:
     tally, killed, under_way = Tally(), list[int](), list[int]()
 
     def kill() -> None:
-        plane.whole(deployment, 2, without=killed)
+        if killed:
+            plane.whole(deployment, 2, without=killed)
         killed.append(min(plane.pids(deployment)))
         os.kill(killed[-1], signal.SIGKILL)
         under_way.append(tally.asked - tally.done)

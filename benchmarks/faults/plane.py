@@ -64,11 +64,12 @@ class Running:
     folder: Path
     settings: Settings
     plane: Plane
+    alone_port: int
 
     @property
     def alone_url(self) -> str:
         """Where the application ALONE answers; it serves `logged`."""
-        return f"{self.url}/{ALONE}"
+        return f"http://127.0.0.1:{self.alone_port}"
 
     @property
     def log(self) -> Path:
@@ -107,11 +108,11 @@ class Running:
         finally:
             serve.delete(name)
 
-    def changed(self, scorer: str, gateways: int = 1, **serving: Any) -> Settings:
-        """Settings of the same kind with one scorer."""
+    def changed(self, scorer: str, gateways: int = 1, port: int | None = None, **serving: Any) -> Settings:
+        """Settings of the same kind with one scorer, on `port` or a free one."""
         one = self.settings.scorers["nan"]
         fresh = one.model_copy(update={"serving": one.serving.model_copy(update=serving)})
-        server = self.settings.server.model_copy(update={"gateway_replicas": gateways})
+        server = self.settings.server.model_copy(update={"gateway_replicas": gateways, "port": port or _free_port()})
         return self.settings.model_copy(update={"scorers": {scorer: fresh}, "server": server})
 
 
@@ -133,8 +134,8 @@ def running(folder: Path) -> Iterator[Running]:
         try:
             if not plane.start(print):
                 raise RuntimeError("the plane did not start")
-            up = Running(plane.url, folder, settings, plane)
-            with up.application(ALONE, f"/{ALONE}", up.changed("logged", max_batch_images=4)):
+            up = Running(plane.url, folder, settings, plane, _free_port())
+            with up.application(ALONE, f"/{ALONE}", up.changed("logged", port=up.alone_port, max_batch_images=4)):
                 eventually(lambda: _answers(f"{up.alone_url}/healthz"), f"application {ALONE}")
                 yield up
         finally:
