@@ -152,7 +152,7 @@ class Gateway:
         specs = self.backend.specs.values()
         return Catalogue(
             tuple(ScorerInfo(s.name, s.needs, s.low, s.high, s.source, s.summary) for s in specs),
-            {name: EnsembleInfo(dict(one.weights), one.missing) for name, one in self.ensembles.items()},
+            {name: EnsembleInfo({**one.weights}, one.missing) for name, one in self.ensembles.items()},
             self.limits.model_dump(mode="json"),
         )
 
