@@ -50,7 +50,7 @@ def face(item: ScoreItem) -> Outcome:
 
 def truthful(item: ScoreItem) -> Outcome:
     assert item.reasoning is not None
-    return Score(sum(item.reasoning.truth) / len(item.reasoning.truth), {"segments": list(item.reasoning.segments)})
+    return Score(item.reasoning.truth[0], {"segments": list(item.reasoning.segments)})
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ async def test_a_picture_is_scored_by_keyboard_alone(serve: Any, visit: Any, sco
         await page.keyboard.type("a red square")
         await tab_to(page, "#score")
         await page.keyboard.press("Enter")
-        assert await summary(page) == "Done: ber 0.200; tier 0.500."
+        assert await summary(page) == "Done: ber 0.200; tier 1.000."
         assert await page.get_attribute("#summary", "aria-live") == "polite"
         card = page.locator(".card", has_text="ber").first
         assert '"prompt": "a grey square"' in str(await card.text_content())
@@ -376,6 +376,18 @@ async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: An
         await summary(seen.page, "The request is too large")
         assert "the limit is 200" in await seen.page.inner_text("#failure")
         assert not any(one.endswith("v1/score") for one in seen.urls)
+
+
+async def test_a_part_that_arrives_in_pieces_is_read_whole(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+    def wordy(item: ScoreItem) -> Outcome:
+        return Score(0.5, {"text": "né☃" * 300_000, "reason": "the end"})
+
+    async with serve({"wordy": small("wordy", ("image",), wordy)}) as url, visit(url) as seen:
+        await seen.page.wait_for_selector("#scorers input")
+        await seen.page.set_input_files("#image", picture())
+        await seen.page.click("#score")
+        assert await summary(seen.page) == "Done: wordy 0.500."
+        assert await seen.page.inner_text(".reasons") == "the end"
 
 
 async def test_bad_metadata_is_told_at_its_field(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
