@@ -239,12 +239,12 @@ async def test_a_plane_with_tokens_is_asked_again_with_one(serve: Any, visit: An
         assert "one word" in str(await page.text_content("#token-why"))
         await page.fill("#token", "a-wrong-token-of-mine")
         await page.keyboard.press("Enter")
-        await page.wait_for_function("document.getElementById('token-why').textContent.includes('unknown')")
+        await page.wait_for_function("() => document.getElementById('token-why').textContent.includes('unknown')")
         await page.fill("#token", TOKEN)
         await page.keyboard.press("Enter")
         await page.wait_for_selector("#scorers input[value=ber]")
         assert await page.is_hidden("#token-form")
-        await page.wait_for_function("document.getElementById('health-note').textContent.includes('scope')")
+        await page.wait_for_function("() => document.getElementById('health-note').textContent.includes('scope')")
         kept = "[JSON.stringify(localStorage), document.cookie, sessionStorage.getItem('synod.token')]"
         assert await page.evaluate(kept) == ["{}", "", TOKEN]
         assert TOKEN not in await page.content()
@@ -321,20 +321,23 @@ async def test_what_the_policy_refuses_is_seen_by_these_tests(serve: Any, visit:
         seen.urls = [one for one in seen.urls if one.startswith(url)]
 
 
-async def test_health_is_shown_and_follows_the_plane(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_health_is_shown_and_follows_the_plane(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+    """Metrics are the process's, so the scorer has a name of its own."""
+    steady = {"steady": small("steady", ("image",), brightness)}
     plane = AsyncExitStack()
-    async with plane, visit(await plane.enter_async_context(serve(scorers))) as seen:
+    async with plane, visit(await plane.enter_async_context(serve(steady))) as seen:
         page = seen.page
-        await page.wait_for_function("document.getElementById('plane-state').textContent === 'ready'")
+        await page.wait_for_function("() => document.getElementById('plane-state').textContent === 'ready'")
         assert "1 of 1 ready" in await page.inner_text("#health-rows")
         await page.set_input_files("#image", picture())
-        await page.fill("#prompt", "grey")
         await page.click("#score")
         await summary(page)
-        await page.wait_for_function("document.getElementById('health-rows').textContent.includes('0.200 ± 0.000')")
+        await page.wait_for_function(
+            "() => document.getElementById('health-rows').textContent.includes('0.200 ± 0.000')"
+        )
         await plane.aclose()
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        await page.wait_for_function("document.getElementById('plane-state').textContent.includes('not answer')")
+        await page.wait_for_function("() => document.getElementById('plane-state').textContent.includes('not answer')")
         await page.click("#score")
         assert await summary(page, "The plane") == "The plane does not answer."
         seen.complaints.clear()
