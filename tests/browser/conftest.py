@@ -129,6 +129,7 @@ def visit(browser: Any) -> Open:
         page.on("request", lambda request: seen.urls.append(request.url))
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         page.on("console", lambda message: _listen(seen, message.text))
+        page.on("filechooser", lambda _: None)  # from the start: one that opens before it is listened for is lost
         await page.add_init_script(WATCH)
         await page.goto(url)
         yield seen

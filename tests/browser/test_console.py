@@ -50,7 +50,7 @@ def face(item: ScoreItem) -> Outcome:
 
 def truthful(item: ScoreItem) -> Outcome:
     assert item.reasoning is not None
-    return Score(sum(item.reasoning.truth) / len(item.reasoning.truth), {"segments": list(item.reasoning.segments)})
+    return Score(item.reasoning.truth[0], {"segments": list(item.reasoning.segments)})
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ async def test_a_picture_is_scored_by_keyboard_alone(serve: Any, visit: Any, sco
         await page.keyboard.type("a red square")
         await tab_to(page, "#score")
         await page.keyboard.press("Enter")
-        assert await summary(page) == "Done: ber 0.200; tier 0.500."
+        assert await summary(page) == "Done: ber 0.200; tier 1.000."
         assert await page.get_attribute("#summary", "aria-live") == "polite"
         card = page.locator(".card", has_text="ber").first
         assert '"prompt": "a grey square"' in str(await card.text_content())
@@ -239,12 +239,12 @@ async def test_a_plane_with_tokens_is_asked_again_with_one(serve: Any, visit: An
         assert "one word" in str(await page.text_content("#token-why"))
         await page.fill("#token", "a-wrong-token-of-mine")
         await page.keyboard.press("Enter")
-        await page.wait_for_function("document.getElementById('token-why').textContent.includes('unknown')")
+        await page.wait_for_function("() => document.getElementById('token-why').textContent.includes('unknown')")
         await page.fill("#token", TOKEN)
         await page.keyboard.press("Enter")
         await page.wait_for_selector("#scorers input[value=ber]")
         assert await page.is_hidden("#token-form")
-        await page.wait_for_function("document.getElementById('health-note').textContent.includes('scope')")
+        await page.wait_for_function("() => document.getElementById('health-note').textContent.includes('scope')")
         kept = "[JSON.stringify(localStorage), document.cookie, sessionStorage.getItem('synod.token')]"
         assert await page.evaluate(kept) == ["{}", "", TOKEN]
         assert TOKEN not in await page.content()
@@ -321,20 +321,23 @@ async def test_what_the_policy_refuses_is_seen_by_these_tests(serve: Any, visit:
         seen.urls = [one for one in seen.urls if one.startswith(url)]
 
 
-async def test_health_is_shown_and_follows_the_plane(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_health_is_shown_and_follows_the_plane(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+    """Metrics are the process's, so the scorer has a name of its own."""
+    steady = {"steady": small("steady", ("image",), brightness)}
     plane = AsyncExitStack()
-    async with plane, visit(await plane.enter_async_context(serve(scorers))) as seen:
+    async with plane, visit(await plane.enter_async_context(serve(steady))) as seen:
         page = seen.page
-        await page.wait_for_function("document.getElementById('plane-state').textContent === 'ready'")
-        assert "1 of 1 ready" in await page.inner_text("#health-rows")
+        await page.wait_for_function("() => document.getElementById('plane-state').textContent === 'ready'")
+        await page.wait_for_selector("#health-rows td:has-text('1 of 1 ready')")
         await page.set_input_files("#image", picture())
-        await page.fill("#prompt", "grey")
         await page.click("#score")
         await summary(page)
-        await page.wait_for_function("document.getElementById('health-rows').textContent.includes('0.200 ± 0.000')")
+        await page.wait_for_function(
+            "() => document.getElementById('health-rows').textContent.includes('0.200 ± 0.000')"
+        )
         await plane.aclose()
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        await page.wait_for_function("document.getElementById('plane-state').textContent.includes('not answer')")
+        await page.wait_for_function("() => document.getElementById('plane-state').textContent.includes('not answer')")
         await page.click("#score")
         assert await summary(page, "The plane") == "The plane does not answer."
         seen.complaints.clear()
@@ -376,6 +379,18 @@ async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: An
         await summary(seen.page, "The request is too large")
         assert "the limit is 200" in await seen.page.inner_text("#failure")
         assert not any(one.endswith("v1/score") for one in seen.urls)
+
+
+async def test_a_part_that_arrives_in_pieces_is_read_whole(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+    def wordy(item: ScoreItem) -> Outcome:
+        return Score(0.5, {"text": "né☃" * 300_000, "reason": "the end"})
+
+    async with serve({"wordy": small("wordy", ("image",), wordy)}) as url, visit(url) as seen:
+        await seen.page.wait_for_selector("#scorers input")
+        await seen.page.set_input_files("#image", picture())
+        await seen.page.click("#score")
+        assert await summary(seen.page) == "Done: wordy 0.500."
+        assert await seen.page.inner_text(".reasons") == "the end"
 
 
 async def test_bad_metadata_is_told_at_its_field(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:

@@ -6,7 +6,6 @@ import { inWords } from "./words.js";
 
 export class Results {
   #cards = new Map();
-  #said = [];
   #pictures = [];
 
   /** Empties the room and shows what is awaited: `asked` are scorers of the catalogue, `files` the pictures sent. */
@@ -17,7 +16,6 @@ export class Results {
     this.#pictures = this.#pictures.map((picture) => picture ?? { draw() {}, close() {} });
     this.#cards = new Map(asked.map((scorer) => [scorer.name, { scorer, element: waiting(scorer.name) }]));
     if (ensemble) this.#cards.set("", { scorer: { name: ensemble }, element: waiting(ensemble, "reward") });
-    this.#said = [];
     byId("failure").replaceChildren();
     byId("answer").replaceChildren(
       el("div", { className: "pictures" }, ...shown),
@@ -40,8 +38,8 @@ export class Results {
       if (card.element.classList.contains("waiting")) card.element.remove();
     }
     if (error) byId("failure").replaceChildren(...failure(error.code, error.message, error.retryAfterS));
-    const said = this.#said.join("; ") || "no scores";
-    say(byId("summary"), error ? `${inWords(error.code)} ${this.#said.length ? said : ""}`.trim() : `Done: ${said}.`);
+    const said = [...this.#cards.values()].map((card) => card.said).filter(Boolean).join("; "); // in the plane's order
+    say(byId("summary"), error ? `${inWords(error.code)} ${said}`.trim() : `Done: ${said || "no scores"}.`);
   }
 
   #outcome(name, outcome) {
@@ -50,7 +48,7 @@ export class Results {
     const made = outcome.error ? failed(card.scorer, outcome.error, reward) : scored(card.scorer, outcome, reward);
     card.element.replaceWith(made);
     card.element = made;
-    this.#said.push(`${card.scorer.name} ${outcome.error ? `failed (${outcome.error.code})` : number(outcome.value)}`);
+    card.said = `${card.scorer.name} ${outcome.error ? `failed (${outcome.error.code})` : number(outcome.value)}`;
     if (outcome.error || reward) return;
     const boxes = boxesOf(outcome.detail);
     this.#pictures[0].draw(boxes.image);

@@ -10,6 +10,7 @@ from typing import Any
 
 from synod.answers import MISSING
 from synod.contracts import CONCEPT_KINDS, RELATIONS
+from synod.reader import INT64
 
 Schema = dict[str, Any]
 
@@ -43,7 +44,8 @@ def _pair(first: Schema, second: Schema, **more: Any) -> Schema:
 _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _WEIGHT: Schema = {"type": "number", "minimum": 0}
-_SIDE: Schema = {"type": "integer", "minimum": 1}
+_INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": INT64.stop - 1}
+_COUNT: Schema = _INDEX | {"minimum": 1}
 _BASE64: Schema = {
     "type": "string",
     "contentEncoding": "base64",
@@ -58,7 +60,7 @@ _DIGEST: Schema = {
 _RAW = _object(
     ["data", "shape"],
     data=_BASE64,
-    shape={"type": "array", "prefixItems": [_SIDE, _SIDE, {"const": 3}], "minItems": 3, "maxItems": 3},
+    shape={"type": "array", "prefixItems": [_COUNT, _COUNT, {"const": 3}], "minItems": 3, "maxItems": 3},
 ) | {"description": "raw uint8 RGB rows; shape is [H, W, 3]"}
 _REFERENCE = _object(["digest"], digest=_DIGEST) | {"description": "a picture that PUT /v1/images put before"}
 _CONTENT: Schema = {"anyOf": [_BASE64, _RAW]}
@@ -68,11 +70,11 @@ _CLAUSE = _given(
     ["class", "count"],
     **{
         "class": _TEXT,
-        "count": {"type": "integer", "minimum": 1},
+        "count": _COUNT,
         "color": _TEXT,
         "position": _pair(
             {"enum": list(RELATIONS)},
-            {"type": "integer", "minimum": 0},
+            _INDEX,
             description="relation, index of the include clause it relates to",
         ),
     },
@@ -100,7 +102,7 @@ REQUEST = _given(
     scorers=_list(_TEXT) | {"description": "names of GET /v1/scorers"},
     ensemble=_TEXT | {"description": "adds a reward per item, by its concept's kind"},
     weights=_table(_WEIGHT, description="scorer name -> weight; replaces the ensemble's own"),
-    timeout_ms={"type": "integer", "minimum": 1, "description": "bounds the whole request"},
+    timeout_ms=_COUNT | {"description": "bounds the whole request"},
     request_id=_TEXT,
 )
 PUT = _object(["images"], images=_list(_CONTENT, minItems=1))
@@ -124,9 +126,7 @@ RESPONSE = _object(
     request_id=_TEXT,
     results=_list(_object(["scores", "reward"], scores=_table(_OUTCOME), reward=_or_null(_OUTCOME))),
 )
-_SCORED = _object(
-    ["index", "scorer", "outcome"], index={"type": "integer", "minimum": 0}, scorer=_TEXT, outcome=_OUTCOME
-)
+_SCORED = _object(["index", "scorer", "outcome"], index=_INDEX, scorer=_TEXT, outcome=_OUTCOME)
 PART: Schema = {
     "anyOf": [
         _object(["request_id", "scored"], request_id=_TEXT, scored=_SCORED),
@@ -149,7 +149,7 @@ CATALOGUE = _object(
     ["scorers", "ensembles", "limits"],
     scorers=_list(_SCORER),
     ensembles=_table(_ENSEMBLE),
-    limits=_table({"type": "integer", "minimum": 0}),
+    limits=_table(_INDEX),
 )
 ALIVE = _object(["alive"], alive={"type": "boolean"})
 _READINESS = _object(
