@@ -152,7 +152,10 @@ class Gateway:
         specs = self.backend.specs.values()
         return Catalogue(
             tuple(ScorerInfo(s.name, s.needs, s.low, s.high, s.source, s.summary) for s in specs),
-            {name: EnsembleInfo({**one.weights}, one.missing) for name, one in self.ensembles.items()},
+            {
+                name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
+                for name, e in self.ensembles.items()
+            },
             self.limits.model_dump(mode="json"),
         )
 

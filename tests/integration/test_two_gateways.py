@@ -90,9 +90,7 @@ def kept(*prompts: str) -> list[ScoreItem]:
 
 
 @pytest.fixture(scope="module")
-def sharing(
-    plane: Any, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Sharing]:
+def sharing(plane: Any, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
     import fake_scorers  # type: ignore[import-not-found]
     from ray import serve
 

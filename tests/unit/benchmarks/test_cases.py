@@ -34,10 +34,6 @@ with warnings.catch_warnings():
 class Here(Running):
     """A gateway in a thread of this process in the place of a plane."""
 
-    @property
-    def alone_url(self) -> str:
-        return self.url
-
 
 @pytest.fixture
 def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
@@ -65,7 +61,8 @@ def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    yield Here(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path, settings, None)  # type: ignore[arg-type]
+    port = listener.getsockname()[1]
+    yield Here(f"http://127.0.0.1:{port}", tmp_path, settings, None, port)  # type: ignore[arg-type]
     servers[0].should_exit = True
     thread.join()
 
