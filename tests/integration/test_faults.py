@@ -82,7 +82,7 @@ def test_a_killed_replica_loses_doubles_and_invents_nothing(plane: Any, eventual
 
     with ThreadPoolExecutor(12) as callers:
         futures = [callers.submit(ask, n) for n in range(48)]
-        eventually(lambda: held(plane, "frail") > 3)  # the load is under way; each gateway lets 4 images through at once
+        eventually(lambda: held(plane, "frail") > 3)  # under way; a gateway lets 4 images through
         kill([victim])
         for future in futures:
             future.result()
