@@ -31,5 +31,6 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """The command line that is running, as one would type it."""
-    module = Path(sys.argv[0]).stem
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.stem == "__main__" else program.stem
     return " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
