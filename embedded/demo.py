@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from rich.table import Table
 
 from embedded.report import write_report
 from embedded.samples import Sample, load_samples
-from services.cluster.local import check_port
+from services.cluster.local import check_port, free_port
 from services.settings import load
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
@@ -203,9 +202,7 @@ def pick_port(asked: int | None) -> int:
             raise DemoError(message) from None
     else:
         return wanted
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     console.print(f"port {wanted} is busy; the demo takes {port}")
     return port
 

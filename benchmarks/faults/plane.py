@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Final
 import httpx
 
 from benchmarks.faults.scorers import BUSY_BATCH, LOG, build, picture, value
-from services.cluster.local import Plane, environment
+from services.cluster.local import Plane, environment, free_port
 from services.cluster.processes import users_of
 from services.settings import Settings, load
 from synod.images import encode_png
@@ -112,7 +111,7 @@ class Running:
         """Settings of the same kind with one scorer, on `port` or a free one."""
         one = self.settings.scorers["nan"]
         fresh = one.model_copy(update={"serving": one.serving.model_copy(update=serving)})
-        server = self.settings.server.model_copy(update={"gateway_replicas": gateways, "port": port or _free_port()})
+        server = self.settings.server.model_copy(update={"gateway_replicas": gateways, "port": port or free_port()})
         return self.settings.model_copy(update={"scorers": {scorer: fresh}, "server": server})
 
 
@@ -126,7 +125,7 @@ def running(folder: Path) -> Iterator[Running]:
     recorded = dict.fromkeys(("colour", "nan", "busy", "logged", "swapped"), value(GOLDEN_NUMBER))
     (folder / "golden.json").write_text(json.dumps([{"item": golden, "scores": recorded}]))
     config = folder / "plane.toml"
-    config.write_text(SETTINGS.format(port=_free_port(), queue=QUEUE, busy_batch=BUSY_BATCH))
+    config.write_text(SETTINGS.format(port=free_port(), queue=QUEUE, busy_batch=BUSY_BATCH))
     settings = load(config, {})
     plane = Plane(settings, folder, build)
     with warnings.catch_warnings():
@@ -134,7 +133,7 @@ def running(folder: Path) -> Iterator[Running]:
         try:
             if not plane.start(print):
                 raise RuntimeError("the plane did not start")
-            up = Running(plane.url, folder, settings, plane, _free_port())
+            up = Running(plane.url, folder, settings, plane, free_port())
             with up.application(ALONE, f"/{ALONE}", up.changed("logged", port=up.alone_port, max_batch_images=4)):
                 eventually(lambda: _answers(f"{up.alone_url}/healthz"), f"application {ALONE}")
                 yield up
@@ -173,9 +172,3 @@ def _rss_mib(pid: int) -> float:
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,7 +21,8 @@ from benchmarks.serving import inputs
 from benchmarks.serving.jobs import EMBEDDED
 from benchmarks.serving.load import Call
 from benchmarks.serving.peers.table import ONE, PEERS, SEVERAL, Setting
-from benchmarks.serving.servers import START_LIMIT_S, Launch, free_port, post
+from benchmarks.serving.servers import START_LIMIT_S, Launch, post
+from services.cluster.local import free_port
 from synod.codec import MSGPACK
 from synod.contracts import PutImagesRequest, ScoreItem
 

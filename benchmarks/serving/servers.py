@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -80,13 +79,6 @@ def serving(
         yield running
     finally:
         _stop(processes)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], method: str = "POST") -> bytes:

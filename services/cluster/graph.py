@@ -116,13 +116,13 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
             name,
             scorer.serving.replicas,
             _actor(scorer.serving, env),
-            settings.cluster.health_check_period_s,
+            cluster.health_check_period_s,
         ).bind(specs[name], scorer, settings.golden, build, patience)
         for name, scorer in settings.scorers.items()
     }
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
-        Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, settings.cluster.health_check_period_s
+        Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, cluster.health_check_period_s
     ).bind(settings, specs, scorers, Path(metrics_dir).with_name("access.jsonl"))
 
 

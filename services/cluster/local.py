@@ -160,6 +160,14 @@ def check_port(host: str, port: int, setting: str = "--port or [server] port") -
             ) from None
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def answers_ready(url: str) -> bool:
     """Whether `url`/readyz answers 200."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.cluster import local
 from services.cluster.local import Plane, environment
 from services.settings import Settings, load
 from synod.codec import CODECS
@@ -79,13 +79,6 @@ weights = {{ person = {{ number = 0.5, bright = 0.25, face = 0.25 }} }}
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 class Client:
     """What a caller sees: bytes over HTTP."""
 
@@ -115,7 +108,7 @@ class Client:
 def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("plane")
     config = folder / "plane.toml"
-    config.write_text(SETTINGS.format(port=_free_port(), grpc_port=_free_port(), dino=tiny_models.dinov2))
+    config.write_text(SETTINGS.format(port=local.free_port(), grpc_port=local.free_port(), dino=tiny_models.dinov2))
     settings = load(config, {})
     sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(HERE.parents[1])))  # workers import the fakes too
@@ -135,7 +128,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterato
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    return _free_port
+    return local.free_port
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 import httpx
 import numpy as np
 import pytest
 
+from services.cluster.local import free_port
 from services.gateway import app, auth
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports
@@ -22,25 +22,12 @@ TOKEN = "a-token-that-is-long-enough"
 REQUEST = ScoreRequest((ScoreItem(np.full((2, 2, 3), 51, np.uint8)),), ("a",), request_id="r")
 
 
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        return port
-
-    return find
-
-
 def test_who_listens_follows_the_settings() -> None:
     assert Ports.of(ServerSettings(port=81, grpc_port=82)) == Ports("127.0.0.1", 81, 82)
     assert Ports.of(ServerSettings(port=81, listen="proxy")) == Ports("127.0.0.1", None, None)
 
 
-async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(
-    gateway: Gateway, free_port: Callable[[], int]
-) -> None:
+async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(gateway: Gateway) -> None:
     gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"'})
     ports = Ports("127.0.0.1", free_port(), free_port())
     built = app.build(gateway, gatekeeper, ports=ports)
@@ -60,9 +47,7 @@ async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(
             await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_gateways_share_a_port_and_the_second_goes_on_alone(
-    gateway: Gateway, free_port: Callable[[], int]
-) -> None:
+async def test_gateways_share_a_port_and_the_second_goes_on_alone(gateway: Gateway) -> None:
     ports = Ports("127.0.0.1", free_port())
     first, second = app.build(gateway, ports=ports), app.build(gateway, ports=ports)
 
