@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import synod
-from services.settings import ScorerSettings
+from services.scorer_settings import ScorerSettings
 from synod.contracts import Origin
 
 LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")

@@ -12,35 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from services.scorer_settings import ModelSource, Node, ScorerSettings
 from synod import toml
 from synod.contracts import ConceptKind
 
-
-def _resolve_source(source: str, info: ValidationInfo) -> str:
-    return toml.model_source(source, (info.context or {}).get("folder", Path.cwd()))
-
-
-ModelSource = Annotated[str, AfterValidator(_resolve_source)]
 ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Node(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ServerSettings(_Node):
+class ServerSettings(Node):
     """Where the gateway listens and how long a request may take.
 
     `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
@@ -58,7 +40,7 @@ class ServerSettings(_Node):
     access_log: bool = False
 
 
-class LimitSettings(_Node):
+class LimitSettings(Node):
     """What a request may carry. Each limit is checked before the work it bounds."""
 
     max_body_bytes: int = Field(64 * 2**20, gt=0)
@@ -70,20 +52,20 @@ class LimitSettings(_Node):
     max_segments: int = Field(64, gt=0)
 
 
-class AdmissionSettings(_Node):
+class AdmissionSettings(Node):
     """`max_queued_images` bounds what waits for one scorer in one gateway; beyond it, callers are told to come back."""
 
     max_queued_images: int = Field(4096, ge=1)
 
 
-class StoreSettings(_Node):
+class StoreSettings(Node):
     """What a gateway keeps by digest. `max_scores = 0` measures every score anew, however often it is asked for."""
 
     max_image_bytes: int = Field(256 * 2**20, ge=0)
     max_scores: int = Field(100_000, ge=0)
 
 
-class AuthSettings(_Node):
+class AuthSettings(Node):
     """Where the bearer tokens are: in a TOML file, or in an environment variable that holds such a TOML. Never here.
 
     With neither, everyone may come in, which is refused unless the gateway listens on loopback only. `metrics` says
@@ -108,7 +90,7 @@ class AuthSettings(_Node):
         return self.tokens_file is not None or self.tokens_env is not None
 
 
-class CompatSettings(_Node):
+class CompatSettings(Node):
     """Which other reward servers' endpoints to answer as well; see docs/adapters.md.
 
     `unirl` serves `POST /score`, `GET /health` and `GET /rewards` as Tencent UniRL's reward service does: its rewards
@@ -120,7 +102,7 @@ class CompatSettings(_Node):
     openrlhf: str | None = None
 
 
-class ClusterSettings(_Node):
+class ClusterSettings(Node):
     """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count.
 
     A replica scores its golden items anew every `golden_period_s`, and is replaced when they are not answered within
@@ -136,135 +118,7 @@ class ClusterSettings(_Node):
     ready_timeout_s: float = Field(180.0, gt=0)
 
 
-class ServingSettings(_Node):
-    """One scorer's deployment: replicas, what each takes of a machine, and how its batches form.
-
-    `num_gpus` per replica is a share of one GPU, or a whole number of them.
-
-    A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
-    `max_queued_images` bounds what one replica holds, batch in flight included.
-    """
-
-    replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(0.1, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    device: str | None = None
-    threads: int | None = Field(None, ge=1)
-    max_batch_images: int = Field(32, ge=1)
-    batch_wait_ms: float = Field(5.0, ge=0)
-    max_queued_images: int = Field(2048, ge=1)
-
-    @field_validator("num_gpus")
-    @classmethod
-    def _share_or_whole(cls, num_gpus: float) -> float:
-        if num_gpus > 1 and num_gpus != int(num_gpus):
-            raise ValueError(f"{num_gpus} GPUs for a replica: give a share up to 1, or a whole number")
-        return num_gpus
-
-
-class _ScorerSettings(_Node):
-    serving: ServingSettings = ServingSettings()
-    golden_tolerance: float = Field(1e-3, gt=0)
-
-
-class TierSettings(_ScorerSettings):
-    """TIER (Sync-R1 eq. 30). `softmax` is our default, `paper_clipped` is as printed (seeds: the norm exceeds 2)."""
-
-    kind: Literal["tier"]
-    model: ModelSource
-    mode: Literal["softmax", "paper_clipped"] = "softmax"
-    temperature: float = Field(0.05, gt=0)
-    pooling: Literal["mean", "cls"] = "mean"
-
-
-class BerSettings(_ScorerSettings):
-    """BER (eq. 31): BLIP-2 image-text contrastive cosine, the maximum over queries."""
-
-    kind: Literal["ber"]
-    model: ModelSource
-
-
-class DerSettings(_ScorerSettings):
-    """DER (eq. 32): DINOv2 cosine to the references, their mean or maximum."""
-
-    kind: Literal["der"]
-    model: ModelSource
-    references: Literal["mean", "max"] = "mean"
-
-
-class SemanticDetector(_Node):
-    """Semantic segmentation plus connected components."""
-
-    family: Literal["semantic"]
-    model: ModelSource
-    min_area: int = Field(12, ge=1)
-
-
-class Mask2FormerDetector(_Node):
-    """Instance segmentation by Mask2Former (GenEval's own family)."""
-
-    family: Literal["mask2former"]
-    model: ModelSource
-
-
-Detector = Annotated[SemanticDetector | Mask2FormerDetector, Field(discriminator="family")]
-
-
-class MtcnnFinder(_Node):
-    """facenet-pytorch's MTCNN; its weights ship in the package."""
-
-    family: Literal["mtcnn"]
-
-
-class DetectorFinder(_Node):
-    """Boxes of one class of a detector."""
-
-    family: Literal["detector"]
-    detector: Detector
-    class_name: str = "face"
-    threshold: float = Field(0.3, gt=0, lt=1)
-
-
-class FacenetEmbedder(_Node):
-    """facenet-pytorch's InceptionResnetV1, from a weights file."""
-
-    family: Literal["facenet"]
-    weights: ModelSource
-
-
-class SmallFaceEmbedder(_Node):
-    """A vision model directory; the pooled output is the embedding."""
-
-    family: Literal["small"]
-    model: ModelSource
-
-
-class FerSettings(_ScorerSettings):
-    """FER (eq. 33): cosine of face embeddings. No face in the picture scores 0 with a reason."""
-
-    kind: Literal["fer"]
-    finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
-    embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder, Field(discriminator="family")]
-    references: Literal["mean", "max"] = "mean"
-    margin: float = Field(0.1, ge=0, lt=1)
-
-
-class GenEvalSettings(_ScorerSettings):
-    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells both."""
-
-    kind: Literal["geneval"]
-    detector: Detector
-    color_model: ModelSource
-    color_pretrained: str | None = None
-    rule_set: Literal["official", "soft"] = "soft"
-
-
-ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
-]
-
-
-class EnsembleSettings(_Node):
+class EnsembleSettings(Node):
     """Weights per concept kind over scorer names, applied to max(0, value); they are not rescaled to sum 1.
 
     `missing`: what a failed component with weight > 0 does to the reward. `fail` (default) makes the reward a failure,
@@ -285,7 +139,7 @@ class EnsembleSettings(_Node):
         return weights
 
 
-class Settings(_Node):
+class Settings(Node):
     """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
 
     `trainer` belongs to the other program, which reads it from the same file; the plane leaves it alone.

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.serving import fakes
+from services.scorer_settings import BerSettings, ScorerSettings
 from services.scorers.base import score_batch
-from services.settings import BerSettings, ScorerSettings, load
+from services.settings import load
 from synod.contracts import GenEvalClause, GenEvalMetadata, Pixels, Reasoning, Score, ScoreItem
 
 EMBEDDED = Path(__file__).parents[2] / "deploy/configs/embedded.toml"

@@ -18,11 +18,11 @@ from services.models import dinov2, open_clip
 from services.models.detector import Detection
 from services.models.face import embedder, finder
 from services.models.images import crop
+from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings, ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from services.scorers.geneval import rules
 from services.scorers.geneval.colour import ColorClassifier, cutout
-from services.settings import DerSettings, FerSettings, GenEvalSettings, ScorerSettings
 from synod.contracts import Concept, Pixels, Reasoning, Score, ScoreItem
 
 Spoil = Callable[[Pixels], Pixels]

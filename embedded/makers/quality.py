@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from embedded.makers import augment, figures, start
 from embedded.makers.figures import Figure, Spoil
-from services.settings import DerSettings, FerSettings, GenEvalSettings, Settings, load
+from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings
+from services.settings import Settings, load
 from trainer.session import make_policy
 from trainer.settings import TrainerSettings
 from trainer.settings import load as load_trainer

@@ -23,9 +23,10 @@ from services.gateway.core import Gateway, tell_queue
 from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
 from services.origin import origin
+from services.scorer_settings import ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
-from services.settings import ServingSettings, Settings
+from services.settings import Settings
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one

@@ -15,8 +15,8 @@ from services.backends import batch_cost
 from services.batching import Batcher
 from services.cluster.watch import USUAL, Patience, Watch
 from services.gateway import metrics
+from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec, run_batch
-from services.settings import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from services.scorer_settings import BerSettings
 from services.scorers.base import ScorerSpec
-from services.settings import BerSettings
 from synod.contracts import Concept, Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.models.images import distinct
+from services.scorer_settings import DerSettings
 from services.scorers.base import ScorerSpec
-from services.settings import DerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.models.images import crop, distinct
+from services.scorer_settings import FerSettings
 from services.scorers.base import ScorerSpec
-from services.settings import FerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import NoReferenceFace
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec
-from services.settings import ScorerSettings
 
 KINDS: dict[str, str] = {
     "tier": "services.scorers.tier",

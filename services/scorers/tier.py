@@ -20,8 +20,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from services.scorer_settings import TierSettings
 from services.scorers.base import ScorerSpec
-from services.settings import TierSettings
 from synod.contracts import Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 

@@ -28,7 +28,7 @@ class Room:
     never: tuple[str, ...] = ()
 
 
-# The most specific room wins. `services.settings` is data: typed records of the TOML.
+# The most specific room wins. `services.settings` and `services.scorer_settings` are data: typed records of the TOML.
 LAW = (
     Room("synod", may=(), never=("torch", "ray", "pydantic", *WEB)),
     *(
@@ -39,8 +39,9 @@ LAW = (
         Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
         for pure in ("synod.adapters.items", "synod.scoring.compare")
     ),
-    Room("services.settings", may=("synod",), never=("torch", "ray", *WEB)),
-    Room("services.origin", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
+    Room("services.scorer_settings", may=("synod",), never=("torch", "ray", *WEB)),
+    Room("services.settings", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
+    Room("services.origin", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
     Room("services.isolation", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.batching", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room("services.combine", may=("synod",), never=("torch", "ray", *WEB)),
@@ -49,18 +50,22 @@ LAW = (
         may=("synod", "services.scorers.base", "services.batching"),
         never=("torch", "ray", *WEB),
     ),
-    Room("services.golden", may=("synod", "services.scorers.base", "services.settings"), never=("torch", "ray", *WEB)),
-    Room("services.models", may=("synod", "services.settings"), never=("ray", *WEB)),
+    Room(
+        "services.golden",
+        may=("synod", "services.scorers.base", "services.scorer_settings"),
+        never=("torch", "ray", *WEB),
+    ),
+    Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *WEB)),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
         "services.scorers.registry",
-        may=("synod", "services.settings", "services.scorers.base"),
+        may=("synod", "services.scorer_settings", "services.scorers.base"),
         never=("torch", "ray", *WEB),
     ),
     *(
         Room(
             f"services.scorers.{scorer}",
-            may=("synod", "services.settings", "services.models", "services.scorers.base"),
+            may=("synod", "services.scorer_settings", "services.models", "services.scorers.base"),
             never=("ray", *WEB),
         )
         for scorer in ("tier", "ber", "der", "fer", "geneval")

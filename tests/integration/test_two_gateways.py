@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from services.cluster.processes import users_of
-from services.settings import BerSettings, ServingSettings, StoreSettings
+from services.scorer_settings import BerSettings, ServingSettings
+from services.settings import StoreSettings
 from synod.codec import CODECS
 from synod.contracts import ImageRef, PutImagesRequest, Score, ScoreItem, ScoreRequest, ScoreResponse
 from synod.digest import digest_of

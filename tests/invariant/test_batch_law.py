@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 from skimage import data
 
 from services.models import mask2former
+from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
-from services.settings import ScorerSettings
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 
 CASES = ("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former")

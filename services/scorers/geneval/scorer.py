@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from services.models.detector import Detector
+from services.scorer_settings import GenEvalSettings
 from services.scorers.base import ScorerSpec
 from services.scorers.geneval import rules
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import Found
-from services.settings import GenEvalSettings
 from synod.contracts import GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 

@@ -9,7 +9,7 @@ import pytest
 
 from services import origin as module
 from services.origin import origin
-from services.settings import DerSettings, FerSettings, MtcnnFinder, ServingSettings, SmallFaceEmbedder
+from services.scorer_settings import DerSettings, FerSettings, MtcnnFinder, ServingSettings, SmallFaceEmbedder
 
 
 @pytest.fixture

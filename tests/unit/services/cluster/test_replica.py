@@ -12,8 +12,8 @@ import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from services.scorer_settings import DerSettings, ScorerSettings, ServingSettings
 from services.scorers.base import Scorer, ScorerSpec
-from services.settings import DerSettings, ScorerSettings, ServingSettings
 from synod.contracts import Origin, Outcome, Score, ScoreItem
 from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
 

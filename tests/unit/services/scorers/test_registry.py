@@ -9,8 +9,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from services import settings
+from services.scorer_settings import ScorerSettings
 from services.scorers import registry
-from services.settings import ScorerSettings
 
 TREES = {
     "tier": '{"kind": "tier", "model": "a/b"}',
@@ -40,7 +40,7 @@ def test_specs_load_no_model_library() -> None:
 import sys
 from pydantic import TypeAdapter
 from services.scorers import registry
-from services.settings import ScorerSettings
+from services.scorer_settings import ScorerSettings
 for kind, tree in {TREES!r}.items():
     registry.spec(kind, TypeAdapter(ScorerSettings).validate_json(tree))
 heavy = [m for m in ("torch", "transformers", "open_clip", "ray") if m in sys.modules]

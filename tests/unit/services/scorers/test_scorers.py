@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from services.models.detector import Detection
+from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings
 from services.scorers.ber import Ber, plain
 from services.scorers.der import Der
 from services.scorers.fer import Fer
 from services.scorers.geneval.colour import ColorClassifier
 from services.scorers.geneval.scorer import GenEval
-from services.settings import DerSettings, FerSettings, GenEvalSettings
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Score, ScoreFailure, ScoreItem
 
 

@@ -1,0 +1,151 @@
+"""The scorers' settings: one record a kind, told apart by `kind` in `[scorers.NAME]` of the plane's TOML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from synod import toml
+
+
+def _resolve_source(source: str, info: ValidationInfo) -> str:
+    return toml.model_source(source, (info.context or {}).get("folder", Path.cwd()))
+
+
+ModelSource = Annotated[str, AfterValidator(_resolve_source)]
+
+
+class Node(BaseModel):
+    """A record of the plane's TOML: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServingSettings(Node):
+    """One scorer's deployment: replicas, what each takes of a machine, and how its batches form.
+
+    `num_gpus` per replica is a share of one GPU, or a whole number of them.
+
+    A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
+    `max_queued_images` bounds what one replica holds, batch in flight included.
+    """
+
+    replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(0.1, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    device: str | None = None
+    threads: int | None = Field(None, ge=1)
+    max_batch_images: int = Field(32, ge=1)
+    batch_wait_ms: float = Field(5.0, ge=0)
+    max_queued_images: int = Field(2048, ge=1)
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _share_or_whole(cls, num_gpus: float) -> float:
+        if num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError(f"{num_gpus} GPUs for a replica: give a share up to 1, or a whole number")
+        return num_gpus
+
+
+class _ScorerSettings(Node):
+    serving: ServingSettings = ServingSettings()
+    golden_tolerance: float = Field(1e-3, gt=0)
+
+
+class TierSettings(_ScorerSettings):
+    """TIER (Sync-R1 eq. 30). `softmax` is our default, `paper_clipped` is as printed (seeds: the norm exceeds 2)."""
+
+    kind: Literal["tier"]
+    model: ModelSource
+    mode: Literal["softmax", "paper_clipped"] = "softmax"
+    temperature: float = Field(0.05, gt=0)
+    pooling: Literal["mean", "cls"] = "mean"
+
+
+class BerSettings(_ScorerSettings):
+    """BER (eq. 31): BLIP-2 image-text contrastive cosine, the maximum over queries."""
+
+    kind: Literal["ber"]
+    model: ModelSource
+
+
+class DerSettings(_ScorerSettings):
+    """DER (eq. 32): DINOv2 cosine to the references, their mean or maximum."""
+
+    kind: Literal["der"]
+    model: ModelSource
+    references: Literal["mean", "max"] = "mean"
+
+
+class SemanticDetector(Node):
+    """Semantic segmentation plus connected components."""
+
+    family: Literal["semantic"]
+    model: ModelSource
+    min_area: int = Field(12, ge=1)
+
+
+class Mask2FormerDetector(Node):
+    """Instance segmentation by Mask2Former (GenEval's own family)."""
+
+    family: Literal["mask2former"]
+    model: ModelSource
+
+
+Detector = Annotated[SemanticDetector | Mask2FormerDetector, Field(discriminator="family")]
+
+
+class MtcnnFinder(Node):
+    """facenet-pytorch's MTCNN; its weights ship in the package."""
+
+    family: Literal["mtcnn"]
+
+
+class DetectorFinder(Node):
+    """Boxes of one class of a detector."""
+
+    family: Literal["detector"]
+    detector: Detector
+    class_name: str = "face"
+    threshold: float = Field(0.3, gt=0, lt=1)
+
+
+class FacenetEmbedder(Node):
+    """facenet-pytorch's InceptionResnetV1, from a weights file."""
+
+    family: Literal["facenet"]
+    weights: ModelSource
+
+
+class SmallFaceEmbedder(Node):
+    """A vision model directory; the pooled output is the embedding."""
+
+    family: Literal["small"]
+    model: ModelSource
+
+
+class FerSettings(_ScorerSettings):
+    """FER (eq. 33): cosine of face embeddings. No face in the picture scores 0 with a reason."""
+
+    kind: Literal["fer"]
+    finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
+    embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder, Field(discriminator="family")]
+    references: Literal["mean", "max"] = "mean"
+    margin: float = Field(0.1, ge=0, lt=1)
+
+
+class GenEvalSettings(_ScorerSettings):
+    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells both."""
+
+    kind: Literal["geneval"]
+    detector: Detector
+    color_model: ModelSource
+    color_pretrained: str | None = None
+    rule_set: Literal["official", "soft"] = "soft"
+
+
+ScorerSettings = Annotated[
+    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
+]
