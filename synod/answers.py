@@ -56,7 +56,7 @@ def read_part(node: Node) -> Part:
     """Raises InvalidRequest with the path of the first field that is wrong."""
     of = node.fields("request_id", "scored", "rewards", "error")
     request_id = of.need("request_id", Node.text)
-    given = [key for key in ("scored", "rewards", "error") if key in of.children]
+    given = [key for key in ("scored", "rewards", "error") if key in of.values]
     if len(given) != 1:
         raise node.error(f"{len(given)} of 'scored', 'rewards' and 'error'; a part is one of them")
     if given == ["scored"]:
@@ -137,7 +137,7 @@ def _outcome(node: Node) -> Outcome:
     if failure is None:
         detail = of.get("detail", lambda detail: detail.table(Node.plain)) or {}
         return Score(of.need("value", Node.number), detail, of.get("origin", _origin))
-    if len(of.children) > 1:
+    if len(of.values) > 1:
         raise node.error("an 'error' beside a value; give one of them")
     return failure
 

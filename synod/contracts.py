@@ -99,7 +99,7 @@ class ScoreItem:
 
     def pictures(self) -> tuple[Content, ...]:
         """The references and the image, as many as are here; those given by digest are not."""
-        return tuple(p for p in (*self.references, self.image) if isinstance(p, bytes | np.ndarray))
+        return tuple([p for p in (*self.references, self.image) if isinstance(p, (bytes, np.ndarray))])
 
     def reference_pixels(self) -> tuple[Pixels, ...]:
         """The decoded references, each uint8 [H W 3]."""

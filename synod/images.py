@@ -69,7 +69,9 @@ def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
     """The item with its image and references as uint8 [H W 3]. Raises BadImage, ImageTooLarge, naming which of them;
     UnknownImage for one that is still a digest."""
     image = None if item.image is None else _picture(item.image, limits, "image")
-    references = tuple(_picture(r, limits, f"references[{i}]") for i, r in enumerate(item.references))
+    references = tuple([_picture(r, limits, f"references[{i}]") for i, r in enumerate(item.references)])
+    if image is item.image and not references:
+        return item
     return replace(item, image=image, references=references)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from synod.errors import InvalidRequest
 
@@ -36,12 +36,24 @@ def show(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a body has thousands of them, and a frozen one takes twice as long to make
 class Node:
-    """A value and where it stands, such as `items[3].reasoning.truth`. Every getter raises InvalidRequest."""
+    """A value and where it stands. Every getter raises InvalidRequest.
+
+    `above` is the path, or, for the value of `key` in an object or a list, that one's node.
+    """
 
     value: object
-    path: str = ""
+    above: Node | str = ""
+    key: str | int | None = None
+
+    @property
+    def path(self) -> str:
+        """Such as `items[3].reasoning.truth`."""
+        above = self.above if isinstance(self.above, str) else self.above.path
+        if self.key is None:
+            return above
+        return f"{above}[{self.key}]" if isinstance(self.key, int) else join(above, self.key)
 
     def error(self, why: str) -> InvalidRequest:
         """What is wrong with this value, for the caller to raise."""
@@ -49,22 +61,22 @@ class Node:
 
     def fields(self, *known: str) -> Fields:
         """An object with no key outside `known`."""
-        children = dict(self._children())
-        for key, child in children.items():
+        values = self.mapping()
+        for key in values:
             if key not in known:
-                raise child.error(f"unknown key; known here: {', '.join(known)}")
-        return Fields(self, children)
+                raise Node(None, self, self._name(key)).error(f"unknown key; known here: {', '.join(known)}")
+        return Fields(self, values)
 
     def table(self, read: Callable[[Node], T]) -> dict[str, T]:
         """An object with free keys."""
-        return {key: read(child) for key, child in self._children()}
+        return {key: read(Node(value, self, self._name(key))) for key, value in self.mapping().items()}
 
     def entries(self, read: Callable[[Node], T]) -> tuple[T, ...]:
         """A list, each entry read by `read`."""
         if not isinstance(self.value, (list, tuple)):
             raise self._not("a list")
         self._bound(len(self.value))
-        return tuple(read(Node(entry, f"{self.path}[{i}]")) for i, entry in enumerate(self.value))
+        return tuple([read(Node(entry, self, i)) for i, entry in enumerate(self.value)])
 
     def text(self) -> str:
         """A string that UTF-8 can carry."""
@@ -125,19 +137,19 @@ class Node:
             return self.number()
         if depth == 0:
             raise self.error(f"nested deeper than {MAX_DEPTH}")
-        if isinstance(value, Mapping):
+        if is_object(value):
             return self.table(lambda child: child.plain(depth - 1))
         return list(self.entries(lambda child: child.plain(depth - 1)))
 
-    def _children(self) -> list[tuple[str, Node]]:
-        if not isinstance(self.value, Mapping):
+    def mapping(self) -> Mapping[str, Any]:
+        """An object as it is: its keys may be anything, and its values are unread."""
+        if not is_object(self.value):
             raise self._not("an object")
         self._bound(len(self.value))
-        return [(Node(key, f"{self.path}: a key").text(), self._child(key)) for key in self.value]
+        return self.value
 
-    def _child(self, key: str) -> Node:
-        assert isinstance(self.value, Mapping)
-        return Node(self.value[key], join(self.path, key))
+    def _name(self, key: object) -> str:
+        return Node(key, f"{self.path}: a key").text() if not isinstance(key, str) or not key.isascii() else key
 
     def _bound(self, entries: int) -> None:
         if entries > MAX_ENTRIES:
@@ -148,29 +160,34 @@ class Node:
         return self.error(f"{'null' if self.value is None else kind} where {wanted} belongs")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fields:
     """The values of an object, by key."""
 
     owner: Node
-    children: Mapping[str, Node]
+    values: Mapping[str, Any]
 
     def need(self, key: str, read: Callable[[Node], T]) -> T:
         """The value of `key`. Raises InvalidRequest when it is absent or null."""
-        child = self.children.get(key)
-        if child is None or child.value is None:
-            raise Node(None, join(self.owner.path, key)).error("missing")
-        return read(child)
+        value = self.values.get(key)
+        if value is None:
+            raise Node(None, self.owner, key).error("missing")
+        return read(Node(value, self.owner, key))
 
     def get(self, key: str, read: Callable[[Node], T]) -> T | None:
         """The value of `key`; None when it is absent or null."""
-        child = self.children.get(key)
-        return None if child is None or child.value is None else read(child)
+        value = self.values.get(key)
+        return None if value is None else read(Node(value, self.owner, key))
 
 
 def each(read: Callable[[Node], T]) -> Callable[[Node], tuple[T, ...]]:
     """The reader of a list whose entries `read` reads."""
     return lambda node: node.entries(read)
+
+
+def is_object(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether a value is an object."""
+    return type(value) is dict or isinstance(value, Mapping)  # the first is quick, and nearly always so
 
 
 def join(path: str, key: str) -> str:

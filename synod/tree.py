@@ -16,7 +16,7 @@ Only `items` (one or more), the fields of `reasoning`, `tag`, `include`, `class`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ from synod.contracts import (
 )
 from synod.digest import PREFIX, is_digest
 from synod.errors import InvalidRequest
-from synod.reader import Node, each, show
+from synod.reader import Node, each, is_object, show
 
 Tree = dict[str, Any]
 ReadBytes = Callable[[Node], bytes]
@@ -128,13 +128,13 @@ def _truth(node: Node) -> tuple[float, ...]:
 
 
 def _picture(node: Node, read_bytes: ReadBytes) -> Picture:
-    if isinstance(node.value, Mapping) and "digest" in node.value:
+    if is_object(node.value) and "digest" in node.value:
         return ImageRef(node.fields("digest").need("digest", read_digest))
     return _content(node, read_bytes)
 
 
 def _content(node: Node, read_bytes: ReadBytes) -> Content:
-    if not isinstance(node.value, Mapping):
+    if not is_object(node.value):
         return read_bytes(node)
     of = node.fields("data", "shape")
     data, shape = of.need("data", read_bytes), of.need("shape", each(lambda side: side.integer(1)))

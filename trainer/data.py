@@ -148,9 +148,9 @@ def _read_prompt(node: Node, cards: Mapping[str, Card]) -> Prompt:
     if not text.strip():
         raise node.error("an empty prompt")
     if name is None:
-        metadata = {key: of.children[key].value for key in ("tag", "include", "exclude") if key in of.children}
+        metadata = {key: of.values[key] for key in ("tag", "include", "exclude") if key in of.values}
         return Prompt(text, tag, geneval=read_geneval(Node(metadata, node.path)))
-    if "include" in of.children:
+    if "include" in of.values:
         raise node.error("'include' beside 'concept'; a prompt is GenEval's or a concept's")
     if name not in cards:
         raise node.error(f"unknown concept {name!r}; there are {', '.join(sorted(cards))}")

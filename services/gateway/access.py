@@ -9,11 +9,12 @@ import json
 import logging
 import re
 import time
+from collections.abc import Container
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from services.gateway.admission import Caller
-from synod.contracts import Catalogue, ScoreRequest
+from synod.contracts import ScoreRequest
 
 log = logging.getLogger("synod.access")
 log.setLevel(logging.CRITICAL)
@@ -41,12 +42,12 @@ class Entry:
         """Who asks."""
         self._fields["caller"] = caller.name
 
-    def asked(self, request: ScoreRequest, known: Catalogue) -> None:
-        """What is asked for."""
+    def asked(self, request: ScoreRequest, scorers: Container[str], ensembles: Container[str]) -> None:
+        """What is asked for, of the `scorers` and `ensembles` that are served."""
         self.request_id = request.request_id or self.request_id
         named = (*request.scorers, *(request.weights or ()))
-        self._fields["scorers"] = [name for name in dict.fromkeys(named) if name in {one.name for one in known.scorers}]
-        self._fields["ensemble"] = request.ensemble if request.ensemble in known.ensembles else None
+        self._fields["scorers"] = [name for name in dict.fromkeys(named) if name in scorers]
+        self._fields["ensemble"] = request.ensemble if request.ensemble in ensembles else None
         self._fields["items"] = len(request.items)
 
     def told(self, outcome: str) -> None:

@@ -248,7 +248,7 @@ def _label(label: Node) -> dict[str, Any]:
 
 def _open(node: Node) -> Fields:
     """An object of which only the known keys are read."""
-    return Fields(node, node.table(lambda child: child))
+    return Fields(node, node.mapping())
 
 
 def _parse(body: bytes) -> Node:

@@ -76,7 +76,7 @@ async def score(http: Request) -> Response:
     request = await read_in(codec.decode_request, await read_body(http))
     http.state.request_id = request.request_id or http.state.request_id
     request = dataclasses.replace(request, request_id=http.state.request_id)
-    http.state.access.asked(request, _gateway(http).scorers())
+    http.state.access.asked(request, _gateway(http).backend.specs, _gateway(http).ensembles)
     if NDJSON in accepted(http):
         parts = _gateway(http).stream(request, caller)
         return await while_there(http, Ndjson.open(http, parts, http.state.request_id))

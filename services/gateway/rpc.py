@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, NoReturn, Protocol
@@ -51,6 +51,11 @@ class RewardGateway(Protocol):
         """Where readiness comes from."""
         ...
 
+    @property
+    def ensembles(self) -> Container[str]:
+        """The names of those served."""
+        ...
+
     async def score(self, request: ScoreRequest, caller: Caller) -> ScoreResponse:
         """One result per item, in order."""
         ...
@@ -83,7 +88,7 @@ class RewardServicer:
             caller = self._caller(context, entry)
             request = await asyncio.to_thread(PROTOBUF.decode_request, body)
             request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
-            entry.asked(request, self._gateway.scorers())
+            entry.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
             return PROTOBUF.encode_response(await self._gateway.score(request, caller))
 
         return await _at_rim(answer, context, entry)
@@ -158,7 +163,7 @@ class RewardServicer:
             request = await asyncio.to_thread(PROTOBUF.decode_stream_request, body)
             request_id = request.request_id or uuid.uuid4().hex
             request = replace(request, request_id=request_id)
-            entry.asked(request, self._gateway.scorers())
+            entry.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
             async with aclosing(self._gateway.stream(request, caller)) as stream:
                 async for part in stream:
                     await parts.put(PROTOBUF.encode_part(part))
