@@ -57,7 +57,7 @@ def _killed(plane: Running, deployment: str, images: int) -> Result:
     seen = drive(plane.url, fresh(images), "colour", tally, at=at)
     plane.whole(deployment, 2, without=killed)
     held = {
-        "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked == images,
+        "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images,
         "every kill met work under way": len(under_way) == len(at) and all(under_way),
     }
     return tally.counts() | {"under_way_at_kills": under_way, "attempts": dict(seen), "held": held}

@@ -114,26 +114,33 @@ def drive(
 ) -> Counter[str]:
     """CLIENTS real clients score these pictures, into the tally; how many attempts were answered what.
 
-    `at[n]()` is called, once, as soon as n pictures are done. Half of them go as PNG, the others raw.
+    `at[n]()` is called, once, as soon as n pictures are done; until all have returned, fresh pictures follow the last
+    ones, so that none of them meets an idle plane. Half of the pictures go as PNG, the others raw.
     """
     seen, plans = Counter[str](), dict(at or {})
+    acting: list[Callable[[], None]] = []
     work: Iterator[Sequence[int]] = iter([numbers[i : i + per_request] for i in range(0, len(numbers), per_request)])
     lock = threading.Lock()
 
-    def due() -> list[Callable[[], None]]:
+    def chunk() -> Sequence[int] | None:
         with lock:
-            return [plans.pop(n) for n in sorted(plans) if n <= tally.done]
+            return next(work, None) or (fresh(per_request) if plans or acting else None)
+
+    def act() -> None:
+        with lock:
+            due = [plans.pop(n) for n in sorted(plans) if n <= tally.done]
+            acting.extend(due)
+        for one in due:
+            try:
+                one()
+            finally:
+                acting.remove(one)
 
     def client() -> None:
         with SynodClient(url, timeout_s=120, transport=Counting(seen)) as synod:
-            while True:
-                with lock:
-                    chunk = next(work, None)
-                if chunk is None:
-                    return
-                score(synod, chunk, scorer, tally, image or either)
-                for act in due():
-                    act()
+            while asked := chunk():
+                score(synod, asked, scorer, tally, image or either)
+                act()
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         for running in [pool.submit(client) for _ in range(CLIENTS)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,6 +87,22 @@ def test_every_client_works_and_every_plan_is_carried_out_once(url: str) -> None
     assert tally.whole()
     assert sorted(called) == [8, 100]
     assert seen == {"200": 40}
+
+
+def test_the_load_goes_on_until_every_plan_has_returned(url: str) -> None:
+    tally = Tally()
+    after: list[int] = []
+
+    def slow() -> None:
+        began = tally.done
+        while tally.done < began + 10 * PER_REQUEST:
+            time.sleep(0.01)
+        after.append(tally.done)
+
+    drive(url, fresh(2 * PER_REQUEST), "colour", tally, at={PER_REQUEST: slow})
+    assert after
+    assert tally.whole()
+    assert tally.asked >= 11 * PER_REQUEST
 
 
 def test_a_call_that_fails_loses_its_pictures() -> None:
