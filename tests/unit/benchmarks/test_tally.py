@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
