@@ -49,7 +49,9 @@ SOAK: Final = (20.0, 0.1)  # minutes
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=benchmarks.faults.__doc__)
     parser.add_argument("--quick", action="store_true", help="small counts, and a soak of seconds")
-    parser.add_argument("--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="these only")
+    parser.add_argument(
+        "--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="these only; the file keeps its others"
+    )
     parser.add_argument("--soak-minutes", type=float, help="20; 0.1 with --quick")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
     options = parser.parse_args(arguments)
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     on_plane["soak"] = partial(soak, seconds=60 * minutes)
     chosen = options.only or ["fuzz", *on_plane]
-    record = _Record(options.out)
+    record = _Record(options.out, keeps=bool(options.only))
     if "fuzz" in chosen:
         record.add("fuzz", partial(fuzz, FUZZ[options.quick]))
     if set(chosen) & set(on_plane):
@@ -76,19 +78,22 @@ def _inject(case: Case, quick: bool, plane: Running) -> dict[str, Any]:
 
 
 class _Record:
-    """What was counted, written anew after every case."""
+    """What was counted, written anew after every case. `keeps` leaves what the file has of other cases."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keeps: bool) -> None:
         self.cases: dict[str, dict[str, Any]] = {}
         self._path = path
+        self._others: dict[str, Any] = json.loads(path.read_text())["cases"] if keeps and path.exists() else {}
 
     def add(self, name: str, count: Callable[[], dict[str, Any]]) -> None:
         """Run one."""
         began_s = time.monotonic()
-        self.cases[name] = count() | {"took_s": round(time.monotonic() - began_s, 1)}
-        print(name, json.dumps(self.cases[name]), flush=True)
         command = " ".join(["python -m benchmarks.faults", *sys.argv[1:]])
-        text = json.dumps({"command": command, "machine": machine(), "cases": self.cases}, indent=1)
+        found = {"command": command, "took_s": 0.0, **count()}
+        found["took_s"] = round(time.monotonic() - began_s, 1)
+        self.cases[name] = found
+        print(name, json.dumps(found), flush=True)
+        text = json.dumps({"machine": machine(), "cases": self._others | self.cases}, indent=1)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(text + "\n")
 

@@ -96,10 +96,10 @@ class Lane:
         self._queue: list[tuple[float, int, Ticket]] = []
         self._order = count()
 
-    def reserve(self, images: int, priority: Priority = "training") -> Ticket:
-        """A place in the queue. Raises Overloaded when it is full."""
+    def reserve(self, images: int, priority: Priority = "training", *, admitted: bool = False) -> Ticket:
+        """A place in the queue. Raises Overloaded when it is full, but never for what was `admitted` already."""
         limit = int(self._max_waiting * SHARE[priority])
-        if self.waiting and self.waiting + images > limit:
+        if not admitted and self.waiting and self.waiting + images > limit:
             raise Overloaded(
                 f"{self.waiting} images wait and {images} more pass the limit {limit} of {priority}; retry later",
                 retry_after_s=self._retry_after_s(self.waiting + images - limit),

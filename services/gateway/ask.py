@@ -1,4 +1,7 @@
-"""One scorer, asked within a deadline: a lost replica is asked again, and every index gets an outcome."""
+"""One scorer, asked within a deadline: a lost or a full replica is asked again, and every index gets an outcome.
+
+What comes here was admitted. A replica is full then for a moment only, as when it still works for a gateway that died.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import time
 from services.backends import ScorerBackend, Staged
 from services.gateway import metrics
 from synod.contracts import Outcome, ScoreFailure
-from synod.errors import DeadlineExceeded, ReplicaLost, ScorerFailed, SynodError, Unavailable
+from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 
 log = logging.getLogger("synod.gateway")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-WORTH_ASKING_AGAIN = frozenset({Unavailable.code, ReplicaLost.code})
+WORTH_ASKING_AGAIN = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
 ANSWER_MARGIN_S = 0.1  # a replica answers this long before the deadline, so that what it finished still arrives
 
 
@@ -23,7 +26,7 @@ async def ask(
 ) -> dict[int, Outcome]:
     """The outcome of each index into the staged items, by `ends_s` (monotonic). Raises nothing.
 
-    What a lost replica took along is asked again, after growing, jittered pauses.
+    What a lost replica took along, or a full one refused, is asked again, after growing, jittered pauses.
     """
     outcomes: dict[int, Outcome] = {}
     pause_s = FIRST_PAUSE_S

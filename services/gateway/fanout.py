@@ -190,11 +190,9 @@ class Fanout:
     async def _measure(self, name: str, indexes: list[int]) -> dict[int, Outcome]:
         """Work that outlives a caller who leaves by LINGER_S, if it has begun and its scores can be kept."""
         ticket = self._tickets.pop(name, None)
-        try:
-            ticket = ticket or self._means.admission.lane(name).reserve(self._cost(name, indexes), self._priority)
-        except SynodError as full:
-            await self._settle(dict.fromkeys(self._own_keys(name, indexes).values()))
-            return dict.fromkeys(indexes, ScoreFailure.of(full))
+        if ticket is None:  # another's claim on it, given up: what that one's place was, is now ours
+            lane = self._means.admission.lane(name)
+            ticket = lane.reserve(self._cost(name, indexes), self._priority, admitted=True)
         work = asyncio.create_task(self._work(name, indexes, ticket))
         _lingering.add(work)
         work.add_done_callback(_lingering.discard)

@@ -83,11 +83,11 @@ async def test_only_what_was_lost_is_asked_again(gateway: Gateway, backend: Any)
     assert backend.calls == [("a", (0, 1, 2)), ("a", (1,))]
 
 
-async def test_overload_is_passed_on_not_pushed_again(gateway: Gateway, backend: Any) -> None:
-    backend.plan["a"] = [Overloaded("full")]
+async def test_a_full_replica_is_asked_again_for_what_was_admitted(gateway: Gateway, backend: Any) -> None:
+    backend.plan["a"] = [Overloaded("full"), Overloaded("still full")]
     response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
-    assert table(response.results) == [{"a": "overloaded", "b": 0.2}]
-    assert backend.calls.count(("a", (0,))) == 1
+    assert table(response.results) == [{"a": 0.2, "b": 0.2}]
+    assert backend.calls.count(("a", (0,))) == 3
 
 
 async def test_retries_end_with_the_deadline(gateway: Gateway, backend: Any) -> None:

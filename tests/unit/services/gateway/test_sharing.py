@@ -13,7 +13,8 @@ from services.backends import LocalBackend
 from services.gateway import fanout, metrics
 from services.gateway.admission import Admission, Caller, Window
 from services.gateway.core import Gateway
-from services.gateway.store import MemoryStore
+from services.gateway.keys import keys_of
+from services.gateway.store import Claim, MemoryStore
 from services.scorers.base import ScorerSpec
 from services.settings import EnsembleSettings, LimitSettings, ServerSettings
 from synod.contracts import (
@@ -286,6 +287,26 @@ async def test_what_is_known_is_answered_even_when_the_lane_is_full(plane: Plane
     assert await plane.values(item(9)) == [9]
     plane.backend.open["a"].set()
     await asyncio.gather(*calls)
+
+
+async def test_what_another_gave_up_is_measured_even_when_the_lane_is_full(plane: Plane) -> None:
+    """As when a gateway died: its claim ends, and who waited for it was admitted long ago."""
+    origin = plane.a.spec.origin
+    assert origin is not None
+    key = keys_of(item(1), {"a": origin})["a"]
+    assert await plane.store.claim([key], 60.0) == [Claim.MINE]
+    waits = plane.start(item(1))
+    plane.backend.open["a"].clear()
+    calls = [plane.start(item(2), item(3))]
+    await plane.until_called(1)
+    calls.append(plane.start(item(4), item(5), item(6), item(7)))
+    await until(lambda: plane.gateway._means.admission.lane("a").waiting == 4)
+    await plane.store.settle({key: None})
+    await until(lambda: plane.gateway._means.admission.lane("a").waiting == 5)
+    plane.backend.open["a"].set()
+    assert await waits == [1]
+    await asyncio.gather(*calls)
+    assert idle(plane)
 
 
 async def test_a_quota_is_refused_by_name(plane: Plane) -> None:
