@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from synod import toml
 
@@ -146,6 +147,33 @@ class GenEvalSettings(_ScorerSettings):
     rule_set: Literal["official", "soft"] = "soft"
 
 
+class CustomSettings(_ScorerSettings):
+    """A scorer of the user's own: `load` names a function, `package.module:function`, that is called as
+    load(name, settings) and gives an object with `score(items) -> outcomes`; see docs/scorers.md.
+
+    What the gateway must know without loading it is said here: `needs` (fields of the item), `low` and `high` (the
+    value's bounds, finite), `source` and `summary` (for `GET /v1/scorers`). `models` are sources by a name of the
+    user's choice, resolved and digested as every scorer's; `options` is handed on as it stands.
+    """
+
+    kind: Literal["custom"]
+    load: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    needs: tuple[Literal["image", "prompt", "references", "reasoning", "geneval"], ...] = Field(min_length=1)
+    low: float = Field(0.0, allow_inf_nan=False)
+    high: float = Field(1.0, allow_inf_nan=False)
+    source: str = ""
+    summary: str = ""
+    models: Mapping[str, ModelSource] = {}
+    options: Mapping[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> CustomSettings:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}: give the least and the greatest value")
+        return self
+
+
 ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
+    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings | CustomSettings,
+    Field(discriminator="kind"),
 ]
