@@ -1,9 +1,9 @@
 """What a scorer's values depend on besides the item: its models' files, its settings, our own release and libraries.
 
-Scorers of equal kind and origin give equal values for equal items, so a score may be reused. How a scorer is deployed
-(`serving`) and how closely it is checked (`golden_tolerance`) do not count. A hub id counts by its name, since what the
-hub answers is not known before a replica has it; pin a revision by naming a directory. A custom scorer's own package
-counts by its Python sources.
+Scorers of equal kind and origin give equal values for equal items, so a score may be reused. Of how a scorer is
+deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A hub
+id counts by its name, since what the hub answers is not known before a replica has it; pin a revision by naming a
+directory. A custom scorer's own package counts by its Python sources.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def origin(settings: ScorerSettings) -> Origin:
     tree = _without_places(tree, models)
     if isinstance(settings, CustomSettings):
         tree |= {"options": settings.model_dump(mode="json")["options"], "code": _code(settings.load)}
-    about = [synod.__version__, settings.serving.device, *(f"{name} {_installed(name)}" for name in LIBRARIES)]
+    serving = settings.serving
+    libraries = (f"{name} {_installed(name)}" for name in LIBRARIES)
+    about = [synod.__version__, serving.device, serving.dtype, serving.compile, *libraries]
     rules = getattr(settings, "rule_set", None)
     return Origin(
         _digest(sorted(models.values()) or tree),

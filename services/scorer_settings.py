@@ -18,6 +18,9 @@ def _resolve_source(source: str, info: ValidationInfo) -> str:
 ModelSource = Annotated[str, AfterValidator(_resolve_source)]
 
 
+DType = Literal["float32", "bfloat16", "float16"]
+
+
 class Node(BaseModel):
     """A record of the plane's TOML: frozen, and an unknown key is an error."""
 
@@ -27,7 +30,8 @@ class Node(BaseModel):
 class ServingSettings(Node):
     """One scorer's deployment: replicas, what each takes of a machine, and how its batches form.
 
-    `num_gpus` per replica is a share of one GPU, or a whole number of them.
+    `num_gpus` per replica is a share of one GPU, or a whole number of them. `dtype` is what its models hold and compute
+    in; `compile` runs them through torch.compile, which a replica pays for before it is ready.
 
     A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
     `max_queued_images` bounds what one replica holds, batch in flight included.
@@ -37,6 +41,8 @@ class ServingSettings(Node):
     num_cpus: float = Field(0.1, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     device: str | None = None
+    dtype: DType = "float32"
+    compile: bool = False
     threads: int | None = Field(None, ge=1)
     max_batch_images: int = Field(32, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from services import golden
 from services.backends import batch_cost
 from services.batching import Batcher
+from services.cluster.warmup import warm_up
 from services.cluster.watch import USUAL, Patience, Watch
 from services.gateway import metrics
 from services.scorer_settings import ScorerSettings
@@ -40,6 +41,8 @@ class Replica:
         self._origin = spec.origin
         self._scorer = build(name, settings)
         loaded_s = time.monotonic()
+        if settings.serving.compile:
+            warm_up(self._scorer, settings.serving.max_batch_images)
         items = golden.load(Path(golden_file)) if golden_file else ()
         drift = golden.drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)
