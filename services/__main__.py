@@ -95,7 +95,8 @@ def check(options: argparse.Namespace) -> int:
     items = golden.load(Path(loaded.golden)) if loaded.golden else ()
     for name, scorer in loaded.scorers.items():
         spec, serving = registry.spec(name, scorer), scorer.serving
-        print(f"{name:12} {serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)  {spec.source}")
+        takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
+        print(f"{name:12} {takes if serving.beside is None else f'beside {serving.beside}'}  {spec.source}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
     return 0
 

@@ -1,8 +1,8 @@
 """What a scorer's values depend on besides the item: its models' files, its settings, our own release and libraries.
 
 Scorers of equal kind and origin give equal values for equal items, so a score may be reused. Of how a scorer is
-deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A hub
-id counts by its name, since what the hub answers is not known before a replica has it; pin a revision by naming a
+deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A
+hub id counts by its name, since what the hub answers is not known before a replica has it; pin a revision by naming a
 directory. A custom scorer's own package counts by its Python sources.
 """
 

@@ -33,10 +33,14 @@ class ServingSettings(Node):
     `num_gpus` per replica is a share of one GPU, or a whole number of them. `dtype` is what its models hold and compute
     in; `compile` runs them through torch.compile, which a replica pays for before it is ready.
 
+    `beside` names another scorer whose replicas this one lives in, beside it: what a replica takes of a machine is then
+    said there. Small scorers so share a process, a share of a GPU, and the models that they have in common.
+
     A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
     `max_queued_images` bounds what one replica holds, batch in flight included.
     """
 
+    beside: str | None = None
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.1, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -47,6 +51,13 @@ class ServingSettings(Node):
     max_batch_images: int = Field(32, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     max_queued_images: int = Field(2048, ge=1)
+
+    @model_validator(mode="after")
+    def _one_says_what_a_replica_takes(self) -> ServingSettings:
+        own = sorted({"replicas", "num_cpus", "num_gpus", "threads"} & self.model_fields_set)
+        if self.beside is not None and own:
+            raise ValueError(f"{', '.join(own)} with beside = '{self.beside}': say it in that scorer's serving")
+        return self
 
     @field_validator("num_gpus")
     @classmethod

@@ -167,6 +167,26 @@ class Settings(Node):
         return self
 
     @model_validator(mode="after")
+    def _hosts_have_replicas(self) -> Settings:
+        able = sorted(name for name, scorer in self.scorers.items() if scorer.serving.beside is None)
+        for name, scorer in self.scorers.items():
+            if scorer.serving.beside not in (None, *able):
+                raise ValueError(
+                    f"scorer '{name}' is beside '{scorer.serving.beside}', which has no replicas of its own; "
+                    f"those that have: {', '.join(able) or 'none'}"
+                )
+        return self
+
+    @property
+    def hosts(self) -> dict[str, tuple[str, ...]]:
+        """The scorers in each replica, itself first, by the name of the one that says what the replica takes."""
+        return {
+            host: (host, *(name for name, one in self.scorers.items() if one.serving.beside == host))
+            for host, scorer in self.scorers.items()
+            if scorer.serving.beside is None
+        }
+
+    @model_validator(mode="after")
     def _ensembles_name_known_scorers(self) -> Settings:
         for name, ensemble in self.ensembles.items():
             unknown = {s for weights in ensemble.weights.values() for s in weights} - set(self.scorers)

@@ -39,17 +39,19 @@ LOST = (
 
 
 class RayBackend:
-    """Scores through `handles`, one per scorer, all of Serve's application `app`. `wanted`: how many replicas each
-    must have to be ready."""
+    """Scores through `handles`, one per host, all of Serve's application `app`. `wanted`: how many replicas each must
+    have to be ready; `hosts`: the scorers in each."""
 
     def __init__(
         self,
         specs: Mapping[str, ScorerSpec],
         handles: Mapping[str, DeploymentHandle],
         wanted: Mapping[str, int],
-        app: str = APP,
+        app: str,
+        hosts: Mapping[str, Sequence[str]],
     ) -> None:
         self._app = app
+        self._host = {name: host for host, names in hosts.items() for name in names}
         self._last = {name: Readiness(True, 0, 0) for name in wanted}
         self._specs = specs
         self._by_reference = handles
@@ -70,11 +72,12 @@ class RayBackend:
         return Staged(items, await asyncio.to_thread(ray.put, items))
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        host = self._host[scorer]
         if staged.shared is not None:
-            response = self._by_reference[scorer].score.remote(staged.shared, list(indexes), timeout_s)
+            response = self._by_reference[host].score.remote(scorer, staged.shared, list(indexes), timeout_s)
         else:
             chosen = tuple(staged.items[i] for i in indexes)
-            response = self._by_value[scorer].score.remote(chosen, list(range(len(chosen))), timeout_s)
+            response = self._by_value[host].score.remote(scorer, chosen, list(range(len(chosen))), timeout_s)
         try:
             outcomes: list[Outcome] = await response
             return outcomes
@@ -91,9 +94,9 @@ class RayBackend:
         """
         applications = (await asyncio.to_thread(serve.status)).applications
         deployments = applications[self._app].deployments if self._app in applications else {}
-        for name, wanted in self._wanted.items():
-            self._last[name] = readiness(deployments.get(name), wanted, self._last[name])
-        return dict(self._last)
+        for host, wanted in self._wanted.items():
+            self._last[host] = readiness(deployments.get(host), wanted, self._last[host])
+        return {name: self._last[host] for name, host in self._host.items()}
 
 
 def translate(scorer: str, error: Exception) -> SynodError:

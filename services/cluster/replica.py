@@ -25,7 +25,7 @@ log = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """The deployment class of every scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
+    """What `Host` deploys of one scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
     `spec.origin`."""
 
     def __init__(
