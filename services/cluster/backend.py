@@ -20,13 +20,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
-from services.backends import Readiness, ScorerSpec, Staged
+from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
 
 APP = "synod"
 FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
 SHARE_FROM_BYTES = 2**20  # below this, sending a copy to each scorer is cheaper than the object store
+ASK_S = 2.0  # for what a replica knows without its device
 LOST = (
     RayActorError,
     WorkerCrashedError,
@@ -97,6 +98,20 @@ class RayBackend:
         for host, wanted in self._wanted.items():
             self._last[host] = readiness(deployments.get(host), wanted, self._last[host])
         return {name: self._last[host] for name, host in self._host.items()}
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        ready = await self.readiness()
+        hosts = [host for host in self._wanted if ready[host].replicas > 0]
+        answers = await asyncio.gather(*(self._loaded(host) for host in hosts))
+        return {name: one for answer in answers for name, one in answer.items()}
+
+    async def _loaded(self, host: str) -> Mapping[str, Loaded]:
+        try:
+            async with asyncio.timeout(ASK_S):
+                answer: Mapping[str, Loaded] = await self._by_value[host].loaded.remote()
+                return answer
+        except Exception:  # it went away meanwhile, or is too busy to say
+            return {}
 
 
 def translate(scorer: str, error: Exception) -> SynodError:

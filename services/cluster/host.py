@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from services.backends import Loaded
 from services.cluster.replica import Build, Replica
 from services.cluster.watch import USUAL, Patience
 from services.scorer_settings import ScorerSettings
@@ -32,6 +33,10 @@ class Host:
     ) -> list[Outcome]:
         """As `Replica.score`, by the scorer of that name."""
         return await self._replicas[scorer].score(items, indexes, timeout_s)
+
+    async def loaded(self) -> dict[str, Loaded]:
+        """Per scorer, what loading it found."""
+        return {name: replica.loaded for name, replica in self._replicas.items()}
 
     async def check_health(self) -> None:
         """As `Replica.check_health`, of all."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from huggingface_hub import snapshot_download
 
+from services.models.ledger import note, noting
 from services.scorer_settings import DType, ServingSettings
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIGS = (".json", ".txt", ".model")
 _CHUNK_BYTES = 2**20
-_loaded: dict[tuple[str, str, Device], object] = {}
+_loaded: dict[tuple[str, str, Device], tuple[object, list[Any]]] = {}
 _lock = threading.RLock()  # re-entrant: a face finder loads its detector while it is being loaded
 
 
@@ -79,8 +80,12 @@ def shared(family: str, source: str, device: Device | str, load: Callable[[Path]
     key = (family, digest(source), _device(device))
     with _lock:
         if key not in _loaded:
-            _loaded[key] = load(resolve(source))
-        return cast(T, _loaded[key])
+            with noting() as modules:
+                loaded = load(resolve(source))
+            _loaded[key] = loaded, modules
+        model, modules = _loaded[key]
+        note(*modules)
+        return cast(T, model)
 
 
 def frozen(module: Any, device: Device | str, *run: str) -> Any:
@@ -94,6 +99,7 @@ def frozen(module: Any, device: Device | str, *run: str) -> Any:
     if device.compile:
         for part in [module.get_submodule(name) for name in run] or [module]:
             part.compile(dynamic=True)
+    note(module)
     return module
 
 

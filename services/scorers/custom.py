@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from services.models.ledger import note
 from services.scorer_settings import CustomSettings
 from services.scorers.base import ScorerSpec
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
@@ -41,6 +42,7 @@ def build(name: str, settings: CustomSettings) -> Custom:
     own = load(name, settings)
     if not callable(getattr(own, "score", None)):
         raise SettingsError(f"{told}: it gave {type(own).__name__}, which has no method score(items); return a scorer")
+    note(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
     return Custom(spec(name, settings), own)
 
 

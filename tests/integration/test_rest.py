@@ -225,6 +225,14 @@ def test_the_request_id_is_echoed_or_made(plane: Any) -> None:
 def test_discovery_health_and_documents(plane: Any) -> None:
     scorers = plane.http.get("/v1/scorers").json()
     assert [one["name"] for one in scorers["scorers"]] == ["bright", "twin", "number", "frail", "face", "der"]
+    told = {one["name"]: one for one in scorers["scorers"]}
+    assert (told["der"]["device"], told["der"]["dtype"]) == ("cpu", "float32")
+    assert told["der"]["parameter_bytes"] > 10_000
+    assert told["der"]["load_s"] > 0
+    assert told["twin"]["parameter_bytes"] == 0, "a fake has no models"
+    assert "device" not in told["twin"]
+    scored = plane.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
+    assert told["der"]["model"] == scored.origin.model
     assert scorers["ensembles"]["council"]["weights"]["animal"]["face"] == 0.0
     assert plane.http.get("/healthz").json() == {"alive": True}
     assert plane.ready()["ready"] is True

@@ -83,5 +83,9 @@ async def test_scorers_of_one_model_share_its_weights(tiny_models: Any) -> None:
     }
     specs = {name: registry.spec(name, one) for name, one in settings.items()}
     replicas = Host(specs, settings, None, registry.build)._replicas
+    loaded = {name: replica.loaded for name, replica in replicas.items()}
+    assert loaded["mean"].parameter_bytes == loaded["max"].parameter_bytes > 10_000
+    assert (loaded["max"].device, loaded["max"].dtype) == ("cpu", "float32")
+    assert 0 < loaded["max"].load_s < 600
     first, second = (replicas[name]._scorer._model for name in ("mean", "max"))  # type: ignore[attr-defined]
     assert first is second

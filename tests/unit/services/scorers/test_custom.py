@@ -14,6 +14,7 @@ import pytest
 
 from services import settings
 from services.backends import LocalBackend
+from services.models.ledger import Held, noting
 from services.origin import origin
 from services.scorer_settings import CustomSettings
 from services.scorers import registry
@@ -133,6 +134,22 @@ def test_what_cannot_be_loaded_is_one_clear_error(
 def test_a_mistake_in_the_settings_is_named(tmp_path: Path, was: str, now: str, told: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(told)):
         scorer_settings(tmp_path, TOML.replace(was, now))
+
+
+def test_the_modules_it_holds_are_counted(package: Write, tmp_path: Path) -> None:
+    package("""
+        import torch
+        class Own:
+            def __init__(self):
+                self.net, self.name = torch.nn.Linear(3, 5, dtype=torch.bfloat16), "net"
+            def score(self, items):
+                return []
+        def load(name, settings):
+            return Own()
+    """)
+    with noting() as modules:
+        registry.build("brightness", scorer_settings(tmp_path))
+    assert Held.by(modules) == Held(2 * (3 * 5 + 5), "cpu", "bfloat16")
 
 
 def test_its_needs_are_those_that_a_scorer_may_have() -> None:
