@@ -2,8 +2,8 @@
 
 Scorers of equal kind and origin give equal values for equal items, so a score may be reused. Of how a scorer is
 deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A
-hub id counts by its name, since what the hub answers is not known before a replica has it; pin a revision by naming a
-directory. A custom scorer's own package counts by its Python sources.
+hub id counts by its name, since what the hub answers is not known before a replica has it; pin one as
+'id@REVISION', or name a directory. A custom scorer's own package counts by its Python sources.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from synod import toml
 
@@ -16,6 +17,19 @@ def _resolve_source(source: str, info: ValidationInfo) -> str:
 
 
 ModelSource = Annotated[str, AfterValidator(_resolve_source)]
+
+
+def is_source(field: FieldInfo) -> bool:
+    """Whether a field of a record holds model sources: one, or a table of them."""
+    return _names_sources(field.annotation) or any(_resolves(one) for one in field.metadata)
+
+
+def _names_sources(annotation: Any) -> bool:
+    return any(_resolves(one) or _names_sources(one) for one in get_args(annotation))
+
+
+def _resolves(one: Any) -> bool:
+    return isinstance(one, AfterValidator) and one.func is _resolve_source
 
 
 DType = Literal["float32", "bfloat16", "float16"]

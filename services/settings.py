@@ -142,7 +142,8 @@ class EnsembleSettings(Node):
 class Settings(Node):
     """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
 
-    `trainer` belongs to the other program, which reads it from the same file; the plane leaves it alone.
+    `pairs` is a file of items that the scorers must tell apart, for `synod verify`. `trainer` belongs to the other
+    program, which reads it from the same file; the plane leaves it alone.
     """
 
     server: ServerSettings = ServerSettings()
@@ -155,6 +156,7 @@ class Settings(Node):
     scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
     golden: ModelSource | None = None
+    pairs: ModelSource | None = None
     trainer: Mapping[str, Any] = {}
 
     @model_validator(mode="after")

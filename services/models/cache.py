@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,7 +21,7 @@ from services.scorer_settings import DType, ServingSettings
 
 T = TypeVar("T")
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIGS = (".json", ".txt", ".model")
 _CHUNK_BYTES = 2**20
 _loaded: dict[tuple[str, str, Device], tuple[object, list[Any]]] = {}
@@ -49,25 +50,31 @@ def pick_device(name: str | None) -> str:
 def resolve(source: str) -> Path:
     """The local file or directory of a model source; a hub id is downloaded into the hub cache (HF_HUB_OFFLINE holds).
 
+    'org/name@REVISION' is that branch, tag or commit, else the repository's default branch is meant.
     Safetensors are preferred; a repository without any is fetched with its `.bin` weights, which are read with
     `weights_only=True`. Raises what huggingface_hub raises when the id is unknown or the hub cannot be reached.
     """
     path = Path(source)
     if path.exists():
         return path.resolve()
+    name, _, revision = source.partition("@")
+    fetch = partial(snapshot_download, name, revision=revision or None)
     patterns = [f"*{suffix}" for suffix in (*_CONFIGS, ".safetensors")]
-    folder = Path(snapshot_download(source, allow_patterns=patterns))
+    folder = Path(fetch(allow_patterns=patterns))
     if not any(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(source, allow_patterns=[*patterns, "*.bin"]))
+        folder = Path(fetch(allow_patterns=[*patterns, "*.bin"]))
     return folder
+
+
+def files(path: Path) -> list[Path]:
+    """A model's weight and config files, by name: those directly in a directory, or the file itself."""
+    return [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHTS + _CONFIGS)
 
 
 def digest(source: str) -> str:
     """sha256 (hex) over the sorted names and contents of a model's weight and config files."""
-    path = resolve(source)
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _WEIGHTS + _CONFIGS)
     total = hashlib.sha256()
-    for file in files:
+    for file in files(resolve(source)):
         total.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
