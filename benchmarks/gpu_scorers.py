@@ -180,7 +180,7 @@ def measure(
             for part in [module.get_submodule(part) for part in model.parts] or [module]:
                 part.compile(dynamic=True)
         for batch in (1, 2) if options.quick else BATCHES:
-            case = {"batch": batch, "compiled": compiled}
+            case: dict[str, Any] = {"batch": batch, "compiled": compiled}
             try:
                 case |= one_case(model, module, batch, options.tiny, device, seconds)
                 case["share_of_matmul"] = flops * case["items_per_s"] / peak

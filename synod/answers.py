@@ -175,7 +175,9 @@ def _scorer(node: Node) -> ScorerInfo:
         high,
         of.need("source", Node.text),
         of.need("summary", Node.text),
-        *(of.get(about, Node.text) for about in ("model", "device", "dtype")),
+        model=of.get("model", Node.text),
+        device=of.get("device", Node.text),
+        dtype=of.get("dtype", Node.text),
         load_s=of.get("load_s", lambda seconds: seconds.number(0)),
         parameter_bytes=of.get("parameter_bytes", lambda size: size.integer(0)),
     )
