@@ -116,7 +116,9 @@ async def _case(
     name: str, scorer: Any, backend: LocalBackend, items: list[ScoreItem], batch: int, repeats: int
 ) -> dict[str, Any]:
     chosen = tuple(items[i % len(items)] for i in range(batch))
-    direct_s, batched_s, failures = [], [], 0
+    direct_s: list[float] = []
+    batched_s: list[float] = []
+    failures = 0
     for turn in range(repeats + 1):  # the first warms up
         for side in ("direct", "batched") if turn % 2 else ("batched", "direct"):
             began_s = time.perf_counter()

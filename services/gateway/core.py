@@ -152,7 +152,9 @@ class Gateway:
         specs = self.backend.specs.values()
         return Catalogue(
             tuple(
-                ScorerInfo(s.name, s.needs, s.low, s.high, s.source, s.summary, s.origin and s.origin.model)
+                ScorerInfo(
+                    s.name, s.needs, s.low, s.high, s.source, s.summary, None if s.origin is None else s.origin.model
+                )
                 for s in specs
             ),
             {
