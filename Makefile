@@ -6,7 +6,7 @@ CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/plane
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving clean
+.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving bench-scorers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ weights: setup ## Retrain every embedded model from seeds, measure it and record
 
 bench-serving: setup ## Synod beside other servers, measured in one run (ARGS="--quick"; ARGS=--help explains)
 	@$(PYTHON) -m benchmarks.serving $(ARGS)
+
+bench-scorers: setup ## What batching costs each embedded scorer, as a share of calling its model directly (ARGS="--quick")
+	@$(PYTHON) -m benchmarks.scorers $(ARGS)
 
 clean: ## Remove what the targets above made, .venv included
 	@rm -rf .venv build dist runs *.egg-info

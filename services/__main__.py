@@ -5,6 +5,8 @@
     status [--run-dir DIR]                            who serves, where, and what is not ready; exit 1 unless ready
     check CONFIG                                      read the settings, say what they would serve
     golden CONFIG OUT [--items FILE]                  record what the scorers answer on the golden items
+    warm CONFIG                                       fetch every model that the settings name, and read its files
+    verify CONFIG [--pairs FILE]                      whether the scorers tell better from worse, on their own weights
 
 A plane in the foreground ends with the process that started it; `--detach` makes one that stays.
 """
@@ -12,6 +14,7 @@ A plane in the foreground ends with the process that started it; `--detach` make
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shutil
@@ -24,7 +27,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from services import golden, settings
+from services import golden, settings, verify, warm
 from services.cluster.local import TEMP_PREFIX, Plane
 from services.cluster.processes import kill_users_of
 from services.cluster.run_dir import Record, RunDir
@@ -32,6 +35,7 @@ from services.gateway import auth
 from services.scorers import registry
 from services.settings import Settings
 from synod.errors import SettingsError
+from synod.scoring import show
 from synod.toml import ENV_PREFIX
 
 RUN_DIR = Path("runs/plane")
@@ -95,7 +99,8 @@ def check(options: argparse.Namespace) -> int:
     items = golden.load(Path(loaded.golden)) if loaded.golden else ()
     for name, scorer in loaded.scorers.items():
         spec, serving = registry.spec(name, scorer), scorer.serving
-        print(f"{name:12} {serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)  {spec.source}")
+        takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
+        print(f"{name:12} {takes if serving.beside is None else f'beside {serving.beside}'}  {spec.source}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
     return 0
 
@@ -109,6 +114,37 @@ def record_golden(options: argparse.Namespace) -> int:
     options.out.write_text(golden.record(entries, items, scorers))
     print(f"{len(items)} items x {', '.join(loaded.scorers)} -> {options.out}")
     return 0
+
+
+def warm_models(options: argparse.Namespace) -> int:
+    """Fetch and prove every model that the settings name; exit 1 when one cannot be used."""
+    found = []
+    for model in warm.models(settings.load(options.config, without=("golden", "pairs", "auth")).scorers):
+        _say(f"{model.where}: {model.source}")
+        found.append(warm.warm(model))
+    show.table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], map(warm.row, found))
+    failed = [one for one in found if one.error is not None]
+    for one in failed:
+        print(f"{one.model.where}: {one.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def verify_pairs(options: argparse.Namespace) -> int:
+    """Score pairs of items and tell which relations hold; exit 1 when one does not, or nothing was compared."""
+    loaded = settings.load(options.config, without=("golden", "auth"))
+    source = options.pairs or loaded.pairs
+    if source is None:
+        raise SettingsError("no pairs: name a file by 'pairs' in the settings, or by --pairs; see deploy/pairs")
+    pairs, verdicts = verify.load(Path(source)), []
+    for name, one in loaded.scorers.items():
+        if mine := verify.pairs_for(name, one.kind, pairs):  # one scorer at a time: none needs more than its own memory
+            verdicts += asyncio.run(verify.judge(registry.build(name, one), mine))
+        else:
+            print(f"{name}: no pair is for it")
+    show.table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(verify.row, verdicts))
+    held = sum(one.holds for one in verdicts)
+    print(f"{held} of {len(verdicts)} relations hold")
+    return 0 if verdicts and held == len(verdicts) else 1
 
 
 def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> int:
@@ -226,6 +262,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", type=Path)
     one.add_argument("out", type=Path, help="the file to write; its items are kept when it exists")
     one.add_argument("--items", type=Path, help="take the items from this file instead")
+    add("warm", warm_models, "fetch every model that the settings name").add_argument("config", type=Path)
+    one = add("verify", verify_pairs, "tell whether the scorers know better from worse")
+    one.add_argument("config", type=Path)
+    one.add_argument("--pairs", type=Path, help="instead of the settings' own")
     return parser
 
 

@@ -32,6 +32,16 @@ class Readiness:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a replica found when it loaded a scorer: where its models run (None: it has none that we know of)."""
+
+    load_s: float
+    parameter_bytes: int
+    device: str | None
+    dtype: str | None
+
+
 class ScorerBackend(Protocol):
     """Scores many items by one named scorer. Scoring is idempotent: a caller may ask again after a failure."""
 
@@ -53,6 +63,10 @@ class ScorerBackend(Protocol):
 
     async def readiness(self) -> Mapping[str, Readiness]:
         """Per scorer, whether all of it can serve."""
+        ...
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        """Of the scorers that have a ready replica, what one found. Never raises and waits for no one that loads."""
         ...
 
 
@@ -96,6 +110,9 @@ class LocalBackend:
 
     async def readiness(self) -> Mapping[str, Readiness]:
         return {name: Readiness(ready=True, replicas=1, wanted=1) for name in self._specs}
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        return {}
 
     async def close(self) -> None:
         """End the batchers; what waits becomes an Unavailable failure."""

@@ -1,13 +1,15 @@
 """What a scorer's values depend on besides the item: its models' files, its settings, our own release and libraries.
 
-Scorers of equal kind and origin give equal values for equal items, so a score may be reused. How a scorer is deployed
-(`serving`) and how closely it is checked (`golden_tolerance`) do not count. A hub id counts by its name, since what the
-hub answers is not known before a replica has it; pin a revision by naming a directory.
+Scorers of equal kind and origin give equal values for equal items, so a score may be reused. Of how a scorer is
+deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A
+hub id counts by its name, since what the hub answers is not known before a replica has it; pin one as
+'id@REVISION', or name a directory. A custom scorer's own package counts by its Python sources.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,20 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import synod
-from services.scorer_settings import ScorerSettings
+from services.scorer_settings import CustomSettings, ScorerSettings
 from synod.contracts import Origin
+from synod.errors import SettingsError
 
 LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")
+_NO_VALUE = {"serving", "golden_tolerance", "rule_set"}
+_FREE = {"options", "source", "summary"}  # of a custom scorer: any text, so none is taken for a path
 _CHUNK_BYTES = 2**20
 
 
 def origin(settings: ScorerSettings) -> Origin:
     """The origin of the scorer's values; its digests are BLAKE2b-128 (hex). Reads every file of the models once:
     seconds for gigabytes."""
-    tree = settings.model_dump(mode="json", exclude={"serving", "golden_tolerance", "rule_set"})
+    own = isinstance(settings, CustomSettings)
+    tree = settings.model_dump(mode="json", exclude=_NO_VALUE | (_FREE if own else set()))
     models = {text: _content(Path(text)) for text in _texts(tree) if text.startswith("/")}
     tree = _without_places(tree, models)
-    about = [synod.__version__, settings.serving.device, *(f"{name} {_installed(name)}" for name in LIBRARIES)]
+    if isinstance(settings, CustomSettings):
+        tree |= {"options": settings.model_dump(mode="json")["options"], "code": _code(settings.load)}
+    serving = settings.serving
+    libraries = (f"{name} {_installed(name)}" for name in LIBRARIES)
+    about = [synod.__version__, serving.device, serving.dtype, serving.compile, *libraries]
     rules = getattr(settings, "rule_set", None)
     return Origin(
         _digest(sorted(models.values()) or tree),
@@ -66,6 +76,19 @@ def _content(path: Path) -> str:
             while chunk := stream.read(_CHUNK_BYTES):
                 total.update(chunk)
     return total.hexdigest()
+
+
+def _code(load: str) -> str:
+    """Digest of the Python sources of the package that a custom scorer's `load` names. Raises SettingsError."""
+    package = load.partition(":")[0].partition(".")[0]
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise SettingsError(
+            f"load = '{load}': no package '{package}'. Install it, or put its folder on PYTHONPATH, on every node"
+        )
+    folders = [Path(place) for place in found.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(str(found.origin))]
+    return _digest([[file.name, _content(file)] for file in files])
 
 
 def _installed(name: str) -> str:

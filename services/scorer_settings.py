@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from synod import toml
 
@@ -17,6 +19,22 @@ def _resolve_source(source: str, info: ValidationInfo) -> str:
 ModelSource = Annotated[str, AfterValidator(_resolve_source)]
 
 
+def is_source(field: FieldInfo) -> bool:
+    """Whether a field of a record holds model sources: one, or a table of them."""
+    return _names_sources(field.annotation) or any(_resolves(one) for one in field.metadata)
+
+
+def _names_sources(annotation: Any) -> bool:
+    return any(_resolves(one) or _names_sources(one) for one in get_args(annotation))
+
+
+def _resolves(one: Any) -> bool:
+    return isinstance(one, AfterValidator) and one.func is _resolve_source
+
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
 class Node(BaseModel):
     """A record of the plane's TOML: frozen, and an unknown key is an error."""
 
@@ -26,20 +44,34 @@ class Node(BaseModel):
 class ServingSettings(Node):
     """One scorer's deployment: replicas, what each takes of a machine, and how its batches form.
 
-    `num_gpus` per replica is a share of one GPU, or a whole number of them.
+    `num_gpus` per replica is a share of one GPU, or a whole number of them. `dtype` is what its models hold and compute
+    in; `compile` runs them through torch.compile, which a replica pays for before it is ready.
+
+    `beside` names another scorer whose replicas this one lives in, beside it: what a replica takes of a machine is then
+    said there. Small scorers so share a process, a share of a GPU, and the models that they have in common.
 
     A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
     `max_queued_images` bounds what one replica holds, batch in flight included.
     """
 
+    beside: str | None = None
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.1, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     device: str | None = None
+    dtype: DType = "float32"
+    compile: bool = False
     threads: int | None = Field(None, ge=1)
     max_batch_images: int = Field(32, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     max_queued_images: int = Field(2048, ge=1)
+
+    @model_validator(mode="after")
+    def _one_says_what_a_replica_takes(self) -> ServingSettings:
+        own = sorted({"replicas", "num_cpus", "num_gpus", "threads"} & self.model_fields_set)
+        if self.beside is not None and own:
+            raise ValueError(f"{', '.join(own)} with beside = '{self.beside}': say it in that scorer's serving")
+        return self
 
     @field_validator("num_gpus")
     @classmethod
@@ -146,6 +178,33 @@ class GenEvalSettings(_ScorerSettings):
     rule_set: Literal["official", "soft"] = "soft"
 
 
+class CustomSettings(_ScorerSettings):
+    """A scorer of the user's own: `load` names a function, `package.module:function`, that is called as
+    load(name, settings) and gives an object with `score(items) -> outcomes`; see docs/scorers.md.
+
+    What the gateway must know without loading it is said here: `needs` (fields of the item), `low` and `high` (the
+    value's bounds, finite), `source` and `summary` (for `GET /v1/scorers`). `models` are sources by a name of the
+    user's choice, resolved and digested as every scorer's; `options` is handed on as it stands.
+    """
+
+    kind: Literal["custom"]
+    load: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    needs: tuple[Literal["image", "prompt", "references", "reasoning", "geneval"], ...] = Field(min_length=1)
+    low: float = Field(0.0, allow_inf_nan=False)
+    high: float = Field(1.0, allow_inf_nan=False)
+    source: str = ""
+    summary: str = ""
+    models: Mapping[str, ModelSource] = {}
+    options: Mapping[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> CustomSettings:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}: give the least and the greatest value")
+        return self
+
+
 ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
+    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings | CustomSettings,
+    Field(discriminator="kind"),
 ]

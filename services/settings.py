@@ -142,7 +142,8 @@ class EnsembleSettings(Node):
 class Settings(Node):
     """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
 
-    `trainer` belongs to the other program, which reads it from the same file; the plane leaves it alone.
+    `pairs` is a file of items that the scorers must tell apart, for `synod verify`. `trainer` belongs to the other
+    program, which reads it from the same file; the plane leaves it alone.
     """
 
     server: ServerSettings = ServerSettings()
@@ -155,6 +156,7 @@ class Settings(Node):
     scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
     golden: ModelSource | None = None
+    pairs: ModelSource | None = None
     trainer: Mapping[str, Any] = {}
 
     @model_validator(mode="after")
@@ -165,6 +167,26 @@ class Settings(Node):
                 "source of tokens by [auth] tokens_file or tokens_env, or listen on 127.0.0.1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _hosts_have_replicas(self) -> Settings:
+        able = sorted(name for name, scorer in self.scorers.items() if scorer.serving.beside is None)
+        for name, scorer in self.scorers.items():
+            if scorer.serving.beside not in (None, *able):
+                raise ValueError(
+                    f"scorer '{name}' is beside '{scorer.serving.beside}', which has no replicas of its own; "
+                    f"those that have: {', '.join(able) or 'none'}"
+                )
+        return self
+
+    @property
+    def hosts(self) -> dict[str, tuple[str, ...]]:
+        """The scorers in each replica, itself first, by the name of the one that says what the replica takes."""
+        return {
+            host: (host, *(name for name, one in self.scorers.items() if one.serving.beside == host))
+            for host, scorer in self.scorers.items()
+            if scorer.serving.beside is None
+        }
 
     @model_validator(mode="after")
     def _ensembles_name_known_scorers(self) -> Settings:

@@ -118,7 +118,8 @@ def digests_tree(response: PutImagesResponse) -> Tree:
 
 def catalogue_tree(catalogue: Catalogue) -> Tree:
     """Never raises."""
-    return asdict(catalogue)
+    tree = asdict(catalogue)
+    return {**tree, "scorers": [present(**scorer) for scorer in tree["scorers"]]}
 
 
 def _result(node: Node) -> ItemResult:
@@ -164,10 +165,22 @@ def _error(node: Node) -> SynodError:
 
 
 def _scorer(node: Node) -> ScorerInfo:
-    of = node.fields("name", "needs", "low", "high", "source", "summary")
+    of = node.fields(*ScorerInfo.__slots__)
     low, high = of.need("low", Node.number), of.need("high", Node.number)
     name, needs = of.need("name", Node.text), of.need("needs", each(Node.text))
-    return ScorerInfo(name, needs, low, high, of.need("source", Node.text), of.need("summary", Node.text))
+    return ScorerInfo(
+        name,
+        needs,
+        low,
+        high,
+        of.need("source", Node.text),
+        of.need("summary", Node.text),
+        model=of.get("model", Node.text),
+        device=of.get("device", Node.text),
+        dtype=of.get("dtype", Node.text),
+        load_s=of.get("load_s", lambda seconds: seconds.number(0)),
+        parameter_bytes=of.get("parameter_bytes", lambda size: size.integer(0)),
+    )
 
 
 def _ensemble(node: Node) -> EnsembleInfo:

@@ -33,6 +33,8 @@ EXAMPLES: Final = """examples:
   synod score items.jsonl --ensemble sync_r1 --out scores.jsonl    run it again to go on after a stop
   synod replay scores.jsonl --url http://new.example:8000          what would another plane have said?
   synod scorers --url http://plane.example:8000       or grpc://, https://, grpcs://; SYNOD_TOKEN holds the token
+  synod warm deploy/configs/sync_r1.toml              fetch every model that these settings name, before they are served
+  synod verify deploy/configs/embedded.toml           do the scorers, on their own weights, know better from worse?
   synod train deploy/configs/embedded.toml            train the embedded policy on that plane (`synod train --help`)
 """
 SCORE_EXAMPLES: Final = """examples:
@@ -131,11 +133,17 @@ def scorers(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> NoReturn:
     """Become the plane's program, in the foreground."""
-    config = options.config.resolve()
-    home = _home("services", "the plane's program")
-    if not config.is_file():
-        raise Usage(f"no settings file {options.config}; give one such as deploy/configs/embedded.toml")
-    _become(home, "services", "up", str(config))
+    _become_plane("up", options.config)
+
+
+def warm(options: argparse.Namespace) -> NoReturn:
+    """Fetch every model that the settings name, and read its files: a table of source, revision, size and digest."""
+    _become_plane("warm", options.config)
+
+
+def verify(options: argparse.Namespace) -> NoReturn:
+    """Score pairs of items on the settings' own weights, and tell which relations (better above worse) hold."""
+    _become_plane("verify", options.config, *([] if options.pairs is None else ["--pairs", str(options.pairs)]))
 
 
 def train(arguments: Sequence[str]) -> NoReturn:
@@ -154,6 +162,13 @@ def _home(program: str, what: str) -> Path:
             "or run Synod's image"
         )
     return home
+
+
+def _become_plane(command: str, config: Path, *arguments: str) -> NoReturn:
+    home = _home("services", "the plane's program")
+    if not config.is_file():
+        raise Usage(f"no settings file {config}; give one such as deploy/configs/embedded.toml")
+    _become(home, "services", command, str(config.resolve()), *arguments)
 
 
 def _become(home: Path, program: str, *arguments: str) -> NoReturn:
@@ -270,6 +285,11 @@ def _parser() -> argparse.ArgumentParser:
     one = named.add_parser("serve", help="serve a plane here, until Ctrl-C", description=serve.__doc__)
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.set_defaults(run=serve)
+    for command, what in ((warm, "fetch the models that settings name"), (verify, "check scorers on their weights")):
+        one = named.add_parser(command.__name__, help=what, description=command.__doc__)
+        one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
+        one.set_defaults(run=command)
+    one.add_argument("--pairs", type=Path, metavar="JSONL", help="the pairs to score (default: the settings' own)")
     one = named.add_parser("train", help="train a policy on a plane's rewards", add_help=False)
     one.add_argument("arguments", nargs="*", help="the trainer's own")
     return parser

@@ -219,7 +219,11 @@ class PutImagesResponse:
 
 @dataclass(frozen=True, slots=True)
 class ScorerInfo:
-    """A scorer: its name, the fields of ScoreItem that it needs, low <= value <= high, its paper, what it measures."""
+    """A scorer: its name, the fields of ScoreItem that it needs, low <= value <= high, its paper, what it measures.
+
+    `model` is the digest of its models' files, as in an Origin. The rest is of a replica that is ready, None while
+    there is none: `device` and `dtype` of its models (of most of their bytes), seconds to load, bytes of parameters.
+    """
 
     name: str
     needs: tuple[str, ...]
@@ -227,6 +231,11 @@ class ScorerInfo:
     high: float
     source: str
     summary: str
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    load_s: float | None = None
+    parameter_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
-from services.backends import Readiness, ScorerSpec, Staged
+from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
 
 APP = "synod"
 FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
 SHARE_FROM_BYTES = 2**20  # below this, sending a copy to each scorer is cheaper than the object store
+ASK_S = 2.0  # for what a replica knows without its device
 LOST = (
     RayActorError,
     WorkerCrashedError,
@@ -39,17 +40,19 @@ LOST = (
 
 
 class RayBackend:
-    """Scores through `handles`, one per scorer, all of Serve's application `app`. `wanted`: how many replicas each
-    must have to be ready."""
+    """Scores through `handles`, one per host, all of Serve's application `app`. `wanted`: how many replicas each must
+    have to be ready; `hosts`: the scorers in each."""
 
     def __init__(
         self,
         specs: Mapping[str, ScorerSpec],
         handles: Mapping[str, DeploymentHandle],
         wanted: Mapping[str, int],
-        app: str = APP,
+        app: str,
+        hosts: Mapping[str, Sequence[str]],
     ) -> None:
         self._app = app
+        self._host = {name: host for host, names in hosts.items() for name in names}
         self._last = {name: Readiness(True, 0, 0) for name in wanted}
         self._specs = specs
         self._by_reference = handles
@@ -70,11 +73,12 @@ class RayBackend:
         return Staged(items, await asyncio.to_thread(ray.put, items))
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        host = self._host[scorer]
         if staged.shared is not None:
-            response = self._by_reference[scorer].score.remote(staged.shared, list(indexes), timeout_s)
+            response = self._by_reference[host].score.remote(scorer, staged.shared, list(indexes), timeout_s)
         else:
             chosen = tuple(staged.items[i] for i in indexes)
-            response = self._by_value[scorer].score.remote(chosen, list(range(len(chosen))), timeout_s)
+            response = self._by_value[host].score.remote(scorer, chosen, list(range(len(chosen))), timeout_s)
         try:
             outcomes: list[Outcome] = await response
             return outcomes
@@ -91,9 +95,23 @@ class RayBackend:
         """
         applications = (await asyncio.to_thread(serve.status)).applications
         deployments = applications[self._app].deployments if self._app in applications else {}
-        for name, wanted in self._wanted.items():
-            self._last[name] = readiness(deployments.get(name), wanted, self._last[name])
-        return dict(self._last)
+        for host, wanted in self._wanted.items():
+            self._last[host] = readiness(deployments.get(host), wanted, self._last[host])
+        return {name: self._last[host] for name, host in self._host.items()}
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        ready = await self.readiness()
+        hosts = [host for host in self._wanted if ready[host].replicas > 0]
+        answers = await asyncio.gather(*(self._loaded(host) for host in hosts))
+        return {name: one for answer in answers for name, one in answer.items()}
+
+    async def _loaded(self, host: str) -> Mapping[str, Loaded]:
+        try:
+            async with asyncio.timeout(ASK_S):
+                answer: Mapping[str, Loaded] = await self._by_value[host].loaded.remote()
+                return answer
+        except Exception:  # it went away meanwhile, or is too busy to say
+            return {}
 
 
 def translate(scorer: str, error: Exception) -> SynodError:

@@ -1,4 +1,4 @@
-"""Settings -> the Serve application: a gateway as ingress, one deployment a scorer; and whether a cluster holds it."""
+"""Settings -> the Serve application: a gateway as ingress, one deployment a host; and whether a cluster holds it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from services.cluster.backend import RayBackend
-from services.cluster.replica import Build, Replica
+from services.cluster.host import Host
+from services.cluster.replica import Build
 from services.cluster.store import shared
 from services.cluster.watch import Patience
 from services.gateway import access, app, auth, metrics
@@ -49,9 +50,9 @@ class Ingress:
     ) -> None:
         if settings.server.access_log:
             access.open_log(access_log)
-        wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
         app_name = serve.get_replica_context().app_name
-        backend = RayBackend(specs, handles, wanted, app_name)
+        wanted = {host: settings.scorers[host].serving.replicas for host in settings.hosts}
+        backend = RayBackend(specs, handles, wanted, app_name, settings.hosts)
         self._gateway = Gateway(
             backend,
             settings.ensembles,
@@ -88,12 +89,14 @@ def windows(settings: Settings) -> dict[str, Window]:
     least a batch and no more than the replicas queue; and its share of two calls per replica, but at least two."""
     gateways = settings.server.gateway_replicas
     found = {}
-    for name, scorer in settings.scorers.items():
-        serving = scorer.serving
-        per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, serving.max_queued_images)
-        images = math.ceil(per_replica * serving.replicas / gateways)
-        calls = math.ceil(2 * serving.replicas / gateways)
-        found[name] = Window(max(images, serving.max_batch_images), max(calls, 2))
+    for host, names in settings.hosts.items():
+        replicas = settings.scorers[host].serving.replicas
+        for name in names:
+            serving = settings.scorers[name].serving
+            per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, serving.max_queued_images)
+            images = math.ceil(per_replica * replicas / gateways)
+            calls = math.ceil(2 * replicas / gateways)
+            found[name] = Window(max(images, serving.max_batch_images), max(calls, 2))
     return found
 
 
@@ -111,20 +114,16 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     specs = specs_of(settings)
     cluster = settings.cluster
     patience = Patience(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
-    scorers = {
-        name: _deployment(
-            Replica,
-            name,
-            scorer.serving.replicas,
-            _actor(scorer.serving, env),
-            cluster.health_check_period_s,
-        ).bind(specs[name], scorer, settings.golden, build, patience)
-        for name, scorer in settings.scorers.items()
-    }
+    hosts = {}
+    for host, names in settings.hosts.items():
+        serving = settings.scorers[host].serving
+        deployment = _deployment(Host, host, serving.replicas, _actor(serving, env), cluster.health_check_period_s)
+        members = {name: settings.scorers[name] for name in names}
+        hosts[host] = deployment.bind({name: specs[name] for name in names}, members, settings.golden, build, patience)
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, cluster.health_check_period_s
-    ).bind(settings, specs, scorers, Path(metrics_dir).with_name("access.jsonl"))
+    ).bind(settings, specs, hosts, Path(metrics_dir).with_name("access.jsonl"))
 
 
 def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], health_s: float) -> Deployment:
@@ -159,7 +158,7 @@ class Demand:
 
     @classmethod
     def of(cls, settings: Settings) -> Demand:
-        servings = [scorer.serving for scorer in settings.scorers.values()]
+        servings = [settings.scorers[host].serving for host in settings.hosts]
         cpus = sum(s.replicas * s.num_cpus for s in servings) + settings.server.gateway_replicas * GATEWAY_CPUS
         return cls(cpus, tuple(s.num_gpus for s in servings for _ in range(s.replicas) if s.num_gpus > 0))
 

@@ -137,7 +137,7 @@ class Plane:
             if status.status.value == "RUNNING" and answers_ready(self.url):
                 return True
             if time.monotonic() > ends_s:
-                waited = sorted(set(self._settings.scorers) - seen)
+                waited = sorted(set(self._settings.hosts) - seen)
                 raise TimeoutError(
                     f"not ready after {self._settings.cluster.ready_timeout_s:g} s; still waiting for "
                     f"{', '.join(waited) or 'the gateway'}. Raise [cluster] ready_timeout_s, or read the logs in "

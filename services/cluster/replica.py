@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from services import golden
-from services.backends import batch_cost
+from services.backends import Loaded, batch_cost
 from services.batching import Batcher
+from services.cluster.warmup import warm_up
 from services.cluster.watch import USUAL, Patience, Watch
 from services.gateway import metrics
+from services.models.ledger import Held, noting
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from synod.contracts import Outcome, Score, ScoreItem
@@ -24,7 +26,7 @@ log = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """The deployment class of every scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
+    """What `Host` deploys of one scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
     `spec.origin`."""
 
     def __init__(
@@ -38,8 +40,13 @@ class Replica:
         began_s = time.monotonic()
         name = self._name = spec.name
         self._origin = spec.origin
-        self._scorer = build(name, settings)
+        with noting() as modules:
+            self._scorer = build(name, settings)
         loaded_s = time.monotonic()
+        held = Held.by(modules)
+        self.loaded = Loaded(loaded_s - began_s, held.parameter_bytes, held.device, held.dtype)
+        if settings.serving.compile:
+            warm_up(self._scorer, settings.serving.max_batch_images)
         items = golden.load(Path(golden_file)) if golden_file else ()
         drift = golden.drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)

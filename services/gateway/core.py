@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from services.backends import ScorerBackend
 from services.gateway import metrics
@@ -151,13 +151,25 @@ class Gateway:
         """What is served, and the limits of a request."""
         specs = self.backend.specs.values()
         return Catalogue(
-            tuple(ScorerInfo(s.name, s.needs, s.low, s.high, s.source, s.summary) for s in specs),
+            tuple(
+                ScorerInfo(
+                    s.name, s.needs, s.low, s.high, s.source, s.summary, None if s.origin is None else s.origin.model
+                )
+                for s in specs
+            ),
             {
                 name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
                 for name, e in self.ensembles.items()
             },
             self.limits.model_dump(mode="json"),
         )
+
+    async def catalogue(self) -> Catalogue:
+        """The same, and how each scorer was loaded where a replica of it is ready."""
+        loaded = await self.backend.loaded()
+        served = self.scorers()
+        scorers = (replace(one, **asdict(loaded[one.name])) if one.name in loaded else one for one in served.scorers)
+        return replace(served, scorers=tuple(scorers))
 
     def close(self) -> None:
         """End the decoding threads."""

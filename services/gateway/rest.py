@@ -98,10 +98,10 @@ async def images(http: Request) -> Response:
 
 @router.get("/v1/scorers", response_class=Response, summary="The scorers and ensembles served", **schema.SCORERS)
 async def scorers(http: Request) -> Response:
-    """Each scorer's needs, range and source, each ensemble's weights, and the limits of a request."""
+    """Each scorer's needs, range, source and where it runs, each ensemble's weights, and the limits of a request."""
     caller_of(http, "score")
     answer = answer_codec(http)
-    return Response(answer.encode_catalogue(_gateway(http).scorers()), media_type=answer.content_type)
+    return Response(answer.encode_catalogue(await _gateway(http).catalogue()), media_type=answer.content_type)
 
 
 @router.get("/v1/health", response_class=Response, summary="The gateway is alive", **schema.HEALTH)

@@ -72,6 +72,10 @@ class RewardGateway(Protocol):
         """What is served, and the limits."""
         ...
 
+    async def catalogue(self) -> Catalogue:
+        """The same, and how each scorer was loaded."""
+        ...
+
 
 class RewardServicer:
     """`synod.v1.RewardService` over a gateway, for those whom `gatekeeper` lets in."""
@@ -113,7 +117,7 @@ class RewardServicer:
 
         async def answer() -> bytes:
             self._caller(context, entry)
-            return PROTOBUF.encode_catalogue(self._gateway.scorers())
+            return PROTOBUF.encode_catalogue(await self._gateway.catalogue())
 
         return await _at_rim(answer, context, entry)
 

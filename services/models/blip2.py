@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, shared
 from services.models.images import pixel_values
 from synod.contracts import Pixels
 
@@ -23,10 +23,12 @@ from synod.contracts import Pixels
 class Blip2:
     """The two towers apart, so that a prompt that many pictures share is read once. Features have norm 1."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         processor: Any = Blip2Processor.from_pretrained(folder)
         self._images, self._tokenizer = processor.image_processor, processor.tokenizer
-        self._model: Any = frozen(Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32), device)
+        self._model: Any = frozen(
+            Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32), device, "vision_model", "qformer"
+        )
         window = self._model.config.qformer_config.max_position_embeddings
         self._max_tokens = min(self._tokenizer.model_max_length, window)
 
@@ -63,6 +65,6 @@ def _features(projection: torch.nn.Module, hidden: torch.Tensor) -> NDArray[np.f
     return features
 
 
-def load(source: str, device: str) -> Blip2:
+def load(source: str, device: Device | str) -> Blip2:
     """The retrieval model of a model directory or hub id, shared per process."""
     return shared("blip2", source, device, lambda folder: Blip2(folder, device))

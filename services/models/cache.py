@@ -1,4 +1,4 @@
-"""One module per (family, content, device) and process: two scorers that name the same model share its weights.
+"""One module per (family, content, device, dtype) and process: two scorers that name the same model share its weights.
 
 The key is the content's digest, so that a path and a copy of it, or a hub id and its snapshot, are the same model.
 """
@@ -8,19 +8,38 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import snapshot_download
 
+from services.models.ledger import note, noting
+from services.scorer_settings import DType, ServingSettings
+
 T = TypeVar("T")
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIGS = (".json", ".txt", ".model")
 _CHUNK_BYTES = 2**20
-_loaded: dict[tuple[str, str, str], object] = {}
+_loaded: dict[tuple[str, str, Device], tuple[object, list[Any]]] = {}
 _lock = threading.RLock()  # re-entrant: a face finder loads its detector while it is being loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where and how a model runs. `dtype` is of weights and activations; what leaves a model is float32 anyway."""
+
+    name: str
+    dtype: DType = "float32"
+    compile: bool = False
+
+    @classmethod
+    def of(cls, serving: ServingSettings) -> Device:
+        """As a scorer's settings say."""
+        return cls(pick_device(serving.device), serving.dtype, serving.compile)
 
 
 def pick_device(name: str | None) -> str:
@@ -31,25 +50,31 @@ def pick_device(name: str | None) -> str:
 def resolve(source: str) -> Path:
     """The local file or directory of a model source; a hub id is downloaded into the hub cache (HF_HUB_OFFLINE holds).
 
+    'org/name@REVISION' is that branch, tag or commit, else the repository's default branch is meant.
     Safetensors are preferred; a repository without any is fetched with its `.bin` weights, which are read with
     `weights_only=True`. Raises what huggingface_hub raises when the id is unknown or the hub cannot be reached.
     """
     path = Path(source)
     if path.exists():
         return path.resolve()
+    name, _, revision = source.partition("@")
+    fetch = partial(snapshot_download, name, revision=revision or None)
     patterns = [f"*{suffix}" for suffix in (*_CONFIGS, ".safetensors")]
-    folder = Path(snapshot_download(source, allow_patterns=patterns))
+    folder = Path(fetch(allow_patterns=patterns))
     if not any(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(source, allow_patterns=[*patterns, "*.bin"]))
+        folder = Path(fetch(allow_patterns=[*patterns, "*.bin"]))
     return folder
+
+
+def files(path: Path) -> list[Path]:
+    """A model's weight and config files, by name: those directly in a directory, or the file itself."""
+    return [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHTS + _CONFIGS)
 
 
 def digest(source: str) -> str:
     """sha256 (hex) over the sorted names and contents of a model's weight and config files."""
-    path = resolve(source)
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _WEIGHTS + _CONFIGS)
     total = hashlib.sha256()
-    for file in files:
+    for file in files(resolve(source)):
         total.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
@@ -57,15 +82,39 @@ def digest(source: str) -> str:
     return total.hexdigest()
 
 
-def shared(family: str, source: str, device: str, load: Callable[[Path], T]) -> T:
+def shared(family: str, source: str, device: Device | str, load: Callable[[Path], T]) -> T:
     """`load(local path)`, once per process for a family, the content of `source` and a device."""
-    key = (family, digest(source), device)
+    key = (family, digest(source), _device(device))
     with _lock:
         if key not in _loaded:
-            _loaded[key] = load(resolve(source))
-        return cast(T, _loaded[key])
+            with noting() as modules:
+                loaded = load(resolve(source))
+            _loaded[key] = loaded, modules
+        model, modules = _loaded[key]
+        note(*modules)
+        return cast(T, model)
 
 
-def frozen(module: Any, device: str) -> Any:
-    """The module on its device, in eval mode, without gradients."""
-    return module.to(device).eval().requires_grad_(False)
+def frozen(module: Any, device: Device | str, *run: str) -> Any:
+    """The module on its device and in its dtype, in eval mode, without gradients.
+
+    `run` names the submodules that callers run, where they do not call the module itself: those are what is compiled.
+    Sizes are dynamic, so a module has one graph for a batch of one and one for any other, whatever sizes come.
+    """
+    device = _device(device)
+    module.to(device.name, getattr(torch, device.dtype)).eval().requires_grad_(False)
+    if device.compile:
+        for part in [module.get_submodule(name) for name in run] or [module]:
+            part.compile(dynamic=True)
+    note(module)
+    return module
+
+
+def like(module: Any, batch: torch.Tensor) -> torch.Tensor:
+    """The batch on the module's device and in its dtype."""
+    return batch.to(next(module.parameters()))
+
+
+def _device(device: Device | str) -> Device:
+    """A name alone is that device in float32."""
+    return Device(device) if isinstance(device, str) else device

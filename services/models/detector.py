@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synod.contracts import Pixels
+
+if TYPE_CHECKING:
+    from services.models.cache import Device
 
 Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
@@ -39,7 +42,9 @@ def box_of(mask: Mask) -> Box:
     return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
 
 
-def build(*, family: Literal["semantic", "mask2former"], model: str, device: str, min_area: int = 1) -> Detector:
+def build(
+    *, family: Literal["semantic", "mask2former"], model: str, device: Device | str, min_area: int = 1
+) -> Detector:
     """The detector of a settings' `detector` table, its model shared per process. `min_area` (px) is for `semantic`."""
     if family == "mask2former":
         from services.models import mask2former

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, Dinov2Model
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, shared
 from services.models.images import pixel_values
 from synod.contracts import Pixels
 
@@ -19,7 +19,7 @@ from synod.contracts import Pixels
 class Dinov2:
     """`embed` resizes and crops with the model's own processor; rows have norm 1."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
         self._model: Any = frozen(Dinov2Model.from_pretrained(folder, dtype=torch.float32), device)
 
@@ -31,6 +31,6 @@ class Dinov2:
         return rows
 
 
-def load(source: str, device: str) -> Dinov2:
+def load(source: str, device: Device | str) -> Dinov2:
     """The model of a directory or hub id, shared per process."""
     return shared("dinov2", source, device, lambda folder: Dinov2(folder, device))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from services.models import detector as detectors
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, like, shared
 from services.models.detector import Box, Detector
 from services.models.images import area, by_shape, pixel_values
 from synod.contracts import Pixels
@@ -40,10 +40,14 @@ class FaceEmbedder(Protocol):
 
 
 class MtcnnFinder:
-    """facenet-pytorch's MTCNN (Zhang et al. 2016), whose weights ship in the package."""
+    """facenet-pytorch's MTCNN (Zhang et al. 2016), whose weights ship in the package.
 
-    def __init__(self, device: str) -> None:
-        self._model: Any = frozen(MTCNN(min_face_size=_MTCNN_MIN_FACE, device=torch.device(device)), device)
+    Half a million parameters and a cascade of thresholds: it stays in float32, and is not compiled.
+    """
+
+    def __init__(self, device: Device | str) -> None:
+        name = device if isinstance(device, str) else device.name
+        self._model: Any = frozen(MTCNN(min_face_size=_MTCNN_MIN_FACE, device=torch.device(name)), name)
 
     def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
         boxes: list[Box | None] = [None] * len(images)
@@ -78,26 +82,27 @@ class DetectorFinder:
 class FacenetEmbedder:
     """InceptionResnetV1 (FaceNet, Schroff et al. 2015) at 160 px, pixels scaled as (x - 127.5) / 128."""
 
-    def __init__(self, file: Path, device: str) -> None:
+    def __init__(self, file: Path, device: Device | str) -> None:
         model = InceptionResnetV1(pretrained=None)
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         model.load_state_dict({key: value for key, value in state.items() if not key.startswith("logits.")})
         self._model: Any = frozen(model, device)
-        self._device = device
 
     @torch.inference_mode()
     def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
         side = (_FACENET_SIDE, _FACENET_SIDE)
         resized = [np.asarray(Image.fromarray(crop).resize(side, Image.Resampling.BILINEAR)) for crop in crops]
-        batch = torch.from_numpy(np.stack(resized)).to(self._device).permute(0, 3, 1, 2).float()
-        rows: NDArray[np.float32] = self._model((batch - 127.5) / 128.0).cpu().numpy()
+        device = next(self._model.parameters()).device
+        batch = torch.from_numpy(np.stack(resized)).to(device).permute(0, 3, 1, 2).float()
+        embedded = self._model(like(self._model, (batch - 127.5) / 128.0))
+        rows: NDArray[np.float32] = torch.nn.functional.normalize(embedded.float(), dim=-1).cpu().numpy()
         return rows
 
 
 class SmallEmbedder:
     """A vision model directory: its pooled output, or the mean of its last hidden states where it has no pooler."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
         self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
 
@@ -114,7 +119,7 @@ class SmallEmbedder:
 def finder(
     *,
     family: Literal["mtcnn", "detector"],
-    device: str,
+    device: Device | str,
     detector: Mapping[str, Any] | None = None,
     class_name: str = "face",
     threshold: float = 0.3,
@@ -127,7 +132,7 @@ def finder(
 
 
 def embedder(
-    *, family: Literal["facenet", "small"], device: str, model: str | None = None, weights: str | None = None
+    *, family: Literal["facenet", "small"], device: Device | str, model: str | None = None, weights: str | None = None
 ) -> FaceEmbedder:
     """The embedder of a settings' `embedder` table, shared per process."""
     if family == "facenet":

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, shared
 from services.models.detector import Detection, box_of
 from services.models.images import by_shape
 from synod.contracts import Pixels
@@ -50,7 +50,7 @@ def resized(height: int, width: int) -> tuple[int, int]:
 class Mask2Former:
     """Up to 100 detections a picture, one for each of the best (query, class) pairs."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         self._model: Any = frozen(
             Mask2FormerForUniversalSegmentation.from_pretrained(folder, dtype=torch.float32), device
         )
@@ -107,6 +107,6 @@ def _padded(side: int) -> int:
     return -(-side // STRIDE) * STRIDE
 
 
-def load(source: str, device: str) -> Mask2Former:
+def load(source: str, device: Device | str) -> Mask2Former:
     """The model of a directory or hub id, shared per process."""
     return shared("mask2former", source, device, lambda folder: Mask2Former(folder, device))

@@ -16,31 +16,30 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, like, shared
 from synod.contracts import Pixels
 
 
 class OpenClip:
     """Both towers with the model's own transform and tokenizer; rows have norm 1."""
 
-    def __init__(self, name: str, pretrained: str | None, device: str) -> None:
+    def __init__(self, name: str, pretrained: str | None, device: Device | str) -> None:
         model, _, self._transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, device=device, weights_only=True
+            name, pretrained=pretrained, weights_only=True
         )
-        self._model: Any = frozen(model, device)
+        self._model: Any = frozen(model, device, "visual", "text" if hasattr(model, "text") else "transformer")
         self._tokenize: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
-        self._device = device
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
         """[N D]; the pictures may differ in size."""
         pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images])
-        return _rows(self._model.encode_image(pixels.to(self._device)))
+        return _rows(self._model.encode_image(like(self._model, pixels)))
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N D]."""
-        return _rows(self._model.encode_text(self._tokenize(list(texts)).to(self._device)))
+        return _rows(self._model.encode_text(self._tokenize(list(texts)).to(next(self._model.parameters()).device)))
 
 
 def _rows(features: torch.Tensor) -> NDArray[np.float32]:
@@ -48,7 +47,7 @@ def _rows(features: torch.Tensor) -> NDArray[np.float32]:
     return rows
 
 
-def load(source: str, pretrained: str | None, device: str) -> OpenClip:
+def load(source: str, pretrained: str | None, device: Device | str) -> OpenClip:
     """A directory is shared per process by content; open_clip resolves and caches names and hub ids itself."""
     if Path(source).is_dir():
         return shared("open_clip", source, device, lambda folder: OpenClip(f"local-dir:{folder}", None, device))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, shared
 from services.models.detector import Detection, Mask, box_of
 from services.models.images import by_shape, pixel_values
 from synod.contracts import Pixels
@@ -27,7 +27,7 @@ _BACKGROUND = "background"
 class Segmenter:
     """Class probabilities per pixel, at the picture's own size."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
         self._model: Any = frozen(AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32), device)
         labels: dict[int, str] = self._model.config.id2label
@@ -82,7 +82,7 @@ class SemanticDetector:
         return found
 
 
-def load(source: str, device: str, min_area: int) -> SemanticDetector:
+def load(source: str, device: Device | str, min_area: int) -> SemanticDetector:
     """The detector of a model directory or hub id; the segmenter is shared per process."""
     segmenter = shared("semantic", source, device, lambda folder: Segmenter(folder, device))
     return SemanticDetector(segmenter, min_area)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, shared
 
 _TEXTS_PER_FORWARD = 256
 
@@ -22,7 +22,7 @@ _TEXTS_PER_FORWARD = 256
 class TextEncoder:
     """`encode` pools the last layer over the tokens that are not padding; rows have norm 1."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="right")
         self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
         self._max_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
@@ -52,6 +52,6 @@ class TextEncoder:
         return normalised
 
 
-def load(source: str, device: str) -> TextEncoder:
+def load(source: str, device: Device | str) -> TextEncoder:
     """The encoder of a model directory or hub id, shared per process."""
     return shared("text_encoder", source, device, lambda folder: TextEncoder(folder, device))

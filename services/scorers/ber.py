@@ -28,9 +28,9 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: BerSettings) -> Ber:
     from services.models import blip2  # here, so that `spec` needs no torch
-    from services.models.cache import pick_device
+    from services.models.cache import Device
 
-    return Ber(name, blip2.load(settings.model, pick_device(settings.serving.device)))
+    return Ber(name, blip2.load(settings.model, Device.of(settings.serving)))
 
 
 class Ber:

@@ -25,9 +25,9 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: DerSettings) -> Der:
     from services.models import dinov2  # here, so that `spec` needs no torch
-    from services.models.cache import pick_device
+    from services.models.cache import Device
 
-    return Der(name, dinov2.load(settings.model, pick_device(settings.serving.device)), settings)
+    return Der(name, dinov2.load(settings.model, Device.of(settings.serving)), settings)
 
 
 class Der:

@@ -29,9 +29,9 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: FerSettings) -> Fer:
     from services.models import face  # here, so that `spec` needs no torch
-    from services.models.cache import pick_device
+    from services.models.cache import Device
 
-    device = pick_device(settings.serving.device)
+    device = Device.of(settings.serving)
     finder = face.finder(**settings.finder.model_dump(), device=device)
     return Fer(name, finder, face.embedder(**settings.embedder.model_dump(), device=device), settings)
 

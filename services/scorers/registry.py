@@ -17,12 +17,14 @@ KINDS: dict[str, str] = {
     "der": "services.scorers.der",
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
+    "custom": "services.scorers.custom",
 }
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
     """What `name` needs and returns, without loading a model."""
-    described: ScorerSpec = _module(settings).spec(name)
+    module = _module(settings)
+    described: ScorerSpec = module.spec(name, settings) if settings.kind == "custom" else module.spec(name)
     return described
 
 

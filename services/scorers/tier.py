@@ -39,9 +39,9 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: TierSettings) -> Tier:
     from services.models import text_encoder  # here, so that `spec` needs no torch
-    from services.models.cache import pick_device
+    from services.models.cache import Device
 
-    return Tier(name, text_encoder.load(settings.model, pick_device(settings.serving.device)), settings)
+    return Tier(name, text_encoder.load(settings.model, Device.of(settings.serving)), settings)
 
 
 class Tier:

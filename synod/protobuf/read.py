@@ -107,7 +107,11 @@ def part(m: pb.ScoreStreamResponse) -> Tree:
 
 def catalogue(m: pb.ListScorersResponse) -> Tree:
     names = ("name", "low", "high", "source", "summary")
-    scorers = [{"needs": list(one.needs), **{name: getattr(one, name) for name in names}} for one in m.scorers]
+    loaded = ("model", "device", "dtype", "load_s", "parameter_bytes")
+    scorers = [
+        {"needs": list(one.needs), **{name: getattr(one, name) for name in names}, **_given(one, *loaded)}
+        for one in m.scorers
+    ]
     ensembles = {name: _ensemble(ensemble) for name, ensemble in m.ensembles.items()}
     return {"scorers": scorers, "ensembles": ensembles, "limits": dict(m.limits)}
 

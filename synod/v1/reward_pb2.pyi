@@ -290,20 +290,30 @@ class ListScorersResponse(_message.Message):
     def __init__(self, scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ..., ensembles: _Optional[_Mapping[str, EnsembleInfo]] = ..., limits: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ScorerInfo(_message.Message):
-    __slots__ = ("name", "needs", "low", "high", "source", "summary")
+    __slots__ = ("name", "needs", "low", "high", "source", "summary", "model", "device", "dtype", "load_s", "parameter_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FIELD_NUMBER: _ClassVar[int]
     LOW_FIELD_NUMBER: _ClassVar[int]
     HIGH_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     needs: _containers.RepeatedScalarFieldContainer[str]
     low: float
     high: float
     source: str
     summary: str
-    def __init__(self, name: _Optional[str] = ..., needs: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., source: _Optional[str] = ..., summary: _Optional[str] = ...) -> None: ...
+    model: str
+    device: str
+    dtype: str
+    load_s: float
+    parameter_bytes: int
+    def __init__(self, name: _Optional[str] = ..., needs: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., source: _Optional[str] = ..., summary: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., load_s: _Optional[float] = ..., parameter_bytes: _Optional[int] = ...) -> None: ...
 
 class EnsembleInfo(_message.Message):
     __slots__ = ("weights", "missing")

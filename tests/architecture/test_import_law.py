@@ -55,6 +55,8 @@ LAW = (
         may=("synod", "services.scorers.base", "services.scorer_settings"),
         never=("torch", "ray", *WEB),
     ),
+    Room("services.verify", may=("synod", "services.backends", "services.scorers.base"), never=("torch", "ray", *WEB)),
+    Room("services.warm", may=("synod", "services.scorer_settings", "services.models"), never=("ray", *WEB)),
     Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *WEB)),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
@@ -68,7 +70,7 @@ LAW = (
             may=("synod", "services.scorer_settings", "services.models", "services.scorers.base"),
             never=("ray", *WEB),
         )
-        for scorer in ("tier", "ber", "der", "fer", "geneval")
+        for scorer in ("tier", "ber", "der", "fer", "geneval", "custom")
     ),
     Room(
         "services.scorers.geneval.rules",

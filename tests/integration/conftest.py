@@ -51,6 +51,11 @@ kind = "ber"
 model = "./"
 serving = {{ num_gpus = 0.5, batch_wait_ms = 50 }}
 
+[scorers.twin]
+kind = "ber"
+model = "./"
+serving = {{ beside = "bright", max_batch_images = 4 }}
+
 [scorers.number]
 kind = "ber"
 model = "./"

@@ -67,7 +67,7 @@ class Referenced(Fake):
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
     """A fake by its name; other names are real scorers."""
-    if name == "bright":
+    if name in ("bright", "twin"):
         return Bright(name, ("image",))
     if name in ("number", "frail"):
         return Number(name, ("prompt",))

@@ -224,7 +224,15 @@ def test_the_request_id_is_echoed_or_made(plane: Any) -> None:
 
 def test_discovery_health_and_documents(plane: Any) -> None:
     scorers = plane.http.get("/v1/scorers").json()
-    assert [one["name"] for one in scorers["scorers"]] == ["bright", "number", "frail", "face", "der"]
+    assert [one["name"] for one in scorers["scorers"]] == ["bright", "twin", "number", "frail", "face", "der"]
+    told = {one["name"]: one for one in scorers["scorers"]}
+    assert (told["der"]["device"], told["der"]["dtype"]) == ("cpu", "float32")
+    assert told["der"]["parameter_bytes"] > 10_000
+    assert told["der"]["load_s"] > 0
+    assert told["twin"]["parameter_bytes"] == 0, "a fake has no models"
+    assert "device" not in told["twin"]
+    scored = plane.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
+    assert told["der"]["model"] == scored.origin.model
     assert scorers["ensembles"]["council"]["weights"]["animal"]["face"] == 0.0
     assert plane.http.get("/healthz").json() == {"alive": True}
     assert plane.ready()["ready"] is True
@@ -237,3 +245,16 @@ def test_detail_carries_through(plane: Any) -> None:
     (result,) = plane.score(ScoreItem(picture(51)), scorers=("bright",)).results
     assert isinstance(result.scores["bright"], Score)
     assert result.scores["bright"].detail["batch"] >= 1
+
+
+def test_a_scorer_beside_another_shares_its_process_and_its_gpu(plane: Any) -> None:
+    """`bright` and `number` take all of the one GPU there is; `twin` needs none, and keeps batches of its own."""
+    items = [ScoreItem(image=grey(level), prompt="0.5") for level in range(12)]
+    scores = [result.scores for result in plane.score(*items, scorers=("bright", "twin", "number")).results]
+    pids = {name: {one[name].detail["pid"] for one in scores} for name in ("bright", "twin", "number")}
+    assert pids["twin"] == pids["bright"] != pids["number"]
+    assert [one["twin"].value for one in scores] == [one["bright"].value for one in scores]
+    assert (
+        max(one["twin"].detail["batch"] for one in scores) <= 4 < max(one["bright"].detail["batch"] for one in scores)
+    )
+    assert plane.ready()["scorers"]["twin"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}

@@ -49,7 +49,7 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
             "rule_set": "official",
         },
     }
-    assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS)
+    assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
     settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask2former, "SHORT_SIDE", 128)  # the law does not depend on the size, the minutes do

@@ -143,6 +143,11 @@ _SCORER = _object(
     high=_NUMBER,
     source=_TEXT,
     summary=_TEXT,
+    model=_TEXT | {"description": "digest of its models' files, as in a score's origin"},
+    device=_TEXT | {"description": "of a replica that is ready, as all below; absent while there is none"},
+    dtype=_TEXT,
+    load_s={"type": "number", "minimum": 0},
+    parameter_bytes=_INDEX,
 )
 _ENSEMBLE = _object(["weights", "missing"], weights=_table(_table(_WEIGHT)), missing={"enum": list(MISSING)})
 CATALOGUE = _object(

@@ -26,9 +26,9 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: GenEvalSettings) -> GenEval:
     from services.models import detector, open_clip  # here, so that `spec` needs no torch
-    from services.models.cache import pick_device
+    from services.models.cache import Device
 
-    device = pick_device(settings.serving.device)
+    device = Device.of(settings.serving)
     found = detector.build(**settings.detector.model_dump(), device=device)
     clip = open_clip.load(settings.color_model, settings.color_pretrained, device)
     return GenEval(name, found, ColorClassifier(clip), settings)

@@ -83,7 +83,13 @@ parts = st.one_of(
 )
 puts = st.builds(c.PutImagesRequest, st.lists(contents, min_size=1, max_size=3).map(tuple))
 kept = st.builds(c.PutImagesResponse, st.lists(digests, max_size=3).map(tuple))
-scorers = st.builds(c.ScorerInfo, texts, st.lists(texts, max_size=2).map(tuple), finite, finite, texts, texts)
+scorers = st.builds(
+    c.ScorerInfo,
+    *(texts, st.lists(texts, max_size=2).map(tuple), finite, finite, texts, texts),
+    *[st.none() | texts] * 3,
+    st.none() | finite.map(abs),
+    st.none() | st.integers(0, 2**62),
+)
 ensembles = st.builds(
     c.EnsembleInfo,
     st.dictionaries(texts, st.dictionaries(texts, weights, max_size=2), max_size=2),

@@ -50,6 +50,18 @@ def test_too_many_cpus_are_told_with_both_numbers(graph: Any, tmp_path: Path) ->
         graph.check_capacity(demand, 2, [0])
 
 
+def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path) -> None:
+    beside = 'beside = "s0", max_batch_images = 8'
+    settings = settings_of(tmp_path, "replicas = 2, num_gpus = 0.5", beside, "num_cpus = 1", beside)
+    assert settings.hosts == {"s0": ("s0", "s1", "s3"), "s2": ("s2",)}
+    demand = graph.Demand.of(settings)
+    assert demand.gpus == (0.5, 0.5)
+    assert demand.cpus == pytest.approx(0.2 + 1 + 0.1)  # two replicas, s2, the gateway
+    windows = graph.windows(settings)
+    assert {name: window.images for name, window in windows.items()} == {"s0": 256, "s1": 64, "s2": 128, "s3": 64}
+    assert windows["s1"].calls == 4
+
+
 @pytest.mark.parametrize(
     ("serving", "gateways", "images", "calls"),
     [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from services.backends import Readiness, ScorerSpec, Staged
+from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.gateway.core import Gateway
 from services.settings import EnsembleSettings, LimitSettings, ServerSettings
 from synod.contracts import Outcome, Score, ScoreItem
@@ -59,6 +59,9 @@ class SteeredBackend:
 
     async def readiness(self) -> Mapping[str, Readiness]:
         return {"a": Readiness(True, 1, 1), "b": Readiness(False, 0, 1, "loading")}
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        return {"a": Loaded(1.5, 4096, "cuda:0", "bfloat16")}
 
 
 @pytest.fixture

@@ -140,6 +140,9 @@ async def test_health_readiness_discovery(http: httpx.AsyncClient) -> None:
     scorers = (await http.get("/v1/scorers")).json()
     assert [one["name"] for one in scorers["scorers"]] == ["a", "b", "face"]
     assert scorers["limits"]["max_items"] == 8
+    told = {"device": "cuda:0", "dtype": "bfloat16", "load_s": 1.5, "parameter_bytes": 4096}
+    assert {key: scorers["scorers"][0][key] for key in told} == told
+    assert not told.keys() & scorers["scorers"][1].keys(), "it is still loading"
     assert "synod_requests_total" in (await http.get("/metrics")).text
 
 

@@ -1,0 +1,44 @@
+"""The deployment class of every scorer: one process, with one scorer and those whose settings put them beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from services.backends import Loaded
+from services.cluster.replica import Build, Replica
+from services.cluster.watch import USUAL, Patience
+from services.scorer_settings import ScorerSettings
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, ScoreItem
+
+
+class Host:
+    """Replicas of several scorers, loaded one after the other, so that they share the models they have in common. Each
+    keeps a queue, a batch and a golden verdict of its own; when one verdict is bad, the process is replaced."""
+
+    def __init__(
+        self,
+        specs: Mapping[str, ScorerSpec],
+        settings: Mapping[str, ScorerSettings],
+        golden_file: str | None,
+        build: Build,
+        patience: Patience = USUAL,
+    ) -> None:
+        self._replicas = {
+            name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()
+        }
+
+    async def score(
+        self, scorer: str, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float
+    ) -> list[Outcome]:
+        """As `Replica.score`, by the scorer of that name."""
+        return await self._replicas[scorer].score(items, indexes, timeout_s)
+
+    async def loaded(self) -> dict[str, Loaded]:
+        """Per scorer, what loading it found."""
+        return {name: replica.loaded for name, replica in self._replicas.items()}
+
+    async def check_health(self) -> None:
+        """As `Replica.check_health`, of all."""
+        for replica in self._replicas.values():
+            await replica.check_health()

@@ -1,0 +1,62 @@
+"""A user's own scorer: a function named in the TOML makes it, and its values are held to the bounds it declared.
+
+Its author imports `synod.contracts` and nothing else of ours. docs/scorers.md is the recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.models.ledger import note
+from services.scorer_settings import CustomSettings
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import ScorerFailed, SettingsError
+
+
+class Own(Protocol):
+    """What `load` gives: `score` gets items whose `needs` are present, pictures as uint8 [H W 3], and may raise."""
+
+    def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]: ...
+
+
+def spec(name: str, settings: CustomSettings) -> ScorerSpec:
+    about = settings.source or settings.load, settings.summary or f"a scorer of {settings.load}"
+    return ScorerSpec(name, settings.needs, settings.low, settings.high, *about)
+
+
+def build(name: str, settings: CustomSettings) -> Custom:
+    """Call `load(name, settings)`. SettingsError when it is not there or gives no scorer, else what it raises."""
+    module, _, function = settings.load.partition(":")
+    told = f"scorer '{name}', load = '{settings.load}'"
+    try:
+        load = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise SettingsError(
+            f"{told}: {error}. Install the package, or put its folder on PYTHONPATH, on every node"
+        ) from error
+    if not callable(load):
+        raise SettingsError(f"{told}: '{module}' has no function '{function}'; name one that takes (name, settings)")
+    own = load(name, settings)
+    if not callable(getattr(own, "score", None)):
+        raise SettingsError(f"{told}: it gave {type(own).__name__}, which has no method score(items); return a scorer")
+    note(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
+    return Custom(spec(name, settings), own)
+
+
+class Custom:
+    def __init__(self, described: ScorerSpec, own: Own) -> None:
+        self.spec = described
+        self._own = own
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [self._bounded(outcome) for outcome in self._own.score(items)]
+
+    def _bounded(self, outcome: Outcome) -> Outcome:
+        low, high = self.spec.low, self.spec.high
+        if not isinstance(outcome, Score) or not (outcome.value < low or outcome.value > high):  # NaN is isolation's
+            return outcome
+        reason = f"scorer '{self.spec.name}' gave {outcome.value:g}, outside its range [{low:g}, {high:g}]"
+        return ScoreFailure.of(ScorerFailed(f"{reason}; mend it, or set low and high"))

@@ -1,0 +1,108 @@
+"""Whether scorers on their real weights know better from worse: pairs of items of which one must score above the other.
+
+A file of pairs is JSON Lines; pictures are paths, from the file's folder on:
+
+    {"name": "a cat by its name", "scorers": ["ber"], "better": {"image": "cat.jpg", "prompt": "a cat"}, "worse": {..}}
+
+`scorers` are kinds, or names of the settings. No value is expected, only the order: so the pairs hold for any weights
+that are any good, where golden values belong to one set of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.backends import LocalBackend
+from services.scorers.base import Scorer
+from synod.contracts import Outcome, Score, ScoreItem
+from synod.errors import InvalidRequest, SettingsError, SynodError
+from synod.formats import load_json
+from synod.images import ImageLimits, decode_item
+from synod.reader import Node, each
+from synod.scoring import show
+from synod.scoring.inputs import Source
+
+TIMEOUT_S = 600.0
+_LIMITS = ImageLimits(max_bytes=16 * 2**20, max_pixels=4096 * 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two decoded items; `scorers` are the kinds or names that must score `better` above `worse`."""
+
+    name: str
+    scorers: tuple[str, ...]
+    better: ScoreItem
+    worse: ScoreItem
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one scorer made of a pair. A failure on either side does not hold."""
+
+    pair: str
+    scorer: str
+    better: Outcome
+    worse: Outcome
+
+    @property
+    def holds(self) -> bool:
+        scored = isinstance(self.better, Score) and isinstance(self.worse, Score)
+        return scored and self.better.value > self.worse.value  # type: ignore[union-attr]
+
+
+def load(path: Path) -> tuple[Pair, ...]:
+    """The pairs of a file. Raises SettingsError with file and line for one that cannot be used."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise SettingsError(f"pairs {path}: {error.strerror}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_pair(Node(load_json(line)), path.parent))
+            except (ValueError, InvalidRequest, SynodError) as error:
+                raise SettingsError(f"{path}:{number}: {error}") from None
+    if not found:
+        raise SettingsError(f"pairs {path}: none there; docs/operations.md shows one")
+    return tuple(found)
+
+
+def pairs_for(name: str, kind: str, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs for a scorer, by its name in the settings or by its kind."""
+    return [pair for pair in pairs if {name, kind} & {*pair.scorers}]
+
+
+async def judge(scorer: Scorer, pairs: Sequence[Pair], timeout_s: float = TIMEOUT_S) -> list[Verdict]:
+    """A verdict per pair. Pairs are scored in batches, as a replica does."""
+    name = scorer.spec.name
+    backend = LocalBackend({name: scorer})
+    items = tuple(item for pair in pairs for item in (pair.better, pair.worse))
+    try:
+        outcomes = await backend.score(name, await backend.stage(items, 1), range(len(items)), timeout_s)
+    finally:
+        await backend.close()
+    return [Verdict(pair.name, name, *outcomes[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
+
+
+def row(one: Verdict) -> list[str]:
+    """A line of the table: scorer, pair, both outcomes, and whether the relation holds."""
+    return [one.scorer, one.pair, show.cell(one.better), show.cell(one.worse), "holds" if one.holds else "BROKEN"]
+
+
+def _pair(node: Node, folder: Path) -> Pair:
+    of = node.fields("name", "scorers", "better", "worse")
+    better, worse = (of.need(side, lambda item: _item(item, folder)) for side in ("better", "worse"))
+    return Pair(of.need("name", Node.text), of.need("scorers", each(Node.text)), better, worse)
+
+
+def _item(node: Node, folder: Path) -> ScoreItem:
+    fields: dict[str, Any] = dict(node.table(lambda child: child.value))
+    item = Source(fields, folder, node.path).load().item
+    if not isinstance(item, ScoreItem):
+        raise item
+    return decode_item(item, _LIMITS)

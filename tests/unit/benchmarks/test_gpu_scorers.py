@@ -1,0 +1,47 @@
+"""The script that is copied to a GPU machine: here it runs on a tiny model, and its full models have their sizes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_scorers
+
+FILE = Path(gpu_scorers.__file__)
+MILLION = 10**6
+
+
+def test_it_stands_alone_and_writes_what_it_measured(tmp_path: Path) -> None:
+    """From an empty folder, without the project on the path."""
+    out = tmp_path / "out.json"
+    copied = tmp_path / FILE.name
+    copied.write_text(FILE.read_text())
+    options = ["--quick", "--tiny", "--device", "cpu", "--no-compile", "--models", "der", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, copied.name, *options], cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert "--quick" in report["command"]
+    assert report["hardware"]["torch"]
+    one = report["models"]["der"]
+    assert one["parameter_bytes"] == 2 * one["parameters"]
+    for case in one["cases"]:
+        assert case["items_per_s"] > 0
+        assert case["items_per_s_from_jpeg"] > 0
+        assert case["share_of_matmul"] == pytest.approx(
+            one["flops_per_item"] * case["items_per_s"] / (report["matmul_tflops"] * 1e12)
+        )
+        assert case["peak_bytes"] is None, "no allocator tells it on a CPU"
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("tier", 109), ("ber", 1172), ("der", 86.6), ("fer", 23.5), ("geneval_detector", 68.7), ("geneval_colour", 427.6)],
+)
+def test_models_have_the_size_of_the_published_ones(name: str, published: float) -> None:
+    assert gpu_scorers.parameters(name) == pytest.approx(published * MILLION, rel=0.01)

@@ -1,0 +1,91 @@
+"""Several scorers in one process: common models, but queues, batches and verdicts of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.scorer_settings import DerSettings, ScorerSettings, ServingSettings
+from services.scorers import registry
+from services.scorers.base import Scorer, ScorerSpec
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import Overloaded
+
+SPEC = ScorerSpec("", ("prompt",), 0.0, 9.0, "a test", "a test")
+
+
+class Batch:
+    """The size of the batch that an item came in, or what its prompt makes it raise."""
+
+    def __init__(self, name: str) -> None:
+        self.spec = replace(SPEC, name=name)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        if any(item.prompt == "poison" for item in items):
+            raise ValueError("poisoned")
+        return [Score(float(len(items)))] * len(items)
+
+
+def build(name: str, settings: ScorerSettings) -> Scorer:
+    return Batch(name)
+
+
+def host(sizes: dict[str, int], golden: Path | None = None) -> Any:
+    from services.cluster.host import Host
+
+    settings = {
+        name: DerSettings(kind="der", model="/tmp", serving=ServingSettings(max_batch_images=n, max_queued_images=8))
+        for name, n in sizes.items()
+    }
+    specs = {name: replace(SPEC, name=name) for name in sizes}
+    return Host(specs, settings, golden and str(golden), build)
+
+
+async def test_each_scorer_forms_batches_of_its_own() -> None:
+    subject = host({"one": 2, "other": 8})
+    items = (ScoreItem(prompt="a"),) * 6
+    calls = (subject.score(name, items, range(6), 10.0) for name in ("one", "other"))
+    values = [[outcome.value for outcome in outcomes] for outcomes in await asyncio.gather(*calls)]
+    assert values == [[2.0] * 6, [6.0] * 6]
+
+
+async def test_a_full_queue_and_a_poison_are_one_scorers_own() -> None:
+    subject = host({"one": 2, "other": 8})
+    good, poison = (ScoreItem(prompt="a"),), (ScoreItem(prompt="poison"),)
+    full = asyncio.create_task(subject.score("one", poison * 8, range(8), 10.0))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await subject.score("one", good, [0], 10.0)
+    assert [o.value for o in await subject.score("other", good, [0], 10.0)] == [1.0]
+    assert all(isinstance(outcome, ScoreFailure) for outcome in await full)
+
+
+async def test_one_bad_verdict_is_the_processs(tmp_path: Path) -> None:
+    golden = tmp_path / "golden.json"
+    golden.write_text('[{"item": {"prompt": "a"}, "scores": {"one": 1.0, "other": 2.0}}]')
+    with pytest.raises(RuntimeError, match=r"scorer 'other' is not the recorded one: .* recorded is 2"):
+        await host({"one": 2, "other": 2}, golden).check_health()
+    golden.write_text('[{"item": {"prompt": "a"}, "scores": {"one": 1.0, "other": 1.0}}]')
+    await host({"one": 2, "other": 2}, golden).check_health()
+
+
+async def test_scorers_of_one_model_share_its_weights(tiny_models: Any) -> None:
+    from services.cluster.host import Host
+
+    settings = {
+        name: DerSettings(kind="der", model=tiny_models.dinov2, references=references)
+        for name, references in (("mean", "mean"), ("max", "max"))
+    }
+    specs = {name: registry.spec(name, one) for name, one in settings.items()}
+    replicas = Host(specs, settings, None, registry.build)._replicas
+    loaded = {name: replica.loaded for name, replica in replicas.items()}
+    assert loaded["mean"].parameter_bytes == loaded["max"].parameter_bytes > 10_000
+    assert (loaded["max"].device, loaded["max"].dtype) == ("cpu", "float32")
+    assert 0 < loaded["max"].load_s < 600
+    first, second = (replicas[name]._scorer._model for name in ("mean", "max"))  # type: ignore[attr-defined]
+    assert first is second

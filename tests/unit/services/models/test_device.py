@@ -1,0 +1,173 @@
+"""Half precision and compilation: every family gives what it gives in float32, in half the memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from skimage import data
+from torch._dynamo.utils import counters
+
+from services.cluster.warmup import warm_up
+from services.models import blip2, dinov2, face, mask2former, open_clip, semantic, text_encoder
+from services.models.cache import Device
+from services.scorer_settings import ScorerSettings
+from services.scorers import registry
+from services.scorers.base import Scorer, ScorerSpec
+from synod.contracts import Outcome, Score, ScoreItem
+from synod.errors import SettingsError
+
+Array = NDArray[Any]
+ADAPTER: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+TEXTS = ("a red cat", "two black birds above a hat")
+
+
+def photos() -> list[Any]:
+    return [np.ascontiguousarray(picture[:128, :128]) for picture in (data.astronaut(), data.coffee(), data.rocket())]
+
+
+def masks(found: Any) -> Array:
+    """[N 3]: the detections' number, the sum of their scores, and the share of the picture under their masks."""
+    return np.array(
+        [[len(f), sum(d.score for d in f), np.mean(np.any([d.mask for d in f], axis=0))] for f in found], np.float32
+    )
+
+
+# family -> (what loads it, its output on fixed inputs)
+FAMILIES: dict[str, tuple[Callable[[Any, Device], Any], Callable[[Any], Array]]] = {
+    "dinov2": (lambda t, d: dinov2.load(t.dinov2, d), lambda m: m.embed(photos())),
+    "blip2_images": (lambda t, d: blip2.load(t.blip2, d), lambda m: m.image_features(photos())),
+    "blip2_texts": (lambda t, d: blip2.load(t.blip2, d), lambda m: m.text_features(TEXTS)),
+    "open_clip_images": (lambda t, d: open_clip.load(t.open_clip, None, d), lambda m: m.image_features(photos())),
+    "open_clip_texts": (lambda t, d: open_clip.load(t.open_clip, None, d), lambda m: m.text_features(TEXTS)),
+    "text": (lambda t, d: text_encoder.load(t.text, d), lambda m: m.encode(TEXTS, "mean")),
+    "small_face": (
+        lambda t, d: face.embedder(family="small", device=d, model=t.small_face),
+        lambda m: m.embed(photos()),
+    ),
+    "facenet": (
+        lambda t, d: face.embedder(family="facenet", device=d, weights=t.facenet),
+        lambda m: m.embed(photos()),
+    ),
+    "semantic": (
+        lambda t, d: semantic.load(t.semantic, d, 4)._segmenter,
+        lambda m: np.stack(m.probabilities(photos())),
+    ),
+    "mask2former": (lambda t, d: mask2former.load(t.mask2former, d), lambda m: masks(m.detect(photos()[:1]))),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask2former, "SHORT_SIDE", 96)
+    monkeypatch.setattr(mask2former, "LONG_SIDE", 128)
+
+
+def held_bytes(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model._model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.04), ("float16", 0.006)])
+def test_half_precision_is_close_and_leaves_as_float32(
+    tiny_models: Any, family: str, dtype: Any, tolerance: float
+) -> None:
+    load, run = FAMILIES[family]
+    whole, half = load(tiny_models, Device("cpu")), load(tiny_models, Device("cpu", dtype))
+    assert held_bytes(half) * 2 == held_bytes(whole)
+    assert {p.dtype for p in half._model.parameters()} == {getattr(torch, dtype)}
+    expected, found = run(whole), run(half)
+    assert found.dtype == np.float32
+    worst = float(np.abs(found - expected).max())
+    assert 0 < worst <= tolerance
+
+
+def test_each_dtype_and_compilation_is_a_module_of_its_own(tiny_models: Any) -> None:
+    loads = [
+        dinov2.load(tiny_models.dinov2, device)
+        for device in (Device("cpu"), Device("cpu", "bfloat16"), Device("cpu", compile=True), "cpu")
+    ]
+    assert len({id(one) for one in loads}) == 3
+    assert loads[0] is loads[3], "a bare name is float32"
+
+
+def test_the_settings_reach_the_models(tiny_models: Any) -> None:
+    """Every kind of scorer, by its settings alone; the face finder MTCNN is the one that stays as it is."""
+    semantic_ = {"family": "semantic", "model": tiny_models.semantic}
+    faces = {"finder": {"family": "detector", "detector": semantic_}}
+    trees: list[dict[str, Any]] = [
+        {"kind": "tier", "model": tiny_models.text},
+        {"kind": "ber", "model": tiny_models.blip2},
+        {"kind": "der", "model": tiny_models.dinov2},
+        {"kind": "fer", **faces, "embedder": {"family": "facenet", "weights": tiny_models.facenet}},
+        {"kind": "geneval", "detector": semantic_, "color_model": tiny_models.open_clip},
+    ]
+    for tree in trees:
+        settings = ADAPTER.validate_python({**tree, "serving": {"device": "cpu", "dtype": "bfloat16"}})
+        modules = list(reached(registry.build("one", settings)))
+        assert modules, tree
+        assert {p.dtype for module in modules for p in module.parameters()} == {torch.bfloat16}, tree
+
+
+def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Module]:
+    """The modules that an object of ours holds, however deep."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, torch.nn.Module):
+        yield thing
+    elif type(thing).__module__.startswith("services."):
+        for value in vars(thing).values() if hasattr(thing, "__dict__") else ():
+            yield from reached(value, seen)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler: g++")
+def test_compiled_numbers_are_equal_and_no_batch_size_compiles_anew(tiny_models: Any, pictures: Any) -> None:
+    def scorer(compiled: bool) -> Scorer:
+        tree = {"kind": "der", "model": tiny_models.dinov2, "serving": {"device": "cpu", "compile": compiled}}
+        return registry.build("der", ADAPTER.validate_python(tree))
+
+    items = [ScoreItem(image=image, references=tuple(pictures(1, 9))) for image in pictures(7)]
+    expected = [one.value for one in scorer(False).score(items) if isinstance(one, Score)]
+    compiled = scorer(True)
+    before = counters["stats"]["unique_graphs"]
+    warm_up(compiled, 8)
+    graphs = counters["stats"]["unique_graphs"] - before
+    assert 1 <= graphs <= 2, "one for a single picture, one for any other batch"
+    for size in (7, 1, 3, 5, 2, 4):
+        found = [one.value for one in compiled.score(items[:size]) if isinstance(one, Score)]
+        assert found == pytest.approx(expected[:size], abs=1e-5)
+    assert counters["stats"]["unique_graphs"] - before == graphs
+
+
+class Uncompiled:
+    spec = ScorerSpec("sick", ("image",), 0.0, 1.0, "", "")
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        raise RuntimeError("No C++ compiler")
+
+
+def test_what_cannot_be_compiled_is_told_before_it_serves() -> None:
+    with pytest.raises(SettingsError, match=r"(?s)scorer 'sick' .*No C.. compiler.*compile = false"):
+        warm_up(Uncompiled(), 4)
+
+
+def test_warm_up_runs_one_two_and_the_most_with_no_two_items_alike() -> None:
+    seen: list[list[ScoreItem]] = []
+
+    class Listening(Uncompiled):
+        def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+            seen.append(list(items))
+            return [Score(0.0)] * len(items)
+
+    warm_up(Listening(), 8)
+    assert [len(items) for items in seen] == [1, 2, 8]
+    for items in seen:
+        assert len({item.pixels().tobytes() for item in items}) == len({item.prompt for item in items}) == len(items)

@@ -1,0 +1,120 @@
+"""Relations between scores: the shipped pairs on the embedded weights, and pairs that do not hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services import settings, verify
+from services.__main__ import main
+from services.scorers import registry
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import SettingsError
+from synod.images import encode_png
+
+ROOT = Path(__file__).parents[3]
+PLANE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
+
+
+class Brightness:
+    """The picture's mean; black is no measurement."""
+
+    spec = ScorerSpec("light", ("image",), 0.0, 1.0, "a test", "a test")
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        means = [float(item.pixels().mean()) / 255 for item in items]
+        return [Score(mean) if mean else ScoreFailure("scorer_failed", "it is dark") for mean in means]
+
+
+@pytest.fixture
+def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with three greys and settings whose one scorer measures light."""
+    for name, level in (("white", 255), ("grey", 128), ("black", 0)):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(np.full((8, 8, 3), level, np.uint8)))
+    (tmp_path / "plane.toml").write_text(PLANE)
+    monkeypatch.setattr(registry, "build", lambda name, settings: Brightness())
+    return tmp_path
+
+
+def pairs(folder: Path, *pairs: tuple[str, str, list[str]]) -> Path:
+    lines = (
+        {"name": f"{a} > {b}", "scorers": who, "better": {"image": f"{a}.png"}, "worse": {"image": f"{b}.png"}}
+        for a, b, who in pairs
+    )
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "who", "status", "told"),
+    [
+        ("white", "grey", "light", 0, "holds"),
+        ("white", "grey", "der", 0, "1 of 1 relations hold"),
+        ("grey", "white", "der", 1, "BROKEN"),
+        ("grey", "grey", "der", 1, "BROKEN"),
+        ("grey", "black", "der", 1, "scorer_failed"),
+        ("black", "grey", "der", 1, "0 of 1 relations hold"),
+        ("white", "grey", "ber", 1, "light: no pair is for it"),
+    ],
+)
+def test_a_relation_holds_or_the_status_is_one(
+    light: Path, capsys: pytest.CaptureFixture[str], better: str, worse: str, who: str, status: int, told: str
+) -> None:
+    path = pairs(light, (better, worse, [who]))
+    assert main(["verify", str(light / "plane.toml"), "--pairs", str(path)]) == status
+    assert told in capsys.readouterr().out
+
+
+async def test_each_verdict_has_its_own_pairs_values() -> None:
+    def item(level: int) -> ScoreItem:
+        return ScoreItem(image=np.full((4, 4, 3), level, np.uint8))
+
+    asked = [verify.Pair(str(n), ("light",), item(n + 1), item(n)) for n in range(1, 200, 3)]
+    for pair, verdict in zip(asked, await verify.judge(Brightness(), asked), strict=True):
+        assert (verdict.pair, verdict.holds) == (pair.name, True)
+        assert isinstance(verdict.better, Score)
+        assert verdict.better.value == pytest.approx((int(pair.name) + 1) / 255)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "pairs.jsonl:1: "),
+        ('{"name": "a", "scorers": ["der"], "better": {"image": "white.png"}}', "worse"),
+        ('{"name": "a", "scorers": ["der"], "better": {"image": "gone.png"}, "worse": {}}', "gone.png: No such file"),
+        ('{"name": "a", "scorers": ["der"], "better": {"imago": "x"}, "worse": {}}', "imago"),
+        ("", "none there"),
+    ],
+)
+def test_a_mistake_in_the_pairs_is_named(light: Path, line: str, told: str) -> None:
+    (light / "pairs.jsonl").write_text(line)
+    with pytest.raises(SettingsError) as caught:
+        verify.load(light / "pairs.jsonl")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_shipped_pairs_load_and_ask_every_scorer_of_the_paper(path: Path) -> None:
+    found = verify.load(path)
+    assert {name for pair in found for name in pair.scorers} >= {"tier", "ber", "der", "fer", "geneval"}
+    for pair in found:
+        for item in (pair.better, pair.worse):
+            assert item.image is None or item.pixels().shape[2] == 3
+
+
+async def test_the_embedded_scorers_know_better_from_worse() -> None:
+    loaded = settings.load(ROOT / "deploy/configs/embedded.toml", {})
+    assert loaded.pairs is not None
+    shipped = verify.load(Path(loaded.pairs))
+    verdicts = []
+    for name in ("ber", "der", "fer", "geneval"):  # TIER's MiniLM is the slow one to load; `synod verify` asks it too
+        mine = verify.pairs_for(name, name, shipped)
+        assert mine
+        verdicts += await verify.judge(registry.build(name, loaded.scorers[name]), mine)
+    assert [one for one in verdicts if not one.holds] == []

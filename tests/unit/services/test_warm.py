@@ -1,0 +1,140 @@
+"""`warm` over a hub of our own: its one call is replaced at the edge, everything below and above is real."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+
+from services import settings, warm
+from services.__main__ import main
+from services.models import cache
+
+ROOT = Path(__file__).parents[3]
+
+
+class Hub:
+    """Repositories as folders: org/name at some commits, the first of which is the default branch's."""
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self.calls: list[tuple[str, str | None]] = []
+        self._folder, self._model = folder, model
+
+    def snapshot(self, name: str, *, revision: str | None = None, allow_patterns: list[str]) -> str:
+        self.calls.append((name, revision))
+        assert "*.safetensors" in allow_patterns
+        if name == "acme/away":
+            raise LocalEntryNotFoundError("outgoing traffic has been disabled")
+        if revision == "gone":
+            raise RevisionNotFoundError("404", response=FOUR_O_FOUR)
+        snapshot = self._folder / name / "snapshots" / {None: "c0ffee", "v1": "beef"}[revision]
+        if not snapshot.exists():
+            shutil.copytree(self._model, snapshot)
+            if revision == "v1":
+                (snapshot / "config.json").write_text((snapshot / "config.json").read_text() + "\n")
+        return str(snapshot)
+
+
+FOUR_O_FOUR = httpx.Response(404, request=httpx.Request("GET", "http://hub.example"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_models: Any, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path / "hub", tiny_models.dinov2)
+    monkeypatch.setattr(cache, "snapshot_download", made.snapshot)
+    return made
+
+
+def config(tmp_path: Path, **models: str) -> Path:
+    path = tmp_path / "plane.toml"
+    path.write_text("".join(f'[scorers.{name}]\nkind = "der"\nmodel = "{model}"\n' for name, model in models.items()))
+    return path
+
+
+def test_every_model_is_fetched_once_and_told(
+    hub: Hub, tmp_path: Path, tiny_models: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(tmp_path, one="acme/dino", same="acme/dino", old="acme/dino@v1", here=tiny_models.dinov2)
+    assert main(["warm", str(path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(told) if line.startswith("MODEL"))
+    rows = [line.split() for line in told[header + 1 :]]
+    assert [row[0] for row in rows] == ["one.model", "old.model", "here.model"]
+    assert [row[2] for row in rows] == ["c0ffee", "beef", "local"]
+    assert set(hub.calls) == {("acme/dino", None), ("acme/dino", "v1")}
+    digests = [row[5] for row in rows]
+    assert digests[0] == digests[2] == cache.digest(tiny_models.dinov2)[:16]
+    assert digests[1] != digests[0], "another revision, another digest"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("acme/away", "HF_HUB_OFFLINE is set or the hub is out of reach"),
+        ("acme/dino@gone", "Correct the id or its @REVISION"),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_is_one_clear_error_and_the_others_are_fetched(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, told: str
+) -> None:
+    assert main(["warm", str(config(tmp_path, bad=source, good="acme/dino"))]) == 1
+    said = capsys.readouterr()
+    assert told in said.err
+    assert said.err.startswith("bad.model: ")
+    assert "c0ffee" in said.out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "SafetensorError"),
+        (lambda folder: (folder / "config.json").write_text("{"), "JSONDecodeError"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights there"),
+        (lambda folder: (folder / "more.pt").write_bytes(b"cut off"), "UnpicklingError"),
+    ],
+)
+def test_files_that_no_loader_could_read_are_found_here(
+    tmp_path: Path, tiny_models: Any, spoil: Any, told: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_models.dinov2, tmp_path / "model"))
+    assert warm.warm(warm.Model("der.model", str(folder))).error is None
+    spoil(folder)
+    assert told in str(warm.warm(warm.Model("der.model", str(folder))).error)
+
+
+def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
+    path = tmp_path / "plane.toml"
+    path.write_text("""
+        [scorers.fer]
+        kind = "fer"
+        finder = { family = "detector", detector = { family = "mask2former", model = "a/finder" } }
+        embedder = { family = "facenet", weights = "face.pt" }
+        [scorers.geneval]
+        kind = "geneval"
+        detector = { family = "mask2former", model = "a/detector" }
+        color_model = "ViT-L-14"
+        color_pretrained = "openai"
+        [scorers.own]
+        kind = "custom"
+        load = "mine:load"
+        needs = ["image"]
+        models = { first = "a/first", second = "a/first" }
+        options = { model = "no/model" }
+    """)
+    found = warm.models(settings.load(path, {}).scorers)
+    assert [(one.where, one.source, one.pretrained) for one in found] == [
+        ("fer.finder.detector.model", "a/finder", None),
+        ("fer.embedder.weights", "face.pt", None),
+        ("geneval.detector.model", "a/detector", None),
+        ("geneval.color_model", "ViT-L-14", "openai"),
+        ("own.models.first", "a/first", None),
+    ]
+
+
+def test_weights_that_open_clip_does_not_know_are_told() -> None:
+    told = warm.warm(warm.Model("geneval.color_model", "ViT-L-14", "opennai")).error
+    assert "no weights 'opennai' of 'ViT-L-14'" in str(told)
