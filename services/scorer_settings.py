@@ -146,6 +146,14 @@ class GenEvalSettings(_ScorerSettings):
     rule_set: Literal["official", "soft"] = "soft"
 
 
+class JpegSettings(_ScorerSettings):
+    """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
+
+    kind: Literal["jpeg"]
+    direction: Literal["compressibility", "incompressibility"]
+    max_kb: float = Field(1000.0, gt=0, allow_inf_nan=False)
+
+
 ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
+    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings | JpegSettings, Field(discriminator="kind")
 ]

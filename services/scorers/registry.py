@@ -17,12 +17,15 @@ KINDS: dict[str, str] = {
     "der": "services.scorers.der",
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
+    "jpeg": "services.scorers.jpeg",
 }
+RANGED = frozenset({"jpeg"})  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
     """What `name` needs and returns, without loading a model."""
-    described: ScorerSpec = _module(settings).spec(name)
+    describe = _module(settings).spec
+    described: ScorerSpec = describe(name, settings) if settings.kind in RANGED else describe(name)
     return described
 
 

@@ -68,7 +68,7 @@ LAW = (
             may=("synod", "services.scorer_settings", "services.models", "services.scorers.base"),
             never=("ray", *WEB),
         )
-        for scorer in ("tier", "ber", "der", "fer", "geneval")
+        for scorer in ("tier", "ber", "der", "fer", "geneval", "jpeg")
     ),
     Room(
         "services.scorers.geneval.rules",

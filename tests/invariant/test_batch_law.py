@@ -22,7 +22,10 @@ from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 
-CASES = ("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former")
+CASES = (
+    *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
+    *("jpeg", "jpeg_large"),
+)
 Pictures = Callable[..., list[Any]]
 
 
@@ -48,6 +51,8 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
             "color_model": tiny_models.open_clip,
             "rule_set": "official",
         },
+        "jpeg": {"kind": "jpeg", "direction": "compressibility"},
+        "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},
     }
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS)
     settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)

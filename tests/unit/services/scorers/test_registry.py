@@ -18,6 +18,7 @@ TREES = {
     "der": '{"kind": "der", "model": "a/b"}',
     "fer": '{"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "small", "model": "a/b"}}',
     "geneval": '{"kind": "geneval", "detector": {"family": "mask2former", "model": "a/b"}, "color_model": "a/b"}',
+    "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
 }
 
 
