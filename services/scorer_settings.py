@@ -154,6 +154,55 @@ class JpegSettings(_ScorerSettings):
     max_kb: float = Field(1000.0, gt=0, allow_inf_nan=False)
 
 
+class TransformersClipModel(Node):
+    """A CLIPModel directory or hub id, with its processor."""
+
+    family: Literal["transformers"]
+    model: ModelSource
+
+
+class OpenClipModel(Node):
+    """An open_clip directory, or one of its names with the name of its weights."""
+
+    family: Literal["open_clip"]
+    model: ModelSource
+    pretrained: str | None = None
+
+
+ClipModel = Annotated[TransformersClipModel | OpenClipModel, Field(discriminator="family")]
+
+
+class ClipISettings(_ScorerSettings):
+    """CLIP-I: cosine of CLIP image features to the references, their mean or maximum."""
+
+    kind: Literal["clip_i"]
+    model: ClipModel
+    references: Literal["mean", "max"] = "mean"
+
+
+class ClipTSettings(_ScorerSettings):
+    """CLIP-T: cosine of CLIP's image and text features."""
+
+    kind: Literal["clip_t"]
+    model: ClipModel
+
+
+class ClipDirectionSettings(_ScorerSettings):
+    """Directional CLIP similarity of an edit: references[0] and `source_prompt` are what it started from."""
+
+    kind: Literal["clip_direction"]
+    model: ClipModel
+
+
 ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings | JpegSettings, Field(discriminator="kind")
+    TierSettings
+    | BerSettings
+    | DerSettings
+    | FerSettings
+    | GenEvalSettings
+    | JpegSettings
+    | ClipISettings
+    | ClipTSettings
+    | ClipDirectionSettings,
+    Field(discriminator="kind"),
 ]

@@ -24,6 +24,7 @@ class TinyModels:
     text: str
     blip2: str
     dinov2: str
+    clip: str
     open_clip: str
     semantic: str
     mask2former: str
@@ -39,6 +40,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "text": _text,
         "blip2": _blip2,
         "dinov2": _dinov2,
+        "clip": _clip,
         "open_clip": _open_clip,
         "semantic": _semantic,
         "mask2former": _mask2former,
@@ -176,6 +178,22 @@ def _small_face(folder: Path) -> None:
     )
     _spread(ViTModel(config), 8.0).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def _clip(folder: Path) -> None:
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    _tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    config = CLIPConfig(
+        text_config={**size, **ends, "vocab_size": _vocabulary(), "max_position_embeddings": 16},
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    _spread(CLIPModel(config), 8.0).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 def _open_clip(folder: Path) -> None:

@@ -18,6 +18,9 @@ KINDS: dict[str, str] = {
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
     "jpeg": "services.scorers.jpeg",
+    "clip_i": "services.scorers.clip_i",
+    "clip_t": "services.scorers.clip_t",
+    "clip_direction": "services.scorers.clip_direction",
 }
 RANGED = frozenset({"jpeg"})  # kinds whose range follows from their settings
 

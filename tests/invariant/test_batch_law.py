@@ -24,8 +24,12 @@ from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Re
 
 CASES = (
     *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
-    *("jpeg", "jpeg_large"),
+    *("jpeg", "jpeg_large", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
 )
+FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing
+    **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
+    "clip_direction": "invalid_item",
+}
 Pictures = Callable[..., list[Any]]
 
 
@@ -33,6 +37,8 @@ Pictures = Callable[..., list[Any]]
 def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
     semantic = {"family": "semantic", "model": tiny_models.semantic, "min_area": 4}
     finder = {"family": "detector", "detector": semantic, "threshold": 0.2}
+    clip = {"family": "transformers", "model": tiny_models.clip}
+    open_clip = {"family": "open_clip", "model": tiny_models.open_clip}
     trees: dict[str, dict[str, Any]] = {
         "tier": {"kind": "tier", "model": tiny_models.text},
         "tier_paper": {"kind": "tier", "model": tiny_models.text, "mode": "paper_clipped", "pooling": "cls"},
@@ -51,6 +57,11 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
             "color_model": tiny_models.open_clip,
             "rule_set": "official",
         },
+        "clip_i": {"kind": "clip_i", "model": clip},
+        "clip_i_open": {"kind": "clip_i", "model": open_clip, "references": "max"},
+        "clip_t": {"kind": "clip_t", "model": clip},
+        "clip_t_open": {"kind": "clip_t", "model": open_clip},
+        "clip_direction": {"kind": "clip_direction", "model": clip},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},
         "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},
     }
@@ -95,6 +106,7 @@ def items(pictures: Pictures) -> list[ScoreItem]:
                 reasoning=Reasoning(text, ("a red hat", "dog sits", "a white scarf"), truth),
                 geneval=GenEvalMetadata("counting" if i == 4 else "colors", clauses, clauses[1:] if i == 5 else ()),
                 concept=Concept("person", "person", "<bo>"),
+                source_prompt=f"a black dog and {'a hat' if i % 2 else 'two birds'}",
             )
         )
     return items
@@ -116,7 +128,7 @@ def test_every_item_gets_one_finite_score_within_the_declared_range(scorer: Scor
     spec = scorer.spec
     for outcome in outcomes:
         if isinstance(outcome, ScoreFailure):
-            assert outcome.code == "no_reference_face"
+            assert outcome.code == FAILURES[spec.name]
             continue
         assert math.isfinite(outcome.value)
         assert spec.low <= outcome.value <= spec.high
@@ -143,6 +155,7 @@ def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreIte
 def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
     whole = score_batch(scorer, items)
     empty: dict[str, Any] = {"image": None, "prompt": " ", "references": (), "reasoning": None, "geneval": None}
+    empty["source_prompt"] = " "
     for need in scorer.spec.needs:
         outcomes = score_batch(scorer, [items[0], replace(items[1], **{need: empty[need]}), items[2]])
         assert isinstance(outcomes[1], ScoreFailure)

@@ -18,6 +18,9 @@ TREES = {
     "der": '{"kind": "der", "model": "a/b"}',
     "fer": '{"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "small", "model": "a/b"}}',
     "geneval": '{"kind": "geneval", "detector": {"family": "mask2former", "model": "a/b"}, "color_model": "a/b"}',
+    "clip_i": '{"kind": "clip_i", "model": {"family": "transformers", "model": "a/b"}}',
+    "clip_t": '{"kind": "clip_t", "model": {"family": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}}',
+    "clip_direction": '{"kind": "clip_direction", "model": {"family": "transformers", "model": "a/b"}}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
 }
 
