@@ -154,6 +154,12 @@ class JpegSettings(_ScorerSettings):
     max_kb: float = Field(1000.0, gt=0, allow_inf_nan=False)
 
 
+class PsnrSettings(_ScorerSettings):
+    """PSNR in dB against the first reference."""
+
+    kind: Literal["psnr"]
+
+
 class TransformersClipModel(Node):
     """A CLIPModel directory or hub id, with its processor."""
 
@@ -201,6 +207,7 @@ ScorerSettings = Annotated[
     | FerSettings
     | GenEvalSettings
     | JpegSettings
+    | PsnrSettings
     | ClipISettings
     | ClipTSettings
     | ClipDirectionSettings,

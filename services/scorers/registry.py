@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
     "jpeg": "services.scorers.jpeg",
+    "psnr": "services.scorers.psnr",
     "clip_i": "services.scorers.clip_i",
     "clip_t": "services.scorers.clip_t",
     "clip_direction": "services.scorers.clip_direction",

@@ -72,7 +72,7 @@ LAW = (
             never=("ray", *WEB),
         )
         for scorer in (
-            *("tier", "ber", "der", "fer", "geneval", "jpeg"),
+            *("tier", "ber", "der", "fer", "geneval", "jpeg", "psnr"),
             *("clip_i", "clip_t", "clip_direction"),
         )
     ),

@@ -24,11 +24,11 @@ from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Re
 
 CASES = (
     *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
-    *("jpeg", "jpeg_large", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
+    *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
 )
-FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing
+FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing, another size
     **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
-    "clip_direction": "invalid_item",
+    **dict.fromkeys(("clip_direction", "psnr"), "invalid_item"),
 }
 Pictures = Callable[..., list[Any]]
 
@@ -62,6 +62,7 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
         "clip_t": {"kind": "clip_t", "model": clip},
         "clip_t_open": {"kind": "clip_t", "model": open_clip},
         "clip_direction": {"kind": "clip_direction", "model": clip},
+        "psnr": {"kind": "psnr"},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},
         "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},
     }

@@ -21,6 +21,7 @@ TREES = {
     "clip_i": '{"kind": "clip_i", "model": {"family": "transformers", "model": "a/b"}}',
     "clip_t": '{"kind": "clip_t", "model": {"family": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}}',
     "clip_direction": '{"kind": "clip_direction", "model": {"family": "transformers", "model": "a/b"}}',
+    "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
 }
 
