@@ -200,6 +200,30 @@ class ClipDirectionSettings(_ScorerSettings):
     model: ClipModel
 
 
+class PickScoreSettings(_ScorerSettings):
+    """PickScore. `processor` is where image processor and tokenizer come from, when not from `model`."""
+
+    kind: Literal["pickscore"]
+    model: ModelSource
+    processor: ModelSource | None = None
+
+
+class HpsSettings(_ScorerSettings):
+    """HPS v2: an open_clip `architecture` (a name or a directory) with the weights of a file."""
+
+    kind: Literal["hps"]
+    architecture: ModelSource = "ViT-H-14"
+    weights: ModelSource
+
+
+class AestheticSettings(_ScorerSettings):
+    """LAION's aesthetic predictor: a CLIP and the `weights` file of the layers on it."""
+
+    kind: Literal["aesthetic"]
+    model: ClipModel
+    weights: ModelSource
+
+
 ScorerSettings = Annotated[
     TierSettings
     | BerSettings
@@ -210,6 +234,9 @@ ScorerSettings = Annotated[
     | PsnrSettings
     | ClipISettings
     | ClipTSettings
-    | ClipDirectionSettings,
+    | ClipDirectionSettings
+    | PickScoreSettings
+    | HpsSettings
+    | AestheticSettings,
     Field(discriminator="kind"),
 ]

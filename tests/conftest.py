@@ -19,7 +19,7 @@ LABELS = ("background", "cat", "dog", "person", "face")
 
 @dataclass(frozen=True)
 class TinyModels:
-    """Absolute directories (and one weights file), each readable by the production loader of its family."""
+    """Absolute directories (and weights files), each readable by the production loader of its family."""
 
     text: str
     blip2: str
@@ -30,6 +30,8 @@ class TinyModels:
     mask2former: str
     small_face: str
     facenet: str
+    hps: str
+    aesthetic: str
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +48,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "mask2former": _mask2former,
         "small_face": _small_face,
         "facenet": _facenet,
+        "hps": _hps,
+        "aesthetic": _aesthetic,
     }
+    files = {"facenet": "face.pt", "hps": "hps.pt", "aesthetic": "aesthetic.pth"}
     for name, make in makers.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             make(root / name)
-    return TinyModels(**{name: str(root / name) for name in makers} | {"facenet": str(root / "facenet" / "face.pt")})
+    return TinyModels(**{name: str(root / name / files.get(name, "")) for name in makers})
 
 
 @pytest.fixture
@@ -290,3 +295,27 @@ def _facenet(folder: Path) -> None:
     state = dict(model.state_dict())
     state["logits.weight"], state["logits.bias"] = torch.zeros(3, 512), torch.zeros(3)  # as the published weights have
     torch.save(state, folder / "face.pt")
+
+
+def _hps(folder: Path) -> None:
+    """Other weights for the architecture of `open_clip`, under `state_dict` as HPS publishes them."""
+    import open_clip
+    import torch
+
+    folder.mkdir()
+    model = _spread(open_clip.create_model(f"local-dir:{folder.parent / 'open_clip'}", load_weights=False), 5.0)
+    torch.save({"epoch": 2, "state_dict": model.state_dict()}, folder / "hps.pt")
+
+
+def _aesthetic(folder: Path) -> None:
+    """The public predictor's form on the 16 numbers of `clip`."""
+    import torch
+
+    folder.mkdir()
+    widths = (16, 12, 10, 8, 4, 1)
+    state = {}
+    for place, before, after in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
+        state[f"layers.{place}.weight"] = torch.randn(after, before) * 1.3 / before**0.5
+        state[f"layers.{place}.bias"] = torch.randn(after) * 0.2
+    state["layers.7.bias"] += 5
+    torch.save(state, folder / "aesthetic.pth")

@@ -15,11 +15,16 @@ _BUFFERS: Final = ("position_ids",)  # old checkpoints carry these; they hold no
 _TOLD: Final = 4
 
 
+def file(source: str) -> Path:
+    """The weights file of a settings' source, which is no hub id. Raises SettingsError when there is none."""
+    if not Path(source).is_file():
+        raise SettingsError(f"{source}: no such weights file; give the path of a .safetensors, .pt, .pth or .bin file")
+    return Path(source)
+
+
 def read(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.safetensors` or `torch.save` file on the CPU, by name; those under `state_dict` where there is
     one. Raises SettingsError for a file that is none."""
-    if not file.is_file():
-        raise SettingsError(f"{file}: no such weights file; give the path of a .safetensors, .pt, .pth or .bin file")
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # the two readers raise a dozen kinds, torch's own among them
@@ -30,6 +35,15 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SettingsError(f"{file}: no table of tensors; give a state dict, or a table with one under 'state_dict'")
     return dict(state)
+
+
+def load_into(module: torch.nn.Module, state: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Fills the module, every key and no other. Raises SettingsError that names keys or shapes which do not fit."""
+    wanted = module.state_dict()
+    check_keys(where, state, wanted)
+    misshapen = [key for key, value in wanted.items() if state[key].shape != value.shape]
+    check_complete(where, {"mismatched_keys": misshapen})
+    module.load_state_dict({key: state[key] for key in wanted})
 
 
 def check_keys(where: Path, found: Collection[str], wanted: Collection[str]) -> None:

@@ -22,6 +22,9 @@ KINDS: dict[str, str] = {
     "clip_i": "services.scorers.clip_i",
     "clip_t": "services.scorers.clip_t",
     "clip_direction": "services.scorers.clip_direction",
+    "pickscore": "services.scorers.pickscore",
+    "hps": "services.scorers.hps",
+    "aesthetic": "services.scorers.aesthetic",
 }
 RANGED = frozenset({"jpeg"})  # kinds whose range follows from their settings
 

@@ -25,6 +25,7 @@ from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Re
 CASES = (
     *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
+    *("pickscore", "hps", "aesthetic"),
 )
 FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing, another size
     **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
@@ -62,6 +63,9 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
         "clip_t": {"kind": "clip_t", "model": clip},
         "clip_t_open": {"kind": "clip_t", "model": open_clip},
         "clip_direction": {"kind": "clip_direction", "model": clip},
+        "pickscore": {"kind": "pickscore", "model": tiny_models.clip},
+        "hps": {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
+        "aesthetic": {"kind": "aesthetic", "model": clip, "weights": tiny_models.aesthetic},
         "psnr": {"kind": "psnr"},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},
         "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},

@@ -21,6 +21,9 @@ TREES = {
     "clip_i": '{"kind": "clip_i", "model": {"family": "transformers", "model": "a/b"}}',
     "clip_t": '{"kind": "clip_t", "model": {"family": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}}',
     "clip_direction": '{"kind": "clip_direction", "model": {"family": "transformers", "model": "a/b"}}',
+    "pickscore": '{"kind": "pickscore", "model": "a/b", "processor": "c/d"}',
+    "hps": '{"kind": "hps", "weights": "a/b"}',
+    "aesthetic": '{"kind": "aesthetic", "model": {"family": "transformers", "model": "a/b"}, "weights": "c/d"}',
     "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
 }
