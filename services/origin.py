@@ -18,7 +18,10 @@ import synod
 from services.scorer_settings import ScorerSettings
 from synod.contracts import Origin
 
-LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")
+LIBRARIES = (
+    *("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow"),
+    *("rapidocr", "onnxruntime", "opencv-python-headless"),
+)
 _CHUNK_BYTES = 2**20
 
 

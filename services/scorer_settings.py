@@ -224,6 +224,12 @@ class AestheticSettings(_ScorerSettings):
     weights: ModelSource
 
 
+class OcrSettings(_ScorerSettings):
+    """OCR against the text that the prompt quotes; needs the extra `ocr`."""
+
+    kind: Literal["ocr"]
+
+
 ScorerSettings = Annotated[
     TierSettings
     | BerSettings
@@ -237,6 +243,7 @@ ScorerSettings = Annotated[
     | ClipDirectionSettings
     | PickScoreSettings
     | HpsSettings
-    | AestheticSettings,
+    | AestheticSettings
+    | OcrSettings,
     Field(discriminator="kind"),
 ]

@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "pickscore": "services.scorers.pickscore",
     "hps": "services.scorers.hps",
     "aesthetic": "services.scorers.aesthetic",
+    "ocr": "services.scorers.ocr",
 }
 RANGED = frozenset({"jpeg"})  # kinds whose range follows from their settings
 

@@ -73,7 +73,7 @@ LAW = (
         )
         for scorer in (
             *("tier", "ber", "der", "fer", "geneval", "jpeg", "psnr"),
-            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic"),
+            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr"),
         )
     ),
     *(

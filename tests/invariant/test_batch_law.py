@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import TypeAdapter
 from skimage import data
 
@@ -20,12 +21,22 @@ from services.models import mask2former
 from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
-from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
+from synod.contracts import (
+    Concept,
+    GenEvalClause,
+    GenEvalMetadata,
+    Outcome,
+    Pixels,
+    Reasoning,
+    Score,
+    ScoreFailure,
+    ScoreItem,
+)
 
 CASES = (
     *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
-    *("pickscore", "hps", "aesthetic"),
+    *("pickscore", "hps", "aesthetic", "ocr"),
 )
 FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing, another size
     **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
@@ -66,6 +77,7 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
         "pickscore": {"kind": "pickscore", "model": tiny_models.clip},
         "hps": {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
         "aesthetic": {"kind": "aesthetic", "model": clip, "weights": tiny_models.aesthetic},
+        "ocr": {"kind": "ocr"},
         "psnr": {"kind": "psnr"},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},
         "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},
@@ -92,6 +104,7 @@ def items(pictures: Pictures) -> list[ScoreItem]:
     portrait = np.ascontiguousarray(data.astronaut()[:224, 112:336])
     faces = [portrait, np.ascontiguousarray(portrait[:, ::-1]), (portrait * 0.6).astype(np.uint8)]
     drawn = [*pictures(3, 1), *pictures(1, 2, size=(48, 80)), pictures(1, 3, size=(3, 3))[0]]
+    faces[1] = lettered(faces[1], "cat")
     images = [*drawn, *faces]
     texts = ("a red cat", "", "a person wearing a blue hat " * 4, "dog", "two black birds", "cat", "hat", "a scarf")
     for image in images:
@@ -106,7 +119,7 @@ def items(pictures: Pictures) -> list[ScoreItem]:
         items.append(
             ScoreItem(
                 image=image,
-                prompt=f"a photo of <bo> with {text or 'grass'}",
+                prompt=f"a photo of <bo> with {text or 'grass'} and 'cat'",
                 references=(faces[0],) if i % 2 else (faces[1], faces[2]),
                 reasoning=Reasoning(text, ("a red hat", "dog sits", "a white scarf"), truth),
                 geneval=GenEvalMetadata("counting" if i == 4 else "colors", clauses, clauses[1:] if i == 5 else ()),
@@ -115,6 +128,15 @@ def items(pictures: Pictures) -> list[ScoreItem]:
             )
         )
     return items
+
+
+def lettered(image: Pixels, text: str) -> Pixels:
+    """The picture with a line of text in its lower left corner."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, picture.height - 48, 100, picture.height), "white")
+    draw.text((12, picture.height - 46), text, "black", ImageFont.load_default(size=36))
+    return np.array(picture)
 
 
 def same(a: Outcome, b: Outcome, tolerance: float = 1e-4) -> bool:

@@ -24,6 +24,7 @@ TREES = {
     "pickscore": '{"kind": "pickscore", "model": "a/b", "processor": "c/d"}',
     "hps": '{"kind": "hps", "weights": "a/b"}',
     "aesthetic": '{"kind": "aesthetic", "model": {"family": "transformers", "model": "a/b"}, "weights": "c/d"}',
+    "ocr": '{"kind": "ocr"}',
     "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
 }
@@ -51,7 +52,7 @@ from services.scorers import registry
 from services.scorer_settings import ScorerSettings
 for kind, tree in {TREES!r}.items():
     registry.spec(kind, TypeAdapter(ScorerSettings).validate_json(tree))
-heavy = [m for m in ("torch", "transformers", "open_clip", "ray") if m in sys.modules]
+heavy = [m for m in ("torch", "transformers", "open_clip", "rapidocr", "onnxruntime", "ray") if m in sys.modules]
 assert not heavy, heavy
 """
     root = Path(registry.__file__).parents[2]
