@@ -32,7 +32,7 @@ class Predictor:
         wanted = [(after, before) for before, after in pairwise(widths)]
         if shapes != wanted:
             raise SettingsError(f"{file}: layers of {shapes}; each reads what the one before gives, the last gives 1")
-        layers = {str(place): torch.nn.Linear(*reversed(shape)) for place, shape in zip(PLACES, shapes, strict=True)}
+        layers = {str(place): torch.nn.Linear(*pair) for place, pair in zip(PLACES, pairwise(widths), strict=True)}
         module = torch.nn.ModuleDict({"layers": torch.nn.ModuleDict(layers)})
         weights.load_into(module, state, file)
         self._layers = [frozen(layer, device) for layer in layers.values()]
