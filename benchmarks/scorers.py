@@ -25,7 +25,7 @@ from services import settings
 from services.backends import LocalBackend
 from services.models.images import crop, distinct
 from services.scorers import registry
-from services.scorers.ber import plain
+from services.scorers.image_text import plain
 from synod.contracts import Score, ScoreItem
 from synod.images import ImageLimits, decode_item
 from synod.scoring.inputs import Source

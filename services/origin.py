@@ -21,7 +21,10 @@ from services.scorer_settings import CustomSettings, ScorerSettings
 from synod.contracts import Origin
 from synod.errors import SettingsError
 
-LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")
+LIBRARIES = (
+    *("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow"),
+    *("rapidocr", "onnxruntime", "opencv-python-headless"),
+)
 _NO_VALUE = {"serving", "golden_tolerance", "rule_set"}
 _FREE = {"options", "source", "summary"}  # of a custom scorer: any text, so none is taken for a path
 _CHUNK_BYTES = 2**20

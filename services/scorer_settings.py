@@ -178,6 +178,90 @@ class GenEvalSettings(_ScorerSettings):
     rule_set: Literal["official", "soft"] = "soft"
 
 
+class JpegSettings(_ScorerSettings):
+    """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
+
+    kind: Literal["jpeg"]
+    direction: Literal["compressibility", "incompressibility"]
+    max_kb: float = Field(1000.0, gt=0, allow_inf_nan=False)
+
+
+class PsnrSettings(_ScorerSettings):
+    """PSNR in dB against the first reference."""
+
+    kind: Literal["psnr"]
+
+
+class TransformersClipModel(Node):
+    """A CLIPModel directory or hub id, with its processor."""
+
+    family: Literal["transformers"]
+    model: ModelSource
+
+
+class OpenClipModel(Node):
+    """An open_clip directory, or one of its names with the name of its weights."""
+
+    family: Literal["open_clip"]
+    model: ModelSource
+    pretrained: str | None = None
+
+
+ClipModel = Annotated[TransformersClipModel | OpenClipModel, Field(discriminator="family")]
+
+
+class ClipISettings(_ScorerSettings):
+    """CLIP-I: cosine of CLIP image features to the references, their mean or maximum."""
+
+    kind: Literal["clip_i"]
+    model: ClipModel
+    references: Literal["mean", "max"] = "mean"
+
+
+class ClipTSettings(_ScorerSettings):
+    """CLIP-T: cosine of CLIP's image and text features."""
+
+    kind: Literal["clip_t"]
+    model: ClipModel
+
+
+class ClipDirectionSettings(_ScorerSettings):
+    """Directional CLIP similarity of an edit: references[0] and `source_prompt` are what it started from."""
+
+    kind: Literal["clip_direction"]
+    model: ClipModel
+
+
+class PickScoreSettings(_ScorerSettings):
+    """PickScore. `processor` is where image processor and tokenizer come from, when not from `model`."""
+
+    kind: Literal["pickscore"]
+    model: ModelSource
+    processor: ModelSource | None = None
+
+
+class HpsSettings(_ScorerSettings):
+    """HPS v2: an open_clip `architecture` (a name or a directory) with the weights of a file."""
+
+    kind: Literal["hps"]
+    architecture: ModelSource = "ViT-H-14"
+    weights: ModelSource
+
+
+class AestheticSettings(_ScorerSettings):
+    """LAION's aesthetic predictor: a CLIP and the `weights` file of the layers on it."""
+
+    kind: Literal["aesthetic"]
+    model: ClipModel
+    weights: ModelSource
+
+
+class OcrSettings(_ScorerSettings):
+    """OCR against the text that the prompt quotes; needs the extra `ocr`."""
+
+    kind: Literal["ocr"]
+
+
 class CustomSettings(_ScorerSettings):
     """A scorer of the user's own: `load` names a function, `package.module:function`, that is called as
     load(name, settings) and gives an object with `score(items) -> outcomes`; see docs/scorers.md.
@@ -189,7 +273,9 @@ class CustomSettings(_ScorerSettings):
 
     kind: Literal["custom"]
     load: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
-    needs: tuple[Literal["image", "prompt", "references", "reasoning", "geneval"], ...] = Field(min_length=1)
+    needs: tuple[Literal["image", "prompt", "references", "reasoning", "geneval", "source_prompt"], ...] = Field(
+        min_length=1
+    )
     low: float = Field(0.0, allow_inf_nan=False)
     high: float = Field(1.0, allow_inf_nan=False)
     source: str = ""
@@ -205,6 +291,20 @@ class CustomSettings(_ScorerSettings):
 
 
 ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings | CustomSettings,
+    TierSettings
+    | BerSettings
+    | DerSettings
+    | FerSettings
+    | GenEvalSettings
+    | JpegSettings
+    | PsnrSettings
+    | ClipISettings
+    | ClipTSettings
+    | ClipDirectionSettings
+    | PickScoreSettings
+    | HpsSettings
+    | AestheticSettings
+    | OcrSettings
+    | CustomSettings,
     Field(discriminator="kind"),
 ]

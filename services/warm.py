@@ -68,6 +68,8 @@ def _models(node: Node, where: str) -> Iterator[Model]:
             tag = getattr(node, name.replace("model", "pretrained"), None) if "model" in name else None
             if isinstance(value, Mapping):
                 yield from (Model(f"{where}.{name}.{key}", source) for key, source in value.items())
+            elif name == "architecture" and not Path(value).exists():
+                continue  # a name that open_clip knows; the weights are a source of their own
             elif value is not None:
                 yield Model(f"{where}.{name}", value, tag)
 

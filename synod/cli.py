@@ -43,8 +43,8 @@ SCORE_EXAMPLES: Final = """examples:
   synod score cat.png --prompt "a red cat" --scorers ber --json | jq '.results[0].scores.ber.value'
   synod score items.jsonl --scorers geneval --out scores.jsonl       a log; run it again to go on after a stop
 
-A line of a .jsonl is one item, its pictures paths from the .jsonl's folder on; --prompt and --references are for
-items without their own:
+A line of a .jsonl is one item, its pictures paths from the .jsonl's folder on; --prompt, --source-prompt and
+--references are for items without their own:
   {"image": "1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
   {"image": "2.png", "geneval": {"tag": "counting", "include": [{"class": "cup", "count": 2}]}}
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def score(options: argparse.Namespace) -> int:
     """Score pictures: a row each on the screen, or a line each in a log that the next run goes on with."""
-    found = sources(options.inputs, options.prompt, options.references)
+    found = sources(options.inputs, options.prompt, options.references, options.source_prompt)
     asked = ScoreRequest((), tuple(dict.fromkeys(options.scorers)), options.ensemble)
     if not asked.scorers and asked.ensemble is None:
         raise Usage("nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble")
@@ -245,6 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     one = _command(named, "score", plane, "score pictures", score, SCORE_EXAMPLES)
     one.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE|DIR|JSONL", help="pictures, folders of them, items")
     one.add_argument("--prompt", help="the prompt that pictures should show")
+    one.add_argument(
+        "--source-prompt", metavar="PROMPT", help="what the first reference shows, of which these are edits"
+    )
     one.add_argument(
         "--scorers",
         "--scorer",

@@ -81,7 +81,10 @@ class Concept:
 
 @dataclass(frozen=True, slots=True)
 class ScoreItem:
-    """One picture (or text) to score, with everything that some scorer may need. Absent means None or empty."""
+    """One picture (or text) to score, with everything that some scorer may need. Absent means None or empty.
+
+    `source_prompt` says what the picture that was edited shows, which is references[0] where a scorer reads an edit.
+    """
 
     image: Picture | None = None
     prompt: str | None = None
@@ -89,6 +92,7 @@ class ScoreItem:
     reasoning: Reasoning | None = None
     geneval: GenEvalMetadata | None = None
     concept: Concept | None = None
+    source_prompt: str | None = None
 
     def pixels(self) -> Pixels:
         """The decoded image, uint8 [H W 3]. Raises MissingInput when the item has none."""

@@ -1,7 +1,8 @@
 """Requests <-> the trees that all formats carry: objects, lists, strings, numbers, and bytes as the format has it.
 
     request   {items: [item..], scorers: [name..], ensemble, weights: {name: w >= 0}, timeout_ms >= 1, request_id}
-    item      {image: picture, prompt, references: [picture..], reasoning, geneval, concept}
+    item      {image: picture, prompt, references: [picture..], reasoning, geneval, concept,
+               source_prompt}
     picture   encoded bytes, {data: raw RGB bytes, shape: [H, W, 3]}, or {digest: one that the plane keeps}
     reasoning {text, segments: [text..], truth: [0..1, one a segment]}
     geneval   {tag, include: [clause..], exclude: [clause..]}
@@ -65,7 +66,7 @@ def read_request(node: Node, read_bytes: ReadBytes) -> ScoreRequest:
 
 def read_item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
     """Raises InvalidRequest with the path of the first field that is wrong."""
-    of = node.fields("image", "prompt", "references", "reasoning", "geneval", "concept")
+    of = node.fields("image", "prompt", "references", "reasoning", "geneval", "concept", "source_prompt")
     picture = partial(_picture, read_bytes=read_bytes)
     return ScoreItem(
         of.get("image", picture),
@@ -74,6 +75,7 @@ def read_item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
         of.get("reasoning", _reasoning),
         of.get("geneval", read_geneval),
         of.get("concept", _concept),
+        of.get("source_prompt", Node.text),
     )
 
 
@@ -184,6 +186,7 @@ def _item_tree(item: ScoreItem, pack: PackBytes, path: str) -> Tree:
         reasoning=None if reasoning is None else _reasoning_tree(reasoning, f"{path}.reasoning"),
         geneval=None if geneval is None else _geneval_tree(geneval),
         concept=concept and present(kind=concept.kind, class_word=concept.class_word, token=concept.token),
+        source_prompt=item.source_prompt,
     )
 
 

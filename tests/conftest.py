@@ -19,16 +19,19 @@ LABELS = ("background", "cat", "dog", "person", "face")
 
 @dataclass(frozen=True)
 class TinyModels:
-    """Absolute directories (and one weights file), each readable by the production loader of its family."""
+    """Absolute directories (and weights files), each readable by the production loader of its family."""
 
     text: str
     blip2: str
     dinov2: str
+    clip: str
     open_clip: str
     semantic: str
     mask2former: str
     small_face: str
     facenet: str
+    hps: str
+    aesthetic: str
 
 
 @pytest.fixture(scope="session")
@@ -39,17 +42,21 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "text": _text,
         "blip2": _blip2,
         "dinov2": _dinov2,
+        "clip": _clip,
         "open_clip": _open_clip,
         "semantic": _semantic,
         "mask2former": _mask2former,
         "small_face": _small_face,
         "facenet": _facenet,
+        "hps": _hps,
+        "aesthetic": _aesthetic,
     }
+    files = {"facenet": "face.pt", "hps": "hps.pt", "aesthetic": "aesthetic.pth"}
     for name, make in makers.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             make(root / name)
-    return TinyModels(**{name: str(root / name) for name in makers} | {"facenet": str(root / "facenet" / "face.pt")})
+    return TinyModels(**{name: str(root / name / files.get(name, "")) for name in makers})
 
 
 @pytest.fixture
@@ -178,6 +185,22 @@ def _small_face(folder: Path) -> None:
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def _clip(folder: Path) -> None:
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    _tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    config = CLIPConfig(
+        text_config={**size, **ends, "vocab_size": _vocabulary(), "max_position_embeddings": 16},
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    _spread(CLIPModel(config), 8.0).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def _open_clip(folder: Path) -> None:
     import open_clip
     from safetensors.torch import save_file
@@ -272,3 +295,27 @@ def _facenet(folder: Path) -> None:
     state = dict(model.state_dict())
     state["logits.weight"], state["logits.bias"] = torch.zeros(3, 512), torch.zeros(3)  # as the published weights have
     torch.save(state, folder / "face.pt")
+
+
+def _hps(folder: Path) -> None:
+    """Other weights for the architecture of `open_clip`, under `state_dict` as HPS publishes them."""
+    import open_clip
+    import torch
+
+    folder.mkdir()
+    model = _spread(open_clip.create_model(f"local-dir:{folder.parent / 'open_clip'}", load_weights=False), 5.0)
+    torch.save({"epoch": 2, "state_dict": model.state_dict()}, folder / "hps.pt")
+
+
+def _aesthetic(folder: Path) -> None:
+    """The public predictor's form on the 16 numbers of `clip`."""
+    import torch
+
+    folder.mkdir()
+    widths = (16, 12, 10, 8, 4, 1)
+    state = {}
+    for place, before, after in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
+        state[f"layers.{place}.weight"] = torch.randn(after, before) * 1.3 / before**0.5
+        state[f"layers.{place}.bias"] = torch.randn(after) * 0.2
+    state["layers.7.bias"] += 5
+    torch.save(state, folder / "aesthetic.pth")

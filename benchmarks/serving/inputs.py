@@ -87,6 +87,7 @@ def _tree(item: ScoreItem, needs: set[Any]) -> dict[str, Any]:
         "references": list(item.references),
         "reasoning": asdict(item.reasoning) if item.reasoning else None,
         "geneval": asdict(item.geneval) if item.geneval else None,
+        "source_prompt": item.source_prompt,
     }
     return {key: value for key, value in fields.items() if key in needs and value is not None}
 

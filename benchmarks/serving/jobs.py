@@ -67,6 +67,7 @@ def _item(item: Mapping[str, Any], picture: Callable[[Any], Pixels]) -> ScoreIte
         references=tuple(map(picture, item.get("references", ()))),
         reasoning=Reasoning(**reasoning) if reasoning else None,
         geneval=_geneval(geneval) if geneval else None,
+        source_prompt=item.get("source_prompt"),
     )
 
 

@@ -89,7 +89,8 @@ def _check_limits(request: ScoreRequest, limits: LimitSettings) -> None:
     _bound("items", len(request.items), limits.max_items, "max_items")
     for i, item in enumerate(request.items):
         _bound(f"items[{i}].references", len(item.references), limits.max_references, "max_references")
-        _bound(f"items[{i}].prompt", len(item.prompt or ""), limits.max_text_chars, "max_text_chars")
+        for name, text in (("prompt", item.prompt), ("source_prompt", item.source_prompt)):
+            _bound(f"items[{i}].{name}", len(text or ""), limits.max_text_chars, "max_text_chars")
         if item.reasoning is not None:
             segments = item.reasoning.segments
             _bound(f"items[{i}].reasoning.text", len(item.reasoning.text), limits.max_text_chars, "max_text_chars")

@@ -34,7 +34,7 @@ from synod.tree import read_item
 
 PROTOCOL = "1"
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")
-ITEM_FIELDS = ("references", "reasoning", "geneval", "concept")
+ITEM_FIELDS = ("references", "reasoning", "geneval", "concept", "source_prompt")
 GENEVAL_FIELDS = ("tag", "include", "exclude")
 _REFUSED = ("image_ipc", "video_b64", "video_path")
 

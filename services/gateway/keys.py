@@ -18,7 +18,8 @@ def keys_of(item: ScoreItem, origins: dict[str, Origin]) -> dict[str, ScoreKey]:
         return {}
     image = "" if item.image is None else _digest(item.image)
     references = tuple(map(_digest, item.references))
-    inputs = _hash(repr((item.prompt, references, item.reasoning, item.geneval, item.concept)))
+    texts = (item.prompt, item.source_prompt)
+    inputs = _hash(repr((texts, references, item.reasoning, item.geneval, item.concept)))
     return {name: ScoreKey(image, inputs, _hash(repr((name, origin)))) for name, origin in origins.items()}
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
+from services.models import weights
 from services.models.cache import Device, frozen, like, shared
 from synod.contracts import Pixels
 
@@ -23,10 +24,14 @@ from synod.contracts import Pixels
 class OpenClip:
     """Both towers with the model's own transform and tokenizer; rows have norm 1."""
 
-    def __init__(self, name: str, pretrained: str | None, device: Device | str) -> None:
+    def __init__(
+        self, name: str, pretrained: str | None, device: Device | str, weights_file: Path | None = None
+    ) -> None:
         model, _, self._transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, weights_only=True
+            name, pretrained=pretrained, weights_only=True, load_weights=weights_file is None
         )
+        if weights_file is not None:
+            weights.load_into(model, weights.read(weights_file), weights_file)
         self._model: Any = frozen(model, device, "visual", "text" if hasattr(model, "text") else "transformer")
         self._tokenize: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
 
@@ -52,3 +57,11 @@ def load(source: str, pretrained: str | None, device: Device | str) -> OpenClip:
     if Path(source).is_dir():
         return shared("open_clip", source, device, lambda folder: OpenClip(f"local-dir:{folder}", None, device))
     return OpenClip(source, pretrained, device)
+
+
+def load_file(architecture: str, source: str, device: Device | str) -> OpenClip:
+    """An architecture (a built-in name or a directory) with the weights of a file, shared per process by the file's
+    content. Raises SettingsError when the file is missing, unsafe or of another architecture."""
+    name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
+    place = str(weights.file(source))
+    return shared(f"open_clip {architecture}", place, device, lambda file: OpenClip(name, None, device, file))

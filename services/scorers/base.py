@@ -14,7 +14,7 @@ from services.isolation import isolate
 from synod.contracts import Origin, Outcome, ScoreFailure, ScoreItem
 from synod.errors import MissingInput, ScorerFailed
 
-Need = Literal["image", "prompt", "references", "reasoning", "geneval"]
+Need = Literal["image", "prompt", "references", "reasoning", "geneval", "source_prompt"]
 
 _PRESENT: dict[Need, Callable[[ScoreItem], bool]] = {
     "image": lambda item: item.image is not None,
@@ -22,6 +22,7 @@ _PRESENT: dict[Need, Callable[[ScoreItem], bool]] = {
     "references": lambda item: bool(item.references),
     "reasoning": lambda item: item.reasoning is not None,
     "geneval": lambda item: item.geneval is not None,
+    "source_prompt": lambda item: bool(item.source_prompt and item.source_prompt.strip()),
 }
 
 

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models.images import distinct
 from services.scorer_settings import DerSettings
 from services.scorers.base import ScorerSpec
+from services.scorers.references import cosines_of
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 
@@ -38,15 +38,7 @@ class Der:
         self._references = settings.references
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        pictures = [(item.pixels(), *item.reference_pixels()) for item in items]
-        kept, places = distinct([picture for group in pictures for picture in group])
-        rows = self._model.embed(kept)
-        outcomes: list[Outcome] = []
-        start = 0
-        for group in pictures:
-            image, *references = (rows[place] for place in places[start : start + len(group)])
-            start += len(group)
-            cosines = np.clip(np.stack(references) @ image, -1.0, 1.0)
-            detail = {"cosines": cosines.tolist(), "references": self._references}
-            outcomes.append(Score(float(self._reduce(cosines)), detail))
-        return outcomes
+        return [
+            Score(float(self._reduce(cosines)), {"cosines": cosines.tolist(), "references": self._references})
+            for cosines in cosines_of(items, self._model.embed)
+        ]

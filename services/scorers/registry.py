@@ -18,13 +18,23 @@ KINDS: dict[str, str] = {
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
     "custom": "services.scorers.custom",
+    "jpeg": "services.scorers.jpeg",
+    "psnr": "services.scorers.psnr",
+    "clip_i": "services.scorers.clip_i",
+    "clip_t": "services.scorers.clip_t",
+    "clip_direction": "services.scorers.clip_direction",
+    "pickscore": "services.scorers.pickscore",
+    "hps": "services.scorers.hps",
+    "aesthetic": "services.scorers.aesthetic",
+    "ocr": "services.scorers.ocr",
 }
+RANGED = frozenset({"jpeg", "custom"})  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
     """What `name` needs and returns, without loading a model."""
-    module = _module(settings)
-    described: ScorerSpec = module.spec(name, settings) if settings.kind == "custom" else module.spec(name)
+    describe = _module(settings).spec
+    described: ScorerSpec = describe(name, settings) if settings.kind in RANGED else describe(name)
     return described
 
 

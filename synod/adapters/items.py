@@ -25,7 +25,7 @@ from synod.errors import BadImage, InvalidRequest
 from synod.reader import Node
 from synod.tree import read_item
 
-FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept")  # of an item, besides its prompt and pictures
+FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and pictures
 _SLACK: Final = 0.01  # beyond 0..1, as half precision leaves it
 
 

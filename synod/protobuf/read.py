@@ -27,7 +27,7 @@ def _item(m: pb.ScoreItem) -> Tree:
         "reasoning": _reasoning(m.reasoning) if m.HasField("reasoning") else None,
         "geneval": _geneval(m.geneval) if m.HasField("geneval") else None,
         "concept": _concept(m.concept) if m.HasField("concept") else None,
-        **_given(m, "prompt"),
+        **_given(m, "prompt", "source_prompt"),
     }
 
 

@@ -32,6 +32,7 @@ def _item(tree: Tree) -> pb.ScoreItem:
         reasoning=None if reasoning is None else pb.Reasoning(**reasoning),
         geneval=None if geneval is None else _geneval(geneval),
         concept=None if concept is None else pb.Concept(**concept | {"kind": number(pb.ConceptKind, concept["kind"])}),
+        source_prompt=tree.get("source_prompt"),
     )
 
 

@@ -67,11 +67,14 @@ class Loaded:
     digests: Mapping[str, str]
 
 
-def sources(paths: Sequence[Path], prompt: str | None, references: Sequence[Path]) -> list[Source]:
-    """What the arguments name, in order; a folder's pictures by name, those of its folders included. `prompt` and
-    `references` are for items without their own. Raises SettingsError with every mistake's file and line."""
+def sources(
+    paths: Sequence[Path], prompt: str | None, references: Sequence[Path], source_prompt: str | None = None
+) -> list[Source]:
+    """What the arguments name, in order; a folder's pictures by name, those of its folders included. `prompt`,
+    `references` and `source_prompt` are for items without their own. Raises SettingsError with every mistake's file
+    and line."""
     shared = [str(path.resolve()) for one in references for path in _pictures(one)]
-    defaults = {"prompt": prompt, "references": shared or None}
+    defaults = {"prompt": prompt, "references": shared or None, "source_prompt": source_prompt}
     found: list[Source] = []
     for path in paths:
         if path.suffix == ".jsonl":

@@ -61,20 +61,22 @@ class Weights(_message.Message):
     def __init__(self, by_scorer: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ScoreItem(_message.Message):
-    __slots__ = ("image", "prompt", "references", "reasoning", "geneval", "concept")
+    __slots__ = ("image", "prompt", "references", "reasoning", "geneval", "concept", "source_prompt")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     REASONING_FIELD_NUMBER: _ClassVar[int]
     GENEVAL_FIELD_NUMBER: _ClassVar[int]
     CONCEPT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     image: Image
     prompt: str
     references: _containers.RepeatedCompositeFieldContainer[Image]
     reasoning: Reasoning
     geneval: GenEvalMetadata
     concept: Concept
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., references: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., geneval: _Optional[_Union[GenEvalMetadata, _Mapping]] = ..., concept: _Optional[_Union[Concept, _Mapping]] = ...) -> None: ...
+    source_prompt: str
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., references: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., geneval: _Optional[_Union[GenEvalMetadata, _Mapping]] = ..., concept: _Optional[_Union[Concept, _Mapping]] = ..., source_prompt: _Optional[str] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("encoded", "raw", "digest")

@@ -67,10 +67,24 @@ LAW = (
     *(
         Room(
             f"services.scorers.{scorer}",
-            may=("synod", "services.scorer_settings", "services.models", "services.scorers.base"),
+            may=(
+                *("synod", "services.scorer_settings", "services.models"),
+                *("services.scorers.base", "services.scorers.image_text", "services.scorers.references"),
+            ),
             never=("ray", *WEB),
         )
-        for scorer in ("tier", "ber", "der", "fer", "geneval", "custom")
+        for scorer in (
+            *("tier", "ber", "der", "fer", "geneval", "custom", "jpeg", "psnr"),
+            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr"),
+        )
+    ),
+    *(
+        Room(
+            f"services.scorers.{shared}",
+            may=("synod", "services.models", "services.scorers.base"),
+            never=("torch", "ray", "transformers", *WEB),
+        )
+        for shared in ("image_text", "references")
     ),
     Room(
         "services.scorers.geneval.rules",
@@ -156,6 +170,8 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.models.blip2", "from services.scorers import ber"),
         ("services.scorers.ber", "from services.scorers.der import build"),
         ("services.scorers.der", "import services.cluster.replica"),
+        ("services.scorers.image_text", "from services.scorers.ber import Ber"),
+        ("services.scorers.references", "import torch"),
         ("services.scorers.geneval.rules", "import torch"),
         ("services.gateway.core", "from services.cluster.backend import RayBackend"),
         ("services.gateway.rest", "import torch.nn as nn"),

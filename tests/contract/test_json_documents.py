@@ -71,6 +71,7 @@ def test_the_full_request(format_: str) -> None:
         (GenEvalClause("cat", 3),),
     )
     assert first.concept == Concept("animal", "dog", "<bo>")
+    assert first.source_prompt == "<bo> without a hat"
     assert second == ScoreItem()
     assert (request.scorers, request.ensemble) == (("tier", "ber"), "sync_r1")
     assert request.weights == {"tier": 0.4, "ber": 1.0}

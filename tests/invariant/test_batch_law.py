@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import TypeAdapter
 from skimage import data
 
@@ -20,9 +21,27 @@ from services.models import mask2former
 from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
-from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
+from synod.contracts import (
+    Concept,
+    GenEvalClause,
+    GenEvalMetadata,
+    Outcome,
+    Pixels,
+    Reasoning,
+    Score,
+    ScoreFailure,
+    ScoreItem,
+)
 
-CASES = ("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former")
+CASES = (
+    *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
+    *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
+    *("pickscore", "hps", "aesthetic", "ocr"),
+)
+FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing, another size
+    **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
+    **dict.fromkeys(("clip_direction", "psnr"), "invalid_item"),
+}
 Pictures = Callable[..., list[Any]]
 
 
@@ -30,6 +49,8 @@ Pictures = Callable[..., list[Any]]
 def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
     semantic = {"family": "semantic", "model": tiny_models.semantic, "min_area": 4}
     finder = {"family": "detector", "detector": semantic, "threshold": 0.2}
+    clip = {"family": "transformers", "model": tiny_models.clip}
+    open_clip = {"family": "open_clip", "model": tiny_models.open_clip}
     trees: dict[str, dict[str, Any]] = {
         "tier": {"kind": "tier", "model": tiny_models.text},
         "tier_paper": {"kind": "tier", "model": tiny_models.text, "mode": "paper_clipped", "pooling": "cls"},
@@ -48,6 +69,18 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
             "color_model": tiny_models.open_clip,
             "rule_set": "official",
         },
+        "clip_i": {"kind": "clip_i", "model": clip},
+        "clip_i_open": {"kind": "clip_i", "model": open_clip, "references": "max"},
+        "clip_t": {"kind": "clip_t", "model": clip},
+        "clip_t_open": {"kind": "clip_t", "model": open_clip},
+        "clip_direction": {"kind": "clip_direction", "model": clip},
+        "pickscore": {"kind": "pickscore", "model": tiny_models.clip},
+        "hps": {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
+        "aesthetic": {"kind": "aesthetic", "model": clip, "weights": tiny_models.aesthetic},
+        "ocr": {"kind": "ocr"},
+        "psnr": {"kind": "psnr"},
+        "jpeg": {"kind": "jpeg", "direction": "compressibility"},
+        "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},
     }
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
     settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
@@ -71,6 +104,7 @@ def items(pictures: Pictures) -> list[ScoreItem]:
     portrait = np.ascontiguousarray(data.astronaut()[:224, 112:336])
     faces = [portrait, np.ascontiguousarray(portrait[:, ::-1]), (portrait * 0.6).astype(np.uint8)]
     drawn = [*pictures(3, 1), *pictures(1, 2, size=(48, 80)), pictures(1, 3, size=(3, 3))[0]]
+    faces[1] = lettered(faces[1], "cat")
     images = [*drawn, *faces]
     texts = ("a red cat", "", "a person wearing a blue hat " * 4, "dog", "two black birds", "cat", "hat", "a scarf")
     for image in images:
@@ -85,14 +119,24 @@ def items(pictures: Pictures) -> list[ScoreItem]:
         items.append(
             ScoreItem(
                 image=image,
-                prompt=f"a photo of <bo> with {text or 'grass'}",
+                prompt=f"a photo of <bo> with {text or 'grass'} and 'cat'",
                 references=(faces[0],) if i % 2 else (faces[1], faces[2]),
                 reasoning=Reasoning(text, ("a red hat", "dog sits", "a white scarf"), truth),
                 geneval=GenEvalMetadata("counting" if i == 4 else "colors", clauses, clauses[1:] if i == 5 else ()),
                 concept=Concept("person", "person", "<bo>"),
+                source_prompt=f"a black dog and {'a hat' if i % 2 else 'two birds'}",
             )
         )
     return items
+
+
+def lettered(image: Pixels, text: str) -> Pixels:
+    """The picture with a line of text in its lower left corner."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, picture.height - 48, 100, picture.height), "white")
+    draw.text((12, picture.height - 46), text, "black", ImageFont.load_default(size=36))
+    return np.array(picture)
 
 
 def same(a: Outcome, b: Outcome, tolerance: float = 1e-4) -> bool:
@@ -111,7 +155,7 @@ def test_every_item_gets_one_finite_score_within_the_declared_range(scorer: Scor
     spec = scorer.spec
     for outcome in outcomes:
         if isinstance(outcome, ScoreFailure):
-            assert outcome.code == "no_reference_face"
+            assert outcome.code == FAILURES[spec.name]
             continue
         assert math.isfinite(outcome.value)
         assert spec.low <= outcome.value <= spec.high
@@ -138,6 +182,7 @@ def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreIte
 def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
     whole = score_batch(scorer, items)
     empty: dict[str, Any] = {"image": None, "prompt": " ", "references": (), "reasoning": None, "geneval": None}
+    empty["source_prompt"] = " "
     for need in scorer.spec.needs:
         outcomes = score_batch(scorer, [items[0], replace(items[1], **{need: empty[need]}), items[2]])
         assert isinstance(outcomes[1], ScoreFailure)

@@ -81,6 +81,7 @@ export class Form {
       reasoning: this.#shown("reasoning") && reasoning(),
       geneval: this.#shown("geneval") && geneval(),
       concept: this.#shown("concept") && concept(),
+      source_prompt: this.#shown("source_prompt") && byId("source-prompt").value,
     };
     const item = Object.fromEntries(Object.entries(fields).filter(([, value]) => value));
     return { items: [item], scorers: this.chosen, ...(this.ensemble && { ensemble: this.ensemble }) };

@@ -95,6 +95,7 @@ _ITEM = _given(
     reasoning=_REASONING | {"description": "truth has one entry per segment: 1 where it is a right one, else 0"},
     geneval=_GENEVAL,
     concept=_CONCEPT,
+    source_prompt=_TEXT | {"description": "what the picture shows that was edited: the first of references"},
 )
 REQUEST = _given(
     ["items"],

@@ -48,6 +48,7 @@ items = st.builds(
     st.none() | reasonings,
     st.none() | genevals,
     st.none() | st.builds(c.Concept, st.sampled_from(c.CONCEPT_KINDS), st.none() | texts, st.none() | texts),
+    st.none() | texts,
 )
 requests = st.builds(
     c.ScoreRequest,

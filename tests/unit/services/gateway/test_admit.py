@@ -70,6 +70,7 @@ GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 2, (GenEvalCl
         (ScoreRequest((ITEM,)), InvalidRequest, "a, b, face"),
         (ScoreRequest((ITEM,) * 4, ("a",)), PayloadTooLarge, "items has 4, the limit is 3"),
         (ScoreRequest((ScoreItem(prompt=LONG),), ("a",)), PayloadTooLarge, "items[0].prompt"),
+        (ScoreRequest((ITEM, ScoreItem(source_prompt=LONG)), ("a",)), PayloadTooLarge, "items[1].source_prompt"),
         (ScoreRequest((ITEM, ScoreItem(references=(b"",) * 3)), ("a",)), PayloadTooLarge, "items[1].references"),
         (ScoreRequest((ScoreItem(reasoning=Reasoning(LONG, (), ())),), ("a",)), PayloadTooLarge, "reasoning.text"),
         (

@@ -85,11 +85,13 @@ async def test_unirl_reads_history_and_metadata_as_the_contracts_fields(http: ht
 
     backend.plan["a"] = [keep]
     geneval = {"tag": "counting", "include": [{"class": "cup", "count": 2}], "prompt": "two cups"}
+    geneval["source_prompt"] = "a cup"
     await unirl(http, asked(turn(1, "old"), turn(2, "new"), metadata=geneval), asked(turn(3, "")))
     edited, bare = seen
     assert (edited.prompt, edited.pixels()[0, 0, 0], edited.reference_pixels()[0][0, 0, 0]) == ("new", 2, 1)
     assert edited.geneval is not None
     assert edited.geneval.include[0].class_name == "cup"
+    assert edited.source_prompt == "a cup"
     assert (bare.prompt, bare.references) == (None, ())
 
 

@@ -173,6 +173,7 @@ FULL = ScoreItem(
     Reasoning("text", ("a", "b"), (1.0, 0.0)),
     GenEvalMetadata("tag", (GenEvalClause("cat", 1),)),
     Concept("person", "woman", "<ann>"),
+    "before",
 )
 
 
@@ -188,6 +189,9 @@ FULL = ScoreItem(
         replace(FULL, reasoning=Reasoning("text", ("a", "b"), (0.0, 1.0))),
         replace(FULL, geneval=GenEvalMetadata("tag", (GenEvalClause("cat", 2),))),
         replace(FULL, concept=Concept("person", "woman")),
+        replace(FULL, source_prompt="other"),
+        replace(FULL, source_prompt=None),
+        replace(FULL, prompt="before", source_prompt="prompt"),
     ],
 )
 def test_every_input_tells_keys_apart(other: ScoreItem) -> None:

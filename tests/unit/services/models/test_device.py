@@ -15,7 +15,7 @@ from skimage import data
 from torch._dynamo.utils import counters
 
 from services.cluster.warmup import warm_up
-from services.models import blip2, dinov2, face, mask2former, open_clip, semantic, text_encoder
+from services.models import blip2, dinov2, face, mask2former, open_clip, semantic, text_encoder, transformers_clip
 from services.models.cache import Device
 from services.scorer_settings import ScorerSettings
 from services.scorers import registry
@@ -46,6 +46,8 @@ FAMILIES: dict[str, tuple[Callable[[Any, Device], Any], Callable[[Any], Array]]]
     "blip2_texts": (lambda t, d: blip2.load(t.blip2, d), lambda m: m.text_features(TEXTS)),
     "open_clip_images": (lambda t, d: open_clip.load(t.open_clip, None, d), lambda m: m.image_features(photos())),
     "open_clip_texts": (lambda t, d: open_clip.load(t.open_clip, None, d), lambda m: m.text_features(TEXTS)),
+    "clip_images": (lambda t, d: transformers_clip.load(t.clip, d), lambda m: m.image_features(photos())),
+    "clip_texts": (lambda t, d: transformers_clip.load(t.clip, d), lambda m: m.text_features(TEXTS)),
     "text": (lambda t, d: text_encoder.load(t.text, d), lambda m: m.encode(TEXTS, "mean")),
     "small_face": (
         lambda t, d: face.embedder(family="small", device=d, model=t.small_face),
@@ -101,12 +103,17 @@ def test_the_settings_reach_the_models(tiny_models: Any) -> None:
     """Every kind of scorer, by its settings alone; the face finder MTCNN is the one that stays as it is."""
     semantic_ = {"family": "semantic", "model": tiny_models.semantic}
     faces = {"finder": {"family": "detector", "detector": semantic_}}
+    clip = {"family": "transformers", "model": tiny_models.clip}
     trees: list[dict[str, Any]] = [
         {"kind": "tier", "model": tiny_models.text},
         {"kind": "ber", "model": tiny_models.blip2},
         {"kind": "der", "model": tiny_models.dinov2},
         {"kind": "fer", **faces, "embedder": {"family": "facenet", "weights": tiny_models.facenet}},
         {"kind": "geneval", "detector": semantic_, "color_model": tiny_models.open_clip},
+        *({"kind": kind, "model": clip} for kind in ("clip_i", "clip_t", "clip_direction")),
+        {"kind": "clip_t", "model": {"family": "open_clip", "model": tiny_models.open_clip}},
+        {"kind": "pickscore", "model": tiny_models.clip},
+        {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
     ]
     for tree in trees:
         settings = ADAPTER.validate_python({**tree, "serving": {"device": "cpu", "dtype": "bfloat16"}})

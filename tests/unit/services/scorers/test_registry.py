@@ -19,6 +19,15 @@ TREES = {
     "fer": '{"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "small", "model": "a/b"}}',
     "geneval": '{"kind": "geneval", "detector": {"family": "mask2former", "model": "a/b"}, "color_model": "a/b"}',
     "custom": '{"kind": "custom", "load": "my_package.my_scorer:load", "needs": ["image"]}',
+    "clip_i": '{"kind": "clip_i", "model": {"family": "transformers", "model": "a/b"}}',
+    "clip_t": '{"kind": "clip_t", "model": {"family": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}}',
+    "clip_direction": '{"kind": "clip_direction", "model": {"family": "transformers", "model": "a/b"}}',
+    "pickscore": '{"kind": "pickscore", "model": "a/b", "processor": "c/d"}',
+    "hps": '{"kind": "hps", "weights": "a/b"}',
+    "aesthetic": '{"kind": "aesthetic", "model": {"family": "transformers", "model": "a/b"}, "weights": "c/d"}',
+    "ocr": '{"kind": "ocr"}',
+    "psnr": '{"kind": "psnr"}',
+    "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
 }
 
 
@@ -44,7 +53,7 @@ from services.scorers import registry
 from services.scorer_settings import ScorerSettings
 for kind, tree in {TREES!r}.items():
     registry.spec(kind, TypeAdapter(ScorerSettings).validate_json(tree))
-heavy = [m for m in ("torch", "transformers", "open_clip", "ray") if m in sys.modules]
+heavy = [m for m in ("torch", "transformers", "open_clip", "rapidocr", "onnxruntime", "ray") if m in sys.modules]
 assert not heavy, heavy
 """
     root = Path(registry.__file__).parents[2]

@@ -10,11 +10,12 @@ import pytest
 
 from services.models.detector import Detection
 from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings
-from services.scorers.ber import Ber, plain
+from services.scorers.ber import Ber
 from services.scorers.der import Der
 from services.scorers.fer import Fer
 from services.scorers.geneval.colour import ColorClassifier
 from services.scorers.geneval.scorer import GenEval
+from services.scorers.image_text import plain
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Score, ScoreFailure, ScoreItem
 
 
@@ -37,7 +38,7 @@ def flat(level: int, size: tuple[int, int] = (8, 8)) -> Pixels:
         ("<bo> <x>", None, ""),
     ],
 )
-def test_prompts_become_words_that_blip2_knows(prompt: str, concept: Concept | None, expected: str) -> None:
+def test_prompts_become_words_that_text_towers_know(prompt: str, concept: Concept | None, expected: str) -> None:
     assert plain(prompt, concept) == expected
 
 

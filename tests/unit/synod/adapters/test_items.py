@@ -87,6 +87,7 @@ def test_columns_are_the_contracts_fields() -> None:
         "geneval": {"tag": "counting", "include": [{"class": "cup", "count": np.int64(2), "color": None}]},
         "concept": {"kind": "animal", "class_word": "dog", "token": None},
         "references": [PIXELS],
+        "source_prompt": "a cat",
         "split": "train",
     }
     item = item_of(CHW, "a dog", columns)
@@ -94,6 +95,7 @@ def test_columns_are_the_contracts_fields() -> None:
     assert item.reasoning == Reasoning("a", ("b", "c"), (1.0, 0.0))
     assert item.geneval == GenEvalMetadata("counting", (GenEvalClause("cup", 2),))
     assert item.concept == Concept("animal", "dog")
+    assert item.source_prompt == "a cat"
     assert np.array_equal(pixels_of(item.references[0]), PIXELS)  # type: ignore[arg-type]
 
 

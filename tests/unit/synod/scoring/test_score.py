@@ -62,8 +62,10 @@ def test_a_table_of_pictures_folders_and_items(plane: Plane, capsys: pytest.Capt
     picture("folder/a.png", 102)
     Path("folder/notes.txt").write_text("no picture")
     picture("refs/r.png", 255)
-    Path("more.jsonl").write_text('{"image": "one.png", "prompt": "own", "concept": {"kind": "animal"}}\n')
+    own = '"prompt": "own", "source_prompt": "was own", "concept": {"kind": "animal"}'
+    Path("more.jsonl").write_text(f'{{"image": "one.png", {own}}}\n')
     arguments = ["one.png", "folder", "more.jsonl", "--prompt", "a cat", "--scorers", "ber,der", "--references", "refs"]
+    arguments += ["--source-prompt", "a dog"]
     assert score(plane, *arguments) == 0
     printed = capsys.readouterr()
     assert [line.split() for line in printed.out.splitlines()] == [
@@ -74,6 +76,7 @@ def test_a_table_of_pictures_folders_and_items(plane: Plane, capsys: pytest.Capt
         ["one.png", "0.2000", "0.2000"],
     ]
     assert sorted(str(item.prompt) for item in plane.scorers["ber"].asked) == ["a cat", "a cat", "a cat", "own"]
+    assert sorted(str(item.source_prompt) for item in plane.scorers["ber"].asked) == [*["a dog"] * 3, "was own"]
     assert plane.scorers["der"].asked[0].reference_pixels()[0][0, 0, 0] == 255
     assert score(plane, "more.jsonl", "--ensemble", "council", "--references", "refs") == 0
     assert capsys.readouterr().out.split() == ["IMAGE", "ber", "der", "reward", "one.png", *["0.2000"] * 3]

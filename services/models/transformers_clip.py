@@ -1,0 +1,59 @@
+"""CLIP features through transformers' CLIPModel (Radford et al. 2021). N pictures or texts, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+from services.models.cache import Device, frozen, shared
+from services.models.images import pixel_values
+from services.models.weights import check_complete
+from synod.contracts import Pixels
+
+
+class TransformersClip:
+    """Both towers; rows have norm 1. `scale` is exp(logit_scale), what training multiplied cosines by."""
+
+    def __init__(self, folder: Path, processor: str | Path, device: Device | str) -> None:
+        model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        check_complete(folder, info)
+        self.scale = float(model.logit_scale.detach().exp())  # before a narrower dtype rounds it
+        self._model: Any = frozen(model, device, "vision_model", "text_model")
+        self._processor: Any = AutoImageProcessor.from_pretrained(processor)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(processor, padding_side="right")
+        window = self._model.config.text_config.max_position_embeddings
+        self._max_tokens = min(self._tokenizer.model_max_length, window)
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+        """[N D]; the pictures may differ in size."""
+        pixels = pixel_values(self._processor, images, self._model)
+        return _rows(self._model.get_image_features(pixel_values=pixels).pooler_output)
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N D]. Texts longer than the window (77 tokens in the published models) are cut at its end."""
+        tokens = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._model.device)
+        features = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
+        return _rows(features.pooler_output)
+
+
+def _rows(features: torch.Tensor) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = normalize(features.float(), dim=-1).cpu().numpy()
+    return rows
+
+
+def load(source: str, device: Device | str, processor: str | None = None) -> TransformersClip:
+    """The model of a directory or hub id, shared per process. `processor` is another directory or hub id to take image
+    processor and tokenizer from. Raises SettingsError when the weights are not a whole CLIPModel."""
+    family = f"transformers_clip {processor or ''}"
+    return shared(family, source, device, lambda folder: TransformersClip(folder, processor or folder, device))

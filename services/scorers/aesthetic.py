@@ -1,0 +1,54 @@
+"""Aesthetic score: how do people rate the picture, of 10? A predictor on CLIP-L/14's image features of norm 1.
+
+Schuhmann et al. 2022, section 3 (LAION-Aesthetics); the `sac+logos+ava1-l14-linearMSE` predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.models import clip
+from services.scorer_settings import AestheticSettings
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, Score, ScoreItem
+
+LOW, HIGH = 0.0, 10.0
+
+
+class Rater(Protocol):
+    def rate(self, features: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "how people would rate the picture, of 10"
+    return ScorerSpec(name, ("image",), LOW, HIGH, "Schuhmann et al. 2022, LAION-Aesthetics", summary)
+
+
+def build(name: str, settings: AestheticSettings) -> Aesthetic:
+    """Raises SettingsError for predictor weights that are missing, unsafe, of another form or for another CLIP."""
+    from services.models import aesthetic  # here, so that `spec` needs no torch
+    from services.models.cache import pick_device
+
+    rater = aesthetic.load(settings.weights, pick_device(settings.serving.device))
+    model = clip.build(settings.model, settings.serving)
+    rater.rate(model.image_features([np.zeros((8, 8, 3), np.uint8)]))  # do the two fit?
+    return Aesthetic(name, model, rater)
+
+
+class Aesthetic:
+    def __init__(self, name: str, model: clip.Clip, rater: Rater) -> None:
+        self.spec = spec(name)
+        self._model, self._rater = model, rater
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        ratings = self._rater.rate(self._model.image_features([item.pixels() for item in items]))
+        return [_clipped(float(rating)) for rating in ratings]
+
+
+def _clipped(rating: float) -> Score:
+    value = rating if np.isnan(rating) else min(max(rating, LOW), HIGH)
+    return Score(value, {"rating": rating})

@@ -1,0 +1,72 @@
+"""Directional CLIP similarity: did the edit change the picture as the prompts say?
+
+cos(E_I(image) - E_I(source), E_T(prompt) - E_T(source_prompt)) over features of norm 1 (Gal et al. 2022, eq. 2, as a
+metric in Brooks et al. 2023; UniRL-Zero's `sim_direction`). The source picture is references[0].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.models import clip
+from services.scorer_settings import ClipDirectionSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import plain
+from services.scorers.references import rows_of
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import InvalidItem
+
+MIN_LENGTH: Final = 1e-3  # of a direction between two vectors of norm 1; below it, rounding turns the direction
+
+
+def spec(name: str) -> ScorerSpec:
+    return ScorerSpec(
+        name,
+        ("image", "prompt", "references", "source_prompt"),
+        -1.0,
+        1.0,
+        "Gal et al. 2022, eq. 2",
+        "the edit of the picture against its prompts",
+    )
+
+
+def build(name: str, settings: ClipDirectionSettings) -> ClipDirection:
+    return ClipDirection(name, clip.build(settings.model, settings.serving))
+
+
+class ClipDirection:
+    def __init__(self, name: str, model: clip.Clip) -> None:
+        self.spec = spec(name)
+        self._model = model
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        prompts = [(plain(i.prompt or "", i.concept), plain(i.source_prompt or "", i.concept)) for i in items]
+        texts = sorted({text for pair in prompts for text in pair if text})
+        if not texts:
+            return [_wordless()] * len(items)
+        features = dict(zip(texts, self._model.text_features(texts), strict=True))
+        pictures = rows_of(items, self._model.image_features)
+        return [
+            _one(rows[0] - rows[1], features[new] - features[old]) if new and old else _wordless()
+            for rows, (new, old) in zip(pictures, prompts, strict=True)
+        ]
+
+
+def _one(picture: NDArray[np.float32], text: NDArray[np.float32]) -> Outcome:
+    lengths = {"picture": float(np.linalg.norm(picture)), "text": float(np.linalg.norm(text))}
+    for what, length in lengths.items():
+        if not length >= MIN_LENGTH:
+            reason = f"the {what} and its source are the same to CLIP (their features differ by {length:.1e}"
+            way_out = "give an edit, and prompts that differ"
+            return ScoreFailure.of(InvalidItem(f"{reason}, the least is {MIN_LENGTH:g}): no direction; {way_out}"))
+    cosine = float(picture @ text) / (lengths["picture"] * lengths["text"])
+    return Score(min(max(cosine, -1.0), 1.0), {"lengths": lengths})
+
+
+def _wordless() -> ScoreFailure:
+    reason = "prompt or source_prompt has no words besides concept tokens; give concept.class_word or longer prompts"
+    return ScoreFailure.of(InvalidItem(reason))

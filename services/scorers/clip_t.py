@@ -1,0 +1,22 @@
+"""CLIP-T: does the picture show what the prompt says? The cosine of CLIP's two towers, not scaled.
+
+Hessel et al. 2021 without its factor 2.5 and its floor at 0; Ruiz et al. 2023, section 4.2: the concept's token in the
+prompt becomes its class word.
+"""
+
+from __future__ import annotations
+
+from services.models import clip
+from services.scorer_settings import ClipTSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import ImageTextCosine
+
+
+def spec(name: str) -> ScorerSpec:
+    return ScorerSpec(
+        name, ("image", "prompt"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-T", "the picture against its prompt"
+    )
+
+
+def build(name: str, settings: ClipTSettings) -> ImageTextCosine:
+    return ImageTextCosine(spec(name), clip.build(settings.model, settings.serving))

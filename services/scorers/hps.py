@@ -1,0 +1,25 @@
+"""HPS v2: would people prefer this picture for the prompt? The cosine of an open_clip ViT-H-14 tuned on their choices.
+
+Wu et al. 2023, section 4, without the factor 100 of its tables.
+"""
+
+from __future__ import annotations
+
+from services.scorer_settings import HpsSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import ImageTextCosine
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "human preference for the picture, given the prompt"
+    return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Wu et al. 2023, HPS v2", summary)
+
+
+def build(name: str, settings: HpsSettings) -> ImageTextCosine:
+    """Raises SettingsError for a weights file that is missing, unsafe or of another architecture."""
+    from services.models import open_clip  # here, so that `spec` needs no torch
+    from services.models.cache import Device
+
+    return ImageTextCosine(
+        spec(name), open_clip.load_file(settings.architecture, settings.weights, Device.of(settings.serving))
+    )

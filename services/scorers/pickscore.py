@@ -1,0 +1,32 @@
+"""PickScore: would people pick this picture for the prompt? exp(logit_scale) * cosine / 26 of a tuned CLIP-H.
+
+Kirstain et al. 2023, section 4; the divisor brings good pictures near 1 and is that of flow_grpo and UniRL-Zero.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from services.scorer_settings import PickScoreSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import ImageTextCosine
+from synod.errors import SettingsError
+
+DIVISOR: Final = 26.0
+MAX_SCALE: Final = 100.0  # CLIP's training keeps exp(logit_scale) at or below it
+
+
+def spec(name: str) -> ScorerSpec:
+    most, summary = MAX_SCALE / DIVISOR, "human preference for the picture, given the prompt"
+    return ScorerSpec(name, ("image", "prompt"), -most, most, "Kirstain et al. 2023, PickScore", summary)
+
+
+def build(name: str, settings: PickScoreSettings) -> ImageTextCosine:
+    """Raises SettingsError for weights that are no CLIPModel, or whose scale is none of CLIP's."""
+    from services.models import transformers_clip  # here, so that `spec` needs no torch
+    from services.models.cache import Device
+
+    model = transformers_clip.load(settings.model, Device.of(settings.serving), settings.processor)
+    if not 0 < model.scale <= MAX_SCALE * 1.001:  # exp of a rounded logarithm
+        raise SettingsError(f"{settings.model}: exp(logit_scale) is {model.scale:g}; a CLIP has at most {MAX_SCALE:g}")
+    return ImageTextCosine(spec(name), model, min(model.scale, MAX_SCALE) / DIVISOR)
