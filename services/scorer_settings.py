@@ -137,13 +137,13 @@ class FerSettings(_ScorerSettings):
 
 
 class GenEvalSettings(_ScorerSettings):
-    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells both."""
+    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells all four."""
 
     kind: Literal["geneval"]
     detector: Detector
     color_model: ModelSource
     color_pretrained: str | None = None
-    rule_set: Literal["official", "soft"] = "soft"
+    rule_set: Literal["official", "strict", "soft", "soft_compat"] = "soft"
 
 
 ScorerSettings = Annotated[

@@ -22,7 +22,7 @@ class ImageText(Protocol):
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: BerSettings) -> ScorerSpec:
     return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Sync-R1, eq. 31", "the picture against its prompt")
 
 
@@ -30,12 +30,12 @@ def build(name: str, settings: BerSettings) -> Ber:
     from services.models import blip2  # here, so that `spec` needs no torch
     from services.models.cache import pick_device
 
-    return Ber(name, blip2.load(settings.model, pick_device(settings.serving.device)))
+    return Ber(name, blip2.load(settings.model, pick_device(settings.serving.device)), settings)
 
 
 class Ber:
-    def __init__(self, name: str, model: ImageText) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, model: ImageText, settings: BerSettings) -> None:
+        self.spec = spec(name, settings)
         self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

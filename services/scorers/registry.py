@@ -22,7 +22,7 @@ KINDS: dict[str, str] = {
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
     """What `name` needs and returns, without loading a model."""
-    described: ScorerSpec = _module(settings).spec(name)
+    described: ScorerSpec = _module(settings).spec(name, settings)
     return described
 
 

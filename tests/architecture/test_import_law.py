@@ -37,7 +37,7 @@ LAW = (
     ),
     *(
         Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
-        for pure in ("synod.adapters.items", "synod.scoring.compare")
+        for pure in ("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval")
     ),
     Room("services.scorer_settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.settings", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
