@@ -2,7 +2,7 @@
 
     {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [..], "prompt": "a photo of two clocks"}
 
-Such a line names no picture: they are those that GenEval's own generator lays out, `samples/` beside a `metadata.jsonl`,
+Such a line names no picture: they are those that its own generator lays out, `samples/` beside a `metadata.jsonl`,
 or `00007/samples/` beside a file of many lines for its eighth. An `image` of the line's own goes before both.
 
 GenEval++'s clauses may ask for a `region` or a `size`, and may leave out a count of one. No rule here reads a region or
