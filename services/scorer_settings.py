@@ -146,6 +146,41 @@ class GenEvalSettings(_ScorerSettings):
     rule_set: Literal["official", "strict", "soft", "soft_compat"] = "soft"
 
 
+class BleuSettings(_ScorerSettings):
+    """BLEU on characters against the right answers (UniCTokens)."""
+
+    kind: Literal["bleu"]
+
+
+class RecognitionSettings(_ScorerSettings):
+    """Whether a yes/no reply holds the right word (UniCTokens)."""
+
+    kind: Literal["recognition"]
+
+
+class FormatSettings(_ScorerSettings):
+    """Whether a reply begins with `<answer>..</answer>` (UniRL-Zero)."""
+
+    kind: Literal["format"]
+
+
+class ReflectionSettings(_ScorerSettings):
+    """A verdict on the own picture (UniRL-Zero, sec. 5.5): the weights of its being right and in the format."""
+
+    kind: Literal["reflection"]
+    correctness: float = Field(1.0, gt=0)
+    format: float = Field(1.0, ge=0)
+
+
 ScorerSettings = Annotated[
-    TierSettings | BerSettings | DerSettings | FerSettings | GenEvalSettings, Field(discriminator="kind")
+    TierSettings
+    | BerSettings
+    | DerSettings
+    | FerSettings
+    | GenEvalSettings
+    | BleuSettings
+    | RecognitionSettings
+    | FormatSettings
+    | ReflectionSettings,
+    Field(discriminator="kind"),
 ]

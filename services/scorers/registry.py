@@ -17,6 +17,10 @@ KINDS: dict[str, str] = {
     "der": "services.scorers.der",
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
+    "bleu": "services.scorers.bleu",
+    "recognition": "services.scorers.recognition",
+    "format": "services.scorers.format",
+    "reflection": "services.scorers.reflection",
 }
 
 

@@ -37,7 +37,7 @@ LAW = (
     ),
     *(
         Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
-        for pure in ("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval")
+        for pure in ("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval", "synod.scoring.recall")
     ),
     Room("services.scorer_settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.settings", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
@@ -74,6 +74,15 @@ LAW = (
         "services.scorers.geneval.rules",
         may=("synod", "services.scorers.geneval.records"),
         never=("torch", "ray", "PIL", "transformers", *WEB),
+    ),
+    Room("services.scorers.replies", may=("synod",), never=("torch", "ray", "PIL", "transformers", *WEB)),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=("synod", "services.scorer_settings", "services.scorers.base", "services.scorers.replies"),
+            never=("torch", "ray", "transformers", *WEB),
+        )
+        for scorer in ("bleu", "recognition", "format", "reflection")
     ),
     Room(
         "services.gateway",
@@ -155,6 +164,8 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.scorers.ber", "from services.scorers.der import build"),
         ("services.scorers.der", "import services.cluster.replica"),
         ("services.scorers.geneval.rules", "import torch"),
+        ("services.scorers.replies", "from services.scorers.base import ScorerSpec"),
+        ("services.scorers.bleu", "from services.scorers.recognition import build"),
         ("services.gateway.core", "from services.cluster.backend import RayBackend"),
         ("services.gateway.rest", "import torch.nn as nn"),
         ("services.gateway.decode", "from urllib.request import urlopen"),

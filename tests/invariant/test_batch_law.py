@@ -22,7 +22,11 @@ from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 
-CASES = ("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former")
+CASES = (
+    *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
+    *("bleu", "recognition", "format", "reflection"),
+)
+YES_NO = ("recognition", "reflection")  # scorers of replies to yes/no questions
 Pictures = Callable[..., list[Any]]
 
 
@@ -49,6 +53,7 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
             "rule_set": "official",
         },
     }
+    trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS)
     settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +68,19 @@ def scorer(request: pytest.FixtureRequest, scorers: dict[str, Scorer]) -> Scorer
 
 
 @pytest.fixture
-def items(pictures: Pictures) -> list[ScoreItem]:
+def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
+    """The eight items, with other replies where a scorer asks for other questions."""
+    if scorer.spec.name not in ("bleu", "format", *YES_NO):
+        return complete
+    replies = ("Yes.", "", "<answer>no</answer>", "I do not know", "<answer>", " <answer> Yes </answer>", "dog", "NO")
+    segments = ("Yes", "No") if scorer.spec.name in YES_NO else ("a dog", "No, it is a red hat", "a cat")
+    truths = [(float(i % 2), 1.0 - i % 2, 0.0)[: len(segments)] for i in range(len(replies))]
+    reasonings = [Reasoning(reply, segments, truth) for reply, truth in zip(replies, truths, strict=True)]
+    return [replace(item, reasoning=reasoning) for item, reasoning in zip(complete, reasonings, strict=True)]
+
+
+@pytest.fixture
+def complete(pictures: Pictures) -> list[ScoreItem]:
     """Eight complete items: sizes mixed, references shared and own, faces and none, texts long, short and empty.
 
     Pictures are read-only, as they are when they come off the wire.
@@ -150,7 +167,8 @@ def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[Score
 def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
     """A picture (or text) of a type that the models choke on, in the middle of a good batch."""
     whole = score_batch(scorer, items)
-    poison: dict[str, Any] = {"reasoning": Reasoning(3, ("a",), (1.0,))}  # type: ignore[arg-type]
+    assert items[4].reasoning is not None
+    poison: dict[str, Any] = {"reasoning": replace(items[4].reasoning, text=3)}  # type: ignore[arg-type]
     if "image" in scorer.spec.needs:
         poison = {"image": np.full((64, 64), "x")}
     outcomes = score_batch(scorer, [*items[:4], replace(items[4], **poison), *items[5:]])

@@ -18,6 +18,10 @@ TREES = {
     "der": '{"kind": "der", "model": "a/b"}',
     "fer": '{"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "small", "model": "a/b"}}',
     "geneval": '{"kind": "geneval", "detector": {"family": "mask2former", "model": "a/b"}, "color_model": "a/b"}',
+    "bleu": '{"kind": "bleu"}',
+    "recognition": '{"kind": "recognition"}',
+    "format": '{"kind": "format"}',
+    "reflection": '{"kind": "reflection"}',
 }
 
 
