@@ -22,7 +22,7 @@ class ImageText(Protocol):
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
-def spec(name: str, settings: BerSettings) -> ScorerSpec:
+def spec(name: str) -> ScorerSpec:
     return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Sync-R1, eq. 31", "the picture against its prompt")
 
 
@@ -35,7 +35,7 @@ def build(name: str, settings: BerSettings) -> Ber:
 
 class Ber:
     def __init__(self, name: str, model: ImageText, settings: BerSettings) -> None:
-        self.spec = spec(name, settings)
+        self.spec = spec(name)
         self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

@@ -18,7 +18,7 @@ class Embedder(Protocol):
     def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
 
 
-def spec(name: str, settings: DerSettings) -> ScorerSpec:
+def spec(name: str) -> ScorerSpec:
     summary = "the picture against the concept's references"
     return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 32", summary)
 
@@ -32,7 +32,7 @@ def build(name: str, settings: DerSettings) -> Der:
 
 class Der:
     def __init__(self, name: str, model: Embedder, settings: DerSettings) -> None:
-        self.spec = spec(name, settings)
+        self.spec = spec(name)
         self._model = model
         self._reduce = np.mean if settings.references == "mean" else np.max
         self._references = settings.references

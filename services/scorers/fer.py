@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from services.models.face import FaceEmbedder, FaceFinder
 
 
-def spec(name: str, settings: FerSettings) -> ScorerSpec:
+def spec(name: str) -> ScorerSpec:
     summary = "the largest face of the picture against those of the references"
     return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 33", summary)
 
@@ -38,7 +38,7 @@ def build(name: str, settings: FerSettings) -> Fer:
 
 class Fer:
     def __init__(self, name: str, finder: FaceFinder, embedder: FaceEmbedder, settings: FerSettings) -> None:
-        self.spec = spec(name, settings)
+        self.spec = spec(name)
         self._finder, self._embedder, self._settings = finder, embedder, settings
         self._reduce = np.mean if settings.references == "mean" else np.max
 

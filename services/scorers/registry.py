@@ -22,11 +22,13 @@ KINDS: dict[str, str] = {
     "format": "services.scorers.format",
     "reflection": "services.scorers.reflection",
 }
+RANGED = frozenset({"geneval", "reflection"})  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
     """What `name` needs and returns, without loading a model."""
-    described: ScorerSpec = _module(settings).spec(name, settings)
+    describe = _module(settings).spec
+    described: ScorerSpec = describe(name, settings) if settings.kind in RANGED else describe(name)
     return described
 
 
