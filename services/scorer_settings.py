@@ -172,6 +172,14 @@ class ReflectionSettings(_ScorerSettings):
     format: float = Field(1.0, ge=0)
 
 
+class LikelihoodSettings(_ScorerSettings):
+    """The prompt's probability given the picture, under a vision-language model (GvU)."""
+
+    kind: Literal["likelihood"]
+    model: ModelSource
+    question: str = Field("Describe the image in detail.", min_length=1)
+
+
 ScorerSettings = Annotated[
     TierSettings
     | BerSettings
@@ -181,6 +189,7 @@ ScorerSettings = Annotated[
     | BleuSettings
     | RecognitionSettings
     | FormatSettings
-    | ReflectionSettings,
+    | ReflectionSettings
+    | LikelihoodSettings,
     Field(discriminator="kind"),
 ]

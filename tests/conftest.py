@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests import tiny_vlm
 
 TEXT = """a photo of red orange yellow green blue purple pink brown black white colored object cat dog person bird
 wearing hat has the left right above below two three sits on grass and scarf with - < > . , '"""
@@ -29,6 +32,8 @@ class TinyModels:
     mask2former: str
     small_face: str
     facenet: str
+    qwen: str
+    llava: str
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +49,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "mask2former": _mask2former,
         "small_face": _small_face,
         "facenet": _facenet,
+        "qwen": partial(tiny_vlm.qwen, words=WORDS),
+        "llava": partial(tiny_vlm.llava, words=WORDS),
     }
     for name, make in makers.items():
         with torch.random.fork_rng():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,10 +10,8 @@ from numpy.typing import NDArray
 
 from services.scorer_settings import BerSettings
 from services.scorers.base import ScorerSpec
-from synod.contracts import Concept, Outcome, Pixels, Score, ScoreFailure, ScoreItem
-from synod.errors import InvalidItem
-
-_CONCEPT_TOKEN = re.compile(r"<[^<>\s]+>")
+from services.scorers.image_text import plain, wordless
+from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 
 class ImageText(Protocol):
@@ -41,8 +38,7 @@ class Ber:
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         texts = [plain(item.prompt or "", item.concept) for item in items]
         usable = [i for i, text in enumerate(texts) if text]
-        reason = "the prompt has no words besides concept tokens; give concept.class_word or a longer prompt"
-        outcomes: list[Outcome] = [ScoreFailure.of(InvalidItem(f"{reason}: {item.prompt!r}")) for item in items]
+        outcomes: list[Outcome] = [wordless(item.prompt) for item in items]
         if not usable:
             return outcomes
         prompts = sorted({texts[i] for i in usable})
@@ -53,13 +49,3 @@ class Ber:
             query = int(cosines.argmax())
             outcomes[i] = Score(float(cosines[query]), {"query": query, "text": texts[i]})
         return outcomes
-
-
-def plain(prompt: str, concept: Concept | None) -> str:
-    """The prompt in words BLIP-2 knows: the concept's token becomes its class word, other '<...>' tokens go."""
-    if concept and concept.token and concept.class_word:
-        token = re.escape(concept.token)
-        if not concept.token.startswith("<"):
-            token = rf"(?<!\w){token}(?!\w)"  # a bare word, as "sks", must not match inside another
-        prompt = re.sub(token, lambda _: str(concept.class_word), prompt)
-    return " ".join(_CONCEPT_TOKEN.sub(" ", prompt).split())

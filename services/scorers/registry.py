@@ -21,6 +21,7 @@ KINDS: dict[str, str] = {
     "recognition": "services.scorers.recognition",
     "format": "services.scorers.format",
     "reflection": "services.scorers.reflection",
+    "likelihood": "services.scorers.likelihood",
 }
 RANGED = frozenset({"geneval", "reflection"})  # kinds whose range follows from their settings
 

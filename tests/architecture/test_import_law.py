@@ -68,8 +68,20 @@ LAW = (
             may=("synod", "services.scorer_settings", "services.models", "services.scorers.base"),
             never=("ray", *WEB),
         )
-        for scorer in ("tier", "ber", "der", "fer", "geneval")
+        for scorer in ("tier", "der", "fer", "geneval")
     ),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=(
+                *("synod", "services.scorer_settings", "services.models"),
+                *("services.scorers.base", "services.scorers.image_text"),
+            ),
+            never=("ray", *WEB),
+        )
+        for scorer in ("ber", "likelihood")
+    ),
+    Room("services.scorers.image_text", may=("synod",), never=("torch", "ray", "PIL", "transformers", *WEB)),
     Room(
         "services.scorers.geneval.rules",
         may=("synod", "services.scorers.geneval.records"),

@@ -24,7 +24,7 @@ from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Re
 
 CASES = (
     *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
-    *("bleu", "recognition", "format", "reflection"),
+    *("bleu", "recognition", "format", "reflection", "likelihood", "likelihood_llava"),
 )
 YES_NO = ("recognition", "reflection")  # scorers of replies to yes/no questions
 Pictures = Callable[..., list[Any]]
@@ -52,6 +52,8 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
             "color_model": tiny_models.open_clip,
             "rule_set": "official",
         },
+        "likelihood": {"kind": "likelihood", "model": tiny_models.qwen},
+        "likelihood_llava": {"kind": "likelihood", "model": tiny_models.llava},
     }
     trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS)

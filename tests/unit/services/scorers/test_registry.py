@@ -22,6 +22,7 @@ TREES = {
     "recognition": '{"kind": "recognition"}',
     "format": '{"kind": "format"}',
     "reflection": '{"kind": "reflection"}',
+    "likelihood": '{"kind": "likelihood", "model": "a/b"}',
 }
 
 

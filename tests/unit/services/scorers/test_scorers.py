@@ -10,11 +10,12 @@ import pytest
 
 from services.models.detector import Detection
 from services.scorer_settings import BerSettings, DerSettings, FerSettings, GenEvalSettings
-from services.scorers.ber import Ber, plain
+from services.scorers.ber import Ber
 from services.scorers.der import Der
 from services.scorers.fer import Fer
 from services.scorers.geneval.colour import ColorClassifier
 from services.scorers.geneval.scorer import GenEval
+from services.scorers.image_text import plain
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Score, ScoreFailure, ScoreItem
 
 
