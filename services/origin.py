@@ -19,13 +19,15 @@ from services.scorer_settings import ScorerSettings
 from synod.contracts import Origin
 
 LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")
+# besides the rule set, which is told apart; `limits` and keys are how a judge is asked, not who it is
+_NO_MATTER = {"serving", "golden_tolerance", "rule_set", "limits", "key_env", "key_file"}
 _CHUNK_BYTES = 2**20
 
 
 def origin(settings: ScorerSettings) -> Origin:
     """The origin of the scorer's values; its digests are BLAKE2b-128 (hex). Reads every file of the models once:
     seconds for gigabytes."""
-    tree = settings.model_dump(mode="json", exclude={"serving", "golden_tolerance", "rule_set"})
+    tree = settings.model_dump(mode="json", exclude=_NO_MATTER)
     models = {text: _content(Path(text)) for text in _texts(tree) if text.startswith("/")}
     tree = _without_places(tree, models)
     about = [synod.__version__, settings.serving.device, *(f"{name} {_installed(name)}" for name in LIBRARIES)]

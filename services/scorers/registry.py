@@ -22,8 +22,11 @@ KINDS: dict[str, str] = {
     "format": "services.scorers.format",
     "reflection": "services.scorers.reflection",
     "likelihood": "services.scorers.likelihood",
+    "judge": "services.scorers.judge",
+    "dense_validity": "services.scorers.dense_validity",
+    "quality": "services.scorers.quality",
 }
-RANGED = frozenset({"geneval", "reflection"})  # kinds whose range follows from their settings
+RANGED = frozenset({"geneval", "reflection", "judge"})  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:

@@ -16,6 +16,7 @@ HOUSE = ("synod", "services", "trainer", "embedded")
 WEB = ("fastapi", "starlette", "uvicorn")
 IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
 NETWORK = ("asyncio", "grpc", "httpx", "socket", "subprocess", "threading")
+HTTP = ("aiohttp", "http", "httpx", "requests", "urllib")
 FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
 
 
@@ -55,7 +56,17 @@ LAW = (
         may=("synod", "services.scorers.base", "services.scorer_settings"),
         never=("torch", "ray", *WEB),
     ),
-    Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *WEB)),
+    Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *HTTP, *WEB)),
+    Room(  # the one room of the reward plane that asks elsewhere: a judge behind a settings' url
+        "services.models.judge",
+        may=("synod", "services.scorer_settings", "services.models.allowance"),
+        never=("torch", "ray", "transformers", *WEB),
+    ),
+    Room(
+        "services.models.allowance",
+        may=("synod", "services.scorer_settings"),
+        never=("torch", "ray", "transformers", *HTTP, *WEB),
+    ),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
         "services.scorers.registry",
@@ -77,9 +88,20 @@ LAW = (
                 *("synod", "services.scorer_settings", "services.models"),
                 *("services.scorers.base", "services.scorers.image_text"),
             ),
-            never=("ray", *WEB),
+            never=("ray", *HTTP, *WEB),
         )
         for scorer in ("ber", "likelihood")
+    ),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=(
+                *("synod", "services.scorer_settings", "services.models.judge", "services.scorers.base"),
+                *("services.scorers.image_text", "services.scorers.verdicts"),
+            ),
+            never=("torch", "ray", "transformers", *HTTP, *WEB),
+        )
+        for scorer in ("judge", "dense_validity", "quality", "verdicts")
     ),
     Room("services.scorers.image_text", may=("synod",), never=("torch", "ray", "PIL", "transformers", *WEB)),
     Room(
@@ -173,6 +195,9 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.isolation", "import torch"),
         ("services.combine", "from services.scorers.base import Scorer"),
         ("services.models.blip2", "from services.scorers import ber"),
+        ("services.models.vlm", "import httpx"),
+        ("services.models.judge", "import torch"),
+        ("services.scorers.quality", "import httpx"),
         ("services.scorers.ber", "from services.scorers.der import build"),
         ("services.scorers.der", "import services.cluster.replica"),
         ("services.scorers.geneval.rules", "import torch"),

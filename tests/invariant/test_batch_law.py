@@ -21,17 +21,25 @@ from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreFailure, ScoreItem
+from tests.judges import judging
 
 CASES = (
     *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("bleu", "recognition", "format", "reflection", "likelihood", "likelihood_llava"),
+    *("judge", "dense_validity", "quality"),
 )
 YES_NO = ("recognition", "reflection")  # scorers of replies to yes/no questions
 Pictures = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
-def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
+def judge_url() -> Iterator[str]:
+    with judging() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def scorers(tiny_models: Any, judge_url: str) -> Iterator[dict[str, Scorer]]:
     semantic = {"family": "semantic", "model": tiny_models.semantic, "min_area": 4}
     finder = {"family": "detector", "detector": semantic, "threshold": 0.2}
     trees: dict[str, dict[str, Any]] = {
@@ -56,6 +64,8 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
         "likelihood_llava": {"kind": "likelihood", "model": tiny_models.llava},
     }
     trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
+    endpoint = {"url": judge_url, "model": "m"}
+    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality")}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS)
     settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +81,9 @@ def scorer(request: pytest.FixtureRequest, scorers: dict[str, Scorer]) -> Scorer
 
 @pytest.fixture
 def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
-    """The eight items, with other replies where a scorer asks for other questions."""
+    """The eight items, with other replies or denser prompts where a scorer asks for other questions."""
+    if scorer.spec.name == "dense_validity":
+        return [replace(item, prompt=f"{item.prompt}, {'surely ' * (i % 2)}a dog") for i, item in enumerate(complete)]
     if scorer.spec.name not in ("bleu", "format", *YES_NO):
         return complete
     replies = ("Yes.", "", "<answer>no</answer>", "I do not know", "<answer>", " <answer> Yes </answer>", "dog", "NO")
