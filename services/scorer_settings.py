@@ -69,14 +69,15 @@ class TierSettings(_ScorerSettings):
     model: ModelSource
     mode: Literal["softmax", "paper_clipped"] = "softmax"
     temperature: float = Field(0.05, gt=0)
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
 
 
 class BerSettings(_ScorerSettings):
-    """BER (eq. 31): BLIP-2 image-text contrastive cosine, the maximum over queries."""
+    """BER (eq. 31): BLIP-2's contrastive cosine, the maximum over queries, or its matching head's probability."""
 
     kind: Literal["ber"]
     model: ModelSource
+    head: Literal["itc", "itm"] = "itc"
 
 
 class DerSettings(_ScorerSettings):

@@ -26,7 +26,7 @@ KINDS: dict[str, str] = {
     "dense_validity": "services.scorers.dense_validity",
     "quality": "services.scorers.quality",
 }
-RANGED = frozenset({"geneval", "reflection", "judge"})  # kinds whose range follows from their settings
+RANGED = frozenset({"ber", "geneval", "reflection", "judge"})  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:

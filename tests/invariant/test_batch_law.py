@@ -24,7 +24,7 @@ from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Outcome, Re
 from tests.judges import judging
 
 CASES = (
-    *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
+    *("tier", "tier_paper", "ber", "ber_itm", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("bleu", "recognition", "format", "reflection", "likelihood", "likelihood_llava"),
     *("judge", "dense_validity", "quality"),
 )
@@ -46,6 +46,7 @@ def scorers(tiny_models: Any, judge_url: str) -> Iterator[dict[str, Scorer]]:
         "tier": {"kind": "tier", "model": tiny_models.text},
         "tier_paper": {"kind": "tier", "model": tiny_models.text, "mode": "paper_clipped", "pooling": "cls"},
         "ber": {"kind": "ber", "model": tiny_models.blip2},
+        "ber_itm": {"kind": "ber", "model": tiny_models.blip2, "head": "itm"},
         "der": {"kind": "der", "model": tiny_models.dinov2},
         "fer": {"kind": "fer", "finder": finder, "embedder": {"family": "small", "model": tiny_models.small_face}},
         "fer_mtcnn": {

@@ -53,6 +53,9 @@ class FakeImageText:
         self.read += texts
         return np.array([[0.6, 0.8]] * len(texts), np.float32)
 
+    def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> np.ndarray:
+        return np.array([len(text) / 100 for text in texts], np.float32)
+
 
 def test_a_prompt_of_tokens_alone_fails_and_a_shared_prompt_is_read_once() -> None:
     model = FakeImageText()
@@ -65,6 +68,17 @@ def test_a_prompt_of_tokens_alone_fails_and_a_shared_prompt_is_read_once() -> No
     assert isinstance(outcomes[0], Score)
     assert (outcomes[0].value, outcomes[0].detail["query"]) == (pytest.approx(0.8), 1)
     assert sorted(model.read) == ["a cat", "a dog"]
+
+
+def test_the_matching_head_reads_pairs() -> None:
+    items = [ScoreItem(image=flat(1), prompt=p) for p in ("a cat", "<bo>", "a large dog")]
+    scorer = Ber("ber", FakeImageText(), BerSettings(kind="ber", model="a/b", head="itm"))
+    first, none, second = scorer.score(items)
+    assert first == Score(pytest.approx(0.05), {"head": "itm", "text": "a cat"})
+    assert isinstance(none, ScoreFailure)
+    assert isinstance(second, Score)
+    assert second.value == pytest.approx(0.11)
+    assert (scorer.spec.low, scorer.spec.high) == (0.0, 1.0)
 
 
 class ByLevel:
