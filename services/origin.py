@@ -18,7 +18,10 @@ import synod
 from services.scorer_settings import ScorerSettings
 from synod.contracts import Origin
 
-LIBRARIES = ("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow")
+LIBRARIES = (
+    *("torch", "torchvision", "transformers", "open_clip_torch", "pillow"),
+    *("facenet-pytorch", "dlib-bin", "face-recognition-models"),
+)
 # besides the rule set, which is told apart; `limits` and keys are how a judge is asked, not who it is
 _NO_MATTER = {"serving", "golden_tolerance", "rule_set", "limits", "key_env", "key_file"}
 _CHUNK_BYTES = 2**20

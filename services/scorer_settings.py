@@ -135,12 +135,18 @@ class SmallFaceEmbedder(Node):
     model: ModelSource
 
 
+class DlibEmbedder(Node):
+    """dlib's 128-d embedding, from the extra `dlib`. It is compared by 1 - distance."""
+
+    family: Literal["dlib"]
+
+
 class FerSettings(_ScorerSettings):
     """FER (eq. 33): cosine of face embeddings. No face in the picture scores 0 with a reason."""
 
     kind: Literal["fer"]
     finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
-    embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder, Field(discriminator="family")]
+    embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder | DlibEmbedder, Field(discriminator="family")]
     references: Literal["mean", "max"] = "mean"
     margin: float = Field(0.1, ge=0, lt=1)
 
