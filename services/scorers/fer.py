@@ -35,9 +35,10 @@ def build(name: str, settings: FerSettings) -> Fer:
     from services.models.cache import pick_device
 
     device = pick_device(settings.serving.device)
-    extra = {"margin": settings.margin} if settings.embedder.family == "dlib" else {}
     finder = face.finder(**settings.finder.model_dump(), device=device)
-    return Fer(name, finder, face.embedder(**settings.embedder.model_dump(), **extra, device=device), settings)
+    return Fer(
+        name, finder, face.embedder(**settings.embedder.model_dump(), margin=settings.margin, device=device), settings
+    )
 
 
 class Fer:
