@@ -22,10 +22,12 @@ from synod.contracts import Origin
 from synod.errors import SettingsError
 
 LIBRARIES = (
-    *("torch", "torchvision", "transformers", "open_clip_torch", "facenet-pytorch", "pillow"),
+    *("torch", "torchvision", "transformers", "open_clip_torch", "pillow"),
+    *("facenet-pytorch", "dlib-bin", "face-recognition-models"),
     *("rapidocr", "onnxruntime", "opencv-python-headless"),
 )
-_NO_VALUE = {"serving", "golden_tolerance", "rule_set"}
+# besides the rule set, which is told apart; `limits` and keys are how a judge is asked, not who it is
+_NO_MATTER = {"serving", "golden_tolerance", "rule_set", "limits", "key_env", "key_file"}
 _FREE = {"options", "source", "summary"}  # of a custom scorer: any text, so none is taken for a path
 _CHUNK_BYTES = 2**20
 
@@ -34,7 +36,7 @@ def origin(settings: ScorerSettings) -> Origin:
     """The origin of the scorer's values; its digests are BLAKE2b-128 (hex). Reads every file of the models once:
     seconds for gigabytes."""
     own = isinstance(settings, CustomSettings)
-    tree = settings.model_dump(mode="json", exclude=_NO_VALUE | (_FREE if own else set()))
+    tree = settings.model_dump(mode="json", exclude=_NO_MATTER | (_FREE if own else set()))
     models = {text: _content(Path(text)) for text in _texts(tree) if text.startswith("/")}
     tree = _without_places(tree, models)
     if isinstance(settings, CustomSettings):

@@ -14,7 +14,8 @@ SynodError
 │   ├── MissingInput      the scorer needs a field that the item lacks
 │   └── NoReferenceFace   a reference picture without a face
 ├── ScorerFailed          the scorer raised, or broke the batch law, for this item
-│   └── NonFinite         the scorer produced NaN or an infinity
+│   ├── NonFinite         the scorer produced NaN or an infinity
+│   └── JudgeBudget       the judge that scores may spend no more tokens or dollars
 └── Unavailable           try again (retryable)
     ├── Overloaded        a queue is full
     ├── ReplicaLost       the replica died while scoring
@@ -109,6 +110,10 @@ class ScorerFailed(SynodError):
 
 class NonFinite(ScorerFailed):
     code = "non_finite"
+
+
+class JudgeBudget(ScorerFailed):
+    code = "judge_budget"
 
 
 class Unavailable(SynodError):

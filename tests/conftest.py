@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests import tiny_vlm
 
 TEXT = """a photo of red orange yellow green blue purple pink brown black white colored object cat dog person bird
 wearing hat has the left right above below two three sits on grass and scarf with - < > . , '"""
@@ -32,6 +35,8 @@ class TinyModels:
     facenet: str
     hps: str
     aesthetic: str
+    qwen: str
+    llava: str
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +55,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "facenet": _facenet,
         "hps": _hps,
         "aesthetic": _aesthetic,
+        "qwen": partial(tiny_vlm.qwen, words=WORDS),
+        "llava": partial(tiny_vlm.llava, words=WORDS),
     }
     files = {"facenet": "face.pt", "hps": "hps.pt", "aesthetic": "aesthetic.pth"}
     for name, make in makers.items():

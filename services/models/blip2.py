@@ -1,4 +1,4 @@
-"""BLIP-2's image-text contrastive (ITC) features, through Blip2ForImageTextRetrieval.
+"""BLIP-2's contrastive (ITC) features and matching (ITM) head, through Blip2ForImageTextRetrieval.
 
 Shapes: N pictures or texts, Q queries, L tokens, D projection width. Li et al. 2023, section 3.1.
 """
@@ -36,7 +36,7 @@ class Blip2:
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
         """[N Q D]: one normalised vector per query."""
         model = self._model
-        patches = model.vision_model(pixel_values=pixel_values(self._images, images, model)).last_hidden_state
+        patches = self._patches(images)
         queries = model.qformer(
             query_embeds=model.query_tokens.expand(len(images), -1, -1),
             encoder_hidden_states=patches,
@@ -48,15 +48,43 @@ class Blip2:
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N D]: the first token's projection. Texts longer than the Q-Former's window are cut at its end."""
         model = self._model
-        tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        ).to(model.device)
+        tokens = self._tokens(texts)
         hidden = model.qformer(
             query_embeds=model.embeddings(input_ids=tokens["input_ids"]),
             query_length=0,
             attention_mask=tokens["attention_mask"],
         ).last_hidden_state
         return _features(model.text_projection, hidden[:, 0])
+
+    @torch.inference_mode()
+    def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N]: for picture i and text i, the softmax of the two-way head's logits averaged over the queries; class 1.
+
+        Queries and words attend to one another, so nothing is shared between pairs. Texts are cut as above.
+        """
+        model = self._model
+        patches, tokens = self._patches(images), self._tokens(texts)
+        queries = model.query_tokens.expand(len(images), -1, -1)
+        seen = torch.ones(queries.shape[:2], dtype=torch.long, device=queries.device)
+        hidden = model.qformer(
+            query_embeds=model.embeddings(input_ids=tokens["input_ids"], query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=torch.cat([seen, tokens["attention_mask"]], dim=1),
+            encoder_hidden_states=patches,
+            encoder_attention_mask=torch.ones(patches.shape[:-1], dtype=torch.long, device=patches.device),
+        ).last_hidden_state[:, : queries.shape[1]]
+        logits = model.itm_head(hidden.to(model.itm_head.weight.dtype)).float().mean(dim=1)  # [N 2]
+        probabilities: NDArray[np.float32] = logits.softmax(dim=-1)[:, 1].cpu().numpy()
+        return probabilities
+
+    def _patches(self, images: Sequence[Pixels]) -> Any:
+        values = pixel_values(self._images, images, self._model)
+        return self._model.vision_model(pixel_values=values).last_hidden_state
+
+    def _tokens(self, texts: Sequence[str]) -> Any:
+        return self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+        ).to(self._model.device)
 
 
 def _features(projection: torch.nn.Module, hidden: torch.Tensor) -> NDArray[np.float32]:

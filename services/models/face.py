@@ -35,7 +35,7 @@ class FaceFinder(Protocol):
 
 class FaceEmbedder(Protocol):
     def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N D], L2-normalised; the crops may differ in size."""
+        """[N D], L2-normalised but for dlib's; the crops may differ in size."""
         ...
 
 
@@ -132,9 +132,18 @@ def finder(
 
 
 def embedder(
-    *, family: Literal["facenet", "small"], device: Device | str, model: str | None = None, weights: str | None = None
+    *,
+    family: Literal["facenet", "small", "dlib"],
+    device: Device | str,
+    model: str | None = None,
+    weights: str | None = None,
+    margin: float = 0.0,
 ) -> FaceEmbedder:
-    """The embedder of a settings' `embedder` table, shared per process."""
+    """The embedder of a settings' `embedder` table, shared per process but for dlib's, which runs on the CPU."""
+    if family == "dlib":
+        from services.models.dlib_face import DlibEmbedder  # here, since the extra `dlib` may be missing
+
+        return DlibEmbedder(margin)
     if family == "facenet":
         assert weights is not None
         return shared("facenet", weights, device, lambda file: FacenetEmbedder(file, device))

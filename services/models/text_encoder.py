@@ -16,11 +16,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from services.models.cache import Device, frozen, shared
 
+Pooling = Literal["mean", "cls", "pooler"]
 _TEXTS_PER_FORWARD = 256
 
 
 class TextEncoder:
-    """`encode` pools the last layer over the tokens that are not padding; rows have norm 1."""
+    """`encode` pools the last layer: the mean over the tokens that are not padding, the first token's vector (`cls`),
+    or that through the model's own dense layer and tanh (`pooler`); rows have norm 1."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="right")
@@ -28,7 +30,7 @@ class TextEncoder:
         self._max_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls"]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
         """[N D], L2-normalised. Texts longer than the model's window are cut at its end."""
         shortest_first = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in each forward
         rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
@@ -38,12 +40,17 @@ class TextEncoder:
                 rows[i] = row
         return np.stack(rows)
 
-    def _forward(self, texts: list[str], pooling: Literal["mean", "cls"]) -> NDArray[np.float32]:
+    def _forward(self, texts: list[str], pooling: Pooling) -> NDArray[np.float32]:
         tokens = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._model.device)
-        hidden: torch.Tensor = self._model(**tokens).last_hidden_state.float()  # [N L D]
-        if pooling == "cls":
+        output = self._model(**tokens)
+        hidden: torch.Tensor = output.last_hidden_state.float()  # [N L D]
+        if pooling == "pooler":
+            if getattr(output, "pooler_output", None) is None:
+                raise ValueError("pooling = 'pooler': this model has no pooler; take 'mean' or 'cls'")
+            pooled = output.pooler_output.float()
+        elif pooling == "cls":
             pooled = hidden[:, 0]
         else:
             mask = tokens["attention_mask"].unsqueeze(-1).float()

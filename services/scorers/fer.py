@@ -1,5 +1,8 @@
 """FER: is it the same face? Sync-R1, eq. 33: cosine of face embeddings, mean or max over the references.
 
+dlib's embeddings are compared by 1 - Euclidean distance, at least -1, as Sync-R1's public code does: above 0.4 is one
+person.
+
 A picture without a face was measured: it scores 0 with a reason. A reference without a face is an input error.
 """
 
@@ -33,13 +36,16 @@ def build(name: str, settings: FerSettings) -> Fer:
 
     device = Device.of(settings.serving)
     finder = face.finder(**settings.finder.model_dump(), device=device)
-    return Fer(name, finder, face.embedder(**settings.embedder.model_dump(), device=device), settings)
+    return Fer(
+        name, finder, face.embedder(**settings.embedder.model_dump(), margin=settings.margin, device=device), settings
+    )
 
 
 class Fer:
     def __init__(self, name: str, finder: FaceFinder, embedder: FaceEmbedder, settings: FerSettings) -> None:
         self.spec = spec(name)
         self._finder, self._embedder, self._settings = finder, embedder, settings
+        self._by_distance = settings.embedder.family == "dlib"
         self._reduce = np.mean if settings.references == "mean" else np.max
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -66,7 +72,12 @@ class Fer:
         detail = {"box": box, "reference_boxes": reference_boxes}
         if box is None:
             return Score(0.0, {**detail, "reason": "no face in the picture"})
-        cosines = np.clip(np.stack([rows[place] for place in references]) @ rows[image], -1.0, 1.0)
+        others = np.stack([rows[place] for place in references])
+        if self._by_distance:
+            distances = np.linalg.norm(others - rows[image], axis=1)
+            value = self._reduce(np.clip(1.0 - distances, -1.0, 1.0))
+            return Score(float(value), {**detail, "distances": distances.tolist()})
+        cosines = np.clip(others @ rows[image], -1.0, 1.0)
         return Score(float(self._reduce(cosines)), {**detail, "cosines": cosines.tolist()})
 
 

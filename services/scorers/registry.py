@@ -17,7 +17,6 @@ KINDS: dict[str, str] = {
     "der": "services.scorers.der",
     "fer": "services.scorers.fer",
     "geneval": "services.scorers.geneval.scorer",
-    "custom": "services.scorers.custom",
     "jpeg": "services.scorers.jpeg",
     "psnr": "services.scorers.psnr",
     "clip_i": "services.scorers.clip_i",
@@ -27,8 +26,19 @@ KINDS: dict[str, str] = {
     "hps": "services.scorers.hps",
     "aesthetic": "services.scorers.aesthetic",
     "ocr": "services.scorers.ocr",
+    "bleu": "services.scorers.bleu",
+    "recognition": "services.scorers.recognition",
+    "format": "services.scorers.format",
+    "reflection": "services.scorers.reflection",
+    "likelihood": "services.scorers.likelihood",
+    "judge": "services.scorers.judge",
+    "dense_validity": "services.scorers.dense_validity",
+    "quality": "services.scorers.quality",
+    "custom": "services.scorers.custom",
 }
-RANGED = frozenset({"jpeg", "custom"})  # kinds whose range follows from their settings
+RANGED = frozenset(
+    {"ber", "geneval", "reflection", "judge", "jpeg", "custom"}
+)  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:

@@ -29,7 +29,7 @@ Vector = NDArray[np.floating]
 
 
 class Encoder(Protocol):
-    def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls"]) -> NDArray[np.float32]: ...
+    def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls", "pooler"]) -> NDArray[np.float32]: ...
 
 
 def spec(name: str) -> ScorerSpec:

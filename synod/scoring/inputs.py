@@ -4,6 +4,8 @@ A line of a JSONL is an item as docs/wire.md spells it, whose pictures are paths
 
     {"image": "out/1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
 
+or a line of GenEval's metadata as it is published (`synod.scoring.geneval`).
+
 All lines are read before anything is sent: a line that is no item stops the command. A picture that cannot be read
 does not: its item fails alone.
 """
@@ -20,6 +22,7 @@ from synod.digest import digest_of
 from synod.errors import BadImage, InvalidRequest, SettingsError
 from synod.formats import load_json
 from synod.reader import Node
+from synod.scoring import geneval
 from synod.tree import read_item
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -103,8 +106,9 @@ def _lines(path: Path, defaults: Mapping[str, Any]) -> list[Source]:
     for number, line in _text_lines(path):
         try:
             fields = dict(Node(load_json(line)).table(lambda child: child.value))
-            read_item(Node(fields), path_only)
-            found.append(_source(fields, defaults, path.parent, f"{path}:{number}"))
+            for one in _items(fields, path.parent, number - 1):
+                read_item(Node(one), path_only)
+                found.append(_source(one, defaults, path.parent, f"{path}:{number}"))
         except (ValueError, InvalidRequest, RecursionError) as error:
             mistakes.append(f"{path}:{number}: {'nested too deep' if isinstance(error, RecursionError) else error}")
     if mistakes:
@@ -112,6 +116,20 @@ def _lines(path: Path, defaults: Mapping[str, Any]) -> list[Source]:
         told = mistakes[:MAX_TOLD] + ([f"and {more} more"] if more > 0 else [])
         raise SettingsError("\n".join([*told, f"nothing was scored: mend the {len(mistakes)} line(s) of {path}"]))
     return found
+
+
+def _items(fields: dict[str, Any], folder: Path, index: int) -> list[dict[str, Any]]:
+    """The items of line `index` (from 0): itself, or those of GenEval's line, one a picture."""
+    if not geneval.is_metadata(fields):
+        return [fields]
+    item = geneval.item_fields(fields)
+    if item.get("image") is not None:
+        return [item]
+    try:
+        found = _pictures(geneval.samples(folder, index))
+    except SettingsError as error:
+        raise SettingsError(f"{error}; GenEval's pictures belong there, or give the line an 'image'") from None
+    return [{**item, "image": str(picture.relative_to(folder))} for picture in found]
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:

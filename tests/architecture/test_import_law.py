@@ -16,6 +16,7 @@ HOUSE = ("synod", "services", "trainer", "embedded")
 WEB = ("fastapi", "starlette", "uvicorn")
 IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
 NETWORK = ("asyncio", "grpc", "httpx", "socket", "subprocess", "threading")
+HTTP = ("aiohttp", "http", "httpx", "requests", "urllib")
 FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
 
 
@@ -37,7 +38,7 @@ LAW = (
     ),
     *(
         Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
-        for pure in ("synod.adapters.items", "synod.scoring.compare")
+        for pure in ("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval", "synod.scoring.recall")
     ),
     Room("services.scorer_settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.settings", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
@@ -57,7 +58,17 @@ LAW = (
     ),
     Room("services.verify", may=("synod", "services.backends", "services.scorers.base"), never=("torch", "ray", *WEB)),
     Room("services.warm", may=("synod", "services.scorer_settings", "services.models"), never=("ray", *WEB)),
-    Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *WEB)),
+    Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *HTTP, *WEB)),
+    Room(  # the one room of the reward plane that asks elsewhere: a judge behind a settings' url
+        "services.models.judge",
+        may=("synod", "services.scorer_settings", "services.models.allowance"),
+        never=("torch", "ray", "transformers", *WEB),
+    ),
+    Room(
+        "services.models.allowance",
+        may=("synod", "services.scorer_settings"),
+        never=("torch", "ray", "transformers", *HTTP, *WEB),
+    ),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
         "services.scorers.registry",
@@ -74,7 +85,7 @@ LAW = (
             never=("ray", *WEB),
         )
         for scorer in (
-            *("tier", "ber", "der", "fer", "geneval", "custom", "jpeg", "psnr"),
+            *("tier", "der", "fer", "geneval", "custom", "jpeg", "psnr"),
             *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr"),
         )
     ),
@@ -86,10 +97,42 @@ LAW = (
         )
         for shared in ("image_text", "references")
     ),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=(
+                *("synod", "services.scorer_settings", "services.models"),
+                *("services.scorers.base", "services.scorers.image_text"),
+            ),
+            never=("ray", *HTTP, *WEB),
+        )
+        for scorer in ("ber", "likelihood")
+    ),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=(
+                *("synod", "services.scorer_settings", "services.models.judge", "services.scorers.base"),
+                *("services.scorers.image_text", "services.scorers.verdicts"),
+            ),
+            never=("torch", "ray", "transformers", *HTTP, *WEB),
+        )
+        for scorer in ("judge", "dense_validity", "quality", "verdicts")
+    ),
+    Room("services.scorers.image_text", may=("synod",), never=("torch", "ray", "PIL", "transformers", *WEB)),
     Room(
         "services.scorers.geneval.rules",
         may=("synod", "services.scorers.geneval.records"),
         never=("torch", "ray", "PIL", "transformers", *WEB),
+    ),
+    Room("services.scorers.replies", may=("synod",), never=("torch", "ray", "PIL", "transformers", *WEB)),
+    *(
+        Room(
+            f"services.scorers.{scorer}",
+            may=("synod", "services.scorer_settings", "services.scorers.base", "services.scorers.replies"),
+            never=("torch", "ray", "transformers", *WEB),
+        )
+        for scorer in ("bleu", "recognition", "format", "reflection")
     ),
     Room(
         "services.gateway",
@@ -168,11 +211,16 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.isolation", "import torch"),
         ("services.combine", "from services.scorers.base import Scorer"),
         ("services.models.blip2", "from services.scorers import ber"),
+        ("services.models.vlm", "import httpx"),
+        ("services.models.judge", "import torch"),
+        ("services.scorers.quality", "import httpx"),
         ("services.scorers.ber", "from services.scorers.der import build"),
         ("services.scorers.der", "import services.cluster.replica"),
         ("services.scorers.image_text", "from services.scorers.ber import Ber"),
         ("services.scorers.references", "import torch"),
         ("services.scorers.geneval.rules", "import torch"),
+        ("services.scorers.replies", "from services.scorers.base import ScorerSpec"),
+        ("services.scorers.bleu", "from services.scorers.recognition import build"),
         ("services.gateway.core", "from services.cluster.backend import RayBackend"),
         ("services.gateway.rest", "import torch.nn as nn"),
         ("services.gateway.decode", "from urllib.request import urlopen"),

@@ -32,21 +32,31 @@ from synod.contracts import (
     ScoreFailure,
     ScoreItem,
 )
+from tests.judges import judging
 
 CASES = (
-    *("tier", "tier_paper", "ber", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
+    *("tier", "tier_paper", "ber", "ber_itm", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
     *("pickscore", "hps", "aesthetic", "ocr"),
+    *("bleu", "recognition", "format", "reflection", "likelihood", "likelihood_llava"),
+    *("judge", "dense_validity", "quality"),
 )
 FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing, another size
     **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
     **dict.fromkeys(("clip_direction", "psnr"), "invalid_item"),
 }
+YES_NO = ("recognition", "reflection")  # scorers of replies to yes/no questions
 Pictures = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
-def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
+def judge_url() -> Iterator[str]:
+    with judging() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def scorers(tiny_models: Any, judge_url: str) -> Iterator[dict[str, Scorer]]:
     semantic = {"family": "semantic", "model": tiny_models.semantic, "min_area": 4}
     finder = {"family": "detector", "detector": semantic, "threshold": 0.2}
     clip = {"family": "transformers", "model": tiny_models.clip}
@@ -55,6 +65,7 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
         "tier": {"kind": "tier", "model": tiny_models.text},
         "tier_paper": {"kind": "tier", "model": tiny_models.text, "mode": "paper_clipped", "pooling": "cls"},
         "ber": {"kind": "ber", "model": tiny_models.blip2},
+        "ber_itm": {"kind": "ber", "model": tiny_models.blip2, "head": "itm"},
         "der": {"kind": "der", "model": tiny_models.dinov2},
         "fer": {"kind": "fer", "finder": finder, "embedder": {"family": "small", "model": tiny_models.small_face}},
         "fer_mtcnn": {
@@ -81,7 +92,12 @@ def scorers(tiny_models: Any) -> Iterator[dict[str, Scorer]]:
         "psnr": {"kind": "psnr"},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},
         "jpeg_large": {"kind": "jpeg", "direction": "incompressibility"},
+        "likelihood": {"kind": "likelihood", "model": tiny_models.qwen},
+        "likelihood_llava": {"kind": "likelihood", "model": tiny_models.llava},
     }
+    trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
+    endpoint = {"url": judge_url, "model": "m"}
+    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality")}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
     settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +112,21 @@ def scorer(request: pytest.FixtureRequest, scorers: dict[str, Scorer]) -> Scorer
 
 
 @pytest.fixture
-def items(pictures: Pictures) -> list[ScoreItem]:
+def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
+    """The eight items, with other replies or denser prompts where a scorer asks for other questions."""
+    if scorer.spec.name == "dense_validity":
+        return [replace(item, prompt=f"{item.prompt}, {'surely ' * (i % 2)}a dog") for i, item in enumerate(complete)]
+    if scorer.spec.name not in ("bleu", "format", *YES_NO):
+        return complete
+    replies = ("Yes.", "", "<answer>no</answer>", "I do not know", "<answer>", " <answer> Yes </answer>", "dog", "NO")
+    segments = ("Yes", "No") if scorer.spec.name in YES_NO else ("a dog", "No, it is a red hat", "a cat")
+    truths = [(float(i % 2), 1.0 - i % 2, 0.0)[: len(segments)] for i in range(len(replies))]
+    reasonings = [Reasoning(reply, segments, truth) for reply, truth in zip(replies, truths, strict=True)]
+    return [replace(item, reasoning=reasoning) for item, reasoning in zip(complete, reasonings, strict=True)]
+
+
+@pytest.fixture
+def complete(pictures: Pictures) -> list[ScoreItem]:
     """Eight complete items: sizes mixed, references shared and own, faces and none, texts long, short and empty.
 
     Pictures are read-only, as they are when they come off the wire.
@@ -195,7 +225,8 @@ def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[Score
 def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
     """A picture (or text) of a type that the models choke on, in the middle of a good batch."""
     whole = score_batch(scorer, items)
-    poison: dict[str, Any] = {"reasoning": Reasoning(3, ("a",), (1.0,))}  # type: ignore[arg-type]
+    assert items[4].reasoning is not None
+    poison: dict[str, Any] = {"reasoning": replace(items[4].reasoning, text=3)}  # type: ignore[arg-type]
     if "image" in scorer.spec.needs:
         poison = {"image": np.full((64, 64), "x")}
     outcomes = score_batch(scorer, [*items[:4], replace(items[4], **poison), *items[5:]])

@@ -12,10 +12,11 @@ import pytest
 
 from services.scorers.geneval import rules
 from services.scorers.geneval.rules import COLORS, Found
+from services.scorers.geneval.scorer import RULE_SETS
 from synod.contracts import RELATIONS, GenEvalClause, GenEvalMetadata
 from synod.errors import InvalidItem
 
-SETS = int(os.environ.get("SYNOD_GENEVAL_SETS", "1500"))
+SETS = int(os.environ.get("SYNOD_GENEVAL_SETS", "1000"))
 CLASSES = ("cat", "dog", "car")
 SCORES = (0.1, 0.3, 0.3000001, 0.30001, 0.5, 0.5, 0.7, 0.9, 0.90001, 0.95, 0.99)
 
@@ -83,6 +84,26 @@ class Oracle:
                 terms.append(Fraction(int(place)))
         return sum(terms, Fraction(0)) / len(terms)
 
+    def strict(self) -> float:
+        return float(all(self.holds(n, exact=True)[2] for n in range(len(self.metadata.include))))
+
+    def soft_compat(self) -> Fraction:
+        """What the lineage appends, as a table: (count right?, what of colour, what of position) -> its terms."""
+        terms: list[Fraction] = []
+        for number, clause in enumerate(self.metadata.include):
+            count, color, place = self.holds(number, exact=True)
+            group = self.best(clause.class_name, 99)
+            terms.append(1 - Fraction(abs(len(group) - clause.count), clause.count))
+            if not count:
+                terms += [Fraction(0)] * int(clause.color is not None or clause.position is not None)
+                continue
+            if clause.color is not None:
+                terms.append(Fraction(len([f for f in group if f.color == clause.color]), clause.count))
+            if clause.position is not None and color:
+                target_is_there = self.holds(clause.position[1], exact=True)[2]
+                terms += [Fraction(1)] if place else [Fraction(0), Fraction(1)] if target_is_there else [Fraction(0)]
+        return sum(terms, Fraction(0)) / len(terms)
+
 
 def random_case(seed: int) -> tuple[GenEvalMetadata, list[Found]]:
     rng = random.Random(seed)
@@ -100,23 +121,6 @@ def random_case(seed: int) -> tuple[GenEvalMetadata, list[Found]]:
     return GenEvalMetadata(rng.choice(("counting", "position", "colors")), tuple(clauses), exclude), candidates
 
 
-def test_both_rule_sets_agree_with_a_second_implementation() -> None:
-    values: list[tuple[float, float]] = []
-    for seed in range(SETS):
-        metadata, candidates = random_case(seed)
-        oracle = Oracle(metadata, candidates)
-        objects = rules.select(candidates, metadata.tag)
-        official, soft = rules.official(metadata, objects), rules.soft(metadata, objects)
-        assert official.value == oracle.official(), f"seed {seed}"
-        assert soft.value == pytest.approx(float(oracle.soft()), abs=1e-12), f"seed {seed}"
-        assert bool(official.reasons) == (official.value == 0.0)
-        assert bool(soft.reasons) == (soft.value < 1.0), f"seed {seed}"
-        values.append((official.value, soft.value))
-    share = sum(official for official, _ in values) / SETS
-    assert 0.03 < share < 0.97, "the random cases must decide both ways"
-    assert len({soft for _, soft in values}) > 10
-
-
 def found(name: str, count: int, color: str | None = None, score: float = 0.95) -> dict[str, tuple[Found, ...]]:
     boxes = [(10.0 * i, 0.0, 10.0 * i + 5, 5.0) for i in range(count)]
     return {name: tuple(Found(name, score, box, i, color) for i, box in enumerate(boxes))}
@@ -126,8 +130,62 @@ def one(clause: GenEvalClause, *exclude: GenEvalClause, tag: str = "single_objec
     return GenEvalMetadata(tag, (clause,), exclude)
 
 
-def test_soft_is_clamped_where_the_lineage_gave_minus_fourteen() -> None:
+def test_all_four_rule_sets_agree_with_a_second_implementation() -> None:
+    values: list[dict[str, float]] = []
+    for seed in range(SETS):
+        metadata, candidates = random_case(seed)
+        oracle = Oracle(metadata, candidates)
+        objects = rules.select(candidates, metadata.tag)
+        verdicts = {name: rule_set(metadata, objects) for name, rule_set in RULE_SETS.items()}
+        for name, verdict in verdicts.items():
+            assert verdict.value == pytest.approx(float(getattr(oracle, name)()), abs=1e-12), f"seed {seed}, {name}"
+        for name in ("official", "strict", "soft"):
+            assert bool(verdicts[name].reasons) == (verdicts[name].value < 1.0), f"seed {seed}, {name}"
+        assert verdicts["soft_compat"].reasons == verdicts["soft"].reasons == verdicts["strict"].reasons
+        values.append({name: verdict.value for name, verdict in verdicts.items()})
+    for name in ("official", "strict"):
+        assert 0.03 < sum(value[name] for value in values) / SETS < 0.97, "the random cases must decide both ways"
+    assert {(value["official"], value["strict"]) for value in values} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert len({value["soft"] for value in values}) > 10
+    assert min(value["soft_compat"] for value in values) < -5
+    assert all(rules.SOFT_COMPAT_LOW <= value["soft_compat"] <= 1 for value in values)
+
+
+def test_soft_is_clamped_where_the_lineage_gives_minus_fourteen() -> None:
     assert rules.soft(one(GenEvalClause("cat", 1)), found("cat", 16)).value == 0.0
+    assert rules.soft_compat(one(GenEvalClause("cat", 1)), found("cat", 16)).value == rules.SOFT_COMPAT_LOW == -14.0
+
+
+RED_TWO = GenEvalClause("cat", 2, "red")
+
+
+@pytest.mark.parametrize(
+    ("objects", "value"),
+    [
+        (found("cat", 2, "red"), 1.0),  # 1, 1
+        (found("cat", 2, "blue"), 0.5),  # 1, 0
+        (found("cat", 1, "red"), 0.25),  # 1/2, and one 0 for the colour
+        (found("cat", 5, "red"), -0.25),  # -1/2, and one 0
+        ({}, 0.0),
+    ],
+)
+def test_soft_compat_by_hand(objects: dict[str, tuple[Found, ...]], value: float) -> None:
+    assert rules.soft_compat(one(RED_TWO), objects).value == value
+
+
+def test_soft_compat_of_a_wrong_count_adds_one_zero_for_colour_and_position_together() -> None:
+    metadata = GenEvalMetadata("position", (GenEvalClause("dog", 1), GenEvalClause("cat", 2, "red", ("above", 0))))
+    assert rules.soft_compat(metadata, {**found("dog", 1), **found("cat", 1)}).value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert rules.soft(metadata, {**found("dog", 1), **found("cat", 1)}).value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
+
+
+def test_strict_counts_all_objects_and_ignores_exclude() -> None:
+    two = one(GenEvalClause("cat", 2), GenEvalClause("dog", 1), tag="counting")
+    with_a_dog = {**found("cat", 2), **found("dog", 1)}
+    assert (rules.strict(two, with_a_dog).value, rules.official(two, with_a_dog).value) == (1.0, 0.0)
+    assert [rules.strict(two, found("cat", n)).value for n in (1, 2, 3)] == [0.0, 1.0, 0.0]
+    three = {"cat": (*found("cat", 2, "red")["cat"], Found("cat", 0.5, (90, 0, 95, 5), 9, "blue"))}
+    assert (rules.strict(one(RED_TWO), three).value, rules.official(one(RED_TWO), three).value) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("count", "value"), [(0, 0.0), (1, 0.5), (2, 1.0), (3, 0.5), (4, 0.0), (7, 0.0)])
@@ -149,17 +207,20 @@ def test_a_failed_position_is_worth_nothing_where_the_lineage_gave_half() -> Non
     verdict = rules.soft(LEFT, objects)
     assert verdict.value == pytest.approx(2 / 3)  # two count terms of 1, one position term of 0
     assert verdict.reasons == ("expected dog left of cat, found it right of",)
+    assert rules.soft_compat(LEFT, objects).value == 0.75  # 1, 1, 0, 1: the failed position is worth a half
+    assert rules.strict(LEFT, objects).value == 0.0
     assert rules.official(LEFT, objects).value == 0.0
 
 
 def test_a_position_that_holds_is_worth_one() -> None:
     objects = _pair((40, 0, 50, 10), (0, 0, 10, 10))
     assert rules.soft(LEFT, objects).value == rules.official(LEFT, objects).value == 1.0
+    assert rules.soft_compat(LEFT, objects).value == rules.strict(LEFT, objects).value == 1.0
 
 
 def test_a_missing_target_fails_the_position() -> None:
     objects = {"dog": found("dog", 1)["dog"]}
-    assert rules.soft(LEFT, objects).value == pytest.approx(1 / 3)
+    assert rules.soft(LEFT, objects).value == rules.soft_compat(LEFT, objects).value == pytest.approx(1 / 3)
     assert rules.soft(LEFT, objects).reasons == (
         "expected exactly 1 cat, found 0",
         "no target for dog to be left of",

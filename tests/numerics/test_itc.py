@@ -1,4 +1,4 @@
-"""BER (eq. 31) against the ITC logits of transformers' own forward, and against the raw outputs by hand."""
+"""BER (eq. 31), both heads, against the logits of transformers' own forward, and against the raw outputs by hand."""
 
 from __future__ import annotations
 
@@ -81,3 +81,23 @@ def test_prompts_are_prepared_before_they_are_scored(tiny_models: Any, pictures:
     assert isinstance(second, Score)
     assert first.value == second.value
     assert first.detail["text"] == "a photo of dog on grass"
+
+
+def test_itm_equals_the_librarys_own_logits(tiny_models: Any, raw: tuple[Any, Any], pictures: Pictures) -> None:
+    model, processor = raw
+    images = pictures(3, size=(40, 56))
+    scorer = ber.build("ber", BerSettings(kind="ber", model=tiny_models.blip2, head="itm"))
+    outcomes = scorer.score([ScoreItem(image=i, prompt=p) for i, p in zip(images, PROMPTS, strict=True)])
+    for image, prompt, outcome in zip(images, PROMPTS, outcomes, strict=True):  # one pair at a time: no padding
+        tokens = processor.tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(
+                pixel_values=processor.image_processor(image, return_tensors="pt")["pixel_values"],
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
+                use_image_text_matching_head=True,
+            ).logits_per_image[0]
+        no, yes = np.exp(logits.double().numpy())
+        assert isinstance(outcome, Score)
+        assert outcome.value == pytest.approx(yes / (no + yes), abs=1e-5)
+    assert len({round(o.value, 4) for o in outcomes if isinstance(o, Score)}) == 3

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, ErnieConfig, ErnieModel
 
 from services.models import text_encoder
 
 TEXTS = ["a red cat", "dog", "", "a person wearing a blue hat and a white scarf", "two black birds", "dog"]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_pooling_keeps_pads_out(tiny_models: Any, monkeypatch: pytest.MonkeyPatch, pooling: str) -> None:
     monkeypatch.setattr(text_encoder, "_TEXTS_PER_FORWARD", 4)  # two forwards, and order must survive both
     rows = text_encoder.load(tiny_models.text, "cpu").encode(TEXTS, pooling)  # type: ignore[arg-type]
@@ -22,8 +23,11 @@ def test_pooling_keeps_pads_out(tiny_models: Any, monkeypatch: pytest.MonkeyPatc
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.text)
     for text, row in zip(TEXTS, rows, strict=True):
         with torch.no_grad():
-            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double().numpy()
-        pooled = hidden.mean(axis=0) if pooling == "mean" else hidden[0]
+            output = model(**tokenizer(text, return_tensors="pt"))
+        hidden = output.last_hidden_state[0].double().numpy()
+        pooled = {"mean": hidden.mean(axis=0), "cls": hidden[0], "pooler": output.pooler_output[0].double().numpy()}[
+            pooling
+        ]
         assert row == pytest.approx(pooled / np.linalg.norm(pooled), abs=1e-5)
 
 
@@ -31,3 +35,42 @@ def test_a_text_beyond_the_window_is_cut_at_its_end(tiny_models: Any) -> None:
     encoder = text_encoder.load(tiny_models.text, "cpu")
     long, longer = encoder.encode(["cat dog " * 30, "cat dog " * 31], "mean")
     assert long == pytest.approx(longer, abs=1e-6)
+
+
+def test_the_pooler_is_the_first_tokens_vector_through_a_dense_layer(tiny_models: Any) -> None:
+    state = AutoModel.from_pretrained(tiny_models.text, dtype=torch.float32).eval().pooler.dense
+    encoder = text_encoder.TextEncoder(Path(tiny_models.text), "cpu")
+    (first,), (pooled,) = (encoder._forward(TEXTS[:1], name) for name in ("cls", "pooler"))  # type: ignore[arg-type]
+    model = AutoModel.from_pretrained(tiny_models.text, dtype=torch.float32).eval()
+    with torch.no_grad():
+        hidden = model(**AutoTokenizer.from_pretrained(tiny_models.text)(TEXTS[0], return_tensors="pt"))[0][0, 0]
+    by_hand = np.tanh(state.weight.detach().numpy() @ hidden.numpy() + state.bias.detach().numpy())
+    assert pooled == pytest.approx(by_hand / np.linalg.norm(by_hand), abs=1e-5)
+    assert pooled != pytest.approx(first, abs=1e-2)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_ernie_loads_as_any_encoder_does(tmp_path: Path, tiny_models: Any, pooling: str) -> None:
+    """ERNIE's own class, with its task types; nghuyong/ernie-2.0-base-en and ernie-3.0-*-zh are such directories."""
+    AutoTokenizer.from_pretrained(tiny_models.text).save_pretrained(tmp_path)
+    config = ErnieConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=24,
+        task_type_vocab_size=3,
+        use_task_id=True,
+    )
+    torch.manual_seed(0)
+    model = ErnieModel(config).eval()
+    model.save_pretrained(tmp_path)
+    rows = text_encoder.load(str(tmp_path), "cpu").encode(TEXTS, pooling)  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text, row in zip(TEXTS, rows, strict=True):
+        with torch.no_grad():
+            output = model(**tokenizer(text, return_tensors="pt"))
+        hidden = output.last_hidden_state[0].numpy()
+        pooled = {"mean": hidden.mean(axis=0), "cls": hidden[0], "pooler": output.pooler_output[0].numpy()}[pooling]
+        assert row == pytest.approx(pooled / np.linalg.norm(pooled), abs=1e-5)

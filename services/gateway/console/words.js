@@ -8,6 +8,7 @@ const WORDS = {
   no_reference_face: "A reference shows no face.",
   scorer_failed: "The scorer failed on this picture.",
   non_finite: "The scorer gave no finite number.",
+  judge_budget: "The judge that scores has spent what it may.",
   replica_lost: "The scorer's process died meanwhile. Try again.",
   unavailable: "The scorer is away just now. Try again.",
   overloaded: "The plane is busy. Try again.",

@@ -1,15 +1,21 @@
 """GenEval's rules, pure: what was found in a picture and what the prompt asked for -> a verdict (Ghosh et al. 2023).
 
-Two rule sets. Both read the same `Found` lists, which `select` makes from a detector's candidates.
+Four rule sets. All read the same `Found` lists, which `select` makes from a detector's candidates.
 
 * `official`: 1 or 0, GenEval's own reading. Each clause needs at least `count` objects; colour and position look at the
   `count` most confident ones only; a position must hold for all pairs with the target clause's objects; an `exclude`
   clause fails the picture when its count is reached.
+* `strict`: 1 or 0, as reward-server (flow_grpo) reads it. Each clause needs exactly `count` of all objects found, all
+  of them of its colour and in its place; `exclude` is not read, so a picture may be right here and wrong by `official`.
 * `soft`: in [0, 1], the lineage's reward with two corrections. It is the mean over clauses' terms: the count term
   1 - |want - found| / want over all objects found, and where a clause asks for them a colour term
   1 - |want - matching| / want and a position term (1 or 0); both are 0 when what they rest on failed. Corrected: every
   term is clamped to [0, 1] (16 objects found for one asked gave -14), and a failed position counts 0 (it was appended
   as 0 and then again as 1). `exclude` is not read: an excess already lowers the count term.
+* `soft_compat`: in [-14, 1], reward-server's soft score as it is, to compare with runs that it trained. No term is
+  clamped: 1 - |1 - 16| / 1 is the least, since at most 16 objects a class are kept. A failed position adds two terms, 0
+  and 1; one without a target adds 0; a wrong colour leaves the position out; a wrong count adds one 0 in place of the
+  colour and the position together, where the clause asks for either.
 
 Coordinates are pixels, y grows downwards.
 """
@@ -18,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 
@@ -27,6 +34,7 @@ from synod.errors import InvalidItem
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 MAX_OBJECTS = 16
 POSITION_MARGIN = 0.1
+SOFT_COMPAT_LOW = 2.0 - MAX_OBJECTS  # one object asked for, as many found as are kept
 _THRESHOLD, _COUNTING_THRESHOLD = np.float32(0.3), np.float32(0.9)
 
 Objects = Mapping[str, Sequence["Found"]]
@@ -45,7 +53,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A value in [0, 1] and one sentence for each thing that is not as asked."""
+    """A value (in the rule set's range) and one sentence for each thing that is not as asked."""
 
     value: float
     reasons: tuple[str, ...]
@@ -112,26 +120,85 @@ def official(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
     return Verdict(float(not reasons), tuple(reasons))
 
 
+def strict(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
+    """1.0 when every include clause holds for exactly `count` objects, else 0.0."""
+    reasons = _reasons(_exact(metadata, objects))
+    return Verdict(float(not reasons), reasons)
+
+
 def soft(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
     """The mean of the include clauses' terms; how many terms there are depends on the metadata alone."""
+    readings = _exact(metadata, objects)
     terms: list[float] = []
-    reasons: list[str] = []
+    for reading in readings:
+        clause = reading.clause
+        terms.append(max(0.0, _closeness(clause.count, reading.found)))
+        terms += [] if clause.color is None else [_closeness(clause.count, reading.matching or 0)]
+        terms += [] if clause.position is None else [float(reading.reason is None)]
+    return Verdict(sum(terms) / len(terms), _reasons(readings))
+
+
+def soft_compat(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
+    """The mean of reward-server's terms; how many there are depends on what fails."""
+    readings = _exact(metadata, objects)
+    terms: list[float] = []
+    for reading in readings:
+        clause = reading.clause
+        terms.append(_closeness(clause.count, reading.found))
+        if reading.found != clause.count:
+            terms += [0.0] if clause.color is not None or clause.position is not None else []
+            continue
+        terms += [] if reading.matching is None else [_closeness(clause.count, reading.matching)]
+        terms += _COMPAT_POSITION[reading.position]
+    return Verdict(sum(terms) / len(terms), _reasons(readings))
+
+
+Position = Literal["unread", "no target", "elsewhere", "held"]
+_COMPAT_POSITION: Final[Mapping[Position, list[float]]] = {
+    "unread": [],
+    "no target": [0.0],
+    "elsewhere": [0.0, 1.0],
+    "held": [1.0],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """An include clause against all objects of its class.
+
+    `matching`: those of its colour; None where the count is wrong or no colour is asked. `position`: unread where none
+    is asked or what it rests on failed. `reason`: the first fault.
+    """
+
+    clause: GenEvalClause
+    found: int
+    matching: int | None
+    position: Position
+    reason: str | None
+
+
+def _exact(metadata: GenEvalMetadata, objects: Objects) -> list[_Reading]:
+    readings: list[_Reading] = []
     matched: list[Sequence[Found] | None] = []
     for clause in metadata.include:
         found = objects.get(clause.class_name, ())
-        terms.append(_closeness(clause.count, len(found)))
         reason = _count_reason(clause, len(found), "exactly")
-        if clause.color is not None:
-            matching = 0 if reason else _of_color(clause, found)
-            terms.append(_closeness(clause.count, matching))
-            if reason is None and matching != clause.count:
-                reason = _color_reason(clause, found)
-        if clause.position is not None:
-            reason = reason or _position_reason(clause, found, matched)
-            terms.append(float(reason is None))
+        matching: int | None = None
+        position: Position = "unread"
+        if clause.color is not None and reason is None:
+            matching = _of_color(clause, found)
+            reason = None if matching == clause.count else _color_reason(clause, found)
+        if clause.position is not None and reason is None:
+            reason = _position_reason(clause, found, matched)
+            target = matched[clause.position[1]]
+            position = "no target" if target is None else "elsewhere" if reason else "held"
         matched.append(None if reason else found)
-        reasons += [reason] if reason else []
-    return Verdict(sum(terms) / len(terms), tuple(reasons))
+        readings.append(_Reading(clause, len(found), matching, position, reason))
+    return readings
+
+
+def _reasons(readings: Sequence[_Reading]) -> tuple[str, ...]:
+    return tuple(reading.reason for reading in readings if reading.reason is not None)
 
 
 def relations(a: Found, b: Found) -> set[str]:
@@ -152,7 +219,7 @@ def relations(a: Found, b: Found) -> set[str]:
 
 
 def _closeness(want: int, got: int) -> float:
-    return max(0.0, 1.0 - abs(want - got) / want)
+    return 1.0 - abs(want - got) / want
 
 
 def _of_color(clause: GenEvalClause, found: Sequence[Found]) -> int:

@@ -5,9 +5,9 @@ The detector sees each batch once; then one CLIP forward tells the colours of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from services.models.detector import Detector
 from services.scorer_settings import GenEvalSettings
@@ -18,10 +18,18 @@ from services.scorers.geneval.rules import Found
 from synod.contracts import GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
+RULE_SETS: Final[Mapping[str, Callable[[GenEvalMetadata, rules.Objects], rules.Verdict]]] = {
+    "official": rules.official,
+    "strict": rules.strict,
+    "soft": rules.soft,
+    "soft_compat": rules.soft_compat,
+}
 
-def spec(name: str) -> ScorerSpec:
+
+def spec(name: str, settings: GenEvalSettings) -> ScorerSpec:
     summary = "objects, counts, colours and positions in the picture against the prompt's metadata"
-    return ScorerSpec(name, ("image", "geneval"), 0.0, 1.0, "Ghosh et al. 2023 (GenEval)", summary)
+    low = rules.SOFT_COMPAT_LOW if settings.rule_set == "soft_compat" else 0.0
+    return ScorerSpec(name, ("image", "geneval"), low, 1.0, "Ghosh et al. 2023 (GenEval)", summary)
 
 
 def build(name: str, settings: GenEvalSettings) -> GenEval:
@@ -36,7 +44,7 @@ def build(name: str, settings: GenEvalSettings) -> GenEval:
 
 class GenEval:
     def __init__(self, name: str, detector: Detector, colors: ColorClassifier, settings: GenEvalSettings) -> None:
-        self.spec = spec(name)
+        self.spec = spec(name, settings)
         self._detector, self._colors, self._rule_set = detector, colors, settings.rule_set
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -73,7 +81,7 @@ class GenEval:
         }
 
     def _outcome(self, metadata: GenEvalMetadata, objects: dict[str, tuple[Found, ...]]) -> Score:
-        verdicts = {"official": rules.official(metadata, objects), "soft": rules.soft(metadata, objects)}
+        verdicts = {name: rule_set(metadata, objects) for name, rule_set in RULE_SETS.items()}
         detail: dict[str, Any] = {name: verdict.value for name, verdict in verdicts.items()}
         detail["rule_set"] = self._rule_set
         detail["reasons"] = {name: list(verdict.reasons) for name, verdict in verdicts.items()}

@@ -28,6 +28,14 @@ TREES = {
     "ocr": '{"kind": "ocr"}',
     "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
+    "bleu": '{"kind": "bleu"}',
+    "recognition": '{"kind": "recognition"}',
+    "format": '{"kind": "format"}',
+    "reflection": '{"kind": "reflection"}',
+    "judge": '{"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}',
+    "dense_validity": '{"kind": "dense_validity", "url": "http://127.0.0.1:1/v1", "model": "m"}',
+    "quality": '{"kind": "quality", "url": "http://127.0.0.1:1/v1", "model": "m"}',
+    "likelihood": '{"kind": "likelihood", "model": "a/b"}',
 }
 
 

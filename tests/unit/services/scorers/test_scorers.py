@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from services.models.detector import Detection
-from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings
+from services.scorer_settings import BerSettings, DerSettings, FerSettings, GenEvalSettings
 from services.scorers.ber import Ber
 from services.scorers.der import Der
 from services.scorers.fer import Fer
@@ -53,11 +53,14 @@ class FakeImageText:
         self.read += texts
         return np.array([[0.6, 0.8]] * len(texts), np.float32)
 
+    def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> np.ndarray:
+        return np.array([len(text) / 100 for text in texts], np.float32)
+
 
 def test_a_prompt_of_tokens_alone_fails_and_a_shared_prompt_is_read_once() -> None:
     model = FakeImageText()
     items = [ScoreItem(image=flat(1), prompt=p) for p in ("a cat", "<bo>", "a cat", "a dog")]
-    outcomes = Ber("ber", model).score(items)
+    outcomes = Ber("ber", model, BerSettings(kind="ber", model="a/b")).score(items)
     assert [type(o) for o in outcomes] == [Score, ScoreFailure, Score, Score]
     assert isinstance(outcomes[1], ScoreFailure)
     assert outcomes[1].code == "invalid_item"
@@ -65,6 +68,17 @@ def test_a_prompt_of_tokens_alone_fails_and_a_shared_prompt_is_read_once() -> No
     assert isinstance(outcomes[0], Score)
     assert (outcomes[0].value, outcomes[0].detail["query"]) == (pytest.approx(0.8), 1)
     assert sorted(model.read) == ["a cat", "a dog"]
+
+
+def test_the_matching_head_reads_pairs() -> None:
+    items = [ScoreItem(image=flat(1), prompt=p) for p in ("a cat", "<bo>", "a large dog")]
+    scorer = Ber("ber", FakeImageText(), BerSettings(kind="ber", model="a/b", head="itm"))
+    first, none, second = scorer.score(items)
+    assert first == Score(pytest.approx(0.05), {"head": "itm", "text": "a cat"})
+    assert isinstance(none, ScoreFailure)
+    assert isinstance(second, Score)
+    assert second.value == pytest.approx(0.11)
+    assert (scorer.spec.low, scorer.spec.high) == (0.0, 1.0)
 
 
 class ByLevel:
@@ -155,7 +169,7 @@ def geneval(rule_set: str, colors: Colors) -> GenEval:
     return GenEval("geneval", Drawn(), colors, settings)
 
 
-def test_geneval_classifies_what_is_asked_in_one_call_and_tells_both_verdicts() -> None:
+def test_geneval_classifies_what_is_asked_in_one_call_and_tells_all_verdicts() -> None:
     red_cat = GenEvalMetadata("colors", (GenEvalClause("cat", 1, "red"),))
     blue_dog = GenEvalMetadata("color_attr", (GenEvalClause("cat", 1), GenEvalClause("dog", 1, "blue")))
     colors = Colors()
@@ -171,7 +185,9 @@ def test_geneval_classifies_what_is_asked_in_one_call_and_tells_both_verdicts() 
     assert isinstance(third, Score)
     assert (first.detail["official"], first.detail["soft"]) == (1.0, 1.0)
     assert (second.value, second.detail["official"], second.detail["soft"]) == (1.0, 1.0, 0.0)
-    assert second.detail["reasons"] == {"official": [], "soft": ["expected exactly 1 cat, found 2"]}
+    assert (second.detail["strict"], second.detail["soft_compat"]) == (0.0, 0.0)
+    twice = ["expected exactly 1 cat, found 2"]
+    assert second.detail["reasons"] == {"official": [], "strict": twice, "soft": twice, "soft_compat": twice}
     assert (third.detail["official"], third.detail["soft"]) == (0.0, pytest.approx(2 / 3))
     assert third.detail["reasons"]["official"] == ["expected 1 blue dog, found 0 (colors: red)"]
     assert third.detail["objects"] == [
@@ -180,6 +196,18 @@ def test_geneval_classifies_what_is_asked_in_one_call_and_tells_both_verdicts() 
     ]
     soft = geneval("soft", Colors()).score(items)
     assert [o.value for o in soft if isinstance(o, Score)] == pytest.approx([1.0, 0.0, 2 / 3])
+    strict = geneval("strict", Colors()).score(items)
+    assert [o.value for o in strict if isinstance(o, Score)] == [1.0, 0.0, 0.0]
+
+
+def test_a_range_follows_the_rule_set() -> None:
+    ranges = {name: geneval(name, Colors()).spec for name in ("official", "strict", "soft", "soft_compat")}
+    assert {name: (s.low, s.high) for name, s in ranges.items()} == {
+        "official": (0.0, 1.0),
+        "strict": (0.0, 1.0),
+        "soft": (0.0, 1.0),
+        "soft_compat": (-14.0, 1.0),
+    }
 
 
 def test_metadata_about_an_unknown_class_fails_its_item_alone() -> None:

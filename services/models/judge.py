@@ -1,0 +1,275 @@
+"""A vision-language model asked over HTTP: any endpoint that speaks OpenAI's chat completions (vLLM, SGLang, hosted).
+
+A verdict is JSON by a schema. One that cannot be read is asked for once more, with what was wrong, and then fails.
+A question is asked again after 429, 408, 5xx, a lost connection or a timeout, with jittered pauses on top of
+Retry-After, within `patience_s`. `Budget` and `Pace` say when a request may start. Threads may share a Judge.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+import ssl
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import httpx
+
+from services.models.allowance import Budget, Pace, Usage
+from services.scorer_settings import JudgeEndpoint
+from synod.client.retry import Retry
+from synod.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    ScorerFailed,
+    SettingsError,
+    SynodError,
+    Unavailable,
+)
+from synod.formats import load_json
+from synod.reader import Node, show
+
+MAX_ANSWER_BYTES: Final = 2**20
+_RETRY: Final = Retry(limit=8, first_s=0.5, longest_s=20.0)
+
+
+class Form(Protocol):
+    """What a verdict looks like: the JSON schema asked for, and the strict reading of what came."""
+
+    def schema(self) -> dict[str, Any]: ...
+    def read(self, verdict: Node) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A number in [low, high]. The range is told in words: not every server's decoder knows bounds of numbers."""
+
+    low: float
+    high: float
+
+    def schema(self) -> dict[str, Any]:
+        return _schema("score", {"type": "number", "description": f"from {self.low:g} to {self.high:g}"})
+
+    def read(self, verdict: Node) -> float:
+        """Raises InvalidRequest."""
+        return verdict.fields("reason", "score").need("score", lambda score: score.number(self.low, self.high))
+
+
+@dataclass(frozen=True, slots=True)
+class TrueFalse:
+    """true is 1, false 0."""
+
+    def schema(self) -> dict[str, Any]:
+        return _schema("valid", {"type": "boolean"})
+
+    def read(self, verdict: Node) -> float:
+        """Raises InvalidRequest."""
+        return float(verdict.fields("reason", "valid").need("valid", Node.boolean))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`png` is the picture's bytes."""
+
+    text: str
+    png: bytes
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`repaired`: whether the first answer could not be read. `tokens`: all that were used, as the server counts."""
+
+    value: float
+    reason: str
+    repaired: bool
+    tokens: int
+
+
+class Judge:
+    """`clock` and `sleep` are in seconds. Connections and threads end with the object."""
+
+    def __init__(
+        self,
+        endpoint: JudgeEndpoint,
+        key: str | None,
+        *,
+        retry: Retry = _RETRY,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._endpoint, self._key, self._retry, self._clock, self._sleep = endpoint, key, retry, clock, sleep
+        self._url = f"{endpoint.url.rstrip('/')}/chat/completions"
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._http = httpx.Client(headers=headers, timeout=endpoint.limits.timeout_s, verify=_tls())
+        self._threads = ThreadPoolExecutor(endpoint.limits.concurrency, thread_name_prefix="judge")
+        self._pace = Pace(endpoint.limits.requests_per_minute, clock, sleep)
+        self.budget = Budget(endpoint.limits)
+        weakref.finalize(self, _close, self._http, self._threads)
+
+    def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]:
+        """One verdict a question, in order, or why there is none; at most `concurrency` requests at a time."""
+        return list(self._threads.map(self._settle, questions))
+
+    def ask(self, question: Question) -> Verdict:
+        """Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
+        ends_s = self._clock() + self._endpoint.limits.patience_s
+        messages = [{"role": "user", "content": _content(question)}]
+        text, used = self._complete(messages, question.form, ends_s)
+        try:
+            return _verdict(text, question.form, Verdict(0.0, "", False, used))
+        except (InvalidRequest, ValueError, RecursionError) as fault:
+            asked = f"That is no verdict: {fault}. Answer again with nothing but the JSON object."
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": asked}]
+        text, more = self._complete(messages, question.form, ends_s)
+        try:
+            return _verdict(text, question.form, Verdict(0.0, "", True, used + more))
+        except (InvalidRequest, ValueError, RecursionError) as fault:
+            raise ScorerFailed(f"the judge's verdict cannot be read, nor could its repair: {fault}") from None
+
+    def _settle(self, question: Question) -> Verdict | SynodError:
+        try:
+            return self.ask(question)
+        except SynodError as error:
+            return error
+
+    def _complete(self, messages: Sequence[Mapping[str, Any]], form: Form, ends_s: float) -> tuple[str, int]:
+        """The answer's text and its tokens."""
+        body = {
+            "model": self._endpoint.model,
+            "messages": list(messages),
+            "temperature": 0.0,
+            "max_tokens": self._endpoint.max_answer_tokens,
+            "response_format": {"type": "json_schema", "json_schema": form.schema()},
+        }
+        attempt = 0
+        while True:
+            self._pace.wait(ends_s)
+            with self.budget.request() as account:
+                try:
+                    text, account.used = self._answer(self._post(body))
+                    return text, account.used.total
+                except SynodError as error:
+                    account.unknown = isinstance(error, DeadlineExceeded)  # it may have been answered, and charged
+                    pause_s = self._retry.pause_s(error, attempt, ends_s - self._clock())
+                    if pause_s is None:
+                        raise
+            self._sleep(pause_s)
+            attempt += 1
+
+    def _post(self, body: Mapping[str, Any]) -> bytes:
+        """The body of a 200. Raises what every other answer comes to."""
+        late_s = self._clock() + self._endpoint.limits.timeout_s
+        try:
+            with self._http.stream("POST", self._url, json=body) as response:
+                data = bytearray()
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if len(data) > MAX_ANSWER_BYTES:
+                        raise ScorerFailed(f"the judge's answer is over {MAX_ANSWER_BYTES} bytes")
+                    if self._clock() > late_s:  # the client's own limit is for each read
+                        raise self._late()
+        except httpx.TimeoutException:
+            raise self._late() from None
+        except httpx.RequestError as error:
+            raise Unavailable(f"the judge at {self._url} was lost: {type(error).__name__}") from None
+        if response.status_code != 200:
+            raise self._refusal(response, bytes(data))
+        return bytes(data)
+
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"no answer of the judge within timeout_s = {self._endpoint.limits.timeout_s:g}")
+
+    def _refusal(self, response: httpx.Response, data: bytes) -> SynodError:
+        status, wait_s = response.status_code, _seconds(response.headers.get("retry-after", ""))
+        if status in (401, 403):  # nothing is quoted: some servers repeat the key
+            return ScorerFailed(f"the judge at {self._url} refuses the key ({status}); see key_env and key_file")
+        said = self._quoted(data)
+        if status == 429:
+            return Overloaded(f"the judge has no room ({status}): {said}", retry_after_s=wait_s)
+        if status == 408 or status >= 500:
+            return Unavailable(f"the judge failed ({status}): {said}", retry_after_s=wait_s)
+        return ScorerFailed(f"the judge refuses the request ({status}): {said}")
+
+    def _answer(self, data: bytes) -> tuple[str, Usage]:
+        """Text and usage of a chat completion. A refusal and an empty text are answers, and no verdicts."""
+        try:
+            tree = load_json(data)
+            text = tree["choices"][0]["message"]["content"]
+            usage = tree.get("usage") or {}
+            used = Usage(int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+        except (InvalidRequest, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise ScorerFailed(f"the judge's answer is no chat completion: {self._quoted(data)}") from None
+        if self.budget.limited and used.total <= 0:
+            raise ScorerFailed("the judge tells no usage, so its limits cannot hold; lift max_tokens and max_dollars")
+        return text if isinstance(text, str) else "", used
+
+    def _quoted(self, data: bytes) -> str:
+        """What a message may repeat of an answer: its start, without the key."""
+        text = data.decode(errors="replace")
+        return show(text.replace(self._key, "***") if self._key else text, 200)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Reading the authorities takes tenths of a second: once a process."""
+    return httpx.create_ssl_context()
+
+
+def _close(http: httpx.Client, threads: ThreadPoolExecutor) -> None:
+    threads.shutdown(wait=False, cancel_futures=True)
+    http.close()
+
+
+def load(endpoint: JudgeEndpoint) -> Judge:
+    """A judge with its key, of the environment variable or file that the settings name. Raises SettingsError."""
+    return Judge(endpoint, _key(endpoint))
+
+
+def _key(endpoint: JudgeEndpoint) -> str | None:
+    if endpoint.key_env is not None:
+        key, where = os.environ.get(endpoint.key_env, ""), f"key_env: the environment variable {endpoint.key_env}"
+    elif endpoint.key_file is not None:
+        where = f"key_file: {endpoint.key_file}"
+        try:
+            key = Path(endpoint.key_file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{where}: {getattr(error, 'strerror', None) or 'not a text'}") from None
+    else:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise SettingsError(f"{where} holds no key; put the endpoint's key there, one line of ASCII")
+    return key
+
+
+def _content(question: Question) -> list[dict[str, Any]]:
+    url = f"data:image/png;base64,{base64.b64encode(question.png).decode()}"
+    return [{"type": "text", "text": question.text}, {"type": "image_url", "image_url": {"url": url}}]
+
+
+def _schema(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """The reason comes first, so that it is thought of before the verdict."""
+    properties = {"reason": {"type": "string"}, name: dict(verdict)}
+    tree = {"type": "object", "properties": properties, "required": ["reason", name], "additionalProperties": False}
+    return {"name": "verdict", "strict": True, "schema": tree}
+
+
+def _verdict(text: str, form: Form, blank: Verdict) -> Verdict:
+    """`blank` with value and reason. Raises InvalidRequest, ValueError, RecursionError."""
+    node = Node(load_json(text.encode()), "verdict")
+    value = form.read(node)
+    reason = node.table(lambda child: child).get("reason")
+    return replace(blank, value=value, reason="" if reason is None else reason.text())
+
+
+def _seconds(text: str) -> float | None:
+    """A Retry-After in seconds; its other form, a date, is taken as no hint."""
+    return float(text) if text.isascii() and text.replace(".", "", 1).isdigit() else None

@@ -1,0 +1,73 @@
+"""Dense validity: which share of a long prompt's segments does the picture show? UnifyBench++ (Sync-R1, app. C).
+
+The prompt is split at punctuation, a judge says of each segment whether the picture shows it, and the value is the
+mean. Where the paper is silent: punctuation counts where white space or the end follows it, so that "3.5" stays whole;
+concept tokens become their class word first; a segment without a verdict makes the whole item fail, since a mean over
+the others would be another measure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from services.models.judge import TrueFalse, Verdict
+from services.scorer_settings import DenseValiditySettings
+from services.scorers.base import Scorer, ScorerSpec
+from services.scorers.image_text import plain, wordless
+from services.scorers.verdicts import Asked, question
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import SynodError
+
+RUBRIC: Final = "Does the picture show this? It counts only if all of it is there, as it is said: {prompt}"
+_BREAK: Final = re.compile(r"[,.;:!?]+(?=\s|$)|[\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f]+|\n+")
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "the share of the prompt's segments that the picture shows, by a judge"
+    return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "Sync-R1, app. (UnifyBench++)", summary)
+
+
+def build(name: str, settings: DenseValiditySettings) -> Scorer:
+    from services.models.judge import load
+
+    return DenseValidity(name, load(settings))
+
+
+class DenseValidity:
+    def __init__(self, name: str, judge: Asked) -> None:
+        self.spec = spec(name)
+        self._judge = judge
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        parts = [segments(plain(item.prompt or "", item.concept)) for item in items]
+        questions = [
+            question(ScoreItem(prompt=segment), item.pixels(), RUBRIC, TrueFalse())
+            for item, of_item in zip(items, parts, strict=True)
+            for segment in of_item
+        ]
+        answers = iter(self._judge.ask_all(questions))
+        return [
+            _mean(of_item, [next(answers) for _ in of_item]) if of_item else wordless(item.prompt)
+            for item, of_item in zip(items, parts, strict=True)
+        ]
+
+
+def segments(prompt: str) -> list[str]:
+    """The parts between punctuation that hold a letter or digit."""
+    return [part.strip() for part in _BREAK.split(prompt) if any(map(str.isalnum, part))]
+
+
+def _mean(parts: Sequence[str], answers: Sequence[Verdict | SynodError]) -> Outcome:
+    found = [answer for answer in answers if isinstance(answer, Verdict)]
+    for answer in answers:
+        if isinstance(answer, SynodError):
+            missing = f"{len(answers) - len(found)} of {len(answers)} segments have no verdict"
+            return ScoreFailure(answer.code, f"{missing}; the first: {answer.message}", answer.retryable)
+    detail = [
+        {"segment": part, "valid": bool(answer.value), "reason": answer.reason}
+        for part, answer in zip(parts, found, strict=True)
+    ]
+    value = sum(answer.value for answer in found) / len(found)
+    return Score(value, {"segments": detail, "tokens": sum(answer.tokens for answer in found)})

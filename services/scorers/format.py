@@ -1,0 +1,32 @@
+"""Format: does the reply begin with `<answer>..</answer>`? UniRL-Zero's public format reward, 1 or 0.
+
+Deviations: white space may come before it, and an element with nothing in it scores 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.scorer_settings import FormatSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.replies import answer_of
+from synod.contracts import Outcome, Score, ScoreItem
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "whether the reply begins with <answer>..</answer>"
+    return ScorerSpec(name, ("reasoning",), 0.0, 1.0, "UniRL-Zero (format)", summary)
+
+
+def build(name: str, settings: FormatSettings) -> Format:
+    return Format(name)
+
+
+class Format:
+    def __init__(self, name: str) -> None:
+        self.spec = spec(name)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        replies = [item.reasoning.text for item in items if item.reasoning is not None]
+        assert len(replies) == len(items)
+        return [Score(float(answer_of(reply) is not None)) for reply in replies]

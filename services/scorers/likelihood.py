@@ -1,0 +1,62 @@
+"""Likelihood: how probable is the prompt as a description of the picture? GvU's intrinsic reward.
+
+    R = (prod_j p(t_j | picture, question, t_<j))^(1/L) = exp(mean_j log p(t_j | ..))
+
+over the L tokens of the prompt, in one teacher-forced pass and without a gradient. The paper's product of probabilities
+is 0 in floating point for long prompts; the mean of logarithms is the same number without that. The teacher is frozen,
+where the public code reads the policy of the moment, which may learn to please itself. Its picture goes where the
+model's chat form has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from services.scorer_settings import LikelihoodSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import plain, wordless
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import NonFinite
+
+if TYPE_CHECKING:
+    from services.models.vlm import TokenLogProbs, Vlm
+
+
+def spec(name: str) -> ScorerSpec:
+    summary = "the prompt's probability as a description of the picture, a token's geometric mean"
+    return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "GvU (intrinsic reward)", summary)
+
+
+def build(name: str, settings: LikelihoodSettings) -> Likelihood:
+    from services.models import vlm  # here, so that `spec` needs no torch
+    from services.models.cache import pick_device
+
+    return Likelihood(name, vlm.load(settings.model, pick_device(settings.serving.device)), settings)
+
+
+class Likelihood:
+    def __init__(self, name: str, model: Vlm, settings: LikelihoodSettings) -> None:
+        self.spec = spec(name)
+        self._model, self._question = model, settings.question
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        texts = [plain(item.prompt or "", item.concept) for item in items]
+        outcomes: list[Outcome] = [wordless(item.prompt) for item in items]
+        usable = [i for i, text in enumerate(texts) if text]
+        if not usable:
+            return outcomes
+        images = [items[i].pixels() for i in usable]
+        found = self._model.log_probs(images, [texts[i] for i in usable], self._question)
+        for i, one in zip(usable, found, strict=True):
+            outcomes[i] = _outcome(texts[i], one)
+        return outcomes
+
+
+def _outcome(text: str, found: TokenLogProbs) -> Outcome:
+    if not all(map(math.isfinite, found.values)):
+        return ScoreFailure.of(NonFinite("the model gave a token's log-probability that is not finite"))
+    mean = math.fsum(found.values) / len(found.values)
+    detail = {"text": text, "tokens": list(found.tokens), "log_probs": list(found.values)}
+    return Score(min(1.0, math.exp(mean)), detail)

@@ -1,0 +1,21 @@
+"""Quality: how good is the picture as such? The term R_quality(x) of UniRL-Zero, eq. 5, graded by a judge.
+
+The paper says of it only that it assesses image quality: neither how nor in which range, and its public code has no
+such term. Ours: one grade in [0, 1] of the picture alone, by the settings' rubric.
+"""
+
+from __future__ import annotations
+
+from services.scorer_settings import QualitySettings
+from services.scorers.base import Scorer, ScorerSpec
+from services.scorers.verdicts import Grader
+
+
+def spec(name: str) -> ScorerSpec:
+    return ScorerSpec(name, ("image",), 0.0, 1.0, "UniRL-Zero, eq. 5", "a model's grade of the picture's quality")
+
+
+def build(name: str, settings: QualitySettings) -> Scorer:
+    from services.models.judge import load
+
+    return Grader(spec(name), load(settings), settings.rubric)

@@ -1,0 +1,50 @@
+"""Reflection: does the model know whether its picture was right? UniRL-Zero, sec. 5.5 (scenario 6).
+
+    R = correctness * [the Yes/No is right] + format * [the reply is in the format]
+
+with both weights 1. Where the paper is silent: the format is `<answer>..</answer>` at the reply's start, as in its
+public format reward; the Yes/No is the first such word in that element or, without one, in the whole reply; a reply
+with neither word is wrong. The third term, GenEval of the corrected picture, is a weight of the ensemble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.scorer_settings import ReflectionSettings
+from services.scorers.base import ScorerSpec
+from services.scorers.replies import answer_of, first_yes_or_no, right_yes_or_no
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import InvalidItem
+
+
+def spec(name: str, settings: ReflectionSettings) -> ScorerSpec:
+    summary = "a verdict on the own picture: right, and in the format"
+    high = settings.correctness + settings.format
+    return ScorerSpec(name, ("reasoning",), 0.0, high, "UniRL-Zero, sec. 5.5", summary)
+
+
+def build(name: str, settings: ReflectionSettings) -> Reflection:
+    return Reflection(name, settings)
+
+
+class Reflection:
+    def __init__(self, name: str, settings: ReflectionSettings) -> None:
+        self.spec = spec(name, settings)
+        self._settings = settings
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [self._one(item) for item in items]
+
+    def _one(self, item: ScoreItem) -> Outcome:
+        assert item.reasoning is not None
+        try:
+            right = right_yes_or_no(item.reasoning)
+        except InvalidItem as error:
+            return ScoreFailure.of(error)
+        reply = item.reasoning.text
+        answer = answer_of(reply)
+        said = first_yes_or_no(reply if answer is None else answer)
+        correct, formatted = float(said == right), float(answer is not None)
+        value = self._settings.correctness * correct + self._settings.format * formatted
+        return Score(value, {"right": right, "said": said, "correctness": correct, "format": formatted})

@@ -1,0 +1,54 @@
+"""What the scorers of replies share: the right answers of an item, and what a reply says. Pure.
+
+A reply is `reasoning.text`; its right answers are the segments whose truth is above 0.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+from synod.contracts import Reasoning
+from synod.errors import InvalidItem
+
+YesNo = Literal["yes", "no"]
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_YES_NO: Final = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
+
+
+def right_answers(reasoning: Reasoning) -> tuple[str, ...]:
+    """At least one. Raises InvalidItem."""
+    if len(reasoning.truth) != len(reasoning.segments):
+        count, truths = len(reasoning.segments), len(reasoning.truth)
+        raise InvalidItem(f"reasoning has {count} segments but {truths} truth values; give one for each")
+    found = tuple(s for s, truth in zip(reasoning.segments, reasoning.truth, strict=True) if truth > 0)
+    if not found:
+        raise InvalidItem("no segment of the reasoning is true; give the right answer as a segment of truth 1")
+    return found
+
+
+def right_yes_or_no(reasoning: Reasoning) -> YesNo:
+    """The true segment where it is "Yes" or "No", case and full stop aside. Raises InvalidItem."""
+    found = {answer.strip().rstrip(".").lower() for answer in right_answers(reasoning)}
+    if found == {"yes"}:
+        return "yes"
+    if found == {"no"}:
+        return "no"
+    raise InvalidItem(f"the right answer is {sorted(found)}; a yes/no question has one true segment, 'Yes' or 'No'")
+
+
+def answer_of(reply: str) -> str | None:
+    """What stands in `<answer>..</answer>` at the reply's start, white space aside; None where absent or empty."""
+    reply = reply.lstrip()
+    end = reply.find(_CLOSE)
+    if not reply.startswith(_OPEN) or end < 0:
+        return None
+    return reply[len(_OPEN) : end].strip() or None
+
+
+def first_yes_or_no(text: str) -> YesNo | None:
+    """The first of the words yes and no, whole and in any case."""
+    found = _YES_NO.search(text)
+    if found is None:
+        return None
+    return "yes" if found.group().lower() == "yes" else "no"

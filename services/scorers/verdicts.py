@@ -1,0 +1,42 @@
+"""What the judged scorers share: rubrics filled in, pictures encoded once, and a grade as an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.models.judge import Form, Graded, Question, Verdict
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import plain
+from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
+from synod.errors import SynodError
+from synod.images import encode_png
+
+
+class Asked(Protocol):
+    def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]: ...
+
+
+class Grader:
+    """One grade a picture. `rubric` may hold `{prompt}`, and then says what the prompt asks for."""
+
+    def __init__(self, spec: ScorerSpec, judge: Asked, rubric: str) -> None:
+        self.spec = spec
+        self._judge, self._rubric, self._form = judge, rubric, Graded(spec.low, spec.high)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        questions = [question(item, item.pixels(), self._rubric, self._form) for item in items]
+        return [_outcome(answer) for answer in self._judge.ask_all(questions)]
+
+
+def question(item: ScoreItem, pixels: Pixels, rubric: str, form: Form) -> Question:
+    """The picture as PNG, and the rubric about it with the prompt in words. Raises for a picture that is none: before
+    anything is asked and paid."""
+    text = rubric.replace("{prompt}", plain(item.prompt or "", item.concept))
+    return Question(text, encode_png(pixels), form)
+
+
+def _outcome(answer: Verdict | SynodError) -> Outcome:
+    if isinstance(answer, SynodError):
+        return ScoreFailure.of(answer)
+    return Score(answer.value, {"reason": answer.reason, "repaired": answer.repaired, "tokens": answer.tokens})

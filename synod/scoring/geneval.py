@@ -1,0 +1,50 @@
+"""A line of GenEval's metadata, as it is published -> items. Also GenEval++'s, as far as a detector can decide it.
+
+    {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [..], "prompt": "a photo of two clocks"}
+
+Such a line names no picture: they are those that its own generator lays out, `samples/` beside a `metadata.jsonl`,
+or `00007/samples/` beside a file of many lines for its eighth. An `image` of the line's own goes before both.
+
+GenEval++'s clauses may ask for a `region` or a `size`, and may leave out a count of one. No rule here reads a region or
+a size from boxes, and a verdict on the other half of a prompt would be none: such a line becomes an item without
+`geneval`, for a judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+METADATA: Final = ("tag", "include", "exclude")
+FOR_A_JUDGE: Final = frozenset({"region", "size"})
+
+
+def is_metadata(fields: Mapping[str, Any]) -> bool:
+    """Whether a line is GenEval's rather than an item."""
+    return "include" in fields
+
+
+def item_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The line as an item's fields: its metadata under `geneval`, unless it takes a judge; all else as it stands."""
+    metadata = {name: _counted(fields[name]) for name in METADATA if name in fields}
+    rest = {name: value for name, value in fields.items() if name not in METADATA}
+    return rest if takes_a_judge(fields) else {**rest, "geneval": metadata}
+
+
+def takes_a_judge(fields: Mapping[str, Any]) -> bool:
+    """Whether a clause asks for what no rule set decides."""
+    clauses = fields["include"]
+    return isinstance(clauses, list) and any(isinstance(c, Mapping) and FOR_A_JUDGE & c.keys() for c in clauses)
+
+
+def samples(folder: Path, index: int) -> Path:
+    """Where the pictures of line `index` (from 0) of a file in `folder` lie."""
+    beside = folder / "samples"
+    return beside if beside.is_dir() else folder / f"{index:05d}" / "samples"
+
+
+def _counted(clauses: object) -> object:
+    if not isinstance(clauses, Sequence) or isinstance(clauses, str):
+        return clauses
+    return [{"count": 1, **clause} if isinstance(clause, Mapping) else clause for clause in clauses]

@@ -1,0 +1,96 @@
+"""A real HTTP server that speaks OpenAI's chat completions, and misbehaves as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import uvicorn
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Reply = str | Response
+
+
+@dataclass
+class JudgeServer:
+    """Answers with the next of `script`, or else with a verdict by the picture's brightness; remembers the questions.
+
+    A text of the script is the model's answer; a Response is sent as it is; `hang` keeps the caller waiting.
+    """
+
+    url: str
+    script: deque[Reply | None] = field(default_factory=deque)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
+    usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 90, "completion_tokens": 10})
+    most_at_once: int = 0
+    open: int = 0
+    gate: threading.Event | None = None
+    released: threading.Event = field(default_factory=threading.Event)
+
+    async def answer(self, request: Request) -> Response:
+        body = json.loads(await request.body())
+        self.asked.append(body)
+        self.headers.append(dict(request.headers))
+        self.open += 1
+        self.most_at_once = max(self.most_at_once, self.open)
+        try:
+            reply = self.script.popleft() if self.script else None
+            while self.gate is not None and not self.gate.is_set():
+                await asyncio.sleep(0.005)
+            if reply == "hang":
+                while not (self.released.is_set() or await request.is_disconnected()):
+                    await asyncio.sleep(0.01)
+            if isinstance(reply, Response):
+                return reply
+            return self.completion(verdict(body) if reply is None else reply)
+        finally:
+            self.open -= 1
+
+    def completion(self, text: object) -> Response:
+        message = {"role": "assistant", "content": text}
+        tree = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+        return JSONResponse(tree if self.usage is None else {**tree, "usage": self.usage})
+
+
+def verdict(body: Mapping[str, Any]) -> str:
+    """The red channel's mean over 255; as true/false, whether the picture is bright or the question says 'surely'."""
+    text, image = body["messages"][0]["content"]
+    data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    red = float(np.asarray(Image.open(io.BytesIO(data)))[..., 0].mean() / 255)
+    if "valid" in body["response_format"]["json_schema"]["schema"]["properties"]:
+        return json.dumps({"reason": "seen", "valid": red > 0.5 or "surely" in text["text"]})
+    return json.dumps({"reason": "seen", "score": red})
+
+
+@contextmanager
+def judging() -> Iterator[JudgeServer]:
+    """The server in a thread; ended with the block."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    served = JudgeServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    routes = [Route("/v1/chat/completions", served.answer, methods=["POST"])]
+    config = uvicorn.Config(Starlette(routes=routes), log_level="error", ws="none", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.released.set()
+        server.should_exit = True
+        thread.join(20)
+        listener.close()

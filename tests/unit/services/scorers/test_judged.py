@@ -1,0 +1,187 @@
+"""Judged scorers: rubrics, segments, and outcomes that are never a silent 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from services.origin import origin
+from services.scorer_settings import ScorerSettings
+from services.scorers import registry
+from services.scorers.base import Scorer, score_batch
+from services.scorers.dense_validity import segments
+from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
+from tests.judges import JudgeServer, judging
+
+DARK, BRIGHT = (np.full((4, 4, 3), level, np.uint8) for level in (51, 204))
+SETTINGS: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[JudgeServer]:
+    with judging() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: JudgeServer) -> JudgeServer:
+    running.script.clear()
+    running.asked.clear()
+    return running
+
+
+def built(server: JudgeServer, kind: str, **changes: Any) -> Scorer:
+    about = {"kind": kind, "url": server.url, "model": "m", "limits": {"concurrency": 1}}
+    return registry.build(kind, SETTINGS.validate_python({**about, **changes}))
+
+
+def text_of(body: dict[str, Any]) -> str:
+    text: str = body["messages"][0]["content"][0]["text"]
+    return text
+
+
+def test_a_grade_is_the_value_and_the_reason_is_told(server: JudgeServer) -> None:
+    dark, bright = built(server, "judge").score([ScoreItem(image=p, prompt="a cat") for p in (DARK, BRIGHT)])
+    assert dark == Score(0.2, {"reason": "seen", "repaired": False, "tokens": 100})
+    assert isinstance(bright, Score)
+    assert bright.value == pytest.approx(0.8)
+    assert text_of(server.asked[0]).endswith("\n\na cat")
+
+
+def test_the_rubric_and_its_range_are_the_settings(server: JudgeServer) -> None:
+    scorer = built(server, "judge", rubric="Is {prompt} here, {low}?", low=-5, high=5)
+    assert (scorer.spec.low, scorer.spec.high, scorer.spec.needs) == (-5, 5, ("image", "prompt"))
+    concept = Concept("animal", "dog", "<bo>")
+    server.script.append('{"reason": "r", "score": -4.5}')
+    (outcome,) = scorer.score([ScoreItem(image=DARK, prompt="<bo> {sits}", concept=concept)])
+    assert isinstance(outcome, Score)
+    assert outcome.value == -4.5
+    assert text_of(server.asked[0]) == "Is dog {sits} here, {low}?"
+    schema = server.asked[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["score"]["description"] == "from -5 to 5"
+    assert built(server, "judge", rubric="Is it sharp?").spec.needs == ("image",)
+
+
+def test_quality_sees_the_picture_alone(server: JudgeServer) -> None:
+    scorer = built(server, "quality")
+    assert scorer.spec.needs == ("image",)
+    (outcome,) = scorer.score([ScoreItem(image=BRIGHT, prompt="a cat")])
+    assert isinstance(outcome, Score)
+    assert outcome.value == pytest.approx(0.8)
+    assert "cat" not in text_of(server.asked[0])
+
+
+def test_a_verdict_out_of_range_is_a_failure_and_never_zero(server: JudgeServer) -> None:
+    server.script.extend(['{"reason": "r", "score": 7}'] * 2)
+    bad, good = score_batch(built(server, "judge"), [ScoreItem(image=p, prompt="x") for p in (DARK, BRIGHT)])
+    assert isinstance(bad, ScoreFailure)
+    assert bad.code == "scorer_failed"
+    assert isinstance(good, Score)
+    assert len(server.asked) == 3  # the neighbour was not asked, and paid, twice
+
+
+def test_a_picture_that_is_none_costs_no_question(server: JudgeServer) -> None:
+    items = [ScoreItem(image=BRIGHT, prompt="a"), ScoreItem(image=np.full((4, 4), "x"), prompt="b")]  # type: ignore[arg-type]
+    good, bad = score_batch(built(server, "judge"), items)
+    assert isinstance(good, Score)
+    assert isinstance(bad, ScoreFailure)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red cat, two dogs; a hat.", ["a red cat", "two dogs", "a hat"]),
+        ("a cat", ["a cat"]),
+        ("3.5 apples: yes!?", ["3.5 apples", "yes"]),
+        ("it's a black-white cat , and - , a dog", ["it's a black-white cat", "and -", "a dog"]),
+        ("\u732b\uff0c\u72d7\u3002", ["\u732b", "\u72d7"]),
+        ("one\n\ntwo", ["one", "two"]),
+        (" ,.; ", []),
+    ],
+)
+def test_segments_are_what_stands_between_punctuation(prompt: str, expected: list[str]) -> None:
+    assert segments(prompt) == expected
+
+
+def test_dense_validity_is_the_share_of_segments_seen(server: JudgeServer) -> None:
+    prompt = "surely a cat, a dog, surely <bo>"
+    dark, bright, none = built(server, "dense_validity").score(
+        [
+            ScoreItem(image=DARK, prompt=prompt, concept=Concept("animal", "fox", "<bo>")),
+            ScoreItem(image=BRIGHT, prompt=prompt),
+            ScoreItem(image=DARK, prompt=", <bo>,"),
+        ]
+    )
+    assert isinstance(dark, Score)
+    assert dark.value == pytest.approx(2 / 3)
+    assert [(s["segment"], s["valid"]) for s in dark.detail["segments"]] == [
+        ("surely a cat", True),
+        ("a dog", False),
+        ("surely fox", True),
+    ]
+    assert dark.detail["tokens"] == 300
+    assert isinstance(bright, Score)
+    assert bright.value == 1.0
+    assert isinstance(none, ScoreFailure)
+    assert none.code == "invalid_item"
+
+
+def test_a_segment_without_a_verdict_fails_the_item_alone(server: JudgeServer) -> None:
+    server.script.extend(["no", "still no", '{"reason": "r", "valid": true}'])
+    items = [ScoreItem(image=DARK, prompt="a cat, a dog"), ScoreItem(image=DARK, prompt="surely a bird")]
+    bad, good = built(server, "dense_validity").score(items)
+    assert isinstance(bad, ScoreFailure)
+    assert "1 of 2 segments have no verdict" in bad.message
+    assert isinstance(good, Score)
+    assert good.value == 1.0
+
+
+def test_a_spent_budget_is_its_own_failure(server: JudgeServer) -> None:
+    scorer = built(server, "judge", limits={"concurrency": 1, "max_tokens": 100})
+    first, second = score_batch(scorer, [ScoreItem(image=DARK, prompt="x")] * 2)
+    assert isinstance(first, Score)
+    assert isinstance(second, ScoreFailure)
+    assert second.code == "judge_budget"
+
+
+ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"url": "http://me:secret@host/v1"}, "url"),
+        ({"url": "ftp://host/v1"}, "url"),
+        ({"url": "http://host/v1?key=1"}, "url"),
+        ({"key_env": "A", "key_file": "/b"}, "give one of them"),
+        ({"limits": {"max_dollars": 1.0}}, "dollars_per_million_prompt"),
+        ({"low": 1.0, "high": 1.0}, "low < high"),
+        ({"api_key": "sk"}, "api_key"),
+    ],
+)
+def test_settings_that_cannot_hold_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        SETTINGS.validate_python({**ABOUT, **changes})
+
+
+def test_a_key_in_the_url_is_not_repeated() -> None:
+    with pytest.raises(ValidationError) as raised:
+        SETTINGS.validate_python({**ABOUT, "url": "http://me:hidden@host/v1"})
+    (error,) = raised.value.errors()
+    assert not isinstance(error["input"], str)
+    assert "hidden" not in error["msg"]
+
+
+def test_an_origin_follows_the_model_and_neither_key_nor_limits(tmp_path: Any) -> None:
+    def of(**changes: Any) -> Any:
+        return origin(SETTINGS.validate_python({**ABOUT, **changes}))
+
+    key = tmp_path / "key"  # it need not exist where origins are told
+    assert of(key_file=str(key)) == of(key_env="K") == of(limits={"concurrency": 2}) == of()
+    assert of(model="n") != of()
+    assert of(rubric="Is it sharp?") != of()

@@ -1,0 +1,98 @@
+"""GenEval's and GenEval++'s lines, as they are published, become items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
+from synod.errors import SettingsError
+from synod.images import encode_png
+from synod.scoring.inputs import sources
+
+COUNTING = {
+    "tag": "counting",
+    "include": [{"class": "clock", "count": 2}],
+    "exclude": [{"class": "clock", "count": 3}],
+    "prompt": "a photo of two clocks",
+}
+POSITION = {
+    "tag": "position",
+    "include": [{"class": "cow", "count": 1}, {"class": "pizza", "count": 1, "position": ["right of", 0]}],
+    "prompt": "a photo of a pizza right of a cow",
+}
+PLUS = {
+    "tag": "pos/size",
+    "include": [{"class": "cat", "region": "left", "size": "large"}, {"class": "dog", "color": "red"}],
+    "prompt": "a large cat on the left and a red dog",
+}
+
+
+def write(path: Path, *lines: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8)))
+
+
+def loaded(path: Path) -> list[ScoreItem]:
+    items = [source.load().item for source in sources([path], None, ())]
+    assert all(isinstance(item, ScoreItem) for item in items)
+    return [item for item in items if isinstance(item, ScoreItem)]
+
+
+def test_the_published_file_finds_the_pictures_of_the_generators_layout(tmp_path: Path) -> None:
+    for name in ("00000/samples/0000.png", "00000/samples/0001.png", "00001/samples/0000.png", "00001/grid.png"):
+        picture(tmp_path / name)
+    first, second, third = loaded(write(tmp_path / "evaluation_metadata.jsonl", COUNTING, POSITION))
+    assert first == second
+    assert first.prompt == "a photo of two clocks"
+    assert first.geneval == GenEvalMetadata("counting", (GenEvalClause("clock", 2),), (GenEvalClause("clock", 3),))
+    assert third.geneval is not None
+    assert third.geneval.include[1] == GenEvalClause("pizza", 1, None, ("right of", 0))
+
+
+def test_metadata_beside_its_own_samples(tmp_path: Path) -> None:
+    picture(tmp_path / "00007/samples/0000.png")
+    (item,) = loaded(write(tmp_path / "00007/metadata.jsonl", POSITION))
+    assert item.prompt == POSITION["prompt"]
+
+
+def test_a_line_may_name_its_own_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (item,) = loaded(write(tmp_path / "lines.jsonl", {**COUNTING, "image": "a.png", "concept": {"kind": "object"}}))
+    assert item.geneval is not None
+    assert item.concept is not None
+
+
+def test_what_a_detector_cannot_decide_is_left_to_a_judge(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png")
+    plain = {**PLUS, "include": [{"class": "dog", "color": "red"}], "tag": "color"}
+    judged, counted = loaded(write(tmp_path / "g.jsonl", {**PLUS, "image": "0.png"}, {**plain, "image": "0.png"}))
+    assert judged.geneval is None
+    assert judged.prompt == PLUS["prompt"]
+    assert counted.geneval == GenEvalMetadata("color", (GenEvalClause("dog", 1, "red"),))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (COUNTING, "00000/samples: .*give the line an 'image'"),
+        ({**COUNTING, "image": "a.png", "tags": 1}, "tags: unknown key"),
+        ({**COUNTING, "image": "a.png", "include": [{"class": "cat", "count": 0}]}, r"geneval.include\[0\].count"),
+        ({**COUNTING, "image": "a.png", "include": 7}, "geneval.include"),
+        ({**COUNTING, "image": "a.png", "include": [3]}, r"geneval.include\[0\]"),
+        ({"include": [], "image": "a.png"}, "geneval.tag"),
+    ],
+)
+def test_a_line_that_is_no_item_is_named(tmp_path: Path, line: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=f"g.jsonl:1: .*{told}"):
+        sources([write(tmp_path / "g.jsonl", line)], None, ())
