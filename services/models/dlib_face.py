@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dlib
 import numpy as np
 from numpy.typing import NDArray
 
 from synod.contracts import Pixels
+from synod.errors import SettingsError
+
+try:
+    import dlib
+except ModuleNotFoundError:
+    raise SettingsError("dlib is not installed, which family = \"dlib\" needs; pip install 'synod[dlib]'") from None
 
 _CHIP_SIDE, _CHIP_PADDING = 150, 0.25  # what the network was trained on
 
@@ -44,5 +49,5 @@ class DlibEmbedder:
 def _models() -> Path:
     found = importlib.util.find_spec("face_recognition_models")  # not imported: it needs pkg_resources
     if found is None or found.origin is None:
-        raise ModuleNotFoundError("face-recognition-models is not installed; pip install 'synod[dlib]'")
+        raise SettingsError("face-recognition-models is not installed; pip install 'synod[dlib]'")
     return Path(found.origin).parent / "models"

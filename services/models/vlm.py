@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from services.models.cache import frozen, shared
+from services.models.cache import Device, frozen, shared
 from synod.contracts import Pixels
 from synod.errors import InvalidItem
 
@@ -31,7 +31,7 @@ class TokenLogProbs:
 class Vlm:
     """Reads a picture and a question in the model's own chat form; the text is what the assistant would answer."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoProcessor.from_pretrained(folder)
         if not self._processor.chat_template:
             raise ValueError(f"{folder}: no chat template; give the instruction-tuned model, whose processor has one")
@@ -73,7 +73,8 @@ class Vlm:
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
         )
-        return dict(inputs.to(self._model.device))
+        inputs = inputs.to(self._model.device)
+        return {k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def _append(self, inputs: dict[str, torch.Tensor], answers: Sequence[Sequence[int]], longest: int) -> None:
         """The answers after the prefixes, in all inputs that have an entry a token: [N P] -> [N P+T]."""
@@ -88,6 +89,6 @@ class Vlm:
                 inputs[name] = torch.cat([values, tail], dim=1)
 
 
-def load(source: str, device: str) -> Vlm:
+def load(source: str, device: Device | str) -> Vlm:
     """The model of a model directory or hub id, shared per process."""
     return shared("vlm", source, device, lambda folder: Vlm(folder, device))

