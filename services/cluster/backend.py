@@ -69,12 +69,14 @@ class RayBackend:
             return Staged(items)
         return Staged(items, await asyncio.to_thread(ray.put, items))
 
-    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+    async def score(
+        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
         if staged.shared is not None:
-            response = self._by_reference[scorer].score.remote(staged.shared, list(indexes), timeout_s)
+            response = self._by_reference[scorer].score.remote(staged.shared, list(indexes), timeout_s, traceparent)
         else:
             chosen = tuple(staged.items[i] for i in indexes)
-            response = self._by_value[scorer].score.remote(chosen, list(range(len(chosen))), timeout_s)
+            response = self._by_value[scorer].score.remote(chosen, list(range(len(chosen))), timeout_s, traceparent)
         try:
             outcomes: list[Outcome] = await response
             return outcomes

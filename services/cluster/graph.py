@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
+from services import tracing
 from services.cluster.backend import RayBackend
 from services.cluster.replica import Build, Replica
 from services.cluster.store import shared
@@ -49,6 +50,7 @@ class Ingress:
     ) -> None:
         if settings.server.access_log:
             access.open_log(access_log)
+        tracing.start(settings.tracing, "synod-gateway")
         wanted = {name: scorer.serving.replicas for name, scorer in settings.scorers.items()}
         app_name = serve.get_replica_context().app_name
         backend = RayBackend(specs, handles, wanted, app_name)
@@ -118,7 +120,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
             scorer.serving.replicas,
             _actor(scorer.serving, env),
             cluster.health_check_period_s,
-        ).bind(specs[name], scorer, settings.golden, build, patience)
+        ).bind(specs[name], scorer, settings.golden, build, patience, settings.tracing)
         for name, scorer in settings.scorers.items()
     }
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}

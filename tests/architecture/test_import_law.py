@@ -16,6 +16,7 @@ HOUSE = ("synod", "services", "trainer", "embedded")
 WEB = ("fastapi", "starlette", "uvicorn")
 IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
 NETWORK = ("asyncio", "grpc", "httpx", "socket", "subprocess", "threading")
+TELEMETRY = ("opentelemetry",)
 FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
 
 
@@ -55,6 +56,7 @@ LAW = (
         may=("synod", "services.scorers.base", "services.scorer_settings"),
         never=("torch", "ray", *WEB),
     ),
+    Room("services.tracing", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
     Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *WEB)),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
@@ -77,16 +79,16 @@ LAW = (
     ),
     Room(
         "services.gateway",
-        may=("synod", "services.backends", "services.combine", "services.settings"),
-        never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
+        may=("synod", "services.backends", "services.combine", "services.settings", "services.tracing"),
+        never=(*TELEMETRY, "torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
     ),
     Room(
         "services.gateway.ports",
         may=("synod", "services.gateway", "services.settings"),
-        never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http"),
+        never=(*TELEMETRY, "torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http"),
     ),
-    Room("services.cluster", may=("synod", "services"), never=()),
-    Room("services.__main__", may=("synod", "services"), never=("torch",)),
+    Room("services.cluster", may=("synod", "services"), never=TELEMETRY),
+    Room("services.__main__", may=("synod", "services"), never=("torch", *TELEMETRY)),
     Room("trainer.settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("trainer.types", may=("synod.contracts",), never=("ray", "httpx", *WEB)),
     Room("trainer.grpo", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
@@ -159,6 +161,8 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.gateway.rest", "import torch.nn as nn"),
         ("services.gateway.decode", "from urllib.request import urlopen"),
         ("services.cluster.graph", "import embedded.world"),
+        ("services.gateway.rest", "from opentelemetry import trace"),
+        ("services.tracing", "import ray"),
         ("synod.toml", "from pydantic import BaseModel"),
         ("synod.client.flows", "import httpx"),
         ("synod.adapters.verl", "import torch"),
