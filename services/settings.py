@@ -113,17 +113,17 @@ class TracingSettings(Node):
     endpoint: str | None = None
     sample_ratio: float = Field(1.0, ge=0, le=1)
 
-    @field_validator("endpoint")
-    @classmethod
-    def _base_of_a_collector(cls, endpoint: str | None) -> str | None:
-        if endpoint is None:
-            return None
-        url = urlsplit(endpoint)
+    @model_validator(mode="after")  # of the table, so that a refusal does not repeat the value
+    def _base_of_a_collector(self) -> TracingSettings:
+        url = urlsplit(self.endpoint or "http://collector")
         if url.username is not None or url.password is not None or url.query:
-            raise ValueError("a secret has no place here: give headers in OTEL_EXPORTER_OTLP_HEADERS")
+            raise ValueError("'endpoint' holds a secret: give it as a header in OTEL_EXPORTER_OTLP_HEADERS")
         if url.scheme not in ("http", "https") or not url.hostname or url.path.rstrip("/").endswith("/v1/traces"):
-            raise ValueError(f"'{endpoint}' is no base URL: give such as 'http://collector:4318', without /v1/traces")
-        return endpoint.rstrip("/")
+            raise ValueError(
+                f"'endpoint' is no base URL: '{self.endpoint}'; give one such as 'http://collector:4318', "
+                "without /v1/traces"
+            )
+        return self
 
 
 class ClusterSettings(Node):

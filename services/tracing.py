@@ -141,7 +141,7 @@ def start(settings: TracingSettings, service: str) -> None:
         Resource.create({"service.name": service, "service.version": synod.__version__}),
         shutdown_on_exit=False,  # it would wait for a dead collector
     )
-    exporter = OTLPSpanExporter(f"{settings.endpoint}/v1/traces", timeout=EXPORT_S)
+    exporter = OTLPSpanExporter(f"{settings.endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
     _provider.add_span_processor(BatchSpanProcessor(exporter, QUEUED_SPANS, 1000 * PERIOD_S, SENT_AT_ONCE))
     _tracer = _provider.get_tracer("synod", synod.__version__)
     atexit.register(stop)

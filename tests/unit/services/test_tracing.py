@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from services.scorer_settings import BerSettings, ScorerSettings, ServingSetting
 from services.scorers.base import Scorer
 from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
 from synod.codec import CODECS, PROTOBUF
-from synod.contracts import Outcome, RequestError, Score, ScoreFailure, ScoreItem, ScoreRequest
-from synod.errors import Overloaded, ReplicaLost, SettingsError
+from synod.contracts import Origin, Outcome, RequestError, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import ReplicaLost, SettingsError
 from synod.protobuf import SERVICE
 from tests.collector import Collector, collecting
 
@@ -57,6 +57,12 @@ class Number:
         if 13 in levels:
             raise ValueError("thirteen")
         return [Score(level / 255) for level in levels]
+
+
+class Originated(Number):
+    """One whose scores may be kept."""
+
+    spec = replace(SPEC, origin=Origin("m", "p"))
 
 
 @dataclass
@@ -173,7 +179,7 @@ async def test_one_trace_from_the_caller_to_the_batch(collector: Collector) -> N
 
 
 async def test_a_batch_of_two_requests_links_to_both(collector: Collector) -> None:
-    """Three images fill the batch, so it holds both requests; a batch of golden items, of nobody, is not told."""
+    """Three images fill the batch, so it holds both requests."""
     backend = Replicas(full=3, wait_ms=60_000)
     async with http(backend) as client:
         answers = await asyncio.gather(post(client, body(1)), post(client, body(2, 3)))
@@ -227,16 +233,11 @@ async def test_retries_are_events_of_the_call(collector: Collector) -> None:
     tracing.stop()
     call = collector.one("call")
     assert call.events == (("retry", {"synod.items": 1}),) * 2
-    assert backend.told == [f"00-{call.trace}-{call.id}-01"] * 3
+    assert [told and told[: len(SAMPLED) - 3] for told in backend.told] == [f"00-{call.trace}-{call.id}"] * 3
 
 
 async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(collector: Collector) -> None:
-    backend = LocalBackend({"number": Number()})
-    from dataclasses import replace
-
-    from synod.contracts import Origin
-
-    backend._specs = {"number": replace(SPEC, origin=Origin("m", "p"))}
+    backend = LocalBackend({"number": Originated()})
     async with http(backend, keeps=8) as client:
         await asyncio.gather(post(client, body(1)), post(client, body(1)))
         await post(client, body(1))
@@ -266,7 +267,8 @@ async def test_the_caller_or_the_ratio_decides_and_the_trace_is_carried_on(
     trace_id = answer.headers["x-synod-trace-id"]
     assert trace_id == TRACE if traceparent else len(trace_id) == 32
     assert backend.told[0] is not None
-    assert backend.told[0].split("-")[1::2] == [trace_id, "01" if sent else "00"]
+    _, trace, _, flags = backend.told[0].split("-")
+    assert (trace, int(flags, 16) & 1) == (trace_id, sent)
     assert {span.trace for span in collector.spans} == ({trace_id} if sent else set())
     assert (collector.begun > 0) == sent
 
@@ -296,9 +298,9 @@ async def test_a_malformed_traceparent_is_as_none(collector: Collector, malforme
 
 
 async def test_refusals_faults_uploads_and_what_is_not_traced(
-    collector: Collector, caplog: pytest.LogCaptureFixture
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with http(Replicas(plan=[Overloaded("full")] * 99), guarded=True) as client:
+    async with http(Replicas(), guarded=True) as client:
         allowed = {"authorization": f"Bearer {TOKEN}"}
         refused = await post(client, body(1), SAMPLED, authorization="Bearer nobody-knows-this-one")
         unknown = await post(client, b'{"items": [{}], "scorers": ["a secret prompt"]}', **allowed)
@@ -306,7 +308,7 @@ async def test_refusals_faults_uploads_and_what_is_not_traced(
             "/v1/images", content=b'{"images": ["/9j/"]}', headers={"content-type": "application/json", **allowed}
         )
         untraced = [await client.get(path, headers=allowed) for path in ("/v1/scorers", "/healthz", "/metrics")]
-        client._transport.app.state.gateway._means = None  # type: ignore[attr-defined]
+        monkeypatch.setattr(Gateway, "_admit", lambda gateway, request: 1 / 0)
         broken = await post(client, body(1), **allowed)
     tracing.stop()
     assert [one.status_code for one in (refused, unknown, put, broken)] == [401, 404, 200, 500]
@@ -482,7 +484,7 @@ async def main():
     assert backend.told == [None]
 
 asyncio.run(main())
-sys.exit(str([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exp"))] or ""))
+sys.exit(([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exp"))] or 0))
 """
     root = Path(__file__).parents[3]
     run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
