@@ -17,17 +17,21 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from services import tracing
 from services.backends import LocalBackend, Readiness, ScorerSpec, Staged
 from services.cluster.replica import Replica
 from services.gateway import access, app, auth
 from services.gateway.core import Gateway
+from services.gateway.ports import Ports, serving
 from services.gateway.rpc import RpcServer
 from services.gateway.store import MemoryStore
 from services.scorer_settings import BerSettings, ScorerSettings, ServingSettings
 from services.scorers.base import Scorer
 from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
+from synod.client import SynodClient
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import Origin, Outcome, RequestError, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import ReplicaLost, SettingsError
@@ -101,6 +105,12 @@ class Replicas:
 
     async def readiness(self) -> Mapping[str, Readiness]:
         return {"number": Readiness(True, 1, 1)}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @pytest.fixture
@@ -448,10 +458,8 @@ async def test_stopping_does_not_wait_for_a_collector(monkeypatch: pytest.Monkey
         assert not tracing.on()
 
 
-async def test_a_collector_that_is_not_there_loses_no_request(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    tracing.start(TracingSettings(endpoint=f"http://127.0.0.1:{port}"), "a-test")
+async def test_a_collector_that_is_not_there_loses_no_request() -> None:
+    tracing.start(TracingSettings(endpoint=f"http://127.0.0.1:{free_port()}"), "a-test")
     async with http(Replicas()) as client:
         answers = [await post(client, body(i)) for i in range(5)]
     tracing.stop()
@@ -466,6 +474,30 @@ async def test_headers_of_the_collector_come_from_the_environment(monkeypatch: p
         tracing.stop()
     assert collector.headers[0]["authorization"] == f"Bearer {TOKEN}"
     assert collector.one("one").parent == ""
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_the_client_sends_its_callers_span_from_every_chunk(collector: Collector, scheme: str) -> None:
+    """The limit of two items makes two chunks, which the blocking client sends from threads of its own."""
+    gateway = Gateway(Replicas(), {}, LimitSettings(max_items=2), ServerSettings(), store=MemoryStore(0, 0))
+    port, rpc_port = free_port(), free_port()
+    request = ScoreRequest(tuple(ScoreItem(np.full((2, 2, 3), level, np.uint8)) for level in (1, 2, 3)), ("number",))
+    span = NonRecordingSpan(SpanContext(int(TRACE, 16), int(SPAN, 16), is_remote=False, trace_flags=TraceFlags(1)))
+
+    def ask() -> None:
+        with SynodClient(f"{scheme}://127.0.0.1:{port if scheme == 'http' else rpc_port}", timeout_s=30) as client:
+            with trace.use_span(span):
+                client.score(request)
+            client.score(request)
+
+    async with serving(Ports("127.0.0.1", port, rpc_port), app.build(gateway), gateway, auth.Gatekeeper()):
+        await asyncio.to_thread(ask)
+    gateway.close()
+    tracing.stop()
+    roots = collector.named("POST /v1/score" if scheme == "http" else "Score")
+    chunks = [(one.parent, one.attributes["synod.items"]) for one in roots if one.attributes["synod.outcome"] == "ok"]
+    assert sorted(chunks) == [("", 1), ("", 2), (SPAN, 1), (SPAN, 2)]
+    assert {one.trace == TRACE for one in roots if one.parent} == {True}
 
 
 def test_off_no_sdk_is_imported_and_nothing_is_told() -> None:
