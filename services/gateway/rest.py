@@ -49,7 +49,7 @@ class Rim(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
-        methods = self.methods - {"GET"}
+        methods = (self.methods or set()) - {"GET"}
         name = f"{'/'.join(sorted(methods))} {self.path}" if methods else None
 
         async def answer(http: Request) -> Response:
