@@ -251,7 +251,7 @@ def add_to_server(servicer: RewardServicer, server: Any) -> None:
 
 async def abort(context: _Context, error: SynodError, span: tracing.Span = tracing.NOTHING) -> NoReturn:
     """End a call with `error`, and tell of its trace."""
-    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, PROTOBUF.encode_error(error)), *_trace_of(span)]
+    metadata: tuple[tuple[str, str | bytes], ...] = ((ERROR_KEY, PROTOBUF.encode_error(error)), *_trace_of(span))
     await context.abort(grpc.StatusCode[error.grpc_status], error.message[:MAX_DETAILS], metadata)
 
 
