@@ -234,6 +234,16 @@ async def test_a_run_that_raises_is_marked_and_so_is_the_scorer(collector: Colle
     assert (collector.one("POST /v1/score").failed, collector.one("decode").failed) == (False, False)
 
 
+async def test_a_call_that_is_over_is_in_no_later_batch(collector: Collector) -> None:
+    backend, items = Replicas(), (ScoreItem(np.zeros((2, 2, 3), np.uint8)),)
+    await backend.replica.score(items, [0], 10.0, SAMPLED)
+    await backend.replica.score(items, [0], 10.0, UNSAMPLED)
+    await backend.replica.score(items, [0], 10.0)
+    tracing.stop()
+    assert backend.scorer.seen == [1, 1, 1]
+    assert len(collector.named("batch number")) == len(collector.named("replica number")) == 1
+
+
 async def test_a_call_that_never_runs_ends_where_it_waited(collector: Collector) -> None:
     async with http(Replicas(full=8, wait_ms=60_000)) as client:
         await post(client, body(1, timeout_ms=200))
