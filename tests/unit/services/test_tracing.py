@@ -364,6 +364,31 @@ async def test_an_answer_in_parts_is_one_span_until_its_end(collector: Collector
     assert all(span.end_ns <= root.end_ns for span in collector.spans)
 
 
+async def test_a_caller_that_leaves_between_parts_ends_the_span(collector: Collector) -> None:
+    gateway = Gateway(Replicas(), {}, LimitSettings(), ServerSettings(), store=MemoryStore(0, 0))
+    stuck, sent = asyncio.Event(), [body(1, 2)]
+    names = {"content-type": "application/json", "accept": "application/x-ndjson", "traceparent": SAMPLED}
+    headers = [(name.encode(), value.encode()) for name, value in names.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": headers, "query_string": b""}
+
+    async def receive() -> dict[str, Any]:
+        if sent:
+            return {"type": "http.request", "body": sent.pop(), "more_body": False}
+        await stuck.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            stuck.set()
+            await asyncio.Event().wait()
+
+    await app.build(gateway)(scope, receive, send)  # type: ignore[arg-type]
+    gateway.close()
+    tracing.stop()
+    root = collector.one("POST /v1/score")
+    assert (root.trace, root.attributes["synod.outcome"], root.failed) == (TRACE, "client_gone", False)
+
+
 async def test_the_access_log_names_the_trace(collector: Collector, tmp_path: Path) -> None:
     file = tmp_path / "access.jsonl"
     access.open_log(file)
