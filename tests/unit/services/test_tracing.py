@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -491,14 +492,17 @@ async def test_a_collector_that_answers_nothing_delays_no_request(monkeypatch: p
 
 async def test_stopping_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "STOP_S", 0.2)
+    monkeypatch.setattr(tracing, "EXPORT_S", 20.0)
     with collecting() as collector:
         collector.answering.clear()
         tracing.start(TracingSettings(endpoint=collector.url), "a-test")
         tracing.request("one", {}).end()
         tracing.stop()
-        assert not collector.answering.is_set()
+        sending = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
+        assert sending, "it still waits, and nobody for it"
         assert collector.spans == []
         assert not tracing.on()
+    sending[0].join()
 
 
 async def test_a_collector_that_is_not_there_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
