@@ -65,9 +65,17 @@ class Number:
 
 
 class Originated(Number):
-    """One whose scores may be kept."""
+    """One whose scores may be kept, and that scores from `go` on."""
 
     spec = replace(SPEC, origin=Origin("m", "p"))
+
+    def __init__(self, go: threading.Event) -> None:
+        super().__init__()
+        self._go = go
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self._go.wait()
+        return super().score(items)
 
 
 @dataclass
@@ -263,8 +271,18 @@ async def test_retries_are_events_of_the_call(collector: Collector) -> None:
     assert [told and told[: len(SAMPLED) - 3] for told in backend.told] == [f"00-{call.trace}-{call.id}"] * 3
 
 
-async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(collector: Collector) -> None:
-    backend = LocalBackend({"number": Originated()})
+async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request is measured once the second waits for it."""
+    go, really_wait = threading.Event(), MemoryStore.wait
+
+    async def wait(*given: Any) -> Any:
+        go.set()
+        return await really_wait(*given)
+
+    monkeypatch.setattr(MemoryStore, "wait", wait)
+    backend = LocalBackend({"number": Originated(go)})
     async with http(backend, keeps=8) as client:
         await asyncio.gather(post(client, body(1)), post(client, body(1)))
         await post(client, body(1))
