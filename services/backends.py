@@ -54,8 +54,12 @@ class ScorerBackend(Protocol):
         """Lay out `items` for `scorers` calls of `score`, so that all of them share one copy."""
         ...
 
-    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+    async def score(
+        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
         """One outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
+
+        `traceparent` (W3C) is the caller's span, None where nothing is traced.
 
         Raises Unavailable, ReplicaLost or Overloaded when the whole call came to nothing. Cancelling drops the work.
         """
@@ -76,7 +80,8 @@ def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
 
 
 class LocalBackend:
-    """Scorers of this process, each behind its own batcher: for tests and for scoring without a cluster."""
+    """Scorers of this process, each behind its own batcher: for tests and for scoring without a cluster. It makes no
+    spans."""
 
     def __init__(
         self,
@@ -105,7 +110,9 @@ class LocalBackend:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+    async def score(
+        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
         return await self._batchers[scorer].score([staged.items[i] for i in indexes], timeout_s)
 
     async def readiness(self) -> Mapping[str, Readiness]:

@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -102,6 +103,29 @@ class CompatSettings(Node):
     openrlhf: str | None = None
 
 
+class TracingSettings(Node):
+    """Where OpenTelemetry spans go (OTLP over HTTP, to `endpoint`/v1/traces); None: nowhere, and nothing is traced.
+
+    `sample_ratio` is the share of requests that are traced, of those that bring no `traceparent`; one that does says
+    itself whether it is. Headers for the collector, such as its token, come from OTEL_EXPORTER_OTLP_HEADERS alone.
+    """
+
+    endpoint: str | None = None
+    sample_ratio: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")  # of the table, so that a refusal does not repeat the value
+    def _base_of_a_collector(self) -> TracingSettings:
+        url = urlsplit(self.endpoint or "http://collector")
+        if url.username is not None or url.password is not None or url.query:
+            raise ValueError("'endpoint' holds a secret: give it as a header in OTEL_EXPORTER_OTLP_HEADERS")
+        if url.scheme not in ("http", "https") or not url.hostname or url.path.rstrip("/").endswith("/v1/traces"):
+            raise ValueError(
+                f"'endpoint' is no base URL: '{self.endpoint}'; give one such as 'http://collector:4318', "
+                "without /v1/traces"
+            )
+        return self
+
+
 class ClusterSettings(Node):
     """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count.
 
@@ -152,6 +176,7 @@ class Settings(Node):
     store: StoreSettings = StoreSettings()
     auth: AuthSettings = AuthSettings()
     compat: CompatSettings = CompatSettings()
+    tracing: TracingSettings = TracingSettings()
     cluster: ClusterSettings = ClusterSettings()
     scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}

@@ -160,3 +160,4 @@ def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _family(SynodError)}
+FAULTS = frozenset(code for code, kind in _BY_CODE.items() if kind.http_status >= 500)  # the plane's, not the caller's

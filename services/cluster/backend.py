@@ -72,13 +72,16 @@ class RayBackend:
             return Staged(items)
         return Staged(items, await asyncio.to_thread(ray.put, items))
 
-    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+    async def score(
+        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
         host = self._host[scorer]
         if staged.shared is not None:
-            response = self._by_reference[host].score.remote(scorer, staged.shared, list(indexes), timeout_s)
+            sent, places, handle = staged.shared, list(indexes), self._by_reference[host]
         else:
-            chosen = tuple(staged.items[i] for i in indexes)
-            response = self._by_value[host].score.remote(scorer, chosen, list(range(len(chosen))), timeout_s)
+            sent, places = tuple(staged.items[i] for i in indexes), list(range(len(indexes)))
+            handle = self._by_value[host]
+        response = handle.score.remote(scorer, sent, places, timeout_s, traceparent)
         try:
             outcomes: list[Outcome] = await response
             return outcomes

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
+from services import tracing
 from services.cluster.backend import RayBackend
 from services.cluster.host import Host
 from services.cluster.replica import Build
@@ -50,6 +51,7 @@ class Ingress:
     ) -> None:
         if settings.server.access_log:
             access.open_log(access_log)
+        tracing.start(settings.tracing, "synod-gateway")
         app_name = serve.get_replica_context().app_name
         wanted = {host: settings.scorers[host].serving.replicas for host in settings.hosts}
         backend = RayBackend(specs, handles, wanted, app_name, settings.hosts)
@@ -119,7 +121,8 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         serving = settings.scorers[host].serving
         deployment = _deployment(Host, host, serving.replicas, _actor(serving, env), cluster.health_check_period_s)
         members = {name: settings.scorers[name] for name in names}
-        hosts[host] = deployment.bind({name: specs[name] for name in names}, members, settings.golden, build, patience)
+        described = {name: specs[name] for name in names}
+        hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
     gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, cluster.health_check_period_s

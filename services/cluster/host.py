@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from services import tracing
 from services.backends import Loaded
 from services.cluster.replica import Build, Replica
 from services.cluster.watch import USUAL, Patience
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
+from services.settings import TracingSettings
 from synod.contracts import Outcome, ScoreItem
 
 
@@ -23,16 +25,23 @@ class Host:
         golden_file: str | None,
         build: Build,
         patience: Patience = USUAL,
+        traces: TracingSettings | None = None,
     ) -> None:
+        tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
             name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()
         }
 
     async def score(
-        self, scorer: str, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float
+        self,
+        scorer: str,
+        items: Sequence[ScoreItem],
+        indexes: Sequence[int],
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> list[Outcome]:
         """As `Replica.score`, by the scorer of that name."""
-        return await self._replicas[scorer].score(items, indexes, timeout_s)
+        return await self._replicas[scorer].score(items, indexes, timeout_s, traceparent)
 
     async def loaded(self) -> dict[str, Loaded]:
         """Per scorer, what loading it found."""

@@ -10,9 +10,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from services import golden
+from services import golden, tracing
 from services.backends import Loaded, batch_cost
 from services.batching import Batcher
+from services.cluster.calls import Calls
 from services.cluster.warmup import warm_up
 from services.cluster.watch import USUAL, Patience, Watch
 from services.gateway import metrics
@@ -60,16 +61,23 @@ class Replica:
             cost=partial(batch_cost, self._scorer.spec),
         )
         probe = partial(self._batcher.score, first=True)
+        self._calls = Calls(name, partial(batch_cost, self._scorer.spec), serving.max_batch_images)
         self._watch = Watch(name, items, settings.golden_tolerance, probe, patience, drift)
 
-    async def score(self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
-        """One outcome per index into `items`, within `timeout_s`. Raises Overloaded and Unavailable."""
+    async def score(
+        self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
+        """One outcome per index into `items`, within `timeout_s`, traced as a part of the span that `traceparent`
+        names. Raises Overloaded and Unavailable."""
         held = metrics.HELD_IMAGES.labels(self._name)
         chosen = [items[i] for i in indexes]
         cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)
         held.inc(cost)
         try:
-            return await self._batcher.score(chosen, timeout_s)
+            if traceparent is None or not tracing.on():
+                return await self._batcher.score(chosen, timeout_s)
+            with self._calls.call(chosen, traceparent):
+                return await self._batcher.score(chosen, timeout_s)
         finally:
             held.dec(cost)
 
@@ -79,7 +87,8 @@ class Replica:
         self._watch.check(idle=self._batcher.held == 0)
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        with self._watch.running(items), self._measured(self._watch.users(items)):
+        users = self._watch.users(items)
+        with self._watch.running(items), self._measured(users), self._calls.running(users):
             outcomes = run_batch(self._scorer, items)
         return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]
 

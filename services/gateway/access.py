@@ -1,6 +1,7 @@
-"""The access log: one JSON line a request. Never a token, a prompt, a picture, or a name that the plane does not serve.
+"""What is told of a request, in its line of the access log and in its span: never a token, a prompt, a picture, or a
+name that the plane does not serve.
 
-Off until `open_log`; then several gateways append to one file, a line a write.
+The log is off until `open_log`; then several gateways append to one file, a JSON line a write.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from services.gateway.admission import Caller
+from services.tracing import NOTHING, Span
 from synod.contracts import ScoreRequest
 
 log = logging.getLogger("synod.access")
@@ -31,32 +33,40 @@ def open_log(path: Path) -> None:
 
 
 class Entry:
-    """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line."""
+    """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line. Whoever began
+    the span ends it."""
 
-    def __init__(self, route: str) -> None:
+    def __init__(self, route: str, span: Span = NOTHING) -> None:
         self.request_id = ""
+        self.span = span
         self._began_s = time.monotonic()
         self._fields: dict[str, object] = {"route": route}
 
     def by(self, caller: Caller) -> None:
         """Who asks."""
         self._fields["caller"] = caller.name
+        self.span.set(caller=caller.name)
 
     def asked(self, request: ScoreRequest, scorers: Container[str], ensembles: Container[str]) -> None:
         """What is asked for, of the `scorers` and `ensembles` that are served."""
         self.request_id = request.request_id or self.request_id
         named = (*request.scorers, *(request.weights or ()))
-        self._fields["scorers"] = [name for name in dict.fromkeys(named) if name in scorers]
-        self._fields["ensemble"] = request.ensemble if request.ensemble in ensembles else None
-        self._fields["items"] = len(request.items)
+        served = [name for name in dict.fromkeys(named) if name in scorers]
+        ensemble = request.ensemble if request.ensemble in ensembles else None
+        self._fields |= {"scorers": served, "ensemble": ensemble, "items": len(request.items)}
+        self.span.set(scorers=served, ensemble=ensemble or "", items=len(request.items))
 
     def told(self, outcome: str) -> None:
         """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, as it begins."""
+        request_id = self.request_id if _SAFE_ID.fullmatch(self.request_id) else None
+        self.span.set(request_id=request_id or "")
+        self.span.told(outcome)
         if not log.isEnabledFor(logging.INFO):
             return
         line = {
             "time": round(time.time(), 3),
-            "request_id": self.request_id if _SAFE_ID.fullmatch(self.request_id) else None,
+            "request_id": request_id,
+            **({} if self.span.trace_id is None else {"trace_id": self.span.trace_id}),
             **self._fields,
             "ms": round(1000 * (time.monotonic() - self._began_s), 1),
             "outcome": outcome,

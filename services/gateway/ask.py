@@ -12,6 +12,7 @@ import time
 
 from services.backends import ScorerBackend, Staged
 from services.gateway import metrics
+from services.tracing import NOTHING, Span
 from synod.contracts import Outcome, ScoreFailure
 from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 
@@ -22,35 +23,42 @@ ANSWER_MARGIN_S = 0.1  # a replica answers this long before the deadline, so tha
 
 
 async def ask(
-    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], ends_s: float
+    backend: ScorerBackend,
+    scorer: str,
+    staged: Staged,
+    indexes: list[int],
+    ends_s: float,
+    span: Span = NOTHING,
 ) -> dict[int, Outcome]:
     """The outcome of each index into the staged items, by `ends_s` (monotonic). Raises nothing.
 
-    What a lost replica took along, or a full one refused, is asked again, after growing, jittered pauses.
+    What a lost replica took along, or a full one refused, is asked again, after growing, jittered pauses: an event of
+    `span`.
     """
     outcomes: dict[int, Outcome] = {}
     pause_s = FIRST_PAUSE_S
     with metrics.SCORER_SECONDS.labels(scorer).time():
         while True:
-            answers = await _call(backend, scorer, staged, indexes, ends_s - time.monotonic())
+            answers = await _call(backend, scorer, staged, indexes, ends_s - time.monotonic(), span.traceparent)
             outcomes.update(zip(indexes, answers, strict=True))
             indexes = [i for i in indexes if _worth_asking_again(outcomes[i])]
             if not indexes or time.monotonic() + pause_s >= ends_s:
                 return outcomes
             metrics.RETRIES.labels(scorer).inc()
+            span.event("retry", items=len(indexes))
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 async def _call(
-    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], left_s: float
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], left_s: float, traceparent: str | None
 ) -> list[Outcome]:
     """One call of the backend; whatever becomes of it, one outcome per index."""
     error: SynodError
     try:
         async with asyncio.timeout(left_s):
             margin_s = min(ANSWER_MARGIN_S, left_s / 10)
-            answers = await backend.score(scorer, staged, indexes, left_s - margin_s)
+            answers = await backend.score(scorer, staged, indexes, left_s - margin_s, traceparent)
         if len(answers) == len(indexes):
             return answers
         error = ScorerFailed(f"scorer '{scorer}' gave {len(answers)} outcomes for {len(indexes)} items")

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from services import tracing
 from services.backends import ScorerBackend, Staged, batch_cost
 from services.gateway import metrics
 from services.gateway.admission import Admission, Priority, Ticket
@@ -44,7 +45,8 @@ class Means:
 class Fanout:
     """The work of one request. `parts` is to be read once; closing it early abandons the request.
 
-    `sent` are the items as they came, `items` the same with their pictures at hand; `ends_s` is monotonic.
+    `sent` are the items as they came, `items` the same with their pictures at hand; `ends_s` is monotonic. It is made
+    where its request's span is the current one.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Fanout:
         self._means, self._plan, self._sent, self._items = means, plan, sent, items
         self._priority: Priority = priority
         self._ends_s = ends_s
+        self._span = tracing.current()
         self._specs = means.backend.specs
         self._keys: list[dict[str, ScoreKey]] = []
         self._twin: dict[tuple[str, int], int] = {}  # of an item that repeats an earlier one: that one's index
@@ -73,6 +76,7 @@ class Fanout:
         tasks: dict[asyncio.Task[dict[int, Outcome]], str] = {}
         try:
             known = await self._claim()
+            self._span.set(known=sum(map(len, known.values())))
             self._reserve()
             for name, outcomes in known.items():
                 yield name, self._with_twins(name, outcomes)
@@ -80,7 +84,7 @@ class Fanout:
             for name, outcomes in failed.items():
                 yield name, self._with_twins(name, outcomes)
             names = [name for name in self._plan.scorers if self._mine.get(name) or self._taken.get(name)]
-            tasks = {asyncio.create_task(self._scorer(name)): name for name in names}
+            tasks = {asyncio.create_task(self._traced(name)): name for name in names}
             left = set(tasks)
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
@@ -140,7 +144,7 @@ class Fanout:
     async def _decode(self) -> dict[str, dict[int, Outcome]]:
         """Decode and stage what is still to be measured; what cannot be decoded is returned, and measured no more."""
         needed = sorted({i for asked in (self._mine, self._taken) for indexes in asked.values() for i in indexes})
-        with metrics.STAGE_SECONDS.labels("decode").time():
+        with metrics.STAGE_SECONDS.labels("decode").time(), self._span.child("decode", items=len(needed)):
             found = await self._means.decoder.decode([self._items[i] for i in needed], self._ends_s)
         decoded = dict(zip(needed, found, strict=True))
         bad = {i: failure for i, failure in decoded.items() if isinstance(failure, ScoreFailure)}
@@ -161,14 +165,24 @@ class Fanout:
         )
         return {name: outcomes for name, outcomes in failed.items() if outcomes}
 
-    async def _scorer(self, name: str) -> dict[int, Outcome]:
+    async def _traced(self, name: str) -> dict[int, Outcome]:
+        """The outcomes of one scorer, within a span that tells which failures are among them."""
+        with self._span.child(f"scorer {name}") as span:
+            outcomes = await self._scorer(name, span)
+            span.set(items=len(outcomes))
+            span.told(*sorted({o.code for o in outcomes.values() if isinstance(o, ScoreFailure)}))
+        return outcomes
+
+    async def _scorer(self, name: str, span: tracing.Span) -> dict[int, Outcome]:
         """The outcomes of one scorer: its own work first, then what others had claimed, or had given up."""
         outcomes: dict[int, Outcome] = {}
         mine, taken = self._mine.get(name, []), self._taken.get(name, [])
         while mine or taken:
             if mine:
-                outcomes.update(await self._measure(name, mine))
-            taken = await self._await_others(name, taken, outcomes)
+                outcomes.update(await self._measure(name, mine, span))
+            if taken:
+                with span.child("shared", items=len(taken)):
+                    taken = await self._await_others(name, taken, outcomes)
             claims = await self._ask_store([self._keys[i][name] for i in taken])
             outcomes.update({i: claim for i, claim in zip(taken, claims, strict=True) if isinstance(claim, Score)})
             mine = [i for i, claim in zip(taken, claims, strict=True) if claim is Claim.MINE]
@@ -178,7 +192,7 @@ class Fanout:
     async def _await_others(self, name: str, taken: list[int], outcomes: dict[int, Outcome]) -> list[int]:
         """Add what others' claims came to, and tell which were given up. After the deadline, none is."""
         left_s = self._ends_s - time.monotonic()
-        found = await self._means.store.wait([self._keys[i][name] for i in taken], left_s) if taken else []
+        found = await self._means.store.wait([self._keys[i][name] for i in taken], left_s)
         outcomes.update({i: outcome for i, outcome in zip(taken, found, strict=True) if outcome is not None})
         given_up = [i for i, outcome in zip(taken, found, strict=True) if outcome is None]
         if given_up and time.monotonic() >= self._ends_s:
@@ -187,13 +201,13 @@ class Fanout:
             return []
         return given_up
 
-    async def _measure(self, name: str, indexes: list[int]) -> dict[int, Outcome]:
+    async def _measure(self, name: str, indexes: list[int], span: tracing.Span) -> dict[int, Outcome]:
         """Work that outlives a caller who leaves by LINGER_S, if it has begun and its scores can be kept."""
         ticket = self._tickets.pop(name, None)
         if ticket is None:  # another's claim on it, given up: what that one's place was, is now ours
             lane = self._means.admission.lane(name)
             ticket = lane.reserve(self._cost(name, indexes), self._priority, admitted=True)
-        work = asyncio.create_task(self._work(name, indexes, ticket))
+        work = asyncio.create_task(self._work(name, indexes, ticket, span))
         _lingering.add(work)
         work.add_done_callback(_lingering.discard)
         keys = self._own_keys(name, indexes).values()
@@ -207,17 +221,21 @@ class Fanout:
                 work.cancel()
             raise
 
-    async def _work(self, name: str, indexes: list[int], ticket: Ticket) -> dict[int, Outcome]:
+    async def _work(self, name: str, indexes: list[int], ticket: Ticket, span: tracing.Span) -> dict[int, Outcome]:
         outcomes: dict[int, Outcome] = {}
         queued_s = time.monotonic()
+        queue = span.child("queue", images=ticket.images)
         try:
             async with ticket.turn(self._ends_s):
                 metrics.STAGE_SECONDS.labels("queue").observe(time.monotonic() - queued_s)
-                outcomes = await ask(self._means.backend, name, self._staged, indexes, self._ends_s)
+                queue.end()
+                with span.child("call", remote=True, items=len(indexes)) as call:
+                    outcomes = await ask(self._means.backend, name, self._staged, indexes, self._ends_s, call)
         except SynodError as error:
             metrics.REJECTS.labels(error.code).inc()
             outcomes = dict.fromkeys(indexes, ScoreFailure.of(error))
         finally:
+            queue.end()
             await self._settle({key: outcomes.get(i) for i, key in self._own_keys(name, indexes).items()})
         return outcomes
 

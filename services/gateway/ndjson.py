@@ -10,6 +10,7 @@ from typing import Final
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from services.tracing import Span
 from synod.codec import JSON
 from synod.contracts import Part, RequestError
 from synod.errors import SynodError
@@ -27,32 +28,35 @@ async def gone(http: Request) -> None:
 class Ndjson(Response):
     """Sends the parts of a stream; when the client leaves, the stream is closed, and its work with it.
 
-    An error after the first part cannot change the status, so it is the last line.
+    An error after the first part cannot change the status, so it is the last line. The request's `span` ends with it.
     """
 
     media_type = NDJSON
 
-    def __init__(self, http: Request, first: Part, rest: AsyncGenerator[Part], request_id: str) -> None:
+    def __init__(self, http: Request, first: Part, rest: AsyncGenerator[Part], request_id: str, span: Span) -> None:
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._http, self._first, self._rest, self._request_id = http, first, rest, request_id
+        self._http, self._first, self._rest, self._request_id, self._span = http, first, rest, request_id, span
 
     @classmethod
-    async def open(cls, http: Request, parts: AsyncGenerator[Part], request_id: str) -> Ndjson:
+    async def open(cls, http: Request, parts: AsyncGenerator[Part], request_id: str, span: Span) -> Ndjson:
         """The answer once its first part is known. Raises what the stream raises before."""
-        return cls(http, await anext(parts), parts, request_id)
+        return cls(http, await anext(parts), parts, request_id, span)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         sending = asyncio.create_task(self._send(send))
         left = asyncio.create_task(gone(self._http))
         try:
-            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
+            if sending not in done:
+                self._span.told("client_gone")
         finally:
             sending.cancel()
             left.cancel()
             await asyncio.wait({sending, left})
             await self._rest.aclose()
+            self._span.end()
 
     async def _send(self, send: Send) -> None:
         await _line(send, self._first)
@@ -60,10 +64,12 @@ class Ndjson(Response):
             async for part in self._rest:
                 await _line(send, part)
         except SynodError as error:
+            self._span.told(error.code)
             await _line(send, RequestError(self._request_id, error))
         except Exception:  # the rim: the caller learns that it is our fault, the log learns why
-            log.exception("request %s failed", self._request_id)
+            log.exception("request %s failed (%s)", self._request_id, self._span)
             hidden = SynodError(f"internal error; quote request id {self._request_id}")
+            self._span.told(hidden.code)
             await _line(send, RequestError(self._request_id, hidden))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

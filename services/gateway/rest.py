@@ -2,7 +2,8 @@
 
 A body is JSON or msgpack by its Content-Type; the answer follows Accept, or else the body's own type. Every answer
 carries REQUEST_ID_HEADER: the id in the caller's body, or else its `x-request-id`, or a new one. (Serve's proxy writes
-`x-request-id` into every answer itself, and does not know the body's.)
+`x-request-id` into every answer itself, and does not know the body's.) Where requests are traced, those that bring work
+(all but GET) have a span each, and TRACE_ID_HEADER says whose trace it is.
 
 A caller that leaves cancels its request. No picture is ever fetched: what is scored comes in the body, or was put.
 """
@@ -25,6 +26,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from services import tracing
 from services.gateway import access, auth, metrics, schema
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
@@ -47,12 +49,15 @@ class Rim(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
+        methods = (self.methods or set()) - {"GET"}
+        name = f"{'/'.join(sorted(methods))} {self.path}" if methods else None
 
         async def answer(http: Request) -> Response:
             http.state.request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
-            entry = http.state.access = access.Entry(self.path)
+            span = tracing.request(name, http.headers) if name else tracing.NOTHING
+            entry = http.state.access = access.Entry(self.path, span)
             began_s = time.monotonic()
-            with metrics.OPEN_REQUESTS.track_inprogress():
+            with metrics.OPEN_REQUESTS.track_inprogress(), tracing.as_current(span):
                 response, outcome = await _outcome(handler, http)
             metrics.REQUESTS.labels(self.path, outcome).inc()
             metrics.REQUEST_SECONDS.labels(self.path).observe(time.monotonic() - began_s)
@@ -60,6 +65,10 @@ class Rim(APIRoute):
             entry.told(outcome)
             if _HEADER_SAFE.fullmatch(http.state.request_id):
                 response.headers[REQUEST_ID_HEADER] = http.state.request_id
+            if span.trace_id is not None:
+                response.headers[tracing.TRACE_ID_HEADER] = span.trace_id
+            if not isinstance(response, Ndjson):
+                span.end()
             return response
 
         return answer
@@ -79,7 +88,7 @@ async def score(http: Request) -> Response:
     http.state.access.asked(request, _gateway(http).backend.specs, _gateway(http).ensembles)
     if NDJSON in accepted(http):
         parts = _gateway(http).stream(request, caller)
-        return await while_there(http, Ndjson.open(http, parts, http.state.request_id))
+        return await while_there(http, Ndjson.open(http, parts, http.state.request_id, http.state.access.span))
     response = await while_there(http, _gateway(http).score(request, caller))
     answer = answer_codec(http)
     return Response(answer.encode_response(response), media_type=answer.content_type)
@@ -91,6 +100,7 @@ async def images(http: Request) -> Response:
     caller_of(http, "score")
     codec = codec_for(http.headers.get("content-type"))
     request = await read_in(codec.decode_put, await read_body(http))
+    http.state.access.span.set(items=len(request.images))
     digests = await _gateway(http).put_images(request.images)
     answer = answer_codec(http)
     return Response(answer.encode_digests(PutImagesResponse(tuple(digests))), media_type=answer.content_type)
@@ -206,7 +216,7 @@ async def _outcome(handler: Callable[[Request], Awaitable[Response]], http: Requ
     except ClientDisconnect:
         return Response(status_code=499), "client_gone"
     except Exception:  # the rim: the caller learns that it is our fault, the log learns why
-        log.exception("request %s failed", http.state.request_id)
+        log.exception("request %s failed (%s)", http.state.request_id, http.state.access.span)
         hidden = SynodError(f"internal error; quote request id {http.state.request_id}")
         return error_response(http, hidden), hidden.code
 

@@ -1,7 +1,9 @@
 """gRPC: three-line adapters (decode, call, encode) between bytes and the gateway; the rim where errors become statuses.
 
 Handlers take and give bytes: `synod.codec` bounds a body before it parses it, off the event loop. An error ends a call
-with its status and, in the trailing metadata ERROR_KEY, with itself; in a stream it ends one request of many.
+with its status and, in the trailing metadata ERROR_KEY, with itself; in a stream it ends one request of many. Where
+requests are traced, each call that brings work has a span, with a child for each request of a stream, and the trailing
+metadata TRACE_ID_HEADER says whose trace it is.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services import tracing
 from services.backends import ScorerBackend
 from services.gateway import access
 from services.gateway.admission import Caller
@@ -86,7 +89,7 @@ class RewardServicer:
     async def score(self, body: bytes, context: _Context) -> bytes:
         """Score."""
 
-        entry = access.Entry("Score")
+        entry = access.Entry("Score", _span("Score", context))
 
         async def answer() -> bytes:
             caller = self._caller(context, entry)
@@ -100,11 +103,12 @@ class RewardServicer:
     async def put_images(self, body: bytes, context: _Context) -> bytes:
         """PutImages."""
 
-        entry = access.Entry("PutImages")
+        entry = access.Entry("PutImages", _span("PutImages", context))
 
         async def answer() -> bytes:
             self._caller(context, entry)
             request = await asyncio.to_thread(PROTOBUF.decode_put, body)
+            entry.span.set(items=len(request.images))
             digests = await self._gateway.put_images(request.images)
             return PROTOBUF.encode_digests(PutImagesResponse(tuple(digests)))
 
@@ -123,19 +127,23 @@ class RewardServicer:
 
     async def score_stream(self, bodies: AsyncIterator[bytes], context: _Context) -> AsyncGenerator[bytes]:
         """ScoreStream: requests are answered side by side, up to REQUESTS_AT_ONCE of them."""
+        entry = access.Entry("ScoreStream", _span("ScoreStream", context))
         try:
-            caller = self._caller(context, entry := access.Entry("ScoreStream"))
+            caller = self._caller(context, entry)
         except SynodError as error:
             entry.told(error.code)
-            await abort(context, error)
+            entry.span.end()
+            await abort(context, error, entry.span)
+        _tell_trace(context, entry.span)
         parts: asyncio.Queue[bytes | None] = asyncio.Queue(PARTS_WAITING)
-        answering = asyncio.create_task(self._answer_all(bodies, caller, parts))
+        answering = asyncio.create_task(self._answer_all(bodies, caller, parts, entry.span))
         try:
             while (part := await parts.get()) is not None:
                 yield part
         finally:
             answering.cancel()
             await asyncio.wait([answering])
+            entry.span.end()
 
     def _caller(self, context: _Context, entry: access.Entry) -> Caller:
         """Raises Unauthenticated, PermissionDenied."""
@@ -145,7 +153,7 @@ class RewardServicer:
         return caller
 
     async def _answer_all(
-        self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None]
+        self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
     ) -> None:
         """Puts every part of every answer, then None."""
         room = asyncio.Semaphore(REQUESTS_AT_ONCE)
@@ -153,14 +161,17 @@ class RewardServicer:
             async with asyncio.TaskGroup() as answers:
                 async for body in bodies:
                     await room.acquire()
-                    answers.create_task(self._answer(body, caller, parts)).add_done_callback(lambda _: room.release())
+                    answer = self._answer(body, caller, parts, span.child("request"))
+                    answers.create_task(answer).add_done_callback(lambda _: room.release())
         except Exception:  # the caller's side broke: what is answered is answered
             log.exception("a stream of requests broke off")
         await parts.put(None)
 
-    async def _answer(self, body: bytes, caller: Caller, parts: asyncio.Queue[bytes | None]) -> None:
+    async def _answer(
+        self, body: bytes, caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
+    ) -> None:
         request_id = ""
-        entry = access.Entry("ScoreStream")
+        entry = access.Entry("ScoreStream", span)
         entry.by(caller)
         outcome = "client_gone"
         try:
@@ -168,16 +179,18 @@ class RewardServicer:
             request_id = request.request_id or uuid.uuid4().hex
             request = replace(request, request_id=request_id)
             entry.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
-            async with aclosing(self._gateway.stream(request, caller)) as stream:
-                async for part in stream:
-                    await parts.put(PROTOBUF.encode_part(part))
+            with tracing.as_current(span):
+                async with aclosing(self._gateway.stream(request, caller)) as stream:
+                    async for part in stream:
+                        await parts.put(PROTOBUF.encode_part(part))
             outcome = "ok"
         except Exception as error:  # a rim: it ends this request alone
-            failed = _told(error)
+            failed = _told(error, span)
             outcome = failed.code
             await parts.put(PROTOBUF.encode_part(RequestError(request_id, failed)))
         finally:
             entry.told(outcome)
+            span.end()
 
 
 class RpcServer:
@@ -240,30 +253,49 @@ def add_to_server(servicer: RewardServicer, server: Any) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
-async def abort(context: _Context, error: SynodError) -> NoReturn:
-    """End a call with `error`."""
-    metadata = ((ERROR_KEY, PROTOBUF.encode_error(error)),)
+async def abort(context: _Context, error: SynodError, span: tracing.Span = tracing.NOTHING) -> NoReturn:
+    """End a call with `error`, and tell of its trace."""
+    metadata: tuple[tuple[str, str | bytes], ...] = ((ERROR_KEY, PROTOBUF.encode_error(error)), *_trace_of(span))
     await context.abort(grpc.StatusCode[error.grpc_status], error.message[:MAX_DETAILS], metadata)
+
+
+def _span(name: str, context: _Context) -> tracing.Span:
+    """The span of a call, which goes on a trace that its metadata tells of."""
+    if not tracing.on():
+        return tracing.NOTHING
+    return tracing.request(name, {key: str(value) for key, value in context.invocation_metadata() or ()})
+
+
+def _trace_of(span: tracing.Span) -> tuple[tuple[str, str], ...]:
+    return () if span.trace_id is None else ((tracing.TRACE_ID_HEADER, span.trace_id),)
+
+
+def _tell_trace(context: _Context, span: tracing.Span) -> None:
+    if span.trace_id is not None:
+        context.set_trailing_metadata(_trace_of(span))
 
 
 async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context, entry: access.Entry) -> bytes:
     outcome = "client_gone"
     try:
-        answered = await answer()
+        with tracing.as_current(entry.span):
+            answered = await answer()
+        _tell_trace(context, entry.span)
         outcome = "ok"
         return answered
     except Exception as error:
-        failed = _told(error)
+        failed = _told(error, entry.span)
         outcome = failed.code
     finally:
         entry.told(outcome)
-    return await abort(context, failed)
+        entry.span.end()
+    return await abort(context, failed, entry.span)
 
 
-def _told(error: Exception) -> SynodError:
+def _told(error: Exception, span: tracing.Span) -> SynodError:
     """What the caller learns. Of an error that is our own fault the log has the story, under a number."""
     if isinstance(error, SynodError):
         return error
     number = uuid.uuid4().hex
-    log.error("request failed, quoted as %s", number, exc_info=error)
+    log.error("request failed, quoted as %s (%s)", number, span, exc_info=error)
     return SynodError(f"internal error; quote {number}")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx
 
+from synod.client import trace
 from synod.client.core import Answer, Call, Operation, error_in
 from synod.codec import JSON, MSGPACK
 from synod.errors import DeadlineExceeded, SynodError, Unavailable
@@ -39,7 +40,8 @@ class _Http:
 
     def _request(self, call: Call) -> dict[str, Any]:
         method, path, accept = _ROUTES[call.operation]
-        headers = {"accept": accept} | ({"content-type": self.codec.content_type} if call.body else {})
+        headers = {"accept": accept, **trace.headers()}
+        headers |= {"content-type": self.codec.content_type} if call.body else {}
         timeout = httpx.Timeout(call.timeout_s, connect=min(CONNECT_S, call.timeout_s))
         return {"method": method, "url": path, "headers": headers, "content": call.body, "timeout": timeout}
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from synod.client import trace
 from synod.client.core import Answer, Call, Operation
 from synod.client.transport import MAX_ANSWER_BYTES
 from synod.codec import PROTOBUF
@@ -64,7 +65,7 @@ class _Rpc:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def _options(self, call: Call) -> dict[str, Any]:
-        return {"timeout": call.timeout_s, "metadata": self._metadata}
+        return {"timeout": call.timeout_s, "metadata": (*self._metadata, *trace.headers().items())}
 
     def _answer(self, call: Call, body: bytes) -> Answer:
         if call.operation != "ready":

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -114,8 +115,12 @@ class SynodClient:
             time.sleep(step.seconds)
             return None
         if isinstance(step, Together):
-            with ThreadPoolExecutor(CHUNKS_AT_ONCE) as pool:
-                return list(pool.map(self._run, step.flows))
+
+            def run(flow: Flow[Any], context: Context) -> Any:
+                return context.run(self._run, flow)
+
+            with ThreadPoolExecutor(CHUNKS_AT_ONCE) as pool:  # each with the caller's context: its span, say
+                return list(pool.map(run, step.flows, [copy_context() for _ in step.flows]))
         return self._transport.send(step)
 
 

@@ -17,6 +17,7 @@ WEB = ("fastapi", "starlette", "uvicorn")
 IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
 NETWORK = ("asyncio", "grpc", "httpx", "socket", "subprocess", "threading")
 HTTP = ("aiohttp", "http", "httpx", "requests", "urllib")
+TELEMETRY = ("opentelemetry",)
 FOLDERS = ("services", "services.scorers")  # rooms are inside; their own __init__ holds a docstring
 
 
@@ -69,6 +70,7 @@ LAW = (
         may=("synod", "services.scorer_settings"),
         never=("torch", "ray", "transformers", *HTTP, *WEB),
     ),
+    Room("services.tracing", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
         "services.scorers.registry",
@@ -136,16 +138,16 @@ LAW = (
     ),
     Room(
         "services.gateway",
-        may=("synod", "services.backends", "services.combine", "services.settings"),
-        never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
+        may=("synod", "services.backends", "services.combine", "services.settings", "services.tracing"),
+        never=(*TELEMETRY, "torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
     ),
     Room(
         "services.gateway.ports",
         may=("synod", "services.gateway", "services.settings"),
-        never=("torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http"),
+        never=(*TELEMETRY, "torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http"),
     ),
-    Room("services.cluster", may=("synod", "services"), never=()),
-    Room("services.__main__", may=("synod", "services"), never=("torch",)),
+    Room("services.cluster", may=("synod", "services"), never=TELEMETRY),
+    Room("services.__main__", may=("synod", "services"), never=("torch", *TELEMETRY)),
     Room("trainer.settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("trainer.types", may=("synod.contracts",), never=("ray", "httpx", *WEB)),
     Room("trainer.grpo", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
@@ -225,6 +227,8 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.gateway.rest", "import torch.nn as nn"),
         ("services.gateway.decode", "from urllib.request import urlopen"),
         ("services.cluster.graph", "import embedded.world"),
+        ("services.gateway.rest", "from opentelemetry import trace"),
+        ("services.tracing", "import ray"),
         ("synod.toml", "from pydantic import BaseModel"),
         ("synod.client.flows", "import httpx"),
         ("synod.adapters.verl", "import torch"),

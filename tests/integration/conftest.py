@@ -17,6 +17,7 @@ from services.cluster.local import Plane, environment
 from services.settings import Settings, load
 from synod.codec import CODECS
 from synod.contracts import ScoreItem, ScoreRequest, ScoreResponse
+from tests.collector import Collector, collecting
 
 os.environ.update(environment())  # before Ray is imported
 with warnings.catch_warnings():
@@ -35,6 +36,10 @@ num_cpus = 8
 num_gpus = 1  # logical
 object_store_bytes = 134217728
 health_check_period_s = 0.5
+
+[tracing]
+endpoint = "{collector}"
+sample_ratio = 0.0  # only what a test asks for
 
 [store]
 max_scores = 0  # these tests look at the machinery below the store
@@ -110,10 +115,18 @@ class Client:
 
 
 @pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Iterator[Client]:
+def collector() -> Iterator[Collector]:
+    """Where the plane's spans go."""
+    with collecting() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any, collector: Collector) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("plane")
     config = folder / "plane.toml"
-    config.write_text(SETTINGS.format(port=local.free_port(), grpc_port=local.free_port(), dino=tiny_models.dinov2))
+    ports = {"port": local.free_port(), "grpc_port": local.free_port()}
+    config.write_text(SETTINGS.format(**ports, dino=tiny_models.dinov2, collector=collector.url))
     settings = load(config, {})
     sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(HERE.parents[1])))  # workers import the fakes too

@@ -14,6 +14,7 @@ import pytest
 
 from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
 from synod.images import encode_png
+from tests.collector import Collector
 
 
 def grey(level: int, size: int = 8) -> np.ndarray:  # type: ignore[type-arg]
@@ -258,3 +259,23 @@ def test_a_scorer_beside_another_shares_its_process_and_its_gpu(plane: Any) -> N
         max(one["twin"].detail["batch"] for one in scores) <= 4 < max(one["bright"].detail["batch"] for one in scores)
     )
     assert plane.ready()["scorers"]["twin"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
+
+
+def test_one_trace_goes_through_the_processes(plane: Any, collector: Collector, eventually: Any) -> None:
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    answer = plane.post(body(ITEM, scorers=["number"]), traceparent=f"00-{trace}-{caller}-01")
+    assert answer.headers["x-synod-trace-id"] == trace
+    eventually(lambda: len(collector.spans) >= 8)
+    assert collector.tree(caller) == {
+        "POST /v1/score": {
+            "decode": {},
+            "scorer number": {
+                "queue": {},
+                "call": {"replica number": {"wait": {}, "batch number": {}, "device": {}}},
+            },
+        }
+    }
+    services = {span.name: span.service for span in collector.spans}
+    assert services["call"] == "synod-gateway"
+    assert services["replica number"] == services["batch number"] == "synod-replica"
+    assert {span.trace for span in collector.spans} == {trace}

@@ -46,6 +46,7 @@ _MEANINGS: Final[tuple[tuple[type[SynodError], str], ...]] = (
 )
 _EXAMPLES: Final = {UnknownImage: examples.UNKNOWN_IMAGE_EXAMPLE, Overloaded: examples.OVERLOADED_EXAMPLE}
 _REQUEST_ID: Schema = {"description": "The request's id", "schema": {"type": "string"}}
+_TRACE_ID: Schema = {"description": "The request's trace, where it is traced", "schema": {"type": "string"}}
 _RETRY_AFTER: Schema = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
 _CHALLENGE: Schema = {"description": "RFC 6750", "schema": {"type": "string"}}
 
@@ -65,7 +66,7 @@ def _takes(schema: Schema, message: str, **json_only: Any) -> dict[str, Any]:
 
 
 def _gives(description: str, content: dict[str, Schema], headers: dict[str, Schema] | None = None) -> dict[str, Any]:
-    named = {"x-synod-request-id": _REQUEST_ID, **(headers or {})}
+    named = {"x-synod-request-id": _REQUEST_ID, "x-synod-trace-id": _TRACE_ID, **(headers or {})}
     return {"description": description, "content": content, "headers": named}
 
 

@@ -65,7 +65,9 @@ class HeldBackend(LocalBackend):
         for event in self.open.values():
             event.set()
 
-    async def score(self, scorer: str, staged: object, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:  # type: ignore[override]
+    async def score(  # type: ignore[override]
+        self, scorer: str, staged: object, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
         self.called.append(scorer)
         try:
             await self.open[scorer].wait()

@@ -1,0 +1,72 @@
+"""The spans of one replica. A call has one, from its arrival on: `wait` until its first batch runs, and `device` for
+each run that holds some of it. A run has one too, with links to all calls inside; it is a part of the first of them,
+and each `device` links to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from services import tracing
+from services.tracing import Span
+from synod.contracts import ScoreItem
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    span: Span
+    wait: Span
+
+
+class Calls:
+    """The sampled calls under way. `cost` counts an item's images, `most` of which fill a batch.
+
+    `call` belongs to the event loop, `running` to the thread of the batches.
+    """
+
+    def __init__(self, scorer: str, cost: Callable[[ScoreItem], int], most: int) -> None:
+        self._scorer, self._cost, self._most = scorer, cost, most
+        self._of_item: dict[int, _Call] = {}  # by the id of an item, which its call keeps alive
+
+    @contextmanager
+    def call(self, items: Sequence[ScoreItem], traceparent: str) -> Iterator[None]:
+        """The time in which a call waits for the outcomes of `items`, objects of its own."""
+        with tracing.request(f"replica {self._scorer}", {"traceparent": traceparent}) as span:
+            if not span.recorded:
+                yield
+                return
+            span.set(items=len(items), images=sum(map(self._cost, items)))
+            with span.child("wait") as wait:
+                call = _Call(span, wait)
+                self._of_item.update({id(item): call for item in items})
+                try:
+                    yield
+                finally:
+                    for item in items:
+                        self._of_item.pop(id(item), None)
+
+    @contextmanager
+    def running(self, items: Sequence[ScoreItem]) -> Iterator[None]:
+        """The time in which `items` are on the device."""
+        if not self._of_item:
+            yield
+            return
+        calls = list(dict.fromkeys(call for item in items if (call := self._of_item.get(id(item))) is not None))
+        with ExitStack() as spans:
+            if calls:
+                for call in calls:
+                    call.wait.end()
+                images = sum(map(self._cost, items))
+                batch = calls[0].span.child(
+                    f"batch {self._scorer}",
+                    links=[call.span for call in calls],
+                    items=len(items),
+                    images=images,
+                    fill=images / self._most,
+                )
+                spans.enter_context(batch)
+                for call in calls:
+                    spans.enter_context(call.span.child("device", links=[batch]))
+            yield

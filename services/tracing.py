@@ -1,0 +1,204 @@
+"""OpenTelemetry traces of requests, off until `start`. The only code that imports opentelemetry; the SDK, only `start`.
+
+Callers hold a `Span` and never branch: off, it is NOTHING; of a trace that is not sampled, it records nothing and only
+carries the trace on. Between processes travels its W3C `traceparent`, plain text. Attributes are named `synod.*`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+import synod
+from services.settings import TracingSettings
+from synod import errors
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+Value = str | int | float | Sequence[str]
+TRACE_ID_HEADER: Final = "x-synod-trace-id"  # of an answer; in gRPC, of its trailing metadata
+QUEUED_SPANS: Final = 2048  # what comes when so many wait pushes out the oldest
+SENT_AT_ONCE: Final = 512
+PERIOD_S: Final = 1.0  # a process that is killed loses what it has not sent
+EXPORT_S: Final = 5.0  # for one lot, its retries included
+STOP_S: Final = 2.0
+
+
+class Span:
+    """A span that records nothing, and its own child; `traceparent` tells of its trace, if there is one."""
+
+    recorded: ClassVar[bool] = False
+
+    def __init__(self, traceparent: str | None = None) -> None:
+        self.traceparent = traceparent
+
+    @property
+    def trace_id(self) -> str | None:
+        """32 hexadecimal digits."""
+        return None if self.traceparent is None else self.traceparent.split("-")[1]
+
+    def __str__(self) -> str:
+        return f"trace {self.trace_id}" if self.trace_id else "no trace"
+
+    def child(self, name: str, *, links: Sequence[Span] = (), remote: bool = False, **attributes: Value) -> Span:
+        """A part of this one, begun now; `remote`: the work is another process's, which gets the `traceparent`."""
+        return self
+
+    def set(self, **attributes: Value) -> None:
+        """Add attributes, under `synod.`."""
+
+    def event(self, name: str, **attributes: Value) -> None:
+        """Something happened now."""
+
+    def told(self, *outcomes: str) -> None:
+        """What it came to: codes; none is 'ok'. One of the plane's own faults (HTTP 5xx) marks the span as failed."""
+
+    def end(self) -> None:
+        """It ends now. Twice is fine."""
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.told(_code(error))
+        self.end()
+
+
+class _Recorded(Span):
+    recorded = True
+
+    def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
+        super().__init__(_traceparent(span.get_span_context()))
+        self._tracer, self._span = tracer, span
+
+    def child(self, name: str, *, links: Sequence[Span] = (), remote: bool = False, **attributes: Value) -> Span:
+        span = self._tracer.start_span(
+            name,
+            trace.set_span_in_context(self._span, Context()),
+            SpanKind.CLIENT if remote else SpanKind.INTERNAL,
+            _named(attributes),
+            [Link(one._span.get_span_context()) for one in links if isinstance(one, _Recorded)],
+        )
+        return _Recorded(self._tracer, span)
+
+    def set(self, **attributes: Value) -> None:
+        if self._span.is_recording():
+            self._span.set_attributes(_named(attributes))
+
+    def event(self, name: str, **attributes: Value) -> None:
+        if self._span.is_recording():
+            self._span.add_event(name, _named(attributes))
+
+    def told(self, *outcomes: str) -> None:
+        outcome = ",".join(outcomes) or "ok"
+        self.set(outcome=outcome)
+        if self._span.is_recording() and not errors.FAULTS.isdisjoint(outcomes):
+            self._span.set_status(StatusCode.ERROR, outcome)
+
+    def end(self) -> None:
+        if self._span.is_recording():
+            self._span.end()
+
+
+NOTHING: Final = Span()
+_current: ContextVar[Span] = ContextVar("current_span", default=NOTHING)
+_w3c: Final = TraceContextTextMapPropagator()
+_provider: TracerProvider | None = None
+_tracer: trace.Tracer | None = None
+
+
+def start(settings: TracingSettings, service: str) -> None:
+    """Trace from now on, if the settings name a collector. `service` is this process's part of the plane.
+
+    Spans leave in a thread of their own, from a bounded queue: a slow or dead collector costs spans, never a request.
+    """
+    global _provider, _tracer
+    if settings.endpoint is None or _provider is not None:
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+    _provider = TracerProvider(
+        ParentBased(TraceIdRatioBased(settings.sample_ratio)),
+        Resource.create({"service.name": service, "service.version": synod.__version__}),
+        shutdown_on_exit=False,  # it would wait for a dead collector
+    )
+    exporter = OTLPSpanExporter(f"{settings.endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
+    _provider.add_span_processor(BatchSpanProcessor(exporter, QUEUED_SPANS, 1000 * PERIOD_S, SENT_AT_ONCE))
+    _tracer = _provider.get_tracer("synod", synod.__version__)
+    atexit.register(stop)
+
+
+def stop() -> None:
+    """Send what waits, within STOP_S, and trace no more."""
+    global _provider, _tracer
+    ending, _provider, _tracer = _provider, None, None
+    if ending is not None:
+        atexit.unregister(stop)
+        sending = threading.Thread(target=ending.shutdown, daemon=True)
+        sending.start()
+        sending.join(STOP_S)
+
+
+def on() -> bool:
+    """Whether `start` has begun to trace."""
+    return _tracer is not None
+
+
+def request(name: str, headers: Mapping[str, str]) -> Span:
+    """The span of what is asked of this process: in the trace of the W3C `traceparent` in `headers`, else in a new one.
+
+    One that is malformed is as none. NOTHING when tracing is off.
+    """
+    if _tracer is None:
+        return NOTHING
+    parent = _w3c.extract({key: headers[key] for key in ("traceparent",) if key in headers}, Context())
+    span = _tracer.start_span(name, parent, SpanKind.SERVER)
+    return _Recorded(_tracer, span) if span.is_recording() else Span(_traceparent(span.get_span_context()))
+
+
+def current() -> Span:
+    """The span of the request at hand."""
+    return _current.get()
+
+
+@contextmanager
+def as_current(span: Span) -> Iterator[None]:
+    """What is begun inside, tasks included, finds `span` by `current`."""
+    token = _current.set(span)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _traceparent(context: SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _named(attributes: Mapping[str, Value]) -> dict[str, Value]:
+    return {f"synod.{name}": value for name, value in attributes.items()}
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, errors.SynodError):
+        return error.code
+    return "cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else errors.SynodError.code

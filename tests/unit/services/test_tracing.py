@@ -1,0 +1,613 @@
+"""Traces of a gateway over real replicas in this process, as a real collector receives them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from services import tracing
+from services.backends import Loaded, LocalBackend, Readiness, ScorerSpec, Staged
+from services.cluster.replica import Replica
+from services.gateway import access, app, auth
+from services.gateway.core import Gateway
+from services.gateway.ports import Ports, serving
+from services.gateway.rpc import RpcServer
+from services.gateway.store import MemoryStore
+from services.scorer_settings import BerSettings, ScorerSettings, ServingSettings
+from services.scorers.base import Scorer
+from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
+from synod.client import SynodClient
+from synod.codec import CODECS, PROTOBUF
+from synod.contracts import Origin, Outcome, RequestError, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import ReplicaLost, SettingsError
+from synod.protobuf import SERVICE
+from tests.collector import Collector, collecting
+
+JSON = CODECS["application/json"]
+TOKEN = "a-very-secret-token-0123456789"
+PROMPT = "a secret prompt"
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
+SERVER, CLIENT = 2, 3  # opentelemetry.proto.trace.v1.Span.SpanKind
+SPEC = ScorerSpec("number", ("image",), 0.0, 1.0, "a test", "a test")
+
+
+class Number:
+    """The first sample over 255; `seen` are the batches. Raises for 13."""
+
+    spec = SPEC
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self.seen.append(len(items))
+        levels = [int(item.pixels()[0, 0, 0]) for item in items]
+        if 13 in levels:
+            raise ValueError("thirteen")
+        return [Score(level / 255) for level in levels]
+
+
+class Originated(Number):
+    """One whose scores may be kept, and that scores from `go` on."""
+
+    spec = replace(SPEC, origin=Origin("m", "p"))
+
+    def __init__(self, go: threading.Event) -> None:
+        super().__init__()
+        self._go = go
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self._go.wait()
+        return super().score(items)
+
+
+@dataclass
+class Replicas:
+    """A backend of one replica, called as over the wire: `told` are the traceparents, `plan` what calls raise first."""
+
+    full: int = 1
+    wait_ms: float = 0.0
+    told: list[str | None] = field(default_factory=list)
+    plan: list[Exception] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        serving = ServingSettings(max_batch_images=self.full, batch_wait_ms=self.wait_ms)
+        settings = BerSettings(kind="ber", model="/tmp", serving=serving)
+        self.scorer = Number()
+
+        def build(name: str, settings: ScorerSettings) -> Scorer:
+            return self.scorer
+
+        self.replica = Replica(SPEC, settings, None, build)
+
+    @property
+    def specs(self) -> Mapping[str, ScorerSpec]:
+        return {"number": SPEC}
+
+    async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
+        return Staged(items)
+
+    async def score(
+        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+    ) -> list[Outcome]:
+        self.told.append(traceparent)
+        if self.plan:
+            raise self.plan.pop(0)
+        return await self.replica.score(staged.items, indexes, timeout_s, traceparent)
+
+    async def loaded(self) -> Mapping[str, Loaded]:
+        return {"number": self.replica.loaded}
+
+    async def readiness(self) -> Mapping[str, Readiness]:
+        return {"number": Readiness(True, 1, 1)}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that answers is waited for, however busy the machine."""
+    monkeypatch.setattr(tracing, "STOP_S", 60.0)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """Tracing is on, to a real collector, until the test ends it or ends."""
+    with collecting() as one:
+        tracing.start(TracingSettings(endpoint=one.url), "a-test")
+        try:
+            yield one
+        finally:
+            tracing.stop()
+
+
+@asynccontextmanager
+async def http(backend: Any, guarded: bool = False, keeps: int = 0) -> AsyncIterator[httpx.AsyncClient]:
+    gateway = Gateway(backend, {}, LimitSettings(), ServerSettings(), store=MemoryStore(2**20, keeps))
+    tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
+    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
+    transport = httpx.ASGITransport(app.build(gateway, gatekeeper))
+    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as client:
+        yield client
+    gateway.close()
+
+
+def body(*levels: int, **fields: Any) -> bytes:
+    items = tuple(ScoreItem(np.full((2, 2, 3), level, np.uint8), PROMPT) for level in levels)
+    return JSON.encode_request(ScoreRequest(items, ("number",), **fields))
+
+
+async def post(
+    client: httpx.AsyncClient, sent: bytes, traceparent: str | None = None, **headers: str
+) -> httpx.Response:
+    headers |= {} if traceparent is None else {"traceparent": traceparent}
+    return await client.post("/v1/score", content=sent, headers={"content-type": "application/json", **headers})
+
+
+async def test_one_trace_from_the_caller_to_the_batch(collector: Collector) -> None:
+    async with http(Replicas(full=8), guarded=True) as client:
+        sent = body(51, 102, request_id="r-1")
+        answer = await post(client, sent, SAMPLED, authorization=f"Bearer {TOKEN}")
+    assert answer.status_code == 200
+    assert answer.headers["x-synod-trace-id"] == TRACE
+    tracing.stop()
+    assert collector.tree(SPAN) == {
+        "POST /v1/score": {
+            "decode": {},
+            "scorer number": {
+                "queue": {},
+                "call": {"replica number": {"wait": {}, "batch number": {}, "device": {}}},
+            },
+        }
+    }
+    assert {(span.trace, span.service) for span in collector.spans} == {(TRACE, "a-test")}
+    root, replica, batch = (collector.one(name) for name in ("POST /v1/score", "replica number", "batch number"))
+    assert root.attributes == {
+        "synod.request_id": "r-1",
+        "synod.caller": "run-7",
+        "synod.scorers": ["number"],
+        "synod.ensemble": "",
+        "synod.items": 2,
+        "synod.known": 0,
+        "synod.outcome": "ok",
+    }
+    assert collector.one("scorer number").attributes == {"synod.items": 2, "synod.outcome": "ok"}
+    assert replica.attributes == {"synod.items": 2, "synod.images": 2}
+    assert batch.attributes == {"synod.items": 2, "synod.images": 2, "synod.fill": 0.25}
+    assert (root.kind, collector.one("call").kind, replica.kind) == (SERVER, CLIENT, SERVER)
+    assert not any(span.failed for span in collector.spans)
+    for span in collector.spans:
+        above = [one for one in collector.spans if one.id == span.parent]
+        assert all(one.start_ns <= span.start_ns <= span.end_ns <= one.end_ns for one in above), span
+    assert collector.one("wait").end_ns <= batch.start_ns
+    everything = b"".join(collector.bodies)
+    assert b"r-1" in everything
+    assert not any(secret in everything for secret in (TOKEN.encode(), PROMPT.encode(), b"[[["))
+
+
+async def test_a_batch_of_two_requests_links_to_both(collector: Collector) -> None:
+    """Three images fill the batch, so it holds both requests."""
+    backend = Replicas(full=3, wait_ms=60_000)
+    async with http(backend) as client:
+        answers = await asyncio.gather(post(client, body(1)), post(client, body(2, 3)))
+    tracing.stop()
+    assert backend.scorer.seen == [3]
+    batch, replicas, devices = (collector.named(name) for name in ("batch number", "replica number", "device"))
+    assert batch[0].attributes == {"synod.items": 3, "synod.images": 3, "synod.fill": 1.0}
+    assert len(replicas) == 2
+    assert sorted(batch[0].links) == sorted(span.id for span in replicas)
+    assert batch[0].parent in {span.id for span in replicas}
+    assert len(batch) == 1
+    assert {span.parent for span in devices} == {span.id for span in replicas}
+    assert all(span.links == (batch[0].id,) for span in devices)
+    assert {span.trace for span in devices} == {answer.headers["x-synod-trace-id"] for answer in answers}
+    assert all(wait.end_ns <= batch[0].start_ns for wait in collector.named("wait"))
+
+
+async def test_a_call_split_over_batches_has_a_run_for_each(collector: Collector) -> None:
+    async with http(Replicas(full=2)) as client:
+        await post(client, body(1, 2, 3))
+    tracing.stop()
+    fills = [span.attributes["synod.fill"] for span in collector.named("batch number")]
+    assert fills == [1.0, 0.5]
+    assert len(collector.named("device")) == 2
+    assert len(collector.named("wait")) == 1
+
+
+async def test_a_run_that_raises_is_marked_and_so_is_the_scorer(collector: Collector) -> None:
+    async with http(Replicas(full=2)) as client:
+        answer = JSON.decode_response((await post(client, body(1, 13))).content)
+    tracing.stop()
+    assert isinstance(answer.results[1].scores["number"], ScoreFailure)
+    assert [span.failed for span in collector.named("batch number")] == [True, False, True]
+    scorer = collector.one("scorer number")
+    assert (scorer.attributes["synod.outcome"], scorer.failed) == ("scorer_failed", True)
+    assert (collector.one("POST /v1/score").failed, collector.one("decode").failed) == (False, False)
+
+
+async def test_a_call_that_is_over_is_in_no_later_batch(collector: Collector) -> None:
+    backend, items = Replicas(), (ScoreItem(np.zeros((2, 2, 3), np.uint8)),)
+    await backend.replica.score(items, [0], 10.0, SAMPLED)
+    await backend.replica.score(items, [0], 10.0, UNSAMPLED)
+    await backend.replica.score(items, [0], 10.0)
+    tracing.stop()
+    assert backend.scorer.seen == [1, 1, 1]
+    assert len(collector.named("batch number")) == len(collector.named("replica number")) == 1
+
+
+async def test_a_call_that_never_runs_ends_where_it_waited(collector: Collector) -> None:
+    async with http(Replicas(full=8, wait_ms=60_000)) as client:
+        await post(client, body(1, timeout_ms=200))
+    tracing.stop()
+    assert collector.tree(collector.one("replica number").id) == {"wait": {}}
+    assert collector.one("scorer number").attributes["synod.outcome"] == "deadline_exceeded"
+
+
+async def test_retries_are_events_of_the_call(collector: Collector) -> None:
+    backend = Replicas(plan=[ReplicaLost("gone"), ReplicaLost("gone")])
+    async with http(backend) as client:
+        assert (await post(client, body(1))).status_code == 200
+    tracing.stop()
+    call = collector.one("call")
+    assert call.events == (("retry", {"synod.items": 1}),) * 2
+    assert [told and told[: len(SAMPLED) - 3] for told in backend.told] == [f"00-{call.trace}-{call.id}"] * 3
+
+
+async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request is measured once the second waits for it."""
+    go, really_wait = threading.Event(), MemoryStore.wait
+
+    async def wait(*given: Any) -> Any:
+        go.set()
+        return await really_wait(*given)
+
+    monkeypatch.setattr(MemoryStore, "wait", wait)
+    backend = LocalBackend({"number": Originated(go)})
+    async with http(backend, keeps=8) as client:
+        await asyncio.gather(post(client, body(1)), post(client, body(1)))
+        await post(client, body(1))
+    await backend.close()
+    tracing.stop()
+    known = [span.attributes["synod.known"] for span in collector.named("POST /v1/score")]
+    assert known == [0, 0, 1]
+    assert len(collector.named("call")) == 1
+    assert len(collector.named("shared")) == 1
+    assert len(collector.named("scorer number")) == 2
+
+
+@pytest.mark.parametrize(
+    ("ratio", "traceparent", "sent"),
+    [(0.0, None, False), (0.0, UNSAMPLED, False), (1.0, UNSAMPLED, False), (0.0, SAMPLED, True), (1.0, None, True)],
+)
+async def test_the_caller_or_the_ratio_decides_and_the_trace_is_carried_on(
+    ratio: float, traceparent: str | None, sent: bool
+) -> None:
+    backend = Replicas()
+    with collecting() as collector:
+        tracing.start(TracingSettings(endpoint=collector.url, sample_ratio=ratio), "a-test")
+        async with http(backend) as client:
+            answer = await post(client, body(1), traceparent)
+        tracing.stop()
+    assert answer.status_code == 200
+    trace_id = answer.headers["x-synod-trace-id"]
+    assert trace_id == TRACE if traceparent else len(trace_id) == 32
+    assert backend.told[0] is not None
+    _, trace, _, flags = backend.told[0].split("-")
+    assert (trace, int(flags, 16) & 1) == (trace_id, sent)
+    assert {span.trace for span in collector.spans} == ({trace_id} if sent else set())
+    assert (collector.begun > 0) == sent
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "",
+        "x",
+        f"00-{TRACE}-{SPAN}",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE[:-1]}g-{SPAN}-01",
+        "00-" * 10_000,
+    ],
+)
+async def test_a_malformed_traceparent_is_as_none(collector: Collector, malformed: str) -> None:
+    async with http(Replicas()) as client:
+        answer = await post(client, body(1), malformed)
+    tracing.stop()
+    assert answer.status_code == 200
+    root = collector.one("POST /v1/score")
+    assert (root.parent, root.trace) == ("", answer.headers["x-synod-trace-id"])
+    assert root.trace != TRACE
+
+
+async def test_refusals_faults_uploads_and_what_is_not_traced(
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with http(Replicas(), guarded=True) as client:
+        allowed = {"authorization": f"Bearer {TOKEN}"}
+        refused = await post(client, body(1), SAMPLED, authorization="Bearer nobody-knows-this-one")
+        unknown = await post(client, b'{"items": [{}], "scorers": ["a secret prompt"]}', **allowed)
+        put = await client.put(
+            "/v1/images", content=b'{"images": ["/9j/"]}', headers={"content-type": "application/json", **allowed}
+        )
+        untraced = [await client.get(path, headers=allowed) for path in ("/v1/scorers", "/healthz", "/metrics")]
+        monkeypatch.setattr(Gateway, "_admit", lambda gateway, request: 1 / 0)
+        broken = await post(client, body(1), **allowed)
+    tracing.stop()
+    assert [one.status_code for one in (refused, unknown, put, broken)] == [401, 404, 200, 500]
+    assert all("x-synod-trace-id" not in one.headers for one in untraced)
+    spans = {one.headers["x-synod-trace-id"]: one for one in (refused, unknown, put, broken)}
+    roots = {span.trace: span for span in collector.spans if span.kind == SERVER}
+    assert set(roots) == set(spans)
+    told = [roots[trace] for trace in spans]
+    outcomes = ["unauthenticated", "unknown_scorer", "ok", "internal"]
+    assert [span.attributes["synod.outcome"] for span in told] == outcomes
+    assert [span.failed for span in told] == [False, False, False, True]
+    assert "synod.caller" not in told[0].attributes
+    assert told[1].attributes["synod.scorers"] == []
+    assert (told[2].name, told[2].attributes["synod.items"]) == ("PUT /v1/images", 1)
+    assert broken.headers["x-synod-trace-id"] in caplog.text
+    assert PROMPT.encode() not in b"".join(collector.bodies)
+
+
+async def test_an_answer_in_parts_is_one_span_until_its_end(collector: Collector) -> None:
+    async with http(Replicas(), keeps=0) as client:
+        answer = await post(client, body(1, 2), SAMPLED, accept="application/x-ndjson")
+    tracing.stop()
+    assert len(answer.text.splitlines()) == 3
+    root = collector.one("POST /v1/score")
+    assert (answer.headers["x-synod-trace-id"], root.attributes["synod.outcome"]) == (TRACE, "ok")
+    assert {span.trace for span in collector.spans} == {TRACE}
+    assert all(span.end_ns <= root.end_ns for span in collector.spans)
+
+
+async def test_a_caller_that_leaves_between_parts_ends_the_span(collector: Collector) -> None:
+    gateway = Gateway(Replicas(), {}, LimitSettings(), ServerSettings(), store=MemoryStore(0, 0))
+    stuck, sent = asyncio.Event(), [body(1, 2)]
+    names = {"content-type": "application/json", "accept": "application/x-ndjson", "traceparent": SAMPLED}
+    headers = [(name.encode(), value.encode()) for name, value in names.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": headers, "query_string": b""}
+
+    async def receive() -> dict[str, Any]:
+        if sent:
+            return {"type": "http.request", "body": sent.pop(), "more_body": False}
+        await stuck.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            stuck.set()
+            await asyncio.Event().wait()
+
+    await app.build(gateway)(scope, receive, send)  # type: ignore[arg-type]
+    gateway.close()
+    tracing.stop()
+    root = collector.one("POST /v1/score")
+    assert (root.trace, root.attributes["synod.outcome"], root.failed) == (TRACE, "client_gone", False)
+
+
+async def test_the_access_log_names_the_trace(collector: Collector, tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    access.open_log(file)
+    try:
+        async with http(Replicas()) as client:
+            await post(client, body(1), SAMPLED)
+            await client.get("/healthz")
+    finally:
+        for handler in access.log.handlers:
+            handler.close()
+        access.log.handlers = []
+        access.log.setLevel(logging.CRITICAL)
+    traced, untraced = file.read_text().splitlines()
+    assert f'"trace_id": "{TRACE}"' in traced
+    assert "trace_id" not in untraced
+
+
+@asynccontextmanager
+async def rpc(backend: Any, guarded: bool = False) -> AsyncIterator[Callable[[str], Any]]:
+    """A gRPC face; methods by name, bytes to bytes."""
+    gateway = Gateway(backend, {}, LimitSettings(), ServerSettings(), store=MemoryStore(2**20, 0))
+    tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
+    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
+    server = RpcServer(gateway, 2**20, gatekeeper)
+    port = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+        def method(name: str) -> Any:
+            kind = channel.stream_stream if name == "ScoreStream" else channel.unary_unary
+            return kind(f"/{SERVICE}/{name}")
+
+        yield method
+    await server.stop()
+    gateway.close()
+
+
+def asked(*levels: int, request_id: str) -> ScoreRequest:
+    items = tuple(ScoreItem(np.full((2, 2, 3), level, np.uint8)) for level in levels)
+    return ScoreRequest(items, ("number",), request_id=request_id)
+
+
+async def test_grpc_calls_are_traced_and_tell_whose_trace_it_is(collector: Collector) -> None:
+    async with rpc(Replicas(), guarded=True) as method:
+        metadata = (("traceparent", SAMPLED), ("authorization", f"Bearer {TOKEN}"))
+        call = method("Score")(PROTOBUF.encode_request(asked(1, request_id="u")), metadata=metadata)
+        await call
+        assert dict(await call.trailing_metadata())["x-synod-trace-id"] == TRACE
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await method("Score")(b"", metadata=(("traceparent", SAMPLED),))
+        assert dict(refused.value.trailing_metadata())["x-synod-trace-id"] == TRACE  # type: ignore[arg-type]
+        listing = method("ListScorers")(b"", metadata=metadata)
+        await listing
+        assert "x-synod-trace-id" not in dict(await listing.trailing_metadata())
+    tracing.stop()
+    ok, bad = collector.named("Score")
+    assert (ok.parent, ok.kind) == (SPAN, SERVER)
+    assert ok.attributes["synod.request_id"] == "u"
+    assert (ok.attributes["synod.caller"], bad.attributes["synod.outcome"]) == ("run-7", "unauthenticated")
+    assert "scorer number" in collector.tree(ok.id)
+    assert TOKEN.encode() not in b"".join(collector.bodies)
+
+
+async def test_each_request_of_a_stream_is_a_part_of_its_call(collector: Collector) -> None:
+    async with rpc(Replicas()) as method:
+        bodies = [PROTOBUF.encode_stream_request(asked(i, request_id=f"s-{i}")) for i in range(2)]
+        call = method("ScoreStream")(iter([*bodies, b"\xff"]))
+        parts = [PROTOBUF.decode_part(part) async for part in call]
+        trace_id = dict(await call.trailing_metadata())["x-synod-trace-id"]
+    tracing.stop()
+    assert sum(isinstance(part, RequestError) for part in parts) == 1
+    stream = collector.one("ScoreStream")
+    requests = collector.named("request")
+    assert (stream.trace, {one.parent for one in requests}) == (trace_id, {stream.id})
+    told = {one.attributes["synod.request_id"]: one.attributes["synod.outcome"] for one in requests}
+    assert told == {"s-0": "ok", "s-1": "ok", "": "invalid_request"}
+    scored = [one for one in requests if one.attributes["synod.outcome"] == "ok"]
+    assert all("scorer number" in collector.tree(one.id) for one in scored)
+    assert {span.trace for span in collector.spans} == {trace_id}
+
+
+async def test_a_collector_that_answers_nothing_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first post is held while all requests are answered; then no more arrive than the bounded queue kept."""
+    monkeypatch.setattr(tracing, "EXPORT_S", 60.0)
+    monkeypatch.setattr(tracing, "PERIOD_S", 0.01)
+    monkeypatch.setattr(tracing, "QUEUED_SPANS", 32)
+    monkeypatch.setattr(tracing, "SENT_AT_ONCE", 16)
+    with collecting() as collector:
+        collector.answering.clear()
+        tracing.start(TracingSettings(endpoint=collector.url), "a-test")
+        async with http(Replicas()) as client:
+            for _ in range(30):
+                assert (await post(client, body(1))).status_code == 200
+        while not collector.begun:
+            await asyncio.sleep(0.01)
+        assert collector.begun == 1
+        collector.answering.set()
+        tracing.stop()
+    assert 32 <= len(collector.spans) <= 32 + 16
+
+
+async def test_stopping_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "STOP_S", 0.2)
+    monkeypatch.setattr(tracing, "EXPORT_S", 20.0)
+    with collecting() as collector:
+        collector.answering.clear()
+        tracing.start(TracingSettings(endpoint=collector.url), "a-test")
+        tracing.request("one", {}).end()
+        tracing.stop()
+        sending = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
+        assert sending, "it still waits, and nobody for it"
+        assert collector.spans == []
+        assert not tracing.on()
+    sending[0].join()
+
+
+async def test_a_collector_that_is_not_there_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "STOP_S", 0.1)
+    tracing.start(TracingSettings(endpoint=f"http://127.0.0.1:{free_port()}"), "a-test")
+    async with http(Replicas()) as client:
+        answers = [await post(client, body(i)) for i in range(5)]
+    tracing.stop()
+    assert [one.status_code for one in answers] == [200] * 5
+
+
+async def test_headers_of_the_collector_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{TOKEN}")
+    with collecting() as collector:
+        tracing.start(TracingSettings(endpoint=f"{collector.url}/"), "a-test")
+        tracing.request("one", {}).end()
+        tracing.stop()
+    assert collector.headers[0]["authorization"] == f"Bearer {TOKEN}"
+    assert collector.one("one").parent == ""
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_the_client_sends_its_callers_span_from_every_chunk(collector: Collector, scheme: str) -> None:
+    """The limit of two items makes two chunks, which the blocking client sends from threads of its own."""
+    gateway = Gateway(Replicas(), {}, LimitSettings(max_items=2), ServerSettings(), store=MemoryStore(0, 0))
+    port, rpc_port = free_port(), free_port()
+    request = ScoreRequest(tuple(ScoreItem(np.full((2, 2, 3), level, np.uint8)) for level in (1, 2, 3)), ("number",))
+    span = NonRecordingSpan(SpanContext(int(TRACE, 16), int(SPAN, 16), is_remote=False, trace_flags=TraceFlags(1)))
+
+    def ask() -> None:
+        with SynodClient(f"{scheme}://127.0.0.1:{port if scheme == 'http' else rpc_port}", timeout_s=30) as client:
+            with trace.use_span(span):
+                client.score(request)
+            client.score(request)
+
+    async with serving(Ports("127.0.0.1", port, rpc_port), app.build(gateway), gateway, auth.Gatekeeper()):
+        await asyncio.to_thread(ask)
+    gateway.close()
+    tracing.stop()
+    roots = collector.named("POST /v1/score" if scheme == "http" else "Score")
+    chunks = [(one.parent, one.attributes["synod.items"]) for one in roots if one.attributes["synod.outcome"] == "ok"]
+    assert sorted(chunks) == [("", 1), ("", 2), (SPAN, 1), (SPAN, 2)]
+    assert {one.trace == TRACE for one in roots if one.parent} == {True}
+
+
+def test_off_no_sdk_is_imported_and_nothing_is_told() -> None:
+    program = """
+import asyncio, sys
+from tests.unit.services.test_tracing import SAMPLED, Replicas, body, http, post
+for name in [name for name in sys.modules if name.startswith(("tests.collector", "opentelemetry.proto"))]:
+    del sys.modules[name]
+
+async def main():
+    backend = Replicas()
+    async with http(backend) as client:
+        answer = await post(client, body(1), SAMPLED)
+    assert answer.status_code == 200, answer.text
+    assert "x-synod-trace-id" not in answer.headers
+    assert backend.told == [None]
+
+asyncio.run(main())
+sys.exit(([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exp"))] or 0))
+"""
+    root = Path(__file__).parents[3]
+    run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("http://me:secret@collector:4318", "OTEL_EXPORTER_OTLP_HEADERS"),
+        ("http://collector:4318?key=secret", "OTEL_EXPORTER_OTLP_HEADERS"),
+        ("collector:4318", "base URL"),
+        ("grpc://collector:4317", "base URL"),
+        ("http://collector:4318/v1/traces", "without /v1/traces"),
+    ],
+)
+def test_an_endpoint_is_a_base_url_without_secrets(endpoint: str, why: str, tmp_path: Path) -> None:
+    from services.settings import load
+
+    file = tmp_path / "plane.toml"
+    file.write_text(f'[tracing]\nendpoint = "{endpoint}"\n[scorers.a]\nkind = "ber"\nmodel = "./"\n')
+    with pytest.raises(SettingsError, match=why) as refused:
+        load(file, {})
+    assert "secret@" not in str(refused.value)
+    assert "key=secret" not in str(refused.value)
