@@ -53,6 +53,29 @@ def test_spec_bears_the_name_of_the_settings_table(kind: str) -> None:
     assert spec.needs
 
 
+def documented() -> dict[str, list[str]]:
+    """Of the table in docs/scorers.md: needs and range of each kind, as written."""
+    text = (Path(registry.__file__).parents[2] / "docs/scorers.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:3] for row in rows if row[0].strip("`") in registry.KINDS}
+
+
+@pytest.mark.parametrize("kind", sorted(set(TREES) - {"custom"}))
+def test_the_documents_table_tells_needs_and_range(kind: str) -> None:
+    """The first range is that of the default settings; a name in it is a setting."""
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    chosen = adapter.validate_json(TREES[kind])
+    spec = registry.spec(kind, chosen)
+    needs, told = documented()[kind]
+    assert needs == ", ".join(spec.needs)
+    ends = [eval(end, {}, chosen.model_dump()) for end in told.partition(";")[0].strip("[]").split(", ")]
+    assert ends == pytest.approx([spec.low, spec.high], abs=0.005)
+
+
+def test_the_documents_table_has_every_kind() -> None:
+    assert set(documented()) == set(registry.KINDS)
+
+
 def test_specs_load_no_model_library() -> None:
     program = f"""
 import sys
