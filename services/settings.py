@@ -27,7 +27,8 @@ class ServerSettings(Node):
 
     `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
     callers reach. "proxy": Serve's HTTP proxy, which finds gateways on any node. `grpc_port` is the gateways' own.
-    `access_log`: whether each request leaves a line.
+    `access_log`: whether each request leaves a line. `gateway_resource`: a custom Ray resource of which each gateway
+    takes 1, and no CPU, for a cluster that keeps nodes for gateways.
     """
 
     host: str = "127.0.0.1"
@@ -37,6 +38,7 @@ class ServerSettings(Node):
     default_timeout_ms: int = Field(60_000, gt=0)
     max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)
+    gateway_resource: str | None = Field(None, min_length=1)
     access_log: bool = False
 
 

@@ -121,7 +121,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         ).bind(specs[name], scorer, settings.golden, build, patience)
         for name, scorer in settings.scorers.items()
     }
-    gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
+    gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": env}}
     return _deployment(
         Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, cluster.health_check_period_s
     ).bind(settings, specs, scorers, Path(metrics_dir).with_name("access.jsonl"))
@@ -150,6 +150,11 @@ def _actor(serving: ServingSettings, env: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _gateway_takes(settings: Settings) -> dict[str, Any]:
+    resource = settings.server.gateway_resource
+    return {"num_cpus": GATEWAY_CPUS} if resource is None else {"num_cpus": 0, "resources": {resource: 1}}
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a plane asks of a cluster: logical CPUs in all, and GPUs per scorer replica."""
@@ -160,7 +165,8 @@ class Demand:
     @classmethod
     def of(cls, settings: Settings) -> Demand:
         servings = [scorer.serving for scorer in settings.scorers.values()]
-        cpus = sum(s.replicas * s.num_cpus for s in servings) + settings.server.gateway_replicas * GATEWAY_CPUS
+        gateways = settings.server.gateway_replicas * float(_gateway_takes(settings)["num_cpus"])
+        cpus = sum(s.replicas * s.num_cpus for s in servings) + gateways
         return cls(cpus, tuple(s.num_gpus for s in servings for _ in range(s.replicas) if s.num_gpus > 0))
 
 
