@@ -78,7 +78,7 @@ class Page(BaseHTTPRequestHandler):
         self._run = run
         super().__init__(*arguments)
 
-    def do_GET(self) -> None:  # noqa: N802  (http.server's name)
+    def do_GET(self) -> None:
         if self.path not in ("/metrics", "/healthz"):
             self.send_error(HTTPStatus.NOT_FOUND)
             return

@@ -21,7 +21,7 @@ class Page(BaseHTTPRequestHandler):
 
     timeout = 10  # seconds that a caller may take for its request
 
-    def do_GET(self) -> None:  # noqa: N802  (http.server's name)
+    def do_GET(self) -> None:
         bodies = {"/metrics": metrics.render, "/healthz": lambda: b"ok\n"}
         if self.path not in bodies:
             self.send_error(HTTPStatus.NOT_FOUND)

@@ -58,7 +58,7 @@ def wait_for(
     while (found := _digest(path)) != digest:
         if now_s() >= ends_s:
             raise SettingsError(
-                f"settings file {path} has SHA-256 {found}, {digest} is meant, for {patience_s:g} s: look whether it is "
+                f"settings file {path} has SHA-256 {found}, {digest} is meant, for {patience_s:g} s: see whether it is "
                 "mounted from what was deployed, or raise 'patience_s'"
             )
         sleep(1.0)
