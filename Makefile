@@ -6,7 +6,7 @@ CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/plane
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving clean
+.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving chart chart-docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ weights: setup ## Retrain every embedded model from seeds, measure it and record
 
 bench-serving: setup ## Synod beside other servers, measured in one run (ARGS="--quick"; ARGS=--help explains)
 	@$(PYTHON) -m benchmarks.serving $(ARGS)
+
+chart: setup ## Lint and render the Helm chart and check every object it makes
+	@$(PYTHON) -m helm.generate --check && $(PYTHON) -m pytest tests/chart
+
+chart-docs: setup ## Write the chart's schema, value table, dashboards and default TOML from what they follow
+	@$(PYTHON) -m helm.generate
 
 clean: ## Remove what the targets above made, .venv included
 	@rm -rf .venv build dist runs *.egg-info

@@ -101,7 +101,11 @@ BOARDS: Final = {
                 "s",
                 {_BY: f"max by (scorer) (clamp_min(time() - synod_queue_oldest_timestamp_seconds{{{_SCORER}}}, 0))"},
             ),
-            Panel("Replicas lost under a call", "ops", {_BY: f"sum by (scorer) (rate(synod_retries_total{{{_SCORER}}}[5m]))"}),
+            Panel(
+                "Replicas lost under a call",
+                "ops",
+                {_BY: f"sum by (scorer) (rate(synod_retries_total{{{_SCORER}}}[5m]))"},
+            ),
         ),
         ("scorer", "synod_scores_total"),
     ),
@@ -114,8 +118,16 @@ BOARDS: Final = {
             Panel("At an end of the range", "percentunit", {_BY: _mean_of("saturated", "scores")}),
             Panel("Groups of one score: they teach nothing", "percentunit", {_BY: _mean_of("flat_groups", "groups")}),
             Panel("Failed", "percentunit", {_BY: f"max by (scorer) (synod_reward_error_share{{{_SCORER}}})"}),
-            Panel("Saturation since the start", "percentunit", {_BY: f"max by (scorer) (synod_reward_saturation{{{_SCORER}}})"}),
-            Panel("Flat groups since the start", "percentunit", {_BY: f"max by (scorer) (synod_reward_zero_spread{{{_SCORER}}})"}),
+            Panel(
+                "Saturation since the start",
+                "percentunit",
+                {_BY: f"max by (scorer) (synod_reward_saturation{{{_SCORER}}})"},
+            ),
+            Panel(
+                "Flat groups since the start",
+                "percentunit",
+                {_BY: f"max by (scorer) (synod_reward_zero_spread{{{_SCORER}}})"},
+            ),
             Panel("Drift, in standard deviations", "none", {_BY: f"max by (scorer) (synod_reward_drift{{{_SCORER}}})"}),
         ),
         ("scorer", "synod_reward_sums_total"),
@@ -160,7 +172,9 @@ def build(name: str, board: Board) -> dict[str, Any]:
         }
         for i, panel in enumerate(board.panels)
     ]
-    variables: list[dict[str, Any]] = [{"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}]
+    variables: list[dict[str, Any]] = [
+        {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    ]
     if board.chosen is not None:
         label, series = board.chosen
         variables.append(

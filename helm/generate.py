@@ -1,8 +1,8 @@
 """`make chart-docs`: what of the chart follows from other files. `--check` only compares, and fails where they differ.
 
-    values.yaml's comments            -> values.schema.json and the table in README.md
-    deploy/configs/embedded.toml      -> files/embedded.toml
-    helm/dashboards.py                -> dashboards/*.json
+values.yaml's comments            -> values.schema.json and the table in README.md
+deploy/configs/embedded.toml      -> files/embedded.toml
+helm/dashboards.py                -> dashboards/*.json
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def _comment(lines: list[str]) -> Comment:
     return comment
 
 
-def leaves(values: Mapping[str, Any], told: Mapping[tuple[str, ...], Comment], path: tuple[str, ...] = ()) -> Iterator[
-    tuple[tuple[str, ...], Any]
-]:
+def leaves(
+    values: Mapping[str, Any], told: Mapping[tuple[str, ...], Comment], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every key with a description, and its default. Raises ValueError for a key that nothing describes."""
     for key, value in values.items():
         here = (*path, key)
