@@ -12,9 +12,10 @@ Serve builds it in a process of its own on the head's node, whose environment ma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application
@@ -39,8 +40,9 @@ class Arguments(BaseModel):
     patience_s: float = Field(180.0, ge=0)
 
 
-def plane(arguments: Arguments) -> Application:
-    """The application of the settings in `arguments.config`. Raises SettingsError."""
+def plane(args: Mapping[str, Any]) -> Application:
+    """The application of the settings in `Arguments.config`. Raises SettingsError; ValidationError for wrong `args`."""
+    arguments = Arguments.model_validate(args)  # Serve does so only where the annotation is no string
     if arguments.sha256 is not None:
         wait_for(arguments.config, arguments.sha256, arguments.patience_s)
     return graph.application(settings.load(arguments.config), str(arguments.metrics_dir))

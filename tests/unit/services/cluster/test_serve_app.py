@@ -21,6 +21,13 @@ def serve_app() -> Any:
     return serve_app
 
 
+def built(serve_app: Any, args: dict[str, Any]) -> Any:
+    """The application as Serve gets it, from a config's `args`."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    return call_user_app_builder_with_args_if_necessary(serve_app.plane, args)
+
+
 def deployments(application: Any) -> dict[str, Any]:
     gateway = application._bound_deployment
     _, _, handles, _ = gateway.init_args
@@ -34,8 +41,8 @@ def test_it_is_the_plane_of_the_file_and_of_the_environment(
     monkeypatch.setenv("SYNOD__SCORERS__B__SERVING__REPLICAS", "3")
     monkeypatch.setenv("SYNOD__SERVER__GATEWAY_RESOURCE", "synod_gateway")
     monkeypatch.setenv("SYNOD__SERVER__GATEWAY_REPLICAS", "2")
-    arguments = serve_app.Arguments(config=tmp_path / "plane.toml", metrics_dir=tmp_path / "metrics")
-    found = deployments(serve_app.plane(arguments))
+    arguments = {"config": str(tmp_path / "plane.toml"), "metrics_dir": str(tmp_path / "metrics")}
+    found = deployments(built(serve_app, arguments))
     assert {name: one.num_replicas for name, one in found.items()} == {"Gateway": 2, "b": 3}
     assert found["Gateway"].ray_actor_options["resources"] == {"synod_gateway": 1}
     assert found["Gateway"].ray_actor_options["num_cpus"] == 0
@@ -45,8 +52,8 @@ def test_it_is_the_plane_of_the_file_and_of_the_environment(
 
 def test_a_gateway_without_a_resource_of_its_own_takes_cpu(serve_app: Any, tmp_path: Path) -> None:
     (tmp_path / "plane.toml").write_bytes(NEW)
-    arguments = serve_app.Arguments(config=tmp_path / "plane.toml", metrics_dir=tmp_path)
-    options = deployments(serve_app.plane(arguments))["Gateway"].ray_actor_options
+    arguments = {"config": str(tmp_path / "plane.toml"), "metrics_dir": str(tmp_path)}
+    options = deployments(built(serve_app, arguments))["Gateway"].ray_actor_options
     assert options["num_cpus"] == pytest.approx(0.1)
     assert not options.get("resources")
 
@@ -78,4 +85,4 @@ def test_a_file_that_never_arrives_is_told_with_both_digests(serve_app: Any, tmp
 @pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"conf": "x"}, {"patience_s": -1}])
 def test_arguments_are_checked(serve_app: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        serve_app.Arguments(**{"config": "/plane.toml", "metrics_dir": "/m", **wrong})
+        built(serve_app, {"config": "/plane.toml", "metrics_dir": "/m", **wrong})
