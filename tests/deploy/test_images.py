@@ -98,7 +98,8 @@ def test_a_gateways_import_closure_is_free_of_torch(program: str) -> None:
 def test_the_walk_sees_what_python_loads() -> None:
     """The walk against the interpreter: what of ours is loaded is what was walked, and torch is not."""
     code = (
-        "import warnings, sys; warnings.simplefilter('ignore'); import services.cluster.serve_app, services.cluster.exporter;"
+        "import warnings, sys; warnings.simplefilter('ignore');"
+        "import services.cluster.serve_app, services.cluster.exporter;"
         f"print(*[m for m in sys.modules if m.partition('.')[0] in {(*HEAVY, 'services', 'synod')!r}])"
     )
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split())
