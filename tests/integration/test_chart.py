@@ -26,6 +26,7 @@ from services.cluster.local import environment, free_port
 from services.cluster.processes import kill_users_of
 from tests.chart.rendering import ROOT, Object, of, pod_templates, render, serve_config
 
+pytestmark = pytest.mark.timeout(900)  # for a busy machine
 BIN = Path(sys.executable).parent
 SMALL = {  # the smallest run that learns, and evaluates
     "SYNOD__TRAINER__STEPS": 1,
@@ -171,7 +172,7 @@ def deployed(pods: Pods) -> Pods:
     """Ready by the startup probe of the gateways' pods."""
     pods.ray("serve", "deploy", str(serve_file(pods)))
     probe = dict(pod_templates(pods.objects))["gateway"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
-    ends_s, failed_s = time.monotonic() + 150, time.monotonic() + 20
+    ends_s, failed_s = time.monotonic() + 400, time.monotonic() + 30
     while pods.answers(f"http://127.0.0.1:{pods.port}{probe}") != 200:
         if time.monotonic() > failed_s:
             status = pods.ray("serve", "status")
