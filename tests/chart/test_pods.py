@@ -78,6 +78,11 @@ def test_only_those_who_check_tokens_can_read_them(name: str) -> None:
     for component, spec, container in containers(name):
         reads = any(mount["name"] == "tokens" for mount in container.get("volumeMounts", []))
         assert reads == (component in ("head", "gateway") and container["name"] == "ray"), component
+        owns = any(mount["name"] == "token" for mount in container.get("volumeMounts", []))
+        assert owns == ((component, container["name"]) in (("trainer", "ray"), ("test", "score"))), component
+        assert not any(
+            "secretKeyRef" in str(one) for one in container.get("env", [])
+        )  # files do not leak as variables do
         if reads:
             tokens = next(volume for volume in spec["volumes"] if volume["name"] == "tokens")
             assert [item["key"] for item in tokens["secret"]["items"]] == ["tokens.toml"]

@@ -60,6 +60,7 @@ class Pods:
             "/app": folder / "app",
             "/run/synod": folder / "run",
             "/etc/synod/tokens": folder / "tokens",
+            "/etc/synod/token/": folder / "token",
             "/checkpoints": folder / "checkpoints",
         }
         for path in (*self.mounts.values(), folder / "app/deploy/release", folder / "run/metrics"):
@@ -67,8 +68,8 @@ class Pods:
         (folder / "app/embedded").symlink_to(ROOT / "embedded")
         (folder / "app/deploy/release/plane.toml").write_text(of(self.objects, "ConfigMap")["data"]["plane.toml"])
         secret = of(self.objects, "Secret")["stringData"]
-        self.token = secret["token"]
         (folder / "tokens/tokens.toml").write_text(secret["tokens.toml"])
+        (folder / "token/token").write_text(secret["token"])
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SYNOD_"))}
         self.env = {**kept, **environment(), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
         self.env |= dict.fromkeys(
@@ -78,7 +79,7 @@ class Pods:
     def here(self, text: str) -> str:
         """Paths of a pod -> paths of this machine."""
         for inside, outside in self.mounts.items():
-            text = text.replace(inside, str(outside))
+            text = text.replace(inside, f"{outside}/" if inside.endswith("/") else str(outside))
         return text
 
     def ray(self, *command: str, env: dict[str, str] | None = None) -> str:
@@ -189,7 +190,9 @@ def test_serves_config_deploys_the_plane_and_helms_test_scores_a_picture(deploye
     arguments = [deployed.here(one) for one in container["args"] if not one.startswith("--url=")]
     command = [*container["command"], f"--url={url}", "--json", *arguments]
     assert deployed.answers(f"{url}/v1/scorers") == 401  # who has no token is not let in
-    told = json.loads(deployed.ray(*command, env={"SYNOD_TOKEN": deployed.token}))
+    told = json.loads(
+        deployed.ray(*command, env={one["name"]: deployed.here(one["value"]) for one in container["env"]})
+    )
     assert 0 < told["results"][0]["scores"]["ber"]["value"] < 1
     for probe in ("readinessProbe", "startupProbe"):
         gateway = dict(pod_templates(deployed.objects))["gateway"]["spec"]["containers"][0]
@@ -224,7 +227,7 @@ def test_the_job_trains_and_goes_on_when_it_is_submitted_again(deployed: Pods) -
     worker = dict(pod_templates(deployed.objects))["trainer"]["spec"]["containers"][0]
     env = {one["name"]: deployed.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
-    env |= {"SYNOD_TOKEN": deployed.token, "SYNOD__TRAINER__PLANE__URL": f"http://127.0.0.1:{deployed.port}"}
+    env["SYNOD__TRAINER__PLANE__URL"] = f"http://127.0.0.1:{deployed.port}"
 
     def submit(steps: int) -> str:
         runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})

@@ -74,10 +74,20 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{- define "synod.bearer" -}}
-- name: SYNOD_TOKEN
-  valueFrom:
-    secretKeyRef: {name: {{ include "synod.tokensSecret" . }}, key: token}
+{{- /* The release's own token, for those who call the plane. */}}
+{{- define "synod.tokenVolume" -}}
+- name: token
+  secret:
+    secretName: {{ include "synod.tokensSecret" . }}
+    items: [{key: token, path: token}]
+{{- end }}
+
+{{- define "synod.tokenMount" -}}
+- {name: token, mountPath: /etc/synod/token, readOnly: true}
+{{- end }}
+
+{{- define "synod.tokenEnv" -}}
+- {name: SYNOD_TOKEN_FILE, value: /etc/synod/token/token}
 {{- end }}
 
 {{- /* Settings that the chart decides, and .Values.overrides. */}}

@@ -1,7 +1,7 @@
 {{- /*
 A pod template of a Ray cluster. Arguments: root; cluster (plane, trainer); component; image and place (entries of the
-values); resources; and, where wanted: gpus, gpuResource, tokens (mount what gateways accept), checkpoints, ports, env,
-probes, exporter (the command of the container that tells metrics), automount, preStop.
+values); resources; and, where wanted: gpus, gpuResource, tokens (mount what gateways accept), token (mount the release's
+own), checkpoints, ports, env, probes, exporter (the command of the container that tells metrics), automount, preStop.
 
 KubeRay writes the command of the first container. Ray's own health says whether a pod lives: a replica that computes for
 long does not touch it, a dead one is Serve's to replace.
@@ -111,6 +111,9 @@ spec:
         {{- if .tokens }}
         - {name: tokens, mountPath: /etc/synod/tokens, readOnly: true}
         {{- end }}
+        {{- if .token }}
+        {{- include "synod.tokenMount" .root | nindent 8 }}
+        {{- end }}
         {{- if .checkpoints }}
         - {name: checkpoints, mountPath: /checkpoints}
         {{- end }}
@@ -162,6 +165,9 @@ spec:
       secret:
         secretName: {{ include "synod.tokensSecret" .root }}
         items: [{key: tokens.toml, path: tokens.toml}]
+    {{- end }}
+    {{- if .token }}
+    {{- include "synod.tokenVolume" .root | nindent 4 }}
     {{- end }}
     {{- if .checkpoints }}
     - name: checkpoints
