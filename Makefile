@@ -24,7 +24,7 @@ test: setup lint ## Lint, type-check and run every test, one Ray Serve session i
 	@$(PYTHON) -m pytest
 
 test-full: setup lint ## The same with full counts of random cases and faults, and a soak (an hour)
-	@SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
+	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
 	@$(PYTHON) -m benchmarks.faults
 
 lint: setup ## ruff, mypy and buf
