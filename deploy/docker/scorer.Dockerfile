@@ -14,7 +14,7 @@ COPY services /app/services
 COPY embedded/weights /app/embedded/weights
 COPY embedded/data /app/embedded/data
 COPY embedded/golden.json /app/embedded/golden.json
-COPY deploy/configs /app/deploy/configs
+COPY deploy /app/deploy
 ENV PATH=/opt/synod/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp RAY_USAGE_STATS_ENABLED=0
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app

@@ -13,7 +13,7 @@ RUN mkdir -p /checkpoints && chown 10001:10001 /checkpoints
 COPY trainer /app/trainer
 COPY embedded/weights /app/embedded/weights
 COPY embedded/data /app/embedded/data
-COPY deploy/configs /app/deploy/configs
+COPY deploy /app/deploy
 ENV PATH=/opt/synod/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp RAY_USAGE_STATS_ENABLED=0
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,25 @@ def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
                 for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
                     template = group["template"]
                     yield template["metadata"]["labels"]["app.kubernetes.io/component"], template
+
+
+def let_through() -> list[str]:
+    """What .dockerignore lets into an image, of what is there."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return [line[1:] for line in lines if line.startswith("!") and (ROOT / line[1:]).exists()]
+
+
+def unpack(image: str, app: Path) -> None:
+    """Lay out what an image's Dockerfile copies below /app as links below `app`, and nothing else of the repository."""
+    copied = re.findall(r"^COPY (\S+) /app/?(\S*)$", (ROOT / f"deploy/docker/{image}.Dockerfile").read_text(), re.M)
+    for source, target in copied:
+        for path in let_through():
+            if f"{path}/".startswith(f"{source}/") or f"{source}/".startswith(f"{path}/"):
+                whole = max(path, source, key=len)
+                link = app / target / Path(whole).relative_to(source)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to(ROOT / whole)
 
 
 def serve_config(objects: list[Object]) -> Object:

@@ -17,7 +17,7 @@ from services import settings
 from services.gateway import auth, metrics
 from services.gateway.health import Health, Sums
 from synod.errors import SettingsError
-from tests.chart.rendering import CHART, PROFILES, ROOT, Object, of, profile, render, serve_config
+from tests.chart.rendering import CHART, PROFILES, ROOT, Object, of, profile, render, serve_config, unpack
 from trainer import exporter
 
 ALERTS = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
@@ -61,9 +61,9 @@ with warnings.catch_warnings():
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Path:
-    """A folder as /app: the TOML beside the repository's own files, so that relative paths resolve."""
-    (tmp_path / "deploy/release").mkdir(parents=True)
-    (tmp_path / "embedded").symlink_to(ROOT / "embedded")
+    """A folder as the head's /app, where the TOML's relative paths resolve to what its image holds."""
+    unpack("scorer", tmp_path)
+    (tmp_path / "deploy/release").mkdir()
     return tmp_path
 
 

@@ -24,7 +24,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from services.cluster.local import environment, free_port
 from services.cluster.processes import kill_users_of
-from tests.chart.rendering import ROOT, Object, of, pod_templates, render, serve_config
+from tests.chart.rendering import ROOT, Object, of, pod_templates, render, serve_config, unpack
 
 pytestmark = pytest.mark.timeout(900)  # for a busy machine
 BIN = Path(sys.executable).parent
@@ -65,7 +65,8 @@ class Pods:
         }
         for path in (*self.mounts.values(), folder / "app/deploy/release", folder / "run/metrics"):
             path.mkdir(parents=True, exist_ok=True)
-        (folder / "app/embedded").symlink_to(ROOT / "embedded")
+        for image in ("scorer", "trainer"):
+            unpack(image, folder / "app")
         (folder / "app/deploy/release/plane.toml").write_text(of(self.objects, "ConfigMap")["data"]["plane.toml"])
         secret = of(self.objects, "Secret")["stringData"]
         (folder / "tokens/tokens.toml").write_text(secret["tokens.toml"])
