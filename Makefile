@@ -6,7 +6,7 @@ CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/plane
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving bench-scorers clean
+.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ test: setup lint ## Lint, type-check and run every test, one Ray Serve session i
 	@$(PYTHON) -m pytest
 
 test-full: setup lint ## The same with full counts of random cases and faults, and a soak (an hour)
-	@SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
+	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
 	@$(PYTHON) -m benchmarks.faults
 
 lint: setup ## ruff, mypy and buf
@@ -55,6 +55,12 @@ bench-serving: setup ## Synod beside other servers, measured in one run (ARGS="-
 
 bench-scorers: setup ## What batching costs each embedded scorer, as a share of calling its model directly (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.scorers $(ARGS)
+
+chart: setup ## Lint and render the Helm chart and check every object it makes
+	@$(PYTHON) -m helm.generate --check && $(PYTHON) -m pytest tests/chart
+
+chart-docs: setup ## Write the chart's schema, value table, dashboards and default TOML from what they follow
+	@$(PYTHON) -m helm.generate
 
 clean: ## Remove what the targets above made, .venv included
 	@rm -rf .venv build dist runs *.egg-info

@@ -24,6 +24,9 @@ command -v python3.11 >/dev/null || need "Python 3.11 is missing" python3.11
 python3.11 -c 'import ensurepip, venv' 2>/dev/null || need "Python's venv module is missing" python3.11-venv
 command -v chromium >/dev/null || want "Chromium is missing, the console's tests would be skipped" chromium fonts-dejavu-core
 
+command -v promtool >/dev/null || want "promtool is missing, the alerts' tests would be skipped" prometheus
+command -v docker-compose >/dev/null || want "docker-compose is missing, a test of the compose file would be skipped" docker-compose
+
 [ -x "$venv/bin/python" ] || python3.11 -m venv "$venv"
 echo "setup: installing into $venv (about 3 GB with torch's CUDA build; minutes on a first run)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plane,trainer,dev]'

@@ -55,6 +55,9 @@ class ServingSettings(Node):
     `num_gpus` per replica is a share of one GPU, or a whole number of them. `dtype` is what its models hold and compute
     in; `compile` runs them through torch.compile, which a replica pays for before it is ready.
 
+    With `max_replicas` there are `replicas`, which may then be 0, to `max_replicas` of them, as the calls that are under
+    way need; `[cluster]` tells how fast.
+
     `beside` names another scorer whose replicas this one lives in, beside it: what a replica takes of a machine is then
     said there. Small scorers so share a process, a share of a GPU, and the models that they have in common.
 
@@ -63,7 +66,8 @@ class ServingSettings(Node):
     """
 
     beside: str | None = None
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=0)
+    max_replicas: int | None = Field(None, ge=1)
     num_cpus: float = Field(0.1, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     device: str | None = None
@@ -76,10 +80,23 @@ class ServingSettings(Node):
 
     @model_validator(mode="after")
     def _one_says_what_a_replica_takes(self) -> ServingSettings:
-        own = sorted({"replicas", "num_cpus", "num_gpus", "threads"} & self.model_fields_set)
+        own = sorted({"replicas", "max_replicas", "num_cpus", "num_gpus", "threads"} & self.model_fields_set)
         if self.beside is not None and own:
             raise ValueError(f"{', '.join(own)} with beside = '{self.beside}': say it in that scorer's serving")
         return self
+
+    @model_validator(mode="after")
+    def _some_replica(self) -> ServingSettings:
+        if self.most_replicas < max(self.replicas, 1):
+            raise ValueError(
+                f"replicas = {self.replicas}, max_replicas = {self.max_replicas}: give 1 or more, in order"
+            )
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be."""
+        return self.replicas if self.max_replicas is None else self.max_replicas
 
     @field_validator("num_gpus")
     @classmethod

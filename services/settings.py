@@ -28,7 +28,8 @@ class ServerSettings(Node):
 
     `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
     callers reach. "proxy": Serve's HTTP proxy, which finds gateways on any node. `grpc_port` is the gateways' own.
-    `access_log`: whether each request leaves a line.
+    `access_log`: whether each request leaves a line. `gateway_resource`: a custom Ray resource of which each gateway
+    takes 1, and no CPU, for a cluster that keeps nodes for gateways.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class ServerSettings(Node):
     default_timeout_ms: int = Field(60_000, gt=0)
     max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)
+    gateway_resource: str | None = Field(None, min_length=1)
     access_log: bool = False
 
 
@@ -131,6 +133,9 @@ class ClusterSettings(Node):
 
     A replica scores its golden items anew every `golden_period_s`, and is replaced when they are not answered within
     `golden_timeout_s` although its device was free to.
+
+    Of a scorer with `max_replicas`, one is added after `upscale_delay_s` of more work than its replicas hold, and one
+    taken away after `downscale_delay_s` of less.
     """
 
     num_cpus: int | None = Field(None, ge=1)
@@ -140,6 +145,8 @@ class ClusterSettings(Node):
     golden_period_s: float = Field(60.0, gt=0)
     golden_timeout_s: float = Field(30.0, gt=0)
     ready_timeout_s: float = Field(180.0, gt=0)
+    upscale_delay_s: float = Field(10.0, gt=0)
+    downscale_delay_s: float = Field(300.0, gt=0)
 
 
 class EnsembleSettings(Node):

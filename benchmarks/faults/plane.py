@@ -57,12 +57,12 @@ PATIENCE_S: Final = 600.0  # of waits for what must come to be: generous, for a 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A plane that is up: where it answers, where it writes, whose processes are its own."""
+    """A plane that is up: where it answers, where it writes, and the folder that only its processes use."""
 
     url: str
     folder: Path
     settings: Settings
-    plane: Plane
+    temp_dir: Path
     alone_port: int
 
     @property
@@ -77,7 +77,7 @@ class Running:
 
     def pids(self, deployment: str) -> set[int]:
         """The processes of a deployment's replicas."""
-        return {pid for pid in users_of(self.plane.temp_dir) if _title(pid).endswith(f":{deployment}")}
+        return {pid for pid in users_of(self.temp_dir) if _title(pid).endswith(f":{deployment}")}
 
     def rss_mib(self, pids: set[int]) -> float:
         """Their resident memory in all, MiB; 0 for those that are gone."""
@@ -133,7 +133,7 @@ def running(folder: Path) -> Iterator[Running]:
         try:
             if not plane.start(print):
                 raise RuntimeError("the plane did not start")
-            up = Running(plane.url, folder, settings, plane, free_port())
+            up = Running(plane.url, folder, settings, plane.temp_dir, free_port())
             with up.application(ALONE, f"/{ALONE}", up.changed("logged", port=up.alone_port, max_batch_images=4)):
                 eventually(lambda: _answers(f"{up.alone_url}/healthz"), f"application {ALONE}")
                 yield up

@@ -28,7 +28,7 @@ from services.origin import origin
 from services.scorer_settings import ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
-from services.settings import Settings
+from services.settings import ClusterSettings, Settings
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
@@ -36,6 +36,7 @@ GATEWAY_CPUS = 0.1
 # Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
 MAX_ONGOING = 4096
 BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
+CALLS_PER_REPLICA = 2  # one is measured while the next waits
 
 
 @serve.ingress()
@@ -92,13 +93,13 @@ def windows(settings: Settings) -> dict[str, Window]:
     gateways = settings.server.gateway_replicas
     found = {}
     for host, names in settings.hosts.items():
-        replicas = settings.scorers[host].serving.replicas
+        replicas = settings.scorers[host].serving.most_replicas
         for name in names:
             serving = settings.scorers[name].serving
             per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, serving.max_queued_images)
             images = math.ceil(per_replica * replicas / gateways)
-            calls = math.ceil(2 * replicas / gateways)
-            found[name] = Window(max(images, serving.max_batch_images), max(calls, 2))
+            calls = math.ceil(CALLS_PER_REPLICA * replicas / gateways)
+            found[name] = Window(max(images, serving.max_batch_images), max(calls, CALLS_PER_REPLICA))
     return found
 
 
@@ -119,20 +120,26 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     hosts = {}
     for host, names in settings.hosts.items():
         serving = settings.scorers[host].serving
-        deployment = _deployment(Host, host, serving.replicas, _actor(serving, env), cluster.health_check_period_s)
+        deployment = _deployment(
+            Host, host, _count(serving, cluster), _actor(serving, env), cluster.health_check_period_s
+        )
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
         hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
-    gateway_actor = {"num_cpus": GATEWAY_CPUS, "runtime_env": {"env_vars": env}}
+    gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": env}}
     return _deployment(
-        Ingress, GATEWAY, settings.server.gateway_replicas, gateway_actor, cluster.health_check_period_s
+        Ingress,
+        GATEWAY,
+        {"num_replicas": settings.server.gateway_replicas},
+        gateway_actor,
+        cluster.health_check_period_s,
     ).bind(settings, specs, hosts, Path(metrics_dir).with_name("access.jsonl"))
 
 
-def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], health_s: float) -> Deployment:
+def _deployment(cls: type, name: str, count: dict[str, Any], actor: dict[str, Any], health_s: float) -> Deployment:
     return serve.deployment(cls).options(
         name=name,
-        num_replicas=replicas,
+        **count,
         ray_actor_options=actor,
         max_ongoing_requests=MAX_ONGOING,
         logging_config={"enable_access_log": False},
@@ -143,6 +150,23 @@ def _deployment(cls: type, name: str, replicas: int, actor: dict[str, Any], heal
     )
 
 
+def _count(serving: ServingSettings, cluster: ClusterSettings) -> dict[str, Any]:
+    """How many replicas, as Serve is told. Serve counts calls, in the gateways' handles and in the replicas."""
+    if serving.max_replicas is None:
+        return {"num_replicas": serving.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": serving.replicas,
+            "max_replicas": serving.max_replicas,
+            "target_ongoing_requests": CALLS_PER_REPLICA,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": 5.0,
+            "upscale_delay_s": cluster.upscale_delay_s,
+            "downscale_delay_s": cluster.downscale_delay_s,
+        }
+    }
+
+
 def _actor(serving: ServingSettings, env: Mapping[str, str]) -> dict[str, Any]:
     threads = {} if serving.threads is None else {"OMP_NUM_THREADS": str(serving.threads)}
     return {
@@ -150,6 +174,11 @@ def _actor(serving: ServingSettings, env: Mapping[str, str]) -> dict[str, Any]:
         "num_gpus": serving.num_gpus,
         "runtime_env": {"env_vars": {**env, **threads}},
     }
+
+
+def _gateway_takes(settings: Settings) -> dict[str, Any]:
+    resource = settings.server.gateway_resource
+    return {"num_cpus": GATEWAY_CPUS} if resource is None else {"num_cpus": 0, "resources": {resource: 1}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +191,8 @@ class Demand:
     @classmethod
     def of(cls, settings: Settings) -> Demand:
         servings = [settings.scorers[host].serving for host in settings.hosts]
-        cpus = sum(s.replicas * s.num_cpus for s in servings) + settings.server.gateway_replicas * GATEWAY_CPUS
+        gateways = settings.server.gateway_replicas * float(_gateway_takes(settings)["num_cpus"])
+        cpus = sum(s.replicas * s.num_cpus for s in servings) + gateways
         return cls(cpus, tuple(s.num_gpus for s in servings for _ in range(s.replicas) if s.num_gpus > 0))
 
 

@@ -1,0 +1,1 @@
+"""The Helm chart, its profiles, and what generates parts of it."""

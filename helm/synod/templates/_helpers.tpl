@@ -1,0 +1,116 @@
+{{- define "synod.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $whole := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
+{{- default $whole .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "synod.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "synod.labels" -}}
+{{ include "synod.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- /* The image reference of {root, image}, where image is one of .Values.images. */}}
+{{- define "synod.image" -}}
+{{- $tag := default .root.Chart.AppVersion .image.tag -}}
+{{ .image.repository }}{{ hasPrefix "@" $tag | ternary "" ":" }}{{ $tag }}
+{{- end }}
+
+{{- define "synod.serviceAccount" -}}
+{{ default (include "synod.fullname" .) .Values.serviceAccount.name }}
+{{- end }}
+
+{{- define "synod.tokensSecret" -}}
+{{- if not (or .Values.auth.existingSecret .Values.auth.generate) -}}
+{{- fail "the gateways listen on all interfaces and need tokens: name a Secret with tokens.toml and token in auth.existingSecret, or set auth.generate=true" -}}
+{{- end -}}
+{{ default (printf "%s-tokens" (include "synod.fullname" .)) .Values.auth.existingSecret }}
+{{- end }}
+
+{{- define "synod.config" -}}
+{{- default (.Files.Get "files/embedded.toml") .Values.config -}}
+{{- end }}
+
+{{- define "synod.configPath" -}}
+/app/deploy/release/plane.toml
+{{- end }}
+
+{{- define "synod.rayVersion" -}}
+{{ index .Chart.Annotations "synod/ray-version" }}
+{{- end }}
+
+{{- define "synod.modelsClaim" -}}
+{{ default (printf "%s-models" (include "synod.fullname" .)) .Values.models.cache.existingClaim }}
+{{- end }}
+
+{{- define "synod.checkpointsClaim" -}}
+{{ default (printf "%s-checkpoints" (include "synod.fullname" .)) .Values.trainer.checkpoints.existingClaim }}
+{{- end }}
+
+{{- define "synod.url" -}}
+http://{{ include "synod.fullname" . }}.{{ .Release.Namespace }}.svc:{{ .Values.gateway.port }}
+{{- end }}
+
+{{- define "synod.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ int64 .Values.pods.user }}
+runAsGroup: {{ int64 .Values.pods.user }}
+fsGroup: {{ int64 .Values.pods.user }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "synod.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- /* The release's own token, for those who call the plane. */}}
+{{- define "synod.tokenVolume" -}}
+- name: token
+  secret:
+    secretName: {{ include "synod.tokensSecret" . }}
+    items: [{key: token, path: token}]
+{{- end }}
+
+{{- define "synod.tokenMount" -}}
+- {name: token, mountPath: /etc/synod/token, readOnly: true}
+{{- end }}
+
+{{- define "synod.tokenEnv" -}}
+- {name: SYNOD_TOKEN_FILE, value: /etc/synod/token/token}
+{{- end }}
+
+{{- /* Settings that the chart decides, and .Values.overrides. */}}
+{{- define "synod.planeEnv" -}}
+{{- $chart := dict
+  "SYNOD__SERVER__HOST" "0.0.0.0"
+  "SYNOD__SERVER__LISTEN" "gateway"
+  "SYNOD__SERVER__PORT" (.Values.gateway.port | int64 | toString)
+  "SYNOD__SERVER__GATEWAY_REPLICAS" (.Values.gateway.replicas | int64 | toString)
+  "SYNOD__SERVER__GATEWAY_RESOURCE" "synod_gateway"
+  "SYNOD__AUTH__TOKENS_FILE" "/etc/synod/tokens/tokens.toml"
+  "SYNOD__AUTH__METRICS" .Values.auth.metrics -}}
+{{- if .Values.gateway.grpcPort -}}
+{{- $_ := set $chart "SYNOD__SERVER__GRPC_PORT" (.Values.gateway.grpcPort | int64 | toString) -}}
+{{- end -}}
+{{- range $name, $value := .Values.overrides -}}
+{{- if hasKey $chart $name -}}
+{{- fail (printf "overrides.%s is the chart's own: see gateway.port, gateway.grpcPort, gateway.replicas and auth" $name) -}}
+{{- end -}}
+{{- if not (hasPrefix "SYNOD__" $name) -}}
+{{- fail (printf "overrides.%s: a setting's name starts with SYNOD__; pods.extraEnv is for other variables" $name) -}}
+{{- end -}}
+{{- $_ := set $chart $name (toString $value) -}}
+{{- end -}}
+{{- toYaml $chart -}}
+{{- end }}

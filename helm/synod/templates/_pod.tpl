@@ -1,0 +1,213 @@
+{{- /*
+A pod template of a Ray cluster. Arguments: root; cluster (plane, trainer); component; image and place (entries of the
+values); resources; and, where wanted: gpus, gpuResource, tokens (mount what gateways accept), token (mount the release's
+own), checkpoints, ports, env, probes, exporter (the command of the container that tells metrics), automount, preStop.
+
+KubeRay writes the command of the first container. Ray's own health says whether a pod lives: a replica that computes for
+long does not touch it, a dead one is Serve's to replace.
+*/}}
+{{- define "synod.pod" -}}
+{{- $root := .root -}}
+{{- $values := .root.Values -}}
+{{- $image := include "synod.image" (dict "root" .root "image" .image) -}}
+metadata:
+  labels:
+    {{- include "synod.labels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .component }}
+    synod/cluster: {{ .cluster }}
+    {{- with $values.pods.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $values.pods.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- if not .automount }}
+  serviceAccountName: {{ include "synod.serviceAccount" .root }}
+  {{- end }}
+  automountServiceAccountToken: {{ default false .automount }}
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: 60
+  {{- with $values.images.pullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.pods.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  securityContext:
+    {{- include "synod.podSecurity" .root | nindent 4 }}
+  {{- if .exporter }}
+  shareProcessNamespace: true # the exporter asks which replicas live
+  {{- end }}
+  {{- with .place.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .place.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .place.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.topologySpread.topologyKey }}
+  topologySpreadConstraints:
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: {{ $values.topologySpread.whenUnsatisfiable }}
+      labelSelector:
+        matchLabels:
+          {{- include "synod.selector" $root | nindent 10 }}
+          app.kubernetes.io/component: {{ $.component }}
+  {{- end }}
+  containers:
+    - name: ray
+      image: {{ $image }}
+      imagePullPolicy: {{ $values.images.pullPolicy }}
+      securityContext:
+        {{- include "synod.containerSecurity" .root | nindent 8 }}
+      resources:
+        {{- $resources := deepCopy .resources }}
+        {{- if .gpus }}
+        {{- $_ := set $resources "limits" (merge (dict .gpuResource (int64 .gpus)) (default dict $resources.limits)) }}
+        {{- end }}
+        {{- toYaml $resources | nindent 8 }}
+      ports:
+        {{- range .ports }}
+        - {{ toJson . }}
+        {{- end }}
+        - {name: metrics, containerPort: 8080}
+      env:
+        - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+        - {name: RAY_worker_niceness, value: "0"}
+        - {name: HOME, value: /tmp}
+        - {name: HF_HOME, value: /models/huggingface}
+        - {name: TORCH_HOME, value: /models/torch}
+        {{- with .env }}
+        {{- . | nindent 8 }}
+        {{- end }}
+        {{- with $values.pods.extraEnv }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- range $kind, $probe := .probes }}
+      {{ $kind }}: {{ toJson $probe }}
+      {{- end }}
+      {{- if .preStop }}
+      lifecycle:
+        preStop: {exec: {command: [sleep, {{ .preStop | quote }}]}}
+      {{- end }}
+      volumeMounts:
+        - {name: tmp, mountPath: /tmp}
+        - {name: shm, mountPath: /dev/shm}
+        - {name: models, mountPath: /models}
+        - {name: config, mountPath: {{ dir (include "synod.configPath" .root) }}, readOnly: true}
+        {{- if eq .cluster "plane" }}
+        - {name: run, mountPath: /run/synod}
+        - {name: counters, mountPath: /run/synod/metrics}
+        {{- end }}
+        {{- if .tokens }}
+        - {name: tokens, mountPath: /etc/synod/tokens, readOnly: true}
+        {{- end }}
+        {{- if .token }}
+        {{- include "synod.tokenMount" .root | nindent 8 }}
+        {{- end }}
+        {{- if .checkpoints }}
+        - {name: checkpoints, mountPath: /checkpoints}
+        {{- end }}
+        {{- with $values.pods.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    {{- with .exporter }}
+    - name: metrics
+      image: {{ $image }}
+      imagePullPolicy: {{ $values.images.pullPolicy }}
+      command: {{ toJson . }}
+      securityContext:
+        {{- include "synod.containerSecurity" $root | nindent 8 }}
+      resources:
+        {{- toYaml $values.pods.metrics.resources | nindent 8 }}
+      ports:
+        - {name: synod-metrics, containerPort: 8001}
+      {{- if not $.checkpoints }}
+      env:
+        - {name: PROMETHEUS_MULTIPROC_DIR, value: /run/synod/metrics}
+      {{- end }}
+      {{- range $kind := list "livenessProbe" "readinessProbe" }}
+      {{ $kind }}: {httpGet: {path: /healthz, port: synod-metrics}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6}
+      {{- end }}
+      volumeMounts:
+        {{- if $.checkpoints }}
+        - {name: checkpoints, mountPath: /checkpoints, readOnly: true}
+        {{- else }}
+        - {name: counters, mountPath: /run/synod/metrics}
+        {{- end }}
+    {{- end }}
+  volumes:
+    - {name: tmp, emptyDir: {sizeLimit: {{ $values.pods.tmpSize }}}}
+    - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ add (int64 $values.ray.objectStoreBytes) 134217728 }}}}
+    - name: models
+      {{- if $values.models.cache.enabled }}
+      persistentVolumeClaim: {claimName: {{ include "synod.modelsClaim" .root }}}
+      {{- else }}
+      emptyDir: {}
+      {{- end }}
+    - name: config
+      configMap: {name: {{ include "synod.fullname" .root }}-config}
+    {{- if eq .cluster "plane" }}
+    - {name: run, emptyDir: {}}
+    - {name: counters, emptyDir: {}}
+    {{- end }}
+    {{- if .tokens }}
+    - name: tokens
+      secret:
+        secretName: {{ include "synod.tokensSecret" .root }}
+        items: [{key: tokens.toml, path: tokens.toml}]
+    {{- end }}
+    {{- if .token }}
+    {{- include "synod.tokenVolume" .root | nindent 4 }}
+    {{- end }}
+    {{- if .checkpoints }}
+    - name: checkpoints
+      persistentVolumeClaim: {claimName: {{ include "synod.checkpointsClaim" .root }}}
+    {{- end }}
+    {{- with $values.pods.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- /* Ray's health, of a pod that is head or worker: its agent answers for the raylet, the head's for the GCS too. */}}
+{{- define "synod.rayProbes" -}}
+{{- $check := dict "path" "/api/healthz" "port" 52365 -}}
+{{- dict
+  "startupProbe" (dict "httpGet" $check "periodSeconds" 5 "timeoutSeconds" 5 "failureThreshold" 60)
+  "livenessProbe" (dict "httpGet" $check "periodSeconds" 10 "timeoutSeconds" 5 "failureThreshold" 12)
+  "readinessProbe" (dict "httpGet" $check "periodSeconds" 10 "timeoutSeconds" 5 "failureThreshold" 3)
+  | toJson -}}
+{{- end }}
+
+{{- /* A gateway is ready at first when all scorers are, and from then on when it answers: one lost scorer replica is a
+typed failure for its callers, not the end of the Service. */}}
+{{- define "synod.gatewayProbes" -}}
+{{- dict
+  "startupProbe" (dict "httpGet" (dict "path" "/readyz" "port" "http") "periodSeconds" 5 "timeoutSeconds" 5 "failureThreshold" (div .Values.gateway.startupSeconds 5))
+  "livenessProbe" (dict "httpGet" (dict "path" "/api/healthz" "port" 52365) "periodSeconds" 10 "timeoutSeconds" 5 "failureThreshold" 12)
+  "readinessProbe" (dict "httpGet" (dict "path" "/healthz" "port" "http") "periodSeconds" 5 "timeoutSeconds" 5 "failureThreshold" 3)
+  | toJson -}}
+{{- end }}
+
+{{- /* What of a Ray cluster is the same for plane and trainer. */}}
+{{- define "synod.rayCluster" -}}
+rayVersion: {{ include "synod.rayVersion" . }}
+authOptions:
+  mode: token
+  {{- with .Values.ray.authSecret }}
+  secretName: {{ . }}
+  {{- end }}
+{{- end }}
+
+{{- define "synod.rayStart" -}}
+object-store-memory: {{ .Values.ray.objectStoreBytes | int64 | toString | quote }}
+{{- end }}

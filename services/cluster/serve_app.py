@@ -1,0 +1,73 @@
+"""The plane as an application that Serve builds by itself, from a config: what `serve deploy` and a RayService need.
+
+    applications:
+    - name: synod
+      import_path: services.cluster.serve_app:plane
+      route_prefix: /
+      args: {config: /app/deploy/release/plane.toml, metrics_dir: /run/synod/metrics}
+
+Serve builds it in a process of its own on the head's node, whose environment may override settings (`SYNOD__...`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve import Application
+
+from services import settings
+from services.cluster import graph
+from synod.errors import SettingsError
+
+
+class Arguments(BaseModel):
+    """`config`: the settings TOML. `metrics_dir`: a directory that every process of a node sees.
+
+    `sha256`: of the TOML that is meant. A mounted file follows what it is mounted from only after a while (the kubelet
+    looks once a minute), and so it is waited for, `patience_s` at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: Path
+    metrics_dir: Path
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    patience_s: float = Field(180.0, ge=0)
+
+
+def plane(args: Mapping[str, Any]) -> Application:
+    """The application of the settings in `Arguments.config`. Raises SettingsError; ValidationError for wrong `args`."""
+    arguments = Arguments.model_validate(args)  # Serve does so only where the annotation is no string
+    if arguments.sha256 is not None:
+        wait_for(arguments.config, arguments.sha256, arguments.patience_s)
+    return graph.application(settings.load(arguments.config), str(arguments.metrics_dir))
+
+
+def wait_for(
+    path: Path,
+    digest: str,
+    patience_s: float,
+    now_s: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Return once the file has this SHA-256. Raises SettingsError when it has another for `patience_s`."""
+    ends_s = now_s() + patience_s
+    while (found := _digest(path)) != digest:
+        if now_s() >= ends_s:
+            raise SettingsError(
+                f"settings file {path} has SHA-256 {found}, {digest} is meant, for {patience_s:g} s: see whether it is "
+                "mounted from what was deployed, or raise 'patience_s'"
+            )
+        sleep(1.0)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return "none: no such file"

@@ -1,0 +1,69 @@
+"""Values that cannot work are refused before anything is installed, and the message says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import helm_python
+import pytest
+
+from tests.chart.rendering import CHART, PROFILES, nested, profile, render
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("gatway.replicas", 2, "gatway"),
+        ("gateway.replica", 2, "replica"),
+        ("gateway.replicas", 0, "minimum"),
+        ("gateway.replicas", "two", "integer"),
+        ("gateway.port", 80, "1,024"),
+        ("gateway.resources.limits", {"cpu": None}, "cpu"),
+        ("images.pullPolicy", "Sometimes", "IfNotPresent"),
+        ("images.gateway.repository", "", "minLength"),
+        ("auth.metrics", "closed", "open"),
+        ("ray.upgradeStrategy", "Both", "NewCluster"),
+        ("ray.objectStoreBytes", 1000, "minimum"),
+        ("service.type", "External", "ClusterIP"),
+        ("overrides", {"synod__a": "1"}, "SYNOD__"),
+        ("overrides", {"SYNOD__SERVER": {"PORT": 1}}, "SYNOD__SERVER"),
+        ("trainer.run", "../other", "pattern"),
+        ("trainer.activeDeadlineSeconds", 1, "60"),
+        ("scorers.gpu.gpus", 0, "1"),
+        ("scorers.tpu", {}, "tpu"),
+        ("pods.user", 0, "1"),
+        ("pods.labels", {"a": 1}, "string"),
+        ("networkPolicy.gatewayFrom", {}, "array"),
+        ("config", {"server": {}}, "string"),
+    ],
+)
+def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=f"(?s){message}"):
+        render(nested(path, value))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"auth": {"generate": False}}, "auth.existingSecret, or set auth.generate=true"),
+        ({"ingress": {"enabled": True, "tlsSecret": "t"}}, "name the host"),
+        ({"ingress": {"enabled": True, "host": "h.example"}}, "tokens in the clear"),
+        ({"overrides": {"SYNOD__SERVER__HOST": "127.0.0.1"}}, "the chart's own: see gateway.port"),
+        ({"overrides": {"SYNOD__AUTH__TOKENS_FILE": "/x"}}, "the chart's own"),
+        ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN": "/x"}}}, "see trainer.run"),
+        (
+            {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
+            "minReplicas 5 is above maxReplicas 4",
+        ),
+    ],
+)
+def test_a_template_refuses(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=message):
+        render(values)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_lint_finds_nothing_but_the_missing_icon(name: str) -> None:
+    found = helm_python.lint(str(CHART), profile(name), strict=True)
+    assert found["errors"] == []
+    assert [one["error"] for one in found["messages"]] == ["icon is recommended"]

@@ -1,0 +1,159 @@
+"""The compose file: valid, closed, agreeing with the chart; and what its services run, run here without containers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services import __main__ as plane_program
+from services.cluster.local import free_port
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = ("plane", "plane-gpu", "trainer", "trainer-metrics")
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is missing: the Debian package")
+def test_docker_compose_reads_it() -> None:
+    done = subprocess.run(["docker-compose", "config", "--services"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(SERVICES)
+    assert {profile for one in SERVICES.values() for profile in one["profiles"]} == {"cpu", "gpu", "trainer"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_closed_in(name: str) -> None:
+    one = SERVICES[name]
+    assert one["cap_drop"] == ["ALL"]
+    assert one["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in one
+    assert all(str(port).startswith("127.0.0.1:") for port in one.get("ports", []))
+    assert one.get("healthcheck") or name == "trainer"
+    if name in OURS:
+        assert one["read_only"] is True
+    for volume in one["volumes"]:
+        source = volume.partition(":")[0]
+        assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
+
+
+def test_no_secret_is_in_the_environment() -> None:
+    for one in SERVICES.values():
+        for name, value in (one.get("environment") or {}).items():
+            assert not re.search("TOKEN|PASSWORD|SECRET", name) or str(value).startswith("/run/secrets/"), name
+
+
+def test_prometheus_and_grafana_read_the_charts_own_files() -> None:
+    mounts = [mount for name in ("prometheus", "grafana") for mount in SERVICES[name]["volumes"]]
+    assert any(mount.startswith("./helm/synod/files/alerts.yaml:") for mount in mounts)
+    assert any(mount.startswith("./helm/synod/dashboards:") for mount in mounts)
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    ports = {
+        one["dns_sd_configs"][0]["names"][0]: one["dns_sd_configs"][0]["port"] for one in scraped["scrape_configs"]
+    }
+    assert ports == {"plane": 8000, "trainer-metrics": int(SERVICES["trainer-metrics"]["command"][-1])}
+
+
+def read_for(name: str, folder: Path, **more: str) -> tuple[list[str], dict[str, str]]:
+    """A service's command and environment with its paths inside the container as paths here."""
+    mounts = {"/app/": f"{ROOT}/", "/run/secrets/": f"{folder}/secrets/", "/checkpoints": f"{folder}/checkpoints",
+              "/run/synod": f"{folder}/run", "/models": f"{folder}/models"}  # fmt: skip
+
+    def here(text: str) -> str:
+        for inside, outside in mounts.items():
+            text = text.replace(inside, outside)
+        return text
+
+    environment = {key: here(str(value)) for key, value in (SERVICES[name].get("environment") or {}).items()}
+    return [here(word) for word in SERVICES[name]["command"]], {**environment, **more}
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """What the head of the compose file says to do."""
+    (tmp_path / "secrets").mkdir()
+    head = (ROOT / "docker-compose.yml").read_text().partition("version:")[0]
+    script = "\n".join(line.removeprefix("#").strip() for line in head.splitlines() if "token" in line)
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
+    (tmp_path / "secrets/tokens").symlink_to(tmp_path / "secrets/tokens.toml")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["plane", "plane-gpu"])
+def test_a_planes_settings_load_with_its_environment(
+    name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, environment = read_for(name, secrets)
+    assert command[:4] == ["python", "-m", "services", "up"]
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert plane_program.main(["check", command[4]]) == 0
+    assert ("0.2 GPU" in capsys.readouterr().out) is (name == "plane-gpu")
+
+
+def test_the_tokens_of_the_compose_files_head_open_the_plane(secrets: Path) -> None:
+    from services.gateway import auth
+    from services.settings import AuthSettings
+    from synod.client.token import find_token
+
+    _, environment = read_for("trainer", secrets)
+    token = find_token(None, environment)
+    gatekeeper = auth.load(AuthSettings(tokens_file=str(secrets / "secrets/tokens.toml")))
+    assert gatekeeper.caller(f"Bearer {token}", "metrics").name == "compose"
+
+
+def test_the_trainers_settings_load_and_it_says_that_the_plane_is_away(secrets: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    command, environment = read_for("trainer", secrets, SYNOD__TRAINER__PLANE__PATIENCE_S="0.1", HOME=str(secrets))
+    environment["SYNOD__TRAINER__PLANE__URL"] = url
+    done = subprocess.run(
+        [sys.executable, *command[1:], "--no-evaluation"],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        cwd=secrets,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    assert url in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_trainers_metrics_are_served_and_its_health_check_agrees(secrets: Path) -> None:
+    command, environment = read_for("trainer-metrics", secrets)
+    port = str(free_port())
+    command[command.index("8001")] = port
+    run = Path(command[command.index("trainer.exporter") + 1])
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 3}\n')
+    check = [word.replace("8001", port) for word in SERVICES["trainer-metrics"]["healthcheck"]["test"][1:]]
+    process = subprocess.Popen([sys.executable, *command[1:]], env={**environment, "PYTHONPATH": str(ROOT)})
+    try:
+        assert eventually(
+            lambda: subprocess.run([sys.executable, *check[1:]], stderr=subprocess.DEVNULL).returncode == 0
+        )
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert "synod_training_step 3" in answer.read().decode()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def eventually(condition: Callable[[], bool], patience_s: float = 60.0) -> bool:
+    ends_s = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > ends_s:
+            return False
+        time.sleep(0.2)
+    return True

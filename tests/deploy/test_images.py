@@ -1,0 +1,163 @@
+"""The images hold what their programs import, and no more than they should; their Dockerfiles are clean."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tests.chart.rendering import let_through
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = sorted((ROOT / "deploy/docker").glob("*.Dockerfile"))
+HEAVY = ("torch", "torchvision", "transformers", "open_clip", "facenet_pytorch", "scipy")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports when it is imported: not inside functions, not for type checking."""
+    found: set[str] = set()
+    todo: list[ast.stmt] = list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ClassDef | ast.Try | ast.With):
+            todo += node.body
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            todo += [*node.body, *node.orelse]
+    return found
+
+
+def file_of(module: str, root: Path) -> Path | None:
+    path = root / module.replace(".", "/")
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def closure(start: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
+    """(our modules, outside packages) that importing a module of ours loads."""
+    ours: set[str] = set()
+    outside: set[str] = set()
+    todo = [start]
+    while todo:
+        module = todo.pop()
+        path = file_of(module, root)
+        if path is None:
+            outside.add(module.partition(".")[0])
+        elif module not in ours:
+            ours.add(module)
+            parents = module.split(".")
+            todo += [".".join(parents[:i]) for i in range(1, len(parents))]
+            todo += [
+                name for name in imports(path) if file_of(name, root) or not file_of(name.rpartition(".")[0], root)
+            ]
+    outside -= {"services", "synod", "trainer"}
+    return ours, outside - set(sys.stdlib_module_names)
+
+
+def distributions(extra: str) -> set[str]:
+    """Packages that `pip install '.[extra]'` brings, by the metadata of what is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    todo = [*project["dependencies"], *(d for one in extra.split(",") for d in project["optional-dependencies"][one])]
+    found: set[str] = set()
+    seen: set[str] = set()
+    from packaging.requirements import Requirement
+
+    while todo:
+        text = todo.pop()
+        if text in seen:
+            continue
+        seen.add(text)
+        requirement = Requirement(text)
+        found.add(requirement.name.lower().replace("_", "-"))
+        try:
+            needs = metadata.requires(requirement.name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for need in map(Requirement, needs):
+            wanted = [{"extra": one} for one in ("", *requirement.extras)]
+            if need.marker is None or any(need.marker.evaluate(environment) for environment in wanted):
+                todo.append(str(need).partition(";")[0].strip())
+    return found
+
+
+@pytest.mark.parametrize(
+    "program", ["services.cluster.serve_app", "services.gateway.app", "services.cluster.exporter", "synod.cli"]
+)
+def test_a_gateways_import_closure_is_free_of_torch(program: str) -> None:
+    ours, outside = closure(program)
+    assert len(ours) > 1
+    assert outside & set(HEAVY) == set()
+
+
+def test_the_walk_sees_what_python_loads() -> None:
+    """The walk against the interpreter: what of ours is loaded is what was walked, and torch is not."""
+    code = (
+        "import warnings, sys; warnings.simplefilter('ignore');"
+        "import services.cluster.serve_app, services.cluster.exporter;"
+        f"print(*[m for m in sys.modules if m.partition('.')[0] in {(*HEAVY, 'services', 'synod')!r}])"
+    )
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split())
+    walked = closure("services.cluster.serve_app")[0] | closure("services.cluster.exporter")[0]
+    assert loaded == walked
+
+
+@pytest.mark.parametrize(
+    ("planted", "seen"),
+    [("import torch", True), ("try:\n    from torch import nn\nexcept ImportError:\n    nn = None", True),
+     ("def f():\n    import torch", False)],
+)  # fmt: skip
+def test_a_planted_import_is_seen(tmp_path: Path, planted: str, seen: bool) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services/__init__.py").touch()
+    (tmp_path / "services/a.py").write_text("from services import b")
+    (tmp_path / "services/b.py").write_text(planted)
+    assert ("torch" in closure("services.a", tmp_path)[1]) is seen
+
+
+@pytest.mark.parametrize(
+    ("extra", "programs"),
+    [
+        ("gateway", ("services.cluster.serve_app", "services.gateway.app", "synod.cli")),
+        ("plane", ("services.__main__", "services.cluster.serve_app", "services.cluster.replica")),
+        ("trainer,job", ("trainer.session", "trainer.exporter")),
+    ],
+)
+def test_an_image_installs_what_its_programs_import(extra: str, programs: tuple[str, ...]) -> None:
+    owners = metadata.packages_distributions()
+    brought = distributions(extra)
+    for program in programs:
+        for package in closure(program)[1]:
+            names = {name.lower().replace("_", "-") for name in owners[package]}
+            assert names & brought, f"{program} imports {package}, which '.[{extra}]' does not bring"
+    assert ("torch" in brought) is (extra != "gateway")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_a_dockerfile_is_clean_and_runs_as_nobody(path: Path) -> None:
+    done = subprocess.run([Path(sys.executable).parent / "hadolint", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    text = path.read_text()
+    stages = text.split("\nFROM ")
+    assert len(stages) == 3
+    assert re.search(r"^USER 10001:10001$", stages[-1], re.M)
+    assert re.search(r"^HEALTHCHECK ", stages[-1], re.M)
+    assert "--constraint constraints.txt" in stages[1]
+    assert "pip install" not in stages[-1]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_what_a_dockerfile_copies_is_there_and_let_through(path: Path) -> None:
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", path.read_text(), re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+            assert any(f"{source}/".startswith(f"{one}/") or one.startswith(f"{source}/") for one in let_through()), (
+                source
+            )

@@ -1,0 +1,248 @@
+"""What the chart renders, run without Kubernetes: Serve's config on a Ray head, the test pod's command, the job.
+
+Paths of the pods stand for folders here; images' PYTHONPATH for this repository. The rest is as rendered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from services.cluster.local import environment, free_port
+from services.cluster.processes import kill_users_of
+from tests.chart.rendering import ROOT, Object, of, pod_templates, render, serve_config, unpack
+
+pytestmark = pytest.mark.timeout(900)  # for a busy machine
+BIN = Path(sys.executable).parent
+SMALL = {  # the smallest run that learns, and evaluates
+    "SYNOD__TRAINER__STEPS": 1,
+    "SYNOD__TRAINER__GROUPS": 1,
+    "SYNOD__TRAINER__SAMPLER__DENOISING_STEPS": 4,
+    "SYNOD__TRAINER__SAMPLER__MAX_NEW_TOKENS": 4,
+    "SYNOD__TRAINER__SCREEN__AT": 0.5,
+    "SYNOD__TRAINER__SCREEN__GROUP": 2,
+    "SYNOD__TRAINER__SCREEN__BATCH": 2,
+    "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
+    "SYNOD__TRAINER__EVALUATE__PROMPTS": 2,
+    "SYNOD__TRAINER__EVALUATE__BATCH": 2,
+}
+Wait = Callable[[Callable[[], bool], float], None]
+
+
+class Pods:
+    """A Ray head on loopback with what the release's pods have between them, and their mounts as folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.temp_dir = folder, Path(tempfile.mkdtemp(prefix="synod-chart-", dir="/tmp"))
+        self.port, self.dashboard, self.agent = free_port(), free_port(), free_port()
+        self.objects = render(
+            {
+                "gateway": {"port": self.port, "grpcPort": free_port()},
+                "ray": {"objectStoreBytes": 83886080},
+                "trainer": {"enabled": True, "gpus": 0, "overrides": SMALL},
+            }
+        )
+        self.mounts = {
+            "/app": folder / "app",
+            "/run/synod": folder / "run",
+            "/etc/synod/tokens": folder / "tokens",
+            "/etc/synod/token/": folder / "token",
+            "/checkpoints": folder / "checkpoints",
+        }
+        for path in (*self.mounts.values(), folder / "app/deploy/release", folder / "run/metrics"):
+            path.mkdir(parents=True, exist_ok=True)
+        for image in ("scorer", "trainer"):
+            unpack(image, folder / "app")
+        (folder / "app/deploy/release/plane.toml").write_text(of(self.objects, "ConfigMap")["data"]["plane.toml"])
+        secret = of(self.objects, "Secret")["stringData"]
+        (folder / "tokens/tokens.toml").write_text(secret["tokens.toml"])
+        (folder / "token/token").write_text(secret["token"])
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SYNOD_"))}
+        self.env = {**kept, **environment(), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+        self.env |= dict.fromkeys(
+            ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"), f"http://127.0.0.1:{self.dashboard}"
+        )
+
+    def here(self, text: str) -> str:
+        """Paths of a pod -> paths of this machine."""
+        for inside, outside in self.mounts.items():
+            text = text.replace(inside, f"{outside}/" if inside.endswith("/") else str(outside))
+        return text
+
+    def ray(self, *command: str, env: dict[str, str] | None = None) -> str:
+        """What a program of Ray's prints; it must succeed."""
+        done = subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            env={**self.env, **(env or {})},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def answers(self, url: str) -> int:
+        """The HTTP status, or 0."""
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return 0
+
+
+@pytest.fixture(scope="module")
+def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+    pods = Pods(tmp_path_factory.mktemp("pods"))
+    with (pods.folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            [str(BIN / "ray"), *_start(pods)], env=pods.env, cwd=pods.folder, stdout=log, stderr=log
+        )
+        try:
+            ends_s = time.monotonic() + 90
+            asked = (
+                f"http://127.0.0.1:{pods.agent}{_probe(pods)}",
+                f"http://127.0.0.1:{pods.dashboard}/api/gcs_healthz",
+            )
+            while [pods.answers(url) for url in asked] != [200, 200]:
+                assert head.poll() is None, (pods.folder / "head.log").read_text()[-3000:]
+                assert time.monotonic() < ends_s, "Ray's health never answered"
+                time.sleep(0.25)
+            yield pods
+        finally:
+            kill_users_of(pods.temp_dir)
+            head.kill()
+            head.wait()
+            shutil.rmtree(pods.temp_dir, ignore_errors=True)
+
+
+def _start(pods: Pods) -> list[str]:
+    """`ray start` as KubeRay writes it from rayStartParams, all groups in one node."""
+    service = of(pods.objects, "RayService")["spec"]["rayClusterConfig"]
+    job = of(pods.objects, "RayJob")["spec"]["rayClusterSpec"]
+    groups = {g["groupName"]: g["rayStartParams"] for g in (*service["workerGroupSpecs"], *job["workerGroupSpecs"])}
+    resources = {}
+    for name in ("gateway", "trainer"):
+        resources.update(json.loads(subprocess.check_output(["bash", "-c", f"echo {groups[name]['resources']}"])))
+    return [
+        "start", "--head", "--block", f"--port={free_port()}", f"--temp-dir={pods.temp_dir}", "--disable-usage-stats",
+        f"--dashboard-port={pods.dashboard}", f"--dashboard-agent-listen-port={pods.agent}",
+        "--dashboard-host=127.0.0.1",
+        f"--num-cpus={groups['cpu']['num-cpus']}", f"--resources={json.dumps(resources)}",
+        f"--object-store-memory={groups['cpu']['object-store-memory']}",
+    ]  # fmt: skip
+
+
+def _probe(pods: Pods) -> str:
+    """The path that head and workers are asked for; it needs no token."""
+    templates = dict(pod_templates(pods.objects))
+    paths = {
+        templates[name]["spec"]["containers"][0]["livenessProbe"]["httpGet"]["path"]
+        for name in ("head", "gateway", "scorer-cpu", "trainer")
+    }
+    (path,) = paths
+    return str(path)
+
+
+def serve_file(pods: Pods) -> Path:
+    config: Object = yaml.safe_load(pods.here(yaml.safe_dump(serve_config(pods.objects))))
+    ServeDeploySchema.model_validate(config)  # Ray's own
+    config["applications"][0]["runtime_env"]["env_vars"]["SYNOD__SERVER__HOST"] = "127.0.0.1"
+    path = pods.folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def deployed(pods: Pods) -> Pods:
+    """Ready by the startup probe of the gateways' pods."""
+    pods.ray("serve", "deploy", str(serve_file(pods)))
+    probe = dict(pod_templates(pods.objects))["gateway"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
+    ends_s, failed_s = time.monotonic() + 400, time.monotonic() + 30
+    while pods.answers(f"http://127.0.0.1:{pods.port}{probe}") != 200:
+        if time.monotonic() > failed_s:
+            status = pods.ray("serve", "status")
+            assert time.monotonic() < ends_s, status
+            assert "DEPLOY_FAILED" not in status, status
+            failed_s = time.monotonic() + 20
+        time.sleep(0.5)
+    return pods
+
+
+def test_serves_config_deploys_the_plane_and_helms_test_scores_a_picture(deployed: Pods) -> None:
+    container = of(deployed.objects, "Pod")["spec"]["containers"][0]
+    url = f"http://127.0.0.1:{deployed.port}"
+    arguments = [deployed.here(one) for one in container["args"] if not one.startswith("--url=")]
+    command = [*container["command"], f"--url={url}", "--json", *arguments]
+    assert deployed.answers(f"{url}/v1/scorers") == 401  # who has no token is not let in
+    told = json.loads(
+        deployed.ray(*command, env={one["name"]: deployed.here(one["value"]) for one in container["env"]})
+    )
+    assert 0 < told["results"][0]["scores"]["ber"]["value"] < 1
+    for probe in ("readinessProbe", "startupProbe"):
+        gateway = dict(pod_templates(deployed.objects))["gateway"]["spec"]["containers"][0]
+        assert deployed.answers(url + gateway[probe]["httpGet"]["path"]) == 200
+    applications: Any = yaml.safe_load(deployed.ray("serve", "status"))["applications"]
+    assert applications["synod"]["status"] == "RUNNING"
+    assert set(applications["synod"]["deployments"]) == {"Gateway", "tier", "ber", "der", "fer", "geneval"}
+
+
+def test_the_exporter_of_a_scorer_pod_tells_what_its_replicas_counted(deployed: Pods) -> None:
+    container = dict(pod_templates(deployed.objects))["scorer-cpu"]["spec"]["containers"][1]
+    *command, _ = container["command"]
+    env = {one["name"]: deployed.here(one["value"]) for one in container["env"]}
+    port = free_port()
+    exporter = subprocess.Popen(
+        [sys.executable, *command[1:], str(port), "--host", "127.0.0.1"], env={**deployed.env, **env}
+    )
+    try:
+        ends_s = time.monotonic() + 60
+        while deployed.answers(f"http://127.0.0.1:{port}{container['readinessProbe']['httpGet']['path']}") != 200:
+            assert time.monotonic() < ends_s
+            time.sleep(0.2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert 'synod_batch_items_count{scorer="ber"}' in answer.read().decode()
+    finally:
+        exporter.kill()
+        exporter.wait()
+
+
+def test_the_job_trains_and_goes_on_when_it_is_submitted_again(deployed: Pods) -> None:
+    job = of(deployed.objects, "RayJob")["spec"]
+    worker = dict(pod_templates(deployed.objects))["trainer"]["spec"]["containers"][0]
+    env = {one["name"]: deployed.here(one["value"]) for one in worker["env"] if "value" in one}
+    env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
+    env["SYNOD__TRAINER__PLANE__URL"] = f"http://127.0.0.1:{deployed.port}"
+
+    def submit(steps: int) -> str:
+        runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
+        told = deployed.ray(
+            "ray", "job", "submit", "--runtime-env-json", runtime_env,
+            "--entrypoint-resources", job["entrypointResources"], "--",
+            *deployed.here(job["entrypoint"]).replace("python", sys.executable, 1).split(), "--no-evaluation",
+        )  # fmt: skip
+        assert "succeeded" in told
+        return told
+
+    run = Path(env["SYNOD__TRAINER__RUN"])
+    submit(1)
+    first = (run / "metrics.jsonl").read_text()
+    submit(2)
+    assert (run / "metrics.jsonl").read_text().startswith(first)
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [0, 1]

@@ -1,0 +1,70 @@
+"""The compose file's plane as its container runs it, without the container: command, environment, health check."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.cluster.local import free_port
+
+ROOT = Path(__file__).parents[2]
+PLANE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["plane"]
+TOKEN = "a-token-of-this-test-alone"
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        os.environ.get("SYNOD_FULL") != "1", reason="SYNOD_FULL=1: `make test-full` starts this plane too"
+    ),
+]
+
+
+def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
+    port = str(free_port())
+    (tmp_path / "tokens").write_text(f'[compose]\ntoken = "{TOKEN}"\n')
+    mounts = {"/app/": f"{ROOT}/", "/run/secrets/": f"{tmp_path}/", "/run/synod": str(tmp_path / "run")}
+
+    def here(text: str) -> str:
+        for inside, outside in mounts.items():
+            text = text.replace(inside, outside)
+        return text
+
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SYNOD_"))}
+    own = {name: here(str(value)) for name, value in PLANE["environment"].items()}
+    own |= {
+        "SYNOD__SERVER__HOST": "127.0.0.1",
+        "SYNOD__SERVER__PORT": port,
+        "SYNOD__SERVER__GRPC_PORT": str(free_port()),
+    }
+    environment = {**kept, **own, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *map(here, PLANE["command"][1:])]
+    check = [sys.executable, *(word.replace("8000", port) for word in PLANE["healthcheck"]["test"][2:])]
+    plane = subprocess.Popen(command, env=environment, cwd=tmp_path, process_group=0)
+    try:
+        ends_s = time.monotonic() + 400
+        while subprocess.run(check, stderr=subprocess.DEVNULL).returncode != 0:
+            assert plane.poll() is None
+            assert time.monotonic() < ends_s
+            time.sleep(0.5)
+        score = [
+            str(Path(sys.executable).parent / "synod"), "score", str(ROOT / "embedded/data/samples/05_bo.png"),
+            "--prompt=a photo of <bo>", "--scorers=ber", "--json", f"--url=http://127.0.0.1:{port}",
+        ]  # fmt: skip
+        assert subprocess.run(score, env=kept, capture_output=True).returncode == 1  # no token
+        told = json.loads(subprocess.check_output(score, env={**kept, "SYNOD_TOKEN": TOKEN}))
+        assert 0 < told["results"][0]["scores"]["ber"]["value"] < 1
+        plane.send_signal(signal.SIGTERM)  # as `docker stop` does
+        assert plane.wait(timeout=float(PLANE["stop_grace_period"].rstrip("s"))) == 0
+    finally:
+        if plane.poll() is None:
+            os.killpg(plane.pid, signal.SIGKILL)
+            plane.wait()

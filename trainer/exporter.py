@@ -1,0 +1,108 @@
+"""`python -m trainer.exporter RUN [--port N]`: the last step of a run as Prometheus gauges, beside the trainer.
+
+    synod_training_step                          the step last told of
+    synod_training_last_step_timestamp_seconds   when, in Unix time
+    synod_training_value{name}                   every number of that step, such as `reward_mean`, `seconds/update`
+
+What a step did not measure (null) has no series: a missing number is not a 0. Without a step there is nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.metrics import METRICS
+
+PORT: Final = 8002
+TAIL_BYTES: Final = 2**18  # far more than a line of metrics.jsonl
+HELP: Final = {
+    "synod_training_step": "The step last told of",
+    "synod_training_last_step_timestamp_seconds": "Unix time at which it was told",
+    "synod_training_value": "A number of that step",
+}
+
+
+def exposition(run: Path) -> str:
+    """The text of `/metrics` for the run in this directory; empty before its first step."""
+    path = run / METRICS
+    record = last_record(path)
+    if record is None:
+        return ""
+    values = [f'{{name="{name}"}} {value!r}' for name, value in numbers(record) if name != "step"]
+    samples = {
+        "synod_training_step": [f" {record['step']}"],
+        "synod_training_last_step_timestamp_seconds": [f" {path.stat().st_mtime!r}"],
+        "synod_training_value": values,
+    }
+    lines = []
+    for name, found in samples.items():
+        lines += [f"# HELP {name} {HELP[name]}", f"# TYPE {name} gauge", *(name + sample for sample in found)]
+    return "\n".join(lines) + "\n"
+
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last whole line of metrics.jsonl, or None where there is none yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines[:-1] if line.startswith(b"{")]  # what follows the last newline is still written
+    return dict(json.loads(whole[-1])) if whole else None
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every finite number in a tree, by its path; lists and strings are left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield prefix + key, value
+
+
+class Page(BaseHTTPRequestHandler):
+    """`/metrics` of one run, and `/healthz`."""
+
+    timeout = 10  # seconds that a caller may take for its request
+
+    def __init__(self, run: Path, *arguments: Any) -> None:
+        self._run = run
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        if self.path not in ("/metrics", "/healthz"):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        body = (exposition(self._run) if self.path == "/metrics" else "ok\n").encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: a scrape every few seconds is no news."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until the process ends."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.exporter", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's directory; it may not exist yet")
+    parser.add_argument("--host", default="0.0.0.0", help="default: all interfaces")
+    parser.add_argument("--port", type=int, default=PORT)
+    options = parser.parse_args(arguments)
+    with ThreadingHTTPServer((options.host, options.port), partial(Page, options.run)) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
