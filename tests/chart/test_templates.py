@@ -271,6 +271,13 @@ def test_settings_change_serves_config_and_no_pod() -> None:
     assert before["rayClusterConfig"] == after["rayClusterConfig"] == other["rayClusterConfig"]
 
 
+def test_a_new_version_of_the_chart_alone_changes_no_pod() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    pods = [template["metadata"] for component, template in pod_templates(render(TRAINER)) if component != "test"]
+    assert len(pods) == 5
+    assert not any(f"{chart['name']}-{chart['version']}" in str(pod) or "version" in str(pod) for pod in pods)
+
+
 def test_serve_is_told_what_the_chart_decides() -> None:
     env = serve_config(
         render({"gateway": {"replicas": 2, "port": 8123, "grpcPort": 0}, "overrides": {"SYNOD__A__B": 2}})

@@ -3,6 +3,8 @@ A pod template of a Ray cluster. Arguments: root; cluster (plane, trainer); comp
 values); resources; and, where wanted: gpus, gpuResource, tokens (mount what gateways accept), token (mount the release's
 own), checkpoints, ports, env, probes, exporter (the command of the container that tells metrics), automount, preStop.
 
+Nothing here may name the chart's version: KubeRay starts a second cluster for any change of a pod.
+
 KubeRay writes the command of the first container. Ray's own health says whether a pod lives: a replica that computes for
 long does not touch it, a dead one is Serve's to replace.
 */}}
@@ -12,7 +14,7 @@ long does not touch it, a dead one is Serve's to replace.
 {{- $image := include "synod.image" (dict "root" .root "image" .image) -}}
 metadata:
   labels:
-    {{- include "synod.labels" .root | nindent 4 }}
+    {{- include "synod.selector" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}
     synod/cluster: {{ .cluster }}
     {{- with $values.pods.labels }}
