@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[3]
 Make = Callable[..., TrainerSettings]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy/configs").glob("*.toml")), ids=lambda p: p.stem)
+SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if "[trainer]" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_toml_loads(path: Path) -> None:
     settings = load(path, {})
     assert settings.run.is_absolute()
