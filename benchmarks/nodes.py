@@ -5,8 +5,11 @@ the load. Counts what becomes of every picture, as `benchmarks.faults` does; `py
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -23,7 +26,7 @@ from benchmarks.faults.plane import ROOT, Running, eventually
 from benchmarks.faults.scorers import build
 from benchmarks.machine import command, machine
 from services.cluster.local import environment, free_port
-from services.cluster.processes import kill_users_of
+from services.cluster.processes import kill_users_of, users_of
 from services.settings import Settings, load
 
 NODES: Final = 3
@@ -78,9 +81,20 @@ class Nodes:
         """A node, not the head, on which a replica of the deployment is."""
         raylets = {_parent(pid) for pid in self.up.pids(deployment)}
         for node in self.cluster.worker_nodes:
-            if node.all_processes["raylet"][0].process.pid in raylets:
+            if _raylet(node) in raylets:
                 return node
         raise LookupError(f"no node but the head holds a replica of {deployment}")
+
+    def kill(self, node: Any) -> set[int]:
+        """End all of its processes at once, as when its power goes; those of the plane among them."""
+        raylet = _raylet(node)
+        own = {pid for pid in users_of(self.up.temp_dir) if _parent(pid) == raylet}
+        plane = own & (self.up.pids("colour") | self.up.pids("Gateway"))
+        for pid in own:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+        return plane
 
 
 def node_killed(nodes: Nodes, images: int) -> Result:
@@ -88,10 +102,8 @@ def node_killed(nodes: Nodes, images: int) -> Result:
     tally, times, lost = Tally(), list[float](), set[int]()
 
     def kill() -> None:
-        before = nodes.up.pids("colour") | nodes.up.pids("Gateway")
         began_s = time.monotonic()
-        nodes.cluster.remove_node(nodes.holding("colour"), allow_graceful=False)
-        lost.update(before - (nodes.up.pids("colour") | nodes.up.pids("Gateway")))
+        lost.update(nodes.kill(nodes.holding("colour")))
         nodes.up.whole("colour", 2, without=sorted(lost))
         nodes.up.whole("Gateway", 2, without=sorted(lost))
         times.append(time.monotonic() - began_s)
@@ -169,7 +181,8 @@ def started(folder: Path) -> Iterator[Nodes]:
     os.environ.update(environment())  # before Ray is imported
     os.environ["PYTHONPATH"] = str(ROOT)
     warnings.simplefilter("ignore")  # Ray's own
-    (folder / "models").mkdir(parents=True)
+    for name in ("models", "metrics"):
+        (folder / name).mkdir(parents=True)
     config = folder / "plane.toml"
     config.write_text(SETTINGS.format(port=free_port(), most=MOST))
     settings = load(config, {})
@@ -185,7 +198,7 @@ def started(folder: Path) -> Iterator[Nodes]:
         cluster = Cluster(True, head_node_args={**one, "num_cpus": 1, "temp_dir": str(temp_dir)})
         for _ in range(NODES - 1):
             cluster.add_node(num_cpus=4, **one)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         url = f"http://127.0.0.1:{settings.server.port}"
         nodes = Nodes(Running(url, folder, settings, temp_dir, 0), cluster)
@@ -196,6 +209,7 @@ def started(folder: Path) -> Iterator[Nodes]:
     finally:
         ray.shutdown()
         kill_users_of(temp_dir)
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,6 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print("\n".join(broken) or "every promise kept")
     return 1 if broken else 0
+
+
+def _raylet(node: Any) -> int:
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
 
 
 def _parent(pid: int) -> int:

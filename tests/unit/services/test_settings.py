@@ -65,6 +65,8 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         (MINIMAL + "[ensembles.e.weights]\nanimal = { ber = 0.1 }\n", "ber"),
         (MINIMAL + "[ensembles.e.weights]\nplant = { der = 0.1 }\n", "plant"),
         (MINIMAL + "[scorers.der.serving]\nnum_gpus = -1\n", "num_gpus"),
+        (MINIMAL + "[scorers.der.serving]\nreplicas = 0\n", "replicas = 0, max_replicas = None"),
+        (MINIMAL + "[scorers.der.serving]\nreplicas = 3\nmax_replicas = 2\n", "replicas = 3, max_replicas = 2"),
         (MINIMAL + '[scorers.der.serving]\nbeside = "ber"\n', "no replicas of its own; those that have: none"),
         (MINIMAL + '[scorers.der.serving]\nbeside = "der"\n', "'der' is beside 'der'"),
         (MINIMAL + '[scorers.der.serving]\nbeside = "ber"\nnum_gpus = 1\n', "num_gpus with beside = 'ber'"),

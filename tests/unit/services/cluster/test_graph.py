@@ -44,6 +44,15 @@ def test_replicas_multiply(graph: Any, tmp_path: Path) -> None:
     assert demand.cpus == pytest.approx(6.6)  # the gateway's 0.1 included
 
 
+def test_replicas_that_follow_the_load_are_told_to_serve(graph: Any, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "replicas = 0, max_replicas = 4", "replicas = 2")
+    follows, fixed = (graph._count(settings.scorers[name].serving, settings.cluster) for name in ("s0", "s1"))
+    assert fixed == {"num_replicas": 2}
+    assert follows["autoscaling_config"].items() >= {"min_replicas": 0, "max_replicas": 4}.items()
+    assert follows["autoscaling_config"].items() >= {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}.items()
+    assert graph.Demand.of(settings).cpus == pytest.approx(0.3)  # what is there at least
+
+
 def test_too_many_cpus_are_told_with_both_numbers(graph: Any, tmp_path: Path) -> None:
     demand = graph.Demand.of(settings_of(tmp_path, "num_cpus = 3"))
     with pytest.raises(SettingsError, match=r"3\.1 CPUs, the cluster has 2"):
@@ -68,6 +77,7 @@ def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path)
         ("max_batch_images = 32", 1, 128, 2),
         ("max_batch_images = 32, replicas = 3", 1, 384, 6),
         ("max_batch_images = 32, replicas = 3", 2, 192, 3),
+        ("max_batch_images = 32, replicas = 0, max_replicas = 3", 2, 192, 3),
         ("max_batch_images = 32", 8, 32, 2),  # a gateway alone can still fill a batch
         ("max_batch_images = 32, max_queued_images = 100", 1, 100, 2),
     ],
