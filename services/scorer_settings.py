@@ -55,7 +55,7 @@ class ServingSettings(Node):
     `num_gpus` per replica is a share of one GPU, or a whole number of them. `dtype` is what its models hold and compute
     in; `compile` runs them through torch.compile, which a replica pays for before it is ready.
 
-    With `max_replicas` there are `replicas`, which may then be 0, to `max_replicas` of them, as the calls under way need;
+    With `max_replicas` there are `replicas`, which may be 0 then, to `max_replicas`, as the calls under way need;
     `[cluster]` tells how fast.
 
     `beside` names another scorer whose replicas this one lives in, beside it: what a replica takes of a machine is then

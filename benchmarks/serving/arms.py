@@ -78,7 +78,7 @@ class Bench:
 
     def _ensemble(self) -> Iterator[Group]:
         full = [(c, n) for c in (1, 8, 32, 64) for n in (1, 8, 32)]
-        loads = {"quick": [(8, 32)], "default": [(1, 32), (8, 32)], "full": full}[self.amount]
+        loads = {"quick": [(1, 32)], "default": [(1, 32), (8, 32)], "full": full}[self.amount]
         base = {"arm": "ensemble", "server": "synod"}
         yield self._plane(
             "ensemble",
