@@ -75,8 +75,8 @@ def synod_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) ->
 
 
 def peer_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> bytes:
-    """Another server's body: of each item what `scorers` need, and no more."""
-    needs = {need for name in scorers for need in registry.spec(name, settings_of(name)).needs}
+    """Another server's body: of each item its concept and what `scorers` need, and no more."""
+    needs = {"concept"} | {need for name in scorers for need in registry.spec(name, settings_of(name)).needs}
     return PEER_WIRES[wire]({"items": [_tree(item, needs) for item in items]})
 
 
@@ -87,6 +87,7 @@ def _tree(item: ScoreItem, needs: set[Any]) -> dict[str, Any]:
         "references": list(item.references),
         "reasoning": asdict(item.reasoning) if item.reasoning else None,
         "geneval": asdict(item.geneval) if item.geneval else None,
+        "concept": asdict(item.concept) if item.concept else None,
         "source_prompt": item.source_prompt,
     }
     return {key: value for key, value in fields.items() if key in needs and value is not None}

@@ -21,7 +21,7 @@ from benchmarks.serving import fakes
 from services.scorer_settings import BerSettings, ScorerSettings
 from services.scorers.base import score_batch
 from services.settings import load
-from synod.contracts import GenEvalClause, GenEvalMetadata, Pixels, Reasoning, Score, ScoreItem
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Reasoning, Score, ScoreItem
 
 EMBEDDED = Path(__file__).parents[2] / "deploy/configs/embedded.toml"
 Scores = dict[str, list[float]]
@@ -67,6 +67,7 @@ def _item(item: Mapping[str, Any], picture: Callable[[Any], Pixels]) -> ScoreIte
         references=tuple(map(picture, item.get("references", ()))),
         reasoning=Reasoning(**reasoning) if reasoning else None,
         geneval=_geneval(geneval) if geneval else None,
+        concept=Concept(**item["concept"]) if "concept" in item else None,
         source_prompt=item.get("source_prompt"),
     )
 

@@ -223,26 +223,49 @@ def test_the_exporter_of_a_scorer_pod_tells_what_its_replicas_counted(deployed: 
         exporter.wait()
 
 
-def test_the_job_trains_and_goes_on_when_it_is_submitted_again(deployed: Pods) -> None:
-    job = of(deployed.objects, "RayJob")["spec"]
-    worker = dict(pod_templates(deployed.objects))["trainer"]["spec"]["containers"][0]
-    env = {one["name"]: deployed.here(one["value"]) for one in worker["env"] if "value" in one}
+def job_env(pods: Pods, run: str) -> dict[str, str]:
+    """The settings of the job's worker, for a run of its own."""
+    worker = dict(pod_templates(pods.objects))["trainer"]["spec"]["containers"][0]
+    env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
-    env["SYNOD__TRAINER__PLANE__URL"] = f"http://127.0.0.1:{deployed.port}"
+    env["SYNOD__TRAINER__PLANE__URL"] = f"http://127.0.0.1:{pods.port}"
+    return env | {"SYNOD__TRAINER__RUN": f"{env['SYNOD__TRAINER__RUN']}-{run}"}
 
-    def submit(steps: int) -> str:
-        runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
-        told = deployed.ray(
-            "ray", "job", "submit", "--runtime-env-json", runtime_env,
-            "--entrypoint-resources", job["entrypointResources"], "--",
-            *deployed.here(job["entrypoint"]).replace("python", sys.executable, 1).split(), "--no-evaluation",
-        )  # fmt: skip
-        assert "succeeded" in told
-        return told
 
-    run = Path(env["SYNOD__TRAINER__RUN"])
-    submit(1)
-    first = (run / "metrics.jsonl").read_text()
-    submit(2)
-    assert (run / "metrics.jsonl").read_text().startswith(first)
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [0, 1]
+def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
+    """What `ray job submit` of the job's entrypoint tells."""
+    job = of(pods.objects, "RayJob")["spec"]
+    runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
+    entrypoint = pods.here(job["entrypoint"]).replace("python", sys.executable, 1).split()
+    return pods.ray(
+        "ray", "job", "submit", "--runtime-env-json", runtime_env, *options,
+        "--entrypoint-resources", job["entrypointResources"], "--", *entrypoint, "--no-evaluation",
+    )  # fmt: skip
+
+
+def steps_of(env: dict[str, str]) -> list[str]:
+    """The lines of a run's metrics, one a step."""
+    path = Path(env["SYNOD__TRAINER__RUN"]) / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_the_job_trains_and_its_logs_stream(deployed: Pods) -> None:
+    env = job_env(deployed, "whole")
+    told = submit(deployed, env, 1)
+    assert "succeeded" in told
+    assert "training" in told  # the trainer's own progress
+    assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
+
+
+def test_a_job_that_is_stopped_checkpoints_and_goes_on_when_it_is_submitted_again(deployed: Pods) -> None:
+    env = job_env(deployed, "stopped")
+    submit(deployed, env, 1000, "--no-wait", "--submission-id", "stopped")
+    ends_s = time.monotonic() + 200
+    while len(steps_of(env)) < 2:
+        assert time.monotonic() < ends_s, deployed.ray("ray", "job", "logs", "stopped")
+        time.sleep(0.2)
+    assert "was stopped" in deployed.ray("ray", "job", "stop", "stopped")
+    before = steps_of(env)
+    assert "succeeded" in submit(deployed, env, len(before) + 1)
+    assert steps_of(env)[: len(before)] == before
+    assert [json.loads(line)["step"] for line in steps_of(env)] == list(range(len(before) + 1))
