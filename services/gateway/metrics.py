@@ -29,6 +29,8 @@ from synod.contracts import Outcome
 METRICS_DIR_ENV = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 REGISTRY = CollectorRegistry()
+if _folder := os.environ.get(METRICS_DIR_ENV):  # on a node of a cluster, whoever comes first makes it
+    Path(_folder).mkdir(parents=True, exist_ok=True)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1)
