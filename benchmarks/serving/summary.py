@@ -46,13 +46,16 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def summarise(found: Sequence[Record]) -> dict[str, Any]:
     """The figures, from whatever was measured."""
-    ensemble = [one for one in found if one["arm"] == "ensemble" and _at(one, CLIENTS)]
+    loads = {one["clients"] for one in found if one["arm"] == "ensemble"}
+    asked = CLIENTS if CLIENTS in loads else min(loads, default=CLIENTS)
+    ensemble = [one for one in found if one["arm"] == "ensemble" and _at(one, asked)]
     best = max((one for one in ensemble if one["server"] not in OWN), key=_rate, default=None)
     by_clients = sorted({one["clients"] for one in found if one["arm"] == "overhead" and one["images"] == IMAGES})
     ways = sorted({one["way"] for one in found if one["arm"] == "overhead" and one["server"] in OWN})
     return {
         "ensemble_vs_best_peer": ratio(_one(ensemble, "synod", WAY), best),
         "ensemble_best_peer": None if best is None else f"{best['server']} {best['way']}".strip(),
+        "ensemble_clients": asked,
         "ensemble_ways": {one["way"]: ratio(one, best) for one in ensemble if one["server"] in OWN},
         "device_bound_share": device_share(found, 1),
         "device_bound_five_share": device_share(found, 5),

@@ -1,4 +1,4 @@
-"""What the documents say can be done: links lead somewhere, and every block of commands, Python or TOML is well-formed."""
+"""What the documents say can be done: links lead somewhere, blocks of commands, Python and TOML are well-formed."""
 
 from __future__ import annotations
 

@@ -60,6 +60,13 @@ def test_the_ensemble_is_compared_with_the_best_setting_of_the_best_peer_at_the_
     assert summary["ensemble_vs_best_peer"] == 1.5
     assert summary["ensemble_best_peer"] == "mosec_all batch=4"
     assert summary["ensemble_ways"] == {"msgpack": 1.5, "grpc": 2.0}
+    assert summary["ensemble_clients"] == 8
+
+
+def test_the_ensemble_of_one_client_is_compared_where_no_more_were_measured() -> None:
+    found = [record("ensemble", "synod", "msgpack", 6.0, clients=1), record("ensemble", "mosec", "x", 8.0, clients=1)]
+    summary = summarise(found)
+    assert (summary["ensemble_vs_best_peer"], summary["ensemble_clients"]) == (0.75, 1)
 
 
 def test_device_bound_shares_are_of_1280_images_per_second_and_of_the_time_for_what_is_in_flight() -> None:
