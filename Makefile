@@ -26,6 +26,7 @@ test: setup lint ## Lint, type-check and run every test, one Ray Serve session i
 test-full: setup lint ## The same with full counts of random cases and faults, and a soak (an hour)
 	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
 	@$(PYTHON) -m benchmarks.faults
+	@$(PYTHON) -m benchmarks.nodes
 
 lint: setup ## ruff, mypy and buf
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

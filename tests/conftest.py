@@ -1,8 +1,10 @@
-"""Tiny random model directories, complete with processors and tokenizers, so that no test needs trained weights."""
+"""Tiny random model directories, complete with processors and tokenizers, so that no test needs trained weights; and
+Ray's environment, which it reads when the first test module imports it."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.cluster.local import environment
 from tests import tiny_vlm
+
+os.environ.update(environment())
 
 TEXT = """a photo of red orange yellow green blue purple pink brown black white colored object cat dog person bird
 wearing hat has the left right above below two three sits on grass and scarf with - < > . , '"""

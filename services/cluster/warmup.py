@@ -39,6 +39,7 @@ def _items(count: int) -> Iterator[ScoreItem]:
             image=image,
             prompt=text,
             references=(reference,),
+            source_prompt="a photo of nobody",
             reasoning=Reasoning(text, (f"{text} in a hat",), (1.0,)),
             geneval=GenEvalMetadata("single_object", (GenEvalClause("person", 1),)),
         )

@@ -13,13 +13,12 @@ import httpx
 import pytest
 
 from services.cluster import local
-from services.cluster.local import Plane, environment
+from services.cluster.local import Plane
 from services.settings import Settings, load
 from synod.codec import CODECS
 from synod.contracts import ScoreItem, ScoreRequest, ScoreResponse
 from tests.collector import Collector, collecting
 
-os.environ.update(environment())  # before Ray is imported
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
     import ray.serve  # noqa: F401

@@ -257,6 +257,7 @@ def test_the_job_trains_and_its_logs_stream(deployed: Pods) -> None:
     assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
 
 
+@pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
 def test_a_job_that_is_stopped_checkpoints_and_goes_on_when_it_is_submitted_again(deployed: Pods) -> None:
     env = job_env(deployed, "stopped")
     submit(deployed, env, 1000, "--no-wait", "--submission-id", "stopped")

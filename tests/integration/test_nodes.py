@@ -14,6 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+pytestmark = pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("nodes") / "nodes.json"
