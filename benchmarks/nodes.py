@@ -23,7 +23,6 @@ from typing import Any, Final
 
 from benchmarks.faults.load import Tally, drive, fresh
 from benchmarks.faults.plane import ROOT, Running, eventually
-from benchmarks.faults.scorers import build
 from benchmarks.machine import command, machine
 from services.cluster.local import environment, free_port
 from services.cluster.processes import kill_users_of, users_of
@@ -62,19 +61,18 @@ class Nodes:
     cluster: Any
 
     def deploy(self, settings: Settings) -> None:
-        """Bring the application to these settings; Serve replaces what they change, not waited for."""
-        from ray import serve
+        """Bring the plane to these settings; see `Running.deploy`."""
+        from services.cluster.backend import APP
 
-        from services.cluster import graph
-
-        made = graph.application(settings, str((self.up.folder / "metrics").resolve()), build)
-        serve.run_many([serve.RunTarget(made, name="synod", route_prefix="/")], wait_for_applications_running=False)
+        self.up.deploy(APP, "/", settings)
 
     def running(self, deployment: str) -> int:
         """How many replicas Serve says are running."""
         from ray import serve
 
-        found = serve.status().applications["synod"].deployments[deployment]
+        from services.cluster.backend import APP
+
+        found = serve.status().applications[APP].deployments[deployment]
         return int(found.replica_states.get("RUNNING", 0))
 
     def holding(self, deployment: str) -> Any:

@@ -92,9 +92,8 @@ class Running:
 
         eventually(restored, f"{replicas} processes of {deployment}")
 
-    @contextmanager
-    def application(self, name: str, route: str | None, settings: Settings) -> Iterator[None]:
-        """A further application on the same cluster, not waited for."""
+    def deploy(self, name: str, route: str | None, settings: Settings) -> None:
+        """Bring an application on this cluster to these settings; Serve replaces what they change, not waited for."""
         from ray import serve
 
         from services.cluster import graph
@@ -102,6 +101,13 @@ class Running:
         made = graph.application(settings, str((self.folder / "metrics").resolve()), build)
         target = serve.RunTarget(made, name=name, route_prefix=route)
         serve.run_many([target], wait_for_applications_running=False)
+
+    @contextmanager
+    def application(self, name: str, route: str | None, settings: Settings) -> Iterator[None]:
+        """A further application on the same cluster, not waited for."""
+        from ray import serve
+
+        self.deploy(name, route, settings)
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from services.scorer_settings import BerSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import plain, wordless
+from services.scorers.image_text import each_once, worded
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 
@@ -42,22 +42,17 @@ class Ber:
         self._model, self._head = model, settings.head
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        texts = [plain(item.prompt or "", item.concept) for item in items]
-        usable = [i for i, text in enumerate(texts) if text]
-        outcomes: list[Outcome] = [wordless(item.prompt) for item in items]
-        if not usable:
-            return outcomes
-        images = [items[i].pixels() for i in usable]
-        if self._head == "itm":
-            for i, value in zip(
-                usable, self._model.match_probabilities(images, [texts[i] for i in usable]), strict=True
-            ):
-                outcomes[i] = Score(float(value), {"head": "itm", "text": texts[i]})
-            return outcomes
-        prompts = sorted({texts[i] for i in usable})
-        features = dict(zip(prompts, self._model.text_features(prompts), strict=True))
-        for i, image in zip(usable, self._model.image_features(images), strict=True):
-            cosines = np.clip(image @ features[texts[i]], -1.0, 1.0)
+        return worded(items, self._match if self._head == "itm" else self._contrast)
+
+    def _match(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
+        values = self._model.match_probabilities(images, texts)
+        return [Score(float(value), {"head": "itm", "text": text}) for value, text in zip(values, texts, strict=True)]
+
+    def _contrast(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
+        features = each_once(texts, self._model.text_features)
+        outcomes: list[Outcome] = []
+        for image, text in zip(self._model.image_features(images), texts, strict=True):
+            cosines = np.clip(image @ features[text], -1.0, 1.0)
             query = int(cosines.argmax())
-            outcomes[i] = Score(float(cosines[query]), {"query": query, "text": texts[i]})
+            outcomes.append(Score(float(cosines[query]), {"query": query, "text": text}))
         return outcomes

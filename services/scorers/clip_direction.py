@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from services.models import clip
 from services.scorer_settings import ClipDirectionSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import plain
+from services.scorers.image_text import each_once, plain
 from services.scorers.references import rows_of
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
@@ -45,10 +45,10 @@ class ClipDirection:
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         prompts = [(plain(i.prompt or "", i.concept), plain(i.source_prompt or "", i.concept)) for i in items]
-        texts = sorted({text for pair in prompts for text in pair if text})
+        texts = [text for pair in prompts for text in pair if text]
         if not texts:
             return [_wordless()] * len(items)
-        features = dict(zip(texts, self._model.text_features(texts), strict=True))
+        features = each_once(texts, self._model.text_features)
         pictures = rows_of(items, self._model.image_features)
         return [
             _one(rows[0] - rows[1], features[new] - features[old]) if new and old else _wordless()

@@ -6,15 +6,10 @@ where the one reference is the picture before the edit and the scored one went f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from services.models import clip
 from services.scorer_settings import ClipISettings
 from services.scorers.base import ScorerSpec
-from services.scorers.references import cosines_of
-from synod.contracts import Outcome, Score, ScoreItem
+from services.scorers.references import ReferenceCosine
 
 
 def spec(name: str) -> ScorerSpec:
@@ -23,19 +18,6 @@ def spec(name: str) -> ScorerSpec:
     )
 
 
-def build(name: str, settings: ClipISettings) -> ClipI:
-    return ClipI(name, clip.build(settings.model, settings.serving), settings)
-
-
-class ClipI:
-    def __init__(self, name: str, model: clip.Clip, settings: ClipISettings) -> None:
-        self.spec = spec(name)
-        self._model = model
-        self._reduce = np.mean if settings.references == "mean" else np.max
-        self._references = settings.references
-
-    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return [
-            Score(float(self._reduce(cosines)), {"cosines": cosines.tolist(), "references": self._references})
-            for cosines in cosines_of(items, self._model.image_features)
-        ]
+def build(name: str, settings: ClipISettings) -> ReferenceCosine:
+    model = clip.build(settings.model, settings.serving)
+    return ReferenceCosine(spec(name), model.image_features, settings.references)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from services.scorer_settings import DerSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.references import cosines_of
-from synod.contracts import Outcome, Pixels, Score, ScoreItem
+from services.scorers.references import ReferenceCosine
+from synod.contracts import Pixels
 
 
 class Embedder(Protocol):
@@ -30,15 +30,6 @@ def build(name: str, settings: DerSettings) -> Der:
     return Der(name, dinov2.load(settings.model, Device.of(settings.serving)), settings)
 
 
-class Der:
+class Der(ReferenceCosine):
     def __init__(self, name: str, model: Embedder, settings: DerSettings) -> None:
-        self.spec = spec(name)
-        self._model = model
-        self._reduce = np.mean if settings.references == "mean" else np.max
-        self._references = settings.references
-
-    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return [
-            Score(float(self._reduce(cosines)), {"cosines": cosines.tolist(), "references": self._references})
-            for cosines in cosines_of(items, self._model.embed)
-        ]
+        super().__init__(spec(name), model.embed, settings.references)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from services.models.images import crop, distinct
 from services.scorer_settings import FerSettings
 from services.scorers.base import ScorerSpec
+from services.scorers.references import REDUCE
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import NoReferenceFace
 
@@ -46,7 +47,7 @@ class Fer:
         self.spec = spec(name)
         self._finder, self._embedder, self._settings = finder, embedder, settings
         self._by_distance = settings.embedder.family == "dlib"
-        self._reduce = np.mean if settings.references == "mean" else np.max
+        self._reduce = REDUCE[settings.references]
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         groups = [(item.pixels(), *item.reference_pixels()) for item in items]

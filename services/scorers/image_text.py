@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.models.clip import Clip
 from services.scorers.base import ScorerSpec
-from synod.contracts import Concept, Outcome, Score, ScoreFailure, ScoreItem
+from synod.contracts import Concept, Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 _CONCEPT_TOKEN = re.compile(r"<[^<>\s]+>")
@@ -23,18 +24,33 @@ class ImageTextCosine:
         self._model, self._factor = model, factor
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        texts = [plain(item.prompt or "", item.concept) for item in items]
-        outcomes: list[Outcome] = [wordless(item.prompt) for item in items]
-        usable = [i for i, text in enumerate(texts) if text]
-        if not usable:
-            return outcomes
-        prompts = sorted({texts[i] for i in usable})
-        features = dict(zip(prompts, self._model.text_features(prompts), strict=True))
-        images = self._model.image_features([items[i].pixels() for i in usable])
-        for i, image in zip(usable, images, strict=True):
-            cosine = float(np.clip(image @ features[texts[i]], -1.0, 1.0))
-            outcomes[i] = Score(self._factor * cosine, {"cosine": cosine, "text": texts[i]})
+        return worded(items, self._cosines)
+
+    def _cosines(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
+        features = each_once(texts, self._model.text_features)
+        outcomes: list[Outcome] = []
+        for image, text in zip(self._model.image_features(images), texts, strict=True):
+            cosine = float(np.clip(image @ features[text], -1.0, 1.0))
+            outcomes.append(Score(self._factor * cosine, {"cosine": cosine, "text": text}))
         return outcomes
+
+
+def worded(
+    items: Sequence[ScoreItem], measure: Callable[[list[Pixels], list[str]], Sequence[Outcome]]
+) -> list[Outcome]:
+    """What `measure` makes of the pictures and their prompts in words; an item whose prompt has none fails alone."""
+    texts = [plain(item.prompt or "", item.concept) for item in items]
+    images = [item.pixels() for item, text in zip(items, texts, strict=True) if text]
+    found = iter(measure(images, [text for text in texts if text]) if images else ())
+    return [next(found) if text else wordless(item.prompt) for item, text in zip(items, texts, strict=True)]
+
+
+def each_once(
+    texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """The row of each text; one that comes often is embedded once."""
+    distinct = sorted(set(texts))
+    return dict(zip(distinct, embed(distinct), strict=True))
 
 
 def plain(prompt: str, concept: Concept | None) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from services.scorer_settings import LikelihoodSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import plain, wordless
-from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from services.scorers.image_text import worded
+from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import NonFinite
 
 if TYPE_CHECKING:
@@ -42,16 +42,11 @@ class Likelihood:
         self._model, self._question = model, settings.question
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        texts = [plain(item.prompt or "", item.concept) for item in items]
-        outcomes: list[Outcome] = [wordless(item.prompt) for item in items]
-        usable = [i for i, text in enumerate(texts) if text]
-        if not usable:
-            return outcomes
-        images = [items[i].pixels() for i in usable]
-        found = self._model.log_probs(images, [texts[i] for i in usable], self._question)
-        for i, one in zip(usable, found, strict=True):
-            outcomes[i] = _outcome(texts[i], one)
-        return outcomes
+        return worded(items, self._probabilities)
+
+    def _probabilities(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
+        found = self._model.log_probs(images, texts, self._question)
+        return [_outcome(text, one) for text, one in zip(texts, found, strict=True)]
 
 
 def _outcome(text: str, found: TokenLogProbs) -> Outcome:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.models.images import distinct
-from synod.contracts import Pixels, ScoreItem
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 Embed = Callable[[Sequence[Pixels]], NDArray[np.float32]]
+Reduction = Literal["mean", "max"]
+REDUCE: Final[Mapping[Reduction, Callable[..., Any]]] = {"mean": np.mean, "max": np.max}
+
+
+class ReferenceCosine:
+    """The mean or maximum of a picture's cosines to its references; `embed` gives rows of norm 1."""
+
+    def __init__(self, spec: ScorerSpec, embed: Embed, references: Reduction) -> None:
+        self.spec = spec
+        self._embed, self._references = embed, references
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [
+            Score(
+                float(REDUCE[self._references](cosines)), {"cosines": cosines.tolist(), "references": self._references}
+            )
+            for cosines in cosines_of(items, self._embed)
+        ]
 
 
 def rows_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:

@@ -121,7 +121,6 @@ LAW = (
         )
         for scorer in ("judge", "dense_validity", "quality", "verdicts")
     ),
-    Room("services.scorers.image_text", may=("synod",), never=("torch", "ray", "PIL", "transformers", *WEB)),
     Room(
         "services.scorers.geneval.rules",
         may=("synod", "services.scorers.geneval.records"),
@@ -173,6 +172,11 @@ def inside(module: str, room: str) -> bool:
 def room_of(module: str) -> Room | None:
     found = [room for room in LAW if inside(module, room.name)]
     return max(found, key=lambda room: len(room.name)) if found else None
+
+
+def test_no_room_stands_twice() -> None:
+    names = [room.name for room in LAW]
+    assert sorted(names) == sorted(set(names))
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[str]:

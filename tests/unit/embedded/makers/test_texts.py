@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from embedded import world
 from embedded.makers.prompts import training_prompt
 from embedded.makers.texts import HELD_OUT, TOKEN_LIMIT, corpus, scorer_caption, tokenizer
-from services.scorers.ber import plain
+from services.scorers.image_text import plain
 from synod.contracts import Concept
 
 

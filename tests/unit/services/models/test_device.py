@@ -124,8 +124,9 @@ def test_the_settings_reach_the_models(tiny_models: Any) -> None:
 
 
 def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Module]:
-    """The modules that an object of ours holds, however deep."""
+    """The modules that an object of ours holds, however deep; a bound method holds its object."""
     seen = set() if seen is None else seen
+    thing = getattr(thing, "__self__", thing)
     if id(thing) in seen:
         return
     seen.add(id(thing))
