@@ -1,11 +1,14 @@
 """What batching costs a scorer: the embedded models through LocalBackend, beside the same models called directly.
 
     make bench-scorers                                  -> benchmarks/results/scorers_cpu.json
-    python -m benchmarks.scorers --quick --out FILE     a minute less, for a look
+    python -m benchmarks.scorers --quick --out FILE     a few minutes less, for a look
 
-Both sides get the same decoded pictures and do the same preprocessing; they take turns within one run, and medians are
+Both sides get the same decoded pictures and do the same preprocessing; they take turns within one run, on one thread,
+since torch gives each thread that calls it threads of its own, and these would disturb each other. Medians are
 compared. `summary.share_of_direct` is direct time over batched time: 1 is free, the goal is 0.9. Decoding is apart: the
-gateway does it once for all scorers, and `summary.decode_ms` says what that saves each further one.
+gateway does it once for all scorers, and `summary.decode_ms` says what that saves each further one. `through_ray` is a
+plane on the same machine, asked over msgpack by one client that waits for each answer: encoding, HTTP, decoding and
+Ray's hop included.
 """
 
 from __future__ import annotations
@@ -15,18 +18,22 @@ import asyncio
 import json
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.machine import command, machine
 from services import settings
 from services.backends import LocalBackend
+from services.cluster.local import Plane, free_port
 from services.models.images import crop, distinct
 from services.scorers import registry
+from services.scorers.base import ScorerSpec, run_batch
 from services.scorers.image_text import plain
-from synod.contracts import Score, ScoreItem
+from synod.client import SynodClient
+from synod.contracts import Outcome, Pixels, Score, ScoreItem, ScoreRequest
 from synod.images import ImageLimits, decode_item
 from synod.scoring.inputs import Source
 
@@ -36,37 +43,55 @@ SAMPLES: Final = ROOT / "embedded/data/samples/samples.json"
 GOAL: Final = 0.9
 _LIMITS: Final = ImageLimits(max_bytes=2**24, max_pixels=2**24)
 
-Direct = Callable[[Any, Sequence[ScoreItem]], object]
+Direct = Callable[[Any, Sequence[ScoreItem]], Callable[[], object]]
 
 
-def _tier(scorer: Any, items: Sequence[ScoreItem]) -> object:
+def _tier(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
     reasonings = [item.reasoning for item in items if item.reasoning is not None]
-    return scorer._encoder.encode(sorted({t for r in reasonings for t in (r.text, *r.segments)}), "mean")
+    return lambda: scorer._encoder.encode(sorted({t for r in reasonings for t in (r.text, *r.segments)}), "mean")
 
 
-def _ber(scorer: Any, items: Sequence[ScoreItem]) -> object:
+def _ber(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
     texts = sorted({plain(item.prompt or "", item.concept) for item in items})
-    return scorer._model.text_features(texts), scorer._model.image_features([item.pixels() for item in items])
+    pictures = [item.pixels() for item in items]
+    return lambda: (scorer._model.text_features(texts), scorer._model.image_features(pictures))
 
 
-def _der(scorer: Any, items: Sequence[ScoreItem]) -> object:
-    return scorer._model.embed(distinct([p for item in items for p in (item.pixels(), *item.reference_pixels())])[0])
+def _der(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
+    return lambda: scorer._embed(_distinct(items))
 
 
-def _fer(scorer: Any, items: Sequence[ScoreItem]) -> object:
-    pictures = distinct([p for item in items for p in (item.pixels(), *item.reference_pixels())])[0]
-    found = zip(pictures, scorer._finder.largest(pictures), strict=True)
-    return scorer._embedder.embed([crop(picture, box, 0.1) for picture, box in found if box is not None])
+def _fer(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
+    def call() -> object:
+        pictures = _distinct(items)
+        found = zip(pictures, scorer._finder.largest(pictures), strict=True)
+        return scorer._embedder.embed([crop(picture, box, 0.1) for picture, box in found if box is not None])
+
+    return call
 
 
-# How each scorer's model is called without us. GenEval's crops follow from its detections: its own code is called.
-DIRECT: Final[dict[str, Direct]] = {
-    "tier": _tier,
-    "ber": _ber,
-    "der": _der,
-    "fer": _fer,
-    "geneval": lambda scorer, items: scorer.score(items),
-}
+def _geneval(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
+    """The detector on all pictures, then the colours of the crops that its scoring asked for."""
+    asked: list[tuple[Any, ...]] = []
+    classify = scorer._colors.classify
+
+    def noted(*crops: Any) -> Any:
+        asked.append(crops)
+        return classify(*crops)
+
+    scorer._colors.classify = noted
+    scorer.score(items)
+    scorer._colors.classify = classify
+    pictures = [item.pixels() for item in items]
+    return lambda: (scorer._detector.detect(pictures), [classify(*crops) for crops in asked])
+
+
+def _distinct(items: Sequence[ScoreItem]) -> Sequence[Pixels]:
+    return distinct([picture for item in items for picture in (item.pixels(), *item.reference_pixels())])[0]
+
+
+# How each scorer's model is called without us, after what the clock shall not see.
+DIRECT: Final[dict[str, Direct]] = {"tier": _tier, "ber": _ber, "der": _der, "fer": _fer, "geneval": _geneval}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,11 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began_s = time.perf_counter()
     items = [decode_item(item, _LIMITS) for item in raw]
     decode_ms = 1000 * (time.perf_counter() - began_s) / sum(len(item.pictures()) for item in raw)
-    cases = [
-        case
-        for name in options.scorers or DIRECT
-        for case in asyncio.run(_scorer(name, loaded, items, options.batches, options.repeats))
-    ]
+    cases: list[dict[str, Any]] = []
+    usable: dict[str, list[ScoreItem]] = {}
+    for name in options.scorers or DIRECT:
+        scorer = registry.build(name, loaded.scorers[name])
+        # The samples also show what a scorer cannot measure.
+        places = [i for i, outcome in enumerate(run_batch(scorer, items)) if isinstance(outcome, Score)]
+        usable[name] = [raw[i] for i in places]
+        cases += asyncio.run(_cases(name, scorer, [items[i] for i in places], options.batches, options.repeats))
+    through_ray = _through_ray(usable, max(options.batches), options.repeats) if options.ray else []
     shares = {
         name: round(statistics.median(c["share_of_direct"] for c in cases if c["scorer"] == name), 3)
         for name in {case["scorer"]: None for case in cases}
@@ -93,43 +122,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "hardware": machine(),
         "summary": {"goal": GOAL, "share_of_direct": shares, "decode_ms": round(decode_ms, 3)},
         "cases": cases,
+        "through_ray": through_ray,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     for name, share in shares.items():
         print(f"{name:8} {share:6.1%} of direct{'' if share >= GOAL else f', below {GOAL:.0%}'}")
     print(f"decoding {decode_ms:.2f} ms a picture, once for all scorers -> {options.out}")
-    return 1 if any(case["failures"] for case in cases) else 0
+    for case in through_ray:
+        print(f"{case['scorer']:8} {case['items_per_s']:6.1f} items/s through Ray, batches of {case['batch']}")
+    return 1 if any(case["failures"] for case in (*cases, *through_ray)) else 0
 
 
-async def _scorer(name: str, loaded: Any, items: list[ScoreItem], batches: list[int], repeats: int) -> list[Any]:
-    scorer: Any = registry.build(name, loaded.scorers[name])
-    usable = [item for item in items if all(getattr(item, need) for need in scorer.spec.needs if need != "image")]
-    backend = LocalBackend({name: scorer}, max_batch_images=10**6, max_queued_images=10**7)
+class Sides:
+    """A scorer, and in its place, when asked, the direct call: where it runs the clock is on it alone."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.spec: ScorerSpec = scorer.spec
+        self.scorer = scorer
+        self.direct: Callable[[], object] | None = None
+        self.direct_s = 0.0
+
+    def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]:
+        if self.direct is None:
+            scored: Sequence[Outcome] = self.scorer.score(items)
+            return scored
+        began_s = time.perf_counter()
+        self.direct()
+        self.direct_s = time.perf_counter() - began_s
+        return [Score(self.spec.low)] * len(items)
+
+
+async def _cases(name: str, scorer: Any, items: list[ScoreItem], batches: list[int], repeats: int) -> list[Any]:
+    sides = Sides(scorer)
+    backend = LocalBackend({name: sides}, max_batch_images=10**6, max_queued_images=10**7)
     try:
-        return [await _case(name, scorer, backend, usable, batch, repeats) for batch in batches]
+        return [await _case(name, sides, backend, items, batch, repeats) for batch in batches]
     finally:
         await backend.close()
 
 
 async def _case(
-    name: str, scorer: Any, backend: LocalBackend, items: list[ScoreItem], batch: int, repeats: int
+    name: str, sides: Sides, backend: LocalBackend, items: list[ScoreItem], batch: int, repeats: int
 ) -> dict[str, Any]:
     chosen = tuple(items[i % len(items)] for i in range(batch))
+    call = DIRECT[name](sides.scorer, chosen)
     direct_s: list[float] = []
     batched_s: list[float] = []
     failures = 0
     for turn in range(repeats + 1):  # the first warms up
         for side in ("direct", "batched") if turn % 2 else ("batched", "direct"):
+            sides.direct = call if side == "direct" else None
             began_s = time.perf_counter()
-            if side == "direct":
-                DIRECT[name](scorer, chosen)
-            else:
-                staged = await backend.stage(chosen, 1)
-                outcomes = await backend.score(name, staged, range(batch), 600.0)
-                failures += sum(not isinstance(outcome, Score) for outcome in outcomes)
+            outcomes = await backend.score(name, await backend.stage(chosen, 1), range(batch), 600.0)
+            took_s = time.perf_counter() - began_s
+            failures += sum(not isinstance(outcome, Score) for outcome in outcomes)
             if turn:
-                (direct_s if side == "direct" else batched_s).append(time.perf_counter() - began_s)
+                direct_s.append(sides.direct_s) if side == "direct" else batched_s.append(took_s)
     direct, batched = statistics.median(direct_s), statistics.median(batched_s)
     return {
         "scorer": name,
@@ -140,6 +189,35 @@ async def _case(
         "share_of_direct": direct / batched,
         "failures": failures,
     }
+
+
+def _through_ray(items: Mapping[str, list[ScoreItem]], batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Each scorer's items on a plane of the embedded settings that keeps no scores."""
+    overrides = {"SYNOD__SERVER__PORT": str(free_port()), "SYNOD__STORE__MAX_SCORES": "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = settings.load(CONFIG, overrides)
+        plane = Plane(loaded, Path(folder))
+        try:
+            if not plane.start(print):
+                raise RuntimeError("the plane did not start")
+            with SynodClient(plane.url, timeout_s=600.0) as client:
+                return [_asked(client, name, usable, batch, repeats) for name, usable in items.items()]
+        finally:
+            plane.stop()
+
+
+def _asked(client: SynodClient, name: str, items: list[ScoreItem], batch: int, repeats: int) -> dict[str, Any]:
+    request = ScoreRequest(tuple(items[i % len(items)] for i in range(batch)), scorers=(name,))
+    took_s: list[float] = []
+    failures = 0
+    for turn in range(repeats + 1):  # the first warms up
+        began_s = time.perf_counter()
+        answer = client.score(request)
+        failures += sum(not isinstance(result.scores[name], Score) for result in answer.results)
+        if turn:
+            took_s.append(time.perf_counter() - began_s)
+    rate = batch / statistics.median(took_s)
+    return {"scorer": name, "batch": batch, "repeats": repeats, "items_per_s": rate, "failures": failures}
 
 
 def _items() -> list[ScoreItem]:
@@ -156,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorers", nargs="+", choices=tuple(DIRECT), help="these alone")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--no-ray", dest="ray", action="store_false", help="without a plane")
     parser.add_argument("--quick", action="store_true", help="batches of 8 alone, five repeats")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scorers_cpu.json")
     return parser
