@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from services import tracing
 from services.backends import Loaded
+from services.cluster import memory
 from services.cluster.replica import Build, Replica
 from services.cluster.watch import USUAL, Patience
 from services.scorer_settings import ScorerSettings
@@ -27,6 +28,7 @@ class Host:
         patience: Patience = USUAL,
         traces: TracingSettings | None = None,
     ) -> None:
+        memory.keep_freed()
         tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
             name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()

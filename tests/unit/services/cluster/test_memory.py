@@ -1,0 +1,32 @@
+"""What a replica frees it uses again: its page faults are counted, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from services.cluster import memory
+
+if sys.argv[1] == "kept":
+    assert memory.keep_freed()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**23)  # 64 MiB, 16,384 pages
+before = faults()
+for _ in range(8):
+    np.ones(2**23)
+print(faults() - before)
+"""
+
+
+def faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_a_block_that_was_freed_is_not_mapped_again() -> None:
+    assert faults("kept") < 100
+    assert faults("usual") > 1_000  # huge pages, where the system gives them, are 512 small ones
