@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -29,11 +29,13 @@ class Detection:
 
 
 class Detector(Protocol):
-    """`detect` takes pictures of any sizes and gives one list each, every candidate with its score."""
+    """`detect` takes pictures of any sizes and gives one list each, every candidate of `classes` with its score."""
 
     class_names: tuple[str, ...]
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]: ...
+    def detect(self, images: Sequence[Pixels], classes: Collection[str] | None = None) -> list[list[Detection]]:
+        """Of all classes when `classes` is None."""
+        ...
 
 
 def box_of(mask: Mask) -> Box:

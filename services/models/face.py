@@ -73,8 +73,8 @@ class DetectorFinder:
 
     def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
         faces = (
-            [d.box for d in detections if d.class_name == self._class_name and d.score > self._threshold]
-            for detections in self._detector.detect(images)
+            [d.box for d in detections if d.score > self._threshold]
+            for detections in self._detector.detect(images, (self._class_name,))
         )
         return [max(boxes, key=area, default=None) for boxes in faces]
 

@@ -9,7 +9,7 @@ Shapes: N pictures, Q queries, C classes, h w the logits' grid, H W the picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Mask2Former:
         self.class_names = tuple(_GENEVAL_NAMES.get(labels[i], labels[i]) for i in range(len(labels)))
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[Pixels], classes: Collection[str] | None = None) -> list[list[Detection]]:
         """Detections in the order of their class probability; score = that times the mask's mean sigmoid."""
         found: dict[int, list[Detection]] = {}
         for group in by_shape(images):
@@ -69,7 +69,7 @@ class Mask2Former:
             padded = (_padded(inner[0]), _padded(inner[1]))
             for i, logits, masks in zip(group, output.class_queries_logits, output.masks_queries_logits, strict=True):
                 found[i] = self._objects(logits.float(), masks.float(), padded, inner, (height, width))
-        return [found[i] for i in range(len(images))]
+        return [[d for d in found[i] if classes is None or d.class_name in classes] for i in range(len(images))]
 
     def _normalised(self, images: torch.Tensor, inner: tuple[int, int]) -> torch.Tensor:
         batch = interpolate(images.float(), inner, mode="bilinear")

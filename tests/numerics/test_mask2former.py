@@ -90,3 +90,11 @@ def test_detections_equal_the_naive_pipelines(tiny_models: Any, pictures: Pictur
             assert abs(int(area) - int(area_)) <= 0.02 * image.shape[0] * image.shape[1]
         assert len({(d.box, d.class_name) for d in detections}) > 10
         assert len(expected) < 100, "some masks are empty"
+
+
+def test_some_classes_alone_are_those_of_all(tiny_models: Any, pictures: Pictures) -> None:
+    detector = mask2former.load(tiny_models.mask2former, "cpu")
+    images = pictures(1, 6)
+    (every,), (cats,) = detector.detect(images), detector.detect(images, ("cat",))
+    assert 0 < len(cats) < len(every)
+    assert [(d.score, d.box) for d in cats] == [(d.score, d.box) for d in every if d.class_name == "cat"]

@@ -59,7 +59,7 @@ FAMILIES: dict[str, tuple[Callable[[Any, Device], Any], Callable[[Any], Array]]]
     ),
     "semantic": (
         lambda t, d: semantic.load(t.semantic, d, 4)._segmenter,
-        lambda m: np.stack(m.probabilities(photos())),
+        lambda m: np.stack([logits.softmax(-1).numpy() for logits in m.logits(photos())]),
     ),
     "mask2former": (lambda t, d: mask2former.load(t.mask2former, d), lambda m: masks(m.detect(photos()[:1]))),
 }

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class Fixed:
     def __init__(self, *found: tuple[str, float, tuple[float, float, float, float]]) -> None:
         self.found = [Detection(name, score, box, np.ones((1, 1), bool)) for name, score, box in found]
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        return [self.found for _ in images]
+    def detect(self, images: Sequence[Pixels], classes: Collection[str] | None = None) -> list[list[Detection]]:
+        return [[d for d in self.found if classes is None or d.class_name in classes] for _ in images]
 
 
 def test_a_detector_gives_its_largest_confident_face() -> None:

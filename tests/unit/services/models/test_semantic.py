@@ -1,4 +1,4 @@
-"""Components, parts and scores from probability maps drawn by hand; the segmenter against transformers."""
+"""Components, parts and scores from maps drawn by hand; the segmenter against transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pytest
+import skimage.measure
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -24,9 +24,9 @@ class Painted:
 
     def __init__(self, *rows: str) -> None:
         winner = np.array([[int(digit) for digit in row] for row in rows])
-        self.maps = np.where(np.arange(4)[:, None, None] == winner, 0.7, 0.1).astype(np.float32)
+        self.maps = torch.from_numpy(np.log(np.where(np.arange(4) == winner[..., None], 0.7, 0.1)))
 
-    def probabilities(self, images: Sequence[Pixels]) -> list[np.ndarray]:
+    def logits(self, images: Sequence[Pixels]) -> list[torch.Tensor]:
         return [self.maps for _ in images]
 
 
@@ -66,18 +66,46 @@ def test_the_background_is_no_class() -> None:
     assert semantic.SemanticDetector(Painted("0"), 1).class_names == ("cat", "person", "face")  # type: ignore[arg-type]
 
 
-def test_probabilities_are_the_librarys_at_the_pictures_size(tiny_models: Any, pictures: Callable[..., Any]) -> None:
+def test_the_winners_are_the_librarys_at_the_pictures_size(tiny_models: Any, pictures: Callable[..., Any]) -> None:
     images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90)), *pictures(1, 3)]
     segmenter = semantic.Segmenter(tiny_models.semantic, "cpu")
     model = AutoModelForSemanticSegmentation.from_pretrained(tiny_models.semantic, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(tiny_models.semantic)
-    for image, ours in zip(images, segmenter.probabilities(images), strict=True):
-        assert ours.shape == (5, *image.shape[:2])
+    for image, ours in zip(images, segmenter.logits(images), strict=True):
+        assert ours.shape == (*image.shape[:2], 5)
         with torch.no_grad():
             output = model(**processor(image, return_tensors="pt"))
         expected = processor.post_process_semantic_segmentation(output, target_sizes=[image.shape[:2]])[0].numpy()
-        assert np.mean(ours.argmax(axis=0) == expected) > 0.999
-        assert ours.sum(axis=0) == pytest.approx(1.0, abs=1e-5)
+        assert np.mean(ours.argmax(dim=-1).numpy() == expected) > 0.999
+
+
+def test_components_scores_and_boxes_are_those_of_whole_maps(pictures: Callable[..., Any], tiny_models: Any) -> None:
+    """The same by whole probability maps and one comparison of pixels at a time."""
+    segmenter = semantic.Segmenter(tiny_models.semantic, "cpu")
+    images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90))]
+    for logits, found in zip(
+        segmenter.logits(images), semantic.SemanticDetector(segmenter, 4).detect(images), strict=True
+    ):
+        probabilities = logits.softmax(dim=-1).numpy()
+        winner = probabilities.argmax(axis=-1)
+        expected = []
+        for name in ("cat", "dog", "person", "face"):
+            members = [segmenter.labels.index(n) for n in {"person": ("person", "face")}.get(name, (name,))]
+            components = skimage.measure.label(np.isin(winner, members), connectivity=2)
+            for region in skimage.measure.regionprops(components):
+                if region.area >= 4:
+                    score = probabilities[..., members].sum(axis=-1)[components == region.label].mean()
+                    y0, x0, y1, x1 = region.bbox
+                    expected.append((name, round(float(score), 4), (x0, y0, x1, y1)))
+        assert expected
+        assert sorted((d.class_name, round(d.score, 4), d.box) for d in found) == sorted(expected)
+
+
+def test_some_classes_alone() -> None:
+    drawing = Painted("0130")
+    detector_of = semantic.SemanticDetector(drawing, 1)  # type: ignore[arg-type]
+    (found,) = detector_of.detect([np.zeros((1, 1, 3), np.uint8)], ("face",))
+    assert [(d.class_name, d.box) for d in found] == [("face", (2, 0, 3, 1))]
 
 
 def test_the_family_is_built_from_a_settings_table(tiny_models: Any, pictures: Callable[..., Any]) -> None:
