@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from synod import memory
 from synod.errors import SettingsError, SynodError
 from trainer.errors import NonFinite, PlaneLost
 from trainer.settings import TrainerSettings, load
@@ -58,6 +59,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
+    memory.keep_freed()
     from trainer.session import run  # here, so that --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from services import tracing
 from services.backends import Loaded
-from services.cluster import memory
 from services.cluster.replica import Build, Replica
 from services.cluster.watch import USUAL, Patience
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings
+from synod import memory
 from synod.contracts import Outcome, ScoreItem
 
 

@@ -1,7 +1,7 @@
-"""The C library's memory in a replica: what one batch frees, the next one uses again.
+"""The C library's memory where models run: what one batch frees, the next one uses again.
 
-By default glibc hands large blocks back to the system and maps them anew, page fault by page fault, in every batch: of
-FER's time that was up to 40 % (docs/log.md). A replica measures the same shapes again and again, so it keeps them.
+By default glibc hands large blocks back to the system and maps them anew, page fault by page fault, in every batch, up
+to 40 % of FER's time (docs/log.md). Replicas and the trainer meet the same shapes again and again, so they keep them.
 """
 
 from __future__ import annotations

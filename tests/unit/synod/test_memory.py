@@ -1,4 +1,4 @@
-"""What a replica frees it uses again: its page faults are counted, in a process of its own."""
+"""What is freed is used again: page faults are counted, in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 FAULTS = """
 import resource, sys
 import numpy as np
-from services.cluster import memory
+from synod import memory
 
 if sys.argv[1] == "kept":
     assert memory.keep_freed()
