@@ -7,7 +7,9 @@ from typing import Any
 import helm_python
 import pytest
 
-from tests.chart.rendering import CHART, PROFILES, nested, profile, render
+from tests.chart.rendering import CHART, PROFILES, ROOT, nested, profile, render
+
+GROWS = {"autoscaling": {"enabled": True}}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,19 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
             "minReplicas 5 is above maxReplicas 4",
+        ),
+        ({"config": "x = = 1"}, "config is no TOML"),
+        ({"overrides": {"SYNOD__SCORERS__BR__SERVING__REPLICAS": "2"}}, r"config has no \[scorers.br\]"),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "2"}}, "'ber' asks for num_gpus = 2, a pod has"),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"}}, "may ask for 0.5 GPUs; the pods have 0"),
+        (
+            {"overrides": {"SYNOD__SCORERS__BER__SERVING": "{num_gpus = 1, max_replicas = 5}"}, **GROWS},
+            "may ask for 5 GPUs; the pods have 4 .*raise scorers.gpu.maxReplicas",
+        ),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs; the pods have 4 "),
+        (
+            {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
+            "'der' is beside 'ber'.* --set overrides=null",
         ),
     ],
 )
