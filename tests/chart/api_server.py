@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PATCH(self) -> None:
         """What is applied is sent whole. A Secret's `stringData` is for writing only."""
         path = urlsplit(self.path).path
-        one: Object = yaml.safe_load(self.rfile.read(int(self.headers["content-length"])))
+        one: Object = yaml.safe_load(self._body())
         assert self.headers["content-type"].startswith("application/apply-patch")
         for key, text in one.pop("stringData", {}).items():
             one.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
@@ -62,7 +62,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(one)
 
     def do_DELETE(self) -> None:
+        self._body()
         self._answer(self.stored.pop(urlsplit(self.path).path, None))
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers["content-length"]))
 
     def _answer(self, found: Object | bytes | None) -> None:
         missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
