@@ -187,6 +187,8 @@ CASES: list[tuple[Object, str, Any]] = [
     ({}, "ServiceAccount.automountServiceAccountToken", False),
     ({"serviceAccount": {"create": False, "name": "sa"}}, "ServiceAccount", MISSING),
     ({"serviceAccount": {"create": False, "name": "sa"}}, f"{CPU_POD}.serviceAccountName", "sa"),
+    ({"serviceAccount": {"create": False}}, f"{CPU_POD}.serviceAccountName", "default"),
+    ({}, "ServiceAccount.metadata.name", "demo-synod"),
     # disruption
     ({}, "PodDisruptionBudget", MISSING),  # one pod of a kind: a budget could only forbid its leaving
     ({"gateway": {"replicas": 3}}, "PodDisruptionBudget[demo-synod-gateway].spec.minAvailable", 2),
@@ -231,6 +233,7 @@ CASES: list[tuple[Object, str, Any]] = [
     (merged(TRAINER, {"trainer": {"gpus": 0}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", MISSING),
     (merged(TRAINER, {"trainer": {"gpus": 2}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 2),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN.value", "/checkpoints/train"),
+    (TRAINER, f"{TRAINER_POD}.containers.ray.env.RAY_JOB_STOP_WAIT_TIME_S.value", "300"),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__PLANE__URL.value", "http://demo-synod.prod.svc:8000"),
     (
         merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__PLANE__URL": "http://other:8000"}}}),

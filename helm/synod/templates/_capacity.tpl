@@ -15,6 +15,20 @@
 {{- toJson $settings -}}
 {{- end }}
 
+{{- /* Fails where a gateway could not open its ports, because Ray has them in its pod. */}}
+{{- define "synod.checkPorts" -}}
+{{- $port := int .Values.gateway.port -}}
+{{- $grpc := int .Values.gateway.grpcPort -}}
+{{- if eq $port $grpc -}}
+{{- fail (printf "gateway.port and gateway.grpcPort are both %d: give them two" $port) -}}
+{{- end -}}
+{{- range $field, $one := dict "port" $port "grpcPort" $grpc -}}
+{{- if or (has $one (list 8080 52365)) (and (ge $one 10002) (le $one 19999)) -}}
+{{- fail (printf "gateway.%s is %d, which is Ray's in a gateway's pod: give one that is not 8080, 52365 or from 10002 to 19999" $field $one) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- /* Fails where replicas could never find room in the scorers' pods: what [scorers.*.serving] may grow to, against what the
 groups may. A sum that fits may still not pack: a share of a GPU does not span two. */}}
 {{- define "synod.checkCapacity" -}}

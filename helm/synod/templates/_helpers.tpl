@@ -25,7 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "synod.serviceAccount" -}}
-{{ default (include "synod.fullname" .) .Values.serviceAccount.name }}
+{{ default (.Values.serviceAccount.create | ternary (include "synod.fullname" .) "default") .Values.serviceAccount.name }}
 {{- end }}
 
 {{- define "synod.tokensSecret" -}}
