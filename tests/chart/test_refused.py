@@ -68,6 +68,14 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
             {"overrides": {"SYNOD__SCORERS__BER__SERVING": "{num_gpus = 1, max_replicas = 5}"}, **GROWS},
             "may ask for 5 GPUs; the pods have 4 .*raise scorers.gpu.maxReplicas",
         ),
+        (
+            {
+                "config": (ROOT / "deploy/configs/sync_r1.toml").read_text(),
+                "scorers": {"gpu": {"replicas": 1}},
+                "overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"},  # instead of 0.4
+            },
+            "may ask for 1.1 GPUs; the pods have 1 ",
+        ),
         ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs; the pods have 4 "),
         (
             {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
