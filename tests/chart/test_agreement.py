@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import helm_python
 import pytest
 import yaml
 
@@ -88,6 +90,36 @@ def test_the_plane_reads_what_is_rendered_and_its_pods_hold_it(
     check_capacity(Demand.of(loaded), cpus, [int(one.get("num-gpus", 0)) for one in params])
     caller = auth.load(loaded.auth).caller(f"Bearer {of(objects, 'Secret')['stringData']['token']}", "metrics")
     assert caller.name == "release"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_chart_refuses_what_no_packing_could_hold(seed: int, mounted: Path) -> None:
+    """By the plane's own count of what its replicas ask for, the most of them; the chart leaves the packing to Ray."""
+    draw = random.Random(seed)
+    servings = [
+        {
+            "replicas": draw.randint(1, 3),
+            **({"max_replicas": draw.randint(3, 6)} if draw.random() < 0.5 else {}),
+            "num_cpus": draw.choice([0.1, 0.5, 2]),
+            **({"num_gpus": draw.choice([0.25, 0.5, 1])} if draw.random() < 0.5 else {}),
+        }
+        for _ in range(3)
+    ]
+    fields = [", ".join(f"{key} = {value}" for key, value in one.items()) for one in servings]
+    text = "\n".join(f'[scorers.s{i}]\nkind = "psnr"\nserving = {{ {one} }}' for i, one in enumerate(fields))
+    path = mounted / "deploy/release/plane.toml"
+    path.write_text(text)
+    loaded = settings.load(path)
+    grown = [(one.serving.most_replicas, one.serving) for one in loaded.scorers.values()]
+    cpus = sum(most * serving.num_cpus for most, serving in grown)
+    gpus = sum(most * serving.num_gpus for most, serving in grown)
+    pods = draw.randint(0, 6)
+    values: Object = {"config": text, "scorers": {"gpu": {"replicas": pods}}}
+    if gpus <= pods and cpus <= 4 + 8 * pods:
+        assert render(values)
+    else:
+        with pytest.raises(helm_python.HelmError, match=r"replicas.* may ask for"):
+            render(values)
 
 
 def test_a_plane_without_tokens_would_not_start(mounted: Path) -> None:

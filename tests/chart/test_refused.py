@@ -7,7 +7,9 @@ from typing import Any
 import helm_python
 import pytest
 
-from tests.chart.rendering import CHART, PROFILES, nested, profile, render
+from tests.chart.rendering import CHART, PROFILES, ROOT, nested, profile, render
+
+GROWS = {"autoscaling": {"enabled": True}}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,30 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
             "minReplicas 5 is above maxReplicas 4",
+        ),
+        ({"gateway": {"port": 8080}}, "gateway.port is 8080, which is Ray's"),
+        ({"gateway": {"grpcPort": 10002}}, "gateway.grpcPort is 10002, which is Ray's"),
+        ({"gateway": {"grpcPort": 8000}}, "are both 8000: give them two"),
+        ({"config": "x = = 1"}, "config is no TOML"),
+        ({"overrides": {"SYNOD__SCORERS__BR__SERVING__REPLICAS": "2"}}, r"config has no \[scorers.br\]"),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "2"}}, "'ber' asks for num_gpus = 2, a pod has"),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"}}, "may ask for 0.5 GPUs; the pods have 0"),
+        (
+            {"overrides": {"SYNOD__SCORERS__BER__SERVING": "{num_gpus = 1, max_replicas = 5}"}, **GROWS},
+            "may ask for 5 GPUs; the pods have 4 .*raise scorers.gpu.maxReplicas",
+        ),
+        (
+            {
+                "config": (ROOT / "deploy/configs/sync_r1.toml").read_text(),
+                "scorers": {"gpu": {"replicas": 1}},
+                "overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"},  # instead of 0.4
+            },
+            "may ask for 1.1 GPUs; the pods have 1 ",
+        ),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs; the pods have 4 "),
+        (
+            {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
+            "'der' is beside 'ber'.* --set overrides=null",
         ),
     ],
 )

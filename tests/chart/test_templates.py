@@ -103,7 +103,7 @@ CASES: list[tuple[Object, str, Any]] = [
     (WITH_GPU, f"{GPU_POD}.tolerations.0.key", "nvidia.com/gpu"),
     (merged(WITH_GPU, nested("scorers.gpu.gpuResource", "amd.com/gpu")), f"{GPU_POD}.{LIMITS}.amd/DOT/com/gpu", 1),
     ({}, f"{CPU_POD}.{LIMITS}.{NVIDIA}", MISSING),
-    ({"scorers": {"cpu": {"replicas": 0}}}, CPU, MISSING),
+    (profile("one-gpu"), CPU, MISSING),
     ({}, f"{CLUSTER}.enableInTreeAutoscaling", False),
     ({}, f"{CLUSTER}.autoscalerOptions", MISSING),
     ({}, f"{CPU}.maxReplicas", 1),
@@ -187,9 +187,19 @@ CASES: list[tuple[Object, str, Any]] = [
     ({}, "ServiceAccount.automountServiceAccountToken", False),
     ({"serviceAccount": {"create": False, "name": "sa"}}, "ServiceAccount", MISSING),
     ({"serviceAccount": {"create": False, "name": "sa"}}, f"{CPU_POD}.serviceAccountName", "sa"),
+    ({"serviceAccount": {"create": False}}, f"{CPU_POD}.serviceAccountName", "default"),
+    ({}, "ServiceAccount.metadata.name", "demo-synod"),
     # disruption
-    ({}, "PodDisruptionBudget[demo-synod-gateway].spec.maxUnavailable", 1),
-    ({"podDisruptionBudget": {"enabled": False}}, "PodDisruptionBudget", MISSING),
+    ({}, "PodDisruptionBudget", MISSING),  # one pod of a kind: a budget could only forbid its leaving
+    ({"gateway": {"replicas": 3}}, "PodDisruptionBudget[demo-synod-gateway].spec.minAvailable", 2),
+    (WITH_GPU, "PodDisruptionBudget[demo-synod-scorer-gpu].spec.minAvailable", 1),
+    (merged(WITH_GPU, ON), "PodDisruptionBudget", MISSING),  # it may shrink to one
+    (
+        merged(ON, {"scorers": {"cpu": {"minReplicas": 3}}}),
+        "PodDisruptionBudget[demo-synod-scorer-cpu].spec.minAvailable",
+        2,
+    ),
+    (merged(WITH_GPU, {"podDisruptionBudget": {"enabled": False}}), "PodDisruptionBudget", MISSING),
     # monitoring
     ({}, "PodMonitor", MISSING),
     ({}, "PrometheusRule", MISSING),
@@ -223,6 +233,7 @@ CASES: list[tuple[Object, str, Any]] = [
     (merged(TRAINER, {"trainer": {"gpus": 0}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", MISSING),
     (merged(TRAINER, {"trainer": {"gpus": 2}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 2),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN.value", "/checkpoints/train"),
+    (TRAINER, f"{TRAINER_POD}.containers.ray.env.RAY_JOB_STOP_WAIT_TIME_S.value", "300"),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__PLANE__URL.value", "http://demo-synod.prod.svc:8000"),
     (
         merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__PLANE__URL": "http://other:8000"}}}),

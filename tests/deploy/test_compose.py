@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from services.cluster.local import free_port
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("plane", "plane-gpu", "trainer", "trainer-metrics")
+OURS = ("plane", "plane-gpu", "ready", "trainer", "trainer-metrics")
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is missing: the Debian package")
@@ -41,9 +43,10 @@ def test_a_service_is_closed_in(name: str) -> None:
     assert "privileged" not in one
     assert all(str(port).startswith("127.0.0.1:") for port in one.get("ports", []))
     assert one.get("healthcheck") or name == "trainer"
+    assert "disable" not in one.get("healthcheck", {}) or name == "ready"  # it runs to its end
     if name in OURS:
         assert one["read_only"] is True
-    for volume in one["volumes"]:
+    for volume in one.get("volumes", []):
         source = volume.partition(":")[0]
         assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
 
@@ -63,6 +66,75 @@ def test_prometheus_and_grafana_read_the_charts_own_files() -> None:
         one["dns_sd_configs"][0]["names"][0]: one["dns_sd_configs"][0]["port"] for one in scraped["scrape_configs"]
     }
     assert ports == {"plane": 8000, "trainer-metrics": int(SERVICES["trainer-metrics"]["command"][-1])}
+
+
+AFTER = {"trainer": "ready", "prometheus": "ready", "grafana": "prometheus"}
+
+
+def test_what_starts_after_what() -> None:
+    """Each waits for the health, or the end, of a service that its profiles start too; both planes have one name."""
+    waits = {name: one["depends_on"] for name, one in SERVICES.items() if "depends_on" in one}
+    assert {name: next(iter(on)) for name, on in waits.items()} == AFTER
+    for name, on in waits.items():
+        ((other, how),) = on.items()
+        ends = SERVICES[other]["healthcheck"] == {"disable": True}
+        assert how == {"condition": "service_completed_successfully" if ends else "service_healthy"}
+        assert set(SERVICES[name]["profiles"]) <= set(SERVICES[other]["profiles"])
+    for plane in ("plane", "plane-gpu"):
+        assert SERVICES[plane]["networks"] == {"default": {"aliases": ["plane"]}}
+
+
+def test_ready_ends_once_the_plane_is_and_not_before(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+
+    class Plane(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(int(status.read_text()) if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    asked: list[str] = []
+    status.write_text("503")
+    port = free_port()
+    *command, program = SERVICES["ready"]["command"]
+    ready = subprocess.Popen([sys.executable, *command[1:], program.replace("plane:8000", f"127.0.0.1:{port}")])
+    try:
+        time.sleep(0.5)  # nobody listens yet
+        with HTTPServer(("127.0.0.1", port), Plane) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+            thread.start()
+            try:
+                assert eventually(lambda: len(asked) >= 2 or ready.poll() is not None)
+                assert ready.poll() is None
+                status.write_text("200")
+                assert eventually(lambda: ready.poll() == 0)
+            finally:
+                server.shutdown()
+                thread.join()
+    finally:
+        ready.kill()
+        ready.wait()
+
+
+def test_a_gpu_is_reserved_and_shared_among_all_scorers() -> None:
+    (device,) = SERVICES["plane-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    shares = [float(v) for k, v in SERVICES["plane-gpu"]["environment"].items() if k.endswith("__NUM_GPUS")]
+    assert len(shares) == 5
+    assert sum(shares) <= 1
+
+
+def test_models_and_state_are_in_named_volumes() -> None:
+    """What a container fetches or learns is there for the next one; caches lie where the chart's pods have them."""
+    for name in ("plane", "plane-gpu"):
+        mounted = {volume.partition(":")[2] for volume in SERVICES[name]["volumes"]}
+        assert {"/models", "/run/synod"} <= mounted
+        for cache in ("HF_HOME", "TORCH_HOME"):
+            assert SERVICES[name]["environment"][cache].startswith("/models/")
+    assert "checkpoints:/checkpoints" in SERVICES["trainer"]["volumes"]
 
 
 def read_for(name: str, folder: Path, **more: str) -> tuple[list[str], dict[str, str]]:

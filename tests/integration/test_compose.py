@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,24 @@ pytestmark = [
 ]
 
 
+READ_ONLY = """
+mount --make-rprivate / && mount --bind "$0" /srv
+mount -t tmpfs tmpfs /tmp && mkdir -p "$0" && mount --bind /srv "$0"
+mount -o remount,bind,ro / && ! touch /opt/x 2>/dev/null && exec "$@"
+"""
+
+
+def closed_in(folder: Path) -> list[str]:
+    """What to put before a command that shall see a root that it cannot write, as `read_only` and `tmpfs` make it, but
+    for `folder`; nothing where this user may not make mount namespaces."""
+    before = ["unshare", "--mount", "bash", "-ec", READ_ONLY, str(folder)]
+    allowed = (
+        shutil.which("unshare")
+        and subprocess.run([*before, "test", "-d", str(ROOT)], capture_output=True).returncode == 0
+    )
+    return before if allowed else []
+
+
 def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
     port = str(free_port())
     (tmp_path / "tokens").write_text(f'[compose]\ntoken = "{TOKEN}"\n')
@@ -45,10 +64,10 @@ def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
         "SYNOD__SERVER__PORT": port,
         "SYNOD__SERVER__GRPC_PORT": str(free_port()),
     }
-    environment = {**kept, **own, "PYTHONPATH": str(ROOT)}
+    environment = {**kept, **own, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
     command = [sys.executable, *map(here, PLANE["command"][1:])]
     check = [sys.executable, *(word.replace("8000", port) for word in PLANE["healthcheck"]["test"][2:])]
-    plane = subprocess.Popen(command, env=environment, cwd=tmp_path, process_group=0)
+    plane = subprocess.Popen([*closed_in(tmp_path), *command], env=environment, cwd=tmp_path, process_group=0)
     try:
         ends_s = time.monotonic() + 400
         while subprocess.run(check, stderr=subprocess.DEVNULL).returncode != 0:

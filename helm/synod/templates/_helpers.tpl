@@ -4,12 +4,14 @@
 {{- default $whole .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
 {{- end }}
 
+{{- /* app.kubernetes.io/name is not among them: on a Ray pod that label is KubeRay's, whose head Service selects by it. */}}
 {{- define "synod.selector" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/part-of: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "synod.labels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 {{ include "synod.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -23,7 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "synod.serviceAccount" -}}
-{{ default (include "synod.fullname" .) .Values.serviceAccount.name }}
+{{ default (.Values.serviceAccount.create | ternary (include "synod.fullname" .) "default") .Values.serviceAccount.name }}
 {{- end }}
 
 {{- define "synod.tokensSecret" -}}

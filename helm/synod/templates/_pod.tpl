@@ -200,6 +200,16 @@ typed failure for its callers, not the end of the Service. */}}
   | toJson -}}
 {{- end }}
 
+{{- /* KubeRay's Services take their ports from the head's; without one named serve it reconciles no RayService, though
+nothing listens there: gateways have the chart's own Service. */}}
+{{- define "synod.headPorts" -}}
+{{- list
+  (dict "name" "gcs-server" "containerPort" 6379)
+  (dict "name" "dashboard" "containerPort" 8265)
+  (dict "name" "serve" "containerPort" 8000)
+  | toJson -}}
+{{- end }}
+
 {{- /* What of a Ray cluster is the same for plane and trainer. */}}
 {{- define "synod.rayCluster" -}}
 rayVersion: {{ include "synod.rayVersion" . }}
