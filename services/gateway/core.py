@@ -45,7 +45,7 @@ ANYONE = Caller()
 
 
 class Gateway:
-    """Scores requests through a backend. One instance a gateway process; `close` ends its decoding threads.
+    """Scores requests through a backend. One instance a gateway process; `close` ends its threads and calls.
 
     `admission` and `store` default to those of default settings; gateways may share a store.
     """
@@ -172,8 +172,10 @@ class Gateway:
         return replace(served, scorers=tuple(scorers))
 
     def close(self) -> None:
-        """End the decoding threads."""
+        """End the decoding threads, and the calls that are still under way."""
         self._means.decoder.close()
+        for call in self._means.under_way:
+            call.cancel()
 
     async def _with_pictures(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
         """The items with what they name by digest put in its place. Raises UnknownImage with all that is missing."""
