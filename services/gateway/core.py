@@ -147,29 +147,24 @@ class Gateway:
                 raise ImageTooLarge(f"images[{i}] has {size} bytes, the limit is {most}; send a smaller picture")
         return await self._means.store.put(pictures)
 
-    def scorers(self) -> Catalogue:
-        """What is served, and the limits of a request."""
-        specs = self.backend.specs.values()
+    async def catalogue(self) -> Catalogue:
+        """What is served, how each scorer was loaded where a replica of it is ready, and the limits of a request."""
+        loaded = await self.backend.loaded()
+        scorers = [
+            ScorerInfo(
+                s.name, s.needs, s.low, s.high, s.source, s.summary, None if s.origin is None else s.origin.model
+            )
+            for s in self.backend.specs.values()
+        ]
+        ensembles = {
+            name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
+            for name, e in self.ensembles.items()
+        }
         return Catalogue(
-            tuple(
-                ScorerInfo(
-                    s.name, s.needs, s.low, s.high, s.source, s.summary, None if s.origin is None else s.origin.model
-                )
-                for s in specs
-            ),
-            {
-                name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
-                for name, e in self.ensembles.items()
-            },
+            tuple(replace(one, **asdict(loaded[one.name])) if one.name in loaded else one for one in scorers),
+            ensembles,
             self.limits.model_dump(mode="json"),
         )
-
-    async def catalogue(self) -> Catalogue:
-        """The same, and how each scorer was loaded where a replica of it is ready."""
-        loaded = await self.backend.loaded()
-        served = self.scorers()
-        scorers = (replace(one, **asdict(loaded[one.name])) if one.name in loaded else one for one in served.scorers)
-        return replace(served, scorers=tuple(scorers))
 
     def close(self) -> None:
         """End the decoding threads, and the calls that are still under way."""
