@@ -17,7 +17,7 @@ class Exporter(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, tell: Callable[[], bytes], content_type: str = CONTENT_TYPE) -> None:
         self.content_type = content_type
-        self.bodies = {"/metrics": tell, "/healthz": lambda: b"ok\n"}
+        self.bodies: dict[str, Callable[[], bytes]] = {"/metrics": tell, "/healthz": lambda: b"ok\n"}
         super().__init__((host, port), _Page)
 
 
