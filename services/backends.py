@@ -59,6 +59,9 @@ class ScorerBackend(Protocol):
     ) -> list[Outcome]:
         """One outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
 
+        No item reaches the device after `timeout_s` from now. The answer comes then, or later with what had begun:
+        whoever cannot wait leaves the call to itself, and cancels it some day.
+
         `traceparent` (W3C) is the caller's span, None where nothing is traced.
 
         Raises Unavailable, ReplicaLost or Overloaded when the whole call came to nothing. Cancelling drops the work.

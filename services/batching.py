@@ -68,19 +68,25 @@ class Batcher:
     ) -> list[Outcome]:
         """One outcome an item, in order; what is not done `timeout_s` from now is a DeadlineExceeded failure.
 
-        Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. A cancelled or
-        expired call takes its items out of the queue; those that run already are only ignored. `first` goes ahead of
-        all that waits, whether it fits or not.
+        None of `items` begins after that. The call answers then with what is done; where nothing is, but some of it
+        runs, it answers when that has ended, so that no run was for nothing.
+
+        Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. A cancelled
+        call takes its items out of the queue; those that run already are only ignored. `first` goes ahead of all that
+        waits, whether it fits or not.
         """
         late = ScoreFailure.of(DeadlineExceeded(f"not scored within {timeout_s:.3f} s; raise 'timeout_ms' or retry"))
         if not items or timeout_s <= 0:
             return [late] * len(items)
         entries = self._admit(items, first)
+        outcomes = [entry.outcome for entry in entries]
         try:
-            await asyncio.wait([e.outcome for e in entries], timeout=None if math.isinf(timeout_s) else timeout_s)
-            return [e.outcome.result() if e.outcome.done() else late for e in entries]
+            done, _ = await asyncio.wait(outcomes, timeout=None if math.isinf(timeout_s) else timeout_s)
         finally:
-            self._abandon(entries)
+            self._withdraw(entries)
+        if not done and (running := [entry.outcome for entry in self._running if entry in entries]):
+            await asyncio.wait(running)
+        return [outcome.result() if outcome.done() else late for outcome in outcomes]
 
     async def close(self) -> None:
         """Resolve what waits or runs as Unavailable and admit no more. A run in progress is not waited for."""
@@ -112,12 +118,11 @@ class Batcher:
             self._worker = loop.create_task(self._work())
         return entries
 
-    def _abandon(self, entries: list[_Entry]) -> None:
-        unfinished = [entry for entry in entries if not entry.outcome.done()]
-        if unfinished:
-            for entry in unfinished:
-                entry.outcome.cancel()
-            self._queue = deque(entry for entry in self._queue if not entry.outcome.done())
+    def _withdraw(self, entries: list[_Entry]) -> None:
+        """Take what still waits of `entries` out of the queue."""
+        gone = {entry for entry in entries if not entry.outcome.done()}
+        if gone:
+            self._queue = deque(entry for entry in self._queue if entry not in gone)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

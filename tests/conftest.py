@@ -30,6 +30,7 @@ class TinyModels:
     """Absolute directories (and weights files), each readable by the production loader of its family."""
 
     text: str
+    ernie: str
     blip2: str
     dinov2: str
     clip: str
@@ -50,6 +51,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     root = tmp_path_factory.mktemp("tiny_models")
     makers: dict[str, Callable[[Path], None]] = {
         "text": _text,
+        "ernie": _ernie,
         "blip2": _blip2,
         "dinov2": _dinov2,
         "clip": _clip,
@@ -117,18 +119,24 @@ def _spread(module: Any, scale: float) -> Any:
     return module
 
 
+def _encoder() -> dict[str, int]:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {**size, "vocab_size": _vocabulary(), "max_position_embeddings": 24}
+
+
 def _text(folder: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        vocab_size=_vocabulary(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=24,
-    )
-    _spread(BertModel(config), 8.0).save_pretrained(folder)
+    _spread(BertModel(BertConfig(**_encoder())), 8.0).save_pretrained(folder)
+    _tokenizer(folder)
+
+
+def _ernie(folder: Path) -> None:
+    """ERNIE's own class, with its task types; nghuyong/ernie-2.0-base-en and ernie-3.0-*-zh are such directories."""
+    from transformers import ErnieConfig, ErnieModel
+
+    config = ErnieConfig(**_encoder(), task_type_vocab_size=3, use_task_id=True)
+    _spread(ErnieModel(config), 8.0).save_pretrained(folder)
     _tokenizer(folder)
 
 

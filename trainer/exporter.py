@@ -9,16 +9,13 @@ What a step did not measure (null) has no series: a missing number is not a 0. W
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
+from synod.exporter import Exporter, parser
 from trainer.metrics import METRICS
 
 PORT: Final = 8002
@@ -69,38 +66,12 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-class Page(BaseHTTPRequestHandler):
-    """`/metrics` of one run, and `/healthz`."""
-
-    timeout = 10  # seconds that a caller may take for its request
-
-    def __init__(self, run: Path, *arguments: Any) -> None:
-        self._run = run
-        super().__init__(*arguments)
-
-    def do_GET(self) -> None:
-        if self.path not in ("/metrics", "/healthz"):
-            self.send_error(HTTPStatus.NOT_FOUND)
-            return
-        body = (exposition(self._run) if self.path == "/metrics" else "ok\n").encode()
-        self.send_response(HTTPStatus.OK)
-        self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: a scrape every few seconds is no news."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until the process ends."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.exporter", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the run's directory; it may not exist yet")
-    parser.add_argument("--host", default="0.0.0.0", help="default: all interfaces")
-    parser.add_argument("--port", type=int, default=PORT)
-    options = parser.parse_args(arguments)
-    with ThreadingHTTPServer((options.host, options.port), partial(Page, options.run)) as server:
+    command = parser("trainer.exporter", __doc__.splitlines()[0], PORT)
+    command.add_argument("run", type=Path, help="the run's directory; it may not exist yet")
+    options = command.parse_args(arguments)
+    with Exporter(options.host, options.port, lambda: exposition(options.run).encode()) as server:
         server.serve_forever()
 
 

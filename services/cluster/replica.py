@@ -67,8 +67,8 @@ class Replica:
     async def score(
         self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
     ) -> list[Outcome]:
-        """One outcome per index into `items`, within `timeout_s`, traced as a part of the span that `traceparent`
-        names. Raises Overloaded and Unavailable."""
+        """One outcome per index into `items`, as `Batcher.score` gives them, traced as a part of the span that
+        `traceparent` names. Raises Overloaded and Unavailable."""
         held = metrics.HELD_IMAGES.labels(self._name)
         chosen = [items[i] for i in indexes]
         cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)

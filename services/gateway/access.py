@@ -20,7 +20,7 @@ from synod.contracts import ScoreRequest
 
 log = logging.getLogger("synod.access")
 log.setLevel(logging.CRITICAL)
-_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")  # for a header and for a line
 
 
 def open_log(path: Path) -> None:
@@ -30,6 +30,11 @@ def open_log(path: Path) -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def safe_id(request_id: str) -> str | None:
+    """The id where it can be repeated; callers choose theirs."""
+    return request_id if _SAFE_ID.fullmatch(request_id) else None
 
 
 class Entry:
@@ -58,7 +63,7 @@ class Entry:
 
     def told(self, outcome: str) -> None:
         """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, as it begins."""
-        request_id = self.request_id if _SAFE_ID.fullmatch(self.request_id) else None
+        request_id = safe_id(self.request_id)
         self.span.set(request_id=request_id or "")
         self.span.told(outcome)
         if not log.isEnabledFor(logging.INFO):

@@ -28,7 +28,7 @@ from functools import partial
 from itertools import count
 from typing import Final, Literal
 
-from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
+from synod.errors import Overloaded, PayloadTooLarge
 
 Priority = Literal["training", "evaluation"]
 PATIENCE_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}
@@ -143,7 +143,7 @@ class Lane:
 
 
 class Ticket:
-    """A place in a lane, until `release`; `turn` waits for the way to be free."""
+    """A place in a lane, until `release`; `turn` waits for the way to be free, however long."""
 
     def __init__(self, lane: Lane, images: int, rank_s: float) -> None:
         self.images = images
@@ -155,20 +155,12 @@ class Ticket:
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @asynccontextmanager
-    async def turn(self, ends_s: float) -> AsyncIterator[None]:
-        """The time under way, to be entered once. Raises DeadlineExceeded at `ends_s` (monotonic), still waiting."""
+    async def turn(self) -> AsyncIterator[None]:
+        """The time under way, to be entered once."""
         try:
             self.queued_s = _now_s()
             self._lane._enqueue(self)
-            async with asyncio.timeout(ends_s - self.queued_s):
-                await self._turn
-        except TimeoutError:
-            self.release()
-            raise DeadlineExceeded("its turn did not come in time; raise 'timeout_ms' or retry") from None
-        except asyncio.CancelledError:
-            self.release()
-            raise
-        try:
+            await self._turn
             yield
         finally:
             self.release()

@@ -1,4 +1,4 @@
-"""One scorer, asked within a deadline: a lost or a full replica is asked again, and every index gets an outcome.
+"""One scorer, asked: until the deadline a lost or a full replica is asked again, and every index gets an outcome.
 
 What comes here was admitted. A replica is full then for a moment only, as when it still works for a gateway that died.
 """
@@ -14,7 +14,7 @@ from services.backends import ScorerBackend, Staged
 from services.gateway import metrics
 from services.tracing import NOTHING, Span
 from synod.contracts import Outcome, ScoreFailure
-from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
+from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 
 log = logging.getLogger("synod.gateway")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -28,14 +28,14 @@ async def ask(
     staged: Staged,
     indexes: list[int],
     ends_s: float,
+    outcomes: dict[int, Outcome],
     span: Span = NOTHING,
-) -> dict[int, Outcome]:
-    """The outcome of each index into the staged items, by `ends_s` (monotonic). Raises nothing.
+) -> None:
+    """Add the outcome of each index into the staged items to `outcomes`, as they become known. Raises nothing.
 
-    What a lost replica took along, or a full one refused, is asked again, after growing, jittered pauses: an event of
-    `span`.
+    No work begins after `ends_s` (monotonic); what has begun by then may end later. What a lost replica took along, or
+    a full one refused, is asked again, after growing, jittered pauses: an event of `span`.
     """
-    outcomes: dict[int, Outcome] = {}
     pause_s = FIRST_PAUSE_S
     with metrics.SCORER_SECONDS.labels(scorer).time():
         while True:
@@ -43,7 +43,7 @@ async def ask(
             outcomes.update(zip(indexes, answers, strict=True))
             indexes = [i for i in indexes if _worth_asking_again(outcomes[i])]
             if not indexes or time.monotonic() + pause_s >= ends_s:
-                return outcomes
+                return
             metrics.RETRIES.labels(scorer).inc()
             span.event("retry", items=len(indexes))
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
@@ -56,14 +56,11 @@ async def _call(
     """One call of the backend; whatever becomes of it, one outcome per index."""
     error: SynodError
     try:
-        async with asyncio.timeout(left_s):
-            margin_s = min(ANSWER_MARGIN_S, left_s / 10)
-            answers = await backend.score(scorer, staged, indexes, left_s - margin_s, traceparent)
+        margin_s = min(ANSWER_MARGIN_S, left_s / 10)
+        answers = await backend.score(scorer, staged, indexes, left_s - margin_s, traceparent)
         if len(answers) == len(indexes):
             return answers
         error = ScorerFailed(f"scorer '{scorer}' gave {len(answers)} outcomes for {len(indexes)} items")
-    except TimeoutError:
-        error = DeadlineExceeded(f"scorer '{scorer}' did not answer in time; raise 'timeout_ms' or retry")
     except SynodError as known:
         error = known
     except Exception as unknown:  # a rim: one scorer's trouble must not take the others' answers along

@@ -20,7 +20,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, Valid
 from services.gateway.admission import Caller, Priority
 from services.settings import AuthSettings
 from synod.errors import PermissionDenied, SettingsError, Unauthenticated
+from synod.secret import Secret, from_environment, from_file
 
 Scope = Literal["score", "metrics"]
 ANYONE = Caller()
@@ -77,23 +77,13 @@ class Gatekeeper:
         return matching[0].caller
 
 
-def load(settings: AuthSettings, environ: Mapping[str, str] | None = None) -> Gatekeeper:
+def load(settings: AuthSettings, environ: Mapping[str, str] = os.environ) -> Gatekeeper:
     """The gatekeeper of the settings' source. Raises SettingsError for one that cannot be used, without its secrets."""
     if settings.tokens_file is not None:
-        source = f"[auth] tokens_file {settings.tokens_file}"
-        try:
-            text = Path(settings.tokens_file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{source}: {type(error).__name__}; give a readable TOML file") from None
-    elif settings.tokens_env is not None:
-        source = f"[auth] tokens_env {settings.tokens_env}"
-        found = (os.environ if environ is None else environ).get(settings.tokens_env)
-        if found is None:
-            raise SettingsError(f"{source}: no such environment variable; set it where the plane is started")
-        text = found
-    else:
-        return Gatekeeper()
-    return Gatekeeper(_read(text, source))
+        return Gatekeeper(_read(from_file("[auth] tokens_file", settings.tokens_file)))
+    if settings.tokens_env is not None:
+        return Gatekeeper(_read(from_environment("[auth] tokens_env", settings.tokens_env, environ)))
+    return Gatekeeper()
 
 
 def challenge(error: Exception) -> str | None:
@@ -105,9 +95,10 @@ def challenge(error: Exception) -> str | None:
     return None
 
 
-def _read(text: str, source: str) -> tuple[_Known, ...]:
+def _read(secret: Secret) -> tuple[_Known, ...]:
+    source = secret.source
     try:
-        entries = _ENTRIES.validate_python(tomllib.loads(text))
+        entries = _ENTRIES.validate_python(tomllib.loads(secret.text))
     except tomllib.TOMLDecodeError:  # its message may quote the text
         raise SettingsError(f"{source}: no valid TOML; see `services/gateway/auth.py` for an example") from None
     except ValidationError as error:

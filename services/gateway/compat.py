@@ -261,15 +261,14 @@ def _parse(body: bytes) -> Node:
 
 def _caller(http: Request) -> Caller:
     """Who asks, by a bearer token or by the password of Basic credentials. Raises Unauthenticated, PermissionDenied."""
-    authorization = http.headers.get("authorization")
-    kind, _, word = (authorization or "").partition(" ")
-    if kind.lower() == "basic":
-        try:
-            password = b64decode(word.strip(), validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            password = ""
-        authorization = f"Bearer {password}"
-    return http.app.state.gatekeeper.caller(authorization, "score")  # type: ignore[no-any-return]
+    kind, _, word = http.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return rest.caller_of(http, "score")
+    try:
+        password = b64decode(word.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        password = ""
+    return rest.caller_of(http, "score", f"Bearer {password}")
 
 
 def _json(body: object) -> Response:

@@ -45,7 +45,7 @@ ANYONE = Caller()
 
 
 class Gateway:
-    """Scores requests through a backend. One instance a gateway process; `close` ends its decoding threads.
+    """Scores requests through a backend. One instance a gateway process; `close` ends its threads and calls.
 
     `admission` and `store` default to those of default settings; gateways may share a store.
     """
@@ -147,33 +147,30 @@ class Gateway:
                 raise ImageTooLarge(f"images[{i}] has {size} bytes, the limit is {most}; send a smaller picture")
         return await self._means.store.put(pictures)
 
-    def scorers(self) -> Catalogue:
-        """What is served, and the limits of a request."""
-        specs = self.backend.specs.values()
+    async def catalogue(self) -> Catalogue:
+        """What is served, how each scorer was loaded where a replica of it is ready, and the limits of a request."""
+        loaded = await self.backend.loaded()
+        scorers = [
+            ScorerInfo(
+                s.name, s.needs, s.low, s.high, s.source, s.summary, None if s.origin is None else s.origin.model
+            )
+            for s in self.backend.specs.values()
+        ]
+        ensembles = {
+            name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
+            for name, e in self.ensembles.items()
+        }
         return Catalogue(
-            tuple(
-                ScorerInfo(
-                    s.name, s.needs, s.low, s.high, s.source, s.summary, None if s.origin is None else s.origin.model
-                )
-                for s in specs
-            ),
-            {
-                name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
-                for name, e in self.ensembles.items()
-            },
+            tuple(replace(one, **asdict(loaded[one.name])) if one.name in loaded else one for one in scorers),
+            ensembles,
             self.limits.model_dump(mode="json"),
         )
 
-    async def catalogue(self) -> Catalogue:
-        """The same, and how each scorer was loaded where a replica of it is ready."""
-        loaded = await self.backend.loaded()
-        served = self.scorers()
-        scorers = (replace(one, **asdict(loaded[one.name])) if one.name in loaded else one for one in served.scorers)
-        return replace(served, scorers=tuple(scorers))
-
     def close(self) -> None:
-        """End the decoding threads."""
+        """End the decoding threads, and the calls that are still under way."""
         self._means.decoder.close()
+        for call in self._means.under_way:
+            call.cancel()
 
     async def _with_pictures(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
         """The items with what they name by digest put in its place. Raises UnknownImage with all that is missing."""

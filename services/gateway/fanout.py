@@ -2,8 +2,9 @@
 
     claim in the store -> a place in each lane -> decode -> per scorer: its turn, the backend, settle in the store
 
-A caller that leaves takes what waits with it. What a replica has in hand goes on for LINGER_S, so that a resubmit
-finds its scores, and is cancelled then. Whatever happens, every claim is settled and every place given up.
+At the deadline, and when a caller leaves, what waits is dropped. What a replica has in hand goes on, so that a resubmit
+finds its scores: for LINGER_S after a caller has left, for FINISH_S after a deadline, by which a replica begins nothing
+more. It is cancelled then. Whatever happens, every claim is settled and every place given up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from services import tracing
@@ -24,22 +25,23 @@ from services.gateway.decode import Decoder
 from services.gateway.keys import keys_of
 from services.gateway.store import Claim, ScoreKey, Store
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
-from synod.errors import DeadlineExceeded, SynodError
+from synod.errors import DeadlineExceeded
 
 LINGER_S: Final = 1.0
+FINISH_S: Final = 30.0
 LEASE_SLACK_S: Final = 5.0
 _RESULTS: Final = {Claim.MINE: "miss", Claim.TAKEN: "shared"}
-_lingering: set[asyncio.Task[dict[int, Outcome]]] = set()
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What every request of a gateway is worked with."""
+    """What every request of a gateway is worked with. `under_way`: calls, some of which nobody waits for any more."""
 
     backend: ScorerBackend
     store: Store
     admission: Admission
     decoder: Decoder
+    under_way: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Fanout:
@@ -128,7 +130,7 @@ class Fanout:
     async def _ask_store(self, keys: list[ScoreKey]) -> list[Score | Claim]:
         if not keys:
             return []
-        claims = await self._means.store.claim(keys, self._ends_s - time.monotonic() + LINGER_S + LEASE_SLACK_S)
+        claims = await self._means.store.claim(keys, self._ends_s - time.monotonic() + FINISH_S + LEASE_SLACK_S)
         for claim in claims:
             metrics.CACHE.labels(_RESULTS[claim] if isinstance(claim, Claim) else "hit").inc()
         self._unsettled.update(key for key, claim in zip(keys, claims, strict=True) if claim is Claim.MINE)
@@ -196,48 +198,53 @@ class Fanout:
         outcomes.update({i: outcome for i, outcome in zip(taken, found, strict=True) if outcome is not None})
         given_up = [i for i, outcome in zip(taken, found, strict=True) if outcome is None]
         if given_up and time.monotonic() >= self._ends_s:
-            late = DeadlineExceeded(f"scorer '{name}' did not answer in time; raise 'timeout_ms' or retry")
-            outcomes.update(dict.fromkeys(given_up, ScoreFailure.of(late)))
+            outcomes.update(dict.fromkeys(given_up, _late(f"scorer '{name}' did not answer in time")))
             return []
         return given_up
 
     async def _measure(self, name: str, indexes: list[int], span: tracing.Span) -> dict[int, Outcome]:
-        """Work that outlives a caller who leaves by LINGER_S, if it has begun and its scores can be kept."""
+        """What is known by the deadline; the rest is late. The work may go on for a while (`_let_go`)."""
         ticket = self._tickets.pop(name, None)
         if ticket is None:  # another's claim on it, given up: what that one's place was, is now ours
             lane = self._means.admission.lane(name)
             ticket = lane.reserve(self._cost(name, indexes), self._priority, admitted=True)
-        work = asyncio.create_task(self._work(name, indexes, ticket, span))
-        _lingering.add(work)
-        work.add_done_callback(_lingering.discard)
         keys = self._own_keys(name, indexes).values()
+        outcomes: dict[int, Outcome] = {}
+        work = asyncio.create_task(self._work(name, indexes, ticket, outcomes, span))
+        self._means.under_way.add(work)
+        work.add_done_callback(self._means.under_way.discard)
         self._unsettled.difference_update(keys)
         try:
-            return await asyncio.shield(work)
+            await asyncio.wait([work], timeout=max(0.0, self._ends_s - time.monotonic()))
         except asyncio.CancelledError:
-            if ticket.running and keys:
-                asyncio.get_running_loop().call_later(LINGER_S, work.cancel)
-            else:
-                work.cancel()
+            _let_go(work, LINGER_S if ticket.running and keys else 0.0)
             raise
+        if work.done():
+            work.result()
+            return outcomes
+        _let_go(work, FINISH_S if ticket.running and keys else 0.0)
+        if ticket.running:
+            late = _late(f"scorer '{name}' did not answer in time")
+        else:
+            late = _late("its turn did not come in time")
+            metrics.REJECTS.labels(late.code).inc()
+        return {i: outcomes.get(i, late) for i in indexes}
 
-    async def _work(self, name: str, indexes: list[int], ticket: Ticket, span: tracing.Span) -> dict[int, Outcome]:
-        outcomes: dict[int, Outcome] = {}
+    async def _work(
+        self, name: str, indexes: list[int], ticket: Ticket, outcomes: dict[int, Outcome], span: tracing.Span
+    ) -> None:
+        """Fill `outcomes`, and settle what was claimed of them."""
         queued_s = time.monotonic()
         queue = span.child("queue", images=ticket.images)
         try:
-            async with ticket.turn(self._ends_s):
+            async with ticket.turn():
                 metrics.STAGE_SECONDS.labels("queue").observe(time.monotonic() - queued_s)
                 queue.end()
                 with span.child("call", remote=True, items=len(indexes)) as call:
-                    outcomes = await ask(self._means.backend, name, self._staged, indexes, self._ends_s, call)
-        except SynodError as error:
-            metrics.REJECTS.labels(error.code).inc()
-            outcomes = dict.fromkeys(indexes, ScoreFailure.of(error))
+                    await ask(self._means.backend, name, self._staged, indexes, self._ends_s, outcomes, call)
         finally:
             queue.end()
             await self._settle({key: outcomes.get(i) for i, key in self._own_keys(name, indexes).items()})
-        return outcomes
 
     async def _settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
         self._unsettled.difference_update(outcomes)
@@ -253,3 +260,15 @@ class Fanout:
     def _with_twins(self, name: str, outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
         twins = {i: outcomes[one] for (scorer, i), one in self._twin.items() if scorer == name and one in outcomes}
         return {**outcomes, **twins}
+
+
+def _let_go(work: asyncio.Task[None], after_s: float) -> None:
+    """Nobody waits for `work` any more: it ends by `after_s` from now."""
+    if after_s > 0:
+        asyncio.get_running_loop().call_later(after_s, work.cancel)
+    else:
+        work.cancel()
+
+
+def _late(why: str) -> ScoreFailure:
+    return ScoreFailure.of(DeadlineExceeded(f"{why}; raise 'timeout_ms' or retry"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from synod.contracts import Outcome, Score, ScoreItem
@@ -33,9 +33,6 @@ class Sums:
     first_scores: float = 0.0
     first_total: float = 0.0
     first_squares: float = 0.0
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import logging
 import math
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
@@ -41,7 +40,6 @@ log = logging.getLogger("synod.gateway")
 JSON = "application/json"
 REQUEST_ID_HEADER = "x-synod-request-id"
 SMALL_BODY = 2**19
-_HEADER_SAFE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Rim(APIRoute):
@@ -63,8 +61,8 @@ class Rim(APIRoute):
             metrics.REQUEST_SECONDS.labels(self.path).observe(time.monotonic() - began_s)
             entry.request_id = http.state.request_id
             entry.told(outcome)
-            if _HEADER_SAFE.fullmatch(http.state.request_id):
-                response.headers[REQUEST_ID_HEADER] = http.state.request_id
+            if (safe_id := access.safe_id(http.state.request_id)) is not None:
+                response.headers[REQUEST_ID_HEADER] = safe_id
             if span.trace_id is not None:
                 response.headers[tracing.TRACE_ID_HEADER] = span.trace_id
             if not isinstance(response, Ndjson):
@@ -139,10 +137,10 @@ async def prometheus(http: Request) -> Response:
     return Response(await asyncio.to_thread(metrics.render, ranges), media_type=metrics.CONTENT_TYPE)
 
 
-def caller_of(http: Request, scope: auth.Scope) -> Caller:
-    """Who asks. Raises Unauthenticated, PermissionDenied."""
+def caller_of(http: Request, scope: auth.Scope, authorization: str | None = None) -> Caller:
+    """Who asks, by `authorization`, or else by the header of that name. Raises Unauthenticated, PermissionDenied."""
     gatekeeper: auth.Gatekeeper = http.app.state.gatekeeper
-    caller = gatekeeper.caller(http.headers.get("authorization"), scope)
+    caller = gatekeeper.caller(authorization or http.headers.get("authorization"), scope)
     http.state.access.by(caller)
     return caller
 

@@ -71,12 +71,8 @@ class RewardGateway(Protocol):
         """Keep pictures; their digests, in order."""
         ...
 
-    def scorers(self) -> Catalogue:
-        """What is served, and the limits."""
-        ...
-
     async def catalogue(self) -> Catalogue:
-        """The same, and how each scorer was loaded."""
+        """What is served, the limits, and how each scorer was loaded."""
         ...
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import os
 import ssl
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import httpx
@@ -29,12 +27,12 @@ from synod.errors import (
     InvalidRequest,
     Overloaded,
     ScorerFailed,
-    SettingsError,
     SynodError,
     Unavailable,
 )
 from synod.formats import load_json
 from synod.reader import Node, show
+from synod.secret import from_environment, from_file
 
 MAX_ANSWER_BYTES: Final = 2**20
 _RETRY: Final = Retry(limit=8, first_s=0.5, longest_s=20.0)
@@ -235,19 +233,10 @@ def load(endpoint: JudgeEndpoint) -> Judge:
 
 def _key(endpoint: JudgeEndpoint) -> str | None:
     if endpoint.key_env is not None:
-        key, where = os.environ.get(endpoint.key_env, ""), f"key_env: the environment variable {endpoint.key_env}"
-    elif endpoint.key_file is not None:
-        where = f"key_file: {endpoint.key_file}"
-        try:
-            key = Path(endpoint.key_file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{where}: {getattr(error, 'strerror', None) or 'not a text'}") from None
-    else:
-        return None
-    key = key.strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise SettingsError(f"{where} holds no key; put the endpoint's key there, one line of ASCII")
-    return key
+        return from_environment("key_env", endpoint.key_env).word()
+    if endpoint.key_file is not None:
+        return from_file("key_file", endpoint.key_file).word()
+    return None
 
 
 def _content(question: Question) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ class Rater(Protocol):
     def rate(self, features: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: AestheticSettings) -> ScorerSpec:
     summary = "how people would rate the picture, of 10"
     return ScorerSpec(name, ("image",), LOW, HIGH, "Schuhmann et al. 2022, LAION-Aesthetics", summary)
 
@@ -36,12 +36,12 @@ def build(name: str, settings: AestheticSettings) -> Aesthetic:
     rater = aesthetic.load(settings.weights, pick_device(settings.serving.device))
     model = clip.build(settings.model, settings.serving)
     rater.rate(model.image_features([np.zeros((8, 8, 3), np.uint8)]))  # do the two fit?
-    return Aesthetic(name, model, rater)
+    return Aesthetic(name, model, rater, settings)
 
 
 class Aesthetic:
-    def __init__(self, name: str, model: clip.Clip, rater: Rater) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, model: clip.Clip, rater: Rater, settings: AestheticSettings) -> None:
+        self.spec = spec(name, settings)
         self._model, self._rater = model, rater
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

@@ -24,18 +24,18 @@ WEIGHTS: Final = (0.7, 0.3)
 _EPSILON: Final = 0.1
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: BleuSettings) -> ScorerSpec:
     summary = "the reply's characters against the right answers"
     return ScorerSpec(name, ("reasoning",), 0.0, 1.0, "UniCTokens (BLEU)", summary)
 
 
 def build(name: str, settings: BleuSettings) -> Bleu:
-    return Bleu(name)
+    return Bleu(name, settings)
 
 
 class Bleu:
-    def __init__(self, name: str) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, settings: BleuSettings) -> None:
+        self.spec = spec(name, settings)
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         return [self._one(item) for item in items]

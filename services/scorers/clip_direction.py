@@ -23,7 +23,7 @@ from synod.errors import InvalidItem
 MIN_LENGTH: Final = 1e-3  # of a direction between two vectors of norm 1; below it, rounding turns the direction
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: ClipDirectionSettings) -> ScorerSpec:
     return ScorerSpec(
         name,
         ("image", "prompt", "references", "source_prompt"),
@@ -35,12 +35,12 @@ def spec(name: str) -> ScorerSpec:
 
 
 def build(name: str, settings: ClipDirectionSettings) -> ClipDirection:
-    return ClipDirection(name, clip.build(settings.model, settings.serving))
+    return ClipDirection(name, clip.build(settings.model, settings.serving), settings)
 
 
 class ClipDirection:
-    def __init__(self, name: str, model: clip.Clip) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, model: clip.Clip, settings: ClipDirectionSettings) -> None:
+        self.spec = spec(name, settings)
         self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

@@ -12,7 +12,7 @@ from services.scorers.base import ScorerSpec
 from services.scorers.references import ReferenceCosine
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: ClipISettings) -> ScorerSpec:
     return ScorerSpec(
         name, ("image", "references"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-I", "the picture against references"
     )
@@ -20,4 +20,4 @@ def spec(name: str) -> ScorerSpec:
 
 def build(name: str, settings: ClipISettings) -> ReferenceCosine:
     model = clip.build(settings.model, settings.serving)
-    return ReferenceCosine(spec(name), model.image_features, settings.references)
+    return ReferenceCosine(spec(name, settings), model.image_features, settings.references)

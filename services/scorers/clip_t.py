@@ -12,11 +12,11 @@ from services.scorers.base import ScorerSpec
 from services.scorers.image_text import ImageTextCosine
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: ClipTSettings) -> ScorerSpec:
     return ScorerSpec(
         name, ("image", "prompt"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-T", "the picture against its prompt"
     )
 
 
 def build(name: str, settings: ClipTSettings) -> ImageTextCosine:
-    return ImageTextCosine(spec(name), clip.build(settings.model, settings.serving))
+    return ImageTextCosine(spec(name, settings), clip.build(settings.model, settings.serving))

@@ -24,7 +24,7 @@ RUBRIC: Final = "Does the picture show this? It counts only if all of it is ther
 _BREAK: Final = re.compile(r"[,.;:!?]+(?=\s|$)|[\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f]+|\n+")
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: DenseValiditySettings) -> ScorerSpec:
     summary = "the share of the prompt's segments that the picture shows, by a judge"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "Sync-R1, app. (UnifyBench++)", summary)
 
@@ -32,12 +32,12 @@ def spec(name: str) -> ScorerSpec:
 def build(name: str, settings: DenseValiditySettings) -> Scorer:
     from services.models.judge import load
 
-    return DenseValidity(name, load(settings))
+    return DenseValidity(name, load(settings), settings)
 
 
 class DenseValidity:
-    def __init__(self, name: str, judge: Asked) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, judge: Asked, settings: DenseValiditySettings) -> None:
+        self.spec = spec(name, settings)
         self._judge = judge
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

@@ -18,7 +18,7 @@ class Embedder(Protocol):
     def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: DerSettings) -> ScorerSpec:
     summary = "the picture against the concept's references"
     return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 32", summary)
 
@@ -32,4 +32,4 @@ def build(name: str, settings: DerSettings) -> Der:
 
 class Der(ReferenceCosine):
     def __init__(self, name: str, model: Embedder, settings: DerSettings) -> None:
-        super().__init__(spec(name), model.embed, settings.references)
+        super().__init__(spec(name, settings), model.embed, settings.references)

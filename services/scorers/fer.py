@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from services.models.face import FaceEmbedder, FaceFinder
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: FerSettings) -> ScorerSpec:
     summary = "the largest face of the picture against those of the references"
     return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 33", summary)
 
@@ -44,7 +44,7 @@ def build(name: str, settings: FerSettings) -> Fer:
 
 class Fer:
     def __init__(self, name: str, finder: FaceFinder, embedder: FaceEmbedder, settings: FerSettings) -> None:
-        self.spec = spec(name)
+        self.spec = spec(name, settings)
         self._finder, self._embedder, self._settings = finder, embedder, settings
         self._by_distance = settings.embedder.family == "dlib"
         self._reduce = REDUCE[settings.references]

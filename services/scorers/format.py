@@ -13,18 +13,18 @@ from services.scorers.replies import answer_of
 from synod.contracts import Outcome, Score, ScoreItem
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: FormatSettings) -> ScorerSpec:
     summary = "whether the reply begins with <answer>..</answer>"
     return ScorerSpec(name, ("reasoning",), 0.0, 1.0, "UniRL-Zero (format)", summary)
 
 
 def build(name: str, settings: FormatSettings) -> Format:
-    return Format(name)
+    return Format(name, settings)
 
 
 class Format:
-    def __init__(self, name: str) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, settings: FormatSettings) -> None:
+        self.spec = spec(name, settings)
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         replies = [item.reasoning.text for item in items if item.reasoning is not None]

@@ -10,7 +10,7 @@ from services.scorers.base import ScorerSpec
 from services.scorers.image_text import ImageTextCosine
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: HpsSettings) -> ScorerSpec:
     summary = "human preference for the picture, given the prompt"
     return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Wu et al. 2023, HPS v2", summary)
 
@@ -21,5 +21,5 @@ def build(name: str, settings: HpsSettings) -> ImageTextCosine:
     from services.models.cache import Device
 
     return ImageTextCosine(
-        spec(name), open_clip.load_file(settings.architecture, settings.weights, Device.of(settings.serving))
+        spec(name, settings), open_clip.load_file(settings.architecture, settings.weights, Device.of(settings.serving))
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from services.models.vlm import TokenLogProbs, Vlm
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: LikelihoodSettings) -> ScorerSpec:
     summary = "the prompt's probability as a description of the picture, a token's geometric mean"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "GvU (intrinsic reward)", summary)
 
@@ -38,7 +38,7 @@ def build(name: str, settings: LikelihoodSettings) -> Likelihood:
 
 class Likelihood:
     def __init__(self, name: str, model: Vlm, settings: LikelihoodSettings) -> None:
-        self.spec = spec(name)
+        self.spec = spec(name, settings)
         self._model, self._question = model, settings.question
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

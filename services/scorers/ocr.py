@@ -31,7 +31,7 @@ class Reader(Protocol):
         ...
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: OcrSettings) -> ScorerSpec:
     summary = "the text in the picture against the one that the prompt quotes"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "Liu et al. 2025, Flow-GRPO, section 5", summary)
 
@@ -40,12 +40,12 @@ def build(name: str, settings: OcrSettings) -> Ocr:
     """Raises SettingsError when the engine is not installed."""
     from services.models import rapid_ocr  # here, so that `spec` needs no engine
 
-    return Ocr(name, rapid_ocr.load(settings.serving.threads or 1))
+    return Ocr(name, rapid_ocr.load(settings.serving.threads or 1), settings)
 
 
 class Ocr:
-    def __init__(self, name: str, reader: Reader) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, reader: Reader, settings: OcrSettings) -> None:
+        self.spec = spec(name, settings)
         self._reader = reader
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

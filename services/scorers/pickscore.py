@@ -16,7 +16,7 @@ DIVISOR: Final = 26.0
 MAX_SCALE: Final = 100.0  # CLIP's training keeps exp(logit_scale) at or below it
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: PickScoreSettings) -> ScorerSpec:
     most, summary = MAX_SCALE / DIVISOR, "human preference for the picture, given the prompt"
     return ScorerSpec(name, ("image", "prompt"), -most, most, "Kirstain et al. 2023, PickScore", summary)
 
@@ -29,4 +29,4 @@ def build(name: str, settings: PickScoreSettings) -> ImageTextCosine:
     model = transformers_clip.load(settings.model, Device.of(settings.serving), settings.processor)
     if not 0 < model.scale <= MAX_SCALE * 1.001:  # exp of a rounded logarithm
         raise SettingsError(f"{settings.model}: exp(logit_scale) is {model.scale:g}; a CLIP has at most {MAX_SCALE:g}")
-    return ImageTextCosine(spec(name), model, min(model.scale, MAX_SCALE) / DIVISOR)
+    return ImageTextCosine(spec(name, settings), model, min(model.scale, MAX_SCALE) / DIVISOR)

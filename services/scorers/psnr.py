@@ -21,18 +21,18 @@ CAP_DB: Final = 100.0
 PEAK: Final = 255.0
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: PsnrSettings) -> ScorerSpec:
     summary = "the reconstruction against the first reference, in dB"
     return ScorerSpec(name, ("image", "references"), 0.0, CAP_DB, "ITU-T J.340; UniRL-Zero", summary)
 
 
 def build(name: str, settings: PsnrSettings) -> Psnr:
-    return Psnr(name)
+    return Psnr(name, settings)
 
 
 class Psnr:
-    def __init__(self, name: str) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, settings: PsnrSettings) -> None:
+        self.spec = spec(name, settings)
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         return [_one(item.pixels(), item.reference_pixels()[0]) for item in items]

@@ -11,11 +11,11 @@ from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.verdicts import Grader
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: QualitySettings) -> ScorerSpec:
     return ScorerSpec(name, ("image",), 0.0, 1.0, "UniRL-Zero, eq. 5", "a model's grade of the picture's quality")
 
 
 def build(name: str, settings: QualitySettings) -> Scorer:
     from services.models.judge import load
 
-    return Grader(spec(name), load(settings), settings.rubric)
+    return Grader(spec(name, settings), load(settings), settings.rubric)

@@ -14,18 +14,18 @@ from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: RecognitionSettings) -> ScorerSpec:
     summary = "a yes/no reply against the right one, by substring"
     return ScorerSpec(name, ("reasoning",), 0.0, 1.0, "UniCTokens (recognition)", summary)
 
 
 def build(name: str, settings: RecognitionSettings) -> Recognition:
-    return Recognition(name)
+    return Recognition(name, settings)
 
 
 class Recognition:
-    def __init__(self, name: str) -> None:
-        self.spec = spec(name)
+    def __init__(self, name: str, settings: RecognitionSettings) -> None:
+        self.spec = spec(name, settings)
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         return [_one(item) for item in items]

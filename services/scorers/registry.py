@@ -36,15 +36,11 @@ KINDS: dict[str, str] = {
     "quality": "services.scorers.quality",
     "custom": "services.scorers.custom",
 }
-RANGED = frozenset(
-    {"ber", "geneval", "reflection", "judge", "jpeg", "custom"}
-)  # kinds whose range follows from their settings
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
     """What `name` needs and returns, without loading a model."""
-    describe = _module(settings).spec
-    described: ScorerSpec = describe(name, settings) if settings.kind in RANGED else describe(name)
+    described: ScorerSpec = _module(settings).spec(name, settings)
     return described
 
 

@@ -32,7 +32,7 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls", "pooler"]) -> NDArray[np.float32]: ...
 
 
-def spec(name: str) -> ScorerSpec:
+def spec(name: str, settings: TierSettings) -> ScorerSpec:
     summary = "the reasoning text against candidate segments, of which some are true"
     return ScorerSpec(name, ("reasoning",), 0.0, 1.0, "Sync-R1, eq. 30", summary)
 
@@ -46,7 +46,7 @@ def build(name: str, settings: TierSettings) -> Tier:
 
 class Tier:
     def __init__(self, name: str, encoder: Encoder, settings: TierSettings) -> None:
-        self.spec = spec(name)
+        self.spec = spec(name, settings)
         self._encoder, self._settings = encoder, settings
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

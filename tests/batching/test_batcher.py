@@ -222,14 +222,53 @@ async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
 async def test_the_deadline_keeps_what_is_done_and_never_runs_the_rest() -> None:
     gate = Gate()
     subject = batcher(gate, max_images=1)
-    call = asyncio.create_task(subject.score(numbered(0, 1, 2), timeout_s=0.05))
+    running = asyncio.create_task(subject.score(numbered(0)))
     await gate.running()
-    assert values(await call) == ["deadline_exceeded"] * 3
+    assert values(await subject.score(numbered(1, 2), timeout_s=0.05)) == ["deadline_exceeded"] * 2
     gate.open.set()
+    assert values(await running) == [0]
     assert values(await subject.score(numbered(3))) == [3]
     assert values(await subject.score(numbered(4), timeout_s=0.0)) == ["deadline_exceeded"]
     assert gate.batches == [[0], [3]]
     await subject.close()
+
+
+async def test_what_runs_at_the_deadline_is_waited_for_when_nothing_else_is_done() -> None:
+    gate = Gate()
+    subject = batcher(gate, max_images=2)
+    call = asyncio.create_task(subject.score(numbered(0, 1, 2), timeout_s=0.05))
+    await gate.running()
+    while subject.held == 3:
+        await asyncio.sleep(0.001)
+    assert not call.done()
+    assert subject.held == 2  # what waited is dropped at once
+    gate.open.set()
+    assert values(await call) == [0, 1, "deadline_exceeded"]
+    assert values(await subject.score(numbered(3))) == [3]
+    assert gate.batches == [[0, 1], [3]]
+    await subject.close()
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+async def test_a_call_that_waits_for_what_runs_past_its_deadline_ends_when_told(how: str) -> None:
+    gate = Gate()
+    subject = batcher(gate, max_images=1)
+    call = asyncio.create_task(subject.score(numbered(0, 1), timeout_s=0.01))
+    await gate.running()
+    while subject.held == 2:
+        await asyncio.sleep(0.001)
+    if how == "close":
+        await subject.close()
+        assert values(await call) == ["unavailable", "deadline_exceeded"]
+    else:
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+    gate.open.set()
+    if how == "cancel":
+        assert values(await subject.score(numbered(2))) == [2]
+        assert gate.batches == [[0], [2]]
+        await subject.close()
 
 
 async def test_partial_answers_survive_the_deadline() -> None:

@@ -8,6 +8,7 @@ import random
 import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
+from services.scorer_settings import BleuSettings
 from services.scorers.bleu import WEIGHTS, Bleu, bleu
 from synod.contracts import Reasoning, Score, ScoreFailure, ScoreItem
 
@@ -47,7 +48,7 @@ def test_by_hand(references: tuple[str, ...], reply: str, expected: float) -> No
 
 
 def test_true_segments_are_the_references() -> None:
-    scorer = Bleu("bleu")
+    scorer = Bleu("bleu", BleuSettings(kind="bleu"))
     segments = ("it is red", "it is blue", "it is small")
     right, none, short = scorer.score(
         [

@@ -19,6 +19,7 @@ from synod.contracts import Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 
 BLANK = np.zeros((4, 4, 3), np.uint8)
+SETTINGS = OcrSettings(kind="ocr")
 
 
 def defined(a: str, b: str) -> int:
@@ -90,7 +91,7 @@ class Told:
     ],
 )
 def test_the_score_by_hand(lines: list[str], expected: float) -> None:
-    (outcome,) = Ocr("ocr", Told(lines)).score([ScoreItem(image=BLANK, prompt='"Hello World"')])
+    (outcome,) = Ocr("ocr", Told(lines), SETTINGS).score([ScoreItem(image=BLANK, prompt='"Hello World"')])
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx(expected)
     assert outcome.detail["lines"] == lines
@@ -99,7 +100,7 @@ def test_the_score_by_hand(lines: list[str], expected: float) -> None:
 def test_a_prompt_that_quotes_nothing_fails_alone_and_unread() -> None:
     reader = Told(["cat"], ["dog"])
     prompts = ('"cat"', "a cat", '" "', '"dog"')
-    outcomes = Ocr("ocr", reader).score([ScoreItem(image=BLANK, prompt=prompt) for prompt in prompts])
+    outcomes = Ocr("ocr", reader, SETTINGS).score([ScoreItem(image=BLANK, prompt=prompt) for prompt in prompts])
     assert [one.value for one in outcomes if isinstance(one, Score)] == [1.0, 1.0]
     assert [type(one) for one in outcomes] == [Score, ScoreFailure, ScoreFailure, Score]
     assert isinstance(outcomes[1], ScoreFailure)
@@ -116,7 +117,7 @@ def written(text: str, blur: float = 0.0) -> Pixels:
 
 def test_the_engine_reads_drawn_words_and_no_photograph() -> None:
     pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
-    subject = build("ocr", OcrSettings(kind="ocr"))
+    subject = build("ocr", SETTINGS)
     images = (written("Reward 42"), written("Reward 47"), written("Reward 42", blur=14), data.cat()[:200, :300], BLANK)
     outcomes = subject.score([ScoreItem(image=image, prompt='a sign, "Reward 42"') for image in images])
     values = [one.value for one in outcomes if isinstance(one, Score)]
@@ -127,4 +128,4 @@ def test_without_the_package_the_error_names_the_install_line(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     rapid_ocr.load.cache_clear()
     with pytest.raises(SettingsError, match=r"needs the package rapidocr: pip install .*\[ocr\]"):
-        build("ocr", OcrSettings(kind="ocr"))
+        build("ocr", SETTINGS)

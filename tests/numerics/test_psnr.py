@@ -9,12 +9,13 @@ import pytest
 from skimage import data, filters
 from skimage.metrics import peak_signal_noise_ratio
 
+from services.scorer_settings import PsnrSettings
 from services.scorers.psnr import CAP_DB, Psnr
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 
 
 def psnr(image: Pixels, *references: Pixels) -> Outcome:
-    (outcome,) = Psnr("psnr").score([ScoreItem(image=image, references=references)])
+    (outcome,) = Psnr("psnr", PsnrSettings(kind="psnr")).score([ScoreItem(image=image, references=references)])
     return outcome
 
 

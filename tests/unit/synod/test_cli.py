@@ -203,5 +203,5 @@ def test_a_token_that_cannot_be_one_is_a_line_and_not_shown(
     monkeypatch.setenv("SYNOD_TOKEN", "not one word")
     assert cli.main(["scorers"]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("synod: SYNOD_TOKEN is no bearer token (12 characters)")
+    assert printed.err.startswith("synod: SYNOD_TOKEN holds no token or key (12 characters)")
     assert "not one word" not in printed.err

@@ -6,14 +6,13 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from functools import partial
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.exporter import Page, exposition
+from synod.exporter import Exporter
+from trainer.exporter import exposition
 
 STEPS = (
     {"step": 0, "reward_mean": 0.25, "threshold": 0.1, "keys": ["a"], "components": {"ber": 0.5}},
@@ -52,11 +51,15 @@ def test_before_the_first_step_there_is_nothing(tmp_path: Path) -> None:
 
 
 def test_it_answers_over_http(tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Page, written(tmp_path))) as server:
+    run = written(tmp_path)
+    with Exporter("127.0.0.1", 0, lambda: exposition(run).encode()) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
             assert samples(answer.read().decode())["reward_mean"] == 0.5
+            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+            assert answer.read() == b"ok\n"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{url}/", timeout=10)
         server.shutdown()

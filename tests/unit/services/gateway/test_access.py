@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.gateway import access, app
+from services.gateway import access, app, auth
 from services.gateway.auth import Gatekeeper
 from services.gateway.core import Gateway
+from services.settings import AuthSettings, CompatSettings
 from synod.codec import CODECS
 from synod.contracts import ScoreItem, ScoreRequest
 from synod.images import encode_png
@@ -62,6 +63,15 @@ def test_a_line_tells_of_the_request(gateway: Gateway, lines: Lines) -> None:
         "items": 2,
         "outcome": "ok",
     }
+
+
+def test_the_callers_of_other_servers_endpoints_are_named(gateway: Gateway, lines: Lines) -> None:
+    token = "trainer-token-0123456789"
+    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{token}"\n'})
+    with TestClient(app.build(gateway, gatekeeper, compat=CompatSettings(unirl=True))) as client:
+        assert client.get("/rewards", auth=("any", token)).status_code == 200
+        assert client.get("/rewards", auth=("any", "wrong")).status_code == 401
+    assert [(line["route"], line.get("caller")) for line in lines()] == [("/rewards", "run-7"), ("/rewards", None)]
 
 
 def test_what_is_refused_is_told_and_nothing_that_the_caller_made_up(gateway: Gateway, lines: Lines) -> None:

@@ -121,5 +121,5 @@ def test_a_source_that_cannot_be_used_is_told_without_its_secrets(text: str, tol
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"tokens_env SYNOD_TOKENS.*no such environment variable"):
         auth.load(SOURCE, {})
-    with pytest.raises(SettingsError, match=r"tokens_file .*gone"):
+    with pytest.raises(SettingsError, match=r"tokens_file .*gone: No such file or directory"):
         auth.load(AuthSettings.model_construct(tokens_file=str(tmp_path / "gone")))

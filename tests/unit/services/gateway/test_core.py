@@ -99,6 +99,14 @@ async def test_retries_end_with_the_deadline(gateway: Gateway, backend: Any) -> 
     assert 2 <= len(backend.calls) < 20
 
 
+async def test_what_the_first_try_found_survives_a_second_that_is_late(gateway: Gateway, backend: Any) -> None:
+    lost = ScoreFailure("replica_lost", "gone", retryable=True)
+    backend.plan["a"] = [lambda items: [Score(0.125), lost], 3600.0]
+    response = await gateway.score(ScoreRequest((item(51), item(102)), ("a",), timeout_ms=600))
+    assert backend.calls == [("a", (0, 1)), ("a", (1,))]
+    assert table(response.results) == [{"a": 0.125}, {"a": "replica_lost"}]
+
+
 async def test_the_deadline_keeps_the_others_and_cancels_the_work(gateway: Gateway, backend: Any) -> None:
     backend.plan["a"] = [3600.0]
     response = await gateway.score(ScoreRequest((item(51, "animal"),), ensemble="council", timeout_ms=100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -39,14 +40,20 @@ ENSEMBLES = {"council": EnsembleSettings(weights={"person": {"a": 0.5, "b": 0.5}
 
 @dataclass
 class Steered:
-    """A picture's first sample; the prompt 'poison' raises. Remembers what it measured, and counts its runs."""
+    """A picture's first sample; the prompt 'poison' raises. Remembers what it measured, counts its runs, and waits for
+    `device` in each."""
 
     spec: ScorerSpec
     measured: list[float] = field(default_factory=list)
     batches: int = 0
+    device: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.device.set()
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         self.batches += 1
+        assert self.device.wait(30)
         if any(item.prompt == "poison" for item in items):
             raise ValueError("poison")
         self.measured += [value(item) for item in items]
@@ -260,6 +267,62 @@ async def test_work_whose_deadline_passes_in_the_queue_never_reaches_the_backend
     await under_way
     assert plane.a.measured == [1, 2]
     assert idle(plane)
+
+
+async def late(plane: Plane, level: int, timeout_ms: int = 500) -> None:
+    """A request whose deadline passes."""
+    response = await plane.gateway.score(ScoreRequest((item(level),), ("a",), timeout_ms=timeout_ms))
+    failure = response.results[0].scores["a"]
+    assert isinstance(failure, ScoreFailure)
+    assert (failure.code, failure.retryable) == ("deadline_exceeded", True)
+
+
+async def test_what_is_on_the_device_at_the_deadline_is_kept_and_what_waits_is_dropped(plane: Plane) -> None:
+    """The second call waits in the batcher's queue, the third in the lane. All are answered while the device runs."""
+    plane.a.device.clear()
+    calls = [asyncio.create_task(late(plane, 1))]
+    await until(lambda: plane.a.batches)
+    calls += [asyncio.create_task(late(plane, n, 1000)) for n in (2, 3)]
+    await until(lambda: plane.gateway._means.admission.lane("a").waiting == 1)
+    await asyncio.gather(*calls)
+    lane = plane.gateway._means.admission.lane("a")
+    await until(lambda: (lane.running, lane.waiting, len(plane.store._leases)) == (1, 0, 1))
+    retry = plane.start(item(1))
+    await asyncio.sleep(0)
+    plane.a.device.set()
+    assert await retry == [1]
+    assert await plane.values(item(1)) == [1]
+    assert (plane.a.measured, plane.a.batches) == ([1], 1)
+    assert idle(plane)
+    assert not plane.gateway._means.under_way
+    assert await plane.values(item(2)) == [2]
+
+
+async def test_work_past_its_deadline_is_given_up_in_the_end(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "FINISH_S", 0.01)
+    plane.a.device.clear()
+    await late(plane, 1)
+    await until(lambda: idle(plane) and not plane.gateway._means.under_way)
+    plane.a.device.set()
+    assert await plane.values(item(1)) == [1]
+    assert plane.a.measured == [1, 1]
+
+
+async def test_work_past_its_deadline_ends_with_its_gateway(plane: Plane) -> None:
+    plane.a.device.clear()
+    await late(plane, 1)
+    assert len(plane.gateway._means.under_way) == 1
+    plane.gateway.close()
+    await until(lambda: idle(plane) and not plane.gateway._means.under_way)
+    plane.a.device.set()
+
+
+async def test_what_cannot_be_kept_ends_with_its_deadline(plane: Plane) -> None:
+    plane.store.keeps_scores = False
+    plane.a.device.clear()
+    await late(plane, 1)
+    await until(lambda: idle(plane) and not plane.gateway._means.under_way)
+    plane.a.device.set()
 
 
 async def test_a_full_lane_refuses_the_request_before_any_work_and_leaves_no_claim(plane: Plane) -> None:

@@ -320,7 +320,7 @@ def test_keys_come_from_a_file_or_the_environment(
         assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
     for place, told in (
         ({"key_file": str(tmp_path / "none")}, "No such file"),
-        ({"key_env": "NONE"}, "NONE holds no key"),
+        ({"key_env": "NONE"}, "key_env NONE: no such environment variable"),
     ):
         with pytest.raises(SettingsError, match=told):
             load(JudgeSettings.model_validate(about | place))

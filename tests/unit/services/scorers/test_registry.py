@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,14 @@ TREES = {
 def test_the_table_has_every_kind_of_the_settings() -> None:
     union = get_args(get_args(settings.ScorerSettings)[0])
     assert set(registry.KINDS) == {get_args(kind.model_fields["kind"].annotation)[0] for kind in union} == set(TREES)
+
+
+@pytest.mark.parametrize("module", registry.KINDS.values())
+def test_every_kind_is_described_and_built_from_a_name_and_its_settings(module: str) -> None:
+    found = importlib.import_module(module)
+    described, built = (inspect.signature(one).parameters for one in (found.spec, found.build))
+    assert list(described) == list(built) == ["name", "settings"]
+    assert described["settings"] == built["settings"]
 
 
 @pytest.mark.parametrize("kind", TREES)

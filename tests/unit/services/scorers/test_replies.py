@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from services.scorer_settings import ReflectionSettings
+from services.scorer_settings import FormatSettings, RecognitionSettings, ReflectionSettings
 from services.scorers.format import Format
 from services.scorers.recognition import Recognition
 from services.scorers.reflection import Reflection
 from synod.contracts import Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 from synod.scoring.recall import Recall, recall
 
-RECOGNITION = Recognition("recognition")
-FORMAT = Format("format")
+RECOGNITION = Recognition("recognition", RecognitionSettings(kind="recognition"))
+FORMAT = Format("format", FormatSettings(kind="format"))
 REFLECTION = Reflection("reflection", ReflectionSettings(kind="reflection"))
 
 

@@ -1,0 +1,46 @@
+"""Secrets, from an environment variable or a file. A message tells where one comes from, and never holds it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synod.errors import SettingsError
+
+_WORD = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A text, and in words where it was found."""
+
+    source: str
+    text: str = field(repr=False)
+
+    def word(self) -> str:
+        """The text without the space around it, as a header carries it. Raises SettingsError where it is no word."""
+        word = self.text.strip()
+        if not _WORD.fullmatch(word):
+            raise SettingsError(
+                f"{self.source} holds no token or key ({len(word)} characters); give printable ASCII without spaces"
+            )
+        return word
+
+
+def from_environment(setting: str, variable: str, environ: Mapping[str, str] = os.environ) -> Secret:
+    """What `variable` holds, which `setting` names. Raises SettingsError where it is not set."""
+    if variable not in environ:
+        raise SettingsError(f"{setting} {variable}: no such environment variable; set it where the program starts")
+    return Secret(f"{setting} {variable}", environ[variable])
+
+
+def from_file(setting: str, path: str) -> Secret:
+    """What the file holds, which `setting` names. Raises SettingsError where it cannot be read as UTF-8."""
+    try:
+        return Secret(f"{setting} {path}", Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise SettingsError(f"{setting} {path}: {why}; give a file that the program can read") from None
