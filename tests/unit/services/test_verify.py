@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,6 +100,77 @@ def test_a_mistake_in_the_pairs_is_named(light: Path, line: str, told: str) -> N
     with pytest.raises(SettingsError) as caught:
         verify.load(light / "pairs.jsonl")
     assert told in str(caught.value)
+
+
+def test_the_settings_name_the_pairs_and_the_option_comes_before_them(
+    light: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs(light, ("white", "grey", ["der"])).rename(light / "own.jsonl")
+    (light / "plane.toml").write_text(f'pairs = "./own.jsonl"\n{PLANE}')
+    assert main(["verify", str(light / "plane.toml")]) == 0
+    assert "white > grey" in capsys.readouterr().out
+    other = pairs(light, ("grey", "white", ["der"]))
+    assert main(["verify", str(light / "plane.toml"), "--pairs", str(other)]) == 1
+    assert "white > grey" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "told"),
+    [
+        (None, [], "error: no pairs: name a file by 'pairs' in the settings, or by --pairs; see deploy/pairs"),
+        (None, ["--pairs", "gone.jsonl"], "error: pairs gone.jsonl: No such file or directory"),
+        ("", ["--pairs", "pairs.jsonl"], "error: pairs pairs.jsonl: none there; docs/operations.md shows one"),
+        ('\n{"name": "a"}', ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:2: better: missing"),
+        ("[]", ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:1: "),
+        ("\xff", ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:1: "),
+    ],
+)
+def test_what_cannot_be_verified_is_one_line_and_status_one(
+    light: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str | None,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(light)
+    if written is not None:
+        Path("pairs.jsonl").write_bytes(written.encode("latin-1"))
+    assert main(["verify", "plane.toml", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(told)
+    assert printed.err.count("\n") == 1
+
+
+def test_help_and_settings_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "--help"])
+    assert ended.value.code == 0
+    assert "--pairs PAIRS" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["verify"])
+    assert ended.value.code == 2
+    assert "the following arguments are required: config" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "gone.toml")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """`synod verify` on a scorer that needs no weights; one relation of two is wrong."""
+    for name, level in (("flat", 0), ("noise", 255)):
+        picture = np.random.default_rng(0).integers(0, level + 1, (32, 32, 3), dtype=np.uint8)
+        (tmp_path / f"{name}.png").write_bytes(encode_png(picture))
+    (tmp_path / "plane.toml").write_text('[scorers.size]\nkind = "jpeg"\ndirection = "incompressibility"\n')
+    path = pairs(tmp_path, ("noise", "flat", ["jpeg"]), ("flat", "noise", ["size"]))
+    command = [sys.executable, "-m", "synod.cli", "verify", str(tmp_path / "plane.toml"), "--pairs", str(path)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
+    assert done.returncode == 1, done.stderr
+    _, first, second, last = done.stdout.splitlines()
+    assert first.split()[:4] == ["size", "noise", ">", "flat"]
+    assert (first.split()[-1], second.split()[-1]) == ("holds", "BROKEN")
+    assert last == "1 of 2 relations hold"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*.jsonl")), ids=lambda path: path.stem)

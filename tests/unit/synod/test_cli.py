@@ -168,7 +168,18 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
         cli._parser().parse_args(words[1:])
 
 
-def test_serve_becomes_the_planes_program(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "command", "passed"),
+    [
+        (["serve"], "up", []),
+        (["warm"], "warm", []),
+        (["verify"], "verify", []),
+        (["verify", "--pairs", "own.jsonl"], "verify", ["--pairs", "own.jsonl"]),
+    ],
+)
+def test_what_needs_the_models_becomes_the_planes_program(
+    arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The program is found beside the caller, and gets the settings' full path."""
     Path("services").mkdir()
     Path("services/__init__.py").touch()
@@ -182,11 +193,12 @@ def test_serve_becomes_the_planes_program(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(os, "execve", become)
     with pytest.raises(SystemExit):
-        cli.main(["serve", "x.toml"])
+        cli.main([*arguments, "x.toml"])
     [(program, argv, python_path)] = seen
-    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", "up", str(Path("x.toml").resolve())])
+    config = str(Path("x.toml").resolve())
+    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", command, config, *passed])
     assert python_path.split(os.pathsep)[0] == str(Path.cwd())
-    assert cli.main(["serve", "lost.toml"]) == 2
+    assert cli.main([*arguments, "lost.toml"]) == 2
 
 
 def test_a_real_process_ends_with_its_status() -> None:
