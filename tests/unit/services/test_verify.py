@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from services import settings, verify
 from services.__main__ import main
+from services.scorer_settings import ScorerSettings
 from services.scorers import registry
-from services.scorers.base import ScorerSpec
+from services.scorers.base import ScorerSpec, score_batch
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from synod.images import encode_png
+from tests.unit.services.scorers.test_registry import TREES
 
 ROOT = Path(__file__).parents[3]
 PLANE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
@@ -173,13 +176,68 @@ def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert last == "1 of 2 relations hold"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*.jsonl")), ids=lambda path: path.stem)
+SHIPPED = pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*.jsonl")), ids=lambda path: path.stem)
+
+
+@SHIPPED
 def test_the_shipped_pairs_load_and_ask_every_scorer_of_the_paper(path: Path) -> None:
     found = verify.load(path)
     assert {name for pair in found for name in pair.scorers} >= {"tier", "ber", "der", "fer", "geneval"}
     for pair in found:
         for item in (pair.better, pair.worse):
             assert item.image is None or item.pixels().shape[2] == 3
+
+
+class Content:
+    """Is content with all that reaches it."""
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        self.spec = spec
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [Score(0.0)] * len(items)
+
+
+@SHIPPED
+def test_the_shipped_pairs_give_each_scorer_what_it_needs(path: Path) -> None:
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    for pair in verify.load(path):
+        for kind in pair.scorers:
+            scorer = Content(registry.spec(kind, adapter.validate_json(TREES[kind])))
+            assert score_batch(scorer, (pair.better, pair.worse)) == [Score(0.0)] * 2, pair.name
+
+
+@SHIPPED
+def test_the_shipped_pairs_have_names_of_their_own_and_straight_paths(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    asked = [(line["name"], scorer) for line in lines for scorer in line["scorers"]]
+    assert len(asked) == len(set(asked))
+    items = [line[side] for line in lines for side in ("better", "worse")]
+    files = {file for item in items for file in (*item.get("references", ()), item.get("image")) if file}
+    assert [file for file in files if os.path.normpath(file) != file] == []
+    here = {file.name for file in path.parent.glob("*.jpg")}
+    assert path.stem != "photographs" or here == files, "every photograph that is shipped is asked about"
+
+
+@pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "sync_r1", "unirl_zero"])
+def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
+    loaded = settings.load(ROOT / f"deploy/configs/{name}.toml", {})
+    assert loaded.pairs is not None
+    shipped = verify.load(Path(loaded.pairs))
+    alone = [which for which, one in loaded.scorers.items() if not verify.pairs_for(which, one.kind, shipped)]
+    assert set(alone) <= {"jpeg", "format", "reflection"}, "those have no weights"
+
+
+async def test_the_relations_that_need_no_weights_of_ours_hold() -> None:
+    """PSNR has none, and OCR's are in its package."""
+    pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    shipped = verify.load(ROOT / "deploy/pairs/photographs.jsonl")
+    for kind in ("psnr", "ocr"):
+        mine = verify.pairs_for(kind, kind, shipped)
+        verdicts = await verify.judge(registry.build(kind, adapter.validate_json(TREES[kind])), mine)
+        assert verdicts
+        assert [one for one in verdicts if not one.holds] == []
 
 
 async def test_the_embedded_scorers_know_better_from_worse() -> None:
