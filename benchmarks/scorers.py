@@ -97,8 +97,7 @@ DIRECT: Final[dict[str, Direct]] = {"tier": _tier, "ber": _ber, "der": _der, "fe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every embedded scorer and write JSON. The exit status is 1 when an item failed."""
     options = _parser().parse_args(arguments)
-    batches: list[int] = options.batches or ([8] if options.quick else [1, 8, 32])
-    repeats: int = options.repeats or (5 if options.quick else 31)
+    batches, repeats = _plan(options)
     loaded = settings.load(CONFIG, {})
     raw = _items()
     began_s = time.perf_counter()
@@ -227,6 +226,11 @@ def _items() -> list[ScoreItem]:
         for i, fields in enumerate(json.loads(SAMPLES.read_text()))
     ]
     return [item for item in found if isinstance(item, ScoreItem)]
+
+
+def _plan(options: argparse.Namespace) -> tuple[list[int], int]:
+    """Batch sizes and repeats: those given, else those of a quick run or of a whole one."""
+    return options.batches or ([8] if options.quick else [1, 8, 32]), options.repeats or (5 if options.quick else 31)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,12 +64,27 @@ def test_an_item_that_fails_ends_it_with_1(tmp_path: Path, monkeypatch: pytest.M
     assert [(case["batch"], case["repeats"], case["failures"]) for case in report["cases"]] == [(2, 2, 3), (3, 2, 3)]
 
 
-def test_the_defaults_are_those_that_the_results_name() -> None:
+def test_the_defaults_are_what_the_shipped_results_were_measured_by() -> None:
     options = scorers._parser().parse_args([])
-    assert (options.ray, options.quick, options.scorers) == (True, False, None)
-    assert options.out == scorers.ROOT / "benchmarks/results/scorers_cpu.json"
+    assert options.ray
     cases = json.loads(options.out.read_text())["cases"]
-    assert {case["scorer"] for case in cases} == set(scorers.DIRECT)
+    batches, repeats = scorers._plan(options)
+    assert {(case["scorer"], case["batch"], case["repeats"]) for case in cases} == {
+        (name, batch, repeats) for name in scorers.DIRECT for batch in batches
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plan"),
+    [
+        (["--quick"], ([8], 5)),
+        (["--quick", "--repeats", "1"], ([8], 1)),
+        (["--quick", "--batches", "2", "4"], ([2, 4], 5)),
+        (["--repeats", "7"], ([1, 8, 32], 7)),
+    ],
+)
+def test_what_is_given_comes_before_what_quick_takes(arguments: list[str], plan: tuple[list[int], int]) -> None:
+    assert scorers._plan(scorers._parser().parse_args(arguments)) == plan
 
 
 def test_a_scorer_that_it_does_not_know_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

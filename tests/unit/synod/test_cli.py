@@ -157,6 +157,33 @@ def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "defaults"),
+    [
+        (
+            ["score", "a.png"],
+            {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False, "prompt": None, "source_prompt": None}
+            | {"scorers": [], "ensemble": None, "references": [], "out": None},
+        ),
+        (
+            ["replay", "a.jsonl"],
+            {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False, "scorers": [], "ensemble": None}
+            | {"tolerance": 0.0, "out": None},
+        ),
+        (["scorers"], {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False}),
+        (["verify", "a.toml"], {"pairs": None}),
+        (["warm", "a.toml"], {}),
+        (["serve", "a.toml"], {}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_not_given(arguments: list[str], defaults: dict[str, Any]) -> None:
+    """A default is part of the interface: scripts rest on it."""
+    options = vars(cli._parser().parse_args(arguments))
+    given = {"run", "inputs", "log", "config"}
+    assert {name: value for name, value in options.items() if name not in given} == defaults
+
+
 def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])
