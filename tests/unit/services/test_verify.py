@@ -219,6 +219,12 @@ def test_the_shipped_pairs_have_names_of_their_own_and_straight_paths(path: Path
     assert path.stem != "photographs" or here == files, "every photograph that is shipped is asked about"
 
 
+def test_the_photographs_ask_every_kind_that_has_weights() -> None:
+    asked = {kind for pair in verify.load(ROOT / "deploy/pairs/photographs.jsonl") for kind in pair.scorers}
+    of_replies, of_a_judge = {"bleu", "recognition", "format", "reflection"}, {"judge", "dense_validity", "quality"}
+    assert asked == set(registry.KINDS) - of_replies - of_a_judge - {"jpeg", "custom"}
+
+
 @pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "sync_r1", "unirl_zero"])
 def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
     loaded = settings.load(ROOT / f"deploy/configs/{name}.toml", {})
