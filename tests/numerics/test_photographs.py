@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facenet_pytorch import MTCNN
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pydantic import TypeAdapter
 from skimage import data
@@ -102,6 +103,8 @@ def test_the_astronauts_face_is_the_only_one(facenet: Scorer, photographs: Photo
     assert found[0].value == pytest.approx(1.0, abs=1e-5)
     assert found[0].value <= 1.0
     assert found[0].detail["box"] == pytest.approx([51, 24, 85, 68], abs=4)
+    theirs, _ = MTCNN().detect(Image.fromarray(astronaut))
+    assert found[0].detail["box"] == pytest.approx(theirs[0].tolist(), abs=0.01)
     assert [one.detail["box"] for one in found[1:]] == [None] * 7
     assert {one.value for one in found[1:]} == {0.0}
     (refused,) = score_batch(facenet, [ScoreItem(image=astronaut, references=(astronaut, photographs["cat"]))])
