@@ -47,11 +47,14 @@ CASES = [
     *((name, "drawn") for name in (*OF_WORDS, *OF_PICTURES)),
     *((name, "photographs") for name in OF_PICTURES),
 ]
-# Whose values follow a model's numbers, and do not jump where a detector's box moves by a pixel or a class wins.
-SMOOTH = (
-    *("tier", "ber", "ber_itm", "der", "fer_mtcnn", "clip_i", "clip_i_open", "clip_t", "clip_t_open"),
-    *("clip_direction", "pickscore", "hps", "aesthetic", "likelihood", "likelihood_llava"),
-)
+# Whose values follow a model's numbers, and do not jump where a detector's box moves by a pixel or a class wins. By how
+# much bfloat16 may move them, of what lies between the photographs' highest and lowest value.
+SMOOTH = {
+    **dict.fromkeys(("tier", "der", "fer_mtcnn", "clip_i", "clip_i_open", "clip_t", "clip_t_open"), 0.05),
+    **dict.fromkeys(("pickscore", "hps", "aesthetic", "likelihood", "likelihood_llava"), 0.05),
+    **dict.fromkeys(("ber", "ber_itm"), 0.25),  # under these weights all photographs lie within 0.04 and 0.006
+    "clip_direction": 0.25,  # a difference of two near features
+}
 FAILURES = {  # of items that a scorer cannot measure: no face, an edit that changes nothing, another size
     **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
     **dict.fromkeys(("clip_direction", "psnr"), "invalid_item"),
@@ -274,7 +277,7 @@ def test_bfloat16_moves_a_value_by_little_of_what_tells_items_apart(
     outcomes = zip(score_batch(scorer, items), score_batch(half, items), strict=True)
     pairs = [(a.value, b.value) for a, b in outcomes if isinstance(a, Score) and isinstance(b, Score)]
     whole = [a for a, _ in pairs]
-    assert 0 < max(abs(a - b) for a, b in pairs) <= 0.25 * (max(whole) - min(whole))
+    assert 0 < max(abs(a - b) for a, b in pairs) <= SMOOTH[case[0]] * (max(whole) - min(whole))
 
 
 def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
