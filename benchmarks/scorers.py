@@ -97,8 +97,7 @@ DIRECT: Final[dict[str, Direct]] = {"tier": _tier, "ber": _ber, "der": _der, "fe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every embedded scorer and write JSON. The exit status is 1 when an item failed."""
     options = _parser().parse_args(arguments)
-    if options.quick:
-        options.batches, options.repeats = [8], 5
+    batches, repeats = _plan(options)
     loaded = settings.load(CONFIG, {})
     raw = _items()
     began_s = time.perf_counter()
@@ -111,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The samples also show what a scorer cannot measure.
         places = [i for i, outcome in enumerate(run_batch(scorer, items)) if isinstance(outcome, Score)]
         usable[name] = [raw[i] for i in places]
-        cases += asyncio.run(_cases(name, scorer, [items[i] for i in places], options.batches, options.repeats))
-    through_ray = _through_ray(usable, max(options.batches), options.repeats) if options.ray else []
+        cases += asyncio.run(_cases(name, scorer, [items[i] for i in places], batches, repeats))
+    through_ray = _through_ray(usable, max(batches), repeats) if options.ray else []
     shares = {
         name: round(statistics.median(c["share_of_direct"] for c in cases if c["scorer"] == name), 3)
         for name in {case["scorer"]: None for case in cases}
@@ -229,13 +228,20 @@ def _items() -> list[ScoreItem]:
     return [item for item in found if isinstance(item, ScoreItem)]
 
 
+def _plan(options: argparse.Namespace) -> tuple[list[int], int]:
+    """Batch sizes and repeats: those given, else those of a quick run or of a whole one."""
+    return options.batches or ([8] if options.quick else [1, 8, 32]), options.repeats or (5 if options.quick else 31)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scorers", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--scorers", nargs="+", choices=tuple(DIRECT), help="these alone")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--batches", nargs="+", type=int, help="items a batch (default: 1 8 32)")
+    parser.add_argument("--repeats", type=int, help="turns a case (default: 31)")
     parser.add_argument("--no-ray", dest="ray", action="store_false", help="without a plane")
-    parser.add_argument("--quick", action="store_true", help="batches of 8 alone, five repeats")
+    parser.add_argument(
+        "--quick", action="store_true", help="batches of 8 alone, five repeats, where these are not given"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scorers_cpu.json")
     return parser
 

@@ -87,6 +87,36 @@ def pictures() -> Callable[..., list[Any]]:
     return make
 
 
+PHOTOGRAPHS = {  # name -> (its function in skimage.data, height, width); no two of one size, none square
+    "astronaut": ("astronaut", 200, 160),
+    "cat": ("cat", 120, 180),
+    "coffee": ("coffee", 128, 192),
+    "rocket": ("rocket", 64, 144),
+    "motorcycle": ("stereo_motorcycle", 112, 166),
+    "galaxies": ("hubble_deep_field", 156, 72),
+    "retina": ("retina", 90, 100),
+    "tissue": ("immunohistochemistry", 101, 77),
+}
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, Any]:
+    """Photographs by name, uint8 [H W 3]: read from scikit-image's wheel, cut to their shape in the middle, shrunk.
+
+    Read-only, as they are when they come off the wire. The astronaut's face, the only one, is about (x, y) = (68, 46).
+    """
+    from PIL import Image, ImageOps
+    from skimage import data
+
+    made = {}
+    for name, (function, height, width) in PHOTOGRAPHS.items():
+        found = getattr(data, function)()
+        picture = Image.fromarray(found[0] if isinstance(found, tuple) else found)
+        made[name] = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+        made[name].setflags(write=False)
+    return made
+
+
 def _tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

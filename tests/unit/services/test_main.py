@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.__main__ import main
+from services.__main__ import _parser, main
 
 TOML = """
 [server]
@@ -59,6 +59,26 @@ def test_bad_settings_are_one_clear_error(
     assert told.startswith("error: ")
     assert word in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "defaults"),
+    [
+        (["up", "a.toml"], {"port": None, "detach": False, "run_dir": Path("runs/plane")}),
+        (["down"], {"run_dir": Path("runs/plane")}),
+        (["status"], {"run_dir": Path("runs/plane")}),
+        (["golden", "a.toml", "b.json"], {"items": None}),
+        (["verify", "a.toml"], {"pairs": None}),
+        (["check", "a.toml"], {}),
+        (["warm", "a.toml"], {}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_not_given(arguments: list[str], defaults: dict[str, object]) -> None:
+    """A default is part of the interface: scripts rest on it, and the Makefile names the same directory."""
+    options = vars(_parser().parse_args(arguments))
+    assert {name: value for name, value in options.items() if name not in {"command", "config", "out"}} == defaults
+    assert "RUN_DIR ?= runs/plane" in (Path(__file__).parents[3] / "Makefile").read_text()
 
 
 def test_down_and_status_where_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

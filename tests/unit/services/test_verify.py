@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from services import settings, verify
 from services.__main__ import main
+from services.scorer_settings import ScorerSettings
 from services.scorers import registry
-from services.scorers.base import ScorerSpec
+from services.scorers.base import ScorerSpec, score_batch
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from synod.images import encode_png
+from tests.unit.services.scorers.test_registry import TREES
 
 ROOT = Path(__file__).parents[3]
 PLANE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
@@ -99,13 +105,145 @@ def test_a_mistake_in_the_pairs_is_named(light: Path, line: str, told: str) -> N
     assert told in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_settings_name_the_pairs_and_the_option_comes_before_them(
+    light: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs(light, ("white", "grey", ["der"])).rename(light / "own.jsonl")
+    (light / "plane.toml").write_text(f'pairs = "./own.jsonl"\n{PLANE}')
+    assert main(["verify", str(light / "plane.toml")]) == 0
+    assert "white > grey" in capsys.readouterr().out
+    other = pairs(light, ("grey", "white", ["der"]))
+    assert main(["verify", str(light / "plane.toml"), "--pairs", str(other)]) == 1
+    assert "white > grey" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "told"),
+    [
+        (None, [], "error: no pairs: name a file by 'pairs' in the settings, or by --pairs; see deploy/pairs"),
+        (None, ["--pairs", "gone.jsonl"], "error: pairs gone.jsonl: No such file or directory"),
+        ("", ["--pairs", "pairs.jsonl"], "error: pairs pairs.jsonl: none there; docs/operations.md shows one"),
+        ('\n{"name": "a"}', ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:2: better: missing"),
+        ("[]", ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:1: "),
+        ("\xff", ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:1: "),
+    ],
+)
+def test_what_cannot_be_verified_is_one_line_and_status_one(
+    light: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str | None,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(light)
+    if written is not None:
+        Path("pairs.jsonl").write_bytes(written.encode("latin-1"))
+    assert main(["verify", "plane.toml", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(told)
+    assert printed.err.count("\n") == 1
+
+
+def test_help_and_settings_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "--help"])
+    assert ended.value.code == 0
+    assert "--pairs PAIRS" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["verify"])
+    assert ended.value.code == 2
+    assert "the following arguments are required: config" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "gone.toml")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """`synod verify` on a scorer that needs no weights; one relation of two is wrong."""
+    for name, level in (("flat", 0), ("noise", 255)):
+        picture = np.random.default_rng(0).integers(0, level + 1, (32, 32, 3), dtype=np.uint8)
+        (tmp_path / f"{name}.png").write_bytes(encode_png(picture))
+    (tmp_path / "plane.toml").write_text('[scorers.size]\nkind = "jpeg"\ndirection = "incompressibility"\n')
+    path = pairs(tmp_path, ("noise", "flat", ["jpeg"]), ("flat", "noise", ["size"]))
+    command = [sys.executable, "-m", "synod.cli", "verify", str(tmp_path / "plane.toml"), "--pairs", str(path)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
+    assert done.returncode == 1, done.stderr
+    _, first, second, last = done.stdout.splitlines()
+    assert first.split()[:4] == ["size", "noise", ">", "flat"]
+    assert (first.split()[-1], second.split()[-1]) == ("holds", "BROKEN")
+    assert last == "1 of 2 relations hold"
+
+
+SHIPPED = pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*.jsonl")), ids=lambda path: path.stem)
+
+
+@SHIPPED
 def test_the_shipped_pairs_load_and_ask_every_scorer_of_the_paper(path: Path) -> None:
     found = verify.load(path)
     assert {name for pair in found for name in pair.scorers} >= {"tier", "ber", "der", "fer", "geneval"}
     for pair in found:
         for item in (pair.better, pair.worse):
             assert item.image is None or item.pixels().shape[2] == 3
+
+
+class Content:
+    """Is content with all that reaches it."""
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        self.spec = spec
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [Score(0.0)] * len(items)
+
+
+@SHIPPED
+def test_the_shipped_pairs_give_each_scorer_what_it_needs(path: Path) -> None:
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    for pair in verify.load(path):
+        for kind in pair.scorers:
+            scorer = Content(registry.spec(kind, adapter.validate_json(TREES[kind])))
+            assert score_batch(scorer, (pair.better, pair.worse)) == [Score(0.0)] * 2, pair.name
+
+
+@SHIPPED
+def test_the_shipped_pairs_have_names_of_their_own_and_straight_paths(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    asked = [(line["name"], scorer) for line in lines for scorer in line["scorers"]]
+    assert len(asked) == len(set(asked))
+    items = [line[side] for line in lines for side in ("better", "worse")]
+    files = {file for item in items for file in (*item.get("references", ()), item.get("image")) if file}
+    assert [file for file in files if os.path.normpath(file) != file] == []
+    here = {file.name for file in path.parent.glob("*.jpg")}
+    assert path.stem != "photographs" or here == files, "every photograph that is shipped is asked about"
+
+
+def test_the_photographs_ask_every_kind_that_has_weights() -> None:
+    asked = {kind for pair in verify.load(ROOT / "deploy/pairs/photographs.jsonl") for kind in pair.scorers}
+    of_replies, of_a_judge = {"bleu", "recognition", "format", "reflection"}, {"judge", "dense_validity", "quality"}
+    assert asked == set(registry.KINDS) - of_replies - of_a_judge - {"jpeg", "custom"}
+
+
+@pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "sync_r1", "unirl_zero"])
+def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
+    loaded = settings.load(ROOT / f"deploy/configs/{name}.toml", {})
+    assert loaded.pairs is not None
+    shipped = verify.load(Path(loaded.pairs))
+    alone = [which for which, one in loaded.scorers.items() if not verify.pairs_for(which, one.kind, shipped)]
+    assert set(alone) <= {"jpeg", "format", "reflection"}, "those have no weights"
+
+
+async def test_the_relations_that_need_no_weights_of_ours_hold() -> None:
+    """PSNR has none, and OCR's are in its package."""
+    pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    shipped = verify.load(ROOT / "deploy/pairs/photographs.jsonl")
+    for kind in ("psnr", "ocr"):
+        mine = verify.pairs_for(kind, kind, shipped)
+        verdicts = await verify.judge(registry.build(kind, adapter.validate_json(TREES[kind])), mine)
+        assert verdicts
+        assert [one for one in verdicts if not one.holds] == []
 
 
 async def test_the_embedded_scorers_know_better_from_worse() -> None:

@@ -157,6 +157,33 @@ def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "defaults"),
+    [
+        (
+            ["score", "a.png"],
+            {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False, "prompt": None, "source_prompt": None}
+            | {"scorers": [], "ensemble": None, "references": [], "out": None},
+        ),
+        (
+            ["replay", "a.jsonl"],
+            {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False, "scorers": [], "ensemble": None}
+            | {"tolerance": 0.0, "out": None},
+        ),
+        (["scorers"], {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False}),
+        (["verify", "a.toml"], {"pairs": None}),
+        (["warm", "a.toml"], {}),
+        (["serve", "a.toml"], {}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_not_given(arguments: list[str], defaults: dict[str, Any]) -> None:
+    """A default is part of the interface: scripts rest on it."""
+    options = vars(cli._parser().parse_args(arguments))
+    given = {"run", "inputs", "log", "config"}
+    assert {name: value for name, value in options.items() if name not in given} == defaults
+
+
 def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])
@@ -168,7 +195,18 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
         cli._parser().parse_args(words[1:])
 
 
-def test_serve_becomes_the_planes_program(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "command", "passed"),
+    [
+        (["serve"], "up", []),
+        (["warm"], "warm", []),
+        (["verify"], "verify", []),
+        (["verify", "--pairs", "own.jsonl"], "verify", ["--pairs", "own.jsonl"]),
+    ],
+)
+def test_what_needs_the_models_becomes_the_planes_program(
+    arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The program is found beside the caller, and gets the settings' full path."""
     Path("services").mkdir()
     Path("services/__init__.py").touch()
@@ -182,11 +220,12 @@ def test_serve_becomes_the_planes_program(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(os, "execve", become)
     with pytest.raises(SystemExit):
-        cli.main(["serve", "x.toml"])
+        cli.main([*arguments, "x.toml"])
     [(program, argv, python_path)] = seen
-    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", "up", str(Path("x.toml").resolve())])
+    config = str(Path("x.toml").resolve())
+    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", command, config, *passed])
     assert python_path.split(os.pathsep)[0] == str(Path.cwd())
-    assert cli.main(["serve", "lost.toml"]) == 2
+    assert cli.main([*arguments, "lost.toml"]) == 2
 
 
 def test_a_real_process_ends_with_its_status() -> None:

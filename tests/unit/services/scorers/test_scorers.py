@@ -127,6 +127,24 @@ def test_fer_embeds_the_widened_face_and_shared_references_once() -> None:
     assert model.batches == [5]
 
 
+class ByGrey:
+    """Embeds a flat picture as its grey level, in one dimension: the distance of two is the difference of levels."""
+
+    def embed(self, images: Sequence[Pixels]) -> np.ndarray:
+        return np.array([[float(image.flat[0])] for image in images], np.float32) / 100
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("mean", (0.5 - 0.2 - 1.0) / 3), ("max", 0.5)])
+def test_fer_by_distance_is_at_least_minus_one_for_each_reference(mode: str, expected: float) -> None:
+    tree = {"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "dlib"}, "references": mode}
+    scorer = Fer("fer", CornerFace(), ByGrey(), FerSettings.model_validate(tree))
+    item = ScoreItem(image=flat(10), references=(flat(60), flat(130), flat(250)))  # 0.5, 1.2 and 2.4 away
+    (outcome,) = scorer.score([item])
+    assert isinstance(outcome, Score)
+    assert outcome.detail["distances"] == pytest.approx([0.5, 1.2, 2.4])
+    assert outcome.value == pytest.approx(expected)
+
+
 class Drawn:
     """'Detects' one object per grey level above 0: level 200 is a cat, 100 a dog."""
 
@@ -147,13 +165,15 @@ class Drawn:
 
 
 class Colors(ColorClassifier):
-    """Everything of a class is red; remembers each call."""
+    """Everything of a class is red; remembers each call, and what it saw in the last."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
+        self.crops: list[Pixels] = []
 
     def classify(self, crops: Sequence[Pixels], class_names: Sequence[str]) -> list[str]:
         self.calls.append(list(class_names))
+        self.crops = list(crops)
         return ["red"] * len(crops)
 
 
@@ -180,6 +200,7 @@ def test_geneval_classifies_what_is_asked_in_one_call_and_tells_all_verdicts() -
     ]
     first, second, third = geneval("official", colors).score(items)
     assert colors.calls == [["cat", "cat", "dog"]]
+    assert [(crop.shape, set(crop.flat)) for crop in colors.crops] == [((10, 10, 3), {n}) for n in (200, 200, 100)]
     assert isinstance(first, Score)
     assert isinstance(second, Score)
     assert isinstance(third, Score)

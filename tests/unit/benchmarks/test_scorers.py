@@ -1,0 +1,94 @@
+"""The bench of scorers in this process: what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import scorers
+from services.scorers import registry
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+
+
+def run(out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    status = scorers.main([*arguments, "--no-ray", "--out", str(out)])
+    return status, json.loads(out.read_text())
+
+
+def test_a_quick_run_measures_both_sides_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, report = run(tmp_path / "new" / "it.json", "--quick", "--scorers", "der", "--repeats", "1")
+    assert status == 0
+    assert set(report) == {"command", "hardware", "summary", "cases", "through_ray"}
+    assert {"cpu", "cores", "torch"} <= set(report["hardware"])
+    (case,) = report["cases"]
+    assert {name: case.pop(name) for name in ("scorer", "batch", "repeats", "failures")} == {
+        "scorer": "der",
+        "batch": 8,
+        "repeats": 1,
+        "failures": 0,
+    }
+    assert set(case) == {"direct_items_per_s", "batched_items_per_s", "share_of_direct"}
+    assert all(value > 0 for value in case.values())
+    assert case["share_of_direct"] == pytest.approx(case["batched_items_per_s"] / case["direct_items_per_s"])
+    summary = report["summary"]
+    assert summary["share_of_direct"] == {"der": pytest.approx(case["share_of_direct"], abs=1e-3)}
+    assert (summary["goal"], summary["decode_ms"] > 0, report["through_ray"]) == (0.9, True, [])
+    assert capsys.readouterr().out.startswith("der ")
+
+
+class Tiring:
+    """Scores the first call, by which the bench learns what can be measured, and no other."""
+
+    spec = ScorerSpec("der", ("image",), 0.0, 1.0, "a test", "a test")
+    calls = 0
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self.calls += 1
+        if self.calls == 1:
+            return [Score(0.5)] * len(items)
+        return [Score(0.5)] * (len(items) - 1) + [ScoreFailure("scorer_failed", "tired")]
+
+    def _embed(self, pictures: Sequence[Any]) -> None: ...
+
+
+def test_an_item_that_fails_ends_it_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "build", lambda name, settings: Tiring())
+    arguments = ("--scorers", "der", "--batches", "2", "3", "--repeats", "2")
+    status, report = run(tmp_path / "it.json", *arguments)
+    assert status == 1
+    assert [(case["batch"], case["repeats"], case["failures"]) for case in report["cases"]] == [(2, 2, 3), (3, 2, 3)]
+
+
+def test_the_defaults_are_what_the_shipped_results_were_measured_by() -> None:
+    options = scorers._parser().parse_args([])
+    assert options.ray
+    cases = json.loads(options.out.read_text())["cases"]
+    batches, repeats = scorers._plan(options)
+    assert {(case["scorer"], case["batch"], case["repeats"]) for case in cases} == {
+        (name, batch, repeats) for name in scorers.DIRECT for batch in batches
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plan"),
+    [
+        (["--quick"], ([8], 5)),
+        (["--quick", "--repeats", "1"], ([8], 1)),
+        (["--quick", "--batches", "2", "4"], ([2, 4], 5)),
+        (["--repeats", "7"], ([1, 8, 32], 7)),
+    ],
+)
+def test_what_is_given_comes_before_what_quick_takes(arguments: list[str], plan: tuple[list[int], int]) -> None:
+    assert scorers._plan(scorers._parser().parse_args(arguments)) == plan
+
+
+def test_a_scorer_that_it_does_not_know_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        scorers.main(["--scorers", "tire"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'tire'" in capsys.readouterr().err
