@@ -92,3 +92,18 @@ def test_a_scorer_that_it_does_not_know_is_wrong_usage(capsys: pytest.CaptureFix
         scorers.main(["--scorers", "tire"])
     assert ended.value.code == 2
     assert "invalid choice: 'tire'" in capsys.readouterr().err
+
+
+def test_the_documents_figures_are_those_measured() -> None:
+    report = json.loads((scorers.ROOT / "benchmarks/results/scorers_cpu.json").read_text())
+    plane = {case["scorer"]: case["items_per_s"] for case in report["through_ray"]}
+    rows = [
+        f"| {name} | {case['direct_items_per_s']:.0f} | {case['batched_items_per_s']:.0f} | {plane[name]:.0f} "
+        f"| {report['summary']['share_of_direct'][name]:.2f} |"
+        for case in report["cases"]
+        if case["batch"] == 32 and (name := case["scorer"])
+    ]
+    text = (scorers.ROOT / "docs/scorers.md").read_text()
+    assert len(rows) == 5
+    assert "\n".join(rows) in text
+    assert f"scorers, in {report['summary']['decode_ms']:.2f} ms" in text
