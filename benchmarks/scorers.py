@@ -113,8 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases += asyncio.run(_cases(name, scorer, [items[i] for i in places], batches, repeats))
     through_ray = _through_ray(usable, max(batches), repeats) if options.ray else []
     shares = {
-        name: round(statistics.median(c["share_of_direct"] for c in cases if c["scorer"] == name), 3)
-        for name in {case["scorer"]: None for case in cases}
+        name: round(statistics.median(c["share_of_direct"] for c in cases if c["scorer"] == name), 3) for name in usable
     }
     report = {
         "command": command(),

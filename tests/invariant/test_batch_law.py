@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from pydantic import TypeAdapter
 from skimage import data
 
 from services.models import mask2former
-from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import (
@@ -34,6 +32,7 @@ from synod.contracts import (
     ScoreFailure,
     ScoreItem,
 )
+from tests.building import build
 from tests.judges import judging
 
 OF_PICTURES = (
@@ -125,13 +124,8 @@ def scorers(trees: dict[str, dict[str, Any]]) -> Iterator[dict[str, Scorer]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask2former, "SHORT_SIDE", 128)  # the law does not depend on the size, the minutes do
         patch.setattr(mask2former, "LONG_SIDE", 192)
-        yield {name: build(name, tree) for name, tree in trees.items()}
+        yield {name: build(name, **tree) for name, tree in trees.items()}
     torch.set_num_threads(threads)
-
-
-def build(name: str, tree: dict[str, Any]) -> Scorer:
-    settings: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return registry.build(name, settings.validate_python(tree))
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -273,7 +267,7 @@ def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreIte
 def test_bfloat16_moves_a_value_by_little_of_what_tells_items_apart(
     case: tuple[str, str], scorer: Scorer, items: list[ScoreItem], trees: dict[str, dict[str, Any]]
 ) -> None:
-    half = build(case[0], {**trees[case[0]], "serving": {"device": "cpu", "dtype": "bfloat16"}})
+    half = build(case[0], **{**trees[case[0]], "serving": {"device": "cpu", "dtype": "bfloat16"}})
     outcomes = zip(score_batch(scorer, items), score_batch(half, items), strict=True)
     pairs = [(a.value, b.value) for a, b in outcomes if isinstance(a, Score) and isinstance(b, Score)]
     whole = [a for a, _ in pairs]

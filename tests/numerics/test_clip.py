@@ -10,14 +10,12 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from skimage import data, filters
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from services.scorer_settings import ScorerSettings
-from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import Concept, Pixels, Score, ScoreFailure, ScoreItem
+from tests.building import build
 
 Pictures = Callable[..., list[Any]]
 FAMILIES = ("transformers", "open_clip")
@@ -26,9 +24,7 @@ LONG = "a red cat and a blue dog " * 6
 
 def scorer(tiny_models: Any, kind: str, family: str, **settings: Any) -> Scorer:
     folder = {"transformers": tiny_models.clip, "open_clip": tiny_models.open_clip}[family]
-    tree = {"kind": kind, "model": {"family": family, "model": folder}, **settings}
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return registry.build(kind, adapter.validate_python(tree))
+    return build(kind, kind=kind, model={"family": family, "model": folder}, **settings)
 
 
 def embeddings(tiny_models: Any, family: str, image: Pixels, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,8 @@ import torch
 from torchmetrics.functional.multimodal import clip_image_quality_assessment, clip_score
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
-from services.scorer_settings import ClipISettings, ClipTSettings
-from services.scorers import clip_i, clip_t
 from synod.contracts import Pixels, Score, ScoreItem
+from tests.building import build
 
 CAPTIONS = (
     "a red cat",
@@ -67,10 +66,7 @@ def tensor(picture: Pixels) -> torch.Tensor:
 
 def cosines(tiny_models: Any, items: list[ScoreItem], kind: str = "clip_t") -> list[float]:
     model = {"family": "transformers", "model": tiny_models.clip}
-    if kind == "clip_t":
-        outcomes = clip_t.build(kind, ClipTSettings.model_validate({"kind": kind, "model": model})).score(items)
-    else:
-        outcomes = clip_i.build(kind, ClipISettings.model_validate({"kind": kind, "model": model})).score(items)
+    outcomes = build(kind, kind=kind, model=model).score(items)
     assert all(isinstance(outcome, Score) for outcome in outcomes)
     return [outcome.value for outcome in outcomes if isinstance(outcome, Score)]
 

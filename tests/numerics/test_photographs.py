@@ -9,21 +9,14 @@ import numpy as np
 import pytest
 from facenet_pytorch import MTCNN
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from pydantic import TypeAdapter
 from skimage import data
 
-from services.scorer_settings import ScorerSettings
-from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import Pixels, Score, ScoreFailure, ScoreItem
+from tests.building import build
 
 Photographs = dict[str, Pixels]
 NAMES = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "galaxies", "retina", "tissue")
-
-
-def build(**tree: Any) -> Scorer:
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return registry.build("it", adapter.validate_python(tree))
 
 
 def scored(subject: Scorer, *items: ScoreItem) -> list[Score]:

@@ -12,24 +12,17 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from skimage import data
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from services.scorer_settings import ScorerSettings
-from services.scorers import registry
 from services.scorers.base import Scorer
 from synod.contracts import Score, ScoreItem
 from synod.errors import SettingsError
+from tests.building import build
 
 Pictures = Callable[..., list[Any]]
 TEXTS = ("a red cat", "two birds on grass", "dog", "a red cat and a blue dog " * 6)
-
-
-def scorer(**tree: Any) -> Scorer:
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return registry.build("it", adapter.validate_python(tree))
 
 
 def values(subject: Scorer, items: list[ScoreItem]) -> list[float]:
@@ -65,7 +58,7 @@ def rescaled(source: str, target: Path, logit_scale: float) -> str:
 
 def test_pickscore_is_the_models_logit_over_26(tiny_models: Any, items: list[ScoreItem]) -> None:
     expected = [logits(tiny_models.clip, item) / 26 for item in items]
-    assert values(scorer(kind="pickscore", model=tiny_models.clip), items) == pytest.approx(expected, abs=1e-5)
+    assert values(build(kind="pickscore", model=tiny_models.clip), items) == pytest.approx(expected, abs=1e-5)
     assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
 
 
@@ -78,19 +71,19 @@ def test_pickscore_takes_the_processor_from_elsewhere(tiny_models: Any, items: l
             file.unlink()
     (prepared / "model.safetensors").unlink()
     with pytest.raises((OSError, ValueError)):
-        scorer(kind="pickscore", model=str(bare))
-    whole = values(scorer(kind="pickscore", model=tiny_models.clip), items)
-    parted = values(scorer(kind="pickscore", model=str(bare), processor=str(prepared)), items)
+        build(kind="pickscore", model=str(bare))
+    whole = values(build(kind="pickscore", model=tiny_models.clip), items)
+    parted = values(build(kind="pickscore", model=str(bare), processor=str(prepared)), items)
     assert parted == pytest.approx(whole, abs=1e-6)
 
 
 def test_pickscores_scale_is_clips(tiny_models: Any, items: list[ScoreItem], tmp_path: Path) -> None:
-    most = scorer(kind="pickscore", model=rescaled(tiny_models.clip, tmp_path / "most", float(np.log(100))))
-    whole = values(scorer(kind="pickscore", model=tiny_models.clip), items)
+    most = build(kind="pickscore", model=rescaled(tiny_models.clip, tmp_path / "most", float(np.log(100))))
+    whole = values(build(kind="pickscore", model=tiny_models.clip), items)
     scale = float(load_file(f"{tiny_models.clip}/model.safetensors")["logit_scale"].exp())
     assert values(most, items) == pytest.approx([value * 100 / scale for value in whole], abs=1e-4)
     with pytest.raises(SettingsError, match=r"exp\(logit_scale\) is 148\.413; a CLIP has at most 100"):
-        scorer(kind="pickscore", model=rescaled(tiny_models.clip, tmp_path / "more", 5.0))
+        build(kind="pickscore", model=rescaled(tiny_models.clip, tmp_path / "more", 5.0))
 
 
 @pytest.mark.parametrize("prefixless", [False, True])
@@ -111,9 +104,9 @@ def test_hps_is_the_cosine_under_the_files_weights(
         with torch.no_grad():
             image, text, _ = model.eval()(prepare(Image.fromarray(item.pixels()))[None], tokenizer([item.prompt]))
         expected.append(float(torch.nn.functional.cosine_similarity(image, text)))
-    subject = scorer(kind="hps", architecture=tiny_models.open_clip, weights=file)
+    subject = build(kind="hps", architecture=tiny_models.open_clip, weights=file)
     assert values(subject, items) == pytest.approx(expected, abs=1e-5)
-    plain = scorer(kind="clip_t", model={"family": "open_clip", "model": tiny_models.open_clip})
+    plain = build(kind="clip_t", model={"family": "open_clip", "model": tiny_models.open_clip})
     assert values(plain, items) != pytest.approx(expected, abs=1e-3), "the file's weights, not the directory's"
 
 
@@ -127,9 +120,9 @@ def test_hps_weights_of_another_model_are_refused(tiny_models: Any, tmp_path: Pa
         ("wide.pt", "mismatched text_projection"),
     ):
         with pytest.raises(SettingsError, match=f"{name}.*another model: {told}"):
-            scorer(kind="hps", architecture=tiny_models.open_clip, weights=str(tmp_path / name))
+            build(kind="hps", architecture=tiny_models.open_clip, weights=str(tmp_path / name))
     with pytest.raises(SettingsError, match="xswu/HPSv2: no such weights file"):
-        scorer(kind="hps", architecture=tiny_models.open_clip, weights="xswu/HPSv2")
+        build(kind="hps", architecture=tiny_models.open_clip, weights="xswu/HPSv2")
 
 
 class Public(torch.nn.Module):
@@ -156,7 +149,7 @@ def test_the_aesthetic_score_is_the_public_predictors(tiny_models: Any, items: l
             row = model.visual_projection(model.vision_model(pixels).pooler_output)
             expected.append(float(predictor.layers(row / row.norm(dim=-1, keepdim=True))))
     model_table = {"family": "transformers", "model": tiny_models.clip}
-    subject = scorer(kind="aesthetic", model=model_table, weights=tiny_models.aesthetic)
+    subject = build(kind="aesthetic", model=model_table, weights=tiny_models.aesthetic)
     assert values(subject, items) == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
     assert all(0 < value < 10 for value in expected)
@@ -173,7 +166,7 @@ def test_a_rating_beyond_the_range_counts_as_its_end(
 ) -> None:
     weights = changed(tiny_models.aesthetic, tmp_path / "far.pth", **{"layers.7.bias": torch.tensor([bias])})
     model = {"family": "transformers", "model": tiny_models.clip}
-    (outcome,) = scorer(kind="aesthetic", model=model, weights=weights).score(items[:1])
+    (outcome,) = build(kind="aesthetic", model=model, weights=weights).score(items[:1])
     assert isinstance(outcome, Score)
     assert outcome.value == end
     assert outcome.detail["rating"] == pytest.approx(bias, abs=50)
@@ -194,6 +187,6 @@ def test_a_predictor_of_another_form_is_refused(tiny_models: Any, tmp_path: Path
         ("wide.pth", "reads 768, the CLIP model gives 16 numbers"),
     ):
         with pytest.raises(SettingsError, match=f"{name}.*{told}"):
-            scorer(kind="aesthetic", model=model, weights=str(tmp_path / name))
+            build(kind="aesthetic", model=model, weights=str(tmp_path / name))
     with pytest.raises(SettingsError, match=r"gone\.pth: no such weights file"):
-        scorer(kind="aesthetic", model=model, weights="gone.pth")
+        build(kind="aesthetic", model=model, weights="gone.pth")
