@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from services.cluster.local import environment
 from tests import tiny_vlm
 
 os.environ.update(environment())
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `nohup make test &` starts us, and every child inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXT = """a photo of red orange yellow green blue purple pink brown black white colored object cat dog person bird
 wearing hat has the left right above below two three sits on grass and scarf with - < > . , '"""

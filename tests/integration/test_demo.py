@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from services.cluster.processes import users_of
 
 ROOT = Path(__file__).parents[2]
+ONLY_IN_FULL = pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
 
 
 def start(out: Path) -> subprocess.Popen[str]:
@@ -69,8 +71,11 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "moment",
-    ["session_latest", "session_latest/logs/serve/replica_*", "train/settings.json"],
-    ids=["head", "models", "training"],
+    [
+        pytest.param("session_latest", id="head", marks=ONLY_IN_FULL),
+        pytest.param("session_latest/logs/serve/replica_*", id="models"),
+        pytest.param("train/settings.json", id="training", marks=ONLY_IN_FULL),
+    ],
 )
 def test_ctrl_c_leaves_no_process(tmp_path: Path, moment: str) -> None:
     """At three moments: while Ray's head comes up, while the replicas load, and while the policy trains."""

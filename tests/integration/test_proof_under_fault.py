@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 from benchmarks.faults.__main__ import CASES, FUZZ
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="minutes: make test-full"),
+]
 
 
 def faults(out: Path, *only: str) -> dict[str, Any]:
