@@ -36,7 +36,7 @@ format: setup ## Rewrite the sources in the project's format
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
 
 proto: setup ## Generate synod/v1 from protos/synod/v1/reward.proto
-	@$(PYTHON) -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. synod/v1/reward.proto
+	@$(PYTHON) protos/generate.py .
 
 up: setup ## Start the plane in the background (HTTP on 127.0.0.1:8000; CONFIG=... picks another TOML)
 	@$(PYTHON) -m services up $(CONFIG) --detach --run-dir $(RUN_DIR)

@@ -1,10 +1,12 @@
-"""PURE: named outcomes + weights + what a missing one means -> one reward. Sync-R1 (eq. 34).
+"""PURE: named outcomes + weights + what a missing one means -> one reward.
 
-    reward = sum over components k of w_k * max(0, value_k)
+    reward = sum over components k of w_k * value_k
 
-w_k are picked by the item's concept kind: (TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for animals and objects and
-(0.4, 0.2, 0.2, 0.2) for people. They are not rescaled: with values <= 1 the reward lies in [0, sum of w]. The paper
-does not say what an unmeasured component does; here the reward fails too, or its weight is spread (`Missing`).
+The weights are not rescaled. Sync-R1's reward (eq. 34) differs in two ways, which an ensemble may ask for: its weights
+depend on the item's concept kind ((TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for animals and objects, (0.4, 0.2, 0.2,
+0.2) for people), and each value is clipped at zero, max(0, value_k), so that with values <= 1 the reward lies in
+[0, sum of w]. The paper does not say what an unmeasured component does; here the reward fails too, or its weight is
+spread (`Missing`).
 """
 
 from __future__ import annotations
@@ -21,19 +23,24 @@ Weights = Mapping[str, float]
 
 
 def weights_for(
-    ensemble: str, by_kind: Mapping[ConceptKind, Weights], concept: Concept | None
+    ensemble: str, weights: Weights | None, by_kind: Mapping[ConceptKind, Weights], concept: Concept | None
 ) -> Weights | ScoreFailure:
-    """The weights `ensemble` gives an item; a MissingInput failure when its concept's kind is absent or unweighted."""
-    if concept is None:
-        return ScoreFailure.of(
-            MissingInput(f"ensemble '{ensemble}' needs the item's 'concept' with its kind, or give 'weights'")
+    """Return the weights that `ensemble` gives an item: those of its concept's kind if there are any, else `weights`.
+
+    An ensemble without `weights` gives a MissingInput failure for an item without a concept of a kind in `by_kind`.
+    """
+    if concept is not None and concept.kind in by_kind:
+        return by_kind[concept.kind]
+    if weights is not None:
+        return weights
+    known = ", ".join(sorted(by_kind))
+    found = "the item has no 'concept'" if concept is None else f"the item's concept is of kind '{concept.kind}'"
+    return ScoreFailure.of(
+        MissingInput(
+            f"{found}; ensemble '{ensemble}' has weights for the concept kinds {known} only: give the item a "
+            "'concept' with one of them, or give 'weights' in the request"
         )
-    if concept.kind not in by_kind:
-        known = ", ".join(sorted(by_kind))
-        return ScoreFailure.of(
-            MissingInput(f"ensemble '{ensemble}' weighs the kinds {known}; the concept's is '{concept.kind}'")
-        )
-    return by_kind[concept.kind]
+    )
 
 
 def required(weights: Weights) -> tuple[str, ...]:
@@ -41,12 +48,15 @@ def required(weights: Weights) -> tuple[str, ...]:
     return tuple(name for name, weight in weights.items() if weight > 0)
 
 
-def combine(scores: Mapping[str, Outcome], weights: Weights, missing: Missing = "fail") -> Outcome:
-    """Eq. 34 for one item. `weights` are finite and >= 0; a component weighted 0 is neither required nor read.
+def combine(
+    scores: Mapping[str, Outcome], weights: Weights, missing: Missing = "fail", *, clip_at_zero: bool = False
+) -> Outcome:
+    """Return one item's reward. `weights` are finite and >= 0; a component weighted 0 is neither required nor read.
 
-    A required component that failed or is absent: under 'fail' the reward is a failure (retryable only if every such
-    component is); under 'renormalise' the measured components' weights are scaled to the same total, and the reward is
-    a failure only when none was measured. `detail` holds per component its value, weight and contribution.
+    `clip_at_zero` counts a negative value as 0 (eq. 34); without it, a negative value lowers the reward. A required
+    component that failed or is absent: under 'fail' the reward is a failure (retryable only if every such component
+    is); under 'renormalise' the measured components' weights are scaled to the same total, and the reward is a
+    failure only when none was measured. `detail` holds per component its value, weight and contribution.
     """
     names = required(weights)
     if not names:
@@ -56,10 +66,11 @@ def combine(scores: Mapping[str, Outcome], weights: Weights, missing: Missing = 
     if lost and (missing == "fail" or not measured):
         return _failed(scores, weights, lost)
     scale = sum(weights[n] for n in names) / sum(weights[n] for n in measured) if lost else 1.0
-    components = {
-        name: {"value": value, "weight": weights[name] * scale, "contribution": weights[name] * scale * max(0.0, value)}
-        for name, value in measured.items()
-    }
+    components = {}
+    for name, value in measured.items():
+        weight = weights[name] * scale
+        contribution = weight * (max(0.0, value) if clip_at_zero else value)
+        components[name] = {"value": value, "weight": weight, "contribution": contribution}
     reward = sum(component["contribution"] for component in components.values())
     if not math.isfinite(reward):  # huge finite weights can still overflow
         return ScoreFailure.of(NonFinite(f"the reward of {', '.join(measured)} is {reward}; give smaller weights"))

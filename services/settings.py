@@ -150,24 +150,45 @@ class ClusterSettings(Node):
 
 
 class EnsembleSettings(Node):
-    """Weights per concept kind over scorer names, applied to max(0, value); they are not rescaled to sum 1.
+    """Weights over scorer names: the reward is their weighted sum. They are not rescaled to sum 1.
 
+    `weights` are for any item; `by_kind` holds those that replace them for items with a concept of that kind. An
+    ensemble has one of the two or both. `clip_at_zero` counts a negative value as 0, as Sync-R1 does (eq. 34).
     `missing`: what a failed component with weight > 0 does to the reward. `fail` (default) makes the reward a failure,
     `renormalise` spreads its weight over the components that were measured.
     """
 
-    weights: Mapping[ConceptKind, Mapping[str, FiniteWeight]]
+    weights: Mapping[str, FiniteWeight] | None = None
+    by_kind: Mapping[ConceptKind, Mapping[str, FiniteWeight]] = {}
+    clip_at_zero: bool = False
     missing: Literal["fail", "renormalise"] = "fail"
 
-    @field_validator("weights")
+    @property
+    def tables(self) -> dict[str, Mapping[str, float]]:
+        """Every table of weights, by its name in the settings."""
+        flat = {} if self.weights is None else {"weights": self.weights}
+        return flat | {f"by_kind.{kind}": weights for kind, weights in self.by_kind.items()}
+
+    @field_validator("weights", mode="before")
     @classmethod
-    def _something_counts(
-        cls, weights: Mapping[ConceptKind, Mapping[str, float]]
-    ) -> Mapping[ConceptKind, Mapping[str, float]]:
-        empty = sorted(kind for kind, by_scorer in weights.items() if not any(by_scorer.values()))
-        if empty:
-            raise ValueError(f"no weight above 0 for {', '.join(empty)}: weigh at least one scorer")
+    def _kinds_have_their_own_table(cls, weights: object) -> object:
+        if isinstance(weights, Mapping):
+            nested = [str(name) for name, weight in weights.items() if isinstance(weight, Mapping)]
+            if nested:
+                raise ValueError(
+                    f"{', '.join(nested)}: a table, where a scorer's weight belongs; "
+                    "give weights by concept kind as 'by_kind' instead"
+                )
         return weights
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> EnsembleSettings:
+        if not self.tables:
+            raise ValueError("no weights: give 'weights' for any item, 'by_kind' for concepts of a kind, or both")
+        empty = [table for table, weights in self.tables.items() if not any(weights.values())]
+        if empty:
+            raise ValueError(f"no weight above 0 in {', '.join(empty)}: weigh at least one scorer")
+        return self
 
 
 class Settings(Node):
@@ -223,7 +244,7 @@ class Settings(Node):
     @model_validator(mode="after")
     def _ensembles_name_known_scorers(self) -> Settings:
         for name, ensemble in self.ensembles.items():
-            unknown = {s for weights in ensemble.weights.values() for s in weights} - set(self.scorers)
+            unknown = {s for weights in ensemble.tables.values() for s in weights} - set(self.scorers)
             if unknown:
                 raise ValueError(f"ensemble '{name}' weighs {sorted(unknown)}; [scorers] has {sorted(self.scorers)}")
         return self

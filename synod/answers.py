@@ -7,10 +7,12 @@
     part      {request_id, scored: {index, scorer, outcome}}, {request_id, rewards: [outcome or null..]}
               or {request_id, error: as above}
     catalogue {scorers: [{name, needs: [field..], low, high, source, summary}..],
-               ensembles: {name: {weights: {kind: {scorer: w >= 0}}, missing}}, limits: {name: n >= 0}}
+               ensembles: {name: {weights: {scorer: w >= 0}, by_kind: {kind: as weights}, missing, clip_at_zero}},
+               limits: {name: n >= 0}}
     digests   {digests: [digest..]}
 
-`origin`, `rule_set`, an error's `digests` and `retry_after_s` may be absent: older planes do not send them.
+`origin`, `rule_set`, an error's `digests` and `retry_after_s` may be absent: older planes do not send them. An
+ensemble's `weights` are absent where it has weights by concept kind only.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ def digests_tree(response: PutImagesResponse) -> Tree:
 def catalogue_tree(catalogue: Catalogue) -> Tree:
     """Never raises."""
     tree = asdict(catalogue)
-    return {**tree, "scorers": [present(**scorer) for scorer in tree["scorers"]]}
+    ensembles = {name: present(**ensemble) for name, ensemble in tree["ensembles"].items()}
+    return {**tree, "scorers": [present(**scorer) for scorer in tree["scorers"]], "ensembles": ensembles}
 
 
 def _result(node: Node) -> ItemResult:
@@ -184,9 +187,13 @@ def _scorer(node: Node) -> ScorerInfo:
 
 
 def _ensemble(node: Node) -> EnsembleInfo:
-    of = node.fields("weights", "missing")
-    weights = of.need("weights", lambda kinds: kinds.table(read_weights))
-    return EnsembleInfo(weights, of.need("missing", lambda missing: missing.choice(MISSING)))
+    of = node.fields("weights", "by_kind", "missing", "clip_at_zero")
+    return EnsembleInfo(
+        of.get("weights", read_weights),
+        of.need("by_kind", lambda kinds: kinds.table(read_weights)),
+        of.need("missing", lambda missing: missing.choice(MISSING)),
+        of.need("clip_at_zero", Node.boolean),
+    )
 
 
 def _outcome_tree(outcome: Outcome) -> Tree:

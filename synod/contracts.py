@@ -244,10 +244,16 @@ class ScorerInfo:
 
 @dataclass(frozen=True, slots=True)
 class EnsembleInfo:
-    """Weights (finite, >= 0) by concept kind and scorer, and what a missing score does: "fail" or "renormalise"."""
+    """How a reward is made of scores. Weights are finite and >= 0, by scorer.
 
-    weights: Mapping[str, Mapping[str, float]]
+    `weights`: for any item, None where the ensemble has none. `by_kind`: those of items with a concept of that kind.
+    `missing`: what a missing score does, "fail" or "renormalise". `clip_at_zero`: whether negative values count as 0.
+    """
+
+    weights: Mapping[str, float] | None
+    by_kind: Mapping[str, Mapping[str, float]]
     missing: str
+    clip_at_zero: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from synod.contracts import Origin, Outcome, Score, ScoreItem
 LIMITS: Final = LimitSettings(
     max_body_bytes=2**20, max_items=64, max_references=4, max_image_pixels=256 * 256, max_text_chars=500
 )
-ENSEMBLES: Final = {"council": EnsembleSettings(weights={"animal": {"level": 0.5, "words": 0.5}})}
+ENSEMBLES: Final = {"council": EnsembleSettings(by_kind={"animal": {"level": 0.5, "words": 0.5}})}
 
 
 class Plain:

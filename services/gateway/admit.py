@@ -20,13 +20,14 @@ class Plan:
     scorers_of: tuple[tuple[str, ...], ...]
     weights: tuple[Weights | ScoreFailure | None, ...]
     missing: Missing
+    clip_at_zero: bool
 
     def reward(self, i: int, scores: Mapping[str, Outcome]) -> Outcome | None:
         """Item i's reward from its outcomes; None when no reward was asked for."""
         weights = self.weights[i]
         if weights is None or isinstance(weights, ScoreFailure):
             return weights
-        return combine(scores, weights, self.missing)
+        return combine(scores, weights, self.missing, clip_at_zero=self.clip_at_zero)
 
 
 def admit(
@@ -50,7 +51,8 @@ def admit(
         tuple(dict.fromkeys((*request.scorers, *(required(w) if isinstance(w, Mapping) else ())))) for w in weights
     )
     scorers = tuple(dict.fromkeys(name for names in scorers_of for name in names))
-    return Plan(scorers, scorers_of, weights, ensemble.missing if ensemble else "fail")
+    missing, clip_at_zero = (ensemble.missing, ensemble.clip_at_zero) if ensemble else ("fail", False)
+    return Plan(scorers, scorers_of, weights, missing, clip_at_zero)
 
 
 def _weights(
@@ -60,7 +62,7 @@ def _weights(
         return request.weights
     if ensemble is None or request.ensemble is None:
         return None
-    return weights_for(request.ensemble, ensemble.weights, item.concept)
+    return weights_for(request.ensemble, ensemble.weights, ensemble.by_kind, item.concept)
 
 
 def _check_names(request: ScoreRequest, known: Collection[str], ensembles: Mapping[str, EnsembleSettings]) -> None:

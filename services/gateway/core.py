@@ -157,7 +157,7 @@ class Gateway:
             for s in self.backend.specs.values()
         ]
         ensembles = {
-            name: EnsembleInfo({str(k): w for k, w in e.weights.items()}, e.missing)
+            name: EnsembleInfo(e.weights, {str(k): w for k, w in e.by_kind.items()}, e.missing, e.clip_at_zero)
             for name, e in self.ensembles.items()
         }
         return Catalogue(

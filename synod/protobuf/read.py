@@ -117,7 +117,12 @@ def catalogue(m: pb.ListScorersResponse) -> Tree:
 
 
 def _ensemble(m: pb.EnsembleInfo) -> Tree:
-    return {"weights": {kind: dict(w.by_scorer) for kind, w in m.weights.items()}, "missing": m.missing}
+    tree: Tree = {
+        "by_kind": {kind: dict(weights.by_scorer) for kind, weights in m.by_kind.items()},
+        "missing": m.missing,
+        "clip_at_zero": m.clip_at_zero,
+    }
+    return tree | ({"weights": dict(m.weights.by_scorer)} if m.HasField("weights") else {})
 
 
 def _given(m: Any, *names: str) -> Tree:

@@ -104,8 +104,12 @@ def catalogue(tree: Tree) -> pb.ListScorersResponse:
 
 
 def _ensemble(tree: Tree) -> pb.EnsembleInfo:
-    weights = {kind: pb.Weights(by_scorer=by_scorer) for kind, by_scorer in tree["weights"].items()}
-    return pb.EnsembleInfo(weights=weights, missing=tree["missing"])
+    return pb.EnsembleInfo(
+        weights=pb.Weights(by_scorer=tree["weights"]) if "weights" in tree else None,
+        missing=tree["missing"],
+        by_kind={kind: pb.Weights(by_scorer=by_scorer) for kind, by_scorer in tree["by_kind"].items()},
+        clip_at_zero=tree["clip_at_zero"],
+    )
 
 
 def stream_request(tree: Tree) -> pb.ScoreStreamRequest:

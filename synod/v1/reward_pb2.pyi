@@ -318,8 +318,8 @@ class ScorerInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., needs: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., source: _Optional[str] = ..., summary: _Optional[str] = ..., model: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., load_s: _Optional[float] = ..., parameter_bytes: _Optional[int] = ...) -> None: ...
 
 class EnsembleInfo(_message.Message):
-    __slots__ = ("weights", "missing")
-    class WeightsEntry(_message.Message):
+    __slots__ = ("weights", "missing", "by_kind", "clip_at_zero")
+    class ByKindEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -328,9 +328,13 @@ class EnsembleInfo(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Weights, _Mapping]] = ...) -> None: ...
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
-    weights: _containers.MessageMap[str, Weights]
+    BY_KIND_FIELD_NUMBER: _ClassVar[int]
+    CLIP_AT_ZERO_FIELD_NUMBER: _ClassVar[int]
+    weights: Weights
     missing: str
-    def __init__(self, weights: _Optional[_Mapping[str, Weights]] = ..., missing: _Optional[str] = ...) -> None: ...
+    by_kind: _containers.MessageMap[str, Weights]
+    clip_at_zero: bool
+    def __init__(self, weights: _Optional[_Union[Weights, _Mapping]] = ..., missing: _Optional[str] = ..., by_kind: _Optional[_Mapping[str, Weights]] = ..., clip_at_zero: _Optional[bool] = ...) -> None: ...
 
 class PutImagesRequest(_message.Message):
     __slots__ = ("images",)

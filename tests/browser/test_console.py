@@ -278,12 +278,11 @@ async def test_markup_anywhere_is_shown_as_text(
 
     needs: tuple[Need, ...] = ("image", "prompt")
     hostile = {"a": small("a", needs, fails), "b": small("b", needs, says, summary=MARKUP, source=MARKUP)}
-    ensembles = {MARKUP: EnsembleSettings(weights={"person": {"b": 1.0}})}
+    ensembles = {MARKUP: EnsembleSettings(weights={"b": 1.0})}
     async with serve(hostile, ensembles) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input")
         await page.select_option("#ensemble", MARKUP)
-        await page.select_option("#kind", "person")
         named = tmp_path / "<b>bold<b> onerror=x.png"
         named.write_bytes(picture().read_bytes())
         await page.set_input_files("#image", named)
@@ -423,7 +422,7 @@ async def test_every_code_of_the_wire_has_words(serve: Any, visit: Any, scorers:
 @pytest.mark.parametrize("width", [400, 1280])
 async def test_it_reads_well(serve: Any, visit: Any, scorers: Any, picture: Any, scheme: str, width: int) -> None:
     """No sideways scrolling, text of enough contrast (WCAG AA: 4.5), every field labelled; and a picture to look at."""
-    ensembles = {"sync_r1": EnsembleSettings(weights={"animal": {"tier": 0.4, "ber": 0.3, "fer": 0.3}})}
+    ensembles = {"sync_r1": EnsembleSettings(by_kind={"animal": {"tier": 0.4, "ber": 0.3, "fer": 0.3}})}
     async with serve(scorers, ensembles) as url, visit(url, color_scheme=scheme) as seen:
         page = seen.page
         await page.set_viewport_size({"width": width, "height": 900})

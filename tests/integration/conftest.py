@@ -78,13 +78,16 @@ model = "./"
 kind = "der"
 model = "{dino}"
 
-[ensembles.council.weights]
+[ensembles.council]
+clip_at_zero = true
+
+[ensembles.council.by_kind]
 person = {{ number = 0.5, bright = 0.25, face = 0.25 }}
 animal = {{ number = 0.5, bright = 0.5, face = 0.0 }}
 
 [ensembles.lenient]
 missing = "renormalise"
-weights = {{ person = {{ number = 0.5, bright = 0.25, face = 0.25 }} }}
+weights = {{ number = 0.5, bright = 0.25, face = 0.25 }}
 """
 
 

@@ -234,7 +234,8 @@ def test_discovery_health_and_documents(plane: Any) -> None:
     assert "device" not in told["twin"]
     scored = plane.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
     assert told["der"]["model"] == scored.origin.model
-    assert scorers["ensembles"]["council"]["weights"]["animal"]["face"] == 0.0
+    assert scorers["ensembles"]["council"]["by_kind"]["animal"]["face"] == 0.0
+    assert scorers["ensembles"]["lenient"]["weights"]["face"] == 0.25
     assert plane.http.get("/healthz").json() == {"alive": True}
     assert plane.ready()["ready"] is True
     assert "/v1/score" in plane.http.get("/openapi.json").json()["paths"]

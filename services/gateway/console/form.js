@@ -88,8 +88,8 @@ export class Form {
   }
 
   #weights() {
-    const kinds = this.#catalogue.ensembles[this.ensemble]?.weights ?? {};
-    return kinds[byId("kind").value] ?? {};
+    const { weights = {}, by_kind: kinds = {} } = this.#catalogue.ensembles[this.ensemble] ?? {};
+    return kinds[byId("kind").value] ?? weights;
   }
 
   #shown(need) {

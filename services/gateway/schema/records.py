@@ -101,7 +101,7 @@ REQUEST = _given(
     ["items"],
     items=_list(_ITEM, minItems=1),
     scorers=_list(_TEXT) | {"description": "names of GET /v1/scorers"},
-    ensemble=_TEXT | {"description": "adds a reward per item, by its concept's kind"},
+    ensemble=_TEXT | {"description": "adds a reward per item"},
     weights=_table(_WEIGHT, description="scorer name -> weight; replaces the ensemble's own"),
     timeout_ms=_COUNT | {"description": "bounds the whole request"},
     request_id=_TEXT,
@@ -150,7 +150,13 @@ _SCORER = _object(
     load_s={"type": "number", "minimum": 0},
     parameter_bytes=_INDEX,
 )
-_ENSEMBLE = _object(["weights", "missing"], weights=_table(_table(_WEIGHT)), missing={"enum": list(MISSING)})
+_ENSEMBLE = _object(
+    ["by_kind", "missing", "clip_at_zero"],
+    weights=_table(_WEIGHT, description="of any item; absent where there are weights by concept kind only"),
+    by_kind=_table(_table(_WEIGHT), description="of items with a concept of a kind: these replace 'weights'"),
+    missing={"enum": list(MISSING)},
+    clip_at_zero={"type": "boolean", "description": "whether a negative value counts as 0"},
+)
 CATALOGUE = _object(
     ["scorers", "ensembles", "limits"],
     scorers=_list(_SCORER),

@@ -33,11 +33,21 @@ def measured(**values: float) -> dict[str, Outcome]:
     ],
 )
 def test_eq_34_by_hand(weights: dict[str, float], values: dict[str, float], reward: float) -> None:
-    outcome = combine(measured(**values), weights)
+    outcome = combine(measured(**values), weights, clip_at_zero=True)
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx(reward, abs=1e-12)
     assert {n: c["value"] for n, c in outcome.detail["components"].items()} == values
     assert sum(c["contribution"] for c in outcome.detail["components"].values()) == pytest.approx(outcome.value)
+
+
+def test_a_negative_value_counts_as_it_is_unless_clipped() -> None:
+    scores, weights = measured(pickscore=0.5, jpeg=-40.0), {"pickscore": 2.0, "jpeg": 0.25}
+    plain, clipped = combine(scores, weights), combine(scores, weights, clip_at_zero=True)
+    assert isinstance(plain, Score)
+    assert isinstance(clipped, Score)
+    assert (plain.value, clipped.value) == (1.0 - 10.0, 1.0)
+    assert plain.detail["components"]["jpeg"] == {"value": -40.0, "weight": 0.25, "contribution": -10.0}
+    assert clipped.detail["components"]["jpeg"] == {"value": -40.0, "weight": 0.25, "contribution": 0.0}
 
 
 def test_a_component_weighted_0_is_neither_required_nor_read() -> None:
@@ -77,13 +87,21 @@ def test_a_component_that_was_never_scored_is_missing() -> None:
 
 def test_weights_by_kind() -> None:
     by_kind: Any = {"person": PERSON, "animal": ANIMAL}
-    assert weights_for("sync_r1", by_kind, Concept("person")) == PERSON
-    unweighted = weights_for("sync_r1", by_kind, Concept("object"))
-    unknown = weights_for("sync_r1", by_kind, None)
-    for failure, word in ((unweighted, "animal, person"), (unknown, "'concept'")):
+    assert weights_for("sync_r1", None, by_kind, Concept("person")) == PERSON
+    unweighted = weights_for("sync_r1", None, by_kind, Concept("object"))
+    unknown = weights_for("sync_r1", None, by_kind, None)
+    for failure, found in ((unweighted, "the item's concept is of kind 'object'"), (unknown, "has no 'concept'")):
         assert isinstance(failure, ScoreFailure)
         assert failure.code == "missing_input"
-        assert word in failure.message
+        assert found in failure.message
+        assert "for the concept kinds animal, person only" in failure.message
+
+
+def test_flat_weights_are_for_any_item_that_no_kind_claims() -> None:
+    flat, by_kind = {"ber": 1.0}, {"person": PERSON}
+    for concept, expected in ((None, flat), (Concept("object"), flat), (Concept("person"), PERSON)):
+        assert weights_for("mixed", flat, by_kind, concept) == expected  # type: ignore[arg-type]
+        assert weights_for("plain", flat, {}, concept) == flat
 
 
 NAMES = st.sampled_from(["tier", "ber", "der", "fer"])
@@ -96,15 +114,15 @@ WEIGHTS = st.dictionaries(NAMES, st.floats(0, allow_nan=False, allow_infinity=Fa
 MISSING: Any = st.sampled_from(["fail", "renormalise"])
 
 
-@given(st.dictionaries(NAMES, OUTCOMES), WEIGHTS, MISSING)
+@given(st.dictionaries(NAMES, OUTCOMES), WEIGHTS, MISSING, st.booleans())
 def test_never_nan_and_a_lost_component_never_becomes_a_number(
-    scores: dict[str, Outcome], weights: dict[str, float], missing: Any
+    scores: dict[str, Outcome], weights: dict[str, float], missing: Any, clip: bool
 ) -> None:
-    outcome = combine(scores, weights, missing)
+    outcome = combine(scores, weights, missing, clip_at_zero=clip)
     usable = {n for n, o in scores.items() if isinstance(o, Score) and math.isfinite(o.value)}
     if isinstance(outcome, Score):
         assert math.isfinite(outcome.value)
-        assert outcome.value >= 0
+        assert outcome.value >= 0 or not clip
         assert usable & set(required(weights))
         assert missing == "renormalise" or set(required(weights)) <= usable
     if missing == "fail" and not set(required(weights)) <= usable:
@@ -114,15 +132,15 @@ def test_never_nan_and_a_lost_component_never_becomes_a_number(
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.lists(st.floats(-1, 1), min_size=4, max_size=4))
 def test_weights_that_sum_to_1_keep_the_reward_in_the_unit_interval(raw: list[float], values: list[float]) -> None:
     weights = {str(i): w / sum(raw) for i, w in enumerate(raw)}
-    outcome = combine({str(i): Score(v) for i, v in enumerate(values)}, weights)
+    outcome = combine({str(i): Score(v) for i, v in enumerate(values)}, weights, clip_at_zero=True)
     assert isinstance(outcome, Score)
     assert 0 <= outcome.value <= 1 + 1e-12
 
 
-@given(st.dictionaries(NAMES, st.floats(-1, 1), min_size=4), st.floats(0, 1), NAMES)
-def test_the_reward_grows_with_each_component(values: dict[str, float], more: float, name: str) -> None:
-    low = combine(measured(**values), PERSON)
-    high = combine(measured(**values | {name: values[name] + more}), PERSON)
+@given(st.dictionaries(NAMES, st.floats(-1, 1), min_size=4), st.floats(0, 1), NAMES, st.booleans())
+def test_the_reward_grows_with_each_component(values: dict[str, float], more: float, name: str, clip: bool) -> None:
+    low = combine(measured(**values), PERSON, clip_at_zero=clip)
+    high = combine(measured(**values | {name: values[name] + more}), PERSON, clip_at_zero=clip)
     assert isinstance(low, Score)
     assert isinstance(high, Score)
     assert high.value >= low.value - 1e-12

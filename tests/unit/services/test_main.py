@@ -42,11 +42,11 @@ def test_check_tells_what_would_be_served(tmp_path: Path, capsys: pytest.Capture
         ("[", "plane.toml"),
         ('[scorers.der]\nkind = "der"\nmodel = "./"\nserving = { num_gpus = 1.5 }\n', "a whole number"),
         (
-            '[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.weights]\nanimal = { der = 0.0 }\n',
-            "no weight above 0 for animal",
+            '[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.by_kind]\nanimal = { der = 0.0 }\n',
+            "no weight above 0 in by_kind.animal",
         ),
-        ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.weights]\nanimal = { dre = 1.0 }\n', "dre"),
-        ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.weights]\nanimal = { der = nan }\n', "finite"),
+        ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.by_kind]\nanimal = { dre = 1.0 }\n', "dre"),
+        ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.by_kind]\nanimal = { der = nan }\n', "finite"),
     ],
 )
 def test_bad_settings_are_one_clear_error(

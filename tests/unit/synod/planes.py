@@ -56,9 +56,7 @@ class Plane:
     scorers: dict[str, Bright]
 
 
-ENSEMBLES = {
-    "council": EnsembleSettings(weights={kind: {"ber": 0.5, "der": 0.5} for kind in ("person", "animal", "object")})
-}
+ENSEMBLES = {"council": EnsembleSettings(weights={"ber": 0.5, "der": 0.5})}
 
 
 @contextmanager

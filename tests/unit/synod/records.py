@@ -93,8 +93,10 @@ scorers = st.builds(
 )
 ensembles = st.builds(
     c.EnsembleInfo,
+    st.none() | st.dictionaries(texts, weights, max_size=2),
     st.dictionaries(texts, st.dictionaries(texts, weights, max_size=2), max_size=2),
     st.sampled_from(["fail", "renormalise"]),
+    st.booleans(),
 )
 catalogues = st.builds(
     c.Catalogue,

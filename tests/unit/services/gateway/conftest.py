@@ -16,7 +16,7 @@ from synod.contracts import Outcome, Score, ScoreItem
 
 ENSEMBLES = {
     "council": EnsembleSettings(
-        weights={"person": {"a": 0.5, "b": 0.25, "face": 0.25}, "animal": {"a": 0.5, "b": 0.5, "face": 0.0}}
+        by_kind={"person": {"a": 0.5, "b": 0.25, "face": 0.25}, "animal": {"a": 0.5, "b": 0.5, "face": 0.0}}
     )
 }
 

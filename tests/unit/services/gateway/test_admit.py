@@ -21,8 +21,9 @@ from synod.contracts import (
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 
 ENSEMBLES = {
-    "council": EnsembleSettings(weights={"person": {"a": 0.6, "face": 0.4}, "animal": {"a": 1.0, "face": 0.0}}),
-    "lenient": EnsembleSettings(weights={"person": {"a": 0.5, "b": 0.5}}, missing="renormalise"),
+    "council": EnsembleSettings(by_kind={"person": {"a": 0.6, "face": 0.4}, "animal": {"a": 1.0, "face": 0.0}}),
+    "lenient": EnsembleSettings(weights={"a": 0.5, "b": 0.5}, missing="renormalise"),
+    "mixed": EnsembleSettings(weights={"b": 1.0}, by_kind={"person": {"face": 1.0}}, clip_at_zero=True),
 }
 LIMITS = LimitSettings(max_items=3, max_references=2, max_text_chars=10, max_segments=2)
 ITEM = ScoreItem(prompt="hello")
@@ -55,6 +56,23 @@ def test_the_ensembles_policy_holds_for_overridden_weights_too() -> None:
     assert reward.value == pytest.approx(1.0)  # 0.5 at the whole weight of 2
 
 
+def test_by_kind_replaces_the_flat_weights_of_its_kinds_only() -> None:
+    items = (ITEM, ScoreItem(concept=Concept("animal")), ScoreItem(concept=Concept("person")))
+    assert plan(ScoreRequest(items, (), "mixed")).scorers_of == (("b",), ("b",), ("face",))
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "weights", "expected"),
+    [("mixed", None, 0.0), ("mixed", {"b": 2.0}, 0.0), ("council", {"b": 2.0}, -3.0), (None, {"b": 2.0}, -3.0)],
+)
+def test_only_an_ensemble_that_clips_clips(
+    ensemble: str | None, weights: dict[str, float] | None, expected: float
+) -> None:
+    reward = plan(ScoreRequest((ITEM,), (), ensemble, weights)).reward(0, {"b": Score(-1.5)})
+    assert isinstance(reward, Score)
+    assert reward.value == expected
+
+
 def test_no_reward_was_asked_for() -> None:
     assert plan(ScoreRequest((ITEM,), ("a",))).reward(0, {"a": Score(1.0)}) is None
 
@@ -82,7 +100,7 @@ GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 2, (GenEvalCl
         (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
         (ScoreRequest((ITEM,), ("z",)), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), None, {"z": 1.0}), UnknownScorer, "'z'"),
-        (ScoreRequest((ITEM,), (), "z"), UnknownScorer, "council, lenient"),
+        (ScoreRequest((ITEM,), (), "z"), UnknownScorer, "council, lenient, mixed"),
         (ScoreRequest((ITEM,), (), None, {"a": float("nan")}), InvalidRequest, "weights.a is nan"),
         (ScoreRequest((ITEM,), (), None, {"a": float("inf")}), InvalidRequest, "weights.a is inf"),
         (ScoreRequest((ITEM,), (), None, {"a": -0.5}), InvalidRequest, "-0.5"),

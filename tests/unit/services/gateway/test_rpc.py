@@ -50,7 +50,7 @@ from synod.errors import (
 from synod.protobuf import ERROR_KEY, SERVICE
 
 LIMITS = LimitSettings(max_body_bytes=2**20, max_items=64)
-ENSEMBLES = {"council": EnsembleSettings(weights={"animal": {"mean": 0.5, "max": 0.5}})}
+ENSEMBLES = {"council": EnsembleSettings(by_kind={"animal": {"mean": 0.5, "max": 0.5}})}
 
 
 class Pixel:

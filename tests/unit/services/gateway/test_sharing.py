@@ -35,7 +35,7 @@ from synod.digest import digest_of
 from synod.errors import ImageTooLarge, Overloaded, PayloadTooLarge, UnknownImage
 from synod.images import encode_png
 
-ENSEMBLES = {"council": EnsembleSettings(weights={"person": {"a": 0.5, "b": 0.5}})}
+ENSEMBLES = {"council": EnsembleSettings(by_kind={"person": {"a": 0.5, "b": 0.5}})}
 
 
 @dataclass
