@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from services.models import weights
+from services.models import tokens, weights
 from services.models.cache import Device, frozen, like, shared
 from synod.contracts import Pixels
 from synod.errors import SettingsError
@@ -44,7 +44,7 @@ class OpenClip:
         if weights_file is not None:
             weights.load_into(model, weights.read(weights_file), weights_file)
         self._model: Any = frozen(model, device, "visual", "text" if hasattr(model, "text") else "transformer")
-        self._tokenize: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
+        self._tokenize: Callable[[list[str]], torch.Tensor] = tokens.of_open_clip(open_clip.get_tokenizer(name))
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
