@@ -98,7 +98,7 @@ def clip(tiny: bool) -> Any:
     import open_clip
 
     if not tiny:
-        return open_clip.CLIP(**open_clip.get_model_config("ViT-L-14"))
+        return open_clip.CLIP(**open_clip.get_model_config("ViT-L-14-quickgelu"))
     vision = {"image_size": 56, "layers": 2, "width": 32, "head_width": 8, "patch_size": 14}
     text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
     return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)

@@ -83,6 +83,11 @@ def _fetched(model: Model) -> tuple[Path, str]:
     if model.pretrained is not None:
         import open_clip
 
+        from services.models.open_clip import check
+
+        check(model.source, model.pretrained)
+        if Path(model.pretrained).is_file():
+            return Path(model.pretrained), "local"
         known = open_clip.get_pretrained_cfg(model.source, model.pretrained)
         if not known:
             raise ValueError(f"open_clip has no weights '{model.pretrained}' of '{model.source}'")

@@ -17,6 +17,7 @@ from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
 from services.models.cache import Device, frozen, shared
 from services.models.images import pixel_values
+from services.models.tokens import TextTokenizer
 from synod.contracts import Pixels
 
 
@@ -25,7 +26,7 @@ class Blip2:
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         processor: Any = Blip2Processor.from_pretrained(folder)
-        self._images, self._tokenizer = processor.image_processor, processor.tokenizer
+        self._images, self._tokenizer = processor.image_processor, TextTokenizer(processor.tokenizer)
         self._model: Any = frozen(
             Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32), device, "vision_model", "qformer"
         )
@@ -83,7 +84,7 @@ class Blip2:
 
     def _tokens(self, texts: Sequence[str]) -> Any:
         return self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._model.device)
 
 

@@ -5,9 +5,11 @@ N pictures or texts, D width.
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import open_clip
@@ -16,9 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from services.models import weights
+from services.models import tokens, weights
 from services.models.cache import Device, frozen, like, shared
 from synod.contracts import Pixels
+from synod.errors import SettingsError
+
+CONFIG: Final = "open_clip_config.json"
+_QUICK: Final = "-quickgelu"
+_OPENAI_KEYS: Final = frozenset({"input_resolution", "context_length", "vocab_size"})  # in what OpenAI published
 
 
 class OpenClip:
@@ -28,12 +35,16 @@ class OpenClip:
         self, name: str, pretrained: str | None, device: Device | str, weights_file: Path | None = None
     ) -> None:
         model, _, self._transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, weights_only=True, load_weights=weights_file is None
+            name,
+            pretrained=pretrained,
+            weights_only=True,
+            load_weights=weights_file is None,
+            require_pretrained=weights_file is None,
         )
         if weights_file is not None:
             weights.load_into(model, weights.read(weights_file), weights_file)
         self._model: Any = frozen(model, device, "visual", "text" if hasattr(model, "text") else "transformer")
-        self._tokenize: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
+        self._tokenize: Callable[[list[str]], torch.Tensor] = tokens.of_open_clip(open_clip.get_tokenizer(name))
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
@@ -53,7 +64,9 @@ def _rows(features: torch.Tensor) -> NDArray[np.float32]:
 
 
 def load(source: str, pretrained: str | None, device: Device | str) -> OpenClip:
-    """A directory is shared per process by content; open_clip resolves and caches names and hub ids itself."""
+    """A directory is shared per process by content; open_clip resolves and caches names and hub ids itself. Raises
+    SettingsError as `check` does."""
+    check(source, pretrained)
     if Path(source).is_dir():
         return shared("open_clip", source, device, lambda folder: OpenClip(f"local-dir:{folder}", None, device))
     return OpenClip(source, pretrained, device)
@@ -61,7 +74,78 @@ def load(source: str, pretrained: str | None, device: Device | str) -> OpenClip:
 
 def load_file(architecture: str, source: str, device: Device | str) -> OpenClip:
     """An architecture (a built-in name or a directory) with the weights of a file, shared per process by the file's
-    content. Raises SettingsError when the file is missing, unsafe or of another architecture."""
+    content. Raises SettingsError when the file is missing, unsafe, of another architecture or another activation."""
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
-    place = str(weights.file(source))
-    return shared(f"open_clip {architecture}", place, device, lambda file: OpenClip(name, None, device, file))
+    place = weights.file(source)
+    if name == architecture:
+        _check_file(architecture.replace("/", "-"), place)
+    return shared(f"open_clip {architecture}", str(place), device, lambda file: OpenClip(name, None, device, file))
+
+
+def check(source: str, pretrained: str | None) -> None:
+    """Raise SettingsError where open_clip only warns: no weights, ignored weights, or weights of another activation.
+
+    OpenAI's CLIP and some later weights were trained with QuickGELU, which open_clip has under names of their own
+    ("ViT-L-14-quickgelu"); with GELU the same weights give other features. For a file there is evidence in the archive,
+    in the configuration beside it, and in its name and hub repository; without any, the name of the architecture holds.
+    """
+    if Path(source).is_dir() or source.startswith("hf-hub:"):
+        if pretrained is not None:
+            raise SettingsError(f"pretrained = '{pretrained}': '{source}' has weights of its own; remove 'pretrained'")
+        return
+    architecture = source.replace("/", "-")  # open_clip takes OpenAI's spelling too: ViT-L/14
+    if pretrained is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise SettingsError(
+            f"'{source}' without 'pretrained' would have random weights: give a directory, or one of its tags ({tags})"
+        )
+    if open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"):
+        _refuse_gelu(architecture, f"the weights '{pretrained}'")
+    elif Path(pretrained).is_file():
+        _check_file(architecture, Path(pretrained))
+
+
+def _check_file(architecture: str, file: Path) -> None:
+    """Raise SettingsError for a file that is OpenAI's own, and for one that needs QuickGELU where `architecture` has
+    GELU."""
+    if _by_openai(file):
+        raise SettingsError(
+            f"{file}: the file that OpenAI published, which holds code or settings beside the weights. "
+            f"Give the name '{architecture.removesuffix(_QUICK)}{_QUICK}' with pretrained = 'openai'"
+        )
+    config = file.parent / CONFIG
+    if config.is_file():
+        if json.loads(config.read_text()).get("model_cfg", {}).get("quick_gelu"):
+            _refuse_gelu(architecture, f"the weights of {file}, by the {CONFIG} beside it,")
+        return
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    named = [tag for tag in tags if _is_named(file, tag, open_clip.get_pretrained_cfg(architecture, tag))]
+    tag = max(named, key=len, default="")
+    if open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"):
+        _refuse_gelu(architecture, f"the weights of {file}, by its name open_clip's '{tag}',")
+
+
+def _refuse_gelu(architecture: str, what: str) -> None:
+    """Raise SettingsError when the architecture's activation is not the QuickGELU that `what` was trained with."""
+    if not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
+        raise SettingsError(
+            f"'{architecture}' has the activation GELU, but {what} need QuickGELU: the features would be wrong. "
+            f"Give the name '{architecture}{_QUICK}'"
+        )
+
+
+def _by_openai(file: Path) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI's are, or the state dict of one."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return True
+    state = torch.load(file, "cpu", weights_only=True, mmap=True)
+    return isinstance(state, dict) and state.keys() >= _OPENAI_KEYS
+
+
+def _is_named(file: Path, tag: str, known: dict[str, Any]) -> bool:
+    """Whether the file's name holds the tag, or its folder in the hub's cache is the tag's repository."""
+    repository = known.get("hf_hub", "").strip("/").replace("/", "--")
+    return tag in file.name.lower() or f"models--{repository}" in file.parts

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
 from services.models.cache import Device, frozen, shared
+from services.models.tokens import TextTokenizer
 
 Pooling = Literal["mean", "cls", "pooler"]
 _TEXTS_PER_FORWARD = 256
@@ -25,7 +26,7 @@ class TextEncoder:
     or that through the model's own dense layer and tanh (`pooler`); rows have norm 1."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        self._tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(folder, padding_side="right"))
         self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
         self._max_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
 

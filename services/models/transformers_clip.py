@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from services.models.cache import Device, frozen, shared
 from services.models.images import pixel_values
+from services.models.tokens import TextTokenizer
 from services.models.weights import check_complete
 from synod.contracts import Pixels
 
@@ -27,7 +28,7 @@ class TransformersClip:
         self.scale = float(model.logit_scale.detach().exp())  # before a narrower dtype rounds it
         self._model: Any = frozen(model, device, "vision_model", "text_model")
         self._processor: Any = AutoImageProcessor.from_pretrained(processor)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(processor, padding_side="right")
+        self._tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(processor, padding_side="right"))
         window = self._model.config.text_config.max_position_embeddings
         self._max_tokens = min(self._tokenizer.model_max_length, window)
 
@@ -41,7 +42,7 @@ class TransformersClip:
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N D]. Texts longer than the window (77 tokens in the published models) are cut at its end."""
         tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._model.device)
         features = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
         return _rows(features.pooler_output)

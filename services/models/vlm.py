@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from services.models.cache import Device, frozen, shared
+from services.models.tokens import TextTokenizer
 from synod.contracts import Pixels
 from synod.errors import InvalidItem
 
@@ -35,7 +36,7 @@ class Vlm:
         self._processor: Any = AutoProcessor.from_pretrained(folder)
         if not self._processor.chat_template:
             raise ValueError(f"{folder}: no chat template; give the instruction-tuned model, whose processor has one")
-        self._tokenizer: Any = self._processor.tokenizer
+        self._tokenizer = TextTokenizer(self._processor.tokenizer)
         self._model: Any = frozen(AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32), device)
         self._window: int = self._model.config.get_text_config().max_position_embeddings
 
@@ -43,7 +44,7 @@ class Vlm:
     def log_probs(self, images: Sequence[Pixels], texts: Sequence[str], question: str) -> list[TokenLogProbs]:
         """One teacher-forced pass over all N. Texts are read whole: raises InvalidItem for one beyond the window."""
         inputs = self._prefixes(images, question)
-        answers = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        answers: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         for text, answer, read in zip(texts, answers, inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
             if not answer:
                 raise InvalidItem(f"the tokenizer makes no token of {text[:60]!r}; give a prompt in its language")

@@ -116,7 +116,7 @@ def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
         [scorers.geneval]
         kind = "geneval"
         detector = { family = "mask2former", model = "a/detector" }
-        color_model = "ViT-L-14"
+        color_model = "ViT-L-14-quickgelu"
         color_pretrained = "openai"
         [scorers.own]
         kind = "custom"
@@ -130,11 +130,11 @@ def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
         ("fer.finder.detector.model", "a/finder", None),
         ("fer.embedder.weights", "face.pt", None),
         ("geneval.detector.model", "a/detector", None),
-        ("geneval.color_model", "ViT-L-14", "openai"),
+        ("geneval.color_model", "ViT-L-14-quickgelu", "openai"),
         ("own.models.first", "a/first", None),
     ]
 
 
 def test_weights_that_open_clip_does_not_know_are_told() -> None:
-    told = warm.warm(warm.Model("geneval.color_model", "ViT-L-14", "opennai")).error
-    assert "no weights 'opennai' of 'ViT-L-14'" in str(told)
+    told = warm.warm(warm.Model("geneval.color_model", "ViT-L-14-quickgelu", "opennai")).error
+    assert "no weights 'opennai' of 'ViT-L-14-quickgelu'" in str(told)

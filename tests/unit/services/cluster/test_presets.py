@@ -18,7 +18,7 @@ PUBLIC = {
     "facebook/dinov2-base",
     "20180402-114759-vggface2.pt",
     "facebook/mask2former-swin-small-coco-instance",
-    "ViT-L-14",
+    "ViT-L-14-quickgelu",
 }
 CARD_BYTES = 24 * 10**9
 MODELS_OF = {"geneval": ("geneval_detector", "geneval_colour")}  # kind -> models of the benchmark, else its own name

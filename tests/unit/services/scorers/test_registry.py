@@ -22,7 +22,7 @@ TREES = {
     "geneval": '{"kind": "geneval", "detector": {"family": "mask2former", "model": "a/b"}, "color_model": "a/b"}',
     "custom": '{"kind": "custom", "load": "my_package.my_scorer:load", "needs": ["image"]}',
     "clip_i": '{"kind": "clip_i", "model": {"family": "transformers", "model": "a/b"}}',
-    "clip_t": '{"kind": "clip_t", "model": {"family": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}}',
+    "clip_t": '{"kind": "clip_t", "model": {"family": "open_clip", "model": "ViT-B-32", "pretrained": "laion2b_e16"}}',
     "clip_direction": '{"kind": "clip_direction", "model": {"family": "transformers", "model": "a/b"}}',
     "pickscore": '{"kind": "pickscore", "model": "a/b", "processor": "c/d"}',
     "hps": '{"kind": "hps", "weights": "a/b"}',
