@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from services.cluster.local import environment
-from tests import tiny_vlm
+from tests import tiny_rewards, tiny_vlm
 
 os.environ.update(environment())
 
@@ -41,6 +41,7 @@ class TinyModels:
     facenet: str
     hps: str
     aesthetic: str
+    image_reward: str
     qwen: str
     llava: str
 
@@ -62,6 +63,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "facenet": _facenet,
         "hps": _hps,
         "aesthetic": _aesthetic,
+        "image_reward": tiny_rewards.image_reward,
         "qwen": partial(tiny_vlm.qwen, words=WORDS),
         "llava": partial(tiny_vlm.llava, words=WORDS),
     }
