@@ -411,6 +411,14 @@ class AestheticSettings(_ScorerSettings):
     weights: ModelSource
 
 
+class ImageRewardSettings(_ScorerSettings):
+    """ImageReward: a directory with `ImageReward.pt` and `med_config.json`, and BERT's uncased tokenizer."""
+
+    kind: Literal["image_reward"]
+    model: ModelSource
+    tokenizer: ModelSource = "google-bert/bert-base-uncased"
+
+
 class OcrSettings(_ScorerSettings):
     """OCR against the text that the prompt quotes; needs the extra `ocr`."""
 
@@ -459,6 +467,7 @@ ScorerSettings = Annotated[
     | PickScoreSettings
     | HpsSettings
     | AestheticSettings
+    | ImageRewardSettings
     | OcrSettings
     | BleuSettings
     | RecognitionSettings

@@ -7,17 +7,24 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from services.scorer_settings import Node, ScorerSettings, is_source
+
+CONFIGS_ONLY: Final = ("base", "processor", "tokenizer")  # settings that name files beside the weights
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that settings name: `where` is its key, `pretrained` the tag of an open_clip model's weights."""
+    """A model that settings name: `where` is its key, `pretrained` the tag of an open_clip model's weights.
+
+    `configs_only`: the scorer reads the configuration, processor or tokenizer there, and no weights.
+    """
 
     where: str
     source: str
     pretrained: str | None = None
+    configs_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ def warm(model: Model) -> Warmed:
 
         path, revision = _fetched(model)
         files = cache.files(path)
-        if not any(file.suffix in cache.WEIGHTS for file in files):
+        if not (model.configs_only or any(file.suffix in cache.WEIGHTS for file in files)):
             return Warmed(model, error=f"{path}: no weights there ({', '.join(cache.WEIGHTS)})")
         for file in files:
             _prove(file)
@@ -71,7 +78,7 @@ def _models(node: Node, where: str) -> Iterator[Model]:
             elif name == "architecture" and not Path(value).exists():
                 continue  # a name that open_clip knows; the weights are a source of their own
             elif value is not None:
-                yield Model(f"{where}.{name}", value, tag)
+                yield Model(f"{where}.{name}", value, tag, name in CONFIGS_ONLY)
 
 
 def _fetched(model: Model) -> tuple[Path, str]:
@@ -92,7 +99,7 @@ def _fetched(model: Model) -> tuple[Path, str]:
         if not known:
             raise ValueError(f"open_clip has no weights '{model.pretrained}' of '{model.source}'")
         return Path(open_clip.download_pretrained(known)), model.pretrained
-    path = cache.resolve(model.source.removeprefix("hf-hub:"))
+    path = cache.resolve(model.source.removeprefix("hf-hub:"), model.configs_only)
     return path, path.name
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from services.cluster.local import environment
-from tests import tiny_vlm
+from tests import tiny_rewards, tiny_vlm
 
 os.environ.update(environment())
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `nohup make test &` starts us, and every child inherits it
@@ -44,6 +44,7 @@ class TinyModels:
     facenet: str
     hps: str
     aesthetic: str
+    image_reward: str
     qwen: str
     llava: str
 
@@ -65,6 +66,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "facenet": _facenet,
         "hps": _hps,
         "aesthetic": _aesthetic,
+        "image_reward": tiny_rewards.image_reward,
         "qwen": partial(tiny_vlm.qwen, words=WORDS),
         "llava": partial(tiny_vlm.llava, words=WORDS),
     }

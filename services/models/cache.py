@@ -22,7 +22,7 @@ from services.scorer_settings import DType, ServingSettings
 T = TypeVar("T")
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_CONFIGS = (".json", ".txt", ".model")
+_CONFIGS = (".json", ".jinja", ".txt", ".model")
 _CHUNK_BYTES = 2**20
 _loaded: dict[tuple[str, str, Device], tuple[object, list[Any]]] = {}
 _lock = threading.RLock()  # re-entrant: a face finder loads its detector while it is being loaded
@@ -47,22 +47,26 @@ def pick_device(name: str | None) -> str:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str, configs_only: bool = False) -> Path:
     """The local file or directory of a model source; a hub id is downloaded into the hub cache (HF_HUB_OFFLINE holds).
 
     'org/name@REVISION' is that branch, tag or commit, else the repository's default branch is meant.
-    Safetensors are preferred; a repository without any is fetched with its `.bin` weights, which are read with
-    `weights_only=True`. Raises what huggingface_hub raises when the id is unknown or the hub cannot be reached.
+    Safetensors are preferred; a repository without any is fetched with its `.bin` weights, or else its `.pt` weights,
+    which are read with `weights_only=True`. `configs_only` fetches no weights. Raises what huggingface_hub raises when
+    the id is unknown or the hub cannot be reached.
     """
     path = Path(source)
     if path.exists():
         return path.resolve()
     name, _, revision = source.partition("@")
     fetch = partial(snapshot_download, name, revision=revision or None)
-    patterns = [f"*{suffix}" for suffix in (*_CONFIGS, ".safetensors")]
-    folder = Path(fetch(allow_patterns=patterns))
-    if not any(folder.glob("*.safetensors")):
-        folder = Path(fetch(allow_patterns=[*patterns, "*.bin"]))
+    patterns = [f"*{suffix}" for suffix in _CONFIGS]
+    if configs_only:
+        return Path(fetch(allow_patterns=patterns))
+    for suffix in (".safetensors", ".bin", ".pt"):
+        folder = Path(fetch(allow_patterns=[*patterns, f"*{suffix}"]))
+        if any(folder.glob(f"*{suffix}")):
+            break
     return folder
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from services.models import clip
 from services.scorer_settings import AestheticSettings
 from services.scorers.base import ScorerSpec
-from synod.contracts import Outcome, Score, ScoreItem
+from services.scorers.image_text import clipped
+from synod.contracts import Outcome, ScoreItem
 
 LOW, HIGH = 0.0, 10.0
 
@@ -46,9 +47,4 @@ class Aesthetic:
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         ratings = self._rater.rate(self._model.image_features([item.pixels() for item in items]))
-        return [_clipped(float(rating)) for rating in ratings]
-
-
-def _clipped(rating: float) -> Score:
-    value = rating if np.isnan(rating) else min(max(rating, LOW), HIGH)
-    return Score(value, {"rating": rating})
+        return [clipped(float(rating), LOW, HIGH, {"rating": float(rating)}) for rating in ratings]

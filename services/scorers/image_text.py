@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,11 @@ def worded(
     images = [item.pixels() for item, text in zip(items, texts, strict=True) if text]
     found = iter(measure(images, [text for text in texts if text]) if images else ())
     return [next(found) if text else wordless(item.prompt) for item, text in zip(items, texts, strict=True)]
+
+
+def clipped(value: float, low: float, high: float, detail: Mapping[str, Any]) -> Score:
+    """A score of the value, or of the end of the range that it is beyond; NaN stays. `detail` has the unclipped one."""
+    return Score(value if np.isnan(value) else min(max(value, low), high), detail)
 
 
 def each_once(

@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "pickscore": "services.scorers.pickscore",
     "hps": "services.scorers.hps",
     "aesthetic": "services.scorers.aesthetic",
+    "image_reward": "services.scorers.image_reward",
     "ocr": "services.scorers.ocr",
     "bleu": "services.scorers.bleu",
     "recognition": "services.scorers.recognition",

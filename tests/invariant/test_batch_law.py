@@ -38,7 +38,7 @@ from tests.judges import judging
 OF_PICTURES = (
     *("ber", "ber_itm", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
-    *("pickscore", "hps", "aesthetic", "ocr", "likelihood", "likelihood_llava"),
+    *("pickscore", "hps", "aesthetic", "image_reward", "ocr", "likelihood", "likelihood_llava"),
     *("judge", "dense_validity", "quality"),
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
@@ -50,7 +50,7 @@ CASES = [
 # much bfloat16 may move them, of what lies between the photographs' highest and lowest value.
 SMOOTH = {
     **dict.fromkeys(("tier", "der", "fer_mtcnn", "clip_i", "clip_i_open", "clip_t", "clip_t_open"), 0.05),
-    **dict.fromkeys(("pickscore", "hps", "aesthetic", "likelihood", "likelihood_llava"), 0.05),
+    **dict.fromkeys(("pickscore", "hps", "aesthetic", "image_reward", "likelihood", "likelihood_llava"), 0.05),
     **dict.fromkeys(("ber", "ber_itm"), 0.25),  # under these weights all photographs lie within 0.04 and 0.006
     "clip_direction": 0.25,  # a difference of two near features
 }
@@ -102,6 +102,11 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
         "pickscore": {"kind": "pickscore", "model": tiny_models.clip},
         "hps": {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
         "aesthetic": {"kind": "aesthetic", "model": clip, "weights": tiny_models.aesthetic},
+        "image_reward": {
+            "kind": "image_reward",
+            "model": tiny_models.image_reward,
+            "tokenizer": tiny_models.text,
+        },
         "ocr": {"kind": "ocr"},
         "psnr": {"kind": "psnr"},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},

@@ -225,7 +225,7 @@ def test_the_photographs_ask_every_kind_that_has_weights() -> None:
     assert asked == set(registry.KINDS) - of_replies - of_a_judge - {"jpeg", "custom"}
 
 
-@pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "sync_r1", "unirl_zero"])
+@pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "rewards_2026", "sync_r1", "unirl_zero"])
 def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
     loaded = settings.load(ROOT / f"deploy/configs/{name}.toml", {})
     assert loaded.pairs is not None

@@ -138,3 +138,40 @@ def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
 def test_weights_that_open_clip_does_not_know_are_told() -> None:
     told = warm.warm(warm.Model("geneval.color_model", "ViT-L-14-quickgelu", "opennai")).error
     assert "no weights 'opennai' of 'ViT-L-14-quickgelu'" in str(told)
+
+
+def test_tokenizer_directory_without_weights_is_accepted(tmp_path: Path, tiny_models: Any) -> None:
+    path = tmp_path / "service.toml"
+    path.write_text(f"""
+        [scorers.preferred]
+        kind = "image_reward"
+        model = "{tiny_models.image_reward}"
+        tokenizer = "{tiny_models.text}"
+    """)
+    folder = Path(shutil.copytree(tiny_models.text, tmp_path / "tokenizer"))
+    (folder / "model.safetensors").unlink()
+    model, tokenizer = warm.models(settings.load(path, {}).scorers)
+    assert (model.where, model.configs_only) == ("preferred.model", False)
+    assert (tokenizer.where, tokenizer.configs_only) == ("preferred.tokenizer", True)
+    assert warm.warm(model).error is None
+    assert warm.warm(warm.Model("preferred.tokenizer", str(folder), configs_only=True)).error is None
+    assert "no weights there" in str(warm.warm(warm.Model("preferred.model", str(folder))).error)
+
+
+def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        (tmp_path / "med_config.json").write_text("{}")
+        if "*.pt" in allow_patterns:
+            (tmp_path / "ImageReward.pt").write_bytes(b"weights")
+        return str(tmp_path)
+
+    monkeypatch.setattr(cache, "snapshot_download", snapshot)
+    assert (cache.resolve("acme/reward") / "ImageReward.pt").is_file()
+    assert [patterns[-1] for patterns in asked] == ["*.safetensors", "*.bin", "*.pt"]
+    asked.clear()
+    cache.resolve("acme/reward", configs_only=True)
+    assert len(asked) == 1
+    assert not {"*.safetensors", "*.bin", "*.pt"} & {*asked[0]}

@@ -27,6 +27,7 @@ TREES = {
     "pickscore": '{"kind": "pickscore", "model": "a/b", "processor": "c/d"}',
     "hps": '{"kind": "hps", "weights": "a/b"}',
     "aesthetic": '{"kind": "aesthetic", "model": {"family": "transformers", "model": "a/b"}, "weights": "c/d"}',
+    "image_reward": '{"kind": "image_reward", "model": "a/b"}',
     "ocr": '{"kind": "ocr"}',
     "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
