@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.images import pixel_values
 from services.models.tokens import TextTokenizer
 from synod.contracts import Pixels
@@ -27,9 +28,7 @@ class Blip2:
     def __init__(self, folder: Path, device: Device | str) -> None:
         processor: Any = Blip2Processor.from_pretrained(folder)
         self._images, self._tokenizer = processor.image_processor, TextTokenizer(processor.tokenizer)
-        self._model: Any = frozen(
-            Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32), device, "vision_model", "qformer"
-        )
+        self._model: Any = pretrained.load(Blip2ForImageTextRetrieval, folder, device, "vision_model", "qformer")
         window = self._model.config.qformer_config.max_position_embeddings
         self._max_tokens = min(self._tokenizer.model_max_length, window)
 

@@ -88,7 +88,7 @@ def digest(source: str) -> str:
 
 def shared(family: str, source: str, device: Device | str, load: Callable[[Path], T]) -> T:
     """`load(local path)`, once per process for a family, the content of `source` and a device."""
-    key = (family, digest(source), _device(device))
+    key = (family, digest(source), as_device(device))
     with _lock:
         if key not in _loaded:
             with noting() as modules:
@@ -105,7 +105,7 @@ def frozen(module: Any, device: Device | str, *run: str) -> Any:
     `run` names the submodules that callers run, where they do not call the module itself: those are what is compiled.
     Sizes are dynamic, so a module has one graph for a batch of one and one for any other, whatever sizes come.
     """
-    device = _device(device)
+    device = as_device(device)
     module.to(device.name, getattr(torch, device.dtype)).eval().requires_grad_(False)
     if device.compile:
         for part in [module.get_submodule(name) for name in run] or [module]:
@@ -119,6 +119,6 @@ def like(module: Any, batch: torch.Tensor) -> torch.Tensor:
     return batch.to(next(module.parameters()))
 
 
-def _device(device: Device | str) -> Device:
-    """A name alone is that device in float32."""
+def as_device(device: Device | str) -> Device:
+    """The device; a name alone is that device in float32."""
     return Device(device) if isinstance(device, str) else device

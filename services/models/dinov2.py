@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, Dinov2Model
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.images import pixel_values
 from synod.contracts import Pixels
 
@@ -21,7 +22,7 @@ class Dinov2:
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
-        self._model: Any = frozen(Dinov2Model.from_pretrained(folder, dtype=torch.float32), device)
+        self._model: Any = pretrained.load(Dinov2Model, folder, device)
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]:

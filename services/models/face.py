@@ -14,10 +14,10 @@ import torch
 from facenet_pytorch import MTCNN, InceptionResnetV1
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from services.models import detector as detectors
+from services.models import pretrained, weights
 from services.models.cache import Device, frozen, like, shared
 from services.models.detector import Box, Detector
 from services.models.images import area, by_shape, pixel_values
@@ -83,9 +83,10 @@ class FacenetEmbedder:
     """InceptionResnetV1 (FaceNet, Schroff et al. 2015) at 160 px, pixels scaled as (x - 127.5) / 128."""
 
     def __init__(self, file: Path, device: Device | str) -> None:
-        model = InceptionResnetV1(pretrained=None)
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        model.load_state_dict({key: value for key, value in state.items() if not key.startswith("logits.")})
+        with weights.parameters_on_meta():
+            model = InceptionResnetV1(pretrained=None)
+        state = {key: value for key, value in weights.read(file).items() if not key.startswith("logits.")}
+        weights.load_into(model, state, file)
         self._model: Any = frozen(model, device)
 
     @torch.inference_mode()
@@ -104,7 +105,7 @@ class SmallEmbedder:
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
-        self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
+        self._model: Any = pretrained.load(AutoModel, folder, device, optional="pooler", heads=True)
 
     @torch.inference_mode()
     def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:

@@ -18,7 +18,8 @@ import torch
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.detector import Detection, box_of
 from services.models.images import by_shape
 from synod.contracts import Pixels
@@ -51,9 +52,7 @@ class Mask2Former:
     """Up to 100 detections a picture, one for each of the best (query, class) pairs."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
-        self._model: Any = frozen(
-            Mask2FormerForUniversalSegmentation.from_pretrained(folder, dtype=torch.float32), device
-        )
+        self._model: Any = pretrained.load(Mask2FormerForUniversalSegmentation, folder, device)
         labels: dict[int, str] = self._model.config.id2label
         self.class_names = tuple(_GENEVAL_NAMES.get(labels[i], labels[i]) for i in range(len(labels)))
 

@@ -15,11 +15,12 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip import factory
 from PIL import Image
 from torch.nn.functional import normalize
 
 from services.models import tokens, weights
-from services.models.cache import Device, frozen, like, shared
+from services.models.cache import Device, as_device, frozen, like, shared
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 
@@ -34,15 +35,7 @@ class OpenClip:
     def __init__(
         self, name: str, pretrained: str | None, device: Device | str, weights_file: Path | None = None
     ) -> None:
-        model, _, self._transform = open_clip.create_model_and_transforms(
-            name,
-            pretrained=pretrained,
-            weights_only=True,
-            load_weights=weights_file is None,
-            require_pretrained=weights_file is None,
-        )
-        if weights_file is not None:
-            weights.load_into(model, weights.read(weights_file), weights_file)
+        model, self._transform = _loaded(name, pretrained, device, weights_file)
         self._model: Any = frozen(model, device, "visual", "text" if hasattr(model, "text") else "transformer")
         self._tokenize: Callable[[list[str]], torch.Tensor] = tokens.of_open_clip(open_clip.get_tokenizer(name))
 
@@ -56,6 +49,50 @@ class OpenClip:
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N D]."""
         return _rows(self._model.encode_text(self._tokenize(list(texts)).to(next(self._model.parameters()).device)))
+
+
+def _loaded(name: str, pretrained: str | None, device: Device | str, weights_file: Path | None) -> tuple[Any, Any]:
+    """The model and its transform, with the weights of `weights_file` where one is given, else those of `name`."""
+    file = weights_file or _checkpoint(name, pretrained)
+    with weights.parameters_on_meta():
+        model, _, transform = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, load_weights=False, device=None
+        )
+    state = weights.read(file)
+    if weights_file is None and state.keys() != model.state_dict().keys():
+        # Another layout than open_clip's own (SigLIP, MobileCLIP): it converts by copying into a whole model.
+        try:
+            model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, weights_only=True)
+        except RuntimeError as error:
+            told = " ".join(str(error).split())[:300]
+            raise SettingsError(f"{file}: not weights of {name} ({told}); give the model's own weights") from None
+    else:
+        weights.load_into(model, state, file, getattr(torch, as_device(device).dtype))
+    return model, transform
+
+
+def _checkpoint(name: str, pretrained: str | None) -> Path:
+    """The weights file that open_clip resolves, fetched where it is not local.
+
+    Raises SettingsError where there is none: open_clip only logs that, and goes on with random weights.
+    """
+    scheme, place = factory.parse_model_name(name)
+    found: str | None
+    if scheme == "local-dir":
+        found = factory._find_checkpoint_in_dir(Path(place))
+    elif scheme == "hf-hub":
+        found = open_clip.download_pretrained_from_hf(place)
+    elif pretrained is None or Path(pretrained).is_file():
+        found = pretrained
+    else:
+        tag = open_clip.get_pretrained_cfg(place.replace("/", "-"), pretrained)
+        if not tag:
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(place.replace("/", "-"))) or "none"
+            raise SettingsError(f"{name}: no weights '{pretrained}'; open_clip has {known}")
+        found = open_clip.download_pretrained(tag)
+    if found is None:
+        raise SettingsError(f"{name}: no weights; give a directory that holds some, or the tag of open_clip's")
+    return Path(found)
 
 
 def _rows(features: torch.Tensor) -> NDArray[np.float32]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.detector import Detection, Mask, box_of
 from services.models.images import by_shape, pixel_values
 from synod.contracts import Pixels
@@ -29,7 +30,7 @@ class Segmenter:
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
-        self._model: Any = frozen(AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32), device)
+        self._model: Any = pretrained.load(AutoModelForSemanticSegmentation, folder, device, heads=True)
         labels: dict[int, str] = self._model.config.id2label
         self.labels = tuple(labels[i] for i in range(len(labels)))
         self.part_of: dict[str, str] = getattr(self._model.config, "part_of", None) or {}

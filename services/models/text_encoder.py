@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.tokens import TextTokenizer
 
 Pooling = Literal["mean", "cls", "pooler"]
@@ -27,7 +28,7 @@ class TextEncoder:
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(folder, padding_side="right"))
-        self._model: Any = frozen(AutoModel.from_pretrained(folder, dtype=torch.float32), device)
+        self._model: Any = pretrained.load(AutoModel, folder, device, optional="pooler", heads=True)
         self._max_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
 
     @torch.inference_mode()

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.images import pixel_values
 from services.models.tokens import TextTokenizer
-from services.models.weights import check_complete
 from synod.contracts import Pixels
 
 
@@ -23,10 +23,8 @@ class TransformersClip:
     """Both towers; rows have norm 1. `scale` is exp(logit_scale), what training multiplied cosines by."""
 
     def __init__(self, folder: Path, processor: str | Path, device: Device | str) -> None:
-        model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        check_complete(folder, info)
-        self.scale = float(model.logit_scale.detach().exp())  # before a narrower dtype rounds it
-        self._model: Any = frozen(model, device, "vision_model", "text_model")
+        self.scale = float(pretrained.tensor(folder, "logit_scale").float().exp())  # no narrower dtype rounds it
+        self._model: Any = pretrained.load(CLIPModel, folder, device, "vision_model", "text_model")
         self._processor: Any = AutoImageProcessor.from_pretrained(processor)
         self._tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(processor, padding_side="right"))
         window = self._model.config.text_config.max_position_embeddings

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from services.models.cache import Device, frozen, shared
+from services.models import pretrained
+from services.models.cache import Device, shared
 from services.models.tokens import TextTokenizer
 from synod.contracts import Pixels
 from synod.errors import InvalidItem
@@ -37,7 +38,7 @@ class Vlm:
         if not self._processor.chat_template:
             raise ValueError(f"{folder}: no chat template; give the instruction-tuned model, whose processor has one")
         self._tokenizer = TextTokenizer(self._processor.tokenizer)
-        self._model: Any = frozen(AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32), device)
+        self._model: Any = pretrained.load(AutoModelForImageTextToText, folder, device, heads=True)
         self._window: int = self._model.config.get_text_config().max_position_embeddings
 
     @torch.inference_mode()

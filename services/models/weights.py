@@ -1,8 +1,10 @@
-"""Weights files, read without running code from them, and what a loader says of one that does not fit."""
+"""Weights files: read without running code from them, checked, and loaded into modules without a second copy."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +13,8 @@ from safetensors.torch import load_file
 
 from synod.errors import SettingsError
 
-_BUFFERS: Final = ("position_ids",)  # old checkpoints carry these; they hold no weights
+# Buffers that some versions of the libraries save and others compute: they hold no weights.
+_BUFFERS: Final = ("position_ids", "relative_position_index", "num_batches_tracked", "rotary_emb.inv_freq")
 _TOLD: Final = 4
 
 
@@ -24,12 +27,13 @@ def file(source: str) -> Path:
 
 def read(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.safetensors` or `torch.save` file on the CPU, by name; those under `state_dict` where there is
-    one. Raises SettingsError for a file that is none."""
+    one. Each tensor has memory of its own, not a map of the file: it is freed alone, and a file that is overwritten
+    later does not change a loaded model. Raises SettingsError for a file that is none."""
+    safe = file.suffix == ".safetensors"
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        state = load_file(file, backend="pread") if safe else torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # the two readers raise a dozen kinds, torch's own among them
-        told = str(error).partition("\n")[0]
-        raise SettingsError(f"{file}: not weights that can be read safely ({told}); give a table of tensors") from None
+        raise unreadable(file, error) from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -37,13 +41,48 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load_into(module: torch.nn.Module, state: Mapping[str, torch.Tensor], where: Path) -> None:
-    """Fills the module, every key and no other. Raises SettingsError that names keys or shapes which do not fit."""
+def unreadable(file: Path, error: Exception) -> SettingsError:
+    """The error for a file that its reader refuses, cut off or of another format."""
+    told = str(error).partition("\n")[0]
+    reason = f"{file}: not weights that can be read safely ({told})"
+    return SettingsError(f"{reason}; give a table of tensors, or copy the file again if it was cut off")
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build the modules inside without memory for their parameters; buffers (masks, positions) are built as always.
+
+    It acts on the calling thread alone. Fill the module by `load_into`.
+    """
+    thread = threading.get_ident()
+
+    def moved(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
+        if parameter is None or threading.get_ident() != thread:
+            return None
+        return torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def load_into(
+    module: torch.nn.Module, state: dict[str, torch.Tensor], where: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Make the state's tensors, in `dtype`, the module's own: every key and no other.
+
+    Each entry of `state` is replaced by what it becomes, so that there is never more than one tensor twice. Raises
+    SettingsError that names keys or shapes which do not fit.
+    """
     wanted = module.state_dict()
     check_keys(where, state, wanted)
-    misshapen = [key for key, value in wanted.items() if state[key].shape != value.shape]
+    misshapen = [key for key, value in wanted.items() if key in state and state[key].shape != value.shape]
     check_complete(where, {"mismatched_keys": misshapen})
-    module.load_state_dict({key: state[key] for key in wanted})
+    for key, value in state.items():  # copied, so that torch aligns it: other alignments round otherwise
+        state[key] = value.to(dtype, copy=True) if value.is_floating_point() else value
+    module.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False, assign=True)
 
 
 def check_keys(where: Path, found: Collection[str], wanted: Collection[str]) -> None:
