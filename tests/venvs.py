@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join((str(ROOT / "tests/packages"), str(ROOT)))  # `own_scorer` and the project
 
 
 def make(folder: Path, *packages: str, rest: bool = True) -> str:

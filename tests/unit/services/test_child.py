@@ -38,7 +38,7 @@ def item(prompt: str, grey: int = 51) -> ScoreItem:
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Scorers of `own_scorer` in processes of this Python, and all of them ended afterwards."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), str(venvs.ROOT))))
+    monkeypatch.setenv("PYTHONPATH", venvs.PYTHONPATH)
     made: list[Child] = []
 
     def build(times: Times = child.USUAL, load: str = "own_scorer:load", python: str = "", **options: Any) -> Custom:
