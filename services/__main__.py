@@ -27,7 +27,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from services import golden, settings, verify, warm
+from services import environments, golden, settings, verify, warm
 from services.cluster.local import TEMP_PREFIX, Plane
 from services.cluster.processes import kill_users_of
 from services.cluster.run_dir import Record, RunDir
@@ -56,6 +56,8 @@ def up(options: argparse.Namespace) -> int:
     """Serve in the foreground, or start a process that does (`--detach`)."""
     loaded = _load(options)
     auth.load(loaded.auth)  # a mistake in the tokens is told before anything starts
+    for scorer in loaded.scorers.values():
+        environments.place(scorer)  # and so is one in an environment
     run_dir = RunDir(options.run_dir)
     return _detach(options, run_dir) if options.detach else _serve(options, loaded, run_dir)
 
@@ -101,6 +103,8 @@ def check(options: argparse.Namespace) -> int:
         spec, serving = registry.spec(name, scorer), scorer.serving
         takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
         print(f"{name:12} {takes if serving.beside is None else f'beside {serving.beside}'}  {spec.source}")
+        if (placement := environments.place(scorer)) is not None:
+            print(f"{'':12} {placement}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
     return 0
 
@@ -118,8 +122,11 @@ def record_golden(options: argparse.Namespace) -> int:
 
 def warm_models(options: argparse.Namespace) -> int:
     """Fetch and prove every model that the settings name; exit 1 when one cannot be used."""
-    found = []
-    for model in warm.models(settings.load(options.config, without=("golden", "pairs", "auth")).scorers):
+    found, scorers = [], settings.load(options.config, without=("golden", "pairs", "auth")).scorers
+    for name, scorer in scorers.items():
+        if (placement := environments.place(scorer)) is not None:
+            _say(f"{name}.serving.python: {placement}")
+    for model in warm.models(scorers):
         _say(f"{model.where}: {model.source}")
         found.append(warm.warm(model))
     show.table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], map(warm.row, found))

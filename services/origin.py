@@ -3,13 +3,13 @@
 Scorers of equal kind and origin give equal values for equal items, so a score may be reused. Of how a scorer is
 deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A
 hub id counts by its name, since what the hub answers is not known before a replica has it; pin one as
-'id@REVISION', or name a directory. A custom scorer's own package counts by its Python sources.
+'id@REVISION', or name a directory. A custom scorer's own package counts by its Python sources, an environment of a
+scorer's own (`serving.python`) by its Python and all its packages.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import synod
+from services import environment_probe, environments
+from services.environments import Placement
 from services.scorer_settings import CustomSettings, ScorerSettings
 from synod.contracts import Origin
 from synod.errors import SettingsError
@@ -32,17 +34,20 @@ _FREE = {"options", "source", "summary"}  # of a custom scorer: any text, so non
 _CHUNK_BYTES = 2**20
 
 
-def origin(settings: ScorerSettings) -> Origin:
+def origin(settings: ScorerSettings) -> Origin | None:
     """The origin of the scorer's values; its digests are BLAKE2b-128 (hex). Reads every file of the models once:
-    seconds for gigabytes."""
+    seconds for gigabytes. None for a scorer on nodes of its own (`serving.resource`), whose packages are not known."""
+    if settings.serving.resource is not None:
+        return None
+    placement = environments.place(settings)
     own = isinstance(settings, CustomSettings)
     tree = settings.model_dump(mode="json", exclude=_NO_MATTER | (_FREE if own else set()))
     models = {text: _content(Path(text)) for text in _texts(tree) if text.startswith("/")}
     tree = _without_places(tree, models)
     if isinstance(settings, CustomSettings):
-        tree |= {"options": settings.model_dump(mode="json")["options"], "code": _code(settings.load)}
+        tree |= {"options": settings.model_dump(mode="json")["options"], "code": _code(settings, placement)}
     serving = settings.serving
-    libraries = (f"{name} {_installed(name)}" for name in LIBRARIES)
+    libraries = [f"{name} {_installed(name)}" for name in LIBRARIES] if placement is None else _all(placement)
     about = [synod.__version__, serving.device, serving.dtype, serving.compile, *libraries]
     rules = getattr(settings, "rule_set", None)
     return Origin(
@@ -83,17 +88,24 @@ def _content(path: Path) -> str:
     return total.hexdigest()
 
 
-def _code(load: str) -> str:
+def _code(settings: CustomSettings, placement: Placement | None) -> str:
     """Digest of the Python sources of the package that a custom scorer's `load` names. Raises SettingsError."""
-    package = load.partition(":")[0].partition(".")[0]
-    found = importlib.util.find_spec(package)
-    if found is None:
+    package = environments.package_of(settings)
+    places = environment_probe.places(package) if placement is None else placement.environment.modules[package]
+    if not places:
         raise SettingsError(
-            f"load = '{load}': no package '{package}'. Install it, or put its folder on PYTHONPATH, on every node"
+            f"load = '{settings.load}': no package '{package}'. Install it, or put its folder on PYTHONPATH, on every "
+            "node"
         )
-    folders = [Path(place) for place in found.submodule_search_locations or ()]
-    files = sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(str(found.origin))]
+    files = [file for place in map(Path, places) for file in (sorted(place.rglob("*.py")) or [place])]
     return _digest([[file.name, _content(file)] for file in files])
+
+
+def _all(placement: Placement) -> list[str]:
+    """Python and every distribution of an environment: any may be what a scorer computes with."""
+    environment = placement.environment
+    version = ".".join(map(str, environment.version))
+    return [f"python {version}", *(f"{name} {at}" for name, at in sorted(environment.packages.items()))]
 
 
 def _installed(name: str) -> str:

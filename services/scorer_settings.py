@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,11 @@ class ServingSettings(Node):
     `beside` names another scorer whose replicas this one lives in, beside it: what a replica takes of a machine is then
     said there. Small scorers so share a process, a share of a GPU, and the models that they have in common.
 
+    `python` is the interpreter of another environment, for a scorer whose packages cannot be installed beside ours: the
+    replica runs in it, or keeps a child process in it (`services.environments` says when). `resource` is a custom Ray
+    resource of which each replica takes a little, for a cluster whose nodes differ in what they hold: their own Python
+    is then the replica's, and `python`, which is theirs, the child process's.
+
     A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
     `max_queued_images` bounds what one replica holds, batch in flight included.
     """
@@ -74,13 +80,18 @@ class ServingSettings(Node):
     dtype: DType = "float32"
     compile: bool = False
     threads: int | None = Field(None, ge=1)
+    python: FilePlace | None = None
+    resource: str | None = Field(None, min_length=1)
     max_batch_images: int = Field(32, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     max_queued_images: int = Field(2048, ge=1)
 
     @model_validator(mode="after")
     def _one_says_what_a_replica_takes(self) -> ServingSettings:
-        own = sorted({"replicas", "max_replicas", "num_cpus", "num_gpus", "threads"} & self.model_fields_set)
+        own = sorted(
+            {"replicas", "max_replicas", "num_cpus", "num_gpus", "threads", "python", "resource"}
+            & self.model_fields_set
+        )
         if self.beside is not None and own:
             raise ValueError(f"{', '.join(own)} with beside = '{self.beside}': say it in that scorer's serving")
         return self
@@ -91,6 +102,20 @@ class ServingSettings(Node):
             raise ValueError(
                 f"replicas = {self.replicas}, max_replicas = {self.max_replicas}: give 1 or more, in order"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _python_is_there(self) -> ServingSettings:
+        if self.python is None or self.resource is not None:  # with a resource it is on the nodes that have that
+            return self
+        path = Path(self.python)
+        if not path.is_file():
+            raise ValueError(
+                f"python = '{path}': no such file. Make the environment (python -m venv {path.parent.parent}) "
+                "or correct the path"
+            )
+        if not os.access(path, os.X_OK):
+            raise ValueError(f"python = '{path}' is not executable. Name the environment's own bin/python")
         return self
 
     @property

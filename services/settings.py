@@ -230,6 +230,12 @@ class Settings(Node):
                     f"scorer '{name}' is beside '{scorer.serving.beside}', which has no replicas of its own; "
                     f"those that have: {', '.join(able) or 'none'}"
                 )
+            host = self.scorers[scorer.serving.beside].serving if scorer.serving.beside else None
+            if host is not None and (host.python or host.resource):
+                raise ValueError(
+                    f"scorer '{name}' is beside '{scorer.serving.beside}', which has an environment of its own "
+                    f"({host.python or host.resource}); give '{name}' replicas of its own"
+                )
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from services import tracing
+from services import environments, tracing
 from services.cluster.backend import RayBackend
 from services.cluster.host import Host
 from services.cluster.replica import Build
@@ -25,7 +26,7 @@ from services.gateway.core import Gateway, tell_queue
 from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
 from services.origin import origin
-from services.scorer_settings import ServingSettings
+from services.scorer_settings import ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
 from services.settings import ClusterSettings, Settings
@@ -36,6 +37,7 @@ GATEWAY_CPUS = 0.1
 # Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
 MAX_ONGOING = 4096
 BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
+RESOURCE_SHARE = 0.001  # of a custom resource: it says where a replica may be, not how many may
 CALLS_PER_REPLICA = 2  # one is measured while the next waits
 
 
@@ -120,9 +122,8 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     hosts = {}
     for host, names in settings.hosts.items():
         serving = settings.scorers[host].serving
-        deployment = _deployment(
-            Host, host, _count(serving, cluster), _actor(serving, env), cluster.health_check_period_s
-        )
+        actor = _actor(settings.scorers[host], env)
+        deployment = _deployment(Host, host, _count(serving, cluster), actor, cluster.health_check_period_s)
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
         hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
@@ -167,12 +168,18 @@ def _count(serving: ServingSettings, cluster: ClusterSettings) -> dict[str, Any]
     }
 
 
-def _actor(serving: ServingSettings, env: Mapping[str, str]) -> dict[str, Any]:
+def _actor(scorer: ScorerSettings, env: Mapping[str, str]) -> dict[str, Any]:
+    serving, placement = scorer.serving, environments.place(scorer)
     threads = {} if serving.threads is None else {"OMP_NUM_THREADS": str(serving.threads)}
+    python = None if placement is None or placement.child is not None else placement.environment.python
     return {
         "num_cpus": serving.num_cpus,
         "num_gpus": serving.num_gpus,
-        "runtime_env": {"env_vars": {**env, **threads}},
+        "resources": {} if serving.resource is None else {serving.resource: RESOURCE_SHARE},
+        "runtime_env": {
+            "env_vars": {**env, **threads},
+            **({} if python is None else {"py_executable": shlex.quote(python)}),  # Ray puts it into a shell's line
+        },
     }
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from services import child, environments
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec
+from services.scorers.custom import Custom
 
 KINDS: dict[str, str] = {
     "tier": "services.scorers.tier",
@@ -46,8 +50,21 @@ def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
-    """The scorer `name` with its models on its device (`serving.device`). Raises what the model libraries raise."""
+    """The scorer `name` with its models on its device (`serving.device`). Raises what the model libraries raise.
+
+    With `serving.python` other than this process's it is in a child process, and its values are held to its range.
+    """
+    python = settings.serving.python
+    if python is not None and not environments.is_own(python):
+        return Custom(spec(name, settings), child.build(name, settings))
     scorer: Scorer = _module(settings).build(name, settings)
+    return scorer
+
+
+def build_tree(name: str, settings: Any) -> Scorer:
+    """`build` in a child process, from the `tree` of its settings."""
+    found: ScorerSettings = TypeAdapter(ScorerSettings).validate_python(settings.tree)
+    scorer: Scorer = _module(found).build(name, found)
     return scorer
 
 

@@ -43,7 +43,14 @@ LAW = (
     ),
     Room("services.scorer_settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.settings", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
-    Room("services.origin", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
+    Room(
+        "services.origin",
+        may=("synod", "services.scorer_settings", "services.environments", "services.environment_probe"),
+        never=("torch", "ray", *WEB),
+    ),
+    Room("services.environments", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
+    Room("services.child", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
+    Room("services.environment_probe", may=(), never=("numpy", "torch", "ray", "pydantic", *WEB)),
     Room("services.isolation", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.batching", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room("services.combine", may=("synod",), never=("torch", "ray", *WEB)),
@@ -74,7 +81,10 @@ LAW = (
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
         "services.scorers.registry",
-        may=("synod", "services.scorer_settings", "services.scorers.base"),
+        may=(
+            *("synod", "services.scorer_settings", "services.scorers.base", "services.scorers.custom"),
+            *("services.child", "services.environments"),
+        ),
         never=("torch", "ray", *WEB),
     ),
     *(

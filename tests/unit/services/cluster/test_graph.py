@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services import environments
 from services.origin import origin
 from services.settings import ServerSettings, Settings, load
 from synod.errors import SettingsError
@@ -125,3 +128,23 @@ def test_what_fits_is_never_more_than_there_is(asked: list[float], nodes: list[i
     if _fits(asked, nodes):
         assert sum(asked) <= sum(nodes)
         assert _fits(asked[1:], nodes)
+
+
+def test_a_replica_is_put_into_its_environment(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "my envs" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    ours = environments.ask(sys.executable)
+    monkeypatch.setattr(environments, "ask", lambda python, package="": replace(ours, python=python))
+    (scorer,) = settings_of(tmp_path, f'python = "{python}"').scorers.values()
+    assert graph._actor(scorer, {})["runtime_env"]["py_executable"] == f"'{python}'"
+    modules = {**ours.modules, "ray": (), "synod": ("here",)}
+    monkeypatch.setattr(environments, "ask", lambda python, package="": replace(ours, modules=modules))
+    assert "py_executable" not in graph._actor(scorer, {})["runtime_env"]
+
+
+def test_a_replica_on_nodes_of_its_own_runs_in_their_python(graph: Any, tmp_path: Path) -> None:
+    (scorer,) = settings_of(tmp_path, 'python = "/envs/hpsv3/bin/python", resource = "hpsv3"').scorers.values()
+    actor = graph._actor(scorer, {})
+    assert "py_executable" not in actor["runtime_env"]
+    assert actor["resources"] == {"hpsv3": graph.RESOURCE_SHARE}

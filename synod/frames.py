@@ -1,0 +1,63 @@
+"""Messages over a stream socket: each a frame of magic, length and msgpack. No pickle; both sides bound what they read.
+
+frame   "SYN1", the payload's length (4 bytes, big endian, at most the reader's limit), the payload
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from typing import Any, Final
+
+from synod.errors import InvalidRequest, PayloadTooLarge
+from synod.formats import dump_msgpack, load_msgpack
+
+MAGIC: Final = b"SYN1"
+HEADER: Final = struct.Struct(">4sI")
+MAX_REQUEST_BYTES: Final = 2**30  # one item: an image and 16 references of 4096 x 4096 are 0.8 GiB
+MAX_REPLY_BYTES: Final = 64 * 2**20
+
+
+class Closed(Exception):
+    """The other side closed the connection."""
+
+
+class BadFrame(Exception):
+    """The stream holds something else than a frame within the limit; nothing after it can be read."""
+
+
+def send(connection: socket.socket, message: object, limit: int) -> None:
+    """Send one message. Raises PayloadTooLarge, before a byte is sent, and what the socket raises."""
+    payload = dump_msgpack(message)
+    if len(payload) > limit:
+        raise PayloadTooLarge(f"a message of {len(payload)} bytes passes the limit of {limit}")
+    connection.sendall(HEADER.pack(MAGIC, len(payload)))
+    connection.sendall(payload)
+
+
+def receive(connection: socket.socket, limit: int, timeout_s: float | None = None) -> Any:
+    """The next message. Raises Closed, BadFrame, TimeoutError and what else the socket raises."""
+    ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+    magic, length = HEADER.unpack(_exactly(connection, HEADER.size, ends_s))
+    if magic != MAGIC:
+        raise BadFrame(f"{magic!r} stands where a frame begins")
+    if length > limit:
+        raise BadFrame(f"a frame of {length} bytes passes the limit of {limit}")
+    payload = _exactly(connection, length, ends_s)
+    try:
+        return load_msgpack(payload)
+    except (InvalidRequest, PayloadTooLarge, ValueError, RecursionError) as error:
+        raise BadFrame(f"a frame of {length} bytes is not valid msgpack: {error}") from None
+
+
+def _exactly(connection: socket.socket, count: int, ends_s: float | None) -> bytes:
+    data = bytearray(count)
+    view, got = memoryview(data), 0
+    while got < count:
+        connection.settimeout(None if ends_s is None else max(ends_s - time.monotonic(), 0.001))
+        read = connection.recv_into(view[got:])
+        if read == 0:
+            raise Closed(f"the stream ended after {got} of {count} bytes")
+        got += read
+    return bytes(data)
