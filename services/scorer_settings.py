@@ -419,6 +419,14 @@ class ImageRewardSettings(_ScorerSettings):
     tokenizer: ModelSource = "google-bert/bert-base-uncased"
 
 
+class Hpsv3Settings(_ScorerSettings):
+    """HPSv3: a directory with `HPSv3.safetensors`, and one with Qwen2-VL's configuration, processor and tokenizer."""
+
+    kind: Literal["hpsv3"]
+    model: ModelSource
+    base: ModelSource = "Qwen/Qwen2-VL-7B-Instruct"
+
+
 class OcrSettings(_ScorerSettings):
     """OCR against the text that the prompt quotes; needs the extra `ocr`."""
 
@@ -468,6 +476,7 @@ ScorerSettings = Annotated[
     | HpsSettings
     | AestheticSettings
     | ImageRewardSettings
+    | Hpsv3Settings
     | OcrSettings
     | BleuSettings
     | RecognitionSettings

@@ -26,6 +26,7 @@ KINDS: dict[str, str] = {
     "hps": "services.scorers.hps",
     "aesthetic": "services.scorers.aesthetic",
     "image_reward": "services.scorers.image_reward",
+    "hpsv3": "services.scorers.hpsv3",
     "ocr": "services.scorers.ocr",
     "bleu": "services.scorers.bleu",
     "recognition": "services.scorers.recognition",

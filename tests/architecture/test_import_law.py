@@ -88,7 +88,7 @@ LAW = (
         )
         for scorer in (
             *("tier", "der", "fer", "geneval", "custom", "jpeg", "psnr"),
-            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr", "image_reward"),
+            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr", "image_reward", "hpsv3"),
         )
     ),
     *(

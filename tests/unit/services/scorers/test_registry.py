@@ -28,6 +28,7 @@ TREES = {
     "hps": '{"kind": "hps", "weights": "a/b"}',
     "aesthetic": '{"kind": "aesthetic", "model": {"family": "transformers", "model": "a/b"}, "weights": "c/d"}',
     "image_reward": '{"kind": "image_reward", "model": "a/b"}',
+    "hpsv3": '{"kind": "hpsv3", "model": "a/b"}',
     "ocr": '{"kind": "ocr"}',
     "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
