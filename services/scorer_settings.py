@@ -333,6 +333,13 @@ class QualitySettings(JudgeEndpoint):
     )
 
 
+class UnifiedRewardSettings(JudgeEndpoint):
+    """UnifiedReward behind an endpoint. `form` is that of the model: `final_score` for 1.x, `axes` for 2.0."""
+
+    kind: Literal["unified_reward"]
+    form: Literal["final_score", "axes"] = "final_score"
+
+
 class JpegSettings(_ScorerSettings):
     """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
 
@@ -486,6 +493,7 @@ ScorerSettings = Annotated[
     | JudgeSettings
     | DenseValiditySettings
     | QualitySettings
+    | UnifiedRewardSettings
     | CustomSettings,
     Field(discriminator="kind"),
 ]

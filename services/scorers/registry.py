@@ -36,6 +36,7 @@ KINDS: dict[str, str] = {
     "judge": "services.scorers.judge",
     "dense_validity": "services.scorers.dense_validity",
     "quality": "services.scorers.quality",
+    "unified_reward": "services.scorers.unified_reward",
     "custom": "services.scorers.custom",
 }
 

@@ -39,7 +39,7 @@ OF_PICTURES = (
     *("ber", "ber_itm", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
     *("pickscore", "hps", "aesthetic", "image_reward", "hpsv3", "ocr", "likelihood", "likelihood_llava"),
-    *("judge", "dense_validity", "quality"),
+    *("judge", "dense_validity", "quality", "unified_reward", "unified_reward_axes"),
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
 CASES = [
@@ -118,7 +118,8 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     }
     trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
     endpoint = {"url": judge_url, "model": "m"}
-    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality")}
+    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality", "unified_reward")}
+    trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
     assert set(trees) == {*OF_WORDS, *OF_PICTURES}
     return trees
