@@ -358,6 +358,13 @@ class QualitySettings(JudgeEndpoint):
     )
 
 
+class UnifiedRewardSettings(JudgeEndpoint):
+    """UnifiedReward behind an endpoint. `form` is that of the model: `final_score` for 1.x, `axes` for 2.0."""
+
+    kind: Literal["unified_reward"]
+    form: Literal["final_score", "axes"] = "final_score"
+
+
 class JpegSettings(_ScorerSettings):
     """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
 
@@ -444,6 +451,14 @@ class ImageRewardSettings(_ScorerSettings):
     tokenizer: ModelSource = "google-bert/bert-base-uncased"
 
 
+class Hpsv3Settings(_ScorerSettings):
+    """HPSv3: a directory with `HPSv3.safetensors`, and one with Qwen2-VL's configuration, processor and tokenizer."""
+
+    kind: Literal["hpsv3"]
+    model: ModelSource
+    base: ModelSource = "Qwen/Qwen2-VL-7B-Instruct"
+
+
 class OcrSettings(_ScorerSettings):
     """OCR against the text that the prompt quotes; needs the extra `ocr`."""
 
@@ -493,6 +508,7 @@ ScorerSettings = Annotated[
     | HpsSettings
     | AestheticSettings
     | ImageRewardSettings
+    | Hpsv3Settings
     | OcrSettings
     | BleuSettings
     | RecognitionSettings
@@ -502,6 +518,7 @@ ScorerSettings = Annotated[
     | JudgeSettings
     | DenseValiditySettings
     | QualitySettings
+    | UnifiedRewardSettings
     | CustomSettings,
     Field(discriminator="kind"),
 ]

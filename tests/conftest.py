@@ -45,6 +45,8 @@ class TinyModels:
     hps: str
     aesthetic: str
     image_reward: str
+    hpsv3: str
+    qwen2: str
     qwen: str
     llava: str
 
@@ -67,6 +69,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         "hps": _hps,
         "aesthetic": _aesthetic,
         "image_reward": tiny_rewards.image_reward,
+        "qwen2": partial(tiny_vlm.qwen2, words=WORDS),
+        "hpsv3": tiny_vlm.hpsv3,
         "qwen": partial(tiny_vlm.qwen, words=WORDS),
         "llava": partial(tiny_vlm.llava, words=WORDS),
     }

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import socket
 import threading
 from collections import deque
@@ -57,21 +58,48 @@ class JudgeServer:
                     await asyncio.sleep(0.01)
             if isinstance(reply, Response):
                 return reply
+            if reply is None and "response_format" not in body:
+                return self.completion(*in_own_words(body))
             return self.completion(verdict(body) if reply is None else reply)
         finally:
             self.open -= 1
 
-    def completion(self, text: object) -> Response:
-        message = {"role": "assistant", "content": text}
-        tree = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+    def completion(self, text: object, first: Mapping[str, float] | None = None) -> Response:
+        """`first`: the likeliest first tokens with their probabilities."""
+        choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
+        if first is not None:
+            ranked = [
+                {"token": token, "logprob": math.log(p), "bytes": [*token.encode()]} for token, p in first.items()
+            ]
+            choice["logprobs"] = {"content": [{**ranked[0], "top_logprobs": ranked}]}
+        tree = {"id": "1", "object": "chat.completion", "choices": [choice]}
         return JSONResponse(tree if self.usage is None else {**tree, "usage": self.usage})
 
 
-def verdict(body: Mapping[str, Any]) -> str:
-    """The red channel's mean over 255; as true/false, whether the picture is bright or the question says 'surely'."""
-    text, image = body["messages"][0]["content"]
+def redness(image: Mapping[str, Any]) -> float:
+    """The red channel's mean over 255."""
     data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
-    red = float(np.asarray(Image.open(io.BytesIO(data)))[..., 0].mean() / 255)
+    return float(np.asarray(Image.open(io.BytesIO(data)))[..., 0].mean() / 255)
+
+
+def in_own_words(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
+    """By the redness r: UnifiedReward's grade 1 + 4r in its prompt's form; or, where first tokens are asked for, "Yes"
+    and the numerals with r of the probability, and "No" with the rest."""
+    image, text = body["messages"][0]["content"]
+    red = redness(image)
+    if "top_logprobs" in body:
+        share = (0.01 + 0.98 * red) / 2
+        return "Yes", {"Yes": share, "two": share, "No": 0.98 - 2 * share, "the": 0.001}
+    if "Final Score" in text["text"]:
+        return f"cat (object): 1\nFinal Score: {1 + 4 * red:.4f}", None
+    scores = "\n".join(f"{axis} Score (1-5): {1 + 4 * red}" for axis in ("Alignment", "Coherence", "Style"))
+    return scores, None
+
+
+def verdict(body: Mapping[str, Any]) -> str:
+    """The redness; as true/false, whether the picture is bright or the question says 'surely'."""
+    text, image = body["messages"][0]["content"]
+    red = redness(image)
     if "valid" in body["response_format"]["json_schema"]["schema"]["properties"]:
         return json.dumps({"reason": "seen", "valid": red > 0.5 or "surely" in text["text"]})
     return json.dumps({"reason": "seen", "score": red})

@@ -1,4 +1,5 @@
-"""Tiny random vision-language model directories, Qwen2.5-VL and LLaVA, with processors, chat forms and tokenizers."""
+"""Tiny random vision-language model directories, Qwen2.5-VL, LLaVA and HPSv3 (Qwen2-VL), with processors, chat forms
+and tokenizers."""
 
 from __future__ import annotations
 
@@ -73,6 +74,58 @@ def llava(folder: Path, words: Sequence[str]) -> None:
         chat_template=_TEMPLATE.replace("IMAGE", "<image>"),
         num_additional_image_tokens=1,
     ).save_pretrained(folder)
+
+
+def qwen2(folder: Path, words: Sequence[str]) -> None:
+    """Configuration, processor and tokenizer of a tiny Qwen2-VL, with Qwen's chat template, and no weights."""
+    from transformers import Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    tokenizer = _tokenizer((*_QWEN, "<|video_pad|>"), words)
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    ids |= {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    text = _text(len(tokenizer) + 7) | {"max_position_embeddings": 2048}  # unused rows, as published
+    config = Qwen2VLConfig(
+        text_config=text | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
+        **{f"{name.replace('_pad', '')}_token_id": value for name, value in ids.items()},
+    )
+    config.save_pretrained(folder)
+    sizes: dict[str, Any] = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 65536}}
+    Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**sizes), tokenizer, Qwen2VLVideoProcessor(**sizes), chat_template=_CHAT
+    ).save_pretrained(folder)
+
+
+def hpsv3(folder: Path) -> None:
+    """`HPSv3.safetensors` for the `qwen2` beside it, in the tensor names of transformers 4.45, with one row of the
+    vocabulary for the special token and none that is unused."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoTokenizer, Qwen2VLForConditionalGeneration
+
+    folder.mkdir()
+    base = folder.parent / "qwen2"
+    config = AutoConfig.from_pretrained(base)
+    config.text_config.vocab_size = len(AutoTokenizer.from_pretrained(base)) + 1
+    model = _spread(Qwen2VLForConditionalGeneration(config))
+    state = {
+        key.replace("model.language_model.", "model.").replace("model.visual.", "visual."): value.contiguous().clone()
+        for key, value in model.state_dict().items()
+    }
+    widths = ((0, 32, 1024), (3, 1024, 16), (5, 16, 2))
+    for place, before, after in widths:
+        state[f"rm_head.{place}.weight"] = torch.randn(after, before) * 2 / before**0.5
+        state[f"rm_head.{place}.bias"] = torch.randn(after) / 5
+    save_file(state, folder / "HPSv3.safetensors")
+
+
+_CHAT = (  # of Qwen2-VL: a system turn where there is none, an image between vision_start and vision_end
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def _text(vocabulary: int) -> dict[str, Any]:

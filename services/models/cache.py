@@ -103,10 +103,15 @@ def frozen(module: Any, device: Device | str, *run: str) -> Any:
     """The module on its device and in its dtype, in eval mode, without gradients.
 
     `run` names the submodules that callers run, where they do not call the module itself: those are what is compiled.
+    The frequencies of rotary embeddings stay float32: rounded to bfloat16, position 1000 is off by about a radian.
     Sizes are dynamic, so a module has one graph for a batch of one and one for any other, whatever sizes come.
     """
     device = as_device(device)
+    angles = {name: buffer for name, buffer in module.named_buffers() if name.endswith("inv_freq")}
     module.to(device.name, getattr(torch, device.dtype)).eval().requires_grad_(False)
+    for name, buffer in angles.items():
+        where, _, leaf = name.rpartition(".")
+        module.get_submodule(where).register_buffer(leaf, buffer.to(device.name), persistent=False)
     if device.compile:
         for part in [module.get_submodule(name) for name in run] or [module]:
             part.compile(dynamic=True)

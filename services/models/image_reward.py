@@ -132,7 +132,10 @@ def build(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: P
         width, _, _, patch = patches.shape
         depth = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("vision.encoder.layers."))
         text = BlipTextConfig(
-            **{name: config[name] for name in _TEXT_SIZES}, encoder_hidden_size=width, is_decoder=True, use_cache=False
+            **{name: config[name] for name in _TEXT_SIZES},
+            encoder_hidden_size=width,
+            is_decoder=True,
+            **_NOT_GENERATING,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise SettingsError(
@@ -156,6 +159,7 @@ def build(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: P
     }
 
 
+_NOT_GENERATING: Final = {"use_cache": False, "bos_token_id": None, "eos_token_id": None, "sep_token_id": None}
 _TEXT_SIZES: Final = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"),

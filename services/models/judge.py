@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import ssl
 import time
 import weakref
@@ -91,6 +92,35 @@ class Verdict:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A question that is answered in the model's own words: the image, then `text`, as published prompts have them.
+
+    `max_tokens` bounds the answer. With `top_logprobs` the server also reports that many of the likeliest first tokens.
+    """
+
+    text: str
+    png: bytes
+    max_tokens: int
+    top_logprobs: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """What a request holds besides the model."""
+        about = {} if self.top_logprobs is None else {"logprobs": True, "top_logprobs": self.top_logprobs}
+        content = [_image(self.png), {"type": "text", "text": self.text}]
+        return {"messages": [{"role": "user", "content": content}], "max_tokens": self.max_tokens, **about}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer's text. `first` holds the likeliest first tokens as (text, natural log of the probability), where they
+    were asked for. `tokens`: all that were used, as the server counts."""
+
+    text: str
+    first: tuple[tuple[str, float], ...]
+    tokens: int
+
+
 class Judge:
     """`clock` and `sleep` are in seconds. Connections and threads end with the object."""
 
@@ -116,6 +146,17 @@ class Judge:
         """One verdict a question, in order, or why there is none; at most `concurrency` requests at a time."""
         return list(self._threads.map(self._settle, questions))
 
+    def complete_all(self, completions: Sequence[Completion]) -> list[Reply | SynodError]:
+        """One reply a completion, in order, or why there is none; at most `concurrency` requests at a time."""
+        return list(self._threads.map(self._settle_completion, completions))
+
+    def complete(self, completion: Completion) -> Reply:
+        """Raises JudgeBudget, ScorerFailed (also for first tokens that were asked for and not reported), Unavailable
+        and its children."""
+        choice, used = self._send(completion.body(), self._clock() + self._endpoint.limits.patience_s)
+        first = () if completion.top_logprobs is None else _first_tokens(choice)
+        return Reply(_text(choice), first, used)
+
     def ask(self, question: Question) -> Verdict:
         """Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
         ends_s = self._clock() + self._endpoint.limits.patience_s
@@ -138,22 +179,32 @@ class Judge:
         except SynodError as error:
             return error
 
+    def _settle_completion(self, completion: Completion) -> Reply | SynodError:
+        try:
+            return self.complete(completion)
+        except SynodError as error:
+            return error
+
     def _complete(self, messages: Sequence[Mapping[str, Any]], form: Form, ends_s: float) -> tuple[str, int]:
         """The answer's text and its tokens."""
-        body = {
-            "model": self._endpoint.model,
+        about = {
             "messages": list(messages),
-            "temperature": 0.0,
             "max_tokens": self._endpoint.max_answer_tokens,
             "response_format": {"type": "json_schema", "json_schema": form.schema()},
         }
+        choice, used = self._send(about, ends_s)
+        return _text(choice), used
+
+    def _send(self, about: Mapping[str, Any], ends_s: float) -> tuple[Mapping[str, Any], int]:
+        """The first choice of the chat completion, and its tokens; asked again as the module says."""
+        body = {"model": self._endpoint.model, "temperature": 0.0, **about}
         attempt = 0
         while True:
             self._pace.wait(ends_s)
             with self.budget.request() as account:
                 try:
-                    text, account.used = self._answer(self._post(body))
-                    return text, account.used.total
+                    choice, account.used = self._answer(self._post(body))
+                    return choice, account.used.total
                 except SynodError as error:
                     account.unknown = isinstance(error, DeadlineExceeded)  # it may have been answered, and charged
                     pause_s = self._retry.pause_s(error, attempt, ends_s - self._clock())
@@ -196,18 +247,19 @@ class Judge:
             return Unavailable(f"the judge failed ({status}): {said}", retry_after_s=wait_s)
         return ScorerFailed(f"the judge refuses the request ({status}): {said}")
 
-    def _answer(self, data: bytes) -> tuple[str, Usage]:
-        """Text and usage of a chat completion. A refusal and an empty text are answers, and no verdicts."""
+    def _answer(self, data: bytes) -> tuple[Mapping[str, Any], Usage]:
+        """First choice and usage of a chat completion. A refusal and an empty text are answers, and no verdicts."""
         try:
             tree = load_json(data)
-            text = tree["choices"][0]["message"]["content"]
+            choice = tree["choices"][0]
+            _ = choice["message"]["content"]
             usage = tree.get("usage") or {}
             used = Usage(int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
         except (InvalidRequest, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise ScorerFailed(f"the judge's answer is no chat completion: {self._quoted(data)}") from None
         if self.budget.limited and used.total <= 0:
             raise ScorerFailed("the judge tells no usage, so its limits cannot hold; lift max_tokens and max_dollars")
-        return text if isinstance(text, str) else "", used
+        return choice, used
 
     def _quoted(self, data: bytes) -> str:
         """What a message may repeat of an answer: its start, without the key."""
@@ -240,8 +292,29 @@ def _key(endpoint: JudgeEndpoint) -> str | None:
 
 
 def _content(question: Question) -> list[dict[str, Any]]:
-    url = f"data:image/png;base64,{base64.b64encode(question.png).decode()}"
-    return [{"type": "text", "text": question.text}, {"type": "image_url", "image_url": {"url": url}}]
+    return [{"type": "text", "text": question.text}, _image(question.png)]
+
+
+def _image(png: bytes) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}}
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    text = choice["message"]["content"]
+    return text if isinstance(text, str) else ""
+
+
+def _first_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The likeliest first tokens of a choice. Raises ScorerFailed where the server reported none."""
+    try:
+        tokens = choice["logprobs"]["content"][0]["top_logprobs"]
+        first = tuple((str(one["token"]), float(one["logprob"])) for one in tokens)
+    except (LookupError, TypeError, ValueError):
+        first = ()
+    if not first or any(math.isnan(logprob) or logprob > 1e-3 for _, logprob in first):
+        missing = "the judge reports no log-probabilities of its first token"
+        raise ScorerFailed(f"{missing}; take a server that answers 'top_logprobs', such as vLLM")
+    return first
 
 
 def _schema(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:

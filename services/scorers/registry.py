@@ -30,6 +30,7 @@ KINDS: dict[str, str] = {
     "hps": "services.scorers.hps",
     "aesthetic": "services.scorers.aesthetic",
     "image_reward": "services.scorers.image_reward",
+    "hpsv3": "services.scorers.hpsv3",
     "ocr": "services.scorers.ocr",
     "bleu": "services.scorers.bleu",
     "recognition": "services.scorers.recognition",
@@ -39,6 +40,7 @@ KINDS: dict[str, str] = {
     "judge": "services.scorers.judge",
     "dense_validity": "services.scorers.dense_validity",
     "quality": "services.scorers.quality",
+    "unified_reward": "services.scorers.unified_reward",
     "custom": "services.scorers.custom",
 }
 

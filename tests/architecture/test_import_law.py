@@ -98,7 +98,7 @@ LAW = (
         )
         for scorer in (
             *("tier", "der", "fer", "geneval", "custom", "jpeg", "psnr"),
-            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr", "image_reward"),
+            *("clip_i", "clip_t", "clip_direction", "pickscore", "hps", "aesthetic", "ocr", "image_reward", "hpsv3"),
         )
     ),
     *(
@@ -129,7 +129,7 @@ LAW = (
             ),
             never=("torch", "ray", "transformers", *HTTP, *WEB),
         )
-        for scorer in ("judge", "dense_validity", "quality", "verdicts")
+        for scorer in ("judge", "dense_validity", "quality", "verdicts", "unified_reward")
     ),
     Room(
         "services.scorers.geneval.rules",

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
-from services.models import mask2former
+from services.models import hpsv3, mask2former
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import (
@@ -38,8 +38,8 @@ from tests.judges import judging
 OF_PICTURES = (
     *("ber", "ber_itm", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
-    *("pickscore", "hps", "aesthetic", "image_reward", "ocr", "likelihood", "likelihood_llava"),
-    *("judge", "dense_validity", "quality"),
+    *("pickscore", "hps", "aesthetic", "image_reward", "hpsv3", "ocr", "likelihood", "likelihood_llava"),
+    *("judge", "dense_validity", "quality", "unified_reward", "unified_reward_axes"),
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
 CASES = [
@@ -51,6 +51,7 @@ CASES = [
 SMOOTH = {
     **dict.fromkeys(("tier", "der", "fer_mtcnn", "clip_i", "clip_i_open", "clip_t", "clip_t_open"), 0.05),
     **dict.fromkeys(("pickscore", "hps", "aesthetic", "image_reward", "likelihood", "likelihood_llava"), 0.05),
+    "hpsv3": 0.05,
     **dict.fromkeys(("ber", "ber_itm"), 0.25),  # under these weights all photographs lie within 0.04 and 0.006
     "clip_direction": 0.25,  # a difference of two near features
 }
@@ -107,6 +108,7 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
             "model": tiny_models.image_reward,
             "tokenizer": tiny_models.text,
         },
+        "hpsv3": {"kind": "hpsv3", "model": tiny_models.hpsv3, "base": tiny_models.qwen2},
         "ocr": {"kind": "ocr"},
         "psnr": {"kind": "psnr"},
         "jpeg": {"kind": "jpeg", "direction": "compressibility"},
@@ -116,7 +118,8 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     }
     trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
     endpoint = {"url": judge_url, "model": "m"}
-    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality")}
+    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality", "unified_reward")}
+    trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
     assert set(trees) == {*OF_WORDS, *OF_PICTURES}
     return trees
@@ -129,6 +132,7 @@ def scorers(trees: dict[str, dict[str, Any]]) -> Iterator[dict[str, Scorer]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask2former, "SHORT_SIDE", 128)  # the law does not depend on the size, the minutes do
         patch.setattr(mask2former, "LONG_SIDE", 192)
+        patch.setattr(hpsv3, "IMAGE_TOKENS", 16)
         yield {name: build(name, **tree) for name, tree in trees.items()}
     torch.set_num_threads(threads)
 

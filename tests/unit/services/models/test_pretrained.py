@@ -29,7 +29,7 @@ from services.models import (
     vlm,
     weights,
 )
-from services.models.cache import Device
+from services.models.cache import Device, frozen
 from synod.errors import SettingsError
 
 DEVICE = Device("cpu", "bfloat16")
@@ -79,7 +79,7 @@ def same(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_read_into_a_dtype_equals_read_and_then_cast(tiny_models: Any, name: str, dtype: Any) -> None:
     folder = Path(getattr(tiny_models, name))
-    theirs = KINDS[name].from_pretrained(folder, dtype=torch.float32).to(getattr(torch, dtype))
+    theirs = frozen(KINDS[name].from_pretrained(folder, dtype=torch.float32), Device("cpu", dtype))
     same(pretrained.load(KINDS[name], folder, Device("cpu", dtype)), theirs)
 
 

@@ -28,6 +28,7 @@ TREES = {
     "hps": '{"kind": "hps", "weights": "a/b"}',
     "aesthetic": '{"kind": "aesthetic", "model": {"family": "transformers", "model": "a/b"}, "weights": "c/d"}',
     "image_reward": '{"kind": "image_reward", "model": "a/b"}',
+    "hpsv3": '{"kind": "hpsv3", "model": "a/b"}',
     "ocr": '{"kind": "ocr"}',
     "psnr": '{"kind": "psnr"}',
     "jpeg": '{"kind": "jpeg", "direction": "compressibility"}',
@@ -38,6 +39,7 @@ TREES = {
     "judge": '{"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}',
     "dense_validity": '{"kind": "dense_validity", "url": "http://127.0.0.1:1/v1", "model": "m"}',
     "quality": '{"kind": "quality", "url": "http://127.0.0.1:1/v1", "model": "m"}',
+    "unified_reward": '{"kind": "unified_reward", "url": "http://127.0.0.1:1/v1", "model": "m"}',
     "likelihood": '{"kind": "likelihood", "model": "a/b"}',
 }
 

@@ -1,0 +1,48 @@
+"""HPSv3: how much would people prefer this image for the prompt? Ma et al. 2025: mu of a reward model on Qwen2-VL.
+
+Nothing in the model bounds mu, so the value is clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from services.scorer_settings import Hpsv3Settings
+from services.scorers.base import ScorerSpec
+from services.scorers.image_text import clipped, worded
+from synod.contracts import Outcome, Pixels, ScoreItem
+
+if TYPE_CHECKING:
+    from services.models.hpsv3 import Hpsv3
+
+LOW, HIGH = -30.0, 30.0
+
+
+def spec(name: str, settings: Hpsv3Settings) -> ScorerSpec:
+    summary = "human preference for the image, given the prompt"
+    return ScorerSpec(name, ("image", "prompt"), LOW, HIGH, "Ma et al. 2025, HPSv3", summary)
+
+
+def build(name: str, settings: Hpsv3Settings) -> Hpsv3Scorer:
+    """Raises SettingsError for files that are missing, unsafe or of another model."""
+    from services.models import hpsv3  # here, so that `spec` needs no torch
+    from services.models.cache import Device
+
+    return Hpsv3Scorer(spec(name, settings), hpsv3.load(settings.model, settings.base, Device.of(settings.serving)))
+
+
+class Hpsv3Scorer:
+    def __init__(self, spec: ScorerSpec, model: Hpsv3) -> None:
+        self.spec = spec
+        self._model = model
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return worded(items, self._rewards)
+
+    def _rewards(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
+        found = self._model.rewards(images, texts).tolist()
+        return [
+            clipped(mu, LOW, HIGH, {"mu": mu, "log_sigma": log_sigma, "text": text})
+            for (mu, log_sigma), text in zip(found, texts, strict=True)
+        ]
