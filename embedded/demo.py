@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from embedded.report import write_report
-from embedded.samples import Sample, load_samples
+from embedded.samples import PHOTOGRAPHS, SAMPLES, Sample, load_samples
 from services.cluster.local import check_port, free_port
 from services.settings import load
 from synod.client import SynodClient
@@ -82,14 +82,15 @@ def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
-    samples = load_samples(ROOT / "embedded/data/samples")
+    samples, photographs = load_samples(SAMPLES), load_samples(PHOTOGRAPHS)
     with plane(port, out / "plane", seconds) as client:
         with timed(seconds, "score"):
-            scored = score(client, samples)
+            scored = score(client, [*samples, *photographs])
         with timed(seconds, "train"):
             train(out / "train", port, steps, prompts)
     seconds["total"] = time.perf_counter() - begin
-    summary = {**summarise(scored, seconds), **trained(out / "train")}
+    drawn, photographed = scored[: len(samples)], scored[len(samples) :]
+    summary = {**summarise(drawn, photographed, seconds), **trained(out / "train")}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     write_report(out / "report.html", [(s.sample, s.result) for s in scored], summary, fragment(out / "train"))
     show(scored, summary)
@@ -224,19 +225,25 @@ def score(client: SynodClient, samples: Sequence[Sample]) -> list[Scored]:
     return [Scored(s, results[s.name]) for s in samples]
 
 
-def summarise(scored: Sequence[Scored], seconds: dict[str, float]) -> dict[str, Any]:
+def means(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return the mean of each scorer's values, by its name; failures are left out."""
     values: dict[str, list[float]] = {}
-    failures = 0
     for entry in scored:
         for name, outcome in entry.result.scores.items():
             if isinstance(outcome, Score):
                 values.setdefault(name.lower(), []).append(outcome.value)
-            else:
-                failures += 1
+    return {name: round(statistics.fmean(found), 4) for name, found in sorted(values.items())}
+
+
+def summarise(drawn: Sequence[Scored], photographs: Sequence[Scored], seconds: dict[str, float]) -> dict[str, Any]:
+    """Return what `summary.json` says of scoring: `scorers` are means of the drawn samples, `photographs` of those."""
+    scored = [*drawn, *photographs]
+    outcomes = [outcome for entry in scored for outcome in entry.result.scores.values()]
     return {
-        "scorers": {name: round(statistics.fmean(found), 4) for name, found in sorted(values.items())},
+        "scorers": means(drawn),
+        "photographs": means(photographs),
         "images_scored": sum(any(isinstance(o, Score) for o in s.result.scores.values()) for s in scored),
-        "score_failures": failures,
+        "score_failures": sum(isinstance(outcome, ScoreFailure) for outcome in outcomes),
         "seconds": {phase: round(spent, 2) for phase, spent in seconds.items()},
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("synod", "ray", "torch", "transformers", "open_clip_torch")},
@@ -257,8 +264,13 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
         cells = [cell(s.result.scores.get(name)) for name in names]
         table.add_row(label, s.sample.item.prompt or "", *cells, cell(s.result.reward))
     console.print(table)
-    means = ", ".join(f"{name} {mean:.3f}" for name, mean in summary["scorers"].items())
-    console.print(f"{summary['images_scored']} images, {summary['score_failures']} failures; mean {means}")
+    drawn, photographs = (
+        ", ".join(f"{name} {mean:.3f}" for name, mean in summary[kind].items()) for kind in ("scorers", "photographs")
+    )
+    console.print(
+        f"{summary['images_scored']} images, {summary['score_failures']} failures; "
+        f"mean {drawn}; of the photographs {photographs}"
+    )
     told = [f"{one['mean']:.3f} ± {one['stderr']:.3f}" for one in (summary["reward_before"], summary["reward_after"])]
     saved = summary["dgs"]["denoising_steps_saved_ratio"]
     console.print(

@@ -51,9 +51,11 @@ def card(sample: Sample, result: ItemResult) -> dict[str, Any]:
     }
 
 
-def picture(png: bytes, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    height, width, _ = decode(png, LIMITS).shape
-    return {"data": base64.b64encode(png).decode(), "width": width, "height": height, "boxes": drawn}
+def picture(encoded: bytes, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    height, width, _ = decode(encoded, LIMITS).shape
+    kind = "image/png" if encoded.startswith(b"\x89PNG") else "image/jpeg"
+    data = base64.b64encode(encoded).decode()
+    return {"data": data, "type": kind, "width": width, "height": height, "boxes": drawn}
 
 
 def boxes(result: ItemResult) -> list[dict[str, Any]]:

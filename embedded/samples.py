@@ -1,4 +1,8 @@
-"""The shipped sample items: a folder of PNG files and `samples.json`, wire items whose pictures are file names."""
+"""The shipped sample items: JSON files of wire items whose images are file names, from the JSON file's folder on.
+
+`SAMPLES` are drawn by the embedded world. `PHOTOGRAPHS` are scikit-image's (public domain), scored by DER alone: the
+embedded models were trained on drawings, but DER's features still tell one photographed subject from another.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,12 @@ from typing import Any
 from synod.codec import CODECS
 from synod.contracts import ScoreItem
 
+DATA = Path(__file__).parent / "data"
+SAMPLES = DATA / "samples/samples.json"
+PHOTOGRAPHS = DATA / "photographs.json"
 CONCEPT_SCORERS = ("tier", "ber", "der")
 GENEVAL_SCORERS = ("ber", "geneval")
+PHOTOGRAPH_SCORERS = ("der",)
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,9 @@ class Sample:
     note: str | None
 
 
-def load_samples(folder: Path) -> list[Sample]:
-    """Read every sample of `folder`, pictures as their encoded bytes."""
-    return [_sample(folder, entry) for entry in json.loads((folder / "samples.json").read_text())]
+def load_samples(path: Path) -> list[Sample]:
+    """Read every sample of a JSON file, images as their encoded bytes."""
+    return [_sample(path.parent, entry) for entry in json.loads(path.read_text())]
 
 
 def _sample(folder: Path, entry: dict[str, Any]) -> Sample:
@@ -41,7 +49,10 @@ def _sample(folder: Path, entry: dict[str, Any]) -> Sample:
         wire["references"] = [encoded(name) for name in entry["references"]]
     document = json.dumps({"items": [wire], "scorers": ["ber"]}).encode()
     item = CODECS["application/json"].decode_request(document).items[0]
-    person = item.concept is not None and item.concept.kind == "person"
-    scorers = GENEVAL_SCORERS if item.geneval else (*CONCEPT_SCORERS, "fer") if person else CONCEPT_SCORERS
+    scorers: tuple[str, ...]
+    if item.concept is None:
+        scorers = GENEVAL_SCORERS if item.geneval else PHOTOGRAPH_SCORERS
+    else:
+        scorers = (*CONCEPT_SCORERS, "fer") if item.concept.kind == "person" else CONCEPT_SCORERS
     name = Path(entry["image"]).stem
     return Sample(name, item, scorers, "sync_r1" if item.concept else None, entry.get("note"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.machinery
+import importlib.util
 import json
 import math
 import os
@@ -69,6 +70,9 @@ class Usage(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    missing = [name for name in ("rich", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(f"the command needs {' and '.join(missing)}: pip install 'synod[cli]'", 2)
     try:
         if given[:1] == ["train"]:
             train(given[1:])
@@ -180,7 +184,7 @@ def _range(scorer: dict[str, object]) -> str:
     return f"{scorer.get('low', '?')} .. {scorer.get('high', '?')}"
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     print(f"synod: {error}", file=sys.stderr)
     return status
 

@@ -6,8 +6,10 @@ MAX_VALUES values a PayloadTooLarge.
 
 from __future__ import annotations
 
+import base64
 import binascii
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -35,7 +37,11 @@ def read_base64(node: Node) -> bytes:
     if not isinstance(node.value, str):
         raise node.error('base64 text, {"data", "shape"} or {"digest"} belongs here')
     try:
-        return binascii.a2b_base64(node.value, strict_mode=True)
+        if sys.version_info >= (3, 11):
+            return binascii.a2b_base64(node.value, strict_mode=True)
+        if len(node.value) % 4:
+            raise ValueError("Incorrect padding")
+        return base64.b64decode(node.value, validate=True)
     except ValueError as error:
         raise node.error(
             f"not base64 ({error}); send the standard alphabet, padded, without a 'data:' prefix"

@@ -164,7 +164,7 @@ def _still_png(data: bytes) -> bytes:
         (length,) = struct.unpack_from(">I", data, at)
         kind, end = data[at + 4 : at + 8], at + 12 + length
         if kind == b"acTL":
-            _check_still(int.from_bytes(data[at + 8 : at + 12]))
+            _check_still(int.from_bytes(data[at + 8 : at + 12], "big"))
         if kind not in (b"acTL", b"fcTL", b"fdAT"):
             kept.append(data[at:end])
         at = end

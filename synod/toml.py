@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tomllib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from synod.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ENV_PREFIX: Final = "SYNOD__"
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -21,13 +20,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.serving.jobs import settings_of
-from embedded.samples import load_samples
+from embedded.samples import SAMPLES, load_samples
 from services.scorers import registry
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import Content, ImageRef, ScoreItem, ScoreRequest
 from synod.digest import digest_of
 
-SAMPLES = Path(__file__).parents[2] / "embedded/data/samples"
 SETS = 8
 ITEMS = 32
 JPEG_SIDE, JPEG_QUALITY, NOISE = 512, 95, 4.0  # the noise (std, of 255) gives a drawn picture a photograph's bytes

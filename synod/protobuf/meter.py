@@ -25,7 +25,8 @@ def meter(data: bytes, kind: type[Message]) -> None:
 
 def _inner(kind: Any) -> _Inner:
     if kind.full_name not in _INNER:
-        table = {f.number: "packed" for f in kind.fields if f.is_packed}
+        doubles = [f for f in kind.fields if f.type == f.TYPE_DOUBLE]
+        table = {f.number: "packed" for f in doubles if f.default_value == []}  # `is_packed` is protobuf 6's
         _INNER[kind.full_name] = table | {f.number: _inner(f.message_type) for f in kind.fields if f.message_type}
     return _INNER[kind.full_name]
 

@@ -88,6 +88,43 @@ def test_a_template_refuses(values: dict[str, Any], message: str) -> None:
         render(values)
 
 
+RULE = "has lower-case letters, digits and '-' only, starts with a letter"
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "named"),
+    [
+        ("82ac5612-3bd9", {}, "release name '82ac5612-3bd9' and nameOverride '' give"),
+        ("my.plane", {}, "release name 'my.plane' and nameOverride '' give"),
+        ("1synod", {}, "'1synod'"),
+        ("demo", {"nameOverride": "my_plane"}, "release name 'demo' and nameOverride 'my_plane' give"),
+        ("demo", {"nameOverride": "Plane"}, "the name 'demo-Plane'"),
+        ("demo", {"fullnameOverride": "0plane"}, "fullnameOverride '0plane' gives"),
+        ("demo", {"fullnameOverride": "a.b"}, "fullnameOverride 'a.b' gives"),
+        ("demo", {"fullnameOverride": "-a"}, "fullnameOverride '-a' gives"),
+    ],
+)
+def test_names_that_kubernetes_refuses(release: str, values: dict[str, Any], named: str) -> None:
+    with pytest.raises(helm_python.HelmError) as refused:
+        render(values, name=release)
+    said = str(refused.value)
+    assert named in said
+    assert RULE in said
+    assert "set fullnameOverride to such a name of at most 36 characters, or choose another release name" in said
+
+
+def test_name_override_is_a_label_too() -> None:
+    with pytest.raises(helm_python.HelmError, match="nameOverride 'my plane' is also a label"):
+        render({"nameOverride": "my plane", "fullnameOverride": "plane"})
+
+
+@pytest.mark.parametrize("release", ["82ac5612-3bd9", "my.plane", "123"])
+def test_fullname_override_makes_any_release_name_work(release: str) -> None:
+    objects = render({"fullnameOverride": "plane"}, name=release)
+    assert all(str(one["metadata"]["name"]).startswith("plane") for one in objects)
+    assert all(one["metadata"]["labels"]["app.kubernetes.io/instance"] == release for one in objects)
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_lint_finds_nothing_but_the_missing_icon(name: str) -> None:
     found = helm_python.lint(str(CHART), profile(name), strict=True)

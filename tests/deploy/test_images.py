@@ -32,7 +32,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ClassDef | ast.Try | ast.With):
             todo += node.body
         elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
-            todo += [*node.body, *node.orelse]
+            newer = "sys.version_info >=" in ast.unparse(node.test)  # the images' Python takes the first branch
+            todo += node.body if newer else [*node.body, *node.orelse]
     return found
 
 
@@ -76,6 +77,8 @@ def distributions(extra: str) -> set[str]:
             continue
         seen.add(text)
         requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
         found.add(requirement.name.lower().replace("_", "-"))
         try:
             needs = metadata.requires(requirement.name) or []

@@ -17,6 +17,7 @@ from services.cluster.processes import users_of
 
 ROOT = Path(__file__).parents[2]
 ONLY_IN_FULL = pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
+DATA = ROOT / "embedded/data"
 
 
 def start(out: Path) -> subprocess.Popen[str]:
@@ -46,10 +47,14 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
     said, _ = process.communicate()
     assert process.returncode == 0, said
     summary = json.loads((tmp_path / "summary.json").read_text())
-    samples = json.loads((ROOT / "embedded/data/samples/samples.json").read_text())
+    samples = [
+        one for name in ("samples/samples", "photographs") for one in json.loads((DATA / f"{name}.json").read_text())
+    ]
     assert set(summary["scorers"]) == {"tier", "ber", "der", "fer", "geneval"}
     assert all(math.isfinite(mean) for mean in summary["scorers"].values())
     assert summary["images_scored"] == len(samples)
+    assert 0.6 < summary["photographs"]["der"] < 0.8  # three near 1 and one near 0
+    assert "data:image/jpeg" in (tmp_path / "report.html").read_text()
     assert summary["score_failures"] == 0
     assert set(summary["seconds"]) == {"start", "score", "train", "stop", "total"}
     assert summary["steps"] == 2

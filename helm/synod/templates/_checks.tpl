@@ -15,6 +15,23 @@
 {{- toJson $settings -}}
 {{- end }}
 
+{{- /* Fails where Kubernetes would refuse the objects' names: a Service's and a RayService's are DNS-1035 labels. */}}
+{{- define "synod.checkNames" -}}
+{{- $name := include "synod.fullname" . -}}
+{{- $label := "^[a-z]([-a-z0-9]*[a-z0-9])?$" -}}
+{{- $rule := "a Kubernetes Service's name has lower-case letters, digits and '-' only, starts with a letter and ends with a letter or digit" -}}
+{{- if not (regexMatch $label $name) -}}
+{{- $from := printf "release name '%s' and nameOverride '%s' give" .Release.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- $from = printf "fullnameOverride '%s' gives" .Values.fullnameOverride -}}
+{{- end -}}
+{{- fail (printf "%s the objects the name '%s', but %s: set fullnameOverride to such a name of at most 36 characters, or choose another release name" $from $name $rule) -}}
+{{- end -}}
+{{- if and .Values.nameOverride (not (regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$" .Values.nameOverride)) -}}
+{{- fail (printf "nameOverride '%s' is also a label, which has at most 63 letters, digits, '-', '_' and '.', and starts and ends with a letter or digit: give such a value" .Values.nameOverride) -}}
+{{- end -}}
+{{- end }}
+
 {{- /* Fails where a gateway could not open its ports, because Ray has them in its pod. */}}
 {{- define "synod.checkPorts" -}}
 {{- $port := int .Values.gateway.port -}}

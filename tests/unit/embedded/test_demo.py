@@ -10,9 +10,11 @@ import pytest
 
 from embedded import demo
 from embedded.report import write_report
-from embedded.samples import Sample, load_samples
+from embedded.samples import PHOTOGRAPHS, SAMPLES, Sample, load_samples
+from services.scorers.base import score_batch
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem
-from synod.images import encode_png
+from synod.images import ImageLimits, decode_item, encode_png
+from tests.building import build
 
 ROOT = Path(__file__).parents[3]
 FAILURE = ScoreFailure("scorer_failed", "it <b>broke</b>")
@@ -20,7 +22,7 @@ FAILURE = ScoreFailure("scorer_failed", "it <b>broke</b>")
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return load_samples(ROOT / "embedded/data/samples")
+    return load_samples(SAMPLES)
 
 
 def test_the_shipped_samples_cover_every_scorer_and_kind(samples: list[Sample]) -> None:
@@ -36,9 +38,21 @@ def test_means_are_of_scores_alone_and_failures_are_counted(samples: list[Sample
         ItemResult({"ber": FAILURE}),
     ]
     scored = [demo.Scored(s, r) for s, r in zip(samples, results, strict=False)]
-    summary = demo.summarise(scored, {"total": 1.0})
+    photographs = [demo.Scored(samples[0], ItemResult({"der": Score(1.0)}))]
+    summary = demo.summarise(scored, photographs, {"total": 1.0})
     assert summary["scorers"] == {"ber": pytest.approx(0.4), "der": pytest.approx(0.5)}
-    assert (summary["images_scored"], summary["score_failures"]) == (2, 2)
+    assert summary["photographs"] == {"der": 1.0}
+    assert (summary["images_scored"], summary["score_failures"]) == (3, 2)
+
+
+def test_photographs_score_high_beside_their_subject_and_low_beside_another() -> None:
+    photographs = load_samples(PHOTOGRAPHS)
+    assert {s.scorers for s in photographs} == {("der",)}
+    scorer = build("der", kind="der", model=str(ROOT / "embedded/weights/dinov2-world"))
+    outcomes = score_batch(scorer, [decode_item(s.item, ImageLimits(2**20, 2**20)) for s in photographs])
+    for sample, outcome in zip(photographs, outcomes, strict=True):
+        assert isinstance(outcome, Score)
+        assert outcome.value < 0.3 if sample.note else outcome.value > 0.9, sample.name
 
 
 def test_a_busy_port_asked_for_is_an_error_and_a_busy_default_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +72,7 @@ def test_the_report_draws_boxes_shows_failures_and_escapes(tmp_path: Path, sampl
     geneval = Score(0.5, {"objects": objects, "reasons": reasons, "rule_set": "soft"})
     result = ItemResult({"fer": Score(0.25, {"box": face}), "geneval": geneval, "ber": FAILURE}, FAILURE)
     item = ScoreItem(image=encode_png(np.zeros((32, 48, 3), np.uint8)), prompt="<script>")
-    summary = demo.summarise([demo.Scored(samples[0], result)], {"total": 1.0})
+    summary = demo.summarise([demo.Scored(samples[0], result)], [], {"total": 1.0})
     write_report(tmp_path / "r.html", [(Sample("x", item, (), None, "wrong"), result)], summary)
     page = (tmp_path / "r.html").read_text()
     assert '<rect class="face" x="8.0" y="9.0" width="12.0" height="12.0">' in page

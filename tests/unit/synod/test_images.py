@@ -295,7 +295,7 @@ def test_compressed_metadata_bombs_are_bad_images(name: bytes, place: str) -> No
     body = b"key\0\1\0\0\0" + bomb if name == b"iTXt" else b"key\0\0" + bomb
     extra = chunk(name, body)
     data = png(1, 1, 8, 2, b"\0abc", extra) if place == "before" else png(1, 1, 8, 2, b"\0abc", after=extra)
-    with pytest.raises(BadImage, match="too large"):
+    with pytest.raises(BadImage, match=r"(?i)too large"):
         decode(data, LIMITS)
 
 
