@@ -163,7 +163,9 @@ def _timed(name: str, scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
     items = items_of(scorer, 2 if quick else BATCH, side)
     alone = [_value(outcome) for item in items for outcome in run_batch(scorer, [item])]
     together = [_value(outcome) for outcome in run_batch(scorer, items)]
-    single_s, batch_s, inside_s = [], [], []
+    single_s: list[float] = []
+    batch_s: list[float] = []
+    inside_s: list[float] = []
     ends_s = time.monotonic() + (0 if quick else 45)
     while not single_s or (len(single_s) < 9 and time.monotonic() < ends_s):
         with _module_seconds() as spent:
