@@ -1,11 +1,17 @@
 """How fast the paper's scorers run on this card: their models at full size with random weights, no network, one file.
 
-    python gpu_scorers.py --out gpu_scorers.json            needs torch, transformers, open_clip_torch (and Pillow)
-    python gpu_scorers.py --quick --device cpu --tiny       what the tests run
+    python -m benchmarks.gpu_scorers --out gpu_scorers.json     on a machine with the project and its packages
+    python gpu_scorers.py --out gpu_scorers.json                the models alone: needs torch, transformers, open_clip
+    python gpu_scorers.py --quick --device cpu --tiny           what the tests run
 
 Per model and batch size, in bfloat16, eager and compiled: images (or texts) a second, the model's FLOPs a second as a
 share of the matrix product's measured on the same card in the same run, and peak memory; then the same from encoded
 pictures, decoding and resizing included. Random weights cost what trained ones do. What fails is told, never a number.
+
+Per scorer, with the project: the models of `benchmarks.real_models` loaded through the service's own settings and
+scorers (`benchmarks.real_size`), images a second, share of the matrix product and peak memory for batches of decoded
+images; and Sync-R1's four rewards together, resident in one process and run in turn on the same images. `goals`
+compares with what is wanted, and `missing` says what this run did not measure.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +41,14 @@ BATCHES = (1, 8, 32, 128)
 TOKENS = 64
 PICTURE = 512  # px, of what a generator makes
 GIGA = 1e9
+REWARDS = ("tier", "ber", "der", "fer")  # Sync-R1's, in the ensemble's order
+# What one data-centre GPU should reach: shares of the measured matrix product, and images a second.
+GOALS = {
+    ("models", "ber", "share_of_matmul"): 0.5,
+    ("models", "der", "share_of_matmul"): 0.35,
+    ("scorers", "geneval", "items_per_s"): 20.0,
+    ("scorers", "sync_r1", "items_per_s"): 100.0,
+}
 
 
 @dataclass(frozen=True)
@@ -149,12 +164,116 @@ def main(arguments: list[str] | None = None) -> int:
         "models": {},
     }
     print(f"{report['hardware']['device']}: bfloat16 matrix product {peak / 1e12:.2f} TFLOP/s")
-    for name in options.models or MODELS:
+    for name in MODELS if options.models is None else options.models:
         report["models"][name] = measure(name, options, device, peak, seconds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+        _write(report, options.out)  # what was measured stays, when a lent machine is taken back
+    report["scorers"] = measure_scorers(options, device, peak, seconds)
+    report["goals"] = goals(report)
+    report["missing"] = missing(report, device)
+    _write(report, options.out)
+    for line in (*report["goals"], *report["missing"]):
+        print(line)
     print(f"-> {options.out}")
-    return 1 if any("error" in case for one in report["models"].values() for case in one.get("cases", ())) else 0
+    measured = [*report["models"].values(), *report["scorers"].values()]
+    return 1 if any("error" in case for one in measured for case in one.get("cases", ())) else 0
+
+
+def measure_scorers(
+    options: argparse.Namespace, device: torch.device, peak: float, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """All cases of each scorer, and of Sync-R1's rewards together; "skipped" where the project is not installed."""
+    try:
+        from benchmarks import real_size
+    except ImportError as error:
+        return {"all": {"skipped": f"{error}: run `python -m benchmarks.gpu_scorers` in the project"}}
+    found: dict[str, dict[str, Any]] = {}
+    rewards: dict[str, Any] = {}
+    for name in real_size.MODELS if options.scorers is None else options.scorers:
+        scorer = _scorer(name, options, device)
+        found[name] = _scorer_cases(name, [scorer], options, device, peak, seconds)
+        if name in REWARDS:
+            rewards[name] = scorer
+        del scorer
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if set(REWARDS) <= rewards.keys():
+        found["sync_r1"] = _scorer_cases("sync_r1", [rewards[n] for n in REWARDS], options, device, peak, seconds)
+    return found
+
+
+def _scorer(name: str, options: argparse.Namespace, device: torch.device) -> Any:
+    """A scorer of the service on random weights, which are written to a folder that goes again."""
+    from benchmarks import real_size
+    from services.scorers import registry
+
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix=f"{name}-") as place:
+        real_size.write_models(name, Path(place), options.tiny)
+        one = real_size.settings_of(name, Path(place), None, options.tiny)
+        one = one.model_copy(update={"serving": one.serving.model_copy(update={"device": str(device)})})
+        return registry.build(name, one)
+
+
+def _scorer_cases(
+    name: str, scorers: list[Any], options: argparse.Namespace, device: torch.device, peak: float, seconds: float
+) -> dict[str, Any]:
+    from benchmarks import real_size
+    from services.scorers.base import run_batch
+
+    cases: list[dict[str, Any]] = []
+    items: list[Any] = []
+    flops = 0
+
+    def run() -> None:
+        for scorer in scorers:
+            run_batch(scorer, items)
+
+    for batch in (1, 2) if options.quick else BATCHES:
+        case: dict[str, Any] = {"batch": batch}
+        try:
+            items = real_size.items_of(scorers[0], batch, PICTURE)
+            if not flops:
+                with FlopCounterMode(display=False) as counter:
+                    run()
+                flops = int(counter.get_total_flops()) // batch
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            case["items_per_s"] = batch / median_s(run, device, seconds)
+            case["share_of_matmul"] = flops * case["items_per_s"] / peak
+            case["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+            told = f"{case['items_per_s']:9.1f}/s  {case['share_of_matmul']:6.1%}"
+        except RuntimeError as error:  # out of memory
+            case["error"] = str(error)[:300]
+            told = f"failed: {case['error'][:100]}"
+        print(f"{name:17} batch {batch:4} scorer   {told}", flush=True)
+        cases.append(case)
+    return {"flops_per_item": flops, "cases": cases}
+
+
+def goals(report: dict[str, Any]) -> list[str]:
+    """A line for each goal whose case was measured: the best batch against it."""
+    lines = []
+    for (section, name, figure), wanted in GOALS.items():
+        reached = [case[figure] for case in report[section].get(name, {}).get("cases", ()) if figure in case]
+        if reached:
+            verdict = "met" if max(reached) >= wanted else "missed"
+            lines.append(f"{verdict}: {section} {name} {figure} {max(reached):.3g}, goal {wanted:g}")
+    return lines
+
+
+def missing(report: dict[str, Any], device: torch.device) -> list[str]:
+    """What this run did not measure."""
+    lines = [] if device.type == "cuda" else [f"missing: peak memory and a GPU's figures; this ran on {device.type}"]
+    for section, name, figure in GOALS:
+        if not any(figure in case for case in report[section].get(name, {}).get("cases", ())):
+            lines.append(f"missing: {section} {name} {figure}")
+    for section in ("models", "scorers"):
+        lines += [f"missing: {section} {n}, {one['skipped']}" for n, one in report[section].items() if "skipped" in one]
+    return lines
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def measure(
@@ -295,7 +414,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), help="these alone")
+    parser.add_argument("--models", nargs="*", choices=tuple(MODELS), help="these alone; without a name, none")
+    parser.add_argument("--scorers", nargs="*", metavar="NAME", help="these scorers alone; without a name, none")
+    parser.add_argument("--dir", type=Path, help="where the scorers' models are written, 5 GB at a time")
     parser.add_argument("--tiny", action="store_true", help="small models of the same families")
     parser.add_argument("--quick", action="store_true", help="two batch sizes, little time each")
     parser.add_argument("--no-compile", action="store_true", help="eager only")

@@ -6,8 +6,10 @@ N pictures or texts, D width.
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +56,7 @@ class OpenClip:
 def _loaded(name: str, pretrained: str | None, device: Device | str, weights_file: Path | None) -> tuple[Any, Any]:
     """The model and its transform, with the weights of `weights_file` where one is given, else those of `name`."""
     file = weights_file or _checkpoint(name, pretrained)
-    with weights.parameters_on_meta():
+    with weights.parameters_on_meta(), _without_its_warning():
         model, _, transform = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, load_weights=False, device=None
         )
@@ -69,6 +71,21 @@ def _loaded(name: str, pretrained: str | None, device: Device | str, weights_fil
     else:
         weights.load_into(model, state, file, getattr(torch, as_device(device).dtype))
     return model, transform
+
+
+@contextmanager
+def _without_its_warning() -> Iterator[None]:
+    """open_clip warns of random weights for a model that it builds and does not fill itself."""
+    root = logging.getLogger()
+
+    def kept(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded")
+
+    root.addFilter(kept)
+    try:
+        yield
+    finally:
+        root.removeFilter(kept)
 
 
 def _checkpoint(name: str, pretrained: str | None) -> Path:

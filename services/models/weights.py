@@ -80,7 +80,7 @@ def load_into(
     check_keys(where, state, wanted)
     misshapen = [key for key, value in wanted.items() if key in state and state[key].shape != value.shape]
     check_complete(where, {"mismatched_keys": misshapen})
-    for key, value in state.items():  # copied, so that torch aligns it: other alignments round otherwise
+    for key, value in state.items():  # a copy has torch's own alignment, which a file's reader need not give
         state[key] = value.to(dtype, copy=True) if value.is_floating_point() else value
     module.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False, assign=True)
 

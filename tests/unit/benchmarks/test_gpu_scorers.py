@@ -39,6 +39,23 @@ def test_it_stands_alone_and_writes_what_it_measured(tmp_path: Path) -> None:
         assert case["peak_bytes"] is None, "no allocator tells it on a CPU"
 
 
+def test_scorers_run_through_the_services_own_settings(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--quick", "--tiny", "--device", "cpu", "--models", "--scorers", "tier", "ber", "der", "fer"]
+    assert gpu_scorers.main([*options, "--dir", str(tmp_path), "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["scorers"].keys() == {"tier", "ber", "der", "fer", "sync_r1"}
+    for one in report["scorers"].values():
+        assert [case["batch"] for case in one["cases"]] == [1, 2]
+        for case in one["cases"]:
+            share = one["flops_per_item"] * case["items_per_s"] / (report["matmul_tflops"] * 1e12)
+            assert case["share_of_matmul"] == pytest.approx(share)
+    assert len([line for line in report["goals"] if "sync_r1" in line]) == 1
+    assert any("peak memory" in line for line in report["missing"])
+    assert "missing: models ber share_of_matmul" in report["missing"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"], "models go again"
+
+
 @pytest.mark.parametrize(
     ("name", "published"),
     [("tier", 109), ("ber", 1172), ("der", 86.6), ("fer", 23.5), ("geneval_detector", 68.7), ("geneval_colour", 427.6)],

@@ -86,7 +86,7 @@ def test_read_into_a_dtype_equals_read_and_then_cast(tiny_models: Any, name: str
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_open_clip_without_parameter_memory_equals_the_ordinary_one(tiny_models: Any, dtype: Any) -> None:
     folder = tiny_models.open_clip
-    theirs = library.create_model(f"local-dir:{folder}").to(getattr(torch, dtype)).eval()
+    theirs = library.create_model(f"local-dir:{folder}").to(getattr(torch, dtype)).eval().requires_grad_(False)
     ours = open_clip.load(folder, None, Device("cpu", dtype))
     same(ours._model, theirs)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))

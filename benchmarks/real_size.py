@@ -1,0 +1,310 @@
+"""What the published scorers cost at their real size on this machine: memory and time of loading, seconds an image.
+
+    python -m benchmarks.real_size                      -> benchmarks/results/real_size.json
+    python -m benchmarks.real_size --only ber --quick   one scorer, one repeat
+
+The weights are random (`benchmarks.real_models`) in the published layouts, and load through the service's own settings
+and scorers: sync_r1.toml's with their model sources replaced by local folders, and three preference scorers. Each
+scorer runs in a process of its own; its models are written under `--dir` and removed afterwards. A run that was stopped
+continues: a scorer that the result file has under the same options is not measured again (`--again` measures it).
+
+Memory is the kernel's peak of resident memory (VmHWM, reset before loading) above the process with its libraries
+imported, file-backed pages included, over the weights files' bytes. `model_share` is the part of a scorer's time that
+passes inside torch modules; the rest is preparation and ours. `batch_difference` is the largest difference between
+values of a batch and of its items alone. The four Sync-R1 rewards and GenEval keep their dtype of sync_r1.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+from skimage import data
+
+from benchmarks import real_models
+from benchmarks.machine import command, machine
+from services import settings
+from services.models.ledger import Held, noting
+from services.scorer_settings import ScorerSettings
+from services.scorers import registry
+from services.scorers.base import Scorer, run_batch
+from synod.contracts import GenEvalClause, GenEvalMetadata, Reasoning, Score, ScoreItem
+
+ROOT: Final = Path(__file__).parents[1]
+CONFIG: Final = ROOT / "deploy/configs/sync_r1.toml"
+GOAL_RATIO: Final = 1.25
+GOAL_FROM_BYTES: Final = 500 * 10**6
+BATCH: Final = 4
+SIDES: Final = (512, 1024)
+# Of each scorer: its models, and where settings name them. Of those beside sync_r1.toml's: the other settings.
+MODELS: Final[dict[str, dict[str, str]]] = {
+    "tier": {"ernie": "model"},
+    "ber": {"blip2": "model"},
+    "der": {"dinov2": "model"},
+    "fer": {"facenet": "embedder.weights"},
+    "geneval": {"mask2former": "detector.model", "clip_l": "color_model"},
+    "pickscore": {"pickscore": "model"},
+    "hps": {"hps": "weights"},
+    "aesthetic": {"aesthetic_clip": "model.model", "aesthetic_head": "weights"},
+}
+_BESIDES: Final[dict[str, dict[str, Any]]] = {
+    "pickscore": {"kind": "pickscore"},
+    "hps": {"kind": "hps", "architecture": "ViT-H-14"},
+    "aesthetic": {"kind": "aesthetic", "model": {"family": "transformers"}},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the scorers and write JSON after each. The exit status is 1 when one failed or missed the memory goal."""
+    options = _parser().parse_args(arguments)
+    if options.child:
+        print(json.dumps(measure(options.child, options.dir, options)))
+        return 0
+    report = _read(options.out)
+    how = {"quick": options.quick, "tiny": options.tiny, "dtype": options.dtype}
+    report |= {"command": command(), "hardware": _hardware(), "goals": {"load_ratio": GOAL_RATIO}}
+    scorers: dict[str, Any] = report.setdefault("scorers", {})
+    for name in options.only or MODELS:
+        if not options.again and scorers.get(name, {}).get("options") == how:
+            print(f"{name}: measured before (--again measures it again)")
+            continue
+        began_s = time.monotonic()
+        print(f"{name}: writing its models", flush=True)
+        scorers[name] = {"options": how, **_in_process(name, options)}
+        print(f"{name}: {_summary(scorers[name])} ({time.monotonic() - began_s:.0f} s in all)", flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"-> {options.out}")
+    bad = [name for name, one in scorers.items() if "error" in one or not one["load_goal_met"]]
+    return 1 if bad else 0
+
+
+def write_models(name: str, folder: Path, tiny: bool) -> None:
+    """The scorer's models, each in a folder of its name."""
+    for model in MODELS[name]:
+        real_models.make(model, folder / model, tiny)
+
+
+def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = False) -> ScorerSettings:
+    """The scorer's settings on the models that `write_models` wrote: sync_r1.toml's where it has the scorer."""
+    places = {where: str(_source(folder / model)) for model, where in MODELS[name].items()}
+    if name not in _BESIDES:
+        start = f"SYNOD__SCORERS__{name.upper()}__"
+        keys = {start + where.upper().replace(".", "__"): source for where, source in places.items()}
+        if dtype:
+            keys[f"{start}SERVING__DTYPE"] = dtype
+        return settings.load(CONFIG, keys).scorers[name]
+    tree = json.loads(json.dumps(_BESIDES[name])) | {"serving": {"dtype": dtype or "bfloat16"}}
+    if name == "hps" and tiny:
+        tree["architecture"] = str(folder / "hps")
+    for where, source in places.items():
+        *outer, last = where.split(".")
+        (tree[outer[0]] if outer else tree)[last] = source
+    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+    return adapter.validate_python(tree)
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one scorer, in this process, whose memory must be new."""
+    from services.models import aesthetic, blip2, dinov2, face, mask2former, open_clip, text_encoder  # noqa: F401
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    one = settings_of(name, folder, options.dtype, options.tiny)
+    files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    stored = sum(f.stat().st_size for f in files)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    empty = _memory()
+    began_s = time.perf_counter()
+    with noting() as modules:
+        scorer = registry.build(name, one)
+    load_s = time.perf_counter() - began_s
+    loaded = _memory()
+    peak = loaded["VmHWM"] - empty["VmRSS"]
+    held = Held.by(modules)
+    found: dict[str, Any] = {
+        "parameters": sum(p.numel() for module in modules for p in module.parameters()),
+        "weight_bytes": stored,
+        "held_bytes": held.parameter_bytes,
+        "dtype": held.dtype,
+        "load_s": round(load_s, 2),
+        "load_peak_bytes": peak,
+        "load_ratio": round(peak / stored, 3),
+        "load_goal_met": stored < GOAL_FROM_BYTES or peak <= GOAL_RATIO * stored,
+        "resident_bytes": {
+            "empty": empty["VmRSS"],
+            "anonymous_after": loaded["RssAnon"] - empty["RssAnon"],
+            "file_after": loaded["RssFile"] - empty["RssFile"],
+        },
+        "sizes": {},
+    }
+    for side in SIDES[:1] if options.quick else SIDES:
+        found["sizes"][str(side)] = _timed(name, scorer, side, options.quick)
+        print(f"{name}: {side} px {found['sizes'][str(side)]}", file=sys.stderr, flush=True)
+    return found
+
+
+def _timed(name: str, scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+    items = items_of(scorer, 2 if quick else BATCH, side)
+    alone = [_value(outcome) for item in items for outcome in run_batch(scorer, [item])]
+    together = [_value(outcome) for outcome in run_batch(scorer, items)]
+    single_s: list[float] = []
+    batch_s: list[float] = []
+    inside_s: list[float] = []
+    ends_s = time.monotonic() + (0 if quick else 45)
+    while not single_s or (len(single_s) < 9 and time.monotonic() < ends_s):
+        with _module_seconds() as spent:
+            began_s = time.perf_counter()
+            run_batch(scorer, items[:1])
+            single_s.append(time.perf_counter() - began_s)
+        inside_s.append(spent[0])
+        began_s = time.perf_counter()
+        run_batch(scorer, items)
+        batch_s.append((time.perf_counter() - began_s) / len(items))
+    single = statistics.median(single_s)
+    return {
+        "repeats": len(single_s),
+        "seconds_per_image": round(single, 4),
+        "seconds_per_image_in_batch": round(statistics.median(batch_s), 4),
+        "batch": len(items),
+        "batch_difference": max(abs(a - b) for a, b in zip(alone, together, strict=True)),
+        "model_share": round(statistics.median(inside_s) / single, 3),
+        "values": [round(value, 5) for value in together],
+    }
+
+
+@contextmanager
+def _module_seconds() -> Iterator[list[float]]:
+    """Seconds inside torch modules, those inside others counted once, in the one entry of a list."""
+    spent, depth, began_s = [0.0], 0, 0.0
+
+    def enter(module: torch.nn.Module, inputs: Any) -> None:
+        nonlocal depth, began_s
+        if depth == 0:
+            began_s = time.perf_counter()
+        depth += 1
+
+    def leave(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            spent[0] += time.perf_counter() - began_s
+
+    hooks = torch.nn.modules.module
+    handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def items_of(scorer: Any, count: int, side: int) -> list[ScoreItem]:
+    """Distinct items on a photograph with a face, side x side px, with all that any scorer reads."""
+    photo = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
+    reference = np.asarray(photo)
+    shades = [np.clip(reference.astype(np.float32) * (1 - 0.05 * i), 0, 255).astype(np.uint8) for i in range(count)]
+    wanted = "person"
+    if "geneval" in scorer.spec.needs:
+        objects = scorer._detector.detect([reference])[0]
+        wanted = max(objects, key=lambda found: found.score).class_name if objects else wanted
+    return [
+        ScoreItem(
+            image=shade,
+            prompt=f"a photo of a red {wanted} number {number}",
+            references=(reference,),
+            reasoning=Reasoning(f"the person in photo {number}", ("a red hat", "a blue car"), (1, 0)),
+            geneval=GenEvalMetadata("colors", (GenEvalClause(wanted, 1, color="red"),)),
+        )
+        for number, shade in enumerate(shades)
+    ]
+
+
+def _value(outcome: Any) -> float:
+    if not isinstance(outcome, Score) or not np.isfinite(outcome.value):
+        raise RuntimeError(f"no finite score: {outcome}")
+    return outcome.value
+
+
+def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix=f"{name}-") as place:
+        try:
+            write_models(name, Path(place), options.tiny)
+            line = [sys.executable, "-m", "benchmarks.real_size", "--child", name, "--dir", place]
+            line += [f"--{flag}" for flag in ("quick", "tiny") if getattr(options, flag)]
+            line += ["--dtype", options.dtype] if options.dtype else []
+            done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        finally:
+            for folder in Path(place).iterdir():
+                shutil.rmtree(folder)
+    if done.returncode:
+        return {"error": f"exit status {done.returncode}; its stderr is above"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _source(folder: Path) -> Path:
+    """What settings name of a model that was written: its folder, or the one weights file there that has no config."""
+    weights = [file for file in folder.iterdir() if file.suffix in (".pt", ".pth")]
+    return weights[0] if weights else folder
+
+
+def _memory() -> dict[str, int]:
+    """Bytes by the kernel's names."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {
+        words[0][:-1]: int(words[1]) * 1024
+        for words in lines
+        if words[0] in ("VmHWM:", "VmRSS:", "RssAnon:", "RssFile:")
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    flags = Path("/proc/cpuinfo").read_text()
+    packages = {name: version(name) for name in ("open_clip_torch", "facenet_pytorch", "safetensors")}
+    return machine() | packages | {"bfloat16_instructions": "avx512_bf16" in flags or "amx_bf16" in flags}
+
+
+def _summary(one: Mapping[str, Any]) -> str:
+    if "error" in one:
+        return str(one["error"])
+    times = ", ".join(f"{case['seconds_per_image']:.2f} s at {side} px" for side, case in one["sizes"].items())
+    size = f"{one['parameters'] / 1e6:.0f} M parameters, {one['weight_bytes'] / 1e9:.2f} GB"
+    return f"{size}, loaded at {one['load_ratio']:.2f} of it in {one['load_s']:.1f} s; {times}"
+
+
+def _read(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_size", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=tuple(MODELS), metavar="NAME", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--quick", action="store_true", help="512 px, one repeat")
+    parser.add_argument("--tiny", action="store_true", help="small models of the same families")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the settings'")
+    parser.add_argument("--again", action="store_true", help="measure what the result file has as well")
+    parser.add_argument("--dir", type=Path, help="where models are written, 5 GB at a time (default: the system's)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/real_size.json")
+    parser.add_argument("--child", choices=tuple(MODELS), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
