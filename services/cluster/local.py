@@ -30,13 +30,19 @@ POLL_S = 0.25
 class Plane:
     """One plane: `start` returns once every replica is ready, `stop` leaves no process and no temporary file.
 
-    Raises SettingsError, before anything starts, for a port in use.
+    Raises SettingsError, before anything starts, for a port in use and for a scorer that asks for nodes of its own.
     """
 
     def __init__(self, settings: Settings, run_dir: Path, build: Callable[..., Any] | None = None) -> None:
         check_port(settings.server.host, settings.server.port)
         if settings.server.grpc_port is not None:
             check_port(settings.server.host, settings.server.grpc_port, "[server] grpc_port")
+        for name, scorer in settings.scorers.items():
+            if scorer.serving.resource is not None:
+                raise SettingsError(
+                    f"scorer '{name}' has resource = '{scorer.serving.resource}', which no node of this machine's "
+                    "cluster has: take it out here, or deploy to a cluster whose nodes do (docs/operations.md)"
+                )
         self._settings = settings
         self._run_dir = run_dir
         self._build = {} if build is None else {"build": build}

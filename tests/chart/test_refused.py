@@ -33,6 +33,9 @@ GROWS = {"autoscaling": {"enabled": True}}
         ("trainer.activeDeadlineSeconds", 1, "60"),
         ("scorers.gpu.gpus", 0, "1"),
         ("scorers.tpu", {}, "tpu"),
+        ("environments.hpsv3", {"gpus": 1}, "missing property 'image'"),
+        ("environments.gpu", {"image": {"repository": "r", "tag": "1"}}, "invalid propertyName 'gpu'"),
+        ("environments.hpsv3", {"image": {"repository": "r", "tag": "1"}, "size": 1}, "size"),
         ("pods.user", 0, "1"),
         ("pods.labels", {"a": 1}, "string"),
         ("networkPolicy.gatewayFrom", {}, "array"),
@@ -56,6 +59,20 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
             "minReplicas 5 is above maxReplicas 4",
+        ),
+        (
+            {"overrides": {"SYNOD__SCORERS__DER__SERVING__RESOURCE": "hpsv3"}},
+            r"scorer 'der' has resource = 'hpsv3', which is none of environments \(there are none\): add it there",
+        ),
+        (
+            {
+                "overrides": {
+                    "SYNOD__SCORERS__DER__SERVING__RESOURCE": "hpsv3",
+                    "SYNOD__SCORERS__DER__SERVING__NUM_GPUS": "1",
+                },
+                "environments": {"hpsv3": {"image": {"repository": "r", "tag": "1"}}},
+            },
+            "asks for num_gpus = 1, a pod has environments.hpsv3.gpus = 0",
         ),
         ({"gateway": {"port": 8080}}, "gateway.port is 8080, which is Ray's"),
         ({"gateway": {"grpcPort": 10002}}, "gateway.grpcPort is 10002, which is Ray's"),

@@ -29,6 +29,9 @@ HEAD_POD = f"{CLUSTER}.headGroupSpec.template.spec"
 GATEWAY_POD, CPU_POD, GPU_POD = (f"{group}.template.spec" for group in (GATEWAY, CPU, GPU))
 TRAINER = {"trainer": {"enabled": True}}
 TRAINER_POD = "RayJob.spec.rayClusterSpec.workerGroupSpecs.trainer.template.spec"
+OWN = {"environments": {"hpsv3": {"image": {"repository": "own", "tag": "1"}, "gpus": 2, "replicas": 3}}}
+OWN_CPU = {"environments": {"old": {"image": {"repository": "own", "tag": "1"}, "logicalCpus": 7}}}
+HPSV3, OLD = (f"{CLUSTER}.workerGroupSpecs.{group}" for group in ("hpsv3", "old"))
 WITH_GPU = {"scorers": {"gpu": {"replicas": 2}}}
 ON = {"autoscaling": {"enabled": True}}
 LIMITS, CLAIM, NVIDIA = "containers.ray.resources.limits", "persistentVolumeClaim.claimName", "nvidia/DOT/com/gpu"
@@ -71,6 +74,19 @@ CASES: list[tuple[Object, str, Any]] = [
     ({"images": {"pullSecrets": [{"name": "r"}]}}, f"{CPU_POD}.imagePullSecrets", [{"name": "r"}]),
     ({"images": {"pullSecrets": [{"name": "r"}]}}, "Pod.spec.imagePullSecrets", [{"name": "r"}]),
     ({"images": {"pullPolicy": "Always"}}, f"{HEAD_POD}.containers.ray.imagePullPolicy", "Always"),
+    # environments of scorers
+    (OWN, f"{HPSV3}.rayStartParams.resources", '"{\\"hpsv3\\": 1}"'),
+    (OWN, f"{HPSV3}.rayStartParams.num-gpus", "2"),
+    (OWN, f"{HPSV3}.replicas", 3),
+    (OWN, f"{HPSV3}.template.spec.containers.ray.image", "own:1"),
+    (OWN, f"{HPSV3}.template.spec.{LIMITS}.{NVIDIA}", 2),
+    (OWN, f"{HPSV3}.template.metadata.labels.app/DOT/kubernetes/DOT/io/component", "scorer-hpsv3"),
+    (OWN, f"{CPU_POD}.containers.ray.image", "synod-scorer:0.1.0"),
+    (OWN, f"{CPU}.rayStartParams.resources", MISSING),
+    (OWN, "PodDisruptionBudget[demo-synod-scorer-hpsv3].spec.minAvailable", 2),
+    (OWN_CPU, f"{OLD}.rayStartParams.num-cpus", "7"),
+    (OWN_CPU, f"{OLD}.rayStartParams.num-gpus", MISSING),
+    (OWN_CPU, f"{OLD}.replicas", 1),
     # the cluster
     ({}, f"{CLUSTER}.rayVersion", "2.60.0"),
     ({}, f"{CLUSTER}.authOptions", {"mode": "token"}),

@@ -52,9 +52,11 @@ groups may. A sum that fits may still not pack: a share of a GPU does not span t
 {{- $auto := .Values.autoscaling.enabled -}}
 {{- $gpu := .Values.scorers.gpu -}}
 {{- $field := $auto | ternary "maxReplicas" "replicas" -}}
-{{- $gpus := mul $gpu.gpus (index $gpu $field) -}}
+{{- $gpus := 0 -}}
 {{- $cpus := 0 -}}
-{{- range .Values.scorers -}}
+{{- $groups := include "synod.scorerGroups" . | fromJson -}}
+{{- range $groups -}}
+{{- $gpus = add $gpus (mul .gpus (index . $field)) -}}
 {{- $cpus = add $cpus (mul .logicalCpus (index . $field)) -}}
 {{- end -}}
 {{- $asked := dict "num_cpus" 0.0 "num_gpus" 0.0 -}}
@@ -66,7 +68,17 @@ groups may. A sum that fits may still not pack: a share of a GPU does not span t
 {{- if not $serving.beside -}}
 {{- $most := dig "max_replicas" (dig "replicas" 1 $serving) $serving -}}
 {{- $share := dig "num_gpus" 0 $serving -}}
-{{- if gt (float64 $share) (float64 $gpu.gpus) -}}
+{{- $group := $gpu -}}
+{{- if $serving.resource -}}
+{{- if not (dig $serving.resource "resource" "" $groups) -}}
+{{- fail (printf "scorer '%s' has resource = '%s', which is none of environments (%s): add it there or correct the name" $name $serving.resource (keys $.Values.environments | sortAlpha | join ", " | default "there are none")) -}}
+{{- end -}}
+{{- $group = index $groups $serving.resource -}}
+{{- if gt (float64 $share) (float64 $group.gpus) -}}
+{{- fail (printf "a replica of scorer '%s' asks for num_gpus = %v, a pod has environments.%s.gpus = %v: raise one or lower the other" $name $share $serving.resource $group.gpus) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (float64 $share) (float64 $group.gpus) -}}
 {{- fail (printf "a replica of scorer '%s' asks for num_gpus = %v, a pod has scorers.gpu.gpus = %v: raise one or lower the other" $name $share $gpu.gpus) -}}
 {{- end -}}
 {{- $_ := set $asked "num_gpus" (addf $asked.num_gpus (mulf $most $share)) -}}

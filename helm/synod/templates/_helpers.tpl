@@ -24,6 +24,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .image.repository }}{{ hasPrefix "@" $tag | ternary "" ":" }}{{ $tag }}
 {{- end }}
 
+{{- /* Every group of scorer pods by its name, as JSON: scorers.cpu, scorers.gpu and the environments, whose entries complete
+those. gpus is 0 where a group has none; resource is the Ray resource of an environment. */}}
+{{- define "synod.scorerGroups" -}}
+{{- $cpu := merge (dict "gpus" 0 "gpuResource" .Values.scorers.gpu.gpuResource "image" .Values.images.scorer) .Values.scorers.cpu -}}
+{{- $gpu := merge (dict "image" .Values.images.scorer) .Values.scorers.gpu -}}
+{{- $groups := dict "cpu" $cpu "gpu" $gpu -}}
+{{- range $name, $own := .Values.environments -}}
+{{- $rest := gt (int (default 0 $own.gpus)) 0 | ternary $gpu $cpu -}}
+{{- $_ := set $groups $name (merge (dict "resource" $name) (deepCopy $own) (dict "replicas" 1 "minReplicas" (min 1 (int (default 1 $own.maxReplicas)))) (deepCopy $rest)) -}}
+{{- end -}}
+{{- toJson $groups -}}
+{{- end }}
+
 {{- define "synod.serviceAccount" -}}
 {{ default (.Values.serviceAccount.create | ternary (include "synod.fullname" .) "default") .Values.serviceAccount.name }}
 {{- end }}

@@ -251,7 +251,9 @@ async def test_every_other_kind_runs_in_it_too(tmp_path: Path) -> None:
     items = (ScoreItem(image=np.full((16, 16, 3), 90, np.uint8)),)
     outcomes = []
     for serving in ({}, {"python": python}):
-        backend = LocalBackend({"it": build(kind="jpeg", direction="compressibility", serving=serving)})
+        scorer = build(kind="jpeg", direction="compressibility", serving=serving)
+        assert (isinstance(scorer, Custom) and isinstance(scorer._own, Child)) == bool(serving)
+        backend = LocalBackend({"it": scorer})
         outcomes += await backend.score("it", await backend.stage(items, 1), [0], 60.0)
         await backend.close()
     assert isinstance(outcomes[0], Score)

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.__main__ import _parser, main
+from services.cluster.local import Plane, free_port
+from services.settings import load
+from synod.errors import SettingsError
 
 TOML = """
 [server]
@@ -122,3 +125,24 @@ def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["golden", str(path), str(out), "--items", str(items)]) == 0
     assert [entry["scores"] for entry in json.loads(out.read_text())] == [{"der": 4.0}, {}]
     assert main(["check", str(path)]) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "up", "warm"])
+def test_an_environment_that_cannot_run_its_scorer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'cannot load libpython' >&2; exit 127\n")
+    python.chmod(0o755)
+    path = tmp_path / "service.toml"
+    path.write_text('[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\nserving = { python = "./python" }\n')
+    assert main([command, str(path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: python '{python}' ended with status 127")
+    assert "cannot load libpython; give the Python of a virtual environment" in told
+
+
+def test_one_machine_refuses_a_scorer_with_nodes_of_its_own(tmp_path: Path) -> None:
+    text = '[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\nserving = {{ resource = "hpsv3" }}\n'
+    with pytest.raises(SettingsError, match="scorer 'it' has resource = 'hpsv3', which no node of this machine"):
+        Plane(load(config(tmp_path, "[server]\nport = {port}\n" + text, free_port()), {}), tmp_path)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from services.scorer_settings import DerSettings, ScorerSettings, ServingSettings
+from services import child
+from services.scorer_settings import CustomSettings, DerSettings, ScorerSettings, ServingSettings
+from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
+from services.scorers.custom import Custom
 from synod.contracts import Origin, Outcome, Score, ScoreItem
 from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
+from tests import venvs
 
 SETTINGS = DerSettings(kind="der", model="/tmp", serving=ServingSettings(max_queued_images=2, batch_wait_ms=0))
 
@@ -163,3 +170,35 @@ def test_the_gist_of_serves_message_is_the_exception() -> None:
     traced = "Failed. Error:\nray::X()\n  File 'a'\nRuntimeError: T:\n  File 'b'\n    c()\nOSError: no\nmodel\n"
     assert gist(traced) == "OSError: no\nmodel"
     assert gist("still starting\n") == "still starting"
+
+
+async def test_golden_items_gate_a_scorer_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go through the replica's own batches to the process, at the start and afterwards."""
+    from services.cluster.replica import Replica
+
+    monkeypatch.setenv("PYTHONPATH", venvs.PYTHONPATH)
+    settings = CustomSettings(
+        kind="custom",
+        load="own_scorer:load",
+        needs=("image", "prompt"),
+        options={"folder": str(tmp_path)},
+        serving=ServingSettings(python=sys.executable),
+    )
+    item = {"image": {"shape": [1, 1, 3], "data": "MzMz"}, "prompt": "fine"}
+    golden = tmp_path / "golden.json"
+    for recorded, message in ((0.2, None), (0.3, "golden item 0 scored 0.2; recorded is 0.3")):
+        golden.write_text(json.dumps([{"item": item, "scores": {"own": recorded}}]))
+        subject = Replica(registry.spec("own", settings), settings, str(golden), in_child)
+        if message is None:
+            await subject.check_health()
+        else:
+            with pytest.raises(RuntimeError, match=message):
+                await subject.check_health()
+        (outcome,) = await subject.score((ScoreItem(image=np.full((2, 2, 3), 255, np.uint8), prompt="fine"),), [0], 30)
+        assert isinstance(outcome, Score)
+        assert outcome.value == 1.0
+        await subject._batcher.close()
+
+
+def in_child(name: str, settings: ScorerSettings) -> Scorer:
+    return Custom(registry.spec(name, settings), child.build(name, settings))  # type: ignore[arg-type]
