@@ -2,7 +2,7 @@
 
 protoc writes two checks into its output: the protobuf runtime is at least protoc's version, and grpcio at least
 grpcio-tools'. They are left out, because they refuse the older runtimes that trainers pin. The code itself needs
-protobuf >= 4.25 and grpcio >= 1.64 (`_registered_method`): tests/deploy/check_wheel.sh runs it on the lowest and the
+protobuf >= 4.25 and grpcio >= 1.64 (`_registered_method`): deploy/check_wheel.sh runs it on the lowest and the
 highest version that pyproject.toml allows.
 """
 

@@ -365,6 +365,13 @@ class UnifiedRewardSettings(JudgeEndpoint):
     form: Literal["final_score", "axes"] = "final_score"
 
 
+class Geneval2Settings(JudgeEndpoint):
+    """GenEval 2's questions behind an endpoint; `method` is its evaluation's. `tifa` reads words, not probabilities."""
+
+    kind: Literal["geneval2"]
+    method: Literal["soft_tifa_gm", "soft_tifa_am", "tifa"] = "soft_tifa_gm"
+
+
 class JpegSettings(_ScorerSettings):
     """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
 
@@ -519,6 +526,7 @@ ScorerSettings = Annotated[
     | DenseValiditySettings
     | QualitySettings
     | UnifiedRewardSettings
+    | Geneval2Settings
     | CustomSettings,
     Field(discriminator="kind"),
 ]

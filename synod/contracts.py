@@ -63,11 +63,13 @@ class GenEvalClause:
 
 @dataclass(frozen=True, slots=True)
 class GenEvalMetadata:
-    """GenEval's metadata of one prompt (the `tag`, `include` and `exclude` fields of its JSONL)."""
+    """GenEval's metadata of one prompt (the `tag`, `include` and `exclude` fields of its JSONL), or GenEval 2's:
+    `vqa_list` holds its questions with their expected answers, and `include` is empty then."""
 
     tag: str
     include: tuple[GenEvalClause, ...]
     exclude: tuple[GenEvalClause, ...] = ()
+    vqa_list: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

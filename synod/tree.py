@@ -5,7 +5,7 @@
                source_prompt}
     picture   encoded bytes, {data: raw RGB bytes, shape: [H, W, 3]}, or {digest: one that the plane keeps}
     reasoning {text, segments: [text..], truth: [0..1, one a segment]}
-    geneval   {tag, include: [clause..], exclude: [clause..]}
+    geneval   {tag, include: [clause..], exclude: [clause..], vqa_list: [[question, answer]..]}
     clause    {class, count >= 1, color, position: [relation, index of an `include` clause]}
     concept   {kind, class_word, token}
     put       {images: [picture, not by digest..]}
@@ -89,10 +89,15 @@ def read_put(node: Node, read_bytes: ReadBytes) -> PutImagesRequest:
 
 def read_geneval(node: Node) -> GenEvalMetadata:
     """Raises InvalidRequest with the path of the first field that is wrong."""
-    of = node.fields("tag", "include", "exclude")
+    of = node.fields("tag", "include", "exclude", "vqa_list")
     targets = len(of.need("include", each(lambda clause: clause)))
     clauses = each(partial(_clause, targets=targets))
-    return GenEvalMetadata(of.need("tag", Node.text), of.need("include", clauses), of.get("exclude", clauses) or ())
+    return GenEvalMetadata(
+        of.need("tag", Node.text),
+        of.need("include", clauses),
+        of.get("exclude", clauses) or (),
+        of.get("vqa_list", each(_question)) or (),
+    )
 
 
 def request_tree(request: ScoreRequest, pack: PackBytes) -> Tree:
@@ -163,6 +168,13 @@ def _clause(node: Node, targets: int) -> GenEvalClause:
     )
 
 
+def _question(node: Node) -> tuple[str, str]:
+    parts = node.entries(Node.text)
+    if len(parts) != 2:
+        raise node.error(f"{len(parts)} entries; give [question, expected answer]")
+    return parts[0], parts[1]
+
+
 def _position(node: Node, targets: int) -> tuple[Relation, int]:
     parts = node.entries(lambda part: part)
     if len(parts) != 2:
@@ -207,7 +219,8 @@ def _reasoning_tree(reasoning: Reasoning, path: str) -> Tree:
 
 def _geneval_tree(geneval: GenEvalMetadata) -> Tree:
     include, exclude = ([_clause_tree(c) for c in clauses] for clauses in (geneval.include, geneval.exclude))
-    return present(tag=geneval.tag, include=include, exclude=exclude or None)
+    questions = [list(question) for question in geneval.vqa_list]
+    return present(tag=geneval.tag, include=include, exclude=exclude or None, vqa_list=questions or None)
 
 
 def _clause_tree(clause: GenEvalClause) -> Tree:

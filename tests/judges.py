@@ -90,6 +90,8 @@ def in_own_words(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]
     if "top_logprobs" in body:
         share = (0.01 + 0.98 * red) / 2
         return "Yes", {"Yes": share, "two": share, "No": 0.98 - 2 * share, "the": 0.001}
+    if "Answer in one word" in text["text"]:
+        return "Two." if "many" in text["text"] else ("Yes" if red > 0.5 else "No"), None
     if "Final Score" in text["text"]:
         return f"cat (object): 1\nFinal Score: {1 + 4 * red:.4f}", None
     scores = "\n".join(f"{axis} Score (1-5): {1 + 4 * red}" for axis in ("Alignment", "Coherence", "Style"))

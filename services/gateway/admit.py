@@ -102,6 +102,10 @@ def _check_limits(request: ScoreRequest, limits: LimitSettings) -> None:
         if item.geneval is not None:
             clauses = (*item.geneval.include, *item.geneval.exclude)
             _bound(f"items[{i}].geneval", len(clauses), limits.max_segments, "max_segments")
+            questions = item.geneval.vqa_list
+            _bound(f"items[{i}].geneval.vqa_list", len(questions), limits.max_segments, "max_segments")
+            longest = max((len(text) for question in questions for text in question), default=0)
+            _bound(f"items[{i}].geneval.vqa_list[..]", longest, limits.max_text_chars, "max_text_chars")
 
 
 def _bound(path: str, size: int, limit: int, setting: str) -> None:

@@ -41,6 +41,7 @@ KINDS: dict[str, str] = {
     "dense_validity": "services.scorers.dense_validity",
     "quality": "services.scorers.quality",
     "unified_reward": "services.scorers.unified_reward",
+    "geneval2": "services.scorers.geneval2",
     "custom": "services.scorers.custom",
 }
 

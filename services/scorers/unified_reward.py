@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from services.models.judge import Completion, Reply
 from services.scorer_settings import UnifiedRewardSettings
 from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.image_text import worded
+from services.scorers.verdicts import Completing
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import ScorerFailed, SynodError
 from synod.images import encode_png
@@ -53,10 +54,6 @@ FORMS: Final[Mapping[str, tuple[str, Mapping[str, re.Pattern[str]]]]] = {  # for
         },
     ),
 }
-
-
-class Completing(Protocol):
-    def complete_all(self, completions: Sequence[Completion]) -> list[Reply | SynodError]: ...
 
 
 def spec(name: str, settings: UnifiedRewardSettings) -> ScorerSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from services.models.judge import Form, Graded, Question, Verdict
+from services.models.judge import Completion, Form, Graded, Question, Reply, Verdict
 from services.scorers.base import ScorerSpec
 from services.scorers.image_text import plain
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
@@ -15,6 +15,10 @@ from synod.images import encode_png
 
 class Asked(Protocol):
     def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]: ...
+
+
+class Completing(Protocol):
+    def complete_all(self, completions: Sequence[Completion]) -> list[Reply | SynodError]: ...
 
 
 class Grader:

@@ -47,7 +47,9 @@ def _reasoning(m: pb.Reasoning) -> Tree:
 
 
 def _geneval(m: pb.GenEvalMetadata) -> Tree:
-    return {"tag": m.tag, "include": list(map(_clause, m.include)), "exclude": list(map(_clause, m.exclude))}
+    include, exclude = (list(map(_clause, clauses)) for clauses in (m.include, m.exclude))
+    questions = [[one.question, one.answer] for one in m.vqa_list]
+    return {"tag": m.tag, "include": include, "exclude": exclude, "vqa_list": questions}
 
 
 def _clause(m: pb.GenEvalClause) -> Tree:

@@ -47,7 +47,8 @@ def image(picture: Any) -> pb.Image:
 
 def _geneval(tree: Tree) -> pb.GenEvalMetadata:
     include, exclude = (map(_clause, tree.get(key) or ()) for key in ("include", "exclude"))
-    return pb.GenEvalMetadata(tag=tree["tag"], include=include, exclude=exclude)
+    questions = (pb.GenEvalQuestion(question=q, answer=a) for q, a in tree.get("vqa_list") or ())
+    return pb.GenEvalMetadata(tag=tree["tag"], include=include, exclude=exclude, vqa_list=questions)
 
 
 def _clause(tree: Tree) -> pb.GenEvalClause:

@@ -8,6 +8,8 @@ or `00007/samples/` beside a file of many lines for its eighth. An `image` of th
 GenEval++'s clauses may ask for a `region` or a `size`, and may leave out a count of one. No rule here reads a region or
 a size from boxes, and a verdict on the other half of a prompt would be none: such a line becomes an item without
 `geneval`, for a judge.
+
+A line of GenEval 2 ({"prompt", "atom_count", "vqa_list": [[question, answer]..], "skills"}) keeps its questions.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from pathlib import Path
 from typing import Any, Final
 
 METADATA: Final = ("tag", "include", "exclude")
+GENEVAL_2: Final = ("vqa_list", "skills", "atom_count")  # the last two are for analysis, and no scorer reads them
 FOR_A_JUDGE: Final = frozenset({"region", "size"})
 
 
 def is_metadata(fields: Mapping[str, Any]) -> bool:
     """Whether a line is GenEval's rather than an item."""
-    return "include" in fields
+    return "include" in fields or "vqa_list" in fields
 
 
 def item_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The line as an item's fields: its metadata under `geneval`, unless it takes a judge; all else as it stands."""
+    if "vqa_list" in fields:
+        rest = {name: value for name, value in fields.items() if name not in GENEVAL_2}
+        return {**rest, "geneval": {"tag": "geneval2", "include": [], "vqa_list": fields["vqa_list"]}}
     metadata = {name: _counted(fields[name]) for name in METADATA if name in fields}
     rest = {name: value for name, value in fields.items() if name not in METADATA}
     return rest if takes_a_judge(fields) else {**rest, "geneval": metadata}

@@ -109,14 +109,24 @@ class Reasoning(_message.Message):
     def __init__(self, text: _Optional[str] = ..., segments: _Optional[_Iterable[str]] = ..., truth: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GenEvalMetadata(_message.Message):
-    __slots__ = ("tag", "include", "exclude")
+    __slots__ = ("tag", "include", "exclude", "vqa_list")
     TAG_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_FIELD_NUMBER: _ClassVar[int]
+    VQA_LIST_FIELD_NUMBER: _ClassVar[int]
     tag: str
     include: _containers.RepeatedCompositeFieldContainer[GenEvalClause]
     exclude: _containers.RepeatedCompositeFieldContainer[GenEvalClause]
-    def __init__(self, tag: _Optional[str] = ..., include: _Optional[_Iterable[_Union[GenEvalClause, _Mapping]]] = ..., exclude: _Optional[_Iterable[_Union[GenEvalClause, _Mapping]]] = ...) -> None: ...
+    vqa_list: _containers.RepeatedCompositeFieldContainer[GenEvalQuestion]
+    def __init__(self, tag: _Optional[str] = ..., include: _Optional[_Iterable[_Union[GenEvalClause, _Mapping]]] = ..., exclude: _Optional[_Iterable[_Union[GenEvalClause, _Mapping]]] = ..., vqa_list: _Optional[_Iterable[_Union[GenEvalQuestion, _Mapping]]] = ...) -> None: ...
+
+class GenEvalQuestion(_message.Message):
+    __slots__ = ("question", "answer")
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    question: str
+    answer: str
+    def __init__(self, question: _Optional[str] = ..., answer: _Optional[str] = ...) -> None: ...
 
 class GenEvalClause(_message.Message):
     __slots__ = ("class_name", "count", "color", "position")

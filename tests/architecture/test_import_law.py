@@ -129,7 +129,7 @@ LAW = (
             ),
             never=("torch", "ray", "transformers", *HTTP, *WEB),
         )
-        for scorer in ("judge", "dense_validity", "quality", "verdicts", "unified_reward")
+        for scorer in ("judge", "dense_validity", "quality", "verdicts", "unified_reward", "geneval2")
     ),
     Room(
         "services.scorers.geneval.rules",

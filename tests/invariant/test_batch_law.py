@@ -40,6 +40,7 @@ OF_PICTURES = (
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
     *("pickscore", "hps", "aesthetic", "image_reward", "hpsv3", "ocr", "likelihood", "likelihood_llava"),
     *("judge", "dense_validity", "quality", "unified_reward", "unified_reward_axes"),
+    *("geneval2", "geneval2_hard"),
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
 CASES = [
@@ -119,6 +120,8 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
     endpoint = {"url": judge_url, "model": "m"}
     trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality", "unified_reward")}
+    trees["geneval2"] = {"kind": "geneval2", **endpoint}
+    trees["geneval2_hard"] = {"kind": "geneval2", "method": "tifa", **endpoint}
     trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
     assert set(trees) == {*OF_WORDS, *OF_PICTURES}
@@ -154,6 +157,10 @@ def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
     """The eight items, with other replies or denser prompts where a scorer asks for other questions."""
     if scorer.spec.name == "dense_validity":
         return [replace(item, prompt=f"{item.prompt}, {'surely ' * (i % 2)}a dog") for i, item in enumerate(complete)]
+    if scorer.spec.name.startswith("geneval2"):
+        asked = (("Is the cat red?", "Yes"), ("How many cats are in the image?", "two"), ("Is it surely a cat?", "Yes"))
+        lists = [GenEvalMetadata("geneval2", (), (), asked[: 1 + i % 3]) for i in range(len(complete))]
+        return [replace(item, geneval=one) for item, one in zip(complete, lists, strict=True)]
     if scorer.spec.name not in ("bleu", "format", *YES_NO):
         return complete
     replies = ("Yes.", "", "<answer>no</answer>", "I do not know", "<answer>", " <answer> Yes </answer>", "dog", "NO")

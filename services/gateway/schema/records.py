@@ -79,7 +79,10 @@ _CLAUSE = _given(
         ),
     },
 )
-_GENEVAL = _given(["tag", "include"], tag=_TEXT, include=_list(_CLAUSE), exclude=_list(_CLAUSE))
+_QUESTION = _list(_TEXT, minItems=2, maxItems=2) | {"description": "a question and its expected answer (GenEval 2)"}
+_GENEVAL = _given(
+    ["tag", "include"], tag=_TEXT, include=_list(_CLAUSE), exclude=_list(_CLAUSE), vqa_list=_list(_QUESTION)
+)
 _REASONING = _object(
     ["text", "segments", "truth"],
     text=_TEXT,

@@ -37,7 +37,9 @@ def clauses(targets: int) -> st.SearchStrategy[c.GenEvalClause]:
 
 genevals = st.integers(0, 3).flatmap(
     lambda n: st.builds(
-        c.GenEvalMetadata, texts, st.tuples(*[clauses(n)] * n), st.lists(clauses(n), max_size=2).map(tuple)
+        c.GenEvalMetadata,
+        *(texts, st.tuples(*[clauses(n)] * n), st.lists(clauses(n), max_size=2).map(tuple)),
+        st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
     )
 )
 items = st.builds(

@@ -79,6 +79,8 @@ def test_no_reward_was_asked_for() -> None:
 
 LONG = "x" * 11
 GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 2, (GenEvalClause("dog", 1),))
+ASKED = GenEvalMetadata("geneval2", (), (), (("q", "Yes"),) * 3)
+LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,8 @@ GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 2, (GenEvalCl
         ),
         (ScoreRequest((ScoreItem(reasoning=Reasoning("", (LONG,), (1.0,))),), ("a",)), PayloadTooLarge, "segments[..]"),
         (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
+        (ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list has 3"),
+        (ScoreRequest((ScoreItem(geneval=LONG_ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list[..]"),
         (ScoreRequest((ITEM,), ("z",)), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), None, {"z": 1.0}), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), "z"), UnknownScorer, "council, lenient, mixed"),

@@ -40,6 +40,7 @@ TREES = {
     "dense_validity": '{"kind": "dense_validity", "url": "http://127.0.0.1:1/v1", "model": "m"}',
     "quality": '{"kind": "quality", "url": "http://127.0.0.1:1/v1", "model": "m"}',
     "unified_reward": '{"kind": "unified_reward", "url": "http://127.0.0.1:1/v1", "model": "m"}',
+    "geneval2": '{"kind": "geneval2", "url": "http://127.0.0.1:1/v1", "model": "m"}',
     "likelihood": '{"kind": "likelihood", "model": "a/b"}',
 }
 
