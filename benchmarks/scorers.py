@@ -31,6 +31,7 @@ from services.cluster.local import Plane, free_port
 from services.models.images import crop, distinct
 from services.scorers import registry
 from services.scorers.base import ScorerSpec, run_batch
+from services.scorers.geneval.rules import THRESHOLD
 from services.scorers.image_text import plain
 from synod.client import SynodClient
 from synod.contracts import Outcome, Pixels, Score, ScoreItem, ScoreRequest
@@ -75,15 +76,15 @@ def _geneval(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
     asked: list[tuple[Any, ...]] = []
     classify = scorer._colors.classify
 
-    def noted(*crops: Any) -> Any:
-        asked.append(crops)
-        return classify(*crops)
+    def noted(crops: Any, names: Any) -> Any:
+        asked.append((list(crops), names))
+        return classify(*asked[-1])
 
     scorer._colors.classify = noted
     scorer.score(items)
     scorer._colors.classify = classify
     pictures = [item.pixels() for item in items]
-    return lambda: (scorer._detector.detect(pictures), [classify(*crops) for crops in asked])
+    return lambda: (scorer._detector.detect(pictures, least=THRESHOLD), [classify(*crops) for crops in asked])
 
 
 def _distinct(items: Sequence[ScoreItem]) -> Sequence[Pixels]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
+
+import numpy as np
 
 from services.batching import Batcher
 from services.scorers.base import Scorer, ScorerSpec, run_batch
-from synod.contracts import Outcome, ScoreItem
+from synod.contracts import Outcome, Picture, ScoreItem
 
 __all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost"]
+
+PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,16 @@ class ScorerBackend(Protocol):
 
 
 def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
-    """Images that `item` puts on the device: itself, and its references where the scorer embeds those too."""
-    return 1 + (len(item.references) if "references" in spec.needs else 0)
+    """Images that `item` puts on the device: itself, and its references where the scorer embeds those too.
+
+    Where the scorer's cost follows pixels (`spec.sized`), a decoded image counts once for each PIXELS_PER_IMAGE begun.
+    """
+    images = (item.image, *(item.references if "references" in spec.needs else ()))
+    return sum(_units(image) for image in images) if spec.sized else len(images)
+
+
+def _units(image: Picture | None) -> int:
+    return -(-image.shape[0] * image.shape[1] // PIXELS_PER_IMAGE) if isinstance(image, np.ndarray) else 1
 
 
 class LocalBackend:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from embedded import world
 from embedded.makers.dataset import random_accessories, random_card
 from services.models import dinov2, open_clip
-from services.models.detector import Detection
+from services.models.detector import Detection, within
 from services.models.face import embedder, finder
 from services.models.images import crop
 from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings, ScorerSettings
@@ -72,7 +72,12 @@ def color_accuracy(settings: GenEvalSettings, spoil: Spoil, seed: int) -> list[F
         drawn = world.render(scene, rng)
         for thing in drawn.instances:
             if thing.color is not None and thing.identity is None:
-                crops.append(cutout(spoil(drawn.image), Detection(thing.class_name, 1.0, thing.box, thing.mask)))
+                crops.append(
+                    cutout(
+                        spoil(drawn.image),
+                        Detection.of(thing.class_name, 1.0, thing.box, within(thing.mask, thing.box)),
+                    )
+                )
                 names.append(thing.class_name)
                 colors.append(thing.color)
     told = classifier.classify(crops, names)

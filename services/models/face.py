@@ -74,7 +74,7 @@ class DetectorFinder:
     def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
         faces = (
             [d.box for d in detections if d.score > self._threshold]
-            for detections in self._detector.detect(images, (self._class_name,))
+            for detections in self._detector.detect(images, (self._class_name,), self._threshold)
         )
         return [max(boxes, key=area, default=None) for boxes in faces]
 

@@ -1,15 +1,17 @@
-"""Helpers on batches of pictures (uint8 [H W 3]) that several families share. No torch here."""
+"""Helpers on batches of pictures (uint8 [H W 3]) that several families share; torch is imported for a batch only."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from services.models.detector import Box
 from synod.contracts import Pixels
+
+PIXELS_AT_ONCE: Final = 2**22  # that a processor prepares together: 48 MiB in float32
 
 
 def distinct(images: Sequence[Pixels]) -> tuple[list[Pixels], list[int]]:
@@ -40,11 +42,31 @@ def by_shape(images: Sequence[Pixels]) -> list[list[int]]:
 def pixel_values(processor: Any, images: Sequence[Pixels], model: Any) -> Any:
     """The [N 3 h w] batch that the model's own processor makes, on the model's device and in its dtype.
 
-    Pictures that came off a wire are read-only, which torch warns of: those are copied.
+    Images are prepared a few at a time, since a processor copies them all, some in float32. Images that came off a wire
+    are read-only, which torch warns of: those are copied.
     """
-    writable = [np.require(image, requirements=("C", "W")) for image in images]
-    batch = processor(writable, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-    return batch.to(model.device, model.dtype)
+    from torch import cat
+
+    batches = []
+    for part in _parts(images):
+        writable = [np.require(image, requirements=("C", "W")) for image in part]
+        prepared = processor(writable, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        batches.append(prepared.to(model.device, model.dtype))
+    return batches[0] if len(batches) == 1 else cat(batches)
+
+
+def _parts(images: Sequence[Pixels]) -> list[list[Pixels]]:
+    """The images in order, in parts of at most PIXELS_AT_ONCE pixels or one image."""
+    parts: list[list[Pixels]] = []
+    left = 0
+    for image in images:
+        pixels = image.shape[0] * image.shape[1]
+        if not parts or pixels > left:
+            parts.append([])
+            left = PIXELS_AT_ONCE
+        parts[-1].append(image)
+        left -= pixels
+    return parts
 
 
 def area(box: Box) -> float:

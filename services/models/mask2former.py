@@ -10,17 +10,19 @@ Shapes: N pictures, Q queries, C classes, h w the logits' grid, H W the picture.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
 from services.models import pretrained
 from services.models.cache import Device, shared
-from services.models.detector import Detection, box_of
+from services.models.detector import Box, Detection, box_of, within
 from services.models.images import by_shape
 from synod.contracts import Pixels
 
@@ -57,49 +59,88 @@ class Mask2Former:
         self.class_names = tuple(_GENEVAL_NAMES.get(labels[i], labels[i]) for i in range(len(labels)))
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Pixels], classes: Collection[str] | None = None) -> list[list[Detection]]:
-        """Detections in the order of their class probability; score = that times the mask's mean sigmoid."""
+    def detect(
+        self, images: Sequence[Pixels], classes: Collection[str] | None = None, least: float = 0.0
+    ) -> list[list[Detection]]:
+        """Detections in the order of their class probability; score = that times the mask's mean sigmoid.
+
+        Masks are made one at a time, and only of the pairs that can score `least`, so that memory at the image's
+        size is that of one mask.
+        """
         found: dict[int, list[Detection]] = {}
+        wanted = torch.tensor([classes is None or name in classes for name in self.class_names])
         for group in by_shape(images):
             height, width, _ = images[group[0]].shape
             inner = resized(height, width)
-            batch = torch.from_numpy(np.stack([images[i] for i in group])).to(self._model.device)
-            output = self._model(pixel_values=self._normalised(batch.permute(0, 3, 1, 2), inner))
+            output = self._model(pixel_values=self._normalised([images[i] for i in group], inner))
             padded = (_padded(inner[0]), _padded(inner[1]))
             for i, logits, masks in zip(group, output.class_queries_logits, output.masks_queries_logits, strict=True):
-                found[i] = self._objects(logits.float(), masks.float(), padded, inner, (height, width))
-        return [[d for d in found[i] if classes is None or d.class_name in classes] for i in range(len(images))]
+                pairs = self._pairs(logits.float(), wanted, least)
+                sizes = (padded, inner, (height, width))
+                found[i] = [d for d in self._objects(pairs, masks.float(), *sizes) if np.float32(d.score) >= least]
+        return [found[i] for i in range(len(images))]
 
-    def _normalised(self, images: torch.Tensor, inner: tuple[int, int]) -> torch.Tensor:
-        batch = interpolate(images.float(), inner, mode="bilinear")
+    def _normalised(self, images: Sequence[Pixels], inner: tuple[int, int]) -> torch.Tensor:
+        batch = torch.cat([self._resized(image, inner) for image in images])
         batch = (batch - _MEAN.to(batch.device)) / _STD.to(batch.device)
         batch = pad(batch, (0, _padded(inner[1]) - inner[1], 0, _padded(inner[0]) - inner[0]))
         return batch.to(self._model.dtype)
 
+    def _resized(self, image: Pixels, inner: tuple[int, int]) -> torch.Tensor:
+        """[1 3 h w], one image at a time: in float32 it takes 12 bytes a pixel of the image as given."""
+        pixels = torch.tensor(image).to(self._model.device)[None].permute(0, 3, 1, 2)
+        return interpolate(pixels.float(), inner, mode="bilinear")
+
+    def _pairs(self, logits: torch.Tensor, wanted: torch.Tensor, least: float) -> list[tuple[int, int, float]]:
+        """(query, class, probability) of the best pairs of `logits` [Q C+1]: classes `wanted` [C], at least `least`."""
+        probabilities = logits.softmax(dim=-1)[:, :-1].flatten().cpu()  # the last class is "no object"
+        best, pairs = probabilities.topk(min(MAX_PAIRS, len(probabilities)))
+        kept = wanted[pairs % len(wanted)] & (best >= least)
+        best, pairs = best[kept], pairs[kept]
+        return list(zip((pairs // len(wanted)).tolist(), (pairs % len(wanted)).tolist(), best.tolist(), strict=True))
+
     def _objects(
         self,
-        logits: torch.Tensor,
+        pairs: Sequence[tuple[int, int, float]],
         mask_logits: torch.Tensor,
         padded: tuple[int, int],
         inner: tuple[int, int],
         outer: tuple[int, int],
     ) -> list[Detection]:
-        """`logits` [Q C+1] and `mask_logits` [Q h w] of one picture."""
-        probabilities = logits.softmax(dim=-1)[:, :-1].flatten()  # the last class is "no object"
-        best, pairs = probabilities.topk(min(MAX_PAIRS, len(probabilities)))
-        queries, classes = pairs // len(self.class_names), pairs % len(self.class_names)
-        kept, places = torch.unique(queries, return_inverse=True)
-        large = interpolate(mask_logits[kept][None], padded, mode="bilinear")[:, :, : inner[0], : inner[1]]
-        large = interpolate(large, outer, mode="bilinear")[0]
-        positive = large > 0
-        quality = (large.sigmoid() * positive).sum((1, 2)) / (positive.sum((1, 2)) + 1e-6)
-        scores = (best * quality[places]).tolist()
-        masks = positive.cpu().numpy()
-        return [
-            Detection(self.class_names[label], score, box_of(masks[place]), masks[place])
-            for label, score, place in zip(classes.tolist(), scores, places.tolist(), strict=True)
-            if masks[place].any()
-        ]
+        """The pairs of one image whose masks, of `mask_logits` [Q h w], are not empty."""
+        shapes: dict[int, _Shape | None] = {}
+        found: list[Detection] = []
+        for query, label, probability in pairs:
+            if query not in shapes:
+                shapes[query] = _shape(mask_logits[query][None, None], padded, inner, outer)
+            if (shape := shapes[query]) is not None:
+                score = float(np.float32(probability) * shape.quality)
+                found.append(Detection(self.class_names[label], score, shape.box, shape.bits))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a query's mask is to all its detections; `quality` is the mean of its sigmoid, at most 1."""
+
+    quality: np.float32
+    box: Box
+    bits: NDArray[np.uint8]
+
+
+def _shape(
+    logits: torch.Tensor, padded: tuple[int, int], inner: tuple[int, int], outer: tuple[int, int]
+) -> _Shape | None:
+    """The mask of `logits` [1 1 h w] at the image's size; None where it is empty."""
+    large = interpolate(logits, padded, mode="bilinear")[:, :, : inner[0], : inner[1]]
+    large = interpolate(large, outer, mode="bilinear")[0, 0]
+    positive = large > 0
+    quality = (large.sigmoid_() * positive).sum() / (positive.sum() + 1e-6)
+    mask = positive.cpu().numpy()
+    if not mask.any():
+        return None
+    box = box_of(mask)
+    return _Shape(np.float32(quality.clamp(max=1).item()), box, np.packbits(within(mask, box)))
 
 
 def _padded(side: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -42,8 +42,8 @@ class OpenClip:
         self._tokenize: Callable[[list[str]], torch.Tensor] = tokens.of_open_clip(open_clip.get_tokenizer(name))
 
     @torch.inference_mode()
-    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N D]; the pictures may differ in size."""
+    def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
+        """[N D]; the images may differ in size, and none is held once it has the model's size."""
         pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images])
         return _rows(self._model.encode_image(like(self._model, pixels)))
 

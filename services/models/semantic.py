@@ -5,9 +5,9 @@ Shapes: N pictures, C classes, h w the logits' grid, H W the picture.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from services.models import pretrained
 from services.models.cache import Device, shared
-from services.models.detector import Detection, Mask, box_of
+from services.models.detector import Detection
 from services.models.images import by_shape, pixel_values
 from synod.contracts import Pixels
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _BACKGROUND = "background"
+_PIXELS_AT_ONCE: Final = 2**20  # whose probabilities are made together
 
 
 class Segmenter:
@@ -36,17 +37,16 @@ class Segmenter:
         self.part_of: dict[str, str] = getattr(self._model.config, "part_of", None) or {}
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Pixels]) -> list[torch.Tensor]:
-        """[H W C] per picture, upsampled bilinearly to it, float32 on the model's device."""
-        maps: dict[int, torch.Tensor] = {}
+    def logits(self, images: Sequence[Pixels]) -> Iterator[tuple[int, torch.Tensor]]:
+        """For each image, in any order, its index and [H W C], upsampled bilinearly to it, float32 on the model's
+        device. One at a time: these are 4 C bytes a pixel."""
         for group in by_shape(images):
             batch = pixel_values(self._processor, [images[i] for i in group], self._model)
             logits_of = self._model(pixel_values=batch).logits.float()
             logits_of = logits_of.contiguous(memory_format=torch.channels_last)  # a tenth of the time to upsample
             for i, logits in zip(group, logits_of.split(1), strict=True):
                 large = torch.nn.functional.interpolate(logits, images[i].shape[:2], mode="bilinear")[0]
-                maps[i] = large.permute(1, 2, 0)
-        return [maps[i] for i in range(len(images))]
+                yield i, large.permute(1, 2, 0)
 
 
 class SemanticDetector:
@@ -62,10 +62,13 @@ class SemanticDetector:
             for name in self.class_names
         }
 
-    def detect(self, images: Sequence[Pixels], classes: Collection[str] | None = None) -> list[list[Detection]]:
+    def detect(
+        self, images: Sequence[Pixels], classes: Collection[str] | None = None, least: float = 0.0
+    ) -> list[list[Detection]]:
         """Components of at least `min_area` pixels; score = the class's mean probability over the component."""
         wanted = [name for name in self.class_names if classes is None or name in classes]
-        return [self._objects(logits, wanted) for logits in self._segmenter.logits(images)]
+        found = {i: self._objects(logits, wanted) for i, logits in self._segmenter.logits(images)}
+        return [[d for d in found[i] if np.float32(d.score) >= least] for i in range(len(images))]
 
     @torch.inference_mode()
     def _objects(self, logits: torch.Tensor, wanted: Sequence[str]) -> list[Detection]:
@@ -84,12 +87,21 @@ class SemanticDetector:
                 component = components[place] == number
                 if np.count_nonzero(component) < self._min_area:
                     continue
-                mask: Mask = np.zeros(winner.shape, dtype=bool)
-                mask[inside][place] = component
-                own = logits[inside][place][torch.from_numpy(component).to(logits.device)]
-                score = min(float(own.softmax(dim=-1)[:, members].sum(dim=-1).mean()), 1.0)
-                found.append(Detection(name, score, box_of(mask), mask))
+                rows, columns = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(inside, place, strict=True))
+                box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
+                found.append(Detection.of(name, _score(logits[rows, columns], component, members), box, component))
         return found
+
+
+def _score(logits: torch.Tensor, component: NDArray[np.bool_], members: Sequence[int]) -> float:
+    """The mean over the component's pixels [h w] of the classes' summed probability, of `logits` [h w C]."""
+    rows = max(1, _PIXELS_AT_ONCE // component.shape[1])
+    parts = []
+    for start in range(0, len(component), rows):
+        part = slice(start, start + rows)
+        own = logits[part][torch.from_numpy(component[part]).to(logits.device)]
+        parts.append(own.softmax(dim=-1)[:, members].sum(dim=-1))
+    return min(float(torch.cat(parts).mean()), 1.0)
 
 
 def _around(extents: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:

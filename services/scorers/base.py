@@ -32,6 +32,7 @@ class ScorerSpec:
 
     `low`, `high` bound the value; higher is better. `source` names paper and equation. `origin` is all that a value
     depends on besides the item (models, preprocessing, rules); None when unknown, and then no score is reused.
+    `sized`: its models work at an image's own size, so that a batch is bounded by pixels (`services.backends`).
     """
 
     name: str
@@ -41,6 +42,7 @@ class ScorerSpec:
     source: str
     summary: str
     origin: Origin | None = None
+    sized: bool = False
 
 
 class Scorer(Protocol):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def spec(name: str, settings: FerSettings) -> ScorerSpec:
     summary = "the largest face of the picture against those of the references"
-    return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 33", summary)
+    return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 33", summary, sized=True)
 
 
 def build(name: str, settings: FerSettings) -> Fer:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def spec(name: str, settings: LikelihoodSettings) -> ScorerSpec:
     summary = "the prompt's probability as a description of the picture, a token's geometric mean"
-    return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "GvU (intrinsic reward)", summary)
+    return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "GvU (intrinsic reward)", summary, sized=True)
 
 
 def build(name: str, settings: LikelihoodSettings) -> Likelihood:

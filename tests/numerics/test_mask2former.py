@@ -11,6 +11,7 @@ import torch
 from transformers import Mask2FormerForUniversalSegmentation
 
 from services.models import mask2former
+from services.models.detector import Box, box_of, within
 
 Pictures = Callable[..., list[Any]]
 
@@ -98,3 +99,57 @@ def test_some_classes_alone_are_those_of_all(tiny_models: Any, pictures: Picture
     (every,), (cats,) = detector.detect(images), detector.detect(images, ("cat",))
     assert 0 < len(cats) < len(every)
     assert [(d.score, d.box) for d in cats] == [(d.score, d.box) for d in every if d.class_name == "cat"]
+
+
+def all_at_once(detector: Any, image: np.ndarray) -> list[tuple[str, float, Box, np.ndarray]]:
+    """All masks of an image in one tensor at its size."""
+    inner, outer = mask2former.resized(*image.shape[:2]), image.shape[:2]
+    with torch.inference_mode():
+        output = detector._model(pixel_values=detector._normalised([image], inner))
+        height, width = (-(-side // 32) * 32 for side in inner)
+        best, pairs = output.class_queries_logits[0].softmax(-1)[:, :-1].flatten().topk(100)
+        large = torch.nn.functional.interpolate(output.masks_queries_logits, (height, width), mode="bilinear")
+        large = torch.nn.functional.interpolate(large[:, :, : inner[0], : inner[1]], outer, mode="bilinear")[0]
+        positive = large > 0
+        quality = (large.sigmoid() * positive).sum((1, 2)) / (positive.sum((1, 2)) + 1e-6)
+    masks = positive.numpy()
+    return [
+        (detector.class_names[pair % 3], float(score * quality[pair // 3]), box_of(masks[pair // 3]), masks[pair // 3])
+        for score, pair in zip(best, pairs.tolist(), strict=True)
+        if masks[pair // 3].any()
+    ]
+
+
+@pytest.mark.usefixtures("sparse_masks")
+@pytest.mark.parametrize("size", [(64, 64), (150, 500), (600, 450)])
+def test_masks_made_singly_equal_all_at_once(tiny_models: Any, pictures: Pictures, size: tuple[int, int]) -> None:
+    detector = mask2former.load(tiny_models.mask2former, "cpu")
+    for image in pictures(2, 3, size=size):
+        (detections,) = detector.detect([image])
+        expected = all_at_once(detector, image)
+        assert [(d.class_name, d.box) for d in detections] == [(name, box) for name, _, box, _ in expected]
+        assert [d.score for d in detections] == pytest.approx([score for _, score, _, _ in expected], rel=1e-6)
+        for detection, (_, _, box, mask) in zip(detections, expected, strict=True):
+            assert np.array_equal(detection.mask, within(mask, box))
+
+
+@pytest.mark.usefixtures("sparse_masks")
+def test_least_score_keeps_what_reaches_it(
+    tiny_models: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = mask2former.load(tiny_models.mask2former, "cpu")
+    images = pictures(2, 3)
+    every = detector.detect(images)
+    least = sorted(d.score for found in every for d in found)[-4]
+    made: list[int] = []
+    shape = mask2former._shape
+
+    def counted(*given: Any) -> Any:
+        made.append(1)
+        return shape(*given)
+
+    monkeypatch.setattr(mask2former, "_shape", counted)
+    for found, of_image in zip(detector.detect(images, least=least), every, strict=True):
+        expected = [d for d in of_image if d.score >= np.float32(least)]
+        assert [(d.class_name, d.score, d.box) for d in found] == [(d.class_name, d.score, d.box) for d in expected]
+    assert 0 < len(made) < 2 * 40, "no mask is made of a pair that cannot reach it"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models.detector import Detection
-from services.models.images import crop
+from services.models.detector import Detection, within
 from services.scorers.geneval.rules import COLORS
 from synod.contracts import Pixels
 
@@ -18,7 +17,7 @@ _GREY = 0x99
 
 
 class Clip(Protocol):
-    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
+    def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]: ...
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
@@ -29,9 +28,10 @@ class ColorClassifier:
         self._clip = clip
         self._directions: dict[str, NDArray[np.float32]] = {}
 
-    def classify(self, crops: Sequence[Pixels], class_names: Sequence[str]) -> list[str]:
-        """One of the ten colours for each crop of an object of the class; all crops in one forward."""
-        if not crops:
+    def classify(self, crops: Iterable[Pixels], class_names: Sequence[str]) -> list[str]:
+        """One of the ten colours for each crop of an object of the class; all crops in one forward. A crop is not held
+        once it has the model's size."""
+        if not class_names:
             return []
         rows = self._clip.image_features(crops)
         logits = (self._direction(name) @ row for name, row in zip(class_names, rows, strict=True))
@@ -47,5 +47,4 @@ class ColorClassifier:
 
 def cutout(image: Pixels, detection: Detection) -> Pixels:
     """The object alone: everything outside its mask painted #999, cropped to its box."""
-    painted = np.where(detection.mask[..., None], image, np.uint8(_GREY))
-    return crop(painted, detection.box, margin=0.0)
+    return np.where(detection.mask[..., None], within(image, detection.box), np.uint8(_GREY))

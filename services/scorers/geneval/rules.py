@@ -35,7 +35,8 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 MAX_OBJECTS = 16
 POSITION_MARGIN = 0.1
 SOFT_COMPAT_LOW = 2.0 - MAX_OBJECTS  # one object asked for, as many found as are kept
-_THRESHOLD, _COUNTING_THRESHOLD = np.float32(0.3), np.float32(0.9)
+THRESHOLD = 0.3  # of an object that any rule set looks at
+_COUNTING_THRESHOLD = 0.9
 
 Objects = Mapping[str, Sequence["Found"]]
 
@@ -81,7 +82,7 @@ def check(metadata: GenEvalMetadata, class_names: Sequence[str]) -> None:
 
 def select(candidates: Sequence[Found], tag: str) -> dict[str, tuple[Found, ...]]:
     """By class: candidates above the tag's threshold, most confident first (of equals the later one), at most 16."""
-    threshold = _COUNTING_THRESHOLD if tag == "counting" else _THRESHOLD
+    threshold = np.float32(_COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     chosen: dict[str, list[Found]] = {}
     for found in sorted(candidates, key=lambda f: (np.float32(f.score), f.index), reverse=True):
         of_class = chosen.setdefault(found.class_name, [])

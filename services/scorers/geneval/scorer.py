@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from services.models.detector import Detector
+from services.models.detector import Detection, Detector
 from services.scorer_settings import GenEvalSettings
 from services.scorers.base import ScorerSpec
 from services.scorers.geneval import rules
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import Found
-from synod.contracts import GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
+from synod.contracts import GenEvalMetadata, Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 RULE_SETS: Final[Mapping[str, Callable[[GenEvalMetadata, rules.Objects], rules.Verdict]]] = {
@@ -29,7 +29,7 @@ RULE_SETS: Final[Mapping[str, Callable[[GenEvalMetadata, rules.Objects], rules.V
 def spec(name: str, settings: GenEvalSettings) -> ScorerSpec:
     summary = "objects, counts, colours and positions in the picture against the prompt's metadata"
     low = rules.SOFT_COMPAT_LOW if settings.rule_set == "soft_compat" else 0.0
-    return ScorerSpec(name, ("image", "geneval"), low, 1.0, "Ghosh et al. 2023 (GenEval)", summary)
+    return ScorerSpec(name, ("image", "geneval"), low, 1.0, "Ghosh et al. 2023 (GenEval)", summary, sized=True)
 
 
 def build(name: str, settings: GenEvalSettings) -> GenEval:
@@ -65,16 +65,17 @@ class GenEval:
         self, items: Sequence[ScoreItem], asked: dict[int, GenEvalMetadata]
     ) -> dict[int, dict[str, tuple[Found, ...]]]:
         objects: dict[int, dict[str, tuple[Found, ...]]] = {}
-        places, crops, names = [], [], []
-        detected = self._detector.detect([items[i].pixels() for i in asked])
+        places, names = [], []
+        seen: list[tuple[Pixels, Detection]] = []
+        detected = self._detector.detect([items[i].pixels() for i in asked], least=rules.THRESHOLD)
         for (i, metadata), detections in zip(asked.items(), detected, strict=True):
             candidates = [Found(d.class_name, d.score, d.box, index) for index, d in enumerate(detections)]
             objects[i] = rules.select(candidates, metadata.tag)
             for found in rules.color_needs(metadata, objects[i]):
                 places.append((i, found.index))
-                crops.append(cutout(items[i].pixels(), detections[found.index]))
+                seen.append((items[i].pixels(), detections[found.index]))
                 names.append(found.class_name)
-        colors = dict(zip(places, self._colors.classify(crops, names), strict=True))
+        colors = dict(zip(places, self._colors.classify((cutout(*one) for one in seen), names), strict=True))
         return {
             i: {name: tuple(replace(f, color=colors.get((i, f.index))) for f in group) for name, group in found.items()}
             for i, found in objects.items()

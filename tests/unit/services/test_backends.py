@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from services.backends import LocalBackend, batch_cost
@@ -54,4 +56,26 @@ async def test_references_count_where_they_are_embedded() -> None:
     outcomes = await backend.score("a", staged, range(5), 10.0)
     assert not [o for o in outcomes if isinstance(o, ScoreFailure)]
     assert scorer.batches == [2, 2, 1]
+    await backend.close()
+
+
+async def test_images_count_by_pixels_where_cost_follows_them() -> None:
+    def image(height: int, width: int) -> np.ndarray:
+        return np.zeros((height, width, 3), np.uint8)
+
+    sized = replace(Number("a").spec, sized=True)
+    counts = {(64, 64): 1, (1024, 1024): 1, (1024, 1025): 2, (4096, 4096): 16, (1, 65_000): 1}
+    assert {size: batch_cost(sized, ScoreItem(image=image(*size))) for size in counts} == counts
+    assert batch_cost(Number("a").spec, ScoreItem(image=image(4096, 4096))) == 1
+    assert batch_cost(sized, ScoreItem(image=b"encoded")) == batch_cost(sized, ScoreItem()) == 1
+    both = replace(sized, needs=("image", "references"))
+    assert batch_cost(both, ScoreItem(image=image(8, 8), references=(image(2048, 1024), image(8, 8)))) == 4
+
+    scorer = Number("a")
+    scorer.spec = sized
+    backend = LocalBackend({"a": scorer}, max_batch_images=32)
+    items = [ScoreItem(prompt="1", image=image(*size)) for size in [(4096, 4096)] * 3 + [(64, 64)] * 18]
+    staged = await backend.stage(tuple(items), 1)
+    assert len(await backend.score("a", staged, range(len(items)), 10.0)) == len(items)
+    assert scorer.batches == [2, 17, 2], "32 Mpx a batch: two of the large, one with 16 small ones, the rest"
     await backend.close()

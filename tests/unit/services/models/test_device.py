@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from services.cluster.warmup import warm_up
 from services.models import blip2, dinov2, face, mask2former, open_clip, semantic, text_encoder, transformers_clip, vlm
 from services.models.cache import Device
+from services.models.detector import within
 from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
@@ -32,11 +33,21 @@ def photos() -> list[Any]:
     return [np.ascontiguousarray(picture[:128, :128]) for picture in (data.astronaut(), data.coffee(), data.rocket())]
 
 
+def first(pair: tuple[int, Any]) -> int:
+    return pair[0]
+
+
 def masks(found: Any) -> Array:
     """[N 3]: the detections' number, the sum of their scores, and the share of the picture under their masks."""
-    return np.array(
-        [[len(f), sum(d.score for d in f), np.mean(np.any([d.mask for d in f], axis=0))] for f in found], np.float32
-    )
+    return np.array([[len(f), sum(d.score for d in f), covered(f)] for f in found], np.float32)
+
+
+def covered(found: Any) -> float:
+    """The share of a 128 x 128 image under the detections' masks."""
+    whole = np.zeros((128, 128), bool)
+    for d in found:
+        within(whole, d.box)[...] |= d.mask
+    return float(whole.mean())
 
 
 # family -> (what loads it, its output on fixed inputs)
@@ -59,7 +70,7 @@ FAMILIES: dict[str, tuple[Callable[[Any, Device], Any], Callable[[Any], Array]]]
     ),
     "semantic": (
         lambda t, d: semantic.load(t.semantic, d, 4)._segmenter,
-        lambda m: np.stack([logits.softmax(-1).numpy() for logits in m.logits(photos())]),
+        lambda m: np.stack([logits.softmax(-1).numpy() for _, logits in sorted(m.logits(photos()), key=first)]),
     ),
     "mask2former": (lambda t, d: mask2former.load(t.mask2former, d), lambda m: masks(m.detect(photos()[:1]))),
 }

@@ -38,9 +38,11 @@ class Fixed:
     class_names = ("face", "cat")
 
     def __init__(self, *found: tuple[str, float, tuple[float, float, float, float]]) -> None:
-        self.found = [Detection(name, score, box, np.ones((1, 1), bool)) for name, score, box in found]
+        self.found = [Detection.of(name, score, box, np.ones((1, 1), bool)) for name, score, box in found]
 
-    def detect(self, images: Sequence[Pixels], classes: Collection[str] | None = None) -> list[list[Detection]]:
+    def detect(
+        self, images: Sequence[Pixels], classes: Collection[str] | None = None, least: float = 0.0
+    ) -> list[list[Detection]]:
         return [[d for d in self.found if classes is None or d.class_name in classes] for _ in images]
 
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from transformers import BitImageProcessor, CLIPImageProcessor, SegformerImageProcessor
 
-from services.models.images import area, by_shape, crop, distinct, pixel_values
+from services.models import images
+from services.models.images import PIXELS_AT_ONCE, area, by_shape, crop, distinct, pixel_values
 
 
 def test_distinct_keeps_first_sight_order() -> None:
@@ -58,3 +62,23 @@ def test_read_only_pictures_reach_torch_writable_and_others_uncopied() -> None:
 
 def test_area() -> None:
     assert area((1.0, 2.0, 4.0, 4.0)) == 6.0
+
+
+def test_large_images_are_prepared_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And give the values that the library makes of all together."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(48, 80), (64, 64), (48, 80), (30, 20)]]
+    model = SimpleNamespace(device="cpu", dtype=torch.float32)
+    for processor in (
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+        SegformerImageProcessor(size={"height": 32, "width": 32}),
+    ):
+        together = processor(pictures, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        monkeypatch.setattr(images, "PIXELS_AT_ONCE", PIXELS_AT_ONCE)
+        assert torch.equal(pixel_values(processor, pictures, model), together)
+        monkeypatch.setattr(images, "PIXELS_AT_ONCE", 8000)
+        assert [len(part) for part in images._parts(pictures)] == [2, 2]
+        assert torch.equal(pixel_values(processor, pictures, model), together)
+    monkeypatch.setattr(images, "PIXELS_AT_ONCE", 100)
+    assert [len(part) for part in images._parts(pictures)] == [1, 1, 1, 1]

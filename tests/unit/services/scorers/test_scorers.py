@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ class Drawn:
 
     class_names = ("cat", "dog")
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[Pixels], least: float = 0.0) -> list[list[Detection]]:
         return [self._one(image[..., 0]) for image in images]
 
     def _one(self, level: np.ndarray) -> list[Detection]:
@@ -160,7 +160,9 @@ class Drawn:
                 mask = np.zeros(level.shape, bool)
                 mask[:, x : x + 10] = level[:, x : x + 10] == value
                 if mask.any():
-                    found.append(Detection(name, 0.95, (float(x), 0.0, x + 10.0, float(len(level))), mask))
+                    found.append(
+                        Detection.of(name, 0.95, (float(x), 0.0, x + 10.0, float(len(level))), mask[:, x : x + 10])
+                    )
         return found
 
 
@@ -171,10 +173,10 @@ class Colors(ColorClassifier):
         self.calls: list[list[str]] = []
         self.crops: list[Pixels] = []
 
-    def classify(self, crops: Sequence[Pixels], class_names: Sequence[str]) -> list[str]:
+    def classify(self, crops: Iterable[Pixels], class_names: Sequence[str]) -> list[str]:
         self.calls.append(list(class_names))
         self.crops = list(crops)
-        return ["red"] * len(crops)
+        return ["red"] * len(self.crops)
 
 
 def strip(*levels: int) -> Pixels:
