@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application, Deployment
@@ -28,7 +30,7 @@ from services.origin import origin
 from services.scorer_settings import ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
-from services.settings import ClusterSettings, Settings
+from services.settings import ClusterSettings, LimitSettings, Settings
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
@@ -36,6 +38,7 @@ GATEWAY_CPUS = 0.1
 # Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
 MAX_ONGOING = 4096
 BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
+ANSWER_BYTES = 2**30  # of a replica's answer to a gateway; Serve's default is 4 MiB, and 256 long details pass it
 CALLS_PER_REPLICA = 2  # one is measured while the next waits
 
 
@@ -59,7 +62,7 @@ class Ingress:
         self._gateway = Gateway(
             backend,
             settings.ensembles,
-            settings.limits,
+            fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
             settings.server,
             admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
             store=await _store(settings, app_name),
@@ -126,7 +129,8 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
         hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
-    gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": env}}
+    receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
+    gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(
         Ingress,
         GATEWAY,
@@ -211,6 +215,13 @@ def check_capacity(demand: Demand, cpus: float, gpus_of_nodes: Sequence[int]) ->
             f"the replicas ask for {sum(demand.gpus):g} GPUs (each {', '.join(f'{g:g}' for g in demand.gpus)}), the "
             f"cluster has {sum(gpus_of_nodes)}: lower [scorers.*.serving] num_gpus or replicas, or add GPUs"
         )
+
+
+def fitted(limits: LimitSettings, nodes: Sequence[Mapping[str, Any]]) -> LimitSettings:
+    """Return the limits of a request that each node holds, as `ray.nodes()` describes them. Raises SettingsError."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    store, memory = (min(node.get(name, math.inf) for node in resources) for name in ("object_store_memory", "memory"))
+    return limits.fitted(memory, store)
 
 
 def _fits(asked: Sequence[float], gpus_of_nodes: Sequence[int]) -> bool:
