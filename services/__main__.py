@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import shutil
@@ -23,12 +24,11 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 from services import environments, golden, settings, verify, warm
-from services.cluster.local import TEMP_PREFIX, Plane
+from services.cluster.local import TEMP_PREFIX, Plane, ask
 from services.cluster.processes import kill_users_of
 from services.cluster.run_dir import Record, RunDir
 from services.gateway import auth
@@ -82,11 +82,11 @@ def status(options: argparse.Namespace) -> int:
         return 1
     print(f"{record.url}  pid {record.pid}  {record.config}")
     try:
-        with urllib.request.urlopen(f"{record.url}/readyz", timeout=10) as answer:
+        with ask(f"{record.url}/readyz", timeout_s=10) as answer:
             body = json.load(answer)
     except urllib.error.HTTPError as error:
         body = json.loads(error.read() or "{}")
-    except (urllib.error.URLError, TimeoutError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
         print("starting: it does not answer yet")
         return 1
     for name, one in body.get("scorers", {}).items():

@@ -55,7 +55,7 @@ class ScorerBackend(Protocol):
         ...
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Lay out `items` for `scorers` calls of `score`, so that all of them share one copy."""
+        """Lay out `items` for `scorers` calls of `score`, so that all of them share one copy. Raises Overloaded."""
         ...
 
     async def score(

@@ -8,6 +8,7 @@ SettingsError that names the key, the value and the way out.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from services.scorer_settings import ModelSource, Node, ScorerSettings
 from synod import toml
 from synod.contracts import ConceptKind
+from synod.errors import SettingsError
 
+STORE_BYTES_PER_PIXEL = 4  # 3 of them hold the pixel; the rest is room for other requests' items and Ray's headers
+MEMORY_BYTES_PER_PIXEL = 16  # of a gateway: a decoded image, its copies while it is decoded, and the encoded body
+BASE64_SLACK_BYTES = 4096  # of a JSON body, besides its one image
 ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -44,15 +49,46 @@ class ServerSettings(Node):
 
 
 class LimitSettings(Node):
-    """What a request may carry. Each limit is checked before the work it bounds."""
+    """What a request may carry. Each limit is checked before the work it bounds.
 
-    max_body_bytes: int = Field(64 * 2**20, gt=0)
+    `max_request_pixels` bounds the decoded pixels of all images of a request, references included; references that
+    items have in common count once. None: as many as the machine holds (`fitted`).
+    """
+
+    max_body_bytes: int = Field(64 * 2**20, gt=0, le=2**31 - 1)  # gRPC counts the bytes of a message in 31 bits
     max_items: int = Field(256, gt=0)
     max_references: int = Field(16, gt=0)
     max_image_bytes: int = Field(16 * 2**20, gt=0)
     max_image_pixels: int = Field(4096 * 4096, gt=0)
+    max_request_pixels: int | None = Field(None, gt=0)
     max_text_chars: int = Field(8192, gt=0)
     max_segments: int = Field(64, gt=0)
+
+    def fitted(self, memory_bytes: float, store_bytes: float = math.inf) -> LimitSettings:
+        """Return the limits with a `max_request_pixels` that a gateway with this memory and object store can hold.
+
+        Raises SettingsError for a `max_request_pixels` that is larger, or smaller than `max_image_pixels`.
+        """
+        most = int(min(store_bytes / STORE_BYTES_PER_PIXEL, memory_bytes / MEMORY_BYTES_PER_PIXEL))
+        asked = most if self.max_request_pixels is None else self.max_request_pixels
+        least = max(asked, self.max_image_pixels)
+        remedy = (
+            f"raise [cluster] object_store_bytes (ray.objectStoreBytes in the chart) to {STORE_BYTES_PER_PIXEL * least}"
+            if store_bytes / STORE_BYTES_PER_PIXEL < least
+            else f"give the gateway {MEMORY_BYTES_PER_PIXEL * least} bytes of memory"
+        )
+        if asked > most:
+            raise SettingsError(
+                f"[limits] max_request_pixels is {asked}, but an object store of {store_bytes:.0f} bytes and a memory "
+                f"of {memory_bytes:.0f} bytes hold {most}: lower it, or {remedy}"
+            )
+        if self.max_image_pixels > asked:
+            raise SettingsError(
+                f"[limits] max_image_pixels is {self.max_image_pixels}, but a request may have {asked} pixels "
+                f"([limits] max_request_pixels): lower max_image_pixels, or "
+                f"{remedy if self.max_request_pixels is None else 'raise max_request_pixels'}"
+            )
+        return self.model_copy(update={"max_request_pixels": asked})
 
 
 class AdmissionSettings(Node):
@@ -218,6 +254,21 @@ class Settings(Node):
             raise ValueError(
                 f"[server] host '{self.server.host}' is reachable from elsewhere and nobody needs a token: name a "
                 "source of tokens by [auth] tokens_file or tokens_env, or listen on 127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_image_fits_each_layer(self) -> Settings:
+        body = math.ceil(self.limits.max_image_bytes / 3) * 4 + BASE64_SLACK_BYTES
+        if body > self.limits.max_body_bytes:
+            raise ValueError(
+                f"[limits] max_image_bytes is {self.limits.max_image_bytes}, and such an image takes {body} bytes of a "
+                f"JSON body, but max_body_bytes is {self.limits.max_body_bytes}: lower the one or raise the other"
+            )
+        if 0 < self.store.max_image_bytes < self.limits.max_image_bytes:
+            raise ValueError(
+                f"[limits] max_image_bytes is {self.limits.max_image_bytes}, but the store of images by digest holds "
+                f"{self.store.max_image_bytes} ([store] max_image_bytes): lower the one or raise the other"
             )
         return self
 

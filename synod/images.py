@@ -86,6 +86,24 @@ def check_pixels(pixels: Pixels, limits: ImageLimits) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
+def pixel_count(image: Picture) -> int:
+    """Return width x height, of a file by its header alone; 0 where no size can be read, which `decode` refuses."""
+    if not isinstance(image, bytes):
+        return image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim == 3 else 0
+    try:
+        kind = _kind(image)
+        if kind == "PNG":
+            width, height = struct.unpack_from(">II", image, 16)
+        elif kind == "WebP":
+            width, height = _webp_size(image)
+        else:
+            with _Jpeg(io.BytesIO(image)) as jpeg:
+                width, height = jpeg.size
+    except Exception:  # as in `decode`
+        return 0
+    return int(width * height)
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """uint8 [H W 3] -> PNG, lossless."""
     buffer = io.BytesIO()

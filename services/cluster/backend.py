@@ -11,6 +11,8 @@ from ray import serve
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     RayActorError,
     RayTaskError,
     TaskCancelledError,
@@ -26,7 +28,9 @@ from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
 
 APP = "synod"
 FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
-SHARE_FROM_BYTES = 2**20  # below this, sending a copy to each scorer is cheaper than the object store
+# Below this, a copy in a gRPC message to each scorer is faster than the object store, above it slower, for one scorer
+# too (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
+SHARE_FROM_BYTES = 2**20
 ASK_S = 2.0  # for what a replica knows without its device
 LOST = (
     RayActorError,
@@ -67,10 +71,20 @@ class RayBackend:
         return self._specs
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Large items that several scorers want go to the object store once; each replica maps the same memory."""
-        if scorers < 2 or sum(map(_bytes, items)) < SHARE_FROM_BYTES:
+        """Put large items into the object store once; each replica maps the same memory.
+
+        Raises Overloaded when the store has no room for them now.
+        """
+        size = size_of(items)
+        if size < SHARE_FROM_BYTES:
             return Staged(items)
-        return Staged(items, await asyncio.to_thread(ray.put, items))
+        try:
+            return Staged(items, await asyncio.to_thread(ray.put, items))
+        except (ObjectStoreFullError, OutOfDiskError) as error:
+            raise Overloaded(
+                f"the object store has no room for {size} bytes ({type(error).__name__}); retry later, send fewer "
+                "images at once, or raise [cluster] object_store_bytes"
+            ) from error
 
     async def score(
         self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
@@ -151,5 +165,8 @@ def gist(message: str) -> str:
     return "\n".join(lines[traced[-1] + 1 :] if traced else lines)
 
 
-def _bytes(item: ScoreItem) -> int:
-    return sum(len(picture) if isinstance(picture, bytes) else picture.nbytes for picture in item.pictures())
+def size_of(items: Sequence[ScoreItem]) -> int:
+    """Return the bytes that decoded items have in a message: their pixels, and about what their other fields have."""
+    pixels = sum(len(one) if isinstance(one, bytes) else one.nbytes for item in items for one in item.pictures())
+    others = [(one.prompt, one.reasoning, one.geneval, one.concept, one.source_prompt) for one in items]
+    return pixels + len(ascii(others))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application, Deployment
@@ -29,7 +31,7 @@ from services.origin import origin
 from services.scorer_settings import ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
-from services.settings import ClusterSettings, Settings
+from services.settings import ClusterSettings, LimitSettings, Settings
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
@@ -38,6 +40,7 @@ GATEWAY_CPUS = 0.1
 MAX_ONGOING = 4096
 BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
 RESOURCE_SHARE = 0.001  # of a custom resource: it says where a replica may be, not how many may
+ANSWER_BYTES = 2**30  # of a replica's answer to a gateway; Serve's default is 4 MiB, and 256 long details pass it
 CALLS_PER_REPLICA = 2  # one is measured while the next waits
 
 
@@ -61,7 +64,7 @@ class Ingress:
         self._gateway = Gateway(
             backend,
             settings.ensembles,
-            settings.limits,
+            fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
             settings.server,
             admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
             store=await _store(settings, app_name),
@@ -127,7 +130,8 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
         hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
-    gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": env}}
+    receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
+    gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(
         Ingress,
         GATEWAY,
@@ -218,6 +222,13 @@ def check_capacity(demand: Demand, cpus: float, gpus_of_nodes: Sequence[int]) ->
             f"the replicas ask for {sum(demand.gpus):g} GPUs (each {', '.join(f'{g:g}' for g in demand.gpus)}), the "
             f"cluster has {sum(gpus_of_nodes)}: lower [scorers.*.serving] num_gpus or replicas, or add GPUs"
         )
+
+
+def fitted(limits: LimitSettings, nodes: Sequence[Mapping[str, Any]]) -> LimitSettings:
+    """Return the limits of a request that each node holds, as `ray.nodes()` describes them. Raises SettingsError."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    store, memory = (min(node.get(name, math.inf) for node in resources) for name in ("object_store_memory", "memory"))
+    return limits.fitted(memory, store)
 
 
 def _fits(asked: Sequence[float], gpus_of_nodes: Sequence[int]) -> bool:

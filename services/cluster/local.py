@@ -5,6 +5,7 @@ Ray is imported inside functions, once a Plane has set `environment`: it reads s
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import secrets
@@ -12,7 +13,6 @@ import shutil
 import socket
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +25,8 @@ from synod.errors import SettingsError
 TEMP_PREFIX = "synod-"
 TEMP_PARENT = "/tmp"  # a socket's path may have 107 bytes, and Ray adds about 70 of its own
 POLL_S = 0.25
+RAYS_TIMEOUT = "timed out during startup"  # of the bare Exception that ray.init raises after its 30 s
+_no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Plane:
@@ -69,19 +71,12 @@ class Plane:
         metrics_dir = self._run_dir / "metrics"
         shutil.rmtree(metrics_dir, ignore_errors=True)
         metrics_dir.mkdir(parents=True)
-        ray.init(
-            address="local",
-            num_cpus=cluster.num_cpus,
-            num_gpus=cluster.num_gpus,
-            object_store_memory=cluster.object_store_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=str(self.temp_dir),
-        )
+        if not self._start_ray(stopping, ends_s):
+            return False
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = sum(node.get("CPU", 0.0) for node in nodes), [int(node.get("GPU", 0)) for node in nodes]
         graph.check_capacity(graph.Demand.of(self._settings), cpus, gpus)
+        graph.fitted(self._settings.limits, ray.nodes())
         if stopping():
             return False
         serve.start(
@@ -94,6 +89,49 @@ class Plane:
         serve.run_many([target], wait_for_applications_running=False)
         self._ready = self._wait(say, stopping, ends_s)
         return self._ready
+
+    def _start_ray(self, stopping: Callable[[], bool], ends_s: float) -> bool:
+        """Start the Ray head; False when `stopping` became true meanwhile.
+
+        Ray gives its own processes 30 s, which no setting changes, and raises a bare Exception after that. On a machine
+        that is slow for the moment another attempt succeeds: one is made while `ends_s` leaves time for it. Raises
+        TimeoutError then.
+        """
+        import ray
+
+        cluster = self._settings.cluster
+        attempts = 0
+        while not stopping():
+            attempts += 1
+            began_s = time.monotonic()
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cluster.num_cpus,
+                    num_gpus=cluster.num_gpus,
+                    object_store_memory=cluster.object_store_bytes,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=str(self.temp_dir),
+                )
+                return True
+            except Exception as error:
+                if RAYS_TIMEOUT not in str(error):
+                    raise
+                took_s = time.monotonic() - began_s
+                ray.shutdown()
+                kill_users_of(self.temp_dir)
+                for left in self.temp_dir.iterdir():
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+                if time.monotonic() + took_s > ends_s:
+                    raise TimeoutError(
+                        f"Ray's own processes did not start within {took_s:.0f} s, in {attempts} attempts; Ray allows "
+                        f"them 30 s, which cannot be set. The load of the machine is {os.getloadavg()[0]:.1f} on "
+                        f"{os.cpu_count()} CPUs: stop other work, or raise [cluster] ready_timeout_s "
+                        f"({cluster.ready_timeout_s:g} s) to allow more attempts"
+                    ) from None
+        return False
 
     def stop(self) -> None:
         """Drain and end what `start` started, however far it came. Serve's logs are kept in the run directory."""
@@ -174,12 +212,18 @@ def free_port() -> int:
     return port
 
 
+def ask(url: str, timeout_s: float) -> http.client.HTTPResponse:
+    """GET a URL of a plane on this machine, never through a proxy. Raises what `urllib.request.urlopen` does."""
+    answer: http.client.HTTPResponse = _no_proxy.open(url, timeout=timeout_s)
+    return answer
+
+
 def answers_ready(url: str) -> bool:
     """Whether `url`/readyz answers 200."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+        with ask(f"{url}/readyz", timeout_s=5) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+    except (OSError, http.client.HTTPException):
         return False
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
@@ -47,7 +48,8 @@ ANYONE = Caller()
 class Gateway:
     """Scores requests through a backend. One instance a gateway process; `close` ends its threads and calls.
 
-    `admission` and `store` default to those of default settings; gateways may share a store.
+    `admission` and `store` default to those of default settings, and `limits.max_request_pixels` to what this
+    machine's memory holds; gateways may share a store.
     """
 
     def __init__(
@@ -63,13 +65,13 @@ class Gateway:
         kept = StoreSettings()
         self.backend = backend
         self.ensembles = ensembles
-        self.limits = limits
+        self.limits = limits if limits.max_request_pixels else limits.fitted(_memory_bytes())
         self._server = server
         self._means = Means(
             backend,
             store or MemoryStore(kept.max_image_bytes, kept.max_scores),
             admission or Admission({}, AdmissionSettings().max_queued_images, tell_queue),
-            Decoder(limits),
+            Decoder(self.limits),
         )
 
     async def score(self, request: ScoreRequest, caller: Caller = ANYONE) -> ScoreResponse:
@@ -112,6 +114,7 @@ class Gateway:
         scores: list[dict[str, Outcome]] = [{} for _ in request.items]
         with metrics.STAGE_SECONDS.labels("total").time(), _counted(), self._means.admission.quota(caller, len(scores)):
             items = await self._with_pictures(request.items)
+            await self._means.decoder.check(items)
             metrics.ITEMS.inc(len(items))
             metrics.IMAGES.inc(sum(len(item.pictures()) for item in items))
             fanout = Fanout(self._means, plan, request.items, items, caller.priority, ends_s)
@@ -200,6 +203,10 @@ class Gateway:
             )
             for item in items
         )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _pictures(item: ScoreItem) -> tuple[Picture, ...]:

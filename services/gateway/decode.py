@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from services.settings import LimitSettings
-from synod.contracts import ScoreFailure, ScoreItem
-from synod.errors import DeadlineExceeded, ImageTooLarge, SynodError
-from synod.images import ImageLimits, decode_item
+from synod.contracts import Picture, ScoreFailure, ScoreItem
+from synod.errors import DeadlineExceeded, ImageTooLarge, PayloadTooLarge, SynodError
+from synod.images import ImageLimits, decode_item, pixel_count
 
-DECODED_PER_BODY_BYTE = 16  # bounds what all pictures of a request may unfold to, by the limit of its body
+HEADERS_HERE = 8  # read in the event loop; more of them in a thread
 
 
 class Decoder:
@@ -22,19 +23,31 @@ class Decoder:
 
     def __init__(self, limits: LimitSettings) -> None:
         self._limits = ImageLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
-        self._room_bytes = limits.max_body_bytes * DECODED_PER_BODY_BYTE
+        assert limits.max_request_pixels is not None, "limits that were fitted to the machine"
+        self._max_pixels = limits.max_request_pixels
         self._threads = ThreadPoolExecutor(thread_name_prefix="decode")
 
     def close(self) -> None:
         """End the threads; what they have begun is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def check(self, items: Sequence[ScoreItem]) -> None:
+        """Raise PayloadTooLarge for more pixels than `max_request_pixels`, before any of them is decoded."""
+        headers = sum(isinstance(one, bytes) for item in items for one in item.pictures())
+        count = partial(request_pixels, items, self._limits.max_pixels)
+        found = count() if headers <= HEADERS_HERE else await asyncio.to_thread(count)
+        if found > self._max_pixels:
+            raise PayloadTooLarge(
+                f"the images of this request have {found} pixels, references included; the limit is "
+                f"{self._max_pixels} ([limits] max_request_pixels): send fewer images in each request"
+            )
+
     async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[ScoreItem | ScoreFailure]:
         """Each item with its pictures decoded, or why not. References that items have in common are decoded once.
 
         Items of raw pictures alone are only checked, here and now.
         """
-        room = _Room(self._room_bytes)
+        room = _Room(3 * self._max_pixels)
         found = {i: _decode_one(item, self._limits, room) for i, item in enumerate(items) if not _has_encoded(item)}
         encoded = {i: item for i, item in enumerate(items) if i not in found}
         if encoded:
@@ -60,9 +73,27 @@ class Decoder:
                 future.cancel()
 
 
+def request_pixels(items: Iterable[ScoreItem], max_image_pixels: int) -> int:
+    """Return the pixels that items have when decoded, by headers alone.
+
+    Equal references of several items count once, as files are decoded and arrays by digest are kept once. An image over
+    `max_image_pixels` counts nothing: it is never decoded, and fails its item alone.
+    """
+    total, seen = 0, set[tuple[object, ...]]()
+    for item in items:
+        images: tuple[Picture, ...] = () if item.image is None else (item.image,)
+        shared = tuple(one if isinstance(one, bytes) else id(one) for one in item.references)
+        mixed = not _encoded(item) and any(isinstance(one, bytes) for one in item.references)
+        if mixed or shared not in seen:
+            images += item.references
+            seen.add(shared)
+        total += sum(size for size in map(pixel_count, images) if size <= max_image_pixels)
+    return total
+
+
 @dataclass(slots=True)
 class _Room:
-    """Bytes of pixels that a request may still unfold to: small files can hold large pictures."""
+    """Bytes of pixels that a request may still unfold to: a hostile file may declare its size twice."""
 
     left_bytes: int
     _lock: threading.Lock = field(default_factory=threading.Lock)

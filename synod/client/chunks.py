@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from synod.codec import Codec
-from synod.contracts import Content, Picture, ScoreItem, ScoreRequest
+from synod.contracts import Content, ImageRef, Picture, ScoreItem, ScoreRequest
+from synod.images import pixel_count
 
 T = TypeVar("T")
 P = TypeVar("P", Picture, Picture | None)
@@ -24,6 +25,7 @@ class Limits:
 
     max_items: float = math.inf
     max_body_bytes: float = math.inf
+    max_request_pixels: float = math.inf
 
     @classmethod
     def of(cls, catalogue: Mapping[str, Any]) -> Limits:
@@ -39,27 +41,32 @@ def is_small(request: ScoreRequest) -> bool:
     return len(request.items) <= SMALL_ITEMS and sum(map(content_bytes, pictures)) <= SMALL_BYTES
 
 
-def chunked(request: ScoreRequest, codec: Codec, limits: Limits) -> list[ScoreRequest]:
+def chunked(
+    request: ScoreRequest, codec: Codec, limits: Limits, pictures: Mapping[str, Content] | None = None
+) -> list[ScoreRequest]:
     """The request in as few pieces as keep the limits, in order, each with a `request_id` of its own made from the
-    whole's. An item that is over the limit by itself stays alone. Raises InvalidRequest for what cannot be sent."""
+    whole's. An item that is over the limit by itself stays alone. `pictures` are those that items name by digest, as
+    far as they are known. Raises InvalidRequest for what cannot be sent."""
     envelope = len(codec.encode_request(replace(request, items=(ScoreItem(),)))) + _FRAME_BYTES
-    sizes = [_item_bytes(item, codec) for item in request.items]
-    pieces = list(split(request.items, sizes, limits.max_items, limits.max_body_bytes - envelope))
+    sizes = [(1, _item_bytes(item, codec), _item_pixels(item, pictures or {})) for item in request.items]
+    most = (limits.max_items, limits.max_body_bytes - envelope, limits.max_request_pixels)
+    pieces = list(split(request.items, sizes, most))
     if len(pieces) < 2:
         return [request]
     return [replace(request, items=items, request_id=f"{request.request_id}/{i}") for i, items in enumerate(pieces)]
 
 
-def split(things: Sequence[T], sizes: Sequence[int], max_count: float, max_size: float) -> Iterator[tuple[T, ...]]:
-    """Consecutive runs of at most `max_count` things and `max_size` in all; a larger thing is a run of its own."""
+def split(things: Sequence[T], sizes: Sequence[Sequence[int]], most: Sequence[float]) -> Iterator[tuple[T, ...]]:
+    """Consecutive runs of things whose sizes, of each kind, add up to `most` or less; a larger thing is a run of its
+    own."""
     run: list[T] = []
-    total = 0
+    totals = [0] * len(most)
     for thing, size in zip(things, sizes, strict=True):
-        if run and (len(run) >= max_count or total + size > max_size):
+        if run and any(total + one > limit for total, one, limit in zip(totals, size, most, strict=True)):
             yield tuple(run)
-            run, total = [], 0
+            run, totals = [], [0] * len(most)
         run.append(thing)
-        total += size
+        totals = [total + one for total, one in zip(totals, size, strict=True)]
     if run:
         yield tuple(run)
 
@@ -72,6 +79,12 @@ def content_bytes(picture: Content) -> int:
 def _item_bytes(item: ScoreItem, codec: Codec) -> int:
     bare = replace(item, image=_hollow(item.image), references=tuple(map(_hollow, item.references)))
     return sum(map(content_bytes, item.pictures())) + len(codec.encode_request(ScoreRequest((bare,))))
+
+
+def _item_pixels(item: ScoreItem, pictures: Mapping[str, Content]) -> int:
+    """Never less than what the plane counts, which counts references that items have in common once."""
+    named = (pictures.get(one.digest) for one in (*item.references, item.image) if isinstance(one, ImageRef))
+    return sum(pixel_count(one) for one in (*item.pictures(), *named) if one is not None)
 
 
 def _hollow(picture: P) -> P | bytes:

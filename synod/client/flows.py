@@ -149,7 +149,7 @@ class Flows:
                 except SynodError:
                     raise refusal from None
         assert self.limits is not None
-        chunks = chunked(request, self.codec, self.limits)
+        chunks = chunked(request, self.codec, self.limits, pictures)
         flows = [self._score_chunk(chunk, pictures, ends_s, mask) for chunk in chunks]
         return [(yield from flows[0])] if len(flows) == 1 else (yield Together(flows))
 
@@ -181,11 +181,11 @@ class Flows:
             return (yield from self._sent(call, read, ends_s))
 
     def _upload(self, pictures: Mapping[str, Content], ends_s: float) -> Flow[None]:
-        sizes = list(map(content_bytes, pictures.values()))
-        if self.limits is None and sum(sizes) > SMALL_BYTES:
+        sizes = [(1, content_bytes(picture)) for picture in pictures.values()]
+        if self.limits is None and sum(size for _, size in sizes) > SMALL_BYTES:
             yield from self._learn_limits(ends_s)
         limits = self.limits or Limits()
-        for digests in split(list(pictures), sizes, limits.max_items, limits.max_body_bytes):
+        for digests in split(list(pictures), sizes, (limits.max_items, limits.max_body_bytes)):
             yield from self._put(digests, [pictures[digest] for digest in digests], ends_s)
 
     def _put(self, digests: tuple[str, ...], pictures: Sequence[Content], ends_s: float) -> Flow[None]:

@@ -45,6 +45,7 @@ max_scores = 0  # these tests look at the machinery below the store
 
 [limits]
 max_body_bytes = 2097152
+max_image_bytes = 1048576
 max_items = 64
 max_references = 2
 max_text_chars = 200

@@ -24,7 +24,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from services.cluster.local import environment, free_port
 from services.cluster.processes import kill_users_of
+from synod.client import SynodClient
 from tests.chart.rendering import ROOT, Object, of, pod_templates, render, serve_config, unpack
+from tests.integration import sizes
 
 pytestmark = pytest.mark.timeout(900)  # for a busy machine
 BIN = Path(sys.executable).parent
@@ -49,10 +51,11 @@ class Pods:
     def __init__(self, folder: Path) -> None:
         self.folder, self.temp_dir = folder, Path(tempfile.mkdtemp(prefix="synod-chart-", dir="/tmp"))
         self.port, self.dashboard, self.agent = free_port(), free_port(), free_port()
+        self.sizes = {"port": free_port(), "grpc_port": free_port()}  # of a second application, without models
         self.objects = render(
             {
                 "gateway": {"port": self.port, "grpcPort": free_port()},
-                "ray": {"objectStoreBytes": 83886080},
+                "ray": {"objectStoreBytes": 268435456},
                 "trainer": {"enabled": True, "gpus": 0, "overrides": SMALL},
             }
         )
@@ -164,6 +167,16 @@ def serve_file(pods: Pods) -> Path:
     config: Object = yaml.safe_load(pods.here(yaml.safe_dump(serve_config(pods.objects))))
     ServeDeploySchema.model_validate(config)  # Ray's own
     config["applications"][0]["runtime_env"]["env_vars"]["SYNOD__SERVER__HOST"] = "127.0.0.1"
+    (pods.folder / "sizes.toml").write_text(sizes.SETTINGS.format(**pods.sizes, gateways=1))
+    (pods.folder / "sizes/metrics").mkdir(parents=True)
+    config["applications"].append(
+        {
+            "name": "sizes",
+            "import_path": "services.cluster.serve_app:plane",
+            "route_prefix": "/sizes",
+            "args": {"config": str(pods.folder / "sizes.toml"), "metrics_dir": str(pods.folder / "sizes/metrics")},
+        }
+    )
     path = pods.folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -201,6 +214,21 @@ def test_serves_config_deploys_the_plane_and_helms_test_scores_a_picture(deploye
     applications: Any = yaml.safe_load(deployed.ray("serve", "status"))["applications"]
     assert applications["synod"]["status"] == "RUNNING"
     assert set(applications["synod"]["deployments"]) == {"Gateway", "tier", "ber", "der", "fer", "geneval"}
+
+
+@pytest.fixture(scope="module")
+def target(deployed: Pods) -> sizes.Target:
+    url = f"http://127.0.0.1:{deployed.sizes['port']}"
+    with SynodClient(url) as client:
+        client.wait_ready(120)
+    return sizes.Target(url, f"grpc://127.0.0.1:{deployed.sizes['grpc_port']}")
+
+
+@pytest.mark.parametrize("cell", sizes.cells("deployed"), ids=str)
+def test_any_request_within_the_limits_is_scored(target: sizes.Target, cell: sizes.Cell) -> None:
+    """By `serve deploy`; `test_sizes` has the rest of the selection."""
+    for name, values in sizes.ask(cell, target).items():
+        assert values == pytest.approx(sizes.expected(cell.size, name), abs=1e-9)
 
 
 def test_the_exporter_of_a_scorer_pod_tells_what_its_replicas_counted(deployed: Pods) -> None:

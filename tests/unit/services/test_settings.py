@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.settings import Settings, load
+from services.settings import ClusterSettings, LimitSettings, Settings, load
 from synod.errors import SettingsError
 
 ROOT = Path(__file__).parents[3]
@@ -122,3 +122,39 @@ def test_settings_do_not_change(write: Write) -> None:
     settings = load(write(MINIMAL), {})
     with pytest.raises(ValueError, match="frozen"):
         settings.server.port = 1  # type: ignore[misc]
+
+
+def test_derived_pixels_admit_the_promised_requests() -> None:
+    """Of the smallest store, of the chart's, and where the memory is what binds."""
+    default = ClusterSettings().object_store_bytes
+    for store, memory, most in ((default, 4e9, 2**26), (80 * 2**20, 4e9, 20_971_520), (2**40, 2**30, 2**26)):
+        assert LimitSettings().fitted(memory, store).max_request_pixels == most
+    assert LimitSettings().fitted(4e9, default).max_request_pixels >= 32 * 1024 * 1024  # type: ignore[operator]
+    assert LimitSettings(max_request_pixels=2**25).fitted(4e9, default).max_request_pixels == 2**25
+
+
+def test_pixels_that_cannot_work_are_refused_with_the_numbers() -> None:
+    store = 80 * 2**20
+    with pytest.raises(
+        SettingsError, match=r"max_request_pixels is 33554432.*83886080 bytes.*hold 20971520.*134217728"
+    ):
+        LimitSettings(max_request_pixels=2**25).fitted(4e9, store)
+    with pytest.raises(SettingsError, match=r"max_image_pixels is 33554432, .*20971520.*object_store_bytes.*134217728"):
+        LimitSettings(max_image_pixels=2**25).fitted(4e9, store)
+    with pytest.raises(SettingsError, match=r"max_image_pixels is 16777216.*have 1000 .*raise max_request_pixels"):
+        LimitSettings(max_request_pixels=1000).fitted(4e9, store)
+    with pytest.raises(SettingsError, match=r"max_request_pixels is 33554432.*hold 20000000.*536870912 bytes"):
+        LimitSettings(max_request_pixels=2**25).fitted(3.2e8, 2**30)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[limits]\nmax_image_bytes = 3000000\nmax_body_bytes = 4000000\n", r"is 3000000, .*4004096.*is 4000000"),
+        ("[store]\nmax_image_bytes = 1000\n", r"max_image_bytes is 16777216, .*holds 1000 \(\[store\]"),
+        ("[limits]\nmax_body_bytes = 2147483648\n", r"limits\.max_body_bytes.*2147483647"),
+    ],
+)
+def test_layers_that_contradict_each_other_are_refused(write: Write, text: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        load(write(text + MINIMAL), {})

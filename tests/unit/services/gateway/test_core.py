@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from services.gateway import decode
 from services.gateway.core import Gateway
-from synod.contracts import Concept, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
-from synod.errors import Overloaded, ReplicaLost
-from synod.images import encode_png
+from services.gateway.decode import request_pixels
+from services.settings import LimitSettings, ServerSettings
+from synod.contracts import Concept, ImageRef, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost
+from synod.images import encode_png, pixel_count
 
 
 def item(level: int, kind: Any = None) -> ScoreItem:
@@ -153,18 +156,45 @@ async def test_references_in_common_are_decoded_once_and_stay_in_order(
     assert sorted(decoded) == sorted([png[0], png[1], png[1], png[0], png[2], png[0], b"bad"])
 
 
-async def test_small_files_that_unfold_to_too_much_together_are_stopped(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The body's limit is 4096 bytes, so 65,536 of pixels are fine; each picture here is 30,000 from some 100."""
-    files = [encode_png(np.full((100, 100, 3), level, np.uint8)) for level in range(8)]
-    assert sum(map(len, files)) < 4096
-    monkeypatch.setattr(
-        gateway._means.decoder, "_threads", ThreadPoolExecutor(1)
-    )  # each thread may be one picture over
-    response = await gateway.score(ScoreRequest(tuple(ScoreItem(file) for file in files), ("a",)))
-    values = [row["a"] for row in table(response.results)]
-    assert values == [0.0, 1 / 255, 2 / 255, *["image_too_large"] * 5]
+async def test_too_many_pixels_are_refused_before_decoding(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = LimitSettings(max_image_pixels=10_000, max_request_pixels=30_000)
+    small = Gateway(gateway.backend, {}, limits, ServerSettings())
+    files = [encode_png(np.full((100, 100, 3), level, np.uint8)) for level in range(4)]
+    arrays = [np.full((100, 100, 3), level, np.uint8) for level in range(4)]
+    digests = [ImageRef(one) for one in await small.put_images(files)]
+    with monkeypatch.context() as patch:
+        patch.setattr(small._means.decoder, "decode", None)
+        for images in (files, arrays, digests):
+            with pytest.raises(PayloadTooLarge, match=r"have 40000 pixels.*limit is 30000 .*max_request_pixels.*send"):
+                await small.score(ScoreRequest(tuple(map(ScoreItem, images)), ("a",)))
+            items = (ScoreItem(images[0], references=tuple(images[1:])),)
+            with pytest.raises(PayloadTooLarge, match="have 40000 pixels, references included"):
+                await small.score(ScoreRequest(items, ("a",)))
+    for images in (files, arrays, digests):  # exactly the limit
+        response = await small.score(ScoreRequest(tuple(map(ScoreItem, images[:3])), ("a",)))
+        assert [row["a"] for row in table(response.results)] == [0.0, 1 / 255, 2 / 255]
+    over = encode_png(np.zeros((100, 101, 3), np.uint8))  # is never decoded: fails alone
+    response = await small.score(ScoreRequest(tuple(map(ScoreItem, (*files[:3], over))), ("a",)))
+    assert [row["a"] for row in table(response.results)] == [0.0, 1 / 255, 2 / 255, "image_too_large"]
+    small.close()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pixel_count_reads_the_header_alone(kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((30, 70, 3), np.uint8)).save(buffer, kind)
+    assert pixel_count(buffer.getvalue()) == 2100
+    assert pixel_count(buffer.getvalue()[:10]) == 0
+
+
+def test_common_references_count_once_as_they_are_decoded() -> None:
+    file, array = encode_png(np.zeros((10, 10, 3), np.uint8)), np.zeros((10, 10, 3), np.uint8)
+    for references in ((file, file), (array, array)):
+        items = [ScoreItem(file, references=references)] * 3
+        assert request_pixels(items, 100) == 3 * 100 + 200
+    assert request_pixels([ScoreItem(file, references=(file, array))] * 3, 100) == 900  # decoded for each item
+    copies = [ScoreItem(references=(array.copy(),)) for _ in range(3)]
+    assert request_pixels(copies, 100) == 300
 
 
 @pytest.mark.parametrize("step", [RuntimeError("secret"), lambda items: []])

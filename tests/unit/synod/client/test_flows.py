@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synod.client.chunks import Limits
+from synod.client.chunks import Limits, chunked
 from synod.client.core import Answer, Call
 from synod.client.flows import Flow, Flows, Pause, Step, Together
 from synod.client.retry import Retry
@@ -40,6 +40,7 @@ from synod.errors import (
     UnknownImage,
     UnknownScorer,
 )
+from synod.images import encode_png
 
 CAT, DOG = b"\x89PNG cat", np.full((2, 2, 3), 7, np.uint8)
 LIMITS = {"scorers": [{"name": "size"}], "limits": {"max_items": 3, "max_body_bytes": 4096, "max_text_chars": 8}}
@@ -261,6 +262,22 @@ def test_bytes_are_bounded_too() -> None:
     assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in plane.asked)
     assert sum(len(one.items) for one in plane.asked) == 12
     assert len(plane.asked) < 12
+
+
+def test_chunks_keep_within_the_pixels_of_a_request() -> None:
+    """Arrays, files by their headers, and references by digest, which only the client knows."""
+    array, file = np.zeros((10, 10, 3), np.uint8), encode_png(np.zeros((10, 20, 3), np.uint8))
+    digest = digest_of(array)
+    items = (
+        *(ScoreItem(array) for _ in range(3)),
+        ScoreItem(file),
+        ScoreItem(array, references=(ImageRef(digest), file)),
+        ScoreItem(references=(ImageRef(digest_of(b"not known here")),)),
+    )
+    request = ScoreRequest(items, ("size",), request_id="r")
+    pieces = chunked(request, MSGPACK, Limits(max_request_pixels=300), {digest: array})
+    assert [len(piece.items) for piece in pieces] == [3, 1, 1, 1]  # the fifth is over by itself and stays alone
+    assert [item for piece in pieces for item in piece.items] == list(items)
 
 
 def test_what_all_items_share_takes_room_in_every_chunk() -> None:

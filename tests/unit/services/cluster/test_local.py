@@ -1,0 +1,109 @@
+"""What `up` does around Ray: probes that no proxy sees, and a start that Ray itself gave up."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cluster import local
+from services.cluster.local import Plane, answers_ready, free_port
+from services.settings import Settings
+
+
+class _Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Ready)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_loopback_probes_ignore_proxies(url: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert answers_ready(url)
+    assert not answers_ready(f"http://127.0.0.1:{free_port()}")
+
+
+@pytest.fixture
+def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
+    settings = Settings.model_validate(
+        {
+            "server": {"port": free_port()},
+            "cluster": {"ready_timeout_s": 50.0},
+            "scorers": {"psnr": {"kind": "psnr"}},
+        },
+        context={"folder": tmp_path},
+    )
+    clock = [0.0]
+    monkeypatch.setattr(local.time, "monotonic", lambda: clock[0])
+    plane = Plane(settings, tmp_path)
+    plane.clock = clock  # type: ignore[attr-defined]
+    yield plane
+    plane.kill()
+
+
+def ray_that_fails(monkeypatch: pytest.MonkeyPatch, plane: Any, failures: int) -> list[Path]:
+    """`ray.init` takes 30 s and fails as Ray does, that many times; what each attempt found in the folder."""
+    import ray
+
+    found: list[Path] = []
+
+    def init(**options: Any) -> None:
+        found.extend(plane.temp_dir.iterdir())
+        (plane.temp_dir / "session").mkdir()
+        plane.clock[0] += 30
+        if (failures_left.pop() if failures_left else 0) > 0:
+            raise Exception("The current node timed out during startup. This could happen because some of the raylet")
+
+    failures_left = [1] * failures
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return found
+
+
+def test_a_start_that_ray_gave_up_is_repeated(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ray_that_fails(monkeypatch, plane, 1)
+    assert plane._start_ray(lambda: False, 65.0)
+    assert found == []  # nothing of the first attempt was left
+
+
+def test_a_slow_machine_is_named_with_the_remedy(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_that_fails(monkeypatch, plane, 9)
+    with pytest.raises(TimeoutError, match=r"within 30 s, in 1 attempts.*raise \[cluster\] ready_timeout_s \(50 s\)"):
+        plane.start(print)
+
+
+def test_a_stop_is_heeded_between_attempts(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_that_fails(monkeypatch, plane, 9)
+    assert not plane._start_ray(lambda: plane.clock[0] > 0, 1000.0)
+
+
+def test_other_failures_of_ray_are_not_hidden(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**options: Any) -> None:
+        raise ValueError("something else")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ValueError, match="something else"):
+        plane._start_ray(lambda: False, 1000.0)
