@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from services.settings import LimitSettings
-from synod.contracts import ScoreFailure, ScoreItem
-from synod.errors import DeadlineExceeded, ImageTooLarge, SynodError
+from synod.contracts import ScoreFailure, ScoreItem, UnreadableImage
+from synod.errors import BadImage, DeadlineExceeded, ImageTooLarge, SynodError
 from synod.images import ImageLimits, decode_item
 
 DECODED_PER_BODY_BYTE = 16  # bounds what all pictures of a request may unfold to, by the limit of its body
@@ -79,11 +79,19 @@ class _Room:
 def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem | ScoreFailure:
     try:
         room.check()
+        _check_readable(item)
         decoded = decode_item(item, limits)
         room.take(decoded)
         return decoded
     except SynodError as error:
         return ScoreFailure.of(error)
+
+
+def _check_readable(item: ScoreItem) -> None:
+    named = [("image", item.image), *((f"references[{i}]", one) for i, one in enumerate(item.references))]
+    for path, picture in named:
+        if isinstance(picture, UnreadableImage):
+            raise BadImage(f"{path}: {picture.why}")
 
 
 def _has_encoded(item: ScoreItem) -> bool:
