@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def score(options: argparse.Namespace) -> int:
     """Score pictures: a row each on the screen, or a line each in a log that the next run goes on with."""
-    found = sources(options.inputs, options.prompt, options.references, options.source_prompt)
+    found = sources(options.inputs, options.prompt, options.references, options.source_prompt, show.say)
     asked = ScoreRequest((), tuple(dict.fromkeys(options.scorers)), options.ensemble)
     if not asked.scorers and asked.ensemble is None:
         raise Usage("nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble")

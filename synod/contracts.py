@@ -23,6 +23,12 @@ class ImageRef:
     digest: str
 
 
+class UnreadableImage(bytes):
+    """Text that came in an image's place and is not base64, kept as it came: its item fails as BadImage with `why`."""
+
+    why: str
+
+
 Pixels = NDArray[np.uint8]
 Content = bytes | Pixels  # a picture that is here: encoded, or uint8 [H W 3]
 Picture = Content | ImageRef

@@ -1,6 +1,7 @@
 """JSON and msgpack: bytes <-> trees, strictly and bounded. Pure.
 
-JSON carries bytes as base64 (RFC 4648, padded), msgpack as they are. A repeated key is an InvalidRequest, more than
+JSON carries bytes as base64 (RFC 4648, padded; line breaks and other ASCII whitespace are skipped), msgpack as they
+are. A repeated key is an InvalidRequest, more than
 MAX_VALUES values a PayloadTooLarge.
 """
 
@@ -9,15 +10,18 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgpack
 
+from synod.contracts import UnreadableImage
 from synod.errors import InvalidRequest, PayloadTooLarge
 from synod.reader import MAX_ENTRIES, Node, show
 
+_NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/=]")
 MAX_VALUES: Final = 2**22  # of one body: bounds what a small hostile body can unfold to
 
 
@@ -33,19 +37,47 @@ def dump_json(tree: object) -> bytes:
 
 
 def read_base64(node: Node) -> bytes:
-    """Raises InvalidRequest."""
-    if not isinstance(node.value, str):
+    """The bytes, or an UnreadableImage of what is not base64. Raises InvalidRequest for what is not a string."""
+    text = node.value
+    if not isinstance(text, str):
         raise node.error('base64 text, {"data", "shape"} or {"digest"} belongs here')
     try:
-        if sys.version_info >= (3, 11):
-            return binascii.a2b_base64(node.value, strict_mode=True)
-        if len(node.value) % 4:
-            raise ValueError("Incorrect padding")
-        return base64.b64decode(node.value, validate=True)
+        return _strict_base64(text)
+    except ValueError:
+        pass
+    data = text.encode(errors="replace")
+    packed = data.translate(None, b" \t\r\n\f\v")
+    try:
+        return _strict_base64(packed)
     except ValueError as error:
-        raise node.error(
-            f"not base64 ({error}); send the standard alphabet, padded, without a 'data:' prefix"
-        ) from None
+        unreadable = UnreadableImage(data)
+        unreadable.why = f"not base64: {_base64_fault(packed) or error}"
+        return unreadable
+
+
+def _strict_base64(text: str | bytes) -> bytes:
+    """The bytes of padded base64 text without anything else in it. Raises ValueError."""
+    if sys.version_info >= (3, 11):
+        return binascii.a2b_base64(text, strict_mode=True)
+    if len(text) % 4:
+        raise ValueError("Incorrect padding")
+    return base64.b64decode(text, validate=True)
+
+
+def _base64_fault(packed: bytes) -> str | None:
+    """What is wrong with base64 text without whitespace, and the remedy; None where binascii knows better."""
+    if packed.startswith(b"data:"):
+        return "it begins with 'data:'; send what stands behind the comma"
+    found = _NOT_BASE64.search(packed)
+    if found is None:
+        padded = len(packed) % 4 == 0
+        return (
+            None if padded else f"{len(packed)} characters, which is not a multiple of 4; send all of it, padded by '='"
+        )
+    character = show(found.group().decode(errors="replace"))
+    if found.group() in (b"-", b"_"):
+        return f"character {found.start()} is {character}, of the URL-safe alphabet; send the standard one ('+', '/')"
+    return f"character {found.start()} is {character}; send the standard alphabet, padded by '='"
 
 
 def pack_base64(data: bytes | memoryview) -> str:

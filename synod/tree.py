@@ -37,6 +37,7 @@ from synod.contracts import (
     Relation,
     ScoreItem,
     ScoreRequest,
+    UnreadableImage,
     is_raw,
 )
 from synod.digest import PREFIX, is_digest
@@ -84,6 +85,9 @@ def read_put(node: Node, read_bytes: ReadBytes) -> PutImagesRequest:
     images = node.fields("images").need("images", each(partial(_content, read_bytes=read_bytes)))
     if not images:
         raise InvalidRequest("images: empty; send at least one picture")
+    for i, image in enumerate(images):
+        if isinstance(image, UnreadableImage):
+            raise InvalidRequest(f"images[{i}]: {image.why}")
     return PutImagesRequest(images)
 
 
@@ -145,6 +149,8 @@ def _content(node: Node, read_bytes: ReadBytes) -> Content:
         return read_bytes(node)
     of = node.fields("data", "shape")
     data, shape = of.need("data", read_bytes), of.need("shape", each(lambda side: side.integer(1)))
+    if isinstance(data, UnreadableImage):
+        return data
     if len(shape) != 3 or shape[2] != 3:
         raise node.error(f"shape {list(shape)}; a raw picture is [H, W, 3] in RGB")
     if len(data) != math.prod(shape):
@@ -161,7 +167,9 @@ def _reasoning(node: Node) -> Reasoning:
 
 
 def _clause(node: Node, targets: int) -> GenEvalClause:
-    of = node.fields("class", "count", "color", "position")
+    # GenEval++'s `region` and `size` are read by no rule; in tables every clause has them, as null
+    values = {k: v for k, v in node.mapping().items() if not (k in ("region", "size") and v is None)}
+    of = Node(values, node.above, node.key).fields("class", "count", "color", "position")
     position = of.get("position", partial(_position, targets=targets))
     return GenEvalClause(
         of.need("class", Node.text), of.need("count", lambda n: n.integer(1)), of.get("color", Node.text), position

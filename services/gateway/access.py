@@ -38,8 +38,8 @@ def safe_id(request_id: str) -> str | None:
 
 
 class Entry:
-    """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line. Whoever began
-    the span ends it."""
+    """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line. Its
+    caller ends the span."""
 
     def __init__(self, route: str, span: Span = NOTHING) -> None:
         self.request_id = ""
@@ -62,7 +62,7 @@ class Entry:
         self.span.set(scorers=served, ensemble=ensemble or "", items=len(request.items))
 
     def told(self, outcome: str) -> None:
-        """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, as it begins."""
+        """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, once it has ended."""
         request_id = safe_id(self.request_id)
         self.span.set(request_id=request_id or "")
         self.span.told(outcome)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from services.settings import LimitSettings
-from synod.contracts import Picture, ScoreFailure, ScoreItem
-from synod.errors import DeadlineExceeded, ImageTooLarge, PayloadTooLarge, SynodError
+from synod.contracts import Picture, ScoreFailure, ScoreItem, UnreadableImage
+from synod.errors import BadImage, DeadlineExceeded, ImageTooLarge, PayloadTooLarge, SynodError
 from synod.images import ImageLimits, decode_item, pixel_count
 
 HEADERS_HERE = 8  # read in the event loop; more of them in a thread
@@ -110,11 +110,19 @@ class _Room:
 def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem | ScoreFailure:
     try:
         room.check()
+        _check_readable(item)
         decoded = decode_item(item, limits)
         room.take(decoded)
         return decoded
     except SynodError as error:
         return ScoreFailure.of(error)
+
+
+def _check_readable(item: ScoreItem) -> None:
+    named = [("image", item.image), *((f"references[{i}]", one) for i, one in enumerate(item.references))]
+    for path, picture in named:
+        if isinstance(picture, UnreadableImage):
+            raise BadImage(f"{path}: {picture.why}")
 
 
 def _has_encoded(item: ScoreItem) -> bool:

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import logging
 import math
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -28,7 +27,9 @@ from starlette.requests import ClientDisconnect
 from services import tracing
 from services.gateway import access, auth, metrics, schema
 from services.gateway.admission import Caller
+from services.gateway.boundary import OpenRequest
 from services.gateway.core import Gateway
+from services.gateway.encoding import check_encoding, decoded
 from services.gateway.ndjson import NDJSON, Ndjson, gone
 from synod.codec import CODECS, Codec, codec_for
 from synod.contracts import PutImagesResponse
@@ -53,20 +54,19 @@ class Rim(APIRoute):
         async def answer(http: Request) -> Response:
             http.state.request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
             span = tracing.request(name, http.headers) if name else tracing.NOTHING
-            entry = http.state.access = access.Entry(self.path, span)
-            began_s = time.monotonic()
-            with metrics.OPEN_REQUESTS.track_inprogress(), tracing.as_current(span):
-                response, outcome = await _outcome(handler, http)
-            metrics.REQUESTS.labels(self.path, outcome).inc()
-            metrics.REQUEST_SECONDS.labels(self.path).observe(time.monotonic() - began_s)
-            entry.request_id = http.state.request_id
-            entry.told(outcome)
+            opened = http.state.opened = OpenRequest(self.path, span)
+            outcome = "client_gone"
+            try:
+                with tracing.as_current(span):
+                    response, outcome = await _outcome(handler, http)
+            finally:
+                opened.access.request_id = http.state.request_id
+                if outcome != "ok" or not isinstance(response, Ndjson):
+                    opened.finish(outcome)
             if (safe_id := access.safe_id(http.state.request_id)) is not None:
                 response.headers[REQUEST_ID_HEADER] = safe_id
             if span.trace_id is not None:
                 response.headers[tracing.TRACE_ID_HEADER] = span.trace_id
-            if not isinstance(response, Ndjson):
-                span.end()
             return response
 
         return answer
@@ -83,10 +83,10 @@ async def score(http: Request) -> Response:
     request = await read_in(codec.decode_request, await read_body(http))
     http.state.request_id = request.request_id or http.state.request_id
     request = dataclasses.replace(request, request_id=http.state.request_id)
-    http.state.access.asked(request, _gateway(http).backend.specs, _gateway(http).ensembles)
+    http.state.opened.access.asked(request, _gateway(http).backend.specs, _gateway(http).ensembles)
     if NDJSON in accepted(http):
         parts = _gateway(http).stream(request, caller)
-        return await while_there(http, Ndjson.open(http, parts, http.state.request_id, http.state.access.span))
+        return await while_there(http, Ndjson.open(http, parts, http.state.request_id, http.state.opened))
     response = await while_there(http, _gateway(http).score(request, caller))
     answer = answer_codec(http)
     return Response(answer.encode_response(response), media_type=answer.content_type)
@@ -98,7 +98,7 @@ async def images(http: Request) -> Response:
     caller_of(http, "score")
     codec = codec_for(http.headers.get("content-type"))
     request = await read_in(codec.decode_put, await read_body(http))
-    http.state.access.span.set(items=len(request.images))
+    http.state.opened.span.set(items=len(request.images))
     digests = await _gateway(http).put_images(request.images)
     answer = answer_codec(http)
     return Response(answer.encode_digests(PutImagesResponse(tuple(digests))), media_type=answer.content_type)
@@ -141,7 +141,7 @@ def caller_of(http: Request, scope: auth.Scope, authorization: str | None = None
     """Who asks, by `authorization`, or else by the header of that name. Raises Unauthenticated, PermissionDenied."""
     gatekeeper: auth.Gatekeeper = http.app.state.gatekeeper
     caller = gatekeeper.caller(authorization or http.headers.get("authorization"), scope)
-    http.state.access.by(caller)
+    http.state.opened.access.by(caller)
     return caller
 
 
@@ -176,15 +176,19 @@ async def while_there(http: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def read_body(http: Request) -> bytes:
-    """The body, up to the limit: refused by its declared length, or while it streams in. Raises PayloadTooLarge."""
+    """The body's content, up to the limit: refused by its declared length, while it streams in, or while it is decoded.
+
+    Raises PayloadTooLarge, UnsupportedMedia for an encoding that is not read here, InvalidRequest for a broken one.
+    """
     limit = _gateway(http).limits.max_body_bytes
+    encoding = check_encoding(http.headers.get("content-encoding", ""))
     declared = http.headers.get("content-length", "")
     _bound(int(declared) if declared.isdigit() else 0, limit)
     body = bytearray()
     async for chunk in http.stream():
         body += chunk
         _bound(len(body), limit)
-    return bytes(body)
+    return bytes(body) if encoding is None else await asyncio.to_thread(decoded, bytes(body), encoding, limit)
 
 
 def error_response(http: Request, error: SynodError) -> Response:
@@ -214,7 +218,7 @@ async def _outcome(handler: Callable[[Request], Awaitable[Response]], http: Requ
     except ClientDisconnect:
         return Response(status_code=499), "client_gone"
     except Exception:  # the rim: the caller learns that it is our fault, the log learns why
-        log.exception("request %s failed (%s)", http.state.request_id, http.state.access.span)
+        log.exception("request %s failed (%s)", http.state.request_id, http.state.opened.span)
         hidden = SynodError(f"internal error; quote request id {http.state.request_id}")
         return error_response(http, hidden), hidden.code
 

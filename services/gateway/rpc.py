@@ -22,9 +22,9 @@ from grpc_reflection.v1alpha import reflection
 
 from services import tracing
 from services.backends import ScorerBackend
-from services.gateway import access
 from services.gateway.admission import Caller
 from services.gateway.auth import Gatekeeper
+from services.gateway.boundary import OpenRequest
 from synod.codec import PROTOBUF
 from synod.contracts import (
     Catalogue,
@@ -35,14 +35,23 @@ from synod.contracts import (
     ScoreRequest,
     ScoreResponse,
 )
-from synod.errors import SynodError
+from synod.errors import SynodError, UnknownImage, error_of
 from synod.protobuf import ERROR_KEY, SERVICE
 
 log = logging.getLogger("synod.gateway")
 REQUESTS_AT_ONCE: Final = 32  # of one stream; it is read no faster
 PARTS_WAITING: Final = 64  # of one stream, for its caller to read
 HEALTH_PERIOD_S: Final = 1.0
-MAX_DETAILS: Final = 1024  # characters of a status message; the whole of it is in the metadata
+# Stock clients accept 8 KiB of trailing metadata and turn what is larger into RESOURCE_EXHAUSTED. Of it an error takes
+# 3072 * 4/3 bytes at most (base64), the status message 1024 * 3 (percent-encoding).
+MAX_ERROR_BYTES: Final = 3072
+MAX_DETAILS: Final = 1024
+MAX_MESSAGE_BYTES: Final = 768  # of an error that does not fit
+MAX_DIGESTS: Final = 24  # of an error that does not fit; 78 bytes each
+KEEPALIVE_OPTIONS: Final = (  # pings as often as every 250 ms are accepted, with and without a call under way
+    ("grpc.http2.min_ping_interval_without_data_ms", 250),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -85,68 +94,66 @@ class RewardServicer:
     async def score(self, body: bytes, context: _Context) -> bytes:
         """Score."""
 
-        entry = access.Entry("Score", _span("Score", context))
+        opened = OpenRequest("Score", _span("Score", context))
 
         async def answer() -> bytes:
-            caller = self._caller(context, entry)
+            caller = self._caller(context)
+            opened.access.by(caller)
             request = await asyncio.to_thread(PROTOBUF.decode_request, body)
             request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
-            entry.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
+            opened.access.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
             return PROTOBUF.encode_response(await self._gateway.score(request, caller))
 
-        return await _at_rim(answer, context, entry)
+        return await _at_rim(answer, context, opened)
 
     async def put_images(self, body: bytes, context: _Context) -> bytes:
         """PutImages."""
 
-        entry = access.Entry("PutImages", _span("PutImages", context))
+        opened = OpenRequest("PutImages", _span("PutImages", context))
 
         async def answer() -> bytes:
-            self._caller(context, entry)
+            opened.access.by(self._caller(context))
             request = await asyncio.to_thread(PROTOBUF.decode_put, body)
-            entry.span.set(items=len(request.images))
+            opened.span.set(items=len(request.images))
             digests = await self._gateway.put_images(request.images)
             return PROTOBUF.encode_digests(PutImagesResponse(tuple(digests)))
 
-        return await _at_rim(answer, context, entry)
+        return await _at_rim(answer, context, opened)
 
     async def list_scorers(self, body: bytes, context: _Context) -> bytes:
         """ListScorers."""
 
-        entry = access.Entry("ListScorers")
+        opened = OpenRequest("ListScorers")
 
         async def answer() -> bytes:
-            self._caller(context, entry)
+            opened.access.by(self._caller(context))
             return PROTOBUF.encode_catalogue(await self._gateway.catalogue())
 
-        return await _at_rim(answer, context, entry)
+        return await _at_rim(answer, context, opened)
 
     async def score_stream(self, bodies: AsyncIterator[bytes], context: _Context) -> AsyncGenerator[bytes]:
         """ScoreStream: requests are answered side by side, up to REQUESTS_AT_ONCE of them."""
-        entry = access.Entry("ScoreStream", _span("ScoreStream", context))
+        span = _span("ScoreStream", context)
         try:
-            caller = self._caller(context, entry)
+            caller = self._caller(context)
         except SynodError as error:
-            entry.told(error.code)
-            entry.span.end()
-            await abort(context, error, entry.span)
-        _tell_trace(context, entry.span)
+            OpenRequest("ScoreStream", span).finish(error.code)
+            await abort(context, error, span)
+        _tell_trace(context, span)
         parts: asyncio.Queue[bytes | None] = asyncio.Queue(PARTS_WAITING)
-        answering = asyncio.create_task(self._answer_all(bodies, caller, parts, entry.span))
+        answering = asyncio.create_task(self._answer_all(bodies, caller, parts, span))
         try:
             while (part := await parts.get()) is not None:
                 yield part
         finally:
             answering.cancel()
             await asyncio.wait([answering])
-            entry.span.end()
+            span.end()
 
-    def _caller(self, context: _Context, entry: access.Entry) -> Caller:
+    def _caller(self, context: _Context) -> Caller:
         """Raises Unauthenticated, PermissionDenied."""
         given = dict(context.invocation_metadata() or ()).get("authorization")
-        caller = self._gatekeeper.caller(given if given is None else str(given), "score")
-        entry.by(caller)
-        return caller
+        return self._gatekeeper.caller(given if given is None else str(given), "score")
 
     async def _answer_all(
         self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
@@ -167,14 +174,14 @@ class RewardServicer:
         self, body: bytes, caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
     ) -> None:
         request_id = ""
-        entry = access.Entry("ScoreStream", span)
-        entry.by(caller)
+        opened = OpenRequest("ScoreStream", span)
+        opened.access.by(caller)
         outcome = "client_gone"
         try:
             request = await asyncio.to_thread(PROTOBUF.decode_stream_request, body)
             request_id = request.request_id or uuid.uuid4().hex
             request = replace(request, request_id=request_id)
-            entry.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
+            opened.access.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
             with tracing.as_current(span):
                 async with aclosing(self._gateway.stream(request, caller)) as stream:
                     async for part in stream:
@@ -185,8 +192,7 @@ class RewardServicer:
             outcome = failed.code
             await parts.put(PROTOBUF.encode_part(RequestError(request_id, failed)))
         finally:
-            entry.told(outcome)
-            span.end()
+            opened.finish(outcome)
 
 
 class RpcServer:
@@ -199,8 +205,8 @@ class RpcServer:
         gatekeeper: Gatekeeper | None = None,
     ) -> None:
         self._gateway = gateway
-        options = [("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1)]
-        self._server = grpc.aio.server(options=options)
+        sizes = (("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1))
+        self._server = grpc.aio.server(options=[*sizes, *KEEPALIVE_OPTIONS])
         self._health = health.aio.HealthServicer()
         add_to_server(RewardServicer(gateway, gatekeeper or Gatekeeper()), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -251,8 +257,30 @@ def add_to_server(servicer: RewardServicer, server: Any) -> None:
 
 async def abort(context: _Context, error: SynodError, span: tracing.Span = tracing.NOTHING) -> NoReturn:
     """End a call with `error`, and tell of its trace."""
-    metadata: tuple[tuple[str, str | bytes], ...] = ((ERROR_KEY, PROTOBUF.encode_error(error)), *_trace_of(span))
-    await context.abort(grpc.StatusCode[error.grpc_status], error.message[:MAX_DETAILS], metadata)
+    metadata: tuple[tuple[str, str | bytes], ...] = ((ERROR_KEY, _encode_bounded(error)), *_trace_of(span))
+    details = error.message[:MAX_DETAILS].encode("ascii", "backslashreplace").decode()[:MAX_DETAILS]
+    await context.abort(grpc.StatusCode[error.grpc_status], details, metadata)
+
+
+def _encode_bounded(error: SynodError) -> bytes:
+    """The error in at most MAX_ERROR_BYTES: a larger one is cut, and its message ends with what was left out."""
+    encoded = PROTOBUF.encode_error(error)
+    if len(encoded) <= MAX_ERROR_BYTES:
+        return encoded
+    digests = error.digests if isinstance(error, UnknownImage) else ()
+    message = error.message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore")
+    cut = f"{len(error.message) - len(message)} more characters"
+    if len(digests) > MAX_DIGESTS:
+        cut += f", {len(digests) - MAX_DIGESTS} more digests"
+    return PROTOBUF.encode_error(
+        error_of(
+            error.code,
+            f"{message}... ({cut}; gRPC's metadata has no room for them)",
+            retryable=error.retryable,
+            digests=digests[:MAX_DIGESTS],
+            retry_after_s=error.retry_after_s,
+        )
+    )
 
 
 def _span(name: str, context: _Context) -> tracing.Span:
@@ -271,21 +299,20 @@ def _tell_trace(context: _Context, span: tracing.Span) -> None:
         context.set_trailing_metadata(_trace_of(span))
 
 
-async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context, entry: access.Entry) -> bytes:
+async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context, opened: OpenRequest) -> bytes:
     outcome = "client_gone"
     try:
-        with tracing.as_current(entry.span):
+        with tracing.as_current(opened.span):
             answered = await answer()
-        _tell_trace(context, entry.span)
+        _tell_trace(context, opened.span)
         outcome = "ok"
         return answered
     except Exception as error:
-        failed = _told(error, entry.span)
+        failed = _told(error, opened.span)
         outcome = failed.code
     finally:
-        entry.told(outcome)
-        entry.span.end()
-    return await abort(context, failed, entry.span)
+        opened.finish(outcome)
+    return await abort(context, failed, opened.span)
 
 
 def _told(error: Exception, span: tracing.Span) -> SynodError:

@@ -42,6 +42,7 @@ GRACE_S: Final = 5.0  # what the plane's own, typed DeadlineExceeded gets on top
 _BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are not the plane's own, such as a proxy's
     401: Unauthenticated,
     403: PermissionDenied,
+    407: PermissionDenied,
     408: DeadlineExceeded,
     413: PayloadTooLarge,
     429: Overloaded,
@@ -60,12 +61,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: an HTTP status, or the one that says the same; `retry_after_s` where a header told it."""
+    """What came back: an HTTP status, or the one that says the same; `retry_after_s` where a header told it.
+
+    `proxy` is the setting of the proxy in between, if there is one: an answer that no service gives may be the proxy's.
+    """
 
     status: int
     content_type: str
     body: bytes
     retry_after_s: float | None = None
+    proxy: str | None = None
 
 
 def score_call(sent: ScoreRequest, codec: Codec) -> Call:
@@ -132,7 +137,7 @@ def error_in(answer: Answer) -> SynodError:
     error: SynodError | None = None
     with contextlib.suppress(InvalidRequest):  # the body of some other server
         error = None if codec is None else codec.decode_error(answer.body)
-    error = error or _kind_of(answer.status)(f"{_quote(answer)}; {_PLANE}")
+    error = error or kind_of(answer.status)(f"{_quote(answer)}; {_hint(answer)}")
     if error.retry_after_s is None:
         error.retry_after_s = answer.retry_after_s
     return error
@@ -203,9 +208,19 @@ def _patience_s(sent: ScoreRequest) -> float:
     return sent.timeout_ms / 1000 + GRACE_S
 
 
-def _kind_of(status: int) -> type[SynodError]:
+def kind_of(status: int) -> type[SynodError]:
     """Of an answer that is not the plane's own. Any other 5xx is the way's: a proxy's 500 for a gateway that died."""
     return _BY_STATUS.get(status, Unavailable if status >= 500 else SynodError)
+
+
+def _hint(answer: Answer) -> str:
+    """Where an answer that is not the service's own may come from."""
+    if answer.proxy is None:
+        return _PLANE
+    return (
+        f"it may come from the proxy {answer.proxy} rather than from a Synod service: check the proxy, "
+        "or add the service's host to no_proxy"
+    )
 
 
 def _codec(answer: Answer) -> Codec | None:
@@ -217,7 +232,7 @@ def _read(answer: Answer, decode: Callable[[Codec, bytes], T]) -> T:
         raise error_in(answer)
     codec = _codec(answer)
     if codec is None:
-        raise SynodError(f"{_quote(answer)}; {_PLANE}")
+        raise SynodError(f"{_quote(answer)}; {_hint(answer)}")
     try:
         return decode(codec, answer.body)
     except InvalidRequest as error:

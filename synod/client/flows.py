@@ -164,7 +164,10 @@ class Flows:
             return masked(request, error)
 
     def _ask(self, request: ScoreRequest, pictures: Mapping[str, Content], ends_s: float) -> Flow[ScoreResponse]:
-        """Ask; upload what the plane turns out not to keep, if it is ours, and ask once more."""
+        """Ask; upload what the service turns out not to keep, if it is ours, and ask again.
+
+        An error over gRPC may name only some of the missing images, so a second one uploads all that are left.
+        """
 
         def call(left_s: float) -> Call:
             return core.score_call(replace(request, timeout_ms=_ms(left_s)), self.codec)
@@ -172,13 +175,16 @@ class Flows:
         def read(answer: Answer) -> ScoreResponse:
             return core.read_score(answer, request)
 
-        try:
-            return (yield from self._sent(call, read, ends_s))
-        except UnknownImage as error:
-            if not error.digests or not set(error.digests) <= set(pictures):
-                raise
-            yield from self._upload({digest: pictures[digest] for digest in error.digests}, ends_s)
-            return (yield from self._sent(call, read, ends_s))
+        left = dict(pictures)
+        for uploads in range(3):
+            try:
+                return (yield from self._sent(call, read, ends_s))
+            except UnknownImage as error:
+                if uploads == 2 or not error.digests or not set(error.digests) <= set(left):
+                    raise
+                missing = error.digests if uploads == 0 else tuple(left)
+            yield from self._upload({digest: left.pop(digest) for digest in missing}, ends_s)
+        raise AssertionError("the last attempt returns or raises")
 
     def _upload(self, pictures: Mapping[str, Content], ends_s: float) -> Flow[None]:
         sizes = [(1, content_bytes(picture)) for picture in pictures.values()]

@@ -9,9 +9,10 @@ from typing import Any, Final
 import httpx
 
 from synod.client import trace
-from synod.client.core import Answer, Call, Operation, error_in
+from synod.client.core import Answer, Call, Operation, error_in, kind_of
+from synod.client.proxy import Proxy, find_proxy
 from synod.codec import JSON, MSGPACK
-from synod.errors import DeadlineExceeded, SynodError, Unavailable
+from synod.errors import DeadlineExceeded, SettingsError, SynodError, Unavailable
 
 CONNECT_S: Final = 5.0
 NDJSON: Final = "application/x-ndjson"
@@ -25,13 +26,17 @@ _ROUTES: Final[Mapping[Operation, tuple[str, str, str]]] = {  # method, path, ac
 
 
 class _Http:
-    """What both have in common: how a call becomes a request, and an exception an error."""
+    """What both have in common: how a call becomes a request, and an exception an error.
+
+    httpx's own reading of proxy variables is not used: see `synod.client.proxy`.
+    """
 
     codec = MSGPACK
     part_codec = JSON
 
-    def __init__(self, base_url: str, token: str | None) -> None:
+    def __init__(self, base_url: str, token: str | None, proxy: Proxy | None) -> None:
         self._base_url = base_url
+        self._proxy = proxy
         self._options: dict[str, Any] = {
             "base_url": base_url,
             "headers": {"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {}),
@@ -49,7 +54,18 @@ class _Http:
     def _errors(self, call: Call) -> Iterator[None]:
         try:
             yield
+        except httpx.ProxyError as error:
+            assert self._proxy is not None
+            raise _status_of(str(error))(
+                f"the proxy {self._proxy.setting} refuses to connect to {self._base_url} ({error}); "
+                "check the proxy and its credentials, or add the service's host to no_proxy"
+            ) from None
         except (httpx.ConnectTimeout, httpx.ConnectError) as error:
+            if self._proxy is not None:
+                raise Unavailable(
+                    f"{self._base_url} cannot be reached through the proxy {self._proxy.setting} ({error}); "
+                    "check the proxy, or add the service's host to no_proxy"
+                ) from None
             raise Unavailable(f"no plane answers at {self._base_url} ({error}); start one, or give its URL") from None
         except httpx.TimeoutException:
             path = _ROUTES[call.operation][1]
@@ -57,25 +73,40 @@ class _Http:
                 f"{self._base_url} gave no answer to {path} within {call.timeout_s:g} s; allow more time"
             ) from None
         except httpx.RequestError as error:
-            raise Unavailable(f"the connection to {self._base_url} broke ({error}); retry") from None
+            way = "" if self._proxy is None else f" through the proxy {self._proxy.setting}"
+            raise Unavailable(f"the connection to {self._base_url}{way} broke ({error}); retry") from None
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        headers = response.headers
+        wait_s = _seconds(headers.get("retry-after", ""))
+        setting = None if self._proxy is None else self._proxy.setting
+        return Answer(response.status_code, headers.get("content-type", ""), response.content, wait_s, setting)
+
+    def _refusal(self, response: httpx.Response) -> SynodError:
+        answer = self._answer(response)
+        if answer.status == 200:
+            return SynodError(f"the plane answered {answer.content_type} where {NDJSON} was asked for")
+        return error_in(answer)
 
 
 class HttpTransport(_Http):
     """Blocking. `transport` replaces the network, for tests."""
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
-        super().__init__(base_url, token)
+        super().__init__(base_url, token, None if transport is not None else find_proxy(base_url))
+        with _proxy_errors(self._proxy):
+            transport = transport or httpx.HTTPTransport(proxy=None if self._proxy is None else self._proxy.url)
         self._http = httpx.Client(transport=transport, **self._options)
 
     def send(self, call: Call) -> Answer:
         with self._errors(call):
-            return _answer(self._http.request(**self._request(call)))
+            return self._answer(self._http.request(**self._request(call)))
 
     def stream(self, call: Call) -> Generator[bytes]:
         with self._errors(call), self._http.stream(**self._request(call)) as response:
             if not _in_parts(response):
                 response.read()
-                raise _refusal(response)
+                raise self._refusal(response)
             for line in response.iter_lines():
                 if line:
                     yield line.encode()
@@ -88,19 +119,21 @@ class AsyncHttpTransport(_Http):
     """For one event loop. `transport` replaces the network, for tests."""
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        super().__init__(base_url, token)
+        super().__init__(base_url, token, None if transport is not None else find_proxy(base_url))
+        with _proxy_errors(self._proxy):
+            transport = transport or httpx.AsyncHTTPTransport(proxy=None if self._proxy is None else self._proxy.url)
         self._http = httpx.AsyncClient(transport=transport, **self._options)
 
     async def send(self, call: Call) -> Answer:
         with self._errors(call):
-            return _answer(await self._http.request(**self._request(call)))
+            return self._answer(await self._http.request(**self._request(call)))
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes]:
         with self._errors(call):
             async with self._http.stream(**self._request(call)) as response:
                 if not _in_parts(response):
                     await response.aread()
-                    raise _refusal(response)
+                    raise self._refusal(response)
                 async for line in response.aiter_lines():
                     if line:
                         yield line.encode()
@@ -114,17 +147,24 @@ def _in_parts(response: httpx.Response) -> bool:
     return response.status_code == 200 and kind.partition(";")[0].strip().lower() == NDJSON
 
 
-def _refusal(response: httpx.Response) -> SynodError:
-    answer = _answer(response)
-    if answer.status == 200:
-        return SynodError(f"the plane answered {answer.content_type} where {NDJSON} was asked for")
-    return error_in(answer)
+@contextlib.contextmanager
+def _proxy_errors(proxy: Proxy | None) -> Iterator[None]:
+    """Raise SettingsError for a proxy that httpx cannot use."""
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError, ImportError) as error:
+        if proxy is None:
+            raise
+        raise SettingsError(
+            f"{proxy.setting}: cannot be used as a proxy ({error}); correct or unset it, "
+            "or add the service's host to no_proxy"
+        ) from None
 
 
-def _answer(response: httpx.Response) -> Answer:
-    headers = response.headers
-    wait_s = _seconds(headers.get("retry-after", ""))
-    return Answer(response.status_code, headers.get("content-type", ""), response.content, wait_s)
+def _status_of(refusal: str) -> type[SynodError]:
+    """The error that a proxy's refusal to connect stands for: "407 Proxy Authentication Required"."""
+    status = refusal.partition(" ")[0]
+    return kind_of(int(status)) if status.isascii() and status.isdigit() else Unavailable
 
 
 def _seconds(text: str) -> float | None:

@@ -12,6 +12,7 @@ import grpc
 
 from synod.client import trace
 from synod.client.core import Answer, Call, Operation
+from synod.client.proxy import find_proxy
 from synod.client.transport import MAX_ANSWER_BYTES
 from synod.codec import PROTOBUF
 from synod.errors import (
@@ -62,6 +63,9 @@ class _Rpc:
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url
         self._target = urlsplit(url).netloc
+        self._proxy = find_proxy(url)
+        by_proxy = ("grpc.enable_http_proxy", 0) if self._proxy is None else ("grpc.http_proxy", self._proxy.url)
+        self._channel_options = (*_OPTIONS, by_proxy)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def _options(self, call: Call) -> dict[str, Any]:
@@ -80,6 +84,11 @@ class _Rpc:
                 with contextlib.suppress(InvalidRequest):  # something else's
                     return PROTOBUF.decode_error(value)
         code, why = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE and self._proxy is not None:
+            return Unavailable(
+                f"{self._url} cannot be reached through the proxy {self._proxy.setting} ({why}); "
+                "check the proxy, or add the service's host to no_proxy"
+            )
         if code is grpc.StatusCode.UNAVAILABLE:
             return Unavailable(f"no plane answers at {self._url} ({why}); start one, or give its URL")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -97,9 +106,9 @@ class RpcTransport(_Rpc):
     def __init__(self, url: str, token: str | None) -> None:
         super().__init__(url, token)
         self._channel = (
-            grpc.secure_channel(self._target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+            grpc.secure_channel(self._target, grpc.ssl_channel_credentials(), options=self._channel_options)
             if url.startswith("grpcs:")
-            else grpc.insecure_channel(self._target, options=_OPTIONS)
+            else grpc.insecure_channel(self._target, options=self._channel_options)
         )
 
     def send(self, call: Call) -> Answer:
@@ -130,9 +139,9 @@ class AsyncRpcTransport(_Rpc):
     def __init__(self, url: str, token: str | None) -> None:
         super().__init__(url, token)
         self._channel = (
-            grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+            grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(), options=self._channel_options)
             if url.startswith("grpcs:")
-            else grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+            else grpc.aio.insecure_channel(self._target, options=self._channel_options)
         )
 
     async def send(self, call: Call) -> Answer:

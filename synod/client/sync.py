@@ -36,7 +36,8 @@ class SynodClient:
     for tests.
 
     Every method raises the SynodError that the plane tells of; Unavailable when it cannot be reached, DeadlineExceeded
-    when it does not answer in time. A `base_url` that cannot be one is a ValueError, a token a SettingsError.
+    when it does not answer in time. A `base_url` that cannot be one is a ValueError; a token, or a proxy of the
+    environment (`synod.client.proxy`), that cannot be used is a SettingsError.
     """
 
     def __init__(

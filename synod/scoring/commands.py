@@ -15,7 +15,7 @@ from synod.contracts import Score, ScoreRequest, ScoreResponse
 from synod.errors import SettingsError, SynodError
 from synod.scoring import show
 from synod.scoring.compare import Comparison, Pair, compare, status
-from synod.scoring.inputs import Source
+from synod.scoring.inputs import Loaded, Source
 from synod.scoring.log import Line, ScoreLog, answer, failures, outcomes
 from synod.scoring.run import Scored, score_all
 
@@ -38,17 +38,26 @@ def score_shown(client: SynodClient, found: Sequence[Source], asked: ScoreReques
 
 
 def score_into(client: SynodClient, found: Sequence[Source], asked: ScoreRequest, out: Path) -> int:
-    """Append a line per item that has none yet. Raises SynodError when the plane goes away: what was scored is kept."""
-    here = 0
+    """Append a line per item that has none yet. Raises SynodError when the plane goes away: what was scored is kept.
+
+    1 also when the lines that were there hold failures: they are final, and stay until their lines are removed.
+    """
+    here, here_failed = 0, 0
     failed: Counter[str] = Counter()
     later: list[str] = []
     with ScoreLog(out) as log:
         if log.torn:
             show.say(f"{out}: its last line was cut off; that item is scored again")
+
+        def is_here(loaded: Loaded) -> bool:
+            nonlocal here_failed
+            codes = log.take(loaded, asked)
+            failed.update(codes or ())
+            here_failed += bool(codes)
+            return codes is not None
+
         try:
-            for one in show.progress(
-                score_all(client, found, asked, lambda loaded: log.take(loaded, asked)), len(found)
-            ):
+            for one in show.progress(score_all(client, found, asked, is_here), len(found)):
                 if one.result is None:
                     here += 1
                     continue
@@ -61,6 +70,11 @@ def score_into(client: SynodClient, found: Sequence[Source], asked: ScoreRequest
         except SynodError as error:
             raise type(error)(f"{error}\n{out} keeps what was scored; run this again to go on") from None
     show.say(f"{out}: {len(found) - here - len(later)} items scored, {here} were there, {_failures(failed)}")
+    if here_failed:
+        show.say(
+            f"{here_failed} of the items that were there failed, and are not scored again while {out} has their lines; "
+            'remove the lines that hold "error", and run this again'
+        )
     if later:
         show.say(f"{len(later)} items have no line yet, run this again; the first: {later[0]}")
     return 1 if failed or later else 0

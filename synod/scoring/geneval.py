@@ -7,7 +7,7 @@ or `00007/samples/` beside a file of many lines for its eighth. An `image` of th
 
 GenEval++'s clauses may ask for a `region` or a `size`, and may leave out a count of one. No rule here reads a region or
 a size from boxes, and a verdict on the other half of a prompt would be none: such a line becomes an item without
-`geneval`, for a judge.
+`geneval`, for a judge. A null, with which tables pad their rows, is the same as an absent key.
 
 A line of GenEval 2 ({"prompt", "atom_count", "vqa_list": [[question, answer]..], "skills"}) keeps its questions.
 """
@@ -25,12 +25,12 @@ FOR_A_JUDGE: Final = frozenset({"region", "size"})
 
 def is_metadata(fields: Mapping[str, Any]) -> bool:
     """Whether a line is GenEval's rather than an item."""
-    return "include" in fields or "vqa_list" in fields
+    return any(fields.get(name) is not None for name in ("include", "vqa_list"))
 
 
 def item_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The line as an item's fields: its metadata under `geneval`, unless it takes a judge; all else as it stands."""
-    if "vqa_list" in fields:
+    if fields.get("vqa_list") is not None:
         rest = {name: value for name, value in fields.items() if name not in GENEVAL_2}
         return {**rest, "geneval": {"tag": "geneval2", "include": [], "vqa_list": fields["vqa_list"]}}
     metadata = {name: _counted(fields[name]) for name in METADATA if name in fields}
@@ -41,7 +41,9 @@ def item_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 def takes_a_judge(fields: Mapping[str, Any]) -> bool:
     """Whether a clause asks for what no rule set decides."""
     clauses = fields["include"]
-    return isinstance(clauses, list) and any(isinstance(c, Mapping) and FOR_A_JUDGE & c.keys() for c in clauses)
+    return isinstance(clauses, list) and any(
+        isinstance(c, Mapping) and any(c.get(name) is not None for name in FOR_A_JUDGE) for c in clauses
+    )
 
 
 def samples(folder: Path, index: int) -> Path:
@@ -53,4 +55,8 @@ def samples(folder: Path, index: int) -> Path:
 def _counted(clauses: object) -> object:
     if not isinstance(clauses, Sequence) or isinstance(clauses, str):
         return clauses
-    return [{"count": 1, **clause} if isinstance(clause, Mapping) else clause for clause in clauses]
+    return [{"count": 1, **_present(clause)} if isinstance(clause, Mapping) else clause for clause in clauses]
+
+
+def _present(clause: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in clause.items() if value is not None}

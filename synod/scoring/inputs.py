@@ -12,7 +12,8 @@ does not: its item fails alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,8 @@ from synod.scoring import geneval
 from synod.tree import read_item
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_SUFFIXES: Final = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")  # images, not scored
+Note = Callable[[str], None]
 MAX_TOLD: Final = 10  # mistakes in one message
 
 
@@ -71,28 +74,41 @@ class Loaded:
 
 
 def sources(
-    paths: Sequence[Path], prompt: str | None, references: Sequence[Path], source_prompt: str | None = None
+    paths: Sequence[Path],
+    prompt: str | None,
+    references: Sequence[Path],
+    source_prompt: str | None = None,
+    note: Note = lambda text: None,
 ) -> list[Source]:
     """What the arguments name, in order; a folder's pictures by name, those of its folders included. `prompt`,
     `references` and `source_prompt` are for items without their own. Raises SettingsError with every mistake's file
-    and line."""
-    shared = [str(path.resolve()) for one in references for path in _pictures(one)]
+    and line.
+
+    Hidden files, and images of formats that are not scored, are skipped in a folder; `note` gets a sentence about them.
+    """
+    shared = [str(path.resolve()) for one in references for path in _pictures(one, note)]
     defaults = {"prompt": prompt, "references": shared or None, "source_prompt": source_prompt}
     found: list[Source] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            found += _lines(path, defaults)
+            found += _lines(path, defaults, note)
         else:
-            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _pictures(path))
+            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _pictures(path, note))
     return found
 
 
-def _pictures(path: Path) -> list[Path]:
+def _pictures(path: Path, note: Note) -> list[Path]:
     """The path itself, or the pictures in the folder that it is. Raises SettingsError."""
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        images = [p for p in path.rglob("*") if p.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and p.is_file()]
+        visible = [p for p in images if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        found = sorted(p for p in visible if p.suffix.lower() in SUFFIXES)
+        skipped = _skipped(path, sorted(set(images) - set(visible)), sorted(set(visible) - set(found)))
         if not found:
-            raise SettingsError(f"{path}: no picture in this folder; it holds none of {', '.join(SUFFIXES)}")
+            none = f"{path}: no picture in this folder; it holds none of {', '.join(SUFFIXES)}"
+            raise SettingsError("\n".join([none, *skipped]))
+        for sentence in skipped:
+            note(sentence)
         return found
     try:
         path.open("rb").close()
@@ -101,12 +117,28 @@ def _pictures(path: Path) -> list[Path]:
     return [path]
 
 
-def _lines(path: Path, defaults: Mapping[str, Any]) -> list[Source]:
+def _skipped(folder: Path, hidden: Sequence[Path], others: Sequence[Path]) -> Iterator[str]:
+    """A sentence for each kind of images that are not scored, with their number."""
+    if hidden:
+        yield (
+            f"{folder}: {len(hidden)} hidden image file(s) skipped, such as {hidden[0].relative_to(folder)}; "
+            "name a file to score it"
+        )
+    if others:
+        kinds = Counter(path.suffix.lower() for path in others)
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+        yield (
+            f"{folder}: {len(others)} image file(s) of other formats skipped ({counts}); "
+            f"convert them to one of {', '.join(SUFFIXES)} to score them"
+        )
+
+
+def _lines(path: Path, defaults: Mapping[str, Any], note: Note) -> list[Source]:
     found, mistakes = [], []
     for number, line in _text_lines(path):
         try:
             fields = dict(Node(load_json(line)).table(lambda child: child.value))
-            for one in _items(fields, path.parent, number - 1):
+            for one in _items(fields, path.parent, number - 1, note):
                 read_item(Node(one), path_only)
                 found.append(_source(one, defaults, path.parent, f"{path}:{number}"))
         except (ValueError, InvalidRequest, RecursionError) as error:
@@ -118,7 +150,7 @@ def _lines(path: Path, defaults: Mapping[str, Any]) -> list[Source]:
     return found
 
 
-def _items(fields: dict[str, Any], folder: Path, index: int) -> list[dict[str, Any]]:
+def _items(fields: dict[str, Any], folder: Path, index: int, note: Note) -> list[dict[str, Any]]:
     """The items of line `index` (from 0): itself, or those of GenEval's line, one a picture."""
     if not geneval.is_metadata(fields):
         return [fields]
@@ -126,7 +158,7 @@ def _items(fields: dict[str, Any], folder: Path, index: int) -> list[dict[str, A
     if item.get("image") is not None:
         return [item]
     try:
-        found = _pictures(geneval.samples(folder, index))
+        found = _pictures(geneval.samples(folder, index), note)
     except SettingsError as error:
         raise SettingsError(f"{error}; GenEval's pictures belong there, or give the line an 'image'") from None
     return [{**item, "image": str(picture.relative_to(folder))} for picture in found]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +50,21 @@ class ScoreLog:
         self._folder = path.resolve().parent
         self._file = _locked(path)
         whole, lines = _whole_lines(self._file)
+        self._done: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
         try:
-            self._done = Counter(_key(_parsed(path, number, line)) for number, line in lines)
+            for number, line in lines:
+                tree = _parsed(path, number, line)
+                self._done[_key(tree)].append(_failure_codes(tree))
         except SettingsError:
             self._file.close()
             raise
         self.torn = self._file.seek(0, os.SEEK_END) > whole
         self._file.truncate(whole)
 
-    def take(self, loaded: Loaded, asked: ScoreRequest) -> bool:
-        """Whether a line for this is here already; each line answers for one item."""
-        key = _key(question(loaded, asked, self._folder))
-        here = self._done[key] > 0
-        self._done[key] -= here
-        return here
+    def take(self, loaded: Loaded, asked: ScoreRequest) -> tuple[str, ...] | None:
+        """The codes of the failures in this item's line, None when it has no line; each line answers for one item."""
+        lines = self._done.get(_key(question(loaded, asked, self._folder)))
+        return lines.pop(0) if lines else None
 
     def write(self, loaded: Loaded, asked: ScoreRequest, result: ItemResult, **more: Any) -> None:
         """Append one line; `more` are further fields, which readers ignore."""
@@ -119,6 +120,14 @@ def outcomes(result: ItemResult) -> dict[str, Outcome]:
 def failures(result: ItemResult) -> dict[str, ScoreFailure]:
     """What failed, by scorer or "reward"."""
     return {name: one for name, one in outcomes(result).items() if isinstance(one, ScoreFailure)}
+
+
+def _failure_codes(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The code of each outcome in a line that is a failure, its reward's included."""
+    scores = tree["scores"]
+    outcomes = [*(scores.values() if isinstance(scores, Mapping) else ()), tree.get("reward")]
+    errors = [outcome.get("error") for outcome in outcomes if isinstance(outcome, Mapping)]
+    return tuple(str(error.get("code")) for error in errors if isinstance(error, Mapping))
 
 
 def _locked(path: Path) -> BinaryIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from services.gateway.encoding import ENCODINGS
 from services.gateway.ndjson import NDJSON
 from services.gateway.schema import examples, records
 from services.gateway.schema.records import Schema
@@ -37,7 +38,7 @@ _MEANINGS: Final[tuple[tuple[type[SynodError], str], ...]] = (
     (UnknownScorer, "A scorer or ensemble that is not served here"),
     (UnknownImage, "Pictures that the plane does not keep: upload `digests`, then ask again"),
     (PayloadTooLarge, "Body, item count or text over a limit"),
-    (UnsupportedMedia, "A content type without a codec"),
+    (UnsupportedMedia, "A content type without a codec, or a content encoding that is not read"),
     (ImageTooLarge, "A picture over a limit"),
     (Overloaded, "A queue or a quota is full: ask again after `retry_after_s`"),
     (SynodError, "The plane failed; quote the request id"),
@@ -48,6 +49,12 @@ _EXAMPLES: Final = {UnknownImage: examples.UNKNOWN_IMAGE_EXAMPLE, Overloaded: ex
 _REQUEST_ID: Schema = {"description": "The request's id", "schema": {"type": "string"}}
 _TRACE_ID: Schema = {"description": "The request's trace, where it is traced", "schema": {"type": "string"}}
 _RETRY_AFTER: Schema = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
+_CONTENT_ENCODING: Final[Schema] = {
+    "name": "content-encoding",
+    "in": "header",
+    "description": "How the body is compressed. The limit of a body holds for what it decodes to",
+    "schema": {"type": "string", "enum": list(ENCODINGS)},
+}
 _CHALLENGE: Schema = {"description": "RFC 6750", "schema": {"type": "string"}}
 
 
@@ -62,7 +69,10 @@ def _bodies(schema: Schema, message: str, **json_only: Any) -> dict[str, Schema]
 
 
 def _takes(schema: Schema, message: str, **json_only: Any) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": _bodies(schema, message, **json_only)}}
+    return {
+        "parameters": [_CONTENT_ENCODING],
+        "requestBody": {"required": True, "content": _bodies(schema, message, **json_only)},
+    }
 
 
 def _gives(description: str, content: dict[str, Schema], headers: dict[str, Schema] | None = None) -> dict[str, Any]:

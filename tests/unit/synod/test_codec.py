@@ -25,6 +25,7 @@ from synod.contracts import (
     ScoreItem,
     ScoreRequest,
     ScoreResponse,
+    UnreadableImage,
 )
 from synod.errors import InvalidRequest, Overloaded, PayloadTooLarge, SynodError, UnsupportedMedia
 from synod.formats import MAX_VALUES
@@ -127,6 +128,7 @@ REFUSED: list[tuple[Any, str]] = [
     (with_item(geneval={"tag": "t", "include": [{"class": "dog"}]}), r"\.include\[0\]\.count: missing$"),
     (with_item(geneval={"tag": "t", "include": [CLAUSE | {"count": 0}]}), r"\.include\[0\]\.count: 0; .*from 1 to"),
     (with_item(geneval={"tag": "t", "include": [CLAUSE | {"prompt": "x"}]}), r"\.include\[0\]\.prompt: unknown key"),
+    (with_item(geneval={"tag": "t", "include": [CLAUSE | {"size": "x"}]}), r"\.include\[0\]\.size: unknown key"),
     (
         with_item(geneval={"tag": "t", "include": [CLAUSE, CLAUSE | {"position": ["left of", 2]}]}),
         r"^items\[1\]\.geneval\.include\[1\]\.position\[1\]: 2; give a whole number from 0 to 1$",
@@ -180,11 +182,45 @@ def test_a_raw_picture_must_fit_its_shape(codec: Any, shape: Any, size: int, mes
 
 @pytest.mark.parametrize(
     "text",
-    ["a", "abc", "ab=c", "====", "aGk", "aGk==", "a GVsbG8=", "aGVsbG8=\n", "data:image/png;base64,aGk=", "é", "_-__"],
+    ["a", "abc", "ab=c", "====", "aGk", "aGk==", "data:image/png;base64,aGk=", "é", "_-__", "aG\u00a0k="],
 )
-def test_json_refuses_what_is_not_base64(text: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"^items\[0\]\.references\[1\]: not base64 \(.*without a 'data:' prefix$"):
-        JSON.decode_request(json.dumps({"items": [{"references": ["aGk=", text]}]}).encode())
+def test_json_keeps_what_is_not_base64_for_its_item(text: str) -> None:
+    request = JSON.decode_request(json.dumps({"items": [{"references": ["aGk=", text]}, {"prompt": "a"}]}).encode())
+    good, bad = request.items[0].references
+    assert good == b"hi"
+    assert isinstance(bad, UnreadableImage)
+    assert bad.why.startswith("not base64: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("data:image/png;base64,aGk=", "it begins with 'data:'; send what stands behind the comma"),
+        ("aGk", "3 characters, which is not a multiple of 4"),
+        ("aG_k", "character 2 is '_', of the URL-safe alphabet"),
+        ("aG$k", "character 2 is '$'; send the standard alphabet"),
+    ],
+)
+def test_what_is_not_base64_is_named(text: str, why: str) -> None:
+    (item,) = JSON.decode_request(json.dumps({"items": [{"image": {"data": text, "shape": [1, 1, 3]}}]}).encode()).items
+    assert isinstance(item.image, UnreadableImage)
+    assert why in item.image.why
+    with pytest.raises(InvalidRequest, match=r"^images\[0\]: not base64"):
+        JSON.decode_put(json.dumps({"images": [text]}).encode())
+
+
+@BOTH
+def test_a_geneval_clause_may_be_padded_with_nulls(codec: Any) -> None:
+    padded = CLAUSE | {"color": None, "position": None, "region": None, "size": None}
+    body = {"items": [{"geneval": {"tag": "t", "include": [padded], "exclude": None}}]}
+    bare = {"items": [{"geneval": {"tag": "t", "include": [CLAUSE]}}]}
+    requests = [codec.decode_request(codec.dumps(one, "ScoreRequest")) for one in (body, bare)]
+    assert requests[0] == requests[1]
+
+
+@pytest.mark.parametrize("text", ["aGVs\nbG8=\n", "aGVs\r\nbG8=", " a GVs\tbG8=", "aGVsbG8="])
+def test_base64_may_hold_whitespace(text: str) -> None:
+    assert JSON.decode_request(json.dumps({"items": [{"image": text}]}).encode()).items[0].image == b"hello"
 
 
 @pytest.mark.parametrize(

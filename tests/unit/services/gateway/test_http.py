@@ -179,7 +179,8 @@ async def test_no_picture_is_fetched(http: httpx.AsyncClient, backend: Any) -> N
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/cat.png"
         for item in ({"image": url}, {"image": schema.RED_PNG, "references": [url]}):
             answer = await http.post("/v1/score", json={"items": [item], "scorers": ["a"]})
-            assert answer.status_code == 400
+            (result,) = answer.json()["results"]
+            assert result["scores"]["a"]["error"]["code"] == "bad_image"
     assert visits == []
 
 

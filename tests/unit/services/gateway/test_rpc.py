@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import httpx
@@ -114,6 +116,24 @@ async def client(url: str) -> AsyncIterator[AsyncSynodClient]:
 
 def grey(level: int) -> ScoreItem:
     return ScoreItem(np.full((2, 2, 3), level, np.uint8), concept=Concept("animal"))
+
+
+class Aborted(Exception):
+    """A context that keeps what a call was ended with."""
+
+    code: grpc.StatusCode
+    details: str
+    metadata: tuple[tuple[str, Any], ...]
+
+    async def abort(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, Any], ...]) -> None:
+        self.code, self.details, self.metadata = code, details, metadata
+        raise self
+
+    def bytes_on_the_wire(self) -> int:
+        """Keys and values as HTTP/2 counts them: 32 bytes a field, bytes in base64, the message percent-encoded."""
+        fields = [(key, b64encode(v) if isinstance(v, bytes) else v) for key, v in self.metadata]
+        message = quote(self.details, safe="")
+        return sum(32 + len(key) + len(value) for key, value in (*fields, ("grpc-message", message)))
 
 
 BOTH = ScoreRequest((grey(51), ScoreItem(b"no picture"), grey(102)), ("max", "mean"), request_id="r")
@@ -242,7 +262,7 @@ async def test_each_error_of_the_tree_has_its_status(
     assert (type(told), told.message) == (error, "why" * 1000)
 
 
-async def test_waiting_time_and_thousands_of_digests_arrive(
+async def test_waiting_time_and_the_first_digests_arrive(
     client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = [digest_of(str(i).encode()) for i in range(256 * 16)]
@@ -257,7 +277,56 @@ async def test_waiting_time_and_thousands_of_digests_arrive(
     assert full.value.retry_after_s == 2.5
     with pytest.raises(UnknownImage) as unknown:
         await client.score(BOTH)
-    assert unknown.value.digests == tuple(digests)
+    named = unknown.value.digests
+    assert 0 < len(named) == rpc.MAX_DIGESTS
+    assert named == tuple(digests[: len(named)])
+    assert f"{len(digests) - len(named)} more digests" in unknown.value.message
+
+
+@pytest.mark.parametrize("count", [1, 24, 25, 40, 60, 120, 1000])
+async def test_a_stock_client_learns_of_unknown_images(url: str, count: int) -> None:
+    """With gRPC's own limit of 8 KiB, which it enforces at random below 16 KiB; so the size is checked as well."""
+    digests = [digest_of(str(i).encode()) for i in range(count)]
+    request = ScoreRequest(tuple(ScoreItem(ImageRef(digest), "a") for digest in digests[:64]), ("mean",))
+    context = Aborted()
+    with pytest.raises(Aborted):
+        await rpc.abort(context, UnknownImage(f"{count} are not here: {', '.join(digests)}; PUT them", digests))
+    assert context.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert context.bytes_on_the_wire() < 8000
+    error = PROTOBUF.decode_error(context.metadata[0][1])
+    assert isinstance(error, UnknownImage)
+    assert (len(error.digests) == count) is (count <= 24)
+    assert error.message.startswith(f"{count} are not here: ")
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(request))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("letter", ["x", "%", "\n", "é", "\U0001f600"])
+async def test_any_long_message_fits(letter: str) -> None:
+    context = Aborted()
+    with pytest.raises(Aborted):
+        await rpc.abort(context, UnknownScorer(letter * 5000))
+    assert context.code is grpc.StatusCode.NOT_FOUND
+    assert context.bytes_on_the_wire() < 8000
+    assert isinstance(PROTOBUF.decode_error(context.metadata[0][1]), UnknownScorer)
+
+
+async def test_a_keepalive_of_a_second_survives(url: str, backend: HeldBackend) -> None:
+    """A server of gRPC's defaults ends this call after 4 to 6 s ("too_many_pings"): a client pings every second."""
+    backend.gates["mean"] = asyncio.Event()
+    options = [
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://"), options=options) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(BOTH))
+        await asyncio.sleep(7)
+        backend.gates["mean"].set()
+        response = PROTOBUF.decode_response(await call)
+    assert len(response.results) == 3
 
 
 @pytest.mark.parametrize("call", ["score", "stream"])

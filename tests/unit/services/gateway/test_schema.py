@@ -32,7 +32,6 @@ BEYOND_SHAPE = (
     r"entries for \d+ segments",
     r"bytes for shape",
     r"whole number from 0 to -?\d+$",
-    r"not base64",
 )
 OPTIONAL = [
     *((name, ("items", 0)) for name in ("image", "prompt", "references", "reasoning", "geneval", "concept")),

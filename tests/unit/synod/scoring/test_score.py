@@ -21,8 +21,10 @@ import pytest
 
 from services.settings import LimitSettings
 from synod import cli
+from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.digest import digest_of
 from synod.images import encode_png
+from synod.scoring.inputs import sources
 from tests.unit.synod.planes import Bright, Plane, serving
 
 ROOT = Path(__file__).parents[4]
@@ -269,3 +271,39 @@ def test_a_plane_killed_half_way_and_the_run_resumed_every_item_is_there_once(
     assert sorted(again) == sorted({f"p{i}" for i in range(count)} - set(first))  # none of the log's was asked again
     values = {line["item"]["prompt"]: line["scores"]["ber"]["value"] for line in logged()}
     assert values == {f"p{i}": pytest.approx((i % 200 + 20) / 255) for i in range(count)}
+
+
+def test_hidden_images_and_other_formats_are_skipped_aloud(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("in/0001.png", "in/._0001.png", "in/.ipynb_checkpoints/0001-checkpoint.png", "in/a.GIF", "in/b.tiff"):
+        picture(name, 51)
+    assert score(plane, "in", "--scorers", "ber", "--prompt", "a") == 0
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["IMAGE", "in/0001.png"]
+    assert "in: 2 hidden image file(s) skipped, such as ._0001.png" in printed.err
+    assert "in: 2 image file(s) of other formats skipped (1 .gif, 1 .tiff)" in printed.err
+
+
+def test_failures_of_an_earlier_run_are_reported_again(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+    picture("in/good.png", 51)
+    picture("in/bad.png", 13)
+    for _ in range(2):
+        assert score(plane, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
+    printed = capsys.readouterr().err
+    assert "0 items scored, 2 were there, 1 failures (scorer_failed: 1)" in printed
+    assert "1 of the items that were there failed, and are not scored again" in printed
+    lines = [line for line in Path("out.jsonl").read_text().splitlines() if '"error"' not in line]
+    Path("out.jsonl").write_text("\n".join(lines) + "\n")
+    plane.scorers["ber"].asked.clear()
+    assert score(plane, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
+    assert len(plane.scorers["ber"].asked) == 1
+
+
+def test_a_geneval_line_padded_with_nulls() -> None:
+    clause = {"class": "ball", "count": None, "color": "red", "region": None, "size": None}
+    line = {"tag": "color", "include": [clause], "exclude": None, "prompt": "a red ball", "image": "a.png"}
+    Path("padded.jsonl").write_text(json.dumps(line) + "\n")
+    picture("a.png", 51)
+    (source,) = sources([Path("padded.jsonl")], None, [])
+    item = source.load().item
+    assert isinstance(item, ScoreItem)
+    assert item.geneval == GenEvalMetadata("color", (GenEvalClause("ball", 1, "red"),))

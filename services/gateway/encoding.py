@@ -1,0 +1,48 @@
+"""Content-Encoding of request bodies: gzip and deflate, decoded no further than the limit of a body. Pure."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from synod.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from synod.reader import show
+
+_WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # RFC 9110, 8.4.1: gzip's format, and zlib's
+ENCODINGS: Final = ("gzip", "deflate")
+
+
+def check_encoding(header: str) -> str | None:
+    """The one encoding that a Content-Encoding header names, None for none. Raises UnsupportedMedia for another."""
+    encoding = header.strip().lower()
+    if encoding in ("", "identity"):
+        return None
+    if encoding not in _WINDOW_BITS:
+        raise UnsupportedMedia(
+            f"content encoding {show(encoding)}; send one of {', '.join(ENCODINGS)}, or the body as it is"
+        )
+    return encoding
+
+
+def decoded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+    """The content of a whole body; at most one byte more than `limit_bytes` is ever decoded.
+
+    Raises PayloadTooLarge for content over the limit, InvalidRequest for a body that is cut off or of another encoding.
+    """
+    inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        content = inflate.decompress(body, limit_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is not {encoding} ({error}), as its Content-Encoding says") from None
+    if len(content) > limit_bytes:
+        raise PayloadTooLarge(
+            f"the {len(body)} bytes of the {encoding} body decode to more than {limit_bytes} bytes "
+            "([limits] max_body_bytes); send several requests"
+        )
+    if not inflate.eof:
+        raise InvalidRequest(f"the {encoding} body is cut off after {len(body)} bytes; send the whole of it")
+    if inflate.unused_data:
+        raise InvalidRequest(
+            f"{len(inflate.unused_data)} bytes follow the {encoding} body; compress the whole content as one stream"
+        )
+    return content
