@@ -4,17 +4,16 @@
 |---|---|
 | PNG, JPEG, WebP | told by their first bytes, whatever the file's name; any other format is BadImage |
 | more than `max_bytes` encoded, or a header of more than `max_pixels` | ImageTooLarge, before a pixel is decoded |
-| truncated or corrupt | BadImage |
+| truncated or corrupt | BadImage (of a JPEG: as far as `synod.jpeg.check_scans` can tell) |
 | CMYK or YCCK JPEG | converted to RGB by (255 - c)(255 - k) / 255, Adobe's inversion assumed; no colour management |
 | alpha, a transparent palette entry, a transparent colour key | composited onto white |
 | palette, 1-bit, greyscale | expanded to RGB |
 | 16 bits a channel | the high byte, v // 256; a colour key of 16-bit samples is ignored |
-| EXIF orientation 1..8 | applied; absent or unreadable is 1 |
+| EXIF orientation 1..8, SHORT or LONG, or in `Raw profile type exif` | applied; absent or unreadable is 1 |
 | animation of two or more frames (WebP, APNG) | BadImage: no score of one frame is the score of the whole |
 | animation of one frame, or of none | that picture (APNG: the default image) |
 | JPEG with further pictures behind the first (MPO) | the first; the others are its previews or depths |
-| ICC profile, gamma, other metadata | ignored |
-| compressed text or profile that inflates over 1 MiB | BadImage |
+| ICC profile, gamma, text, other metadata | ignored, whatever its size |
 
 The plugin classes are opened directly rather than by `Image.open`, whose limits are process-wide and warn: ours are
 arguments, and what this module does with a picture depends on no warning filter. Thread-safe.
@@ -24,8 +23,10 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -35,8 +36,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from synod.contracts import ImageRef, Picture, Pixels, ScoreItem, is_raw
 from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
+from synod.jpeg import check_scans
 
 FORMATS: Final = ("PNG", "JPEG", "WebP")
+_RAW_EXIF: Final = "Raw profile type exif"  # ImageMagick's key for EXIF as hexadecimal text in a PNG
+_MAX_PROFILE: Final = 2**18  # characters of it: EXIF has 64 KiB at most, two digits a byte
+_READ_CHUNKS: Final = (b"tRNS", b"eXIf")  # the ancillary PNG chunks that change the pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,42 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
         with _open(kind, data, limits) as picture:
             _check_size(*picture.size, limits)
             pixels = _rgb(picture)
-            exif = picture.info.get("exif")
+            exif = _exif(picture.info)
+        if kind == "JPEG":
+            check_scans(data)
     except InvalidItem:
         raise
     except Exception as error:  # a rim: Pillow raises some ten kinds over hostile bytes, and promises none of them
         why = str(error) or type(error).__name__
         raise BadImage(f"{len(data)} bytes of {kind} are truncated or corrupt ({why}); send the whole file") from None
-    return _upright(pixels, _orientation(exif) if isinstance(exif, bytes) else 1)
+    return _upright(pixels, _orientation(exif))
+
+
+def pixels_of(picture: Image.Image) -> Pixels:
+    """A PIL image -> uint8 [H W 3] by the rules for the bytes it came from: EXIF orientation, white behind alpha.
+
+    A PNG whose colour key is not of 8 bits and a damaged JPEG are told only before Pillow has loaded them: it keeps
+    neither the depth nor the coded data.
+    Raises BadImage for an animation, a mode without a fixed range (I, F), or a file that cannot be read.
+    """
+    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    _check_still(frames)
+    if picture.mode in ("I", "F"):
+        raise BadImage(f"a PIL image of mode {picture.mode}, which has no fixed range; convert it to RGB")
+    try:
+        if isinstance(picture, JpegImageFile) and picture.tile and picture.fp is not None:  # not loaded yet
+            place = picture.fp.tell()
+            picture.fp.seek(0)
+            check_scans(picture.fp.read())
+            picture.fp.seek(place)
+        if isinstance(picture, PngImageFile):
+            picture = _with_settled_key(picture)
+        return _upright(_rgb(picture), _orientation(_exif(picture.info)))
+    except InvalidItem:
+        raise
+    except Exception as error:  # a rim: as in `decode`
+        why = str(error) or type(error).__name__
+        raise BadImage(f"a PIL image of mode {picture.mode} cannot be read ({why}); convert it to RGB") from None
 
 
 def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
@@ -153,8 +187,11 @@ def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         webp = WebPImageFile(io.BytesIO(data))
         _check_still(webp.n_frames)
         return webp
-    picture = PngImageFile(io.BytesIO(_still_png(data)))
+    pixels, profile = _still_png(data)
+    picture = PngImageFile(io.BytesIO(pixels))
     _settle_colour_key(picture, depth=data[24])
+    if profile is not None:
+        picture.info[_RAW_EXIF] = profile
     return picture
 
 
@@ -172,21 +209,46 @@ def _settle_colour_key(picture: PngImageFile, depth: int) -> None:
         picture.info["transparency"] = key * 255 // (2**depth - 1)
 
 
-def _still_png(data: bytes) -> bytes:
-    """The file without the chunks of an animation, so that the default image is decoded. Raises BadImage for one that
-    declares more frames than one."""
-    if b"acTL" not in data:
-        return data
-    kept, at = [data[:8]], 8
+def _with_settled_key(picture: PngImageFile) -> PngImageFile:
+    """The same file with its colour key settled, as far as Pillow tells the depth. `info` of the caller's is kept."""
+    key = picture.info.get("transparency")
+    raw = str(picture.tile[0].args) if picture.tile else ""
+    depth = 16 if "16" in raw or (isinstance(key, tuple) and max(key) > 255) else 8
+    depth = next((bits for bits in (2, 4) if raw == f"L;{bits}"), depth)
+    picture.load()
+    picture.info = dict(picture.info)
+    _settle_colour_key(picture, depth)
+    return picture
+
+
+def _still_png(data: bytes) -> tuple[bytes, str | None]:
+    """The file with only the chunks that change its pixels, so that the default image of an animation is decoded and
+    metadata has no limit; and the text of ImageMagick's EXIF profile. Raises BadImage for two frames or more."""
+    kept, at, profile = [data[:8]], 8, None
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         kind, end = data[at + 4 : at + 8], at + 12 + length
         if kind == b"acTL":
             _check_still(int.from_bytes(data[at + 8 : at + 12], "big"))
-        if kind not in (b"acTL", b"fcTL", b"fdAT"):
+        elif kind in (b"tEXt", b"zTXt") and data.startswith(_RAW_EXIF.encode() + b"\0", at + 8):
+            profile = _profile(data[at + 9 + len(_RAW_EXIF) : end - 4], compressed=kind == b"zTXt")
+        if kind in _READ_CHUNKS or not kind[0] & 0x20:  # bit 5 of the first letter marks an ancillary chunk
             kept.append(data[at:end])
         at = end
-    return b"".join(kept)
+        if kind == b"IEND":
+            break
+    else:
+        kept.append(data[at:])  # what a truncated file ends with, for Pillow to refuse
+    return b"".join(kept), profile
+
+
+def _profile(body: bytes, *, compressed: bool) -> str | None:
+    """The text of a tEXt or zTXt chunk after its keyword; None where it cannot be inflated."""
+    try:
+        text = zlib.decompressobj().decompress(body[1:], _MAX_PROFILE) if compressed else body[:_MAX_PROFILE]
+    except zlib.error:
+        return None
+    return text.decode("latin-1")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -214,6 +276,20 @@ def _rgb(picture: Image.Image) -> Pixels:
     return np.array(picture.convert("RGB"))
 
 
+def _exif(info: Mapping[Any, Any]) -> bytes:
+    """The EXIF bytes in Pillow's `info`, or those of ImageMagick's profile; empty where there are none to read."""
+    exif = info.get("exif")
+    if isinstance(exif, bytes):
+        return exif
+    profile = info.get(_RAW_EXIF)
+    if not isinstance(profile, str):
+        return b""
+    try:
+        return bytes.fromhex("".join(profile.split("\n")[3:]))  # after an empty line, the name and the length
+    except ValueError:
+        return b""
+
+
 def _orientation(exif: bytes) -> int:
     """EXIF orientation 1..8 from the first directory of the TIFF structure; 1 where there is none to read."""
     tiff = exif.removeprefix(b"Exif\0\0")
@@ -224,9 +300,11 @@ def _orientation(exif: bytes) -> int:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, directory)
         for i in range(entries):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * i)
-            if tag == 0x0112:
-                return value if kind == 3 and 1 <= value <= 8 else 1
+            at = directory + 2 + 12 * i
+            tag, kind = struct.unpack_from(order + "HH", tiff, at)
+            if tag == 0x0112 and kind in (3, 4):  # SHORT as EXIF has it, or LONG
+                (value,) = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, at + 8)
+                return int(value) if 1 <= value <= 8 else 1
     except struct.error:
         pass
     return 1

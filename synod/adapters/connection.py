@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import Counter
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from synod.client import AsyncSynodClient
 from synod.client.transport import scheme_of
 from synod.client.values import OnError, Values, values_of
 from synod.contracts import ScoreRequest
+
+OnAllFailed = Literal["raise", "mask"]
 
 
 class Connection:
@@ -53,3 +56,19 @@ def asked(scorer: str | None, ensemble: str | None) -> ScoreRequest:
 def numbers(values: Values, request: ScoreRequest) -> tuple[float | None, ...]:
     """One number per item, None where there is none: the rewards, or the values of the one scorer asked for."""
     return values.rewards if request.ensemble is not None else values.scores[request.scorers[0]]
+
+
+def check_not_all_failed(values: Values) -> None:
+    """Raise where every item's score by one scorer, or every reward, failed and none retryably: a trainer that goes on
+    would train on nothing. The error is the first failure's kind and names the scorer, the codes and their counts."""
+    items = len(values.response.results)
+    for name in dict.fromkeys(one.what for one in values.missing):
+        failed = [one for one in values.missing if one.what == name]
+        if len(failed) < items or any(one.failure.retryable for one in failed):
+            continue
+        codes = ", ".join(f"{code}: {count}" for code, count in Counter(one.failure.code for one in failed).items())
+        error = failed[0].error()
+        raise type(error)(
+            f"all {items} scores of '{name}' failed, and asking again would not help ({codes}); {error.message}; "
+            "correct what the scorer reads, or go on without these scores by on_all_failed='mask'"
+        )

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synod.adapters.connection import OnAllFailed, check_not_all_failed
 from synod.adapters.items import contents_of, item_of
 from synod.client import SynodClient
 from synod.client.values import OnError, Values, values_of
@@ -24,22 +25,32 @@ Scores = dict[str, list[Any]]
 
 
 def multi_score(
-    device: object, score_dict: Mapping[str, float], *, url: str, on_error: OnError = "raise", **options: Any
+    device: object,
+    score_dict: Mapping[str, float],
+    *,
+    url: str,
+    on_error: OnError = "raise",
+    on_all_failed: OnAllFailed = "raise",
+    **options: Any,
 ) -> MultiScore:
     """The reward function of `score_dict`, {scorer: finite weight}. `device` is flow_grpo's and has no meaning here.
 
-    `options` are SynodClient's. Raises ValueError for no scorer or a weight that is not finite.
+    With on_error="mask", a scorer that failed every image, never retryably, is raised still, unless
+    on_all_failed="mask". `options` are SynodClient's. Raises ValueError for no scorer or a weight that is not finite.
     """
     if not score_dict or not all(map(math.isfinite, score_dict.values())):
         raise ValueError(f"score_dict is {dict(score_dict)}; give {{scorer: finite weight}} for one scorer at least")
-    return MultiScore(SynodClient(url, **{"by_digest": True, **options}), score_dict, on_error)
+    return MultiScore(SynodClient(url, **{"by_digest": True, **options}), score_dict, on_error, on_all_failed)
 
 
 class MultiScore:
     """What flow_grpo calls; thread-safe."""
 
-    def __init__(self, client: SynodClient, weights: Mapping[str, float], on_error: OnError) -> None:
-        self._client, self._weights, self._on_error = client, dict(weights), on_error
+    def __init__(
+        self, client: SynodClient, weights: Mapping[str, float], on_error: OnError, on_all_failed: OnAllFailed
+    ) -> None:
+        self._client, self._weights = client, dict(weights)
+        self._on_error, self._on_all_failed = on_error, on_all_failed
 
     def __call__(
         self,
@@ -56,6 +67,8 @@ class MultiScore:
         items = items_of(images, prompts, metadata, ref_images)
         response = self._client.score(ScoreRequest(items, tuple(self._weights)))
         values = values_of(response, self._on_error)
+        if self._on_all_failed == "raise":
+            check_not_all_failed(values)
         return lists(values, self._weights, self._on_error), {"missing": values.missing} if values.missing else {}
 
     def close(self) -> None:

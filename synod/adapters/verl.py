@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from synod.adapters.connection import Connection, asked, numbers
-from synod.adapters.items import item_of
+from synod.adapters.items import image_of, item_of, of_json, plain, prompt_of
 from synod.contracts import ScoreItem
 
 
@@ -49,14 +49,19 @@ async def compute_score(
 
 
 def item_of_sample(text: str | None, image: Any, ground_truth: Any, extra: Mapping[str, Any]) -> ScoreItem:
-    """The prompt is `extra_info.prompt`, or else a `ground_truth` that is text; `ground_truth` that is an object gives
-    fields as `extra_info` does; `solution_str` is the text of `reasoning`, where that has none."""
+    """The prompt is `extra_info.prompt`, or else a `ground_truth` that is text, the former a conversation too; a
+    `ground_truth` that is an object, or the JSON text of one, gives fields as `extra_info` does; `solution_str` is the
+    text of `reasoning`, where that has none. Raises BadImage, InvalidRequest."""
+    if extra.get("prompt") is None:
+        ground_truth = of_json(ground_truth, "ground_truth")
     columns = {**(ground_truth if isinstance(ground_truth, Mapping) else {}), **extra}
-    prompt = columns.get("prompt") or (ground_truth if isinstance(ground_truth, str) else None)
-    reasoning = columns.get("reasoning")
-    if reasoning is not None and reasoning.get("text") is None:
+    prompt = prompt_of(columns.get("prompt"), "extra_info.prompt")
+    if prompt is None and isinstance(ground_truth, str):
+        prompt = ground_truth or None
+    reasoning = of_json(plain(columns.get("reasoning")), "reasoning")
+    if isinstance(reasoning, Mapping) and reasoning.get("text") is None:
         columns["reasoning"] = {**reasoning, "text": text}
-    return item_of(columns.get("image") if image is None else image, prompt, columns)
+    return item_of(image_of(columns) if image is None else image, prompt, columns)
 
 
 @lru_cache

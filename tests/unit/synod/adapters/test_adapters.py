@@ -19,7 +19,7 @@ from synod.adapters import flow_grpo, verl
 from synod.adapters.connection import Connection
 from synod.adapters.trl import item_of_row, reward_function
 from synod.contracts import ScoreItem
-from synod.errors import InvalidRequest, ScorerFailed, Unavailable, UnknownScorer
+from synod.errors import BadImage, InvalidRequest, ScorerFailed, Unavailable, UnknownScorer
 from tests.unit.synod.planes import Plane
 
 TIER = {"segments": ["a red hat", "a blue kite"], "truth": [1, 0]}
@@ -213,3 +213,85 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(plane: Plane, multi_scor
     ):
         with pytest.raises(ValueError, match="give"):
             make()
+
+
+def test_trl_reads_tool_turns_prefill_images_and_data_urls() -> None:
+    tool = [
+        {"role": "assistant", "content": [{"type": "image", "image": b"png"}]},
+        {"role": "assistant", "content": None},
+    ]
+    assert item_of_row("a", tool, {}) == ScoreItem(b"png", "a")
+    assert item_of_row("a", [*tool, {"role": "assistant", "tool_calls": []}], {}) == ScoreItem(b"png", "a")
+    prefilled = [{"role": "user", "content": "a cup"}, {"role": "assistant", "content": "Sure:"}]
+    assert item_of_row(prefilled, b"png", {}) == ScoreItem(b"png", "a cup")
+    assert item_of_row("a", "text", {"images": [{"bytes": b"png"}]}) == ScoreItem(b"png", "a")
+    url = [
+        {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,cG5n"}}]}
+    ]
+    assert item_of_row("a", url, {}) == ScoreItem(b"png", "a")
+    url[0]["content"][0]["image_url"]["url"] = "https://example.org/a.png"  # type: ignore[index]
+    with pytest.raises(BadImage, match=r"an image_url part of 'https://example.org/a.png': no URL is fetched"):
+        item_of_row("a", url, {})
+    with pytest.raises(InvalidRequest, match="images: 2 images, one is scored"):
+        item_of_row("a", "text", {"images": [b"1", b"2"]})
+
+
+def test_verl_reads_json_text_and_conversations_in_arrays() -> None:
+    assert verl.item_of_sample(None, b"png", '{"prompt": "a blue cup"}', {}) == ScoreItem(b"png", "a blue cup")
+    chat = np.array([{"role": "system", "content": "draw"}, {"role": "user", "content": "a cup"}], object)
+    assert verl.item_of_sample(None, b"png", "x", {"prompt": chat}) == ScoreItem(b"png", "a cup")
+    assert verl.item_of_sample(None, b"png", "x", {"prompt": chat[1:]}) == ScoreItem(b"png", "a cup")
+    with pytest.raises(InvalidRequest, match=r"^extra_info.prompt: a int"):
+        verl.item_of_sample(None, b"png", "x", {"prompt": 3})
+    with pytest.raises(InvalidRequest, match=r"^ground_truth: text that starts as a JSON object"):
+        verl.item_of_sample(None, b"png", "{a cup", {})
+
+
+def test_a_batch_of_which_nothing_can_be_scored_is_raised(plane: Plane, multi_score: Any) -> None:
+    message = r"all 2 scores of 'ber' failed, .*\(scorer_failed: 2\); items\[0\].ber: 13 is not .*on_all_failed='mask'"
+    batch = {"prompts": ["a", "b"], "completions": [BAD, BAD + 0]}
+    with pytest.raises(ScorerFailed, match=message):
+        run(reward_function(plane.url, "ber"), **batch)
+    assert run(reward_function(plane.url, "ber", on_all_failed="mask"), **batch) == [None, None]
+    assert run(reward_function(plane.url, "ber"), prompts=["a", "b"], completions=[BAD, grey(51)])[0] is None
+    with pytest.raises(ScorerFailed, match=message):
+        multi_score(None, {"ber": 1.0}, url=plane.url, on_error="mask")([BAD, BAD + 0], ["a", "b"], {})
+    masked = multi_score(None, {"ber": 1.0}, url=plane.url, on_error="mask", on_all_failed="mask")
+    assert masked([BAD, BAD + 0], ["a", "b"], {})[0]["ber"] == [None, None]
+
+
+async def multi_reward(entry: dict[str, Any], **given: Any) -> float:
+    """verl-omni's MultiVisualRewardManager.run_single for one entry of reward.reward_functions, restated: what an
+    entry that is not required raises counts 0."""
+    fields = {key: value for key, value in entry.items() if key not in ("path", "name", "weight", "required")}
+    try:
+        result = await verl.compute_score(**given, **fields)
+        score = float(result["score"])
+    except Exception as error:
+        if entry.get("required", False):
+            raise RuntimeError(f"Required sub-reward failed: {error}") from error
+        score = 0.0
+    return float(entry.get("weight", 1.0)) * score
+
+
+def test_verl_omni_books_no_zero_where_the_reward_is_required(plane: Plane) -> None:
+    entry = {
+        "path": "pkg://synod.adapters.verl",
+        "name": "compute_score",
+        "weight": 0.5,
+        "url": plane.url,
+        "scorer": "ber",
+    }
+    sample = {"data_source": "d", "ground_truth": "a", "extra_info": {"num_turns": None, "rollout_reward_scores": {}}}
+
+    async def once(value: int, **more: Any) -> float:
+        try:
+            image = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
+            return await multi_reward({**entry, **more}, solution_image=image, **sample)
+        finally:
+            await verl_close()
+
+    assert asyncio.run(once(51, required=True)) == pytest.approx(0.1)
+    assert asyncio.run(once(13)) == 0.0  # the loop as it is: why docs/adapters.md asks for required
+    with pytest.raises(RuntimeError, match=r"Required sub-reward failed: .*13 is not for me"):
+        asyncio.run(once(13, required=True))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from synod.adapters.items import content_of, contents_of, item_of
+from synod.adapters.items import content_of, contents_of, item_of, prompt_of
 from synod.contracts import Concept, Content, GenEvalClause, GenEvalMetadata, Reasoning
 from synod.errors import BadImage, InvalidRequest
 from synod.images import ImageLimits, decode, encode_png
@@ -65,7 +66,9 @@ def test_batches_of_tensors_arrays_and_lists() -> None:
         (CHW.int(), r"int32 of shape \[2, 4, 3\]"),
         (PIXELS.transpose(2, 0, 1), r"uint8 of shape \[3, 2, 4\] \(channels last\); give numpy \[H, W, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \[0, 4, 3\]"),
-        (Image.new("CMYK", (2, 2)), "a PIL image of mode CMYK: .*; convert it to RGB"),
+        (Image.new("F", (2, 2)), "a PIL image of mode F, which has no fixed range; convert it to RGB"),
+        (np.stack([PIXELS, PIXELS]), r"uint8 of shape \[2, 2, 4, 3\]"),
+        ("data:image/png,cat", "is no data: URL of base64"),
     ],
 )
 def test_what_is_no_picture_says_what_would_be_one(picture: object, message: str) -> None:
@@ -75,10 +78,108 @@ def test_what_is_no_picture_says_what_would_be_one(picture: object, message: str
         contents_of([PIXELS, picture])
 
 
-def test_transparent_pictures_keep_their_alpha_for_the_plane() -> None:
-    content = content_of(Image.new("RGBA", (2, 2), (200, 0, 0, 0)))
-    assert isinstance(content, bytes)
-    assert Image.open(io.BytesIO(content)).mode == "RGBA"
+@pytest.mark.parametrize("batch", [CHW[None], PIXELS[None], CHW.numpy()[None]], ids=["torch", "numpy", "numpy CHW"])
+def test_a_batch_of_one_is_its_image(batch: object) -> None:
+    assert np.array_equal(pixels_of(content_of(batch)), PIXELS)
+
+
+def files() -> dict[str, bytes]:
+    """One file of each kind for which PIL's own pixels are not what is scored."""
+
+    def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    image = Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8)))
+    exif = {i: Image.Exif() for i in range(1, 9)}
+    for orientation, tags in exif.items():
+        tags[0x0112] = orientation
+    key = tuple(int(v) for v in PIXELS[0, 0])
+    kinds = [("PNG", {}), ("JPEG", {"quality": 90}), ("JPEG", {"progressive": True}), ("WEBP", {})]
+    found = {
+        f"{kind} {options} {orientation}": encoded(image, kind, exif=tags, **options)
+        for kind, options in kinds
+        for orientation, tags in exif.items()
+    }
+    raw = exif[6].tobytes()
+    profile = PngInfo()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(raw)}\n{raw.hex()}\n", zip=True)
+    return found | {
+        "RGB + tRNS": encoded(image, "PNG", transparency=key),
+        "L + tRNS": encoded(image.convert("L"), "PNG", transparency=0),
+        "P + tRNS": encoded(image.quantize(8), "PNG", transparency=1),
+        "P, 2 bits": encoded(image.quantize(4), "PNG", bits=2),
+        "1": encoded(image.convert("1"), "PNG"),
+        "LA": encoded(image.convert("LA"), "PNG"),
+        "RGBA": encoded(Image.merge("RGBA", (*image.split(), image.convert("L"))), "PNG"),
+        "I;16": encoded(Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000), "PNG"),
+        "CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "grey JPEG": encoded(image.convert("L"), "JPEG"),
+        "raw profile": encoded(image, "PNG", pnginfo=profile),
+        "lossless alpha": encoded(image.convert("RGBA"), "WEBP", lossless=True),
+    }
+
+
+@pytest.mark.parametrize(("name", "data"), files().items(), ids=files())
+def test_a_pil_image_is_what_its_file_is(name: str, data: bytes) -> None:
+    for loaded in (False, True):
+        image = Image.open(io.BytesIO(data))
+        if loaded:
+            image.load()
+        np.testing.assert_array_equal(content_of(image), pixels_of(data))
+    if "raw profile" in name or name.endswith((" 5", " 6", " 7", " 8")):
+        assert pixels_of(data).shape == (32, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_an_animation_held_by_pil_is_refused_as_its_bytes_are(kind: str) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    for picture in (Image.open(buffer), buffer.getvalue()):
+        with pytest.raises(BadImage, match=r"animation of 2 frames|no picture this reads"):
+            pixels_of(content_of(picture))
+
+
+@pytest.mark.parametrize(
+    ("value", "prompt"),
+    [
+        ("a cup", "a cup"),
+        ("", None),
+        (None, None),
+        ([{"role": "user", "content": "a cup"}, {"role": "assistant", "content": "Here it is:"}], "a cup"),
+        (np.array([{"role": "system", "content": "draw"}, {"role": "user", "content": "a cup"}], object), "a cup"),
+        (
+            np.array([{"role": "user", "content": np.array([{"type": "text", "text": "a cup"}], object)}], object),
+            "a cup",
+        ),
+        ([{"content": "a cup"}], "a cup"),
+    ],
+)
+def test_the_prompt_is_what_the_user_said_last(value: Any, prompt: str | None) -> None:
+    assert prompt_of(value) == prompt
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([{"role": "assistant", "content": "Sure"}], "prompt: 1 messages, none of role 'user'"),
+        (3, "prompt: a int where text or a list of messages belongs"),
+        (["a", "b"], "prompt: a list where text"),
+        ([{"role": "user", "content": 5}], "a message's content is a int"),
+    ],
+)
+def test_what_is_no_prompt_says_what_would_be_one(value: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        prompt_of(value)
+
+
+def test_columns_of_json_text_are_read() -> None:
+    item = item_of(None, None, {"concept": '{"kind": "animal"}', "source_prompt": "{as it is}"})
+    assert (item.concept, item.source_prompt) == (Concept("animal"), "{as it is}")
+    with pytest.raises(InvalidRequest, match="concept: text that starts as a JSON object and is none"):
+        item_of(None, None, {"concept": "{"})
 
 
 def test_columns_are_the_contracts_fields() -> None:
