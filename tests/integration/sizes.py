@@ -59,7 +59,7 @@ needs = ["image"]
 options = {{ parity = 0, detail_chars = 32768 }}
 serving = {{ num_cpus = 0.05 }}
 [ensembles.both]
-weights = {{ person = {{ even = 0.5, odd = 0.5 }} }}
+weights = {{ even = 0.5, odd = 0.5 }}
 """
 
 

@@ -169,7 +169,7 @@ def test_renormalise_spreads_the_lost_weight(plane: Any) -> None:
         (body(ITEM, scorers=["bright"], timeout_ms=0), 400, "invalid_request", "timeout_ms"),
         (body(ITEM, scorers=["bright"], timeout_ms=10**9), 400, "invalid_request", "600000"),
         (body(ITEM, scorers=["bright"], surprise=1), 400, "invalid_request", "surprise"),
-        (body(ITEM | {"image": "%%%"}, scorers=["bright"]), 400, "invalid_request", "items[0].image"),
+        (body(ITEM | {"image": 5}, scorers=["bright"]), 400, "invalid_request", "items[0].image"),
         (body(*[ITEM] * 65, scorers=["bright"]), 413, "payload_too_large", "max_items"),
         (body(ITEM | {"prompt": "x" * 201}, scorers=["bright"]), 413, "payload_too_large", "max_text_chars"),
         (body(ITEM | {"references": [ITEM["image"]] * 3}, scorers=["bright"]), 413, "payload_too_large", "references"),
