@@ -62,8 +62,8 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
             _check_size(*picture.size, limits)
             pixels = _rgb(picture)
             exif = _exif(picture.info)
-        if kind == "JPEG":
-            check_scans(data)
+            if kind == "JPEG":
+                check_scans(data, picture)
     except InvalidItem:
         raise
     except Exception as error:  # a rim: Pillow raises some ten kinds over hostile bytes, and promises none of them

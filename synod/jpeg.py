@@ -1,12 +1,13 @@
 """Whether a JPEG's coded data is whole. libjpeg only warns where it is not, and Pillow hides its warnings.
 
-Copies of the file are decoded and looked at. Files with one scan are decoded at an eighth of the size, where the cost
-is nearly that of the Huffman codes alone.
+Copies of the file are decoded and looked at. Files that are not progressive are decoded at an eighth of the size, where
+the cost is nearly that of the Huffman codes alone.
 
-1. PADDING before every marker of the coded data. The decoder has stopped before it where the data is whole; where data
-   is missing, it goes on into the padding, and the pixels change.
-2. The image declared one row of MCUs taller (files with one scan). Whole data ends with the last MCU, and libjpeg fills
-   the new row with zeros; where data is left over, blocks were read out of step, and the new row shows it.
+1. The image declared one row of MCUs taller (files with one scan). Whole data ends with the last MCU: the first MCU of
+   the new row is what remains of the last byte, and libjpeg gives the others zero coefficients. Where data is left
+   over, blocks were read out of step, and the others show it. Where data is missing, the first has zeros too.
+2. PADDING before every marker of the coded data, where 1 does not prove that none is missing. The decoder has stopped
+   before it where the data is whole; where data is missing, it goes on into the padding, and the pixels change.
 
 Restart markers must come in order and number, and the scans of a progressive file must give every coefficient. Damage
 that leaves the number of blocks between two markers as it was is not seen: JPEG has no checksum. Nor is data left over
@@ -21,6 +22,7 @@ import struct
 from typing import Final
 
 import numpy as np
+from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
 from synod.contracts import Pixels
@@ -28,7 +30,7 @@ from synod.errors import BadImage
 
 PADDING: Final = bytes([0x55, 0x2A, 0x94, 0x6B, 0xD5, 0x1C, 0xA3, 0x72]) * 8  # no 0xFF, and no code repeats evenly
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_MARKER: Final = re.compile(rb"\xff+[^\x00\xff]")  # inside coded data, where 0xFF00 is a stuffed byte
+_MARKER: Final = re.compile(rb"\xff\xff*[^\x00\xff]")  # 0xFF00 is a stuffed byte; a literal first is found by memchr
 
 
 class _Jpeg(JpegImageFile):
@@ -36,23 +38,25 @@ class _Jpeg(JpegImageFile):
         """Nothing: it would parse hostile EXIF."""
 
 
-def check_scans(data: bytes) -> None:
-    """Raise BadImage for a JPEG, which Pillow decodes, whose coded data is seen to be damaged."""
-    parts: list[bytes] = []  # with padding
+def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
+    """Raise BadImage for a JPEG, which Pillow decodes, whose coded data is seen to be damaged.
+
+    `decoded` is what Pillow makes of `data` at full size and in the file's own mode. A progressive file is decoded once
+    more without it.
+    """
+    ends: list[int] = []  # of coded data: where its markers are
     exact: set[tuple[int, int]] = set()  # (component, coefficient) that a progressive scan brought to its last bit
-    at, kept, frame, scans, restarts, total, interval = 2, 0, None, 0, 0, 0, 0
-    while at + 4 <= len(data):
-        if data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):
-            at += 1
-            continue
+    at, frame, scans, restarts, total, interval = 2, 0, 0, 0, 0, 0
+    while opening := _MARKER.search(data, at):
+        at = opening.end() - 2
         marker = data[at + 1]
-        if marker == 0xD9:
+        if marker == 0xD9 or at + 4 > len(data):
             break
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             at += 2
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker in _FRAMES and frame is None:
+        if marker in _FRAMES and not frame:
             frame = at
         if marker == 0xDD:
             (interval,) = struct.unpack_from(">H", data, at + 4)
@@ -60,47 +64,56 @@ def check_scans(data: bytes) -> None:
         at += 2 + length
         if marker != 0xDA:
             continue
+        if not frame or data[frame + 1] > 0xC2:
+            return  # lossless, hierarchical or arithmetic: other markers may stand there, and none of the tricks holds
         scans += 1
         if len(header) >= 6 and header[-1] & 15 == 0:
             exact.update((header[1 + 2 * i], k) for i in range(header[0]) for k in range(header[-3], header[-2] + 1))
         while found := _MARKER.search(data, at):
-            parts += [data[kept : found.start()], PADDING]
-            kept, at, number = found.start(), found.end(), data[found.end() - 1]
+            ends.append(found.start())
+            at, number = found.end(), data[found.end() - 1]
             if not 0xD0 <= number <= 0xD7:
                 if number not in (0x01, 0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE) and not 0xE0 <= number <= 0xEF:
                     raise _damaged(f"the marker FF{number:02X} inside its coded data")
-                at = found.start() + len(found.group()) - 2
+                at -= 2
                 break
             if not interval or number - 0xD0 != restarts % 8:
                 raise _damaged(f"a restart marker FF{number:02X} out of its order")
             restarts += 1
         total, restarts = restarts, 0
-    if frame is None or data[frame + 1] > 0xC2:
-        return  # lossless, hierarchical or arithmetic: none of the tricks above is known to hold
+    if not scans:
+        return  # Pillow refuses it
     if scans == 1 and interval and total != (_mcus(data, frame) - 1) // interval:
         raise _damaged(f"{total} restart markers where {(_mcus(data, frame) - 1) // interval} belong")
-    progressive = data[frame + 1] == 0xC2
-    if progressive and len(exact) < 64 * data[frame + 9]:
-        raise _damaged("scans are missing")
-    read = _pixels if progressive else _eighth  # progressive: an eighth shows only the scans of means
-    if not np.array_equal(read(data), read(b"".join(parts) + data[kept:])):
+    if data[frame + 1] == 0xC2:  # progressive: an eighth shows only the scans of means
+        if len(exact) < 64 * data[frame + 9]:
+            raise _damaged("scans are missing")
+        plain, padded = decoded or _Jpeg(io.BytesIO(data)), _Jpeg(io.BytesIO(_padded(data, ends)))
+        if ImageChops.difference(plain, padded).getbbox():
+            raise _damaged("coded data is missing")
+    elif scans == 1:
+        _check_one_scan(data, frame, ends)
+    elif not np.array_equal(_eighth(data), _eighth(_padded(data, ends))):
         raise _damaged("coded data is missing")
-    if scans == 1:
-        _check_rest(data, frame)
 
 
-def _check_rest(data: bytes, frame: int) -> None:
-    """Raise BadImage where a taller image finds data for its new rows."""
+def _check_one_scan(data: bytes, frame: int, ends: list[int]) -> None:
+    """Raise BadImage where data is left over or missing in a file with one scan that is not progressive."""
     (height,) = struct.unpack_from(">H", data, frame + 5)
-    blocks, wide = _mcu(data, frame)
-    tall = 8 * blocks
-    rows = -(-height // tall) * tall
-    if rows + tall > 0xFFFF:
-        return
-    found = _eighth(data[: frame + 5] + struct.pack(">H", rows + tall) + data[frame + 7 :])[rows // 8 :]
-    found = found[tall // 16 :, wide + 1 :]  # the first MCU holds the last bits, and upsampling mixes its neighbours
-    if found.size and np.ptp(found.reshape(-1, found.shape[-1]).astype(int), axis=0).max() > 0:
-        raise _damaged("coded data is left over")
+    down, across = _mcu(data, frame)
+    rows = -(-height // (8 * down)) * down
+    if 8 * (rows + down) <= 0xFFFF:
+        data = data[: frame + 5] + struct.pack(">H", 8 * (rows + down)) + data[frame + 7 :]
+    plain = _eighth(data)
+    row = plain[rows + down // 2 :].astype(int)  # its upper half and its second MCU's edge may show neighbours
+    first, others = row[:, :across], row[:, across + 1 :]
+    if others.size:
+        if np.ptp(others, axis=(0, 1)).max() > 0:
+            raise _damaged("coded data is left over")
+        if len(ends) == 1 and (first != others[0, 0]).any():
+            return  # no data is missing
+    if not np.array_equal(plain[:rows], _eighth(_padded(data, ends))[:rows]):
+        raise _damaged("coded data is missing")
 
 
 def _mcu(data: bytes, frame: int) -> tuple[int, int]:
@@ -116,17 +129,17 @@ def _mcus(data: bytes, frame: int) -> int:
     return int(-(-height // (8 * down)) * -(-width // (8 * across)))
 
 
+def _padded(data: bytes, ends: list[int]) -> bytes:
+    starts = [0, *ends]
+    return PADDING.join([data[start:end] for start, end in zip(starts, [*ends, len(data)], strict=True)])
+
+
 def _eighth(data: bytes) -> Pixels:
     """Pixels of an eighth of the size, [H W C] in the file's own colours."""
     with _Jpeg(io.BytesIO(data)) as picture:
         picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
         pixels = np.asarray(picture)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _pixels(data: bytes) -> Pixels:
-    with _Jpeg(io.BytesIO(data)) as picture:
-        return np.asarray(picture)
 
 
 def _damaged(how: str) -> BadImage:
