@@ -109,6 +109,8 @@ class ServingSettings(Node):
         if self.python is None or self.resource is not None:  # with a resource it is on the nodes that have that
             return self
         path = Path(self.python)
+        if path.is_dir():
+            raise ValueError(f"python = '{path}' is a folder. Name the interpreter in it, such as '{path}/bin/python'")
         if not path.is_file():
             raise ValueError(
                 f"python = '{path}': no such file. Make the environment (python -m venv {path.parent.parent}) "

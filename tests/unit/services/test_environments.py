@@ -116,6 +116,7 @@ def test_the_child_s_half_needs_no_more_than_its_list() -> None:
     ("make", "message"),
     [
         (lambda path: None, r"no such file. Make the environment \(python -m venv .*\) or correct the path"),
+        (lambda path: path.mkdir(), "is a folder. Name the interpreter in it, such as '.*/bin/python'"),
         (lambda path: path.write_text("x"), "is not executable. Name the environment's own bin/python"),
     ],
 )
