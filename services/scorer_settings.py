@@ -24,6 +24,15 @@ def _resolve_place(place: str, info: ValidationInfo) -> str:
 
 
 _ENDPOINT = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
+
+
+def _custom_resource(name: str) -> str:
+    if name in ("CPU", "GPU", "memory", "object_store_memory"):
+        raise ValueError(f"'{name}' is a resource of Ray's own; name a custom one that the nodes declare")
+    return name
+
+
+CustomResource = Annotated[str, Field(min_length=1), AfterValidator(_custom_resource)]
 FilePlace = Annotated[str, AfterValidator(_resolve_place)]  # from the TOML's folder on; need not exist yet
 ModelSource = Annotated[str, AfterValidator(_resolve_source)]
 
@@ -81,7 +90,7 @@ class ServingSettings(Node):
     compile: bool = False
     threads: int | None = Field(None, ge=1)
     python: FilePlace | None = None
-    resource: str | None = Field(None, min_length=1)
+    resource: CustomResource | None = None
     max_batch_images: int = Field(32, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     max_queued_images: int = Field(2048, ge=1)
@@ -109,6 +118,8 @@ class ServingSettings(Node):
         if self.python is None or self.resource is not None:  # with a resource it is on the nodes that have that
             return self
         path = Path(self.python)
+        if path.is_dir():
+            raise ValueError(f"python = '{path}' is a folder. Name the interpreter in it, such as '{path}/bin/python'")
         if not path.is_file():
             raise ValueError(
                 f"python = '{path}': no such file. Make the environment (python -m venv {path.parent.parent}) "

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from services.scorer_settings import ModelSource, Node, ScorerSettings
+from services.scorer_settings import CustomResource, ModelSource, Node, ScorerSettings
 from synod import toml
 from synod.contracts import ConceptKind
 from synod.errors import SettingsError
@@ -44,7 +44,7 @@ class ServerSettings(Node):
     default_timeout_ms: int = Field(60_000, gt=0)
     max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)
-    gateway_resource: str | None = Field(None, min_length=1)
+    gateway_resource: CustomResource | None = None
     access_log: bool = False
 
 

@@ -108,7 +108,11 @@ def _prove(file: Path) -> None:
     import torch
     from safetensors import safe_open
 
-    if file.suffix == ".json":
+    if file.name.endswith(".index.json"):
+        from services.models.pretrained import shards
+
+        shards(file)
+    elif file.suffix == ".json":
         json.loads(file.read_text())
     elif file.suffix == ".safetensors":
         with safe_open(file, "pt") as tensors:

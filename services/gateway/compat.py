@@ -30,12 +30,12 @@ from synod.contracts import Content, Outcome, Picture, Score, ScoreFailure, Scor
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
 from synod.reader import Fields, Node, each, show
+from synod.scoring import geneval
 from synod.tree import read_item
 
 PROTOCOL = "1"
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")
 ITEM_FIELDS = ("references", "reasoning", "geneval", "concept", "source_prompt")
-GENEVAL_FIELDS = ("tag", "include", "exclude")
 _REFUSED = ("image_ipc", "video_b64", "video_path")
 
 
@@ -215,9 +215,9 @@ def _turn(node: Node) -> tuple[str, Content | None]:
 
 def _metadata(node: Node) -> ScoreItem:
     """The contract's fields, and GenEval's own where they stand at the top; everything else is the trainer's."""
-    given = node.table(lambda child: child.value)
-    if "geneval" not in given and {"tag", "include"} <= set(given):
-        given["geneval"] = {name: given[name] for name in GENEVAL_FIELDS if name in given}
+    given: Mapping[str, Any] = node.table(lambda child: child.value)
+    if given.get("geneval") is None and geneval.is_metadata(given):
+        given = geneval.item_fields(given)
     return read_item(Node({name: given[name] for name in ITEM_FIELDS if name in given}, node.path), read_base64)
 
 

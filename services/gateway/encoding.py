@@ -9,6 +9,7 @@ from synod.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from synod.reader import show
 
 _WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # RFC 9110, 8.4.1: gzip's format, and zlib's
+_FORMATS: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "zlib"}
 ENCODINGS: Final = ("gzip", "deflate")
 
 
@@ -33,7 +34,10 @@ def decoded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     try:
         content = inflate.decompress(body, limit_bytes + 1)
     except zlib.error as error:
-        raise InvalidRequest(f"the body is not {encoding} ({error}), as its Content-Encoding says") from None
+        raise InvalidRequest(
+            f"the body is not {encoding} ({error}), as its Content-Encoding says; send the {_FORMATS[encoding]} "
+            "format, or no Content-Encoding"
+        ) from None
     if len(content) > limit_bytes:
         raise PayloadTooLarge(
             f"the {len(body)} bytes of the {encoding} body decode to more than {limit_bytes} bytes "

@@ -81,16 +81,17 @@ def files(folder: Path) -> list[Path]:
     name = next((name for name in _NAMES if (folder / name).is_file()), None)
     if name is None:
         raise SettingsError(f"{folder}: no weights ({' or '.join(_NAMES)}); copy or fetch the whole model directory")
-    if not name.endswith(".index.json"):
-        return [folder / name]
-    index = folder / name
-    places = _weight_map(index)
-    found = [folder / shard for shard in sorted(set(places.values()))]
+    return shards(folder / name) if name.endswith(".index.json") else [folder / name]
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, all of which are there. Raises SettingsError."""
+    found = [index.parent / shard for shard in sorted(set(_weight_map(index).values()))]
     absent = [file.name for file in found if not file.is_file()]
     if absent:
         raise SettingsError(
-            f"{folder}: {', '.join(absent)} missing, of {len(found)} shards that {index.name} names; copy or fetch the "
-            "whole model directory again"
+            f"{index.parent}: {', '.join(absent)} missing, of {len(found)} shards that {index.name} names; copy or "
+            "fetch the whole model directory again"
         )
     return found
 

@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synod.adapters.connection import OnAllFailed, check_not_all_failed
-from synod.adapters.items import contents_of, item_of
+from synod.adapters.items import contents_of, item_of, plain
 from synod.client import SynodClient
 from synod.client.values import OnError, Values, values_of
 from synod.contracts import ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest
+from synod.scoring import geneval
 
 Scores = dict[str, list[Any]]
 
@@ -94,10 +95,15 @@ def items_of(
 
 
 def columns_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A line of flow_grpo's GenEval metadata has its fields at the top; anything else is the contract's already."""
-    if "tag" not in row:
+    """A line of GenEval's or GenEval 2's metadata has its fields at the top; anything else is the contract's already.
+
+    A clause that no rule set decides makes an item without `geneval`, as in `synod score`.
+    """
+    if row.get("geneval") is not None or not geneval.is_metadata(row):
         return row
-    return {**row, "geneval": {name: row[name] for name in ("tag", "include", "exclude") if name in row}}
+    return geneval.item_fields(
+        {**row, **{name: plain(row[name]) for name in (*geneval.METADATA, "vqa_list") if name in row}}
+    )
 
 
 def lists(values: Values, weights: Mapping[str, float], on_error: OnError) -> Scores:

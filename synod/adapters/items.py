@@ -26,6 +26,7 @@ from synod.errors import BadImage, InvalidRequest
 from synod.formats import load_json
 from synod.images import pixels_of
 from synod.reader import Node, show
+from synod.scoring import geneval
 from synod.tree import read_item
 
 FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and pictures
@@ -39,6 +40,8 @@ def item_of(image: object, prompt: str | None, columns: Mapping[str, Any]) -> Sc
     """
     fields = {name: plain(columns[name]) for name in FIELDS if columns.get(name) is not None}
     fields = {name: value if name == "source_prompt" else of_json(value, name) for name, value in fields.items()}
+    if isinstance(fields.get("geneval"), Mapping):
+        fields["geneval"] = geneval.with_counts(fields["geneval"])
     item = read_item(Node(fields), _no_bytes)
     references = columns.get("references")
     return replace(

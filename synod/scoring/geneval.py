@@ -29,13 +29,20 @@ def is_metadata(fields: Mapping[str, Any]) -> bool:
 
 
 def item_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The line as an item's fields: its metadata under `geneval`, unless it takes a judge; all else as it stands."""
-    if fields.get("vqa_list") is not None:
-        rest = {name: value for name, value in fields.items() if name not in GENEVAL_2}
-        return {**rest, "geneval": {"tag": "geneval2", "include": [], "vqa_list": fields["vqa_list"]}}
-    metadata = {name: _counted(fields[name]) for name in METADATA if name in fields}
-    rest = {name: value for name, value in fields.items() if name not in METADATA}
-    return rest if takes_a_judge(fields) else {**rest, "geneval": metadata}
+    """Return the line as an item's fields: its metadata under `geneval`, unless it takes a judge; all else as it
+    stands, without nulls."""
+    given = _present(fields)
+    if "vqa_list" in given:
+        rest = {name: value for name, value in given.items() if name not in GENEVAL_2}
+        return {**rest, "geneval": {"tag": "geneval2", "include": [], "vqa_list": given["vqa_list"]}}
+    metadata = with_counts({name: given[name] for name in METADATA if name in given})
+    rest = {name: value for name, value in given.items() if name not in METADATA}
+    return rest if takes_a_judge(given) else {**rest, "geneval": metadata}
+
+
+def with_counts(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata with its clauses' counts, 1 where a clause has none, and without the clauses' nulls."""
+    return {name: _counted(value) if name in ("include", "exclude") else value for name, value in metadata.items()}
 
 
 def takes_a_judge(fields: Mapping[str, Any]) -> bool:

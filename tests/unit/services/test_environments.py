@@ -116,6 +116,7 @@ def test_the_child_s_half_needs_no_more_than_its_list() -> None:
     ("make", "message"),
     [
         (lambda path: None, r"no such file. Make the environment \(python -m venv .*\) or correct the path"),
+        (lambda path: path.mkdir(), "is a folder. Name the interpreter in it, such as '.*/bin/python'"),
         (lambda path: path.write_text("x"), "is not executable. Name the environment's own bin/python"),
     ],
 )
@@ -174,3 +175,14 @@ def test_nobody_is_beside_a_scorer_with_an_environment(tmp_path: Path) -> None:
     path.write_text(one.format("a", "") + one.format("b", f'beside = "a", python = "{sys.executable}"'))
     with pytest.raises(SettingsError, match="python with beside = 'a'"):
         settings.load(path, {})
+
+
+@pytest.mark.parametrize("key", ["scorers.it.serving.resource", "server.gateway_resource"])
+def test_a_resource_of_rays_own_is_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "service.toml").write_text(
+        f'{key} = "GPU"\n[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\n'
+        if key.startswith("server")
+        else '[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\nserving = { resource = "GPU" }\n'
+    )
+    with pytest.raises(SettingsError, match="'GPU' is a resource of Ray's own; name a custom one"):
+        settings.load(tmp_path / "service.toml", {})

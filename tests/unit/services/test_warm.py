@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def test_files_that_no_loader_could_read_are_found_here(
     assert warm.warm(warm.Model("der.model", str(folder))).error is None
     spoil(folder)
     assert told in str(warm.warm(warm.Model("der.model", str(folder))).error)
+
+
+def test_a_missing_shard_is_found_here(tmp_path: Path, tiny_models: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models.dinov2, folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    found = warm.warm(warm.Model("der.model", str(folder)))
+    assert found.error is not None
+    assert "model-00002-of-00002.safetensors missing, of 2 shards" in found.error
 
 
 def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:

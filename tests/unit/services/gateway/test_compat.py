@@ -14,7 +14,7 @@ import pytest
 from services.gateway import app, auth
 from services.gateway.core import Gateway
 from services.settings import AuthSettings, CompatSettings, Settings
-from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Overloaded
 from synod.images import encode_png
 
@@ -93,6 +93,37 @@ async def test_unirl_reads_history_and_metadata_as_the_contracts_fields(http: ht
     assert edited.geneval.include[0].class_name == "cup"
     assert edited.source_prompt == "a cup"
     assert (bare.prompt, bare.references) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (
+            {
+                "tag": "color",
+                "include": [{"class": "cup", "count": None, "color": "red", "size": None}],
+                "exclude": None,
+            },
+            GenEvalMetadata("color", (GenEvalClause("cup", 1, "red"),)),
+        ),
+        (
+            {"tag": None, "include": None, "vqa_list": [["Is there a cup?", "Yes"]], "skills": ["object"]},
+            GenEvalMetadata("geneval2", (), (), (("Is there a cup?", "Yes"),)),
+        ),
+    ],
+)
+async def test_unirls_metadata_may_be_a_padded_line_of_geneval(
+    http: httpx.AsyncClient, backend: Any, metadata: dict[str, Any], expected: GenEvalMetadata
+) -> None:
+    seen: list[ScoreItem] = []
+
+    def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
+        seen.extend(items)
+        return [Score(0.5)] * len(items)
+
+    backend.plan["a"] = [keep]
+    await unirl(http, asked(turn(1, "a cup"), metadata=metadata))
+    assert [item.geneval for item in seen] == [expected]
 
 
 async def test_unirls_missing_scores_are_errors_and_their_neighbours_stay(

@@ -95,8 +95,8 @@ def test_a_bomb_is_never_unfolded() -> None:
 @pytest.mark.parametrize(
     ("encoding", "body", "why"),
     [
-        ("gzip", b'{"items": []}', "the body is not gzip"),
-        ("deflate", gzip.compress(b"{}"), "the body is not deflate"),
+        ("gzip", b'{"items": []}', "the body is not gzip .*; send the gzip format"),
+        ("deflate", gzip.compress(b"{}"), "the body is not deflate .*; send the zlib format, or no"),
         ("gzip", gzip.compress(b"{}")[:-1], "cut off after"),
         ("gzip", b"", "cut off after 0 bytes"),
         ("gzip", gzip.compress(b"{}") + b"more", "4 bytes follow the gzip body"),

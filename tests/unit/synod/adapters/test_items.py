@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from synod.adapters.flow_grpo import columns_of
 from synod.adapters.items import content_of, contents_of, item_of, prompt_of
 from synod.contracts import Concept, Content, GenEvalClause, GenEvalMetadata, Reasoning
 from synod.errors import BadImage, InvalidRequest
@@ -198,6 +199,37 @@ def test_columns_are_the_contracts_fields() -> None:
     assert item.concept == Concept("animal", "dog")
     assert item.source_prompt == "a cat"
     assert np.array_equal(pixels_of(item.references[0]), PIXELS)  # type: ignore[arg-type]
+
+
+PADDED: dict[str, Any] = {
+    "tag": "color",
+    "include": [{"class": "cup", "count": None, "color": "red", "position": None, "region": None, "size": None}],
+    "exclude": None,
+}
+RED_CUP = GenEvalMetadata("color", (GenEvalClause("cup", 1, "red"),))
+QUESTIONS = GenEvalMetadata("geneval2", (), (), (("Is there a cup?", "Yes"),))
+
+
+def test_a_padded_geneval_column_counts_one() -> None:
+    assert item_of(None, None, {"geneval": PADDED}).geneval == RED_CUP
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (PADDED, RED_CUP),
+        ({**PADDED, "include": np.array(PADDED["include"], object), "vqa_list": None, "skills": None}, RED_CUP),
+        ({"vqa_list": [["Is there a cup?", "Yes"]], "skills": ["object"], "atom_count": 1}, QUESTIONS),
+        ({"vqa_list": np.array([["Is there a cup?", "Yes"]], object), "tag": None, "include": None}, QUESTIONS),
+        ({"tag": "size", "include": [{"class": "cup", "count": 1, "size": "large"}]}, None),
+        ({"geneval": PADDED, "tag": "mine", "include": []}, RED_CUP),
+    ],
+    ids=["padded", "array", "geneval2", "geneval2 padded", "for a judge", "of the contract"],
+)
+def test_flow_grpo_reads_the_lines_that_synod_score_reads(
+    row: dict[str, Any], expected: GenEvalMetadata | None
+) -> None:
+    assert item_of(None, "a cup", columns_of(row)).geneval == expected
 
 
 def test_a_wrong_column_is_named() -> None:

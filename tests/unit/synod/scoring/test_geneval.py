@@ -96,3 +96,24 @@ def test_what_a_detector_cannot_decide_is_left_to_a_judge(tmp_path: Path) -> Non
 def test_a_line_that_is_no_item_is_named(tmp_path: Path, line: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=f"g.jsonl:1: .*{told}"):
         sources([write(tmp_path / "g.jsonl", line)], None, ())
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            {**COUNTING, "vqa_list": None, "skills": None, "atom_count": None},
+            GenEvalMetadata("counting", (GenEvalClause("clock", 2),), (GenEvalClause("clock", 3),)),
+        ),
+        (
+            {"tag": None, "include": None, "exclude": None, "prompt": "a cat", "vqa_list": [["Is it?", "Yes"]]},
+            GenEvalMetadata("geneval2", (), (), (("Is it?", "Yes"),)),
+        ),
+    ],
+)
+def test_a_table_of_both_formats_pads_each_with_the_others_columns(
+    tmp_path: Path, line: dict[str, Any], expected: GenEvalMetadata
+) -> None:
+    picture(tmp_path / "a.png")
+    (item,) = loaded(write(tmp_path / "g.jsonl", {**line, "image": "a.png"}))
+    assert item.geneval == expected
