@@ -17,7 +17,7 @@ from synod.contracts import ScoreItem
 
 DATA = Path(__file__).parent / "data"
 SAMPLES = DATA / "samples/samples.json"
-PHOTOGRAPHS = DATA / "photographs.json"
+PHOTOGRAPHS = Path(__file__).with_name("photographs.json")
 CONCEPT_SCORERS = ("tier", "ber", "der")
 GENEVAL_SCORERS = ("ber", "geneval")
 PHOTOGRAPH_SCORERS = ("der",)
