@@ -80,6 +80,8 @@ def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
             if not interval or number - 0xD0 != restarts % 8:
                 raise _damaged(f"a restart marker FF{number:02X} out of its order")
             restarts += 1
+        else:
+            raise _damaged("no marker ends it")  # zeros, as of a download that was not finished, decode too
         total, restarts = restarts, 0
     if not scans:
         return  # Pillow refuses it

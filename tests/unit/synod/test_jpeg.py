@@ -194,3 +194,11 @@ def test_damage_is_seen(kind: str, least: tuple[float, ...]) -> None:
 def test_a_damaged_file_that_pil_has_opened_is_refused_too() -> None:
     with pytest.raises(BadImage, match="coded data is damaged"):
         pixels_of(Image.open(io.BytesIO(damaged(jpeg(photograph(64, 64)), "half and EOI"))))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_a_tail_of_zeros_is_refused(share: float) -> None:
+    """What a write in whole blocks leaves when it stops; enough zeros for all blocks that are missing."""
+    data = jpeg(photograph(96, 128))
+    with pytest.raises(BadImage):
+        decode(data[: int(share * len(data))] + bytes(8192), LIMITS)
