@@ -42,20 +42,20 @@ def read_base64(node: Node) -> bytes:
     if not isinstance(text, str):
         raise node.error('base64 text, {"data", "shape"} or {"digest"} belongs here')
     try:
-        return _strict_base64(text)
+        return strict_base64(text)
     except ValueError:
         pass
     data = text.encode(errors="replace")
     packed = data.translate(None, b" \t\r\n\f\v")
     try:
-        return _strict_base64(packed)
+        return strict_base64(packed)
     except ValueError as error:
         unreadable = UnreadableImage(data)
         unreadable.why = f"not base64: {_base64_fault(packed) or error}"
         return unreadable
 
 
-def _strict_base64(text: str | bytes) -> bytes:
+def strict_base64(text: str | bytes) -> bytes:
     """The bytes of padded base64 text without anything else in it. Raises ValueError."""
     if sys.version_info >= (3, 11):
         return binascii.a2b_base64(text, strict_mode=True)

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -23,7 +22,7 @@ from PIL import Image
 
 from synod.contracts import Content, Pixels, ScoreItem, is_raw
 from synod.errors import BadImage, InvalidRequest
-from synod.formats import load_json
+from synod.formats import load_json, strict_base64
 from synod.images import pixels_of
 from synod.reader import Node, show
 from synod.scoring import geneval
@@ -118,7 +117,7 @@ def image_in(value: Any, path: str = "completion") -> Any:
 
 
 def of_json(value: Any, path: str) -> Any:
-    """Text that starts as a JSON object, as data sets keep nested columns, is read; all else as it is. Raises
+    """Read text that starts as a JSON object, as data sets keep nested columns; return all else as it is. Raises
     InvalidRequest."""
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value
@@ -227,7 +226,7 @@ def _data_url(url: str) -> bytes:
     head, _, body = url.partition(",")
     try:
         if head.endswith(";base64"):
-            return binascii.a2b_base64(body, strict_mode=True)
+            return strict_base64(body)
     except ValueError:
         pass
     raise BadImage(f"{show(url)} is no data: URL of base64; give 'data:image/png;base64,' and the bytes in base64")

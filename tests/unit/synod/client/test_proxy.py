@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -224,6 +225,7 @@ def test_the_command_says_which_proxy(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_certificates_of_the_environment_still_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/none.pem")
-    with pytest.raises(FileNotFoundError):
+    (tmp_path / "not.pem").write_text("not a certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/not.pem")
+    with pytest.raises(ssl.SSLError):
         SynodClient("https://rewards.invalid")
