@@ -12,7 +12,7 @@ from PIL import Image
 
 from synod.errors import BadImage
 from synod.images import ImageLimits, decode, pixels_of
-from synod.jpeg import check_scans
+from synod.jpeg import PADDING, _padded, check_scans
 
 LIMITS = ImageLimits(2**24, 2**24)
 COUNT = 1000 if os.environ.get("SYNOD_FULL") else 30
@@ -202,3 +202,10 @@ def test_a_tail_of_zeros_is_refused(share: float) -> None:
     data = jpeg(photograph(96, 128))
     with pytest.raises(BadImage):
         decode(data[: int(share * len(data))] + bytes(8192), LIMITS)
+
+
+def test_padding_is_bounded_where_markers_are_dense() -> None:
+    """A hostile file of restart markers alone must not unfold to many times its size."""
+    data = b"\xff\xd0" * 10_000
+    assert len(_padded(data, list(range(0, len(data), 2)))) <= 5 * len(data)
+    assert len(_padded(bytes(5000), [4998])) == 5000 + len(PADDING)
