@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from services.models.weights import parameters_on_meta
 
 Maker = Callable[[Path, bool], Path]
-_WORDS: Final = [
+WORDS: Final = [
     "a",
     "an",
     "the",
@@ -125,7 +125,7 @@ def mask2former(folder: Path, tiny: bool = False) -> Path:
         **width,
     )
     state = random_state(lambda: transformers.Mask2FormerForUniversalSegmentation(config))
-    state["class_predictor.weight"] *= 6  # confident of some class, so that GenEval has crops to ask the colour of
+    state["class_predictor.bias"][0] = 8  # every query is sure of a person, so that GenEval asks the colour of one
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     return folder
@@ -282,7 +282,7 @@ def _open_clip_state(model: dict[str, Any], dtype: torch.dtype) -> dict[str, tor
 
 def _tokenizer(folder: Path, special: dict[str, int], length: int) -> None:
     """Whole words, each with one id; the special ones where the published tokenizer has them."""
-    vocabulary = {**special, **{word: 1000 + number for number, word in enumerate(_WORDS)}}
+    vocabulary = {**special, **{word: 1000 + number for number, word in enumerate(WORDS)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
