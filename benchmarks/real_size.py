@@ -58,7 +58,7 @@ GOAL_RATIO: Final = 1.25
 GOAL_FROM_BYTES: Final = 500 * 10**6
 BATCH: Final = 4
 SIDES: Final = (512, 1024)
-SECONDS: Final = 15  # of repeats at each size
+SECONDS: Final = 8  # of repeats at each size
 MOST_REPEATS: Final = 5
 # Of each scorer: its models, and where settings name them. Of those beside sync_r1.toml's: the other settings.
 MODELS: Final[dict[str, dict[str, str]]] = {
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     report = _read(options.out)
     how = {"quick": options.quick, "tiny": options.tiny, "dtype": options.dtype}
-    report |= {"command": command(), "hardware": _hardware(), "goals": {"load_ratio": GOAL_RATIO}}
+    report |= {"hardware": _hardware(), "goals": {"load_ratio": GOAL_RATIO}}
     scorers: dict[str, Any] = report.setdefault("scorers", {})
     for name in options.only or MODELS:
         if not options.again and scorers.get(name, {}).get("options") == how:
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         began_s = time.monotonic()
         print(f"{name}: writing its models", flush=True)
-        scorers[name] = {"options": how, **_in_process(name, options)}
+        scorers[name] = {"command": command(), "options": how, **_in_process(name, options)}
         print(f"{name}: {_summary(scorers[name])} ({time.monotonic() - began_s:.0f} s in all)", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
