@@ -125,6 +125,11 @@ def mask2former(folder: Path, tiny: bool = False) -> Path:
         **width,
     )
     state = random_state(lambda: transformers.Mask2FormerForUniversalSegmentation(config))
+    for key, value in state.items():  # random attention makes all queries one, whose mask may be empty
+        if "queries_" in key:
+            value /= value.std()
+        elif ".decoder.layers." in key and key.endswith("attn.out_proj.weight"):
+            value *= 0.1
     state["class_predictor.bias"][0] = 8  # every query is sure of a person, so that GenEval asks the colour of one
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
@@ -187,6 +192,7 @@ def aesthetic_head(folder: Path, tiny: bool = False) -> Path:
     """LAION's predictor: layers 768-1024-128-64-16-1 at 0, 2, 4, 6, 7 (`sac+logos+ava1-l14-linearMSE.pth`). float32."""
     widths = (16 if tiny else 768, 1024, 128, 64, 16, 1)
     layers = {str(p): torch.nn.Linear(a, b) for p, a, b in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False)}
+    torch.nn.init.constant_(layers["7"].bias, 5)  # ratings near 0 would all be cut to the least
     torch.save(torch.nn.ModuleDict({"layers": torch.nn.ModuleDict(layers)}).state_dict(), folder / "aesthetic.pth")
     return folder / "aesthetic.pth"
 
