@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +125,28 @@ def test_a_child_whose_parent_has_ended_removes_the_models_and_ends(
     os.close(pipe)
     assert ended == [1]
     assert not models.exists()
+
+
+def row(name: str, one: dict[str, Any]) -> str:
+    """The line of docs/scorers.md's table of real sizes."""
+    small, large = one["sizes"]["512"], one["sizes"]["1024"]
+    cells = (
+        f"{one['parameters'] / MILLION:.0f} M",
+        f"{one['weight_bytes'] / 1e9:.2f} GB",
+        f"{one['load_ratio']:.2f}",
+        one["dtype"],
+        f"{small['seconds_per_image']:.2f}",
+        f"{large['seconds_per_image']:.2f}",
+        f"{one['other_dtype']['seconds_per_image']:.2f}",
+        f"{small['seconds_per_image_in_batch']:.2f}",
+        f"{small['share_of_direct']:.2f}",
+        f"{small['batch_difference']:.4f}",
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def test_the_documents_figures_are_those_measured() -> None:
+    report = json.loads((real_size.ROOT / "benchmarks/results/real_size.json").read_text())
+    rows = [row(name, one) for name, one in report["scorers"].items()]
+    assert rows
+    assert "\n".join(rows) in (real_size.ROOT / "docs/scorers.md").read_text()
