@@ -230,7 +230,7 @@ def _scorer_cases(
     for batch in (1, 2) if options.quick else BATCHES:
         case: dict[str, Any] = {"batch": batch}
         try:
-            items = real_size.items_of(scorers[0], batch, PICTURE)
+            items = real_size.items_of(batch, PICTURE)
             if not flops:
                 with FlopCounterMode(display=False) as counter:
                     run()

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from services.models.weights import parameters_on_meta
 
 Maker = Callable[[Path, bool], Path]
-_WORDS: Final = [
+WORDS: Final = [
     "a",
     "an",
     "the",
@@ -125,7 +125,12 @@ def mask2former(folder: Path, tiny: bool = False) -> Path:
         **width,
     )
     state = random_state(lambda: transformers.Mask2FormerForUniversalSegmentation(config))
-    state["class_predictor.weight"] *= 6  # confident of some class, so that GenEval has crops to ask the colour of
+    for key, value in state.items():  # random attention makes all queries one, whose mask may be empty
+        if "queries_" in key:
+            value /= value.std()
+        elif ".decoder.layers." in key and key.endswith("attn.out_proj.weight"):
+            value *= 0.1
+    state["class_predictor.bias"][0] = 8  # every query is sure of a person, so that GenEval asks the colour of one
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     return folder
@@ -187,6 +192,7 @@ def aesthetic_head(folder: Path, tiny: bool = False) -> Path:
     """LAION's predictor: layers 768-1024-128-64-16-1 at 0, 2, 4, 6, 7 (`sac+logos+ava1-l14-linearMSE.pth`). float32."""
     widths = (16 if tiny else 768, 1024, 128, 64, 16, 1)
     layers = {str(p): torch.nn.Linear(a, b) for p, a, b in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False)}
+    torch.nn.init.constant_(layers["7"].bias, 5)  # ratings near 0 would all be cut to the least
     torch.save(torch.nn.ModuleDict({"layers": torch.nn.ModuleDict(layers)}).state_dict(), folder / "aesthetic.pth")
     return folder / "aesthetic.pth"
 
@@ -282,7 +288,7 @@ def _open_clip_state(model: dict[str, Any], dtype: torch.dtype) -> dict[str, tor
 
 def _tokenizer(folder: Path, special: dict[str, int], length: int) -> None:
     """Whole words, each with one id; the special ones where the published tokenizer has them."""
-    vocabulary = {**special, **{word: 1000 + number for number, word in enumerate(_WORDS)}}
+    vocabulary = {**special, **{word: 1000 + number for number, word in enumerate(WORDS)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -9,9 +9,13 @@ scorer runs in a process of its own; its models are written under `--dir` and re
 continues: a scorer that the result file has under the same options is not measured again (`--again` measures it).
 
 Memory is the kernel's peak of resident memory (VmHWM, reset before loading) above the process with its libraries
-imported, file-backed pages included, over the weights files' bytes. `model_share` is the part of a scorer's time that
-passes inside torch modules; the rest is preparation and ours. `batch_difference` is the largest difference between
-values of a batch and of its items alone. The four Sync-R1 rewards and GenEval keep their dtype of sync_r1.toml.
+imported, file-backed pages included, over the weights files' bytes. The models' direct time is that of the same torch
+modules called again on the tensors that a batch prepared for them, and nothing else; `share_of_direct` is it over the
+scorer's own time for that batch. `outside_modules_s_per_image` is what a scorer's batch spends before, between and
+after its modules: preparing pixels, and ours. `batch_difference` is the largest difference between values of a batch
+and of its items alone, which must not be equal to one another; GenEval's value there is the mean score of the objects
+whose masks it made, and its colour model must have run. The four Sync-R1 rewards and GenEval keep their dtype of
+sync_r1.toml; `other_dtype` is one 512 px image in float32 instead of bfloat16, or the reverse.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +50,7 @@ from services.models.ledger import Held, noting
 from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
-from synod.contracts import GenEvalClause, GenEvalMetadata, Reasoning, Score, ScoreItem
+from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreItem
 
 ROOT: Final = Path(__file__).parents[1]
 CONFIG: Final = ROOT / "deploy/configs/sync_r1.toml"
@@ -52,6 +58,8 @@ GOAL_RATIO: Final = 1.25
 GOAL_FROM_BYTES: Final = 500 * 10**6
 BATCH: Final = 4
 SIDES: Final = (512, 1024)
+SECONDS: Final = 8  # of repeats at each size
+MOST_REPEATS: Final = 5
 # Of each scorer: its models, and where settings name them. Of those beside sync_r1.toml's: the other settings.
 MODELS: Final[dict[str, dict[str, str]]] = {
     "tier": {"ernie": "model"},
@@ -74,11 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the scorers and write JSON after each. The exit status is 1 when one failed or missed the memory goal."""
     options = _parser().parse_args(arguments)
     if options.child:
+        threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(), options.dir), daemon=True).start()
         print(json.dumps(measure(options.child, options.dir, options)))
         return 0
     report = _read(options.out)
     how = {"quick": options.quick, "tiny": options.tiny, "dtype": options.dtype}
-    report |= {"command": command(), "hardware": _hardware(), "goals": {"load_ratio": GOAL_RATIO}}
+    report |= {"hardware": _hardware(), "goals": {"load_ratio": GOAL_RATIO}}
     scorers: dict[str, Any] = report.setdefault("scorers", {})
     for name in options.only or MODELS:
         if not options.again and scorers.get(name, {}).get("options") == how:
@@ -86,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         began_s = time.monotonic()
         print(f"{name}: writing its models", flush=True)
-        scorers[name] = {"options": how, **_in_process(name, options)}
+        scorers[name] = {"command": command(), "options": how, **_in_process(name, options)}
         print(f"{name}: {_summary(scorers[name])} ({time.monotonic() - began_s:.0f} s in all)", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -109,7 +118,9 @@ def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = 
         keys = {start + where.upper().replace(".", "__"): source for where, source in places.items()}
         if dtype:
             keys[f"{start}SERVING__DTYPE"] = dtype
-        return settings.load(CONFIG, keys).scorers[name]
+        found = settings.load(CONFIG, keys).scorers[name]
+        # A folder has weights of its own.
+        return found.model_copy(update={"color_pretrained": None}) if found.kind == "geneval" else found
     tree = json.loads(json.dumps(_BESIDES[name])) | {"serving": {"dtype": dtype or "bfloat16"}}
     if name == "hps" and tiny:
         tree["architecture"] = str(folder / "hps")
@@ -154,44 +165,76 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "sizes": {},
     }
     for side in SIDES[:1] if options.quick else SIDES:
-        found["sizes"][str(side)] = _timed(name, scorer, side, options.quick)
+        found["sizes"][str(side)] = _timed(scorer, side, options.quick)
         print(f"{name}: {side} px {found['sizes'][str(side)]}", file=sys.stderr, flush=True)
+    del scorer
+    other = "bfloat16" if held.dtype == "float32" else "float32"
+    found["other_dtype"] = _other_dtype(name, folder, other, options.tiny)
     return found
 
 
-def _timed(name: str, scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
-    items = items_of(scorer, 2 if quick else BATCH, side)
-    alone = [_value(outcome) for item in items for outcome in run_batch(scorer, [item])]
-    together = [_value(outcome) for outcome in run_batch(scorer, items)]
+def _timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+    items = items_of(2 if quick else BATCH, side)
+    alone = [compared(outcome) for item in items for outcome in run_batch(scorer, [item])]
+    with _recording() as calls:
+        began_s = time.perf_counter()
+        together = [compared(outcome) for outcome in run_batch(scorer, items)]
+        outside_s = time.perf_counter() - began_s - calls.inside_s
+    if len(set(alone)) < len(alone):
+        raise RuntimeError(f"the values {alone} of different items are not all different, so a batch proves nothing")
     single_s: list[float] = []
     batch_s: list[float] = []
-    inside_s: list[float] = []
-    ends_s = time.monotonic() + (0 if quick else 45)
-    while not single_s or (len(single_s) < 9 and time.monotonic() < ends_s):
-        with _module_seconds() as spent:
-            began_s = time.perf_counter()
-            run_batch(scorer, items[:1])
-            single_s.append(time.perf_counter() - began_s)
-        inside_s.append(spent[0])
-        began_s = time.perf_counter()
-        run_batch(scorer, items)
-        batch_s.append((time.perf_counter() - began_s) / len(items))
-    single = statistics.median(single_s)
+    direct_s: list[float] = []
+    ends_s = time.monotonic() + (0 if quick else SECONDS)
+    while not single_s or (len(single_s) < MOST_REPEATS and time.monotonic() < ends_s):
+        single_s.append(_seconds(lambda: run_batch(scorer, items[:1])))
+        batch_s.append(_seconds(lambda: run_batch(scorer, items)) / len(items))
+        direct_s.append(_seconds(calls.again) / len(items))
+    batch, direct = statistics.median(batch_s), statistics.median(direct_s)
     return {
         "repeats": len(single_s),
-        "seconds_per_image": round(single, 4),
-        "seconds_per_image_in_batch": round(statistics.median(batch_s), 4),
+        "seconds_per_image": round(statistics.median(single_s), 4),
         "batch": len(items),
+        "seconds_per_image_in_batch": round(batch, 4),
+        "direct_seconds_per_image_in_batch": round(direct, 4),
+        "share_of_direct": round(direct / batch, 3),
+        "outside_modules_s_per_image": round(outside_s / len(items), 4),
         "batch_difference": max(abs(a - b) for a, b in zip(alone, together, strict=True)),
-        "model_share": round(statistics.median(inside_s) / single, 3),
-        "values": [round(value, 5) for value in together],
+        "values": [round(value, 6) for value in together],
     }
 
 
+def _other_dtype(name: str, folder: Path, dtype: str, tiny: bool) -> dict[str, Any]:
+    """One image of 512 px in the dtype that the scorer does not run in: the second of two calls."""
+    scorer = registry.build(name, settings_of(name, folder, dtype, tiny))
+    items = items_of(1, SIDES[0])
+    run_batch(scorer, items)
+    return {"dtype": dtype, "seconds_per_image": round(_seconds(lambda: run_batch(scorer, items)), 4)}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    call()
+    return time.perf_counter() - began_s
+
+
+@dataclass
+class _Calls:
+    """Calls of torch modules that are not inside another's, with what they were given, and the seconds inside them."""
+
+    made: list[tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    inside_s: float = 0.0
+
+    @torch.inference_mode()
+    def again(self) -> None:
+        for module, inputs, named in self.made:
+            module(*inputs, **named)
+
+
 @contextmanager
-def _module_seconds() -> Iterator[list[float]]:
-    """Seconds inside torch modules, those inside others counted once, in the one entry of a list."""
-    spent, depth, began_s = [0.0], 0, 0.0
+def _recording() -> Iterator[_Calls]:
+    """The calls made within; their tensors are kept as they are."""
+    calls, depth, began_s = _Calls(), 0, 0.0
 
     def enter(module: torch.nn.Module, inputs: Any) -> None:
         nonlocal depth, began_s
@@ -199,46 +242,58 @@ def _module_seconds() -> Iterator[list[float]]:
             began_s = time.perf_counter()
         depth += 1
 
-    def leave(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def leave(module: torch.nn.Module, inputs: Any, named: Any, output: Any) -> None:
         nonlocal depth
         depth -= 1
         if depth == 0:
-            spent[0] += time.perf_counter() - began_s
+            calls.inside_s += time.perf_counter() - began_s
+            calls.made.append((module, inputs, named))
 
     hooks = torch.nn.modules.module
-    handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+    handles = [
+        hooks.register_module_forward_pre_hook(enter),
+        hooks.register_module_forward_hook(leave, with_kwargs=True),
+    ]
     try:
-        yield spent
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
 
 
-def items_of(scorer: Any, count: int, side: int) -> list[ScoreItem]:
+def items_of(count: int, side: int) -> list[ScoreItem]:
     """Distinct items on a photograph with a face, side x side px, with all that any scorer reads."""
     photo = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
     reference = np.asarray(photo)
-    shades = [np.clip(reference.astype(np.float32) * (1 - 0.05 * i), 0, 255).astype(np.uint8) for i in range(count)]
-    wanted = "person"
-    if "geneval" in scorer.spec.needs:
-        objects = scorer._detector.detect([reference])[0]
-        wanted = max(objects, key=lambda found: found.score).class_name if objects else wanted
-    return [
-        ScoreItem(
-            image=shade,
-            prompt=f"a photo of a red {wanted} number {number}",
-            references=(reference,),
-            reasoning=Reasoning(f"the person in photo {number}", ("a red hat", "a blue car"), (1, 0)),
-            geneval=GenEvalMetadata("colors", (GenEvalClause(wanted, 1, color="red"),)),
+    words = real_models.WORDS  # others would be one unknown token
+    items = []
+    for number in range(count):
+        shade = reference.astype(np.float32) * (1 - 0.4 * (number + 1) / (count + 1))
+        own = f"{words[number % len(words)]} {words[number // len(words) % len(words)]}"
+        items.append(
+            ScoreItem(
+                image=shade.astype(np.uint8),
+                prompt=f"a photo of a red person with {own}",
+                references=(reference,),
+                reasoning=Reasoning(f"the person with {own}", ("a red hat", "a blue car"), (1, 0)),
+                geneval=GenEvalMetadata("colors", (GenEvalClause("person", 1, color="red"),)),
+            )
         )
-        for number, shade in enumerate(shades)
-    ]
+    return items
 
 
-def _value(outcome: Any) -> float:
+def compared(outcome: Outcome) -> float:
+    """What a batch is compared by: the value, or the mean score of GenEval's objects, since verdicts are 0 or 1.
+
+    Raises RuntimeError for no finite score, and where GenEval found nothing or asked no colour.
+    """
     if not isinstance(outcome, Score) or not np.isfinite(outcome.value):
         raise RuntimeError(f"no finite score: {outcome}")
-    return outcome.value
+    if (objects := (outcome.detail or {}).get("objects")) is None:
+        return outcome.value
+    if all(one["color"] is None for one in objects):
+        raise RuntimeError(f"GenEval's colour model did not run: {len(objects)} objects, none with a colour")
+    return float(np.mean([one["score"] for one in objects]))
 
 
 def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -248,14 +303,24 @@ def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
             line = [sys.executable, "-m", "benchmarks.real_size", "--child", name, "--dir", place]
             line += [f"--{flag}" for flag in ("quick", "tiny") if getattr(options, flag)]
             line += ["--dtype", options.dtype] if options.dtype else []
-            done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            # Its standard input is a pipe that nothing is written to: it ends when this process does.
+            with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+                assert child.stdout is not None
+                printed = child.stdout.read()
         finally:
             for folder in Path(place).iterdir():
                 shutil.rmtree(folder)
-    if done.returncode:
-        return {"error": f"exit status {done.returncode}; its stderr is above"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if child.returncode:
+        return {"error": f"exit status {child.returncode}; its stderr is above"}
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
+
+
+def _end_with_parent(pipe: int, folder: Path) -> None:
+    """End this process, and remove the models, when the one that holds the other end of `pipe` has ended."""
+    os.read(pipe, 1)  # a read of sys.stdin would hold its lock when the interpreter ends
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def _source(folder: Path) -> Path:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import real_models, real_size
 from services import settings
+from services.scorers import registry
+from services.scorers.base import ScorerSpec
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 
 MILLION = 10**6
 
@@ -49,8 +55,98 @@ def test_a_run_writes_each_scorer_and_continues(tmp_path: Path, capsys: pytest.C
     assert one["load_ratio"] == pytest.approx(one["load_peak_bytes"] / one["weight_bytes"], abs=1e-3)
     case = one["sizes"]["512"]
     assert case["seconds_per_image"] > 0
-    assert 0 < case["model_share"] < 1
+    assert case["direct_seconds_per_image_in_batch"] > 0
+    assert case["outside_modules_s_per_image"] > 0
     assert case["batch_difference"] < 0.02
+    assert one["other_dtype"]["dtype"] == "float32"
+    assert one["other_dtype"]["seconds_per_image"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     assert real_size.main(line) == 0
     assert "measured before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tier", "geneval", "pickscore"])
+def test_items_differ_in_what_a_scorer_reads_and_the_modules_run_again(name: str, tmp_path: Path) -> None:
+    real_size.write_models(name, tmp_path, tiny=True)
+    scorer = registry.build(name, real_size.settings_of(name, tmp_path, "float32", tiny=True))
+    case = real_size._timed(scorer, 64, quick=True)
+    assert len(set(case["values"])) == 2
+    assert case["batch_difference"] < 1e-4
+    with real_size._recording() as calls:
+        scorer.score(real_size.items_of(1, 64))
+    assert calls.made
+    with real_size._recording() as again:
+        calls.again()
+    assert [module for module, *_ in again.made] == [module for module, *_ in calls.made]
+
+
+class Constant:
+    spec = ScorerSpec("constant", ("image",), 0.0, 1.0, "a test", "a test")
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return [Score(0.5)] * len(items)
+
+
+def test_values_that_are_all_equal_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="not all different"):
+        real_size._timed(Constant(), 8, quick=True)
+
+
+def test_genevals_batch_is_compared_by_its_objects_scores() -> None:
+    found = [{"score": 0.5, "color": "red"}, {"score": 0.7, "color": None}]
+    assert real_size.compared(Score(0.0, {"objects": found})) == pytest.approx(0.6)
+    assert real_size.compared(Score(0.25)) == 0.25
+    assert real_size.compared(Score(0.25, {"query": 3})) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (Score(0.0, {"objects": [{"score": 0.5, "color": None}]}), "did not run: 1 objects"),
+        (Score(0.0, {"objects": []}), "did not run: 0 objects"),
+        (ScoreFailure("scorer_failed", "tired"), "tired"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(outcome: Outcome, reason: str) -> None:
+    with pytest.raises(RuntimeError, match=reason):
+        real_size.compared(outcome)
+
+
+def test_a_child_whose_parent_has_ended_removes_the_models_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    pipe, other_end = os.pipe()
+    os.close(other_end)
+    real_size._end_with_parent(pipe, models)
+    os.close(pipe)
+    assert ended == [1]
+    assert not models.exists()
+
+
+def row(name: str, one: dict[str, Any]) -> str:
+    """The line of docs/scorers.md's table of real sizes."""
+    small, large = one["sizes"]["512"], one["sizes"]["1024"]
+    cells = (
+        f"{one['parameters'] / MILLION:.0f} M",
+        f"{one['weight_bytes'] / 1e9:.2f} GB",
+        f"{one['load_ratio']:.2f}",
+        one["dtype"],
+        f"{small['seconds_per_image']:.2f}",
+        f"{large['seconds_per_image']:.2f}",
+        f"{one['other_dtype']['seconds_per_image']:.2f}",
+        f"{small['seconds_per_image_in_batch']:.2f}",
+        f"{small['share_of_direct']:.2f}",
+        f"{small['batch_difference']:.4f}",
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def test_the_documents_figures_are_those_measured() -> None:
+    report = json.loads((real_size.ROOT / "benchmarks/results/real_size.json").read_text())
+    rows = [row(name, one) for name, one in report["scorers"].items()]
+    assert rows
+    assert "\n".join(rows) in (real_size.ROOT / "docs/scorers.md").read_text()
