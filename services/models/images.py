@@ -10,6 +10,7 @@ import numpy as np
 
 from services.models.detector import Box
 from synod.contracts import Pixels
+from synod.errors import NonFinite
 
 PIXELS_AT_ONCE: Final = 2**22  # that a processor prepares together: 48 MiB in float32
 
@@ -37,6 +38,19 @@ def by_shape(images: Sequence[Pixels]) -> list[list[int]]:
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
     return list(groups.values())
+
+
+def check_finite(*outputs: Any) -> None:
+    """Raise NonFinite unless every number of a detector's output tensors is finite.
+
+    Comparisons with NaN are false: a detector that overflowed would find no object, and that would count as a score.
+    """
+    for output in outputs:
+        if not output.isfinite().all():
+            raise NonFinite(
+                f"the detector's output in {str(output.dtype).removeprefix('torch.')} is not finite; serve it with "
+                "dtype = 'float32', or check its weights"
+            )
 
 
 def pixel_values(processor: Any, images: Sequence[Pixels], model: Any) -> Any:

@@ -23,7 +23,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 from services.models import pretrained
 from services.models.cache import Device, shared
 from services.models.detector import Box, Detection, box_of, within
-from services.models.images import by_shape
+from services.models.images import by_shape, check_finite
 from synod.contracts import Pixels
 
 LONG_SIDE, SHORT_SIDE, STRIDE = 1333, 800, 32
@@ -73,6 +73,7 @@ class Mask2Former:
             height, width, _ = images[group[0]].shape
             inner = resized(height, width)
             output = self._model(pixel_values=self._normalised([images[i] for i in group], inner))
+            check_finite(output.class_queries_logits, output.masks_queries_logits)
             padded = (_padded(inner[0]), _padded(inner[1]))
             for i, logits, masks in zip(group, output.class_queries_logits, output.masks_queries_logits, strict=True):
                 pairs = self._pairs(logits.float(), wanted, least)

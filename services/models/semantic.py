@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from services.models import pretrained
 from services.models.cache import Device, shared
 from services.models.detector import Detection
-from services.models.images import by_shape, pixel_values
+from services.models.images import by_shape, check_finite, pixel_values
 from synod.contracts import Pixels
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
@@ -42,7 +42,9 @@ class Segmenter:
         device. One at a time: these are 4 C bytes a pixel."""
         for group in by_shape(images):
             batch = pixel_values(self._processor, [images[i] for i in group], self._model)
-            logits_of = self._model(pixel_values=batch).logits.float()
+            logits_of = self._model(pixel_values=batch).logits
+            check_finite(logits_of)
+            logits_of = logits_of.float()
             logits_of = logits_of.contiguous(memory_format=torch.channels_last)  # a tenth of the time to upsample
             for i, logits in zip(group, logits_of.split(1), strict=True):
                 large = torch.nn.functional.interpolate(logits, images[i].shape[:2], mode="bilinear")[0]

@@ -12,6 +12,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from services.models import mask2former
 from services.models.detector import Box, box_of, within
+from synod.errors import NonFinite
 
 Pictures = Callable[..., list[Any]]
 
@@ -153,3 +154,20 @@ def test_least_score_keeps_what_reaches_it(
         expected = [d for d in of_image if d.score >= np.float32(least)]
         assert [(d.class_name, d.score, d.box) for d in found] == [(d.class_name, d.score, d.box) for d in expected]
     assert 0 < len(made) < 2 * 40, "no mask is made of a pair that cannot reach it"
+
+
+@pytest.mark.parametrize("output", ["class_queries_logits", "masks_queries_logits"])
+def test_output_that_is_not_finite_is_a_failure(
+    tiny_models: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """NaN compares as false: it used to mean that nothing is in the image."""
+    forward = Mask2FormerForUniversalSegmentation.forward
+
+    def overflowed(self: Any, **inputs: Any) -> Any:
+        found = forward(self, **inputs)
+        found[output][0, 3] = torch.nan
+        return found
+
+    monkeypatch.setattr(Mask2FormerForUniversalSegmentation, "forward", overflowed)
+    with pytest.raises(NonFinite, match=r"float32 is not finite.*dtype"):
+        mask2former.load(tiny_models.mask2former, "cpu").detect(pictures(1))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import skimage.measure
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from services.models import detector, semantic
 from synod.contracts import Pixels
+from synod.errors import NonFinite
 
 LABELS = ("background", "cat", "person", "face")
 
@@ -126,3 +129,11 @@ def test_the_family_is_built_from_a_settings_table(tiny_models: Any, pictures: C
             assert detector.within(image[..., 0], d.box).shape == d.mask.shape
             assert d.mask.sum() >= 4
             assert 0.0 < d.score <= 1.0
+
+
+def test_logits_that_are_not_finite_are_a_failure(tiny_models: Any, pictures: Callable[..., Any]) -> None:
+    """The largest of NaNs is the first class, the background: an image without objects, which is a score."""
+    segmenter = semantic.Segmenter(Path(tiny_models.semantic), "cpu")
+    next(segmenter._model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(NonFinite, match=r"float32 is not finite.*dtype"):
+        maps(segmenter, pictures(1))
