@@ -297,6 +297,8 @@ def compared(outcome: Outcome) -> float:
 
 
 def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    if options.dir is not None:
+        options.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.dir, prefix=f"{name}-") as place:
         try:
             write_models(name, Path(place), options.tiny)
