@@ -29,4 +29,4 @@ def faults(how: str) -> int:
 
 def test_a_block_that_was_freed_is_not_mapped_again() -> None:
     assert faults("kept") < 100
-    assert faults("usual") > 1_000  # huge pages, where the system gives them, are 512 small ones
+    assert faults("usual") > 200  # 8 x 16,384; 8 x 32 where the system gives huge pages
