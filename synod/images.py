@@ -36,7 +36,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from synod.contracts import ImageRef, Picture, Pixels, ScoreItem, is_raw
 from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
-from synod.jpeg import check_scans
+from synod.jpeg import QuietJpeg, check_scans
 
 FORMATS: Final = ("PNG", "JPEG", "WebP")
 _RAW_EXIF: Final = "Raw profile type exif"  # ImageMagick's key for EXIF as hexadecimal text in a PNG
@@ -131,7 +131,7 @@ def pixel_count(image: Picture) -> int:
         elif kind == "WebP":
             width, height = _webp_size(image)
         else:
-            with _Jpeg(io.BytesIO(image)) as jpeg:
+            with QuietJpeg(io.BytesIO(image)) as jpeg:
                 width, height = jpeg.size
     except Exception:  # as in `decode`
         return 0
@@ -161,11 +161,6 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-class _Jpeg(JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Nothing: nobody needs the dpi, and reading it makes Pillow parse, and warn about, hostile EXIF."""
-
-
 def _kind(data: bytes) -> str:
     """One of FORMATS, by the first bytes."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -181,7 +176,7 @@ def _kind(data: bytes) -> str:
 def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """The header read, no pixel decoded."""
     if kind == "JPEG":
-        return _Jpeg(io.BytesIO(data))
+        return QuietJpeg(io.BytesIO(data))
     if kind == "WebP":
         _check_size(*_webp_size(data), limits)
         webp = WebPImageFile(io.BytesIO(data))

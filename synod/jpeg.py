@@ -33,9 +33,11 @@ _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER: Final = re.compile(rb"\xff\xff*[^\x00\xff]")  # 0xFF00 is a stuffed byte; a literal first is found by memchr
 
 
-class _Jpeg(JpegImageFile):
+class QuietJpeg(JpegImageFile):
+    """A JPEG that Pillow opens without reading its dpi: that makes it parse, and warn about, hostile EXIF."""
+
     def _read_dpi_from_exif(self) -> None:
-        """Nothing: it would parse hostile EXIF."""
+        """Do nothing."""
 
 
 def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
@@ -90,7 +92,7 @@ def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
     if data[frame + 1] == 0xC2:  # progressive: an eighth shows only the scans of means
         if len(exact) < 64 * data[frame + 9]:
             raise _damaged("scans are missing")
-        plain, padded = decoded or _Jpeg(io.BytesIO(data)), _Jpeg(io.BytesIO(_padded(data, ends)))
+        plain, padded = decoded or QuietJpeg(io.BytesIO(data)), QuietJpeg(io.BytesIO(_padded(data, ends)))
         if ImageChops.difference(plain, padded).getbbox():
             raise _damaged("coded data is missing")
     elif scans == 1:
@@ -140,7 +142,7 @@ def _padded(data: bytes, ends: list[int]) -> bytes:
 
 def _eighth(data: bytes) -> Pixels:
     """Pixels of an eighth of the size, [H W C] in the file's own colours."""
-    with _Jpeg(io.BytesIO(data)) as picture:
+    with QuietJpeg(io.BytesIO(data)) as picture:
         picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
         pixels = np.asarray(picture)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

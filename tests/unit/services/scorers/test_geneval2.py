@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,11 @@ from services.scorers.geneval2 import spellings
 from synod.contracts import GenEvalMetadata, Score, ScoreFailure, ScoreItem
 from synod.scoring import geneval
 from tests.building import build
-from tests.judges import JudgeServer, judging
+from tests.judges import JudgeServer
 
 GREY = np.full((4, 4, 3), 51, np.uint8)
 COWS = ("How many cows are in the image?", "three")
 PLASTIC = ("Are the cows plastic?", "Yes")
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[JudgeServer]:
-    with judging() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: JudgeServer) -> JudgeServer:
-    running.script.clear()
-    running.asked.clear()
-    return running
 
 
 def outcome(server: JudgeServer, replies: list[Any], method: str = "soft_tifa_gm", asked: Any = (COWS, PLASTIC)) -> Any:

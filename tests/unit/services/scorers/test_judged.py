@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,10 @@ from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from services.scorers.dense_validity import segments
 from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
-from tests.judges import JudgeServer, judging
+from tests.judges import JudgeServer
 
 DARK, BRIGHT = (np.full((4, 4, 3), level, np.uint8) for level in (51, 204))
 SETTINGS: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[JudgeServer]:
-    with judging() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: JudgeServer) -> JudgeServer:
-    running.script.clear()
-    running.asked.clear()
-    return running
 
 
 def built(server: JudgeServer, kind: str, **changes: Any) -> Scorer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,10 @@ import pytest
 from services.scorers import unified_reward
 from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
 from tests.building import build
-from tests.judges import JudgeServer, judging
+from tests.judges import JudgeServer
 
 GREY = np.full((4, 4, 3), 51, np.uint8)
 AXES = "Alignment Score (1-5): 2.694700002670288\nCoherence Score (1-5): 2.371500015258789\nStyle Score (1-5): 2.80"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[JudgeServer]:
-    with judging() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: JudgeServer) -> JudgeServer:
-    running.script.clear()
-    running.asked.clear()
-    return running
 
 
 def outcome(server: JudgeServer, reply: str, form: str = "final_score", prompt: str = "a cat") -> Any:
