@@ -17,7 +17,7 @@ from services.cluster.processes import users_of
 
 ROOT = Path(__file__).parents[2]
 ONLY_IN_FULL = pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
-DATA = ROOT / "embedded/data"
+EMBEDDED = ROOT / "embedded"
 
 
 def start(out: Path) -> subprocess.Popen[str]:
@@ -48,7 +48,9 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
     assert process.returncode == 0, said
     summary = json.loads((tmp_path / "summary.json").read_text())
     samples = [
-        one for name in ("samples/samples", "photographs") for one in json.loads((DATA / f"{name}.json").read_text())
+        sample
+        for name in ("data/samples/samples.json", "photographs.json")
+        for sample in json.loads((EMBEDDED / name).read_text())
     ]
     assert set(summary["scorers"]) == {"tier", "ber", "der", "fer", "geneval"}
     assert all(math.isfinite(mean) for mean in summary["scorers"].values())
