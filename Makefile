@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 CONFIG ?= deploy/configs/embedded.toml
-RUN_DIR ?= runs/plane
+RUN_DIR ?= runs/service
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help setup demo test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
@@ -17,7 +17,7 @@ setup: .venv/.installed ## Make .venv from pyproject.toml and constraints.txt
 	@deploy/setup.sh .venv
 	@touch $@
 
-demo: setup ## Start the plane, score the sample images over REST, write runs/demo/{summary.json,report.html}, stop
+demo: setup ## Start the service, score the sample images over REST, write runs/demo/{summary.json,report.html}, stop
 	@exec $(PYTHON) -m embedded.demo
 
 test: setup lint ## Lint, type-check and run every test, one Ray Serve session included
@@ -38,13 +38,13 @@ format: setup ## Rewrite the sources in the project's format
 proto: setup ## Generate synod/v1 from protos/synod/v1/reward.proto
 	@$(PYTHON) protos/generate.py .
 
-up: setup ## Start the plane in the background (HTTP on 127.0.0.1:8000; CONFIG=... picks another TOML)
+up: setup ## Start the service in the background (HTTP on 127.0.0.1:8000; CONFIG=... picks another TOML)
 	@$(PYTHON) -m services up $(CONFIG) --detach --run-dir $(RUN_DIR)
 
-status: setup ## Tell whether the plane of `make up` runs, and what is ready
+status: setup ## Tell whether the service of `make up` runs, and what is ready
 	@$(PYTHON) -m services status --run-dir $(RUN_DIR)
 
-down: setup ## Stop the plane of `make up`
+down: setup ## Stop the service of `make up`
 	@$(PYTHON) -m services down --run-dir $(RUN_DIR)
 
 weights: setup ## Retrain every embedded model from seeds, measure it and record its golden scores (resumable)

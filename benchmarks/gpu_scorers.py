@@ -6,7 +6,7 @@
 
 Per model and batch size, in bfloat16, eager and compiled: images (or texts) a second, the model's FLOPs a second as a
 share of the matrix product's measured on the same card in the same run, and peak memory; then the same from encoded
-pictures, decoding and resizing included. Random weights cost what trained ones do. What fails is told, never a number.
+images, decoding and resizing included. Random weights cost what trained ones do. What fails is told, never a number.
 
 Per scorer, with the project: the models of `benchmarks.real_models` loaded through the service's own settings and
 scorers (`benchmarks.real_size`), images a second, share of the matrix product and peak memory for batches of decoded
@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 BATCHES = (1, 8, 32, 128)
 TOKENS = 64
-PICTURE = 512  # px, of what a generator makes
+IMAGE = 512  # px, of what a generator makes
 GIGA = 1e9
 REWARDS = ("tier", "ber", "der", "fer")  # Sync-R1's, in the ensemble's order
 # What one data-centre GPU should reach: shares of the measured matrix product, and images a second.
@@ -230,7 +230,7 @@ def _scorer_cases(
     for batch in (1, 2) if options.quick else BATCHES:
         case: dict[str, Any] = {"batch": batch}
         try:
-            items = real_size.items_of(batch, PICTURE)
+            items = real_size.items_of(batch, IMAGE)
             if not flops:
                 with FlopCounterMode(display=False) as counter:
                     run()
@@ -314,7 +314,7 @@ def measure(
 
 @torch.inference_mode()
 def one_case(model: Model, module: Any, batch: int, tiny: bool, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Items a second of the model alone and from encoded pictures, and peak bytes on the device (None: not known)."""
+    """Items a second of the model alone and from encoded images, and peak bytes on the device (None: not known)."""
     inputs = _inputs(model, batch, tiny, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -377,10 +377,10 @@ def _inputs(model: Model, batch: int, tiny: bool, device: torch.device) -> torch
 
 
 def _jpeg(seed: int) -> bytes:
-    """An encoded picture with detail at several scales."""
+    """An encoded image with detail at several scales."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((PICTURE, PICTURE))
-    noise = rng.integers(-12, 13, (PICTURE, PICTURE, 3))
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((IMAGE, IMAGE))
+    noise = rng.integers(-12, 13, (IMAGE, IMAGE, 3))
     stream = io.BytesIO()
     pixels = np.clip(np.asarray(coarse).astype(int) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(stream, "JPEG", quality=92)

@@ -1,4 +1,4 @@
-"""Does it learn? Train twice on a running plane, once with its rewards and once with them permuted within each group.
+"""Does it learn? Train twice on a running service, once with its rewards and once with them permuted within each group.
 
     make up && python -m benchmarks.learning --steps 100 --prompts 1000
 
@@ -40,21 +40,21 @@ _AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}.*")
 
 
 class Permuted:
-    """A plane whose rewards are handed out in another order within each group of `group` pictures."""
+    """A service whose rewards are handed out in another order within each group of `group` images."""
 
-    def __init__(self, plane: Rewards, group: int, seed: int) -> None:
-        self._plane, self._group, self._rng = plane, group, np.random.default_rng(seed)
+    def __init__(self, service: Rewards, group: int, seed: int) -> None:
+        self._service, self._group, self._rng = service, group, np.random.default_rng(seed)
         self._open: list[Future[list[Reward]]] = []
         self._count = 0
 
     def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        return self._plane.surrogate(items)
+        return self._service.surrogate(items)
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
         if self._count == 0:
             self._open, self._order = [], self._rng.permutation(self._group)
         start, self._count = self._count, (self._count + len(items)) % self._group
-        self._open.append(self._plane.submit(items, pathway))
+        self._open.append(self._service.submit(items, pathway))
         return _Slice(self._open, self._order[start : start + len(items)].tolist())
 
 
@@ -105,11 +105,11 @@ def _one(options: argparse.Namespace, name: str) -> int:
     settings = _settings(options, name)
     if name == "rewards":
         return run(settings)
-    return run(settings, between=lambda plane: Permuted(plane, settings.screen.group, settings.seed))
+    return run(settings, between=lambda service: Permuted(service, settings.screen.group, settings.seed))
 
 
 def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
-    told = {"STEPS": options.steps, "RUN": f'"{(options.runs / name).resolve()}"', "PLANE__URL": options.url}
+    told = {"STEPS": options.steps, "RUN": f'"{(options.runs / name).resolve()}"', "SERVICE__URL": options.url}
     told["EVALUATE__PROMPTS"] = options.prompts
     return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items()}})
 

@@ -1,5 +1,5 @@
-"""A plane over three Ray nodes on this machine: a node killed under load, an upgrade under load, replicas that follow
-the load. Counts what becomes of every picture, as `benchmarks.faults` does; `python -m benchmarks.nodes --help`.
+"""A service over three Ray nodes on this machine: a node killed under load, an upgrade under load, replicas that follow
+the load. Counts what becomes of every image, as `benchmarks.faults` does; `python -m benchmarks.nodes --help`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.faults.load import Tally, drive, fresh
-from benchmarks.faults.plane import ROOT, Running, eventually
+from benchmarks.faults.service import ROOT, Running, eventually
 from benchmarks.machine import command, machine
 from services.cluster.local import environment, free_port
 from services.cluster.processes import kill_users_of, users_of
@@ -55,13 +55,13 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """A cluster with a plane on it."""
+    """A cluster with a service on it."""
 
     up: Running
     cluster: Any
 
     def deploy(self, settings: Settings) -> None:
-        """Bring the plane to these settings; see `Running.deploy`."""
+        """Bring the service to these settings; see `Running.deploy`."""
         from services.cluster.backend import APP
 
         self.up.deploy(APP, "/", settings)
@@ -84,15 +84,15 @@ class Nodes:
         raise LookupError(f"no node but the head holds a replica of {deployment}")
 
     def kill(self, node: Any) -> set[int]:
-        """End all of its processes at once, as when its power goes; those of the plane among them."""
+        """End all of its processes at once, as when its power goes; those of the service among them."""
         raylet = _raylet(node)
         own = {pid for pid in users_of(self.up.temp_dir) if _parent(pid) == raylet}
-        plane = own & (self.up.pids("colour") | self.up.pids("Gateway"))
+        service = own & (self.up.pids("colour") | self.up.pids("Gateway"))
         for pid in own:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
-        return plane
+        return service
 
 
 def node_killed(nodes: Nodes, images: int) -> Result:
@@ -109,7 +109,7 @@ def node_killed(nodes: Nodes, images: int) -> Result:
     seen = drive(nodes.up.url, fresh(images), "colour", tally, at={images // 4: kill})
     held = {
         "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images,
-        "the node held a part of the plane": bool(lost),
+        "the node held a part of the service": bool(lost),
     }
     counted = {"replicas_lost": len(lost), "whole_after_s": round(times[0], 1), "attempts": dict(seen)}
     return tally.counts() | counted | {"held": held}
@@ -166,7 +166,7 @@ def scaled(nodes: Nodes, images: int) -> Result:
     return tally.counts() | counted | {"attempts": dict(seen), "held": held}
 
 
-CASES: Final[dict[str, tuple[Callable[[Nodes, int], Result], int, int]]] = {  # pictures: full, quick
+CASES: Final[dict[str, tuple[Callable[[Nodes, int], Result], int, int]]] = {  # images: full, quick
     "scaled": (scaled, 1280, 320),
     "upgraded": (upgraded, 5120, 640),
     "node_killed": (node_killed, 5120, 640),
@@ -175,13 +175,13 @@ CASES: Final[dict[str, tuple[Callable[[Nodes, int], Result], int, int]]] = {  # 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Nodes]:
-    """The cluster and the plane, ready; nothing of it is left behind."""
+    """The cluster and the service, ready; nothing of it is left behind."""
     os.environ.update(environment())  # before Ray is imported
     os.environ["PYTHONPATH"] = str(ROOT)
     warnings.simplefilter("ignore")  # Ray's own
     for name in ("models", "metrics"):
         (folder / name).mkdir(parents=True)
-    config = folder / "plane.toml"
+    config = folder / "service.toml"
     config.write_text(SETTINGS.format(port=free_port(), most=MOST))
     settings = load(config, {})
     temp_dir = Path(tempfile.mkdtemp(prefix="synod-", dir="/tmp"))
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/nodes.json")
     options = parser.parse_args(arguments)
     found: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(prefix="synod-nodes-") as folder, started(Path(folder) / "plane") as nodes:
+    with tempfile.TemporaryDirectory(prefix="synod-nodes-") as folder, started(Path(folder) / "service") as nodes:
         for name, (case, full, quick) in CASES.items():
             found[name] = {"does": case.__doc__, **case(nodes, quick if options.quick else full)}
             print(name, json.dumps(found[name]), flush=True)

@@ -3,11 +3,11 @@
     make bench-scorers                                  -> benchmarks/results/scorers_cpu.json
     python -m benchmarks.scorers --quick --out FILE     a few minutes less, for a look
 
-Both sides get the same decoded pictures and do the same preprocessing; they take turns within one run, on one thread,
+Both sides get the same decoded images and do the same preprocessing; they take turns within one run, on one thread,
 since torch gives each thread that calls it threads of its own, and these would disturb each other. Medians are
 compared. `summary.share_of_direct` is direct time over batched time: 1 is free, the goal is 0.9. Decoding is apart: the
 gateway does it once for all scorers, and `summary.decode_ms` says what that saves each further one. `through_ray` is a
-plane on the same machine, asked over msgpack by one client that waits for each answer: encoding, HTTP, decoding and
+service on the same machine, asked over msgpack by one client that waits for each answer: encoding, HTTP, decoding and
 Ray's hop included.
 """
 
@@ -27,7 +27,7 @@ from typing import Any, Final
 from benchmarks.machine import command, machine
 from services import settings
 from services.backends import LocalBackend
-from services.cluster.local import Plane, free_port
+from services.cluster.local import RewardService, free_port
 from services.models.images import crop, distinct
 from services.scorers import registry
 from services.scorers.base import ScorerSpec, run_batch
@@ -54,8 +54,8 @@ def _tier(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
 
 def _ber(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
     texts = sorted({plain(item.prompt or "", item.concept) for item in items})
-    pictures = [item.pixels() for item in items]
-    return lambda: (scorer._model.text_features(texts), scorer._model.image_features(pictures))
+    images = [item.pixels() for item in items]
+    return lambda: (scorer._model.text_features(texts), scorer._model.image_features(images))
 
 
 def _der(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
@@ -64,15 +64,15 @@ def _der(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
 
 def _fer(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
     def call() -> object:
-        pictures = _distinct(items)
-        found = zip(pictures, scorer._finder.largest(pictures), strict=True)
-        return scorer._embedder.embed([crop(picture, box, 0.1) for picture, box in found if box is not None])
+        images = _distinct(items)
+        found = zip(images, scorer._finder.largest(images), strict=True)
+        return scorer._embedder.embed([crop(image, box, 0.1) for image, box in found if box is not None])
 
     return call
 
 
 def _geneval(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
-    """The detector on all pictures, then the colours of the crops that its scoring asked for."""
+    """The detector on all images, then the colours of the crops that its scoring asked for."""
     asked: list[tuple[Any, ...]] = []
     classify = scorer._colors.classify
 
@@ -83,12 +83,12 @@ def _geneval(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
     scorer._colors.classify = noted
     scorer.score(items)
     scorer._colors.classify = classify
-    pictures = [item.pixels() for item in items]
-    return lambda: (scorer._detector.detect(pictures, least=THRESHOLD), [classify(*crops) for crops in asked])
+    images = [item.pixels() for item in items]
+    return lambda: (scorer._detector.detect(images, least=THRESHOLD), [classify(*crops) for crops in asked])
 
 
 def _distinct(items: Sequence[ScoreItem]) -> Sequence[Pixels]:
-    return distinct([picture for item in items for picture in (item.pixels(), *item.reference_pixels())])[0]
+    return distinct([image for item in items for image in (item.pixels(), *item.reference_pixels())])[0]
 
 
 # How each scorer's model is called without us, after what the clock shall not see.
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raw = _items()
     began_s = time.perf_counter()
     items = [decode_item(item, _LIMITS) for item in raw]
-    decode_ms = 1000 * (time.perf_counter() - began_s) / sum(len(item.pictures()) for item in raw)
+    decode_ms = 1000 * (time.perf_counter() - began_s) / sum(len(item.images()) for item in raw)
     cases: list[dict[str, Any]] = []
     usable: dict[str, list[ScoreItem]] = {}
     for name in options.scorers or DIRECT:
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     for name, share in shares.items():
         print(f"{name:8} {share:6.1%} of direct{'' if share >= GOAL else f', below {GOAL:.0%}'}")
-    print(f"decoding {decode_ms:.2f} ms a picture, once for all scorers -> {options.out}")
+    print(f"decoding {decode_ms:.2f} ms an image, once for all scorers -> {options.out}")
     for case in through_ray:
         print(f"{case['scorer']:8} {case['items_per_s']:6.1f} items/s through Ray, batches of {case['batch']}")
     return 1 if any(case["failures"] for case in (*cases, *through_ray)) else 0
@@ -191,18 +191,18 @@ async def _case(
 
 
 def _through_ray(items: Mapping[str, list[ScoreItem]], batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Each scorer's items on a plane of the embedded settings that keeps no scores."""
+    """Each scorer's items on a service of the embedded settings that keeps no scores."""
     overrides = {"SYNOD__SERVER__PORT": str(free_port()), "SYNOD__STORE__MAX_SCORES": "0"}
     with tempfile.TemporaryDirectory() as folder:
         loaded = settings.load(CONFIG, overrides)
-        plane = Plane(loaded, Path(folder))
+        service = RewardService(loaded, Path(folder))
         try:
-            if not plane.start(print):
-                raise RuntimeError("the plane did not start")
-            with SynodClient(plane.url, timeout_s=600.0) as client:
+            if not service.start(print):
+                raise RuntimeError("the service did not start")
+            with SynodClient(service.url, timeout_s=600.0) as client:
                 return [_asked(client, name, usable, batch, repeats) for name, usable in items.items()]
         finally:
-            plane.stop()
+            service.stop()
 
 
 def _asked(client: SynodClient, name: str, items: list[ScoreItem], batch: int, repeats: int) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _asked(client: SynodClient, name: str, items: list[ScoreItem], batch: int, r
 
 
 def _items() -> list[ScoreItem]:
-    """The embedded sample items, their pictures encoded."""
+    """The embedded sample items, their images encoded."""
     found = [
         Source({k: v for k, v in fields.items() if k != "note"}, SAMPLES.parent, f"{SAMPLES.name}:{i}").load().item
         for i, fields in enumerate(json.loads(SAMPLES.read_text()))
@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorers", nargs="+", choices=tuple(DIRECT), help="these alone")
     parser.add_argument("--batches", nargs="+", type=int, help="items a batch (default: 1 8 32)")
     parser.add_argument("--repeats", type=int, help="turns a case (default: 31)")
-    parser.add_argument("--no-ray", dest="ray", action="store_false", help="without a plane")
+    parser.add_argument("--no-ray", dest="ray", action="store_false", help="without a service")
     parser.add_argument(
         "--quick", action="store_true", help="batches of 8 alone, five repeats, where these are not given"
     )

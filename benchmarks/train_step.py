@@ -1,4 +1,4 @@
-"""Where a training step's time goes, from a run's metrics, and what a group costs in memory, on a running plane.
+"""Where a training step's time goes, from a run's metrics, and what a group costs in memory, on a running service.
 
     make up && synod train deploy/configs/embedded.toml
     python -m benchmarks.train_step runs/train

@@ -1,4 +1,4 @@
-"""`make demo`: start the plane, score the shipped samples over REST, train the small policy on it, stop it all.
+"""`make demo`: start the service, score the shipped samples over REST, train the small policy on it, stop it all.
 
 The training takes --steps steps of Sync-GRPO and is measured on --prompts held-out prompts before and after. Writes
 `summary.json` and `report.html` into --out. Ctrl-C at any moment stops everything that it started.
@@ -49,7 +49,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Scored:
-    """A sample with what the plane said of it."""
+    """A sample with what the service said of it."""
 
     sample: Sample
     result: ItemResult
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args.out, pick_port(args.port), steps=args.steps, prompts=args.prompts)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted; the plane is stopped[/]")
+        console.print("[yellow]interrupted; the service is stopped[/]")
         return 130
     except DemoError as error:
         console.print(f"[red]demo: {error}[/]")
@@ -83,7 +83,7 @@ def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
     samples, photographs = load_samples(SAMPLES), load_samples(PHOTOGRAPHS)
-    with plane(port, out / "plane", seconds) as client:
+    with service(port, out / "service", seconds) as client:
         with timed(seconds, "score"):
             scored = score(client, [*samples, *photographs])
         with timed(seconds, "train"):
@@ -98,7 +98,7 @@ def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
 
 
 def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
-    """`synod train` on the plane at `port`, in a run of its own; its progress bars show. Raises DemoError."""
+    """`synod train` on the service at `port`, in a run of its own; its progress bars show. Raises DemoError."""
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "trainer", str(CONFIG), "--run", str(run_dir), "--steps", str(steps)]
     command += ["--url", f"http://127.0.0.1:{port}"]
@@ -145,12 +145,12 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 @contextmanager
-def plane(port: int, run_dir: Path, seconds: dict[str, float]) -> Iterator[SynodClient]:
-    """The plane as its own process, ready to score; stopped on the way out, whatever happens inside.
+def service(port: int, run_dir: Path, seconds: dict[str, float]) -> Iterator[SynodClient]:
+    """The service as its own process, ready to score; stopped on the way out, whatever happens inside.
 
     It gets its own process session: the terminal's Ctrl-C reaches the demo alone, and the order of stopping is ours.
     """
-    log_path = run_dir / "plane.log"
+    log_path = run_dir / "service.log"
     run_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "services", "up", str(CONFIG), "--port", str(port), "--run-dir", str(run_dir)]
     with log_path.open("w") as log:
@@ -160,7 +160,7 @@ def plane(port: int, run_dir: Path, seconds: dict[str, float]) -> Iterator[Synod
             client = wait_ready(process, port, log_path)
         yield client
     finally:
-        with timed(seconds, "stop"), console.status("stopping the plane"):
+        with timed(seconds, "stop"), console.status("stopping the service"):
             stop(process)
 
 
@@ -168,17 +168,17 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> S
     client = SynodClient(f"http://127.0.0.1:{port}")
     limit_s = load(CONFIG).cluster.ready_timeout_s
     deadline = time.monotonic() + limit_s
-    with console.status(f"starting the plane on http://127.0.0.1:{port} (five models, about half a minute)"):
+    with console.status(f"starting the service on http://127.0.0.1:{port} (five models, about half a minute)"):
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 log = log_path.read_text()[-2000:]
-                raise DemoError(f"the plane ended with code {process.returncode}. Its log:\n{log}")
+                raise DemoError(f"the service ended with code {process.returncode}. Its log:\n{log}")
             try:
                 client.wait_ready(timeout_s=1.0)
             except Unavailable:
                 continue
             return client
-    raise DemoError(f"the plane was not ready in {limit_s:.0f} s; see {display(log_path)}")
+    raise DemoError(f"the service was not ready in {limit_s:.0f} s; see {display(log_path)}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -24,7 +24,7 @@ def write_report(
     summary: Mapping[str, Any],
     training: tuple[str, str] = ("", ""),
 ) -> None:
-    """Write the page. Values are shown as the plane sent them; a failure is shown as its code and message.
+    """Write the page. Values are shown as the service sent them; a failure is shown as its code and message.
 
     `training` is the (CSS, HTML) of a training's own report, which goes below the samples.
     """
@@ -43,15 +43,15 @@ def card(sample: Sample, result: ItemResult) -> dict[str, Any]:
         "note": sample.note,
         "prompt": item.prompt,
         "reasoning": item.reasoning,
-        "picture": picture(item.image, boxes(result)),
-        "references": [picture(r, []) for r in item.references if isinstance(r, bytes)],
+        "image": image(item.image, boxes(result)),
+        "references": [image(r, []) for r in item.references if isinstance(r, bytes)],
         "scores": result.scores,
         "reward": result.reward,
         "reasons": reasons(result),
     }
 
 
-def picture(encoded: bytes, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def image(encoded: bytes, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     height, width, _ = decode(encoded, LIMITS).shape
     kind = "image/png" if encoded.startswith(b"\x89PNG") else "image/jpeg"
     data = base64.b64encode(encoded).decode()

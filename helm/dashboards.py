@@ -48,12 +48,12 @@ def _step(*names: str) -> dict[str, str]:
 _SCORER: Final = 'scorer=~"$scorer"'
 _BY: Final = "{{scorer}}"
 BOARDS: Final = {
-    "plane": Board(
-        "Synod: plane",
+    "service": Board(
+        "Synod: service",
         (
             Panel("Requests", "reqps", {"{{outcome}}": "sum by (outcome) (rate(synod_requests_total[5m]))"}),
             Panel("Time of a request", "s", _quantiles("synod_request_seconds", "route", 'route="/v1/score"')),
-            Panel("Pictures", "ops", {"pictures": "sum(rate(synod_images_total[5m]))"}),
+            Panel("Images", "ops", {"images": "sum(rate(synod_images_total[5m]))"}),
             Panel("Items", "ops", {"items": "sum(rate(synod_items_total[5m]))"}),
             Panel("Time by stage, p99", "s", dict([list(_quantiles("synod_stage_seconds", "stage").items())[1]])),
             Panel("Requests under way", "none", {"requests": "sum(synod_open_requests)"}),

@@ -1,1 +1,1 @@
-"""The reward plane: reward models as Ray Serve deployments behind one batched gateway."""
+"""The reward service: reward models as Ray Serve deployments behind one batched gateway."""

@@ -1,14 +1,14 @@
-"""`python -m services`: start, stop, watch and check a plane on this machine.
+"""`python -m services`: start, stop, watch and check a service on this machine.
 
     up CONFIG [--port N] [--run-dir DIR] [--detach]   serve until Ctrl-C or SIGTERM; a second Ctrl-C ends it at once
-    down [--run-dir DIR]                              stop the plane of that directory; nothing to stop is fine
+    down [--run-dir DIR]                              stop the service of that directory; nothing to stop is fine
     status [--run-dir DIR]                            who serves, where, and what is not ready; exit 1 unless ready
     check CONFIG                                      read the settings, say what they would serve
     golden CONFIG OUT [--items FILE]                  record what the scorers answer on the golden items
     warm CONFIG                                       fetch every model that the settings name, and read its files
     verify CONFIG [--pairs FILE]                      whether the scorers tell better from worse, on their own weights
 
-A plane in the foreground ends with the process that started it; `--detach` makes one that stays.
+A service in the foreground ends with the process that started it; `--detach` makes one that stays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services import environments, golden, settings, verify, warm
-from services.cluster.local import TEMP_PREFIX, Plane, ask
+from services.cluster.local import TEMP_PREFIX, RewardService, ask
 from services.cluster.processes import kill_users_of
 from services.cluster.run_dir import Record, RunDir
 from services.gateway import auth
@@ -38,7 +38,7 @@ from synod.errors import SettingsError
 from synod.scoring import show
 from synod.toml import ENV_PREFIX
 
-RUN_DIR = Path("runs/plane")
+RUN_DIR = Path("runs/service")
 STOP_PATIENCE_S = 40.0
 
 
@@ -63,22 +63,22 @@ def up(options: argparse.Namespace) -> int:
 
 
 def down(options: argparse.Namespace) -> int:
-    """Stop the plane of a run directory."""
+    """Stop the service of a run directory."""
     run_dir = RunDir(options.run_dir)
     stopped = run_dir.terminate(STOP_PATIENCE_S)
     if (left := run_dir.claim()) is not None:
         _clean_after(left)
     run_dir.release()
-    print("stopped" if stopped else f"no plane runs from {run_dir.path}")
+    print("stopped" if stopped else f"no service runs from {run_dir.path}")
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """Tell where the plane of a run directory listens and what of it is not ready."""
+    """Tell where the service of a run directory listens and what of it is not ready."""
     run_dir = RunDir(options.run_dir)
     record = run_dir.running()
     if record is None:
-        print(f"no plane runs from {run_dir.path}")
+        print(f"no service runs from {run_dir.path}")
         return 1
     print(f"{record.url}  pid {record.pid}  {record.config}")
     try:
@@ -158,34 +158,37 @@ def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> in
     began_s = time.monotonic()
     if (left := run_dir.claim()) is not None:
         _clean_after(left)
-    plane = Plane(loaded, run_dir.path)
-    record = Record(os.getpid(), plane.url, str(options.config), str(plane.temp_dir))
+    service = RewardService(loaded, run_dir.path)
+    record = Record(os.getpid(), service.url, str(options.config), str(service.temp_dir))
     run_dir.write(record)
-    stop = _Stop(plane)
+    stop = _Stop(service)
     try:
-        if not plane.start(lambda line: _say(f"{time.monotonic() - began_s:5.1f} s  {line}"), stop.wanted):
+        if not service.start(lambda line: _say(f"{time.monotonic() - began_s:5.1f} s  {line}"), stop.wanted):
             return 1
         stop.install()  # ray.init has put handlers of its own
         ready_s = time.monotonic() - began_s
-        _say(f"ready on {plane.url} in {ready_s:.1f} s")
+        _say(f"ready on {service.url} in {ready_s:.1f} s")
         run_dir.write(Record(record.pid, record.url, record.config, record.temp_dir, ready_s))
         while not stop.wanted():
             time.sleep(0.2)
         return 0
     finally:
         _say("stopping")
-        plane.stop()
+        service.stop()
         run_dir.release()
         _say("stopped")
 
 
 class _Stop:
-    """Whether the plane should end: Ctrl-C, SIGTERM, a closed terminal, or its parent's end. A second signal forces."""
+    """Whether the service should end: Ctrl-C, SIGTERM, a closed terminal, or its parent's end.
 
-    def __init__(self, plane: Plane) -> None:
+    A second signal forces.
+    """
+
+    def __init__(self, service: RewardService) -> None:
         import ray  # noqa: F401  (importing it replaces the SIGTERM handler)
 
-        self._plane = plane
+        self._service = service
         self._signalled = False
         self._parent = None if os.getsid(0) == os.getpid() else os.getppid()  # a session's leader stands alone
         self.install()
@@ -199,7 +202,7 @@ class _Stop:
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._signalled:
-            self._plane.kill()
+            self._service.kill()
             os._exit(128 + number)
         self._signalled = True
 
@@ -207,7 +210,7 @@ class _Stop:
 def _detach(options: argparse.Namespace, run_dir: RunDir) -> int:
     """Start `up` in a session of its own and wait until it is ready or has ended."""
     if (other := run_dir.running()) is not None:
-        raise SettingsError(f"another plane runs from {run_dir.path} on {other.url}: stop it with `down` first")
+        raise SettingsError(f"another service runs from {run_dir.path} on {other.url}: stop it with `down` first")
     command = [sys.executable, "-m", "services", "up", str(options.config), "--run-dir", str(run_dir.path)]
     command += [] if options.port is None else ["--port", str(options.port)]
     with run_dir.log.open("wb") as log, run_dir.log.open() as progress:
@@ -229,7 +232,7 @@ def _detach(options: argparse.Namespace, run_dir: RunDir) -> int:
 
 
 def _clean_after(left: Record) -> None:
-    """Remove what a plane that was killed left behind."""
+    """Remove what a service that was killed left behind."""
     folder = Path(left.temp_dir)
     if folder.name.startswith(TEMP_PREFIX):
         kill_users_of(folder)
@@ -260,7 +263,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.add_argument("--port", type=int, help="instead of [server] port")
     one.add_argument("--detach", action="store_true", help="return once ready; `down` stops it")
-    for name, command, text in (("down", down, "stop a plane"), ("status", status, "tell whether a plane is ready")):
+    for name, command, text in (
+        ("down", down, "stop a service"),
+        ("status", status, "tell whether a service is ready"),
+    ):
         add(name, command, text)
     for name in ("up", "down", "status"):
         commands.choices[name].add_argument("--run-dir", type=Path, default=RUN_DIR, help="where its files are kept")

@@ -11,7 +11,7 @@ import numpy as np
 
 from services.batching import Batcher
 from services.scorers.base import Scorer, ScorerSpec, run_batch
-from synod.contracts import Outcome, Picture, ScoreItem
+from synod.contracts import ImageInput, Outcome, ScoreItem
 
 __all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost"]
 
@@ -90,7 +90,7 @@ def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
     return sum(_units(image) for image in images) if spec.sized else len(images)
 
 
-def _units(image: Picture | None) -> int:
+def _units(image: ImageInput | None) -> int:
     return -(-image.shape[0] * image.shape[1] // PIXELS_PER_IMAGE) if isinstance(image, np.ndarray) else 1
 
 

@@ -152,7 +152,7 @@ class Child:
         return [one if isinstance(one, ScoreFailure) else next(found) for one in sent]
 
     def _packed(self, item: ScoreItem) -> tree.Tree | ScoreFailure:
-        size = sum(len(one) if isinstance(one, bytes) else one.nbytes for one in item.pictures())
+        size = sum(len(one) if isinstance(one, bytes) else one.nbytes for one in item.images())
         if size > ITEM_BYTES:
             why = f"the item's images hold {size} bytes; a scorer in a child process takes {ITEM_BYTES} at most"
             return ScoreFailure.of(ImageTooLarge(f"{why}. Send smaller images or fewer references"))

@@ -31,7 +31,7 @@ class Golden:
 
 
 def load(path: Path) -> tuple[Golden, ...]:
-    """The golden items of a file, pictures decoded. Raises SettingsError for a file that cannot be used."""
+    """The golden items of a file, images decoded. Raises SettingsError for a file that cannot be used."""
     entries = entries_of(path)
     try:
         request = {"items": [entry["item"] for entry in entries], "scorers": ["golden"]}

@@ -137,7 +137,7 @@ def short_of_memory(error: BaseException) -> bool:
 
 
 _SHORT = ScoreFailure.of(
-    ScorerFailed("out of memory for this item alone; send a smaller picture or fewer references, or free the device")
+    ScorerFailed("out of memory for this item alone; send a smaller image or fewer references, or free the device")
 )
 
 

@@ -1,4 +1,4 @@
-"""The scorers' settings: one record a kind, told apart by `kind` in `[scorers.NAME]` of the plane's TOML."""
+"""The scorers' settings: one record a kind, told apart by `kind` in `[scorers.NAME]` of the service's TOML."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 class Node(BaseModel):
-    """A record of the plane's TOML: frozen, and an unknown key is an error."""
+    """A record of the service's TOML: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -227,7 +227,7 @@ class DlibEmbedder(Node):
 
 
 class FerSettings(_ScorerSettings):
-    """FER (eq. 33): cosine of face embeddings. No face in the picture scores 0 with a reason."""
+    """FER (eq. 33): cosine of face embeddings. No face in the image scores 0 with a reason."""
 
     kind: Literal["fer"]
     finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
@@ -265,7 +265,7 @@ class FormatSettings(_ScorerSettings):
 
 
 class ReflectionSettings(_ScorerSettings):
-    """A verdict on the own picture (UniRL-Zero, sec. 5.5): the weights of its being right and in the format."""
+    """A verdict on the own image (UniRL-Zero, sec. 5.5): the weights of its being right and in the format."""
 
     kind: Literal["reflection"]
     correctness: float = Field(1.0, gt=0)
@@ -273,7 +273,7 @@ class ReflectionSettings(_ScorerSettings):
 
 
 class LikelihoodSettings(_ScorerSettings):
-    """The prompt's probability given the picture, under a vision-language model (GvU)."""
+    """The prompt's probability given the image, under a vision-language model (GvU)."""
 
     kind: Literal["likelihood"]
     model: ModelSource
@@ -353,13 +353,13 @@ class JudgeSettings(JudgeEndpoint):
 
 
 class DenseValiditySettings(JudgeEndpoint):
-    """The share of a prompt's segments that a judge sees in the picture (UnifyBench++)."""
+    """The share of a prompt's segments that a judge sees in the image (UnifyBench++)."""
 
     kind: Literal["dense_validity"]
 
 
 class QualitySettings(JudgeEndpoint):
-    """A judge's grade of the picture as such, in [0, 1] (UniRL-Zero, eq. 5)."""
+    """A judge's grade of the image as such, in [0, 1] (UniRL-Zero, eq. 5)."""
 
     kind: Literal["quality"]
     rubric: str = Field(

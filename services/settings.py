@@ -1,4 +1,4 @@
-"""The plane's settings: one frozen typed tree, read from one TOML.
+"""The service's settings: one frozen typed tree, read from one TOML.
 
 Relative paths resolve from the TOML's folder. `SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is read
 as TOML where it parses as such, else as a string. An unknown key, a bad value or a missing model directory is a
@@ -228,10 +228,10 @@ class EnsembleSettings(Node):
 
 
 class Settings(Node):
-    """The whole plane. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
+    """The whole service. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
 
     `pairs` is a file of items that the scorers must tell apart, for `synod verify`. `trainer` belongs to the other
-    program, which reads it from the same file; the plane leaves it alone.
+    program, which reads it from the same file; the service leaves it alone.
     """
 
     server: ServerSettings = ServerSettings()

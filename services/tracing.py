@@ -63,7 +63,7 @@ class Span:
         """Something happened now."""
 
     def told(self, *outcomes: str) -> None:
-        """What it came to: codes; none is 'ok'. One of the plane's own faults (HTTP 5xx) marks the span as failed."""
+        """What it came to: codes; none is 'ok'. One of the service's own faults (HTTP 5xx) marks the span as failed."""
 
     def end(self) -> None:
         """It ends now. Twice is fine."""
@@ -123,7 +123,7 @@ _tracer: trace.Tracer | None = None
 
 
 def start(settings: TracingSettings, service: str) -> None:
-    """Trace from now on, if the settings name a collector. `service` is this process's part of the plane.
+    """Trace from now on, if the settings name a collector. `service` is this process's part of the service.
 
     Spans leave in a thread of their own, from a bounded queue: a slow or dead collector costs spans, never a request.
     """

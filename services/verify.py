@@ -1,6 +1,6 @@
 """Whether scorers on their real weights know better from worse: pairs of items of which one must score above the other.
 
-A file of pairs is JSON Lines; pictures are paths, from the file's folder on:
+A file of pairs is JSON Lines; images are paths, from the file's folder on:
 
     {"name": "a cat by its name", "scorers": ["ber"], "better": {"image": "cat.jpg", "prompt": "a cat"}, "worse": {..}}
 

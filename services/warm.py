@@ -1,4 +1,4 @@
-"""Fetching and proving every model that a plane's settings name, before a plane needs them."""
+"""Fetching and proving every model that a service's settings name, before a service needs them."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Synod's contract: records, codecs and client that reward plane and trainer share."""
+"""Synod's contract: records, codecs and client that reward service and trainer share."""
 
 __version__ = "0.1.0"

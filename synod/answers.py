@@ -11,7 +11,7 @@
                limits: {name: n >= 0}}
     digests   {digests: [digest..]}
 
-`origin`, `rule_set`, an error's `digests` and `retry_after_s` may be absent: older planes do not send them. An
+`origin`, `rule_set`, an error's `digests` and `retry_after_s` may be absent: older services do not send them. An
 ensemble's `weights` are absent where it has weights by concept kind only.
 """
 

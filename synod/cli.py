@@ -1,4 +1,4 @@
-"""The `synod` command: score pictures on a plane, replay a score log, list scorers, serve a plane, train a policy.
+"""The `synod` command: score images on a service, replay a score log, list scorers, serve a service, train a policy.
 
 Exit status: 0 when everything asked for was done, 1 when something failed (a single score counts), 2 for wrong usage.
 """
@@ -28,15 +28,15 @@ from synod.scoring.log import read_log
 URL: Final = "http://127.0.0.1:8000"
 EXAMPLES: Final = """examples:
   synod serve deploy/configs/embedded.toml            serve five scorers on this machine, until Ctrl-C
-  synod scorers                                       what the plane serves, and what each scorer needs
+  synod scorers                                       what the service serves, and what each scorer needs
   synod score cat.png --prompt "a red cat" --scorers ber
   synod score out/ --prompt "a photo of <bo>" --scorers ber,der --references bo.png
   synod score items.jsonl --ensemble sync_r1 --out scores.jsonl    run it again to go on after a stop
-  synod replay scores.jsonl --url http://new.example:8000          what would another plane have said?
-  synod scorers --url http://plane.example:8000       or grpc://, https://, grpcs://; SYNOD_TOKEN holds the token
+  synod replay scores.jsonl --url http://new.example:8000          what would another service have said?
+  synod scorers --url http://service.example:8000       or grpc://, https://, grpcs://; SYNOD_TOKEN holds the token
   synod warm deploy/configs/sync_r1.toml              fetch every model that these settings name, before they are served
   synod verify deploy/configs/embedded.toml           do the scorers, on their own weights, know better from worse?
-  synod train deploy/configs/embedded.toml            train the embedded policy on that plane (`synod train --help`)
+  synod train deploy/configs/embedded.toml            train the embedded policy on that service (`synod train --help`)
 """
 SCORE_EXAMPLES: Final = """examples:
   synod score cat.png --prompt "a red cat" --scorers ber             a table
@@ -44,7 +44,7 @@ SCORE_EXAMPLES: Final = """examples:
   synod score cat.png --prompt "a red cat" --scorers ber --json | jq '.results[0].scores.ber.value'
   synod score items.jsonl --scorers geneval --out scores.jsonl       a log; run it again to go on after a stop
 
-A line of a .jsonl is one item, its pictures paths from the .jsonl's folder on; --prompt, --source-prompt and
+A line of a .jsonl is one item, its images paths from the .jsonl's folder on; --prompt, --source-prompt and
 --references are for items without their own:
   {"image": "1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
   {"image": "2.png", "geneval": {"tag": "counting", "include": [{"class": "cup", "count": 2}]}}
@@ -53,13 +53,13 @@ With --out an item that is in the log already is not scored again, a line that w
 failed for want of a replica, room or time gets no line, so that the next run asks again.
 """
 REPLAY_EXAMPLES: Final = """examples:
-  synod replay scores.jsonl --url http://new.example:8000            the log's scorers, on another plane
+  synod replay scores.jsonl --url http://new.example:8000            the log's scorers, on another service
   synod replay scores.jsonl --scorers ber=ber_v2                     what was ber's, by the scorer ber_v2
   synod replay scores.jsonl --tolerance 1e-6 --out again.jsonl       a log of the new scores, the old ones beside them
 
 Per scorer: items with both values (n), how many differ by more than the tolerance, the largest difference, Pearson's
 and Spearman's correlation, the items that were scored and fail now or the reverse, and the models' digests before and
-after. A picture that is not the one that was scored fails its item.
+after. An image that is not the one that was scored fails its item.
 """
 
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def score(options: argparse.Namespace) -> int:
-    """Score pictures: a row each on the screen, or a line each in a log that the next run goes on with."""
+    """Score images: a row each on the screen, or a line each in a log that the next run goes on with."""
     found = sources(options.inputs, options.prompt, options.references, options.source_prompt, show.say)
     asked = ScoreRequest((), tuple(dict.fromkeys(options.scorers)), options.ensemble)
     if not asked.scorers and asked.ensemble is None:
@@ -104,7 +104,7 @@ def score(options: argparse.Namespace) -> int:
 
 
 def replay(options: argparse.Namespace) -> int:
-    """Score a log's items again, through another plane or other scorers, and compare item by item."""
+    """Score a log's items again, through another service or other scorers, and compare item by item."""
     names = {old: new or old for old, _, new in (name.partition("=") for name in options.scorers)}
     if options.out is not None and options.out.exists():
         raise Usage(f"{options.out} exists; give --out a file that does not")
@@ -122,7 +122,7 @@ def replay(options: argparse.Namespace) -> int:
 
 
 def scorers(options: argparse.Namespace) -> int:
-    """Print what the plane serves."""
+    """Print what the service serves."""
     with SynodClient(options.url, timeout_s=options.timeout) as client:
         served = client.scorers()
     if options.json:
@@ -136,18 +136,18 @@ def scorers(options: argparse.Namespace) -> int:
 
 
 def serve(options: argparse.Namespace) -> NoReturn:
-    """Become the plane's program, in the foreground."""
-    _become_plane("up", options.config)
+    """Become the service's program, in the foreground."""
+    _become_service("up", options.config)
 
 
 def warm(options: argparse.Namespace) -> NoReturn:
     """Fetch every model that the settings name, and read its files: a table of source, revision, size and digest."""
-    _become_plane("warm", options.config)
+    _become_service("warm", options.config)
 
 
 def verify(options: argparse.Namespace) -> NoReturn:
     """Score pairs of items on the settings' own weights, and tell which relations (better above worse) hold."""
-    _become_plane("verify", options.config, *([] if options.pairs is None else ["--pairs", str(options.pairs)]))
+    _become_service("verify", options.config, *([] if options.pairs is None else ["--pairs", str(options.pairs)]))
 
 
 def train(arguments: Sequence[str]) -> NoReturn:
@@ -168,8 +168,8 @@ def _home(program: str, what: str) -> Path:
     return home
 
 
-def _become_plane(command: str, config: Path, *arguments: str) -> NoReturn:
-    home = _home("services", "the plane's program")
+def _become_service(command: str, config: Path, *arguments: str) -> NoReturn:
+    home = _home("services", "the service's program")
     if not config.is_file():
         raise Usage(f"no settings file {config}; give one such as deploy/configs/embedded.toml")
     _become(home, "services", command, str(config.resolve()), *arguments)
@@ -190,11 +190,11 @@ def _fail(error: Exception | str, status: int) -> int:
 
 
 def _command(
-    named: Any, name: str, plane: argparse.ArgumentParser, what: str, run: Callable[..., int], examples: str
+    named: Any, name: str, service: argparse.ArgumentParser, what: str, run: Callable[..., int], examples: str
 ) -> argparse.ArgumentParser:
     one: argparse.ArgumentParser = named.add_parser(
         name,
-        parents=[plane],
+        parents=[service],
         help=what,
         description=run.__doc__,
         epilog=examples,
@@ -236,19 +236,19 @@ def _url(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="synod",
-        description="Score generated images with the reward models of a Synod plane.",
+        description="Score generated images with the reward models of a Synod service.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     named = parser.add_subparsers(required=True, metavar="COMMAND")
-    plane = argparse.ArgumentParser(add_help=False)
-    plane.add_argument("--url", type=_url, default=URL, help="the plane's address (default: %(default)s)")
-    plane.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (default: 60)")
-    plane.add_argument("--json", action="store_true", help="print JSON, details included")
+    service = argparse.ArgumentParser(add_help=False)
+    service.add_argument("--url", type=_url, default=URL, help="the service's address (default: %(default)s)")
+    service.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (default: 60)")
+    service.add_argument("--json", action="store_true", help="print JSON, details included")
 
-    one = _command(named, "score", plane, "score pictures", score, SCORE_EXAMPLES)
-    one.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE|DIR|JSONL", help="pictures, folders of them, items")
-    one.add_argument("--prompt", help="the prompt that pictures should show")
+    one = _command(named, "score", service, "score images", score, SCORE_EXAMPLES)
+    one.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE|DIR|JSONL", help="images, folders of them, items")
+    one.add_argument("--prompt", help="the prompt that images should show")
     one.add_argument(
         "--source-prompt", metavar="PROMPT", help="what the first reference shows, of which these are edits"
     )
@@ -269,10 +269,10 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="IMAGE|DIR",
-        help="pictures of the concept; repeatable",
+        help="images of the concept; repeatable",
     )
     one.add_argument("--out", type=Path, metavar="JSONL", help="the log to write, or to go on with")
-    one = _command(named, "replay", plane, "score a log again and compare", replay, REPLAY_EXAMPLES)
+    one = _command(named, "replay", service, "score a log again and compare", replay, REPLAY_EXAMPLES)
     one.add_argument("log", type=Path, metavar="LOG", help="what `synod score --out` wrote")
     one.add_argument(
         "--scorers",
@@ -287,9 +287,9 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance", type=_tolerance, default=0.0, metavar="X", help="differences up to X are none (default: 0)"
     )
     one.add_argument("--out", type=Path, metavar="JSONL", help="a log of the new scores, with those before")
-    one = named.add_parser("scorers", parents=[plane], help="list the scorers served", description=scorers.__doc__)
+    one = named.add_parser("scorers", parents=[service], help="list the scorers served", description=scorers.__doc__)
     one.set_defaults(run=scorers)
-    one = named.add_parser("serve", help="serve a plane here, until Ctrl-C", description=serve.__doc__)
+    one = named.add_parser("serve", help="serve a service here, until Ctrl-C", description=serve.__doc__)
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.set_defaults(run=serve)
     for command, what in ((warm, "fetch the models that settings name"), (verify, "check scorers on their weights")):
@@ -297,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
         one.set_defaults(run=command)
     one.add_argument("--pairs", type=Path, metavar="JSONL", help="the pairs to score (default: the settings' own)")
-    one = named.add_parser("train", help="train a policy on a plane's rewards", add_help=False)
+    one = named.add_parser("train", help="train a policy on a service's rewards", add_help=False)
     one.add_argument("arguments", nargs="*", help="the trainer's own")
     return parser
 

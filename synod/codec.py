@@ -38,11 +38,11 @@ class Codec:
     pack_bytes: tree.PackBytes
 
     def decode_request(self, data: bytes) -> ScoreRequest:
-        """Raw pictures are read-only views of what was read. Raises InvalidRequest, PayloadTooLarge."""
+        """Raw images are read-only views of what was read. Raises InvalidRequest, PayloadTooLarge."""
         return tree.read_request(self._parse(data, "ScoreRequest"), self.read_bytes)
 
     def encode_request(self, request: ScoreRequest) -> bytes:
-        """Raises InvalidRequest for a picture, weight or truth that no plane would take."""
+        """Raises InvalidRequest for an image, weight or truth that no service would take."""
         return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreRequest")
 
     def decode_stream_request(self, data: bytes) -> ScoreRequest:
@@ -82,7 +82,7 @@ class Codec:
         return tree.read_put(self._parse(data, "PutImagesRequest"), self.read_bytes)
 
     def encode_put(self, request: PutImagesRequest) -> bytes:
-        """Raises InvalidRequest for a picture that no plane would take."""
+        """Raises InvalidRequest for an image that no service would take."""
         return self._dump(tree.put_tree(request, self.pack_bytes), "PutImagesRequest")
 
     def decode_digests(self, data: bytes) -> PutImagesResponse:

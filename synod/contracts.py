@@ -1,7 +1,7 @@
 """Records of the wire: what a caller sends, what it gets back. Frozen, typed, free of torch, ray and HTTP.
 
 Shapes: H, W are pixels; an image is uint8 [H W 3] in RGB, or its encoded bytes until `synod.images` decodes it, or the
-digest of one that the plane keeps.
+digest of one that the service keeps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from synod.errors import MissingInput, SynodError
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture that the plane keeps, by the `synod.digest` of what was put: "blake2b-256:" and 64 hex digits."""
+    """An image that the service keeps, by the `synod.digest` of what was put: "blake2b-256:" and 64 hex digits."""
 
     digest: str
 
@@ -30,12 +30,12 @@ class UnreadableImage(bytes):
 
 
 Pixels = NDArray[np.uint8]
-Content = bytes | Pixels  # a picture that is here: encoded, or uint8 [H W 3]
-Picture = Content | ImageRef
+Content = bytes | Pixels  # an image that is here: encoded, or uint8 [H W 3]
+ImageInput = Content | ImageRef
 
 
 def is_raw(pixels: Pixels) -> bool:
-    """Whether an array is a raw picture: uint8 [H W 3], H and W above 0."""
+    """Whether an array is a raw image: uint8 [H W 3], H and W above 0."""
     return pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
 
 
@@ -89,14 +89,14 @@ class Concept:
 
 @dataclass(frozen=True, slots=True)
 class ScoreItem:
-    """One picture (or text) to score, with everything that some scorer may need. Absent means None or empty.
+    """One image (or text) to score, with everything that some scorer may need. Absent means None or empty.
 
-    `source_prompt` says what the picture that was edited shows, which is references[0] where a scorer reads an edit.
+    `source_prompt` says what the image that was edited shows, which is references[0] where a scorer reads an edit.
     """
 
-    image: Picture | None = None
+    image: ImageInput | None = None
     prompt: str | None = None
-    references: tuple[Picture, ...] = ()
+    references: tuple[ImageInput, ...] = ()
     reasoning: Reasoning | None = None
     geneval: GenEvalMetadata | None = None
     concept: Concept | None = None
@@ -109,7 +109,7 @@ class ScoreItem:
         assert isinstance(self.image, np.ndarray), "pixels() before synod.images.decode_item"
         return self.image
 
-    def pictures(self) -> tuple[Content, ...]:
+    def images(self) -> tuple[Content, ...]:
         """The references and the image, as many as are here; those given by digest are not."""
         return tuple([p for p in (*self.references, self.image) if isinstance(p, (bytes, np.ndarray))])
 
@@ -138,7 +138,7 @@ class ScoreRequest:
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Who measured a score; scores of equal origin are comparable. `model` is the digest of the model's files,
-    `preprocessing` the version of what makes a picture the model's input, `rule_set` that of what reads its output."""
+    `preprocessing` the version of what makes an image the model's input, `rule_set` that of what reads its output."""
 
     model: str
     preprocessing: str
@@ -217,14 +217,14 @@ Part = ScoredItem | Rewards | RequestError
 
 @dataclass(frozen=True, slots=True)
 class PutImagesRequest:
-    """Pictures that the plane should keep, so that requests may name them by digest."""
+    """Images that the service should keep, so that requests may name them by digest."""
 
     images: tuple[Content, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PutImagesResponse:
-    """The digest of each picture, in the order of the request."""
+    """The digest of each image, in the order of the request."""
 
     digests: tuple[str, ...]
 
@@ -266,7 +266,7 @@ class EnsembleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What a plane serves, and what it lets a request carry: `limits` by name, such as `max_items`."""
+    """What a service serves, and what it lets a request carry: `limits` by name, such as `max_items`."""
 
     scorers: tuple[ScorerInfo, ...]
     ensembles: Mapping[str, EnsembleInfo] = field(default_factory=dict)

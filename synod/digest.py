@@ -1,6 +1,6 @@
-"""What a picture is called when it is given by digest. Pure.
+"""What an image is called when it is given by digest. Pure.
 
-The digest is BLAKE2b with 256 bits over one header line and the picture's bytes as they are sent:
+The digest is BLAKE2b with 256 bits over one header line and the image's bytes as they are sent:
 
     encoded    "encoded\n" and the file            { printf 'encoded\n'; cat cat.png; } | b2sum -l 256
     raw        "raw H W 3\n" and H * W * 3 bytes   { printf 'raw 480 640 3\n'; cat cat.rgb; } | b2sum -l 256
@@ -23,14 +23,14 @@ PREFIX: Final = "blake2b-256:"
 _DIGEST: Final = re.compile(PREFIX + r"[0-9a-f]{64}")
 
 
-def digest_of(picture: Content) -> str:
+def digest_of(image: Content) -> str:
     """The digest of encoded bytes, or of uint8 [H W 3] in any memory layout. Raises BadImage for another array."""
-    if isinstance(picture, bytes):
-        return _digest(b"encoded\n", picture)
-    if not is_raw(picture):
-        raise BadImage(f"{picture.dtype} {list(picture.shape)}; a raw picture is uint8 [H, W, 3] in RGB")
-    height, width, channels = picture.shape
-    return _digest(f"raw {height} {width} {channels}\n".encode(), np.ascontiguousarray(picture).reshape(-1).data)
+    if isinstance(image, bytes):
+        return _digest(b"encoded\n", image)
+    if not is_raw(image):
+        raise BadImage(f"{image.dtype} {list(image.shape)}; a raw image is uint8 [H, W, 3] in RGB")
+    height, width, channels = image.shape
+    return _digest(f"raw {height} {width} {channels}\n".encode(), np.ascontiguousarray(image).reshape(-1).data)
 
 
 def is_digest(text: str) -> bool:

@@ -2,17 +2,17 @@
 
 SynodError
 ├── InvalidRequest        the whole request cannot be read or means nothing; sending it again will not help
-│   ├── UnknownScorer     a scorer or ensemble that this plane does not serve
+│   ├── UnknownScorer     a scorer or ensemble that this service does not serve
 │   ├── PayloadTooLarge   body, item count or text over a limit
 │   ├── UnsupportedMedia  a content type without a codec
-│   ├── Unauthenticated   no token, or one that the plane does not know
+│   ├── Unauthenticated   no token, or one that the service does not know
 │   └── PermissionDenied  a token that may not do this
-├── UnknownImage          a digest that the plane does not keep: upload it, then ask again (retryable)
+├── UnknownImage          a digest that the service does not keep: upload it, then ask again (retryable)
 ├── InvalidItem           one item is unusable; its neighbours are scored
-│   ├── BadImage          bytes that do not decode to a picture
+│   ├── BadImage          bytes that do not decode to an image
 │   ├── ImageTooLarge     pixels or bytes over a limit (refused before decoding)
 │   ├── MissingInput      the scorer needs a field that the item lacks
-│   └── NoReferenceFace   a reference picture without a face
+│   └── NoReferenceFace   a reference image without a face
 ├── ScorerFailed          the scorer raised, or broke the batch law, for this item
 │   ├── NonFinite         the scorer produced NaN or an infinity
 │   └── JudgeBudget       the judge that scores may spend no more tokens or dollars
@@ -33,7 +33,8 @@ from typing import ClassVar
 class SynodError(Exception):
     """Base of every error that may travel: a stable `code`, its statuses, and whether a retry can help.
 
-    `grpc_status` is a name of `grpc.StatusCode`. `retry_after_s` (>= 0) is set where the plane knows how long to wait.
+    `grpc_status` is a name of `grpc.StatusCode`. `retry_after_s` (>= 0) is set where the service knows how long to
+    wait.
     """
 
     code: ClassVar[str] = "internal"
@@ -160,4 +161,6 @@ def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _family(SynodError)}
-FAULTS = frozenset(code for code, kind in _BY_CODE.items() if kind.http_status >= 500)  # the plane's, not the caller's
+FAULTS = frozenset(
+    code for code, kind in _BY_CODE.items() if kind.http_status >= 500
+)  # the service's, not the caller's

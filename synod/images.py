@@ -11,12 +11,12 @@
 | 16 bits a channel | the high byte, v // 256; a colour key of 16-bit samples is ignored |
 | EXIF orientation 1..8, SHORT or LONG, or in `Raw profile type exif` | applied; absent or unreadable is 1 |
 | animation of two or more frames (WebP, APNG) | BadImage: no score of one frame is the score of the whole |
-| animation of one frame, or of none | that picture (APNG: the default image) |
-| JPEG with further pictures behind the first (MPO) | the first; the others are its previews or depths |
+| animation of one frame, or of none | that image (APNG: the default image) |
+| JPEG with further images behind the first (MPO) | the first; the others are its previews or depths |
 | ICC profile, gamma, text, other metadata | ignored, whatever its size |
 
 The plugin classes are opened directly rather than by `Image.open`, whose limits are process-wide and warn: ours are
-arguments, and what this module does with a picture depends on no warning filter. Thread-safe.
+arguments, and what this module does with an image depends on no warning filter. Thread-safe.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from synod.contracts import ImageRef, Picture, Pixels, ScoreItem, is_raw
+from synod.contracts import ImageInput, ImageRef, Pixels, ScoreItem, is_raw
 from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
 from synod.jpeg import QuietJpeg, check_scans
 
@@ -46,7 +46,7 @@ _READ_CHUNKS: Final = (b"tRNS", b"eXIf")  # the ancillary PNG chunks that change
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """`max_bytes` bounds an encoded picture, `max_pixels` the H*W of any. Both > 0."""
+    """`max_bytes` bounds an encoded image, `max_pixels` the H*W of any. Both > 0."""
 
     max_bytes: int
     max_pixels: int
@@ -55,15 +55,15 @@ class ImageLimits:
 def decode(data: bytes, limits: ImageLimits) -> Pixels:
     """Encoded bytes -> uint8 [H W 3], writable and contiguous. Raises BadImage, ImageTooLarge."""
     if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"{len(data)} encoded bytes, the limit is {limits.max_bytes}; send a smaller picture")
+        raise ImageTooLarge(f"{len(data)} encoded bytes, the limit is {limits.max_bytes}; send a smaller image")
     kind = _kind(data)
     try:
-        with _open(kind, data, limits) as picture:
-            _check_size(*picture.size, limits)
-            pixels = _rgb(picture)
-            exif = _exif(picture.info)
+        with _open(kind, data, limits) as image:
+            _check_size(*image.size, limits)
+            pixels = _rgb(image)
+            exif = _exif(image.info)
             if kind == "JPEG":
-                check_scans(data, picture)
+                check_scans(data, image)
     except InvalidItem:
         raise
     except Exception as error:  # a rim: Pillow raises some ten kinds over hostile bytes, and promises none of them
@@ -72,55 +72,55 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
     return _upright(pixels, _orientation(exif))
 
 
-def pixels_of(picture: Image.Image) -> Pixels:
+def pixels_of(image: Image.Image) -> Pixels:
     """A PIL image -> uint8 [H W 3] by the rules for the bytes it came from: EXIF orientation, white behind alpha.
 
     A PNG whose colour key is not of 8 bits and a damaged JPEG are told only before Pillow has loaded them: it keeps
     neither the depth nor the coded data.
     Raises BadImage for an animation, a mode without a fixed range (I, F), or a file that cannot be read.
     """
-    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     _check_still(frames)
-    if picture.mode in ("I", "F"):
-        raise BadImage(f"a PIL image of mode {picture.mode}, which has no fixed range; convert it to RGB")
+    if image.mode in ("I", "F"):
+        raise BadImage(f"a PIL image of mode {image.mode}, which has no fixed range; convert it to RGB")
     try:
-        if isinstance(picture, JpegImageFile) and picture.tile and picture.fp is not None:  # not loaded yet
-            place = picture.fp.tell()
-            picture.fp.seek(0)
-            check_scans(picture.fp.read())
-            picture.fp.seek(place)
-        if isinstance(picture, PngImageFile):
-            picture = _with_settled_key(picture)
-        return _upright(_rgb(picture), _orientation(_exif(picture.info)))
+        if isinstance(image, JpegImageFile) and image.tile and image.fp is not None:  # not loaded yet
+            place = image.fp.tell()
+            image.fp.seek(0)
+            check_scans(image.fp.read())
+            image.fp.seek(place)
+        if isinstance(image, PngImageFile):
+            image = _with_settled_key(image)
+        return _upright(_rgb(image), _orientation(_exif(image.info)))
     except InvalidItem:
         raise
     except Exception as error:  # a rim: as in `decode`
         why = str(error) or type(error).__name__
-        raise BadImage(f"a PIL image of mode {picture.mode} cannot be read ({why}); convert it to RGB") from None
+        raise BadImage(f"a PIL image of mode {image.mode} cannot be read ({why}); convert it to RGB") from None
 
 
 def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
     """The item with its image and references as uint8 [H W 3]. Raises BadImage, ImageTooLarge, naming which of them;
     UnknownImage for one that is still a digest."""
-    image = None if item.image is None else _picture(item.image, limits, "image")
-    references = tuple([_picture(r, limits, f"references[{i}]") for i, r in enumerate(item.references)])
+    image = None if item.image is None else _image(item.image, limits, "image")
+    references = tuple([_image(r, limits, f"references[{i}]") for i, r in enumerate(item.references)])
     if image is item.image and not references:
         return item
     return replace(item, image=image, references=references)
 
 
 def check_pixels(pixels: Pixels, limits: ImageLimits) -> Pixels:
-    """A raw picture as it came, C-contiguous, if it is uint8 [H W 3] within `max_pixels`. It may be a read-only view.
+    """A raw image as it came, C-contiguous, if it is uint8 [H W 3] within `max_pixels`. It may be a read-only view.
 
     Raises BadImage, ImageTooLarge.
     """
     if not is_raw(pixels):
-        raise BadImage(f"{pixels.dtype} {list(pixels.shape)}; a raw picture is uint8 [H, W, 3] in RGB, H and W above 0")
+        raise BadImage(f"{pixels.dtype} {list(pixels.shape)}; a raw image is uint8 [H, W, 3] in RGB, H and W above 0")
     _check_size(pixels.shape[1], pixels.shape[0], limits)
     return np.ascontiguousarray(pixels)
 
 
-def pixel_count(image: Picture) -> int:
+def pixel_count(image: ImageInput) -> int:
     """Return width x height, of a file by its header alone; 0 where no size can be read, which `decode` refuses."""
     if not isinstance(image, bytes):
         return image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim == 3 else 0
@@ -145,11 +145,11 @@ def encode_png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(picture: Picture, limits: ImageLimits, path: str) -> Pixels:
-    if isinstance(picture, ImageRef):
-        raise UnknownImage(f"{path}: no picture {picture.digest} is kept here; upload it first", [picture.digest])
+def _image(image: ImageInput, limits: ImageLimits, path: str) -> Pixels:
+    if isinstance(image, ImageRef):
+        raise UnknownImage(f"{path}: no image {image.digest} is kept here; upload it first", [image.digest])
     try:
-        return decode(picture, limits) if isinstance(picture, bytes) else check_pixels(picture, limits)
+        return decode(image, limits) if isinstance(image, bytes) else check_pixels(image, limits)
     except InvalidItem as error:
         raise type(error)(f"{path}: {error}") from None
 
@@ -157,7 +157,7 @@ def _picture(picture: Picture, limits: ImageLimits, path: str) -> Pixels:
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
-            f"{width} x {height} pixels are {width * height}, the limit is {limits.max_pixels}; send a smaller picture"
+            f"{width} x {height} pixels are {width * height}, the limit is {limits.max_pixels}; send a smaller image"
         )
 
 
@@ -170,7 +170,7 @@ def _kind(data: bytes) -> str:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WebP"
     start = f" that start with {data[:8].hex(' ')}" if data else ""
-    raise BadImage(f"{len(data)} bytes{start} are no picture this reads; send {', '.join(FORMATS)}")
+    raise BadImage(f"{len(data)} bytes{start} are no image this reads; send {', '.join(FORMATS)}")
 
 
 def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
@@ -183,37 +183,37 @@ def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         _check_still(webp.n_frames)
         return webp
     pixels, profile = _still_png(data)
-    picture = PngImageFile(io.BytesIO(pixels))
-    _settle_colour_key(picture, depth=data[24])
+    image = PngImageFile(io.BytesIO(pixels))
+    _settle_colour_key(image, depth=data[24])
     if profile is not None:
-        picture.info[_RAW_EXIF] = profile
-    return picture
+        image.info[_RAW_EXIF] = profile
+    return image
 
 
 def _check_still(frames: int) -> None:
     if frames > 1:
-        raise BadImage(f"an animation of {frames} frames; send each frame as a picture of its own")
+        raise BadImage(f"an animation of {frames} frames; send each frame as an image of its own")
 
 
-def _settle_colour_key(picture: PngImageFile, depth: int) -> None:
+def _settle_colour_key(image: PngImageFile, depth: int) -> None:
     """Bring a transparent colour key from sample units (0 .. 2^depth - 1) to the 8 bits Pillow decodes to."""
-    key = picture.info.get("transparency")
+    key = image.info.get("transparency")
     if depth == 16:
-        picture.info.pop("transparency", None)
-    elif depth in (2, 4) and picture.mode == "L" and isinstance(key, int):
-        picture.info["transparency"] = key * 255 // (2**depth - 1)
+        image.info.pop("transparency", None)
+    elif depth in (2, 4) and image.mode == "L" and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
 
 
-def _with_settled_key(picture: PngImageFile) -> PngImageFile:
+def _with_settled_key(image: PngImageFile) -> PngImageFile:
     """The same file with its colour key settled, as far as Pillow tells the depth. `info` of the caller's is kept."""
-    key = picture.info.get("transparency")
-    raw = str(picture.tile[0].args) if picture.tile else ""
+    key = image.info.get("transparency")
+    raw = str(image.tile[0].args) if image.tile else ""
     depth = 16 if "16" in raw or (isinstance(key, tuple) and max(key) > 255) else 8
     depth = next((bits for bits in (2, 4) if raw == f"L;{bits}"), depth)
-    picture.load()
-    picture.info = dict(picture.info)
-    _settle_colour_key(picture, depth)
-    return picture
+    image.load()
+    image.info = dict(image.info)
+    _settle_colour_key(image, depth)
+    return image
 
 
 def _still_png(data: bytes) -> tuple[bytes, str | None]:
@@ -260,15 +260,15 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise BadImage(f"{len(data)} bytes of WebP without a readable header; the file is truncated or corrupt")
 
 
-def _rgb(picture: Image.Image) -> Pixels:
-    picture.load()
-    if picture.mode == "I;16":
-        high = (np.asarray(picture) >> 8).astype(np.uint8)
+def _rgb(image: Image.Image) -> Pixels:
+    image.load()
+    if image.mode == "I;16":
+        high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[:, :, None], 3, axis=2)
-    if picture.has_transparency_data:
-        over = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return np.array(picture.convert("RGB"))
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    return np.array(image.convert("RGB"))
 
 
 def _exif(info: Mapping[Any, Any]) -> bytes:

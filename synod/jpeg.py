@@ -142,9 +142,9 @@ def _padded(data: bytes, ends: list[int]) -> bytes:
 
 def _eighth(data: bytes) -> Pixels:
     """Pixels of an eighth of the size, [H W C] in the file's own colours."""
-    with QuietJpeg(io.BytesIO(data)) as picture:
-        picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
-        pixels = np.asarray(picture)
+    with QuietJpeg(io.BytesIO(data)) as image:
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 

@@ -1,14 +1,14 @@
 """Requests <-> the trees that all formats carry: objects, lists, strings, numbers, and bytes as the format has it.
 
     request   {items: [item..], scorers: [name..], ensemble, weights: {name: w >= 0}, timeout_ms >= 1, request_id}
-    item      {image: picture, prompt, references: [picture..], reasoning, geneval, concept,
+    item      {image: image, prompt, references: [image..], reasoning, geneval, concept,
                source_prompt}
-    picture   encoded bytes, {data: raw RGB bytes, shape: [H, W, 3]}, or {digest: one that the plane keeps}
+    image   encoded bytes, {data: raw RGB bytes, shape: [H, W, 3]}, or {digest: one that the service keeps}
     reasoning {text, segments: [text..], truth: [0..1, one a segment]}
     geneval   {tag, include: [clause..], exclude: [clause..], vqa_list: [[question, answer]..]}
     clause    {class, count >= 1, color, position: [relation, index of an `include` clause]}
     concept   {kind, class_word, token}
-    put       {images: [picture, not by digest..]}
+    put       {images: [image, not by digest..]}
 
 Only `items` (one or more), the fields of `reasoning`, `tag`, `include`, `class`, `count` and `kind` are required.
 `synod.answers` is the other half.
@@ -30,8 +30,8 @@ from synod.contracts import (
     Content,
     GenEvalClause,
     GenEvalMetadata,
+    ImageInput,
     ImageRef,
-    Picture,
     PutImagesRequest,
     Reasoning,
     Relation,
@@ -68,11 +68,11 @@ def read_request(node: Node, read_bytes: ReadBytes) -> ScoreRequest:
 def read_item(node: Node, read_bytes: ReadBytes) -> ScoreItem:
     """Raises InvalidRequest with the path of the first field that is wrong."""
     of = node.fields("image", "prompt", "references", "reasoning", "geneval", "concept", "source_prompt")
-    picture = partial(_picture, read_bytes=read_bytes)
+    image = partial(_image, read_bytes=read_bytes)
     return ScoreItem(
-        of.get("image", picture),
+        of.get("image", image),
         of.get("prompt", Node.text),
-        of.get("references", each(picture)) or (),
+        of.get("references", each(image)) or (),
         of.get("reasoning", _reasoning),
         of.get("geneval", read_geneval),
         of.get("concept", _concept),
@@ -84,7 +84,7 @@ def read_put(node: Node, read_bytes: ReadBytes) -> PutImagesRequest:
     """Raises InvalidRequest with the path of the first field that is wrong."""
     images = node.fields("images").need("images", each(partial(_content, read_bytes=read_bytes)))
     if not images:
-        raise InvalidRequest("images: empty; send at least one picture")
+        raise InvalidRequest("images: empty; send at least one image")
     for i, image in enumerate(images):
         if isinstance(image, UnreadableImage):
             raise InvalidRequest(f"images[{i}]: {image.why}")
@@ -105,7 +105,7 @@ def read_geneval(node: Node) -> GenEvalMetadata:
 
 
 def request_tree(request: ScoreRequest, pack: PackBytes) -> Tree:
-    """Raises InvalidRequest for raw pictures that are not uint8 [H W 3], and for weights or truth out of range."""
+    """Raises InvalidRequest for raw images that are not uint8 [H W 3], and for weights or truth out of range."""
     return present(
         items=[_item_tree(item, pack, f"items[{i}]") for i, item in enumerate(request.items)],
         scorers=list(request.scorers),
@@ -117,8 +117,8 @@ def request_tree(request: ScoreRequest, pack: PackBytes) -> Tree:
 
 
 def put_tree(request: PutImagesRequest, pack: PackBytes) -> Tree:
-    """Raises InvalidRequest for raw pictures that are not uint8 [H W 3]."""
-    return {"images": [_picture_tree(image, pack, f"images[{i}]") for i, image in enumerate(request.images)]}
+    """Raises InvalidRequest for raw images that are not uint8 [H W 3]."""
+    return {"images": [_image_tree(image, pack, f"images[{i}]") for i, image in enumerate(request.images)]}
 
 
 def read_digest(node: Node) -> str:
@@ -138,7 +138,7 @@ def _truth(node: Node) -> tuple[float, ...]:
     return node.entries(lambda entry: entry.number(0, 1))
 
 
-def _picture(node: Node, read_bytes: ReadBytes) -> Picture:
+def _image(node: Node, read_bytes: ReadBytes) -> ImageInput:
     if is_object(node.value) and "digest" in node.value:
         return ImageRef(node.fields("digest").need("digest", read_digest))
     return _content(node, read_bytes)
@@ -152,7 +152,7 @@ def _content(node: Node, read_bytes: ReadBytes) -> Content:
     if isinstance(data, UnreadableImage):
         return data
     if len(shape) != 3 or shape[2] != 3:
-        raise node.error(f"shape {list(shape)}; a raw picture is [H, W, 3] in RGB")
+        raise node.error(f"shape {list(shape)}; a raw image is [H, W, 3] in RGB")
     if len(data) != math.prod(shape):
         raise node.error(f"{len(data)} bytes for shape {list(shape)}, which needs {math.prod(shape)}")
     return np.frombuffer(data, np.uint8).reshape(shape)
@@ -197,10 +197,10 @@ def _concept(node: Node) -> Concept:
 
 
 def _item_tree(item: ScoreItem, pack: PackBytes, path: str) -> Tree:
-    references = [_picture_tree(r, pack, f"{path}.references[{i}]") for i, r in enumerate(item.references)]
+    references = [_image_tree(r, pack, f"{path}.references[{i}]") for i, r in enumerate(item.references)]
     reasoning, geneval, concept = item.reasoning, item.geneval, item.concept
     return present(
-        image=None if item.image is None else _picture_tree(item.image, pack, f"{path}.image"),
+        image=None if item.image is None else _image_tree(item.image, pack, f"{path}.image"),
         prompt=item.prompt,
         references=references or None,
         reasoning=None if reasoning is None else _reasoning_tree(reasoning, f"{path}.reasoning"),
@@ -210,14 +210,14 @@ def _item_tree(item: ScoreItem, pack: PackBytes, path: str) -> Tree:
     )
 
 
-def _picture_tree(picture: Picture, pack: PackBytes, path: str) -> object:
-    if isinstance(picture, bytes):
-        return pack(picture)
-    if isinstance(picture, ImageRef):
-        return {"digest": read_digest(Node(picture.digest, f"{path}.digest"))}
-    if not is_raw(picture):
-        raise Node(None, path).error(f"{picture.dtype} {list(picture.shape)}; a raw picture is uint8 [H, W, 3] in RGB")
-    return {"data": pack(np.ascontiguousarray(picture).reshape(-1).data), "shape": list(picture.shape)}
+def _image_tree(image: ImageInput, pack: PackBytes, path: str) -> object:
+    if isinstance(image, bytes):
+        return pack(image)
+    if isinstance(image, ImageRef):
+        return {"digest": read_digest(Node(image.digest, f"{path}.digest"))}
+    if not is_raw(image):
+        raise Node(None, path).error(f"{image.dtype} {list(image.shape)}; a raw image is uint8 [H, W, 3] in RGB")
+    return {"data": pack(np.ascontiguousarray(image).reshape(-1).data), "shape": list(image.shape)}
 
 
 def _reasoning_tree(reasoning: Reasoning, path: str) -> Tree:

@@ -83,8 +83,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 
 
 @pytest.fixture
-def pictures() -> Callable[..., list[Any]]:
-    """`pictures(n, seed=0, size=(64, 64))`: n smooth random uint8 pictures [H W 3]."""
+def make_images() -> Callable[..., list[Any]]:
+    """`make_images(n, seed=0, size=(64, 64))`: n smooth random uint8 images [H W 3]."""
 
     def make(count: int, seed: int = 0, size: tuple[int, int] = (64, 64)) -> list[Any]:
         from PIL import Image
@@ -120,8 +120,8 @@ def photographs() -> dict[str, Any]:
     made = {}
     for name, (function, height, width) in PHOTOGRAPHS.items():
         found = getattr(data, function)()
-        picture = Image.fromarray(found[0] if isinstance(found, tuple) else found)
-        made[name] = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+        image = Image.fromarray(found[0] if isinstance(found, tuple) else found)
+        made[name] = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
         made[name].setflags(write=False)
     return made
 

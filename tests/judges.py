@@ -28,7 +28,7 @@ Reply = str | Response
 
 @dataclass
 class JudgeServer:
-    """Answers with the next of `script`, or else with a verdict by the picture's brightness; remembers the questions.
+    """Answers with the next of `script`, or else with a verdict by the image's brightness; remembers the questions.
 
     A text of the script is the model's answer; a Response is sent as it is; `hang` keeps the caller waiting.
     """
@@ -99,7 +99,7 @@ def in_own_words(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]
 
 
 def verdict(body: Mapping[str, Any]) -> str:
-    """The redness; as true/false, whether the picture is bright or the question says 'surely'."""
+    """The redness; as true/false, whether the image is bright or the question says 'surely'."""
     text, image = body["messages"][0]["content"]
     red = redness(image)
     if "valid" in body["response_format"]["json_schema"]["schema"]["properties"]:

@@ -157,7 +157,7 @@ def _tokenizer(special: Sequence[str], words: Sequence[str]) -> Any:
 
 
 def _spread(model: Any) -> Any:
-    """Random weights large enough that different pictures give clearly different texts."""
+    """Random weights large enough that different images give clearly different texts."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(6.0)

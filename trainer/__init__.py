@@ -1,1 +1,1 @@
-"""The trainer: Sync-GRPO with Dynamic Group Scaling against the reward plane."""
+"""The trainer: Sync-GRPO with Dynamic Group Scaling against the reward service."""

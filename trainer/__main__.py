@@ -1,4 +1,4 @@
-"""`synod train CONFIG.toml` trains a policy on the rewards of a plane; `synod train report RUN` tells of a run."""
+"""`synod train CONFIG.toml` trains a policy on the rewards of a service; `synod train report RUN` tells of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from synod import memory
 from synod.errors import SettingsError, SynodError
-from trainer.errors import NonFinite, PlaneLost
+from trainer.errors import NonFinite, RewardServiceUnavailable
 from trainer.settings import TrainerSettings, load
 
-DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running plane (`make up` starts one).
+DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
 
-Everything of a run is in its directory ([trainer] run): checkpoints/, metrics.jsonl, tensorboard/, pictures/,
+Everything of a run is in its directory ([trainer] run): checkpoints/, metrics.jsonl, tensorboard/, images/,
 evaluation/ (held-out prompts before and after), policy/ (the trained model directory) and, when it ends, report.html.
 A run that was stopped goes on from its last checkpoint with the same command; another run needs another directory.
 """
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
-    except (SynodError, SettingsError, PlaneLost, NonFinite, OSError) as error:
+    except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OSError) as error:
         print(f"synod train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -50,10 +50,10 @@ def _train(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--steps", type=int, metavar="N", help="instead of [trainer] steps")
     parser.add_argument("--run", type=Path, metavar="DIR", help="instead of [trainer] run")
-    parser.add_argument("--url", help="instead of [trainer.plane] url")
+    parser.add_argument("--url", help="instead of [trainer.service] url")
     parser.add_argument("--no-evaluation", action="store_true", help="leave out the held-out prompts before and after")
     options = parser.parse_args(arguments)
-    told = {"STEPS": options.steps, "RUN": options.run and f'"{options.run.resolve()}"', "PLANE__URL": options.url}
+    told = {"STEPS": options.steps, "RUN": options.run and f'"{options.run.resolve()}"', "SERVICE__URL": options.url}
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items() if value is not None}
     return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)
 

@@ -27,7 +27,7 @@ from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
 # A run may go on under other values of these: they change how far and where it runs, not what it computes.
-FREE: Final = ("steps", "run", "plane", "checkpoint", "evaluate")
+FREE: Final = ("steps", "run", "service", "checkpoint", "evaluate")
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
 

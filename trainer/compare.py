@@ -18,7 +18,7 @@ _FULL: Final = 1 - 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture of one held-out prompt. `failure` is the code of what kept it from a reward.
+    """One image of one held-out prompt. `failure` is the code of what kept it from a reward.
 
     `right`: whether the answer names what was asked for; None when nothing was asked.
     """
@@ -36,11 +36,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """`conditions` are the settings that decide what was drawn; `pictures` uint8 [H W 3] belong to the first rows."""
+    """`conditions` are the settings that decide what was drawn; `images` uint8 [H W 3] belong to the first rows."""
 
     conditions: Mapping[str, Any]
     rows: tuple[Row, ...]
-    pictures: tuple[Pixels, ...] = field(default=(), repr=False)
+    images: tuple[Pixels, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _component(name: str, row: Row) -> float | None:
 
 
 def _either(name: str, row: Row, other: Row) -> bool:
-    """Which components a picture should have, the plane knows; one that has it on a side should have it on both."""
+    """Which components an image should have, the service knows; one that has it on a side should have it on both."""
     return name in row.components or name in other.components
 
 

@@ -25,9 +25,9 @@ from trainer.reasoning import episode
 from trainer.types import Card, Episode, Pathway, Prompt
 
 _MILLION: Final = 1_000_000
-_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _LIMITS: Final = ImageLimits(64 * 2**20, 8192 * 8192)
-_CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # what a prompt claims; the plane judges that, not we
+_CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # what a prompt claims; the service judges that, not we
 # One stream of random numbers each; a new one goes at the end, so that the others stay as they are.
 _COIN, _VISUAL, _TEXTUAL, _TASK, _GENEVAL, _EPISODE = range(6)
 
@@ -169,13 +169,13 @@ def _read_card(folder: Path) -> tuple[str, Card]:
     info = _json(_text(folder / "info.json"), str(folder / "info.json"))
     of = info.fields("name", "kind", "class", "info", "extra_info", "heldout")
     talks = _json(_text(folder / "conversations.json"), str(folder / "conversations.json"))
-    files = sorted(p for p in (folder / "train").glob("*") if p.suffix.lower() in _PICTURES)
+    files = sorted(p for p in (folder / "train").glob("*") if p.suffix.lower() in _IMAGES)
     if not files:
-        raise SettingsError(f"{folder / 'train'}: no pictures ({', '.join(_PICTURES)}); a concept needs one or more")
+        raise SettingsError(f"{folder / 'train'}: no images ({', '.join(_IMAGES)}); a concept needs one or more")
     name, kind = of.need("name", Node.text), of.need("kind", lambda kind: kind.choice(CONCEPT_KINDS))
     concept = Concept(kind, of.need("class", Node.text), name)
     facts = of.get("extra_info", each(Node.text)) or ()
-    return name, Card(concept, of.need("info", Node.text), talks.entries(_talk), facts, tuple(map(_picture, files)))
+    return name, Card(concept, of.need("info", Node.text), talks.entries(_talk), facts, tuple(map(_image, files)))
 
 
 def _talk(node: Node) -> tuple[str, str]:
@@ -199,7 +199,7 @@ def _json(text: str, where: str) -> Node:
         raise SettingsError(f"{where}: not JSON ({error})") from None
 
 
-def _picture(path: Path) -> Pixels:
+def _image(path: Path) -> Pixels:
     try:
         return decode(path.read_bytes(), _LIMITS)
     except SynodError as error:

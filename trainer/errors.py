@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-class PlaneLost(RuntimeError):
-    """The reward plane stayed away for longer than `patience_s`."""
+class RewardServiceUnavailable(RuntimeError):
+    """The reward service stayed away for longer than `patience_s`."""
 
 
 class NonFinite(ArithmeticError):

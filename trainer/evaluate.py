@@ -22,7 +22,7 @@ from trainer.rollout import Rewards, begin, reason, reward_items
 from trainer.settings import TrainerSettings
 from trainer.types import Episode, Reward, Rollout
 
-SHOWN: Final = 24  # pictures kept with an evaluation
+SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
 _COLUMNS: Final = 8
 
@@ -38,27 +38,28 @@ def held_out(settings: TrainerSettings) -> list[Episode]:
 
 
 def evaluate(
-    policy: Policy, plane: Rewards, episodes: Sequence[Episode], settings: TrainerSettings, what: str = "held-out"
+    policy: Policy, service: Rewards, episodes: Sequence[Episode], settings: TrainerSettings, what: str = "held-out"
 ) -> Evaluation:
-    """Draw one picture an episode and have it rewarded; the plane works while the next batch is drawn.
+    """Draw one image an episode and have it rewarded; the service works while the next batch is drawn.
 
     The random numbers of an episode follow from `evaluate.seed` and its place in `episodes` alone, so two policies are
-    compared on equal ones. A missing reward is None. `what` names the progress bar. Raises PlaneLost, InvalidRequest.
+    compared on equal ones. A missing reward is None. `what` names the progress bar. Raises RewardServiceUnavailable,
+    InvalidRequest.
     """
     answers: list[str] = []
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
     shown: list[Pixels] = []
     batch = settings.evaluate.batch
-    with tqdm(total=len(episodes), desc=what, unit="picture") as bar, torch.no_grad():
+    with tqdm(total=len(episodes), desc=what, unit="image") as bar, torch.no_grad():
         for first in range(0, len(episodes), batch):
             places = range(first, min(first + batch, len(episodes)))
-            rollouts, pictures = draw(policy, episodes, places, settings)
+            rollouts, images = draw(policy, episodes, places, settings)
             answers += [rollout.answer for rollout in rollouts]
-            shown += pictures[: max(0, SHOWN - len(shown))]
-            pending += _submit(plane, episodes, rollouts, pictures, settings)
+            shown += images[: max(0, SHOWN - len(shown))]
+            pending += _submit(service, episodes, rollouts, images, settings)
             for _, future in pending:
                 if future.done():
-                    future.result()  # a lost plane ends the evaluation now, not after the last picture
+                    future.result()  # a lost service ends the evaluation now, not after the last image
             bar.update(len(places))
         rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
     rows = tuple(_row(episode, answers[i], rewards[i]) for i, episode in enumerate(episodes))
@@ -67,18 +68,18 @@ def evaluate(
 
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """What both sides of a comparison must share, as JSON holds it."""
-    plane = settings.plane
+    service = settings.service
     return {
         "seed": settings.evaluate.seed,
         "geneval_share": settings.data.geneval_share,
         "sampler": settings.sampler.model_dump(mode="json"),
-        "plane": {"ensemble": plane.ensemble, "geneval": plane.geneval, "references": plane.references},
+        "service": {"ensemble": service.ensemble, "geneval": service.geneval, "references": service.references},
     }
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows as JSON, and the pictures beside it as a PNG of the same name; each whole or not at all."""
-    cells = [(row.prompt, picture) for row, picture in zip(evaluation.rows, evaluation.pictures, strict=False)]
+    """Write the rows as JSON, and the images beside it as a PNG of the same name; each whole or not at all."""
+    cells = [(row.prompt, image) for row, image in zip(evaluation.rows, evaluation.images, strict=False)]
     if cells:
         save_grid(path.with_suffix(".png"), [("", cells[i : i + _COLUMNS]) for i in range(0, len(cells), _COLUMNS)])
     document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
@@ -87,11 +88,11 @@ def save_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 def load_evaluation(path: Path) -> Evaluation:
     """What `save_evaluation` wrote. Raises FileNotFoundError without it, SettingsError for a file of another making."""
-    picture = path.with_suffix(".png")
+    image = path.with_suffix(".png")
     try:
         document = json.loads(path.read_text())
         rows = tuple(Row(**row) for row in document["rows"])
-        drawn = load_grid(picture) if picture.exists() else []
+        drawn = load_grid(image) if image.exists() else []
         return Evaluation(document["conditions"], rows, tuple(p for _, cells in drawn for _, p in cells))
     except (ValueError, TypeError, KeyError) as error:
         what = f"not an evaluation of this program ({error!r})"
@@ -101,28 +102,28 @@ def load_evaluation(path: Path) -> Evaluation:
 def draw(
     policy: Policy, episodes: Sequence[Episode], places: range, settings: TrainerSettings
 ) -> tuple[list[Rollout], list[Pixels]]:
-    """A finished rollout and its picture for each of `places` in `episodes`; each reasons for itself."""
+    """A finished rollout and its image for each of `places` in `episodes`; each reasons for itself."""
     key = (settings.evaluate.seed, _HELD_OUT)
     texts = [reason(policy, episodes[place], settings, key, [place])[0] for place in places]
     begun = begin(policy, [episodes[place] for place in places], texts, settings, key, places)
     images = policy.denoise(begun, settings.sampler.denoising_steps)
     rollouts = [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
-    return rollouts, policy.pictures(images)
+    return rollouts, policy.images(images)
 
 
 def _submit(
-    plane: Rewards,
+    service: Rewards,
     episodes: Sequence[Episode],
     rollouts: Sequence[Rollout],
-    pictures: Sequence[Pixels],
+    images: Sequence[Pixels],
     settings: TrainerSettings,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
-    """One request a pathway: the plane scores a request by one ensemble."""
+    """One request a pathway: the service scores a request by one ensemble."""
     sent = []
     for pathway in sorted({episodes[rollout.index].pathway for rollout in rollouts}):
-        chosen = [(r, p) for r, p in zip(rollouts, pictures, strict=True) if episodes[r.index].pathway == pathway]
+        chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if episodes[r.index].pathway == pathway]
         items = [item for r, p in chosen for item in reward_items(episodes[r.index], [r], [p], settings)]
-        sent.append(([r.index for r, _ in chosen], plane.submit(items, pathway)))
+        sent.append(([r.index for r, _ in chosen], service.submit(items, pathway)))
     return sent
 
 

@@ -1,7 +1,7 @@
-"""Grids of captioned pictures in one PNG, which a person can look at and a program can take apart again.
+"""Grids of captioned images in one PNG, which a person can look at and a program can take apart again.
 
-A grid is rows of (title, [(caption, picture uint8 [H W 3]), ...]). Small pictures are drawn larger, by whole factors.
-The PNG carries titles, captions and places of the pictures as a text chunk, so `load_grid` gives back what was saved.
+A grid is rows of (title, [(caption, image uint8 [H W 3]), ...]). Small images are drawn larger, by whole factors.
+The PNG carries titles, captions and places of the images as a text chunk, so `load_grid` gives back what was saved.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from synod.errors import SettingsError
 
 Row = tuple[str, Sequence[tuple[str, Pixels]]]
 _CHUNK: Final = "synod-grid"
-_LEAST: Final = 128  # pixels of the screen that the longest side of all pictures should take
+_LEAST: Final = 128  # pixels of the screen that the longest side of all images should take
 _GAP, _FONT, _LINE = 8, 11, 14
 _LETTER: Final = 6.0  # pixels a letter takes, about
 
 
 def save_grid(path: Path, rows: Sequence[Row]) -> Pixels:
     """Write the grid, whole or not at all, and return it as drawn, uint8 [H W 3]. Raises ValueError when empty."""
-    sizes = [picture.shape[:2] for _, cells in rows for _, picture in cells]
+    sizes = [image.shape[:2] for _, cells in rows for _, image in cells]
     if not sizes:
-        raise ValueError(f"{path}: a grid without pictures; give at least one")
+        raise ValueError(f"{path}: a grid without images; give at least one")
     scale = max(1, _LEAST // max(max(size) for size in sizes))
     tile = max(_LEAST, scale * max(width for _, width in sizes))
     wide = _GAP + max(len(cells) for _, cells in rows) * (tile + _GAP)
@@ -39,7 +39,7 @@ def save_grid(path: Path, rows: Sequence[Row]) -> Pixels:
     top = 0
     for title, cells in rows:
         strip, placed = _strip(title, cells, wide, tile, scale)
-        layout.append({"title": title, "pictures": [{**cell, "top": cell["top"] + top} for cell in placed]})
+        layout.append({"title": title, "images": [{**cell, "top": cell["top"] + top} for cell in placed]})
         strips.append(strip)
         top += len(strip)
     canvas = np.concatenate(strips)
@@ -55,10 +55,10 @@ def load_grid(path: Path) -> list[Row]:
     try:
         with Image.open(path) as opened:
             layout, canvas = json.loads(opened.info[_CHUNK]), np.asarray(opened.convert("RGB"))
-        rows = [(row["title"], row["pictures"]) for row in layout["rows"]]
+        rows = [(row["title"], row["images"]) for row in layout["rows"]]
         return [(title, [_cut(canvas, layout["scale"], **cell) for cell in cells]) for title, cells in rows]
     except (KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise SettingsError(f"{path} is not a grid of pictures of this program ({error!r}); remove it") from None
+        raise SettingsError(f"{path} is not a grid of images of this program ({error!r}); remove it") from None
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -75,16 +75,16 @@ def write_whole(path: Path, data: bytes) -> None:
 def _strip(
     title: str, cells: Sequence[tuple[str, Pixels]], wide: int, tile: int, scale: int
 ) -> tuple[Pixels, list[dict[str, Any]]]:
-    """One row as drawn, and where its pictures are."""
+    """One row as drawn, and where its images are."""
     heading, captions = _wrapped(title, wide - 2 * _GAP), [_wrapped(caption, tile) for caption, _ in cells]
     top = _GAP + _LINE * len(heading)
-    below = top + scale * max((picture.shape[0] for _, picture in cells), default=0) + 2
+    below = top + scale * max((image.shape[0] for _, image in cells), default=0) + 2
     canvas = Image.new("RGB", (wide, below + _LINE * max(map(len, captions), default=0) + _GAP), "white")
     _write(canvas, (_GAP, _GAP), heading, "black")
     placed: list[dict[str, Any]] = []
-    for column, ((caption, picture), lines) in enumerate(zip(cells, captions, strict=True)):
-        left, (height, width) = _GAP + column * (tile + _GAP), picture.shape[:2]
-        large = Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    for column, ((caption, image), lines) in enumerate(zip(cells, captions, strict=True)):
+        left, (height, width) = _GAP + column * (tile + _GAP), image.shape[:2]
+        large = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         canvas.paste(large, (left, top))
         _write(canvas, (left, below), lines, "#5b6675")
         placed.append({"caption": caption, "top": top, "left": left, "height": height, "width": width})
@@ -96,7 +96,7 @@ def _cut(
 ) -> tuple[str, Pixels]:
     found = canvas[top : top + height * scale : scale, left : left + width * scale : scale]
     if found.shape != (height, width, 3):
-        raise ValueError(f"a picture of {height} x {width} at {top}, {left} lies outside the grid")
+        raise ValueError(f"an image of {height} x {width} at {top}, {left} lies outside the grid")
     return caption, np.ascontiguousarray(found)
 
 

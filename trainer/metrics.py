@@ -1,9 +1,9 @@
-"""What a run tells while it trains: metrics.jsonl, texts.jsonl, pictures/ and TensorBoard's own files, side by side.
+"""What a run tells while it trains: metrics.jsonl, texts.jsonl, images/ and TensorBoard's own files, side by side.
 
     <run>/metrics.jsonl          a JSON object a step; null where nothing was measured, never NaN
     <run>/texts.jsonl            {"step", "name", "text"} a line
-    <run>/pictures/NAME-STEP.png grids (`trainer.grids`)
-    <run>/tensorboard/           the same as curves, pictures and texts
+    <run>/images/NAME-STEP.png grids (`trainer.grids`)
+    <run>/tensorboard/           the same as curves, images and texts
 
 A run that goes on from step k first forgets what it told of steps k and later: those are trained again.
 """
@@ -22,8 +22,8 @@ from typing import Any, Final, Self
 from synod.errors import SettingsError
 from trainer.grids import Row, save_grid, write_whole
 
-METRICS, TEXTS, PICTURES = "metrics.jsonl", "texts.jsonl", "pictures"
-_PICTURE: Final = re.compile(r"(?P<name>.+)-(?P<step>\d{6,})\.png")
+METRICS, TEXTS, IMAGES = "metrics.jsonl", "texts.jsonl", "images"
+_IMAGE: Final = re.compile(r"(?P<name>.+)-(?P<step>\d{6,})\.png")
 
 
 class Metrics:
@@ -54,9 +54,9 @@ class Metrics:
         for name, value in _scalars(values):
             self._board.add_scalar(name, value, step)
 
-    def pictures(self, step: int, name: str, rows: Sequence[Row]) -> Path:
-        """A grid of captioned pictures uint8 [H W 3]; returns the PNG's path. `name` is a file's name without '-'."""
-        path = self._run / PICTURES / f"{name}-{step:06d}.png"
+    def images(self, step: int, name: str, rows: Sequence[Row]) -> Path:
+        """A grid of captioned images uint8 [H W 3]; returns the PNG's path. `name` is a file's name without '-'."""
+        path = self._run / IMAGES / f"{name}-{step:06d}.png"
         self._board.add_image(name, save_grid(path, rows), step, dataformats="HWC")
         return path
 
@@ -107,7 +107,7 @@ def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 def grids(run: Path) -> list[tuple[Path, str, int]]:
     """(path, name, step) of every grid of the run, by step and name."""
-    found = [(path, _PICTURE.fullmatch(path.name)) for path in (run / PICTURES).glob("*.png")]
+    found = [(path, _IMAGE.fullmatch(path.name)) for path in (run / IMAGES).glob("*.png")]
     return sorted(((p, m["name"], int(m["step"])) for p, m in found if m), key=lambda grid: (grid[2], grid[1]))
 
 

@@ -1,7 +1,7 @@
-"""The two reasoning pathways, the compound prompt, and what the plane is asked about a rollout. Pure.
+"""The two reasoning pathways, the compound prompt, and what the service is asked about a rollout. Pure.
 
-Sync-R1 sec. 3.1: visual instruct reasoning answers a query about a picture of the concept, I + Q -> IR; textual
-attribute reasoning picks the fact that a vague prompt hints at, Extra_info + IP -> IR. The picture is then drawn from
+Sync-R1 sec. 3.1: visual instruct reasoning answers a query about an image of the concept, I + Q -> IR; textual
+attribute reasoning picks the fact that a vague prompt hints at, Extra_info + IP -> IR. The image is then drawn from
 the compound prompt CP = BP (+) IR.
 """
 
@@ -30,9 +30,9 @@ def compound(prompt_text: str, answer: str) -> str:
 def episode(prompt: Prompt, card: Card | None, pathway: Pathway, rng: np.random.Generator) -> Episode:
     """`prompt` made ready for one pathway.
 
-    textual: the facts in an order drawn from `rng`, no picture; truth marks the fact that the prompt hints at, and is
+    textual: the facts in an order drawn from `rng`, no image; truth marks the fact that the prompt hints at, and is
     0 everywhere when it hints at none (then the right answer is no answer).
-    visual: a stored (query, answer) and a picture, both drawn from `rng`; the segments are all stored answers, in an
+    visual: a stored (query, answer) and an image, both drawn from `rng`; the segments are all stored answers, in an
     order drawn too, and truth marks the asked one. The paper leaves the segments of this pathway open (eq. 30).
     none: no query. Raises ValueError when the pathway needs a card that is not there or lacks its material.
     """
@@ -48,31 +48,29 @@ def episode(prompt: Prompt, card: Card | None, pathway: Pathway, rng: np.random.
         facts = tuple(card.facts[i] for i in order)
         truth = tuple(float(i == prompt.fact) for i in order)
         return Episode(key, pathway, prompt, card, Query(textual_query(facts, prompt.text)), facts, truth)
-    if not card.answers or not card.pictures:
-        raise ValueError(
-            f"{prompt.concept} has {len(card.answers)} answers and {len(card.pictures)} pictures; give some"
-        )
+    if not card.answers or not card.images:
+        raise ValueError(f"{prompt.concept} has {len(card.answers)} answers and {len(card.images)} images; give some")
     order = rng.permutation(len(card.answers))
     asked = int(rng.integers(len(card.answers)))
-    picture = card.pictures[int(rng.integers(len(card.pictures)))]
+    image = card.images[int(rng.integers(len(card.images)))]
     answers = tuple(card.answers[i][1] for i in order)
     truth = tuple(float(i == asked) for i in order)
-    return Episode(key, pathway, prompt, card, Query(card.answers[asked][0], picture), answers, truth)
+    return Episode(key, pathway, prompt, card, Query(card.answers[asked][0], image), answers, truth)
 
 
-def surrogate_item(episode: Episode, picture: Pixels) -> ScoreItem:
+def surrogate_item(episode: Episode, image: Pixels) -> ScoreItem:
     """A preview uint8 [H W 3] with the original prompt: never with the model's own answer, which it could bend."""
-    return ScoreItem(picture, episode.prompt.text, concept=None if episode.card is None else episode.card.concept)
+    return ScoreItem(image, episode.prompt.text, concept=None if episode.card is None else episode.card.concept)
 
 
-def reward_item(episode: Episode, picture: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
-    """A finished picture uint8 [H W 3] with all that its reward reads.
+def reward_item(episode: Episode, image: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
+    """A finished image uint8 [H W 3] with all that its reward reads.
 
     The prompt is `resolved`: what a vague prompt means is the target of eq. 31, and a score against the vague words
     would call any hat right. GenEval prompts carry their metadata, and neither references nor reasoning.
     """
     prompt = episode.prompt
-    item = ScoreItem(picture, prompt.resolved or prompt.text)
+    item = ScoreItem(image, prompt.resolved or prompt.text)
     if episode.card is not None:
         item = replace(item, concept=episode.card.concept, references=tuple(references))
     if episode.query is not None:

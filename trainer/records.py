@@ -1,4 +1,4 @@
-"""What a step leaves behind: its line of metrics, its pictures, and the group that made a loss non-finite."""
+"""What a step leaves behind: its line of metrics, its images, and the group that made a loss non-finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.settings import TrainerSettings
 from trainer.types import Modality, Reward
 
 Record = dict[str, Any]
-SHOWN = 8  # rejected previews in a step's picture
+SHOWN = 8  # rejected previews in a step's image
 
 
 def step_record(
@@ -70,20 +70,18 @@ def step_record(
     }
 
 
-def keep_pictures(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-    """Finished pictures with their rewards and answers, the previews they came from, and some that were rejected."""
+def keep_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Finished images with their rewards and answers, the previews they came from, and some that were rejected."""
     for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
         explored = group.explored
         kept = set(explored.kept.indices)
         rejected = [i for i in range(len(explored.previews)) if i not in kept][:SHOWN]
         rows = [
-            ("finished", [(_told(r.value), p) for r, p in zip(found, group.pictures, strict=True)]),
-            ("previews", [(_told(explored.scores[i]), explored.pictures[i]) for i in explored.kept.indices]),
+            ("finished", [(_told(r.value), p) for r, p in zip(found, group.images, strict=True)]),
+            ("previews", [(_told(explored.scores[i]), explored.images[i]) for i in explored.kept.indices]),
         ]
-        rows += (
-            [("rejected", [(_told(explored.scores[i]), explored.pictures[i]) for i in rejected])] if rejected else []
-        )
-        metrics.pictures(step, f"group{index}", rows)
+        rows += [("rejected", [(_told(explored.scores[i]), explored.images[i]) for i in rejected])] if rejected else []
+        metrics.images(step, f"group{index}", rows)
         answers = "\n".join(
             f"{_told(r.value)}  {rollout.answer}" for r, rollout in zip(found, group.rollouts, strict=True)
         )

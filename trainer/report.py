@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, finished or not: held-out prompts, curves, time, pictures."""
+"""One self-contained HTML page about a run, finished or not: held-out prompts, curves, time, images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
 CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Surrogate: threshold": {"threshold": "threshold"},
     "Pass rate of previews": {"pass rate": "pass_rate"},
-    "Previews and kept pictures a step": {"previews": "previews", "kept": "kept"},
+    "Previews and kept images a step": {"previews": "previews", "kept": "kept"},
     "Denoising steps saved by screening (share)": {"saved": "denoising_steps_saved_ratio"},
     "Loss": {"text": "loss_text", "image": "loss_image"},
     "KL to the reference (k3)": {"text": "kl_text", "image": "kl_image"},
@@ -133,7 +133,7 @@ def heldout(run: Path) -> dict[str, Any] | None:
     ) as error:  # the settings of the evaluation were changed on the way: the rest of the page stands
         return {"problem": str(error)}
     other = after.rows if after else before.rows
-    drawn = zip(before.rows, before.pictures, other, after.pictures if after else before.pictures, strict=False)
+    drawn = zip(before.rows, before.images, other, after.images if after else before.images, strict=False)
     pairs = [
         {"prompt": a.prompt, "before": _shown(a, p), "after": _shown(b, q) if after else None} for a, p, b, q in drawn
     ]
@@ -146,7 +146,7 @@ def heldout(run: Path) -> dict[str, Any] | None:
 
 
 def last_groups(run: Path) -> dict[str, Any] | None:
-    """Pictures and answers of the last step that kept some."""
+    """Images and answers of the last step that kept some."""
     found = grids(run)
     if not found:
         return None
@@ -155,17 +155,17 @@ def last_groups(run: Path) -> dict[str, Any] | None:
     groups = []
     for path, name, _ in (grid for grid in found if grid[2] == step):
         title, *answers = texts.get(name, name).split("\n")
-        rows = [(row, [{"caption": c, **picture(p)} for c, p in cells]) for row, cells in load_grid(path)]
+        rows = [(row, [{"caption": c, **image(p)} for c, p in cells]) for row, cells in load_grid(path)]
         groups.append({"title": title, "answers": answers, "rows": rows})
     return {"step": step, "groups": groups}
 
 
-def picture(pixels: Pixels) -> dict[str, Any]:
+def image(pixels: Pixels) -> dict[str, Any]:
     return {"data": base64.b64encode(encode_png(pixels)).decode(), "width": pixels.shape[1], "height": pixels.shape[0]}
 
 
 def _shown(row: Row, pixels: Pixels) -> dict[str, Any]:
-    return {**picture(pixels), "answer": row.answer, "reward": row.reward, "failure": row.failure, "right": row.right}
+    return {**image(pixels), "answer": row.answer, "reward": row.reward, "failure": row.failure, "right": row.right}
 
 
 def _evaluation(run: Path, name: str) -> Evaluation | None:

@@ -1,11 +1,12 @@
-"""The reward plane as the trainer meets it: waits while it is away, masks what it cannot score, and says so.
+"""The reward service as the trainer meets it: waits while it is away, masks what it cannot score, and says so.
 
 A missing score is `Reward(None, ..., failure)`: a mask for the advantage, never a number.
 
-    the plane is away, full or restarting       asked again with growing pauses, up to `patience_s`; then PlaneLost
+    the service is away, full or restarting       asked again with growing pauses, up to `patience_s`; then
+    RewardServiceUnavailable
     an item's score failed, retryably           the item is asked again up to ITEM_RETRIES times; then masked
     an item's score failed, or time ran out     masked
-    the plane broke on the request as a whole   masked
+    the service broke on the request as a whole   masked
     the request is wrong (unknown scorer ..)    raised: no later request will do better
 """
 
@@ -23,25 +24,25 @@ import httpx
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import DeadlineExceeded, InvalidRequest, SynodError, Unavailable
-from trainer.errors import PlaneLost
-from trainer.settings import PlaneSettings
+from trainer.errors import RewardServiceUnavailable
+from trainer.settings import ServiceSettings
 from trainer.types import Pathway, Reward
 
 ITEM_RETRIES: Final = 6  # 13 s in all: a replica comes back in that time
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
-THREADS: Final = 16  # requests in flight, so that all of a step's are: the plane batches across them
+THREADS: Final = 16  # requests in flight, so that all of a step's are: the service batches across them
 
 
-class Plane:
-    """A client that outlasts a failing, slow or restarting plane. `say` tells the user; `transport` is for tests.
+class RewardService:
+    """A client that outlasts a failing, slow or restarting service. `say` tells the user; `transport` is for tests.
 
     Thread-safe. Use it as long as the training runs and `close` it.
     """
 
     def __init__(
         self,
-        settings: PlaneSettings,
+        settings: ServiceSettings,
         *,
         transport: httpx.BaseTransport | None = None,
         say: Callable[[str], None] = print,
@@ -54,7 +55,10 @@ class Plane:
         self._away_since: float | None = None
 
     def wait_ready(self) -> None:
-        """Return once every replica can score. Raises PlaneLost after `patience_s`, saying what is missing."""
+        """Return once every replica can score.
+
+        Raises RewardServiceUnavailable after `patience_s`, saying what is missing.
+        """
         began = time.monotonic()
         while True:
             try:
@@ -65,11 +69,14 @@ class Plane:
                 return self._is_back()
 
     def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        """Scores of previews by the surrogate, in order. Raises PlaneLost; InvalidRequest for a wrong request."""
+        """Scores of previews by the surrogate, in order.
+
+        Raises RewardServiceUnavailable; InvalidRequest for a wrong request.
+        """
         return self._rewards(items, self._settings.surrogate, None)
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
-        """Rewards of finished pictures, in order, as they come: the ensemble's, or GenEval's on pathway "none".
+        """Rewards of finished images, in order, as they come: the ensemble's, or GenEval's on pathway "none".
 
         The future raises what `surrogate` does.
         """
@@ -99,7 +106,7 @@ class Plane:
         return found
 
     def _ask(self, request: ScoreRequest) -> list[Reward]:
-        """One request, sent until a plane answers it."""
+        """One request, sent until a service answers it."""
         began, attempt = time.monotonic(), 0
         while True:
             try:
@@ -116,17 +123,17 @@ class Plane:
                 return [_reward(result, request) for result in response.results]
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
-        """Say once that the plane is away, and pause. Raises PlaneLost when patience is at its end."""
+        """Say once that the service is away, and pause. Raises RewardServiceUnavailable when patience is at its end."""
         now = time.monotonic()
         with self._lock:
             first, self._away_since = self._away_since is None, self._away_since or began
         patience_s = self._settings.patience_s
         if first:
-            self._say(f"waiting up to {patience_s:g} s for the reward plane: {error}")
+            self._say(f"waiting up to {patience_s:g} s for the reward service: {error}")
         if now - began + pause_s > patience_s or self._closing.wait(pause_s):
-            raise PlaneLost(
-                f"the reward plane at {self._settings.url} was away for {now - began:.0f} s ({error}). Start it "
-                "(`make up`) and train again: the run goes on from its last checkpoint. [trainer.plane] patience_s "
+            raise RewardServiceUnavailable(
+                f"the reward service at {self._settings.url} was away for {now - began:.0f} s ({error}). Start it "
+                "(`make up`) and train again: the run goes on from its last checkpoint. [trainer.service] patience_s "
                 f"({patience_s:g}) bounds the wait"
             ) from error
 
@@ -134,7 +141,7 @@ class Plane:
         with self._lock:
             since, self._away_since = self._away_since, None
         if since is not None:
-            self._say(f"the reward plane is back after {time.monotonic() - since:.0f} s")
+            self._say(f"the reward service is back after {time.monotonic() - since:.0f} s")
 
     def _tell_masked(self, rewards: Sequence[Reward]) -> None:
         failures = [reward.failure for reward in rewards if reward.failure is not None]

@@ -1,4 +1,4 @@
-"""From an episode to a group of finished pictures whose rewards are on their way: reason, preview, screen, finish.
+"""From an episode to a group of finished images whose rewards are on their way: reason, preview, screen, finish.
 
 All random numbers of a rollout follow from (seed, step, group, its place in the draw order), so what it becomes does
 not depend on which others were kept.
@@ -27,7 +27,7 @@ _TEXT, _IMAGE = 0, 1  # streams of random numbers
 
 
 class Rewards(Protocol):
-    """What a rollout needs of the reward plane."""
+    """What a rollout needs of the reward service."""
 
     def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]: ...
 
@@ -36,12 +36,12 @@ class Rewards(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explored:
-    """All previews of one episode in draw order: rollouts, decoded pictures, surrogate scores (None: missing), and
+    """All previews of one episode in draw order: rollouts, decoded images, surrogate scores (None: missing), and
     which of them make the group. `threshold` is the one they were screened by."""
 
     episode: Episode
     previews: tuple[Rollout, ...]
-    pictures: tuple[Pixels, ...]
+    images: tuple[Pixels, ...]
     scores: tuple[float | None, ...]
     kept: Kept
     threshold: float | None
@@ -53,21 +53,21 @@ class Explored:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """The kept rollouts, finished, with their pictures and the rewards to come, chunk by chunk in the same order."""
+    """The kept rollouts, finished, with their images and the rewards to come, chunk by chunk in the same order."""
 
     explored: Explored
     rollouts: tuple[Rollout, ...]
-    pictures: tuple[Pixels, ...]
+    images: tuple[Pixels, ...]
     pending: tuple[Future[list[Reward]], ...]
 
     def rewards(self) -> list[Reward]:
-        """Wait for all of them. Raises PlaneLost when the plane stays away."""
+        """Wait for all of them. Raises RewardServiceUnavailable when the service stays away."""
         return [reward for future in self.pending for reward in future.result()]
 
 
 def explore(
     policy: Policy,
-    plane: Rewards,
+    service: Rewards,
     episode: Episode,
     threshold: float | None,
     settings: TrainerSettings,
@@ -82,7 +82,7 @@ def explore(
     screening, most = settings.screen, settings.screen.max_previews
     unscreened = screening.law.name == "none"
     previews: list[Rollout] = []
-    pictures: list[Pixels] = []
+    images: list[Pixels] = []
     scores: list[float | None] = []
     while True:
         left = (screening.group if unscreened else most) - len(previews)
@@ -90,46 +90,46 @@ def explore(
             policy, episode, settings, key, range(len(previews), len(previews) + min(screening.batch, left)), clock
         )
         with clock("decode"):
-            shown = policy.pictures([rollout.image for rollout in drawn])
+            shown = policy.images([rollout.image for rollout in drawn])
         previews += drawn
-        pictures += shown
+        images += shown
         if unscreened:
             scores += [None] * len(drawn)
         else:
             with clock("surrogate"):
-                scores += [reward.value for reward in plane.surrogate([surrogate_item(episode, p) for p in shown])]
+                scores += [reward.value for reward in service.surrogate([surrogate_item(episode, p) for p in shown])]
         kept = screen(scores, threshold, screening.group)
         if kept.enough or len(previews) >= most:
             break
     kept = fill(kept, scores, screening.group)
-    return Explored(episode, tuple(previews), tuple(pictures), tuple(scores), kept, threshold)
+    return Explored(episode, tuple(previews), tuple(images), tuple(scores), kept, threshold)
 
 
-def finish(policy: Policy, plane: Rewards, explored: Explored, settings: TrainerSettings, clock: Clock) -> Group:
+def finish(policy: Policy, service: Rewards, explored: Explored, settings: TrainerSettings, clock: Clock) -> Group:
     """Take the kept previews to the last denoising step, and submit each chunk's rewards as soon as it is decoded."""
     chosen = [explored.previews[i] for i in explored.kept.indices]
     rollouts: list[Rollout] = []
-    pictures: list[Pixels] = []
+    images: list[Pixels] = []
     pending = []
     for first in range(0, len(chosen), settings.chunk):
         chunk = chosen[first : first + settings.chunk]
         with clock("finish"):
-            images = policy.denoise([rollout.image for rollout in chunk], settings.sampler.denoising_steps)
+            segments = policy.denoise([rollout.image for rollout in chunk], settings.sampler.denoising_steps)
         with clock("decode"):
-            shown = policy.pictures(images)
-        done = [Rollout(r.index, r.text, image) for r, image in zip(chunk, images, strict=True)]
-        pending.append(plane.submit(reward_items(explored.episode, done, shown, settings), explored.episode.pathway))
+            shown = policy.images(segments)
+        done = [Rollout(r.index, r.text, image) for r, image in zip(chunk, segments, strict=True)]
+        pending.append(service.submit(reward_items(explored.episode, done, shown, settings), explored.episode.pathway))
         rollouts += done
-        pictures += shown
-    return Group(explored, tuple(rollouts), tuple(pictures), tuple(pending))
+        images += shown
+    return Group(explored, tuple(rollouts), tuple(images), tuple(pending))
 
 
 def reward_items(
-    episode: Episode, rollouts: Sequence[Rollout], pictures: Sequence[Pixels], settings: TrainerSettings
+    episode: Episode, rollouts: Sequence[Rollout], images: Sequence[Pixels], settings: TrainerSettings
 ) -> list[ScoreItem]:
-    """What the plane is asked about finished pictures, with the first `plane.references` pictures of the concept."""
-    references = episode.card.pictures[: settings.plane.references] if episode.card is not None else ()
-    return [reward_item(episode, p, r.answer, references) for r, p in zip(rollouts, pictures, strict=True)]
+    """What the service is asked about finished images, with the first `service.references` images of the concept."""
+    references = episode.card.images[: settings.service.references] if episode.card is not None else ()
+    return [reward_item(episode, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 
 
 def _preview(
@@ -161,7 +161,7 @@ def begin(
     key: Sequence[int],
     places: Sequence[int],
 ) -> list[ImageSegment]:
-    """A picture not yet drawn for each of `places`, from its episode's prompt and answer."""
+    """An image not yet drawn for each of `places`, from its episode's prompt and answer."""
     answers = ["" if text is None else text.text for text in texts]
     prompts = [compound(e.prompt.text, answer) for e, answer in zip(episodes, answers, strict=True)]
     shape = (settings.sampler.denoising_steps, 2, policy.positions)

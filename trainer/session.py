@@ -1,4 +1,4 @@
-"""One run from its settings: load the policy, meet the plane, evaluate, train, evaluate, keep model and page."""
+"""One run from its settings: load the policy, meet the service, evaluate, train, evaluate, keep model and page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.grpo.threshold import LAWS, Law
 from trainer.policy import show_o
 from trainer.policy.base import Policy
 from trainer.report import write_report
-from trainer.rewards import Plane
+from trainer.rewards import RewardService
 from trainer.rollout import Rewards
 from trainer.settings import ScreenSettings, TrainerSettings
 from trainer.train import train
@@ -24,11 +24,14 @@ BEFORE, AFTER = "evaluation/before.json", "evaluation/after.json"
 
 
 def run(
-    settings: TrainerSettings, *, evaluated: bool = True, between: Callable[[Rewards], Rewards] = lambda plane: plane
+    settings: TrainerSettings,
+    *,
+    evaluated: bool = True,
+    between: Callable[[Rewards], Rewards] = lambda service: service,
 ) -> int:
     """Train one run to its end, or to where it is stopped; returns the exit status 0. Raises what `train` raises.
 
-    `between` puts something between the training and the plane, for experiments; evaluations meet the plane itself.
+    `between` puts something between the training and the service, for experiments; evaluations meet the service itself.
     """
     try:
         settings.run.mkdir(parents=True, exist_ok=True)
@@ -40,14 +43,14 @@ def run(
     if settings.loss.beta:
         reference = make_policy(settings)
         reference.module.requires_grad_(False)
-    with closing(Plane(settings.plane, say=tqdm.write)) as plane:
-        plane.wait_ready()
+    with closing(RewardService(settings.service, say=tqdm.write)) as service:
+        service.wait_ready()
         if evaluated and not _kept(settings, BEFORE):
-            _measure(policy, plane, settings, BEFORE)
-        state = train(settings, policy, reference, between(plane), make_law(settings.screen))
+            _measure(policy, service, settings, BEFORE)
+        state = train(settings, policy, reference, between(service), make_law(settings.screen))
         if state.step >= settings.steps:
             if evaluated:
-                _measure(policy, plane, settings, AFTER)
+                _measure(policy, service, settings, AFTER)
             policy.save(settings.run / "policy")
     tqdm.write(f"wrote {write_report(settings.run)}")
     return 0
@@ -83,7 +86,7 @@ def _kept(settings: TrainerSettings, file: str) -> bool:
     return found.conditions == conditions(settings) and len(found.rows) == settings.evaluate.prompts
 
 
-def _measure(policy: Policy, plane: Plane, settings: TrainerSettings, file: str) -> None:
+def _measure(policy: Policy, service: RewardService, settings: TrainerSettings, file: str) -> None:
     path = settings.run / file
     path.parent.mkdir(exist_ok=True)
-    save_evaluation(path, evaluate(policy, plane, held_out(settings), settings, f"held-out prompts {path.stem}"))
+    save_evaluation(path, evaluate(policy, service, held_out(settings), settings, f"held-out prompts {path.stem}"))

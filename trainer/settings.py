@@ -82,11 +82,11 @@ class SamplerSettings(_Node):
     max_new_tokens: int = Field(100, ge=1)
 
 
-class PlaneSettings(_Node):
-    """The reward plane. `timeout_s` bounds one request, `patience_s` how long a plane that is away is waited for.
+class ServiceSettings(_Node):
+    """The reward service. `timeout_s` bounds one request, `patience_s` how long a service that is away is waited for.
 
-    Concept pictures are rewarded by `ensemble`, GenEval pictures by the scorer `geneval`, previews are screened by the
-    scorer `surrogate`; `references` pictures of the concept go with each item.
+    Concept images are rewarded by `ensemble`, GenEval images by the scorer `geneval`, previews are screened by the
+    scorer `surrogate`; `references` images of the concept go with each item.
     """
 
     url: str = Field("http://127.0.0.1:8000", pattern="^https?://")
@@ -192,7 +192,7 @@ class CheckpointSettings(_Node):
 
 
 class EvaluateSettings(_Node):
-    """Held-out evaluation: `prompts` of them, one picture each, `batch` at a time, from a seed of its own."""
+    """Held-out evaluation: `prompts` of them, one image each, `batch` at a time, from a seed of its own."""
 
     prompts: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
@@ -200,9 +200,9 @@ class EvaluateSettings(_Node):
 
 
 class TrainerSettings(_Node):
-    """The whole trainer. A step takes `groups` prompts; `run` is the directory of checkpoints, metrics and pictures.
+    """The whole trainer. A step takes `groups` prompts; `run` is the directory of checkpoints, metrics and images.
 
-    `chunk` finished pictures make one reward request.
+    `chunk` finished images make one reward request.
     """
 
     seed: int = Field(0, ge=0)
@@ -213,7 +213,7 @@ class TrainerSettings(_Node):
     policy: PolicySettings
     data: DataSettings
     sampler: SamplerSettings = SamplerSettings()
-    plane: PlaneSettings = PlaneSettings()
+    service: ServiceSettings = ServiceSettings()
     screen: ScreenSettings = ScreenSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

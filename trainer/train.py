@@ -13,12 +13,12 @@ from tqdm import tqdm
 from trainer import checkpoint
 from trainer.clock import Clock
 from trainer.data import Source, read_cards, read_prompts
-from trainer.errors import NonFinite, PlaneLost
+from trainer.errors import NonFinite, RewardServiceUnavailable
 from trainer.grpo.threshold import Law
 from trainer.metrics import Metrics
 from trainer.optim import learn, make_optimizer, slope_after
 from trainer.policy.base import Policy
-from trainer.records import keep_failure, keep_pictures, step_record
+from trainer.records import keep_failure, keep_images, step_record
 from trainer.rollout import Rewards, explore, finish
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState, moved
@@ -29,13 +29,14 @@ def train(
     settings: TrainerSettings,
     policy: Policy,
     reference: Policy | None,
-    plane: Rewards,
+    service: Rewards,
     law: Law,
     say: Callable[[str], None] = tqdm.write,
 ) -> TrainState:
     """Train until `settings.steps`, or until SIGTERM or Ctrl-C, which end after the step at hand.
 
-    Goes on from the run's last checkpoint. `reference` may be None when `loss.beta` is 0. Raises PlaneLost,
+    Goes on from the run's last checkpoint. `reference` may be None when `loss.beta` is 0. Raises
+    RewardServiceUnavailable,
     CheckpointMismatch, CheckpointNotWritten, NonFinite (the offending group is saved, nothing was updated).
     """
     cards = read_cards(settings.data.concepts)
@@ -62,12 +63,12 @@ def train(
             try:
                 for index, episode in enumerate(source.episodes(step)):
                     tracker, key = trackers.get(episode.key, law.begin()), (settings.seed, step, index)
-                    found = explore(policy, plane, episode, tracker.threshold, settings, key, clock)
-                    groups.append(finish(policy, plane, found, settings, clock))
+                    found = explore(policy, service, episode, tracker.threshold, settings, key, clock)
+                    groups.append(finish(policy, service, found, settings, clock))
                     trackers[episode.key] = moved(law, tracker, found)
                 with clock("reward_wait"):
                     rewards = [group.rewards() for group in groups]
-            except PlaneLost:  # what was learned stays; the step at hand is drawn again
+            except RewardServiceUnavailable:  # what was learned stays; the step at hand is drawn again
                 keep(state)
                 raise
             try:
@@ -79,7 +80,7 @@ def train(
             state.step += 1
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
-            keep_pictures(metrics, step, groups, rewards)
+            keep_images(metrics, step, groups, rewards)
             if state.step % settings.checkpoint.every == 0:
                 with clock("checkpoint"):
                     keep(state)

@@ -34,25 +34,25 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Card:
-    """A personalised concept: its name on the wire, what is known of it, its pictures uint8 [H W 3].
+    """A personalised concept: its name on the wire, what is known of it, its images uint8 [H W 3].
 
-    `answers` are (query, answer) pairs about the pictures, for visual instruct reasoning; `facts` are the extra
-    information of textual attribute reasoning, which no picture shows.
+    `answers` are (query, answer) pairs about the images, for visual instruct reasoning; `facts` are the extra
+    information of textual attribute reasoning, which no image shows.
     """
 
     concept: Concept
     info: str
     answers: tuple[tuple[str, str], ...]
     facts: tuple[str, ...]
-    pictures: tuple[Pixels, ...]
+    images: tuple[Pixels, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """What the policy is asked before it draws. `picture` uint8 [H W 3]; None stands for the black picture."""
+    """What the policy is asked before it draws. `image` uint8 [H W 3]; None stands for the black image."""
 
     text: str
-    picture: Pixels | None = None
+    image: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,9 +86,9 @@ class TextSegment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSegment:
-    """A picture after `step` denoising steps, and everything to go on from there.
+    """An image after `step` denoising steps, and everything to go on from there.
 
-    codes_TN    int64, the full draw of each step done: codes_TN[-1] is the preview, or at the end the picture
+    codes_TN    int64, the full draw of each step done: codes_TN[-1] is the preview, or at the end the image
     masked_TN   bool, the positions that were masked when step t drew: these are its decisions
     logp_TN     float32, guided log-probability of codes_TN under the behaviour policy, at every position
     remasked_N  bool, the positions masked for the next step (the state after re-masking, not before)

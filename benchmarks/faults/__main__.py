@@ -16,7 +16,7 @@ from typing import Any, Final
 import benchmarks.faults
 from benchmarks.faults import cases
 from benchmarks.faults.fuzz import fuzz
-from benchmarks.faults.plane import ROOT, Running, running
+from benchmarks.faults.service import ROOT, Running, running
 from benchmarks.faults.soak import soak
 from benchmarks.machine import machine
 
@@ -56,25 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
     options = parser.parse_args(arguments)
     minutes = SOAK[options.quick] if options.soak_minutes is None else options.soak_minutes
-    on_plane: dict[str, Callable[[Running], dict[str, Any]]] = {
+    on_service: dict[str, Callable[[Running], dict[str, Any]]] = {
         name: partial(_inject, case, options.quick) for name, case in CASES.items()
     }
-    on_plane["soak"] = partial(soak, seconds=60 * minutes)
-    chosen = options.only or ["fuzz", *on_plane]
+    on_service["soak"] = partial(soak, seconds=60 * minutes)
+    chosen = options.only or ["fuzz", *on_service]
     record = _Record(options.out, keeps=bool(options.only))
     if "fuzz" in chosen:
         record.add("fuzz", partial(fuzz, FUZZ[options.quick]))
-    if set(chosen) & set(on_plane):
-        with TemporaryDirectory(prefix="synod-faults-") as folder, running(Path(folder)) as plane:
-            for name, inject in on_plane.items():
+    if set(chosen) & set(on_service):
+        with TemporaryDirectory(prefix="synod-faults-") as folder, running(Path(folder)) as service:
+            for name, inject in on_service.items():
                 if name in chosen:
-                    record.add(name, partial(inject, plane))
+                    record.add(name, partial(inject, service))
     return report(record.cases)
 
 
-def _inject(case: Case, quick: bool, plane: Running) -> dict[str, Any]:
+def _inject(case: Case, quick: bool, service: Running) -> dict[str, Any]:
     does = {"does": case.inject.__doc__}
-    return does | case.inject(plane, case.quick if quick else case.full)
+    return does | case.inject(service, case.quick if quick else case.full)
 
 
 class _Record:

@@ -1,6 +1,6 @@
-"""The faults of a plane, one function each: inject, count, and say which promise held.
+"""The faults of a service, one function each: inject, count, and say which promise held.
 
-Each takes the running plane and how much of it to do, and returns counts with `held`: promise -> whether it was kept.
+Each takes the running service and how much of it to do, and returns counts with `held`: promise -> whether it was kept.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from typing import Any, Final
 import httpx
 
 from benchmarks.faults.load import PER_REQUEST, Tally, drive, either, fresh, score
-from benchmarks.faults.plane import QUEUE, Running, eventually
-from benchmarks.faults.scorers import BUSY_BATCH, BUSY_BATCH_S, NAN_EVERY, picture
+from benchmarks.faults.scorers import BUSY_BATCH, BUSY_BATCH_S, NAN_EVERY, image_of
+from benchmarks.faults.service import QUEUE, Running, eventually
 from synod.client import SynodClient
 from synod.codec import MSGPACK
-from synod.contracts import Picture, ScoreItem, ScoreRequest
+from synod.contracts import ImageInput, ScoreItem, ScoreRequest
 from synod.images import encode_png
 
 Result = dict[str, Any]
 Answered = tuple[int, float, float | None]  # status, seconds, Retry-After
 KIND: Final = {"content-type": MSGPACK.content_type}
 GROUP: Final = 32
-TWICE_FROM: Final = 2000  # images: fewer are scored before the plane is whole again
+TWICE_FROM: Final = 2000  # images: fewer are scored before the service is whole again
 CUT: Final = 45  # bytes of a PNG: its header, and the first of its pixels
 
 
-def replica_killed(plane: Running, images: int) -> Result:
-    """SIGKILL of one of two scorer replicas under 16 clients, and again when the plane is whole."""
-    return _killed(plane, "colour", images)
+def replica_killed(service: Running, images: int) -> Result:
+    """SIGKILL of one of two scorer replicas under 16 clients, and again when the service is whole."""
+    return _killed(service, "colour", images)
 
 
-def gateway_killed(plane: Running, images: int) -> Result:
-    """SIGKILL of one of two gateways under 16 clients, and again when the plane is whole."""
-    return _killed(plane, "Gateway", images)
+def gateway_killed(service: Running, images: int) -> Result:
+    """SIGKILL of one of two gateways under 16 clients, and again when the service is whole."""
+    return _killed(service, "Gateway", images)
 
 
-def _killed(plane: Running, deployment: str, images: int) -> Result:
-    plane.whole(deployment, 2)
+def _killed(service: Running, deployment: str, images: int) -> Result:
+    service.whole(deployment, 2)
     tally, killed, under_way = Tally(), list[int](), list[int]()
 
     def kill() -> None:
         if killed:
-            plane.whole(deployment, 2, without=killed)
-        killed.append(min(plane.pids(deployment)))
+            service.whole(deployment, 2, without=killed)
+        killed.append(min(service.pids(deployment)))
         os.kill(killed[-1], signal.SIGKILL)
         under_way.append(tally.asked - tally.done)
 
     at = {images // 4: kill} if images < TWICE_FROM else {images // 4: kill, images // 2: kill}
-    seen = drive(plane.url, fresh(images), "colour", tally, at=at)
-    plane.whole(deployment, 2, without=killed)
+    seen = drive(service.url, fresh(images), "colour", tally, at=at)
+    service.whole(deployment, 2, without=killed)
     held = {
         "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images,
         "every kill met work under way": len(under_way) == len(at) and all(under_way),
@@ -63,16 +63,16 @@ def _killed(plane: Running, deployment: str, images: int) -> Result:
     return tally.counts() | {"under_way_at_kills": under_way, "attempts": dict(seen), "held": held}
 
 
-def corrupt_image(plane: Running, images: int) -> Result:
-    """One picture of each 32 is cut off."""
+def corrupt_image(service: Running, images: int) -> Result:
+    """One image of each 32 is cut off."""
     numbers = fresh(images // GROUP * GROUP)
     bad = {group[i % GROUP] for i, group in enumerate(zip(*[iter(numbers)] * GROUP, strict=True))}
 
-    def image(number: int) -> Picture:
-        return encode_png(picture(number))[:CUT] if number in bad else either(number)
+    def image(number: int) -> ImageInput:
+        return encode_png(image_of(number))[:CUT] if number in bad else either(number)
 
     tally = Tally()
-    drive(plane.url, numbers, "colour", tally, image=image, per_request=GROUP)
+    drive(service.url, numbers, "colour", tally, image=image, per_request=GROUP)
     held = {
         "31 of 32 are scored": tally.right == len(numbers) - len(bad),
         "the corrupt one is a bad_image": tally.failed == Counter(bad_image=len(bad)),
@@ -80,12 +80,12 @@ def corrupt_image(plane: Running, images: int) -> Result:
     return tally.counts() | {"held": held}
 
 
-def nan(plane: Running, images: int) -> Result:
-    """A scorer yields NaN for 1 % of the pictures."""
+def nan(service: Running, images: int) -> Result:
+    """A scorer yields NaN for 1 % of the images."""
     numbers = fresh(images)
     bad = sum(number % NAN_EVERY == 0 for number in numbers)
     tally = Tally()
-    drive(plane.url, numbers, "nan", tally)
+    drive(service.url, numbers, "nan", tally)
     held = {
         "every NaN is a typed failure": tally.failed == Counter(non_finite=bad) and bad > 0,
         "all others are scored": tally.right == images - bad,
@@ -93,17 +93,17 @@ def nan(plane: Running, images: int) -> Result:
     return tally.counts() | {"held": held}
 
 
-def overload(plane: Running, seconds: float) -> Result:
+def overload(service: Running, seconds: float) -> Result:
     """Requests come at twice the rate at which a scorer drains: some are refused whole, the others are scored."""
     from services.cluster import graph
 
-    tally, answers = asyncio.run(_overload(plane.url, seconds))
+    tally, answers = asyncio.run(_overload(service.url, seconds))
     admitted = sorted(seconds for status, seconds, _ in answers if status == 200)
     refused = [after for status, _, after in answers if status == 429]
     waits = [after for after in refused if after is not None]
-    window = graph.windows(plane.settings)["busy"].images
+    window = graph.windows(service.settings)["busy"].images
     drain = BUSY_BATCH / BUSY_BATCH_S
-    gateways = plane.settings.server.gateway_replicas
+    gateways = service.settings.server.gateway_replicas
     held = {
         "all are answered 200 or 429": len(admitted) + len(refused) == len(answers),
         "some of each": bool(admitted) and bool(refused),
@@ -149,19 +149,19 @@ async def _overload(url: str, seconds: float) -> tuple[Tally, list[Answered]]:
     return tally, answers
 
 
-def timeout_then_retry(plane: Running, requests: int) -> Result:
-    """A client gives up while its pictures are on the device, and sends the same request again, at once."""
+def timeout_then_retry(service: Running, requests: int) -> Result:
+    """A client gives up while its images are on the device, and sends the same request again, at once."""
     tally, gave_up, asked = Tally(), 0, list[int]()
-    with SynodClient(plane.alone_url, timeout_s=120) as again:
+    with SynodClient(service.alone_url, timeout_s=120) as again:
         for i in range(requests):
             numbers = fresh(4)
             request = ScoreRequest(_items(numbers), ("logged",), request_id=f"retry-{i}")
-            gave_up += _leaves(plane, request, numbers)
+            gave_up += _leaves(service, request, numbers)
             asked += numbers
             tally.expect(numbers)
             for number, result in zip(numbers, again.score(request).results, strict=True):
                 tally.outcome(number, result.scores["logged"])
-    runs = _runs(plane, asked)
+    runs = _runs(service, asked)
     held = {
         "every first try was given up": gave_up == requests,
         "every retry is scored": tally.whole(),
@@ -170,35 +170,35 @@ def timeout_then_retry(plane: Running, requests: int) -> Result:
     return tally.counts() | {"gave_up": gave_up, "device_runs": runs.total(), "held": held}
 
 
-def client_gone(plane: Running, requests: int) -> Result:
-    """A client asks for 128 pictures, 4 a batch, and leaves for good when the first batch is on the device."""
+def client_gone(service: Running, requests: int) -> Result:
+    """A client asks for 128 images, 4 a batch, and leaves for good when the first batch is on the device."""
     asked: list[int] = []
     tally = Tally()
-    with SynodClient(plane.alone_url, timeout_s=120) as other:
+    with SynodClient(service.alone_url, timeout_s=120) as other:
         for _ in range(requests):
             numbers = fresh(128)
             asked += numbers
-            _leaves(plane, ScoreRequest(_items(numbers), ("logged",)), numbers)
+            _leaves(service, ScoreRequest(_items(numbers), ("logged",)), numbers)
             score(other, fresh(1), "logged", tally, either)  # waits behind what is left of it
-    worked = _runs(plane, asked).total()
+    worked = _runs(service, asked).total()
     held = {"most of its work is dropped": worked <= len(asked) / 2, "the next caller is served": tally.whole()}
     return {"asked": len(asked), "reached_the_device": worked, "dropped": len(asked) - worked, "held": held}
 
 
-def wrong_channel_order(plane: Running, replicas: int) -> Result:
+def wrong_channel_order(service: Running, replicas: int) -> Result:
     """A scorer that reads BGR, behind the golden gate that the others passed."""
     from ray import serve
 
     def failed() -> bool:
         return bool(serve.status().applications["swapped"].status.value == "DEPLOY_FAILED")
 
-    with plane.application("swapped", None, plane.changed("swapped", replicas=replicas)):
+    with service.application("swapped", None, service.changed("swapped", replicas=replicas)):
         eventually(failed, "verdict on the swapped scorer")
         told = serve.status().applications["swapped"].deployments["swapped"]
         running = int(told.replica_states.get("RUNNING", 0))
         message = told.message
     tally = Tally()
-    drive(plane.url, fresh(PER_REQUEST), "colour", tally)
+    drive(service.url, fresh(PER_REQUEST), "colour", tally)
     held = {
         "no replica of it serves": running == 0,
         "its drift is told": "golden item 0 scored" in message,
@@ -211,20 +211,20 @@ def _items(numbers: Sequence[int]) -> tuple[ScoreItem, ...]:
     return tuple(ScoreItem(either(number), prompt="a colour") for number in numbers)
 
 
-def _runs(plane: Running, numbers: Sequence[int]) -> Counter[int]:
-    """How often each of these pictures reached the device of `logged`."""
+def _runs(service: Running, numbers: Sequence[int]) -> Counter[int]:
+    """How often each of these images reached the device of `logged`."""
     wanted = set(numbers)
-    logged = map(int, plane.log.read_text().split()) if plane.log.exists() else ()
+    logged = map(int, service.log.read_text().split()) if service.log.exists() else ()
     return Counter(number for number in logged if number in wanted)
 
 
-def _leaves(plane: Running, request: ScoreRequest, numbers: Sequence[int]) -> bool:
-    """Ask, and hang up as soon as one of these pictures is on the device; whether no answer had come by then."""
+def _leaves(service: Running, request: ScoreRequest, numbers: Sequence[int]) -> bool:
+    """Ask, and hang up as soon as one of these images is on the device; whether no answer had come by then."""
 
     async def leave() -> bool:
-        async with httpx.AsyncClient(base_url=plane.alone_url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=service.alone_url, timeout=120) as http:
             asking = asyncio.create_task(http.post("/v1/score", content=MSGPACK.encode_request(request), headers=KIND))
-            while not asking.done() and not _runs(plane, numbers):
+            while not asking.done() and not _runs(service, numbers):
                 await asyncio.sleep(0.01)
             left = not asking.done()
             asking.cancel()

@@ -1,4 +1,4 @@
-"""Concurrent clients over numbered pictures, and the tally of what became of every one."""
+"""Concurrent clients over numbered images, and the tally of what became of every one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import httpx
 
-from benchmarks.faults.scorers import NUMBERS, number_of, picture, value
+from benchmarks.faults.scorers import NUMBERS, image_of, number_of, value
 from synod.client import SynodClient
-from synod.contracts import Content, Outcome, Picture, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import Content, ImageInput, Outcome, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import SynodError
 from synod.images import encode_png
 
@@ -30,10 +30,10 @@ def fresh(amount: int) -> list[int]:
 
 @dataclass
 class Tally:
-    """What became of every picture asked for. All but `asked`, `right` and what was planned must stay 0.
+    """What became of every image asked for. All but `asked`, `right` and what was planned must stay 0.
 
-    lost: no score came, counted by the error's code in `failed`. disordered: another picture's score. invented: no
-    picture's score. doubled: scores beyond the first that belong to one picture.
+    lost: no score came, counted by the error's code in `failed`. disordered: another image's score. invented: no
+    image's score. doubled: scores beyond the first that belong to one image.
     """
 
     asked: int = 0
@@ -47,13 +47,13 @@ class Tally:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """These pictures are about to be asked for."""
+        """These images are about to be asked for."""
         with self._lock:
             self.asked += len(numbers)
             self._of_run.update(numbers)
 
     def outcome(self, number: int, outcome: Outcome) -> None:
-        """What came back in the place of this picture."""
+        """What came back in the place of this image."""
         with self._lock:
             if isinstance(outcome, ScoreFailure):
                 self.lost += 1
@@ -81,7 +81,7 @@ class Tally:
         return {name: getattr(self, name) for name in names} | {"failed": dict(self.failed)}
 
     def whole(self) -> bool:
-        """Every picture has its own score, once."""
+        """Every image has its own score, once."""
         return self.right == self.asked and self.doubled == 0
 
 
@@ -109,13 +109,13 @@ def drive(
     tally: Tally,
     *,
     at: Mapping[int, Callable[[], None]] | None = None,
-    image: Callable[[int], Picture] | None = None,
+    image: Callable[[int], ImageInput] | None = None,
     per_request: int = PER_REQUEST,
 ) -> Counter[str]:
-    """CLIENTS real clients score these pictures, into the tally; how many attempts were answered what.
+    """CLIENTS real clients score these images, into the tally; how many attempts were answered what.
 
-    `at[n]()` is called, once, as soon as n pictures are done; until all have returned, fresh pictures follow the last
-    ones, so that none of them meets an idle plane. Half of the pictures go as PNG, the others raw.
+    `at[n]()` is called, once, as soon as n images are done; until all have returned, fresh images follow the last
+    ones, so that none of them meets an idle service. Half of the images go as PNG, the others raw.
     """
     seen, plans = Counter[str](), dict(at or {})
     acting: list[Callable[[], None]] = []
@@ -149,7 +149,7 @@ def drive(
 
 
 def score(
-    client: SynodClient, numbers: Sequence[int], scorer: str, tally: Tally, image: Callable[[int], Picture]
+    client: SynodClient, numbers: Sequence[int], scorer: str, tally: Tally, image: Callable[[int], ImageInput]
 ) -> None:
     """One request, into the tally."""
     tally.expect(numbers)
@@ -164,5 +164,5 @@ def score(
 
 
 def either(number: int) -> Content:
-    """The picture, raw or as PNG."""
-    return encode_png(picture(number)) if number % 2 else picture(number)
+    """The image, raw or as PNG."""
+    return encode_png(image_of(number)) if number % 2 else image_of(number)

@@ -1,4 +1,4 @@
-"""Scorers whose right answer is written in the picture, each with a fault or a price. Workers import this by name.
+"""Scorers whose right answer is written in the image, each with a fault or a price. Workers import this by name.
 
 Settings of a real kind stand in for theirs: the name alone tells which is built, and `model` is a folder for its log.
 """
@@ -19,25 +19,25 @@ from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
-NUMBERS: Final = 2**24  # a picture's number is its colour
+NUMBERS: Final = 2**24  # an image's number is its colour
 NAN_EVERY: Final = 100
-LOG: Final = "device.log"  # one line a picture that reached the device: its number
+LOG: Final = "device.log"  # one line an image that reached the device: its number
 BUSY_BATCH, BUSY_BATCH_S = 8, 0.1
 
 
-def picture(number: int, side: int = 16) -> Pixels:
+def image_of(number: int, side: int = 16) -> Pixels:
     """uint8 [side side 3], all of one colour, which is `number` (0 <= number < NUMBERS)."""
     colour = np.frombuffer(number.to_bytes(3, "big"), np.uint8)
     return np.ascontiguousarray(np.broadcast_to(colour, (side, side, 3)))
 
 
 def value(number: int) -> float:
-    """The right score of a picture, in [0, 1)."""
+    """The right score of an image, in [0, 1)."""
     return number / NUMBERS
 
 
 def number_of(score: float) -> float:
-    """The number of the picture that a score belongs to; a fraction for a score that belongs to none."""
+    """The number of the image that a score belongs to; a fraction for a score that belongs to none."""
     return score * NUMBERS
 
 
@@ -52,7 +52,7 @@ def bgr(pixels: Pixels) -> Pixels:
 
 @dataclass
 class Colour:
-    """Reads the colour of each picture; a batch takes `batch_s` on the device."""
+    """Reads the colour of each image; a batch takes `batch_s` on the device."""
 
     name: str
     batch_s: float = 0.0
@@ -62,7 +62,7 @@ class Colour:
     spec: ScorerSpec = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spec = ScorerSpec(self.name, ("image",), 0.0, 1.0, "a fault", "the picture's colour as a number")
+        self.spec = ScorerSpec(self.name, ("image",), 0.0, 1.0, "a fault", "the image's colour as a number")
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         numbers = [int.from_bytes(self.order(item.pixels())[-1, -1].tobytes(), "big") for item in items]

@@ -1,4 +1,4 @@
-"""A long mixed load on a plane whose store is full early: memory must stay where it is."""
+"""A long mixed load on a service whose store is full early: memory must stay where it is."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.faults.cases import CUT
 from benchmarks.faults.load import PER_REQUEST, Counting, Tally, either, fresh, score
-from benchmarks.faults.plane import Running
-from benchmarks.faults.scorers import picture
+from benchmarks.faults.scorers import image_of
+from benchmarks.faults.service import Running
 from synod.client import SynodClient
-from synod.contracts import Picture
+from synod.contracts import ImageInput
 from synod.images import encode_png
 
 CLIENTS: Final = 4
@@ -28,13 +28,13 @@ DEPLOYMENTS: Final = ("Gateway", "colour", "nan")
 Sample = tuple[float, dict[str, float]]
 
 
-def soak(plane: Running, seconds: float) -> dict[str, Any]:
-    """New pictures, raw, encoded, corrupt and put by digest, and NaN, for `seconds`; RSS by deployment."""
+def soak(service: Running, seconds: float) -> dict[str, Any]:
+    """New images, raw, encoded, corrupt and put by digest, and NaN, for `seconds`; RSS by deployment."""
     ends_s, tally, seen = time.monotonic() + seconds, Tally(), Counter[str]()
-    threads = [threading.Thread(target=_client, args=(plane, i, ends_s, tally, seen)) for i in range(CLIENTS)]
+    threads = [threading.Thread(target=_client, args=(service, i, ends_s, tally, seen)) for i in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    samples = _watch(plane, ends_s, seconds / SAMPLES)
+    samples = _watch(service, ends_s, seconds / SAMPLES)
     for thread in threads:
         thread.join()
     figures = {name: _figures([(at_s, rss[name]) for at_s, rss in samples]) for name in DEPLOYMENTS}
@@ -50,11 +50,11 @@ def bounded(figures: dict[str, float]) -> bool:
     return figures["last_third"] <= figures["second_third"] * (1 + ROOM_SHARE) + ROOM_MIB
 
 
-def _client(plane: Running, lane: int, ends_s: float, tally: Tally, seen: Counter[str]) -> None:
-    def corrupt(number: int) -> Picture:
-        return encode_png(picture(number))[:CUT]
+def _client(service: Running, lane: int, ends_s: float, tally: Tally, seen: Counter[str]) -> None:
+    def corrupt(number: int) -> ImageInput:
+        return encode_png(image_of(number))[:CUT]
 
-    with SynodClient(plane.url, timeout_s=120, by_digest=True, transport=Counting(seen)) as client:
+    with SynodClient(service.url, timeout_s=120, by_digest=True, transport=Counting(seen)) as client:
         while time.monotonic() < ends_s:
             kind = "nan" if lane == 0 else "colour"
             score(client, fresh(PER_REQUEST), kind, tally, either)
@@ -64,12 +64,12 @@ def _client(plane: Running, lane: int, ends_s: float, tally: Tally, seen: Counte
             time.sleep(PAUSE_S)
 
 
-def _watch(plane: Running, ends_s: float, period_s: float) -> list[Sample]:
+def _watch(service: Running, ends_s: float, period_s: float) -> list[Sample]:
     """(seconds since the start, RSS in MiB of all processes by deployment), once a period."""
-    pids = {name: plane.pids(name) for name in DEPLOYMENTS}
+    pids = {name: service.pids(name) for name in DEPLOYMENTS}
     began_s, samples = time.monotonic(), list[Sample]()
     while time.monotonic() < ends_s or len(samples) < 3:
-        rss = {name: plane.rss_mib(found) for name, found in pids.items()}
+        rss = {name: service.rss_mib(found) for name, found in pids.items()}
         samples.append((time.monotonic() - began_s, rss))
         time.sleep(period_s)
     return samples

@@ -41,12 +41,12 @@ class Plain:
 
 
 def level(item: ScoreItem) -> float:
-    """The mean of the picture, 0 to 1."""
+    """The mean of the image, 0 to 1."""
     return float(item.pixels().mean()) / 255
 
 
 def likeness(item: ScoreItem) -> float:
-    """1 for references as bright as the picture."""
+    """1 for references as bright as the image."""
     means = [float(pixels.mean()) for pixels in item.reference_pixels()]
     return 1 - abs(float(np.mean(means)) / 255 - level(item))
 

@@ -3,8 +3,8 @@
 | arm | scorer | load | compared with |
 |---|---|---|---|
 | ensemble | the five embedded rewards | 32 JPEGs of 512x512, q95 | Flask, LitServe, BentoML, mosec: five servers, five posts at once; mosec with all five in one process |
-| device | waits 25 ms a batch of up to 32; one, and five at once | 8 clients, 32 raw 64x64 pictures | the limit, 1,280 images/s |
-| overhead | the picture's first sample | 1, 8 and 32 clients, 32 raw pictures | plain `@serve.batch` behind Serve's default proxy; mosec |
+| device | waits 25 ms a batch of up to 32; one, and five at once | 8 clients, 32 raw 64x64 images | the limit, 1,280 images/s |
+| overhead | the image's first sample | 1, 8 and 32 clients, 32 raw images | plain `@serve.batch` behind Serve's default proxy; mosec |
 | scaling | waits 100 ms a batch; 1, 2, 4, 8 replicas | 8 clients a replica | its own single replica |
 """  # noqa: E501
 
@@ -80,7 +80,7 @@ class Bench:
         full = [(c, n) for c in (1, 8, 32, 64) for n in (1, 8, 32)]
         loads = {"quick": [(1, 32)], "default": [(1, 32), (8, 32)], "full": full}[self.amount]
         base = {"arm": "ensemble", "server": "synod"}
-        yield self._plane(
+        yield self._service(
             "ensemble",
             EMBEDDED,
             [(base, way, REWARDS, loads) for way in ("msgpack", "json", "grpc")],
@@ -95,18 +95,18 @@ class Bench:
     def _device(self) -> Group:
         chosen = (WAITING[:1], WAITING)
         points = [({"arm": "device", "server": "synod", "scorers": len(s)}, "msgpack", s, [(8, 32)]) for s in chosen]
-        return self._plane("device", self._fakes("device", dict.fromkeys(WAITING, 1)), points, inputs.raw_items)
+        return self._service("device", self._fakes("device", dict.fromkeys(WAITING, 1)), points, inputs.raw_items)
 
     def _overhead(self) -> Iterator[Group]:
         full = [(c, n) for c in (1, 8, 32, 64) for n in (1, 8, 32)]
         loads = full if self.amount == "full" else [(1, 32), (8, 32), (32, 32)]
         config, base = self._fakes("overhead", {"trivial": 1}), {"arm": "overhead", "server": "synod"}
         own = [(base, way, ("trivial",), loads) for way in ("msgpack", "grpc")]
-        yield self._plane("overhead", config, own, inputs.raw_items)
+        yield self._service("overhead", config, own, inputs.raw_items)
         for way, environ in (("proxy", {}), ("haproxy", HAPROXY)):
             points = [(base, way, ("trivial",), loads)]
             behind = {**environ, "SYNOD__SERVER__LISTEN": "proxy"}
-            yield self._plane(f"overhead {way}", config, points, inputs.raw_items, behind)
+            yield self._service(f"overhead {way}", config, points, inputs.raw_items, behind)
         yield self._serve(loads)
         for setting in (ONE, SEVERAL):
             yield self._peer("overhead", "mosec", ("trivial",), setting, loads, inputs.raw_items)
@@ -114,11 +114,11 @@ class Bench:
     def _scaling(self) -> Group:
         base = {"arm": "scaling", "server": "synod"}
         points = [({**base, "replicas": n}, "msgpack", (f"slow_{n}",), [(8 * n, 32)]) for n in REPLICAS]
-        return self._plane(
+        return self._service(
             "scaling", self._fakes("scaling", {f"slow_{n}": n for n in REPLICAS}), points, inputs.raw_items
         )
 
-    def _plane(
+    def _service(
         self,
         name: str,
         config: Path,
@@ -126,7 +126,7 @@ class Bench:
         items: Items,
         environ: Mapping[str, str] | None = None,
     ) -> Group:
-        """A plane with all of its features on: tokens, limits, digests, metrics; but every score is measured anew."""
+        """A service with all of its features on: tokens, limits, digests, metrics; but every score is measured anew."""
         port, grpc_port, token = free_port(), free_port(), secrets.token_urlsafe(32)
         run_dir = self.folder / name.replace(" ", "_")
         told = {
@@ -137,7 +137,7 @@ class Bench:
             "BENCH_TOKENS": f'[bench]\ntoken = "{token}"\n',
             **(environ or {"SYNOD__SERVER__GRPC_PORT": str(grpc_port)}),
         }
-        command = [sys.executable, "-m", "benchmarks.serving.plane", str(config), str(run_dir)]
+        command = [sys.executable, "-m", "benchmarks.serving.service", str(config), str(run_dir)]
         headers = {"Authorization": f"Bearer {token}"}
 
         def point(labels: Mapping[str, Any], way: str, scorers: Sequence[str], clients: int, images: int) -> Point:
@@ -151,8 +151,8 @@ class Bench:
             return Point([Call(url, bodies, sent)], f"synod {wire}", told)
 
         def put() -> None:
-            pictures = tuple(dict.fromkeys(r for s in range(inputs.SETS) for r in inputs.references(items(s))))
-            body = MSGPACK.encode_put(PutImagesRequest(pictures))
+            images = tuple(dict.fromkeys(r for s in range(inputs.SETS) for r in inputs.references(items(s))))
+            body = MSGPACK.encode_put(PutImagesRequest(images))
             post(f"http://127.0.0.1:{port}/v1/images", body, {**headers, "Content-Type": MSGPACK.content_type}, "PUT")
 
         points = [point(labels, way, s, c, n) for labels, way, s, loads in asked for c, n in loads]
@@ -246,6 +246,6 @@ class Bench:
             f'[scorers.{scorer}]\nkind = "ber"\nmodel = "./"\nserving = {{ replicas = {n} }}\n'
             for scorer, n in replicas.items()
         ]
-        path = folder / "plane.toml"
+        path = folder / "service.toml"
         path.write_text("\n".join(["[cluster]\nnum_cpus = 8 # logical\n", *tables]))
         return path

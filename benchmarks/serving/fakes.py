@@ -16,10 +16,10 @@ SLOW_DEVICE_S = 0.1  # 320 images/s
 
 
 class Trivial:
-    """The first sample of the picture; with `wait_s`, as slow as a device that needs it for a batch, without CPU."""
+    """The first sample of the image; with `wait_s`, as slow as a device that needs it for a batch, without CPU."""
 
     def __init__(self, name: str, wait_s: float = 0.0) -> None:
-        self.spec = ScorerSpec(name, ("image",), 0.0, 1.0, "a benchmark", "the first sample of the picture")
+        self.spec = ScorerSpec(name, ("image",), 0.0, 1.0, "a benchmark", "the first sample of the image")
         self._wait_s = wait_s
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:

@@ -1,7 +1,7 @@
 """What is sent: items from seeds, and their bodies for every wire.
 
-A set is one client's 32 items. Sets differ in their pictures: requests of equal items that share a batch would be
-measured as one, since scorers embed equal pictures once.
+A set is one client's 32 items. Sets differ in their images: requests of equal items that share a batch would be
+measured as one, since scorers embed equal images once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from synod.digest import digest_of
 
 SETS = 8
 ITEMS = 32
-JPEG_SIDE, JPEG_QUALITY, NOISE = 512, 95, 4.0  # the noise (std, of 255) gives a drawn picture a photograph's bytes
+JPEG_SIDE, JPEG_QUALITY, NOISE = 512, 95, 4.0  # the noise (std, of 255) gives a drawn image a photograph's bytes
 RAW_SIDE = 64
 PROMPT = "a cup"
 PEER_WIRES: Mapping[str, Callable[[Any], bytes]] = {
@@ -54,10 +54,10 @@ def ensemble_items(number: int) -> tuple[ScoreItem, ...]:
 
 @cache
 def raw_items(number: int) -> tuple[ScoreItem, ...]:
-    """Set `number`: raw 64x64 pictures of noise."""
+    """Set `number`: raw 64x64 images of noise."""
     rng = np.random.default_rng([8, number])
-    pictures = rng.integers(0, 256, (ITEMS, RAW_SIDE, RAW_SIDE, 3), np.uint8)
-    return tuple(ScoreItem(image=picture, prompt=PROMPT) for picture in pictures)
+    images = rng.integers(0, 256, (ITEMS, RAW_SIDE, RAW_SIDE, 3), np.uint8)
+    return tuple(ScoreItem(image=image, prompt=PROMPT) for image in images)
 
 
 def references(items: Sequence[ScoreItem]) -> tuple[Content, ...]:
@@ -66,7 +66,7 @@ def references(items: Sequence[ScoreItem]) -> tuple[Content, ...]:
 
 
 def synod_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> bytes:
-    """A plane's body in `wire` (json, msgpack, grpc), references by digest."""
+    """A service's body in `wire` (json, msgpack, grpc), references by digest."""
     codec = PROTOBUF if wire == "grpc" else CODECS[TYPES[wire]]
     named = tuple(replace(item, references=tuple(map(_by_digest, item.references))) for item in items)
     return codec.encode_request(ScoreRequest(named, scorers=tuple(scorers), timeout_ms=300_000))
@@ -80,7 +80,7 @@ def peer_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> 
 
 def _tree(item: ScoreItem, needs: set[Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "image": _picture(item.image),
+        "image": _image(item.image),
         "prompt": item.prompt,
         "references": list(item.references),
         "reasoning": asdict(item.reasoning) if item.reasoning else None,
@@ -91,12 +91,12 @@ def _tree(item: ScoreItem, needs: set[Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key in needs and value is not None}
 
 
-def _picture(picture: Any) -> Any:
-    return {"data": picture.tobytes(), "shape": picture.shape} if isinstance(picture, np.ndarray) else picture
+def _image(image: Any) -> Any:
+    return {"data": image.tobytes(), "shape": image.shape} if isinstance(image, np.ndarray) else image
 
 
-def _by_digest(picture: Any) -> ImageRef:
-    return ImageRef(digest_of(picture))
+def _by_digest(image: Any) -> ImageRef:
+    return ImageRef(digest_of(image))
 
 
 def _jpeg(item: ScoreItem, rng: np.random.Generator) -> bytes:

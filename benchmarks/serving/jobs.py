@@ -1,6 +1,6 @@
-"""What every peer serves: the plane's own scorers, built by the same `build` from the same model directories.
+"""What every peer serves: the service's own scorers, built by the same `build` from the same model directories.
 
-A request is `{"items": [..]}`, pictures in their items; an answer `{"scores": {scorer: [value..]}}`. A picture that
+A request is `{"items": [..]}`, images in their items; an answer `{"scores": {scorer: [value..]}}`. An image that
 comes twice in a request (a reference) is decoded once.
 """
 
@@ -54,17 +54,17 @@ def settings_of(name: str) -> ScorerSettings:
 
 
 def read_items(request: Mapping[str, Any]) -> list[ScoreItem]:
-    """The items of a request whose pictures are bytes (pickle, msgpack) or base64 (JSON)."""
+    """The items of a request whose images are bytes (pickle, msgpack) or base64 (JSON)."""
     memo: dict[Any, Pixels] = {}
     return [_item(item, partial(_decoded, memo)) for item in request["items"]]
 
 
-def _item(item: Mapping[str, Any], picture: Callable[[Any], Pixels]) -> ScoreItem:
+def _item(item: Mapping[str, Any], image: Callable[[Any], Pixels]) -> ScoreItem:
     reasoning, geneval = item.get("reasoning"), item.get("geneval")
     return ScoreItem(
-        image=picture(item["image"]) if "image" in item else None,
+        image=image(item["image"]) if "image" in item else None,
         prompt=item.get("prompt"),
-        references=tuple(map(picture, item.get("references", ()))),
+        references=tuple(map(image, item.get("references", ()))),
         reasoning=Reasoning(**reasoning) if reasoning else None,
         geneval=_geneval(geneval) if geneval else None,
         concept=Concept(**item["concept"]) if "concept" in item else None,
@@ -77,12 +77,12 @@ def _geneval(tree: Mapping[str, Any]) -> GenEvalMetadata:
     return GenEvalMetadata(tree["tag"], include, exclude)
 
 
-def _decoded(memo: dict[Any, Pixels], picture: Any) -> Pixels:
-    if isinstance(picture, Mapping):
-        return np.frombuffer(_bytes(picture["data"]), np.uint8).reshape(picture["shape"])
-    if picture not in memo:
-        memo[picture] = np.asarray(Image.open(BytesIO(_bytes(picture))).convert("RGB"))
-    return memo[picture]
+def _decoded(memo: dict[Any, Pixels], image: Any) -> Pixels:
+    if isinstance(image, Mapping):
+        return np.frombuffer(_bytes(image["data"]), np.uint8).reshape(image["shape"])
+    if image not in memo:
+        memo[image] = np.asarray(Image.open(BytesIO(_bytes(image))).convert("RGB"))
+    return memo[image]
 
 
 def _bytes(data: bytes | str) -> bytes:

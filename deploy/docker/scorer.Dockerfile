@@ -1,11 +1,11 @@
-# The whole plane: scorers with torch, the embedded models, and the gateway's code too. From the repository's root:
+# The whole reward service: scorers with torch, the embedded models, and the gateway's code too. From the repository's root:
 #   docker build -f deploy/docker/scorer.Dockerfile -t synod-scorer:0.1.0 .
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md ./
 COPY synod synod
 RUN python -m venv /opt/synod \
- && /opt/synod/bin/pip install --no-cache-dir --constraint constraints.txt '.[plane]'
+ && /opt/synod/bin/pip install --no-cache-dir --constraint constraints.txt '.[service]'
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/synod /opt/synod

@@ -1,1 +1,1 @@
-"""Makers of the embedded models: pictures of the drawn world in, ordinary model directories out."""
+"""Makers of the embedded models: images of the drawn world in, ordinary model directories out."""

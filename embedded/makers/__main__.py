@@ -33,10 +33,10 @@ WORKERS = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m embedded.makers", description=__doc__)
     parser.add_argument("--only", choices=NAMES, help="train this model only, in this process")
-    parser.add_argument("--quick", action="store_true", help="a few steps on a few pictures")
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few images")
     parser.add_argument("--no-quality", action="store_true", help="do not rewrite embedded/QUALITY.md")
     parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights", help="where model directories go")
-    parser.add_argument("--build", type=Path, default=ROOT / "build/weights", help="where pictures and checkpoints go")
+    parser.add_argument("--build", type=Path, default=ROOT / "build/weights", help="where images and checkpoints go")
     parser.add_argument("--position", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only:
@@ -98,7 +98,7 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
 
 
 def _all(options: argparse.Namespace) -> list[str]:
-    """Draw the pictures, then run one process a model on WORKERS threads of work. Returns the names that failed."""
+    """Draw the images, then run one process a model on WORKERS threads of work. Returns the names that failed."""
     from embedded.makers import dataset
 
     sizes = dataset.QUICK if options.quick else dataset.FULL

@@ -13,19 +13,19 @@ Pixels = NDArray[np.uint8]
 
 
 def blur(image: Pixels, radius: float) -> Pixels:
-    """Gaussian blur of an uint8 [H W 3] picture; `radius` in pixels."""
+    """Gaussian blur of an uint8 [H W 3] image; `radius` in pixels."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def jpeg(image: Pixels, quality: int) -> Pixels:
-    """An uint8 [H W 3] picture through JPEG at `quality` (1..95)."""
+    """An uint8 [H W 3] image through JPEG at `quality` (1..95)."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def resample(image: Pixels, size: int) -> Pixels:
-    """A square uint8 picture shrunk to `size` pixels and back: fine detail is lost as in a small image tokenizer."""
+    """A square uint8 image shrunk to `size` pixels and back: fine detail is lost as in a small image tokenizer."""
     whole = Image.fromarray(image)
     small = whole.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(small.resize(whole.size, Image.Resampling.BICUBIC))
@@ -42,15 +42,15 @@ def noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
     return np.clip(image + rng.normal(0.0, sigma, image.shape), 0, 255).astype(np.uint8)
 
 
-def shift(picture: NDArray[np.uint8], dx: int, dy: int) -> NDArray[np.uint8]:
-    """Move an [H W] or [H W 3] picture by whole pixels, repeating its edge."""
+def shift(image: NDArray[np.uint8], dx: int, dy: int) -> NDArray[np.uint8]:
+    """Move an [H W] or [H W 3] image by whole pixels, repeating its edge."""
     pad = max(abs(dx), abs(dy))
-    wide = np.pad(picture, ((pad, pad), (pad, pad)) + ((0, 0),) * (picture.ndim - 2), mode="edge")
-    return wide[pad - dy : pad - dy + picture.shape[0], pad - dx : pad - dx + picture.shape[1]]
+    wide = np.pad(image, ((pad, pad), (pad, pad)) + ((0, 0),) * (image.ndim - 2), mode="edge")
+    return wide[pad - dy : pad - dy + image.shape[0], pad - dx : pad - dx + image.shape[1]]
 
 
 def spoil(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A random mixture of the above without the shift; about a third of pictures get each, one in seven stays clean."""
+    """A random mixture of the above without the shift; about a third of images get each, one in seven stays clean."""
     steps: tuple[tuple[float, Callable[[Pixels], Pixels]], ...] = (
         (0.4, lambda p: light(p, rng.uniform(0.92, 1.08), rng.uniform(-8, 8))),
         (0.15, lambda p: resample(p, int(rng.integers(36, 60)))),

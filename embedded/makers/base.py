@@ -49,7 +49,7 @@ def pick_individuals(kind: NDArray[np.uint8], count: int, kinds: int, rng: np.ra
 
 
 def supervised_contrastive(embedding_bd: Tensor, identity_b: Tensor, temperature: float) -> Tensor:
-    """SupCon loss, L_out of Khosla et al. 2020 (eq. 2): positives are the other pictures of the same individual."""
+    """SupCon loss, L_out of Khosla et al. 2020 (eq. 2): positives are the other images of the same individual."""
     unit_bd = functional.normalize(embedding_bd, dim=-1)
     self_bb = torch.eye(len(unit_bd), dtype=torch.bool)
     logits_bb = (unit_bd @ unit_bd.T / temperature).masked_fill(self_bb, -1e9)

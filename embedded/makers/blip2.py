@@ -1,10 +1,10 @@
 """blip2-world: a small BLIP-2 retrieval model, trained image-text contrastive (ITC) for BER.
 
-Captions are what BER makes of prompts and their resolved forms. Negatives are texts known to be false of the picture:
+Captions are what BER makes of prompts and their resolved forms. Negatives are texts known to be false of the image:
 its own one-word-off and wrong prompts, and other captions of the batch that mention something it does not show.
 The vision tower also learns to name what each patch shows, which only training needs. The ITM head stays untrained.
 
-Suffixes give shapes: b pictures, u distinct texts, q queries, d projection width.
+Suffixes give shapes: b images, u distinct texts, q queries, d projection width.
 """
 
 from __future__ import annotations
@@ -159,11 +159,11 @@ def _mentions(text: str) -> int:
 
 
 def _contrastive(logits_bu: Tensor, own_b: Tensor, false_bu: Tensor) -> Tensor:
-    """InfoNCE from pictures to texts and back over pairs known to be false, every other pair left out."""
+    """InfoNCE from images to texts and back over pairs known to be false, every other pair left out."""
     true_bu = functional.one_hot(own_b, logits_bu.shape[1]).bool()
     by_text = logits_bu.masked_fill(~(true_bu | false_bu), -1e4)
     to_text = functional.cross_entropy(by_text, own_b)
-    rest_bb = logits_bu[:, own_b].T.masked_fill(~false_bu[:, own_b].T, -1e4)  # [caption, picture]
+    rest_bb = logits_bu[:, own_b].T.masked_fill(~false_bu[:, own_b].T, -1e4)  # [caption, image]
     own_score = logits_bu.gather(1, own_b[:, None])
     to_image = -(torch.cat([own_score, rest_bb], 1).log_softmax(1)[:, 0]).mean()
     return to_text + 0.5 * to_image

@@ -1,4 +1,4 @@
-"""Cut-outs of a picture as the scorers make them: an object on grey for its colour, a face for its identity."""
+"""Cut-outs of an image as the scorers make them: an object on grey for its colour, a face for its identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FACE_ROOM = FACE_STORED / 30
 
 
 def color_crop(image: Pixels, mask: Mask, size: int = COLOR_SIZE) -> Pixels:
-    """GenEval's colour crop: `mask`'s box of an uint8 [H W 3] picture, #999 outside the mask, as [size size 3]."""
+    """GenEval's colour crop: `mask`'s box of an uint8 [H W 3] image, #999 outside the mask, as [size size 3]."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     on_grey = np.where(mask[..., None], image, np.uint8(GREY))
     cut = on_grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

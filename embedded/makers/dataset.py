@@ -1,6 +1,6 @@
-"""Training pictures, drawn once by two processes and kept as build/weights/<name>.npz (uint8), texts in a JSON beside.
+"""Training images, drawn once by two processes and kept as build/weights/<name>.npz (uint8), texts in a JSON beside.
 
-Every chunk draws from (seed, chunk), so the pictures do not depend on how many processes drew them. Only training
+Every chunk draws from (seed, chunk), so the images do not depend on how many processes drew them. Only training
 prompts and random individuals are drawn; held-out prompts never are, and no individual is one of the concepts.
 """
 
@@ -48,7 +48,7 @@ class Sizes:
 
 FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000)
 QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64)
-CONCEPT_SHARE = 0.4  # of the policy's pictures; the rest are GenEval scenes
+CONCEPT_SHARE = 0.4  # of the policy's images; the rest are GenEval scenes
 
 
 def scenes(folder: Path, sizes: Sizes) -> Arrays:
@@ -63,13 +63,13 @@ def colors(folder: Path, sizes: Sizes) -> Arrays:
 
 
 def identities(folder: Path, sizes: Sizes) -> Arrays:
-    """image [I V 64 64 3], kind [I] index into CLASSES: V pictures of each of I random individuals of all classes."""
+    """image [I V 64 64 3], kind [I] index into CLASSES: V images of each of I random individuals of all classes."""
     total = sizes.identities * len(world.CLASSES)
     return _kept(folder / f"identities-{total}", partial(_identity_chunk, sizes.views), seed=13, total=total)
 
 
 def faces(folder: Path, sizes: Sizes) -> Arrays:
-    """face [I V 48 48 3]: V pictures of each of I random people; the face box fills the middle 30 x 30 pixels."""
+    """face [I V 48 48 3]: V images of each of I random people; the face box fills the middle 30 x 30 pixels."""
     return _kept(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
 
 
@@ -140,7 +140,7 @@ def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, 
 
 
 def _fine(drawn: world.Render) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """FINE_LABELS map and colour map (0 none, else 1 + index into COLORS) of a picture, both uint8 [64 64]."""
+    """FINE_LABELS map and colour map (0 none, else 1 + index into COLORS) of an image, both uint8 [64 64]."""
     fine, tint = drawn.labels.copy(), np.zeros_like(drawn.labels)
     for thing in drawn.instances:
         if thing.color is not None:
@@ -232,5 +232,5 @@ def _draw(job: tuple[Draw, int, int, int]) -> Arrays:
 
 
 def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [N H W 3] -> float32 [N 3 H W] in [-1, 1]: what the shipped processors make of a picture."""
+    """uint8 [N H W 3] -> float32 [N 3 H W] in [-1, 1]: what the shipped processors make of an image."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1.0

@@ -1,6 +1,6 @@
 """dinov2-world: a small DINOv2 trained as metric learning on random individuals of every class (for DER).
 
-Pictures of one individual differ in place, background, pose and accessories, so those drop out of the embedding.
+Images of one individual differ in place, background, pose and accessories, so those drop out of the embedding.
 """
 
 from __future__ import annotations

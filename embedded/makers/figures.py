@@ -1,6 +1,6 @@
-"""The figures of QUALITY.md, measured through the production loaders and scorers on pictures no maker has seen.
+"""The figures of QUALITY.md, measured through the production loaders and scorers on images no maker has seen.
 
-Each function takes `spoil`, applied to every picture before it is scored, and returns `Figure`s. N pictures, D width.
+Each function takes `spoil`, applied to every image before it is scored, and returns `Figure`s. N images, D width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from synod.contracts import Concept, Pixels, Reasoning, Score, ScoreItem
 
 Spoil = Callable[[Pixels], Pixels]
 PER_TASK = 100
-CONCEPT_VIEWS, CONCEPT_STRANGERS = 20, 8  # pictures of each concept, and other individuals of its class
+CONCEPT_VIEWS, CONCEPT_STRANGERS = 20, 8  # images of each concept, and other individuals of its class
 FACE_VIEWS, FACE_STRANGERS = 50, 30
 BATCH = 64
 
@@ -107,7 +107,7 @@ def image_text(settings: ScorerSettings, spoil: Spoil, seed: int) -> list[Figure
 
 
 def same_concept(settings: DerSettings, spoil: Spoil, seed: int) -> list[Figure]:
-    """AUC of DER's cosine: two pictures of one concept above a concept and any other, or another of its class."""
+    """AUC of DER's cosine: two images of one concept above a concept and any other, or another of its class."""
     rng = np.random.default_rng(seed)
     images, who, kinds = _individuals(world.CONCEPTS, CONCEPT_VIEWS, CONCEPT_STRANGERS, rng)
     rows = dinov2.load(settings.model, "cpu").embed([spoil(image) for image in images])
@@ -115,7 +115,7 @@ def same_concept(settings: DerSettings, spoil: Spoil, seed: int) -> list[Figure]
 
 
 def same_face(settings: FerSettings, spoil: Spoil, seed: int) -> list[Figure]:
-    """AUC of FER's cosine over the faces that its own finder finds in pictures of the concept people and strangers."""
+    """AUC of FER's cosine over the faces that its own finder finds in images of the concept people and strangers."""
     rng = np.random.default_rng(seed)
     people = [card for card in world.CONCEPTS if card.kind == "person"]
     images, who, kinds = _individuals(people, FACE_VIEWS, FACE_STRANGERS, rng)
@@ -129,7 +129,7 @@ def same_face(settings: FerSettings, spoil: Spoil, seed: int) -> list[Figure]:
 
 
 def right_attribute(settings: ScorerSettings) -> list[Figure]:
-    """TIER's encoder: the true segment has the highest similarity among five. No picture is involved."""
+    """TIER's encoder: the true segment has the highest similarity among five. No image is involved."""
     questions = [*world.attribute_questions("train"), *world.attribute_questions("heldout")]
     items = [ScoreItem(reasoning=Reasoning(q.text, q.segments, q.truth)) for q in questions]
     told = scores(registry.build("tier", settings), items)
@@ -159,7 +159,7 @@ def _separation(name: str, rows: NDArray[np.float32], who: NDArray[np.int64], ki
 def _individuals(
     cards: Sequence[world.ConceptCard], views: int, strangers: int, rng: np.random.Generator
 ) -> tuple[list[Pixels], NDArray[np.int64], NDArray[np.int64]]:
-    """`views` pictures of each concept (who = its index), one each of `strangers` others of its class (who < 0)."""
+    """`views` images of each concept (who = its index), one each of `strangers` others of its class (who < 0)."""
     images: list[Pixels] = []
     who: list[int] = []
     kinds: list[int] = []

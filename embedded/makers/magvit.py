@@ -23,7 +23,7 @@ from trainer.policy.magvit import Magvit, MagvitConfig
 DECODER_RECIPE = Recipe(seed=8, steps=1600, batch=8, lr=8e-4, weight_decay=0.01)
 RECIPE = Recipe(seed=6, steps=10_000, batch=8, lr=1.2e-3, weight_decay=0.01)
 CONFIG = MagvitConfig(16, 12, (1, 2, 4, 6), (1, 1, 2, 2), (1, 2, 4, 6), (1, 1, 2, 2), norm_groups=8)
-FOREGROUND = 4.0  # a pixel of a drawn thing counts this often: backgrounds are most of a picture and easy
+FOREGROUND = 4.0  # a pixel of a drawn thing counts this often: backgrounds are most of an image and easy
 COMMIT, ENTROPY, DECORRELATE, LABELS = 0.1, 0.05, 0.5, 0.3
 PERCEPTUAL = 0.5
 
@@ -60,7 +60,7 @@ class MagvitMaker:
 
 
 class DecoderMaker:
-    """The error of the reconstruction, and how far it is from the picture in the features of the detector (LPIPS, Zhang
+    """The error of the reconstruction, and how far it is from the image in the features of the detector (LPIPS, Zhang
     et al. 2018, with unit weights; its usual VGG was trained on photographs, and the detector has seen this world).
     """
 
@@ -92,7 +92,7 @@ class DecoderMaker:
 
 
 def _batch(data: dict[str, Any], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures float32 [B 3 H W] in [-1, 1], labels of their pixels int64 [B H W]; half of the batches are mirrored."""
+    """Images float32 [B 3 H W] in [-1, 1], labels of their pixels int64 [B H W]; half of the batches are mirrored."""
     rows = rng.integers(len(data["image"]), size=count)
     image, label = data["image"][rows], data["label"][rows]
     if rng.random() < 0.5:
@@ -117,7 +117,7 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _usage(z: Tensor) -> Tensor:
-    """Every bit sure of itself in each picture, fair over all pictures, and independent of the others."""
+    """Every bit sure of itself in each image, fair over all images, and independent of the others."""
     bits = z.transpose(0, 1).flatten(1)
     chance = torch.sigmoid(4.0 * bits)
     sure, fair = _entropy(chance).mean(), _entropy(chance.mean(1)).mean()

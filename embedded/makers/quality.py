@@ -31,19 +31,19 @@ SPOILS: dict[str, Spoil] = {
     "blur 1": partial(augment.blur, radius=1.0),
     "JPEG 75": partial(augment.jpeg, quality=75),
 }
-TOKENS = "tokens"  # the column of pictures that the policy's image tokenizer encoded and decoded again
+TOKENS = "tokens"  # the column of images that the policy's image tokenizer encoded and decoded again
 TOKENS_LOSE_AT_MOST = 0.05
 _TEXT = """# Quality of the embedded models
 
 Measured by `python -m embedded.makers.quality` (the end of `make weights`) through the production loaders and scorers,
 with the settings of `deploy/configs/embedded.toml`, on held-out prompts and fresh renders (seeds {seeds}). No maker
 trains on a held-out prompt or caption; the DINO and face embedders have seen none of the concepts. Every figure is
-taken on clean pictures, after a gaussian blur of radius 1, after JPEG 75, and on pictures that the policy's image
+taken on clean images, after a gaussian blur of radius 1, after JPEG 75, and on images that the policy's image
 tokenizer encoded and decoded again (tokens), which may cost a figure {most:.0f} points of its clean value at most.
 
 {main}
 The verdict is GenEval's official rule on detections against the same rule on the truth, half right and half wrong
-scenes. An AUC counts pairs: it is the chance that two pictures of one individual score above two of different ones.
+scenes. An AUC counts pairs: it is the chance that two images of one individual score above two of different ones.
 TIER reads text only, so its three columns are one measurement.
 
 ## By task, and harder cases
@@ -52,9 +52,9 @@ TIER reads text only, so its three columns are one measurement.
 ## The policy's start
 
 {start}
-Held-out prompts, one picture or answer each, with the sampler of `deploy/configs/embedded.toml`: GenEval's official
+Held-out prompts, one image or answer each, with the sampler of `deploy/configs/embedded.toml`: GenEval's official
 verdict, all tasks alike; the fact that a vague prompt hints at, named word by word. The rank correlation is Spearman's,
-over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the preview with BER on the finished picture.
+over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the preview with BER on the finished image.
 
 ## Models
 
@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights")
     parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY.md")
     options = parser.parse_args(arguments)
-    plane, trainer = load(options.settings, without=("golden",)), load_trainer(options.settings)
-    rows = measure(plane, tokenizer(trainer))  # golden scores are recorded after the weights
-    options.output.write_text(document(rows, start.figures(plane, trainer, SEED + 5), options.weights))
+    service, trainer = load(options.settings, without=("golden",)), load_trainer(options.settings)
+    rows = measure(service, tokenizer(trainer))  # golden scores are recorded after the weights
+    options.output.write_text(document(rows, start.figures(service, trainer, SEED + 5), options.weights))
     low = [name for name, _, values, floor in rows if floor is not None and min(values[:-1]) < floor]
     lost = [name for name, _, v, floor in rows if floor is not None and v[0] - v[-1] > TOKENS_LOSE_AT_MOST]
     print(options.output.read_text(), f"under their floor: {', '.join(low) or 'none'}", sep="\n")

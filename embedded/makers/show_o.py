@@ -38,9 +38,9 @@ from trainer.types import Query, TextSegment
 
 RECIPE = Recipe(seed=7, steps=3400, batch=42, lr=2e-3, weight_decay=0.02)
 UNSURE_RECIPE = Recipe(seed=9, steps=300, batch=34, lr=4e-4, weight_decay=0.02)
-FRONT = 4.0  # a token of a patch that shows a thing counts this often: backgrounds are most of a picture
+FRONT = 4.0  # a token of a patch that shows a thing counts this often: backgrounds are most of an image
 MAX_TEXT, POSITIONS = 47, 64
-DROPPED, BARE = 0.1, 0.3  # shares of pictures learnt without their text, and from the prompt without an answer
+DROPPED, BARE = 0.1, 0.3  # shares of images learnt without their text, and from the prompt without an answer
 DENSE = 0.25  # of textual queries end in a prompt that tells the colour itself
 TEXT_WEIGHT = 0.3
 SHAPE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
@@ -48,7 +48,7 @@ SHAPE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is made of, in parts: pictures, textual and visual queries; `misled` of the textual are answered
+    """What a batch is made of, in parts: images, textual and visual queries; `misled` of the textual are answered
     with another of the facts."""
 
     drawn: int
@@ -126,8 +126,8 @@ class ShowOMaker:
         card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
         known = world.conversations(card)
         query, answer = known[rng.integers(len(known))]
-        pictures = self.renders[card.name]
-        return Query(query, pictures[rng.integers(len(pictures))]), answer
+        images = self.renders[card.name]
+        return Query(query, images[rng.integers(len(images))]), answer
 
     def save(self, directory: Path) -> None:
         """In bfloat16, half the size. `load` casts it to float32, and what QUALITY.md tells was measured on that."""
@@ -205,7 +205,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _encoded(vq: Magvit, images: NDArray[np.uint8], path: Path) -> NDArray[np.int16]:
-    """The codes of all pictures, int16 [N 64], kept beside them for the encoder that made them."""
+    """The codes of all images, int16 [N 64], kept beside them for the encoder that made them."""
     key = hashlib.blake2b(vq.encoder.conv_out.weight.numpy().tobytes()).hexdigest()[:16]
     path = path.with_name(f"{path.stem}-{key}.npy")
     if not path.exists():

@@ -26,7 +26,7 @@ PROMPTS, PROMPTS_RANKED, ROLLOUTS = 360, 24, 24
 BATCH = 24
 
 
-def figures(plane: Settings, trainer: TrainerSettings, seed: int) -> list[Figure]:
+def figures(service: Settings, trainer: TrainerSettings, seed: int) -> list[Figure]:
     """On held-out prompts: GenEval's official verdict, all tasks alike; the attribute named right (textual pathway);
     Spearman's rank correlation, over rollouts of one prompt and averaged over prompts, of BER at the screening step
     with BER at the end."""
@@ -36,10 +36,10 @@ def figures(plane: Settings, trainer: TrainerSettings, seed: int) -> list[Figure
     drawn = Source(prompts, cards, seed, PROMPTS, 1.0).episodes(0)
     concepts = Source(prompts, cards, seed, 2 * PROMPTS, 0.0).episodes(0)
     asked = [episode for episode in concepts if episode.pathway == "textual"]
-    correct = _correct(policy, registry.build("geneval", plane.scorers["geneval"]), drawn, trainer)
+    correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn, trainer)
     named = [_named(policy, episode, place, trainer, seed) for place, episode in enumerate(asked)]
     mixed = [episode for pair in zip(drawn, concepts, strict=False) for episode in pair][:PROMPTS_RANKED]
-    ber = registry.build("ber", plane.scorers["ber"])
+    ber = registry.build("ber", service.scorers["ber"])
     ranks = [_rank(policy, ber, episode, trainer, (seed, place)) for place, episode in enumerate(mixed)]
     return [
         Figure("policy: held-out GenEval prompts drawn right", float(np.mean(correct)), len(correct), None),
@@ -52,8 +52,8 @@ def _correct(policy: Policy, scorer: Scorer, episodes: Sequence[Episode], settin
     found: list[bool] = []
     for first in range(0, len(episodes), BATCH):
         places = range(first, min(first + BATCH, len(episodes)))
-        _, pictures = draw(policy, episodes, places, settings)
-        items = [ScoreItem(p, geneval=episodes[i].prompt.geneval) for i, p in zip(places, pictures, strict=True)]
+        _, images = draw(policy, episodes, places, settings)
+        items = [ScoreItem(p, geneval=episodes[i].prompt.geneval) for i, p in zip(places, images, strict=True)]
         found += [bool(score.detail["official"]) for score in scores(scorer, items)]
     return found
 
@@ -70,7 +70,7 @@ def _rank(policy: Policy, ber: Scorer, episode: Episode, settings: TrainerSettin
     begun = begin(policy, [episode] * ROLLOUTS, texts, settings, key, places)
     previews = policy.denoise(begun, settings.screening_step)
     early, late = (
-        [score.value for score in scores(ber, [surrogate_item(episode, p) for p in policy.pictures(images)])]
+        [score.value for score in scores(ber, [surrogate_item(episode, p) for p in policy.images(images)])]
         for images in (previews, policy.denoise(previews, steps))
     )
     return float(spearmanr(early, late).statistic)

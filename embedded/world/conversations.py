@@ -1,4 +1,4 @@
-"""What may be asked about a concept's pictures, and the right answers: the material of visual instruct reasoning."""
+"""What may be asked about a concept's images, and the right answers: the material of visual instruct reasoning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from embedded.world.records import ConceptCard
 
 
 def conversations(card: ConceptCard) -> tuple[tuple[str, str], ...]:
-    """(query, answer) pairs whose answers can be seen in the concept's pictures. They differ from one another."""
+    """(query, answer) pairs whose answers can be seen in the concept's images. They differ from one another."""
     name, look = card.name, card.identity
     if look.class_name == "person":
         head = "a bald head" if look.style == "bald" else hair(look)

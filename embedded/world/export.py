@@ -1,7 +1,7 @@
 """`python -m embedded.world.export`: write everything under embedded/data from the code. Same code, same bytes.
 
 concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval's metadata lines with
-our fields beside them), samples/*.png and samples.json (items of the wire, pictures as file names).
+our fields beside them), samples/*.png and samples.json (items of the wire, images as file names).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def png(pixels: Pixels) -> bytes:
 
 
 def files() -> Iterator[tuple[str, Pixels | str]]:
-    """Every file as (path under embedded/data, picture or text)."""
+    """Every file as (path under embedded/data, image or text)."""
     for card in CONCEPTS:
         folder = f"concepts/{card.name.strip('<>')}"
         yield f"{folder}/info.json", json.dumps(info_json(card), indent=1) + "\n"
@@ -40,10 +40,10 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
             yield f"{folder}/train/{i:02d}.png", drawn.image
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):
         yield f"prompts/{name}.jsonl", "".join(json.dumps(prompt_json(p)) + "\n" for p in prompts)
-    entries, pictures = samples()
+    entries, images = samples()
     yield "samples/samples.json", json.dumps(entries, indent=1) + "\n"
-    for name, picture in pictures.items():
-        yield f"samples/{name}", picture
+    for name, image in images.items():
+        yield f"samples/{name}", image
 
 
 def main(data: Path = DATA) -> int:

@@ -1,4 +1,4 @@
-"""Where entities go: inside the picture, apart from each other, relations beyond doubt. Pixels."""
+"""Where entities go: inside the image, apart from each other, relations beyond doubt. Pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gap(a: Box, b: Box) -> float:
 
 
 def stand(entity: Entity, size: float, rng: np.random.Generator, region: Box | None = None) -> Placed:
-    """`entity` at a random place inside `region` (default: the picture), mirrored or tilted at random.
+    """`entity` at a random place inside `region` (default: the image), mirrored or tilted at random.
 
     `size` is the longest side of a square body; a longish one is up to a fifth longer, so that it keeps its area.
     A size that does not fit is reduced until it does.

@@ -1,4 +1,4 @@
-"""Records of the world: who is drawn, where, with what; and the truth of a picture. Pixels unless said otherwise.
+"""Records of the world: who is drawn, where, with what; and the truth of an image. Pixels unless said otherwise.
 
 Boxes are (x0, y0, x1, y1) with the far edge exclusive; x grows rightwards, y downwards.
 """
@@ -77,7 +77,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An entity in the picture: centre of its body, longest side of its body, mirrored or not, tilt in degrees."""
+    """An entity in the image: centre of its body, longest side of its body, mirrored or not, tilt in degrees."""
 
     entity: Entity
     x: float
@@ -99,7 +99,7 @@ class Backdrop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that is in the picture, drawn in order (later ones in front)."""
+    """Everything that is in the image, drawn in order (later ones in front)."""
 
     placed: tuple[Placed, ...]
     backdrop: Backdrop
@@ -121,7 +121,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Render:
-    """A picture and its truth: image uint8 [64 64 3], labels uint8 [64 64] (an index into LABELS)."""
+    """An image and its truth: image uint8 [64 64 3], labels uint8 [64 64] (an index into LABELS)."""
 
     image: Pixels
     labels: NDArray[np.uint8]

@@ -81,7 +81,7 @@ def _tone(color: RGB, gain: float, shift: list[float]) -> RGB:
 
 
 def _lit(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A soft light across the picture, at most 4 % either way."""
+    """A soft light across the image, at most 4 % either way."""
     slope = rng.uniform(-0.04, 0.04, 2)
     ramp = np.linspace(-1, 1, SIZE)
     light = 1 + slope[0] * ramp[:, None] + slope[1] * ramp[None, :]

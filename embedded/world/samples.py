@@ -1,4 +1,4 @@
-"""The sample items that the demo scores: held-out prompts, most pictures right, some wrong on purpose with a note."""
+"""The sample items that the demo scores: held-out prompts, most images right, some wrong on purpose with a note."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ Case = tuple[Prompt, Prompt, str | None]  # what is asked, what is drawn, what i
 
 
 def samples() -> tuple[list[Entry], dict[str, Pixels]]:
-    """(wire items with file names for pictures, file name -> picture); the same ones every time."""
+    """(wire items with file names for images, file name -> image); the same ones every time."""
     rng = np.random.default_rng(2024)
     cases = [_right(_any(task, rng, name)) for name, task in _CONCEPTS]
     cases += [_right(prompt) for task, count in _GENEVAL.items() for prompt in _several(task, count, rng)]
     cases += [_other_person(rng), _other_color(rng), *_broken_geneval(rng)]
     entries: list[Entry] = []
-    pictures: dict[str, Pixels] = {}
+    images: dict[str, Pixels] = {}
     for i, (prompt, shown, note) in enumerate(cases):
         about = prompt.concept.strip("<>") if prompt.concept else prompt.task
         name = f"{i:02d}_{about}.png"
-        pictures[name] = render(scene_for(shown, rng), rng).image
+        images[name] = render(scene_for(shown, rng), rng).image
         entries.append({"image": name, "prompt": prompt.text, **_truth(prompt)} | ({"note": note} if note else {}))
-    return entries, pictures
+    return entries, images
 
 
 def _any(task: Task, rng: np.random.Generator, concept: str | None = None) -> Prompt:

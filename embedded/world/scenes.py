@@ -57,7 +57,7 @@ def concept_scene(
 
 
 def training_renders(card: ConceptCard) -> list[Render]:
-    """The concept's own pictures, without any accessory; always the same ones."""
+    """The concept's own images, without any accessory; always the same ones."""
     rng = np.random.default_rng([7, *card.name.encode()])
     return [render(concept_scene(card, rng), rng) for _ in range(_RENDERS)]
 

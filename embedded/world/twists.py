@@ -37,7 +37,7 @@ def resolve(prompt: Prompt | str) -> str:
 
 
 def claims(prompt: Prompt) -> frozenset[Claim]:
-    """What `prompt` says of a picture once concept names are read as class words. Equal claims, equal meaning."""
+    """What `prompt` says of an image once concept names are read as class words. Equal claims, equal meaning."""
     if prompt.geneval is not None:
         include = prompt.geneval.include
         position = include[-1].position

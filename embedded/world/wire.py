@@ -52,7 +52,7 @@ def _fact(prompt: Prompt) -> int:
 
 
 def conversations_json(card: ConceptCard) -> list[dict[str, str]]:
-    """What may be asked about a concept's pictures, with the right answers."""
+    """What may be asked about a concept's images, with the right answers."""
     return [{"query": query, "answer": answer} for query, answer in conversations(card)]
 
 

@@ -116,7 +116,7 @@ def specs_of(settings: Settings) -> dict[str, ScorerSpec]:
 
 
 def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
-    """The plane as one Serve application. `metrics_dir` is shared by all its processes on a node; the access log lies
+    """The service as one Serve application. `metrics_dir` is shared by all its processes on a node; the access log lies
     beside it."""
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
@@ -194,7 +194,7 @@ def _gateway_takes(settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a plane asks of a cluster: logical CPUs in all, and GPUs per scorer replica."""
+    """What a service asks of a cluster: logical CPUs in all, and GPUs per scorer replica."""
 
     cpus: float
     gpus: tuple[float, ...]
@@ -208,7 +208,7 @@ class Demand:
 
 
 def check_capacity(demand: Demand, cpus: float, gpus_of_nodes: Sequence[int]) -> None:
-    """Raises SettingsError, with the numbers, for a plane that would wait for ever for its resources.
+    """Raises SettingsError, with the numbers, for a service that would wait for ever for its resources.
 
     A share of a GPU cannot span two, nor whole GPUs two nodes: the largest replica comes first, where least is left.
     """

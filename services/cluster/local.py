@@ -1,6 +1,6 @@
-"""The plane on this machine: a Ray head of its own on loopback, started and stopped with its process.
+"""The service on this machine: a Ray head of its own on loopback, started and stopped with its process.
 
-Ray is imported inside functions, once a Plane has set `environment`: it reads some variables when it is imported.
+Ray is imported inside functions, once a Service has set `environment`: it reads some variables when it is imported.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ RAYS_TIMEOUT = "timed out during startup"  # of the bare Exception that ray.init
 _no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Plane:
-    """One plane: `start` returns once every replica is ready, `stop` leaves no process and no temporary file.
+class RewardService:
+    """One service: `start` returns once every replica is ready, `stop` leaves no process and no temporary file.
 
     Raises SettingsError, before anything starts, for a port in use and for a scorer that asks for nodes of its own.
     """
@@ -148,7 +148,7 @@ class Plane:
             self.kill()
 
     def kill(self) -> None:
-        """End at once whatever of the plane still lives, and clean up."""
+        """End at once whatever of the service still lives, and clean up."""
         logs = self.temp_dir / "session_latest" / "logs" / "serve"
         kill_users_of(self.temp_dir)
         if logs.is_dir():
@@ -161,7 +161,7 @@ class Plane:
         from services.cluster.backend import gist
 
         failed = [f"'{name}': {gist(one.message)}" for name, one in deployments.items() if "FAIL" in one.status.value]
-        return "\n".join(["the plane did not start:", *failed, f"the whole story is in {self._run_dir / 'logs'}"])
+        return "\n".join(["the service did not start:", *failed, f"the whole story is in {self._run_dir / 'logs'}"])
 
     def _wait(self, say: Callable[[str], None], stopping: Callable[[], bool], ends_s: float) -> bool:
         """Poll Serve until all is running, then the HTTP face until it says so."""
@@ -213,7 +213,7 @@ def free_port() -> int:
 
 
 def ask(url: str, timeout_s: float) -> http.client.HTTPResponse:
-    """GET a URL of a plane on this machine, never through a proxy. Raises what `urllib.request.urlopen` does."""
+    """GET a URL of a service on this machine, never through a proxy. Raises what `urllib.request.urlopen` does."""
     answer: http.client.HTTPResponse = _no_proxy.open(url, timeout=timeout_s)
     return answer
 
@@ -228,11 +228,11 @@ def answers_ready(url: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Ray's settings that only the environment carries; every process of the plane inherits them."""
+    """Ray's settings that only the environment carries; every process of the service inherits them."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this plane alone; nothing is written to the home directory
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this service alone; nothing is written to the home directory
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for "this machine only": all its ports on loopback
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_worker_niceness": "0",  # Ray's default of 15 starves replicas as soon as anything else computes

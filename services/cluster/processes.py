@@ -1,4 +1,4 @@
-"""Processes found by what they hold open: how a plane makes sure that none of its own is left behind."""
+"""Processes found by what they hold open: how a service makes sure that none of its own is left behind."""
 
 from __future__ import annotations
 

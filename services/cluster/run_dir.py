@@ -1,4 +1,4 @@
-"""A plane's run directory: who runs from it, told by a lock that dies with its holder, and where to reach it."""
+"""A service's run directory: who runs from it, told by a lock that dies with its holder, and where to reach it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Record:
 
 
 class RunDir:
-    """Holds plane.json (the record), plane.lock, plane.log (of a detached plane), logs/ and metrics/."""
+    """Holds service.json (the record), service.lock, service.log (of a detached service), logs/ and metrics/."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path.resolve()
-        self.log = self.path / "plane.log"
-        self._record = self.path / "plane.json"
-        self._lock_path = self.path / "plane.lock"
+        self.log = self.path / "service.log"
+        self._record = self.path / "service.json"
+        self._lock_path = self.path / "service.lock"
         self._lock: TextIO | None = None
 
     def claim(self) -> Record | None:
-        """Become the one plane here; the record of a predecessor that died without cleaning up, or None.
+        """Become the one service here; the record of a predecessor that died without cleaning up, or None.
 
-        Raises SettingsError when another plane lives here.
+        Raises SettingsError when another service lives here.
         """
         lock = self._lock_path.open("a")
         try:
@@ -47,7 +47,7 @@ class RunDir:
         except BlockingIOError:
             lock.close()
             raise SettingsError(
-                f"another plane runs from {self.path}: stop it (python -m services down --run-dir {self.path}) "
+                f"another service runs from {self.path}: stop it (python -m services down --run-dir {self.path}) "
                 "or choose another --run-dir"
             ) from None
         self._lock = lock
@@ -74,7 +74,7 @@ class RunDir:
             self._lock = None
 
     def running(self) -> Record | None:
-        """The record of the plane that lives here now, or None."""
+        """The record of the service that lives here now, or None."""
         with self._lock_path.open("a") as probe:
             try:
                 fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +83,7 @@ class RunDir:
         return None
 
     def terminate(self, patience_s: float) -> bool:
-        """SIGTERM the plane here and wait for its end, SIGKILL it past `patience_s`. False when none ran."""
+        """SIGTERM the service here and wait for its end, SIGKILL it past `patience_s`. False when none ran."""
         record = self.running()
         if record is None:
             return False

@@ -1,10 +1,10 @@
-"""The plane as an application that Serve builds by itself, from a config: what `serve deploy` and a RayService need.
+"""The service as an application that Serve builds by itself, from a config: what `serve deploy` and a RayService need.
 
     applications:
     - name: synod
-      import_path: services.cluster.serve_app:plane
+      import_path: services.cluster.serve_app:service
       route_prefix: /
-      args: {config: /app/deploy/release/plane.toml, metrics_dir: /run/synod/metrics}
+      args: {config: /app/deploy/release/service.toml, metrics_dir: /run/synod/metrics}
 
 Serve builds it in a process of its own on the head's node, whose environment may override settings (`SYNOD__...`).
 """
@@ -40,7 +40,7 @@ class Arguments(BaseModel):
     patience_s: float = Field(180.0, ge=0)
 
 
-def plane(args: Mapping[str, Any]) -> Application:
+def service(args: Mapping[str, Any]) -> Application:
     """The application of the settings in `Arguments.config`. Raises SettingsError; ValidationError for wrong `args`."""
     arguments = Arguments.model_validate(args)  # Serve does so only where the annotation is no string
     if arguments.sha256 is not None:

@@ -1,8 +1,8 @@
 """One store for all gateways: a `MemoryStore` in a Ray actor of its own (`Keeper`), and the `SharedStore` that asks it.
 
 Gateways beat. One that beats no more has died, and what it had claimed is anyone's; a keeper that no gateway beats for
-any more ends, so that it outlives its plane by seconds. A keeper that dies is started again, empty. While it is away,
-every call returns at once: scores are measured and not kept, pictures by digest are Unavailable.
+any more ends, so that it outlives its service by seconds. A keeper that dies is started again, empty. While it is away,
+every call returns at once: scores are measured and not kept, images by digest are Unavailable.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Keeper:
         self._missed[gateway] = 0
         self._watching = self._watching or asyncio.create_task(self._watch())
 
-    async def put(self, pictures: Sequence[Content]) -> list[str]:
-        return await self._store.put(pictures)
+    async def put(self, images: Sequence[Content]) -> list[str]:
+        return await self._store.put(images)
 
     async def get(self, digests: Sequence[str]) -> list[Content | None]:
         return await self._store.get(digests)
@@ -116,13 +116,13 @@ class SharedStore:
             self._beating.cancel()
             await asyncio.wait([self._beating])
 
-    async def put(self, pictures: Sequence[Content]) -> list[str]:
-        digests: list[str] = await self._call("put", pictures)
+    async def put(self, images: Sequence[Content]) -> list[str]:
+        digests: list[str] = await self._call("put", images)
         return digests
 
     async def get(self, digests: Sequence[str]) -> list[Content | None]:
-        pictures: list[Content | None] = await self._call("get", digests)
-        return pictures
+        images: list[Content | None] = await self._call("get", digests)
+        return images
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
         """Everything is MINE while the keeper is away."""
@@ -164,7 +164,7 @@ class SharedStore:
             except (RayError, TimeoutError):  # the beat finds out more
                 log.warning("the shared store did not answer to '%s'", method)
         metrics.STORE_FAILURES.labels(method).inc()
-        raise Unavailable("the plane's shared store is away; retry", retry_after_s=1.0)
+        raise Unavailable("the service's shared store is away; retry", retry_after_s=1.0)
 
     async def _beat(self, answered: asyncio.Event) -> None:
         while True:

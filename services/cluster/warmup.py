@@ -14,7 +14,7 @@ _SIDE = 256  # px
 
 
 def warm_up(scorer: Scorer, max_images: int) -> None:
-    """Run a batch of one, of two and of the most. No two items share a picture or a text, which scorers embed once.
+    """Run a batch of one, of two and of the most. No two items share an image or a text, which scorers embed once.
 
     A compiled module has one graph for one and one for many (`services.models.cache.frozen`); golden items, which a
     replica runs next, reach what noise does not, such as the embedder of faces. Raises SettingsError where the scorer

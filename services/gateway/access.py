@@ -1,5 +1,5 @@
-"""What is told of a request, in its line of the access log and in its span: never a token, a prompt, a picture, or a
-name that the plane does not serve.
+"""What is told of a request, in its line of the access log and in its span: never a token, a prompt, an image, or a
+name that the service does not serve.
 
 The log is off until `open_log`; then several gateways append to one file, a JSON line a write.
 """

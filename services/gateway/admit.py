@@ -70,9 +70,9 @@ def _check_names(request: ScoreRequest, known: Collection[str], ensembles: Mappi
         raise InvalidRequest(f"nothing to compute: give 'scorers' (of {_names(known)}), 'ensemble' or 'weights'")
     for name in (*request.scorers, *(request.weights or ())):
         if name not in known:
-            raise UnknownScorer(f"no scorer '{name}' here; this plane serves {_names(known)}")
+            raise UnknownScorer(f"no scorer '{name}' here; this service serves {_names(known)}")
     if request.ensemble is not None and request.ensemble not in ensembles:
-        raise UnknownScorer(f"no ensemble '{request.ensemble}' here; this plane has {_names(ensembles) or 'none'}")
+        raise UnknownScorer(f"no ensemble '{request.ensemble}' here; this service has {_names(ensembles) or 'none'}")
 
 
 def _check_numbers(request: ScoreRequest, max_timeout_ms: int) -> None:

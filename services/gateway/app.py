@@ -38,7 +38,7 @@ def build(
     ports: Ports | None = None,
     compat: CompatSettings | None = None,
 ) -> FastAPI:
-    """The whole HTTP face of a plane: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
+    """The whole HTTP face of a service: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
     Neither page needs another site.
 
     `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
@@ -56,7 +56,7 @@ def build(
             gateway.close()
 
     app = Api(
-        title="Synod reward plane",
+        title="Synod reward service",
         version=synod.__version__,
         description="Reward models for image generators: a batch of items in, one outcome per item and scorer out.",
         docs_url=None,

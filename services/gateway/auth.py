@@ -71,7 +71,7 @@ class Gatekeeper:
         given = _digest(token.strip())
         matching = [known for known in self._known if hmac.compare_digest(known.digest, given)]
         if not matching:
-            raise Unauthenticated("an unknown bearer token; ask who runs the plane for one")
+            raise Unauthenticated("an unknown bearer token; ask who runs the service for one")
         if scope not in matching[0].scopes:
             raise PermissionDenied(f"token '{matching[0].caller.name}' has no scope '{scope}'")
         return matching[0].caller

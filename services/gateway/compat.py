@@ -1,11 +1,11 @@
-"""Other reward servers' endpoints over this plane: Tencent UniRL's `/score` and OpenRLHF's `remote_url`. JSON only.
+"""Other reward servers' endpoints over this service: Tencent UniRL's `/score` and OpenRLHF's `remote_url`. JSON only.
 
-Both are adapters: read their body into the contract's request, ask the gateway, write their answer. Pictures are
+Both are adapters: read their body into the contract's request, ask the gateway, write their answer. Images are
 base64 (never pickle, never a path or a URL). A missing score is never a number: UniRL's protocol has `errors` for it;
 OpenRLHF's has no place, so the whole answer is the typed error, with its status. Unknown fields are ignored, as both
 servers do; videos, CUDA handles and gradients are refused.
 
-Neither client can send a bearer token, but both send what stands in their URL: `http://any:TOKEN@plane:8000` arrives
+Neither client can send a bearer token, but both send what stands in their URL: `http://any:TOKEN@service:8000` arrives
 as Basic credentials, whose password is taken for the token.
 """
 
@@ -26,7 +26,7 @@ from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from services.settings import CompatSettings
 from synod.client.values import values_of
-from synod.contracts import Content, Outcome, Picture, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import Content, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
 from synod.reader import Fields, Node, each, show
@@ -100,7 +100,7 @@ def read_unirl(body: bytes) -> list[Asked]:
     of = _open(_parse(body))
     version = of.get("protocol_version", Node.text) or PROTOCOL
     if version != PROTOCOL:
-        raise InvalidRequest(f"protocol_version: {show(version)}; this plane speaks '{PROTOCOL}'")
+        raise InvalidRequest(f"protocol_version: {show(version)}; this service speaks '{PROTOCOL}'")
     if of.get("grad_mode", Node.boolean):
         raise InvalidRequest("grad_mode: true; scores here have no gradients")
     return list(of.need("requests", each(_asked)))
@@ -167,7 +167,9 @@ def _grouped(gateway: Gateway, asked: Sequence[Asked]) -> dict[tuple[str, ...], 
         for name in alone:
             if name not in gateway.ensembles:
                 served = ", ".join(sorted(_served(gateway)))
-                raise UnknownScorer(f"requests[{i}].required_rewards: no reward {show(name)}; this plane has {served}")
+                raise UnknownScorer(
+                    f"requests[{i}].required_rewards: no reward {show(name)}; this service has {served}"
+                )
         for names in ((scorers,) if scorers else ()) + tuple((name,) for name in alone):
             groups.setdefault(names, []).append(i)
     return groups
@@ -196,12 +198,12 @@ def _asked(node: Node) -> Asked:
 
 
 def _with_history(item: ScoreItem, of: Fields) -> ScoreItem:
-    """The last turn is what is scored; pictures of the turns before it are references."""
+    """The last turn is what is scored; images of the turns before it are references."""
     turns = of.need("history", each(_turn))
     if not turns:
         raise of.owner.error("'history' is empty; give a turn with its text and image_b64")
     *earlier, (text, image) = turns
-    references = tuple(picture for _, picture in earlier if picture is not None)
+    references = tuple(earlier_image for _, earlier_image in earlier if earlier_image is not None)
     return replace(item, image=image, prompt=text or None, references=(*references, *item.references))
 
 
@@ -222,10 +224,10 @@ def _metadata(node: Node) -> ScoreItem:
 
 
 def _rollout(query: Node, prompt: str, label: Node) -> ScoreItem:
-    """A query is the text of prompt and answer, or {"image": base64} for a picture that was drawn; a label that is an
+    """A query is the text of prompt and answer, or {"image": base64} for an image that was drawn; a label that is an
     object, or the text of one, gives the item's fields, and the answer is the text of its `reasoning`."""
     fields = {"prompt": prompt or None, **_label(label)}
-    image: Picture | None = None
+    image: ImageInput | None = None
     if isinstance(query.value, Mapping):
         image = _open(query).need("image", read_base64)
     else:

@@ -1,4 +1,4 @@
-"""The gateway's one job: admit a request, find its pictures, ask every scorer at once, combine. Knows no HTTP, no ray.
+"""The gateway's one job: admit a request, find its images, ask every scorer at once, combine. Knows no HTTP, no ray.
 
 `stream` is the work; `score` gathers it. A bad item fails alone; a lost replica is asked again within the deadline
 (scoring is idempotent); what is not done at the deadline is a DeadlineExceeded failure, and the rest is kept.
@@ -26,11 +26,11 @@ from synod.contracts import (
     Catalogue,
     Content,
     EnsembleInfo,
+    ImageInput,
     ImageRef,
     ItemResult,
     Outcome,
     Part,
-    Picture,
     Rewards,
     Score,
     ScoredItem,
@@ -113,10 +113,10 @@ class Gateway:
         request_id = request.request_id or uuid.uuid4().hex
         scores: list[dict[str, Outcome]] = [{} for _ in request.items]
         with metrics.STAGE_SECONDS.labels("total").time(), _counted(), self._means.admission.quota(caller, len(scores)):
-            items = await self._with_pictures(request.items)
+            items = await self._with_images(request.items)
             await self._means.decoder.check(items)
             metrics.ITEMS.inc(len(items))
-            metrics.IMAGES.inc(sum(len(item.pictures()) for item in items))
+            metrics.IMAGES.inc(sum(len(item.images()) for item in items))
             fanout = Fanout(self._means, plan, request.items, items, caller.priority, ends_s)
             async with aclosing(fanout.parts()) as parts:
                 async for scorer, outcomes in parts:
@@ -137,18 +137,16 @@ class Gateway:
             spec = self.backend.specs[name]
             metrics.count_rewards(name, [scores[i][name] for i in asked], within, spec.low, spec.high)
 
-    async def put_images(self, pictures: Sequence[Content]) -> list[str]:
-        """Keep pictures, so that requests may name them by digest. Raises ImageTooLarge and PayloadTooLarge."""
-        if len(pictures) > self.limits.max_items:
-            raise PayloadTooLarge(
-                f"{len(pictures)} pictures, the limit is {self.limits.max_items} ([limits] max_items)"
-            )
-        for i, picture in enumerate(pictures):
-            size = len(picture) if isinstance(picture, bytes) else picture.nbytes
-            most = self.limits.max_image_bytes if isinstance(picture, bytes) else 3 * self.limits.max_image_pixels
+    async def put_images(self, images: Sequence[Content]) -> list[str]:
+        """Keep images, so that requests may name them by digest. Raises ImageTooLarge and PayloadTooLarge."""
+        if len(images) > self.limits.max_items:
+            raise PayloadTooLarge(f"{len(images)} images, the limit is {self.limits.max_items} ([limits] max_items)")
+        for i, image in enumerate(images):
+            size = len(image) if isinstance(image, bytes) else image.nbytes
+            most = self.limits.max_image_bytes if isinstance(image, bytes) else 3 * self.limits.max_image_pixels
             if size > most:
-                raise ImageTooLarge(f"images[{i}] has {size} bytes, the limit is {most}; send a smaller picture")
-        return await self._means.store.put(pictures)
+                raise ImageTooLarge(f"images[{i}] has {size} bytes, the limit is {most}; send a smaller image")
+        return await self._means.store.put(images)
 
     async def catalogue(self) -> Catalogue:
         """What is served, how each scorer was loaded where a replica of it is ready, and the limits of a request."""
@@ -175,23 +173,23 @@ class Gateway:
         for call in self._means.under_way:
             call.cancel()
 
-    async def _with_pictures(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
+    async def _with_images(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
         """The items with what they name by digest put in its place. Raises UnknownImage with all that is missing."""
-        named = list(dict.fromkeys(p.digest for item in items for p in _pictures(item) if isinstance(p, ImageRef)))
+        named = list(dict.fromkeys(p.digest for item in items for p in _images(item) if isinstance(p, ImageRef)))
         if not named:
             return tuple(items)
         kept = dict(zip(named, await self._means.store.get(named), strict=True))
-        missing = [digest for digest, picture in kept.items() if picture is None]
+        missing = [digest for digest, image in kept.items() if image is None]
         if missing:
             raise UnknownImage(
-                f"{len(missing)} pictures are not here: {', '.join(missing)}; PUT them to /v1/images, then ask again",
+                f"{len(missing)} images are not here: {', '.join(missing)}; PUT them to /v1/images, then ask again",
                 missing,
             )
 
-        def found(picture: Picture) -> Picture:
-            if not isinstance(picture, ImageRef):
-                return picture
-            content = kept[picture.digest]
+        def found(image: ImageInput) -> ImageInput:
+            if not isinstance(image, ImageRef):
+                return image
+            content = kept[image.digest]
             assert content is not None
             return content
 
@@ -209,7 +207,7 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _pictures(item: ScoreItem) -> tuple[Picture, ...]:
+def _images(item: ScoreItem) -> tuple[ImageInput, ...]:
     return item.references if item.image is None else (*item.references, item.image)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a request -> pixels, in threads, each once, bounded in size and time. A bad one fails its item alone."""
+"""Images of a request -> pixels, in threads, each once, bounded in size and time. A bad one fails its item alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from services.settings import LimitSettings
-from synod.contracts import Picture, ScoreFailure, ScoreItem, UnreadableImage
+from synod.contracts import ImageInput, ScoreFailure, ScoreItem, UnreadableImage
 from synod.errors import BadImage, DeadlineExceeded, ImageTooLarge, PayloadTooLarge, SynodError
 from synod.images import ImageLimits, decode_item, pixel_count
 
@@ -33,7 +33,7 @@ class Decoder:
 
     async def check(self, items: Sequence[ScoreItem]) -> None:
         """Raise PayloadTooLarge for more pixels than `max_request_pixels`, before any of them is decoded."""
-        headers = sum(isinstance(one, bytes) for item in items for one in item.pictures())
+        headers = sum(isinstance(one, bytes) for item in items for one in item.images())
         count = partial(request_pixels, items, self._limits.max_pixels)
         found = count() if headers <= HEADERS_HERE else await asyncio.to_thread(count)
         if found > self._max_pixels:
@@ -43,9 +43,9 @@ class Decoder:
             )
 
     async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[ScoreItem | ScoreFailure]:
-        """Each item with its pictures decoded, or why not. References that items have in common are decoded once.
+        """Each item with its images decoded, or why not. References that items have in common are decoded once.
 
-        Items of raw pictures alone are only checked, here and now.
+        Items of raw images alone are only checked, here and now.
         """
         room = _Room(3 * self._max_pixels)
         found = {i: _decode_one(item, self._limits, room) for i, item in enumerate(items) if not _has_encoded(item)}
@@ -55,7 +55,7 @@ class Decoder:
         return [found[i] for i in range(len(items))]
 
     async def _unfold(self, items: Sequence[ScoreItem], room: _Room, ends_s: float) -> list[ScoreItem | ScoreFailure]:
-        """The same for items with encoded pictures, in the threads."""
+        """The same for items with encoded images, in the threads."""
         loop = asyncio.get_running_loop()
 
         def work(item: ScoreItem) -> asyncio.Future[ScoreItem | ScoreFailure]:
@@ -63,7 +63,7 @@ class Decoder:
 
         common = {references: work(ScoreItem(references=references)) for references in set(map(_encoded, items))}
         own = [work(replace(item, references=()) if _encoded(item) else item) for item in items]
-        late = ScoreFailure.of(DeadlineExceeded("the pictures were not decoded in time; raise 'timeout_ms' or retry"))
+        late = ScoreFailure.of(DeadlineExceeded("the images were not decoded in time; raise 'timeout_ms' or retry"))
         try:
             await asyncio.wait([*common.values(), *own], timeout=max(0.0, ends_s - time.monotonic()))
             done = {future: future.result() if future.done() else late for future in (*common.values(), *own)}
@@ -81,7 +81,7 @@ def request_pixels(items: Iterable[ScoreItem], max_image_pixels: int) -> int:
     """
     total, seen = 0, set[tuple[object, ...]]()
     for item in items:
-        images: tuple[Picture, ...] = () if item.image is None else (item.image,)
+        images: tuple[ImageInput, ...] = () if item.image is None else (item.image,)
         shared = tuple(one if isinstance(one, bytes) else id(one) for one in item.references)
         mixed = not _encoded(item) and any(isinstance(one, bytes) for one in item.references)
         if mixed or shared not in seen:
@@ -100,11 +100,11 @@ class _Room:
 
     def check(self) -> None:
         if self.left_bytes < 0:
-            raise ImageTooLarge("the pictures of this request are too large together; send fewer at once")
+            raise ImageTooLarge("the images of this request are too large together; send fewer at once")
 
     def take(self, item: ScoreItem) -> None:
         with self._lock:
-            self.left_bytes -= sum(picture.nbytes for picture in item.pictures() if not isinstance(picture, bytes))
+            self.left_bytes -= sum(image.nbytes for image in item.images() if not isinstance(image, bytes))
 
 
 def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem | ScoreFailure:
@@ -120,13 +120,13 @@ def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem 
 
 def _check_readable(item: ScoreItem) -> None:
     named = [("image", item.image), *((f"references[{i}]", one) for i, one in enumerate(item.references))]
-    for path, picture in named:
-        if isinstance(picture, UnreadableImage):
-            raise BadImage(f"{path}: {picture.why}")
+    for path, image in named:
+        if isinstance(image, UnreadableImage):
+            raise BadImage(f"{path}: {image.why}")
 
 
 def _has_encoded(item: ScoreItem) -> bool:
-    return any(isinstance(picture, bytes) for picture in item.pictures())
+    return any(isinstance(image, bytes) for image in item.images())
 
 
 def _encoded(item: ScoreItem) -> tuple[bytes, ...]:

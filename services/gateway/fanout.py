@@ -47,7 +47,7 @@ class Means:
 class Fanout:
     """The work of one request. `parts` is to be read once; closing it early abandons the request.
 
-    `sent` are the items as they came, `items` the same with their pictures at hand; `ends_s` is monotonic. It is made
+    `sent` are the items as they came, `items` the same with their images at hand; `ends_s` is monotonic. It is made
     where its request's span is the current one.
     """
 

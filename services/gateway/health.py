@@ -37,7 +37,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of all scores since the plane started. None: not known yet.
+    """Of all scores since the service started. None: not known yet.
 
     `mean`, `std` (population) are in the scorer's own units; `saturation`, `zero_spread` (of groups) and `error_share`
     (of outcomes) lie in [0, 1]; `drift` is the mean of what came after the baseline less the baseline's, in its std.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from services.gateway.store import ScoreKey
-from synod.contracts import ImageRef, Origin, Picture, ScoreItem
+from synod.contracts import ImageInput, ImageRef, Origin, ScoreItem
 from synod.digest import digest_of
 
 
 def keys_of(item: ScoreItem, origins: dict[str, Origin]) -> dict[str, ScoreKey]:
     """Scorer name -> key, for the scorers whose origin is known; `origins` may be empty, and then nothing is hashed.
 
-    Pictures are taken by the digest of what was sent: a PNG and its pixels are two keys.
+    Images are taken by the digest of what was sent: a PNG and its pixels are two keys.
     """
     if not origins:
         return {}
@@ -23,8 +23,8 @@ def keys_of(item: ScoreItem, origins: dict[str, Origin]) -> dict[str, ScoreKey]:
     return {name: ScoreKey(image, inputs, _hash(repr((name, origin)))) for name, origin in origins.items()}
 
 
-def _digest(picture: Picture) -> str:
-    return picture.digest if isinstance(picture, ImageRef) else digest_of(picture)
+def _digest(image: ImageInput) -> str:
+    return image.digest if isinstance(image, ImageRef) else digest_of(image)
 
 
 def _hash(text: str) -> str:

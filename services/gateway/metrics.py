@@ -1,4 +1,4 @@
-"""The plane's Prometheus metrics, summed over all its processes: gateways and scorer replicas.
+"""The service's Prometheus metrics, summed over all its processes: gateways and scorer replicas.
 
 Each process keeps its values in memory-mapped files of its own (prometheus_client's multiprocess mode), so a counter
 survives the process that counted: after `kill -9` or a restart the sums never go back. Gauges count only processes that
@@ -6,7 +6,7 @@ live. The files lie in the folder METRICS_DIR_ENV names, which `up` empties and 
 imports this module; without it the metrics are this process's alone.
 
 Limits: one node and one process-id namespace (a scrape of a cluster sums its own node); one small file a process and
-kind, kept until the plane starts anew; a dead process's gauge is forgotten unless its id was reused meanwhile.
+kind, kept until the service starts anew; a dead process's gauge is forgotten unless its id was reused meanwhile.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ HELD_IMAGES = Gauge(
 )
 
 
-IMAGES = Counter("synod_images", "Pictures that came in, references included", registry=REGISTRY)
+IMAGES = Counter("synod_images", "Images that came in, references included", registry=REGISTRY)
 STAGE_SECONDS = Histogram(
     "synod_stage_seconds",
-    "Latency by stage: decode (a request's pictures), queue (a call's wait for its turn), device (a batch), total",
+    "Latency by stage: decode (a request's images), queue (a call's wait for its turn), device (a batch), total",
     ["stage"],
     buckets=_SECONDS,
     registry=REGISTRY,

@@ -5,7 +5,7 @@ carries REQUEST_ID_HEADER: the id in the caller's body, or else its `x-request-i
 `x-request-id` into every answer itself, and does not know the body's.) Where requests are traced, those that bring work
 (all but GET) have a span each, and TRACE_ID_HEADER says whose trace it is.
 
-A caller that leaves cancels its request. No picture is ever fetched: what is scored comes in the body, or was put.
+A caller that leaves cancels its request. No image is ever fetched: what is scored comes in the body, or was put.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ async def score(http: Request) -> Response:
     return Response(answer.encode_response(response), media_type=answer.content_type)
 
 
-@router.put("/v1/images", response_class=Response, summary="Keep pictures", **schema.IMAGES)
+@router.put("/v1/images", response_class=Response, summary="Keep images", **schema.IMAGES)
 async def images(http: Request) -> Response:
     """Requests may then name them by digest. What does not fit pushes out what was used longest ago."""
     caller_of(http, "score")

@@ -76,8 +76,8 @@ class RewardGateway(Protocol):
         """The same in parts, the rewards last. Closing it drops the work."""
         ...
 
-    async def put_images(self, pictures: Sequence[Content]) -> Sequence[str]:
-        """Keep pictures; their digests, in order."""
+    async def put_images(self, images: Sequence[Content]) -> Sequence[str]:
+        """Keep images; their digests, in order."""
         ...
 
     async def catalogue(self) -> Catalogue:
@@ -196,7 +196,7 @@ class RewardServicer:
 
 
 class RpcServer:
-    """The gRPC face of a plane: the service, health and reflection, which are open to all."""
+    """The gRPC face of a service: the service, health and reflection, which are open to all."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Pictures by digest, and scores by what was measured: nothing is sent twice, nothing is measured twice.
+"""Images by digest, and scores by what was measured: nothing is sent twice, nothing is measured twice.
 
-A score is known by the digests of its picture, of the item's other inputs and of its scorer. Whoever first asks for one
+A score is known by the digests of its image, of the item's other inputs and of its scorer. Whoever first asks for one
 that is not there claims it and measures; who asks meanwhile waits for it. A failure is never kept: one that a retry
 cannot help is handed to those who wait, after any other they may claim it themselves.
 
@@ -23,12 +23,12 @@ from synod.contracts import Content, Outcome, Pixels, Score, ScoreFailure
 from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
-ENTRY_BYTES: Final = 256  # what a picture costs besides its bytes
+ENTRY_BYTES: Final = 256  # what an image costs besides its bytes
 MIN_LEASES: Final = 1024
 
 
 class ScoreKey(NamedTuple):
-    """What a score depends on, by digest: the picture, the item's other inputs, the scorer's models and rules."""
+    """What a score depends on, by digest: the image, the item's other inputs, the scorer's models and rules."""
 
     image: str
     inputs: str
@@ -50,12 +50,12 @@ class Store(Protocol):
 
     keeps_scores: bool
 
-    async def put(self, pictures: Sequence[Content]) -> list[str]:
-        """Keep pictures, as the most recently used. Raises PayloadTooLarge when they do not fit together."""
+    async def put(self, images: Sequence[Content]) -> list[str]:
+        """Keep images, as the most recently used. Raises PayloadTooLarge when they do not fit together."""
         ...
 
     async def get(self, digests: Sequence[str]) -> list[Content | None]:
-        """The pictures of these digests; None for one that was never put, or is gone."""
+        """The images of these digests; None for one that was never put, or is gone."""
         ...
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
@@ -78,35 +78,35 @@ class _Lease:
 
 
 class MemoryStore:
-    """The store of one process and event loop: pictures up to `max_bytes`, `max_scores` scores, least recently used
+    """The store of one process and event loop: images up to `max_bytes`, `max_scores` scores, least recently used
     out first."""
 
     def __init__(self, max_bytes: int, max_scores: int) -> None:
         self._max_bytes = max_bytes
         self._max_scores = max_scores
         self.keeps_scores = max_scores > 0
-        self._pictures: OrderedDict[str, Content] = OrderedDict()
+        self._images: OrderedDict[str, Content] = OrderedDict()
         self._scores: OrderedDict[ScoreKey, Score] = OrderedDict()
         self._leases: dict[ScoreKey, _Lease] = {}
         self.bytes = 0
 
-    async def put(self, pictures: Sequence[Content]) -> list[str]:
-        size = sum(map(_size, pictures))
+    async def put(self, images: Sequence[Content]) -> list[str]:
+        size = sum(map(_size, images))
         if size > self._max_bytes:
             raise PayloadTooLarge(
-                f"{len(pictures)} pictures take {size} bytes, the store holds {self._max_bytes} "
+                f"{len(images)} images take {size} bytes, the store holds {self._max_bytes} "
                 "([store] max_image_bytes); put fewer at once, or send them with the request"
             )
-        digests = await asyncio.to_thread(lambda: [digest_of(picture) for picture in pictures])
-        for digest, picture in zip(digests, pictures, strict=True):
-            self._keep(digest, picture)
+        digests = await asyncio.to_thread(lambda: [digest_of(image) for image in images])
+        for digest, image in zip(digests, images, strict=True):
+            self._keep(digest, image)
         return digests
 
     async def get(self, digests: Sequence[str]) -> list[Content | None]:
         for digest in digests:
-            if digest in self._pictures:
-                self._pictures.move_to_end(digest)
-        return [self._pictures.get(digest) for digest in digests]
+            if digest in self._images:
+                self._images.move_to_end(digest)
+        return [self._images.get(digest) for digest in digests]
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
         return [self._claim(key, lease_s) for key in keys]
@@ -145,19 +145,19 @@ class MemoryStore:
         self._leases[key] = _Lease(loop.time() + lease_s, held.outcome if held else loop.create_future())
         return Claim.MINE
 
-    def _keep(self, digest: str, picture: Content) -> None:
-        if digest in self._pictures:
-            self._pictures.move_to_end(digest)
+    def _keep(self, digest: str, image: Content) -> None:
+        if digest in self._images:
+            self._images.move_to_end(digest)
             return
-        self._pictures[digest] = picture if isinstance(picture, bytes) else _own(picture)
-        self.bytes += _size(picture)
+        self._images[digest] = image if isinstance(image, bytes) else _own(image)
+        self.bytes += _size(image)
         while self.bytes > self._max_bytes:
-            _, gone = self._pictures.popitem(last=False)
+            _, gone = self._images.popitem(last=False)
             self.bytes -= _size(gone)
 
 
-def _size(picture: Content) -> int:
-    return ENTRY_BYTES + (len(picture) if isinstance(picture, bytes) else picture.nbytes)
+def _size(image: Content) -> int:
+    return ENTRY_BYTES + (len(image) if isinstance(image, bytes) else image.nbytes)
 
 
 def _own(pixels: Pixels) -> Pixels:

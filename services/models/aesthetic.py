@@ -2,7 +2,7 @@
 them.
 
 The layers sit at 0, 2, 4, 6 and 7 of a Sequential named `layers`, with dropouts between and no activation:
-768-1024-128-64-16-1 for CLIP-L/14. N pictures, D width of the CLIP.
+768-1024-128-64-16-1 for CLIP-L/14. N images, D width of the CLIP.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Predictor:
     def rate(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """[N D] of norm 1 -> [N]. Raises SettingsError for another D than the predictor's."""
         if features.shape[1] != self._width:
-            made = f"the CLIP model gives {features.shape[1]} numbers a picture"
+            made = f"the CLIP model gives {features.shape[1]} numbers an image"
             raise SettingsError(f"{self._file}: this predictor reads {self._width}, {made}; give the CLIP it is for")
         rows = torch.from_numpy(features).to(self._device)
         for layer in self._layers:

@@ -1,6 +1,6 @@
 """BLIP-2's contrastive (ITC) features and matching (ITM) head, through Blip2ForImageTextRetrieval.
 
-Shapes: N pictures or texts, Q queries, L tokens, D projection width. Li et al. 2023, section 3.1.
+Shapes: N images or texts, Q queries, L tokens, D projection width. Li et al. 2023, section 3.1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from synod.contracts import Pixels
 
 
 class Blip2:
-    """The two towers apart, so that a prompt that many pictures share is read once. Features have norm 1."""
+    """The two towers apart, so that a prompt that many images share is read once. Features have norm 1."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         processor: Any = Blip2Processor.from_pretrained(folder)
@@ -58,7 +58,7 @@ class Blip2:
 
     @torch.inference_mode()
     def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N]: for picture i and text i, the softmax of the two-way head's logits averaged over the queries; class 1.
+        """[N]: for image i and text i, the softmax of the two-way head's logits averaged over the queries; class 1.
 
         Queries and words attend to one another, so nothing is shared between pairs. Texts are cut as above.
         """

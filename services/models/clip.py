@@ -1,6 +1,6 @@
 """The CLIP protocol (Radford et al. 2021), and which family a settings' `model` table means. No torch here.
 
-N pictures or texts, D width.
+N images or texts, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Clip(Protocol):
     """Two towers with their own preparation; rows have norm 1, texts beyond the window are cut at its end."""
 
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N D]; the pictures may differ in size."""
+        """[N D]; the images may differ in size."""
         ...
 
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:

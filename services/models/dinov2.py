@@ -1,4 +1,4 @@
-"""DINOv2 picture embeddings: the class token after the final LayerNorm (Oquab et al. 2023). N pictures, D width."""
+"""DINOv2 image embeddings: the class token after the final LayerNorm (Oquab et al. 2023). N images, D width."""
 
 from __future__ import annotations
 

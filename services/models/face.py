@@ -1,6 +1,6 @@
-"""Faces: a finder (largest face of a picture) and an embedder (crop -> vector of norm 1), each in two families.
+"""Faces: a finder (largest face of an image) and an embedder (crop -> vector of norm 1), each in two families.
 
-N pictures or crops, D embedding width; a box is (x0, y0, x1, y1) in the picture's pixels.
+N images or crops, D embedding width; a box is (x0, y0, x1, y1) in the image's pixels.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from services.models.detector import Box, Detector
 from services.models.images import area, by_shape, pixel_values
 from synod.contracts import Pixels
 
-_MTCNN_MIN_FACE = 20  # px, facenet-pytorch's default; smaller pictures would leave its pyramid empty
+_MTCNN_MIN_FACE = 20  # px, facenet-pytorch's default; smaller images would leave its pyramid empty
 _FACENET_SIDE = 160
 
 
 class FaceFinder(Protocol):
     def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
-        """The box of the largest face of each picture, None where there is none."""
+        """The box of the largest face of each image, None where there is none."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Helpers on batches of pictures (uint8 [H W 3]) that several families share; torch is imported for a batch only."""
+"""Helpers on batches of images (uint8 [H W 3]) that several families share; torch is imported for a batch only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIXELS_AT_ONCE: Final = 2**22  # that a processor prepares together: 48 MiB in f
 
 
 def distinct(images: Sequence[Pixels]) -> tuple[list[Pixels], list[int]]:
-    """The distinct pictures in order of first sight, and for each input its index among them.
+    """The distinct images in order of first sight, and for each input its index among them.
 
     A group of rollouts carries the same references on every item; so each is embedded once a batch.
     """
@@ -33,7 +33,7 @@ def distinct(images: Sequence[Pixels]) -> tuple[list[Pixels], list[int]]:
 
 
 def by_shape(images: Sequence[Pixels]) -> list[list[int]]:
-    """Indices of the pictures grouped by size, for models that keep a picture's own size."""
+    """Indices of the images grouped by size, for models that keep an image's own size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
@@ -89,7 +89,7 @@ def area(box: Box) -> float:
 
 
 def crop(image: Pixels, box: Box, margin: float) -> Pixels:
-    """The box widened on each side by `margin` times its size, inside the picture; at least one pixel."""
+    """The box widened on each side by `margin` times its size, inside the image; at least one pixel."""
     height, width, _ = image.shape
     dx, dy = margin * (box[2] - box[0]), margin * (box[3] - box[1])
     x0, y0 = min(max(round(box[0] - dx), 0), width - 1), min(max(round(box[1] - dy), 0), height - 1)

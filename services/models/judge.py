@@ -75,7 +75,7 @@ class TrueFalse:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`png` is the picture's bytes."""
+    """`png` is the image's bytes."""
 
     text: str
     png: bytes

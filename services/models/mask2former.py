@@ -3,8 +3,8 @@
 transformers' processor squashes to 384 x 384 and keeps one class a query; GenEval's detector keeps the aspect ratio
 within 1333 x 800, ranks all (query, class) pairs and rescales logits, not masks. So both ends are ours. The weights on
 the hub are Meta's, not mmdet's: scores differ from GenEval's even with an equal pipeline.
-Shapes: N pictures, Q queries, C classes, h w the logits' grid, H W the picture. `padded`, `inner` and `outer` are the
-(height, width) the model saw, of the picture within it, and of the picture as given.
+Shapes: N images, Q queries, C classes, h w the logits' grid, H W the image. `padded`, `inner` and `outer` are the
+(height, width) the model saw, of the image within it, and of the image as given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def resized(height: int, width: int) -> tuple[int, int]:
 
 
 class Mask2Former:
-    """Up to 100 detections a picture, one for each of the best (query, class) pairs."""
+    """Up to 100 detections an image, one for each of the best (query, class) pairs."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._model: Any = pretrained.load(Mask2FormerForUniversalSegmentation, folder, device)

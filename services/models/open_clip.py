@@ -1,6 +1,6 @@
 """CLIP features through open_clip: a model directory ('local-dir:'), a hub id ('hf-hub:..'), or a built-in name.
 
-N pictures or texts, D width.
+N images or texts, D width.
 """
 
 from __future__ import annotations

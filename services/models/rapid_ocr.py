@@ -1,4 +1,4 @@
-"""Text in pictures by RapidOCR: PP-OCR's detector and recogniser through onnxruntime; their weights are in the package.
+"""Text in images by RapidOCR: PP-OCR's detector and recogniser through onnxruntime; their weights are in the package.
 
 Nothing is downloaded. It runs on the CPU.
 """
@@ -19,7 +19,7 @@ MAX_SIDE: Final = 960  # pixels
 
 
 class RapidOcr:
-    """Pictures are read in their own size, those with a side above 960 px are shrunk to it, as PaddleOCR does.
+    """Images are read in their own size, those with a side above 960 px are shrunk to it, as PaddleOCR does.
 
     `threads` of onnxruntime, which spin while they wait: more than there are free cores make it slower.
     """
@@ -42,7 +42,7 @@ class RapidOcr:
         )
 
     def read(self, images: Sequence[Pixels]) -> list[list[str]]:
-        """For each picture the lines read with a confidence of 0.5 or more, from the top, then from the left."""
+        """For each image the lines read with a confidence of 0.5 or more, from the top, then from the left."""
         return [list(self._engine(Image.fromarray(image)).txts or ()) for image in images]
 
 

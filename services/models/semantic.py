@@ -1,6 +1,6 @@
 """Objects from semantic segmentation: every 8-connected component of a class's pixels is one detection.
 
-Shapes: N pictures, C classes, h w the logits' grid, H W the picture.
+Shapes: N images, C classes, h w the logits' grid, H W the image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PIXELS_AT_ONCE: Final = 2**20  # whose probabilities are made together
 
 
 class Segmenter:
-    """Class logits per pixel, at the picture's own size."""
+    """Class logits per pixel, at the image's own size."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)

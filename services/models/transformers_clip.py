@@ -1,4 +1,4 @@
-"""CLIP features through transformers' CLIPModel (Radford et al. 2021). N pictures or texts, D width."""
+"""CLIP features through transformers' CLIPModel (Radford et al. 2021). N images or texts, D width."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TransformersClip:
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N D]; the pictures may differ in size."""
+        """[N D]; the images may differ in size."""
         pixels = pixel_values(self._processor, images, self._model)
         return _rows(self._model.get_image_features(pixel_values=pixels).pooler_output)
 

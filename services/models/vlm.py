@@ -1,6 +1,6 @@
-"""A text's log-probability given a picture, under any model that AutoModelForImageTextToText loads (Qwen2.5-VL, LLaVA).
+"""A text's log-probability given an image, under any model that AutoModelForImageTextToText loads (Qwen2.5-VL, LLaVA).
 
-Shapes: N pictures and texts, P tokens of the longest prefix (picture and question, padded on the left), T of the
+Shapes: N images and texts, P tokens of the longest prefix (image and question, padded on the left), T of the
 longest text (padded on the right), V the vocabulary.
 """
 
@@ -31,7 +31,7 @@ class TokenLogProbs:
 
 
 class Vlm:
-    """Reads a picture and a question in the model's own chat form; the text is what the assistant would answer."""
+    """Reads an image and a question in the model's own chat form; the text is what the assistant would answer."""
 
     def __init__(self, folder: Path, device: Device | str) -> None:
         self._processor: Any = AutoProcessor.from_pretrained(folder)
@@ -50,8 +50,8 @@ class Vlm:
             if not answer:
                 raise InvalidItem(f"the tokenizer makes no token of {text[:60]!r}; give a prompt in its language")
             if read + len(answer) > self._window:
-                reason = f"{read} tokens of picture and question, {len(answer)} of text: the model reads {self._window}"
-                raise InvalidItem(f"{reason}; shorten the text or send a smaller picture")
+                reason = f"{read} tokens of image and question, {len(answer)} of text: the model reads {self._window}"
+                raise InvalidItem(f"{reason}; shorten the text or send a smaller image")
         longest = max(map(len, answers))
         self._append(inputs, answers, longest)
         logits = self._model(**inputs, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()  # [N T V]
@@ -64,8 +64,8 @@ class Vlm:
 
     def _prefixes(self, images: Sequence[Pixels], question: str) -> dict[str, torch.Tensor]:
         asked = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
-            for picture in map(Image.fromarray, images)
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+            for image in map(Image.fromarray, images)
         ]
         inputs = self._processor.apply_chat_template(
             asked,
@@ -86,7 +86,7 @@ class Vlm:
         read = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
         tails = {"input_ids": ids, "attention_mask": read}
         for name, values in inputs.items():
-            if values.shape == shape:  # others, as mm_token_type_ids, tell text from picture: 0 is text
+            if values.shape == shape:  # others, as mm_token_type_ids, tell text from image: 0 is text
                 tail = tails.get(name, torch.zeros_like(ids)).to(values)
                 inputs[name] = torch.cat([values, tail], dim=1)
 

@@ -1,4 +1,4 @@
-"""Aesthetic score: how do people rate the picture, of 10? A predictor on CLIP-L/14's image features of norm 1.
+"""Aesthetic score: how do people rate the image, of 10? A predictor on CLIP-L/14's image features of norm 1.
 
 Schuhmann et al. 2022, section 3 (LAION-Aesthetics); the `sac+logos+ava1-l14-linearMSE` predictor.
 """
@@ -25,7 +25,7 @@ class Rater(Protocol):
 
 
 def spec(name: str, settings: AestheticSettings) -> ScorerSpec:
-    summary = "how people would rate the picture, of 10"
+    summary = "how people would rate the image, of 10"
     return ScorerSpec(name, ("image",), LOW, HIGH, "Schuhmann et al. 2022, LAION-Aesthetics", summary)
 
 

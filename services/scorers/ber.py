@@ -1,4 +1,4 @@
-"""BER: does the picture show what the prompt says? Sync-R1, eq. 31, which leaves BLIP-2's head open.
+"""BER: does the image show what the prompt says? Sync-R1, eq. 31, which leaves BLIP-2's head open.
 
 `head = "itc"` (default): the contrastive cosine, the maximum over queries. `head = "itm"`: the matching head's
 probability that they belong together.
@@ -26,7 +26,7 @@ class ImageText(Protocol):
 
 def spec(name: str, settings: BerSettings) -> ScorerSpec:
     low = 0.0 if settings.head == "itm" else -1.0
-    return ScorerSpec(name, ("image", "prompt"), low, 1.0, "Sync-R1, eq. 31", "the picture against its prompt")
+    return ScorerSpec(name, ("image", "prompt"), low, 1.0, "Sync-R1, eq. 31", "the image against its prompt")
 
 
 def build(name: str, settings: BerSettings) -> Ber:

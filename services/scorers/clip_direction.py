@@ -1,7 +1,7 @@
-"""Directional CLIP similarity: did the edit change the picture as the prompts say?
+"""Directional CLIP similarity: did the edit change the image as the prompts say?
 
 cos(E_I(image) - E_I(source), E_T(prompt) - E_T(source_prompt)) over features of norm 1 (Gal et al. 2022, eq. 2, as a
-metric in Brooks et al. 2023; UniRL-Zero's `sim_direction`). The source picture is references[0].
+metric in Brooks et al. 2023; UniRL-Zero's `sim_direction`). The source image is references[0].
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def spec(name: str, settings: ClipDirectionSettings) -> ScorerSpec:
         -1.0,
         1.0,
         "Gal et al. 2022, eq. 2",
-        "the edit of the picture against its prompts",
+        "the edit of the image against its prompts",
     )
 
 
@@ -49,21 +49,21 @@ class ClipDirection:
         if not texts:
             return [_wordless()] * len(items)
         features = each_once(texts, self._model.text_features)
-        pictures = rows_of(items, self._model.image_features)
+        images = rows_of(items, self._model.image_features)
         return [
             _one(rows[0] - rows[1], features[new] - features[old]) if new and old else _wordless()
-            for rows, (new, old) in zip(pictures, prompts, strict=True)
+            for rows, (new, old) in zip(images, prompts, strict=True)
         ]
 
 
-def _one(picture: NDArray[np.float32], text: NDArray[np.float32]) -> Outcome:
-    lengths = {"picture": float(np.linalg.norm(picture)), "text": float(np.linalg.norm(text))}
+def _one(image: NDArray[np.float32], text: NDArray[np.float32]) -> Outcome:
+    lengths = {"image": float(np.linalg.norm(image)), "text": float(np.linalg.norm(text))}
     for what, length in lengths.items():
         if not length >= MIN_LENGTH:
             reason = f"the {what} and its source are the same to CLIP (their features differ by {length:.1e}"
             way_out = "give an edit, and prompts that differ"
             return ScoreFailure.of(InvalidItem(f"{reason}, the least is {MIN_LENGTH:g}): no direction; {way_out}"))
-    cosine = float(picture @ text) / (lengths["picture"] * lengths["text"])
+    cosine = float(image @ text) / (lengths["image"] * lengths["text"])
     return Score(min(max(cosine, -1.0), 1.0), {"lengths": lengths})
 
 

@@ -1,7 +1,7 @@
-"""CLIP-I: does the picture look like the references? The cosine of CLIP image features, mean or max of several.
+"""CLIP-I: does the image look like the references? The cosine of CLIP image features, mean or max of several.
 
 The metric of personalised generation (Ruiz et al. 2023, section 4.2; UniCTokens), and UniRL-Zero's cycle consistency
-where the one reference is the picture before the edit and the scored one went forth and back.
+where the one reference is the image before the edit and the scored one went forth and back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from services.scorers.references import ReferenceCosine
 
 def spec(name: str, settings: ClipISettings) -> ScorerSpec:
     return ScorerSpec(
-        name, ("image", "references"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-I", "the picture against references"
+        name, ("image", "references"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-I", "the image against references"
     )
 
 

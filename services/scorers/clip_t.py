@@ -1,4 +1,4 @@
-"""CLIP-T: does the picture show what the prompt says? The cosine of CLIP's two towers, not scaled.
+"""CLIP-T: does the image show what the prompt says? The cosine of CLIP's two towers, not scaled.
 
 Hessel et al. 2021 without its factor 2.5 and its floor at 0; Ruiz et al. 2023, section 4.2: the concept's token in the
 prompt becomes its class word.
@@ -13,9 +13,7 @@ from services.scorers.image_text import ImageTextCosine
 
 
 def spec(name: str, settings: ClipTSettings) -> ScorerSpec:
-    return ScorerSpec(
-        name, ("image", "prompt"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-T", "the picture against its prompt"
-    )
+    return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Ruiz et al. 2023, CLIP-T", "the image against its prompt")
 
 
 def build(name: str, settings: ClipTSettings) -> ImageTextCosine:

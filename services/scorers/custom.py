@@ -17,7 +17,7 @@ from synod.errors import ScorerFailed, SettingsError
 
 
 class Own(Protocol):
-    """What `load` gives: `score` gets items whose `needs` are present, pictures as uint8 [H W 3], and may raise."""
+    """What `load` gives: `score` gets items whose `needs` are present, images as uint8 [H W 3], and may raise."""
 
     def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]: ...
 

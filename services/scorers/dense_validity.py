@@ -1,6 +1,6 @@
-"""Dense validity: which share of a long prompt's segments does the picture show? UnifyBench++ (Sync-R1, app. C).
+"""Dense validity: which share of a long prompt's segments does the image show? UnifyBench++ (Sync-R1, app. C).
 
-The prompt is split at punctuation, a judge says of each segment whether the picture shows it, and the value is the
+The prompt is split at punctuation, a judge says of each segment whether the image shows it, and the value is the
 mean. Where the paper is silent: punctuation counts where white space or the end follows it, so that "3.5" stays whole;
 concept tokens become their class word first; a segment without a verdict makes the whole item fail, since a mean over
 the others would be another measure.
@@ -25,7 +25,7 @@ _BREAK: Final = re.compile(r"[,.;:!?]+(?=\s|$)|[\u3001\u3002\uff0c\uff1b\uff1a\u
 
 
 def spec(name: str, settings: DenseValiditySettings) -> ScorerSpec:
-    summary = "the share of the prompt's segments that the picture shows, by a judge"
+    summary = "the share of the prompt's segments that the image shows, by a judge"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "Sync-R1, app. (UnifyBench++)", summary)
 
 

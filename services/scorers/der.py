@@ -1,4 +1,4 @@
-"""DER: does the picture look like the concept's references? Sync-R1, eq. 32: DINOv2 cosine, mean or max of several."""
+"""DER: does the image look like the concept's references? Sync-R1, eq. 32: DINOv2 cosine, mean or max of several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Embedder(Protocol):
 
 
 def spec(name: str, settings: DerSettings) -> ScorerSpec:
-    summary = "the picture against the concept's references"
+    summary = "the image against the concept's references"
     return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 32", summary)
 
 

@@ -3,7 +3,7 @@
 dlib's embeddings are compared by 1 - Euclidean distance, at least -1, as Sync-R1's public code does: above 0.4 is one
 person.
 
-A picture without a face was measured: it scores 0 with a reason. A reference without a face is an input error.
+An image without a face was measured: it scores 0 with a reason. A reference without a face is an input error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def spec(name: str, settings: FerSettings) -> ScorerSpec:
-    summary = "the largest face of the picture against those of the references"
+    summary = "the largest face of the image against those of the references"
     return ScorerSpec(name, ("image", "references"), -1.0, 1.0, "Sync-R1, eq. 33", summary, sized=True)
 
 
@@ -51,7 +51,7 @@ class Fer:
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         groups = [(item.pixels(), *item.reference_pixels()) for item in items]
-        kept, places = distinct([picture for group in groups for picture in group])
+        kept, places = distinct([pixels for group in groups for pixels in group])
         boxes = self._finder.largest(kept)
         faces = [i for i, box in enumerate(boxes) if box is not None]
         crops = [crop(kept[i], box, self._settings.margin) for i, box in enumerate(boxes) if box is not None]
@@ -68,11 +68,11 @@ class Fer:
     ) -> Outcome:
         faceless = [number for number, place in enumerate(references) if boxes[place] is None]
         if faceless:
-            return ScoreFailure.of(NoReferenceFace(f"no face in reference(s) {faceless}; give pictures that show one"))
+            return ScoreFailure.of(NoReferenceFace(f"no face in reference(s) {faceless}; give images that show one"))
         box, *reference_boxes = (_listed(boxes[place]) for place in (image, *references))
         detail = {"box": box, "reference_boxes": reference_boxes}
         if box is None:
-            return Score(0.0, {**detail, "reason": "no face in the picture"})
+            return Score(0.0, {**detail, "reason": "no face in the image"})
         others = np.stack([rows[place] for place in references])
         if self._by_distance:
             distances = np.linalg.norm(others - rows[image], axis=1)

@@ -1,4 +1,4 @@
-"""HPS v2: would people prefer this picture for the prompt? The cosine of an open_clip ViT-H-14 tuned on their choices.
+"""HPS v2: would people prefer this image for the prompt? The cosine of an open_clip ViT-H-14 tuned on their choices.
 
 Wu et al. 2023, section 4, without the factor 100 of its tables.
 """
@@ -11,7 +11,7 @@ from services.scorers.image_text import ImageTextCosine
 
 
 def spec(name: str, settings: HpsSettings) -> ScorerSpec:
-    summary = "human preference for the picture, given the prompt"
+    summary = "human preference for the image, given the prompt"
     return ScorerSpec(name, ("image", "prompt"), -1.0, 1.0, "Wu et al. 2023, HPS v2", summary)
 
 

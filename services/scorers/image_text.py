@@ -1,4 +1,4 @@
-"""What scorers share that hold a picture against a text: prompts in words, and the cosine of two towers."""
+"""What scorers share that hold an image against a text: prompts in words, and the cosine of two towers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONCEPT_TOKEN = re.compile(r"<[^<>\s]+>")
 
 
 class ImageTextCosine:
-    """`factor` * cosine of the picture's and the prompt's features; a prompt that many pictures share is read once."""
+    """`factor` * cosine of the image's and the prompt's features; a prompt that many images share is read once."""
 
     def __init__(self, spec: ScorerSpec, model: Clip, factor: float = 1.0) -> None:
         self.spec = spec
@@ -39,7 +39,7 @@ class ImageTextCosine:
 def worded(
     items: Sequence[ScoreItem], measure: Callable[[list[Pixels], list[str]], Sequence[Outcome]]
 ) -> list[Outcome]:
-    """What `measure` makes of the pictures and their prompts in words; an item whose prompt has none fails alone."""
+    """What `measure` makes of the images and their prompts in words; an item whose prompt has none fails alone."""
     texts = [plain(item.prompt or "", item.concept) for item in items]
     images = [item.pixels() for item, text in zip(items, texts, strict=True) if text]
     found = iter(measure(images, [text for text in texts if text]) if images else ())

@@ -1,7 +1,7 @@
-"""JPEG size as a reward: the decoded picture is encoded again (quality 95, 4:2:0) and measured in kB of 1000 bytes.
+"""JPEG size as a reward: the decoded image is encoded again (quality 95, 4:2:0) and measured in kB of 1000 bytes.
 
 Black et al. 2023, section 5 (compressibility); scaled as UniRL-Zero does: compressibility = -kB / 500,
-incompressibility = kB. How the picture came (PNG or JPEG, how hard it was pressed) does not count, only its pixels.
+incompressibility = kB. How the image came (PNG or JPEG, how hard it was pressed) does not count, only its pixels.
 """
 
 from __future__ import annotations

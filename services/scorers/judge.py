@@ -1,4 +1,4 @@
-"""Judge: a vision-language model grades the picture by a rubric of the settings, in [low, high]."""
+"""Judge: a vision-language model grades the image by a rubric of the settings, in [low, high]."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Likelihood: how probable is the prompt as a description of the picture? GvU's intrinsic reward.
+"""Likelihood: how probable is the prompt as a description of the image? GvU's intrinsic reward.
 
-    R = (prod_j p(t_j | picture, question, t_<j))^(1/L) = exp(mean_j log p(t_j | ..))
+    R = (prod_j p(t_j | image, question, t_<j))^(1/L) = exp(mean_j log p(t_j | ..))
 
 over the L tokens of the prompt, in one teacher-forced pass and without a gradient. The paper's product of probabilities
 is 0 in floating point for long prompts; the mean of logarithms is the same number without that. The teacher is frozen,
-where the public code reads the policy of the moment, which may learn to please itself. Its picture goes where the
+where the public code reads the policy of the moment, which may learn to please itself. Its image goes where the
 model's chat form has it.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def spec(name: str, settings: LikelihoodSettings) -> ScorerSpec:
-    summary = "the prompt's probability as a description of the picture, a token's geometric mean"
+    summary = "the prompt's probability as a description of the image, a token's geometric mean"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "GvU (intrinsic reward)", summary, sized=True)
 
 

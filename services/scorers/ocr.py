@@ -1,4 +1,4 @@
-"""OCR: does the picture carry the text that the prompt quotes? 1 - min(1, d / n), in [0, 1].
+"""OCR: does the image carry the text that the prompt quotes? 1 - min(1, d / n), in [0, 1].
 
 d is the edit distance (Levenshtein 1966) of what is read to the n characters that are wanted, 0 where they stand in it:
 the rule of flow_grpo (Liu et al. 2025, section 5). Both are normalised first: NFKC, case folded, no white space.
@@ -27,12 +27,12 @@ QUOTES: Final = (
 
 class Reader(Protocol):
     def read(self, images: Sequence[Pixels]) -> list[list[str]]:
-        """For each picture the lines of text in it, from the top."""
+        """For each image the lines of text in it, from the top."""
         ...
 
 
 def spec(name: str, settings: OcrSettings) -> ScorerSpec:
-    summary = "the text in the picture against the one that the prompt quotes"
+    summary = "the text in the image against the one that the prompt quotes"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "Liu et al. 2025, Flow-GRPO, section 5", summary)
 
 
@@ -88,5 +88,5 @@ def _one(lines: Sequence[str], text: str) -> Score:
 
 
 def _unquoted(prompt: str | None) -> ScoreFailure:
-    reason = "the prompt quotes no text; put the words that the picture should carry in quotes"
+    reason = "the prompt quotes no text; put the words that the image should carry in quotes"
     return ScoreFailure.of(InvalidItem(f"{reason}: {prompt!r}"))

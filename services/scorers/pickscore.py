@@ -1,6 +1,6 @@
-"""PickScore: would people pick this picture for the prompt? exp(logit_scale) * cosine / 26 of a tuned CLIP-H.
+"""PickScore: would people pick this image for the prompt? exp(logit_scale) * cosine / 26 of a tuned CLIP-H.
 
-Kirstain et al. 2023, section 4; the divisor brings good pictures near 1 and is that of flow_grpo and UniRL-Zero.
+Kirstain et al. 2023, section 4; the divisor brings good images near 1 and is that of flow_grpo and UniRL-Zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_SCALE: Final = 100.0  # CLIP's training keeps exp(logit_scale) at or below i
 
 
 def spec(name: str, settings: PickScoreSettings) -> ScorerSpec:
-    most, summary = MAX_SCALE / DIVISOR, "human preference for the picture, given the prompt"
+    most, summary = MAX_SCALE / DIVISOR, "human preference for the image, given the prompt"
     return ScorerSpec(name, ("image", "prompt"), -most, most, "Kirstain et al. 2023, PickScore", summary)
 
 

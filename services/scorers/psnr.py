@@ -1,7 +1,7 @@
-"""PSNR: how well a picture was reconstructed. 10 log10(255^2 / MSE) in dB over all samples, against references[0].
+"""PSNR: how well an image was reconstructed. 10 log10(255^2 / MSE) in dB over all samples, against references[0].
 
-The textbook's (ITU-T J.340); UniRL-Zero's reconstruction reward. Equal pictures, whose PSNR is infinite, score CAP_DB.
-So do pictures of 51 263 pixels and more that differ in one sample by 1: nothing else comes so near.
+The textbook's (ITU-T J.340); UniRL-Zero's reconstruction reward. Equal images, whose PSNR is infinite, score CAP_DB.
+So do images of 51 263 pixels and more that differ in one sample by 1: nothing else comes so near.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Quality: how good is the picture as such? The term R_quality(x) of UniRL-Zero, eq. 5, graded by a judge.
+"""Quality: how good is the image as such? The term R_quality(x) of UniRL-Zero, eq. 5, graded by a judge.
 
 The paper says of it only that it assesses image quality: neither how nor in which range, and its public code has no
-such term. Ours: one grade in [0, 1] of the picture alone, by the settings' rubric.
+such term. Ours: one grade in [0, 1] of the image alone, by the settings' rubric.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from services.scorers.verdicts import Grader
 
 
 def spec(name: str, settings: QualitySettings) -> ScorerSpec:
-    return ScorerSpec(name, ("image",), 0.0, 1.0, "UniRL-Zero, eq. 5", "a model's grade of the picture's quality")
+    return ScorerSpec(name, ("image",), 0.0, 1.0, "UniRL-Zero, eq. 5", "a model's grade of the image's quality")
 
 
 def build(name: str, settings: QualitySettings) -> Scorer:

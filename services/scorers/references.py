@@ -1,4 +1,4 @@
-"""What scorers share that hold a picture against references: each distinct picture is embedded once a batch."""
+"""What scorers share that hold an image against references: each distinct image is embedded once a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REDUCE: Final[Mapping[Reduction, Callable[..., Any]]] = {"mean": np.mean, "max":
 
 
 class ReferenceCosine:
-    """The mean or maximum of a picture's cosines to its references; `embed` gives rows of norm 1."""
+    """The mean or maximum of an image's cosines to its references; `embed` gives rows of norm 1."""
 
     def __init__(self, spec: ScorerSpec, embed: Embed, references: Reduction) -> None:
         self.spec = spec
@@ -34,14 +34,14 @@ class ReferenceCosine:
 
 
 def rows_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:
-    """For each item [1 + R, D]: the row of its picture, then those of its R references; one call of `embed` for all."""
-    pictures = [(item.pixels(), *item.reference_pixels()) for item in items]
-    kept, places = distinct([picture for group in pictures for picture in group])
+    """For each item [1 + R, D]: the row of its image, then those of its R references; one call of `embed` for all."""
+    images = [(item.pixels(), *item.reference_pixels()) for item in items]
+    kept, places = distinct([image for group in images for image in group])
     rows = embed(kept)[places]
-    ends = np.cumsum([len(group) for group in pictures])[:-1]
+    ends = np.cumsum([len(group) for group in images])[:-1]
     return list(np.split(rows, ends))
 
 
 def cosines_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:
-    """For each item [R]: the cosines of its picture to its references, in [-1, 1]; `embed` gives rows of norm 1."""
+    """For each item [R]: the cosines of its image to its references, in [-1, 1]; `embed` gives rows of norm 1."""
     return [np.clip(rows[1:] @ rows[0], -1.0, 1.0) for rows in rows_of(items, embed)]

@@ -1,10 +1,10 @@
-"""Reflection: does the model know whether its picture was right? UniRL-Zero, sec. 5.5 (scenario 6).
+"""Reflection: does the model know whether its image was right? UniRL-Zero, sec. 5.5 (scenario 6).
 
     R = correctness * [the Yes/No is right] + format * [the reply is in the format]
 
 with both weights 1. Where the paper is silent: the format is `<answer>..</answer>` at the reply's start, as in its
 public format reward; the Yes/No is the first such word in that element or, without one, in the whole reply; a reply
-with neither word is wrong. The third term, GenEval of the corrected picture, is a weight of the ensemble.
+with neither word is wrong. The third term, GenEval of the corrected image, is a weight of the ensemble.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from synod.errors import InvalidItem
 
 
 def spec(name: str, settings: ReflectionSettings) -> ScorerSpec:
-    summary = "a verdict on the own picture: right, and in the format"
+    summary = "a verdict on the own image: right, and in the format"
     high = settings.correctness + settings.format
     return ScorerSpec(name, ("reasoning",), 0.0, high, "UniRL-Zero, sec. 5.5", summary)
 

@@ -1,4 +1,4 @@
-"""What the judged scorers share: rubrics filled in, pictures encoded once, and a grade as an outcome."""
+"""What the judged scorers share: rubrics filled in, images encoded once, and a grade as an outcome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Completing(Protocol):
 
 
 class Grader:
-    """One grade a picture. `rubric` may hold `{prompt}`, and then says what the prompt asks for."""
+    """One grade an image. `rubric` may hold `{prompt}`, and then says what the prompt asks for."""
 
     def __init__(self, spec: ScorerSpec, judge: Asked, rubric: str) -> None:
         self.spec = spec
@@ -34,7 +34,7 @@ class Grader:
 
 
 def question(item: ScoreItem, pixels: Pixels, rubric: str, form: Form) -> Question:
-    """The picture as PNG, and the rubric about it with the prompt in words. Raises for a picture that is none: before
+    """The image as PNG, and the rubric about it with the prompt in words. Raises for an image that is none: before
     anything is asked and paid."""
     text = rubric.replace("{prompt}", plain(item.prompt or "", item.concept))
     return Question(text, encode_png(pixels), form)

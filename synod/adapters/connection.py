@@ -1,4 +1,4 @@
-"""A plane's address, and one client for each event loop that asks: trainers bring their own loops."""
+"""A service's address, and one client for each event loop that asks: trainers bring their own loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OnAllFailed = Literal["raise", "mask"]
 
 
 class Connection:
-    """Asks one plane. `options` are AsyncSynodClient's: timeout_s, retries, token, by_digest (True unless given).
+    """Asks one service. `options` are AsyncSynodClient's: timeout_s, retries, token, by_digest (True unless given).
 
     Raises ValueError for a `url` that cannot be one.
     """
@@ -28,7 +28,7 @@ class Connection:
 
     async def values(self, request: ScoreRequest, on_error: OnError) -> Values:
         """The answer as numbers. "mask" makes a single score that failed None; "raise" raises one error that names all
-        of them. A call that fails as a whole (the plane is away, after all retries) raises its SynodError either way.
+        of them. A call that fails as a whole (the service is away, after all retries) raises its SynodError either way.
         """
         return values_of(await self._client().score(request), on_error)
 

@@ -81,17 +81,17 @@ def items_of(
     images: Sequence[Any], prompts: Sequence[str], metadata: Any, ref_images: Sequence[Any] | None
 ) -> tuple[ScoreItem, ...]:
     """`metadata` is one mapping per prompt (GenEval's fields, or the contract's), or one mapping for all of them."""
-    pictures = contents_of(images)
-    rows = [metadata] * len(pictures) if isinstance(metadata, Mapping) else list(metadata)
-    if not len(pictures) == len(prompts) == len(rows):
-        raise InvalidRequest(f"{len(pictures)} images, {len(prompts)} prompts, {len(rows)} metadata; give one of each")
+    contents = contents_of(images)
+    rows = [metadata] * len(contents) if isinstance(metadata, Mapping) else list(metadata)
+    if not len(contents) == len(prompts) == len(rows):
+        raise InvalidRequest(f"{len(contents)} images, {len(prompts)} prompts, {len(rows)} metadata; give one of each")
     if ref_images is None:
-        return tuple(item_of(*one) for one in zip(pictures, prompts, map(columns_of, rows), strict=True))
+        return tuple(item_of(*one) for one in zip(contents, prompts, map(columns_of, rows), strict=True))
     references = contents_of(ref_images)
-    if len(references) != len(pictures):
-        raise InvalidRequest(f"{len(references)} ref_images for {len(pictures)} images; give one each")
+    if len(references) != len(contents):
+        raise InvalidRequest(f"{len(references)} ref_images for {len(contents)} images; give one each")
     columns = [{**columns_of(row), "references": [one]} for row, one in zip(rows, references, strict=True)]
-    return tuple(item_of(*one) for one in zip(pictures, prompts, columns, strict=True))
+    return tuple(item_of(*one) for one in zip(contents, prompts, columns, strict=True))
 
 
 def columns_of(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """What trainers hold -> items of the contract. Pure; torch's tensors are told by their methods, torch is not imported.
 
-| a picture that is | travels as |
+| an image that is | travels as |
 |---|---|
 | bytes, or {"bytes": ..} as `datasets` has it | they are |
 | PIL | raw, what its file's bytes would decode to: `synod.images.pixels_of` |
@@ -28,14 +28,14 @@ from synod.reader import Node, show
 from synod.scoring import geneval
 from synod.tree import read_item
 
-FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and pictures
+FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and images
 _SLACK: Final = 0.01  # beyond 0..1, as half precision leaves it
 
 
 def item_of(image: object, prompt: str | None, columns: Mapping[str, Any]) -> ScoreItem:
     """An item with the FIELDS and `references` that `columns` has, as docs/wire.md spells them; None is absent.
 
-    Raises BadImage for a picture that is none, InvalidRequest with the path of another field that is wrong.
+    Raises BadImage for an image that is none, InvalidRequest with the path of another field that is wrong.
     """
     fields = {name: plain(columns[name]) for name in FIELDS if columns.get(name) is not None}
     fields = {name: value if name == "source_prompt" else of_json(value, name) for name, value in fields.items()}
@@ -127,32 +127,32 @@ def of_json(value: Any, path: str) -> Any:
         raise InvalidRequest(f"{path}: text that starts as a JSON object and is none ({error})") from None
 
 
-def contents_of(pictures: Iterable[object]) -> list[Content]:
-    """A batch (a list, torch [N 3 H W] or numpy [N H W 3]) -> its pictures. Raises BadImage, with its place."""
+def contents_of(images: Iterable[object]) -> list[Content]:
+    """A batch (a list, torch [N 3 H W] or numpy [N H W 3]) -> its images. Raises BadImage, with its place."""
     found = []
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         try:
-            found.append(content_of(picture))
+            found.append(content_of(image))
         except BadImage as error:
             raise BadImage(f"images[{i}]: {error}") from None
     return found
 
 
-def content_of(picture: object) -> Content:
-    """One picture as it travels, by the table above. Raises BadImage."""
-    if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes):
-        picture = picture["bytes"]
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str) and picture.startswith("data:"):
-        return _data_url(picture)
-    if isinstance(picture, Image.Image):
-        return pixels_of(picture)
-    if is_tensor(picture):
-        return _pixels(_array(picture), "torch [3, H, W]", channels_first=True)
-    if isinstance(picture, np.ndarray):
-        return _pixels(picture, "numpy [H, W, 3]", channels_first=False)
-    raise BadImage(f"a {type(picture).__name__} is no picture; give bytes, a PIL image, a tensor or an array")
+def content_of(image: object) -> Content:
+    """One image as it travels, by the table above. Raises BadImage."""
+    if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
+        image = image["bytes"]
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str) and image.startswith("data:"):
+        return _data_url(image)
+    if isinstance(image, Image.Image):
+        return pixels_of(image)
+    if is_tensor(image):
+        return _pixels(_array(image), "torch [3, H, W]", channels_first=True)
+    if isinstance(image, np.ndarray):
+        return _pixels(image, "numpy [H, W, 3]", channels_first=False)
+    raise BadImage(f"a {type(image).__name__} is no image; give bytes, a PIL image, a tensor or an array")
 
 
 def is_image(value: object) -> bool:
@@ -201,7 +201,7 @@ def _pixels(array: NDArray[Any], wanted: str, *, channels_first: bool) -> Pixels
 def _bytes_of_unit(array: NDArray[Any]) -> NDArray[Any]:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN is refused too
-        raise BadImage(f"floats in {low:g}..{high:g}; a float picture is in 0..1: rescale it")
+        raise BadImage(f"floats in {low:g}..{high:g}; a float image is in 0..1: rescale it")
     found: Pixels = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
     return found
 
@@ -233,4 +233,4 @@ def _data_url(url: str) -> bytes:
 
 
 def _no_bytes(node: Node) -> bytes:
-    raise InvalidRequest(f"{node.path}: no picture belongs here")
+    raise InvalidRequest(f"{node.path}: no image belongs here")

@@ -42,22 +42,22 @@ class RewardFunction:
 
     def __init__(
         self,
-        plane: Connection,
+        service: Connection,
         scorer: str | None,
         ensemble: str | None,
         on_error: OnError,
         on_all_failed: OnAllFailed,
     ) -> None:
-        self._plane, self._asked = plane, asked(scorer, ensemble)
+        self._service, self._asked = service, asked(scorer, ensemble)
         self._on_error, self._on_all_failed = on_error, on_all_failed
         self.__name__ = scorer or ensemble or ""
 
     async def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """One number per completion, in order, None where there is none. Raises SynodError when the plane is away or
+        """One number per completion, in order, None where there is none. Raises SynodError when the service is away or
         the request is wrong, BadImage and InvalidRequest for columns that cannot be sent."""
         rows = [{name: columns[name][i] for name in COLUMNS if name in columns} for i in range(len(completions))]
         items = tuple(map(item_of_row, prompts, completions, rows))
-        values = await self._plane.values(replace(self._asked, items=items), self._on_error)
+        values = await self._service.values(replace(self._asked, items=items), self._on_error)
         if callable(log := columns.get("log_metric")):
             log(f"{self.__name__}/missing_share", len(values.missing) / len(items))
         if self._on_all_failed == "raise":
@@ -66,7 +66,7 @@ class RewardFunction:
 
     async def close(self) -> None:
         """Close the running loop's connections."""
-        await self._plane.close()
+        await self._service.close()
 
 
 def item_of_row(prompt: Any, completion: Any, row: Mapping[str, Any]) -> ScoreItem:

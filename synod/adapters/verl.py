@@ -5,7 +5,7 @@
     +reward.custom_reward_function.reward_kwargs.url=http://127.0.0.1:8000
     +reward.custom_reward_function.reward_kwargs.scorer=ber
 
-verl asks for one sample at a time and awaits many at once; the plane makes batches of them. verl has no place for a
+verl asks for one sample at a time and awaits many at once; the service makes batches of them. verl has no place for a
 missing score, so one that is missing is raised.
 """
 
@@ -37,7 +37,7 @@ async def compute_score(
     """{"score": finite number} of one sample, by one scorer or one ensemble; verl's own further arguments are ignored.
 
     verl gives `solution_str`, verl-omni `solution_image` (uint8 [3 H W]). Raises SynodError for a score that is
-    missing or a plane that is away, BadImage and InvalidRequest for a sample that cannot be sent, ValueError unless
+    missing or a service that is away, BadImage and InvalidRequest for a sample that cannot be sent, ValueError unless
     one of `scorer` and `ensemble` is given.
     """
     request = asked(scorer, ensemble)
@@ -66,5 +66,5 @@ def item_of_sample(text: str | None, image: Any, ground_truth: Any, extra: Mappi
 
 @lru_cache
 def connection(url: str, timeout_s: float) -> Connection:
-    """This process's connection to a plane."""
+    """This process's connection to a service."""
     return Connection(url, timeout_s=timeout_s)

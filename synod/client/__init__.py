@@ -1,4 +1,4 @@
-"""The client of a reward plane, blocking and for asyncio, over HTTP and gRPC.
+"""The client of a reward service, blocking and for asyncio, over HTTP and gRPC.
 
 `flows` decides what to send when, `core` reads what comes back: neither does I/O. `http` and `rpc` move bytes.
 """

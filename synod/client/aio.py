@@ -56,9 +56,9 @@ class AsyncSynodClient:
                 yield reader.read(data)
         reader.close()
 
-    async def put_images(self, pictures: Sequence[Content]) -> tuple[str, ...]:
+    async def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
         """See SynodClient.put_images."""
-        return await self._run(self._flows.put_images(pictures))
+        return await self._run(self._flows.put_images(images))
 
     async def scorers(self) -> list[dict[str, Any]]:
         """See SynodClient.scorers."""

@@ -1,4 +1,4 @@
-"""Requests cut to a plane's limits. Pure."""
+"""Requests cut to a service's limits. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from synod.codec import Codec
-from synod.contracts import Content, ImageRef, Picture, ScoreItem, ScoreRequest
+from synod.contracts import Content, ImageInput, ImageRef, ScoreItem, ScoreRequest
 from synod.images import pixel_count
 
 T = TypeVar("T")
-P = TypeVar("P", Picture, Picture | None)
+P = TypeVar("P", ImageInput, ImageInput | None)
 SMALL_ITEMS, SMALL_BYTES = 64, 2**21  # a request within both is sent without asking for the limits first
-_FRAME_BYTES: Final = 64  # of one picture: its keys, lengths and shape, or its digest's
+_FRAME_BYTES: Final = 64  # of one image: its keys, lengths and shape, or its digest's
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +29,26 @@ class Limits:
 
     @classmethod
     def of(cls, catalogue: Mapping[str, Any]) -> Limits:
-        """A plane's limits; what it does not tell is no limit."""
+        """A service's limits; what it does not tell is no limit."""
         told = catalogue.get("limits")
         known = {name: told[name] for name in cls.__dataclass_fields__ if isinstance(told, dict) and name in told}
         return cls(**{name: value for name, value in known.items() if isinstance(value, int) and value > 0})
 
 
 def is_small(request: ScoreRequest) -> bool:
-    """Whether any plane of ordinary limits takes the request whole."""
-    pictures = (picture for item in request.items for picture in item.pictures())
-    return len(request.items) <= SMALL_ITEMS and sum(map(content_bytes, pictures)) <= SMALL_BYTES
+    """Whether any service of ordinary limits takes the request whole."""
+    images = (image for item in request.items for image in item.images())
+    return len(request.items) <= SMALL_ITEMS and sum(map(content_bytes, images)) <= SMALL_BYTES
 
 
 def chunked(
-    request: ScoreRequest, codec: Codec, limits: Limits, pictures: Mapping[str, Content] | None = None
+    request: ScoreRequest, codec: Codec, limits: Limits, images: Mapping[str, Content] | None = None
 ) -> list[ScoreRequest]:
     """The request in as few pieces as keep the limits, in order, each with a `request_id` of its own made from the
-    whole's. An item that is over the limit by itself stays alone. `pictures` are those that items name by digest, as
+    whole's. An item that is over the limit by itself stays alone. `images` are those that items name by digest, as
     far as they are known. Raises InvalidRequest for what cannot be sent."""
     envelope = len(codec.encode_request(replace(request, items=(ScoreItem(),)))) + _FRAME_BYTES
-    sizes = [(1, _item_bytes(item, codec), _item_pixels(item, pictures or {})) for item in request.items]
+    sizes = [(1, _item_bytes(item, codec), _item_pixels(item, images or {})) for item in request.items]
     most = (limits.max_items, limits.max_body_bytes - envelope, limits.max_request_pixels)
     pieces = list(split(request.items, sizes, most))
     if len(pieces) < 2:
@@ -71,21 +71,21 @@ def split(things: Sequence[T], sizes: Sequence[Sequence[int]], most: Sequence[fl
         yield tuple(run)
 
 
-def content_bytes(picture: Content) -> int:
-    """Bytes of a picture on the wire, in a format that carries bytes as they are."""
-    return _FRAME_BYTES + (len(picture) if isinstance(picture, bytes) else picture.nbytes)
+def content_bytes(image: Content) -> int:
+    """Bytes of an image on the wire, in a format that carries bytes as they are."""
+    return _FRAME_BYTES + (len(image) if isinstance(image, bytes) else image.nbytes)
 
 
 def _item_bytes(item: ScoreItem, codec: Codec) -> int:
     bare = replace(item, image=_hollow(item.image), references=tuple(map(_hollow, item.references)))
-    return sum(map(content_bytes, item.pictures())) + len(codec.encode_request(ScoreRequest((bare,))))
+    return sum(map(content_bytes, item.images())) + len(codec.encode_request(ScoreRequest((bare,))))
 
 
-def _item_pixels(item: ScoreItem, pictures: Mapping[str, Content]) -> int:
-    """Never less than what the plane counts, which counts references that items have in common once."""
-    named = (pictures.get(one.digest) for one in (*item.references, item.image) if isinstance(one, ImageRef))
-    return sum(pixel_count(one) for one in (*item.pictures(), *named) if one is not None)
+def _item_pixels(item: ScoreItem, images: Mapping[str, Content]) -> int:
+    """Never less than what the service counts, which counts references that items have in common once."""
+    named = (images.get(one.digest) for one in (*item.references, item.image) if isinstance(one, ImageRef))
+    return sum(pixel_count(one) for one in (*item.images(), *named) if one is not None)
 
 
-def _hollow(picture: P) -> P | bytes:
-    return b"" if isinstance(picture, bytes | np.ndarray) else picture
+def _hollow(image: P) -> P | bytes:
+    return b"" if isinstance(image, bytes | np.ndarray) else image

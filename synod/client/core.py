@@ -37,9 +37,9 @@ from synod.reader import show
 
 T = TypeVar("T")
 Operation = Literal["score", "stream", "put_images", "scorers", "ready"]
-_PLANE: Final = "is this the address of a Synod plane?"
-GRACE_S: Final = 5.0  # what the plane's own, typed DeadlineExceeded gets on top of `timeout_ms` to arrive
-_BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are not the plane's own, such as a proxy's
+_SERVICE: Final = "is this the address of a Synod service?"
+GRACE_S: Final = 5.0  # what the service's own, typed DeadlineExceeded gets on top of `timeout_ms` to arrive
+_BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are not the service's own, such as a proxy's
     401: Unauthenticated,
     403: PermissionDenied,
     407: PermissionDenied,
@@ -84,7 +84,7 @@ def stream_call(sent: ScoreRequest, codec: Codec) -> Call:
 
 
 def put_call(request: PutImagesRequest, codec: Codec, timeout_s: float) -> Call:
-    """Raises InvalidRequest for a picture that cannot be sent."""
+    """Raises InvalidRequest for an image that cannot be sent."""
     return Call("put_images", timeout_s, codec.encode_put(request))
 
 
@@ -103,24 +103,24 @@ def read_score(answer: Answer, sent: ScoreRequest) -> ScoreResponse:
 
 
 def read_catalogue(answer: Answer) -> dict[str, Any]:
-    """What the plane serves, free-form: `scorers`, `ensembles`, `limits`. Raises SynodError."""
+    """What the service serves, free-form: `scorers`, `ensembles`, `limits`. Raises SynodError."""
     catalogue = _read(answer, Codec.decode_plain)
     scorers = catalogue.get("scorers")
     if not isinstance(scorers, list) or not all(isinstance(one, dict) and "name" in one for one in scorers):
-        raise SynodError(f"the plane answered without a list of scorers; {_PLANE}")
+        raise SynodError(f"the service answered without a list of scorers; {_SERVICE}")
     return catalogue
 
 
 def read_digests(answer: Answer, due: tuple[str, ...]) -> tuple[str, ...]:
-    """The digests of pictures put, which must be those `due`. Raises SynodError."""
+    """The digests of images put, which must be those `due`. Raises SynodError."""
     digests = _read(answer, Codec.decode_digests).digests
     if digests != due:
-        raise SynodError("the plane names pictures by other digests than this client; use one version of Synod")
+        raise SynodError("the service names images by other digests than this client; use one version of Synod")
     return digests
 
 
 def pending(answer: Answer) -> str | None:
-    """What the plane still waits for; None when it is ready."""
+    """What the service still waits for; None when it is ready."""
     if answer.status == 200:
         return None
     try:
@@ -132,7 +132,7 @@ def pending(answer: Answer) -> str | None:
 
 
 def error_in(answer: Answer) -> SynodError:
-    """The error of an answer that is one: the plane's own, or what its status says."""
+    """The error of an answer that is one: the service's own, or what its status says."""
     codec = _codec(answer)
     error: SynodError | None = None
     with contextlib.suppress(InvalidRequest):  # the body of some other server
@@ -153,11 +153,11 @@ class PartReader:
     _ended: bool = False
 
     def read(self, data: bytes) -> Part:
-        """The next part. Raises the error that the plane tells of; SynodError for a part that cannot be."""
+        """The next part. Raises the error that the service tells of; SynodError for a part that cannot be."""
         try:
             part = self.codec.decode_part(data)
         except InvalidRequest as error:
-            raise SynodError(f"a part of the answer cannot be read: {error}; {_PLANE}") from None
+            raise SynodError(f"a part of the answer cannot be read: {error}; {_SERVICE}") from None
         if isinstance(part, RequestError):
             raise part.error
         if part.request_id != self.sent.request_id or self._ended:
@@ -209,14 +209,14 @@ def _patience_s(sent: ScoreRequest) -> float:
 
 
 def kind_of(status: int) -> type[SynodError]:
-    """Of an answer that is not the plane's own. Any other 5xx is the way's: a proxy's 500 for a gateway that died."""
+    """Of an answer that is not the service's own. Any other 5xx is the way's: a proxy's 500 for a gateway that died."""
     return _BY_STATUS.get(status, Unavailable if status >= 500 else SynodError)
 
 
 def _hint(answer: Answer) -> str:
     """Where an answer that is not the service's own may come from."""
     if answer.proxy is None:
-        return _PLANE
+        return _SERVICE
     return (
         f"it may come from the proxy {answer.proxy} rather than from a Synod service: check the proxy, "
         "or add the service's host to no_proxy"
@@ -236,7 +236,7 @@ def _read(answer: Answer, decode: Callable[[Codec, bytes], T]) -> T:
     try:
         return decode(codec, answer.body)
     except InvalidRequest as error:
-        raise SynodError(f"the answer cannot be read: {error}; {_PLANE}") from None
+        raise SynodError(f"the answer cannot be read: {error}; {_SERVICE}") from None
 
 
 def _quote(answer: Answer) -> str:

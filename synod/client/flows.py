@@ -35,7 +35,7 @@ from synod.errors import (
 
 T = TypeVar("T")
 POLL_S: Final = 0.2
-CHUNKS_AT_ONCE: Final = 4  # of one request: the plane batches across them
+CHUNKS_AT_ONCE: Final = 4  # of one request: the service batches across them
 MAX_KNOWN: Final = 65_536  # digests remembered
 
 
@@ -59,7 +59,7 @@ Flow = Generator[Step, Any, T]
 
 @dataclass(slots=True)
 class Flows:
-    """One client's flows and what it has learned: the plane's limits, and which pictures the plane was given.
+    """One client's flows and what it has learned: the service's limits, and which images the service was given.
 
     Every flow has a deadline: `timeout_s` from its start, or the request's own `timeout_ms`.
     """
@@ -76,8 +76,8 @@ class Flows:
         """One result per item, in order. With `mask`, calls that failed give failures; an InvalidRequest is raised."""
         request, ends_s = self._begin(request)
         try:
-            lean, pictures = yield from self._with_references(request, ends_s)
-            results = yield from self._score_all(lean, pictures, ends_s, mask)
+            lean, images = yield from self._with_references(request, ends_s)
+            results = yield from self._score_all(lean, images, ends_s, mask)
         except SynodError as error:
             if not mask or isinstance(error, InvalidRequest):
                 raise
@@ -96,14 +96,14 @@ class Flows:
         lean, _ = yield from self._with_references(request, ends_s)
         return replace(lean, timeout_ms=_ms(ends_s - self.clock()))
 
-    def put_images(self, pictures: Sequence[Content]) -> Flow[tuple[str, ...]]:
-        """Have the plane keep pictures; their digests, in order. Raises BadImage for an array that is none."""
-        digests = tuple(map(digest_of, pictures))
-        yield from self._upload(dict(zip(digests, pictures, strict=True)), self.clock() + self.timeout_s)
+    def put_images(self, images: Sequence[Content]) -> Flow[tuple[str, ...]]:
+        """Have the service keep images; their digests, in order. Raises BadImage for an array that is none."""
+        digests = tuple(map(digest_of, images))
+        yield from self._upload(dict(zip(digests, images, strict=True)), self.clock() + self.timeout_s)
         return digests
 
     def catalogue(self) -> Flow[dict[str, Any]]:
-        """What the plane serves, free-form."""
+        """What the service serves, free-form."""
         return (yield from self._catalogue(self.clock() + self.timeout_s))
 
     def wait_ready(self, timeout_s: float) -> Flow[None]:
@@ -127,43 +127,43 @@ class Flows:
         return replace(request, request_id=request.request_id or uuid.uuid4().hex), self.clock() + timeout_s
 
     def _with_references(self, request: ScoreRequest, ends_s: float) -> Flow[tuple[ScoreRequest, dict[str, Content]]]:
-        """The request with its references by digest, all of which the plane was given; and what they are."""
+        """The request with its references by digest, all of which the service was given; and what they are."""
         if not self.by_digest:
             return request, {}
-        lean, pictures = by_digest(request)
-        yield from self._upload({d: picture for d, picture in pictures.items() if d not in self.known}, ends_s)
-        return lean, pictures
+        lean, images = by_digest(request)
+        yield from self._upload({d: image for d, image in images.items() if d not in self.known}, ends_s)
+        return lean, images
 
     def _score_all(
-        self, request: ScoreRequest, pictures: Mapping[str, Content], ends_s: float, mask: bool
+        self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float, mask: bool
     ) -> Flow[list[ScoreResponse]]:
         """Whole if it is small or no limits are known to forbid it, else in chunks, several at once."""
         if self.limits is None and not is_small(request):
             yield from self._learn_limits(ends_s)
         if self.limits is None:
             try:
-                return [(yield from self._score_chunk(request, pictures, ends_s, mask))]
+                return [(yield from self._score_chunk(request, images, ends_s, mask))]
             except PayloadTooLarge as refusal:
                 try:
                     yield from self._learn_limits(ends_s)
                 except SynodError:
                     raise refusal from None
         assert self.limits is not None
-        chunks = chunked(request, self.codec, self.limits, pictures)
-        flows = [self._score_chunk(chunk, pictures, ends_s, mask) for chunk in chunks]
+        chunks = chunked(request, self.codec, self.limits, images)
+        flows = [self._score_chunk(chunk, images, ends_s, mask) for chunk in chunks]
         return [(yield from flows[0])] if len(flows) == 1 else (yield Together(flows))
 
     def _score_chunk(
-        self, request: ScoreRequest, pictures: Mapping[str, Content], ends_s: float, mask: bool
+        self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float, mask: bool
     ) -> Flow[ScoreResponse]:
         try:
-            return (yield from self._ask(request, pictures, ends_s))
+            return (yield from self._ask(request, images, ends_s))
         except SynodError as error:
             if not mask or isinstance(error, InvalidRequest):
                 raise
             return masked(request, error)
 
-    def _ask(self, request: ScoreRequest, pictures: Mapping[str, Content], ends_s: float) -> Flow[ScoreResponse]:
+    def _ask(self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float) -> Flow[ScoreResponse]:
         """Ask; upload what the service turns out not to keep, if it is ours, and ask again.
 
         An error over gRPC may name only some of the missing images, so a second one uploads all that are left.
@@ -175,7 +175,7 @@ class Flows:
         def read(answer: Answer) -> ScoreResponse:
             return core.read_score(answer, request)
 
-        left = dict(pictures)
+        left = dict(images)
         for uploads in range(3):
             try:
                 return (yield from self._sent(call, read, ends_s))
@@ -186,16 +186,16 @@ class Flows:
             yield from self._upload({digest: left.pop(digest) for digest in missing}, ends_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _upload(self, pictures: Mapping[str, Content], ends_s: float) -> Flow[None]:
-        sizes = [(1, content_bytes(picture)) for picture in pictures.values()]
+    def _upload(self, images: Mapping[str, Content], ends_s: float) -> Flow[None]:
+        sizes = [(1, content_bytes(image)) for image in images.values()]
         if self.limits is None and sum(size for _, size in sizes) > SMALL_BYTES:
             yield from self._learn_limits(ends_s)
         limits = self.limits or Limits()
-        for digests in split(list(pictures), sizes, (limits.max_items, limits.max_body_bytes)):
-            yield from self._put(digests, [pictures[digest] for digest in digests], ends_s)
+        for digests in split(list(images), sizes, (limits.max_items, limits.max_body_bytes)):
+            yield from self._put(digests, [images[digest] for digest in digests], ends_s)
 
-    def _put(self, digests: tuple[str, ...], pictures: Sequence[Content], ends_s: float) -> Flow[None]:
-        request = PutImagesRequest(tuple(pictures))
+    def _put(self, digests: tuple[str, ...], images: Sequence[Content], ends_s: float) -> Flow[None]:
+        request = PutImagesRequest(tuple(images))
         yield from self._sent(
             lambda left_s: core.put_call(request, self.codec, left_s),
             lambda answer: core.read_digests(answer, digests),
@@ -217,7 +217,7 @@ class Flows:
         while True:
             left_s = ends_s - self.clock()
             if left_s <= 0:
-                raise DeadlineExceeded("the time was over before the plane could be asked; allow more")
+                raise DeadlineExceeded("the time was over before the service could be asked; allow more")
             try:
                 return read((yield call(left_s)))
             except SynodError as error:

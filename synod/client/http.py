@@ -66,7 +66,7 @@ class _Http:
                     f"{self._base_url} cannot be reached through the proxy {self._proxy.setting} ({error}); "
                     "check the proxy, or add the service's host to no_proxy"
                 ) from None
-            raise Unavailable(f"no plane answers at {self._base_url} ({error}); start one, or give its URL") from None
+            raise Unavailable(f"no service answers at {self._base_url} ({error}); start one, or give its URL") from None
         except httpx.TimeoutException:
             path = _ROUTES[call.operation][1]
             raise DeadlineExceeded(
@@ -85,7 +85,7 @@ class _Http:
     def _refusal(self, response: httpx.Response) -> SynodError:
         answer = self._answer(response)
         if answer.status == 200:
-            return SynodError(f"the plane answered {answer.content_type} where {NDJSON} was asked for")
+            return SynodError(f"the service answered {answer.content_type} where {NDJSON} was asked for")
         return error_in(answer)
 
 

@@ -12,7 +12,7 @@ from synod.errors import SynodError, Unavailable
 @dataclass(frozen=True, slots=True)
 class Retry:
     """At most `limit` times more, after growing pauses with full jitter: uniform in [0, first_s * 2^n], n = 0, 1, ..,
-    capped at `longest_s`, on top of what the plane asks to wait. `uniform` throws the dice."""
+    capped at `longest_s`, on top of what the service asks to wait. `uniform` throws the dice."""
 
     limit: int = 4
     first_s: float = 0.1
@@ -22,7 +22,7 @@ class Retry:
     def pause_s(self, error: SynodError, attempt: int, left_s: float) -> float | None:
         """Seconds to wait after failed attempt 0, 1, ..; None when asking again cannot help, or not within `left_s`.
 
-        What can help is what the plane, or the way to it, may do better soon: Unavailable and its children.
+        What can help is what the service, or the way to it, may do better soon: Unavailable and its children.
         """
         if not isinstance(error, Unavailable) or attempt >= self.limit:
             return None

@@ -43,13 +43,13 @@ _OPTIONS: Final = (
     ("grpc.absolute_max_metadata_size", 2**20),
     ("grpc.enable_retries", 0),  # ours know what may be asked again
 )
-_BY_CODE: Final[Mapping[grpc.StatusCode, type[SynodError]]] = {  # for errors that are not the plane's own
+_BY_CODE: Final[Mapping[grpc.StatusCode, type[SynodError]]] = {  # for errors that are not the service's own
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.INTERNAL: Unavailable,  # the way's: a plane's own internal error says so in the metadata
+    grpc.StatusCode.INTERNAL: Unavailable,  # the way's: a service's own internal error says so in the metadata
     grpc.StatusCode.UNKNOWN: Unavailable,
 }
 
@@ -78,7 +78,7 @@ class _Rpc:
         return Answer(200 if body == _SERVING else 503, "application/json", json.dumps(waiting).encode())
 
     def _error(self, call: Call, error: Any) -> SynodError:
-        """Of a grpc.RpcError, which is a grpc.Call too: the plane's own if it sent one, or what the status says."""
+        """Of a grpc.RpcError, which is a grpc.Call too: the service's own if it sent one, or what the status says."""
         for key, value in error.trailing_metadata() or ():
             if key == ERROR_KEY:
                 with contextlib.suppress(InvalidRequest):  # something else's
@@ -90,7 +90,7 @@ class _Rpc:
                 "check the proxy, or add the service's host to no_proxy"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"no plane answers at {self._url} ({why}); start one, or give its URL")
+            return Unavailable(f"no service answers at {self._url} ({why}); start one, or give its URL")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
                 f"{self._url} gave no answer to {_METHODS[call.operation]} within {call.timeout_s:g} s; allow more time"

@@ -26,16 +26,17 @@ T = TypeVar("T")
 
 
 class SynodClient:
-    """A plane's client; thread-safe, one connection pool. Use it as a context manager, or `close` it.
+    """A service's client; thread-safe, one connection pool. Use it as a context manager, or `close` it.
 
     `base_url` is http://, https://, grpc:// or grpcs://. `timeout_s` bounds a score request that sets no `timeout_ms`
-    of its own, and every other call, retries included. `retries` bounds how often a call is sent again when the plane
+    of its own, and every other call, retries included. `retries` bounds how often a call is sent again when the service
     is away or full; a request keeps its id, so that work done already costs nothing. With `by_digest` references are
     uploaded once and sent by digest from then on. `token` is the bearer token; absent, SYNOD_TOKEN or the file that
-    SYNOD_TOKEN_FILE names. A request over the plane's limits is sent in chunks. `transport` replaces HTTP's network,
+    SYNOD_TOKEN_FILE names. A request over the service's limits is sent in chunks. `transport` replaces HTTP's network,
     for tests.
 
-    Every method raises the SynodError that the plane tells of; Unavailable when it cannot be reached, DeadlineExceeded
+    Every method raises the SynodError that the service tells of; Unavailable when it cannot be reached,
+    DeadlineExceeded
     when it does not answer in time. A `base_url` that cannot be one is a ValueError; a token, or a proxy of the
     environment (`synod.client.proxy`), that cannot be used is a SettingsError.
     """
@@ -72,9 +73,9 @@ class SynodClient:
                 yield reader.read(data)
         reader.close()
 
-    def put_images(self, pictures: Sequence[Content]) -> tuple[str, ...]:
-        """Have the plane keep pictures; their digests, in order, for `ImageRef`."""
-        return self._run(self._flows.put_images(pictures))
+    def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
+        """Have the service keep images; their digests, in order, for `ImageRef`."""
+        return self._run(self._flows.put_images(images))
 
     def scorers(self) -> list[dict[str, Any]]:
         """The scorers served: name, needs, low, high, source, summary."""

@@ -9,7 +9,7 @@ from synod.secret import Secret, from_file
 
 
 def find_token(given: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The token, or None for a plane that asks for none. Raises SettingsError, without quoting it."""
+    """The token, or None for a service that asks for none. Raises SettingsError, without quoting it."""
     if given is not None:
         return Secret("the 'token' argument", given).word()
     if environ.get("SYNOD_TOKEN"):

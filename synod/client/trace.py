@@ -1,4 +1,4 @@
-"""The caller's trace, told to the plane. OpenTelemetry is no dependency: who has a span has imported it."""
+"""The caller's trace, told to the service. OpenTelemetry is no dependency: who has a span has imported it."""
 
 from __future__ import annotations
 

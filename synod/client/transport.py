@@ -54,5 +54,5 @@ def scheme_of(url: str) -> str:
     """ "http", "https", "grpc" or "grpcs". Raises ValueError for an address of another kind."""
     scheme, separator, rest = url.partition("://")
     if not separator or not rest or scheme not in ("http", "https", "grpc", "grpcs"):
-        raise ValueError(f"'{url}' is no plane's URL; give one such as {EXAMPLES}")
+        raise ValueError(f"'{url}' is no service's URL; give one such as {EXAMPLES}")
     return scheme

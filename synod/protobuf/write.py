@@ -24,9 +24,9 @@ def request(tree: Tree) -> pb.ScoreRequest:
 
 
 def _item(tree: Tree) -> pb.ScoreItem:
-    picture, reasoning, geneval, concept = (tree.get(key) for key in ("image", "reasoning", "geneval", "concept"))
+    content, reasoning, geneval, concept = (tree.get(key) for key in ("image", "reasoning", "geneval", "concept"))
     return pb.ScoreItem(
-        image=None if picture is None else image(picture),
+        image=None if content is None else image(content),
         prompt=tree.get("prompt"),
         references=map(image, tree.get("references") or ()),
         reasoning=None if reasoning is None else pb.Reasoning(**reasoning),
@@ -36,13 +36,13 @@ def _item(tree: Tree) -> pb.ScoreItem:
     )
 
 
-def image(picture: Any) -> pb.Image:
-    if isinstance(picture, bytes):
-        return pb.Image(encoded=picture)
-    if "digest" in picture:
-        return pb.Image(digest=picture["digest"])
-    height, width, _ = picture["shape"]
-    return pb.Image(raw=pb.RawImage(data=picture["data"], height=height, width=width))
+def image(content: Any) -> pb.Image:
+    if isinstance(content, bytes):
+        return pb.Image(encoded=content)
+    if "digest" in content:
+        return pb.Image(digest=content["digest"])
+    height, width, _ = content["shape"]
+    return pb.Image(raw=pb.RawImage(data=content["data"], height=height, width=width))
 
 
 def _geneval(tree: Tree) -> pb.GenEvalMetadata:

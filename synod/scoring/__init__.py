@@ -1,1 +1,1 @@
-"""What `synod score` and `synod replay` do: inputs, the score log, asking a plane in batches, comparing two answers."""
+"""What `synod score` and `synod replay` do: inputs, the score log, asking in batches, comparing two answers."""

@@ -38,7 +38,7 @@ def score_shown(client: SynodClient, found: Sequence[Source], asked: ScoreReques
 
 
 def score_into(client: SynodClient, found: Sequence[Source], asked: ScoreRequest, out: Path) -> int:
-    """Append a line per item that has none yet. Raises SynodError when the plane goes away: what was scored is kept.
+    """Append a line per item that has none yet. Raises SynodError when the service goes away: what was scored is kept.
 
     1 also when the lines that were there hold failures: they are final, and stay until their lines are removed.
     """

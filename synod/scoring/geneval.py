@@ -2,7 +2,7 @@
 
     {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [..], "prompt": "a photo of two clocks"}
 
-Such a line names no picture: they are those that its own generator lays out, `samples/` beside a `metadata.jsonl`,
+Such a line names no image: they are those that its own generator lays out, `samples/` beside a `metadata.jsonl`,
 or `00007/samples/` beside a file of many lines for its eighth. An `image` of the line's own goes before both.
 
 GenEval++'s clauses may ask for a `region` or a `size`, and may leave out a count of one. No rule here reads a region or
@@ -54,7 +54,7 @@ def takes_a_judge(fields: Mapping[str, Any]) -> bool:
 
 
 def samples(folder: Path, index: int) -> Path:
-    """Where the pictures of line `index` (from 0) of a file in `folder` lie."""
+    """Where the images of line `index` (from 0) of a file in `folder` lie."""
     beside = folder / "samples"
     return beside if beside.is_dir() else folder / f"{index:05d}" / "samples"
 

@@ -1,12 +1,12 @@
 """IMAGE, DIR and JSONL arguments -> what to score.
 
-A line of a JSONL is an item as docs/wire.md spells it, whose pictures are paths, from the JSONL's folder on:
+A line of a JSONL is an item as docs/wire.md spells it, whose images are paths, from the JSONL's folder on:
 
     {"image": "out/1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
 
 or a line of GenEval's metadata as it is published (`synod.scoring.geneval`).
 
-All lines are read before anything is sent: a line that is no item stops the command. A picture that cannot be read
+All lines are read before anything is sent: a line that is no item stops the command. An image that cannot be read
 does not: its item fails alone.
 """
 
@@ -34,8 +34,8 @@ MAX_TOLD: Final = 10  # mistakes in one message
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One item to score. `fields` are the wire's, with pictures as paths that open from `folder`; `where` is what
-    messages call it; `digests` (by path, when known) are what the pictures must still be."""
+    """One item to score. `fields` are the wire's, with images as paths that open from `folder`; `where` is what
+    messages call it; `digests` (by path, when known) are what the images must still be."""
 
     fields: Mapping[str, Any]
     folder: Path
@@ -43,7 +43,7 @@ class Source:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Loaded:
-        """The item with its pictures read, and their digests by path. A picture that cannot be read, or that is not the
+        """The item with its images read, and their digests by path. An image that cannot be read, or that is not the
         one of `digests`, makes the item a BadImage."""
         found: dict[str, str] = {}
 
@@ -55,7 +55,7 @@ class Source:
                 raise BadImage(f"{path}: {getattr(error, 'strerror', None) or error}") from None
             found[path] = digest_of(data)
             if self.digests.get(path, found[path]) != found[path]:
-                raise BadImage(f"{path}: not the picture that was scored, which was {self.digests[path]}")
+                raise BadImage(f"{path}: not the image that was scored, which was {self.digests[path]}")
             return data
 
         try:
@@ -66,7 +66,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A source with its item, or why there is none; `digests` of the pictures that were read, by path."""
+    """A source with its item, or why there is none; `digests` of the images that were read, by path."""
 
     source: Source
     item: ScoreItem | BadImage
@@ -80,32 +80,32 @@ def sources(
     source_prompt: str | None = None,
     note: Note = lambda text: None,
 ) -> list[Source]:
-    """What the arguments name, in order; a folder's pictures by name, those of its folders included. `prompt`,
+    """What the arguments name, in order; a folder's images by name, those of its folders included. `prompt`,
     `references` and `source_prompt` are for items without their own. Raises SettingsError with every mistake's file
     and line.
 
     Hidden files, and images of formats that are not scored, are skipped in a folder; `note` gets a sentence about them.
     """
-    shared = [str(path.resolve()) for one in references for path in _pictures(one, note)]
+    shared = [str(path.resolve()) for one in references for path in _images(one, note)]
     defaults = {"prompt": prompt, "references": shared or None, "source_prompt": source_prompt}
     found: list[Source] = []
     for path in paths:
         if path.suffix == ".jsonl":
             found += _lines(path, defaults, note)
         else:
-            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _pictures(path, note))
+            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _images(path, note))
     return found
 
 
-def _pictures(path: Path, note: Note) -> list[Path]:
-    """The path itself, or the pictures in the folder that it is. Raises SettingsError."""
+def _images(path: Path, note: Note) -> list[Path]:
+    """The path itself, or the images in the folder that it is. Raises SettingsError."""
     if path.is_dir():
         images = [p for p in path.rglob("*") if p.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and p.is_file()]
         visible = [p for p in images if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         found = sorted(p for p in visible if p.suffix.lower() in SUFFIXES)
         skipped = _skipped(path, sorted(set(images) - set(visible)), sorted(set(visible) - set(found)))
         if not found:
-            none = f"{path}: no picture in this folder; it holds none of {', '.join(SUFFIXES)}"
+            none = f"{path}: no image in this folder; it holds none of {', '.join(SUFFIXES)}"
             raise SettingsError("\n".join([none, *skipped]))
         for sentence in skipped:
             note(sentence)
@@ -151,17 +151,17 @@ def _lines(path: Path, defaults: Mapping[str, Any], note: Note) -> list[Source]:
 
 
 def _items(fields: dict[str, Any], folder: Path, index: int, note: Note) -> list[dict[str, Any]]:
-    """The items of line `index` (from 0): itself, or those of GenEval's line, one a picture."""
+    """The items of line `index` (from 0): itself, or those of GenEval's line, one an image."""
     if not geneval.is_metadata(fields):
         return [fields]
     item = geneval.item_fields(fields)
     if item.get("image") is not None:
         return [item]
     try:
-        found = _pictures(geneval.samples(folder, index), note)
+        found = _images(geneval.samples(folder, index), note)
     except SettingsError as error:
-        raise SettingsError(f"{error}; GenEval's pictures belong there, or give the line an 'image'") from None
-    return [{**item, "image": str(picture.relative_to(folder))} for picture in found]
+        raise SettingsError(f"{error}; GenEval's images belong there, or give the line an 'image'") from None
+    return [{**item, "image": str(image.relative_to(folder))} for image in found]
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -181,7 +181,7 @@ def _source(fields: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path
 
 
 def path_only(node: Node) -> bytes:
-    """Stands in for reading a picture: checks that a path is there."""
+    """Stands in for reading an image: checks that a path is there."""
     if not isinstance(node.value, str) or not node.value:
-        raise node.error("the path of a picture belongs here")
+        raise node.error("the path of an image belongs here")
     return b""

@@ -3,7 +3,7 @@
     {"item": {"image": "out/1.png", "prompt": ..}, "digests": {"out/1.png": "blake2b-256:.."},
      "scorers": ["ber"], "ensemble": null, "scores": {"ber": {"value": ..} or {"error": ..}}, "reward": null}
 
-`item` is the wire's with paths for pictures, from the log's folder on. A line is written whole, and only for an item
+`item` is the wire's with paths for images, from the log's folder on. A line is written whole, and only for an item
 whose outcomes are final: one that failed retryably has none, so the next run asks again.
 """
 
@@ -91,7 +91,7 @@ def read_log(path: Path) -> list[Line]:
 
 
 def question(loaded: Loaded, asked: ScoreRequest, folder: Path) -> Tree:
-    """What was asked of which pictures, with paths from `folder` on."""
+    """What was asked of which images, with paths from `folder` on."""
     source = loaded.source
 
     def moved(path: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ask a plane about many items: in batches, some at once, results in the order of the items."""
+"""Ask a service about many items: in batches, some at once, results in the order of the items."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def progress(scored: Iterable[Scored], total: int) -> Iterator[Scored]:
     """The same, with a bar on a terminal's stderr."""
     from tqdm import tqdm
 
-    yield from tqdm(scored, total=total, desc="scoring", unit="picture", disable=None, file=sys.stderr)
+    yield from tqdm(scored, total=total, desc="scoring", unit="image", disable=None, file=sys.stderr)
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ from synod.v1 import reward_pb2 as synod_dot_v1_dot_reward__pb2
 
 
 class RewardServiceStub:
-    """Scores batches of pictures.
+    """Scores batches of images.
 
     A call that fails as a whole ends with a status, and with the trailing metadata `synod-error-bin`, a serialised
     Error. Calls carry their deadline in `timeout_ms`; a call that is cancelled drops its work.
@@ -41,7 +41,7 @@ class RewardServiceStub:
 
 
 class RewardServiceServicer:
-    """Scores batches of pictures.
+    """Scores batches of images.
 
     A call that fails as a whole ends with a status, and with the trailing metadata `synod-error-bin`, a serialised
     Error. Calls carry their deadline in `timeout_ms`; a call that is cancelled drops its work.
@@ -63,14 +63,14 @@ class RewardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListScorers(self, request, context):
-        """What this plane serves, and what it lets a request carry.
+        """What this service serves, and what it lets a request carry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutImages(self, request, context):
-        """Keep pictures, so that requests may name them by digest.
+        """Keep images, so that requests may name them by digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +108,7 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
-    """Scores batches of pictures.
+    """Scores batches of images.
 
     A call that fails as a whole ends with a status, and with the trailing metadata `synod-error-bin`, a serialised
     Error. Calls carry their deadline in `timeout_ms`; a call that is cancelled drops its work.

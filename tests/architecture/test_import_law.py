@@ -67,7 +67,7 @@ LAW = (
     Room("services.verify", may=("synod", "services.backends", "services.scorers.base"), never=("torch", "ray", *WEB)),
     Room("services.warm", may=("synod", "services.scorer_settings", "services.models"), never=("ray", *WEB)),
     Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *HTTP, *WEB)),
-    Room(  # the one room of the reward plane that asks elsewhere: a judge behind a settings' url
+    Room(  # the one room of the reward service that asks elsewhere: a judge behind a settings' url
         "services.models.judge",
         may=("synod", "services.scorer_settings", "services.models.allowance"),
         never=("torch", "ray", "transformers", *WEB),
@@ -256,7 +256,7 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("trainer.grpo.losses", "from trainer.settings import LossSettings"),
         ("trainer.grpo.losses", "from synod.client import SynodClient"),
         ("trainer.grpo.screen", "import logging"),
-        ("trainer.policy.show_o", "from trainer.rewards import Plane"),
+        ("trainer.policy.show_o", "from trainer.rewards import Service"),
         ("trainer.policy.maskgit", "from trainer.settings import SamplerSettings"),
         ("trainer.train", "from services.settings import load"),
         ("trainer.train", "import embedded.world"),

@@ -78,7 +78,7 @@ def test_several_poisons_cost_no_more_than_so_many_times_the_bound(count: int, p
 
 
 def test_items_that_raise_only_together_are_all_scored() -> None:
-    """Such as pictures of two sizes in a scorer that stacks them."""
+    """Such as images of two sizes in a scorer that stacks them."""
 
     def stack(items: Sequence[ScoreItem]) -> list[Outcome]:
         if len({number(item) % 2 for item in items}) > 1:
@@ -91,10 +91,10 @@ def test_items_that_raise_only_together_are_all_scored() -> None:
 def test_a_typed_error_keeps_its_code() -> None:
     def run(items: Sequence[ScoreItem]) -> list[Outcome]:
         if any(number(item) == 1 for item in items):
-            raise BadImage("not a picture")
+            raise BadImage("not an image")
         return [Score(0.0) for _ in items]
 
-    assert isolate(run, numbered(3)) == [Score(0.0), ScoreFailure("bad_image", "not a picture"), Score(0.0)]
+    assert isolate(run, numbered(3)) == [Score(0.0), ScoreFailure("bad_image", "not an image"), Score(0.0)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -1,4 +1,4 @@
-"""A plane on a loopback port and a Chromium that visits it; every visit is watched for what no page may do."""
+"""A service on a loopback port and a Chromium that visits it; every visit is watched for what no page may do."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ class Visit:
     def check(self) -> None:
         assert self.complaints == []
         outside = [url for url in self.urls if not url.startswith((self.url, f"blob:{self.url}"))]
-        assert outside == [], "a request left the plane"
+        assert outside == [], "a request left the service"
 
 
 @pytest.fixture
 def serve() -> Serve:
-    """`serve(scorers, ensembles={}, limits=None, **of_app)`: the URL of a plane, up while the block lasts."""
+    """`serve(scorers, ensembles={}, limits=None, **of_app)`: the URL of a service, up while the block lasts."""
 
     @asynccontextmanager
     async def serving(

@@ -31,7 +31,7 @@ def brightness(item: ScoreItem) -> Outcome:
 
 
 def objects(item: ScoreItem) -> Outcome:
-    """GenEval's detail: a ball at the left, a cup at the right, in a picture of any size."""
+    """GenEval's detail: a ball at the left, a cup at the right, in an image of any size."""
     height, width = item.pixels().shape[:2]
     found = [
         {"class": "ball", "score": 0.97, "box": [width / 8, height / 4, width / 2, height * 3 / 4], "color": "red"},
@@ -44,7 +44,7 @@ def objects(item: ScoreItem) -> Outcome:
 
 def face(item: ScoreItem) -> Outcome:
     if item.reference_pixels()[0].max() == 0:
-        raise NoReferenceFace("no face in reference(s) [0]; give pictures that show one")
+        raise NoReferenceFace("no face in reference(s) [0]; give images that show one")
     return Score(-0.25, {"box": [0, 0, 8, 8], "reference_boxes": [[2.0, 3.0, 6.0, 9.0]], "cosines": [-0.25]})
 
 
@@ -64,8 +64,8 @@ def scorers(small: Callable[..., Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Callable[..., Path]:
-    """`picture(name, width, height, level)`: the path of a grey PNG."""
+def image(tmp_path: Path) -> Callable[..., Path]:
+    """`image(name, width, height, level)`: the path of a grey PNG."""
 
     def make(name: str = "grey.png", width: int = 16, height: int = 16, level: int = 51) -> Path:
         path = tmp_path / name
@@ -103,7 +103,7 @@ async def tick(page: Any, *names: str) -> None:
         await box.set_checked(await box.get_attribute("value") in names)
 
 
-async def test_a_picture_is_scored_by_keyboard_alone(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_an_image_is_scored_by_keyboard_alone(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input[value=ber]:checked")
@@ -112,7 +112,7 @@ async def test_a_picture_is_scored_by_keyboard_alone(serve: Any, visit: Any, sco
         await tab_to(page, "#image")
         async with page.expect_file_chooser() as chooser:
             await page.keyboard.press("Enter")
-        await (await chooser.value).set_files(picture())
+        await (await chooser.value).set_files(image())
         await tab_to(page, "#prompt")
         await page.keyboard.type("a grey square")
         await tab_to(page, "#reasoning")
@@ -135,10 +135,10 @@ async def test_a_picture_is_scored_by_keyboard_alone(serve: Any, visit: Any, sco
         assert ORIGIN.model in str(await card.text_content())
 
 
-async def test_control_enter_in_a_text_scores_too(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_control_enter_in_a_text_scores_too(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         await seen.page.wait_for_selector("#scorers input")
-        await seen.page.set_input_files("#image", picture())
+        await seen.page.set_input_files("#image", image())
         await seen.page.focus("#prompt")
         await seen.page.keyboard.type("grey")
         await seen.page.keyboard.press("Control+Enter")
@@ -167,14 +167,14 @@ async def test_fields_follow_the_scorers(serve: Any, visit: Any, scorers: Any) -
 
 @pytest.mark.parametrize(("width", "height"), [(16, 16), (400, 100), (60, 240)])
 async def test_boxes_lie_where_the_detail_says(
-    serve: Any, visit: Any, scorers: Any, picture: Any, width: int, height: int
+    serve: Any, visit: Any, scorers: Any, image: Any, width: int, height: int
 ) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input")
         await tick(page, "geneval", "fer")
-        await page.set_input_files("#image", picture("p.png", width, height))
-        await page.set_input_files("#references", picture("r.png", 8, 12))
+        await page.set_input_files("#image", image("p.png", width, height))
+        await page.set_input_files("#references", image("r.png", 8, 12))
         await page.click("#geneval-example")
         await page.click("#score")
         await summary(page)
@@ -205,11 +205,11 @@ async def test_boxes_lie_where_the_detail_says(
         assert "expected at least 2 cup, found 1" in await page.inner_text("#answer")
 
 
-async def test_a_bad_picture_and_a_faceless_reference_fail_in_words(
-    serve: Any, visit: Any, scorers: Any, picture: Any, tmp_path: Path
+async def test_a_bad_image_and_a_faceless_reference_fail_in_words(
+    serve: Any, visit: Any, scorers: Any, image: Any, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(picture().read_bytes()[:40])
+    broken.write_bytes(image().read_bytes()[:40])
     async with serve(scorers) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input")
@@ -218,17 +218,17 @@ async def test_a_bad_picture_and_a_faceless_reference_fail_in_words(
         await page.click("#score")
         assert await summary(page) == "Done: ber failed (bad_image)."
         card = await page.inner_text(".card.failed")
-        assert "A picture cannot be read." in card
+        assert "An image cannot be read." in card
         assert "bad_image" in card
         await tick(page, "fer")
-        await page.set_input_files("#image", picture())
-        await page.set_input_files("#references", picture("dark.png", level=0))
+        await page.set_input_files("#image", image())
+        await page.set_input_files("#references", image("dark.png", level=0))
         await page.click("#score")
         assert await summary(page, "Done: fer") == "Done: fer failed (no_reference_face)."
         assert "A reference shows no face." in await page.inner_text(".card.failed")
 
 
-async def test_a_plane_with_tokens_is_asked_again_with_one(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_a_service_with_tokens_is_asked_again_with_one(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[ann]\ntoken = "{TOKEN}"\n'})
     async with serve(scorers, gatekeeper=gatekeeper, metrics_need_token=True) as url, visit(url) as seen:
         page = seen.page
@@ -254,7 +254,7 @@ async def test_a_plane_with_tokens_is_asked_again_with_one(serve: Any, visit: An
         await page.fill("#token", TOKEN)
         await page.keyboard.press("Enter")
         await page.wait_for_selector("#scorers input[value=ber]")
-        await page.set_input_files("#image", picture())
+        await page.set_input_files("#image", image())
         await page.fill("#prompt", "grey")
         await page.click("#forget-token")
         assert await page.evaluate("sessionStorage.getItem('synod.token')") is None
@@ -266,9 +266,7 @@ async def test_a_plane_with_tokens_is_asked_again_with_one(serve: Any, visit: An
         assert all(TOKEN not in asked for asked in seen.urls)
 
 
-async def test_markup_anywhere_is_shown_as_text(
-    serve: Any, visit: Any, small: Any, picture: Any, tmp_path: Path
-) -> None:
+async def test_markup_anywhere_is_shown_as_text(serve: Any, visit: Any, small: Any, image: Any, tmp_path: Path) -> None:
     def fails(item: ScoreItem) -> Outcome:
         raise errors.InvalidItem(f"no {item.prompt}")
 
@@ -284,7 +282,7 @@ async def test_markup_anywhere_is_shown_as_text(
         await page.wait_for_selector("#scorers input")
         await page.select_option("#ensemble", MARKUP)
         named = tmp_path / "<b>bold<b> onerror=x.png"
-        named.write_bytes(picture().read_bytes())
+        named.write_bytes(image().read_bytes())
         await page.set_input_files("#image", named)
         await page.fill("#prompt", MARKUP)
         await page.click("#score")
@@ -315,34 +313,36 @@ async def test_what_the_policy_refuses_is_seen_by_these_tests(serve: Any, visit:
                     await asyncio.sleep(0.01)
         seen.complaints.clear()
         seen.urls.append("http://elsewhere.example/")
-        with pytest.raises(AssertionError, match="left the plane"):
+        with pytest.raises(AssertionError, match="left the service"):
             seen.check()
         seen.urls = [one for one in seen.urls if one.startswith(url)]
 
 
-async def test_health_is_shown_and_follows_the_plane(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+async def test_health_is_shown_and_follows_the_service(serve: Any, visit: Any, small: Any, image: Any) -> None:
     """Metrics are the process's, so the scorer has a name of its own."""
     steady = {"steady": small("steady", ("image",), brightness)}
-    plane = AsyncExitStack()
-    async with plane, visit(await plane.enter_async_context(serve(steady))) as seen:
+    service = AsyncExitStack()
+    async with service, visit(await service.enter_async_context(serve(steady))) as seen:
         page = seen.page
-        await page.wait_for_function("() => document.getElementById('plane-state').textContent === 'ready'")
+        await page.wait_for_function("() => document.getElementById('service-state').textContent === 'ready'")
         await page.wait_for_selector("#health-rows td:has-text('1 of 1 ready')")
-        await page.set_input_files("#image", picture())
+        await page.set_input_files("#image", image())
         await page.click("#score")
         await summary(page)
         await page.wait_for_function(
             "() => document.getElementById('health-rows').textContent.includes('0.200 ± 0.000')"
         )
-        await plane.aclose()
+        await service.aclose()
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        await page.wait_for_function("() => document.getElementById('plane-state').textContent.includes('not answer')")
+        await page.wait_for_function(
+            "() => document.getElementById('service-state').textContent.includes('not answer')"
+        )
         await page.click("#score")
-        assert await summary(page, "The plane") == "The plane does not answer."
+        assert await summary(page, "The service") == "The service does not answer."
         seen.complaints.clear()
 
 
-async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, image: Any) -> None:
     go_on = threading.Event()
 
     def slow(item: ScoreItem) -> Outcome:
@@ -354,7 +354,7 @@ async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, picture: 
         async with serve(quick_and_slow) as url, visit(url) as seen:
             page = seen.page
             await page.wait_for_selector("#scorers input")
-            await page.set_input_files("#image", picture())
+            await page.set_input_files("#image", image())
             await page.focus("#score")
             await page.keyboard.press("Enter")
             await page.wait_for_selector(".card.scored")  # the quick one is shown while the slow one is waited for
@@ -369,10 +369,10 @@ async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, picture: 
         go_on.set()
 
 
-async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers, limits=LimitSettings(max_body_bytes=200)) as url, visit(url) as seen:
         await seen.page.wait_for_selector("#scorers input")
-        await seen.page.set_input_files("#image", picture(width=64, height=64))
+        await seen.page.set_input_files("#image", image(width=64, height=64))
         await seen.page.fill("#prompt", "grey" * 50)
         await seen.page.click("#score")
         await summary(seen.page, "The request is too large")
@@ -380,19 +380,19 @@ async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: An
         assert not any(one.endswith("v1/score") for one in seen.urls)
 
 
-async def test_a_part_that_arrives_in_pieces_is_read_whole(serve: Any, visit: Any, small: Any, picture: Any) -> None:
+async def test_a_part_that_arrives_in_pieces_is_read_whole(serve: Any, visit: Any, small: Any, image: Any) -> None:
     def wordy(item: ScoreItem) -> Outcome:
         return Score(0.5, {"text": "né☃" * 300_000, "reason": "the end"})
 
     async with serve({"wordy": small("wordy", ("image",), wordy)}) as url, visit(url) as seen:
         await seen.page.wait_for_selector("#scorers input")
-        await seen.page.set_input_files("#image", picture())
+        await seen.page.set_input_files("#image", image())
         await seen.page.click("#score")
         assert await summary(seen.page) == "Done: wordy 0.500."
         assert await seen.page.inner_text(".reasons") == "the end"
 
 
-async def test_bad_metadata_is_told_at_its_field(serve: Any, visit: Any, scorers: Any, picture: Any) -> None:
+async def test_bad_metadata_is_told_at_its_field(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input")
@@ -402,9 +402,9 @@ async def test_bad_metadata_is_told_at_its_field(serve: Any, visit: Any, scorers
         assert "no JSON" in await page.inner_text("#geneval-error")
         assert await page.evaluate("document.activeElement.id") == "geneval"
         await page.fill("#geneval", '{"tag": "x", "include": 3}')
-        await page.set_input_files("#image", picture())
+        await page.set_input_files("#image", image())
         await page.click("#score")
-        await summary(page, "The plane cannot make sense")
+        await summary(page, "The service cannot make sense")
         assert "items[0].geneval.include" in await page.inner_text("#failure")
 
 
@@ -414,14 +414,14 @@ async def test_every_code_of_the_wire_has_words(serve: Any, visit: Any, scorers:
             "async codes => { const { inWords } = await import('/console/words.js'); return codes.map(inWords); }",
             sorted(CODES),
         )
-        assert "The plane refused." not in words
+        assert "The service refused." not in words
         assert len(set(words)) == len(CODES)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
-async def test_it_reads_well(serve: Any, visit: Any, scorers: Any, picture: Any, scheme: str, width: int) -> None:
-    """No sideways scrolling, text of enough contrast (WCAG AA: 4.5), every field labelled; and a picture to look at."""
+async def test_it_reads_well(serve: Any, visit: Any, scorers: Any, image: Any, scheme: str, width: int) -> None:
+    """No sideways scrolling, text of enough contrast (WCAG AA: 4.5), every field labelled; and an image to look at."""
     ensembles = {"sync_r1": EnsembleSettings(by_kind={"animal": {"tier": 0.4, "ber": 0.3, "fer": 0.3}})}
     async with serve(scorers, ensembles) as url, visit(url, color_scheme=scheme) as seen:
         page = seen.page
@@ -430,8 +430,8 @@ async def test_it_reads_well(serve: Any, visit: Any, scorers: Any, picture: Any,
         await tick(page, "ber", "geneval", "fer", "tier")
         await page.select_option("#ensemble", "sync_r1")
         await page.select_option("#kind", "animal")
-        await page.set_input_files("#image", picture("rollout 17.png", 320, 240, 140))
-        await page.set_input_files("#references", [picture("cat.png", level=80), picture("dark.png", level=0)])
+        await page.set_input_files("#image", image("rollout 17.png", 320, 240, 140))
+        await page.set_input_files("#references", [image("cat.png", level=80), image("dark.png", level=0)])
         await page.fill("#prompt", "a red ball left of a cup")
         await page.fill("#reasoning", "the ball is red")
         await page.fill("#segments input[type=text]", "a red ball")

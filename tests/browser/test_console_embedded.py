@@ -24,7 +24,7 @@ GENEVAL = {
 
 
 async def detail(url: str, scorer: str, **item: Any) -> dict[str, Any]:
-    """What the plane answers a program that asks the same."""
+    """What the service answers a program that asks the same."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         answer = await client.post("/v1/score", json={"items": [item], "scorers": [scorer]})
     found: dict[str, Any] = answer.json()["results"][0]["scores"][scorer]["detail"]
@@ -36,7 +36,7 @@ def encoded(path: Path) -> str:
 
 
 async def drawn(page: Any) -> list[list[float]]:
-    """The boxes over the first picture, (x0, y0, x1, y1) in its pixels."""
+    """The boxes over the first image, (x0, y0, x1, y1) in its pixels."""
     found: list[list[float]] = await page.eval_on_selector_all(
         "#answer figure:first-child rect",
         "all => all.map(one => { const [x, y, w, h] = ['x', 'y', 'width', 'height'].map(a => +one.getAttribute(a));"

@@ -50,7 +50,7 @@ def test_comments_become_descriptions_and_schema() -> None:
 def test_versions_are_the_projects() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"ray[serve]=={chart['annotations']['synod/ray-version']}" in project["optional-dependencies"]["plane"]
+    assert f"ray[serve]=={chart['annotations']['synod/ray-version']}" in project["optional-dependencies"]["service"]
     import synod
 
     assert synod.__version__.startswith(chart["appVersion"])
@@ -70,18 +70,18 @@ def mounted(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_plane_reads_what_is_rendered_and_its_pods_hold_it(
+def test_the_service_reads_what_is_rendered_and_its_pods_hold_it(
     name: str, mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = render({**profile(name), "auth": {"generate": True}})
-    (mounted / "deploy/release/plane.toml").write_text(
-        of(objects, "ConfigMap", "demo-synod-config")["data"]["plane.toml"]
+    (mounted / "deploy/release/service.toml").write_text(
+        of(objects, "ConfigMap", "demo-synod-config")["data"]["service.toml"]
     )
     tokens = mounted / "tokens.toml"
     tokens.write_text(of(objects, "Secret")["stringData"]["tokens.toml"])
     env = dict(serve_config(objects)["applications"][0]["runtime_env"]["env_vars"])
     env["SYNOD__AUTH__TOKENS_FILE"] = str(tokens)
-    loaded = settings.load(mounted / "deploy/release/plane.toml", env)
+    loaded = settings.load(mounted / "deploy/release/service.toml", env)
     assert loaded.server.host == "0.0.0.0"
     groups = {g["groupName"]: g for g in of(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
     assert loaded.server.gateway_replicas == groups["gateway"]["replicas"]
@@ -94,7 +94,7 @@ def test_the_plane_reads_what_is_rendered_and_its_pods_hold_it(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_chart_refuses_what_no_packing_could_hold(seed: int, mounted: Path) -> None:
-    """By the plane's own count of what its replicas ask for, the most of them; the chart leaves the packing to Ray."""
+    """By the service's own count of what its replicas ask for: the chart leaves the packing to Ray."""
     draw = random.Random(seed)
     servings = [
         {
@@ -107,7 +107,7 @@ def test_the_chart_refuses_what_no_packing_could_hold(seed: int, mounted: Path) 
     ]
     fields = [", ".join(f"{key} = {value}" for key, value in one.items()) for one in servings]
     text = "\n".join(f'[scorers.s{i}]\nkind = "psnr"\nserving = {{ {one} }}' for i, one in enumerate(fields))
-    path = mounted / "deploy/release/plane.toml"
+    path = mounted / "deploy/release/service.toml"
     path.write_text(text)
     loaded = settings.load(path)
     grown = [(one.serving.most_replicas, one.serving) for one in loaded.scorers.values()]
@@ -122,15 +122,15 @@ def test_the_chart_refuses_what_no_packing_could_hold(seed: int, mounted: Path) 
             render(values)
 
 
-def test_a_plane_without_tokens_would_not_start(mounted: Path) -> None:
+def test_a_service_without_tokens_would_not_start(mounted: Path) -> None:
     """The chart's default is safe because the settings refuse the alternative."""
-    (mounted / "deploy/release/plane.toml").write_text(generate.EMBEDDED.read_text())
+    (mounted / "deploy/release/service.toml").write_text(generate.EMBEDDED.read_text())
     with pytest.raises(SettingsError, match="nobody needs a token"):
-        settings.load(mounted / "deploy/release/plane.toml", {"SYNOD__SERVER__HOST": "0.0.0.0"})
+        settings.load(mounted / "deploy/release/service.toml", {"SYNOD__SERVER__HOST": "0.0.0.0"})
 
 
 def known_series() -> set[str]:
-    """Every name that a scrape may hold: of the plane, the trainer, and the one of Ray's that is used."""
+    """Every name that a scrape may hold: of the service, the trainer, and the one of Ray's that is used."""
     found = set(exporter.HELP) | {"ray_node_cpu_utilization"}
     for family in metrics.REGISTRY.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))

@@ -112,11 +112,11 @@ RULE = "has lower-case letters, digits and '-' only, starts with a letter"
     ("release", "values", "named"),
     [
         ("82ac5612-3bd9", {}, "release name '82ac5612-3bd9' and nameOverride '' give"),
-        ("my.plane", {}, "release name 'my.plane' and nameOverride '' give"),
+        ("my.service", {}, "release name 'my.service' and nameOverride '' give"),
         ("1synod", {}, "'1synod'"),
-        ("demo", {"nameOverride": "my_plane"}, "release name 'demo' and nameOverride 'my_plane' give"),
-        ("demo", {"nameOverride": "Plane"}, "the name 'demo-Plane'"),
-        ("demo", {"fullnameOverride": "0plane"}, "fullnameOverride '0plane' gives"),
+        ("demo", {"nameOverride": "my_service"}, "release name 'demo' and nameOverride 'my_service' give"),
+        ("demo", {"nameOverride": "Service"}, "the name 'demo-Service'"),
+        ("demo", {"fullnameOverride": "0service"}, "fullnameOverride '0service' gives"),
         ("demo", {"fullnameOverride": "a.b"}, "fullnameOverride 'a.b' gives"),
         ("demo", {"fullnameOverride": "-a"}, "fullnameOverride '-a' gives"),
     ],
@@ -131,14 +131,14 @@ def test_names_that_kubernetes_refuses(release: str, values: dict[str, Any], nam
 
 
 def test_name_override_is_a_label_too() -> None:
-    with pytest.raises(helm_python.HelmError, match="nameOverride 'my plane' is also a label"):
-        render({"nameOverride": "my plane", "fullnameOverride": "plane"})
+    with pytest.raises(helm_python.HelmError, match="nameOverride 'my service' is also a label"):
+        render({"nameOverride": "my service", "fullnameOverride": "service"})
 
 
-@pytest.mark.parametrize("release", ["82ac5612-3bd9", "my.plane", "123"])
+@pytest.mark.parametrize("release", ["82ac5612-3bd9", "my.service", "123"])
 def test_fullname_override_makes_any_release_name_work(release: str) -> None:
-    objects = render({"fullnameOverride": "plane"}, name=release)
-    assert all(str(one["metadata"]["name"]).startswith("plane") for one in objects)
+    objects = render({"fullnameOverride": "service"}, name=release)
+    assert all(str(one["metadata"]["name"]).startswith("service") for one in objects)
     assert all(one["metadata"]["labels"]["app.kubernetes.io/instance"] == release for one in objects)
 
 

@@ -63,7 +63,7 @@ def pick(objects: list[Object], path: str) -> Any:
 CASES: list[tuple[Object, str, Any]] = [
     # names and images
     ({}, "RayService.metadata.name", "demo-synod"),
-    ({"nameOverride": "plane"}, "RayService.metadata.name", "demo-plane"),
+    ({"nameOverride": "service"}, "RayService.metadata.name", "demo-service"),
     ({"fullnameOverride": "x" * 36}, "RayService.metadata.name", "x" * 36),
     ({}, f"{GATEWAY_POD}.containers.ray.image", "synod-gateway:0.1.0"),
     ({}, f"{HEAD_POD}.containers.ray.image", "synod-scorer:0.1.0"),
@@ -188,8 +188,8 @@ CASES: list[tuple[Object, str, Any]] = [
         "NetworkPolicy[demo-synod-gateway].spec.ingress.0.from.1",
         {"ipBlock": {"cidr": "10.0.0.0/8"}},
     ),
-    ({}, "NetworkPolicy[demo-synod-plane].spec.podSelector.matchLabels.synod/cluster", "plane"),
-    ({}, "NetworkPolicy[demo-synod-plane-operator].spec.ingress.0.ports", [{"port": 8265}]),
+    ({}, "NetworkPolicy[demo-synod-service].spec.podSelector.matchLabels.synod/cluster", "service"),
+    ({}, "NetworkPolicy[demo-synod-service-operator].spec.ingress.0.ports", [{"port": 8265}]),
     ({}, "NetworkPolicy[demo-synod-trainer]", MISSING),
     (TRAINER, "NetworkPolicy[demo-synod-trainer].spec.podSelector.matchLabels.synod/cluster", "trainer"),
     ({}, "NetworkPolicy[demo-synod-egress]", MISSING),
@@ -228,18 +228,18 @@ CASES: list[tuple[Object, str, Any]] = [
     (nested("monitoring.podMonitor", {"enabled": True, "labels": {"a": "b"}}), "PodMonitor.metadata.labels.a", "b"),
     (
         nested("monitoring.alerts.enabled", True),
-        "PrometheusRule.spec.groups.synod-plane.rules.0.alert",
+        "PrometheusRule.spec.groups.synod-service.rules.0.alert",
         "SynodGatewaysGone",
     ),
     (
         nested("monitoring.dashboards.enabled", True),
-        "ConfigMap[demo-synod-dashboard-plane].metadata.labels.grafana_dashboard",
+        "ConfigMap[demo-synod-dashboard-service].metadata.labels.grafana_dashboard",
         "1",
     ),
     # the trainer
     ({}, "RayJob", MISSING),
     (TRAINER, "RayJob.spec.submissionMode", "HTTPMode"),
-    (TRAINER, "RayJob.spec.entrypoint", "python -m trainer /app/deploy/release/plane.toml"),
+    (TRAINER, "RayJob.spec.entrypoint", "python -m trainer /app/deploy/release/service.toml"),
     (TRAINER, "RayJob.spec.entrypointResources", '{"synod_trainer": 1}'),
     (TRAINER, "RayJob.spec.entrypointNumGpus", 1),
     (TRAINER, "RayJob.spec.backoffLimit", 3),
@@ -250,10 +250,14 @@ CASES: list[tuple[Object, str, Any]] = [
     (merged(TRAINER, {"trainer": {"gpus": 2}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 2),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN.value", "/checkpoints/train"),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.RAY_JOB_STOP_WAIT_TIME_S.value", "300"),
-    (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__PLANE__URL.value", "http://demo-synod.prod.svc:8000"),
     (
-        merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__PLANE__URL": "http://other:8000"}}}),
-        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__PLANE__URL.value",
+        TRAINER,
+        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__SERVICE__URL.value",
+        "http://demo-synod.prod.svc:8000",
+    ),
+    (
+        merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__SERVICE__URL": "http://other:8000"}}}),
+        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__SERVICE__URL.value",
         "http://other:8000",
     ),
     (TRAINER, f"{TRAINER_POD}.volumes.token.secret.items", [{"key": "token", "path": "token"}]),
@@ -283,13 +287,13 @@ def test_a_value_has_its_effect(values: Object, path: str, expected: Any) -> Non
 def test_the_toml_is_mounted_whole_and_its_digest_is_serves() -> None:
     text = 'golden = "x"\n# a comment\n\n[server]\nport = 1\t# "quoted" {{ braces }} $and ~ \'more\'\n'
     objects = render({"config": text})
-    assert of(objects, "ConfigMap")["data"]["plane.toml"] == text
+    assert of(objects, "ConfigMap")["data"]["service.toml"] == text
     assert serve_config(objects)["applications"][0]["args"]["sha256"] == sha256(text.encode()).hexdigest()
-    assert of(render(), "ConfigMap")["data"]["plane.toml"] == (ROOT / "deploy/configs/embedded.toml").read_text()
+    assert of(render(), "ConfigMap")["data"]["service.toml"] == (ROOT / "deploy/configs/embedded.toml").read_text()
 
 
 def test_settings_change_serves_config_and_no_pod() -> None:
-    """Else KubeRay would start a second plane for a changed weight."""
+    """Else KubeRay would start a second service for a changed weight."""
     before, after = (
         of(render(v), "RayService")["spec"] for v in ({}, {"overrides": {"SYNOD__SERVER__ACCESS_LOG": "true"}})
     )
@@ -349,14 +353,14 @@ def test_the_service_and_the_policies_choose_the_pods_that_they_mean() -> None:
     assert chosen(of(objects, "Service")["spec"]["selector"]) == {"gateway"}
     policies = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "NetworkPolicy"}
     targets = {name: chosen(spec["podSelector"]["matchLabels"]) for name, spec in policies.items()}
-    plane = {"head", "gateway", "scorer-cpu", "scorer-gpu"}
-    assert targets["demo-synod-plane"] == plane
+    service = {"head", "gateway", "scorer-cpu", "scorer-gpu"}
+    assert targets["demo-synod-service"] == service
     assert targets["demo-synod-trainer"] == {"trainer-head", "trainer"}
-    assert targets["demo-synod-plane-operator"] == {"head"}
+    assert targets["demo-synod-service-operator"] == {"head"}
     assert targets["demo-synod-trainer-operator"] == {"trainer-head"}
     assert targets["demo-synod-gateway"] == {"gateway"}
-    (rule,) = policies["demo-synod-plane"]["ingress"]
-    assert chosen(rule["from"][0]["podSelector"]["matchLabels"]) == plane  # the trainer has no way to Ray's ports
+    (rule,) = policies["demo-synod-service"]["ingress"]
+    assert chosen(rule["from"][0]["podSelector"]["matchLabels"]) == service  # the trainer has no way to Ray's ports
     assert all(spec["policyTypes"] == ["Ingress"] for spec in policies.values())
     covered = set.union(*targets.values())
     assert covered >= set(labels) - {"test"}

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import yaml
 
-from services import __main__ as plane_program
+from services import __main__ as service_program
 from services.cluster.local import free_port
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("plane", "plane-gpu", "ready", "trainer", "trainer-metrics")
+OURS = ("service", "service-gpu", "ready", "trainer", "trainer-metrics")
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is missing: the Debian package")
@@ -65,14 +65,14 @@ def test_prometheus_and_grafana_read_the_charts_own_files() -> None:
     ports = {
         one["dns_sd_configs"][0]["names"][0]: one["dns_sd_configs"][0]["port"] for one in scraped["scrape_configs"]
     }
-    assert ports == {"plane": 8000, "trainer-metrics": int(SERVICES["trainer-metrics"]["command"][-1])}
+    assert ports == {"service": 8000, "trainer-metrics": int(SERVICES["trainer-metrics"]["command"][-1])}
 
 
 AFTER = {"trainer": "ready", "prometheus": "ready", "grafana": "prometheus"}
 
 
 def test_what_starts_after_what() -> None:
-    """Each waits for the health, or the end, of a service that its profiles start too; both planes have one name."""
+    """Each waits for the health, or the end, of a service that its profiles start too; both services have one name."""
     waits = {name: one["depends_on"] for name, one in SERVICES.items() if "depends_on" in one}
     assert {name: next(iter(on)) for name, on in waits.items()} == AFTER
     for name, on in waits.items():
@@ -80,14 +80,14 @@ def test_what_starts_after_what() -> None:
         ends = SERVICES[other]["healthcheck"] == {"disable": True}
         assert how == {"condition": "service_completed_successfully" if ends else "service_healthy"}
         assert set(SERVICES[name]["profiles"]) <= set(SERVICES[other]["profiles"])
-    for plane in ("plane", "plane-gpu"):
-        assert SERVICES[plane]["networks"] == {"default": {"aliases": ["plane"]}}
+    for service in ("service", "service-gpu"):
+        assert SERVICES[service]["networks"] == {"default": {"aliases": ["service"]}}
 
 
-def test_ready_ends_once_the_plane_is_and_not_before(tmp_path: Path) -> None:
+def test_ready_ends_once_the_service_is_and_not_before(tmp_path: Path) -> None:
     status = tmp_path / "status"
 
-    class Plane(BaseHTTPRequestHandler):
+    class RewardService(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
             self.send_response(int(status.read_text()) if self.path == "/readyz" else 404)
@@ -100,10 +100,10 @@ def test_ready_ends_once_the_plane_is_and_not_before(tmp_path: Path) -> None:
     status.write_text("503")
     port = free_port()
     *command, program = SERVICES["ready"]["command"]
-    ready = subprocess.Popen([sys.executable, *command[1:], program.replace("plane:8000", f"127.0.0.1:{port}")])
+    ready = subprocess.Popen([sys.executable, *command[1:], program.replace("service:8000", f"127.0.0.1:{port}")])
     try:
         time.sleep(0.5)  # nobody listens yet
-        with HTTPServer(("127.0.0.1", port), Plane) as server:
+        with HTTPServer(("127.0.0.1", port), RewardService) as server:
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
             thread.start()
             try:
@@ -120,16 +120,16 @@ def test_ready_ends_once_the_plane_is_and_not_before(tmp_path: Path) -> None:
 
 
 def test_a_gpu_is_reserved_and_shared_among_all_scorers() -> None:
-    (device,) = SERVICES["plane-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    (device,) = SERVICES["service-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    shares = [float(v) for k, v in SERVICES["plane-gpu"]["environment"].items() if k.endswith("__NUM_GPUS")]
+    shares = [float(v) for k, v in SERVICES["service-gpu"]["environment"].items() if k.endswith("__NUM_GPUS")]
     assert len(shares) == 5
     assert sum(shares) <= 1
 
 
 def test_models_and_state_are_in_named_volumes() -> None:
     """What a container fetches or learns is there for the next one; caches lie where the chart's pods have them."""
-    for name in ("plane", "plane-gpu"):
+    for name in ("service", "service-gpu"):
         mounted = {volume.partition(":")[2] for volume in SERVICES[name]["volumes"]}
         assert {"/models", "/run/synod"} <= mounted
         for cache in ("HF_HOME", "TORCH_HOME"):
@@ -162,19 +162,19 @@ def secrets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["plane", "plane-gpu"])
-def test_a_planes_settings_load_with_its_environment(
+@pytest.mark.parametrize("name", ["service", "service-gpu"])
+def test_a_services_settings_load_with_its_environment(
     name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, environment = read_for(name, secrets)
     assert command[:4] == ["python", "-m", "services", "up"]
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    assert plane_program.main(["check", command[4]]) == 0
-    assert ("0.2 GPU" in capsys.readouterr().out) is (name == "plane-gpu")
+    assert service_program.main(["check", command[4]]) == 0
+    assert ("0.2 GPU" in capsys.readouterr().out) is (name == "service-gpu")
 
 
-def test_the_tokens_of_the_compose_files_head_open_the_plane(secrets: Path) -> None:
+def test_the_tokens_of_the_compose_files_head_open_the_service(secrets: Path) -> None:
     from services.gateway import auth
     from services.settings import AuthSettings
     from synod.client.token import find_token
@@ -185,10 +185,10 @@ def test_the_tokens_of_the_compose_files_head_open_the_plane(secrets: Path) -> N
     assert gatekeeper.caller(f"Bearer {token}", "metrics").name == "compose"
 
 
-def test_the_trainers_settings_load_and_it_says_that_the_plane_is_away(secrets: Path) -> None:
+def test_the_trainers_settings_load_and_it_says_that_the_service_is_away(secrets: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    command, environment = read_for("trainer", secrets, SYNOD__TRAINER__PLANE__PATIENCE_S="0.1", HOME=str(secrets))
-    environment["SYNOD__TRAINER__PLANE__URL"] = url
+    command, environment = read_for("trainer", secrets, SYNOD__TRAINER__SERVICE__PATIENCE_S="0.1", HOME=str(secrets))
+    environment["SYNOD__TRAINER__SERVICE__URL"] = url
     done = subprocess.run(
         [sys.executable, *command[1:], "--no-evaluation"],
         env={**environment, "PYTHONPATH": str(ROOT)},

@@ -129,7 +129,7 @@ def test_a_planted_import_is_seen(tmp_path: Path, planted: str, seen: bool) -> N
     ("extra", "programs"),
     [
         ("gateway", ("services.cluster.serve_app", "services.gateway.app", "synod.cli")),
-        ("plane", ("services.__main__", "services.cluster.serve_app", "services.cluster.replica")),
+        ("service", ("services.__main__", "services.cluster.serve_app", "services.cluster.replica")),
         ("trainer,job", ("trainer.session", "trainer.exporter")),
     ],
 )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CLIENT = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cli"])]
 CONSTRAINTS = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().split())
-PROGRAMS = ("plane", "gateway", "trainer")
+PROGRAMS = ("service", "gateway", "trainer")
 BLOCK = """
 import sys
 class Blocked:

@@ -31,7 +31,7 @@ def test_actionlint_finds_nothing(path: Path) -> None:
     [
         ("timeout-minutes:", "timeout:", "unexpected key"),
         ("runs-on: ubuntu-24.04", "runs-on: ubuntu-4.24", "unknown"),
-        ("matrix.image ==", "matrix.picture ==", "not defined"),
+        ("matrix.image ==", "matrix.photo ==", "not defined"),
         ("permissions: {contents: read}", "permissions: {contents: reed}", "reed"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One real plane for the session: Ray Serve, two gateways, fake scorers (and one real), REST on a free port."""
+"""One real service for the session: Ray Serve, two gateways, fake scorers (and one real), REST on a free port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from services.cluster import local
-from services.cluster.local import Plane
+from services.cluster.local import RewardService
 from services.settings import Settings, load
 from synod.codec import CODECS
 from synod.contracts import ScoreItem, ScoreRequest, ScoreResponse
@@ -119,15 +119,15 @@ class Client:
 
 @pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
-    """Where the plane's spans go."""
+    """Where the service's spans go."""
     with collecting() as one:
         yield one
 
 
 @pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any, collector: Collector) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("plane")
-    config = folder / "plane.toml"
+def service(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any, collector: Collector) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("service")
+    config = folder / "service.toml"
     ports = {"port": local.free_port(), "grpc_port": local.free_port()}
     config.write_text(SETTINGS.format(**ports, dino=tiny_models.dinov2, collector=collector.url))
     settings = load(config, {})
@@ -135,16 +135,16 @@ def plane(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any, collector:
     os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(HERE.parents[1])))  # workers import the fakes too
     import fake_scorers  # type: ignore[import-not-found]
 
-    plane = Plane(settings, folder, fake_scorers.build)
+    service = RewardService(settings, folder, fake_scorers.build)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own
         try:
-            assert plane.start(print)
-            client = Client(plane.url, folder, plane.temp_dir, settings)
+            assert service.start(print)
+            client = Client(service.url, folder, service.temp_dir, settings)
             with client.http:
                 yield client
         finally:
-            plane.stop()
+            service.stop()
 
 
 @pytest.fixture(scope="session")

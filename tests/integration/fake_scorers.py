@@ -1,4 +1,4 @@
-"""Scorers without models, for a plane whose machinery is under test. Workers import this module by name.
+"""Scorers without models, for a service whose machinery is under test. Workers import this module by name.
 
 Settings of the real kinds stand in for them: the name alone tells which scorer is built.
 """
@@ -17,7 +17,7 @@ from synod.contracts import Outcome, Score, ScoreItem
 
 
 class Fake:
-    """The mean of the picture (`bright`) or the number in the prompt (`number`, `slow`), and which process gave it."""
+    """The mean of the image (`bright`) or the number in the prompt (`number`, `slow`), and which process gave it."""
 
     def __init__(self, name: str, needs: tuple[Need, ...]) -> None:
         self.spec = ScorerSpec(name, needs, 0.0, 1.0, "a test", "a test")

@@ -1,4 +1,4 @@
-"""A custom scorer without a model, for requests of real sizes: loaded by name in planes of `up` and `serve deploy`."""
+"""A scorer without a model, for requests of real size: loaded by name in services of `up` and `serve deploy`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SIZES: Final = {  # items, pixels of a side, references of 512
     "1 x 4096": (1, 4096, 0),
     "16 references": (1, 512, 16),
 }
-PLANES: Final = ("up", "deployed")
+SERVICES: Final = ("up", "deployed")
 NAMES: Final = ("even", "odd")
 HERE: Final = Path(__file__).parent
 SETTINGS: Final = """
@@ -69,18 +69,18 @@ class Cell(NamedTuple):
     way: str
     scorers: int
     size: str
-    plane: str
+    service: str
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a plane with the scorers above listens."""
+    """Where a service with the scorers above listens."""
 
     url: str
     grpc: str
 
 
-MATRIX: Final = tuple(Cell(*one) for one in itertools.product(WAYS, (1, 2), SIZES, PLANES))
+MATRIX: Final = tuple(Cell(*one) for one in itertools.product(WAYS, (1, 2), SIZES, SERVICES))
 
 
 def pairs_of(cell: Cell) -> set[tuple[int, Any, int, Any]]:
@@ -100,9 +100,9 @@ def pairwise() -> tuple[Cell, ...]:
     return tuple(chosen)
 
 
-def cells(plane: str) -> list[Cell]:
-    """Those to run on one plane."""
-    return [cell for cell in (MATRIX if os.environ.get("SYNOD_FULL") else pairwise()) if cell.plane == plane]
+def cells(service: str) -> list[Cell]:
+    """Those to run on one service."""
+    return [cell for cell in (MATRIX if os.environ.get("SYNOD_FULL") else pairwise()) if cell.service == service]
 
 
 @cache

@@ -70,7 +70,7 @@ class Pods:
             path.mkdir(parents=True, exist_ok=True)
         for image in ("scorer", "trainer"):
             unpack(image, folder / "app")
-        (folder / "app/deploy/release/plane.toml").write_text(of(self.objects, "ConfigMap")["data"]["plane.toml"])
+        (folder / "app/deploy/release/service.toml").write_text(of(self.objects, "ConfigMap")["data"]["service.toml"])
         secret = of(self.objects, "Secret")["stringData"]
         (folder / "tokens/tokens.toml").write_text(secret["tokens.toml"])
         (folder / "token/token").write_text(secret["token"])
@@ -172,7 +172,7 @@ def serve_file(pods: Pods) -> Path:
     config["applications"].append(
         {
             "name": "sizes",
-            "import_path": "services.cluster.serve_app:plane",
+            "import_path": "services.cluster.serve_app:service",
             "route_prefix": "/sizes",
             "args": {"config": str(pods.folder / "sizes.toml"), "metrics_dir": str(pods.folder / "sizes/metrics")},
         }
@@ -198,7 +198,7 @@ def deployed(pods: Pods) -> Pods:
     return pods
 
 
-def test_serves_config_deploys_the_plane_and_helms_test_scores_a_picture(deployed: Pods) -> None:
+def test_serves_config_deploys_the_service_and_helms_test_scores_an_image(deployed: Pods) -> None:
     container = of(deployed.objects, "Pod")["spec"]["containers"][0]
     url = f"http://127.0.0.1:{deployed.port}"
     arguments = [deployed.here(one) for one in container["args"] if not one.startswith("--url=")]
@@ -256,7 +256,7 @@ def job_env(pods: Pods, run: str) -> dict[str, str]:
     worker = dict(pod_templates(pods.objects))["trainer"]["spec"]["containers"][0]
     env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
-    env["SYNOD__TRAINER__PLANE__URL"] = f"http://127.0.0.1:{pods.port}"
+    env["SYNOD__TRAINER__SERVICE__URL"] = f"http://127.0.0.1:{pods.port}"
     return env | {"SYNOD__TRAINER__RUN": f"{env['SYNOD__TRAINER__RUN']}-{run}"}
 
 

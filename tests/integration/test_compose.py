@@ -1,4 +1,4 @@
-"""The compose file's plane as its container runs it, without the container: command, environment, health check."""
+"""The compose file's service as its container runs it, without the container: command, environment, health check."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import yaml
 from services.cluster.local import free_port
 
 ROOT = Path(__file__).parents[2]
-PLANE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["plane"]
+SERVICE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["service"]
 TOKEN = "a-token-of-this-test-alone"
 
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        os.environ.get("SYNOD_FULL") != "1", reason="SYNOD_FULL=1: `make test-full` starts this plane too"
+        os.environ.get("SYNOD_FULL") != "1", reason="SYNOD_FULL=1: `make test-full` starts this service too"
     ),
 ]
 
@@ -58,20 +58,20 @@ def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
         return text
 
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SYNOD_"))}
-    own = {name: here(str(value)) for name, value in PLANE["environment"].items()}
+    own = {name: here(str(value)) for name, value in SERVICE["environment"].items()}
     own |= {
         "SYNOD__SERVER__HOST": "127.0.0.1",
         "SYNOD__SERVER__PORT": port,
         "SYNOD__SERVER__GRPC_PORT": str(free_port()),
     }
     environment = {**kept, **own, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
-    command = [sys.executable, *map(here, PLANE["command"][1:])]
-    check = [sys.executable, *(word.replace("8000", port) for word in PLANE["healthcheck"]["test"][2:])]
-    plane = subprocess.Popen([*closed_in(tmp_path), *command], env=environment, cwd=tmp_path, process_group=0)
+    command = [sys.executable, *map(here, SERVICE["command"][1:])]
+    check = [sys.executable, *(word.replace("8000", port) for word in SERVICE["healthcheck"]["test"][2:])]
+    service = subprocess.Popen([*closed_in(tmp_path), *command], env=environment, cwd=tmp_path, process_group=0)
     try:
         ends_s = time.monotonic() + 400
         while subprocess.run(check, stderr=subprocess.DEVNULL).returncode != 0:
-            assert plane.poll() is None
+            assert service.poll() is None
             assert time.monotonic() < ends_s
             time.sleep(0.5)
         score = [
@@ -81,9 +81,9 @@ def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
         assert subprocess.run(score, env=kept, capture_output=True).returncode == 1  # no token
         told = json.loads(subprocess.check_output(score, env={**kept, "SYNOD_TOKEN": TOKEN}))
         assert 0 < told["results"][0]["scores"]["ber"]["value"] < 1
-        plane.send_signal(signal.SIGTERM)  # as `docker stop` does
-        assert plane.wait(timeout=float(PLANE["stop_grace_period"].rstrip("s"))) == 0
+        service.send_signal(signal.SIGTERM)  # as `docker stop` does
+        assert service.wait(timeout=float(SERVICE["stop_grace_period"].rstrip("s"))) == 0
     finally:
-        if plane.poll() is None:
-            os.killpg(plane.pid, signal.SIGKILL)
-            plane.wait()
+        if service.poll() is None:
+            os.killpg(service.pid, signal.SIGKILL)
+            service.wait()

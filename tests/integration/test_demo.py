@@ -1,4 +1,4 @@
-"""`make demo` as a newcomer runs it: the real program, the real embedded models, a plane of its own."""
+"""`make demo` as a newcomer runs it: the real program, the real embedded models, a service of its own."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def assert_nothing_left(out: Path, temp_dir: Path) -> None:
 @pytest.mark.timeout(300)
 def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) -> None:
     process = start(tmp_path)
-    wait_for(tmp_path, "plane/plane.json", process)
-    temp_dir = Path(json.loads((tmp_path / "plane/plane.json").read_text())["temp_dir"])
+    wait_for(tmp_path, "service/service.json", process)
+    temp_dir = Path(json.loads((tmp_path / "service/service.json").read_text())["temp_dir"])
     said, _ = process.communicate()
     assert process.returncode == 0, said
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -87,8 +87,8 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
 def test_ctrl_c_leaves_no_process(tmp_path: Path, moment: str) -> None:
     """At three moments: while Ray's head comes up, while the replicas load, and while the policy trains."""
     process = start(tmp_path)
-    wait_for(tmp_path, "plane/plane.json", process)
-    temp_dir = Path(json.loads((tmp_path / "plane/plane.json").read_text())["temp_dir"])
+    wait_for(tmp_path, "service/service.json", process)
+    temp_dir = Path(json.loads((tmp_path / "service/service.json").read_text())["temp_dir"])
     wait_for(tmp_path if moment.startswith("train") else temp_dir, moment, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)

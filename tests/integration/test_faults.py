@@ -1,4 +1,4 @@
-"""Load and faults on the real plane: batches across requests, kill -9, deadlines, readiness, metrics, placement."""
+"""Load and faults on the real service: batches across requests, kill -9, deadlines, readiness, metrics, placement."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def values(response: ScoreResponse, scorer: str) -> list[float | str]:
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
-def pids(plane: Any, scorer: str, calls: int = 24) -> set[int]:
+def pids(service: Any, scorer: str, calls: int = 24) -> set[int]:
     """The processes that answer for a scorer."""
-    found = [plane.score(*numbers(0.5), scorers=(scorer,)).results[0].scores[scorer] for _ in range(calls)]
+    found = [service.score(*numbers(0.5), scorers=(scorer,)).results[0].scores[scorer] for _ in range(calls)]
     return {outcome.detail["pid"] for outcome in found if isinstance(outcome, Score)}
 
 
@@ -34,9 +34,9 @@ def kill(pids: Sequence[int] | set[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def held(plane: Any, scorer: str) -> float:
+def held(service: Any, scorer: str) -> float:
     """Images waiting or running in the scorer's replicas."""
-    images: float = plane.metrics().get(f'synod_held_images{{scorer="{scorer}"}}', 0.0)
+    images: float = service.metrics().get(f'synod_held_images{{scorer="{scorer}"}}', 0.0)
     return images
 
 
@@ -44,12 +44,12 @@ def counters(samples: dict[str, float]) -> dict[str, float]:
     return {name: v for name, v in samples.items() if "_total" in name or "_bucket" in name or "_count" in name}
 
 
-def test_batches_form_across_concurrent_requests(plane: Any) -> None:
+def test_batches_form_across_concurrent_requests(service: Any) -> None:
     """32 callers of one item each, at most 8 a batch: fewer batches than requests, each answer its caller's."""
-    before = plane.metrics()
+    before = service.metrics()
     with ThreadPoolExecutor(32) as callers:
-        answers = list(callers.map(lambda n: plane.score(*numbers(n / 64), scorers=("number",)), range(32)))
-    after = plane.metrics()
+        answers = list(callers.map(lambda n: service.score(*numbers(n / 64), scorers=("number",)), range(32)))
+    after = service.metrics()
     assert [values(answer, "number") for answer in answers] == [[n / 64] for n in range(32)]
     assert max(answer.results[0].scores["number"].detail["batch"] for answer in answers) > 1
 
@@ -60,106 +60,106 @@ def test_batches_form_across_concurrent_requests(plane: Any) -> None:
     assert 4 <= grown('synod_batch_items_count{scorer="number"}') < 32
 
 
-def test_two_gateways_count_together(plane: Any) -> None:
+def test_two_gateways_count_together(service: Any) -> None:
     """Every request is counted once, whichever gateway process answered it and whichever is scraped."""
     name = 'synod_requests_total{outcome="unknown_scorer",route="/v1/score"}'
-    before = plane.metrics().get(name, 0.0)
+    before = service.metrics().get(name, 0.0)
     with ThreadPoolExecutor(8) as callers:
-        list(callers.map(lambda _: plane.post(b'{"items":[{"prompt":"1"}],"scorers":["none"]}'), range(40)))
-    assert {plane.metrics()[name] for _ in range(8)} == {before + 40}
+        list(callers.map(lambda _: service.post(b'{"items":[{"prompt":"1"}],"scorers":["none"]}'), range(40)))
+    assert {service.metrics()[name] for _ in range(8)} == {before + 40}
 
 
-def test_a_killed_replica_loses_doubles_and_invents_nothing(plane: Any, eventually: Wait) -> None:
+def test_a_killed_replica_loses_doubles_and_invents_nothing(service: Any, eventually: Wait) -> None:
     """kill -9 of one of two replicas under load: every request is answered in full with its own numbers."""
-    eventually(lambda: len(pids(plane, "frail")) == 2)
-    before = counters(plane.metrics())
-    victim = min(pids(plane, "frail"))
+    eventually(lambda: len(pids(service, "frail")) == 2)
+    before = counters(service.metrics())
+    victim = min(pids(service, "frail"))
     answers: dict[int, list[float | str]] = {}
 
     def ask(n: int) -> None:
         items = numbers(*((n * 4 + k) / 1024 for k in range(4)), sleep_s=0.05)
-        answers[n] = values(plane.score(*items, scorers=("frail",), timeout_ms=60_000), "frail")
+        answers[n] = values(service.score(*items, scorers=("frail",), timeout_ms=60_000), "frail")
 
     with ThreadPoolExecutor(12) as callers:
         futures = [callers.submit(ask, n) for n in range(48)]
-        eventually(lambda: held(plane, "frail") > 3)  # under way; a gateway lets 4 images through
+        eventually(lambda: held(service, "frail") > 3)  # under way; a gateway lets 4 images through
         kill([victim])
         for future in futures:
             future.result()
     assert answers == {n: [(n * 4 + k) / 1024 for k in range(4)] for n in range(48)}
-    after = plane.metrics()
+    after = service.metrics()
     assert after['synod_retries_total{scorer="frail"}'] > before.get('synod_retries_total{scorer="frail"}', 0.0)
     assert all(after[name] >= value for name, value in before.items())
-    assert f"gauge_livesum_{victim}.db" not in {p.name for p in (plane.run_dir / "metrics").iterdir()}
-    eventually(lambda: plane.ready()["ready"])
-    assert victim not in pids(plane, "frail")
+    assert f"gauge_livesum_{victim}.db" not in {p.name for p in (service.run_dir / "metrics").iterdir()}
+    eventually(lambda: service.ready()["ready"])
+    assert victim not in pids(service, "frail")
 
 
-def test_readiness_falls_and_returns_with_the_replicas(plane: Any, eventually: Wait) -> None:
+def test_readiness_falls_and_returns_with_the_replicas(service: Any, eventually: Wait) -> None:
     """With no replica left a request waits for the next one; /readyz says 503 and why; no counter goes back."""
-    eventually(lambda: len(pids(plane, "frail")) == 2 and plane.ready()["ready"])
-    before = counters(plane.metrics())
-    doomed = pids(plane, "frail")
+    eventually(lambda: len(pids(service, "frail")) == 2 and service.ready()["ready"])
+    before = counters(service.metrics())
+    doomed = pids(service, "frail")
     seen_unready = threading.Event()
 
     def watch() -> None:
         while not seen_unready.is_set():
-            answer = plane.http.get("/readyz")
+            answer = service.http.get("/readyz")
             if answer.status_code == 503 and "replicas" in answer.json()["scorers"]["frail"]["reason"]:
                 seen_unready.set()
 
     watcher = threading.Thread(target=watch)
     with ThreadPoolExecutor(4) as callers:
-        running = [callers.submit(plane.score, *numbers(n / 8, sleep_s=2.0), scorers=("frail",)) for n in range(4)]
-        eventually(lambda: held(plane, "frail") >= 4)
+        running = [callers.submit(service.score, *numbers(n / 8, sleep_s=2.0), scorers=("frail",)) for n in range(4)]
+        eventually(lambda: held(service, "frail") >= 4)
         kill(doomed)
         watcher.start()
         assert [values(future.result(), "frail") for future in running] == [[n / 8] for n in range(4)]
     assert seen_unready.wait(30)
     watcher.join()
-    eventually(lambda: plane.ready()["ready"])
-    after = plane.metrics()
+    eventually(lambda: service.ready()["ready"])
+    after = service.metrics()
     assert all(after[name] >= value for name, value in before.items())
 
 
-def test_the_deadline_keeps_what_is_done(plane: Any) -> None:
+def test_the_deadline_keeps_what_is_done(service: Any) -> None:
     """One scorer is quick, the other cannot finish: its first batch arrives, the rest are failures that say so."""
     items = [*numbers(0.1), *numbers(0.2, 0.3, sleep_s=6.0)]
-    response = plane.score(*items, scorers=("frail",), timeout_ms=3000)
+    response = service.score(*items, scorers=("frail",), timeout_ms=3000)
     late = "deadline_exceeded"
     assert values(response, "frail") == [0.1, late, late]
     failed = response.results[1].scores["frail"]
     assert isinstance(failed, ScoreFailure)
     assert failed.retryable
-    assert values(plane.score(*numbers(0.4), scorers=("number",)), "number") == [0.4]
+    assert values(service.score(*numbers(0.4), scorers=("number",)), "number") == [0.4]
 
 
-def test_a_full_replica_makes_admitted_requests_wait(plane: Any) -> None:
+def test_a_full_replica_makes_admitted_requests_wait(service: Any) -> None:
     """A replica holds 128 images: of several requests at once it refuses some, which are asked again."""
 
     def ask(n: int) -> list[float | str]:
         items = numbers(*(k / 64 for k in range(64)), sleep_s=0.01)
-        return values(plane.score(*items, scorers=("number",)), "number")
+        return values(service.score(*items, scorers=("number",)), "number")
 
     with ThreadPoolExecutor(6) as callers:
         answers = list(callers.map(ask, range(6)))
     assert answers == [[k / 64 for k in range(64)]] * 6
 
 
-def test_held_images_return_to_zero(plane: Any, eventually: Wait) -> None:
-    eventually(lambda: held(plane, "number") == 0)
+def test_held_images_return_to_zero(service: Any, eventually: Wait) -> None:
+    eventually(lambda: held(service, "number") == 0)
 
 
-def test_two_halves_of_a_gpu_are_placed_and_a_third_is_refused(plane: Any) -> None:
+def test_two_halves_of_a_gpu_are_placed_and_a_third_is_refused(service: Any) -> None:
     """`bright` and `number` ask for half of the one (logical) GPU each and serve; the arithmetic agrees with Ray's."""
     import ray
 
     from services.cluster import graph
 
-    assert plane.ready()["scorers"]["bright"]["ready"]
+    assert service.ready()["scorers"]["bright"]["ready"]
     assert ray.cluster_resources()["GPU"] == 1
     assert ray.available_resources().get("GPU", 0) == 0
-    graph.check_capacity(graph.Demand.of(plane.settings), ray.cluster_resources()["CPU"], [1])
+    graph.check_capacity(graph.Demand.of(service.settings), ray.cluster_resources()["CPU"], [1])
 
     @ray.remote(num_gpus=0.5)
     def third() -> None: ...
@@ -169,18 +169,18 @@ def test_two_halves_of_a_gpu_are_placed_and_a_third_is_refused(plane: Any) -> No
     ray.cancel(waiting[0])
 
 
-def test_a_scorer_that_drifted_from_its_golden_value_never_serves(plane: Any, eventually: Wait) -> None:
+def test_a_scorer_that_drifted_from_its_golden_value_never_serves(service: Any, eventually: Wait) -> None:
     """The same cluster, another application whose golden file records another value: Serve gives up, and says why."""
     import fake_scorers  # type: ignore[import-not-found]
     from ray import serve
 
     from services.cluster import graph
 
-    golden = plane.run_dir / "golden.json"
+    golden = service.run_dir / "golden.json"
     golden.write_text('[{"item": {"prompt": "0.5"}, "scores": {"number": 0.75}}]')
-    number = plane.settings.scorers["number"].model_copy(update={"serving": plane.settings.scorers["face"].serving})
-    changed = plane.settings.model_copy(update={"golden": str(golden), "scorers": {"number": number}})
-    application = graph.application(changed, str(plane.run_dir / "metrics"), fake_scorers.build)
+    number = service.settings.scorers["number"].model_copy(update={"serving": service.settings.scorers["face"].serving})
+    changed = service.settings.model_copy(update={"golden": str(golden), "scorers": {"number": number}})
+    application = graph.application(changed, str(service.run_dir / "metrics"), fake_scorers.build)
     serve.run_many(
         [serve.RunTarget(application, name="drifted", route_prefix=None)], wait_for_applications_running=False
     )
@@ -190,4 +190,4 @@ def test_a_scorer_that_drifted_from_its_golden_value_never_serves(plane: Any, ev
         assert "golden item 0 scored 0.5; recorded is 0.75 +- 0.001" in message
     finally:
         serve.delete("drifted")
-    assert plane.ready()["ready"]
+    assert service.ready()["ready"]

@@ -1,4 +1,4 @@
-"""A plane over three nodes: what `benchmarks.nodes` counts, in small counts, in a process of its own."""
+"""A service over three nodes: what `benchmarks.nodes` counts, in small counts, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof under fault in small counts: the program that runs the full ones, on a plane of its own."""
+"""The proof under fault in small counts: the program that runs the full ones, on a service of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_promise_is_kept(cases: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["replica_killed", "gateway_killed"])
-def test_a_kill_costs_no_picture_its_score(cases: dict[str, Any], name: str) -> None:
+def test_a_kill_costs_no_image_its_score(cases: dict[str, Any], name: str) -> None:
     assert cases[name]["right"] == cases[name]["asked"] >= CASES[name].quick
     assert cases[name]["under_way_at_kills"]
 

@@ -21,7 +21,7 @@ def grey(level: int, size: int = 8) -> np.ndarray:  # type: ignore[type-arg]
     return np.full((size, size, 3), level, np.uint8)
 
 
-def picture(level: int) -> bytes:
+def image(level: int) -> bytes:
     return encode_png(grey(level))
 
 
@@ -44,17 +44,17 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-ITEM = {"image": b64(picture(51)), "prompt": "0.5"}
+ITEM = {"image": b64(image(51)), "prompt": "0.5"}
 
 
-def test_json_and_msgpack_give_equal_answers(plane: Any) -> None:
+def test_json_and_msgpack_give_equal_answers(service: Any) -> None:
     rng = np.random.default_rng(0)
     items = [
         ScoreItem(image=encode_png(pixels), prompt=str(i / 8), references=(pixels,), concept=Concept("person"))
         for i, pixels in enumerate(rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
     ]
     asked = {"scorers": ("bright", "der"), "ensemble": "council", "request_id": "same"}
-    answers = [plane.score(*items, kind=kind, **asked) for kind in ("application/json", "application/msgpack")]
+    answers = [service.score(*items, kind=kind, **asked) for kind in ("application/json", "application/msgpack")]
     for one, other in zip(answers[0].results, answers[1].results, strict=True):
         assert {n: s.value for n, s in one.scores.items()} == {n: s.value for n, s in other.scores.items()}
         assert one.reward.value == other.reward.value
@@ -62,50 +62,52 @@ def test_json_and_msgpack_give_equal_answers(plane: Any) -> None:
     for item, result in zip(items, answers[0].results, strict=True):
         assert list(result.scores) == ["bright", "der", "number", "face"]
         assert result.scores["bright"].value == pytest.approx(item.references[0].mean() / 255)
-        assert result.scores["der"].value == pytest.approx(1.0, abs=1e-4)  # a picture against itself
+        assert result.scores["der"].value == pytest.approx(1.0, abs=1e-4)  # an image against itself
 
 
-def test_raw_pixels_and_png_are_the_same_picture(plane: Any) -> None:
+def test_raw_pixels_and_png_are_the_same_image(service: Any) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     for kind in ("application/json", "application/msgpack"):
-        raw, png = plane.score(ScoreItem(pixels), ScoreItem(encode_png(pixels)), kind=kind, scorers=("bright",)).results
+        raw, png = service.score(
+            ScoreItem(pixels), ScoreItem(encode_png(pixels)), kind=kind, scorers=("bright",)
+        ).results
         assert raw.scores["bright"].value == png.scores["bright"].value == pytest.approx(pixels.mean() / 255)
 
 
-def test_large_payloads_are_shared_by_the_scorers(plane: Any) -> None:
+def test_large_payloads_are_shared_by_the_scorers(service: Any) -> None:
     """Above a megabyte of pixels the items travel through the object store."""
     items = [ScoreItem(encode_png(grey(i, 200)), references=(encode_png(grey(i, 200)),)) for i in range(12)]
-    results = plane.score(*items, scorers=("bright", "face")).results
+    results = service.score(*items, scorers=("bright", "face")).results
     assert [r.scores["bright"].value for r in results] == pytest.approx([i / 255 for i in range(12)])
     assert [r.scores["face"].value for r in results] == pytest.approx([i / 255 for i in range(12)])
 
 
-def test_the_reward_is_eq_34(plane: Any) -> None:
-    person = ScoreItem(picture(51), "0.5", (picture(102),), concept=Concept("person"))
-    animal = ScoreItem(picture(51), "-0.5", concept=Concept("animal"))
-    for_person, for_animal = plane.score(person, animal, ensemble="council").results
+def test_the_reward_is_eq_34(service: Any) -> None:
+    person = ScoreItem(image(51), "0.5", (image(102),), concept=Concept("person"))
+    animal = ScoreItem(image(51), "-0.5", concept=Concept("animal"))
+    for_person, for_animal = service.score(person, animal, ensemble="council").results
     assert for_person.reward.value == pytest.approx(0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.4)
     assert for_animal.reward.value == pytest.approx(0.5 * 0.2)  # the negative component counts 0
     assert set(for_animal.scores) == {"number", "bright"}  # weighted 0: not asked
 
 
-def test_an_item_without_a_kind_has_scores_but_no_reward(plane: Any) -> None:
-    (result,) = plane.score(ScoreItem(picture(51), "0.5"), scorers=("bright",), ensemble="council").results
+def test_an_item_without_a_kind_has_scores_but_no_reward(service: Any) -> None:
+    (result,) = service.score(ScoreItem(image(51), "0.5"), scorers=("bright",), ensemble="council").results
     assert result.scores["bright"].value == pytest.approx(0.2)
     assert isinstance(result.reward, ScoreFailure)
     assert result.reward.code == "missing_input"
 
 
-def test_weights_need_no_ensemble(plane: Any) -> None:
-    (result,) = plane.score(ScoreItem(picture(51), "0.5"), weights={"number": 1.0, "bright": 2.0}).results
+def test_weights_need_no_ensemble(service: Any) -> None:
+    (result,) = service.score(ScoreItem(image(51), "0.5"), weights={"number": 1.0, "bright": 2.0}).results
     assert result.reward.value == pytest.approx(0.9)
     assert result.reward.detail["components"]["bright"] == pytest.approx(
         {"value": 0.2, "weight": 2.0, "contribution": 0.4}
     )
 
 
-def test_each_bad_item_fails_alone(plane: Any) -> None:
-    good = ITEM | {"references": [b64(picture(102))], "concept": {"kind": "person"}}
+def test_each_bad_item_fails_alone(service: Any) -> None:
+    good = ITEM | {"references": [b64(image(102))], "concept": {"kind": "person"}}
     noise = encode_png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     bad = {
         "not an image": good | {"image": b64(b"hello there, no image")},
@@ -119,7 +121,7 @@ def test_each_bad_item_fails_alone(plane: Any) -> None:
         "not finite": good | {"prompt": "nan"},
     }
     items = [item for one in bad.values() for item in (good, one)] + [good]
-    answer = plane.post(body(*items, ensemble="council")).json()
+    answer = service.post(body(*items, ensemble="council")).json()
     expected = 0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.4
     assert [r["reward"]["value"] for r in answer["results"][::2]] == pytest.approx([expected] * (len(bad) + 1))
     failed = dict(zip(bad, answer["results"][1::2], strict=True))
@@ -142,16 +144,16 @@ def test_each_bad_item_fails_alone(plane: Any) -> None:
     assert all("error" in r["reward"] for r in failed.values())
 
 
-def test_missing_truth_is_told_for_its_item(plane: Any) -> None:
+def test_missing_truth_is_told_for_its_item(service: Any) -> None:
     """A reasoning without truth cannot be read, so the request is refused and says where."""
-    answer = plane.post(body({"prompt": "1", "reasoning": {"text": "a", "segments": ["b"]}}, scorers=["number"]))
+    answer = service.post(body({"prompt": "1", "reasoning": {"text": "a", "segments": ["b"]}}, scorers=["number"]))
     assert answer.status_code == 400
     assert "items[0].reasoning" in answer.json()["error"]["message"]
 
 
-def test_renormalise_spreads_the_lost_weight(plane: Any) -> None:
-    item = ScoreItem(picture(51), "0.5", concept=Concept("person"))  # no reference: face is lost
-    (result,) = plane.score(item, ensemble="lenient").results
+def test_renormalise_spreads_the_lost_weight(service: Any) -> None:
+    item = ScoreItem(image(51), "0.5", concept=Concept("person"))  # no reference: face is lost
+    (result,) = service.score(item, ensemble="lenient").results
     assert result.reward.value == pytest.approx((0.5 * 0.5 + 0.25 * 0.2) / 0.75)
     assert result.reward.detail["missing"] == ["face"]
 
@@ -178,17 +180,17 @@ def test_renormalise_spreads_the_lost_weight(plane: Any) -> None:
         (b"", 400, "invalid_request", ""),
     ],
 )
-def test_a_bad_request_is_refused_with_its_reason(plane: Any, sent: bytes, status: int, code: str, word: str) -> None:
-    answer = plane.post(sent)
+def test_a_bad_request_is_refused_with_its_reason(service: Any, sent: bytes, status: int, code: str, word: str) -> None:
+    answer = service.post(sent)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["retryable"]) == (status, code, False)
     assert word.lower() in error["message"].lower()
 
 
-def test_an_oversized_body_is_refused_by_its_declared_length_and_while_it_streams(plane: Any) -> None:
+def test_an_oversized_body_is_refused_by_its_declared_length_and_while_it_streams(service: Any) -> None:
     large = body(ITEM, scorers=["bright"], request_id="x" * 2**22)
-    declared = plane.post(large)
-    streamed = plane.http.post(
+    declared = service.post(large)
+    streamed = service.http.post(
         "/v1/score",
         content=(large[i : i + 65536] for i in range(0, len(large), 65536)),
         headers={"content-type": "application/json"},
@@ -199,32 +201,32 @@ def test_an_oversized_body_is_refused_by_its_declared_length_and_while_it_stream
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-pickle", ""])
-def test_an_unknown_content_type_is_refused_with_those_known(plane: Any, content_type: str) -> None:
-    answer = plane.post(body(ITEM, scorers=["bright"]), content_type)
+def test_an_unknown_content_type_is_refused_with_those_known(service: Any, content_type: str) -> None:
+    answer = service.post(body(ITEM, scorers=["bright"]), content_type)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert "application/msgpack" in answer.json()["error"]["message"]
 
 
-def test_errors_speak_the_callers_format(plane: Any) -> None:
-    answer = plane.post(b"\xc1", "application/msgpack")
+def test_errors_speak_the_callers_format(service: Any) -> None:
+    answer = service.post(b"\xc1", "application/msgpack")
     assert answer.headers["content-type"] == "application/msgpack"
     assert msgpack.unpackb(answer.content)["error"]["code"] == "invalid_request"
-    mixed = plane.post(body(ITEM, scorers=["bright"]), accept="application/msgpack")
+    mixed = service.post(body(ITEM, scorers=["bright"]), accept="application/msgpack")
     assert msgpack.unpackb(mixed.content)["results"][0]["scores"]["bright"]["value"] == pytest.approx(0.2)
 
 
-def test_the_request_id_is_echoed_or_made(plane: Any) -> None:
-    named = plane.post(body(ITEM, scorers=["bright"], request_id="abc"))
+def test_the_request_id_is_echoed_or_made(service: Any) -> None:
+    named = service.post(body(ITEM, scorers=["bright"], request_id="abc"))
     assert named.headers["x-synod-request-id"] == named.json()["request_id"] == "abc"
-    headed = plane.post(body(ITEM, scorers=["bright"]), **{"x-request-id": "from-header"})
+    headed = service.post(body(ITEM, scorers=["bright"]), **{"x-request-id": "from-header"})
     assert headed.headers["x-synod-request-id"] == headed.json()["request_id"] == "from-header"
-    made = plane.post(body(ITEM, scorers=["bright"]))
+    made = service.post(body(ITEM, scorers=["bright"]))
     assert made.headers["x-synod-request-id"] == made.json()["request_id"] != ""
-    assert plane.post(b"{").headers["x-synod-request-id"]
+    assert service.post(b"{").headers["x-synod-request-id"]
 
 
-def test_discovery_health_and_documents(plane: Any) -> None:
-    scorers = plane.http.get("/v1/scorers").json()
+def test_discovery_health_and_documents(service: Any) -> None:
+    scorers = service.http.get("/v1/scorers").json()
     assert [one["name"] for one in scorers["scorers"]] == ["bright", "twin", "number", "frail", "face", "der"]
     told = {one["name"]: one for one in scorers["scorers"]}
     assert (told["der"]["device"], told["der"]["dtype"]) == ("cpu", "float32")
@@ -232,39 +234,39 @@ def test_discovery_health_and_documents(plane: Any) -> None:
     assert told["der"]["load_s"] > 0
     assert told["twin"]["parameter_bytes"] == 0, "a fake has no models"
     assert "device" not in told["twin"]
-    scored = plane.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
+    scored = service.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
     assert told["der"]["model"] == scored.origin.model
     assert scorers["ensembles"]["council"]["by_kind"]["animal"]["face"] == 0.0
     assert scorers["ensembles"]["lenient"]["weights"]["face"] == 0.25
-    assert plane.http.get("/healthz").json() == {"alive": True}
-    assert plane.ready()["ready"] is True
-    assert "/v1/score" in plane.http.get("/openapi.json").json()["paths"]
-    assert "/v1/score" in plane.http.get("/docs").text
-    assert plane.http.get("/nowhere").status_code == 404
+    assert service.http.get("/healthz").json() == {"alive": True}
+    assert service.ready()["ready"] is True
+    assert "/v1/score" in service.http.get("/openapi.json").json()["paths"]
+    assert "/v1/score" in service.http.get("/docs").text
+    assert service.http.get("/nowhere").status_code == 404
 
 
-def test_detail_carries_through(plane: Any) -> None:
-    (result,) = plane.score(ScoreItem(picture(51)), scorers=("bright",)).results
+def test_detail_carries_through(service: Any) -> None:
+    (result,) = service.score(ScoreItem(image(51)), scorers=("bright",)).results
     assert isinstance(result.scores["bright"], Score)
     assert result.scores["bright"].detail["batch"] >= 1
 
 
-def test_a_scorer_beside_another_shares_its_process_and_its_gpu(plane: Any) -> None:
+def test_a_scorer_beside_another_shares_its_process_and_its_gpu(service: Any) -> None:
     """`bright` and `number` take all of the one GPU there is; `twin` needs none, and keeps batches of its own."""
     items = [ScoreItem(image=grey(level), prompt="0.5") for level in range(12)]
-    scores = [result.scores for result in plane.score(*items, scorers=("bright", "twin", "number")).results]
+    scores = [result.scores for result in service.score(*items, scorers=("bright", "twin", "number")).results]
     pids = {name: {one[name].detail["pid"] for one in scores} for name in ("bright", "twin", "number")}
     assert pids["twin"] == pids["bright"] != pids["number"]
     assert [one["twin"].value for one in scores] == [one["bright"].value for one in scores]
     assert (
         max(one["twin"].detail["batch"] for one in scores) <= 4 < max(one["bright"].detail["batch"] for one in scores)
     )
-    assert plane.ready()["scorers"]["twin"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
+    assert service.ready()["scorers"]["twin"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
 
 
-def test_one_trace_goes_through_the_processes(plane: Any, collector: Collector, eventually: Any) -> None:
+def test_one_trace_goes_through_the_processes(service: Any, collector: Collector, eventually: Any) -> None:
     trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-    answer = plane.post(body(ITEM, scorers=["number"]), traceparent=f"00-{trace}-{caller}-01")
+    answer = service.post(body(ITEM, scorers=["number"]), traceparent=f"00-{trace}-{caller}-01")
     assert answer.headers["x-synod-trace-id"] == trace
     eventually(lambda: len(collector.spans) >= 8)
     assert collector.tree(caller) == {

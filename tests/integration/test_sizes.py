@@ -1,4 +1,4 @@
-"""Requests of real sizes, by every way in, on the session's plane; `test_chart` runs the others on `serve deploy`."""
+"""Requests of real sizes, by every way in, on the session's service; `test_chart` runs the others on `serve deploy`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.sizes import Cell, Target
 
 
 @pytest.fixture(scope="module")
-def target(plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def target(service: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """An application with two gateways and a store between them, in the Ray that `up` starts."""
     from ray import serve
 
@@ -28,8 +28,8 @@ def target(plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tar
 
     folder = tmp_path_factory.mktemp("sizes")
     ports = {"port": free_port(), "grpc_port": free_port()}
-    (folder / "plane.toml").write_text(sizes.SETTINGS.format(**ports, gateways=2))
-    app = graph.application(load(folder / "plane.toml", {}), str(folder / "metrics"))
+    (folder / "service.toml").write_text(sizes.SETTINGS.format(**ports, gateways=2))
+    app = graph.application(load(folder / "service.toml", {}), str(folder / "metrics"))
     (folder / "metrics").mkdir()
     serve.run(app, name="sizes", route_prefix="/sizes")
     url = f"http://127.0.0.1:{ports['port']}"

@@ -1,4 +1,4 @@
-"""Two gateways are one plane: what they keep outlives each of them, and their counters add up."""
+"""Two gateways are one service: what they keep outlives each of them, and their counters add up."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ JSON = CODECS["application/json"]
 class Sharing:
     """A second application beside the session's own, whose gateways keep scores and whose scorer counts its work."""
 
-    def __init__(self, plane: Any, port: int, folder: Path, others: set[int]) -> None:
-        self.plane, self.folder, self._others = plane, folder, others
+    def __init__(self, service: Any, port: int, folder: Path, others: set[int]) -> None:
+        self.service, self.folder, self._others = service, folder, others
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90.0)
 
     def post(self, *items: ScoreItem, **fields: Any) -> httpx.Response:
@@ -40,7 +40,7 @@ class Sharing:
         return self.http.post("/v1/score", content=body, headers={"content-type": JSON.content_type})
 
     def score(self, *items: ScoreItem, **fields: Any) -> list[float | str]:
-        """Asked again as a client does, when the connection broke or the plane says that it may."""
+        """Asked again as a client does, when the connection broke or the service says that it may."""
         last: object = None
         for _ in range(100):
             try:
@@ -53,8 +53,8 @@ class Sharing:
             time.sleep(0.2)
         raise AssertionError(last)
 
-    def put(self, picture: bytes) -> httpx.Response:
-        body = JSON.encode_put(PutImagesRequest((picture,)))
+    def put(self, image: bytes) -> httpx.Response:
+        body = JSON.encode_put(PutImagesRequest((image,)))
         return self.http.put("/v1/images", content=body, headers={"content-type": JSON.content_type})
 
     def measured(self) -> Counter[str]:
@@ -64,7 +64,7 @@ class Sharing:
 
     def processes(self, title: str) -> set[int]:
         """Those of this application whose title has `title`."""
-        return {pid for pid in users_of(self.plane.temp_dir) if title in command(pid)} - self._others
+        return {pid for pid in users_of(self.service.temp_dir) if title in command(pid)} - self._others
 
     def gateways(self) -> set[int]:
         return self.processes("ServeReplica:sharing:Gateway")
@@ -91,7 +91,7 @@ def kept(*prompts: str) -> list[ScoreItem]:
 
 
 @pytest.fixture(scope="module")
-def sharing(plane: Any, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
+def sharing(service: Any, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
     import fake_scorers  # type: ignore[import-not-found]
     from ray import serve
 
@@ -99,13 +99,13 @@ def sharing(plane: Any, free_port: Callable[[], int], tmp_path_factory: pytest.T
 
     folder = tmp_path_factory.mktemp("counted")
     counted = BerSettings(kind="ber", model=str(folder), serving=ServingSettings(replicas=2, max_batch_images=4))
-    changed = plane.settings.model_copy(update={"scorers": {"counted": counted}, "store": StoreSettings()})
-    server = plane.settings.server.model_copy(update={"port": free_port(), "grpc_port": None})
+    changed = service.settings.model_copy(update={"scorers": {"counted": counted}, "store": StoreSettings()})
+    server = service.settings.server.model_copy(update={"port": free_port(), "grpc_port": None})
     changed = changed.model_copy(update={"ensembles": {}, "server": server})
-    others = {pid for pid in users_of(plane.temp_dir) if "ray::Keeper" in command(pid)}
-    application = graph.application(changed, str(plane.run_dir / "metrics"), fake_scorers.build)
+    others = {pid for pid in users_of(service.temp_dir) if "ray::Keeper" in command(pid)}
+    application = graph.application(changed, str(service.run_dir / "metrics"), fake_scorers.build)
     serve.run_many([serve.RunTarget(application, name="sharing", route_prefix="/sharing")])
-    subject = Sharing(plane, server.port, folder, others)
+    subject = Sharing(service, server.port, folder, others)
     with subject.http:
         yield subject
     serve.delete("sharing")
@@ -119,7 +119,7 @@ def whole(sharing: Sharing, eventually: Wait) -> None:
 
 
 def test_what_was_put_and_scored_outlives_every_gateway(sharing: Sharing, eventually: Wait) -> None:
-    """Each gateway that was there when the picture came and was scored is killed in turn: nobody else remembers."""
+    """Each gateway that was there when the image came and was scored is killed in turn: nobody else remembers."""
     items = kept("0.125", "0.5")
     first, second = sharing.gateways()
     os.kill(first, signal.SIGKILL)
@@ -145,14 +145,14 @@ def test_the_claims_of_a_gateway_that_dies_are_anyones(sharing: Sharing, eventua
     doomed = sharing.gateways()
     with ThreadPoolExecutor(1) as caller:
         lost = caller.submit(sharing.post, *kept("0.75 sleep 3"), timeout_ms=600_000)
-        eventually(lambda: sharing.plane.metrics().get('synod_held_images{scorer="counted"}', 0.0) == 1)
+        eventually(lambda: sharing.service.metrics().get('synod_held_images{scorer="counted"}', 0.0) == 1)
         for pid in doomed:
             os.kill(pid, signal.SIGKILL)
         lost.exception()
     assert sharing.score(*kept("0.75 sleep 3"), timeout_ms=60_000) == [0.75]
 
 
-def test_without_its_keeper_the_plane_measures_and_asks_for_pictures_again(sharing: Sharing, eventually: Wait) -> None:
+def test_without_its_keeper_the_service_measures_and_asks_for_images_again(sharing: Sharing, eventually: Wait) -> None:
     inline = ScoreItem(PNG, "0.375")
     assert sharing.score(inline) == [0.375]
     os.kill(sharing.keeper(), signal.SIGKILL)
@@ -164,7 +164,7 @@ def test_without_its_keeper_the_plane_measures_and_asks_for_pictures_again(shari
     eventually(lambda: sharing.put(PNG).status_code == 200)
     assert sharing.score(*kept("0.625")) == sharing.score(*kept("0.625")) == [0.625]
     assert sharing.measured()["0.625"] == 1
-    assert sharing.plane.metrics()['synod_store_failures_total{call="claim"}'] > 0
+    assert sharing.service.metrics()['synod_store_failures_total{call="claim"}'] > 0
 
 
 def test_a_keeper_that_hangs_holds_nobody_up_for_long(sharing: Sharing, eventually: Wait) -> None:
@@ -182,10 +182,10 @@ def test_a_keeper_that_hangs_holds_nobody_up_for_long(sharing: Sharing, eventual
 def test_counters_of_gateways_and_replicas_add_up_and_never_go_back(sharing: Sharing, eventually: Wait) -> None:
     """What 60 requests of 3 items each came to, whichever of two gateways and two replicas had a part in it; then one
     of each is killed."""
-    plane = sharing.plane
+    service = sharing.service
 
     def counted() -> dict[str, float]:
-        samples = plane.metrics()
+        samples = service.metrics()
         return {name: value for name, value in samples.items() if name in NAMES}
 
     gateways, replicas = sharing.gateways(), sharing.processes("ServeReplica:sharing:counted")
@@ -197,12 +197,12 @@ def test_counters_of_gateways_and_replicas_add_up_and_never_go_back(sharing: Sha
     after = counted()
     grown = {name: after[name] - before.get(name, 0.0) for name in NAMES}
     assert grown == dict(zip(NAMES, (60, 180, 180, 180, 180, 180), strict=True))
-    shares = {pid: of_process(plane.run_dir / "metrics", pid) for pid in gateways | replicas}
+    shares = {pid: of_process(service.run_dir / "metrics", pid) for pid in gateways | replicas}
     assert all(shares[pid]["synod_scores_total"] > 0 for pid in gateways)
     assert all(shares[pid]["synod_batch_items_sum"] > 0 for pid in replicas)
     for pid in (min(gateways), min(replicas)):
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not {min(gateways), min(replicas)} & set(users_of(plane.temp_dir)))
+    eventually(lambda: not {min(gateways), min(replicas)} & set(users_of(service.temp_dir)))
     assert {name: value for name, value in counted().items() if value < after[name]} == {}
     assert sharing.score(ScoreItem(PNG, "0.9375")) == [0.9375]
     assert counted()['synod_scores_total{scorer="counted"}'] == after['synod_scores_total{scorer="counted"}'] + 1

@@ -1,4 +1,4 @@
-"""`python -m services up` as a user runs it, beside the session's own plane: refusals, Ctrl-C, nothing left behind."""
+"""`python -m services up` as a user runs it: refusals, Ctrl-C, nothing left behind."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Up = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def up(plane: Any, tiny_models: Any, tmp_path: Path, free_port: Callable[[], int]) -> Up:
+def up(service: Any, tiny_models: Any, tmp_path: Path, free_port: Callable[[], int]) -> Up:
     """Start the command in a process group of its own, as a terminal does."""
 
     def start(replicas: int, port: int | None = None) -> subprocess.Popen[str]:
-        config = tmp_path / "plane.toml"
+        config = tmp_path / "service.toml"
         config.write_text(TOML.format(port=port or free_port(), model=tiny_models.dinov2, replicas=replicas))
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "services", "up", str(config), "--run-dir", str(tmp_path / "run")],
@@ -57,8 +57,8 @@ def test_more_than_the_cluster_has_is_refused_with_the_numbers(up: Up) -> None:
     assert "Traceback" not in told
 
 
-def test_a_busy_port_is_refused_at_once(up: Up, plane: Any) -> None:
-    port = plane.settings.server.port
+def test_a_busy_port_is_refused_at_once(up: Up, service: Any) -> None:
+    port = service.settings.server.port
     told, _ = (process := up(replicas=1, port=port)).communicate(timeout=60)
     assert process.returncode == 1
     assert f"127.0.0.1:{port}" in told
@@ -69,7 +69,7 @@ def test_ctrl_c_while_models_load_leaves_nothing(up: Up, tmp_path: Path) -> None
     process = up(replicas=2)
     assert process.stdout is not None
     assert "ready" in process.stdout.readline()  # the gateway; the models still load
-    temp_dir = Path(json.loads((tmp_path / "run" / "plane.json").read_text())["temp_dir"])
+    temp_dir = Path(json.loads((tmp_path / "run" / "service.json").read_text())["temp_dir"])
     assert users_of(temp_dir)
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=120)
@@ -77,4 +77,4 @@ def test_ctrl_c_while_models_load_leaves_nothing(up: Up, tmp_path: Path) -> None
     assert "stopped" in told
     assert users_of(temp_dir) == []
     assert not temp_dir.exists()
-    assert not (tmp_path / "run" / "plane.json").exists()
+    assert not (tmp_path / "run" / "service.json").exists()

@@ -1,4 +1,4 @@
-"""One law suite over the whole registry: every scorer, every family, on tiny models, on drawn pictures and photographs.
+"""One law suite over the whole registry: every scorer, every family, on tiny models, on drawn images and photographs.
 
 Length and order, finiteness and range, batch size, permutation, repetition, precision, failures that stay with their
 item.
@@ -35,7 +35,7 @@ from synod.contracts import (
 from tests.building import build
 from tests.judges import judging
 
-OF_PICTURES = (
+OF_IMAGES = (
     *("ber", "ber_itm", "der", "fer", "fer_mtcnn", "geneval", "geneval_mask2former"),
     *("jpeg", "jpeg_large", "psnr", "clip_i", "clip_i_open", "clip_t", "clip_t_open", "clip_direction"),
     *("pickscore", "hps", "aesthetic", "image_reward", "hpsv3", "ocr", "likelihood", "likelihood_llava"),
@@ -44,8 +44,8 @@ OF_PICTURES = (
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
 CASES = [
-    *((name, "drawn") for name in (*OF_WORDS, *OF_PICTURES)),
-    *((name, "photographs") for name in OF_PICTURES),
+    *((name, "drawn") for name in (*OF_WORDS, *OF_IMAGES)),
+    *((name, "photographs") for name in OF_IMAGES),
 ]
 # Whose values follow a model's numbers, and do not jump where a detector's box moves by a pixel or a class wins. By how
 # much bfloat16 may move them, of what lies between the photographs' highest and lowest value.
@@ -61,7 +61,7 @@ FAILURES = {  # of items that a scorer cannot measure: no face, an edit that cha
     **dict.fromkeys(("clip_direction", "psnr"), "invalid_item"),
 }
 YES_NO = ("recognition", "reflection")  # scorers of replies to yes/no questions
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     trees["geneval2_hard"] = {"kind": "geneval2", "method": "tifa", **endpoint}
     trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
     assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
-    assert set(trees) == {*OF_WORDS, *OF_PICTURES}
+    assert set(trees) == {*OF_WORDS, *OF_IMAGES}
     return trees
 
 
@@ -142,7 +142,7 @@ def scorers(trees: dict[str, dict[str, Any]]) -> Iterator[dict[str, Scorer]]:
 
 @pytest.fixture(params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A scorer's name, and what its pictures are."""
+    """A scorer's name, and what its images are."""
     name, content = request.param
     return name, content
 
@@ -171,17 +171,17 @@ def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
 
 
 @pytest.fixture
-def complete(case: tuple[str, str], pictures: Pictures, photographs: dict[str, Pixels]) -> list[ScoreItem]:
+def complete(case: tuple[str, str], make_images: ImageFactory, photographs: dict[str, Pixels]) -> list[ScoreItem]:
     """Eight complete items: sizes mixed, references shared and own, faces and none, texts long, short and empty.
 
-    Pictures are read-only, as they are when they come off the wire.
+    ImageFactory are read-only, as they are when they come off the wire.
     """
-    shown = drawn(pictures) if case[1] == "drawn" else photographed(photographs)
+    shown = drawn(make_images) if case[1] == "drawn" else photographed(photographs)
     texts = ("a red cat", "", "a person wearing a blue hat " * 4, "dog", "two black birds", "cat", "hat", "a scarf")
     items = []
     for i, ((image, references), text) in enumerate(zip(shown, texts, strict=True)):
-        for picture in (image, *references):
-            picture.setflags(write=False)
+        for one in (image, *references):
+            one.setflags(write=False)
         clauses = (
             GenEvalClause("cat", 1 + i % 3, ("red", None, "blue")[i % 3] if i > 2 else None),
             GenEvalClause("person", 1, None, ("left of", 0) if i % 4 == 3 else None),
@@ -201,20 +201,20 @@ def complete(case: tuple[str, str], pictures: Pictures, photographs: dict[str, P
     return items
 
 
-Shown = list[tuple[Pixels, tuple[Pixels, ...]]]  # eight pictures, each with its references
+Shown = list[tuple[Pixels, tuple[Pixels, ...]]]  # eight images, each with its references
 
 
-def drawn(pictures: Pictures) -> Shown:
+def drawn(make_images: ImageFactory) -> Shown:
     """Five drawn, one of 3 x 3, and three portraits; the references are portraits."""
     portrait = np.ascontiguousarray(data.astronaut()[:224, 112:336])
     faces = [portrait, np.ascontiguousarray(portrait[:, ::-1]), (portrait * 0.6).astype(np.uint8)]
     faces[1] = lettered(faces[1], "cat")
-    images = [*pictures(3, 1), *pictures(1, 2, size=(48, 80)), pictures(1, 3, size=(3, 3))[0], *faces]
+    images = [*make_images(3, 1), *make_images(1, 2, size=(48, 80)), make_images(1, 3, size=(3, 3))[0], *faces]
     return [(image, (faces[0],) if i % 2 else (faces[1], faces[2])) for i, image in enumerate(images)]
 
 
 def photographed(photographs: dict[str, Pixels]) -> Shown:
-    """Photographs, of which one carries letters; the references are the astronaut, or the picture softened and turned.
+    """Photographs, of which one carries letters; the references are the astronaut, or the image softened and turned.
     Of all of these the astronaut alone shows a face."""
     astronaut = photographs["astronaut"]
     images = [astronaut, *(photographs[name] for name in photographs if name != "astronaut")]
@@ -227,12 +227,12 @@ def photographed(photographs: dict[str, Pixels]) -> Shown:
 
 
 def lettered(image: Pixels, text: str) -> Pixels:
-    """The picture with a line of text in its lower left corner."""
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, picture.height - 48, 100, picture.height), "white")
-    draw.text((12, picture.height - 46), text, "black", ImageFont.load_default(size=36))
-    return np.array(picture)
+    """The canvas with a line of text in its lower left corner."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, canvas.height - 48, 100, canvas.height), "white")
+    draw.text((12, canvas.height - 46), text, "black", ImageFont.load_default(size=36))
+    return np.array(canvas)
 
 
 def same(a: Outcome, b: Outcome, tolerance: float = 1e-4) -> bool:
@@ -304,7 +304,7 @@ def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[Score
 
 
 def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
-    """A picture (or text) of a type that the models choke on, in the middle of a good batch."""
+    """An image (or text) of a type that the models choke on, in the middle of a good batch."""
     whole = score_batch(scorer, items)
     assert items[4].reasoning is not None
     poison: dict[str, Any] = {"reasoning": replace(items[4].reasoning, text=3)}  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from services.scorers.base import Scorer, score_batch
 from synod.contracts import Concept, Pixels, Score, ScoreFailure, ScoreItem
 from tests.building import build
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 FAMILIES = ("transformers", "open_clip")
 LONG = "a red cat and a blue dog " * 6
 
@@ -28,7 +28,7 @@ def scorer(tiny_models: Any, kind: str, family: str, **settings: Any) -> Scorer:
 
 
 def embeddings(tiny_models: Any, family: str, image: Pixels, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """One picture's and one text's features of norm 1, by the model's forward pass."""
+    """One image's and one text's features of norm 1, by the model's forward pass."""
     with torch.no_grad():
         if family == "open_clip":
             name = f"local-dir:{tiny_models.open_clip}"
@@ -54,14 +54,14 @@ def value(outcome: object) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_clip_t_is_the_cosine_of_the_forward_pass(tiny_models: Any, pictures: Pictures, family: str) -> None:
-    images = [*pictures(2, 1), *pictures(1, 2, size=(70, 40)), *pictures(1, 3, size=(32, 90))]
+def test_clip_t_is_the_cosine_of_the_forward_pass(tiny_models: Any, make_images: ImageFactory, family: str) -> None:
+    images = [*make_images(2, 1), *make_images(1, 2, size=(70, 40)), *make_images(1, 3, size=(32, 90))]
     texts = ["a red cat", "two birds on grass", "dog", LONG]
     items = [ScoreItem(image=image, prompt=text) for image, text in zip(images, texts, strict=True)]
     expected = []
     for image, text in zip(images, texts, strict=True):
-        picture, words = embeddings(tiny_models, family, image, text)
-        expected.append(float(picture @ words))
+        row, words = embeddings(tiny_models, family, image, text)
+        expected.append(float(row @ words))
     outcomes = scorer(tiny_models, "clip_t", family).score(items)
     assert [value(outcome) for outcome in outcomes] == pytest.approx(expected, abs=1e-5)
     assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
@@ -70,9 +70,9 @@ def test_clip_t_is_the_cosine_of_the_forward_pass(tiny_models: Any, pictures: Pi
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("mode", "reduce"), [("mean", np.mean), ("max", np.max)])
 def test_clip_i_is_the_cosine_to_each_reference(
-    tiny_models: Any, pictures: Pictures, family: str, mode: str, reduce: Any
+    tiny_models: Any, make_images: ImageFactory, family: str, mode: str, reduce: Any
 ) -> None:
-    image, *references = [*pictures(2, 1), *pictures(1, 2, size=(70, 40)), *pictures(1, 3, size=(32, 90))]
+    image, *references = [*make_images(2, 1), *make_images(1, 2, size=(70, 40)), *make_images(1, 3, size=(32, 90))]
     row, *others = (embeddings(tiny_models, family, one, "a cat")[0] for one in (image, *references))
     expected = [float(row @ other) for other in others]
     (outcome,) = scorer(tiny_models, "clip_i", family, references=mode).score(
@@ -85,8 +85,8 @@ def test_clip_i_is_the_cosine_to_each_reference(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_direction_is_from_source_to_edit(tiny_models: Any, pictures: Pictures, family: str) -> None:
-    image, source, other = pictures(3, 4)
+def test_the_direction_is_from_source_to_edit(tiny_models: Any, make_images: ImageFactory, family: str) -> None:
+    image, source, other = make_images(3, 4)
     before = embeddings(tiny_models, family, source, "a red cat")
     after = embeddings(tiny_models, family, image, "two black birds")
     change = [new - old for new, old in zip(after, before, strict=True)]
@@ -99,25 +99,25 @@ def test_the_direction_is_from_source_to_edit(tiny_models: Any, pictures: Pictur
     assert abs(expected) > 0.01, "the case must tell the signs apart"
 
 
-def test_an_edit_that_changes_nothing_has_no_direction(tiny_models: Any, pictures: Pictures) -> None:
-    image, source = pictures(2)
+def test_an_edit_that_changes_nothing_has_no_direction(tiny_models: Any, make_images: ImageFactory) -> None:
+    image, source = make_images(2)
     whole = ScoreItem(image=image, prompt="a cat", references=(source,), source_prompt="a dog")
-    same_picture = ScoreItem(image=source.copy(), prompt="a cat", references=(source,), source_prompt="a dog")
+    same_image = ScoreItem(image=source.copy(), prompt="a cat", references=(source,), source_prompt="a dog")
     same_text = ScoreItem(image=image, prompt="a cat", references=(source,), source_prompt=" a  cat ")
     tokens = ScoreItem(image=image, prompt="<bo>", references=(source,), source_prompt="a cat")
     subject = scorer(tiny_models, "clip_direction", "transformers")
-    outcomes = score_batch(subject, [same_picture, whole, same_text, tokens])
+    outcomes = score_batch(subject, [same_image, whole, same_text, tokens])
     assert isinstance(outcomes[1], Score)
     failures = [one for one in outcomes if isinstance(one, ScoreFailure)]
     assert [one.code for one in failures] == ["invalid_item"] * 3
-    assert "the picture and its source are the same to CLIP" in failures[0].message
+    assert "the image and its source are the same to CLIP" in failures[0].message
     assert "the text and its source are the same to CLIP" in failures[1].message
     assert "no words besides concept tokens" in failures[2].message
     assert score_batch(subject, [tokens]) == [failures[2]]
 
 
-def test_a_concepts_token_is_read_as_its_class_word(tiny_models: Any, pictures: Pictures) -> None:
-    (image,) = pictures(1)
+def test_a_concepts_token_is_read_as_its_class_word(tiny_models: Any, make_images: ImageFactory) -> None:
+    (image,) = make_images(1)
     concept = Concept("animal", "dog", "<bo>")
     subject = scorer(tiny_models, "clip_t", "transformers")
     named, plain, empty = subject.score(

@@ -59,9 +59,9 @@ def theirs(tiny_models: Any) -> Any:
     return lambda: (model, processor)
 
 
-def tensor(picture: Pixels) -> torch.Tensor:
+def tensor(image: Pixels) -> torch.Tensor:
     """[3 H W], levels 0..255."""
-    return torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 def cosines(tiny_models: Any, items: list[ScoreItem], kind: str = "clip_t") -> list[float]:
@@ -78,14 +78,14 @@ def floored(cosines: list[float]) -> list[float]:
 def test_clip_t_is_clip_score_over_100_without_its_floor(
     tiny_models: Any, theirs: Any, photographs: dict[str, Pixels]
 ) -> None:
-    asked = [(picture, text) for picture in photographs.values() for text in CAPTIONS]
-    ours = cosines(tiny_models, [ScoreItem(image=picture, prompt=text) for picture, text in asked])
-    expected = [float(clip_score(tensor(picture), text, theirs)) for picture, text in asked]
+    asked = [(image, text) for image in photographs.values() for text in CAPTIONS]
+    ours = cosines(tiny_models, [ScoreItem(image=image, prompt=text) for image, text in asked])
+    expected = [float(clip_score(tensor(image), text, theirs)) for image, text in asked]
     assert floored(ours) == pytest.approx(expected, abs=1e-3)
     assert min(ours) < 0 < max(ours), "the case must tell the floor from no floor"
 
 
-def test_clip_i_is_clip_score_of_two_pictures(tiny_models: Any, theirs: Any, photographs: dict[str, Pixels]) -> None:
+def test_clip_i_is_clip_score_of_two_images(tiny_models: Any, theirs: Any, photographs: dict[str, Pixels]) -> None:
     pairs = list(pairwise(photographs.values()))
     ours = cosines(tiny_models, [ScoreItem(image=a, references=(b,)) for a, b in pairs], "clip_i")
     expected = [float(clip_score(tensor(a), tensor(b), theirs)) for a, b in pairs]
@@ -96,9 +96,9 @@ def test_clip_i_is_clip_score_of_two_pictures(tiny_models: Any, theirs: Any, pho
 def test_clip_iqa_follows_from_clip_t(tiny_models: Any, theirs: Any, photographs: dict[str, Pixels]) -> None:
     """Softmax over 100 times the cosines to a good and a bad description (Wang et al. 2023, eq. 2)."""
     good, bad = "a red object", "a black object"
-    for picture in photographs.values():
-        up, down = cosines(tiny_models, [ScoreItem(image=picture, prompt=text) for text in (good, bad)])
-        batch = tensor(picture)[None].float()
+    for image in photographs.values():
+        up, down = cosines(tiny_models, [ScoreItem(image=image, prompt=text) for text in (good, bad)])
+        batch = tensor(image)[None].float()
         theirs_value = clip_image_quality_assessment(batch, theirs, prompts=((good, bad),))
         assert 1 / (1 + math.exp(100 * (down - up))) == pytest.approx(float(theirs_value), abs=1e-3)
 
@@ -107,13 +107,13 @@ def test_a_caption_beyond_the_window_keeps_its_end_token(
     tiny_models: Any, theirs: Any, photographs: dict[str, Pixels]
 ) -> None:
     """CLIP reads a text off at its end token. torchmetrics cuts that off with the rest, with a warning; we do not."""
-    picture, long = photographs["cat"], "a red cat and a blue dog " * 4
+    image, long = photographs["cat"], "a red cat and a blue dog " * 4
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.clip)
     window = 16
     kept = tokenizer.decode(tokenizer(long)["input_ids"][1 : window - 1])
-    ours = cosines(tiny_models, [ScoreItem(image=picture, prompt=text) for text in (long, kept)])
+    ours = cosines(tiny_models, [ScoreItem(image=image, prompt=text) for text in (long, kept)])
     assert ours[0] == pytest.approx(ours[1], abs=1e-6)
-    assert floored(ours)[1] == pytest.approx(float(clip_score(tensor(picture), kept, theirs)), abs=1e-3)
+    assert floored(ours)[1] == pytest.approx(float(clip_score(tensor(image), kept, theirs)), abs=1e-3)
     with pytest.warns(UserWarning, match="longer than"):
-        cut = float(clip_score(tensor(picture), long, theirs))
+        cut = float(clip_score(tensor(image), long, theirs))
     assert not np.isclose(cut / 100, ours[0], atol=1e-3)

@@ -14,7 +14,7 @@ from services.scorer_settings import DerSettings
 from services.scorers import der
 from synod.contracts import Score, ScoreItem
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 
 
 def direct(folder: str, image: np.ndarray) -> np.ndarray:
@@ -26,8 +26,8 @@ def direct(folder: str, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("mode", "reduce"), [("mean", np.mean), ("max", np.max)])
-def test_cosines_equal_the_librarys(tiny_models: Any, pictures: Pictures, mode: str, reduce: Any) -> None:
-    image, *references = pictures(2, 1) + pictures(1, 2, size=(70, 40)) + pictures(1, 3, size=(32, 90))
+def test_cosines_equal_the_librarys(tiny_models: Any, make_images: ImageFactory, mode: str, reduce: Any) -> None:
+    image, *references = make_images(2, 1) + make_images(1, 2, size=(70, 40)) + make_images(1, 3, size=(32, 90))
     scorer = der.build("der", DerSettings(kind="der", model=tiny_models.dinov2, references=mode))  # type: ignore[arg-type]
     (outcome,) = scorer.score([ScoreItem(image=image, references=tuple(references))])
     row = direct(tiny_models.dinov2, image)
@@ -38,8 +38,8 @@ def test_cosines_equal_the_librarys(tiny_models: Any, pictures: Pictures, mode: 
     assert max(expected) - min(expected) > 0.01, "the case must tell mean from max"
 
 
-def test_a_picture_is_its_own_best_reference(tiny_models: Any, pictures: Pictures) -> None:
-    image, other = pictures(2)
+def test_an_image_is_its_own_best_reference(tiny_models: Any, make_images: ImageFactory) -> None:
+    image, other = make_images(2)
     scorer = der.build("der", DerSettings(kind="der", model=tiny_models.dinov2, references="max"))
     (outcome,) = scorer.score([ScoreItem(image=image, references=(other, image.copy()))])
     assert isinstance(outcome, Score)

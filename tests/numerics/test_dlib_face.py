@@ -1,4 +1,4 @@
-"""FER by dlib's embedding on a real photograph, against dlib on the whole picture."""
+"""FER by dlib's embedding on a real photograph, against dlib on the whole image."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def scorer() -> fer.Fer:
 
 @pytest.fixture
 def astronaut() -> Any:
-    picture = np.ascontiguousarray(data.astronaut()[:256, 96:352])
-    picture.setflags(write=False)  # as it comes off the wire
-    return picture
+    image = np.ascontiguousarray(data.astronaut()[:256, 96:352])
+    image.setflags(write=False)  # as it comes off the wire
+    return image
 
 
 def test_the_value_is_one_minus_the_distance(scorer: fer.Fer, astronaut: Any) -> None:
@@ -50,13 +50,13 @@ def test_the_value_is_one_minus_the_distance(scorer: fer.Fer, astronaut: Any) ->
     assert alone.value == pytest.approx(outcome.value, abs=1e-5)
 
 
-def test_a_crop_embeds_as_the_whole_picture_does(scorer: fer.Fer, astronaut: Any) -> None:
+def test_a_crop_embeds_as_the_whole_image_does(scorer: fer.Fer, astronaut: Any) -> None:
     (outcome,) = scorer.score([ScoreItem(image=astronaut, references=(astronaut,))])
     assert isinstance(outcome, Score)
     box = outcome.detail["box"]
-    embedder, picture = dlib_face.DlibEmbedder(0.25), astronaut.copy()
-    shape = embedder._landmarks(picture, dlib.rectangle(*(round(corner) for corner in box)))
-    whole = np.array(embedder._network.compute_face_descriptor(picture, shape, 0))
+    embedder, image = dlib_face.DlibEmbedder(0.25), astronaut.copy()
+    shape = embedder._landmarks(image, dlib.rectangle(*(round(corner) for corner in box)))
+    whole = np.array(embedder._network.compute_face_descriptor(image, shape, 0))
     (row,) = embedder.embed([crop(astronaut, tuple(box), 0.25)])
     assert np.linalg.norm(row - whole) < 0.15
 

@@ -16,7 +16,7 @@ from services.scorer_settings import FerSettings
 from services.scorers import fer
 from synod.contracts import Score, ScoreFailure, ScoreItem
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def scorer(tiny_models: Any, **changes: Any) -> fer.Fer:
     return fer.build("fer", FerSettings.model_validate(tree))
 
 
-def darker(picture: np.ndarray) -> np.ndarray:
-    return (picture * 0.55).astype(np.uint8)
+def darker(image: np.ndarray) -> np.ndarray:
+    return (image * 0.55).astype(np.uint8)
 
 
-def facenet_pytorch(weights: str, picture: np.ndarray) -> np.ndarray:
+def facenet_pytorch(weights: str, image: np.ndarray) -> np.ndarray:
     model = InceptionResnetV1(pretrained=None, classify=False, num_classes=None).eval()
     model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    face = MTCNN(image_size=160, margin=0, post_process=True)(Image.fromarray(picture))
+    face = MTCNN(image_size=160, margin=0, post_process=True)(Image.fromarray(image))
     with torch.no_grad():
         return model(face[None])[0].numpy()
 
@@ -73,22 +73,22 @@ def test_the_same_face_is_one_and_max_is_the_best_reference(tiny_models: Any, as
     assert mean.value < best.value
 
 
-def test_a_picture_without_a_face_scores_zero_with_a_reason(
-    tiny_models: Any, astronaut: np.ndarray, pictures: Pictures
+def test_an_image_without_a_face_scores_zero_with_a_reason(
+    tiny_models: Any, astronaut: np.ndarray, make_images: ImageFactory
 ) -> None:
-    for image in (*pictures(1), np.zeros((8, 8, 3), np.uint8)):
+    for image in (*make_images(1), np.zeros((8, 8, 3), np.uint8)):
         (outcome,) = scorer(tiny_models).score([ScoreItem(image=image, references=(astronaut,))])
         assert isinstance(outcome, Score)
         assert outcome.value == 0.0
-        assert outcome.detail["reason"] == "no face in the picture"
+        assert outcome.detail["reason"] == "no face in the image"
         assert outcome.detail["box"] is None
         assert outcome.detail["reference_boxes"][0] is not None
 
 
 def test_a_reference_without_a_face_is_an_input_error_of_its_item_alone(
-    tiny_models: Any, astronaut: np.ndarray, pictures: Pictures
+    tiny_models: Any, astronaut: np.ndarray, make_images: ImageFactory
 ) -> None:
-    bad = ScoreItem(image=astronaut, references=(astronaut, *pictures(1)))
+    bad = ScoreItem(image=astronaut, references=(astronaut, *make_images(1)))
     good = ScoreItem(image=astronaut, references=(astronaut,))
     first, second = scorer(tiny_models).score([bad, good])
     assert isinstance(first, ScoreFailure)

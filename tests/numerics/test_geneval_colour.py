@@ -15,7 +15,7 @@ from services.models.detector import Detection, box_of, within
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import COLORS
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 
 
 def direct(folder: str, crop: np.ndarray, name: str) -> tuple[str, float]:
@@ -39,8 +39,8 @@ def direct(folder: str, crop: np.ndarray, name: str) -> tuple[str, float]:
     return COLORS[int(np.argmax(logits))], best[-1] - best[-2]
 
 
-def test_colors_equal_the_librarys_and_classes_do_not_mix(tiny_models: Any, pictures: Pictures) -> None:
-    crops = pictures(4, 1) + pictures(4, 2, size=(21, 37))
+def test_colors_equal_the_librarys_and_classes_do_not_mix(tiny_models: Any, make_images: ImageFactory) -> None:
+    crops = make_images(4, 1) + make_images(4, 2, size=(21, 37))
     names = ["cat", "dog", "person", "cat", "dog", "bird", "cat", "hat"]
     colors = ColorClassifier(open_clip.load(tiny_models.open_clip, None, "cpu")).classify(crops, names)
     for crop, name, color in zip(crops, names, colors, strict=True):
@@ -53,8 +53,8 @@ def test_no_crops_need_no_forward() -> None:
     assert ColorClassifier(None).classify([], []) == []  # type: ignore[arg-type]
 
 
-def test_cutout_paints_everything_outside_the_mask_grey(pictures: Pictures) -> None:
-    (image,) = pictures(1, size=(20, 30))
+def test_cutout_paints_everything_outside_the_mask_grey(make_images: ImageFactory) -> None:
+    (image,) = make_images(1, size=(20, 30))
     mask = np.zeros((20, 30), bool)
     mask[4:9, 7:15] = True
     mask[6, 9] = False

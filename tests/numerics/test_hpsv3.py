@@ -32,8 +32,8 @@ def _few_image_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def items(pictures: Callable[..., list[Any]]) -> list[ScoreItem]:
-    images = [*pictures(1, 1), *pictures(1, 2, size=(70, 40)), *pictures(1, 3, size=(9, 91)), data.astronaut()]
+def items(make_images: Callable[..., list[Any]]) -> list[ScoreItem]:
+    images = [*make_images(1, 1), *make_images(1, 2, size=(70, 40)), *make_images(1, 3, size=(9, 91)), data.astronaut()]
     return [ScoreItem(image=image, prompt=text) for image, text in zip(images, TEXTS, strict=True)]
 
 
@@ -71,12 +71,12 @@ class Public:
         if np.prod(rounded) != most:
             scale, end = (most / (height * width)) ** 0.5, np.floor if np.prod(rounded) > most else np.ceil
             rounded = [int(max(1, end(edge * scale / side))) * side for edge in (height, width)]
-        picture = Image.fromarray(item.pixels()).resize((rounded[1], rounded[0]), Image.Resampling.BICUBIC)
+        image = Image.fromarray(item.pixels()).resize((rounded[1], rounded[0]), Image.Resampling.BICUBIC)
         content = [{"type": "image"}, {"type": "text", "text": hpsv3.INSTRUCTION.format(text_prompt=item.prompt)}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        return self.processor(text=[text], images=[picture], return_tensors="pt")
+        return self.processor(text=[text], images=[image], return_tensors="pt")
 
     @torch.no_grad()
     def mu(self, item: ScoreItem) -> float:

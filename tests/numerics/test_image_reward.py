@@ -27,8 +27,13 @@ TEXTS = ("a red cat", "two birds on grass", "dog", "a red cat and a blue dog " *
 
 
 @pytest.fixture
-def items(pictures: Callable[..., list[Any]]) -> list[ScoreItem]:
-    images = [*pictures(1, 1), *pictures(1, 2, size=(70, 40)), *pictures(1, 3, size=(33, 91)), data.astronaut()]
+def items(make_images: Callable[..., list[Any]]) -> list[ScoreItem]:
+    images = [
+        *make_images(1, 1),
+        *make_images(1, 2, size=(70, 40)),
+        *make_images(1, 3, size=(33, 91)),
+        data.astronaut(),
+    ]
     return [ScoreItem(image=image, prompt=text) for image, text in zip(images, TEXTS, strict=True)]
 
 
@@ -49,10 +54,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def prepared(image: Any, side: int) -> Tensor:
     """[3 side side]: short side to `side`, bicubic; the middle; CLIP's mean and deviation."""
-    picture = Image.fromarray(image)
-    scale = side / min(picture.size)
-    width, height = (side if edge == min(picture.size) else int(scale * edge) for edge in picture.size)
-    whole = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float64) / 255
+    original = Image.fromarray(image)
+    scale = side / min(original.size)
+    width, height = (side if edge == min(original.size) else int(scale * edge) for edge in original.size)
+    whole = np.asarray(original.resize((width, height), Image.Resampling.BICUBIC), np.float64) / 255
     top, left = round((height - side) / 2), round((width - side) / 2)
     cut = whole[top : top + side, left : left + side]
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -15,7 +15,7 @@ from services.scorer_settings import BerSettings
 from services.scorers import ber
 from synod.contracts import Concept, Score, ScoreItem
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 PROMPTS = ["a photo of a red cat", "dog", "a blue hat and a white scarf on a person wearing a black hat"]
 
 
@@ -25,9 +25,9 @@ def raw(tiny_models: Any) -> tuple[Any, Any]:
     return model, Blip2Processor.from_pretrained(tiny_models.blip2)
 
 
-def test_itc_equals_the_librarys_own_logits(tiny_models: Any, raw: tuple[Any, Any], pictures: Pictures) -> None:
+def test_itc_equals_the_librarys_own_logits(tiny_models: Any, raw: tuple[Any, Any], make_images: ImageFactory) -> None:
     model, processor = raw
-    images = pictures(3, size=(40, 56))
+    images = make_images(3, size=(40, 56))
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     ours = blip2.load(tiny_models.blip2, "cpu")
     features, texts = ours.image_features(images), ours.text_features(PROMPTS)
@@ -41,9 +41,9 @@ def test_itc_equals_the_librarys_own_logits(tiny_models: Any, raw: tuple[Any, An
         assert (features @ texts[column]).max(axis=1) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_itc_by_hand_from_the_raw_outputs(tiny_models: Any, raw: tuple[Any, Any], pictures: Pictures) -> None:
+def test_itc_by_hand_from_the_raw_outputs(tiny_models: Any, raw: tuple[Any, Any], make_images: ImageFactory) -> None:
     model, processor = raw
-    (image,) = pictures(1)
+    (image,) = make_images(1)
     tokens = processor.tokenizer(PROMPTS[0], return_tensors="pt")
     with torch.no_grad():
         patches = model.vision_model(processor.image_processor(image, return_tensors="pt")["pixel_values"])[0]
@@ -67,8 +67,8 @@ def test_itc_by_hand_from_the_raw_outputs(tiny_models: Any, raw: tuple[Any, Any]
     assert outcome.detail == {"query": int(np.argmax(cosines)), "text": PROMPTS[0]}
 
 
-def test_prompts_are_prepared_before_they_are_scored(tiny_models: Any, pictures: Pictures) -> None:
-    (image,) = pictures(1)
+def test_prompts_are_prepared_before_they_are_scored(tiny_models: Any, make_images: ImageFactory) -> None:
+    (image,) = make_images(1)
     scorer = ber.build("ber", BerSettings(kind="ber", model=tiny_models.blip2))
     concept = Concept("animal", class_word="dog", token="<bo>")
     first, second = scorer.score(
@@ -83,9 +83,9 @@ def test_prompts_are_prepared_before_they_are_scored(tiny_models: Any, pictures:
     assert first.detail["text"] == "a photo of dog on grass"
 
 
-def test_itm_equals_the_librarys_own_logits(tiny_models: Any, raw: tuple[Any, Any], pictures: Pictures) -> None:
+def test_itm_equals_the_librarys_own_logits(tiny_models: Any, raw: tuple[Any, Any], make_images: ImageFactory) -> None:
     model, processor = raw
-    images = pictures(3, size=(40, 56))
+    images = make_images(3, size=(40, 56))
     scorer = ber.build("ber", BerSettings(kind="ber", model=tiny_models.blip2, head="itm"))
     outcomes = scorer.score([ScoreItem(image=i, prompt=p) for i, p in zip(images, PROMPTS, strict=True)])
     for image, prompt, outcome in zip(images, PROMPTS, outcomes, strict=True):  # one pair at a time: no padding

@@ -51,7 +51,7 @@ def test_noise_grows_the_file_and_blur_shrinks_it() -> None:
     assert values("compressibility", *ladder) == pytest.approx([-size / 500 for size in sizes])
 
 
-def test_a_picture_beyond_the_range_counts_as_its_end() -> None:
+def test_an_image_beyond_the_range_counts_as_its_end() -> None:
     large, small = data.astronaut(), np.zeros((8, 8, 3), np.uint8)
     kept = scored("incompressibility", large, small, max_kb=50)
     assert isinstance(kept[0], Score)

@@ -20,7 +20,7 @@ from services.scorers import likelihood
 from services.scorers.base import score_batch
 from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 PROMPTS = ("a red cat", "two black birds and a white scarf", "dog", "object " * 4)
 
 
@@ -57,8 +57,12 @@ def naive(folder: str, image: Any, prompt: str, question: str) -> list[float]:
     return found
 
 
-def test_one_pass_over_a_padded_batch_equals_one_forward_a_token(folder: str, pictures: Pictures) -> None:
-    images = [*pictures(2), *pictures(1, 1, size=(24, 72)), *pictures(1, 2, size=(90, 40))]  # prefixes differ in length
+def test_one_pass_over_a_padded_batch_equals_one_forward_a_token(folder: str, make_images: ImageFactory) -> None:
+    images = [
+        *make_images(2),
+        *make_images(1, 1, size=(24, 72)),
+        *make_images(1, 2, size=(90, 40)),
+    ]  # prefixes differ in length
     items = [ScoreItem(image=image, prompt=prompt) for image, prompt in zip(images, PROMPTS, strict=True)]
     outcomes = scorer(folder).score(items)
     for item, outcome in zip(items, outcomes, strict=True):
@@ -71,8 +75,8 @@ def test_one_pass_over_a_padded_batch_equals_one_forward_a_token(folder: str, pi
     assert outcomes[0].detail["tokens"] == ["a", "red", "cat"]
 
 
-def test_the_question_counts(folder: str, pictures: Pictures) -> None:
-    item = ScoreItem(image=pictures(1)[0], prompt="a red cat")
+def test_the_question_counts(folder: str, make_images: ImageFactory) -> None:
+    item = ScoreItem(image=make_images(1)[0], prompt="a red cat")
     (other,) = scorer(folder, question="a photo of").score([item])
     expected = naive(folder, item.image, "a red cat", "a photo of")
     assert isinstance(other, Score)
@@ -109,8 +113,8 @@ def test_a_log_probability_that_is_not_finite_is_no_score(value: float) -> None:
     assert outcome.code == "non_finite"
 
 
-def test_a_prompt_beyond_the_window_fails_alone_and_is_not_cut(folder: str, pictures: Pictures) -> None:
-    image = pictures(1)[0]
+def test_a_prompt_beyond_the_window_fails_alone_and_is_not_cut(folder: str, make_images: ImageFactory) -> None:
+    image = make_images(1)[0]
     items = [ScoreItem(image=image, prompt=prompt) for prompt in ("cat", "cat " * 140, "dog")]
     whole = score_batch(scorer(folder), [items[0], items[2]])
     first, long, last = score_batch(scorer(folder), items)
@@ -123,8 +127,8 @@ def test_a_prompt_beyond_the_window_fails_alone_and_is_not_cut(folder: str, pict
         assert beside.value == pytest.approx(alone.value, abs=1e-6)
 
 
-def test_concept_tokens_become_words(folder: str, pictures: Pictures) -> None:
-    image = pictures(1)[0]
+def test_concept_tokens_become_words(folder: str, make_images: ImageFactory) -> None:
+    image = make_images(1)[0]
     concept = Concept("animal", "dog", "<bo>")
     named, wordless = scorer(folder).score(
         [ScoreItem(image=image, prompt="a photo of <bo>", concept=concept), ScoreItem(image=image, prompt="<bo>")]

@@ -14,7 +14,7 @@ from services.models import mask2former
 from services.models.detector import Box, box_of, within
 from synod.errors import NonFinite
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def sparse_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("sparse_masks")
-def test_detections_equal_the_naive_pipelines(tiny_models: Any, pictures: Pictures) -> None:
-    images = pictures(1, 5, size=(48, 80)) + pictures(1, 6) + pictures(1, 7, size=(48, 80))
+def test_detections_equal_the_naive_pipelines(tiny_models: Any, make_images: ImageFactory) -> None:
+    images = make_images(1, 5, size=(48, 80)) + make_images(1, 6) + make_images(1, 7, size=(48, 80))
     detector = mask2former.load(tiny_models.mask2former, "cpu")
     assert detector.class_names == ("cat", "computer mouse", "person")
     for image, detections in zip(images, detector.detect(images), strict=True):
@@ -94,9 +94,9 @@ def test_detections_equal_the_naive_pipelines(tiny_models: Any, pictures: Pictur
         assert len(expected) < 100, "some masks are empty"
 
 
-def test_some_classes_alone_are_those_of_all(tiny_models: Any, pictures: Pictures) -> None:
+def test_some_classes_alone_are_those_of_all(tiny_models: Any, make_images: ImageFactory) -> None:
     detector = mask2former.load(tiny_models.mask2former, "cpu")
-    images = pictures(1, 6)
+    images = make_images(1, 6)
     (every,), (cats,) = detector.detect(images), detector.detect(images, ("cat",))
     assert 0 < len(cats) < len(every)
     assert [(d.score, d.box) for d in cats] == [(d.score, d.box) for d in every if d.class_name == "cat"]
@@ -123,9 +123,11 @@ def all_at_once(detector: Any, image: np.ndarray) -> list[tuple[str, float, Box,
 
 @pytest.mark.usefixtures("sparse_masks")
 @pytest.mark.parametrize("size", [(64, 64), (150, 500), (600, 450)])
-def test_masks_made_singly_equal_all_at_once(tiny_models: Any, pictures: Pictures, size: tuple[int, int]) -> None:
+def test_masks_made_singly_equal_all_at_once(
+    tiny_models: Any, make_images: ImageFactory, size: tuple[int, int]
+) -> None:
     detector = mask2former.load(tiny_models.mask2former, "cpu")
-    for image in pictures(2, 3, size=size):
+    for image in make_images(2, 3, size=size):
         (detections,) = detector.detect([image])
         expected = all_at_once(detector, image)
         assert [(d.class_name, d.box) for d in detections] == [(name, box) for name, _, box, _ in expected]
@@ -136,10 +138,10 @@ def test_masks_made_singly_equal_all_at_once(tiny_models: Any, pictures: Picture
 
 @pytest.mark.usefixtures("sparse_masks")
 def test_least_score_keeps_what_reaches_it(
-    tiny_models: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    tiny_models: Any, make_images: ImageFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = mask2former.load(tiny_models.mask2former, "cpu")
-    images = pictures(2, 3)
+    images = make_images(2, 3)
     every = detector.detect(images)
     least = sorted(d.score for found in every for d in found)[-4]
     made: list[int] = []
@@ -158,7 +160,7 @@ def test_least_score_keeps_what_reaches_it(
 
 @pytest.mark.parametrize("output", ["class_queries_logits", "masks_queries_logits"])
 def test_output_that_is_not_finite_is_a_failure(
-    tiny_models: Any, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, output: str
+    tiny_models: Any, make_images: ImageFactory, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     """NaN compares as false: it used to mean that nothing is in the image."""
     forward = Mask2FormerForUniversalSegmentation.forward
@@ -170,4 +172,4 @@ def test_output_that_is_not_finite_is_a_failure(
 
     monkeypatch.setattr(Mask2FormerForUniversalSegmentation, "forward", overflowed)
     with pytest.raises(NonFinite, match=r"float32 is not finite.*dtype"):
-        mask2former.load(tiny_models.mask2former, "cpu").detect(pictures(1))
+        mask2former.load(tiny_models.mask2former, "cpu").detect(make_images(1))

@@ -69,7 +69,7 @@ def test_normalised_text_has_one_case_one_form_and_no_space() -> None:
 
 
 class Told:
-    """Reads what it is told to, and remembers how many pictures it was given."""
+    """Reads what it is told to, and remembers how many images it was given."""
 
     def __init__(self, *lines: list[str]) -> None:
         self.lines, self.asked = list(lines), 0
@@ -110,9 +110,9 @@ def test_a_prompt_that_quotes_nothing_fails_alone_and_unread() -> None:
 
 
 def written(text: str, blur: float = 0.0) -> Pixels:
-    picture = Image.new("RGB", (420, 120), (250, 240, 220))
-    ImageDraw.Draw(picture).text((20, 34), text, (20, 30, 90), ImageFont.load_default(size=44))
-    return np.array(picture.filter(ImageFilter.GaussianBlur(blur)))
+    image = Image.new("RGB", (420, 120), (250, 240, 220))
+    ImageDraw.Draw(image).text((20, 34), text, (20, 30, 90), ImageFont.load_default(size=44))
+    return np.array(image.filter(ImageFilter.GaussianBlur(blur)))
 
 
 def test_the_engine_reads_drawn_words_and_no_photograph() -> None:

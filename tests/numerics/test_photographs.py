@@ -1,4 +1,4 @@
-"""What holds for photographs under any weights: a picture is like itself, noise and blur have their order, the real
+"""What holds for photographs under any weights: an image is like itself, noise and blur have their order, the real
 face is found wherever it stands, and words are read off a photograph."""
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def values(subject: Scorer, *items: ScoreItem) -> list[float]:
     return [score.value for score in scored(subject, *items)]
 
 
-def noisy(picture: Pixels, sigma: float) -> Pixels:
-    noise = np.random.default_rng(5).normal(0, sigma, picture.shape)
-    return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
+def noisy(image: Pixels, sigma: float) -> Pixels:
+    noise = np.random.default_rng(5).normal(0, sigma, image.shape)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 
 
-def blurred(picture: Pixels, sigma: float) -> Pixels:
-    return np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+def blurred(image: Pixels, sigma: float) -> Pixels:
+    return np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
 
 
 @pytest.fixture
@@ -46,22 +46,22 @@ def facenet(tiny_models: Any) -> Scorer:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_psnr_falls_with_noise_and_with_blur(photographs: Photographs, name: str) -> None:
-    picture = photographs[name]
+    image = photographs[name]
     for changed in (noisy, blurred):
-        ladder = [picture.copy(), *(changed(picture, sigma) for sigma in (1, 2, 4, 8, 16))]
-        found = values(build(kind="psnr"), *(ScoreItem(image=one, references=(picture,)) for one in ladder))
+        ladder = [image.copy(), *(changed(image, sigma) for sigma in (1, 2, 4, 8, 16))]
+        found = values(build(kind="psnr"), *(ScoreItem(image=one, references=(image,)) for one in ladder))
         assert found[0] == 100.0
         assert found == sorted(set(found), reverse=True)
-    by_hand = 10 * np.log10(255**2 / np.mean((noisy(picture, 4).astype(float) - picture) ** 2))
-    assert values(build(kind="psnr"), ScoreItem(image=noisy(picture, 4), references=(picture,))) == [
+    by_hand = 10 * np.log10(255**2 / np.mean((noisy(image, 4).astype(float) - image) ** 2))
+    assert values(build(kind="psnr"), ScoreItem(image=noisy(image, 4), references=(image,))) == [
         pytest.approx(by_hand, abs=1e-9)
     ]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_jpeg_grows_with_noise_and_shrinks_with_blur(photographs: Photographs, name: str) -> None:
-    picture = photographs[name]
-    ladder = [blurred(picture, 4), blurred(picture, 1), picture, noisy(picture, 16), noisy(picture, 48)]
+    image = photographs[name]
+    ladder = [blurred(image, 4), blurred(image, 1), image, noisy(image, 16), noisy(image, 48)]
     items = [ScoreItem(image=one) for one in ladder]
     sizes = values(build(kind="jpeg", direction="incompressibility"), *items)
     assert sizes == sorted(set(sizes))
@@ -77,14 +77,14 @@ def test_a_photograph_is_one_with_itself_and_nearer_to_its_noise_than_to_any_oth
         "clip_i_open": {"kind": "clip_i", "model": {"family": "open_clip", "model": tiny_models.open_clip}},
         "der": {"kind": "der", "model": tiny_models.dinov2},
     }[kind]
-    pictures = [photographs[name] for name in NAMES]
-    items = [ScoreItem(image=a, references=(b.copy(),)) for a in pictures for b in pictures]
+    images = [photographs[name] for name in NAMES]
+    items = [ScoreItem(image=a, references=(b.copy(),)) for a in images for b in images]
     subject = build(**tree)
     cosines = np.reshape(values(subject, *items), (len(NAMES), -1))
     assert np.diag(cosines) == pytest.approx(1.0, abs=1e-5)
     assert cosines.max() <= 1.0
     assert cosines == pytest.approx(cosines.T, abs=1e-5), "who is the reference does not count"
-    near = values(subject, *(ScoreItem(image=noisy(one, 2), references=(one,)) for one in pictures))
+    near = values(subject, *(ScoreItem(image=noisy(one, 2), references=(one,)) for one in images))
     others = np.where(np.eye(len(NAMES), dtype=bool), -1.0, cosines).max(axis=1)
     assert np.all(others < near)
     assert np.all(np.array(near) < 1.0)
@@ -122,11 +122,11 @@ def test_words_over_a_photograph_are_read() -> None:
     pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
     subject = build(kind="ocr")
     for photograph in (data.coffee(), data.rocket(), data.cat()):
-        picture = Image.fromarray(photograph)
-        ImageDraw.Draw(picture).text(
+        canvas = Image.fromarray(photograph)
+        ImageDraw.Draw(canvas).text(
             (30, 40), "Open 24h", "white", ImageFont.load_default(size=56), stroke_width=4, stroke_fill="black"
         )
-        written = np.array(picture)
+        written = np.array(canvas)
         asked = [(written, "Open 24h"), (written, "Open 25h"), (written, "Zzz"), (photograph, "Open 24h")]
         found = values(subject, *(ScoreItem(image=image, prompt=f'a sign, "{text}"') for image, text in asked))
         assert found == [1.0, pytest.approx(6 / 7), 0.0, 0.0]

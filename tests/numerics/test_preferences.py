@@ -21,7 +21,7 @@ from synod.contracts import Score, ScoreItem
 from synod.errors import SettingsError
 from tests.building import build
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 TEXTS = ("a red cat", "two birds on grass", "dog", "a red cat and a blue dog " * 6)
 
 
@@ -32,8 +32,13 @@ def values(subject: Scorer, items: list[ScoreItem]) -> list[float]:
 
 
 @pytest.fixture
-def items(pictures: Pictures) -> list[ScoreItem]:
-    images = [*pictures(1, 1), *pictures(1, 2, size=(70, 40)), *pictures(1, 3, size=(32, 90)), data.astronaut()]
+def items(make_images: ImageFactory) -> list[ScoreItem]:
+    images = [
+        *make_images(1, 1),
+        *make_images(1, 2, size=(70, 40)),
+        *make_images(1, 3, size=(32, 90)),
+        data.astronaut(),
+    ]
     return [ScoreItem(image=image, prompt=text) for image, text in zip(images, TEXTS, strict=True)]
 
 

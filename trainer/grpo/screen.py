@@ -56,7 +56,7 @@ def screen(scores: Sequence[float | None], threshold: float | None, group: int) 
 def fill(kept: Kept, scores: Sequence[float | None], group: int) -> Kept:
     """`kept`, completed at the cap to `group` previews: the best rejected scores first, equal ones in draw order.
 
-    Previews with a lost score come last, in draw order: nothing speaks for them, but their finished pictures are
+    Previews with a lost score come last, in draw order: nothing speaks for them, but their finished images are
     rewarded as any other's. What was added is in `filled`; `passed`, and so the pass rate, stays as it was. With fewer
     previews drawn than `group`, all are kept and `enough` stays False.
     """

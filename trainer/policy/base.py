@@ -16,7 +16,7 @@ from trainer.types import ImageSegment, Query, Segment, TextSegment
 
 
 class Policy(Protocol):
-    """A unified multimodal model that answers queries in text and draws pictures step by step.
+    """A unified multimodal model that answers queries in text and draws images step by step.
 
     Randomness comes in as uniforms in (0, 1), so a rollout depends on nothing but weights, prompt and uniforms.
     """
@@ -25,7 +25,7 @@ class Policy(Protocol):
 
     @property
     def positions(self) -> int:
-        """N, the tokens of a picture."""
+        """N, the tokens of an image."""
         ...
 
     def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
@@ -33,25 +33,25 @@ class Policy(Protocol):
         ...
 
     def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
-        """Fully masked pictures, one a prompt."""
+        """Fully masked images, one a prompt."""
         ...
 
     def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
         """The segments, all at the same step, taken on to step `until` <= T."""
         ...
 
-    def pictures(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
         """The last full draw of each, decoded to uint8 [H W 3]."""
         ...
 
     def steps(self, segments: Sequence[Segment]) -> int:
-        """How many calls of `logprobs` cover all decisions: 1 for texts, T for finished pictures."""
+        """How many calls of `logprobs` cover all decisions: 1 for texts, T for finished images."""
         ...
 
     def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(new_BD, old_BD, mask_BD) of one step, for segments of one kind; new_BD carries the gradient.
 
-        Pictures: under the guided distribution, which is the policy. mask_BD is True where something was decided.
+        Images: under the guided distribution, which is the policy. mask_BD is True where something was decided.
         """
         ...
 

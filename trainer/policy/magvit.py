@@ -1,7 +1,7 @@
 """MAGVIT-v2's image tokenizer with lookup-free quantisation (Yu et al. 2024), under the public one's state-dict keys.
 
 A code of K bits stands for a vector of K signs; bit 0 of the vector (channel 0) is the most significant one. Suffixes:
-B pictures, C channels, H W pixels, h w positions of the token grid, N = h w, K bits.
+B images, C channels, H W pixels, h w positions of the token grid, N = h w, K bits.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Quantizer(nn.Module):
 
 
 class Magvit(nn.Module):
-    """The whole tokenizer. Square pictures only."""
+    """The whole tokenizer. Square images only."""
 
     def __init__(self, config: MagvitConfig) -> None:
         super().__init__()
@@ -211,14 +211,14 @@ class Magvit(nn.Module):
         self.quantize = Quantizer(config.bits)
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[Pixels]) -> Tensor:
+    def encode(self, images: Sequence[Pixels]) -> Tensor:
         """uint8 [H W 3] each, all of one size that `patch` divides -> codes int64 [B N]."""
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self._like) / 127.5 - 1.0
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self._like) / 127.5 - 1.0
         return self.quantize.codes(self.encoder(pixels))
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> list[Pixels]:
-        """Codes int64 [B N] -> B pictures uint8 [H W 3]."""
+        """Codes int64 [B N] -> B images uint8 [H W 3]."""
         side = round(codes_BN.shape[1] ** 0.5)
         decoded = self.decoder(self.quantize.vectors(codes_BN, (side, side)).to(self._like))
         pixels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

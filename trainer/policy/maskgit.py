@@ -1,6 +1,6 @@
 """MaskGIT sampling (Chang et al. 2022) as Show-o does it, resumable after any step, with all randomness passed in.
 
-Suffixes: B pictures, T steps, N positions, V codes.
+Suffixes: B images, T steps, N positions, V codes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Guided = Callable[[Tensor, Tensor], Tensor]  # (codes_BN, masked_BN) -> guided l
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """B pictures after the same number of steps t. Every field of the steps done has t in its second dimension.
+    """B images after the same number of steps t. Every field of the steps done has t in its second dimension.
 
     codes_BTN int64 full draws; masked_BTN bool, masked when step t drew; logp_BTN of codes under the guided
     distribution; remasked_BN bool, masked for the next step; uniform_BT2N in (0, 1): [draw, confidence noise].

@@ -2,7 +2,7 @@
 
 Image generation reads logits at the masked position itself, over the image codes only; the guided distribution
 softmax((1 + g) cond - g uncond) is what is sampled, and so it is the policy. Answers are drawn over the text tokens.
-A text block never sees the picture, so its keys and values are computed once for all denoising steps.
+A text block never sees the image, so its keys and values are computed once for all denoising steps.
 
 Suffixes: B rollouts, T steps, N image positions, S answer tokens, L positions, V image codes.
 """
@@ -31,7 +31,7 @@ from trainer.policy.magvit import Magvit
 from trainer.policy.phi import Cache, Phi, PhiConfig
 from trainer.types import ImageSegment, Query, Segment, TextSegment
 
-PICTURES_KEPT = 1024
+IMAGES_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,16 @@ class ShowO:
 
     def _question(self, query: Query) -> Tensor:
         side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
-        picture = fitted(query.picture, side) if query.picture is not None else np.zeros((side, side, 3), np.uint8)
-        return self.words.question(query.text, self._codes(picture)).to(self.device)
+        image = fitted(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
+        return self.words.question(query.text, self._codes(image)).to(self.device)
 
-    def _codes(self, picture: Pixels) -> Tensor:
-        """The picture's codes [N]; the few pictures that queries show are kept."""
-        key = hashlib.blake2b(picture.tobytes()).digest()
+    def _codes(self, image: Pixels) -> Tensor:
+        """The image's codes [N]; the few images that queries show are kept."""
+        key = hashlib.blake2b(image.tobytes()).digest()
         if key not in self._seen:
-            if len(self._seen) >= PICTURES_KEPT:
+            if len(self._seen) >= IMAGES_KEPT:
                 self._seen.clear()
-            self._seen[key] = self.vq.encode([picture])[0]
+            self._seen[key] = self.vq.encode([image])[0]
         return self._seen[key]
 
     def _text_logp(self, hidden: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class ShowO:
         state = maskgit.denoise(_join(segments), lambda c, m: self._guided(texts, c, m), until, self.temperature)
         return _split(prompts, state)
 
-    def pictures(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in segments]))
 
     def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
@@ -288,20 +288,20 @@ def load(
     return policy
 
 
-def fitted(picture: Pixels, side: int) -> Pixels:
+def fitted(image: Pixels, side: int) -> Pixels:
     """uint8 [H W 3] -> uint8 [side side 3]: short side resized (bicubic), centre crop, as in Show-o."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if height == width == side:
-        return picture
+        return image
     short = min(height, width)
     height, width = side * height // short, side * width // short
     top, left = round((height - side) / 2), round((width - side) / 2)
-    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)[top : top + side, left : left + side].copy()
 
 
 def _join(segments: Sequence[ImageSegment]) -> maskgit.State:
-    assert len({s.step for s in segments}) == 1, "pictures at different steps"
+    assert len({s.step for s in segments}) == 1, "images at different steps"
     names = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
     return maskgit.State(*(torch.stack([getattr(s, name) for s in segments]) for name in names))
 

@@ -1,4 +1,4 @@
-{{- /* The settings as the plane will read them, as JSON: the TOML, and .Values.overrides over it. */}}
+{{- /* The settings as the service will read them, as JSON: the TOML, and .Values.overrides over it. */}}
 {{- define "synod.settings" -}}
 {{- $settings := include "synod.config" . | fromToml -}}
 {{- if hasKey $settings "Error" -}}

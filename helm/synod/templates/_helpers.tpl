@@ -53,7 +53,7 @@ those. gpus is 0 where a group has none; resource is the Ray resource of an envi
 {{- end }}
 
 {{- define "synod.configPath" -}}
-/app/deploy/release/plane.toml
+/app/deploy/release/service.toml
 {{- end }}
 
 {{- define "synod.rayVersion" -}}
@@ -89,7 +89,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{- /* The release's own token, for those who call the plane. */}}
+{{- /* The release's own token, for those who call the service. */}}
 {{- define "synod.tokenVolume" -}}
 - name: token
   secret:
@@ -106,7 +106,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
 {{- /* Settings that the chart decides, and .Values.overrides. */}}
-{{- define "synod.planeEnv" -}}
+{{- define "synod.serviceEnv" -}}
 {{- $chart := dict
   "SYNOD__SERVER__HOST" "0.0.0.0"
   "SYNOD__SERVER__LISTEN" "gateway"

@@ -1,5 +1,5 @@
 {{- /*
-A pod template of a Ray cluster. Arguments: root; cluster (plane, trainer); component; image and place (entries of the
+A pod template of a Ray cluster. Arguments: root; cluster (service, trainer); component; image and place (entries of the
 values); resources; and, where wanted: gpus, gpuResource, tokens (mount what gateways accept), token (mount the release's
 own), checkpoints, ports, env, probes, exporter (the command of the container that tells metrics), automount, preStop.
 
@@ -106,7 +106,7 @@ spec:
         - {name: shm, mountPath: /dev/shm}
         - {name: models, mountPath: /models}
         - {name: config, mountPath: {{ dir (include "synod.configPath" .root) }}, readOnly: true}
-        {{- if eq .cluster "plane" }}
+        {{- if eq .cluster "service" }}
         - {name: run, mountPath: /run/synod}
         - {name: counters, mountPath: /run/synod/metrics}
         {{- end }}
@@ -158,7 +158,7 @@ spec:
       {{- end }}
     - name: config
       configMap: {name: {{ include "synod.fullname" .root }}-config}
-    {{- if eq .cluster "plane" }}
+    {{- if eq .cluster "service" }}
     - {name: run, emptyDir: {}}
     - {name: counters, emptyDir: {}}
     {{- end }}
@@ -210,7 +210,7 @@ nothing listens there: gateways have the chart's own Service. */}}
   | toJson -}}
 {{- end }}
 
-{{- /* What of a Ray cluster is the same for plane and trainer. */}}
+{{- /* What of a Ray cluster is the same for service and trainer. */}}
 {{- define "synod.rayCluster" -}}
 rayVersion: {{ include "synod.rayVersion" . }}
 authOptions:

@@ -1,14 +1,14 @@
-"""The console: a page at `/` that scores one picture, and the files it is made of. No framework, no build step.
+"""The console: a page at `/` that scores one image, and the files it is made of. No framework, no build step.
 
     index.html style.css icon.svg   what is seen
-    main.js                         wiring: the plane's catalogue, Score, Stop, the token
-    api.js words.js                 the plane's paths and errors; error codes in words
-    form.js pictures.js             what is asked: the form -> one item of `POST /v1/score`
-    results.js boxes.js             what is answered: scores, failures, boxes over the picture
+    main.js                         wiring: the service's catalogue, Score, Stop, the token
+    api.js words.js                 the service's paths and errors; error codes in words
+    form.js images.js             what is asked: the form -> one item of `POST /v1/score`
+    results.js boxes.js             what is answered: scores, failures, boxes over the image
     health.js dom.js                replicas and reward health, polled; elements made without markup
 
-A page's policy lets it load these files and speak to this plane, and nothing else; trusted types refuse any markup
-made from text. The page itself needs no token: what it asks the plane for does.
+A page's policy lets it load these files and speak to this service, and nothing else; trusted types refuse any markup
+made from text. The page itself needs no token: what it asks the service for does.
 """
 
 from __future__ import annotations

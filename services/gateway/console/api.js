@@ -1,10 +1,10 @@
-// The plane's paths, relative to the page, so that a plane behind a prefix works too.
+// The service's paths, relative to the page, so that a service behind a prefix works too.
 
 const JSON_TYPE = "application/json";
 const NDJSON_TYPE = "application/x-ndjson";
 
 /** An answer that is an error as a whole: a code of docs/wire.md, or "network", "cut_off", "stopped". */
-export class PlaneError extends Error {
+export class ServiceError extends Error {
   constructor(code, message, retryAfterS = null) {
     super(message);
     this.code = code;
@@ -12,21 +12,21 @@ export class PlaneError extends Error {
   }
 }
 
-export class Plane {
+export class Service {
   token = "";
 
-  /** The catalogue of GET /v1/scorers. Throws PlaneError. */
+  /** The catalogue of GET /v1/scorers. Throws ServiceError. */
   async scorers() {
     const answer = await this.#ask("v1/scorers", { headers: { accept: JSON_TYPE } });
     return await answer.json();
   }
 
-  /** Scores a request; `onPart` gets each part as it arrives. Throws PlaneError. */
+  /** Scores a request; `onPart` gets each part as it arrives. Throws ServiceError. */
   async score(request, maxBodyBytes, onPart, signal) {
     const body = new Blob([JSON.stringify(request)]);
     if (body.size > maxBodyBytes) {
-      const why = `the request has ${body.size} bytes, the limit is ${maxBodyBytes}; choose smaller or fewer pictures`;
-      throw new PlaneError("payload_too_large", why);
+      const why = `the request has ${body.size} bytes, the limit is ${maxBodyBytes}; choose smaller or fewer images`;
+      throw new ServiceError("payload_too_large", why);
     }
     const headers = { "content-type": JSON_TYPE, accept: NDJSON_TYPE };
     const answer = await this.#ask("v1/score", { method: "POST", headers, body, signal });
@@ -36,17 +36,17 @@ export class Plane {
       if (last.error) throw errorOf(last.error);
       onPart(last);
     }
-    if (!last.rewards) throw new PlaneError("cut_off", "the last part is missing; ask again");
+    if (!last.rewards) throw new ServiceError("cut_off", "the last part is missing; ask again");
   }
 
-  /** What GET /readyz says: {ready, scorers: {name: {ready, replicas, wanted, reason}}}. Throws PlaneError. */
+  /** What GET /readyz says: {ready, scorers: {name: {ready, replicas, wanted, reason}}}. Throws ServiceError. */
   async readiness() {
     const answer = await this.#fetch("readyz", { signal: AbortSignal.timeout(10_000) });
     if (answer.status !== 200 && answer.status !== 503) throw await refusal(answer);
     return await answer.json();
   }
 
-  /** The text of GET /metrics. Throws PlaneError. */
+  /** The text of GET /metrics. Throws ServiceError. */
   async metrics() {
     const answer = await this.#ask("metrics", { signal: AbortSignal.timeout(10_000) });
     return await answer.text();
@@ -64,28 +64,28 @@ export class Plane {
     try {
       return await fetch(path, { ...options, headers, redirect: "error" });
     } catch (error) {
-      throw asPlaneError(error);
+      throw asServiceError(error);
     }
   }
 }
 
-/** Any error as a PlaneError: a request that was stopped, or one that found no plane. */
-export function asPlaneError(error) {
-  if (error instanceof PlaneError) return error;
-  if (error.name === "AbortError") return new PlaneError("stopped", "the plane drops what was under way");
-  return new PlaneError("network", error.message);
+/** Any error as a ServiceError: a request that was stopped, or one that found no service. */
+export function asServiceError(error) {
+  if (error instanceof ServiceError) return error;
+  if (error.name === "AbortError") return new ServiceError("stopped", "the service drops what was under way");
+  return new ServiceError("network", error.message);
 }
 
 async function refusal(answer) {
   try {
     return errorOf((await answer.json()).error);
   } catch {
-    return new PlaneError("network", `HTTP ${answer.status} without a body that this page can read`);
+    return new ServiceError("network", `HTTP ${answer.status} without a body that this page can read`);
   }
 }
 
 function errorOf(error) {
-  return new PlaneError(error.code, error.message, error.retry_after_s ?? null);
+  return new ServiceError(error.code, error.message, error.retry_after_s ?? null);
 }
 
 async function* lines(stream) {

@@ -1,4 +1,4 @@
-// Boxes over a picture. A box is [x0, y0, x1, y1] in the picture's pixels, as scorers put it in `detail`.
+// Boxes over an image. A box is [x0, y0, x1, y1] in the image's pixels, as scorers put it in `detail`.
 
 import { el, svg } from "./dom.js";
 
@@ -19,7 +19,7 @@ export function boxesOf(detail) {
 
 const isDrawable = ({ box }) => Array.isArray(box) && box.length === 4 && box.every(Number.isFinite);
 
-/** A picture that boxes can be drawn over: `draw(boxes)` adds some, at once or when the picture is there. */
+/** An image that boxes can be drawn over: `draw(boxes)` adds some, at once or when the image is there. */
 export class Drawn {
   #boxes = [];
 
@@ -44,7 +44,7 @@ export class Drawn {
     if (this.#width) for (const one of boxes) this.#draw(one);
   }
 
-  /** Frees the picture's memory. */
+  /** Frees the image's memory. */
   close() {
     URL.revokeObjectURL(this.#image.src);
   }

@@ -1,7 +1,7 @@
 // What is asked: the catalogue makes the choices, the choices show the fields, the fields make one item.
 
 import { byId, el } from "./dom.js";
-import { Pictures, base64 } from "./pictures.js";
+import { Images, base64 } from "./images.js";
 
 const GENEVAL_EXAMPLE = `{"tag": "position", "include": [
   {"class": "cup", "count": 1},
@@ -20,8 +20,8 @@ export class FieldError extends Error {
 
 export class Form {
   #catalogue = { scorers: [], ensembles: {}, limits: {} };
-  #pictures = new Pictures(fieldOf("image"));
-  #references = new Pictures(fieldOf("references"));
+  #images = new Images(fieldOf("image"));
+  #references = new Images(fieldOf("references"));
 
   constructor() {
     byId("scorers").addEventListener("change", () => this.#show());
@@ -34,12 +34,12 @@ export class Form {
     });
     document.addEventListener("paste", (event) => {
       const pasted = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
-      if (pasted.length) this.#pictures.add(pasted);
+      if (pasted.length) this.#images.add(pasted);
     });
     addSegment();
   }
 
-  /** Offers what the plane serves. */
+  /** Offers what the service serves. */
   offer(catalogue) {
     this.#catalogue = catalogue;
     byId("scorers").querySelector(".choices").replaceChildren(...catalogue.scorers.map(choice));
@@ -49,7 +49,7 @@ export class Form {
     this.#show();
   }
 
-  /** The scorers ticked, in the plane's order. */
+  /** The scorers ticked, in the service's order. */
   get chosen() {
     return [...byId("scorers").querySelectorAll("input:checked")].map((input) => input.value);
   }
@@ -65,7 +65,7 @@ export class Form {
   }
 
   get files() {
-    return { image: this.#pictures.files[0] ?? null, references: this.#shown("references") ? this.#references.files : [] };
+    return { image: this.#images.files[0] ?? null, references: this.#shown("references") ? this.#references.files : [] };
   }
 
   /** The body of POST /v1/score. Throws FieldError for a field that cannot be sent. */

@@ -1,4 +1,4 @@
-// Plane health, polled: replicas from /readyz, reward health from /metrics where this caller may read it.
+// Service health, polled: replicas from /readyz, reward health from /metrics where this caller may read it.
 
 import { byId, el, number, say } from "./dom.js";
 import { inWords } from "./words.js";
@@ -19,8 +19,8 @@ export class Health {
   #metricsRefused = null;
   #timer = null;
 
-  constructor(plane) {
-    this.plane = plane;
+  constructor(service) {
+    this.service = service;
     document.addEventListener("visibilitychange", () => this.poll());
   }
 
@@ -37,7 +37,7 @@ export class Health {
   async #ask() {
     let found;
     try {
-      found = await this.plane.readiness();
+      found = await this.service.readiness();
     } catch (error) {
       return state("down", inWords(error.code));
     }
@@ -45,13 +45,13 @@ export class Health {
     state(found.ready ? "up" : "part", found.ready ? "ready" : `${behind} of ${Object.keys(found.scorers).length} not ready`);
     const health = await this.#rewardHealth();
     byId("health-rows").replaceChildren(...Object.entries(found.scorers).map(([name, one]) => row(name, one, health[name] ?? {})));
-    say(byId("health-note"), this.#metricsRefused ?? "Since the plane started; asked every 5 s.");
+    say(byId("health-note"), this.#metricsRefused ?? "Since the service started; asked every 5 s.");
   }
 
   async #rewardHealth() {
     if (this.#metricsRefused) return {};
     try {
-      return parse(await this.plane.metrics());
+      return parse(await this.service.metrics());
     } catch (error) {
       const closed = ["unauthenticated", "permission_denied"].includes(error.code);
       if (closed) this.#metricsRefused = "Scores are not shown: /metrics needs a token with the scope 'metrics'.";
@@ -71,8 +71,8 @@ export function parse(text) {
 }
 
 function state(kind, text) {
-  byId("plane-state").className = `pill ${kind}`;
-  say(byId("plane-state"), text);
+  byId("service-state").className = `pill ${kind}`;
+  say(byId("service-state"), text);
 }
 
 function row(name, { ready, replicas, wanted, reason }, health) {

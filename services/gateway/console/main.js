@@ -1,21 +1,21 @@
 // Wiring. A refusal for want of a token asks for one and goes on where it was; everything else ends in words.
 
-import { Plane, PlaneError, asPlaneError } from "./api.js";
+import { Service, ServiceError, asServiceError } from "./api.js";
 import { byId, say } from "./dom.js";
 import { FieldError, Form } from "./form.js";
 import { Health } from "./health.js";
 import { Results, failure } from "./results.js";
 
 const KEPT = "synod.token"; // in sessionStorage: gone with the tab
-const plane = new Plane();
+const service = new Service();
 const form = new Form();
 const results = new Results();
-const health = new Health(plane);
+const health = new Health(service);
 let limits = {};
 let stop = new AbortController();
 
-plane.token = sessionStorage.getItem(KEPT) ?? "";
-byId("forget-token").hidden = !plane.token;
+service.token = sessionStorage.getItem(KEPT) ?? "";
+byId("forget-token").hidden = !service.token;
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   score();
@@ -33,7 +33,7 @@ health.poll();
 
 async function load() {
   try {
-    const catalogue = await withToken(() => plane.scorers());
+    const catalogue = await withToken(() => service.scorers());
     limits = catalogue.limits;
     form.offer(catalogue);
     byId("failure").replaceChildren();
@@ -41,7 +41,7 @@ async function load() {
     const again = document.createElement("button");
     again.append("Try again");
     again.addEventListener("click", load);
-    const { code, message, retryAfterS } = asPlaneError(error);
+    const { code, message, retryAfterS } = asServiceError(error);
     byId("failure").replaceChildren(...failure(code, message, retryAfterS), again);
   }
 }
@@ -59,16 +59,16 @@ async function score() {
   stop = new AbortController();
   results.begin(form.asked, form.ensemble, form.files);
   try {
-    await withToken(() => plane.score(request, limits.max_body_bytes, (part) => results.part(part), stop.signal));
+    await withToken(() => service.score(request, limits.max_body_bytes, (part) => results.part(part), stop.signal));
     results.end();
   } catch (error) {
-    results.end(asPlaneError(error));
+    results.end(asServiceError(error));
   }
   busy(false);
   health.poll();
 }
 
-/** The result of `action`, asked again with another token for as long as the plane refuses the one it got. */
+/** The result of `action`, asked again with another token for as long as the service refuses the one it got. */
 async function withToken(action) {
   for (;;) {
     try {
@@ -95,7 +95,7 @@ function askToken(why) {
     const options = { signal: ended.signal };
     stop.signal.addEventListener("abort", () => {
       close();
-      reject(new PlaneError("stopped", "no token was given"));
+      reject(new ServiceError("stopped", "no token was given"));
     }, options);
     byId("token-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -110,7 +110,7 @@ function askToken(why) {
 }
 
 function useToken(token) {
-  plane.token = token;
+  service.token = token;
   if (token) sessionStorage.setItem(KEPT, token);
   else sessionStorage.removeItem(KEPT);
   byId("forget-token").hidden = !token;

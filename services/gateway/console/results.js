@@ -1,4 +1,4 @@
-// What is answered: one card a scorer, filled as its outcome arrives; boxes over the pictures; the reward.
+// What is answered: one card a scorer, filled as its outcome arrives; boxes over the images; the reward.
 
 import { Drawn, boxesOf } from "./boxes.js";
 import { byId, el, number, say } from "./dom.js";
@@ -6,19 +6,19 @@ import { inWords } from "./words.js";
 
 export class Results {
   #cards = new Map();
-  #pictures = [];
+  #images = [];
 
-  /** Empties the room and shows what is awaited: `asked` are scorers of the catalogue, `files` the pictures sent. */
+  /** Empties the room and shows what is awaited: `asked` are scorers of the catalogue, `files` the images sent. */
   begin(asked, ensemble, { image, references }) {
-    for (const picture of this.#pictures) picture.close();
-    this.#pictures = [image && new Drawn(image, "Picture"), ...references.map((file, i) => new Drawn(file, `Reference ${i + 1}`))];
-    const shown = this.#pictures.filter(Boolean).map((picture) => picture.element);
-    this.#pictures = this.#pictures.map((picture) => picture ?? { draw() {}, close() {} });
+    for (const image of this.#images) image.close();
+    this.#images = [image && new Drawn(image, "Image"), ...references.map((file, i) => new Drawn(file, `Reference ${i + 1}`))];
+    const shown = this.#images.filter(Boolean).map((image) => image.element);
+    this.#images = this.#images.map((image) => image ?? { draw() {}, close() {} });
     this.#cards = new Map(asked.map((scorer) => [scorer.name, { scorer, element: waiting(scorer.name) }]));
     if (ensemble) this.#cards.set("", { scorer: { name: ensemble }, element: waiting(ensemble, "reward") });
     byId("failure").replaceChildren();
     byId("answer").replaceChildren(
-      el("div", { className: "pictures" }, ...shown),
+      el("div", { className: "images" }, ...shown),
       el("div", { className: "cards" }, ...[...this.#cards.values()].map((card) => card.element)),
     );
     byId("results").ariaBusy = "true";
@@ -38,7 +38,7 @@ export class Results {
       if (card.element.classList.contains("waiting")) card.element.remove();
     }
     if (error) byId("failure").replaceChildren(...failure(error.code, error.message, error.retryAfterS));
-    const said = [...this.#cards.values()].map((card) => card.said).filter(Boolean).join("; "); // in the plane's order
+    const said = [...this.#cards.values()].map((card) => card.said).filter(Boolean).join("; "); // in the service's order
     say(byId("summary"), error ? `${inWords(error.code)} ${said}`.trim() : `Done: ${said || "no scores"}.`);
   }
 
@@ -51,8 +51,8 @@ export class Results {
     card.said = `${card.scorer.name} ${outcome.error ? `failed (${outcome.error.code})` : number(outcome.value)}`;
     if (outcome.error || reward) return;
     const boxes = boxesOf(outcome.detail);
-    this.#pictures[0].draw(boxes.image);
-    boxes.references.forEach((found, i) => this.#pictures[i + 1]?.draw(found));
+    this.#images[0].draw(boxes.image);
+    boxes.references.forEach((found, i) => this.#images[i + 1]?.draw(found));
   }
 
   #added(name) {
@@ -63,7 +63,7 @@ export class Results {
   }
 }
 
-/** A refusal in words, then what the plane said, then its code. */
+/** A refusal in words, then what the service said, then its code. */
 export function failure(code, message, retryAfterS = null) {
   const wait = retryAfterS === null ? null : el("p", {}, `It asks to wait ${Math.ceil(retryAfterS)} s.`);
   return [el("p", { className: "words" }, inWords(code)), wait, el("p", { className: "message" }, message), el("code", {}, code)].filter(Boolean);

@@ -1,30 +1,30 @@
 // What each code of docs/wire.md means to the person who asked.
 
 const WORDS = {
-  bad_image: "A picture cannot be read.",
-  image_too_large: "A picture is too large for this plane.",
+  bad_image: "An image cannot be read.",
+  image_too_large: "An image is too large for this service.",
   missing_input: "Something that this score needs was not given.",
   invalid_item: "What was given makes no sense to the scorer.",
   no_reference_face: "A reference shows no face.",
-  scorer_failed: "The scorer failed on this picture.",
+  scorer_failed: "The scorer failed on this image.",
   non_finite: "The scorer gave no finite number.",
   judge_budget: "The judge that scores has spent what it may.",
   replica_lost: "The scorer's process died meanwhile. Try again.",
   unavailable: "The scorer is away just now. Try again.",
-  overloaded: "The plane is busy. Try again.",
+  overloaded: "The service is busy. Try again.",
   deadline_exceeded: "It took too long. Try again.",
-  internal: "The plane failed.",
-  invalid_request: "The plane cannot make sense of the request.",
-  unknown_scorer: "The plane does not serve this scorer or reward.",
-  payload_too_large: "The request is too large for this plane.",
-  unsupported_media_type: "The plane does not read this kind of request.",
-  unauthenticated: "The plane asks for a token that it knows.",
+  internal: "The service failed.",
+  invalid_request: "The service cannot make sense of the request.",
+  unknown_scorer: "The service does not serve this scorer or reward.",
+  payload_too_large: "The request is too large for this service.",
+  unsupported_media_type: "The service does not read this kind of request.",
+  unauthenticated: "The service asks for a token that it knows.",
   permission_denied: "This token may not do that.",
-  unknown_image: "The plane no longer keeps a picture.",
-  network: "The plane does not answer.",
+  unknown_image: "The service no longer keeps an image.",
+  network: "The service does not answer.",
   cut_off: "The answer was cut off.",
   stopped: "Stopped.",
   unreadable_file: "A chosen file cannot be read.",
 };
 
-export const inWords = (code) => WORDS[code] ?? "The plane refused.";
+export const inWords = (code) => WORDS[code] ?? "The service refused.";

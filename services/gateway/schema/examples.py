@@ -9,7 +9,7 @@ RED_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP8z4AdMOEQH
 DIGEST = "blake2b-256:6679487f24b5cafd182e343d33dfbf8e5566799bd4f8031d4e29badf124632fa"  # of its bytes
 REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
     "two scorers": {
-        "summary": "Two scorers over one picture",
+        "summary": "Two scorers over one image",
         "value": {
             "items": [{"image": RED_PNG, "prompt": "a red square", "references": [RED_PNG]}],
             "scorers": ["ber", "der"],
@@ -36,7 +36,7 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
         },
     },
     "by digest": {
-        "summary": "Pictures that PUT /v1/images put before",
+        "summary": "Images that PUT /v1/images put before",
         "value": {
             "items": [{"image": {"digest": DIGEST}, "references": [{"digest": DIGEST}]}],
             "scorers": ["der"],
@@ -79,7 +79,7 @@ PARTS_EXAMPLE = (
     '{"request_id":"3f2a","rewards":[null]}\n'
 )
 UNKNOWN_IMAGE_EXAMPLE: dict[str, Any] = {
-    "error": {"code": "unknown_image", "retryable": True, "message": "1 pictures are not here", "digests": [DIGEST]}
+    "error": {"code": "unknown_image", "retryable": True, "message": "1 images are not here", "digests": [DIGEST]}
 }
 OVERLOADED_EXAMPLE: dict[str, Any] = {
     "error": {"code": "overloaded", "retryable": True, "message": "the queue of 'ber' is full", "retry_after_s": 2.5}

@@ -28,20 +28,20 @@ from synod.errors import (
 Operation = dict[str, Any]
 
 SECURITY_SCHEMES: Final = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the plane (docs/operations.md)"}
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the service (docs/operations.md)"}
 }
-_SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {}]  # a plane without tokens lets everyone in
+_SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {}]  # a service without tokens lets everyone in
 _MEANINGS: Final[tuple[tuple[type[SynodError], str], ...]] = (
     (InvalidRequest, "The request cannot be read, or asks for nothing"),
-    (Unauthenticated, "No token, or one that the plane does not know"),
+    (Unauthenticated, "No token, or one that the service does not know"),
     (PermissionDenied, "A token that may not do this"),
     (UnknownScorer, "A scorer or ensemble that is not served here"),
-    (UnknownImage, "Pictures that the plane does not keep: upload `digests`, then ask again"),
+    (UnknownImage, "Images that the service does not keep: upload `digests`, then ask again"),
     (PayloadTooLarge, "Body, item count or text over a limit"),
     (UnsupportedMedia, "A content type without a codec, or a content encoding that is not read"),
-    (ImageTooLarge, "A picture over a limit"),
+    (ImageTooLarge, "An image over a limit"),
     (Overloaded, "A queue or a quota is full: ask again after `retry_after_s`"),
-    (SynodError, "The plane failed; quote the request id"),
+    (SynodError, "The service failed; quote the request id"),
     (Unavailable, "Away just now: ask again"),
     (DeadlineExceeded, "`timeout_ms` passed first"),
 )
@@ -116,14 +116,14 @@ SCORE: Operation = {
 IMAGES: Operation = {
     "openapi_extra": {**_takes(records.PUT, "PutImagesRequest"), "security": _SECURITY},
     "responses": {
-        200: _gives("One digest per picture, in order", _bodies(records.DIGESTS, "PutImagesResponse")),
+        200: _gives("One digest per image, in order", _bodies(records.DIGESTS, "PutImagesResponse")),
         **_refusals(*_GUARDED, InvalidRequest, PayloadTooLarge, UnsupportedMedia, ImageTooLarge),
     },
 }
 SCORERS: Operation = {
     "openapi_extra": {"security": _SECURITY},
     "responses": {
-        200: _gives("What this plane serves", _bodies(records.CATALOGUE, "ListScorersResponse")),
+        200: _gives("What this service serves", _bodies(records.CATALOGUE, "ListScorersResponse")),
         **_refusals(*_GUARDED),
     },
 }

@@ -62,9 +62,9 @@ _RAW = _object(
     data=_BASE64,
     shape={"type": "array", "prefixItems": [_COUNT, _COUNT, {"const": 3}], "minItems": 3, "maxItems": 3},
 ) | {"description": "raw uint8 RGB rows; shape is [H, W, 3]"}
-_REFERENCE = _object(["digest"], digest=_DIGEST) | {"description": "a picture that PUT /v1/images put before"}
+_REFERENCE = _object(["digest"], digest=_DIGEST) | {"description": "an image that PUT /v1/images put before"}
 _CONTENT: Schema = {"anyOf": [_BASE64, _RAW]}
-_PICTURE: Schema = {"anyOf": [_BASE64, _RAW, _REFERENCE]}
+_IMAGE: Schema = {"anyOf": [_BASE64, _RAW, _REFERENCE]}
 
 _CLAUSE = _given(
     ["class", "count"],
@@ -92,13 +92,13 @@ _REASONING = _object(
 _CONCEPT = _given(["kind"], kind={"enum": list(CONCEPT_KINDS)}, class_word=_TEXT, token=_TEXT)
 _ITEM = _given(
     [],
-    image=_PICTURE,
+    image=_IMAGE,
     prompt=_TEXT,
-    references=_list(_PICTURE),
+    references=_list(_IMAGE),
     reasoning=_REASONING | {"description": "truth has one entry per segment: 1 where it is a right one, else 0"},
     geneval=_GENEVAL,
     concept=_CONCEPT,
-    source_prompt=_TEXT | {"description": "what the picture shows that was edited: the first of references"},
+    source_prompt=_TEXT | {"description": "what the image shows that was edited: the first of references"},
 )
 REQUEST = _given(
     ["items"],
@@ -117,7 +117,7 @@ _ERROR = _object(
     ["code", "retryable", "message"],
     **_FAILURE,
     digests=_list(_DIGEST) | {"description": "of unknown_image: what to upload before asking again"},
-    retry_after_s={"type": "number", "minimum": 0, "description": "seconds to wait, where the plane knows"},
+    retry_after_s={"type": "number", "minimum": 0, "description": "seconds to wait, where the service knows"},
 )
 FAILED = _object(["error"], error=_ERROR)
 _ORIGIN = _object(["model", "preprocessing"], model=_TEXT, preprocessing=_TEXT, rule_set=_TEXT) | {

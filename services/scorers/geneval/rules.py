@@ -1,12 +1,12 @@
-"""GenEval's rules, pure: what was found in a picture and what the prompt asked for -> a verdict (Ghosh et al. 2023).
+"""GenEval's rules, pure: what was found in an image and what the prompt asked for -> a verdict (Ghosh et al. 2023).
 
 Four rule sets. All read the same `Found` lists, which `select` makes from a detector's candidates.
 
 * `official`: 1 or 0, GenEval's own reading. Each clause needs at least `count` objects; colour and position look at the
   `count` most confident ones only; a position must hold for all pairs with the target clause's objects; an `exclude`
-  clause fails the picture when its count is reached.
+  clause fails the image when its count is reached.
 * `strict`: 1 or 0, as reward-server (flow_grpo) reads it. Each clause needs exactly `count` of all objects found, all
-  of them of its colour and in its place; `exclude` is not read, so a picture may be right here and wrong by `official`.
+  of them of its colour and in its place; `exclude` is not read, so an image may be right here and wrong by `official`.
 * `soft`: in [0, 1], the lineage's reward with two corrections. It is the mean over clauses' terms: the count term
   1 - |want - found| / want over all objects found, and where a clause asks for them a colour term
   1 - |want - matching| / want and a position term (1 or 0); both are 0 when what they rest on failed. Corrected: every

@@ -27,7 +27,7 @@ RULE_SETS: Final[Mapping[str, Callable[[GenEvalMetadata, rules.Objects], rules.V
 
 
 def spec(name: str, settings: GenEvalSettings) -> ScorerSpec:
-    summary = "objects, counts, colours and positions in the picture against the prompt's metadata"
+    summary = "objects, counts, colours and positions in the image against the prompt's metadata"
     low = rules.SOFT_COMPAT_LOW if settings.rule_set == "soft_compat" else 0.0
     return ScorerSpec(name, ("image", "geneval"), low, 1.0, "Ghosh et al. 2023 (GenEval)", summary, sized=True)
 

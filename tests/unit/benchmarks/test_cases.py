@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 
 from benchmarks.faults import cases
-from benchmarks.faults.plane import QUEUE, SETTINGS, Running
 from benchmarks.faults.scorers import BUSY_BATCH, build
+from benchmarks.faults.service import QUEUE, SETTINGS, Running
 from services.backends import LocalBackend
 from services.gateway import app, fanout, rest
 from services.gateway.admission import Admission, Window
@@ -32,15 +32,15 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True)
 class Here(Running):
-    """A gateway in a thread of this process in the place of a plane."""
+    """A gateway in a thread of this process in the place of a service."""
 
 
 @pytest.fixture
-def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
+def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
     """It keeps scores, unless the test says how many."""
     (tmp_path / "models").mkdir()
     (tmp_path / "golden.json").touch()
-    config = tmp_path / "plane.toml"
+    config = tmp_path / "service.toml"
     config.write_text(SETTINGS.format(port=1, queue=QUEUE, busy_batch=BUSY_BATCH))
     settings = load(config, {})
     scorer = settings.scorers["nan"]
@@ -72,25 +72,25 @@ def plane(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
     [(cases.corrupt_image, 64), (cases.nan, 200), (cases.overload, 4.0), (cases.timeout_then_retry, 2)],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_a_gateway_keeps_its_promises(plane: Here, inject: Any, amount: float) -> None:
-    found = inject(plane, amount)
+def test_a_gateway_keeps_its_promises(service: Here, inject: Any, amount: float) -> None:
+    found = inject(service, amount)
     assert found["held"]
     assert all(found["held"].values()), found
 
 
-@pytest.mark.parametrize("plane", [0], indirect=True)
-def test_work_done_twice_is_seen(plane: Here) -> None:
+@pytest.mark.parametrize("service", [0], indirect=True)
+def test_work_done_twice_is_seen(service: Here) -> None:
     """Where no score is kept a retry measures anew, and the case says so."""
-    found = cases.timeout_then_retry(plane, 1)
+    found = cases.timeout_then_retry(service, 1)
     assert found["device_runs"] == 8
     assert not found["held"]["device work is done once"]
     assert found["held"]["every retry is scored"]
 
 
 def test_the_work_of_a_client_that_left_is_dropped_and_what_goes_on_is_seen(
-    plane: Here, monkeypatch: pytest.MonkeyPatch
+    service: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = cases.client_gone(plane, 1)
+    kept = cases.client_gone(service, 1)
     assert all(kept["held"].values()), kept
 
     async def deaf(http: Any) -> None:
@@ -98,4 +98,4 @@ def test_the_work_of_a_client_that_left_is_dropped_and_what_goes_on_is_seen(
 
     monkeypatch.setattr(rest, "gone", deaf)
     monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
-    assert not cases.client_gone(plane, 1)["held"]["most of its work is dropped"]
+    assert not cases.client_gone(service, 1)["held"]["most of its work is dropped"]

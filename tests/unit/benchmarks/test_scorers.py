@@ -53,7 +53,7 @@ class Tiring:
             return [Score(0.5)] * len(items)
         return [Score(0.5)] * (len(items) - 1) + [ScoreFailure("scorer_failed", "tired")]
 
-    def _embed(self, pictures: Sequence[Any]) -> None: ...
+    def _embed(self, images: Sequence[Any]) -> None: ...
 
 
 def test_an_item_that_fails_ends_it_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +96,9 @@ def test_a_scorer_that_it_does_not_know_is_wrong_usage(capsys: pytest.CaptureFix
 
 def test_the_documents_figures_are_those_measured() -> None:
     report = json.loads((scorers.ROOT / "benchmarks/results/scorers_cpu.json").read_text())
-    plane = {case["scorer"]: case["items_per_s"] for case in report["through_ray"]}
+    service = {case["scorer"]: case["items_per_s"] for case in report["through_ray"]}
     rows = [
-        f"| {name} | {case['direct_items_per_s']:.0f} | {case['batched_items_per_s']:.0f} | {plane[name]:.0f} "
+        f"| {name} | {case['direct_items_per_s']:.0f} | {case['batched_items_per_s']:.0f} | {service[name]:.0f} "
         f"| {report['summary']['share_of_direct'][name]:.2f} |"
         for case in report["cases"]
         if case["batch"] == 32 and (name := case["scorer"])

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.faults.fuzz import judged
 from benchmarks.faults.load import PER_REQUEST, Tally, drive, fresh
-from benchmarks.faults.scorers import NUMBERS, Colour, bgr, picture, value
+from benchmarks.faults.scorers import NUMBERS, Colour, bgr, image_of, value
 from benchmarks.faults.soak import _figures, bounded
 from synod.codec import CODECS, JSON, MSGPACK
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreResponse
@@ -23,8 +23,8 @@ from synod.images import ImageLimits, decode_item
 LIMITS = ImageLimits(2**20, 2**20)
 
 
-class Plane(BaseHTTPRequestHandler):
-    """Scores the colour of each picture; `twist` makes something else of a request's outcomes."""
+class RewardService(BaseHTTPRequestHandler):
+    """Scores the colour of each image; `twist` makes something else of a request's outcomes."""
 
     twist: Any = staticmethod(lambda outcomes: outcomes)
 
@@ -45,7 +45,7 @@ class Plane(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Plane) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), RewardService) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -68,7 +68,7 @@ def url() -> Iterator[str]:
 def test_a_wrong_answer_is_counted_as_what_it_is(
     url: str, twist: Any, found: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Plane, "twist", staticmethod(twist))
+    monkeypatch.setattr(RewardService, "twist", staticmethod(twist))
     numbers = fresh(PER_REQUEST)
     tally = Tally()
     seen = drive(url, numbers, "colour", tally)
@@ -105,18 +105,18 @@ def test_the_load_goes_on_until_every_plan_has_returned(url: str) -> None:
     assert tally.asked >= 11 * PER_REQUEST
 
 
-def test_a_call_that_fails_loses_its_pictures() -> None:
+def test_a_call_that_fails_loses_its_images() -> None:
     tally = Tally()
     seen = drive("http://127.0.0.1:1", fresh(3), "colour", tally)
     assert (tally.lost, tally.failed["unavailable"]) == (3, 3)
     assert seen["ConnectError"] == 5
 
 
-def test_numbers_are_never_given_twice_and_stand_in_their_pictures() -> None:
+def test_numbers_are_never_given_twice_and_stand_in_their_images() -> None:
     numbers = fresh(1000)
     assert len(set(numbers)) == 1000
     assert all(0 <= number < NUMBERS for number in numbers)
-    items = [ScoreItem(picture(number)) for number in numbers[:50]]
+    items = [ScoreItem(image_of(number)) for number in numbers[:50]]
     assert [o.value for o in Colour("c").score(items) if isinstance(o, Score)] == [value(n) for n in numbers[:50]]
     swapped = Colour("c", order=bgr).score(items)
     assert swapped != Colour("c").score(items)

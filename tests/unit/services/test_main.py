@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.__main__ import _parser, main
-from services.cluster.local import Plane, free_port
+from services.cluster.local import RewardService, free_port
 from services.settings import load
 from synod.errors import SettingsError
 
@@ -23,7 +23,7 @@ model = "./"
 
 
 def config(folder: Path, text: str = TOML, port: int = 8000) -> str:
-    path = folder / "plane.toml"
+    path = folder / "service.toml"
     path.write_text(text.format(port=port))
     return str(path)
 
@@ -42,7 +42,7 @@ def test_check_tells_what_would_be_served(tmp_path: Path, capsys: pytest.Capture
         ('[scorers.der]\nkind = "der"\nmodel = "./"\nsurprise = 1\n', "surprise"),
         ('golden = "./nowhere.json"\n[scorers.der]\nkind = "der"\nmodel = "./"\n', "golden"),
         ('[scorers.Gateway]\nkind = "der"\nmodel = "./"\n', "scorers.Gateway"),
-        ("[", "plane.toml"),
+        ("[", "service.toml"),
         ('[scorers.der]\nkind = "der"\nmodel = "./"\nserving = { num_gpus = 1.5 }\n', "a whole number"),
         (
             '[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.by_kind]\nanimal = { der = 0.0 }\n',
@@ -55,7 +55,7 @@ def test_check_tells_what_would_be_served(tmp_path: Path, capsys: pytest.Capture
 def test_bad_settings_are_one_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, word: str
 ) -> None:
-    path = tmp_path / "plane.toml"
+    path = tmp_path / "service.toml"
     path.write_text(text)
     assert main(["check", str(path)]) == 1
     told = capsys.readouterr().err
@@ -67,9 +67,9 @@ def test_bad_settings_are_one_clear_error(
 @pytest.mark.parametrize(
     ("arguments", "defaults"),
     [
-        (["up", "a.toml"], {"port": None, "detach": False, "run_dir": Path("runs/plane")}),
-        (["down"], {"run_dir": Path("runs/plane")}),
-        (["status"], {"run_dir": Path("runs/plane")}),
+        (["up", "a.toml"], {"port": None, "detach": False, "run_dir": Path("runs/service")}),
+        (["down"], {"run_dir": Path("runs/service")}),
+        (["status"], {"run_dir": Path("runs/service")}),
         (["golden", "a.toml", "b.json"], {"items": None}),
         (["verify", "a.toml"], {"pairs": None}),
         (["check", "a.toml"], {}),
@@ -81,14 +81,14 @@ def test_what_is_not_given(arguments: list[str], defaults: dict[str, object]) ->
     """A default is part of the interface: scripts rest on it, and the Makefile names the same directory."""
     options = vars(_parser().parse_args(arguments))
     assert {name: value for name, value in options.items() if name not in {"command", "config", "out"}} == defaults
-    assert "RUN_DIR ?= runs/plane" in (Path(__file__).parents[3] / "Makefile").read_text()
+    assert "RUN_DIR ?= runs/service" in (Path(__file__).parents[3] / "Makefile").read_text()
 
 
 def test_down_and_status_where_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", "--run-dir", str(tmp_path)]) == 0
     assert main(["down", "--run-dir", str(tmp_path)]) == 0
     assert main(["status", "--run-dir", str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("no plane runs from") == 3
+    assert capsys.readouterr().out.count("no service runs from") == 3
 
 
 def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     items = tmp_path / "items.json"
     items.write_text(json.dumps([{"item": {"prompt": "four"}}, {"item": {}}]))
     out = tmp_path / "golden.json"
-    path = tmp_path / "plane.toml"
+    path = tmp_path / "service.toml"
     path.write_text('golden = "./golden.json"\n[scorers.der]\nkind = "der"\nmodel = "./"\n')
     assert main(["golden", str(path), str(out), "--items", str(items)]) == 0
     assert [entry["scores"] for entry in json.loads(out.read_text())] == [{"der": 4.0}, {}]
@@ -145,4 +145,4 @@ def test_an_environment_that_cannot_run_its_scorer_is_refused(
 def test_one_machine_refuses_a_scorer_with_nodes_of_its_own(tmp_path: Path) -> None:
     text = '[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\nserving = {{ resource = "hpsv3" }}\n'
     with pytest.raises(SettingsError, match="scorer 'it' has resource = 'hpsv3', which no node of this machine"):
-        Plane(load(config(tmp_path, "[server]\nport = {port}\n" + text, free_port()), {}), tmp_path)
+        RewardService(load(config(tmp_path, "[server]\nport = {port}\n" + text, free_port()), {}), tmp_path)

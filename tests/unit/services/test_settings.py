@@ -20,7 +20,7 @@ def write(tmp_path: Path) -> Write:
     (tmp_path / "model").mkdir()
 
     def write(text: str) -> Path:
-        path = tmp_path / "plane.toml"
+        path = tmp_path / "service.toml"
         path.write_text(text)
         return path
 
@@ -59,7 +59,7 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         (MINIMAL.replace("./model", "package:no_such_package/model"), "pip install no-such-package"),
         (MINIMAL.replace('"der"', '"dear"', 1), "dear"),
         ("[server]\n", "scorers"),
-        ("[server\n", "plane.toml"),
+        ("[server\n", "service.toml"),
         (MINIMAL + "[ensembles.e.by_kind]\nanimal = { der = nan }\n", "ensembles.e.by_kind.animal.der"),
         (MINIMAL + "[ensembles.e.weights]\nder = -0.1\n", "ensembles.e.weights.der"),
         (MINIMAL + "[ensembles.e.by_kind]\nanimal = { ber = 0.1 }\n", "ensemble 'e' weighs ['ber']"),
@@ -81,7 +81,7 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         (MINIMAL + '[scorers.der.serving]\nbeside = "ber"\nnum_gpus = 1\n', "num_gpus with beside = 'ber'"),
         ('[server]\nhost = "0.0.0.0"\n' + MINIMAL, "or listen on 127.0.0.1"),
         ('[server]\nhost = "::"\n' + MINIMAL, "[auth] tokens_file or tokens_env"),
-        ('[server]\nhost = "plane.example"\n' + MINIMAL, "'plane.example' is reachable from elsewhere"),
+        ('[server]\nhost = "service.example"\n' + MINIMAL, "'service.example' is reachable from elsewhere"),
         ('[auth]\ntokens_file = "./model"\ntokens_env = "T"\n' + MINIMAL, "give one of them"),
         ('[auth]\ntokens_file = "./gone.toml"\n' + MINIMAL, "./gone.toml"),
         ('[auth]\nmetrics = "token"\n' + MINIMAL, "without a source of tokens"),

@@ -148,7 +148,7 @@ async def http(backend: Any, guarded: bool = False, keeps: int = 0) -> AsyncIter
     tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
     gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
     transport = httpx.ASGITransport(app.build(gateway, gatekeeper))
-    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
     gateway.close()
 
@@ -605,7 +605,7 @@ sys.exit(([name for name in sys.modules if name.startswith(("opentelemetry.sdk",
 def test_an_endpoint_is_a_base_url_without_secrets(endpoint: str, why: str, tmp_path: Path) -> None:
     from services.settings import load
 
-    file = tmp_path / "plane.toml"
+    file = tmp_path / "service.toml"
     file.write_text(f'[tracing]\nendpoint = "{endpoint}"\n[scorers.a]\nkind = "ber"\nmodel = "./"\n')
     with pytest.raises(SettingsError, match=why) as refused:
         load(file, {})

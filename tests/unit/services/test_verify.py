@@ -24,11 +24,11 @@ from synod.images import encode_png
 from tests.unit.services.scorers.test_registry import TREES
 
 ROOT = Path(__file__).parents[3]
-PLANE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
+SERVICE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
 
 
 class Brightness:
-    """The picture's mean; black is no measurement."""
+    """The image's mean; black is no measurement."""
 
     spec = ScorerSpec("light", ("image",), 0.0, 1.0, "a test", "a test")
 
@@ -42,7 +42,7 @@ def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with three greys and settings whose one scorer measures light."""
     for name, level in (("white", 255), ("grey", 128), ("black", 0)):
         (tmp_path / f"{name}.png").write_bytes(encode_png(np.full((8, 8, 3), level, np.uint8)))
-    (tmp_path / "plane.toml").write_text(PLANE)
+    (tmp_path / "service.toml").write_text(SERVICE)
     monkeypatch.setattr(registry, "build", lambda name, settings: Brightness())
     return tmp_path
 
@@ -73,7 +73,7 @@ def test_a_relation_holds_or_the_status_is_one(
     light: Path, capsys: pytest.CaptureFixture[str], better: str, worse: str, who: str, status: int, told: str
 ) -> None:
     path = pairs(light, (better, worse, [who]))
-    assert main(["verify", str(light / "plane.toml"), "--pairs", str(path)]) == status
+    assert main(["verify", str(light / "service.toml"), "--pairs", str(path)]) == status
     assert told in capsys.readouterr().out
 
 
@@ -109,11 +109,11 @@ def test_the_settings_name_the_pairs_and_the_option_comes_before_them(
     light: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs(light, ("white", "grey", ["der"])).rename(light / "own.jsonl")
-    (light / "plane.toml").write_text(f'pairs = "./own.jsonl"\n{PLANE}')
-    assert main(["verify", str(light / "plane.toml")]) == 0
+    (light / "service.toml").write_text(f'pairs = "./own.jsonl"\n{SERVICE}')
+    assert main(["verify", str(light / "service.toml")]) == 0
     assert "white > grey" in capsys.readouterr().out
     other = pairs(light, ("grey", "white", ["der"]))
-    assert main(["verify", str(light / "plane.toml"), "--pairs", str(other)]) == 1
+    assert main(["verify", str(light / "service.toml"), "--pairs", str(other)]) == 1
     assert "white > grey" not in capsys.readouterr().out
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_verified_is_one_line_and_status_one(
     monkeypatch.chdir(light)
     if written is not None:
         Path("pairs.jsonl").write_bytes(written.encode("latin-1"))
-    assert main(["verify", "plane.toml", *arguments]) == 1
+    assert main(["verify", "service.toml", *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(told)
@@ -162,11 +162,11 @@ def test_help_and_settings_that_are_not_there(capsys: pytest.CaptureFixture[str]
 def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     """`synod verify` on a scorer that needs no weights; one relation of two is wrong."""
     for name, level in (("flat", 0), ("noise", 255)):
-        picture = np.random.default_rng(0).integers(0, level + 1, (32, 32, 3), dtype=np.uint8)
-        (tmp_path / f"{name}.png").write_bytes(encode_png(picture))
-    (tmp_path / "plane.toml").write_text('[scorers.size]\nkind = "jpeg"\ndirection = "incompressibility"\n')
+        image = np.random.default_rng(0).integers(0, level + 1, (32, 32, 3), dtype=np.uint8)
+        (tmp_path / f"{name}.png").write_bytes(encode_png(image))
+    (tmp_path / "service.toml").write_text('[scorers.size]\nkind = "jpeg"\ndirection = "incompressibility"\n')
     path = pairs(tmp_path, ("noise", "flat", ["jpeg"]), ("flat", "noise", ["size"]))
-    command = [sys.executable, "-m", "synod.cli", "verify", str(tmp_path / "plane.toml"), "--pairs", str(path)]
+    command = [sys.executable, "-m", "synod.cli", "verify", str(tmp_path / "service.toml"), "--pairs", str(path)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
     assert done.returncode == 1, done.stderr

@@ -51,7 +51,7 @@ def hub(tmp_path: Path, tiny_models: Any, monkeypatch: pytest.MonkeyPatch) -> Hu
 
 
 def config(tmp_path: Path, **models: str) -> Path:
-    path = tmp_path / "plane.toml"
+    path = tmp_path / "service.toml"
     path.write_text("".join(f'[scorers.{name}]\nkind = "der"\nmodel = "{model}"\n' for name, model in models.items()))
     return path
 
@@ -119,7 +119,7 @@ def test_a_missing_shard_is_found_here(tmp_path: Path, tiny_models: Any) -> None
 
 
 def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
-    path = tmp_path / "plane.toml"
+    path = tmp_path / "service.toml"
     path.write_text("""
         [scorers.fer]
         kind = "fer"

@@ -1,18 +1,18 @@
-"""Property tests (the same examples on every machine, no limit on an example's time), and a real plane."""
+"""Property tests (the same examples on every machine, no limit on an example's time), and a real service."""
 
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.unit.synod.planes import Bright, Plane, serving
+from tests.unit.synod.reward_services import Bright, RewardService, serving
 
 settings.register_profile("synod", deadline=None, derandomize=True)
 settings.load_profile("synod")
 
 
 @pytest.fixture
-def plane() -> Iterator[Plane]:
+def service() -> Iterator[RewardService]:
     """Scorers ber (image, prompt), der (image, references), tier (reasoning); the ensemble council of ber and der."""
     with serving(Bright("ber"), Bright("der", ("image", "references")), Bright("tier", ("reasoning",))) as one:
         yield one

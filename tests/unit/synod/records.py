@@ -22,7 +22,7 @@ raw = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
 )
 contents: st.SearchStrategy[c.Content] = st.one_of(st.binary(max_size=20), raw)
 digests = st.binary(min_size=32, max_size=32).map(lambda data: PREFIX + data.hex())
-pictures: st.SearchStrategy[c.Picture] = st.one_of(contents, st.builds(c.ImageRef, digests))
+images: st.SearchStrategy[c.Image] = st.one_of(contents, st.builds(c.ImageRef, digests))
 reasonings = st.lists(st.tuples(texts, st.floats(0, 1)), max_size=3).flatmap(
     lambda pairs: st.builds(
         c.Reasoning, texts, st.just(tuple(s for s, _ in pairs)), st.just(tuple(float(y) for _, y in pairs))
@@ -44,9 +44,9 @@ genevals = st.integers(0, 3).flatmap(
 )
 items = st.builds(
     c.ScoreItem,
-    st.none() | pictures,
+    st.none() | images,
     st.none() | texts,
-    st.lists(pictures, max_size=2).map(tuple),
+    st.lists(images, max_size=2).map(tuple),
     st.none() | reasonings,
     st.none() | genevals,
     st.none() | st.builds(c.Concept, st.sampled_from(c.CONCEPT_KINDS), st.none() | texts, st.none() | texts),

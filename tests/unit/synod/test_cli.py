@@ -40,7 +40,7 @@ class FakeClient:
     def score(self, request: ScoreRequest) -> ScoreResponse:
         type(self).sent = request
         if "none" in request.scorers:
-            raise UnknownScorer("no scorer 'none' here; this plane serves ber, fer")
+            raise UnknownScorer("no scorer 'none' here; this service serves ber, fer")
         failed = ScoreFailure("missing_input", "scorer 'fer' needs references; the item has none")
         return ScoreResponse(
             tuple(
@@ -58,7 +58,7 @@ class FakeClient:
 
 
 @pytest.fixture(autouse=True)
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "SynodClient", FakeClient)
     monkeypatch.chdir(tmp_path)
     for name in ("a", "long-name", "ref"):
@@ -66,7 +66,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("empty").mkdir()
 
 
-def test_score_prints_a_row_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_prints_a_row_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["score", "a.png", "long-name.png", "--prompt", "a cat", "--scorer", "ber", "--scorer", "der"]
     assert (
         cli.main([*arguments, "--scorer", "ber", "--reference", "ref.png", "--url", "http://h:1", "--timeout", "9"])
@@ -110,15 +110,15 @@ def test_scorers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["score", "a.png", "--scorer", "none"], 1, "synod: no scorer 'none' here; this plane serves ber, fer"),
+        (["score", "a.png", "--scorer", "none"], 1, "synod: no scorer 'none' here; this service serves ber, fer"),
         (["score", "lost.png", "--scorer", "ber"], 2, "synod: lost.png: No such file or directory; give a PNG"),
-        (["score", "empty", "--scorer", "ber"], 2, "synod: empty: no picture in this folder; it holds none of .png"),
+        (["score", "empty", "--scorer", "ber"], 2, "synod: empty: no image in this folder; it holds none of .png"),
         (["score", "a.png"], 2, "synod: nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble"),
         (["score", "a.png", "--scorers", "ber", "--json", "--out", "x"], 2, "synod: --json and --out: give one"),
         (["replay", "lost.jsonl"], 2, "synod: lost.jsonl: No such file or directory; give a log that"),
         (["replay", "x.jsonl", "--out", "a.png"], 2, "synod: a.png exists; give --out a file that does not"),
         (["score", "a.png", "--scorer", "ber", "--reference", "lost.png"], 2, "synod: lost.png: No such file"),
-        (["serve", "x.toml"], 1, "synod: the plane's program ('services') is not here; run this from a checkout"),
+        (["serve", "x.toml"], 1, "synod: the service's program ('services') is not here; run this from a checkout"),
     ],
 )
 def test_trouble_is_one_line(
@@ -142,7 +142,7 @@ def test_trouble_is_one_line(
         (["replay", "a.jsonl", "--tolerance", "nan"], "'nan' is no number from 0 on"),
         (
             ["scorers", "--url", "localhost:1"],
-            "'localhost:1' is no plane's URL; give one such as http://127.0.0.1:8000 or grpc://",
+            "'localhost:1' is no service's URL; give one such as http://127.0.0.1:8000 or grpc://",
         ),
         (["scorers", "--timeout", "0"], "'0' is no number of seconds above 0"),
         (["scorers", "--timeout", "nan"], "'nan' is no number of seconds above 0"),
@@ -204,7 +204,7 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
         (["verify", "--pairs", "own.jsonl"], "verify", ["--pairs", "own.jsonl"]),
     ],
 )
-def test_what_needs_the_models_becomes_the_planes_program(
+def test_what_needs_the_models_becomes_the_services_program(
     arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The program is found beside the caller, and gets the settings' full path."""
@@ -232,7 +232,7 @@ def test_a_real_process_ends_with_its_status() -> None:
     command = [sys.executable, "-m", "synod.cli", "score", "a.png", "--scorer", "ber", "--url", "http://127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("synod: no plane answers at http://127.0.0.1:9 ")
+    assert done.stderr.startswith("synod: no service answers at http://127.0.0.1:9 ")
 
 
 def test_a_token_that_cannot_be_one_is_a_line_and_not_shown(

@@ -63,7 +63,7 @@ def test_msgpack_carries_bytes_as_they_are_and_shares_them_with_the_pixels() -> 
 
 
 @ALL
-def test_a_picture_may_be_any_view(codec: Any) -> None:
+def test_an_image_may_be_any_view(codec: Any) -> None:
     pixels = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
     for view in (pixels[::-1, ::-1, ::-1], pixels[..., ::-1], pixels[::2, 1:], pixels.transpose(1, 0, 2)):
         image = codec.decode_request(codec.encode_request(ScoreRequest((ScoreItem(view),)))).items[0].image
@@ -163,7 +163,7 @@ def test_a_malformed_request_names_the_path(codec: Any, body: Any, message: str)
     [
         ([2, 2, 3], 11, r"image: 11 bytes for shape \[2, 2, 3\], which needs 12$"),
         ([2, 2, 3], 13, r"image: 13 bytes for shape"),
-        ([2, 2, 4], 16, r"image: shape \[2, 2, 4\]; a raw picture is \[H, W, 3\]"),
+        ([2, 2, 4], 16, r"image: shape \[2, 2, 4\]; a raw image is \[H, W, 3\]"),
         ([12], 12, r"image: shape \[12\]"),
         ([0, 2, 3], 0, r"image\.shape\[0\]: 0; give a whole number from 1"),
         ([-2, -2, 3], 12, r"image\.shape\[0\]: -2"),
@@ -174,7 +174,7 @@ def test_a_malformed_request_names_the_path(codec: Any, body: Any, message: str)
     ],
 )
 @BOTH
-def test_a_raw_picture_must_fit_its_shape(codec: Any, shape: Any, size: int, message: str) -> None:
+def test_a_raw_image_must_fit_its_shape(codec: Any, shape: Any, size: int, message: str) -> None:
     body = {"items": [{"image": {"data": codec.pack_bytes(bytes(size)), "shape": shape}}]}
     with pytest.raises(InvalidRequest, match=r"^items\[0\]\." + message):
         codec.decode_request(codec.dumps(body, "ScoreRequest"))
@@ -345,7 +345,7 @@ def test_mutated_bodies_decode_or_raise_invalid_request(request: ScoreRequest, d
     ],
 )
 @BOTH
-def test_a_request_that_no_plane_would_take_is_not_sent(
+def test_a_request_that_no_service_would_take_is_not_sent(
     codec: Any, request_: ScoreRequest, message: str | None
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):

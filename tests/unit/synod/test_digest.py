@@ -1,4 +1,4 @@
-"""The name of a picture: as any BLAKE2b computes it, and one name for one picture."""
+"""The name of an image: as any BLAKE2b computes it, and one name for one image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 @pytest.mark.skipif(shutil.which("b2sum") is None, reason="coreutils' b2sum is the second implementation")
 @pytest.mark.parametrize(
-    ("picture", "hashed"),
+    ("image", "hashed"),
     [(b"\x89PNG", b"encoded\n\x89PNG"), (b"", b"encoded\n"), (PIXELS, b"raw 2 3 3\n" + PIXELS.tobytes())],
     ids=["encoded", "empty", "raw"],
 )
-def test_the_digest_is_blake2b_of_header_and_bytes(picture: bytes, hashed: bytes) -> None:
+def test_the_digest_is_blake2b_of_header_and_bytes(image: bytes, hashed: bytes) -> None:
     told = subprocess.run(["b2sum", "-l", "256"], input=hashed, capture_output=True, check=True).stdout
-    assert digest_of(picture) == "blake2b-256:" + told.split()[0].decode()
+    assert digest_of(image) == "blake2b-256:" + told.split()[0].decode()
 
 
 def test_the_memory_layout_does_not_matter() -> None:
@@ -35,13 +35,13 @@ def test_the_memory_layout_does_not_matter() -> None:
 @given(st.binary(min_size=12, max_size=12))
 def test_shape_and_kind_are_part_of_the_name(data: bytes) -> None:
     raw = np.frombuffer(data, np.uint8)
-    pictures = [data, b"raw 1 4 3\n" + data, *(raw.reshape(*side, 3) for side in ((1, 4), (2, 2), (4, 1)))]
-    digests = {digest_of(picture) for picture in pictures}
-    assert len(digests) == len(pictures)
+    images = [data, b"raw 1 4 3\n" + data, *(raw.reshape(*side, 3) for side in ((1, 4), (2, 2), (4, 1)))]
+    digests = {digest_of(image) for image in images}
+    assert len(digests) == len(images)
     assert all(map(is_digest, digests))
 
 
 @pytest.mark.parametrize("pixels", [PIXELS.astype(np.int16), PIXELS[0], PIXELS[..., :2], PIXELS[:0]])
-def test_an_array_that_is_no_picture_has_no_name(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
-    with pytest.raises(BadImage, match=r"a raw picture is uint8 \[H, W, 3\]"):
+def test_an_array_that_is_no_image_has_no_name(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
+    with pytest.raises(BadImage, match=r"a raw image is uint8 \[H, W, 3\]"):
         digest_of(pixels)

@@ -54,12 +54,12 @@ def test_errors(error: Any) -> None:
 
 
 @given(puts)
-def test_pictures_to_keep(put: Any) -> None:
+def test_images_to_keep(put: Any) -> None:
     comes_back(put, Codec.encode_put, Codec.decode_put)
 
 
 @given(kept)
-def test_digests_of_pictures_kept(digests: Any) -> None:
+def test_digests_of_images_kept(digests: Any) -> None:
     comes_back(digests, Codec.encode_digests, Codec.decode_digests)
 
 
@@ -97,16 +97,16 @@ def test_a_digest_of_another_form_is_not_sent(codec: Codec) -> None:
 
 
 @ALL
-def test_a_picture_to_keep_is_given_itself(codec: Codec) -> None:
+def test_an_image_to_keep_is_given_itself(codec: Codec) -> None:
     by_digest = codec.dumps({"images": [{"digest": DIGEST}]}, "PutImagesRequest")
     with pytest.raises(InvalidRequest, match=r"^images\[0\]\.(digest: unknown key|data: missing)"):
         codec.decode_put(by_digest)
-    with pytest.raises(InvalidRequest, match=r"^images: empty; send at least one picture$"):
+    with pytest.raises(InvalidRequest, match=r"^images: empty; send at least one image$"):
         codec.decode_put(codec.dumps({"images": []}, "PutImagesRequest"))
 
 
 @ALL
-def test_what_an_older_plane_answers_is_read(codec: Codec) -> None:
+def test_what_an_older_service_answers_is_read(codec: Codec) -> None:
     """No origin beside a score, no digests or waiting time beside an error."""
     outcome = {"value": 0.5, "detail": {}}
     response = codec.dumps(

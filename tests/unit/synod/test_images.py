@@ -30,8 +30,8 @@ SMOOTH: Pixels = np.array(Image.fromarray(NOISE[:4, :6]).resize((96, 64), Image.
 FORMATS: dict[str, dict[str, Any]] = {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
 
-def encoded(picture: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def encoded(source: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
+    image = source if isinstance(source, Image.Image) else Image.fromarray(source)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -185,7 +185,7 @@ def test_sixteen_bits_give_the_high_byte() -> None:
     assert decode(encoded(Image.fromarray(grey), "PNG"), LIMITS).tolist() == [[[g >> 8] * 3 for g in grey[0].tolist()]]
     rgb = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 1, 2, 0xFFFF)
     assert decode(png(2, 1, 16, 2, b"\0" + rgb), LIMITS).tolist() == [[[0x12, 0x56, 0x9A], [0, 0, 255]]]
-    key = chunk(b"tRNS", struct.pack(">3H", 0x12, 0x56, 0x9A))  # its samples are none of the picture's
+    key = chunk(b"tRNS", struct.pack(">3H", 0x12, 0x56, 0x9A))  # its samples are none of the image's
     assert decode(png(2, 1, 16, 2, b"\0" + rgb, key), LIMITS).tolist() == [[[0x12, 0x56, 0x9A], [0, 0, 255]]]
 
 
@@ -196,15 +196,15 @@ def test_an_animation_is_refused_before_a_frame_is_decoded(
 ) -> None:
     frames = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(count)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **FORMATS[kind])
-    monkeypatch.setattr(images, "_rgb", lambda picture: pytest.fail("decoded"))
-    with pytest.raises(BadImage, match=f"^an animation of {count} frames; send each frame as a picture of its own$"):
+    monkeypatch.setattr(images, "_rgb", lambda image: pytest.fail("decoded"))
+    with pytest.raises(BadImage, match=f"^an animation of {count} frames; send each frame as an image of its own$"):
         decode(data, LIMITS)
     with pytest.raises(BadImage, match=r"^references\[0\]: an animation of"):
         decode_item(ScoreItem(references=(data,)), LIMITS)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_an_animation_of_one_frame_is_a_picture(count: int) -> None:
+def test_an_animation_of_one_frame_is_an_image(count: int) -> None:
     """APNG: the default image, be it the frame or not, and without a warning of Pillow's."""
     chunks = chunk(b"acTL", struct.pack(">II", count, 0)) + chunk(
         b"fcTL", struct.pack(">5IHHBB", 0, 9, 9, 5, 5, 1, 1, 0, 0)
@@ -214,7 +214,7 @@ def test_an_animation_of_one_frame_is_a_picture(count: int) -> None:
     np.testing.assert_array_equal(decode(webp, LIMITS), NOISE)
 
 
-def test_a_jpeg_with_a_second_picture_gives_its_first() -> None:
+def test_a_jpeg_with_a_second_image_gives_its_first() -> None:
     first, second = Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     assert data.count(b"\xff\xd8\xff") >= 2
@@ -235,7 +235,7 @@ def test_a_jpeg_with_a_second_picture_gives_its_first() -> None:
     ids=["png header", "png bomb", "webp canvas", "jpeg header"],
 )
 def test_too_many_pixels_are_refused_before_a_pixel_is_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_rgb", lambda picture: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "_rgb", lambda image: pytest.fail("decoded"))
     tracemalloc.start()
     try:
         with pytest.raises(ImageTooLarge, match=r"\d{5} x \d{5} pixels are \d+, the limit is 1048576"):
@@ -275,7 +275,7 @@ def test_other_formats_are_named_as_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%!PS-Adobe", b"RIFF\0\0\0\0WAVE"])
-def test_what_is_no_picture_is_bad(data: bytes) -> None:
+def test_what_is_no_image_is_bad(data: bytes) -> None:
     with pytest.raises(BadImage, match=f"^{len(data)} bytes"):
         decode(data, LIMITS)
 
@@ -319,7 +319,7 @@ SAMPLES = [
 
 @effort(max_examples=600)
 @given(st.data())
-def test_mutated_pictures_decode_or_raise_only_invalid_item(data: st.DataObject) -> None:
+def test_mutated_images_decode_or_raise_only_invalid_item(data: st.DataObject) -> None:
     mutant = bytearray(data.draw(st.sampled_from(SAMPLES)))
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, min(len(mutant) - 1, data.draw(st.sampled_from([64, 4096])))))
@@ -332,12 +332,12 @@ def test_mutated_pictures_decode_or_raise_only_invalid_item(data: st.DataObject)
     assert pixels.shape[2] == 3
 
 
-def test_decoding_in_many_threads_gives_each_its_own_picture() -> None:
-    pictures = [RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(64)]
-    data = [encode_png(picture) for picture in pictures]
+def test_decoding_in_many_threads_gives_each_its_own_image() -> None:
+    images = [RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(64)]
+    data = [encode_png(image) for image in images]
     with ThreadPoolExecutor(8) as pool:
-        for picture, decoded in zip(pictures, pool.map(lambda one: decode(one, LIMITS), data), strict=True):
-            np.testing.assert_array_equal(decoded, picture)
+        for image, decoded in zip(images, pool.map(lambda one: decode(one, LIMITS), data), strict=True):
+            np.testing.assert_array_equal(decoded, image)
 
 
 # --- items and raw arrays ---
@@ -354,7 +354,7 @@ def test_an_item_is_decoded_whole() -> None:
     assert decode_item(ScoreItem(), LIMITS) == ScoreItem()
 
 
-def test_an_item_says_which_picture_is_bad() -> None:
+def test_an_item_says_which_image_is_bad() -> None:
     with pytest.raises(BadImage, match=r"^image: 1 bytes"):
         decode_item(ScoreItem(b"x"), LIMITS)
     with pytest.raises(BadImage, match=r"^references\[1\]: 1 bytes"):
@@ -363,9 +363,9 @@ def test_an_item_says_which_picture_is_bad() -> None:
         decode_item(ScoreItem(None, None, (NOISE,)), ImageLimits(10, 959))
 
 
-def test_a_picture_that_is_still_a_digest_is_unknown() -> None:
+def test_an_image_that_is_still_a_digest_is_unknown() -> None:
     digest = digest_of(b"x")
-    with pytest.raises(UnknownImage, match=rf"^references\[1\]: no picture {digest} is kept here") as caught:
+    with pytest.raises(UnknownImage, match=rf"^references\[1\]: no image {digest} is kept here") as caught:
         decode_item(ScoreItem(references=(NOISE, ImageRef(digest))), LIMITS)
     assert caught.value.digests == (digest,)
 
@@ -384,12 +384,12 @@ def test_a_picture_that_is_still_a_digest_is_unknown() -> None:
     ],
     ids=lambda pixels: f"{pixels.dtype}{list(pixels.shape)}",
 )
-def test_raw_pictures_of_another_kind_are_bad(pixels: Pixels) -> None:
-    with pytest.raises(BadImage, match=r"a raw picture is uint8 \[H, W, 3\]"):
+def test_raw_images_of_another_kind_are_bad(pixels: Pixels) -> None:
+    with pytest.raises(BadImage, match=r"a raw image is uint8 \[H, W, 3\]"):
         check_pixels(pixels, LIMITS)
 
 
-def test_raw_pictures_come_contiguous_and_uncopied_where_they_can() -> None:
+def test_raw_images_come_contiguous_and_uncopied_where_they_can() -> None:
     assert check_pixels(NOISE, LIMITS) is NOISE
     turned = check_pixels(NOISE[::-1], LIMITS)
     assert turned.flags.c_contiguous

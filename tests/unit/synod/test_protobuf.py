@@ -109,7 +109,7 @@ def test_packed_numbers_count_too() -> None:
         PROTOBUF.decode_request(pb.ScoreRequest(items=[pb.ScoreItem(reasoning=truth)]).SerializeToString())
 
 
-def test_pictures_are_stepped_over() -> None:
+def test_images_are_stepped_over() -> None:
     """Their bytes may look like any number of fields."""
     item = ScoreItem(b"\x0a\x00" * MAX_FIELDS, references=(np.zeros((1024, 1024, 3), np.uint8),))
     assert PROTOBUF.decode_request(PROTOBUF.encode_request(ScoreRequest((item,)))).items[0].image == item.image

@@ -9,7 +9,7 @@ import pytest
 from synod.errors import SettingsError
 from synod.secret import Secret, from_environment, from_file
 
-HIDDEN = "s3cret-of-the-plane"
+HIDDEN = "s3cret-of-the-service"
 
 
 def test_one_form_names_the_setting_and_what_it_names(tmp_path: Path) -> None:

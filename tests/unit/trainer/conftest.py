@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from synod.images import encode_png
-from tests.unit.trainer.tiny_show_o import make_policy, picture, policy, tokenizer_of, uniforms, vq, words  # noqa: F401
+from tests.unit.trainer.tiny_show_o import image, make_policy, policy, tokenizer_of, uniforms, vq, words  # noqa: F401
 from trainer.settings import TrainerSettings, load
 
 settings.register_profile("synod", deadline=None, derandomize=True)
@@ -47,7 +47,7 @@ lr = 1e-3
 
 @pytest.fixture
 def world_dir(tmp_path: Path) -> Path:
-    """prompts.jsonl, and concepts/bo with two pictures."""
+    """prompts.jsonl, and concepts/bo with two images."""
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, LINES)) + "\n")
     folder = tmp_path / "concepts/bo"
     (folder / "train").mkdir(parents=True)

@@ -33,13 +33,17 @@ def episodes(settings: TrainerSettings, step: int = 0) -> list[Episode]:
 
 
 def draw(
-    policy: ShowO, plane: Rewards, settings: TrainerSettings, threshold: float | None = None
+    policy: ShowO, service: Rewards, settings: TrainerSettings, threshold: float | None = None
 ) -> tuple[list[Group], list[list[Reward]]]:
     """The groups of step 0 and their rewards."""
     clock = Clock()
     groups = [
         finish(
-            policy, plane, explore(policy, plane, e, threshold, settings, (settings.seed, 0, i), clock), settings, clock
+            policy,
+            service,
+            explore(policy, service, e, threshold, settings, (settings.seed, 0, i), clock),
+            settings,
+            clock,
         )
         for i, e in enumerate(episodes(settings))
     ]
@@ -53,13 +57,13 @@ def reference(make_policy: MakePolicy) -> ShowO:
 
 
 def run_loop(
-    settings: TrainerSettings, make_policy: MakePolicy, plane: Rewards, policy: ShowO | None = None
+    settings: TrainerSettings, make_policy: MakePolicy, service: Rewards, policy: ShowO | None = None
 ) -> TrainState:
     """`train` with a policy of its own, as one process would."""
     policy = policy or make_policy()
     told: list[str] = []
     kept = reference(make_policy) if settings.loss.beta else None
-    return train(settings, policy, kept, plane, make_law(settings.screen), told.append)
+    return train(settings, policy, kept, service, make_law(settings.screen), told.append)
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:
@@ -79,14 +83,14 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def same_rollouts(a: Sequence[Rollout], b: Sequence[Rollout]) -> bool:
-    """Bit for bit, texts and pictures."""
+    """Bit for bit, texts and images."""
     return len(a) == len(b) and all(
         x.index == y.index and x.answer == y.answer and x.image.prompt == y.image.prompt and _same(x, y)
         for x, y in zip(a, b, strict=True)
     )
 
 
-def same_pictures(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def same_images(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 

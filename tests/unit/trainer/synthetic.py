@@ -62,7 +62,7 @@ def record(step: int) -> dict[str, Any]:
     }
 
 
-def pictures(count: int, seed: int = 0, size: int = 16) -> list[np.ndarray]:
+def images(count: int, seed: int = 0, size: int = 16) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
 
 
@@ -70,8 +70,8 @@ def make_run(run: Path, steps: int, *, evaluated: tuple[str, ...] = ("before", "
     with Metrics(run) as metrics:
         for step in range(steps):
             metrics.log(step, record(step))
-            cells = [(f"0.{i}", p) for i, p in enumerate(pictures(9, step))]
-            metrics.pictures(step, "group0", [("finished", cells), ("previews", cells), ("rejected", cells[:4])])
+            cells = [(f"0.{i}", p) for i, p in enumerate(images(9, step))]
+            metrics.images(step, "group0", [("finished", cells), ("previews", cells), ("rejected", cells[:4])])
             metrics.text(step, "group0", f"{KEYS[step % 3][0]}: a photo\n0.41  <bo> has a red hat\n0.52  {step} & more")
     for name in evaluated:
         save_evaluation(run / "evaluation" / f"{name}.json", evaluation(0.1 if name == "after" else 0.0))
@@ -93,4 +93,4 @@ def evaluation(gain: float, count: int = 12) -> Evaluation:
         tag = "colors" if pathway == "none" else "plain"
         failure = "scorer_failed" if missing else None
         rows.append(Row(key, pathway, tag, f"prompt {i} & all", answer, reward, components, right, failure))
-    return Evaluation({"seed": 0}, tuple(rows), tuple(pictures(count, int(gain * 10))))
+    return Evaluation({"seed": 0}, tuple(rows), tuple(images(count, int(gain * 10))))

@@ -215,7 +215,7 @@ def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path)
 
 def test_how_far_and_where_a_run_goes_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
-    free = {"STEPS": "7", "PLANE__URL": "http://far:1", "PLANE__PATIENCE_S": "1", "CHECKPOINT__KEEP": "9"}
+    free = {"STEPS": "7", "SERVICE__URL": "http://far:1", "SERVICE__PATIENCE_S": "1", "CHECKPOINT__KEEP": "9"}
     settings = settings_from("", RUN="elsewhere", EVALUATE__PROMPTS="3", **free)
     assert load(path, settings) == (1, {"x": 1})
 

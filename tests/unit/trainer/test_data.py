@@ -49,8 +49,8 @@ def test_the_shipped_files_are_the_world() -> None:
     assert (ours.concept, ours.info) == (Concept("animal", "dog", "<bo>"), bo.info)
     assert ours.facts == tuple(fact.sentence for fact in bo.attributes)
     assert ours.answers == world.conversations(bo)
-    for picture, render in zip(ours.pictures, world.training_renders(bo), strict=True):
-        assert np.array_equal(picture, render.image)
+    for image, render in zip(ours.images, world.training_renders(bo), strict=True):
+        assert np.array_equal(image, render.image)
     for prompt, theirs in zip(prompts, world.PROMPTS_TRAIN, strict=True):
         assert (prompt.text, prompt.tag, prompt.concept, prompt.geneval) == (
             theirs.text,
@@ -65,7 +65,7 @@ def test_the_shipped_files_are_the_world() -> None:
 def test_cards_and_prompts_of_a_small_world(world_dir: Path) -> None:
     cards = read_cards(world_dir / "concepts")
     assert cards["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
-    assert [picture[0, 0, 0] for picture in cards["<bo>"].pictures] == [0, 60]
+    assert [image[0, 0, 0] for image in cards["<bo>"].images] == [0, 60]
     prompts = read_prompts(world_dir / "prompts.jsonl", cards)
     assert Counter(p.tag for p in prompts) == {"plain": 3, "attribute": 4, "colors": 3, "counting": 1}
     assert prompts[-1].geneval == GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
@@ -119,9 +119,9 @@ def test_what_a_concept_lacks_is_named(world_dir: Path) -> None:
     with pytest.raises(SettingsError, match=r"conversations\.json: No such file"):
         read_cards(world_dir / "concepts")
     (folder / "conversations.json").write_text("[]")
-    for picture in folder.glob("train/*"):
-        picture.unlink()
-    with pytest.raises(SettingsError, match="no pictures"):
+    for image in folder.glob("train/*"):
+        image.unlink()
+    with pytest.raises(SettingsError, match="no images"):
         read_cards(world_dir / "concepts")
     (folder / "train").rmdir()
     for path in folder.iterdir():

@@ -49,7 +49,7 @@ class Painter:
     def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
         return [replace(s, codes_TN=torch.zeros(until, self.positions)) for s in segments]
 
-    def pictures(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
         assert all(s.step == 3 for s in segments)
         means = [float(s.uniform_T2N.mean()) for s in segments]
         return [np.full((2, 2, 3), int(255 * mean), np.uint8) for mean in means]
@@ -65,7 +65,7 @@ class Painter:
 
 
 class Judge:
-    """The brightness of a picture as its reward, answered late and out of order; `broken` pictures have none."""
+    """The brightness of an image as its reward, answered late and out of order; `broken` images have none."""
 
     def __init__(self, gain: float = 0.0, broken: Sequence[int] = ()) -> None:
         self.gain, self.broken = gain, broken
@@ -122,13 +122,13 @@ def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, epi
     assert told == [(e.key, e.prompt.text, e.query and e.query.text) for e in held_out(settings)]
 
 
-def test_each_row_is_of_its_episode_and_picture(settings: TrainerSettings, episodes: list[Episode]) -> None:
+def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, episodes: list[Episode]) -> None:
     policy, judge = Painter(), Judge()
     found = evaluate(policy, judge, episodes, settings)
     assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in episodes]
     brightness = [int(255 * float(u.mean())) for u in policy.drawn]
     assert [row.reward for row in found.rows] == pytest.approx([b / 255 for b in brightness])
-    assert [int(p[0, 0, 0]) for p in found.pictures] == brightness[:SHOWN]
+    assert [int(p[0, 0, 0]) for p in found.images] == brightness[:SHOWN]
     for row, episode, prompt in zip(found.rows, episodes, policy.prompts, strict=True):
         assert (row.answer == "") == (episode.pathway == "none")
         assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
@@ -172,7 +172,7 @@ def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSett
     assert change.stderr == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_lost_plane_ends_the_evaluation_at_once(settings: TrainerSettings, episodes: list[Episode]) -> None:
+def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, episodes: list[Episode]) -> None:
     class Lost(Judge):
         def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
             future: Future[list[Reward]] = Future()
@@ -193,11 +193,11 @@ def test_an_evaluation_comes_back_from_the_disk(
     loaded = load_evaluation(path)
     assert loaded.rows == found.rows
     assert loaded.conditions == found.conditions
-    assert len(loaded.pictures) == SHOWN
-    np.testing.assert_array_equal(np.stack(loaded.pictures), np.stack(found.pictures))
+    assert len(loaded.images) == SHOWN
+    np.testing.assert_array_equal(np.stack(loaded.images), np.stack(found.images))
     assert paired(found, loaded)["reward"].difference == 0.0
     save_evaluation(tmp_path / "bare.json", Evaluation({}, found.rows))
-    assert load_evaluation(tmp_path / "bare.json").pictures == ()
+    assert load_evaluation(tmp_path / "bare.json").images == ()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"conditions": {}, "rows": [{"key": "k"}]}'])

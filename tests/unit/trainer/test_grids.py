@@ -1,4 +1,4 @@
-"""A grid gives back every picture and caption that went in, and is written whole or not at all."""
+"""A grid gives back every image and caption that went in, and is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_what_went_in_comes_out(
     rng, path = np.random.default_rng(seed), tmp_path_factory.mktemp("grid") / "a.png"
     drawn = [(t, [(c, rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for c, h, w in found]) for t, found in rows]
     if not any(found for _, found in drawn):
-        with pytest.raises(ValueError, match=r"a\.png: a grid without pictures"):
+        with pytest.raises(ValueError, match=r"a\.png: a grid without images"):
             save_grid(path, drawn)
         return
     save_grid(path, drawn)
@@ -37,14 +37,14 @@ def test_what_went_in_comes_out(
             np.testing.assert_array_equal(a, b)
 
 
-def test_small_pictures_are_drawn_larger_by_a_whole_factor(tmp_path: Path) -> None:
-    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    drawn = save_grid(tmp_path / "a.png", [("", [("", picture)])])
+def test_small_images_are_drawn_larger_by_a_whole_factor(tmp_path: Path) -> None:
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    drawn = save_grid(tmp_path / "a.png", [("", [("", image)])])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
-    np.testing.assert_array_equal(drawn[8 : 8 + 128, 8 : 8 + 128], picture.repeat(32, 0).repeat(32, 1))
+    np.testing.assert_array_equal(drawn[8 : 8 + 128, 8 : 8 + 128], image.repeat(32, 0).repeat(32, 1))
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", encode_png(np.zeros((4, 4, 3), np.uint8))])
+@pytest.mark.parametrize("content", [b"", b"no image", encode_png(np.zeros((4, 4, 3), np.uint8))])
 def test_another_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b.png").write_bytes(content)
     with pytest.raises(SettingsError, match=r"b\.png is not a grid"):

@@ -49,12 +49,12 @@ def test_options_stand_before_environment_and_file(
     monkeypatch.setenv("SYNOD__TRAINER__GROUPS", "2")
     monkeypatch.chdir(toml.parent)
     assert main(["train.toml"]) == 0
-    told = ["--steps", "3", "--run", "a run", "--url", "http://plane:1", "--no-evaluation"]
+    told = ["--steps", "3", "--run", "a run", "--url", "http://service:1", "--no-evaluation"]
     assert main([str(toml), *told]) == 0
     (file, evaluated), (given, not_evaluated) = ran
     assert (file.steps, file.groups, file.run, evaluated) == (7, 2, toml.parent / "run", True)
     assert (given.steps, given.groups, given.run) == (3, 2, toml.parent / "a run")
-    assert (given.plane.url, not_evaluated) == ("http://plane:1", False)
+    assert (given.service.url, not_evaluated) == ("http://service:1", False)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_options_stand_before_environment_and_file(
         ("[trainer.screen]\ngropu = 3", (), ("trainer.screen.gropu", "unknown key; remove it or correct its spelling")),
         ('[trainer.loss]\npositions = "some"', (), ("trainer.loss.positions", "'masked' or 'all'")),
         ("", ("--steps", "0"), ("trainer.steps", "greater than or equal to 1 (given: 0)")),
-        ("", ("--url", "plane:8000"), ("trainer.plane.url",)),
+        ("", ("--url", "service:8000"), ("trainer.service.url",)),
     ],
 )
 def test_a_wrong_setting_is_named(
@@ -115,15 +115,15 @@ def test_a_vocabulary_that_does_not_fit_is_told(
     assert f"= {policy.words.size}, but config.json says vocab_size {policy.words.size + 3}" in told
 
 
-def test_a_plane_out_of_reach_is_waited_for_and_then_told(
+def test_a_service_out_of_reach_is_waited_for_and_then_told(
     toml: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_policy().save(toml.parent / "model")
-    monkeypatch.setenv("SYNOD__TRAINER__PLANE__PATIENCE_S", "0.3")
+    monkeypatch.setenv("SYNOD__TRAINER__SERVICE__PATIENCE_S", "0.3")
     assert main([str(toml), "--url", "http://127.0.0.1:9"]) == 1
     told = capsys.readouterr()
-    assert "waiting up to 0.3 s for the reward plane" in told.out
-    assert "synod train: the reward plane at http://127.0.0.1:9 was away for" in told.err
+    assert "waiting up to 0.3 s for the reward service" in told.out
+    assert "synod train: the reward service at http://127.0.0.1:9 was away for" in told.err
     assert "Start it (`make up`) and train again" in told.err
     assert not (toml.parent / "run/checkpoints").exists()
 

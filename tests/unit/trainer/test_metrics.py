@@ -12,14 +12,14 @@ from synod.errors import SettingsError
 from trainer.grids import load_grid
 from trainer.metrics import METRICS, TEXTS, Metrics, grids, read, steps_saved
 
-PICTURE = np.zeros((4, 4, 3), np.uint8)
+IMAGE = np.zeros((4, 4, 3), np.uint8)
 
 
 def write(run: Path, steps: range, *, resume_at: int = 0, mark: str = "") -> None:
     with Metrics(run, resume_at=resume_at) as metrics:
         for step in steps:
             metrics.log(step, {"reward": step / 10, "mark": mark})
-            metrics.pictures(step, "group0", [("row", [(mark, PICTURE)])])
+            metrics.images(step, "group0", [("row", [(mark, IMAGE)])])
             metrics.text(step, "group0", mark)
 
 
@@ -69,21 +69,21 @@ def test_a_run_that_has_not_begun_has_no_lines(tmp_path: Path) -> None:
     assert grids(tmp_path / "nowhere") == []
 
 
-def test_pictures_come_by_step_and_name(tmp_path: Path) -> None:
+def test_images_come_by_step_and_name(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         for step, name in ((10, "group1"), (2, "group0"), (10, "group0"), (1_000_000, "group0")):
-            path = metrics.pictures(step, name, [("", [("", PICTURE)])])
-            assert path == tmp_path / "pictures" / f"{name}-{step:06d}.png"
-        (tmp_path / "pictures/other.png").touch()
+            path = metrics.images(step, name, [("", [("", IMAGE)])])
+            assert path == tmp_path / "images" / f"{name}-{step:06d}.png"
+        (tmp_path / "images/other.png").touch()
     found = [(name, step) for _, name, step in grids(tmp_path)]
     assert found == [("group0", 2), ("group0", 10), ("group1", 10), ("group0", 1_000_000)]
 
 
-def test_tensorboard_holds_the_finite_numbers_the_pictures_and_the_texts(tmp_path: Path) -> None:
+def test_tensorboard_holds_the_finite_numbers_the_images_and_the_texts(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.log(1, {"reward": 0.5, "seconds": {"total": 2}, "lost": float("nan"), "mark": "x", "none": None})
         metrics.log(2, {"reward": 0.75})
-        metrics.pictures(2, "group0", [("", [("", PICTURE)])])
+        metrics.images(2, "group0", [("", [("", IMAGE)])])
         metrics.text(2, "group0", "an *answer*\nand more")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

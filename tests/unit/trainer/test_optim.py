@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synod.contracts import ScoreFailure
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, reference, weights
-from tests.unit.trainer.planes import Judge
+from tests.unit.trainer.reward_services import Judge
 from trainer.errors import NonFinite
 from trainer.grpo.advantage import Slope
 from trainer.optim import Update, learn, learning_rate, make_optimizer, slope_after
@@ -62,7 +62,7 @@ def without(group: Group, place: int) -> Group:
         group,
         explored=replace(group.explored, kept=kept),
         rollouts=tuple(group.rollouts[i] for i in left),
-        pictures=tuple(group.pictures[i] for i in left),
+        images=tuple(group.images[i] for i in left),
     )
 
 
@@ -125,7 +125,7 @@ def exact(make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pyt
         settings = tiny_settings(**STILL, LOSS__BETA="0.5", **options)
         policy, ref = make_policy(), reference(make_policy)
         groups, _ = draw(ref, Judge(), settings)
-        policy._seen.update(ref._seen)  # pictures' codes: the image tokenizer stays in float32
+        policy._seen.update(ref._seen)  # images' codes: the image tokenizer stays in float32
         head = "_text_logp", "_image_logits"
         ends = (0, policy.words.image_offset), (policy.words.image_offset, policy.words.mask_id)
         monkeypatch.setattr(ShowO, head[0], lambda self, hidden: self.phi.logits(hidden, *ends[0]).log_softmax(-1))

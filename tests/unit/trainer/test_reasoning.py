@@ -1,4 +1,4 @@
-"""The pathways: queries by hand, segments that mark the right one, and what the plane is asked."""
+"""The pathways: queries by hand, segments that mark the right one, and what the service is asked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from trainer.reasoning import compound, episode, reward_item, surrogate_item, textual_query
 from trainer.types import Card, Prompt
 
-PICTURES = tuple(np.full((4, 4, 3), i, np.uint8) for i in range(3))
+IMAGES = tuple(np.full((4, 4, 3), i, np.uint8) for i in range(3))
 FACTS = ("<bo> has a red hat", "<bo> has a blue kite", "<bo> has a pink scarf")
 ANSWERS = (("what is <bo>?", "<bo> is a dog."), ("what color?", "<bo> is brown."))
-BO = Card(Concept("animal", "dog", "<bo>"), "<bo> is a brown dog.", ANSWERS, FACTS, PICTURES)
+BO = Card(Concept("animal", "dog", "<bo>"), "<bo> is a brown dog.", ANSWERS, FACTS, IMAGES)
 VAGUE = Prompt("a photo of <bo> with its kite", "attribute", "<bo>", "a photo of a dog with a blue kite", 1)
 PLAIN = Prompt("a photo of <bo>", "plain", "<bo>")
 TWO = Prompt("two cats", "counting", geneval=GenEvalMetadata("counting", (GenEvalClause("cat", 2),)))
@@ -39,7 +39,7 @@ def test_textual_marks_the_hinted_fact_wherever_it_lands(seed: int) -> None:
     assert [s for s, y in zip(made.segments, made.truth, strict=True) if y] == [FACTS[1]]
     assert made.query is not None
     assert made.query.text == textual_query(made.segments, VAGUE.text)
-    assert made.query.picture is None
+    assert made.query.image is None
 
 
 @given(seeds)
@@ -49,16 +49,16 @@ def test_visual_marks_the_answer_to_its_query(seed: int) -> None:
     assert made.query is not None
     assert sorted(made.segments) == sorted(answer for _, answer in ANSWERS)
     assert [s for s, y in zip(made.segments, made.truth, strict=True) if y] == [dict(ANSWERS)[made.query.text]]
-    assert any(made.query.picture is picture for picture in PICTURES)
+    assert any(made.query.image is image for image in IMAGES)
 
 
-def test_every_order_query_and_picture_comes() -> None:
+def test_every_order_query_and_image_comes() -> None:
     textual = [episode(VAGUE, BO, "textual", np.random.default_rng(i)) for i in range(200)]
     visual = [episode(PLAIN, BO, "visual", np.random.default_rng(i)) for i in range(200)]
     assert len({made.segments for made in textual}) == 6
     assert {made.truth.index(1.0) for made in visual} == {0, 1}
     assert {made.query.text for made in visual if made.query} == {query for query, _ in ANSWERS}
-    assert {id(made.query.picture) for made in visual if made.query} == {id(picture) for picture in PICTURES}
+    assert {id(made.query.image) for made in visual if made.query} == {id(image) for image in IMAGES}
 
 
 def test_a_prompt_that_hints_at_nothing_has_no_right_segment() -> None:
@@ -80,7 +80,7 @@ def test_the_surrogate_never_sees_the_answer() -> None:
 
 def test_the_reward_is_asked_about_what_the_prompt_means() -> None:
     made = episode(VAGUE, BO, "textual", np.random.default_rng(0))
-    item = reward_item(made, DRAWN, "<bo> has a blue kite", PICTURES[:2])
+    item = reward_item(made, DRAWN, "<bo> has a blue kite", IMAGES[:2])
     assert (item.prompt, item.concept, len(item.references)) == (VAGUE.resolved, BO.concept, 2)
     assert item.reasoning is not None
     assert (item.reasoning.text, item.reasoning.segments, item.reasoning.truth) == (
@@ -94,7 +94,7 @@ def test_the_reward_is_asked_about_what_the_prompt_means() -> None:
 def test_a_geneval_prompt_carries_its_metadata_alone() -> None:
     made = episode(TWO, None, "none", np.random.default_rng(0))
     assert (made.key, made.query) == ("counting/none", None)
-    item = reward_item(made, DRAWN, "", PICTURES)
+    item = reward_item(made, DRAWN, "", IMAGES)
     assert (item.prompt, item.geneval) == ("two cats", TWO.geneval)
     assert (item.concept, item.reasoning, item.references) == (None, None, ())
     assert surrogate_item(made, DRAWN).prompt == "two cats"

@@ -1,4 +1,4 @@
-"""The page of a made-up run: its figures, its pictures, what it says when there is nothing yet."""
+"""The page of a made-up run: its figures, its images, what it says when there is nothing yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from synod.errors import SettingsError
 from synod.images import ImageLimits, decode
-from tests.unit.trainer.synthetic import PHASES, evaluation, make_run, pictures, record
+from tests.unit.trainer.synthetic import PHASES, evaluation, images, make_run, record
 from trainer.evaluate import save_evaluation
 from trainer.report import charts, fragment, heldout, last_groups, phases, tiles, view, write_report
 
@@ -118,13 +118,13 @@ def test_held_out_prompts_side_by_side(run: Path, page: str) -> None:
     assert rows["right answers, textual attribute"][:2] == (4, 0)
     first = shown["pairs"][0]
     limits = ImageLimits(2**20, 2**20)
-    np.testing.assert_array_equal(decode(base64.b64decode(first["before"]["data"]), limits), pictures(12, 0)[0])
-    np.testing.assert_array_equal(decode(base64.b64decode(first["after"]["data"]), limits), pictures(12, 1)[0])
+    np.testing.assert_array_equal(decode(base64.b64decode(first["before"]["data"]), limits), images(12, 0)[0])
+    np.testing.assert_array_equal(decode(base64.b64decode(first["after"]["data"]), limits), images(12, 1)[0])
     assert shown["pairs"][5]["before"]["failure"] == "scorer_failed"
     assert page.count("scorer_failed") == 3
 
 
-def test_the_last_pictures_come_with_their_answers(run: Path) -> None:
+def test_the_last_images_come_with_their_answers(run: Path) -> None:
     shown = last_groups(run)
     assert shown is not None
     assert shown["step"] == STEPS - 1

@@ -1,4 +1,4 @@
-"""The plane as the trainer meets it: slow, full, gone, restarting, breaking single items. No missing score is a 0."""
+"""The service as the trainer meets it: slow, full, gone, restarting, breaking single items. No missing score is a 0."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from synod.codec import CODECS
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
 from trainer import rewards
-from trainer.errors import PlaneLost
-from trainer.rewards import Plane
-from trainer.settings import PlaneSettings
+from trainer.errors import RewardServiceUnavailable
+from trainer.rewards import RewardService
+from trainer.settings import ServiceSettings
 
 WIRE = CODECS["application/msgpack"]
 Answer = Callable[[ScoreRequest], ScoreResponse | SynodError | httpx.Response]
 LOST = ScoreFailure("replica_lost", "the replica died", retryable=True)
-BAD = ScoreFailure("bad_image", "not a picture")
+BAD = ScoreFailure("bad_image", "not an image")
 LATE = ScoreFailure("deadline_exceeded", "too slow", retryable=True)
 
 
@@ -64,7 +64,7 @@ def to_http(answer: ScoreResponse | SynodError | httpx.Response) -> httpx.Respon
 
 
 class Said(list[str]):
-    """What the plane told the user."""
+    """What the service told the user."""
 
     def count_of(self, part: str) -> int:
         return sum(part in line for line in self)
@@ -76,12 +76,12 @@ def said() -> Said:
 
 
 @pytest.fixture
-def plane(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..., Plane]]:
-    """`plane(answer, answer, ..)`: asked in turn, the last one for ever."""
+def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..., RewardService]]:
+    """`service(answer, answer, ..)`: asked in turn, the last one for ever."""
     monkeypatch.setattr(rewards, "FIRST_PAUSE_S", 0.001)
-    made: list[Plane] = []
+    made: list[RewardService] = []
 
-    def make(*answers: Answer, asked: list[ScoreRequest] | None = None, **settings: Any) -> Plane:
+    def make(*answers: Answer, asked: list[ScoreRequest] | None = None, **settings: Any) -> RewardService:
         left, lock = list(answers), threading.Lock()
 
         def handle(http: httpx.Request) -> httpx.Response:
@@ -93,8 +93,10 @@ def plane(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[...,
             return to_http(answer(request))
 
         made.append(
-            Plane(
-                PlaneSettings(**{"patience_s": 5.0} | settings), transport=httpx.MockTransport(handle), say=said.append
+            RewardService(
+                ServiceSettings(**{"patience_s": 5.0} | settings),
+                transport=httpx.MockTransport(handle),
+                say=said.append,
             )
         )
         return made[-1]
@@ -115,9 +117,9 @@ def broken(kind: type[httpx.RequestError]) -> Answer:
     return answer
 
 
-def test_previews_ask_the_surrogate_alone(plane: Callable[..., Plane], said: Said) -> None:
+def test_previews_ask_the_surrogate_alone(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
-    found = plane(measured, asked=asked, surrogate="itc").surrogate(items(30, 10, 20))
+    found = service(measured, asked=asked, surrogate="itc").surrogate(items(30, 10, 20))
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [dict(reward.components) for reward in found] == [{"itc": 0.3}, {"itc": 0.1}, {"itc": 0.2}]
     assert [(request.scorers, request.ensemble) for request in asked] == [(("itc",), None)]
@@ -125,22 +127,22 @@ def test_previews_ask_the_surrogate_alone(plane: Callable[..., Plane], said: Sai
 
 
 @pytest.mark.parametrize("pathway", ["visual", "textual"])
-def test_concepts_ask_the_ensemble(plane: Callable[..., Plane], pathway: Any) -> None:
+def test_concepts_ask_the_ensemble(service: Callable[..., RewardService], pathway: Any) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = plane(measured, asked=asked).submit(items(30), pathway).result(10)
+    (found,) = service(measured, asked=asked).submit(items(30), pathway).result(10)
     assert (found.value, dict(found.components), found.failure) == (0.15, {"tier": 1.0, "ber": 0.3}, None)
     assert [(request.scorers, request.ensemble) for request in asked] == [((), "sync_r1")]
 
 
-def test_prompts_without_a_concept_ask_geneval(plane: Callable[..., Plane]) -> None:
+def test_prompts_without_a_concept_ask_geneval(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = plane(measured, asked=asked).submit(items(0), "none").result(10)
+    (found,) = service(measured, asked=asked).submit(items(0), "none").result(10)
     assert (found.value, dict(found.components)) == (0.0, {"geneval": 0.0})  # a measured 0 is a 0
     assert [(request.scorers, request.ensemble) for request in asked] == [(("geneval",), None)]
 
 
-def test_no_items_ask_nothing(plane: Callable[..., Plane]) -> None:
-    assert plane(fail(UnknownScorer("never asked"))).surrogate([]) == []
+def test_no_items_ask_nothing(service: Callable[..., RewardService]) -> None:
+    assert service(fail(UnknownScorer("never asked"))).surrogate([]) == []
 
 
 @pytest.mark.parametrize(
@@ -154,25 +156,27 @@ def test_no_items_ask_nothing(plane: Callable[..., Plane]) -> None:
         lambda request: httpx.Response(502, content=b"<html>bad gateway"),
     ],
 )
-def test_a_plane_that_is_away_is_waited_for(plane: Callable[..., Plane], said: Said, trouble: Answer) -> None:
-    found = plane(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
+def test_a_service_that_is_away_is_waited_for(
+    service: Callable[..., RewardService], said: Said, trouble: Answer
+) -> None:
+    found = service(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
     assert [reward.value for reward in found] == [0.25]
-    assert said.count_of("waiting up to 5 s for the reward plane") == 1
+    assert said.count_of("waiting up to 5 s for the reward service") == 1
     assert said.count_of("is back") == 1
     assert len(said) == 2
 
 
-def test_patience_ends(plane: Callable[..., Plane], said: Said) -> None:
-    future = plane(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
-    with pytest.raises(PlaneLost, match=r"was away for .* \(`?make up`?|make up.*patience_s \(0\.02\)"):
+def test_patience_ends(service: Callable[..., RewardService], said: Said) -> None:
+    future = service(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
+    with pytest.raises(RewardServiceUnavailable, match=r"was away for .* \(`?make up`?|make up.*patience_s \(0\.02\)"):
         future.result(10)
     assert said.count_of("waiting") == 1
 
 
-def test_a_request_out_of_time_is_masked_and_said(plane: Callable[..., Plane], said: Said) -> None:
+def test_a_request_out_of_time_is_masked_and_said(service: Callable[..., RewardService], said: Said) -> None:
     for trouble in (broken(httpx.ReadTimeout), fail(DeadlineExceeded("too slow"))):
         asked: list[ScoreRequest] = []
-        found = plane(trouble, asked=asked).surrogate(items(1, 2))
+        found = service(trouble, asked=asked).surrogate(items(1, 2))
         assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [
             (None, "deadline_exceeded")
         ] * 2
@@ -180,79 +184,79 @@ def test_a_request_out_of_time_is_masked_and_said(plane: Callable[..., Plane], s
     assert said.count_of("2 of 2 scores are missing, first: deadline_exceeded") == 2
 
 
-def test_a_plane_that_breaks_is_masked(plane: Callable[..., Plane], said: Said) -> None:
-    found = plane(fail(SynodError("a bug"))).surrogate(items(1))
+def test_a_service_that_breaks_is_masked(service: Callable[..., RewardService], said: Said) -> None:
+    found = service(fail(SynodError("a bug"))).surrogate(items(1))
     assert (found[0].value, found[0].failure) == (None, ScoreFailure("internal", "a bug"))
     assert said.count_of("missing") == 1
 
 
 @pytest.mark.parametrize("error", [UnknownScorer("no ensemble 'sync_r1'"), PayloadTooLarge("too many")])
-def test_a_wrong_request_is_raised(plane: Callable[..., Plane], error: SynodError) -> None:
+def test_a_wrong_request_is_raised(service: Callable[..., RewardService], error: SynodError) -> None:
     with pytest.raises(type(error), match=str(error)):
-        plane(fail(error)).submit(items(1), "textual").result(10)
+        service(fail(error)).submit(items(1), "textual").result(10)
 
 
-def test_a_failed_item_masks_itself_alone(plane: Callable[..., Plane], said: Said) -> None:
+def test_a_failed_item_masks_itself_alone(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
     found = (
-        plane(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
+        service(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
         .submit(items(1, 2, 3), "visual")
         .result(10)
     )
     assert [reward.value for reward in found] == [0.05, None, 0.15]
     assert found[1].failure == BAD
     assert dict(found[1].components) == {"tier": 1.0}  # what was measured of it is kept
-    assert len(asked) == 1  # a bad picture stays one
-    assert said == ["1 of 3 scores are missing, first: bad_image: not a picture"]
+    assert len(asked) == 1  # a bad image stays one
+    assert said == ["1 of 3 scores are missing, first: bad_image: not an image"]
 
 
-def test_an_item_lost_with_its_replica_is_asked_again_alone(plane: Callable[..., Plane], said: Said) -> None:
+def test_an_item_lost_with_its_replica_is_asked_again_alone(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
     flaky = [
         lambda r: respond(r, lambda item: LOST if level(item) > 1 else Score(0.1)),
         lambda r: respond(r, lambda item: LOST if level(item) > 2 else Score(0.2)),
         lambda r: respond(r, lambda item: Score(0.3)),
     ]
-    found = plane(*flaky, asked=asked).surrogate(items(3, 1, 2))
+    found = service(*flaky, asked=asked).surrogate(items(3, 1, 2))
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
     assert said == []
 
 
-def test_an_item_that_never_recovers_is_masked(plane: Callable[..., Plane]) -> None:
+def test_an_item_that_never_recovers_is_masked(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = plane(lambda r: respond(r, lambda item: LOST), asked=asked).surrogate(items(1))
+    (found,) = service(lambda r: respond(r, lambda item: LOST), asked=asked).surrogate(items(1))
     assert (found.value, found.failure) == (None, LOST)
     assert len(asked) == rewards.ITEM_RETRIES + 1
 
 
-def test_an_item_out_of_time_is_not_asked_again(plane: Callable[..., Plane]) -> None:
+def test_an_item_out_of_time_is_not_asked_again(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = plane(lambda r: respond(r, lambda item: LATE), asked=asked).surrogate(items(1))
+    (found,) = service(lambda r: respond(r, lambda item: LATE), asked=asked).surrogate(items(1))
     assert (found.value, found.failure) == (None, LATE)
     assert len(asked) == 1
 
 
-def test_requests_run_beside_one_another(plane: Callable[..., Plane]) -> None:
-    """Three chunks meet in the plane at the same time: none waits for another's answer."""
+def test_requests_run_beside_one_another(service: Callable[..., RewardService]) -> None:
+    """Three chunks meet in the service at the same time: none waits for another's answer."""
     together = threading.Barrier(3, timeout=10)
 
     def meet(request: ScoreRequest) -> ScoreResponse:
         together.wait()
         return measured(request)
 
-    one = plane(meet)
+    one = service(meet)
     futures = [one.submit(items(chunk), "none") for chunk in (10, 20, 30)]
     assert [future.result(10)[0].value for future in futures] == [0.1, 0.2, 0.3]
 
 
-def test_close_ends_what_waits(plane: Callable[..., Plane], said: Said) -> None:
-    one = plane(broken(httpx.ConnectError), patience_s=600.0)
+def test_close_ends_what_waits(service: Callable[..., RewardService], said: Said) -> None:
+    one = service(broken(httpx.ConnectError), patience_s=600.0)
     future = one.submit(items(1), "visual")
     while not said:
         assert not future.done()
     one.close()
-    with pytest.raises(PlaneLost):
+    with pytest.raises(RewardServiceUnavailable):
         future.result(10)
 
 
@@ -306,25 +310,25 @@ def server() -> Iterator[_Server]:
     one.stop()
 
 
-def test_training_goes_on_when_the_plane_restarts(server: _Server, said: Said) -> None:
-    plane = Plane(PlaneSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), say=said.append)
-    plane.wait_ready()
-    assert plane.surrogate(items(10))[0].value == 0.1
+def test_training_goes_on_when_the_service_restarts(server: _Server, said: Said) -> None:
+    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), say=said.append)
+    service.wait_ready()
+    assert service.surrogate(items(10))[0].value == 0.1
     assert said == []
     server.stop()
-    future = plane.submit(items(40), "visual")
+    future = service.submit(items(40), "visual")
     while not said:
         assert not future.done()
     server.start()
     assert future.result(30)[0].value == 0.2
     assert said.count_of("waiting") == said.count_of("is back") == 1
-    plane.close()
+    service.close()
 
 
 def test_wait_ready_tells_what_is_missing(server: _Server, said: Said) -> None:
     server.ready = False
-    plane = Plane(PlaneSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), say=said.append)
-    with pytest.raises(PlaneLost, match=r"ber \(loading\)"):
-        plane.wait_ready()
+    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), say=said.append)
+    with pytest.raises(RewardServiceUnavailable, match=r"ber \(loading\)"):
+        service.wait_ready()
     assert said.count_of("ber (loading)") == 1
-    plane.close()
+    service.close()

@@ -1,4 +1,4 @@
-"""Screening in draw order, what the plane is asked and when, and which random numbers a rollout gets."""
+"""Screening in draw order, what the service is asked and when, and which random numbers a rollout gets."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.unit.trainer.loops import (
     MakeSettings,
     draw,
     episodes,
-    same_pictures,
+    same_images,
     same_rollouts,
 )
-from tests.unit.trainer.planes import WIRE, Judge, judged
+from tests.unit.trainer.reward_services import WIRE, Judge, judged
 from trainer.clock import Clock
 from trainer.policy.layout import END
 from trainer.policy.show_o import ShowO
 from trainer.reasoning import compound
-from trainer.rewards import Plane
+from trainer.rewards import RewardService
 from trainer.rollout import Explored, explore, finish, uniforms
 from trainer.settings import TrainerSettings
 from trainer.types import Pathway
@@ -49,7 +49,7 @@ def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: 
 def test_a_screen_that_keeps_all_equals_no_screen(
     make_policy: MakePolicy, tiny_settings: MakeSettings, pathway: Pathway
 ) -> None:
-    """The same rollouts and finished pictures bit for bit, and the same questions to the plane about them."""
+    """The same rollouts and finished images bit for bit, and the same questions to the service about them."""
     share = "1.0" if pathway == "none" else "0.0"
     found = []
     for law in ('{ name = "quantile" }', NO_LAW):
@@ -62,7 +62,7 @@ def test_a_screen_that_keeps_all_equals_no_screen(
     assert len(screened.rollouts) == 4
     assert same_rollouts(screened.rollouts, plain.rollouts)
     assert same_rollouts(screened.explored.previews, plain.explored.previews)
-    assert same_pictures(screened.pictures, plain.pictures)
+    assert same_images(screened.images, plain.images)
     assert screened.rewards() == plain.rewards()
     assert len(with_law.previewed) == 4
     assert without.previewed == []  # nothing is scored without a law
@@ -118,14 +118,14 @@ def test_previews_are_judged_by_the_original_prompt_alone(policy: ShowO, tiny_se
     found = explore(policy, judge, textual, None, settings, KEY, Clock())
     assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}
     assert all(item.reasoning is None and item.references == () for item, _ in judge.previewed)
-    assert same_pictures([item.image for item, _ in judge.previewed], found.pictures)
+    assert same_images([item.image for item, _ in judge.previewed], found.images)
     drawn_from = [rollout.image.prompt for rollout in found.previews]
     assert drawn_from == [compound(textual.prompt.text, rollout.answer) for rollout in found.previews]
     assert len(set(drawn_from)) > 1  # each reasons for itself
 
 
-def test_finished_pictures_are_asked_about_chunk_by_chunk(policy: ShowO, tiny_settings: MakeSettings) -> None:
-    settings, judge = tiny_settings(GROUPS="2", PLANE__REFERENCES="1"), Judge()
+def test_finished_images_are_asked_about_chunk_by_chunk(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    settings, judge = tiny_settings(GROUPS="2", SERVICE__REFERENCES="1"), Judge()
     groups, rewards = draw(policy, judge, settings)
     assert [(pathway, len(items)) for pathway, items in judge.asked] == [
         (g.explored.episode.pathway, size) for g in groups for size in (3, 1)
@@ -133,8 +133,8 @@ def test_finished_pictures_are_asked_about_chunk_by_chunk(policy: ShowO, tiny_se
     asked = [item for _, items in judge.asked for item in items]
     for group, found in zip(groups, rewards, strict=True):
         mine, asked = asked[:4], asked[4:]
-        assert same_pictures([item.image for item in mine], group.pictures)
-        assert same_pictures(policy.pictures([r.image for r in group.rollouts]), group.pictures)
+        assert same_images([item.image for item in mine], group.images)
+        assert same_images(policy.images([r.image for r in group.rollouts]), group.images)
         assert [item.reasoning and item.reasoning.text for item in mine] == [r.answer for r in group.rollouts]
         assert [len(item.references) for item in mine] == [1] * 4
         assert [reward.value for reward in found] == [judge.reward(item) for item in mine]
@@ -167,15 +167,15 @@ def test_a_chunk_is_asked_about_before_the_next_is_drawn_and_all_of_a_step_toget
         return denoise(segments, until)
 
     monkeypatch.setattr(policy, "denoise", watched)
-    plane = Plane(settings.plane, transport=httpx.MockTransport(handle), say=pytest.fail)
+    service = RewardService(settings.service, transport=httpx.MockTransport(handle), say=pytest.fail)
     try:
-        groups, rewards = draw(policy, plane, settings)
+        groups, rewards = draw(policy, service, settings)
     finally:
         together.abort()
-        plane.close()
+        service.close()
     assert next(chunks) == 4
     for group, found in zip(groups, rewards, strict=True):
-        assert [r.value for r in found] == [float(picture.mean() / 255) for picture in group.pictures]
+        assert [r.value for r in found] == [float(image.mean() / 255) for image in group.images]
 
 
 def test_a_rollout_depends_on_its_place_alone(policy: ShowO, tiny_settings: MakeSettings) -> None:

@@ -1,4 +1,4 @@
-"""A run against a plane over HTTP: what it leaves behind, and how it goes on after a kill, a stop, a lost plane."""
+"""A run against a service over HTTP: what it leaves behind, and how it goes on after a kill, a stop, a lost service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
-from tests.unit.trainer.planes import Judge, serve
+from tests.unit.trainer.reward_services import Judge, serve
 from trainer import session
 from trainer.__main__ import main
 from trainer.checkpoint import load
@@ -40,7 +40,7 @@ def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path)
 def test_a_run_leaves_all_it_measured(ready: MakeSettings, make_policy: MakePolicy) -> None:
     judge = Judge()
     with serve(judge) as url:
-        settings = ready(PLANE__URL=url, DATA__GENEVAL_SHARE="0.5")
+        settings = ready(SERVICE__URL=url, DATA__GENEVAL_SHARE="0.5")
         assert session.run(settings) == 0
     run = settings.run
     assert TrainerSettings.model_validate(json.loads((run / "settings.json").read_text())) == settings
@@ -61,7 +61,7 @@ def test_a_run_leaves_all_it_measured(ready: MakeSettings, make_policy: MakePoli
 
     written = (run / "evaluation/before.json").stat().st_mtime_ns
     with serve(judge) as url:
-        assert session.run(ready(PLANE__URL=url, DATA__GENEVAL_SHARE="0.5")) == 0  # once more: nothing is left to do
+        assert session.run(ready(SERVICE__URL=url, DATA__GENEVAL_SHARE="0.5")) == 0  # once more: nothing is left to do
     assert (run / "evaluation/before.json").stat().st_mtime_ns == written
     assert [line["step"] for line in lines(run)] == [0, 1]
     assert equal(weights(show_o.load(run / "policy")), weights(trained))
@@ -79,7 +79,7 @@ def test_a_reference_is_loaded_only_for_a_kl(
 
     monkeypatch.setattr(session, "make_policy", remembered)
     with serve(Judge()) as url:
-        settings = ready(PLANE__URL=url, LOSS__BETA=beta, STEPS="1")
+        settings = ready(SERVICE__URL=url, LOSS__BETA=beta, STEPS="1")
         assert session.run(settings, evaluated=False) == 0
     assert len(made) == models
     assert all(p.requires_grad for p in made[0].module.parameters())
@@ -165,7 +165,7 @@ def test_killed_then_stopped_then_finished_by_the_same_command(
     assert len(read(run, "texts.jsonl")) == 6
 
 
-def test_a_plane_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
+def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
     command: Callable[[str, int], list[str]],
     world_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +181,7 @@ def test_a_plane_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
     with serve(Judge(), rewarding) as url:
         assert main(command(url, 4)) == 1
     told = capsys.readouterr()
-    assert "waiting up to 300 s for the reward plane" in told.out
+    assert "waiting up to 300 s for the reward service" in told.out
     assert "was away for" in told.err
     assert "train again: the run goes on from its last checkpoint" in told.err
     assert checkpoints(run) == ["step-000002", "step-000003"]

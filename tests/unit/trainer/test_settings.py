@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.settings import load as load_plane
+from services.settings import load as load_service
 from synod.errors import SettingsError
 from trainer.settings import TrainerSettings, load
 
@@ -24,9 +24,9 @@ SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if 
 def test_every_shipped_toml_loads(path: Path) -> None:
     settings = load(path, {})
     assert settings.run.is_absolute()
-    assert {settings.plane.surrogate} <= set(load_plane(path, {}).scorers)
-    assert settings.plane.ensemble in load_plane(path, {}).ensembles
-    assert settings.plane.geneval in load_plane(path, {}).scorers or settings.data.geneval_share == 0
+    assert {settings.service.surrogate} <= set(load_service(path, {}).scorers)
+    assert settings.service.ensemble in load_service(path, {}).ensembles
+    assert settings.service.geneval in load_service(path, {}).scorers or settings.data.geneval_share == 0
 
 
 def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
@@ -46,7 +46,7 @@ def test_the_papers_file_is_the_paper_where_our_defaults_are_not() -> None:
     law = paper.screen.law
     assert law.name == "paper"
     assert (law.target_pass_rate, law.mu, law.eta, law.eps0) == (0.25, 0.12, 0.8, 2.0)
-    tier = load_plane(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
+    tier = load_service(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
     assert tier.kind == "tier"
     assert tier.mode == "paper_clipped"
 
@@ -81,7 +81,7 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.screen]\nlaw = { name = 'power' }\n", "trainer.screen.law.power.start"),
         ("[trainer.screen]\nlaw = { name = 'logodds' }\n", "logodds"),
         ("[trainer.screen]\nlaw = { name = 'quantile', mu = 0.1 }\n", "trainer.screen.law.quantile.mu: unknown key"),
-        ("[trainer.plane]\nurl = 'localhost:8000'\n", "trainer.plane.url"),
+        ("[trainer.service]\nurl = 'localhost:8000'\n", "trainer.service.url"),
         ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
     ],
 )
@@ -109,16 +109,16 @@ def test_what_is_missing_is_named(settings_from: Make, key: str, value: str, tol
 
 
 def test_a_file_without_the_table_says_what_it_lacks(tmp_path: Path) -> None:
-    path = tmp_path / "plane.toml"
+    path = tmp_path / "service.toml"
     path.write_text("[server]\nport = 8000\n")
     with pytest.raises(SettingsError, match=r"trainer\.run: Field required"):
         load(path, {})
 
 
-def test_the_plane_ignores_the_trainers_table(tmp_path: Path) -> None:
+def test_the_service_ignores_the_trainers_table(tmp_path: Path) -> None:
     path = tmp_path / "both.toml"
     path.write_text('[scorers.der]\nkind = "der"\nmodel = "facebook/dinov2-base"\n[trainer]\nrun = 3\nnew = "knob"\n')
-    assert load_plane(path, {}).scorers["der"].kind == "der"
+    assert load_service(path, {}).scorers["der"].kind == "der"
 
 
 def test_settings_do_not_change(settings_from: Make) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import NO_LAW, MakePolicy, MakeSettings, equal, lines, reference, run_loop, weights
-from tests.unit.trainer.planes import Judge, brightness, redness
+from tests.unit.trainer.reward_services import Judge, brightness, redness
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
 from trainer.errors import NonFinite
@@ -86,7 +86,7 @@ def load_policy(folder: Path) -> dict[str, torch.Tensor]:
 def test_resuming_from_any_checkpoint_equals_the_whole_run(
     make_policy: MakePolicy, tiny_settings: MakeSettings
 ) -> None:
-    """Weights, optimizer, thresholds, slope, figures, texts and pictures: bit for bit, with the rewards on record.
+    """Weights, optimizer, thresholds, slope, figures, texts and images: bit for bit, with the rewards on record.
 
     All pathways, two groups a step, lost scores and rewards, a share of the denoising steps, a baseline with memory.
     """
@@ -108,7 +108,7 @@ def test_resuming_from_any_checkpoint_equals_the_whole_run(
         return lambda item: tape.setdefault((what, _print(item)), None if rng.random() < 0.1 else float(rng.random()))
 
     def replay(what: str) -> Callable[[ScoreItem], float | None]:
-        return lambda item: tape[what, _print(item)]  # a picture that the whole run did not draw is a KeyError
+        return lambda item: tape[what, _print(item)]  # an image that the whole run did not draw is a KeyError
 
     whole = tiny_settings(**options)
     run_loop(whole, make_policy, Judge(record("reward"), record("surrogate")))
@@ -128,7 +128,7 @@ def test_resuming_from_any_checkpoint_equals_the_whole_run(
         for step in range(done, 5):
             assert files(settings.run, step) == files(whole.run, step)
         assert lines(settings.run) == told
-        for name in ("texts.jsonl", *(str(p.relative_to(whole.run)) for p in whole.run.glob("pictures/*"))):
+        for name in ("texts.jsonl", *(str(p.relative_to(whole.run)) for p in whole.run.glob("images/*"))):
             assert (settings.run / name).read_bytes() == (whole.run / name).read_bytes()
 
 
@@ -257,7 +257,7 @@ def test_lost_rewards_are_masked_counted_and_never_numbers(
 
 
 def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """The plane loses every reward of the first step; the second one is trained as ever."""
+    """The service loses every reward of the first step; the second one is trained as ever."""
     count = iter(range(100))
     settings = tiny_settings(STEPS="2", GROUPS="2", **EVERY)
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
@@ -356,7 +356,7 @@ def test_a_signal_ends_after_the_step_at_hand(
     count, update, before = iter(range(99)), tqdm.update, signal.getsignal(number)
 
     def reward(item: ScoreItem) -> float:
-        if when == "while drawing" and next(count) == 5:  # the second picture of step 1
+        if when == "while drawing" and next(count) == 5:  # the second image of step 1
             os.kill(os.getpid(), number)
         return brightness(item)
 
@@ -389,8 +389,8 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
 def test_it_learns_and_not_from_permuted_rewards(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reward is the share of red pixels; permuted within the group, it tells nothing of the pictures."""
-    monkeypatch.setattr("trainer.train.keep_pictures", lambda *_: None)  # they would take most of the time
+    """The reward is the share of red pixels; permuted within the group, it tells nothing of the images."""
+    monkeypatch.setattr("trainer.train.keep_images", lambda *_: None)  # they would take most of the time
     settings = {
         "STEPS": "15",
         "DATA__GENEVAL_SHARE": "1.0",

@@ -85,7 +85,7 @@ def uniforms() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> np.ndarray[Any, np.dtype[np.uint8]]:
+def image() -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 

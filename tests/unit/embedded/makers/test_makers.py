@@ -28,7 +28,7 @@ from trainer.policy.magvit import Magvit
 
 
 @pytest.fixture(scope="module")
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     rng = np.random.default_rng(0)
     scene, _ = world.sample(rng, "position")
     return world.render(scene, rng).image
@@ -41,40 +41,40 @@ def test_directories_hold_safetensors_and_no_pickle(toys: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["blip2-world", "detector-world", "dinov2-world", "face-world"])
-def test_processor_gives_the_pixels_that_training_saw(toys: Path, name: str, picture: np.ndarray) -> None:
+def test_processor_gives_the_pixels_that_training_saw(toys: Path, name: str, image: np.ndarray) -> None:
     processor = AutoImageProcessor.from_pretrained(toys / name)
-    small = picture[:32, :32] if name == "face-world" else picture
+    small = image[:32, :32] if name == "face-world" else image
     values = processor(small.copy(), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
     np.testing.assert_allclose(values.numpy(), normalised(small[None]), atol=1e-5)
 
 
-def test_blip2_forward_equals_its_two_towers(toys: Path, picture: np.ndarray) -> None:
+def test_blip2_forward_equals_its_two_towers(toys: Path, image: np.ndarray) -> None:
     folder, texts = toys / "blip2-world", ["a photo of a dog", "a photo of two red-colored cats"]
     processor = AutoProcessor.from_pretrained(folder)
     assert isinstance(processor, Blip2Processor)
     whole = Blip2ForImageTextRetrieval.from_pretrained(folder).eval()
-    inputs = processor(images=[picture.copy()] * 2, text=texts, padding=True, return_tensors="pt")
+    inputs = processor(images=[image.copy()] * 2, text=texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = whole(**inputs, use_image_text_matching_head=False).logits_per_image.numpy()
     towers = blip2.load(str(folder), "cpu")
-    cosine = (towers.image_features([picture] * 2) @ towers.text_features(texts).T).max(1)
+    cosine = (towers.image_features([image] * 2) @ towers.text_features(texts).T).max(1)
     np.testing.assert_allclose(cosine, expected, atol=1e-5)
 
 
-def test_dino_and_face_embed_to_unit_rows(toys: Path, picture: np.ndarray) -> None:
-    crops = [picture, picture[10:30, 20:45]]
+def test_dino_and_face_embed_to_unit_rows(toys: Path, image: np.ndarray) -> None:
+    crops = [image, image[10:30, 20:45]]
     for rows in (
-        dinov2.load(str(toys / "dinov2-world"), "cpu").embed([picture]),
+        dinov2.load(str(toys / "dinov2-world"), "cpu").embed([image]),
         face.embedder(family="small", model=str(toys / "face-world"), device="cpu").embed(crops),
     ):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
 
 
-def test_detector_names_the_world_and_its_part(toys: Path, picture: np.ndarray) -> None:
+def test_detector_names_the_world_and_its_part(toys: Path, image: np.ndarray) -> None:
     found = semantic.load(str(toys / "detector-world"), "cpu", min_area=1)
     assert found.class_names == world.LABELS[1:]
     assert json.loads((toys / "detector-world/config.json").read_text())["part_of"] == {"face": "person"}
-    assert all(0 < detection.score <= 1 for detection in found.detect([picture])[0])
+    assert all(0 < detection.score <= 1 for detection in found.detect([image])[0])
 
 
 def test_saving_a_detector_leaves_it_as_it_was(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_saving_a_detector_leaves_it_as_it_was(tmp_path: Path) -> None:
     torch.testing.assert_close(written, before * detector.CONFIDENCE_GAIN)
 
 
-def test_clip_directory_feeds_the_colour_classifier(toys: Path, picture: np.ndarray) -> None:
+def test_clip_directory_feeds_the_colour_classifier(toys: Path, image: np.ndarray) -> None:
     classifier = ColorClassifier(open_clip.load(str(toys / "clip-world"), None, "cpu"))
-    told = classifier.classify([picture, picture[5:30, 8:20]], ["dog", "cup"])
+    told = classifier.classify([image, image[5:30, 8:20]], ["dog", "cup"])
     assert set(told) <= set(world.COLORS)
 
 
@@ -107,15 +107,15 @@ def test_training_twice_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None
     assert (tmp_path / "weights" / name).read_bytes() == (toys / name).read_bytes()
 
 
-def test_the_second_part_of_the_tokenizer_leaves_the_codes_as_they_were(toys: Path, picture: np.ndarray) -> None:
+def test_the_second_part_of_the_tokenizer_leaves_the_codes_as_they_were(toys: Path, image: np.ndarray) -> None:
     """The policy's tokens must not move when the decoder is trained on."""
     state = torch.load(toys.parent / "build/magvit-world.ckpt", weights_only=True)["module"]
     first = Magvit(magvit.CONFIG)
     first.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     first.eval()
     made = Magvit.load(toys / "magvit-world")
-    assert torch.equal(made.encode([picture]), first.encode([picture]))
-    assert (made.decode(made.encode([picture]))[0] != first.decode(first.encode([picture]))[0]).any()
+    assert torch.equal(made.encode([image]), first.encode([image]))
+    assert (made.decode(made.encode([image]))[0] != first.decode(first.encode([image]))[0]).any()
     assert len(json.loads((toys / "magvit-world/training.json").read_text())) == 2
 
 

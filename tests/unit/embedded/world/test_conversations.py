@@ -1,4 +1,4 @@
-"""What is asked about a concept's pictures: answers are true, visible, and tell each other apart."""
+"""What is asked about a concept's images: answers are true, visible, and tell each other apart."""
 
 from __future__ import annotations
 

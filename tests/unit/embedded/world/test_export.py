@@ -12,7 +12,7 @@ from embedded.world.export import DATA, files, main
 
 
 def test_shipped_data_are_in_step_with_the_code():
-    """Pictures are compared as pixels: a PNG's bytes may change with zlib."""
+    """Images are compared as pixels: a PNG's bytes may change with zlib."""
     expected = dict(files())
     shipped = {path.relative_to(DATA).as_posix() for path in DATA.rglob("*") if path.is_file()}
     assert shipped == set(expected)

@@ -124,7 +124,7 @@ def test_faces_of_people_concepts_are_wide_enough(cases):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(world.CLASSES), st.floats(16, 60))
-def test_any_individual_stands_inside_the_picture(seed, class_name, size):
+def test_any_individual_stands_inside_the_image(seed, class_name, size):
     rng = np.random.default_rng(seed)
     look = world.random_identity(class_name, rng)
     worn = ((world.ACCESSORIES[seed % 6], tuple(world.COLORS)[seed % 10]),)

@@ -1,4 +1,4 @@
-"""What a plane asks of a cluster, and whether it fits."""
+"""What a service asks of a cluster, and whether it fits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings_of(folder: Path, *servings: str) -> Settings:
         f'[scorers.s{i}]\nkind = "der"\nmodel = "/tmp"\nserving = {{ {serving} }}\n'
         for i, serving in enumerate(servings)
     )
-    path = folder / "plane.toml"
+    path = folder / "service.toml"
     path.write_text(scorers)
     return load(path, {})
 
@@ -96,7 +96,7 @@ def test_what_a_gateway_lets_through(
 
 def test_scorers_have_origins(graph: Any, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    path = tmp_path / "plane.toml"
+    path = tmp_path / "service.toml"
     path.write_text('[scorers.s0]\nkind = "der"\nmodel = "./model"\n')
     settings = load(path, {})
     assert graph.specs_of(settings)["s0"].origin == origin(settings.scorers["s0"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services.cluster import local
-from services.cluster.local import Plane, answers_ready, free_port
+from services.cluster.local import RewardService, answers_ready, free_port
 from services.settings import Settings
 
 
@@ -45,7 +45,7 @@ def test_loopback_probes_ignore_proxies(url: str, variable: str, monkeypatch: py
 
 
 @pytest.fixture
-def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardService]:
     settings = Settings.model_validate(
         {
             "server": {"port": free_port()},
@@ -56,22 +56,22 @@ def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
     )
     clock = [0.0]
     monkeypatch.setattr(local.time, "monotonic", lambda: clock[0])
-    plane = Plane(settings, tmp_path)
-    plane.clock = clock  # type: ignore[attr-defined]
-    yield plane
-    plane.kill()
+    service = RewardService(settings, tmp_path)
+    service.clock = clock  # type: ignore[attr-defined]
+    yield service
+    service.kill()
 
 
-def ray_that_fails(monkeypatch: pytest.MonkeyPatch, plane: Any, failures: int) -> list[Path]:
+def ray_that_fails(monkeypatch: pytest.MonkeyPatch, service: Any, failures: int) -> list[Path]:
     """`ray.init` takes 30 s and fails as Ray does, that many times; what each attempt found in the folder."""
     import ray
 
     found: list[Path] = []
 
     def init(**options: Any) -> None:
-        found.extend(plane.temp_dir.iterdir())
-        (plane.temp_dir / "session").mkdir()
-        plane.clock[0] += 30
+        found.extend(service.temp_dir.iterdir())
+        (service.temp_dir / "session").mkdir()
+        service.clock[0] += 30
         if (failures_left.pop() if failures_left else 0) > 0:
             raise Exception("The current node timed out during startup. This could happen because some of the raylet")
 
@@ -81,24 +81,24 @@ def ray_that_fails(monkeypatch: pytest.MonkeyPatch, plane: Any, failures: int) -
     return found
 
 
-def test_a_start_that_ray_gave_up_is_repeated(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ray_that_fails(monkeypatch, plane, 1)
-    assert plane._start_ray(lambda: False, 65.0)
+def test_a_start_that_ray_gave_up_is_repeated(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ray_that_fails(monkeypatch, service, 1)
+    assert service._start_ray(lambda: False, 65.0)
     assert found == []  # nothing of the first attempt was left
 
 
-def test_a_slow_machine_is_named_with_the_remedy(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_that_fails(monkeypatch, plane, 9)
+def test_a_slow_machine_is_named_with_the_remedy(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_that_fails(monkeypatch, service, 9)
     with pytest.raises(TimeoutError, match=r"within 30 s, in 1 attempts.*raise \[cluster\] ready_timeout_s \(50 s\)"):
-        plane.start(print)
+        service.start(print)
 
 
-def test_a_stop_is_heeded_between_attempts(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_that_fails(monkeypatch, plane, 9)
-    assert not plane._start_ray(lambda: plane.clock[0] > 0, 1000.0)
+def test_a_stop_is_heeded_between_attempts(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_that_fails(monkeypatch, service, 9)
+    assert not service._start_ray(lambda: service.clock[0] > 0, 1000.0)
 
 
-def test_other_failures_of_ray_are_not_hidden(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_of_ray_are_not_hidden(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     def init(**options: Any) -> None:
@@ -106,4 +106,4 @@ def test_other_failures_of_ray_are_not_hidden(plane: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ValueError, match="something else"):
-        plane._start_ray(lambda: False, 1000.0)
+        service._start_ray(lambda: False, 1000.0)

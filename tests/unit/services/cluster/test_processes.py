@@ -1,4 +1,4 @@
-"""Nothing that holds a plane's folder open outlives it; nothing else is touched."""
+"""Nothing that holds a service's folder open outlives it; nothing else is touched."""
 
 from __future__ import annotations
 

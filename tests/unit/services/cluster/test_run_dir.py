@@ -20,7 +20,7 @@ from pathlib import Path
 from services.cluster.run_dir import Record, RunDir
 run_dir = RunDir(Path(sys.argv[1]))
 run_dir.claim()
-run_dir.write(Record(os.getpid(), "http://x", "plane.toml", "/tmp/synod-none"))
+run_dir.write(Record(os.getpid(), "http://x", "service.toml", "/tmp/synod-none"))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -43,7 +43,7 @@ def end(holder: subprocess.Popen[str]) -> None:
     holder.communicate()
 
 
-def test_one_plane_a_directory(tmp_path: Path) -> None:
+def test_one_service_a_directory(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     assert run_dir.running() is None
     holder = hold(tmp_path)
@@ -51,7 +51,7 @@ def test_one_plane_a_directory(tmp_path: Path) -> None:
         record = run_dir.running()
         assert record is not None
         assert record.pid == holder.pid
-        with pytest.raises(SettingsError, match="another plane"):
+        with pytest.raises(SettingsError, match="another service"):
             run_dir.claim()
     finally:
         end(holder)
@@ -75,7 +75,7 @@ def test_terminate_ends_the_holder_and_only_once(tmp_path: Path) -> None:
 def test_a_torn_or_foreign_record_is_no_record(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for text in ("", "{", '{"pid": 1}', "[]"):
-        (tmp_path / "plane.json").write_text(text)
+        (tmp_path / "service.json").write_text(text)
         assert run_dir.read() is None
     run_dir.write(Record(1, "u", "c", "t", 2.5))
     assert run_dir.read() == Record(1, "u", "c", "t", 2.5)

@@ -25,7 +25,7 @@ def built(serve_app: Any, args: dict[str, Any]) -> Any:
     """The application as Serve gets it, from a config's `args`."""
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
-    return call_user_app_builder_with_args_if_necessary(serve_app.plane, args)
+    return call_user_app_builder_with_args_if_necessary(serve_app.service, args)
 
 
 def deployments(application: Any) -> dict[str, Any]:
@@ -34,14 +34,14 @@ def deployments(application: Any) -> dict[str, Any]:
     return {gateway.name: gateway, **{name: one._bound_deployment for name, one in handles.items()}}
 
 
-def test_it_is_the_plane_of_the_file_and_of_the_environment(
+def test_it_is_the_service_of_the_file_and_of_the_environment(
     serve_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "plane.toml").write_bytes(NEW)
+    (tmp_path / "service.toml").write_bytes(NEW)
     monkeypatch.setenv("SYNOD__SCORERS__B__SERVING__REPLICAS", "3")
     monkeypatch.setenv("SYNOD__SERVER__GATEWAY_RESOURCE", "synod_gateway")
     monkeypatch.setenv("SYNOD__SERVER__GATEWAY_REPLICAS", "2")
-    arguments = {"config": str(tmp_path / "plane.toml"), "metrics_dir": str(tmp_path / "metrics")}
+    arguments = {"config": str(tmp_path / "service.toml"), "metrics_dir": str(tmp_path / "metrics")}
     found = deployments(built(serve_app, arguments))
     assert {name: one.num_replicas for name, one in found.items()} == {"Gateway": 2, "b": 3}
     assert found["Gateway"].ray_actor_options["resources"] == {"synod_gateway": 1}
@@ -51,15 +51,15 @@ def test_it_is_the_plane_of_the_file_and_of_the_environment(
 
 
 def test_a_gateway_without_a_resource_of_its_own_takes_cpu(serve_app: Any, tmp_path: Path) -> None:
-    (tmp_path / "plane.toml").write_bytes(NEW)
-    arguments = {"config": str(tmp_path / "plane.toml"), "metrics_dir": str(tmp_path)}
+    (tmp_path / "service.toml").write_bytes(NEW)
+    arguments = {"config": str(tmp_path / "service.toml"), "metrics_dir": str(tmp_path)}
     options = deployments(built(serve_app, arguments))["Gateway"].ray_actor_options
     assert options["num_cpus"] == pytest.approx(0.1)
     assert not options.get("resources")
 
 
 def test_a_file_that_arrives_late_is_waited_for(serve_app: Any, tmp_path: Path) -> None:
-    path, now = tmp_path / "plane.toml", [0.0]
+    path, now = tmp_path / "service.toml", [0.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
@@ -70,7 +70,7 @@ def test_a_file_that_arrives_late_is_waited_for(serve_app: Any, tmp_path: Path) 
 
 
 def test_a_file_that_never_arrives_is_told_with_both_digests(serve_app: Any, tmp_path: Path) -> None:
-    path, now = tmp_path / "plane.toml", [0.0]
+    path, now = tmp_path / "service.toml", [0.0]
     path.write_bytes(OLD)
 
     def sleep(seconds: float) -> None:
@@ -85,4 +85,4 @@ def test_a_file_that_never_arrives_is_told_with_both_digests(serve_app: Any, tmp
 @pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"conf": "x"}, {"patience_s": -1}])
 def test_arguments_are_checked(serve_app: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        built(serve_app, {"config": "/plane.toml", "metrics_dir": "/m", **wrong})
+        built(serve_app, {"config": "/service.toml", "metrics_dir": "/m", **wrong})

@@ -89,9 +89,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_what_one_gateway_puts_or_settles_another_finds(opened: Open) -> None:
     one, other = await opened(), await opened()
-    digests = await one.put([b"picture"])
-    assert digests == [digest_of(b"picture")]
-    assert await other.get(digests) == [b"picture"]
+    digests = await one.put([b"image"])
+    assert digests == [digest_of(b"image")]
+    assert await other.get(digests) == [b"image"]
     assert await one.claim([A], 60) == [Claim.MINE]
     assert await other.claim([A, B], 60) == [Claim.TAKEN, Claim.MINE]
     waiting = asyncio.create_task(other.wait([A], 60))

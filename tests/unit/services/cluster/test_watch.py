@@ -19,7 +19,7 @@ from services.golden import Golden
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import load
-from synod.contracts import Outcome, Picture, Score, ScoreItem
+from synod.contracts import ImageInput, Outcome, Score, ScoreItem
 
 ROOT = Path(__file__).parents[4]
 PATIENCE = Patience(period_s=60, probe_s=30, batch_s=600)
@@ -244,9 +244,9 @@ class Swapped:
 def swapped(item: ScoreItem) -> ScoreItem:
     from dataclasses import replace
 
-    def bgr(picture: Picture) -> Picture:
-        assert isinstance(picture, np.ndarray)
-        return np.ascontiguousarray(picture[..., ::-1])
+    def bgr(image: ImageInput) -> ImageInput:
+        assert isinstance(image, np.ndarray)
+        return np.ascontiguousarray(image[..., ::-1])
 
     return replace(
         item,
@@ -257,7 +257,7 @@ def swapped(item: ScoreItem) -> ScoreItem:
 
 @pytest.mark.parametrize("name", ["ber", "der", "fer", "geneval"])
 def test_the_embedded_golden_items_tell_rgb_from_bgr(name: str) -> None:
-    """Each embedded scorer that sees pictures passes its gate, and is refused with its channels in the wrong order."""
+    """Each embedded scorer that sees images passes its gate, and is refused with its channels in the wrong order."""
     settings = load(ROOT / "deploy/configs/embedded.toml", {})
     assert settings.golden is not None
     items = golden.load(Path(settings.golden))
@@ -275,12 +275,12 @@ async def test_swapped_channels_while_serving_are_seen_by_the_next_probe() -> No
         def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
             return [Score(float(item.pixels()[..., 0].mean() / 255)) for item in items]
 
-    picture = np.zeros((4, 4, 3), np.uint8)
-    picture[..., 0] = 255
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[..., 0] = 255
     scorers: list[Scorer] = [Swapped(Red()), Red()]
     batcher = Batcher(lambda items: run_batch(scorers[-1], items), max_images=4, wait_s=0.0, max_queued=16)
     clock = [0.0]
-    items = (Golden(ScoreItem(picture), {"red": 1.0}),)
+    items = (Golden(ScoreItem(image), {"red": 1.0}),)
     watch = Watch("red", items, 1e-3, partial(batcher.score, first=True), PATIENCE, now_s=lambda: clock[0])
     for clock[0] in (60.0, 61.0):
         watch.check(idle=True)

@@ -22,12 +22,12 @@ TOKEN = "trainer-token-0123456789"
 BOTH = CompatSettings(unirl=True, openrlhf="a")
 
 
-def picture(value: int) -> str:
+def image(value: int) -> str:
     return b64encode(encode_png(np.full((2, 2, 3), value, np.uint8))).decode()
 
 
 def turn(value: int, text: str = "a cat") -> dict[str, Any]:
-    return {"text": text, "image_b64": picture(value)}
+    return {"text": text, "image_b64": image(value)}
 
 
 def asked(*history: dict[str, Any], rewards: Sequence[str] = ("a",), **more: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def asked(*history: dict[str, Any], rewards: Sequence[str] = ("a",), **more: Any
 
 def client(gateway: Gateway, compat: CompatSettings | None, **options: Any) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app.build(gateway, compat=compat, **options))
-    return httpx.AsyncClient(transport=transport, base_url="http://plane")
+    return httpx.AsyncClient(transport=transport, base_url="http://service")
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_unirls_missing_scores_are_errors_and_their_neighbours_stay(
 ) -> None:
     failed = ScoreFailure("deadline_exceeded", "late", True)
     backend.plan["b"] = [lambda items: [failed] * len(items)]
-    bad = {"text": "a cat", "image_b64": b64encode(b"no picture").decode()}
+    bad = {"text": "a cat", "image_b64": b64encode(b"no image").decode()}
     body = await unirl(http, asked(turn(51), rewards=["a", "b"]), asked(bad, rewards=["a", "b"]))
     assert body["results"] == [{"a": {"score": pytest.approx(0.2)}}, {}]
     assert body["errors"][0] == {"b": "deadline_exceeded: late"}
@@ -179,8 +179,8 @@ async def test_no_pickle_and_no_broken_body(http: httpx.AsyncClient, backend: An
 
 
 async def test_openrlhf_gets_a_reward_per_query(http: httpx.AsyncClient, backend: Any) -> None:
-    labels = [{"image": picture(51)}, json.dumps({"image": picture(102)}), None]
-    query = ["a cat, drawn", "a dog", {"image": picture(153)}]
+    labels = [{"image": image(51)}, json.dumps({"image": image(102)}), None]
+    query = ["a cat, drawn", "a dog", {"image": image(153)}]
     answer = await http.post("/openrlhf", json={"query": query, "prompts": ["a cat", "a dog", "x"], "labels": labels})
     assert answer.json() == {"rewards": [pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.6)]}
     assert backend.calls == [("a", (0, 1, 2))]
@@ -194,7 +194,7 @@ async def test_openrlhfs_answer_is_the_text_that_reasons(http: httpx.AsyncClient
         return [Score(0.5)] * len(items)
 
     backend.plan["a"] = [keep]
-    label = {"image": picture(1), "reasoning": {"segments": ["hat"], "truth": [1]}}
+    label = {"image": image(1), "reasoning": {"segments": ["hat"], "truth": [1]}}
     body = {"query": ["what? a hat"], "prompts": ["what?"], "labels": [label]}
     assert (await http.post("/openrlhf", json=body)).json() == {"rewards": [0.5]}
     assert seen[0].prompt == "what?"
@@ -210,7 +210,7 @@ async def test_openrlhfs_missing_score_is_the_answers_error(
     http: httpx.AsyncClient, backend: Any, failure: ScoreFailure, status: int
 ) -> None:
     backend.plan["a"] = [lambda items: [Score(1.0), failure, failure]]
-    query = [{"image": picture(value)} for value in (1, 2, 3)]
+    query = [{"image": image(value)} for value in (1, 2, 3)]
     answer = await http.post("/openrlhf", json={"query": query, "prompts": [""] * 3, "labels": None})
     assert answer.status_code == status
     assert answer.json()["error"]["message"] == f"items[1].a: {failure.message}; also missing: items[2].a"
@@ -218,11 +218,11 @@ async def test_openrlhfs_missing_score_is_the_answers_error(
 
 
 async def test_openrlhf_may_serve_an_ensemble(gateway: Gateway) -> None:
-    label = {"image": picture(51), "concept": {"kind": "animal"}}
+    label = {"image": image(51), "concept": {"kind": "animal"}}
     async with client(gateway, CompatSettings(openrlhf="council")) as http:
         body = {"query": ["q"], "prompts": ["p"], "labels": [label]}
         assert (await http.post("/openrlhf", json=body)).json() == {"rewards": [pytest.approx(0.2)]}
-        missing = await http.post("/openrlhf", json={**body, "labels": [{"image": picture(51)}]})
+        missing = await http.post("/openrlhf", json={**body, "labels": [{"image": image(51)}]})
         assert (missing.status_code, missing.json()["error"]["code"]) == (422, "missing_input")
 
 
@@ -232,7 +232,7 @@ async def test_openrlhf_may_serve_an_ensemble(gateway: Gateway) -> None:
         ({"query": ["a"], "prompts": []}, "1 query, 0 prompts, 1 labels"),
         ({"query": [], "prompts": []}, "query: empty"),
         ({"query": ["a"], "prompts": ["a"], "labels": ["{no"]}, "labels[0]: text that starts as an object"),
-        ({"query": ["a"], "prompts": ["a"], "labels": [{"picture": 1}]}, "labels[0].picture: unknown key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [{"photo": 1}]}, "labels[0].photo: unknown key"),
         ({"query": [{"url": "x"}], "prompts": ["a"]}, "query[0].image: missing"),
     ],
 )
@@ -242,7 +242,7 @@ async def test_openrlhf_refuses_what_it_cannot_score(http: httpx.AsyncClient, bo
     assert message in answer.json()["error"]["message"]
 
 
-async def test_an_overloaded_plane_says_so_to_them_too(
+async def test_an_overloaded_service_says_so_to_them_too(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*args: Any) -> Any:

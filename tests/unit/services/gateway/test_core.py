@@ -49,8 +49,8 @@ async def test_a_scorer_named_outright_is_asked_whatever_its_weight(gateway: Gat
     assert sorted(backend.calls) == [("a", (0,)), ("b", (0,)), ("face", (0,))]
 
 
-async def test_a_bad_picture_fails_alone_and_reaches_no_scorer(gateway: Gateway, backend: Any) -> None:
-    bad = ScoreItem(b"no picture", concept=Concept("animal"))
+async def test_a_bad_image_fails_alone_and_reaches_no_scorer(gateway: Gateway, backend: Any) -> None:
+    bad = ScoreItem(b"no image", concept=Concept("animal"))
     large = ScoreItem(np.zeros((101, 100, 3), np.uint8), concept=Concept("animal"))
     response = await gateway.score(ScoreRequest((item(51, "animal"), bad, large), ensemble="council"))
     assert table(response.results) == [
@@ -118,7 +118,7 @@ async def test_the_deadline_keeps_the_others_and_cancels_the_work(gateway: Gatew
     assert backend.cancelled == ["a"]
 
 
-async def test_pictures_that_decode_too_slowly_are_late(
+async def test_images_that_decode_too_slowly_are_late(
     gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import threading

@@ -140,7 +140,7 @@ async def test_a_server_goes_on_after_clients_left(http: httpx.AsyncClient, back
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
-async def test_pictures_are_put_once_and_named_by_digest(http: httpx.AsyncClient, kind: str) -> None:
+async def test_images_are_put_once_and_named_by_digest(http: httpx.AsyncClient, kind: str) -> None:
     png, pixels = encode_png(np.full((4, 4, 3), 9, np.uint8)), np.full((2, 3, 3), 5, np.uint8)
     if kind == "application/json":
         import base64
@@ -158,7 +158,7 @@ async def test_pictures_are_put_once_and_named_by_digest(http: httpx.AsyncClient
     [
         (b'{"images": ["http://example.org/cat.png"]}', 400, "invalid_request"),
         (b'{"images": []}', 400, "invalid_request"),
-        (b'{"pictures": []}', 400, "invalid_request"),
+        (b'{"photos": []}', 400, "invalid_request"),
         (b"{", 400, "invalid_request"),
         (b'{"images": [""' + b', ""' * 8 + b"]}", 413, "payload_too_large"),
         (b" " * 4097, 413, "payload_too_large"),
@@ -169,7 +169,7 @@ async def test_bad_uploads_are_refused(http: httpx.AsyncClient, body: bytes, sta
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-async def test_no_picture_is_fetched(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_no_image_is_fetched(http: httpx.AsyncClient, backend: Any) -> None:
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         visits.append(1)
         writer.close()

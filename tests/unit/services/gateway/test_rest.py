@@ -32,7 +32,7 @@ BODY = json.dumps({"items": [{"image": schema.RED_PNG}], "scorers": ["a"]}).enco
 @pytest.fixture
 async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app.build(gateway))
-    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
 
 

@@ -56,7 +56,7 @@ ENSEMBLES = {"council": EnsembleSettings(by_kind={"animal": {"mean": 0.5, "max":
 
 
 class Pixel:
-    """Scores a picture by one number of its pixels."""
+    """Scores an image by one number of its pixels."""
 
     def __init__(self, name: str) -> None:
         self.spec = ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test")
@@ -136,7 +136,7 @@ class Aborted(Exception):
         return sum(32 + len(key) + len(value) for key, value in (*fields, ("grpc-message", message)))
 
 
-BOTH = ScoreRequest((grey(51), ScoreItem(b"no picture"), grey(102)), ("max", "mean"), request_id="r")
+BOTH = ScoreRequest((grey(51), ScoreItem(b"no image"), grey(102)), ("max", "mean"), request_id="r")
 
 
 async def test_score(client: AsyncSynodClient) -> None:
@@ -237,7 +237,7 @@ async def test_a_call_that_is_cancelled_drops_its_work(
 async def test_all_formats_over_both_transports_give_one_answer(client: AsyncSynodClient, gateway: Gateway) -> None:
     by_grpc = await client.score(BOTH)
     transport = httpx.ASGITransport(app.build(gateway))
-    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
         for kind, codec in CODECS.items():
             headers = {"content-type": kind}
             answer = await http.post("/v1/score", content=codec.encode_request(BOTH), headers=headers)
@@ -340,7 +340,7 @@ async def test_an_unexpected_error_tells_nothing_but_a_number(
     async def explode(items: Sequence[ScoreItem]) -> Any:
         raise RuntimeError("the secret")
 
-    monkeypatch.setattr(gateway, "_with_pictures", explode)
+    monkeypatch.setattr(gateway, "_with_images", explode)
     asking = client.score(BOTH) if call == "score" else anext(client.stream(BOTH))
     with (
         caplog.at_level(logging.ERROR, "synod.gateway"),
@@ -351,17 +351,17 @@ async def test_an_unexpected_error_tells_nothing_but_a_number(
     assert e.value.message.split()[-1] in caplog.text
 
 
-async def test_pictures_are_kept_and_scored_by_their_digests(client: AsyncSynodClient) -> None:
-    picture = np.full((2, 3, 3), 51, np.uint8)
-    digests = await client.put_images([b"\x89PNG", picture])
-    assert digests == (digest_of(b"\x89PNG"), digest_of(picture))
+async def test_images_are_kept_and_scored_by_their_digests(client: AsyncSynodClient) -> None:
+    image = np.full((2, 3, 3), 51, np.uint8)
+    digests = await client.put_images([b"\x89PNG", image])
+    assert digests == (digest_of(b"\x89PNG"), digest_of(image))
     assert await client.put_images([]) == ()
     bad, good = (await client.score(ScoreRequest(tuple(ScoreItem(ImageRef(d)) for d in digests), ("mean",)))).results
     assert isinstance(bad.scores["mean"], ScoreFailure)
     assert good.scores["mean"] == Score(0.2)
 
 
-async def test_a_picture_that_is_not_kept_is_named(client: AsyncSynodClient) -> None:
+async def test_an_image_that_is_not_kept_is_named(client: AsyncSynodClient) -> None:
     unknown = digest_of(b"x")
     with pytest.raises(UnknownImage) as refused:
         await client.score(ScoreRequest((ScoreItem(ImageRef(unknown)), grey(51)), ("mean",)))
@@ -455,10 +455,10 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
-async def test_a_status_of_another_server_is_asked_again_and_the_planes_own_error_is_not(
+async def test_a_status_of_another_server_is_asked_again_and_the_services_own_error_is_not(
     code: grpc.StatusCode, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy ends the calls of a gateway that died; a plane's own internal error would only come again."""
+    """A proxy ends the calls of a gateway that died; a service's own internal error would only come again."""
     score, ids = gateway.score, list[str | None]()
     faults = [True, True, False]
 

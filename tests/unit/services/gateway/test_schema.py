@@ -136,7 +136,7 @@ def test_every_schema_is_one() -> None:
 @pytest.fixture
 async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app.build(gateway))
-    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
 
 
@@ -146,10 +146,10 @@ async def document(http: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def test_every_type_of_the_document_is_spoken(http: httpx.AsyncClient) -> None:
-    picture = np.full((2, 2, 3), 9, np.uint8)
+    image = np.full((2, 2, 3), 9, np.uint8)
     written = {
-        "/v1/score": lambda codec: codec.encode_request(ScoreRequest((ScoreItem(picture),), ("a",))),
-        "/v1/images": lambda codec: codec.encode_put(PutImagesRequest((picture,))),
+        "/v1/score": lambda codec: codec.encode_request(ScoreRequest((ScoreItem(image),), ("a",))),
+        "/v1/images": lambda codec: codec.encode_put(PutImagesRequest((image,))),
     }
     read = {
         "/v1/score": lambda codec, content: codec.decode_response(content).results[0].scores["a"],
@@ -230,12 +230,12 @@ async def test_the_examples_of_answers_are_answers(http: httpx.AsyncClient) -> N
 async def test_a_token_is_asked_for_where_the_document_says(gateway: Gateway) -> None:
     gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
     transport = httpx.ASGITransport(app.build(gateway, gatekeeper, metrics_need_token=True))
-    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as guarded:
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as guarded:
         found = await document(guarded)
         assert found["components"]["securitySchemes"]["bearer"] == {
             "type": "http",
             "scheme": "bearer",
-            "description": "A token of the plane (docs/operations.md)",
+            "description": "A token of the service (docs/operations.md)",
         }
         bearer = {"authorization": "Bearer researcher-token-0123456789"}
         for path, methods in found["paths"].items():

@@ -32,16 +32,16 @@ POISON = ScoreFailure("scorer_failed", "poison")
 LOST = ScoreFailure("replica_lost", "gone", retryable=True)
 
 
-def store(pictures: int = 3, scores: int = 2) -> MemoryStore:
-    """Room for `pictures` of 100 bytes."""
-    return MemoryStore(pictures * (100 + ENTRY_BYTES), scores)
+def store(images: int = 3, scores: int = 2) -> MemoryStore:
+    """Room for `images` of 100 bytes."""
+    return MemoryStore(images * (100 + ENTRY_BYTES), scores)
 
 
-def picture(level: int) -> bytes:
+def image(level: int) -> bytes:
     return bytes([level]) * 100
 
 
-async def test_pictures_come_back_as_they_were_put() -> None:
+async def test_images_come_back_as_they_were_put() -> None:
     subject = store(1000)
     raw = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     digests = await subject.put([b"file", raw, raw[::-1]])
@@ -56,7 +56,7 @@ async def test_pictures_come_back_as_they_were_put() -> None:
     assert await subject.get(["blake2b-256:00"]) == [None]
 
 
-async def test_a_kept_picture_is_no_view_of_the_body_it_came_in() -> None:
+async def test_a_kept_image_is_no_view_of_the_body_it_came_in() -> None:
     body = bytearray(range(48))
     subject = store(1000)
     (digest,) = await subject.put([np.frombuffer(body, np.uint8, 24).reshape(2, 4, 3)])
@@ -69,12 +69,12 @@ async def test_a_kept_picture_is_no_view_of_the_body_it_came_in() -> None:
         kept[0, 0, 0] = 1
 
 
-async def test_the_least_recently_used_picture_goes_first() -> None:
+async def test_the_least_recently_used_image_goes_first() -> None:
     subject = store(3)
-    digests = await subject.put([picture(0), picture(1), picture(2)])
+    digests = await subject.put([image(0), image(1), image(2)])
     await subject.get(digests[:1])
-    await subject.put([picture(1)])
-    await subject.put([picture(3)])
+    await subject.put([image(1)])
+    await subject.put([image(3)])
     assert [kept is not None for kept in await subject.get(digests)] == [True, True, False]
 
 
@@ -84,20 +84,20 @@ def test_the_bound_holds_and_the_newest_are_there(puts: list[list[int]]) -> None
     async def scenario() -> None:
         subject = store(3)
         for levels in puts:
-            digests = await subject.put([picture(level) for level in levels])
+            digests = await subject.put([image(level) for level in levels])
             assert None not in await subject.get(digests)
             assert subject.bytes <= 3 * (100 + ENTRY_BYTES)
-            assert subject.bytes == len(subject._pictures) * (100 + ENTRY_BYTES)
+            assert subject.bytes == len(subject._images) * (100 + ENTRY_BYTES)
 
     asyncio.run(scenario())
 
 
 async def test_what_can_never_fit_is_refused_and_pushes_nothing_out() -> None:
     subject = store(3)
-    digests = await subject.put([picture(0)])
+    digests = await subject.put([image(0)])
     with pytest.raises(PayloadTooLarge, match="max_image_bytes"):
-        await subject.put([picture(level) for level in range(4)])
-    assert await subject.get(digests) == [picture(0)]
+        await subject.put([image(level) for level in range(4)])
+    assert await subject.get(digests) == [image(0)]
 
 
 async def test_a_score_is_measured_once() -> None:
@@ -207,7 +207,7 @@ def test_equal_items_have_equal_keys_and_a_scorer_and_its_origin_count() -> None
     assert keys_of(FULL, {}) == {}
 
 
-def test_a_picture_by_digest_is_the_picture() -> None:
+def test_an_image_by_digest_is_the_image() -> None:
     by_digest = replace(
         FULL,
         image=ImageRef(digest_of(b"image")),  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ TEXTS = ("a red cat", "two black birds above a hat")
 
 
 def photos() -> list[Any]:
-    return [np.ascontiguousarray(picture[:128, :128]) for picture in (data.astronaut(), data.coffee(), data.rocket())]
+    return [np.ascontiguousarray(image[:128, :128]) for image in (data.astronaut(), data.coffee(), data.rocket())]
 
 
 def first(pair: tuple[int, Any]) -> int:
@@ -38,7 +38,7 @@ def first(pair: tuple[int, Any]) -> int:
 
 
 def masks(found: Any) -> Array:
-    """[N 3]: the detections' number, the sum of their scores, and the share of the picture under their masks."""
+    """[N 3]: the detections' number, the sum of their scores, and the share of the image under their masks."""
     return np.array([[len(f), sum(d.score for d in f), covered(f)] for f in found], np.float32)
 
 
@@ -157,18 +157,18 @@ def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Modul
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler: g++")
-def test_compiled_numbers_are_equal_and_no_batch_size_compiles_anew(tiny_models: Any, pictures: Any) -> None:
+def test_compiled_numbers_are_equal_and_no_batch_size_compiles_anew(tiny_models: Any, make_images: Any) -> None:
     def scorer(compiled: bool) -> Scorer:
         tree = {"kind": "der", "model": tiny_models.dinov2, "serving": {"device": "cpu", "compile": compiled}}
         return registry.build("der", ADAPTER.validate_python(tree))
 
-    items = [ScoreItem(image=image, references=tuple(pictures(1, 9))) for image in pictures(7)]
+    items = [ScoreItem(image=image, references=tuple(make_images(1, 9))) for image in make_images(7)]
     expected = [one.value for one in scorer(False).score(items) if isinstance(one, Score)]
     compiled = scorer(True)
     before = counters["stats"]["unique_graphs"]
     warm_up(compiled, 8)
     graphs = counters["stats"]["unique_graphs"] - before
-    assert 1 <= graphs <= 2, "one for a single picture, one for any other batch"
+    assert 1 <= graphs <= 2, "one for a single image, one for any other batch"
     for size in (7, 1, 3, 5, 2, 4):
         found = [one.value for one in compiled.score(items[:size]) if isinstance(one, Score)]
         assert found == pytest.approx(expected[:size], abs=1e-5)

@@ -16,16 +16,16 @@ from services.models.detector import Detection
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 
-Pictures = Callable[..., list[Any]]
+ImageFactory = Callable[..., list[Any]]
 
 
-def test_mtcnn_finds_the_largest_face_in_a_batch_of_mixed_sizes(pictures: Pictures) -> None:
+def test_mtcnn_finds_the_largest_face_in_a_batch_of_mixed_sizes(make_images: ImageFactory) -> None:
     portrait = np.ascontiguousarray(data.astronaut()[:256, 96:352])
     both = np.zeros((256, 384, 3), np.uint8)
     both[:, :256] = portrait
     both[:128, 256:] = portrait[::2, ::2]
     blank = np.zeros((10, 300, 3), np.uint8)
-    boxes = face.MtcnnFinder("cpu").largest([blank, both, *pictures(1), portrait])
+    boxes = face.MtcnnFinder("cpu").largest([blank, both, *make_images(1), portrait])
     assert boxes[0] is None
     assert boxes[2] is None
     assert boxes[1] is not None
@@ -63,24 +63,24 @@ def test_a_finder_class_that_the_detector_lacks_is_refused() -> None:
 
 
 def test_facenet_weights_are_read_without_pickle_and_without_their_classifier(
-    tiny_models: Any, tmp_path: Path, pictures: Pictures
+    tiny_models: Any, tmp_path: Path, make_images: ImageFactory
 ) -> None:
     embedder = face.embedder(family="facenet", weights=tiny_models.facenet, device="cpu")
-    rows = embedder.embed([*pictures(1), *pictures(1, 2, size=(30, 50))])
+    rows = embedder.embed([*make_images(1), *make_images(1, 2, size=(30, 50))])
     assert rows.shape == (2, 512)
     assert np.linalg.norm(rows, axis=1) == pytest.approx(1.0, abs=1e-5)
     state = torch.load(tiny_models.facenet, weights_only=True)
     assert "logits.weight" in state
     save_file(state, tmp_path / "face.safetensors")
     again = face.embedder(family="facenet", weights=str(tmp_path / "face.safetensors"), device="cpu")
-    assert again.embed(pictures(1)) == pytest.approx(rows[:1], abs=1e-5)
+    assert again.embed(make_images(1)) == pytest.approx(rows[:1], abs=1e-5)
     torch.save({k: v for k, v in state.items() if k != "last_linear.weight"}, tmp_path / "half.pt")
     with pytest.raises(SettingsError, match="missing last_linear"):
         face.embedder(family="facenet", weights=str(tmp_path / "half.pt"), device="cpu")
 
 
-def test_facenet_sees_160_px_scaled_about_127_5(tiny_models: Any, pictures: Pictures) -> None:
-    (crop,) = pictures(1, 4, size=(160, 160))
+def test_facenet_sees_160_px_scaled_about_127_5(tiny_models: Any, make_images: ImageFactory) -> None:
+    (crop,) = make_images(1, 4, size=(160, 160))
     (row,) = face.embedder(family="facenet", weights=tiny_models.facenet, device="cpu").embed([crop])
     model = InceptionResnetV1(pretrained=None).eval()
     model.load_state_dict(torch.load(tiny_models.facenet, weights_only=True), strict=False)
@@ -100,10 +100,10 @@ def test_a_weights_file_cannot_run_code(tmp_path: Path) -> None:
         face.embedder(family="facenet", weights=str(tmp_path / "bomb.pt"), device="cpu")
 
 
-def test_small_embeddings_are_the_pooled_output(tiny_models: Any, pictures: Pictures) -> None:
+def test_small_embeddings_are_the_pooled_output(tiny_models: Any, make_images: ImageFactory) -> None:
     from transformers import AutoImageProcessor, AutoModel
 
-    crops = [*pictures(1), *pictures(1, 2, size=(9, 30))]
+    crops = [*make_images(1), *make_images(1, 2, size=(9, 30))]
     rows = face.embedder(family="small", model=tiny_models.small_face, device="cpu").embed(crops)
     model = AutoModel.from_pretrained(tiny_models.small_face, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(tiny_models.small_face)

@@ -29,7 +29,7 @@ def test_by_shape_groups_indices() -> None:
     [
         ((2, 4, 6, 8), 0.0, (4, 2, 4, 4)),
         ((2, 4, 6, 8), 0.25, (3, 1, 6, 6)),
-        ((0, 0, 20, 10), 0.5, (0, 0, 10, 20)),  # nothing beyond the picture
+        ((0, 0, 20, 10), 0.5, (0, 0, 10, 20)),  # nothing beyond the image
         ((2.4, 4.6, 5.6, 8.4), 0.0, (5, 2, 3, 4)),
         ((-5, -5, -2, -2), 0.0, (0, 0, 1, 1)),
         ((25, 15, 30, 20), 0.0, (9, 19, 1, 1)),
@@ -49,7 +49,7 @@ class Processor:
         return {"pixel_values": torch.zeros(len(images), 3, 2, 2)}
 
 
-def test_read_only_pictures_reach_torch_writable_and_others_uncopied() -> None:
+def test_read_only_images_reach_torch_writable_and_others_uncopied() -> None:
     mine, off_the_wire = np.zeros((3, 1, 3), np.uint8), np.frombuffer(bytes(9), np.uint8).reshape(3, 1, 3)
     processor, model = Processor(), torch.nn.Linear(1, 1).half()
     model.device, model.dtype = torch.device("cpu"), torch.float16  # as transformers' modules have
@@ -67,18 +67,18 @@ def test_area() -> None:
 def test_large_images_are_prepared_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """And give the values that the library makes of all together."""
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(48, 80), (64, 64), (48, 80), (30, 20)]]
+    arrays = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(48, 80), (64, 64), (48, 80), (30, 20)]]
     model = SimpleNamespace(device="cpu", dtype=torch.float32)
     for processor in (
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
         SegformerImageProcessor(size={"height": 32, "width": 32}),
     ):
-        together = processor(pictures, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        together = processor(arrays, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
         monkeypatch.setattr(images, "PIXELS_AT_ONCE", PIXELS_AT_ONCE)
-        assert torch.equal(pixel_values(processor, pictures, model), together)
+        assert torch.equal(pixel_values(processor, arrays, model), together)
         monkeypatch.setattr(images, "PIXELS_AT_ONCE", 8000)
-        assert [len(part) for part in images._parts(pictures)] == [2, 2]
-        assert torch.equal(pixel_values(processor, pictures, model), together)
+        assert [len(part) for part in images._parts(arrays)] == [2, 2]
+        assert torch.equal(pixel_values(processor, arrays, model), together)
     monkeypatch.setattr(images, "PIXELS_AT_ONCE", 100)
-    assert [len(part) for part in images._parts(pictures)] == [1, 1, 1, 1]
+    assert [len(part) for part in images._parts(arrays)] == [1, 1, 1, 1]

@@ -64,7 +64,7 @@ def status(code: int, text: str = "no", **headers: str) -> Response:
     return JSONResponse({"error": {"message": text}}, code, {k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def test_a_question_carries_picture_schema_and_key(server: JudgeServer) -> None:
+def test_a_question_carries_image_schema_and_key(server: JudgeServer) -> None:
     found = judge(server).ask(question())
     assert found == Verdict(pytest.approx(0.2), "seen", repaired=False, tokens=100)
     (body,) = server.asked

@@ -77,8 +77,8 @@ def test_the_background_is_no_class() -> None:
     assert semantic.SemanticDetector(Painted("0"), 1).class_names == ("cat", "person", "face")  # type: ignore[arg-type]
 
 
-def test_the_winners_are_the_librarys_at_the_pictures_size(tiny_models: Any, pictures: Callable[..., Any]) -> None:
-    images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90)), *pictures(1, 3)]
+def test_the_winners_are_the_librarys_at_the_images_size(tiny_models: Any, make_images: Callable[..., Any]) -> None:
+    images = [*make_images(2, 1), *make_images(1, 2, size=(40, 90)), *make_images(1, 3)]
     segmenter = semantic.Segmenter(tiny_models.semantic, "cpu")
     model = AutoModelForSemanticSegmentation.from_pretrained(tiny_models.semantic, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(tiny_models.semantic)
@@ -90,10 +90,10 @@ def test_the_winners_are_the_librarys_at_the_pictures_size(tiny_models: Any, pic
         assert np.mean(ours.argmax(dim=-1).numpy() == expected) > 0.999
 
 
-def test_components_scores_and_boxes_are_those_of_whole_maps(pictures: Callable[..., Any], tiny_models: Any) -> None:
+def test_components_scores_and_boxes_are_those_of_whole_maps(make_images: Callable[..., Any], tiny_models: Any) -> None:
     """The same by whole probability maps and one comparison of pixels at a time."""
     segmenter = semantic.Segmenter(tiny_models.semantic, "cpu")
-    images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90))]
+    images = [*make_images(2, 1), *make_images(1, 2, size=(40, 90))]
     for logits, found in zip(
         maps(segmenter, images), semantic.SemanticDetector(segmenter, 4).detect(images), strict=True
     ):
@@ -119,10 +119,10 @@ def test_some_classes_alone() -> None:
     assert [(d.class_name, d.box) for d in found] == [("face", (2, 0, 3, 1))]
 
 
-def test_the_family_is_built_from_a_settings_table(tiny_models: Any, pictures: Callable[..., Any]) -> None:
+def test_the_family_is_built_from_a_settings_table(tiny_models: Any, make_images: Callable[..., Any]) -> None:
     built = detector.build(family="semantic", model=tiny_models.semantic, device="cpu", min_area=4)
     assert built.class_names == ("cat", "dog", "person", "face")
-    images = [*pictures(2, 1), *pictures(1, 2, size=(40, 90))]
+    images = [*make_images(2, 1), *make_images(1, 2, size=(40, 90))]
     for image, found in zip(images, built.detect(images), strict=True):
         assert found
         for d in found:
@@ -131,9 +131,9 @@ def test_the_family_is_built_from_a_settings_table(tiny_models: Any, pictures: C
             assert 0.0 < d.score <= 1.0
 
 
-def test_logits_that_are_not_finite_are_a_failure(tiny_models: Any, pictures: Callable[..., Any]) -> None:
+def test_logits_that_are_not_finite_are_a_failure(tiny_models: Any, make_images: Callable[..., Any]) -> None:
     """The largest of NaNs is the first class, the background: an image without objects, which is a score."""
     segmenter = semantic.Segmenter(Path(tiny_models.semantic), "cpu")
     next(segmenter._model.parameters()).data.fill_(torch.nan)
     with pytest.raises(NonFinite, match=r"float32 is not finite.*dtype"):
-        maps(segmenter, pictures(1))
+        maps(segmenter, make_images(1))

@@ -56,8 +56,8 @@ def test_bisection_finds_exactly_the_poisoned_items(poisoned: list[bool]) -> Non
 
 
 def test_a_typed_error_keeps_its_code() -> None:
-    outcomes = score_batch(Fake(raising(BadImage("not a picture"))), items("1", "poison", "2"))
-    assert outcomes == [Score(1.0), ScoreFailure("bad_image", "not a picture"), Score(2.0)]
+    outcomes = score_batch(Fake(raising(BadImage("not an image"))), items("1", "poison", "2"))
+    assert outcomes == [Score(1.0), ScoreFailure("bad_image", "not an image"), Score(2.0)]
 
 
 @pytest.mark.parametrize("surplus", [-1, 1])

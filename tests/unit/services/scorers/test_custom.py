@@ -43,8 +43,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def scorer_settings(tmp_path: Path, text: str = TOML) -> CustomSettings:
-    (tmp_path / "plane.toml").write_text(text)
-    (found,) = settings.load(tmp_path / "plane.toml", {}).scorers.values()
+    (tmp_path / "service.toml").write_text(text)
+    (found,) = settings.load(tmp_path / "service.toml", {}).scorers.values()
     assert isinstance(found, CustomSettings)
     return found
 
@@ -61,7 +61,7 @@ async def test_the_recipe_scores_as_it_says(package: Write, tmp_path: Path) -> N
     package(CODE)
     described = scorer_settings(tmp_path)
     spec = registry.spec("brightness", described)
-    assert (spec.needs, spec.low, spec.high, spec.summary) == (("image",), 0.0, 1.0, "how bright the picture is")
+    assert (spec.needs, spec.low, spec.high, spec.summary) == (("image",), 0.0, 1.0, "how bright the image is")
     outcomes = await scored(described, (*GREYS, ScoreItem()))
     assert [o.value for o in outcomes[:3] if isinstance(o, Score)] == pytest.approx([0.0, 0.04, 1.0])  # (51/255)^2
     assert isinstance(outcomes[3], ScoreFailure)
@@ -123,7 +123,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(
 @pytest.mark.parametrize(
     ("was", "now", "told"),
     [
-        ('needs = ["image"]', 'needs = ["picture"]', "needs"),
+        ('needs = ["image"]', 'needs = ["photo"]', "needs"),
         ('needs = ["image"]', "needs = []", "needs"),
         ('needs = ["image"]', 'needs = ["image"]\nlow = 2', "low 2 is not below high 1"),
         ('needs = ["image"]', 'needs = ["image"]\nhigh = inf', "high"),

@@ -52,7 +52,7 @@ def test_the_rubric_and_its_range_are_the_settings(server: JudgeServer) -> None:
     assert built(server, "judge", rubric="Is it sharp?").spec.needs == ("image",)
 
 
-def test_quality_sees_the_picture_alone(server: JudgeServer) -> None:
+def test_quality_sees_the_image_alone(server: JudgeServer) -> None:
     scorer = built(server, "quality")
     assert scorer.spec.needs == ("image",)
     (outcome,) = scorer.score([ScoreItem(image=BRIGHT, prompt="a cat")])
@@ -70,7 +70,7 @@ def test_a_verdict_out_of_range_is_a_failure_and_never_zero(server: JudgeServer)
     assert len(server.asked) == 3  # the neighbour was not asked, and paid, twice
 
 
-def test_a_picture_that_is_none_costs_no_question(server: JudgeServer) -> None:
+def test_an_image_that_is_none_costs_no_question(server: JudgeServer) -> None:
     items = [ScoreItem(image=BRIGHT, prompt="a"), ScoreItem(image=np.full((4, 4), "x"), prompt="b")]  # type: ignore[arg-type]
     good, bad = score_batch(built(server, "judge"), items)
     assert isinstance(good, Score)

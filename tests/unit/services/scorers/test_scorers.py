@@ -82,7 +82,7 @@ def test_the_matching_head_reads_pairs() -> None:
 
 
 class ByLevel:
-    """Embeds a flat picture of grey level a (degrees) as the unit vector at that angle; counts what it embeds."""
+    """Embeds a flat image of grey level a (degrees) as the unit vector at that angle; counts what it embeds."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -101,11 +101,11 @@ def test_der_embeds_a_shared_reference_once_and_all_in_one_forward(mode: Any, ex
     items.append(ScoreItem(image=flat(180), references=(flat(0),)))
     outcomes = scorer.score(items)
     assert [o.value for o in outcomes if isinstance(o, Score)] == pytest.approx([expected] * 3 + [-1.0])
-    assert model.batches == [4]  # levels 60, 0, 180, and the 4 x 4 picture
+    assert model.batches == [4]  # levels 60, 0, 180, and the 4 x 4 image
 
 
 class CornerFace:
-    """The face is the top left quarter; pictures of level 0 have none."""
+    """The face is the top left quarter; images of level 0 have none."""
 
     def largest(self, images: Sequence[Pixels]) -> list[Any]:
         return [(0.0, 0.0, i.shape[1] / 2, i.shape[0] / 2) if i.any() else None for i in images]
@@ -128,7 +128,7 @@ def test_fer_embeds_the_widened_face_and_shared_references_once() -> None:
 
 
 class ByGrey:
-    """Embeds a flat picture as its grey level, in one dimension: the distance of two is the difference of levels."""
+    """Embeds a flat image as its grey level, in one dimension: the distance of two is the difference of levels."""
 
     def embed(self, images: Sequence[Pixels]) -> np.ndarray:
         return np.array([[float(image.flat[0])] for image in images], np.float32) / 100

@@ -1,4 +1,4 @@
-"""Each adapter by its trainer's documented call, against a real plane."""
+"""Each adapter by its trainer's documented call, against a real service."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from synod.adapters.connection import Connection
 from synod.adapters.trl import item_of_row, reward_function
 from synod.contracts import ScoreItem
 from synod.errors import BadImage, InvalidRequest, ScorerFailed, Unavailable, UnknownScorer
-from tests.unit.synod.planes import Plane
+from tests.unit.synod.reward_services import RewardService
 
 TIER = {"segments": ["a red hat", "a blue kite"], "truth": [1, 0]}
 
 
 def grey(value: int) -> Any:
-    """A picture of brightness value / 255."""
+    """An image of brightness value / 255."""
     return np.full((4, 4, 3), value, np.uint8)
 
 
@@ -77,8 +77,8 @@ def remember_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verl, "connection", remember)
 
 
-def test_trl_gets_numbers_in_order_and_none_for_what_is_missing(plane: Plane) -> None:
-    reward = reward_function(plane.url, "ber")
+def test_trl_gets_numbers_in_order_and_none_for_what_is_missing(service: RewardService) -> None:
+    reward = reward_function(service.url, "ber")
     logged: list[tuple[str, float]] = []
     columns = {
         "completion_ids": [[1], [2], [3]],
@@ -92,16 +92,16 @@ def test_trl_gets_numbers_in_order_and_none_for_what_is_missing(plane: Plane) ->
     assert inspect.iscoroutinefunction(reward.__call__)
     assert reward.__name__ == "ber"
     assert logged == [("ber/missing_share", pytest.approx(1 / 3))]
-    assert sorted(str(item.prompt) for item in plane.scorers["ber"].asked) == ["a", "b", "c"]
+    assert sorted(str(item.prompt) for item in service.scorers["ber"].asked) == ["a", "b", "c"]
 
 
-def test_trl_scores_pictures_that_are_completions_and_texts_that_reason(plane: Plane) -> None:
+def test_trl_scores_images_that_are_completions_and_texts_that_reason(service: RewardService) -> None:
     drawn = [grey(51), Image.fromarray(grey(102))]
-    assert run(reward_function(plane.url, "ber"), prompts=["a", "b"], completions=drawn) == pytest.approx([0.2, 0.4])
-    tier = reward_function(plane.url, "tier")
+    assert run(reward_function(service.url, "ber"), prompts=["a", "b"], completions=drawn) == pytest.approx([0.2, 0.4])
+    tier = reward_function(service.url, "tier")
     chat = [[{"role": "assistant", "content": "red"}], [{"role": "assistant", "content": [{"text": "bluish"}]}]]
     assert run(tier, prompts=["?", "?"], completions=chat, reasoning=[TIER, TIER]) == pytest.approx([0.3, 0.6])
-    council = reward_function(plane.url, ensemble="council")
+    council = reward_function(service.url, ensemble="council")
     columns = {"references": [[grey(1)]], "concept": [{"kind": "animal"}]}
     assert run(council, prompts=["a"], completions=[grey(51)], **columns) == pytest.approx([0.2])
 
@@ -113,8 +113,8 @@ def test_trl_conversations() -> None:
     assert item_of_row("", "text", {"image": b"png"}) == ScoreItem(b"png")
 
 
-def test_trl_may_raise_naming_every_item(plane: Plane) -> None:
-    reward = reward_function(plane.url, "ber", on_error="raise")
+def test_trl_may_raise_naming_every_item(service: RewardService) -> None:
+    reward = reward_function(service.url, "ber", on_error="raise")
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me; also missing: items\[2\]\.ber$"):
         run(reward, prompts=["a"] * 3, completions=[BAD, grey(1), BAD + 0])
 
@@ -124,48 +124,48 @@ def test_trl_does_not_train_on_nothing(nobody: str) -> None:
         run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
 
 
-def test_one_reward_function_serves_one_loop_after_another(plane: Plane) -> None:
-    reward = reward_function(plane.url, "ber")
+def test_one_reward_function_serves_one_loop_after_another(service: RewardService) -> None:
+    reward = reward_function(service.url, "ber")
     for _ in range(2):
         assert run(reward, prompts=["a"], completions=[grey(51)]) == pytest.approx([0.2])
 
 
-def test_verl_scores_a_text(plane: Plane) -> None:
-    compute = partial(verl.compute_score, url=plane.url, scorer="tier")
+def test_verl_scores_a_text(service: RewardService) -> None:
+    compute = partial(verl.compute_score, url=service.url, scorer="tier")
     found = run(compute, data_source="d", solution_str="red", ground_truth={"reasoning": TIER}, extra_info={"index": 3})
     assert found == {"score": pytest.approx(0.3)}
-    assert plane.scorers["tier"].asked[0].reasoning.text == "red"  # type: ignore[union-attr]
+    assert service.scorers["tier"].asked[0].reasoning.text == "red"  # type: ignore[union-attr]
 
 
-def test_verl_omni_scores_a_picture(plane: Plane) -> None:
-    compute = partial(verl.compute_score, url=plane.url, scorer="ber")
-    picture = torch.from_numpy(grey(51)).permute(2, 0, 1)
+def test_verl_omni_scores_an_image(service: RewardService) -> None:
+    compute = partial(verl.compute_score, url=service.url, scorer="ber")
+    image = torch.from_numpy(grey(51)).permute(2, 0, 1)
     extra = {"num_turns": None, "rollout_reward_scores": {}}
     others = {"reward_router_address": None, "model_name": "m"}
-    found = run(compute, data_source="d", solution_image=picture, ground_truth="a cat", extra_info=extra, **others)
+    found = run(compute, data_source="d", solution_image=image, ground_truth="a cat", extra_info=extra, **others)
     assert found == {"score": pytest.approx(0.2)}
-    assert plane.scorers["ber"].asked[0].prompt == "a cat"
+    assert service.scorers["ber"].asked[0].prompt == "a cat"
     assert inspect.iscoroutinefunction(verl.compute_score)
 
 
-def test_verl_raises_what_is_missing(plane: Plane, nobody: str) -> None:
+def test_verl_raises_what_is_missing(service: RewardService, nobody: str) -> None:
     sample = {
         "data_source": "d",
         "ground_truth": "a cat",
         "solution_image": torch.full((3, 2, 2), 13).byte(),
     }
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me"):
-        run(partial(verl.compute_score, url=plane.url, scorer="ber"), **sample)
+        run(partial(verl.compute_score, url=service.url, scorer="ber"), **sample)
     with pytest.raises(ScorerFailed, match=r"items\[0\]\.reward"):
-        run(partial(verl.compute_score, url=plane.url, ensemble="council"), **sample)
+        run(partial(verl.compute_score, url=service.url, ensemble="council"), **sample)
     with pytest.raises(UnknownScorer):
-        run(partial(verl.compute_score, url=plane.url, scorer="nobody"), **sample)
+        run(partial(verl.compute_score, url=service.url, scorer="nobody"), **sample)
     with pytest.raises(Unavailable):
         run(partial(verl.compute_score, url=nobody, scorer="ber"), **sample)
 
 
-def test_flow_grpo_gets_its_lists(plane: Plane, multi_score: Any) -> None:
-    fn = multi_score("cuda:0", {"ber": 0.5, "der": -2.0}, url=plane.url)
+def test_flow_grpo_gets_its_lists(service: RewardService, multi_score: Any) -> None:
+    fn = multi_score("cuda:0", {"ber": 0.5, "der": -2.0}, url=service.url)
     images = torch.stack([torch.full((3, 4, 4), value) for value in (0.2, 0.4)])
     scores, metadata = fn(images, ("a", "b"), [{}, {"tag": "counting", "include": [], "prompt": "b"}], images, True)
     assert {name: torch.as_tensor(values).tolist() for name, values in scores.items()} == {
@@ -174,42 +174,42 @@ def test_flow_grpo_gets_its_lists(plane: Plane, multi_score: Any) -> None:
         "avg": pytest.approx([-0.3, -0.6]),
     }
     assert metadata == {}
-    geneval = {item.prompt: item.geneval for item in plane.scorers["ber"].asked}
+    geneval = {item.prompt: item.geneval for item in service.scorers["ber"].asked}
     assert geneval["a"] is None
     assert geneval["b"] is not None
     assert geneval["b"].tag == "counting"
 
 
-def test_flow_grpo_raises_or_masks_what_no_tensor_takes(plane: Plane, multi_score: Any) -> None:
+def test_flow_grpo_raises_or_masks_what_no_tensor_takes(service: RewardService, multi_score: Any) -> None:
     images, prompts = np.stack([grey(51), BAD]), ["a", "b"]
     with pytest.raises(ScorerFailed, match=r"^items\[1\]\.ber"):
-        multi_score(None, {"ber": 1.0}, url=plane.url)(images, prompts, {}, only_strict=True)
-    scores, metadata = multi_score(None, {"ber": 1.0}, url=plane.url, on_error="mask")(images, prompts, {})
+        multi_score(None, {"ber": 1.0}, url=service.url)(images, prompts, {}, only_strict=True)
+    scores, metadata = multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask")(images, prompts, {})
     assert scores == {"ber": [pytest.approx(0.2), None], "avg": [pytest.approx(0.2), None], "valid": [True, False]}
     assert [one.index for one in metadata["missing"]] == [1]
     with pytest.raises((TypeError, RuntimeError)):
         torch.as_tensor(scores["avg"])
 
 
-def test_flow_grpo_does_not_mask_a_plane_that_is_away(nobody: str, multi_score: Any) -> None:
+def test_flow_grpo_does_not_mask_a_service_that_is_away(nobody: str, multi_score: Any) -> None:
     fn = multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)
     with pytest.raises(Unavailable):
         fn([grey(1)], ["a"], {})
 
 
-def test_what_does_not_fit_is_refused_before_it_is_sent(plane: Plane, multi_score: Any) -> None:
-    fn = multi_score(None, {"ber": 1.0}, url=plane.url)
+def test_what_does_not_fit_is_refused_before_it_is_sent(service: RewardService, multi_score: Any) -> None:
+    fn = multi_score(None, {"ber": 1.0}, url=service.url)
     with pytest.raises(InvalidRequest, match="1 images, 2 prompts, 1 metadata"):
         fn([grey(1)], ["a", "b"], {})
     with pytest.raises(InvalidRequest, match="2 ref_images for 1 images"):
         fn([grey(1)], ["a"], {}, [grey(1), grey(2)])
-    assert plane.scorers["ber"].asked == []
+    assert service.scorers["ber"].asked == []
     for make in (
-        lambda: multi_score(None, {}, url=plane.url),
-        lambda: multi_score(None, {"ber": float("nan")}, url=plane.url),
-        lambda: reward_function(plane.url),
-        lambda: reward_function(plane.url, "ber", ensemble="council"),
-        lambda: reward_function("plane:8000", "ber"),
+        lambda: multi_score(None, {}, url=service.url),
+        lambda: multi_score(None, {"ber": float("nan")}, url=service.url),
+        lambda: reward_function(service.url),
+        lambda: reward_function(service.url, "ber", ensemble="council"),
+        lambda: reward_function("service:8000", "ber"),
     ):
         with pytest.raises(ValueError, match="give"):
             make()
@@ -247,16 +247,16 @@ def test_verl_reads_json_text_and_conversations_in_arrays() -> None:
         verl.item_of_sample(None, b"png", "{a cup", {})
 
 
-def test_a_batch_of_which_nothing_can_be_scored_is_raised(plane: Plane, multi_score: Any) -> None:
+def test_a_batch_of_which_nothing_can_be_scored_is_raised(service: RewardService, multi_score: Any) -> None:
     message = r"all 2 scores of 'ber' failed, .*\(scorer_failed: 2\); items\[0\].ber: 13 is not .*on_all_failed='mask'"
     batch = {"prompts": ["a", "b"], "completions": [BAD, BAD + 0]}
     with pytest.raises(ScorerFailed, match=message):
-        run(reward_function(plane.url, "ber"), **batch)
-    assert run(reward_function(plane.url, "ber", on_all_failed="mask"), **batch) == [None, None]
-    assert run(reward_function(plane.url, "ber"), prompts=["a", "b"], completions=[BAD, grey(51)])[0] is None
+        run(reward_function(service.url, "ber"), **batch)
+    assert run(reward_function(service.url, "ber", on_all_failed="mask"), **batch) == [None, None]
+    assert run(reward_function(service.url, "ber"), prompts=["a", "b"], completions=[BAD, grey(51)])[0] is None
     with pytest.raises(ScorerFailed, match=message):
-        multi_score(None, {"ber": 1.0}, url=plane.url, on_error="mask")([BAD, BAD + 0], ["a", "b"], {})
-    masked = multi_score(None, {"ber": 1.0}, url=plane.url, on_error="mask", on_all_failed="mask")
+        multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask")([BAD, BAD + 0], ["a", "b"], {})
+    masked = multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask", on_all_failed="mask")
     assert masked([BAD, BAD + 0], ["a", "b"], {})[0]["ber"] == [None, None]
 
 
@@ -274,12 +274,12 @@ async def multi_reward(entry: dict[str, Any], **given: Any) -> float:
     return float(entry.get("weight", 1.0)) * score
 
 
-def test_verl_omni_books_no_zero_where_the_reward_is_required(plane: Plane) -> None:
+def test_verl_omni_books_no_zero_where_the_reward_is_required(service: RewardService) -> None:
     entry = {
         "path": "pkg://synod.adapters.verl",
         "name": "compute_score",
         "weight": 0.5,
-        "url": plane.url,
+        "url": service.url,
         "scorer": "ber",
     }
     sample = {"data_source": "d", "ground_truth": "a", "extra_info": {"num_turns": None, "rollout_reward_scores": {}}}

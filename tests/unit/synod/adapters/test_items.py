@@ -1,4 +1,4 @@
-"""Pictures of every kind a trainer holds, and a dataset's columns, as items of the contract."""
+"""Images of every kind a trainer holds, and a dataset's columns, as items of the contract."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pixels_of(content: Content) -> Any:
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         encode_png(PIXELS),
         {"bytes": encode_png(PIXELS), "path": None},
@@ -41,11 +41,11 @@ def pixels_of(content: Content) -> Any:
     ],
     ids=["png", "datasets", "PIL", "RGBA", "numpy", "numpy float", "torch", "torch float", "with grad", "strided"],
 )
-def test_every_kind_of_picture_is_the_same_picture(picture: object) -> None:
-    assert np.array_equal(pixels_of(content_of(picture)), PIXELS)
+def test_every_kind_of_image_is_the_same_image(image: object) -> None:
+    assert np.array_equal(pixels_of(content_of(image)), PIXELS)
 
 
-def test_half_precision_is_within_a_step_of_the_picture() -> None:
+def test_half_precision_is_within_a_step_of_the_image() -> None:
     found = pixels_of(content_of((CHW.float() / 255).bfloat16()))
     assert np.abs(found.astype(int) - PIXELS).max() <= 1
 
@@ -58,10 +58,10 @@ def test_batches_of_tensors_arrays_and_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
-        ("cat.png", "a str is no picture; give bytes, a PIL image"),
-        (CHW.float() / 127.5 - 1, r"floats in -1\.\.0.8039\d*; a float picture is in 0\.\.1"),
+        ("cat.png", "a str is no image; give bytes, a PIL image"),
+        (CHW.float() / 127.5 - 1, r"floats in -1\.\.0.8039\d*; a float image is in 0\.\.1"),
         (np.full((2, 2, 3), np.nan), r"floats in nan\.\.nan"),
         (CHW[0], r"uint8 of shape \[2, 4\] \(channels last\); give torch \[3, H, W\]"),
         (CHW.int(), r"int32 of shape \[2, 4, 3\]"),
@@ -72,11 +72,11 @@ def test_batches_of_tensors_arrays_and_lists() -> None:
         ("data:image/png,cat", "is no data: URL of base64"),
     ],
 )
-def test_what_is_no_picture_says_what_would_be_one(picture: object, message: str) -> None:
+def test_what_is_no_image_says_what_would_be_one(image: object, message: str) -> None:
     with pytest.raises(BadImage, match=message):
-        content_of(picture)
+        content_of(image)
     with pytest.raises(BadImage, match=r"^images\[1\]: "):
-        contents_of([PIXELS, picture])
+        contents_of([PIXELS, image])
 
 
 @pytest.mark.parametrize("batch", [CHW[None], PIXELS[None], CHW.numpy()[None]], ids=["torch", "numpy", "numpy CHW"])
@@ -138,9 +138,9 @@ def test_an_animation_held_by_pil_is_refused_as_its_bytes_are(kind: str) -> None
     buffer = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
-    for picture in (Image.open(buffer), buffer.getvalue()):
-        with pytest.raises(BadImage, match=r"animation of 2 frames|no picture this reads"):
-            pixels_of(content_of(picture))
+    for image in (Image.open(buffer), buffer.getvalue()):
+        with pytest.raises(BadImage, match=r"animation of 2 frames|no image this reads"):
+            pixels_of(content_of(image))
 
 
 @pytest.mark.parametrize(

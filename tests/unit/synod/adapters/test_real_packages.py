@@ -14,7 +14,7 @@ import torch
 
 from synod.adapters import verl as adapter
 from synod.adapters.trl import reward_function
-from tests.unit.synod.planes import Plane
+from tests.unit.synod.reward_services import RewardService
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
 
@@ -35,14 +35,16 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def test_trls_trainer_awaits_it_and_masks_what_is_missing(plane: Plane, loop: asyncio.AbstractEventLoop) -> None:
+def test_trls_trainer_awaits_it_and_masks_what_is_missing(
+    service: RewardService, loop: asyncio.AbstractEventLoop
+) -> None:
     """`GRPOTrainer._calculate_rewards` itself, on a trainer that has only what it reads."""
     pytest.importorskip("trl")
     from accelerate import PartialState
     from trl import GRPOTrainer
     from trl.trainer.utils import is_async_callable
 
-    reward = reward_function(plane.url, "ber")
+    reward = reward_function(service.url, "ber")
     assert is_async_callable(reward)
     PartialState(cpu=True)
     logged: list[tuple[str, float]] = []
@@ -73,7 +75,7 @@ def test_trls_trainer_awaits_it_and_masks_what_is_missing(plane: Plane, loop: as
     assert logged == [("ber/missing_share", pytest.approx(1 / 3))]
 
 
-def test_verls_reward_manager_awaits_it(plane: Plane) -> None:
+def test_verls_reward_manager_awaits_it(service: RewardService) -> None:
     """verl's own loader of custom reward functions, and its reward manager."""
     pytest.importorskip("verl")
     from omegaconf import OmegaConf
@@ -101,7 +103,7 @@ def test_verls_reward_manager_awaits_it(plane: Plane) -> None:
         function = {
             "path": "pkg://synod.adapters.verl",
             "name": "compute_score",
-            "reward_kwargs": {"url": plane.url, "scorer": "tier"},
+            "reward_kwargs": {"url": service.url, "scorer": "tier"},
         }
         config = OmegaConf.create({"reward": {"custom_reward_function": function}})
         manager = NaiveRewardManager(config, Tokenizer(), get_custom_reward_fn(config))
@@ -109,7 +111,7 @@ def test_verls_reward_manager_awaits_it(plane: Plane) -> None:
         try:
             return await manager.run_single(Data())
         finally:
-            await adapter.connection(plane.url, 60.0).close()
+            await adapter.connection(service.url, 60.0).close()
 
     found = asyncio.run(score())
     assert found["reward_score"] == pytest.approx(0.3)

@@ -57,7 +57,7 @@ def ok(response: ScoreResponse) -> Answer:
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
-def test_a_call_carries_the_request_and_waits_a_little_longer_than_the_plane(codec: Codec) -> None:
+def test_a_call_carries_the_request_and_waits_a_little_longer_than_the_service(codec: Codec) -> None:
     sent = replace(REQUEST, timeout_ms=2500)
     call = score_call(sent, codec)
     assert (call.operation, call.timeout_s) == ("score", 2.5 + GRACE_S)
@@ -141,7 +141,7 @@ def test_digests_must_be_those_due() -> None:
     answer = Answer(200, WIRE.content_type, WIRE.encode_digests(PutImagesResponse(digests)))
     assert read_digests(answer, digests) == digests
     for due in ((), digests * 2, ("blake2b-256:" + "0b" * 32,)):
-        with pytest.raises(SynodError, match="the plane names pictures by other digests"):
+        with pytest.raises(SynodError, match="the service names images by other digests"):
             read_digests(answer, due)
 
 
@@ -198,13 +198,13 @@ def test_an_answer_that_is_not_whole_is_an_error(parts: list[Part], kind: type[S
     assert type(raised.value) is kind
 
 
-def test_a_part_that_cannot_be_read_is_the_planes_fault() -> None:
+def test_a_part_that_cannot_be_read_is_the_services_fault() -> None:
     with pytest.raises(SynodError, match="a part of the answer cannot be read") as raised:
         PartReader(REQUEST, CODECS["application/json"]).read(b"<html>")
     assert type(raised.value) is SynodError
 
 
-def test_what_a_plane_waits_for() -> None:
+def test_what_a_service_waits_for() -> None:
     scorers = {"ber": {"ready": False, "reason": "loading"}, "der": {"ready": True, "reason": ""}}
     body = json.dumps({"ready": False, "scorers": scorers}).encode()
     assert pending(Answer(200, "application/json", body)) is None

@@ -1,4 +1,4 @@
-"""The client's decisions without a network: a scripted plane, a clock that only moves when a flow pauses."""
+"""The client's decisions without a network: a scripted service, a clock that only moves when a flow pauses."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ LIMITS = {"scorers": [{"name": "size"}], "limits": {"max_items": 3, "max_body_by
 
 
 @dataclass
-class Plane:
-    """Scores an item by the bytes of its pictures, keeps what is put, and fails as `faults` say, one a call."""
+class RewardService:
+    """Scores an item by the bytes of its images, keeps what is put, and fails as `faults` say, one a call."""
 
     codec: Codec = MSGPACK
     faults: list[Exception | None] = field(default_factory=list)
@@ -96,10 +96,10 @@ class Plane:
         if call.operation == "scorers":
             return Answer(200, JSON.content_type, JSON.dumps(LIMITS, ""))
         if call.operation == "put_images":
-            pictures = self.codec.decode_put(call.body).images
-            self.puts.append(pictures)
-            digests = tuple(map(digest_of, pictures))
-            self.kept.update(zip(digests, pictures, strict=True))
+            images = self.codec.decode_put(call.body).images
+            self.puts.append(images)
+            digests = tuple(map(digest_of, images))
+            self.kept.update(zip(digests, images, strict=True))
             return Answer(200, self.codec.content_type, self.codec.encode_digests(PutImagesResponse(digests)))
         request = self.codec.decode_request(call.body)
         self.asked.append(request)
@@ -113,15 +113,15 @@ class Plane:
 
     def score(self, item: ScoreItem) -> Score | ScoreFailure:
         if item.prompt == "bad":
-            return ScoreFailure.of(BadImage("no picture"))
+            return ScoreFailure.of(BadImage("no image"))
         references = [self.kept[r.digest] if isinstance(r, ImageRef) else r for r in item.references]
         image = item.image if isinstance(item.image, bytes) else b""
         return Score(float(len(image) + sum(len(bytes(memoryview(r).cast("B"))) for r in references)))
 
 
-def flows(plane: Plane, **options: Any) -> Flows:
+def flows(service: RewardService, **options: Any) -> Flows:
     retry = Retry(options.pop("retries", 4), first_s=1.0, longest_s=4.0, uniform=lambda low, high: high)
-    return Flows(plane.codec, options.pop("timeout_s", 60.0), retry, clock=lambda: plane.now_s, **options)
+    return Flows(service.codec, options.pop("timeout_s", 60.0), retry, clock=lambda: service.now_s, **options)
 
 
 def request(*items: ScoreItem, **options: Any) -> ScoreRequest:
@@ -136,42 +136,44 @@ def sizes(response: ScoreResponse) -> list[Any]:
 
 
 def test_a_call_is_sent_again_after_growing_pauses_under_one_id() -> None:
-    plane = Plane(faults=[Unavailable("away"), Overloaded("full"), ReplicaLost("died"), DeadlineExceeded("late")])
-    response = plane.run(flows(plane).score(request()))
+    service = RewardService(
+        faults=[Unavailable("away"), Overloaded("full"), ReplicaLost("died"), DeadlineExceeded("late")]
+    )
+    response = service.run(flows(service).score(request()))
     assert sizes(response) == [8.0]
-    assert plane.pauses == [1.0, 2.0, 4.0, 4.0]  # doubled, then capped
+    assert service.pauses == [1.0, 2.0, 4.0, 4.0]  # doubled, then capped
     assert response.request_id
-    assert [one.request_id for one in plane.asked] == [response.request_id]
+    assert [one.request_id for one in service.asked] == [response.request_id]
 
 
 def test_every_attempt_carries_the_same_id_and_what_is_left_of_the_time() -> None:
     seen: list[ScoreRequest] = []
 
-    class Flaky(Plane):
+    class Flaky(RewardService):
         def answer(self, call: Call) -> Answer:
             seen.append(self.codec.decode_request(call.body))
             if len(seen) < 3:
                 raise Overloaded("full")
             return super().answer(call)
 
-    plane = Flaky(answer_s=2.0)
-    plane.run(flows(plane).score(request(request_id="mine", timeout_ms=20_000)))
+    service = Flaky(answer_s=2.0)
+    service.run(flows(service).score(request(request_id="mine", timeout_ms=20_000)))
     assert {one.request_id for one in seen} == {"mine"}
     assert [one.timeout_ms for one in seen] == [20_000, 17_000, 13_000]
 
 
 def test_ids_differ_where_none_is_given() -> None:
-    plane = Plane()
-    client = flows(plane)
-    assert plane.run(client.score(request())).request_id != plane.run(client.score(request())).request_id
+    service = RewardService()
+    client = flows(service)
+    assert service.run(client.score(request())).request_id != service.run(client.score(request())).request_id
 
 
 def test_retries_are_bounded() -> None:
-    plane = Plane(faults=[Unavailable(str(i)) for i in range(9)])
+    service = RewardService(faults=[Unavailable(str(i)) for i in range(9)])
     with pytest.raises(Unavailable, match=r"^2$"):
-        plane.run(flows(plane, retries=2).score(request()))
-    assert len(plane.calls) == 3
-    none = Plane(faults=[Unavailable("away")])
+        service.run(flows(service, retries=2).score(request()))
+    assert len(service.calls) == 3
+    none = RewardService(faults=[Unavailable("away")])
     with pytest.raises(Unavailable):
         none.run(flows(none, retries=0).score(request()))
     assert none.pauses == []
@@ -179,30 +181,30 @@ def test_retries_are_bounded() -> None:
 
 @pytest.mark.parametrize("kind", [InvalidRequest, UnknownScorer, Unauthenticated, SynodError, ScorerFailed])
 def test_what_cannot_get_better_is_not_asked_again(kind: type[SynodError]) -> None:
-    plane = Plane(faults=[kind("no")])
+    service = RewardService(faults=[kind("no")])
     with pytest.raises(kind, match=r"^no$"):
-        plane.run(flows(plane).score(request()))
-    assert plane.calls == ["score"]
+        service.run(flows(service).score(request()))
+    assert service.calls == ["score"]
 
 
-def test_the_planes_waiting_time_is_obeyed() -> None:
-    plane = Plane(faults=[Overloaded("full", retry_after_s=7.0), Overloaded("full", retry_after_s=0.5)])
-    plane.run(flows(plane).score(request()))
-    assert plane.pauses == [7.0 + 1.0, 0.5 + 2.0]
+def test_the_services_waiting_time_is_obeyed() -> None:
+    service = RewardService(faults=[Overloaded("full", retry_after_s=7.0), Overloaded("full", retry_after_s=0.5)])
+    service.run(flows(service).score(request()))
+    assert service.pauses == [7.0 + 1.0, 0.5 + 2.0]
 
 
 def test_a_pause_past_the_deadline_is_not_waited_for() -> None:
-    plane = Plane(faults=[Overloaded("full", retry_after_s=59.5)])
+    service = RewardService(faults=[Overloaded("full", retry_after_s=59.5)])
     with pytest.raises(Overloaded):
-        plane.run(flows(plane).score(request()))
-    assert (plane.pauses, plane.calls) == ([], ["score"])
+        service.run(flows(service).score(request()))
+    assert (service.pauses, service.calls) == ([], ["score"])
 
 
 def test_the_time_spent_waiting_for_answers_counts() -> None:
-    plane = Plane(faults=[Unavailable("away")] * 9, answer_s=20.0)
+    service = RewardService(faults=[Unavailable("away")] * 9, answer_s=20.0)
     with pytest.raises(Unavailable):
-        plane.run(flows(plane, retries=9).score(request()))
-    assert plane.calls == ["score"] * 3
+        service.run(flows(service, retries=9).score(request()))
+    assert service.calls == ["score"] * 3
 
 
 def test_jitter_is_full() -> None:
@@ -227,41 +229,41 @@ def items(count: int, **fields: Any) -> tuple[ScoreItem, ...]:
 
 @pytest.mark.parametrize("codec", [MSGPACK, PROTOBUF], ids=["http", "grpc"])
 def test_a_large_request_goes_in_chunks_and_comes_back_in_order(codec: Codec) -> None:
-    plane = Plane(codec)
-    response = plane.run(flows(plane).score(request(*items(100), request_id="r")))
+    service = RewardService(codec)
+    response = service.run(flows(service).score(request(*items(100), request_id="r")))
     assert sizes(response) == [float(i) for i in range(100)]
     assert response.request_id == "r"
-    assert plane.calls[0] == "scorers"
-    assert all(len(one.items) <= 3 and len(codec.encode_request(one)) <= 4096 for one in plane.asked)
-    assert [one.request_id for one in plane.asked] == [f"r/{i}" for i in range(len(plane.asked))]
-    assert plane.together == [len(plane.asked)]
+    assert service.calls[0] == "scorers"
+    assert all(len(one.items) <= 3 and len(codec.encode_request(one)) <= 4096 for one in service.asked)
+    assert [one.request_id for one in service.asked] == [f"r/{i}" for i in range(len(service.asked))]
+    assert service.together == [len(service.asked)]
 
 
 def test_limits_are_asked_for_once() -> None:
-    plane = Plane()
-    client = flows(plane)
-    plane.run(client.score(request(*items(65))))
-    plane.run(client.score(request(*items(65))))
-    plane.run(client.score(request(*items(2))))
-    assert plane.calls.count("scorers") == 1
-    assert "/" not in (plane.asked[-1].request_id or "/")
+    service = RewardService()
+    client = flows(service)
+    service.run(client.score(request(*items(65))))
+    service.run(client.score(request(*items(65))))
+    service.run(client.score(request(*items(2))))
+    assert service.calls.count("scorers") == 1
+    assert "/" not in (service.asked[-1].request_id or "/")
 
 
 def test_a_small_request_asks_for_no_limits() -> None:
-    plane = Plane()
-    plane.run(flows(plane).score(request(*items(64))))
-    assert plane.calls == ["score"]
+    service = RewardService()
+    service.run(flows(service).score(request(*items(64))))
+    assert service.calls == ["score"]
 
 
 def test_bytes_are_bounded_too() -> None:
-    plane = Plane()
-    client = flows(plane, limits=Limits(100, 4096))
+    service = RewardService()
+    client = flows(service, limits=Limits(100, 4096))
     raw = ScoreItem(np.zeros((20, 20, 3), np.uint8))
     four = [ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 2000), raw, ScoreItem()]
-    plane.run(client.score(request(*four * 3)))
-    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in plane.asked)
-    assert sum(len(one.items) for one in plane.asked) == 12
-    assert len(plane.asked) < 12
+    service.run(client.score(request(*four * 3)))
+    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in service.asked)
+    assert sum(len(one.items) for one in service.asked) == 12
+    assert len(service.asked) < 12
 
 
 def test_chunks_keep_within_the_pixels_of_a_request() -> None:
@@ -281,43 +283,45 @@ def test_chunks_keep_within_the_pixels_of_a_request() -> None:
 
 
 def test_what_all_items_share_takes_room_in_every_chunk() -> None:
-    plane = Plane()
+    service = RewardService()
     weights = {"s" * 1500: 1.0}
-    plane.run(flows(plane, limits=Limits(100, 4096)).score(request(*[ScoreItem(b"x" * 900)] * 6, weights=weights)))
-    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in plane.asked)
-    assert [len(one.items) for one in plane.asked] == [2, 2, 2]
+    service.run(flows(service, limits=Limits(100, 4096)).score(request(*[ScoreItem(b"x" * 900)] * 6, weights=weights)))
+    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in service.asked)
+    assert [len(one.items) for one in service.asked] == [2, 2, 2]
 
 
 def test_an_item_over_the_limit_goes_alone_and_takes_none_along() -> None:
-    plane = Plane()
+    service = RewardService()
     large = ScoreItem(b"x" * 9000)
-    response = plane.run(flows(plane, limits=Limits(100, 4096)).score(request(ScoreItem(CAT), large, ScoreItem(CAT))))
+    response = service.run(
+        flows(service, limits=Limits(100, 4096)).score(request(ScoreItem(CAT), large, ScoreItem(CAT)))
+    )
     assert sizes(response) == [8.0, 9000.0, 8.0]
-    assert [len(one.items) for one in plane.asked] == [1, 1, 1]
+    assert [len(one.items) for one in service.asked] == [1, 1, 1]
 
 
 def test_a_request_refused_as_too_large_is_sent_in_chunks() -> None:
-    plane = Plane(faults=[PayloadTooLarge("10 items, the limit is 3")])
-    response = plane.run(flows(plane).score(request(*items(10))))
+    service = RewardService(faults=[PayloadTooLarge("10 items, the limit is 3")])
+    response = service.run(flows(service).score(request(*items(10))))
     assert sizes(response) == [float(i) for i in range(10)]
-    assert plane.calls == ["score", "scorers", *["score"] * 4]
-    stubborn = Plane(faults=[PayloadTooLarge("no"), SynodError("no catalogue")])
+    assert service.calls == ["score", "scorers", *["score"] * 4]
+    stubborn = RewardService(faults=[PayloadTooLarge("no"), SynodError("no catalogue")])
     with pytest.raises(PayloadTooLarge, match=r"^no$"):
         stubborn.run(flows(stubborn).score(request(*items(10))))
 
 
 @pytest.mark.parametrize("limits", [None, [], {}, {"max_items": "3"}, {"max_items": 0}, {"max_items": True}])
-def test_a_plane_that_tells_no_limits_has_none(limits: Any) -> None:
+def test_a_service_that_tells_no_limits_has_none(limits: Any) -> None:
     found = Limits.of({"limits": limits})
     assert found.max_body_bytes == float("inf")
     assert found.max_items >= 1
 
 
 def test_one_lost_chunk_is_retried_alone() -> None:
-    plane = Plane(faults=[None, Unavailable("away")])
-    response = plane.run(flows(plane, limits=Limits(3, 10**6)).score(request(*items(9))))
+    service = RewardService(faults=[None, Unavailable("away")])
+    response = service.run(flows(service, limits=Limits(3, 10**6)).score(request(*items(9))))
     assert sizes(response) == [float(i) for i in range(9)]
-    assert len(plane.calls) == 4
+    assert len(service.calls) == 4
 
 
 # --- references by digest ---
@@ -329,98 +333,98 @@ def rollouts(count: int) -> tuple[ScoreItem, ...]:
 
 @pytest.mark.parametrize("codec", [MSGPACK, PROTOBUF], ids=["http", "grpc"])
 def test_references_travel_once(codec: Codec) -> None:
-    plane = Plane(codec)
-    client = flows(plane, by_digest=True)
+    service = RewardService(codec)
+    client = flows(service, by_digest=True)
     for _ in range(3):
-        assert sizes(plane.run(client.score(request(*rollouts(4))))) == [20.0, 21.0, 22.0, 23.0]
-    [put] = plane.puts
-    assert [digest_of(picture) for picture in put] == [digest_of(CAT), digest_of(DOG)]
-    sent = [reference for one in plane.asked for item in one.items for reference in item.references]
+        assert sizes(service.run(client.score(request(*rollouts(4))))) == [20.0, 21.0, 22.0, 23.0]
+    [put] = service.puts
+    assert [digest_of(image) for image in put] == [digest_of(CAT), digest_of(DOG)]
+    sent = [reference for one in service.asked for item in one.items for reference in item.references]
     assert sent == [ImageRef(digest_of(CAT)), ImageRef(digest_of(DOG))] * 12
 
 
 def test_without_it_they_travel_as_they_are() -> None:
-    plane = Plane()
-    plane.run(flows(plane).score(request(*rollouts(1))))
-    assert plane.puts == []
-    assert plane.asked[0].items[0].references[0] == CAT
+    service = RewardService()
+    service.run(flows(service).score(request(*rollouts(1))))
+    assert service.puts == []
+    assert service.asked[0].items[0].references[0] == CAT
 
 
-def test_what_the_plane_forgot_is_uploaded_and_asked_for_once_more() -> None:
-    plane = Plane()
-    client = flows(plane, by_digest=True)
-    plane.run(client.score(request(*rollouts(2))))
-    del plane.kept[digest_of(DOG)]
-    assert sizes(plane.run(client.score(request(*rollouts(2), request_id="r")))) == [20.0, 21.0]
-    assert [len(put) for put in plane.puts] == [2, 1]
-    assert [one.request_id for one in plane.asked[1:]] == ["r", "r"]
-    assert plane.pauses == []
+def test_what_the_service_forgot_is_uploaded_and_asked_for_once_more() -> None:
+    service = RewardService()
+    client = flows(service, by_digest=True)
+    service.run(client.score(request(*rollouts(2))))
+    del service.kept[digest_of(DOG)]
+    assert sizes(service.run(client.score(request(*rollouts(2), request_id="r")))) == [20.0, 21.0]
+    assert [len(put) for put in service.puts] == [2, 1]
+    assert [one.request_id for one in service.asked[1:]] == ["r", "r"]
+    assert service.pauses == []
 
 
-def test_a_plane_that_keeps_nothing_is_asked_once_more_only() -> None:
-    class Forgetful(Plane):
+def test_a_service_that_keeps_nothing_is_asked_once_more_only() -> None:
+    class Forgetful(RewardService):
         def answer(self, call: Call) -> Answer:
             self.kept.clear()
             return super().answer(call)
 
-    plane = Forgetful()
+    service = Forgetful()
     with pytest.raises(UnknownImage) as raised:
-        plane.run(flows(plane, by_digest=True).score(request(*rollouts(1))))
+        service.run(flows(service, by_digest=True).score(request(*rollouts(1))))
     assert len(raised.value.digests) == 2
-    assert plane.calls == ["put_images", "score", "put_images", "score"]
+    assert service.calls == ["put_images", "score", "put_images", "score"]
 
 
 def test_a_digest_that_is_the_callers_own_is_the_callers_to_upload() -> None:
-    plane = Plane()
+    service = RewardService()
     own = ScoreItem(CAT, references=(ImageRef(digest_of(b"elsewhere")), DOG))
     with pytest.raises(UnknownImage) as raised:
-        plane.run(flows(plane, by_digest=True).score(request(own)))
+        service.run(flows(service, by_digest=True).score(request(own)))
     assert raised.value.digests == (digest_of(b"elsewhere"),)
-    assert plane.calls == ["put_images", "score"]
+    assert service.calls == ["put_images", "score"]
 
 
 def test_uploads_keep_the_limits() -> None:
-    plane = Plane()
+    service = RewardService()
     many = tuple(bytes([i]) * 1000 for i in range(8))
-    plane.run(flows(plane, limits=Limits(3, 4096)).put_images(many))
-    assert [len(put) for put in plane.puts] == [3, 3, 2]
-    heavy = Plane()
+    service.run(flows(service, limits=Limits(3, 4096)).put_images(many))
+    assert [len(put) for put in service.puts] == [3, 3, 2]
+    heavy = RewardService()
     heavy.run(flows(heavy).put_images([bytes(2**21), bytes(10)]))
     assert heavy.calls == ["scorers", "put_images", "put_images"]
 
 
 def test_a_lost_upload_is_retried() -> None:
-    plane = Plane(faults=[Unavailable("away")])
-    assert plane.run(flows(plane).put_images([CAT])) == (digest_of(CAT),)
+    service = RewardService(faults=[Unavailable("away")])
+    assert service.run(flows(service).put_images([CAT])) == (digest_of(CAT),)
 
 
 def test_a_bad_reference_is_refused_by_its_path() -> None:
-    plane = Plane()
+    service = RewardService()
     bad = ScoreItem(CAT, references=(CAT, DOG[0]))
     with pytest.raises(InvalidRequest, match=r"^items\[0\]\.references\[1\]: uint8 \[2, 3\]"):
-        plane.run(flows(plane, by_digest=True).score(request(bad)))
-    assert plane.calls == ["put_images"]
+        service.run(flows(service, by_digest=True).score(request(bad)))
+    assert service.calls == ["put_images"]
 
 
 def test_memory_of_digests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("synod.client.flows.MAX_KNOWN", 3)
-    plane = Plane()
-    client = flows(plane, by_digest=True)
+    service = RewardService()
+    client = flows(service, by_digest=True)
     for i in range(10):
-        plane.run(client.score(request(ScoreItem(CAT, references=(bytes([i]),)))))
+        service.run(client.score(request(ScoreItem(CAT, references=(bytes([i]),)))))
         assert len(client.known) <= 3
 
 
 # --- raise or mask ---
 
 
-def masked(plane: Plane, *of: ScoreItem, **options: Any) -> Any:
-    return plane.run(flows(plane, **options).values(request(*of), "mask"))
+def masked(service: RewardService, *of: ScoreItem, **options: Any) -> Any:
+    return service.run(flows(service, **options).values(request(*of), "mask"))
 
 
 def test_values_are_numbers_and_masks() -> None:
-    plane = Plane()
-    values = masked(plane, ScoreItem(CAT), ScoreItem(prompt="bad"), ScoreItem(b"x"))
+    service = RewardService()
+    values = masked(service, ScoreItem(CAT), ScoreItem(prompt="bad"), ScoreItem(b"x"))
     assert values.scores == {"size": (8.0, None, 1.0)}
     assert values.rewards == (None, None, None)
     [missing] = values.missing
@@ -428,38 +432,38 @@ def test_values_are_numbers_and_masks() -> None:
 
 
 def test_raise_raises_the_first_failure_as_its_class() -> None:
-    plane = Plane()
-    with pytest.raises(BadImage, match=r"^items\[1\]\.size: no picture$"):
-        plane.run(flows(plane).values(request(ScoreItem(CAT), ScoreItem(prompt="bad")), "raise"))
-    lost = Plane(faults=[Unavailable("away")])
+    service = RewardService()
+    with pytest.raises(BadImage, match=r"^items\[1\]\.size: no image$"):
+        service.run(flows(service).values(request(ScoreItem(CAT), ScoreItem(prompt="bad")), "raise"))
+    lost = RewardService(faults=[Unavailable("away")])
     with pytest.raises(Unavailable):
         lost.run(flows(lost, retries=0).values(request(), "raise"))
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), SynodError("broke"), UnknownImage("?", [digest_of(b"z")])])
 def test_a_call_that_failed_is_masked_with_its_failure(error: SynodError) -> None:
-    plane = Plane(faults=[error])
-    values = masked(plane, ScoreItem(CAT), ScoreItem(CAT), retries=0)
+    service = RewardService(faults=[error])
+    values = masked(service, ScoreItem(CAT), ScoreItem(CAT), retries=0)
     assert values.scores == {"size": (None, None)}
     assert [one.failure for one in values.missing] == [ScoreFailure.of(error)] * 2
 
 
 def test_a_lost_chunk_masks_its_own_items_only() -> None:
-    plane = Plane(faults=[None, Unavailable("away")])
-    values = masked(plane, *items(9), retries=0, limits=Limits(3, 10**6))
+    service = RewardService(faults=[None, Unavailable("away")])
+    values = masked(service, *items(9), retries=0, limits=Limits(3, 10**6))
     assert values.scores["size"] == (0.0, 1.0, 2.0, None, None, None, 6.0, 7.0, 8.0)
     assert [one.index for one in values.missing] == [3, 4, 5]
 
 
 def test_a_lost_upload_masks_all() -> None:
-    plane = Plane(faults=[Unavailable("away")])
-    assert masked(plane, *rollouts(2), retries=0, by_digest=True).scores == {"size": (None, None)}
+    service = RewardService(faults=[Unavailable("away")])
+    assert masked(service, *rollouts(2), retries=0, by_digest=True).scores == {"size": (None, None)}
 
 
 def test_a_reward_that_was_asked_for_is_masked_too() -> None:
-    plane = Plane(faults=[Unavailable("away")])
+    service = RewardService(faults=[Unavailable("away")])
     asked = ScoreRequest((ScoreItem(CAT),), (), "sync_r1")
-    values = plane.run(flows(plane, retries=0).values(asked, "mask"))
+    values = service.run(flows(service, retries=0).values(asked, "mask"))
     assert (values.scores, values.rewards) == ({}, (None,))
     assert [(one.scorer, one.failure.code) for one in values.missing] == [(None, "unavailable")]
 
@@ -467,14 +471,14 @@ def test_a_reward_that_was_asked_for_is_masked_too() -> None:
 @pytest.mark.parametrize("kind", [InvalidRequest, UnknownScorer, Unauthenticated])
 @pytest.mark.parametrize("limits", [None, Limits(1, 10**6)])
 def test_a_wrong_request_is_raised_even_so(kind: type[SynodError], limits: Limits | None) -> None:
-    plane = Plane(faults=[kind("wrong")])
+    service = RewardService(faults=[kind("wrong")])
     with pytest.raises(kind, match=r"^wrong$"):
-        masked(plane, ScoreItem(CAT), ScoreItem(CAT), limits=limits)
+        masked(service, ScoreItem(CAT), ScoreItem(CAT), limits=limits)
 
 
 def test_no_time_left_is_told_without_a_call() -> None:
-    plane = Plane(answer_s=25.0)
-    flow: Callable[..., Any] = flows(plane, limits=Limits(1, 10**6)).score
-    with pytest.raises(DeadlineExceeded, match="the time was over before the plane could be asked"):
-        plane.run(flow(request(*items(5))))
-    assert len(plane.calls) == 3
+    service = RewardService(answer_s=25.0)
+    flow: Callable[..., Any] = flows(service, limits=Limits(1, 10**6)).score
+    with pytest.raises(DeadlineExceeded, match="the time was over before the service could be asked"):
+        service.run(flow(request(*items(5))))
+    assert len(service.calls) == 3

@@ -1,4 +1,4 @@
-"""Both clients over HTTP, against real sockets: one plane, one story, told twice."""
+"""Both clients over HTTP, against real sockets: one service, one story, told twice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from synod.errors import Overloaded, SynodError, Unavailable, UnknownScorer
 
 
 @dataclass
-class Plane:
+class RewardService:
     """Scores the length of a prompt. `faults` are answered first: (status, headers, body), or "hang up"."""
 
     faults: list[Any] = field(default_factory=list)
@@ -54,18 +54,18 @@ def respond(request: ScoreRequest) -> ScoreResponse:
 
 
 class Handler(BaseHTTPRequestHandler):
-    plane: Plane
+    service: RewardService
 
     def do_POST(self) -> None:
-        plane, request = self.plane, MSGPACK.decode_request(self.body())
-        with plane.lock:
-            plane.ids.append(request.request_id)
-            plane.at_once += 1
-            plane.most_at_once = max(plane.most_at_once, plane.at_once)
-        if plane.together is not None:
-            plane.together.wait(20)
-        with plane.lock:
-            plane.at_once -= 1
+        service, request = self.service, MSGPACK.decode_request(self.body())
+        with service.lock:
+            service.ids.append(request.request_id)
+            service.at_once += 1
+            service.most_at_once = max(service.most_at_once, service.at_once)
+        if service.together is not None:
+            service.together.wait(20)
+        with service.lock:
+            service.at_once -= 1
         if self.failed():
             pass
         elif self.headers["accept"] == "application/x-ndjson":
@@ -78,14 +78,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, MSGPACK.content_type, MSGPACK.encode_digests(PutImagesResponse(digests)))
 
     def do_GET(self) -> None:
-        self.plane.tokens.append(self.headers["authorization"])
+        self.service.tokens.append(self.headers["authorization"])
         if self.path == "/v1/scorers":
             catalogue = {"scorers": [{"name": "length"}], "limits": {"max_items": 5}}
             self.answer(200, "application/json", json.dumps(catalogue).encode())
             return
-        self.plane.polls += 1
+        self.service.polls += 1
         waiting = {"scorers": {"length": {"ready": False, "reason": "loading"}}}
-        self.answer(200 if self.plane.polls > 2 else 503, "application/json", json.dumps(waiting).encode())
+        self.answer(200 if self.service.polls > 2 else 503, "application/json", json.dumps(waiting).encode())
 
     def stream(self, request: ScoreRequest) -> None:
         if request.scorers in (("odd",), ("lost",)):
@@ -102,18 +102,18 @@ class Handler(BaseHTTPRequestHandler):
         ]
         if request.scorers == ("broken",):
             parts = [*parts[:1], RequestError(response.request_id, Overloaded("full", retry_after_s=3.0))]
-        elif not self.plane.cut_stream:
+        elif not self.service.cut_stream:
             parts.append(Rewards(response.request_id, (None,) * len(parts)))
         for part in reversed(parts[:-1]):
             self.wfile.write(JSON.encode_part(part) + b"\n\n")
         self.wfile.write(JSON.encode_part(parts[-1]))
 
     def body(self) -> bytes:
-        self.plane.tokens.append(self.headers["authorization"])
+        self.service.tokens.append(self.headers["authorization"])
         return self.rfile.read(int(self.headers["content-length"]))
 
     def failed(self) -> bool:
-        fault = self.plane.faults.pop(0) if self.plane.faults else None
+        fault = self.service.faults.pop(0) if self.service.faults else None
         if fault == "hang up":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -134,13 +134,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def plane() -> Plane:
-    return Plane()
+def service() -> RewardService:
+    return RewardService()
 
 
 @pytest.fixture
-def url(plane: Plane) -> Iterator[str]:
-    handler = type("Bound", (Handler,), {"plane": plane})
+def url(service: RewardService) -> Iterator[str]:
+    handler = type("Bound", (Handler,), {"service": service})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -183,12 +183,12 @@ def prompts(texts: Sequence[str], *scorers: str, request_id: str | None = None) 
     return ScoreRequest(tuple(ScoreItem(prompt=text) for text in texts), scorers or ("length",), request_id=request_id)
 
 
-def test_score_scorers_put_and_ready(use: Use, plane: Plane) -> None:
+def test_score_scorers_put_and_ready(use: Use, service: RewardService) -> None:
     assert use("score", prompts(["a", "bcd"], request_id="r")) == respond(prompts(["a", "bcd"], request_id="r"))
     assert use("scorers") == [{"name": "length"}]
     assert use("put_images", [b"cat"]) == (digest_of(b"cat"),)
     use("wait_ready", 20)
-    assert plane.polls == 3
+    assert service.polls == 3
 
 
 def test_values(use: Use) -> None:
@@ -207,7 +207,7 @@ def test_a_stream_makes_the_answer_of_one_call(use: Use) -> None:
     [
         ("lost", UnknownScorer, "^no scorer 'lost'$"),
         ("broken", Overloaded, "^full$"),
-        ("odd", SynodError, "^the plane answered application/json where application/x-ndjson was asked for$"),
+        ("odd", SynodError, "^the service answered application/json where application/x-ndjson was asked for$"),
     ],
 )
 def test_a_stream_that_is_refused_or_fails(use: Use, scorer: str, kind: type[SynodError], message: str) -> None:
@@ -216,58 +216,60 @@ def test_a_stream_that_is_refused_or_fails(use: Use, scorer: str, kind: type[Syn
     assert type(raised.value) is kind
 
 
-def test_a_stream_cut_off_is_unavailable(use: Use, plane: Plane) -> None:
-    plane.cut_stream = True
+def test_a_stream_cut_off_is_unavailable(use: Use, service: RewardService) -> None:
+    service.cut_stream = True
     with pytest.raises(Unavailable, match=r"'r' was cut off after 2 parts; ask again under the same request_id"):
         use("stream", prompts(["a", "b"], request_id="r"))
 
 
-def test_a_lost_reply_is_asked_for_again_under_the_same_id(use: Use, plane: Plane) -> None:
-    plane.faults = ["hang up", (503, "text/html", b"<h1>away</h1>")]
+def test_a_lost_reply_is_asked_for_again_under_the_same_id(use: Use, service: RewardService) -> None:
+    service.faults = ["hang up", (503, "text/html", b"<h1>away</h1>")]
     response = use("score", prompts(["abc"]))
     assert response.results[0].scores["length"] == Score(3.0)
-    assert plane.ids == [response.request_id] * 3
+    assert service.ids == [response.request_id] * 3
 
 
-def test_a_5xx_of_another_server_is_asked_again_and_the_planes_own_error_is_not(use: Use, plane: Plane) -> None:
-    """Serve's proxy answers 500 for a gateway that died; a plane's own internal error would only come again."""
-    plane.faults = [(500, "text/plain", b"Internal Server Error")] * 2
+def test_a_5xx_of_another_server_is_asked_again_and_the_services_own_error_is_not(
+    use: Use, service: RewardService
+) -> None:
+    """Serve's proxy answers 500 for a gateway that died; a service's own internal error would only come again."""
+    service.faults = [(500, "text/plain", b"Internal Server Error")] * 2
     response = use("score", prompts(["abc"]))
     assert response.results[0].scores["length"] == Score(3.0)
-    assert plane.ids == [response.request_id] * 3
-    plane.faults = [(500, "application/msgpack", MSGPACK.encode_error(SynodError("internal error")))]
+    assert service.ids == [response.request_id] * 3
+    service.faults = [(500, "application/msgpack", MSGPACK.encode_error(SynodError("internal error")))]
     with pytest.raises(SynodError, match=r"^internal error$"):
         use("score", prompts(["abc"]))
-    assert len(plane.ids) == 4
+    assert len(service.ids) == 4
 
 
-def test_retry_after_is_read_from_the_header(use: Use, plane: Plane) -> None:
-    plane.faults = [(503, "text/html", b"<h1>away</h1>")]
+def test_retry_after_is_read_from_the_header(use: Use, service: RewardService) -> None:
+    service.faults = [(503, "text/html", b"<h1>away</h1>")]
     with pytest.raises(Unavailable) as raised:
         use("score", prompts(["abc"]), retries=0)
     assert raised.value.retry_after_s == 0.25
 
 
-def test_the_token_goes_with_every_call_and_only_when_there_is_one(use: Use, plane: Plane) -> None:
+def test_the_token_goes_with_every_call_and_only_when_there_is_one(use: Use, service: RewardService) -> None:
     for method, argument in (("score", prompts(["a"])), ("put_images", [b"x"]), ("stream", prompts(["a"]))):
         use(method, argument, token="s3cret")
     use("scorers", token="s3cret")
     use("scorers")
-    assert plane.tokens == ["Bearer s3cret"] * 4 + [None]
+    assert service.tokens == ["Bearer s3cret"] * 4 + [None]
 
 
-def test_chunks_are_under_way_together_but_not_all(use: Use, plane: Plane) -> None:
+def test_chunks_are_under_way_together_but_not_all(use: Use, service: RewardService) -> None:
     """A barrier that only CHUNKS_AT_ONCE calls at once get through."""
-    plane.together = threading.Barrier(CHUNKS_AT_ONCE)
+    service.together = threading.Barrier(CHUNKS_AT_ONCE)
     texts = ["x" * i for i in range(5 * 4 * CHUNKS_AT_ONCE)]
     response = use("score", prompts(texts, request_id="r"))
     assert [result.scores["length"] for result in response.results] == [Score(float(len(text))) for text in texts]
-    assert plane.most_at_once == CHUNKS_AT_ONCE
-    assert sorted(plane.ids, key=str) == sorted((f"r/{i}" for i in range(4 * CHUNKS_AT_ONCE)), key=str)
+    assert service.most_at_once == CHUNKS_AT_ONCE
+    assert sorted(service.ids, key=str) == sorted((f"r/{i}" for i in range(4 * CHUNKS_AT_ONCE)), key=str)
 
 
-def test_one_failed_chunk_fails_the_request(use: Use, plane: Plane) -> None:
-    plane.faults = [(404, "application/json", JSON.encode_error(UnknownScorer("no such scorer")))]
+def test_one_failed_chunk_fails_the_request(use: Use, service: RewardService) -> None:
+    service.faults = [(404, "application/json", JSON.encode_error(UnknownScorer("no such scorer")))]
     with pytest.raises(UnknownScorer, match=r"^no such scorer$"):
         use("score", prompts(["a"] * 100))
 
@@ -279,6 +281,6 @@ def test_nobody_at_the_address_is_unavailable() -> None:
         for scheme in ("http", "grpc"):
             for connect in (blocking, awaited):
                 with pytest.raises(
-                    Unavailable, match=f"^no plane answers at {scheme}://{address} .*; start one, or give"
+                    Unavailable, match=f"^no service answers at {scheme}://{address} .*; start one, or give"
                 ):
                     connect(f"{scheme}://{address}")("scorers", retries=0)

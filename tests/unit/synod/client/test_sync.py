@@ -18,8 +18,8 @@ from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreReq
 from synod.errors import DeadlineExceeded, Overloaded, SynodError, Unavailable
 
 
-class TinyPlane(BaseHTTPRequestHandler):
-    """Scores an item by the sum of its raw picture; item prompts name what should fail."""
+class TinyService(BaseHTTPRequestHandler):
+    """Scores an item by the sum of its raw image; item prompts name what should fail."""
 
     polls = 0
 
@@ -45,9 +45,9 @@ class TinyPlane(BaseHTTPRequestHandler):
         if self.path == "/v1/scorers":
             self.answer(200, "application/json", json.dumps({"scorers": [{"name": "sum"}]}).encode())
             return
-        TinyPlane.polls += 1
+        TinyService.polls += 1
         scorers = {"sum": {"ready": False, "reason": "loading"}}
-        status = 200 if TinyPlane.polls > 2 else 503
+        status = 200 if TinyService.polls > 2 else 503
         self.answer(status, "application/json", json.dumps({"scorers": scorers}).encode())
 
     def answer(self, status: int, content_type: str, body: bytes) -> None:
@@ -62,7 +62,7 @@ class TinyPlane(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), TinyPlane) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), TinyService) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -77,8 +77,8 @@ def client(url: str) -> Iterator[SynodClient]:
 
 
 def test_scores_come_back_in_order_and_a_failure_is_a_value(client: SynodClient) -> None:
-    pictures = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2)]
-    response = client.score(ScoreRequest((ScoreItem(pictures[0]), ScoreItem(), ScoreItem(pictures[1])), ("sum",)))
+    images = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2)]
+    response = client.score(ScoreRequest((ScoreItem(images[0]), ScoreItem(), ScoreItem(images[1])), ("sum",)))
     assert [result.scores["sum"] for result in response.results] == [
         Score(12.0),
         ScoreFailure("missing_input", "no image"),
@@ -103,7 +103,7 @@ def test_one_client_serves_many_threads(client: SynodClient) -> None:
     assert found == {value: 3.0 * value for value in range(8)}
 
 
-def test_the_planes_error_is_raised_as_its_class(client: SynodClient) -> None:
+def test_the_services_error_is_raised_as_its_class(client: SynodClient) -> None:
     with pytest.raises(Overloaded, match=r"^the queue holds 9$"):
         client.score(ScoreRequest((ScoreItem(prompt="overload"),)))
 
@@ -118,13 +118,13 @@ def test_scorers(client: SynodClient) -> None:
 
 
 def test_wait_ready_polls_until_it_is(client: SynodClient) -> None:
-    TinyPlane.polls = 0
+    TinyService.polls = 0
     client.wait_ready(30)
-    assert TinyPlane.polls == 3
+    assert TinyService.polls == 3
 
 
 def test_wait_ready_says_what_is_missing(client: SynodClient) -> None:
-    TinyPlane.polls = -10_000
+    TinyService.polls = -10_000
     with pytest.raises(Unavailable, match=r"not ready after 0\.3 s, waiting for: sum \(loading\)"):
         client.wait_ready(0.3)
 
@@ -134,17 +134,17 @@ def test_nobody_at_the_address() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with SynodClient(url, timeout_s=5) as client:
-            with pytest.raises(Unavailable, match=f"^no plane answers at {url} .*; start one, or give its URL$"):
+            with pytest.raises(Unavailable, match=f"^no service answers at {url} .*; start one, or give its URL$"):
                 client.scorers()
-            with pytest.raises(Unavailable, match=r"not ready after 0\.1 s, waiting for: no plane answers"):
+            with pytest.raises(Unavailable, match=r"not ready after 0\.1 s, waiting for: no service answers"):
                 client.wait_ready(0.1)
 
 
 def answering(reply: Callable[[httpx.Request], httpx.Response]) -> SynodClient:
-    return SynodClient("http://plane", retries=0, transport=httpx.MockTransport(reply))
+    return SynodClient("http://service", retries=0, transport=httpx.MockTransport(reply))
 
 
-def test_a_silent_plane_is_a_deadline() -> None:
+def test_a_silent_service_is_a_deadline() -> None:
     def silence(request: httpx.Request) -> httpx.Response:
         assert request.extensions["timeout"]["read"] == 5.5
         raise httpx.ReadTimeout("", request=request)
@@ -175,7 +175,7 @@ def test_json_answers_are_read_too() -> None:
         assert client.score(ScoreRequest((ScoreItem(),))).results == (ItemResult({}),)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://plane", "grpc:plane", "http://", "HTTP"])
+@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://service", "grpc:service", "http://", "HTTP"])
 def test_an_address_that_is_no_url(url: str) -> None:
-    with pytest.raises(ValueError, match="is no plane's URL; give one such as http://127"):
+    with pytest.raises(ValueError, match="is no service's URL; give one such as http://127"):
         SynodClient(url)

@@ -47,6 +47,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_client_reads_the_environment_and_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNOD_TOKEN", "tops3cret")
-    with SynodClient("http://plane") as client:
+    with SynodClient("http://service") as client:
         shown = repr(client) + str(vars(client)) + repr(client._flows)
     assert "tops3cret" not in shown

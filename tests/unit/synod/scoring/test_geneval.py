@@ -38,7 +38,7 @@ def write(path: Path, *lines: dict[str, Any]) -> Path:
     return path
 
 
-def picture(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8)))
 
@@ -49,9 +49,9 @@ def loaded(path: Path) -> list[ScoreItem]:
     return [item for item in items if isinstance(item, ScoreItem)]
 
 
-def test_the_published_file_finds_the_pictures_of_the_generators_layout(tmp_path: Path) -> None:
+def test_the_published_file_finds_the_images_of_the_generators_layout(tmp_path: Path) -> None:
     for name in ("00000/samples/0000.png", "00000/samples/0001.png", "00001/samples/0000.png", "00001/grid.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     first, second, third = loaded(write(tmp_path / "evaluation_metadata.jsonl", COUNTING, POSITION))
     assert first == second
     assert first.prompt == "a photo of two clocks"
@@ -61,20 +61,20 @@ def test_the_published_file_finds_the_pictures_of_the_generators_layout(tmp_path
 
 
 def test_metadata_beside_its_own_samples(tmp_path: Path) -> None:
-    picture(tmp_path / "00007/samples/0000.png")
+    image(tmp_path / "00007/samples/0000.png")
     (item,) = loaded(write(tmp_path / "00007/metadata.jsonl", POSITION))
     assert item.prompt == POSITION["prompt"]
 
 
-def test_a_line_may_name_its_own_picture(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_line_may_name_its_own_image(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
     (item,) = loaded(write(tmp_path / "lines.jsonl", {**COUNTING, "image": "a.png", "concept": {"kind": "object"}}))
     assert item.geneval is not None
     assert item.concept is not None
 
 
 def test_what_a_detector_cannot_decide_is_left_to_a_judge(tmp_path: Path) -> None:
-    picture(tmp_path / "0.png")
+    image(tmp_path / "0.png")
     plain = {**PLUS, "include": [{"class": "dog", "color": "red"}], "tag": "color"}
     judged, counted = loaded(write(tmp_path / "g.jsonl", {**PLUS, "image": "0.png"}, {**plain, "image": "0.png"}))
     assert judged.geneval is None
@@ -114,6 +114,6 @@ def test_a_line_that_is_no_item_is_named(tmp_path: Path, line: dict[str, Any], t
 def test_a_table_of_both_formats_pads_each_with_the_others_columns(
     tmp_path: Path, line: dict[str, Any], expected: GenEvalMetadata
 ) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (item,) = loaded(write(tmp_path / "g.jsonl", {**line, "image": "a.png"}))
     assert item.geneval == expected

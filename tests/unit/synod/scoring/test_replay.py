@@ -1,4 +1,4 @@
-"""`synod replay` against a second plane, and the comparison against scipy's figures."""
+"""`synod replay` against a second service, and the comparison against scipy's figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synod import cli
 from synod.contracts import Origin, Outcome, Score, ScoreFailure
 from synod.images import encode_png
 from synod.scoring.compare import Pair, compare
-from tests.unit.synod.planes import Bright, Plane, serving
+from tests.unit.synod.reward_services import Bright, RewardService, serving
 
 LOST = ScoreFailure("scorer_failed", "no")
 values = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0, -3.0]) | st.floats(-1e6, 1e6)] * 2), min_size=2)
@@ -57,8 +57,8 @@ def test_origins_are_those_met() -> None:
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plane: Plane) -> str:
-    """A log of four items by ber and the ensemble council, one failed; its folder is not where the pictures are."""
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: RewardService) -> str:
+    """A log of four items by ber and the ensemble council, one failed; its folder is not where the images are."""
     monkeypatch.chdir(tmp_path)
     Path("logs").mkdir()
     lines = []
@@ -68,7 +68,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plane: Plane) -> str:
         lines.append(json.dumps(item))
     Path("items.jsonl").write_text("\n".join(lines))
     given = ["score", "items.jsonl", "--scorers", "ber", "--ensemble", "council", "--out", "logs/out.jsonl"]
-    assert cli.main([*given, "--url", plane.url]) == 1
+    assert cli.main([*given, "--url", service.url]) == 1
     return "logs/out.jsonl"
 
 
@@ -76,8 +76,8 @@ def replay(url: str, *arguments: str) -> int:
     return cli.main(["replay", *arguments, "--url", url])
 
 
-def test_the_same_plane_says_the_same(log: str, plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
-    assert replay(plane.url, log) == 0
+def test_the_same_service_says_the_same(log: str, service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(service.url, log) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
         "SCORER",
@@ -107,22 +107,22 @@ def test_another_version_is_compared(log: str, capsys: pytest.CaptureFixture[str
                 return LOST
             return Score(float(np.mean(item.pixels())) / 255 + self.shift, origin=Origin(self.model, "1"))
 
-    with serving(Newer("ber", shift=0.125, model="m2"), Newer("second")) as plane:
-        assert replay(plane.url, log, "--scorers", "ber", "--ensemble", "nobody") == 1
+    with serving(Newer("ber", shift=0.125, model="m2"), Newer("second")) as service:
+        assert replay(service.url, log, "--scorers", "ber", "--ensemble", "nobody") == 1
         assert "no ensemble 'nobody'" in capsys.readouterr().err
     ensembles = [Newer("ber", shift=0.125, model="m2"), Newer("der"), Newer("second", model="m3")]
-    with serving(*ensembles) as plane:
-        assert replay(plane.url, log, "--scorers", "ber", "--out", "again.jsonl") == 1
+    with serving(*ensembles) as service:
+        assert replay(service.url, log, "--scorers", "ber", "--out", "again.jsonl") == 1
         printed = capsys.readouterr().out.splitlines()
         assert printed[1].split() == ["ber", "2", "2", "0.125", "1.0000", "1.0000", "2"]
         assert "ber: logs/out.jsonl:2: ok -> scorer_failed" in printed
         assert "ber: logs/out.jsonl:3: scorer_failed -> ok" in printed
         assert "ber: origin m1, preprocessing 1 -> m2, preprocessing 1" in printed
-        assert replay(plane.url, log, "--scorers", "ber=second", "--json") == 1
+        assert replay(service.url, log, "--scorers", "ber=second", "--json") == 1
         assert json.loads(capsys.readouterr().out)["ber"]["origins_after"] == [
             {"model": "m3", "preprocessing": "1", "rule_set": None}
         ]
-        assert replay(plane.url, log, "--scorers", "ber", "--tolerance", "0.2", "--json") == 1
+        assert replay(service.url, log, "--scorers", "ber", "--tolerance", "0.2", "--json") == 1
         found = json.loads(capsys.readouterr().out)["ber"]
         assert (found["n"], found["changed"]) == (2, 0)
         assert found["status_changed"][0] == {"item": "logs/out.jsonl:2", "before": "ok", "after": "scorer_failed"}
@@ -130,15 +130,15 @@ def test_another_version_is_compared(log: str, capsys: pytest.CaptureFixture[str
         assert again[0]["before"]["scores"]["ber"]["value"] == pytest.approx(0.2)
         assert again[0]["scores"]["ber"]["value"] == pytest.approx(0.325)
         assert again[0]["item"]["image"] == "0.png"
-        assert replay(plane.url, "again.jsonl", "--scorers", "ber") == 0  # it is a log itself
+        assert replay(service.url, "again.jsonl", "--scorers", "ber") == 0  # it is a log itself
 
 
-def test_another_picture_under_the_name_is_not_compared(
-    log: str, plane: Plane, capsys: pytest.CaptureFixture[str]
+def test_another_image_under_the_name_is_not_compared(
+    log: str, service: RewardService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("1.png").write_bytes(encode_png(np.full((2, 2, 3), 99, np.uint8)))
     Path("3.png").unlink()
-    assert replay(plane.url, log, "--json") == 1
+    assert replay(service.url, log, "--json") == 1
     found = json.loads(capsys.readouterr().out)["ber"]
     assert found["n"] == 1
     assert [one["after"] for one in found["status_changed"]] == ["bad_image", "bad_image"]
@@ -156,8 +156,8 @@ def test_another_picture_under_the_name_is_not_compared(
     ],
 )
 def test_what_is_no_log_is_refused(
-    log: str, plane: Plane, text: str, message: str, capsys: pytest.CaptureFixture[str]
+    log: str, service: RewardService, text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("logs/bad.jsonl").write_text(text)
-    assert replay(plane.url, "logs/bad.jsonl") == 2
+    assert replay(service.url, "logs/bad.jsonl") == 2
     assert message in capsys.readouterr().err

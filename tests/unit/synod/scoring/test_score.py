@@ -1,4 +1,4 @@
-"""`synod score` against a real plane: every input once, whatever breaks; and nothing twice."""
+"""`synod score` against a real service: every input once, whatever breaks; and nothing twice."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.digest import digest_of
 from synod.images import encode_png
 from synod.scoring.inputs import sources
-from tests.unit.synod.planes import Bright, Plane, serving
+from tests.unit.synod.reward_services import Bright, RewardService, serving
 
 ROOT = Path(__file__).parents[4]
 
 
-def picture(path: str, value: int) -> None:
+def image(path: str, value: int) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(encode_png(np.full((2, 2, 3), value, np.uint8)))
 
 
 def items(count: int, path: str = "items.jsonl") -> str:
-    """A JSONL of `count` items, each with a picture and a prompt of its own."""
+    """A JSONL of `count` items, each with an image and a prompt of its own."""
     lines = []
     for i in range(count):
-        picture(f"pictures/{i}.png", i % 200 + 20)
-        lines.append(json.dumps({"image": f"pictures/{i}.png", "prompt": f"p{i}"}))
+        image(f"images/{i}.png", i % 200 + 20)
+        lines.append(json.dumps({"image": f"images/{i}.png", "prompt": f"p{i}"}))
     Path(path).write_text("\n".join(lines) + "\n")
     return path
 
@@ -54,21 +54,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def score(plane: Plane, *arguments: str) -> int:
-    return cli.main(["score", *arguments, "--url", plane.url, "--timeout", "20"])
+def score(service: RewardService, *arguments: str) -> int:
+    return cli.main(["score", *arguments, "--url", service.url, "--timeout", "20"])
 
 
-def test_a_table_of_pictures_folders_and_items(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
-    picture("one.png", 51)
-    picture("folder/b/2.PNG", 153)
-    picture("folder/a.png", 102)
-    Path("folder/notes.txt").write_text("no picture")
-    picture("refs/r.png", 255)
+def test_a_table_of_images_folders_and_items(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
+    image("one.png", 51)
+    image("folder/b/2.PNG", 153)
+    image("folder/a.png", 102)
+    Path("folder/notes.txt").write_text("no image")
+    image("refs/r.png", 255)
     own = '"prompt": "own", "source_prompt": "was own", "concept": {"kind": "animal"}'
     Path("more.jsonl").write_text(f'{{"image": "one.png", {own}}}\n')
     arguments = ["one.png", "folder", "more.jsonl", "--prompt", "a cat", "--scorers", "ber,der", "--references", "refs"]
     arguments += ["--source-prompt", "a dog"]
-    assert score(plane, *arguments) == 0
+    assert score(service, *arguments) == 0
     printed = capsys.readouterr()
     assert [line.split() for line in printed.out.splitlines()] == [
         ["IMAGE", "ber", "der"],
@@ -77,18 +77,18 @@ def test_a_table_of_pictures_folders_and_items(plane: Plane, capsys: pytest.Capt
         ["folder/b/2.PNG", "0.6000", "0.6000"],
         ["one.png", "0.2000", "0.2000"],
     ]
-    assert sorted(str(item.prompt) for item in plane.scorers["ber"].asked) == ["a cat", "a cat", "a cat", "own"]
-    assert sorted(str(item.source_prompt) for item in plane.scorers["ber"].asked) == [*["a dog"] * 3, "was own"]
-    assert plane.scorers["der"].asked[0].reference_pixels()[0][0, 0, 0] == 255
-    assert score(plane, "more.jsonl", "--ensemble", "council", "--references", "refs") == 0
+    assert sorted(str(item.prompt) for item in service.scorers["ber"].asked) == ["a cat", "a cat", "a cat", "own"]
+    assert sorted(str(item.source_prompt) for item in service.scorers["ber"].asked) == [*["a dog"] * 3, "was own"]
+    assert service.scorers["der"].asked[0].reference_pixels()[0][0, 0, 0] == 255
+    assert score(service, "more.jsonl", "--ensemble", "council", "--references", "refs") == 0
     assert capsys.readouterr().out.split() == ["IMAGE", "ber", "der", "reward", "one.png", *["0.2000"] * 3]
 
 
-def test_a_log_holds_inputs_scores_failures_and_origin(plane: Plane) -> None:
-    picture("in/good.png", 51)
-    picture("in/bad.png", 13)
+def test_a_log_holds_inputs_scores_failures_and_origin(service: RewardService) -> None:
+    image("in/good.png", 51)
+    image("in/bad.png", 13)
     Path("in/items.jsonl").write_text('{"image": "good.png", "prompt": "a"}\n\n{"image": "bad.png", "prompt": "b"}\n')
-    assert score(plane, "in/items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 1
+    assert score(service, "in/items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 1
     good, bad = logged()
     assert good == {
         "item": {"image": "in/good.png", "prompt": "a"},
@@ -103,104 +103,106 @@ def test_a_log_holds_inputs_scores_failures_and_origin(plane: Plane) -> None:
     }
 
 
-def test_what_is_logged_is_not_scored_again(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_logged_is_not_scored_again(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     source = items(70)
-    assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 0
+    assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     before = Path("out.jsonl").read_bytes()
-    for scorer in plane.scorers.values():
+    for scorer in service.scorers.values():
         scorer.asked.clear()
-    assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 0
+    assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert Path("out.jsonl").read_bytes() == before
-    assert plane.scorers["ber"].asked == []
+    assert service.scorers["ber"].asked == []
     assert "0 items scored, 70 were there, no failures" in capsys.readouterr().err
-    picture("pictures/7.png", 250)  # another picture under the same name is another item
-    assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 0
+    image("images/7.png", 250)  # another image under the same name is another item
+    assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert len(logged()) == 71
-    assert score(plane, source, "--scorers", "tier", "--out", "out.jsonl") == 1  # another question too
+    assert score(service, source, "--scorers", "tier", "--out", "out.jsonl") == 1  # another question too
     assert len(logged()) == 141
 
 
-def test_equal_lines_are_as_many_items(plane: Plane) -> None:
-    picture("a.png", 51)
+def test_equal_lines_are_as_many_items(service: RewardService) -> None:
+    image("a.png", 51)
     Path("items.jsonl").write_text('{"image": "a.png", "prompt": "p"}\n' * 3)
     for _ in range(2):
-        assert score(plane, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 0
+        assert score(service, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 0
         assert len(logged()) == 3
 
 
 @pytest.mark.parametrize("tear", [lambda last: last[:-30], lambda last: last[:-1], lambda last: b"\x00" * 40 + b"\n"])
-def test_a_last_line_that_was_cut_off_is_redone(plane: Plane, tear: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_last_line_that_was_cut_off_is_redone(
+    service: RewardService, tear: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = items(5)
-    score(plane, source, "--scorers", "ber", "--out", "out.jsonl")
+    score(service, source, "--scorers", "ber", "--out", "out.jsonl")
     whole = Path("out.jsonl").read_bytes()
     *kept, last = whole.splitlines(keepends=True)
     Path("out.jsonl").write_bytes(b"".join(kept) + tear(last))
-    assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 0
+    assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert Path("out.jsonl").read_bytes() == whole
     assert "its last line was cut off; that item is scored again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [b"{\n", b'{"item": {}}\n', b"[]\n", b"\xff\n"])
 def test_a_broken_line_inside_is_named_and_left_alone(
-    plane: Plane, line: bytes, capsys: pytest.CaptureFixture[str]
+    service: RewardService, line: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = items(2)
-    score(plane, source, "--scorers", "ber", "--out", "out.jsonl")
+    score(service, source, "--scorers", "ber", "--out", "out.jsonl")
     first, second = Path("out.jsonl").read_bytes().splitlines(keepends=True)
     Path("out.jsonl").write_bytes(first + line + second)
-    assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 2
+    assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 2
     assert "out.jsonl:2: no line of a score log" in capsys.readouterr().err
     assert Path("out.jsonl").read_bytes() == first + line + second
 
 
-def test_unreadable_pictures_fail_alone(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_fail_alone(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     source = items(40)
-    Path("pictures/3.png").write_bytes(b"no picture")
-    Path("pictures/5.png").unlink()
-    Path("pictures/7.png").write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8))[:40])
-    assert score(plane, source, "--scorers", "ber", "--ensemble", "council", "--out", "out.jsonl") == 1
+    Path("images/3.png").write_bytes(b"no image")
+    Path("images/5.png").unlink()
+    Path("images/7.png").write_bytes(encode_png(np.zeros((2, 2, 3), np.uint8))[:40])
+    assert score(service, source, "--scorers", "ber", "--ensemble", "council", "--out", "out.jsonl") == 1
     lines = logged()
     assert [line["item"]["prompt"] for line in lines] == [f"p{i}" for i in range(40)]
     codes = {
         i: line["scores"]["ber"]["error"]["code"] for i, line in enumerate(lines) if "error" in line["scores"]["ber"]
     }
     assert codes == dict.fromkeys((3, 5, 7), "bad_image")
-    assert lines[5]["scores"]["ber"]["error"]["message"] == "pictures/5.png: No such file or directory"
+    assert lines[5]["scores"]["ber"]["error"]["message"] == "images/5.png: No such file or directory"
     assert lines[5]["digests"] == {}
     assert lines[5]["reward"]["error"]["code"] == "bad_image"
     capsys.readouterr()
-    assert score(plane, "items.jsonl", "--scorers", "ber") == 1
+    assert score(service, "items.jsonl", "--scorers", "ber") == 1
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[6].split() == ["pictures/5.png", "bad_image"]
-    assert printed.err.splitlines()[1] == "synod: items.jsonl:6: ber: pictures/5.png: No such file or directory"
+    assert printed.out.splitlines()[6].split() == ["images/5.png", "bad_image"]
+    assert printed.err.splitlines()[1] == "synod: items.jsonl:6: ber: images/5.png: No such file or directory"
 
 
 def test_lines_that_are_no_items_are_all_named_and_nothing_is_scored(
-    plane: Plane, capsys: pytest.CaptureFixture[str]
+    service: RewardService, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture("a.png", 1)
+    image("a.png", 1)
     bad = ['{"image": "a.png"', '{"image": "a.png", "promt": "x"}', '{"image": 3}', '{"references": "a.png"}', "7"]
     Path("items.jsonl").write_text("\n".join(['{"image": "a.png"}', *bad]) + "\n")
-    assert score(plane, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 2
+    assert score(service, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 2
     told = capsys.readouterr().err.splitlines()
     assert [line.removeprefix("synod: ").split(":")[:2] for line in told[:5]] == [
         ["items.jsonl", str(number)] for number in range(2, 7)
     ]
     assert "promt: unknown key" in told[1]
-    assert "image: the path of a picture belongs here" in told[2]
+    assert "image: the path of an image belongs here" in told[2]
     assert told[5] == "nothing was scored: mend the 5 line(s) of items.jsonl"
     assert not Path("out.jsonl").exists()
-    assert plane.scorers["ber"].asked == []
+    assert service.scorers["ber"].asked == []
 
 
 def test_an_item_that_makes_its_request_invalid_fails_alone() -> None:
     source = items(20)
     lines = Path(source).read_text().splitlines()
-    lines[4] = json.dumps({"image": "pictures/4.png", "prompt": "x" * 300})
+    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 300})
     Path(source).write_text("\n".join(lines))
-    with serving(Bright("ber"), limits=LimitSettings(max_text_chars=200)) as plane:
-        assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 1
-        assert score(plane, source, "--scorers", "nobody", "--out", "other.jsonl") == 1
+    with serving(Bright("ber"), limits=LimitSettings(max_text_chars=200)) as service:
+        assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 1
+        assert score(service, source, "--scorers", "nobody", "--out", "other.jsonl") == 1
     codes = [line["scores"]["ber"].get("error", {}).get("code") for line in logged()]
     assert codes == [None] * 4 + ["payload_too_large"] + [None] * 15
     assert logged("other.jsonl") == []
@@ -216,25 +218,25 @@ def test_what_failed_retryably_has_no_line_until_it_is_final(capsys: pytest.Capt
             return super().outcome(item)
 
     source = items(4)
-    with serving(late := Late("ber")) as plane:
-        assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 1
+    with serving(late := Late("ber")) as service:
+        assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 1
         assert [line["item"]["prompt"] for line in logged()] == ["p0", "p1", "p3"]
         assert "1 items have no line yet, run this again; the first: items.jsonl:3: ber" in capsys.readouterr().err
         late.shift = 0.5
-        assert score(plane, source, "--scorers", "ber", "--out", "out.jsonl") == 0
+        assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert [line["item"]["prompt"] for line in logged()] == ["p0", "p1", "p3", "p2"]
 
 
-def test_two_runs_do_not_write_one_log(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_do_not_write_one_log(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     with Path("out.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert score(plane, items(1), "--scorers", "ber", "--out", "out.jsonl") == 2
+        assert score(service, items(1), "--scorers", "ber", "--out", "out.jsonl") == 2
     assert "another run is writing it" in capsys.readouterr().err
 
 
 @contextmanager
 def process(port: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.unit.synod.scoring.dying_plane", str(port), "tally", *arguments]
+    command = [sys.executable, "-m", "tests.unit.synod.scoring.dying_service", str(port), "tally", *arguments]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as running:
         try:
             for _ in range(1200):
@@ -248,16 +250,16 @@ def process(port: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
             running.kill()
 
 
-def test_a_plane_killed_half_way_and_the_run_resumed_every_item_is_there_once(
+def test_a_service_killed_half_way_and_the_run_resumed_every_item_is_there_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, count = items(400), 400
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ["score", source, "--scorers", "ber", "--out", "out.jsonl", "--url", f"http://127.0.0.1:{port}"]
-    with process(port, "200") as plane:
+    with process(port, "200") as service:
         assert cli.main([*arguments, "--timeout", "60"]) == 1
-        assert plane.wait(20) == -signal.SIGKILL
+        assert service.wait(20) == -signal.SIGKILL
     first = [line["item"]["prompt"] for line in logged()]
     assert 0 < len(first) <= 200
     assert "out.jsonl keeps what was scored; run this again to go on" in capsys.readouterr().err
@@ -273,36 +275,40 @@ def test_a_plane_killed_half_way_and_the_run_resumed_every_item_is_there_once(
     assert values == {f"p{i}": pytest.approx((i % 200 + 20) / 255) for i in range(count)}
 
 
-def test_hidden_images_and_other_formats_are_skipped_aloud(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_images_and_other_formats_are_skipped_aloud(
+    service: RewardService, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("in/0001.png", "in/._0001.png", "in/.ipynb_checkpoints/0001-checkpoint.png", "in/a.GIF", "in/b.tiff"):
-        picture(name, 51)
-    assert score(plane, "in", "--scorers", "ber", "--prompt", "a") == 0
+        image(name, 51)
+    assert score(service, "in", "--scorers", "ber", "--prompt", "a") == 0
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines()] == ["IMAGE", "in/0001.png"]
     assert "in: 2 hidden image file(s) skipped, such as ._0001.png" in printed.err
     assert "in: 2 image file(s) of other formats skipped (1 .gif, 1 .tiff)" in printed.err
 
 
-def test_failures_of_an_earlier_run_are_reported_again(plane: Plane, capsys: pytest.CaptureFixture[str]) -> None:
-    picture("in/good.png", 51)
-    picture("in/bad.png", 13)
+def test_failures_of_an_earlier_run_are_reported_again(
+    service: RewardService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image("in/good.png", 51)
+    image("in/bad.png", 13)
     for _ in range(2):
-        assert score(plane, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
+        assert score(service, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
     printed = capsys.readouterr().err
     assert "0 items scored, 2 were there, 1 failures (scorer_failed: 1)" in printed
     assert "1 of the items that were there failed, and are not scored again" in printed
     lines = [line for line in Path("out.jsonl").read_text().splitlines() if '"error"' not in line]
     Path("out.jsonl").write_text("\n".join(lines) + "\n")
-    plane.scorers["ber"].asked.clear()
-    assert score(plane, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
-    assert len(plane.scorers["ber"].asked) == 1
+    service.scorers["ber"].asked.clear()
+    assert score(service, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
+    assert len(service.scorers["ber"].asked) == 1
 
 
 def test_a_geneval_line_padded_with_nulls() -> None:
     clause = {"class": "ball", "count": None, "color": "red", "region": None, "size": None}
     line = {"tag": "color", "include": [clause], "exclude": None, "prompt": "a red ball", "image": "a.png"}
     Path("padded.jsonl").write_text(json.dumps(line) + "\n")
-    picture("a.png", 51)
+    image("a.png", 51)
     (source,) = sources([Path("padded.jsonl")], None, [])
     item = source.load().item
     assert isinstance(item, ScoreItem)

@@ -104,8 +104,8 @@ def test_codes_and_signs_are_one_to_one_and_agree_with_the_stored_table() -> Non
 
 def test_encode_and_decode(vq: Magvit) -> None:
     rng = np.random.default_rng(0)
-    pictures = list(rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
-    codes = vq.encode(pictures)
+    images = list(rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+    codes = vq.encode(images)
     assert codes.shape == (3, 16)
     assert codes.dtype == torch.int64
     found = set(codes.flatten().tolist())
@@ -116,16 +116,16 @@ def test_encode_and_decode(vq: Magvit) -> None:
     assert len(decoded) == 3
     assert len(np.unique(decoded)) > 2
     for i in range(3):
-        assert torch.equal(vq.encode(pictures[i : i + 1])[0], codes[i])
+        assert torch.equal(vq.encode(images[i : i + 1])[0], codes[i])
         assert np.abs(vq.decode(codes[i : i + 1])[0].astype(int) - decoded[i]).max() <= 1
 
 
 def test_pixels_are_scaled_to_minus_one_and_one(vq: Magvit, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[torch.Tensor] = []
     monkeypatch.setattr(vq.encoder, "forward", lambda x: read.append(x) or -torch.ones(1, 4, 4, 4))  # type: ignore[func-returns-value]
-    picture = np.zeros((8, 8, 3), np.uint8)
-    picture[1, 2] = (255, 51, 0)
-    vq.encode([picture])
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[1, 2] = (255, 51, 0)
+    vq.encode([image])
     assert read[0].shape == (1, 3, 8, 8)
     assert read[0][0, :, 1, 2].tolist() == pytest.approx([1.0, -0.6, -1.0])
     monkeypatch.setattr(

@@ -42,7 +42,7 @@ def test_it_is_a_policy(policy: ShowO) -> None:
     as_policy: Policy = policy
     assert as_policy.positions == 16
     members = {name for name, value in vars(Policy).items() if inspect.isfunction(value) and name[0] != "_"}
-    assert {"reason", "begin", "denoise", "pictures", "steps", "logprobs", "save"} <= members
+    assert {"reason", "begin", "denoise", "images", "steps", "logprobs", "save"} <= members
     for name in members:
         asked = list(inspect.signature(getattr(Policy, name)).parameters)
         assert list(inspect.signature(getattr(ShowO, name)).parameters)[: len(asked)] == asked, name
@@ -52,7 +52,7 @@ def test_it_is_a_policy(policy: ShowO) -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 2.0, 5.0])
-def test_the_ratio_of_a_picture_is_exactly_1_before_an_update(
+def test_the_ratio_of_an_image_is_exactly_1_before_an_update(
     make_policy: MakePolicy, uniforms: Uniforms, guidance: float
 ) -> None:
     policy = make_policy(guidance=guidance)
@@ -66,7 +66,7 @@ def test_the_ratio_of_a_picture_is_exactly_1_before_an_update(
     assert mask.sum(-1).tolist() == [4] * 4  # floor(16 cos(pi/2 * 4/5)) positions are decided in the last step
 
 
-def test_the_ratio_of_a_picture_moves_with_the_weights(policy: ShowO, uniforms: Uniforms) -> None:
+def test_the_ratio_of_an_image_moves_with_the_weights(policy: ShowO, uniforms: Uniforms) -> None:
     segments = drawn(policy, uniforms)
     policy.phi.lm_head.weight.data *= 1.1
     new, old, mask = policy.logprobs(segments, 1)
@@ -74,11 +74,11 @@ def test_the_ratio_of_a_picture_moves_with_the_weights(policy: ShowO, uniforms: 
 
 
 def test_an_answers_recorded_log_probabilities_are_those_recomputed(
-    policy: ShowO, uniforms: Uniforms, picture: Any
+    policy: ShowO, uniforms: Uniforms, image: Any
 ) -> None:
     """Questions and answers of several lengths in one batch."""
     segments = [
-        *policy.reason(Query("what color is <bo>?", picture), uniforms(5, 9)),
+        *policy.reason(Query("what color is <bo>?", image), uniforms(5, 9)),
         *policy.reason(Query("has <cy> a red hat? is <bo> a cat?"), uniforms(3, 6, seed=1)),
     ]
     assert policy.steps(segments) == 1
@@ -113,8 +113,8 @@ def test_logprobs_of_one_kind_at_a_time(policy: ShowO, uniforms: Uniforms) -> No
 # -- batches and stops ------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms) -> None:
-    """Other prompts pad the text block to another width; the picture stays the same."""
+def test_an_image_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms) -> None:
+    """Other prompts pad the text block to another width; the image stays the same."""
     together = drawn(policy, uniforms)
     for b, prompt in enumerate(PROMPTS):
         alone = policy.denoise(policy.begin([prompt], uniforms(4, 5, 2, 16)[b : b + 1]), 5)[0]
@@ -124,8 +124,8 @@ def test_a_picture_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniform
     assert (new - old)[mask].abs().max() < 2e-5
 
 
-def test_an_answer_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms, picture: Any) -> None:
-    query, uniform = Query("what color is <bo>?", picture), uniforms(5, 7)
+def test_an_answer_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
+    query, uniform = Query("what color is <bo>?", image), uniforms(5, 7)
     for i, segment in enumerate(policy.reason(query, uniform)):
         alone = policy.reason(query, uniform[i : i + 1])[0]
         assert torch.equal(alone.ids_S, segment.ids_S)
@@ -145,7 +145,7 @@ def test_finishing_a_preview_equals_drawing_in_one_go(policy: ShowO, uniforms: U
     )
 
 
-def test_pictures_at_different_steps_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
+def test_images_at_different_steps_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
     first, second = (policy.denoise(policy.begin(["cat"], uniforms(1, 4, 2, 16)), n)[0] for n in (1, 2))
     with pytest.raises(AssertionError, match="different steps"):
         policy.denoise([first, second], 4)
@@ -157,9 +157,9 @@ def test_temperature_is_the_start_of_the_confidence_noise(make_policy: MakePolic
     assert not torch.equal(calm[0].masked_TN[1], wild[0].masked_TN[1])
 
 
-def test_pictures_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> None:
+def test_images_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> None:
     segments = drawn(policy, uniforms, 3)
-    found = policy.pictures(segments)
+    found = policy.images(segments)
     expected = policy.vq.decode(torch.stack([s.codes_TN[2] for s in segments]))
     assert [p.shape for p in found] == [(8, 8, 3)] * 4
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -168,22 +168,22 @@ def test_pictures_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> N
 # -- what a query shows -----------------------------------------------------------------------------------------------
 
 
-def test_no_picture_is_the_black_picture(policy: ShowO, picture: Any) -> None:
+def test_no_image_is_the_black_image(policy: ShowO, image: Any) -> None:
     black = np.zeros((8, 8, 3), np.uint8)
     assert torch.equal(policy._question(Query("a?")), policy._question(Query("a?", black)))
-    assert not torch.equal(policy._question(Query("a?")), policy._question(Query("a?", picture)))
+    assert not torch.equal(policy._question(Query("a?")), policy._question(Query("a?", image)))
 
 
-def test_a_picture_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     encode = Magvit.encode
 
-    def counted(self: Magvit, pictures: Any) -> Tensor:
-        seen.append(int(pictures[0][0, 0, 0]))
-        return encode(self, pictures)
+    def counted(self: Magvit, images: Any) -> Tensor:
+        seen.append(int(images[0][0, 0, 0]))
+        return encode(self, images)
 
     monkeypatch.setattr(Magvit, "encode", counted)
-    monkeypatch.setattr(show_o, "PICTURES_KEPT", 2)
+    monkeypatch.setattr(show_o, "IMAGES_KEPT", 2)
     for value in (1, 2, 1, 2, 3, 3, 1):
         policy._question(Query("a?", np.full((8, 8, 3), value, np.uint8)))
     assert seen == [1, 2, 3, 1]
@@ -191,17 +191,17 @@ def test_a_picture_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 16), (16, 48), (60, 20), (9, 8), (5, 7)])
-def test_a_picture_of_another_size_is_fitted(policy: ShowO, shape: tuple[int, int]) -> None:
+def test_an_image_of_another_size_is_fitted(policy: ShowO, shape: tuple[int, int]) -> None:
     """The middle square in red, the rest blue: what is read is red."""
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    picture = np.full((*shape, 3), (0, 0, 255), np.uint8)
-    picture[top : top + side, left : left + side] = (255, 0, 0)
-    read = fitted(picture, 8)
+    image = np.full((*shape, 3), (0, 0, 255), np.uint8)
+    image[top : top + side, left : left + side] = (255, 0, 0)
+    read = fitted(image, 8)
     assert read.shape == (8, 8, 3)
     assert read.dtype == np.uint8
     assert (read[2:6, 2:6] == (255, 0, 0)).all()
-    assert len(policy._question(Query("a?", picture))) == len(policy._question(Query("a?")))
+    assert len(policy._question(Query("a?", image))) == len(policy._question(Query("a?")))
     assert fitted(read, 8) is read
 
 
@@ -220,7 +220,7 @@ def edit(directory: Path, **changes: Any) -> Path:
     return directory
 
 
-def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, picture: Any) -> None:
+def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: Any) -> None:
     again = load(saved, guidance=policy.guidance, temperature=policy.temperature)
     assert again.config == policy.config
     assert again.words.size == policy.words.size
@@ -229,7 +229,7 @@ def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, picture: 
     assert list(state) == list(stored)
     assert all(torch.equal(state[key], stored[key]) for key in state)
     assert all(equal(a, b) for a, b in zip(drawn(policy, uniforms), drawn(again, uniforms), strict=True))
-    query = Query("what color is <bo>?", picture)
+    query = Query("what color is <bo>?", image)
     for a, b in zip(policy.reason(query, uniforms(3, 6)), again.reason(query, uniforms(3, 6)), strict=True):
         assert torch.equal(a.ids_S, b.ids_S)
         assert a.text == b.text
@@ -311,6 +311,6 @@ def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, words:
         ShowO(policy.config, words, other)
 
 
-def test_texts_and_pictures_are_the_only_kinds(policy: ShowO, uniforms: Uniforms) -> None:
+def test_texts_and_images_are_the_only_kinds(policy: ShowO, uniforms: Uniforms) -> None:
     assert all(isinstance(s, TextSegment) for s in policy.reason(Query("a?"), uniforms(2, 3)))
     assert all(isinstance(s, ImageSegment) for s in drawn(policy, uniforms, 2))

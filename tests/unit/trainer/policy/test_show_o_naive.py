@@ -74,7 +74,7 @@ def test_guided_log_probabilities(
 def test_masked_log_probabilities_are_unguided_and_row_major(
     policy: ShowO, omni_mask: OmniMask, uniforms: Uniforms
 ) -> None:
-    """What Show-o is trained on: the true codes at the masked positions, in the order of the pictures."""
+    """What Show-o is trained on: the true codes at the masked positions, in the order of the images."""
     policy.module.double()
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_trimmed_pads_equal_all_pads(policy: ShowO) -> None:
     torch.testing.assert_close(trimmed[real], untrimmed[:, start:][real], atol=1e-12, rtol=0)
 
 
-def test_a_whole_picture(make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms) -> None:
+def test_a_whole_image(make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms) -> None:
     """The trajectory is that of the sampler over naive guided log-probabilities."""
     policy = make_policy(temperature=3.0)
     policy.module.double()
@@ -119,7 +119,7 @@ def test_a_whole_picture(make_policy: MakePolicy, omni_mask: OmniMask, uniforms:
 def naive_answer(policy: ShowO, query: Query, uniform: list[float]) -> tuple[list[int], list[float]]:
     """The whole sequence is read again for every token; inversion by a running sum."""
     words = policy.words
-    codes = policy.vq.encode([query.picture if query.picture is not None else np.zeros((8, 8, 3), np.uint8)])[0]
+    codes = policy.vq.encode([query.image if query.image is not None else np.zeros((8, 8, 3), np.uint8)])[0]
     ids, end_of_image = words.question(query.text, codes).tolist(), 18
     said: list[int] = []
     logps: list[float] = []
@@ -137,13 +137,13 @@ def naive_answer(policy: ShowO, query: Query, uniform: list[float]) -> tuple[lis
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 30.0])
-def test_answers(policy: ShowO, uniforms: Uniforms, picture: Any, sharpness: float) -> None:
+def test_answers(policy: ShowO, uniforms: Uniforms, image: Any, sharpness: float) -> None:
     """Sharpened 30 times every draw is the greedy one."""
     policy.module.double()
     policy.phi.lm_head.weight.data *= sharpness
     policy.phi.lm_head.bias.data *= sharpness
     lengths = []
-    for query in (Query("what color is <bo>?", picture), Query("has <cy> a hat?")):
+    for query in (Query("what color is <bo>?", image), Query("has <cy> a hat?")):
         uniform = uniforms(6, 9, seed=5)
         found = policy.reason(query, uniform)
         for segment, row in zip(found, uniform.tolist(), strict=True):

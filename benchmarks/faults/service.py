@@ -1,4 +1,4 @@
-"""A real plane for the faults: Ray Serve, two gateways, scorers without models; and its processes, by deployment."""
+"""A real service for the faults: Ray Serve, two gateways, scorers without models; and its processes, by deployment."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import httpx
 
-from benchmarks.faults.scorers import BUSY_BATCH, LOG, build, picture, value
-from services.cluster.local import Plane, environment, free_port
+from benchmarks.faults.scorers import BUSY_BATCH, LOG, build, image_of, value
+from services.cluster.local import RewardService, environment, free_port
 from services.cluster.processes import users_of
 from services.settings import Settings, load
 from synod.images import encode_png
@@ -57,7 +57,7 @@ PATIENCE_S: Final = 600.0  # of waits for what must come to be: generous, for a 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A plane that is up: where it answers, where it writes, and the folder that only its processes use."""
+    """A service that is up: where it answers, where it writes, and the folder that only its processes use."""
 
     url: str
     folder: Path
@@ -84,7 +84,7 @@ class Running:
         return sum(map(_rss_mib, pids))
 
     def whole(self, deployment: str, replicas: int, without: Sequence[int] = ()) -> None:
-        """Return once all replicas live, none of them among `without`, and the plane is ready."""
+        """Return once all replicas live, none of them among `without`, and the service is ready."""
 
         def restored() -> bool:
             pids = self.pids(deployment)
@@ -123,28 +123,28 @@ class Running:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Running]:
-    """A plane in this process's own Ray session; nothing of it is left behind."""
+    """A service in this process's own Ray session; nothing of it is left behind."""
     os.environ.update(environment())  # before Ray is imported
     os.environ["PYTHONPATH"] = str(ROOT)  # workers import the scorers too
     (folder / "models").mkdir(parents=True, exist_ok=True)
-    golden = {"image": base64.b64encode(encode_png(picture(GOLDEN_NUMBER))).decode()}
+    golden = {"image": base64.b64encode(encode_png(image_of(GOLDEN_NUMBER))).decode()}
     recorded = dict.fromkeys(("colour", "nan", "busy", "logged", "swapped"), value(GOLDEN_NUMBER))
     (folder / "golden.json").write_text(json.dumps([{"item": golden, "scores": recorded}]))
-    config = folder / "plane.toml"
+    config = folder / "service.toml"
     config.write_text(SETTINGS.format(port=free_port(), queue=QUEUE, busy_batch=BUSY_BATCH))
     settings = load(config, {})
-    plane = Plane(settings, folder, build)
+    service = RewardService(settings, folder, build)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own
         try:
-            if not plane.start(print):
-                raise RuntimeError("the plane did not start")
-            up = Running(plane.url, folder, settings, plane.temp_dir, free_port())
+            if not service.start(print):
+                raise RuntimeError("the service did not start")
+            up = Running(service.url, folder, settings, service.temp_dir, free_port())
             with up.application(ALONE, f"/{ALONE}", up.changed("logged", port=up.alone_port, max_batch_images=4)):
                 eventually(lambda: _answers(f"{up.alone_url}/healthz"), f"application {ALONE}")
                 yield up
         finally:
-            plane.stop()
+            service.stop()
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

@@ -1,4 +1,4 @@
-"""A plane as a process of its own: `python -m tests.unit.synod.scoring.dying_plane PORT TALLY [DIES_AFTER]`.
+"""A service as a process of its own: `python -m tests.unit.synod.scoring.dying_service PORT TALLY [DIES_AFTER]`.
 
 Appends each prompt that it scored to the file TALLY, and kills itself (SIGKILL) when it was asked for more than
 DIES_AFTER items.
@@ -20,7 +20,7 @@ from services.gateway import app
 from services.gateway.core import Gateway
 from services.settings import LimitSettings, ServerSettings
 from synod.contracts import Outcome, ScoreItem
-from tests.unit.synod.planes import Bright
+from tests.unit.synod.reward_services import Bright
 
 
 class Mortal(Bright):

@@ -1,8 +1,8 @@
-// A field of pictures: chosen, dropped or pasted files, with a thumbnail and a way to take each out again.
+// A field of images: chosen, dropped or pasted files, with a thumbnail and a way to take each out again.
 
 import { el } from "./dom.js";
 
-export class Pictures {
+export class Images {
   files = [];
 
   /** `field` holds a file input, a hint and a list; an input that is not `multiple` keeps one file. */

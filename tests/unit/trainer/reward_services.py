@@ -1,4 +1,4 @@
-"""Reward planes at the edge of the loop: a judge of pixels in this process, and a real HTTP server before one."""
+"""Reward services at the edge of the loop: a judge of pixels in this process, and a real HTTP server before one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Measure = Callable[[ScoreItem], float | None]  # None: the score is lost
 
 
 def brightness(item: ScoreItem) -> float:
-    """Mean of the picture in [0, 1]."""
+    """Mean of the image in [0, 1]."""
     return float(item.pixels().mean() / 255)
 
 
@@ -28,7 +28,7 @@ def redness(item: ScoreItem) -> float:
 
 
 class Judge:
-    """Scores finished pictures by `reward` and previews by `surrogate`, at once; keeps what it was asked."""
+    """Scores finished images by `reward` and previews by `surrogate`, at once; keeps what it was asked."""
 
     def __init__(self, reward: Measure = brightness, surrogate: Measure = redness) -> None:
         self.reward, self.surrogate_of = reward, surrogate
@@ -51,7 +51,7 @@ class Judge:
 
 
 def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
-    """What a plane of this judge answers: the scorer "ber" is the surrogate, all else is the reward."""
+    """What a service of this judge answers: the scorer "ber" is the surrogate, all else is the reward."""
     if request.scorers == ("ber",):
         rewards = judge.surrogate(request.items)
     else:
@@ -66,7 +66,7 @@ def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
 
 @contextmanager
 def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None) -> Iterator[str]:
-    """The URL of a plane that asks `judge`. `rewarding` is called before it answers reward request 0, 1, ..."""
+    """The URL of a service that asks `judge`. `rewarding` is called before it answers reward request 0, 1, ..."""
     count, lock = [0], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

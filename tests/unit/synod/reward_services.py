@@ -1,4 +1,4 @@
-"""Real planes over scorers of a test, on loopback ports."""
+"""Real services over scorers of a test, on loopback ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
 
 @dataclass
 class Bright:
-    """A scorer: the mean of the picture in 0..1, plus `shift`. Fails pictures whose red is 13."""
+    """A scorer: the mean of the image in 0..1, plus `shift`. Fails images whose red is 13."""
 
     name: str
     needs: tuple[Any, ...] = ("image", "prompt")
@@ -49,7 +49,7 @@ class Bright:
 
 
 @dataclass
-class Plane:
+class RewardService:
     """A gateway on a loopback port, its scorers by name."""
 
     url: str
@@ -60,7 +60,7 @@ ENSEMBLES = {"council": EnsembleSettings(weights={"ber": 0.5, "der": 0.5})}
 
 
 @contextmanager
-def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: Any) -> Iterator[Plane]:
+def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: Any) -> Iterator[RewardService]:
     """A real uvicorn over a Gateway(LocalBackend) in a thread; ended with the block."""
     by_name = {scorer.name: scorer for scorer in scorers}
     listener = socket.create_server(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: An
     thread.start()
     assert up.wait(20)
     try:
-        yield Plane(f"http://127.0.0.1:{listener.getsockname()[1]}", by_name)
+        yield RewardService(f"http://127.0.0.1:{listener.getsockname()[1]}", by_name)
     finally:
         started[0].should_exit = True
         thread.join(20)

@@ -1,4 +1,4 @@
-"""A plane to be measured: `python -m benchmarks.serving.plane CONFIG RUN_DIR` serves until SIGTERM.
+"""A service to be measured: `python -m benchmarks.serving.service CONFIG RUN_DIR` serves until SIGTERM.
 
 The environment overrides the TOML's settings, as everywhere, and holds what Serve reads before Ray starts.
 """
@@ -11,19 +11,19 @@ import threading
 from pathlib import Path
 
 from benchmarks.serving import fakes
-from services.cluster.local import Plane
+from services.cluster.local import RewardService
 from services.settings import load
 
 
 def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    plane = Plane(load(sys.argv[1]), Path(sys.argv[2]), fakes.build)
+    service = RewardService(load(sys.argv[1]), Path(sys.argv[2]), fakes.build)
     try:
-        if plane.start(print, stop.is_set):
+        if service.start(print, stop.is_set):
             stop.wait()
     finally:
-        plane.stop()
+        service.stop()
     return 0
 
 
