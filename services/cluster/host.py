@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services import tracing
 from services.backends import Loaded
 from services.cluster.replica import Build, Replica
 from services.cluster.watch import USUAL, Patience
+from services.observability import tracing
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings

@@ -54,7 +54,7 @@ def routers(settings: CompatSettings) -> list[APIRouter]:
 
 
 def _unirl() -> APIRouter:
-    router = APIRouter(route_class=rest.Rim)
+    router = APIRouter(route_class=rest.ErrorBoundaryRoute)
 
     @router.post("/score", response_class=Response, summary="Tencent UniRL's reward service: score")
     async def score(http: Request) -> Response:
@@ -80,7 +80,7 @@ def _unirl() -> APIRouter:
 
 
 def _openrlhf(reward: str) -> APIRouter:
-    router = APIRouter(route_class=rest.Rim)
+    router = APIRouter(route_class=rest.ErrorBoundaryRoute)
 
     @router.post("/openrlhf", response_class=Response, summary="OpenRLHF's remote reward model")
     async def rewards(http: Request) -> Response:

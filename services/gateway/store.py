@@ -38,8 +38,8 @@ class ScoreKey(NamedTuple):
 class Claim(Enum):
     """The answer for a score that is not there: yours to measure, or measured by someone else right now."""
 
-    MINE = "mine"
-    TAKEN = "taken"
+    OWNED = "owned"
+    IN_FLIGHT = "in_flight"
 
 
 class Store(Protocol):
@@ -59,7 +59,7 @@ class Store(Protocol):
         ...
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
-        """Per key its score, or who is to measure it. What is MINE must be settled within `lease_s`, or is anyone's."""
+        """Return per key its score, or who computes it. An OWNED key must be settled within `lease_s`."""
         ...
 
     async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
@@ -141,9 +141,9 @@ class MemoryStore:
             self._leases = {key: lease for key, lease in self._leases.items() if lease.ends_s > loop.time()}
         held = self._leases.get(key)
         if held is not None and held.ends_s > loop.time():
-            return Claim.TAKEN
+            return Claim.IN_FLIGHT
         self._leases[key] = _Lease(loop.time() + lease_s, held.outcome if held else loop.create_future())
-        return Claim.MINE
+        return Claim.OWNED
 
     def _keep(self, digest: str, image: Content) -> None:
         if digest in self._images:

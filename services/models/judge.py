@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import httpx
 
-from services.models.allowance import Budget, Pace, Usage
+from services.models.rate_limit import Budget, Pace, Usage
 from services.scorer_settings import JudgeEndpoint
 from synod.client.retry import Retry
 from synod.errors import (
