@@ -84,12 +84,12 @@ ALLOWED: tuple[tuple[str, str, str], ...] = (
 )
 
 # First words with which an imperative sentence does not start.
-NOT_IMPERATIVE = frozenset(
-    "a an the what whatever whether who whose which how where when why this that these those it its they their there "
-    "here he one two three four all each every any some no none not nothing both same such other another as if in for "
-    "from to with without of on at by after before under over per only also and or but so than then true false is are "
-    "was has have may can must will would should i we you our your my once now never always more most less first last "
-    "next".split()
+NOT_IMPERATIVE = re.compile(
+    r"a|an|the|what|whatever|whether|who|whose|which|how|where|when|why|this|that|these|those|it|its|they|"
+    r"their|there|here|he|one|two|three|four|all|each|every|any|some|no|none|not|nothing|both|same|such|other|"
+    r"another|as|if|in|for|from|to|with|without|of|on|at|by|after|before|under|over|per|only|also|and|or|but|"
+    r"so|than|then|true|false|is|are|was|has|have|may|can|must|will|would|should|i|we|you|our|your|my|once|now|"
+    r"never|always|more|most|less|first|last|next"
 )
 
 
@@ -141,7 +141,7 @@ def read_tracked(root: Path) -> Iterator[tuple[str, str]]:
 def is_imperative(docstring: str) -> bool:
     """Return False if the first word cannot start an imperative sentence ('The', 'Whether', 'Returns')."""
     first = re.split(r"[^A-Za-z']", docstring.strip(), maxsplit=1)[0].lower()
-    return first not in NOT_IMPERATIVE and not re.fullmatch(r"\w+[^s]s", first)
+    return not NOT_IMPERATIVE.fullmatch(first) and not re.fullmatch(r"\w+[^s]s", first)
 
 
 def find_docstrings(source: str) -> Iterator[tuple[int, str, bool]]:
