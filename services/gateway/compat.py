@@ -25,13 +25,13 @@ from services.gateway import rest
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from services.settings import CompatSettings
-from synod.client.values import values_of
 from synod.contracts import ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
 from synod.reader import Fields, Node, each, quote
 from synod.scoring import geneval
 from synod.tree import read_item
+from synod.values import values_of
 
 PROTOCOL = "1"
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")

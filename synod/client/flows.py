@@ -20,7 +20,6 @@ from synod.client.chunks import SMALL_BYTES, Limits, chunked, content_bytes, is_
 from synod.client.core import Answer, Call
 from synod.client.references import by_digest
 from synod.client.retry import Retry
-from synod.client.values import OnError, Values, masked, values_of
 from synod.codec import Codec
 from synod.contracts import ImageData, PutImagesRequest, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
@@ -32,6 +31,7 @@ from synod.errors import (
     Unavailable,
     UnknownImage,
 )
+from synod.values import OnError, Values, masked, values_of
 
 T = TypeVar("T")
 POLL_S: Final = 0.2
@@ -86,7 +86,7 @@ class Flows:
         return ScoreResponse(tuple(result for one in results for result in one.results), request.request_id)
 
     def values(self, request: ScoreRequest, on_error: OnError) -> Flow[Values]:
-        """The answer as numbers; see `synod.client.values`."""
+        """The answer as numbers; see `synod.values`."""
         response = yield from self.score(request, mask=on_error == "mask")
         return values_of(response, on_error)
 

@@ -18,9 +18,9 @@ from synod.client.http import HttpTransport
 from synod.client.retry import Retry
 from synod.client.token import find_token
 from synod.client.transport import Transport, scheme_of
-from synod.client.values import OnError, Values
 from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from synod.values import OnError, Values
 
 T = TypeVar("T")
 
