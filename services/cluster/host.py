@@ -28,7 +28,7 @@ class Host:
         patience: Patience = USUAL,
         traces: TracingSettings | None = None,
     ) -> None:
-        memory.keep_freed()
+        memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
             name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()

@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from services.gateway.store import Claim, MemoryStore, ScoreKey
 from services.observability import metrics
 from services.settings import StoreSettings
-from synod.contracts import Content, Outcome, Score
+from synod.contracts import ImageData, Outcome, Score
 from synod.errors import SynodError, Unavailable
 
 log = logging.getLogger("synod.gateway")
@@ -48,10 +48,10 @@ class Keeper:
         self._missed[gateway] = 0
         self._watching = self._watching or asyncio.create_task(self._watch())
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         return await self._store.put(images)
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
         return await self._store.get(digests)
 
     async def claim(self, gateway: str, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
@@ -116,12 +116,12 @@ class SharedStore:
             self._beating.cancel()
             await asyncio.wait([self._beating])
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         digests: list[str] = await self._call("put", images)
         return digests
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
-        images: list[Content | None] = await self._call("get", digests)
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
+        images: list[ImageData | None] = await self._call("get", digests)
         return images
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:

@@ -24,8 +24,8 @@ from services.observability.reward_health import groups_of
 from services.settings import AdmissionSettings, EnsembleSettings, LimitSettings, ServerSettings, StoreSettings
 from synod.contracts import (
     Catalogue,
-    Content,
     EnsembleInfo,
+    ImageData,
     ImageInput,
     ImageRef,
     ItemResult,
@@ -141,7 +141,7 @@ class Gateway:
             spec = self.backend.specs[name]
             metrics.count_rewards(name, [scores[i][name] for i in asked], within, spec.low, spec.high)
 
-    async def put_images(self, images: Sequence[Content]) -> list[str]:
+    async def put_images(self, images: Sequence[ImageData]) -> list[str]:
         """Keep images, so that requests may name them by digest. Raises ImageTooLarge and PayloadTooLarge."""
         if len(images) > self.limits.max_items:
             raise PayloadTooLarge(f"{len(images)} images, the limit is {self.limits.max_items} ([limits] max_items)")

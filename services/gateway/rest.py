@@ -34,7 +34,7 @@ from services.observability import access_log, metrics, tracing
 from synod.codec import CODECS, Codec, codec_for
 from synod.contracts import PutImagesResponse
 from synod.errors import InvalidRequest, PayloadTooLarge, SynodError
-from synod.reader import show
+from synod.reader import quote
 
 T = TypeVar("T")
 log = logging.getLogger("synod.gateway")
@@ -205,7 +205,7 @@ def error_response(http: Request, error: SynodError) -> Response:
 async def unrouted(http: Request, refused: HTTPException) -> Response:
     """The answer for a path or a method that is not here: typed, with the status and headers of HTTP."""
     codec = answer_codec(http)
-    error = InvalidRequest(f"no {show(http.method)[1:-1]} {show(http.url.path)} here; GET /docs tells what there is")
+    error = InvalidRequest(f"no {quote(http.method)[1:-1]} {quote(http.url.path)} here; GET /docs tells what there is")
     return Response(codec.encode_error(error), refused.status_code, refused.headers, media_type=codec.content_type)
 
 

@@ -28,7 +28,7 @@ from services.observability import tracing
 from synod.codec import PROTOBUF
 from synod.contracts import (
     Catalogue,
-    Content,
+    ImageData,
     Part,
     PutImagesResponse,
     RequestError,
@@ -76,7 +76,7 @@ class RewardGateway(Protocol):
         """The same in parts, the rewards last. Closing it drops the work."""
         ...
 
-    async def put_images(self, images: Sequence[Content]) -> Sequence[str]:
+    async def put_images(self, images: Sequence[ImageData]) -> Sequence[str]:
         """Keep images; their digests, in order."""
         ...
 

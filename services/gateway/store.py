@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from synod.contracts import Content, Outcome, Pixels, Score, ScoreFailure
+from synod.contracts import ImageData, Outcome, Pixels, Score, ScoreFailure
 from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
@@ -50,11 +50,11 @@ class Store(Protocol):
 
     keeps_scores: bool
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         """Keep images, as the most recently used. Raises PayloadTooLarge when they do not fit together."""
         ...
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
         """The images of these digests; None for one that was never put, or is gone."""
         ...
 
@@ -85,12 +85,12 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._max_scores = max_scores
         self.keeps_scores = max_scores > 0
-        self._images: OrderedDict[str, Content] = OrderedDict()
+        self._images: OrderedDict[str, ImageData] = OrderedDict()
         self._scores: OrderedDict[ScoreKey, Score] = OrderedDict()
         self._leases: dict[ScoreKey, _Lease] = {}
         self.bytes = 0
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         size = sum(map(_size, images))
         if size > self._max_bytes:
             raise PayloadTooLarge(
@@ -102,7 +102,7 @@ class MemoryStore:
             self._keep(digest, image)
         return digests
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
         for digest in digests:
             if digest in self._images:
                 self._images.move_to_end(digest)
@@ -145,7 +145,7 @@ class MemoryStore:
         self._leases[key] = _Lease(loop.time() + lease_s, held.outcome if held else loop.create_future())
         return Claim.OWNED
 
-    def _keep(self, digest: str, image: Content) -> None:
+    def _keep(self, digest: str, image: ImageData) -> None:
         if digest in self._images:
             self._images.move_to_end(digest)
             return
@@ -156,7 +156,7 @@ class MemoryStore:
             self.bytes -= _size(gone)
 
 
-def _size(image: Content) -> int:
+def _size(image: ImageData) -> int:
     return ENTRY_BYTES + (len(image) if isinstance(image, bytes) else image.nbytes)
 
 

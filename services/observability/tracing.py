@@ -107,7 +107,7 @@ class _Recorded(Span):
     def set_outcome(self, *outcomes: str) -> None:
         outcome = ",".join(outcomes) or "ok"
         self.set(outcome=outcome)
-        if self._span.is_recording() and not errors.FAULTS.isdisjoint(outcomes):
+        if self._span.is_recording() and not errors.SERVER_ERROR_CODES.isdisjoint(outcomes):
             self._span.set_status(StatusCode.ERROR, outcome)
 
     def end(self) -> None:

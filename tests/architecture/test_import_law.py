@@ -35,11 +35,14 @@ LAW = (
     Room("synod", may=(), never=("torch", "ray", "pydantic", *WEB)),
     *(
         Room(f"synod.client.{part}", may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
-        for part in ("core", "flows", "chunks", "references", "retry", "values")
+        for part in ("core", "flows", "chunks", "references", "retry")
     ),
     *(
         Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
-        for pure in ("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval", "synod.scoring.recall")
+        for pure in (
+            "synod.values",
+            *("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval", "synod.scoring.recall"),
+        )
     ),
     Room("services.scorer_settings", may=("synod",), never=("torch", "ray", *WEB)),
     Room("services.settings", may=("synod", "services.scorer_settings"), never=("torch", "ray", *WEB)),
