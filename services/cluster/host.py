@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services import tracing
 from services.backends import Loaded
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
 from services.cluster.replica import Build, Replica
@@ -28,7 +27,7 @@ class Host:
         timeouts: ProbeTimeouts = DEFAULT_TIMEOUTS,
         traces: TracingSettings | None = None,
     ) -> None:
-        memory.keep_freed()
+        memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
             name: Replica(spec, settings[name], golden_file, build, timeouts) for name, spec in specs.items()

@@ -92,8 +92,8 @@ async def test_gateways_share_images_and_scores(opened: Open) -> None:
     digests = await one.put([b"image"])
     assert digests == [digest_of(b"image")]
     assert await other.get(digests) == [b"image"]
-    assert await one.claim([A], 60) == [Claim.MINE]
-    assert await other.claim([A, B], 60) == [Claim.TAKEN, Claim.MINE]
+    assert await one.claim([A], 60) == [Claim.OWNED]
+    assert await other.claim([A, B], 60) == [Claim.IN_FLIGHT, Claim.OWNED]
     waiting = asyncio.create_task(other.wait([A], 60))
     await one.settle({A: Score(0.5)})
     assert await waiting == [Score(0.5)]
@@ -104,15 +104,15 @@ async def test_a_refusal_reaches_the_caller(opened: Open) -> None:
     one = await opened()
     with pytest.raises(PayloadTooLarge, match="max_image_bytes"):
         await one.put([bytes(5000)])
-    assert await one.claim([A], 60) == [Claim.MINE]
+    assert await one.claim([A], 60) == [Claim.OWNED]
 
 
 async def test_only_a_dead_gateways_claims_are_released(handle: Handle) -> None:
     actor = handle.actor
     await actor.heartbeat("dead")
     await actor.heartbeat("living")
-    assert await actor.claim("dead", [A, B], 600) == [Claim.MINE, Claim.MINE]
-    assert await actor.claim("living", [C], 600) == [Claim.MINE]
+    assert await actor.claim("dead", [A, B], 600) == [Claim.OWNED, Claim.OWNED]
+    assert await actor.claim("living", [C], 600) == [Claim.OWNED]
     await actor.settle({B: Score(1.0)})
     waiting = asyncio.create_task(actor.wait([A], 600))
     for _ in range(MISSED_HEARTBEATS - 1):
@@ -121,17 +121,17 @@ async def test_only_a_dead_gateways_claims_are_released(handle: Handle) -> None:
     assert not waiting.done()
     await actor.tick()
     assert await waiting == [None]
-    assert await actor.claim("living", [A, B, C], 600) == [Claim.MINE, Score(1.0), Claim.TAKEN]
+    assert await actor.claim("living", [A, B, C], 600) == [Claim.OWNED, Score(1.0), Claim.IN_FLIGHT]
 
 
 async def test_a_late_death_keeps_newer_claims(handle: Handle) -> None:
     actor = handle.actor
     await actor.heartbeat("dead")
     await actor.claim("dead", [A], 0.0)
-    assert await actor.claim("living", [A], 600) == [Claim.MINE]
+    assert await actor.claim("living", [A], 600) == [Claim.OWNED]
     for _ in range(MISSED_HEARTBEATS):
         await actor.tick()
-    assert await actor.claim("third", [A], 600) == [Claim.TAKEN]
+    assert await actor.claim("third", [A], 600) == [Claim.IN_FLIGHT]
 
 
 async def test_an_actor_without_gateways_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ async def test_a_gateway_serves_without_its_store_actor(
     one = await opened()
     await one.settle({A: Score(0.5)})
     handle.dead = death
-    assert await one.claim([A, B], 60) == [Claim.MINE, Claim.MINE]
+    assert await one.claim([A, B], 60) == [Claim.OWNED, Claim.OWNED]
     assert await one.wait([A], 60) == [None]
     await one.settle({A: Score(0.25)})
     for call in (one.put([b"x"]), one.get(["blake2b-256:00"])):
@@ -165,7 +165,7 @@ async def test_a_gateway_serves_without_its_store_actor(
         assert refused.value.retryable
     await until(lambda: "is unavailable" in caplog.text)
     before = handle.calls.count("claim")
-    assert await one.claim([A], 60) == [Claim.MINE]
+    assert await one.claim([A], 60) == [Claim.OWNED]
     assert handle.calls.count("claim") == before  # no call goes to an unavailable actor
     handle.dead = None
     await until(lambda: caplog.text.count("is available") == 2)
@@ -194,7 +194,7 @@ async def test_a_hanging_actor_releases_every_call(
         claims, found, put = await asyncio.gather(
             one.claim([A], 60), one.wait([A], 3600.0), one.put([b"x"]), return_exceptions=True
         )
-    assert claims == [Claim.MINE]
+    assert claims == [Claim.OWNED]
     assert found == [None]
     assert isinstance(put, Unavailable)
 
@@ -205,7 +205,7 @@ async def test_a_single_hanging_call_ends(opened: Open, handle: Handle, monkeypa
     monkeypatch.setattr(module, "HEARTBEAT_S", 3600.0)
     handle.hold.clear()
     async with asyncio.timeout(20):
-        assert await one.claim([A], 60) == [Claim.MINE]
+        assert await one.claim([A], 60) == [Claim.OWNED]
 
 
 async def test_a_cancelled_claim_is_released(opened: Open, handle: Handle) -> None:
@@ -219,7 +219,7 @@ async def test_a_cancelled_claim_is_released(opened: Open, handle: Handle) -> No
     assert leaving.cancelled()
     handle.hold.set()
     await until(lambda: "settle" in handle.calls)
-    assert await other.claim([A], 60) == [Claim.MINE]
+    assert await other.claim([A], 60) == [Claim.OWNED]
 
 
 async def test_an_actor_that_never_answers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +231,6 @@ async def test_an_actor_that_never_answers_is_unavailable(monkeypatch: pytest.Mo
     one = SharedStore(find, keeps_scores=True)
     await one.open()
     try:
-        assert await one.claim([A], 60) == [Claim.MINE]
+        assert await one.claim([A], 60) == [Claim.OWNED]
     finally:
         await one.close()
