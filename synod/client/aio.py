@@ -15,7 +15,7 @@ from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Togethe
 from synod.client.http import AsyncHttpTransport
 from synod.client.token import find_token
 from synod.client.transport import AsyncTransport, scheme_of
-from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
 from synod.retry import RetryPolicy
 from synod.values import OnError, Values
@@ -56,7 +56,7 @@ class AsyncSynodClient:
                 yield reader.read(data)
         reader.close()
 
-    async def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
+    async def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         """See SynodClient.put_images."""
         return await self._run(self._flows.put_images(images))
 

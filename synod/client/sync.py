@@ -17,7 +17,7 @@ from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Togethe
 from synod.client.http import HttpTransport
 from synod.client.token import find_token
 from synod.client.transport import Transport, scheme_of
-from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
 from synod.retry import RetryPolicy
 from synod.values import OnError, Values
@@ -73,7 +73,7 @@ class SynodClient:
                 yield reader.read(data)
         reader.close()
 
-    def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
+    def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         """Have the service keep images; their digests, in order, for `ImageRef`."""
         return self._run(self._flows.put_images(images))
 

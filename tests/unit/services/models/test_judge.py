@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from services.models.allowance import Budget, Pace, Usage
 from services.models.judge import MAX_ANSWER_BYTES, Graded, Judge, Question, TrueFalse, Verdict, load
+from services.models.rate_limit import Budget, Pace, Usage
 from services.scorer_settings import JudgeLimits, JudgeSettings
 from synod.errors import DeadlineExceeded, JudgeBudget, Overloaded, ScorerFailed, SettingsError, SynodError, Unavailable
 from synod.images import encode_png

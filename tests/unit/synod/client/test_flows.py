@@ -14,7 +14,7 @@ from synod.client.core import Answer, Call
 from synod.client.flows import Flow, Flows, Pause, Step, Together
 from synod.codec import JSON, MSGPACK, PROTOBUF, Codec
 from synod.contracts import (
-    Content,
+    ImageData,
     ImageRef,
     ItemResult,
     PutImagesResponse,
@@ -52,11 +52,11 @@ class RewardService:
 
     codec: Codec = MSGPACK
     faults: list[Exception | None] = field(default_factory=list)
-    kept: dict[str, Content] = field(default_factory=dict)
+    kept: dict[str, ImageData] = field(default_factory=dict)
     answer_s: float = 0.0
     now_s: float = 100.0
     asked: list[ScoreRequest] = field(default_factory=list)
-    puts: list[tuple[Content, ...]] = field(default_factory=list)
+    puts: list[tuple[ImageData, ...]] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     together: list[int] = field(default_factory=list)

@@ -10,8 +10,8 @@ import logging
 import time
 
 from services.backends import ScorerBackend, Staged
-from services.gateway import metrics
-from services.tracing import NOTHING, Span
+from services.observability import metrics
+from services.observability.tracing import NO_SPAN, Span
 from synod.contracts import Outcome, ScoreFailure
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 from synod.retry import RetryPolicy
@@ -22,14 +22,14 @@ WORTH_ASKING_AGAIN = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.c
 ANSWER_MARGIN_S = 0.1  # a replica answers this long before the deadline, so that what it finished still arrives
 
 
-async def ask(
+async def score_with_retries(
     backend: ScorerBackend,
     scorer: str,
     staged: Staged,
     indexes: list[int],
     ends_s: float,
     outcomes: dict[int, Outcome],
-    span: Span = NOTHING,
+    span: Span = NO_SPAN,
 ) -> None:
     """Add the outcome of each index into the staged items to `outcomes`, as they become known. Raises nothing.
 
