@@ -22,7 +22,6 @@ import httpx
 
 from services.models.rate_limit import Budget, Pace, Usage
 from services.scorer_settings import JudgeEndpoint
-from synod.client.retry import Retry
 from synod.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -33,10 +32,11 @@ from synod.errors import (
 )
 from synod.formats import load_json
 from synod.reader import Node, quote
+from synod.retry import RetryPolicy
 from synod.secret import from_environment, from_file
 
 MAX_ANSWER_BYTES: Final = 2**20
-_RETRY: Final = Retry(limit=8, first_s=0.5, longest_s=20.0)
+_RETRY: Final = RetryPolicy(max_retries=8, base_s=0.5, max_s=20.0)
 
 
 class Form(Protocol):
@@ -129,7 +129,7 @@ class Judge:
         endpoint: JudgeEndpoint,
         key: str | None,
         *,
-        retry: Retry = _RETRY,
+        retry: RetryPolicy = _RETRY,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:

@@ -19,7 +19,6 @@ from synod.client import core
 from synod.client.chunks import SMALL_BYTES, Limits, chunked, content_bytes, is_small, split
 from synod.client.core import Answer, Call
 from synod.client.references import by_digest
-from synod.client.retry import Retry
 from synod.codec import Codec
 from synod.contracts import ImageData, PutImagesRequest, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
@@ -31,6 +30,7 @@ from synod.errors import (
     Unavailable,
     UnknownImage,
 )
+from synod.retry import RetryPolicy
 from synod.values import OnError, Values, masked, values_of
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Flows:
 
     codec: Codec
     timeout_s: float
-    retry: Retry = field(default_factory=Retry)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     by_digest: bool = False
     clock: Callable[[], float] = time.monotonic
     limits: Limits | None = None
