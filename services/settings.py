@@ -333,4 +333,4 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, *, without:
     try:
         return Settings.model_validate(tree, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise toml.refused(path, error.errors()) from None
+        raise toml.settings_error(path, error.errors()) from None

@@ -16,17 +16,18 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from services import environments, tracing
+from services import environments
 from services.cluster.backend import RayBackend
 from services.cluster.host import Host
 from services.cluster.replica import Build
 from services.cluster.store import shared
 from services.cluster.watch import Patience
-from services.gateway import access, app, auth, metrics
+from services.gateway import app, auth
 from services.gateway.admission import Admission, Window
-from services.gateway.core import Gateway, tell_queue
+from services.gateway.core import Gateway, report_queue
 from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
+from services.observability import access_log, metrics, tracing
 from services.origin import origin
 from services.scorer_settings import ScorerSettings, ServingSettings
 from services.scorers import registry
@@ -53,10 +54,10 @@ class Ingress:
         settings: Settings,
         specs: Mapping[str, ScorerSpec],
         handles: Mapping[str, DeploymentHandle],
-        access_log: Path,
+        access_log_file: Path,
     ) -> None:
         if settings.server.access_log:
-            access.open_log(access_log)
+            access_log.open_log(access_log_file)
         tracing.start(settings.tracing, "synod-gateway")
         app_name = serve.get_replica_context().app_name
         wanted = {host: settings.scorers[host].serving.replicas for host in settings.hosts}
@@ -66,7 +67,7 @@ class Ingress:
             settings.ensembles,
             fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
             settings.server,
-            admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
+            admission=Admission(windows(settings), settings.admission.max_queued_images, report_queue),
             store=await _store(settings, app_name),
         )
         self._gatekeeper = auth.load(settings.auth)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services import tracing
 from services.backends import Loaded
 from services.cluster.replica import Build, Replica
 from services.cluster.watch import USUAL, Patience
+from services.observability import tracing
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings
@@ -28,7 +28,7 @@ class Host:
         patience: Patience = USUAL,
         traces: TracingSettings | None = None,
     ) -> None:
-        memory.keep_freed()
+        memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
             name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()

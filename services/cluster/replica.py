@@ -10,14 +10,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from services import golden, tracing
+from services import golden
 from services.backends import Loaded, batch_cost
 from services.batching import Batcher
 from services.cluster.calls import Calls
 from services.cluster.warmup import warm_up
 from services.cluster.watch import USUAL, Patience, Watch
-from services.gateway import metrics
 from services.models.ledger import Held, noting
+from services.observability import metrics, tracing
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from synod.contracts import Outcome, Score, ScoreItem
@@ -74,7 +74,7 @@ class Replica:
         cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)
         held.inc(cost)
         try:
-            if traceparent is None or not tracing.on():
+            if traceparent is None or not tracing.enabled():
                 return await self._batcher.score(chosen, timeout_s)
             with self._calls.call(chosen, traceparent):
                 return await self._batcher.score(chosen, timeout_s)

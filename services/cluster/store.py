@@ -16,10 +16,10 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from services.gateway import metrics
 from services.gateway.store import Claim, MemoryStore, ScoreKey
+from services.observability import metrics
 from services.settings import StoreSettings
-from synod.contracts import Content, Outcome, Score
+from synod.contracts import ImageData, Outcome, Score
 from synod.errors import SynodError, Unavailable
 
 log = logging.getLogger("synod.gateway")
@@ -48,15 +48,15 @@ class Keeper:
         self._missed[gateway] = 0
         self._watching = self._watching or asyncio.create_task(self._watch())
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         return await self._store.put(images)
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
         return await self._store.get(digests)
 
     async def claim(self, gateway: str, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
         claims = await self._store.claim(keys, lease_s)
-        self._claimed.update({key: gateway for key, claim in zip(keys, claims, strict=True) if claim is Claim.MINE})
+        self._claimed.update({key: gateway for key, claim in zip(keys, claims, strict=True) if claim is Claim.OWNED})
         return claims
 
     async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
@@ -116,21 +116,21 @@ class SharedStore:
             self._beating.cancel()
             await asyncio.wait([self._beating])
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         digests: list[str] = await self._call("put", images)
         return digests
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
-        images: list[Content | None] = await self._call("get", digests)
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
+        images: list[ImageData | None] = await self._call("get", digests)
         return images
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
-        """Everything is MINE while the keeper is away."""
+        """Everything is OWNED while the keeper is away."""
         call = asyncio.ensure_future(self._call("claim", self._gateway, keys, lease_s))
         try:
             claims: list[Score | Claim] = await asyncio.shield(call)
         except Unavailable:
-            return [Claim.MINE] * len(keys)
+            return [Claim.OWNED] * len(keys)
         except asyncio.CancelledError:  # the answer still comes, and nobody will measure
             call.add_done_callback(lambda done: self._give_up(keys, done))
             raise
@@ -195,7 +195,7 @@ class SharedStore:
     def _give_up(self, keys: Sequence[ScoreKey], claimed: asyncio.Future[Any]) -> None:
         if claimed.cancelled() or claimed.exception() is not None:
             return
-        mine = [key for key, claim in zip(keys, claimed.result(), strict=True) if claim is Claim.MINE]
+        mine = [key for key, claim in zip(keys, claimed.result(), strict=True) if claim is Claim.OWNED]
         if mine:
             task = asyncio.ensure_future(self.settle(dict.fromkeys(mine)))
             _giving_up.add(task)

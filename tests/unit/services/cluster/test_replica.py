@@ -48,7 +48,7 @@ def replica(golden: Path | None = None) -> Any:
 
 
 async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
-    from services.gateway import metrics
+    from services.observability import metrics
 
     subject = replica()
     await subject.check_health()
@@ -64,7 +64,7 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
 
 
 async def test_the_fill_of_its_batches_is_measured() -> None:
-    from services.gateway import metrics
+    from services.observability import metrics
 
     def fill() -> float:
         return metrics.REGISTRY.get_sample_value("synod_batch_fill_sum", {"scorer": "number"}) or 0.0
@@ -90,7 +90,7 @@ async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None
     """A probe alone leaves nothing; in a batch with users', theirs are counted and its own are not."""
     from services.cluster.replica import Replica
     from services.cluster.watch import Patience
-    from services.gateway import metrics
+    from services.observability import metrics
 
     names = ("synod_batch_items_sum", "synod_batch_items_count", "synod_batch_seconds_count", "synod_batch_fill_sum")
 

@@ -92,8 +92,8 @@ async def test_what_one_gateway_puts_or_settles_another_finds(opened: Open) -> N
     digests = await one.put([b"image"])
     assert digests == [digest_of(b"image")]
     assert await other.get(digests) == [b"image"]
-    assert await one.claim([A], 60) == [Claim.MINE]
-    assert await other.claim([A, B], 60) == [Claim.TAKEN, Claim.MINE]
+    assert await one.claim([A], 60) == [Claim.OWNED]
+    assert await other.claim([A, B], 60) == [Claim.IN_FLIGHT, Claim.OWNED]
     waiting = asyncio.create_task(other.wait([A], 60))
     await one.settle({A: Score(0.5)})
     assert await waiting == [Score(0.5)]
@@ -104,15 +104,15 @@ async def test_a_refusal_of_the_store_is_the_callers(opened: Open) -> None:
     one = await opened()
     with pytest.raises(PayloadTooLarge, match="max_image_bytes"):
         await one.put([bytes(5000)])
-    assert await one.claim([A], 60) == [Claim.MINE]
+    assert await one.claim([A], 60) == [Claim.OWNED]
 
 
 async def test_a_dead_gateways_claims_are_anyones_and_a_living_ones_are_not(handle: Handle) -> None:
     keeper = handle.keeper
     await keeper.beat("dead")
     await keeper.beat("living")
-    assert await keeper.claim("dead", [A, B], 600) == [Claim.MINE, Claim.MINE]
-    assert await keeper.claim("living", [C], 600) == [Claim.MINE]
+    assert await keeper.claim("dead", [A, B], 600) == [Claim.OWNED, Claim.OWNED]
+    assert await keeper.claim("living", [C], 600) == [Claim.OWNED]
     await keeper.settle({B: Score(1.0)})
     waiting = asyncio.create_task(keeper.wait([A], 600))
     for _ in range(MISSED_BEATS - 1):
@@ -121,17 +121,17 @@ async def test_a_dead_gateways_claims_are_anyones_and_a_living_ones_are_not(hand
     assert not waiting.done()
     await keeper.tick()
     assert await waiting == [None]
-    assert await keeper.claim("living", [A, B, C], 600) == [Claim.MINE, Score(1.0), Claim.TAKEN]
+    assert await keeper.claim("living", [A, B, C], 600) == [Claim.OWNED, Score(1.0), Claim.IN_FLIGHT]
 
 
 async def test_a_late_death_does_not_give_up_what_another_has_claimed_since(handle: Handle) -> None:
     keeper = handle.keeper
     await keeper.beat("dead")
     await keeper.claim("dead", [A], 0.0)
-    assert await keeper.claim("living", [A], 600) == [Claim.MINE]
+    assert await keeper.claim("living", [A], 600) == [Claim.OWNED]
     for _ in range(MISSED_BEATS):
         await keeper.tick()
-    assert await keeper.claim("third", [A], 600) == [Claim.TAKEN]
+    assert await keeper.claim("third", [A], 600) == [Claim.IN_FLIGHT]
 
 
 async def test_a_keeper_without_gateways_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ async def test_without_its_keeper_a_gateway_measures_and_knows_no_digest(
     one = await opened()
     await one.settle({A: Score(0.5)})
     handle.dead = death
-    assert await one.claim([A, B], 60) == [Claim.MINE, Claim.MINE]
+    assert await one.claim([A, B], 60) == [Claim.OWNED, Claim.OWNED]
     assert await one.wait([A], 60) == [None]
     await one.settle({A: Score(0.25)})
     for call in (one.put([b"x"]), one.get(["blake2b-256:00"])):
@@ -165,7 +165,7 @@ async def test_without_its_keeper_a_gateway_measures_and_knows_no_digest(
         assert refused.value.retryable
     await until(lambda: "is away" in caplog.text)
     before = handle.calls.count("claim")
-    assert await one.claim([A], 60) == [Claim.MINE]
+    assert await one.claim([A], 60) == [Claim.OWNED]
     assert handle.calls.count("claim") == before  # nobody asks a keeper that is known to be away
     handle.dead = None
     await until(lambda: caplog.text.count("is here") == 2)
@@ -194,7 +194,7 @@ async def test_a_keeper_that_hangs_releases_every_call(
         claims, found, put = await asyncio.gather(
             one.claim([A], 60), one.wait([A], 3600.0), one.put([b"x"]), return_exceptions=True
         )
-    assert claims == [Claim.MINE]
+    assert claims == [Claim.OWNED]
     assert found == [None]
     assert isinstance(put, Unavailable)
 
@@ -205,7 +205,7 @@ async def test_a_call_that_hangs_alone_ends_too(opened: Open, handle: Handle, mo
     monkeypatch.setattr(module, "BEAT_S", 3600.0)
     handle.hold.clear()
     async with asyncio.timeout(20):
-        assert await one.claim([A], 60) == [Claim.MINE]
+        assert await one.claim([A], 60) == [Claim.OWNED]
 
 
 async def test_a_caller_that_leaves_while_it_claims_holds_nothing(opened: Open, handle: Handle) -> None:
@@ -219,7 +219,7 @@ async def test_a_caller_that_leaves_while_it_claims_holds_nothing(opened: Open, 
     assert leaving.cancelled()
     handle.hold.set()
     await until(lambda: "settle" in handle.calls)
-    assert await other.claim([A], 60) == [Claim.MINE]
+    assert await other.claim([A], 60) == [Claim.OWNED]
 
 
 async def test_a_keeper_that_never_came_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +231,6 @@ async def test_a_keeper_that_never_came_is_away(monkeypatch: pytest.MonkeyPatch)
     one = SharedStore(find, keeps_scores=True)
     await one.open()
     try:
-        assert await one.claim([A], 60) == [Claim.MINE]
+        assert await one.claim([A], 60) == [Claim.OWNED]
     finally:
         await one.close()
