@@ -63,7 +63,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
-    memory.keep_freed()
+    memory.keep_freed_memory()
     from trainer.session import run  # here, so that --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)

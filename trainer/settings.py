@@ -252,4 +252,4 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerS
     try:
         return TrainerSettings.model_validate(table, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise toml.refused(path, error.errors(), "trainer") from None
+        raise toml.settings_error(path, error.errors(), "trainer") from None

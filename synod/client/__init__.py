@@ -5,6 +5,6 @@
 
 from synod.client.aio import AsyncSynodClient
 from synod.client.sync import SynodClient
-from synod.client.values import Missing, Values
+from synod.values import Missing, Values
 
 __all__ = ["AsyncSynodClient", "Missing", "SynodClient", "Values"]

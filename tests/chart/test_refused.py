@@ -96,7 +96,7 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs; the pods have 4 "),
         (
             {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
-            "'der' is beside 'ber'.* --set overrides=null",
+            "'der' is colocated with 'ber'.* --set overrides=null",
         ),
     ],
 )

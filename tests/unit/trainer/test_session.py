@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from synod.errors import SettingsError
+from synod.retry import RetryPolicy
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
 from tests.unit.trainer.reward_services import Judge, serve
 from trainer import session
@@ -173,8 +174,8 @@ def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
 ) -> None:
     def rewarding(number: int) -> None:
         if number >= 3:
-            for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):  # so that patience is at its end at once
-                monkeypatch.setattr(f"trainer.rewards.{name}", 600.0)
+            beyond_patience = RetryPolicy(base_s=600.0, max_s=600.0, uniform=lambda low, high: high)
+            monkeypatch.setattr("trainer.rewards.BACKOFF", beyond_patience)
             raise ConnectionAbortedError("planted")
 
     run = world_dir / "run"
