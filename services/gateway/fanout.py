@@ -15,26 +15,25 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from services import tracing
 from services.backends import ScorerBackend, Staged, batch_cost
-from services.gateway import metrics
 from services.gateway.admission import Admission, Priority, Ticket
-from services.gateway.admit import Plan
-from services.gateway.ask import ask
 from services.gateway.decode import Decoder
 from services.gateway.keys import keys_of
+from services.gateway.plan import Plan
+from services.gateway.retry import score_with_retries
 from services.gateway.store import Claim, ScoreKey, Store
+from services.observability import metrics, tracing
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded
 
 LINGER_S: Final = 1.0
 FINISH_S: Final = 30.0
 LEASE_SLACK_S: Final = 5.0
-_RESULTS: Final = {Claim.MINE: "miss", Claim.TAKEN: "shared"}
+_RESULTS: Final = {Claim.OWNED: "miss", Claim.IN_FLIGHT: "shared"}
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class GatewayContext:
     """What every request of a gateway is worked with. `under_way`: calls, some of which nobody waits for any more."""
 
     backend: ScorerBackend
@@ -53,18 +52,18 @@ class Fanout:
 
     def __init__(
         self,
-        means: Means,
+        context: GatewayContext,
         plan: Plan,
         sent: Sequence[ScoreItem],
         items: Sequence[ScoreItem],
         priority: Priority,
         ends_s: float,
     ) -> None:
-        self._means, self._plan, self._sent, self._items = means, plan, sent, items
+        self._context, self._plan, self._sent, self._items = context, plan, sent, items
         self._priority: Priority = priority
         self._ends_s = ends_s
         self._span = tracing.current()
-        self._specs = means.backend.specs
+        self._specs = context.backend.specs
         self._keys: list[dict[str, ScoreKey]] = []
         self._twin: dict[tuple[str, int], int] = {}  # of an item that repeats an earlier one: that one's index
         self._mine: dict[str, list[int]] = {}
@@ -101,7 +100,7 @@ class Fanout:
 
     async def _claim(self) -> dict[str, dict[int, Outcome]]:
         """Sort what is asked into known (returned), mine and taken."""
-        self._keys = await asyncio.to_thread(self._find_keys) if self._means.store.keeps_scores else []
+        self._keys = await asyncio.to_thread(self._find_keys) if self._context.store.keeps_scores else []
         first: dict[ScoreKey, tuple[str, int]] = {}
         for i, names in enumerate(self._plan.scorers_of):
             for name in names:
@@ -117,7 +116,7 @@ class Fanout:
             if isinstance(claim, Score):
                 known.setdefault(name, {})[i] = claim
             else:
-                (self._mine if claim is Claim.MINE else self._taken).setdefault(name, []).append(i)
+                (self._mine if claim is Claim.OWNED else self._taken).setdefault(name, []).append(i)
         return known
 
     def _find_keys(self) -> list[dict[str, ScoreKey]]:
@@ -130,15 +129,15 @@ class Fanout:
     async def _ask_store(self, keys: list[ScoreKey]) -> list[Score | Claim]:
         if not keys:
             return []
-        claims = await self._means.store.claim(keys, self._ends_s - time.monotonic() + FINISH_S + LEASE_SLACK_S)
+        claims = await self._context.store.claim(keys, self._ends_s - time.monotonic() + FINISH_S + LEASE_SLACK_S)
         for claim in claims:
             metrics.CACHE.labels(_RESULTS[claim] if isinstance(claim, Claim) else "hit").inc()
-        self._unsettled.update(key for key, claim in zip(keys, claims, strict=True) if claim is Claim.MINE)
+        self._unsettled.update(key for key, claim in zip(keys, claims, strict=True) if claim is Claim.OWNED)
         return claims
 
     def _reserve(self) -> None:
         cost = {name: self._cost(name, indexes) for name, indexes in self._mine.items() if indexes}
-        self._tickets = self._means.admission.reserve(cost, self._priority)
+        self._tickets = self._context.admission.reserve(cost, self._priority)
 
     def _cost(self, name: str, indexes: Sequence[int]) -> int:
         return sum(batch_cost(self._specs[name], self._items[i]) for i in indexes)
@@ -147,7 +146,7 @@ class Fanout:
         """Decode and stage what is still to be measured; what cannot be decoded is returned, and measured no more."""
         needed = sorted({i for asked in (self._mine, self._taken) for indexes in asked.values() for i in indexes})
         with metrics.STAGE_SECONDS.labels("decode").time(), self._span.child("decode", items=len(needed)):
-            found = await self._means.decoder.decode([self._items[i] for i in needed], self._ends_s)
+            found = await self._context.decoder.decode([self._items[i] for i in needed], self._ends_s)
         decoded = dict(zip(needed, found, strict=True))
         bad = {i: failure for i, failure in decoded.items() if isinstance(failure, ScoreFailure)}
         failed: dict[str, dict[int, Outcome]] = {}
@@ -163,7 +162,7 @@ class Fanout:
         good = {i: item for i, item in decoded.items() if isinstance(item, ScoreItem)}
         items = tuple(good.get(i, hollow) for i in range(len(self._items)))
         self._staged = (
-            await self._means.backend.stage(items, sum(map(bool, self._mine.values()))) if good else Staged(())
+            await self._context.backend.stage(items, sum(map(bool, self._mine.values()))) if good else Staged(())
         )
         return {name: outcomes for name, outcomes in failed.items() if outcomes}
 
@@ -172,7 +171,7 @@ class Fanout:
         with self._span.child(f"scorer {name}") as span:
             outcomes = await self._scorer(name, span)
             span.set(items=len(outcomes))
-            span.told(*sorted({o.code for o in outcomes.values() if isinstance(o, ScoreFailure)}))
+            span.set_outcome(*sorted({o.code for o in outcomes.values() if isinstance(o, ScoreFailure)}))
         return outcomes
 
     async def _scorer(self, name: str, span: tracing.Span) -> dict[int, Outcome]:
@@ -187,14 +186,14 @@ class Fanout:
                     taken = await self._await_others(name, taken, outcomes)
             claims = await self._ask_store([self._keys[i][name] for i in taken])
             outcomes.update({i: claim for i, claim in zip(taken, claims, strict=True) if isinstance(claim, Score)})
-            mine = [i for i, claim in zip(taken, claims, strict=True) if claim is Claim.MINE]
-            taken = [i for i, claim in zip(taken, claims, strict=True) if claim is Claim.TAKEN]
+            mine = [i for i, claim in zip(taken, claims, strict=True) if claim is Claim.OWNED]
+            taken = [i for i, claim in zip(taken, claims, strict=True) if claim is Claim.IN_FLIGHT]
         return outcomes
 
     async def _await_others(self, name: str, taken: list[int], outcomes: dict[int, Outcome]) -> list[int]:
         """Add what others' claims came to, and tell which were given up. After the deadline, none is."""
         left_s = self._ends_s - time.monotonic()
-        found = await self._means.store.wait([self._keys[i][name] for i in taken], left_s)
+        found = await self._context.store.wait([self._keys[i][name] for i in taken], left_s)
         outcomes.update({i: outcome for i, outcome in zip(taken, found, strict=True) if outcome is not None})
         given_up = [i for i, outcome in zip(taken, found, strict=True) if outcome is None]
         if given_up and time.monotonic() >= self._ends_s:
@@ -206,13 +205,13 @@ class Fanout:
         """What is known by the deadline; the rest is late. The work may go on for a while (`_let_go`)."""
         ticket = self._tickets.pop(name, None)
         if ticket is None:  # another's claim on it, given up: what that one's place was, is now ours
-            lane = self._means.admission.lane(name)
+            lane = self._context.admission.lane(name)
             ticket = lane.reserve(self._cost(name, indexes), self._priority, admitted=True)
         keys = self._own_keys(name, indexes).values()
         outcomes: dict[int, Outcome] = {}
         work = asyncio.create_task(self._work(name, indexes, ticket, outcomes, span))
-        self._means.under_way.add(work)
-        work.add_done_callback(self._means.under_way.discard)
+        self._context.under_way.add(work)
+        work.add_done_callback(self._context.under_way.discard)
         self._unsettled.difference_update(keys)
         try:
             await asyncio.wait([work], timeout=max(0.0, self._ends_s - time.monotonic()))
@@ -241,7 +240,9 @@ class Fanout:
                 metrics.STAGE_SECONDS.labels("queue").observe(time.monotonic() - queued_s)
                 queue.end()
                 with span.child("call", remote=True, items=len(indexes)) as call:
-                    await ask(self._means.backend, name, self._staged, indexes, self._ends_s, outcomes, call)
+                    await score_with_retries(
+                        self._context.backend, name, self._staged, indexes, self._ends_s, outcomes, call
+                    )
         finally:
             queue.end()
             await self._settle({key: outcomes.get(i) for i, key in self._own_keys(name, indexes).items()})
@@ -249,7 +250,7 @@ class Fanout:
     async def _settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
         self._unsettled.difference_update(outcomes)
         if outcomes:
-            await self._means.store.settle(outcomes)
+            await self._context.store.settle(outcomes)
 
     def _key(self, name: str, i: int) -> ScoreKey | None:
         return self._keys[i].get(name) if self._keys else None

@@ -13,11 +13,11 @@ import httpx
 from synod.client import core
 from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Together
 from synod.client.http import AsyncHttpTransport
-from synod.client.retry import Retry
 from synod.client.token import find_token
 from synod.client.transport import AsyncTransport, scheme_of
-from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from synod.retry import RetryPolicy
 from synod.values import OnError, Values
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class AsyncSynodClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._transport = _transport(base_url, find_token(token), transport)
-        self._flows = Flows(self._transport.codec, timeout_s, Retry(retries), by_digest)
+        self._flows = Flows(self._transport.codec, timeout_s, RetryPolicy(retries), by_digest)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See SynodClient.score."""
@@ -56,7 +56,7 @@ class AsyncSynodClient:
                 yield reader.read(data)
         reader.close()
 
-    async def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
+    async def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         """See SynodClient.put_images."""
         return await self._run(self._flows.put_images(images))
 

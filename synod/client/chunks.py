@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from synod.codec import Codec
-from synod.contracts import Content, ImageInput, ImageRef, ScoreItem, ScoreRequest
+from synod.contracts import ImageData, ImageInput, ImageRef, ScoreItem, ScoreRequest
 from synod.images import pixel_count
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def is_small(request: ScoreRequest) -> bool:
 
 
 def chunked(
-    request: ScoreRequest, codec: Codec, limits: Limits, images: Mapping[str, Content] | None = None
+    request: ScoreRequest, codec: Codec, limits: Limits, images: Mapping[str, ImageData] | None = None
 ) -> list[ScoreRequest]:
     """The request in as few pieces as keep the limits, in order, each with a `request_id` of its own made from the
     whole's. An item that is over the limit by itself stays alone. `images` are those that items name by digest, as
@@ -71,7 +71,7 @@ def split(things: Sequence[T], sizes: Sequence[Sequence[int]], most: Sequence[fl
         yield tuple(run)
 
 
-def content_bytes(image: Content) -> int:
+def content_bytes(image: ImageData) -> int:
     """Bytes of an image on the wire, in a format that carries bytes as they are."""
     return _FRAME_BYTES + (len(image) if isinstance(image, bytes) else image.nbytes)
 
@@ -81,7 +81,7 @@ def _item_bytes(item: ScoreItem, codec: Codec) -> int:
     return sum(map(content_bytes, item.images())) + len(codec.encode_request(ScoreRequest((bare,))))
 
 
-def _item_pixels(item: ScoreItem, images: Mapping[str, Content]) -> int:
+def _item_pixels(item: ScoreItem, images: Mapping[str, ImageData]) -> int:
     """Never less than what the service counts, which counts references that items have in common once."""
     named = (images.get(one.digest) for one in (*item.references, item.image) if isinstance(one, ImageRef))
     return sum(pixel_count(one) for one in (*item.images(), *named) if one is not None)

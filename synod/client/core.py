@@ -33,7 +33,7 @@ from synod.errors import (
     Unauthenticated,
     Unavailable,
 )
-from synod.reader import show
+from synod.reader import quote
 
 T = TypeVar("T")
 Operation = Literal["score", "stream", "put_images", "scorers", "ready"]
@@ -93,8 +93,8 @@ def read_score(answer: Answer, sent: ScoreRequest) -> ScoreResponse:
     response = _read(answer, Codec.decode_response)
     if len(response.results) != len(sent.items) or response.request_id != sent.request_id:
         raise SynodError(
-            f"{len(response.results)} results for request {show(response.request_id)} came back where "
-            f"{len(sent.items)} for {show(sent.request_id)} were due; is something between rewriting answers?"
+            f"{len(response.results)} results for request {quote(response.request_id)} came back where "
+            f"{len(sent.items)} for {quote(sent.request_id)} were due; is something between rewriting answers?"
         )
     absent = {name for result in response.results for name in sent.scorers if name not in result.scores}
     if absent:
@@ -104,7 +104,7 @@ def read_score(answer: Answer, sent: ScoreRequest) -> ScoreResponse:
 
 def read_catalogue(answer: Answer) -> dict[str, Any]:
     """What the service serves, free-form: `scorers`, `ensembles`, `limits`. Raises SynodError."""
-    catalogue = _read(answer, Codec.decode_plain)
+    catalogue = _read(answer, Codec.decode_object)
     scorers = catalogue.get("scorers")
     if not isinstance(scorers, list) or not all(isinstance(one, dict) and "name" in one for one in scorers):
         raise SynodError(f"the service answered without a list of scorers; {_SERVICE}")
@@ -161,7 +161,7 @@ class PartReader:
         if isinstance(part, RequestError):
             raise part.error
         if part.request_id != self.sent.request_id or self._ended:
-            raise SynodError(f"a part of request {show(part.request_id)} came where none was due")
+            raise SynodError(f"a part of request {quote(part.request_id)} came where none was due")
         if isinstance(part, ScoredItem):
             self._check(part)
         else:
@@ -172,14 +172,14 @@ class PartReader:
         """The stream has ended. Raises Unavailable when the answer is not whole: ask again, under the same id."""
         if not self._ended:
             raise Unavailable(
-                f"the answer to request {show(self.sent.request_id)} was cut off after {len(self._seen)} parts; "
+                f"the answer to request {quote(self.sent.request_id)} was cut off after {len(self._seen)} parts; "
                 "ask again under the same request_id"
             )
 
     def _check(self, part: ScoredItem) -> None:
         pair = (part.index, part.scorer)
         if part.index >= len(self.sent.items) or pair in self._seen:
-            raise SynodError(f"item {part.index}'s {show(part.scorer)} came twice, or there is no such item")
+            raise SynodError(f"item {part.index}'s {quote(part.scorer)} came twice, or there is no such item")
         self._seen.add(pair)
 
     def _end(self, part: Rewards) -> None:
@@ -240,4 +240,4 @@ def _read(answer: Answer, decode: Callable[[Codec, bytes], T]) -> T:
 
 
 def _quote(answer: Answer) -> str:
-    return f"HTTP {answer.status} of type {show(answer.content_type)}: {show(answer.body, 120)[1:]}"
+    return f"HTTP {answer.status} of type {quote(answer.content_type)}: {quote(answer.body, 120)[1:]}"

@@ -19,9 +19,8 @@ from synod.client import core
 from synod.client.chunks import SMALL_BYTES, Limits, chunked, content_bytes, is_small, split
 from synod.client.core import Answer, Call
 from synod.client.references import by_digest
-from synod.client.retry import Retry
 from synod.codec import Codec
-from synod.contracts import Content, PutImagesRequest, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, PutImagesRequest, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
 from synod.errors import (
     DeadlineExceeded,
@@ -31,6 +30,7 @@ from synod.errors import (
     Unavailable,
     UnknownImage,
 )
+from synod.retry import RetryPolicy
 from synod.values import OnError, Values, masked, values_of
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Flows:
 
     codec: Codec
     timeout_s: float
-    retry: Retry = field(default_factory=Retry)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     by_digest: bool = False
     clock: Callable[[], float] = time.monotonic
     limits: Limits | None = None
@@ -96,7 +96,7 @@ class Flows:
         lean, _ = yield from self._with_references(request, ends_s)
         return replace(lean, timeout_ms=_ms(ends_s - self.clock()))
 
-    def put_images(self, images: Sequence[Content]) -> Flow[tuple[str, ...]]:
+    def put_images(self, images: Sequence[ImageData]) -> Flow[tuple[str, ...]]:
         """Have the service keep images; their digests, in order. Raises BadImage for an array that is none."""
         digests = tuple(map(digest_of, images))
         yield from self._upload(dict(zip(digests, images, strict=True)), self.clock() + self.timeout_s)
@@ -126,7 +126,7 @@ class Flows:
         timeout_s = self.timeout_s if request.timeout_ms is None else request.timeout_ms / 1000
         return replace(request, request_id=request.request_id or uuid.uuid4().hex), self.clock() + timeout_s
 
-    def _with_references(self, request: ScoreRequest, ends_s: float) -> Flow[tuple[ScoreRequest, dict[str, Content]]]:
+    def _with_references(self, request: ScoreRequest, ends_s: float) -> Flow[tuple[ScoreRequest, dict[str, ImageData]]]:
         """The request with its references by digest, all of which the service was given; and what they are."""
         if not self.by_digest:
             return request, {}
@@ -135,7 +135,7 @@ class Flows:
         return lean, images
 
     def _score_all(
-        self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float, mask: bool
+        self, request: ScoreRequest, images: Mapping[str, ImageData], ends_s: float, mask: bool
     ) -> Flow[list[ScoreResponse]]:
         """Whole if it is small or no limits are known to forbid it, else in chunks, several at once."""
         if self.limits is None and not is_small(request):
@@ -154,7 +154,7 @@ class Flows:
         return [(yield from flows[0])] if len(flows) == 1 else (yield Together(flows))
 
     def _score_chunk(
-        self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float, mask: bool
+        self, request: ScoreRequest, images: Mapping[str, ImageData], ends_s: float, mask: bool
     ) -> Flow[ScoreResponse]:
         try:
             return (yield from self._ask(request, images, ends_s))
@@ -163,7 +163,7 @@ class Flows:
                 raise
             return masked(request, error)
 
-    def _ask(self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float) -> Flow[ScoreResponse]:
+    def _ask(self, request: ScoreRequest, images: Mapping[str, ImageData], ends_s: float) -> Flow[ScoreResponse]:
         """Ask; upload what the service turns out not to keep, if it is ours, and ask again.
 
         An error over gRPC may name only some of the missing images, so a second one uploads all that are left.
@@ -186,7 +186,7 @@ class Flows:
             yield from self._upload({digest: left.pop(digest) for digest in missing}, ends_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _upload(self, images: Mapping[str, Content], ends_s: float) -> Flow[None]:
+    def _upload(self, images: Mapping[str, ImageData], ends_s: float) -> Flow[None]:
         sizes = [(1, content_bytes(image)) for image in images.values()]
         if self.limits is None and sum(size for _, size in sizes) > SMALL_BYTES:
             yield from self._learn_limits(ends_s)
@@ -194,7 +194,7 @@ class Flows:
         for digests in split(list(images), sizes, (limits.max_items, limits.max_body_bytes)):
             yield from self._put(digests, [images[digest] for digest in digests], ends_s)
 
-    def _put(self, digests: tuple[str, ...], images: Sequence[Content], ends_s: float) -> Flow[None]:
+    def _put(self, digests: tuple[str, ...], images: Sequence[ImageData], ends_s: float) -> Flow[None]:
         request = PutImagesRequest(tuple(images))
         yield from self._sent(
             lambda left_s: core.put_call(request, self.codec, left_s),

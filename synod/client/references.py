@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from synod.contracts import Content, ImageInput, ImageRef, ScoreRequest, is_raw
+from synod.contracts import ImageData, ImageInput, ImageRef, ScoreRequest, is_raw
 from synod.digest import digest_of
 
 
-def by_digest(request: ScoreRequest) -> tuple[ScoreRequest, dict[str, Content]]:
+def by_digest(request: ScoreRequest) -> tuple[ScoreRequest, dict[str, ImageData]]:
     """The request with its references by digest, and the images that they name.
 
     An object that many items share is hashed once. An array that is no image stays, to be refused by its path.
     """
-    images: dict[str, Content] = {}
+    images: dict[str, ImageData] = {}
     named: dict[int, ImageRef] = {}
 
     def name(image: ImageInput) -> ImageInput:

@@ -15,11 +15,11 @@ import httpx
 from synod.client import core
 from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Together
 from synod.client.http import HttpTransport
-from synod.client.retry import Retry
 from synod.client.token import find_token
 from synod.client.transport import Transport, scheme_of
-from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from synod.retry import RetryPolicy
 from synod.values import OnError, Values
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class SynodClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._transport = _transport(base_url, find_token(token), transport)
-        self._flows = Flows(self._transport.codec, timeout_s, Retry(retries), by_digest)
+        self._flows = Flows(self._transport.codec, timeout_s, RetryPolicy(retries), by_digest)
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """One result per item, in order. A score that failed is a ScoreFailure in its place, not an exception."""
@@ -73,7 +73,7 @@ class SynodClient:
                 yield reader.read(data)
         reader.close()
 
-    def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
+    def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         """Have the service keep images; their digests, in order, for `ImageRef`."""
         return self._run(self._flows.put_images(images))
 

@@ -11,9 +11,9 @@ from synod.secret import Secret, from_file
 def find_token(given: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
     """The token, or None for a service that asks for none. Raises SettingsError, without quoting it."""
     if given is not None:
-        return Secret("the 'token' argument", given).word()
+        return Secret("the 'token' argument", given).token()
     if environ.get("SYNOD_TOKEN"):
-        return Secret("SYNOD_TOKEN", environ["SYNOD_TOKEN"]).word()
+        return Secret("SYNOD_TOKEN", environ["SYNOD_TOKEN"]).token()
     if path := environ.get("SYNOD_TOKEN_FILE"):
-        return from_file("SYNOD_TOKEN_FILE", path).word()
+        return from_file("SYNOD_TOKEN_FILE", path).token()
     return None

@@ -35,12 +35,12 @@ LAW = (
     Room("synod", may=(), never=("torch", "ray", "pydantic", *WEB)),
     *(
         Room(f"synod.client.{part}", may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
-        for part in ("core", "flows", "chunks", "references", "retry")
+        for part in ("core", "flows", "chunks", "references")
     ),
     *(
         Room(pure, may=("synod",), never=("torch", "ray", "pydantic", *NETWORK, *WEB))
         for pure in (
-            "synod.values",
+            *("synod.values", "synod.retry"),
             *("synod.adapters.items", "synod.scoring.compare", "synod.scoring.geneval", "synod.scoring.recall"),
         )
     ),
@@ -72,15 +72,16 @@ LAW = (
     Room("services.models", may=("synod", "services.scorer_settings"), never=("ray", *HTTP, *WEB)),
     Room(  # the one room of the reward service that asks elsewhere: a judge behind a settings' url
         "services.models.judge",
-        may=("synod", "services.scorer_settings", "services.models.allowance"),
+        may=("synod", "services.scorer_settings", "services.models.rate_limit"),
         never=("torch", "ray", "transformers", *WEB),
     ),
     Room(
-        "services.models.allowance",
+        "services.models.rate_limit",
         may=("synod", "services.scorer_settings"),
         never=("torch", "ray", "transformers", *HTTP, *WEB),
     ),
-    Room("services.tracing", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
+    Room("services.observability", may=("synod",), never=(*TELEMETRY, "torch", "ray", *HTTP, *WEB)),
+    Room("services.observability.tracing", may=("synod", "services.settings"), never=("torch", "ray", *WEB)),
     Room("services.scorers.base", may=("synod", "services.isolation"), never=("torch", "ray", *WEB)),
     Room(
         "services.scorers.registry",
@@ -150,7 +151,7 @@ LAW = (
     ),
     Room(
         "services.gateway",
-        may=("synod", "services.backends", "services.combine", "services.settings", "services.tracing"),
+        may=("synod", "services.backends", "services.combine", "services.settings", "services.observability"),
         never=(*TELEMETRY, "torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib", "http", "socket"),
     ),
     Room(
@@ -245,7 +246,7 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("services.gateway.decode", "from urllib.request import urlopen"),
         ("services.cluster.graph", "import embedded.world"),
         ("services.gateway.rest", "from opentelemetry import trace"),
-        ("services.tracing", "import ray"),
+        ("services.observability.tracing", "import ray"),
         ("synod.toml", "from pydantic import BaseModel"),
         ("synod.client.flows", "import httpx"),
         ("synod.adapters.verl", "import torch"),
@@ -253,7 +254,7 @@ def test_every_module_keeps_the_import_law(path: Path) -> None:
         ("synod.scoring.compare", "import httpx"),
         ("services.gateway.compat", "from urllib.request import urlopen"),
         ("synod.client.core", "def f():\n    import grpc"),
-        ("synod.client.retry", "import asyncio"),
+        ("synod.retry", "import asyncio"),
         ("services.gateway.rpc", "from services.cluster.backend import RayBackend"),
         ("trainer.settings", "import torch"),
         ("trainer.grpo.losses", "from trainer.settings import LossSettings"),

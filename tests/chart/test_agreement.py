@@ -16,8 +16,9 @@ import yaml
 
 from helm import dashboards, generate
 from services import settings
-from services.gateway import auth, metrics
-from services.gateway.health import Health, Sums
+from services.gateway import auth
+from services.observability import metrics
+from services.observability.reward_health import Health, Sums
 from synod.errors import SettingsError
 from tests.chart.rendering import CHART, PROFILES, ROOT, Object, of, profile, render, serve_config, unpack
 from trainer import exporter

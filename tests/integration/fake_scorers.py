@@ -71,7 +71,7 @@ class Referenced(Fake):
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
     """Return the fake of this name, or the real scorer if no fake has it."""
-    if name in ("bright", "twin"):
+    if name in ("bright", "colocated"):
         return Bright(name, ("image",))
     if name in ("number", "frail"):
         return Number(name, ("prompt",))

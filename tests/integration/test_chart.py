@@ -32,15 +32,15 @@ pytestmark = pytest.mark.timeout(900)  # for a busy machine
 BIN = Path(sys.executable).parent
 SMALL = {  # the smallest run that trains and evaluates
     "SYNOD__TRAINER__STEPS": 1,
-    "SYNOD__TRAINER__GROUPS": 1,
+    "SYNOD__TRAINER__PROMPTS_PER_STEP": 1,
     "SYNOD__TRAINER__SAMPLER__DENOISING_STEPS": 4,
     "SYNOD__TRAINER__SAMPLER__MAX_NEW_TOKENS": 4,
-    "SYNOD__TRAINER__SCREEN__AT": 0.5,
-    "SYNOD__TRAINER__SCREEN__GROUP": 2,
-    "SYNOD__TRAINER__SCREEN__BATCH": 2,
+    "SYNOD__TRAINER__SCREEN__SCREEN_FRACTION": 0.5,
+    "SYNOD__TRAINER__SCREEN__GROUP_SIZE": 2,
+    "SYNOD__TRAINER__SCREEN__PREVIEW_BATCH_SIZE": 2,
     "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
     "SYNOD__TRAINER__EVALUATE__PROMPTS": 2,
-    "SYNOD__TRAINER__EVALUATE__BATCH": 2,
+    "SYNOD__TRAINER__EVALUATE__BATCH_SIZE": 2,
 }
 Wait = Callable[[Callable[[], bool], float], None]
 
@@ -260,7 +260,7 @@ def job_env(pods: Pods, run: str) -> dict[str, str]:
     env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
     env["SYNOD__TRAINER__SERVICE__URL"] = f"http://127.0.0.1:{pods.port}"
-    return env | {"SYNOD__TRAINER__RUN": f"{env['SYNOD__TRAINER__RUN']}-{run}"}
+    return env | {"SYNOD__TRAINER__RUN_DIR": f"{env['SYNOD__TRAINER__RUN_DIR']}-{run}"}
 
 
 def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
@@ -276,7 +276,7 @@ def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
 
 def steps_of(env: dict[str, str]) -> list[str]:
     """Return the lines of a run's metrics, one per step."""
-    path = Path(env["SYNOD__TRAINER__RUN"]) / "metrics.jsonl"
+    path = Path(env["SYNOD__TRAINER__RUN_DIR"]) / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
 

@@ -226,13 +226,13 @@ def test_the_request_id_is_echoed_or_generated(service: Any) -> None:
 
 def test_discovery_health_and_documents(service: Any) -> None:
     scorers = service.http.get("/v1/scorers").json()
-    assert [one["name"] for one in scorers["scorers"]] == ["bright", "twin", "number", "frail", "face", "der"]
+    assert [one["name"] for one in scorers["scorers"]] == ["bright", "colocated", "number", "frail", "face", "der"]
     listed = {one["name"]: one for one in scorers["scorers"]}
     assert (listed["der"]["device"], listed["der"]["dtype"]) == ("cpu", "float32")
     assert listed["der"]["parameter_bytes"] > 10_000
     assert listed["der"]["load_s"] > 0
-    assert listed["twin"]["parameter_bytes"] == 0, "a fake has no models"
-    assert "device" not in listed["twin"]
+    assert listed["colocated"]["parameter_bytes"] == 0, "a fake has no models"
+    assert "device" not in listed["colocated"]
     scored = service.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
     assert listed["der"]["model"] == scored.origin.model
     assert scorers["ensembles"]["council"]["by_kind"]["animal"]["face"] == 0.0
@@ -250,17 +250,17 @@ def test_a_scores_detail_reaches_the_caller(service: Any) -> None:
     assert result.scores["bright"].detail["batch"] >= 1
 
 
-def test_a_scorer_beside_another_shares_its_process_and_its_gpu(service: Any) -> None:
-    """`bright` and `number` take all of the one GPU there is; `twin` needs none, and keeps batches of its own."""
+def test_a_colocated_scorer_shares_process_and_gpu(service: Any) -> None:
+    """`bright` and `number` hold the whole GPU; `colocated` needs no share and forms its own batches."""
     items = [ScoreItem(image=grey(level), prompt="0.5") for level in range(12)]
-    scores = [result.scores for result in service.score(*items, scorers=("bright", "twin", "number")).results]
-    pids = {name: {one[name].detail["pid"] for one in scores} for name in ("bright", "twin", "number")}
-    assert pids["twin"] == pids["bright"] != pids["number"]
-    assert [one["twin"].value for one in scores] == [one["bright"].value for one in scores]
+    scores = [result.scores for result in service.score(*items, scorers=("bright", "colocated", "number")).results]
+    pids = {name: {one[name].detail["pid"] for one in scores} for name in ("bright", "colocated", "number")}
+    assert pids["colocated"] == pids["bright"] != pids["number"]
+    assert [one["colocated"].value for one in scores] == [one["bright"].value for one in scores]
     assert (
-        max(one["twin"].detail["batch"] for one in scores) <= 4 < max(one["bright"].detail["batch"] for one in scores)
+        max(one["colocated"].detail["batch"] for one in scores) <= 4 < max(one["bright"].detail["batch"] for one in scores)
     )
-    assert service.ready()["scorers"]["twin"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
+    assert service.ready()["scorers"]["colocated"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
 
 
 def test_one_trace_spans_gateway_and_replica(service: Any, collector: Collector, eventually: Any) -> None:

@@ -69,8 +69,8 @@ class Sharing:
     def gateways(self) -> set[int]:
         return self.processes("ServeReplica:sharing:Gateway")
 
-    def keeper(self) -> int:
-        (pid,) = self.processes("ray::Keeper")
+    def actor(self) -> int:
+        (pid,) = self.processes("ray::StoreActor")
         return pid
 
 
@@ -102,7 +102,7 @@ def sharing(service: Any, free_port: Callable[[], int], tmp_path_factory: pytest
     changed = service.settings.model_copy(update={"scorers": {"counted": counted}, "store": StoreSettings()})
     server = service.settings.server.model_copy(update={"port": free_port(), "grpc_port": None})
     changed = changed.model_copy(update={"ensembles": {}, "server": server})
-    others = {pid for pid in users_of(service.temp_dir) if "ray::Keeper" in command(pid)}
+    others = {pid for pid in users_of(service.temp_dir) if "ray::StoreActor" in command(pid)}
     application = graph.application(changed, str(service.run_dir / "metrics"), fake_scorers.build)
     serve.run_many([serve.RunTarget(application, name="sharing", route_prefix="/sharing")])
     subject = Sharing(service, server.port, folder, others)
@@ -114,7 +114,7 @@ def sharing(service: Any, free_port: Callable[[], int], tmp_path_factory: pytest
 @pytest.fixture(autouse=True)
 def complete(sharing: Sharing, eventually: Wait) -> None:
     """Begin each test with two gateways and a responding store actor."""
-    eventually(lambda: len(sharing.gateways()) == 2 and len(sharing.processes("ray::Keeper")) == 1)
+    eventually(lambda: len(sharing.gateways()) == 2 and len(sharing.processes("ray::StoreActor")) == 1)
     eventually(lambda: sharing.put(PNG).status_code == 200)
 
 
@@ -152,11 +152,10 @@ def test_the_claims_of_a_dead_gateway_are_released(sharing: Sharing, eventually:
     assert sharing.score(*by_digest("0.75 sleep 3"), timeout_ms=60_000) == [0.75]
 
 
-def test_without_its_store_the_service_still_scores(sharing: Sharing, eventually: Wait) -> None:
-    """Items that carry their image are scored; items that name one by digest get a retryable error until it is sent."""
+def test_the_service_scores_without_its_store_actor(sharing: Sharing, eventually: Wait) -> None:
     inline = ScoreItem(PNG, "0.375")
     assert sharing.score(inline) == [0.375]
-    os.kill(sharing.keeper(), signal.SIGKILL)
+    os.kill(sharing.actor(), signal.SIGKILL)
     answers = [sharing.post(inline) for _ in range(8)]
     assert [values(JSON.decode_response(answer.content)) for answer in answers] == [[0.375]] * 8
     refused = sharing.post(*by_digest("0.375"))
@@ -168,15 +167,15 @@ def test_without_its_store_the_service_still_scores(sharing: Sharing, eventually
     assert sharing.service.metrics()['synod_store_failures_total{call="claim"}'] > 0
 
 
-def test_a_hanging_store_delays_no_request_for_long(sharing: Sharing, eventually: Wait) -> None:
-    keeper = sharing.keeper()
-    os.kill(keeper, signal.SIGSTOP)
+def test_a_hanging_store_actor_delays_nobody_for_long(sharing: Sharing, eventually: Wait) -> None:
+    actor = sharing.actor()
+    os.kill(actor, signal.SIGSTOP)
     try:
         answer = JSON.decode_response(sharing.post(ScoreItem(PNG, "0.875"), timeout_ms=20_000).content)
         assert values(answer) == [0.875]
         eventually(lambda: sharing.put(PNG).json().get("error", {}).get("code") == "unavailable")
     finally:
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(actor, signal.SIGCONT)
     eventually(lambda: sharing.put(PNG).status_code == 200)
 
 

@@ -169,11 +169,11 @@ def test_an_origin_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 def test_nobody_is_beside_a_scorer_with_an_environment(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
     one = '[scorers.{}]\nkind = "jpeg"\ndirection = "compressibility"\nserving = {{ {} }}\n'
-    path.write_text(one.format("a", f'python = "{sys.executable}"') + one.format("b", 'beside = "a"'))
-    with pytest.raises(SettingsError, match="scorer 'b' is beside 'a', which has an environment of its own"):
+    path.write_text(one.format("a", f'python = "{sys.executable}"') + one.format("b", 'colocate_with = "a"'))
+    with pytest.raises(SettingsError, match="scorer 'b' is colocated with 'a', which has an environment of its own"):
         settings.load(path, {})
-    path.write_text(one.format("a", "") + one.format("b", f'beside = "a", python = "{sys.executable}"'))
-    with pytest.raises(SettingsError, match="python with beside = 'a'"):
+    path.write_text(one.format("a", "") + one.format("b", f'colocate_with = "a", python = "{sys.executable}"'))
+    with pytest.raises(SettingsError, match="python with colocate_with = 'a'"):
         settings.load(path, {})
 
 

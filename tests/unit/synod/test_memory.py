@@ -11,7 +11,7 @@ import numpy as np
 from synod import memory
 
 if sys.argv[1] == "kept":
-    assert memory.keep_freed()
+    assert memory.keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 np.ones(2**23)  # 64 MiB, 16,384 pages

@@ -426,8 +426,8 @@ async def test_reflection_lists_the_services_and_describes_ours(url: str) -> Non
 
 async def test_only_callers_with_a_token_come_in(gateway: Gateway) -> None:
     token = "a-token-that-is-long-enough"
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{token}"\nmax_images = 1\n'})
-    server = RpcServer(gateway, LIMITS.max_body_bytes, gatekeeper)
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{token}"\nmax_images = 1\n'})
+    server = RpcServer(gateway, LIMITS.max_body_bytes, authenticator)
     url = f"grpc://127.0.0.1:{await server.start('127.0.0.1:0')}"
     async with AsyncSynodClient(url, token=token, retries=0) as client:
         assert (await client.score(ScoreRequest((grey(51),), ("mean",)))).results[0].scores["mean"] == Score(0.2)

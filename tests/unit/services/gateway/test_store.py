@@ -102,7 +102,7 @@ async def test_what_can_never_fit_is_refused_and_pushes_nothing_out() -> None:
 
 async def test_a_score_is_measured_once() -> None:
     subject = store()
-    assert await subject.claim([A, A, B], 10) == [Claim.MINE, Claim.TAKEN, Claim.MINE]
+    assert await subject.claim([A, A, B], 10) == [Claim.OWNED, Claim.IN_FLIGHT, Claim.OWNED]
     waiting = asyncio.create_task(subject.wait([A, B], 10))
     await asyncio.sleep(0)
     await subject.settle({A: Score(0.5)})
@@ -120,22 +120,22 @@ async def test_no_failure_is_kept_and_only_final_ones_are_handed_on() -> None:
     await asyncio.sleep(0)
     await subject.settle({A: POISON, B: LOST, C: None})
     assert await waiting == [POISON, None, None]
-    assert await subject.claim([A, B, C], 10) == [Claim.MINE] * 3
+    assert await subject.claim([A, B, C], 10) == [Claim.OWNED] * 3
 
 
 async def test_a_dead_claimers_lease_runs_out() -> None:
     subject = store()
     await subject.claim([A], 0.01)
     assert await subject.wait([A], 60) == [None]
-    assert await subject.claim([A], 10) == [Claim.MINE]
-    assert await subject.claim([A], 10) == [Claim.TAKEN]
+    assert await subject.claim([A], 10) == [Claim.OWNED]
+    assert await subject.claim([A], 10) == [Claim.IN_FLIGHT]
 
 
 async def test_a_wait_ends_in_time_and_leaves_the_claim() -> None:
     subject = store()
     await subject.claim([A], 60)
     assert await subject.wait([A], 0.01) == [None]
-    assert await subject.claim([A], 60) == [Claim.TAKEN]
+    assert await subject.claim([A], 60) == [Claim.IN_FLIGHT]
 
 
 async def test_a_waiter_that_leaves_disturbs_nobody() -> None:
@@ -154,7 +154,7 @@ async def test_scores_are_bounded_least_recently_used_out_first() -> None:
     await subject.settle({A: Score(0.0), B: Score(1.0)})
     await subject.claim([A], 10)
     await subject.settle({C: Score(2.0)})
-    assert await subject.claim([A, C, B], 10) == [Score(0.0), Score(2.0), Claim.MINE]
+    assert await subject.claim([A, C, B], 10) == [Score(0.0), Score(2.0), Claim.OWNED]
 
 
 async def test_leases_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from synod.adapters.flow_grpo import columns_of
 from synod.adapters.items import content_of, contents_of, item_of, prompt_of
-from synod.contracts import Concept, Content, GenEvalClause, GenEvalMetadata, Reasoning
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, ImageData, Reasoning
 from synod.errors import BadImage, InvalidRequest
 from synod.images import ImageLimits, decode, encode_png
 
@@ -21,7 +21,7 @@ PIXELS = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3) * 10  # H W 3, no
 CHW = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
 
 
-def pixels_of(content: Content) -> Any:
+def pixels_of(content: ImageData) -> Any:
     return decode(content, ImageLimits(2**20, 2**20)) if isinstance(content, bytes) else content
 
 

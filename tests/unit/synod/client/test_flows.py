@@ -12,10 +12,9 @@ import pytest
 from synod.client.chunks import Limits, chunked
 from synod.client.core import Answer, Call
 from synod.client.flows import Flow, Flows, Pause, Step, Together
-from synod.client.retry import Retry
 from synod.codec import JSON, MSGPACK, PROTOBUF, Codec
 from synod.contracts import (
-    Content,
+    ImageData,
     ImageRef,
     ItemResult,
     PutImagesResponse,
@@ -41,6 +40,7 @@ from synod.errors import (
     UnknownScorer,
 )
 from synod.images import encode_png
+from synod.retry import RetryPolicy
 
 CAT, DOG = b"\x89PNG cat", np.full((2, 2, 3), 7, np.uint8)
 LIMITS = {"scorers": [{"name": "size"}], "limits": {"max_items": 3, "max_body_bytes": 4096, "max_text_chars": 8}}
@@ -52,11 +52,11 @@ class RewardService:
 
     codec: Codec = MSGPACK
     faults: list[Exception | None] = field(default_factory=list)
-    kept: dict[str, Content] = field(default_factory=dict)
+    kept: dict[str, ImageData] = field(default_factory=dict)
     answer_s: float = 0.0
     now_s: float = 100.0
     asked: list[ScoreRequest] = field(default_factory=list)
-    puts: list[tuple[Content, ...]] = field(default_factory=list)
+    puts: list[tuple[ImageData, ...]] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     together: list[int] = field(default_factory=list)
@@ -120,7 +120,7 @@ class RewardService:
 
 
 def flows(service: RewardService, **options: Any) -> Flows:
-    retry = Retry(options.pop("retries", 4), first_s=1.0, longest_s=4.0, uniform=lambda low, high: high)
+    retry = RetryPolicy(options.pop("retries", 4), base_s=1.0, max_s=4.0, uniform=lambda low, high: high)
     return Flows(service.codec, options.pop("timeout_s", 60.0), retry, clock=lambda: service.now_s, **options)
 
 
@@ -214,10 +214,10 @@ def test_jitter_is_full() -> None:
         drawn.append((low, high))
         return 0.0
 
-    retry = Retry(uniform=uniform)
+    retry = RetryPolicy(uniform=uniform)
     assert [retry.pause_s(Unavailable(""), attempt, 60.0) for attempt in range(5)] == [0.0, 0.0, 0.0, 0.0, None]
     assert drawn == [(0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.0, 0.8)]
-    assert all(0.0 <= (Retry().pause_s(Unavailable(""), 3, 60.0) or 0.0) <= 0.8 for _ in range(100))
+    assert all(0.0 <= (RetryPolicy().pause_s(Unavailable(""), 3, 60.0) or 0.0) <= 0.8 for _ in range(100))
 
 
 # --- chunks ---

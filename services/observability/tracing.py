@@ -1,6 +1,6 @@
 """OpenTelemetry traces of requests, off until `start`. The only code that imports opentelemetry; the SDK, only `start`.
 
-Callers hold a `Span` and never branch: off, it is NOTHING; of a trace that is not sampled, it records nothing and only
+Callers hold a `Span` and never branch: off, it is NO_SPAN; of a trace that is not sampled, it records nothing and only
 carries the trace on. Between processes travels its W3C `traceparent`, plain text. Attributes are named `synod.*`.
 """
 
@@ -62,7 +62,7 @@ class Span:
     def event(self, name: str, **attributes: Value) -> None:
         """Something happened now."""
 
-    def told(self, *outcomes: str) -> None:
+    def set_outcome(self, *outcomes: str) -> None:
         """What it came to: codes; none is 'ok'. One of the service's own faults (HTTP 5xx) marks the span as failed."""
 
     def end(self) -> None:
@@ -75,7 +75,7 @@ class Span:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            self.told(_code(error))
+            self.set_outcome(_code(error))
         self.end()
 
 
@@ -104,10 +104,10 @@ class _Recorded(Span):
         if self._span.is_recording():
             self._span.add_event(name, _named(attributes))
 
-    def told(self, *outcomes: str) -> None:
+    def set_outcome(self, *outcomes: str) -> None:
         outcome = ",".join(outcomes) or "ok"
         self.set(outcome=outcome)
-        if self._span.is_recording() and not errors.FAULTS.isdisjoint(outcomes):
+        if self._span.is_recording() and not errors.SERVER_ERROR_CODES.isdisjoint(outcomes):
             self._span.set_status(StatusCode.ERROR, outcome)
 
     def end(self) -> None:
@@ -115,8 +115,8 @@ class _Recorded(Span):
             self._span.end()
 
 
-NOTHING: Final = Span()
-_current: ContextVar[Span] = ContextVar("current_span", default=NOTHING)
+NO_SPAN: Final = Span()
+_current: ContextVar[Span] = ContextVar("current_span", default=NO_SPAN)
 _w3c: Final = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
 _tracer: trace.Tracer | None = None
@@ -158,18 +158,18 @@ def stop() -> None:
         sending.join(STOP_S)
 
 
-def on() -> bool:
+def enabled() -> bool:
     """Whether `start` has begun to trace."""
     return _tracer is not None
 
 
-def request(name: str, headers: Mapping[str, str]) -> Span:
+def request_span(name: str, headers: Mapping[str, str]) -> Span:
     """The span of what is asked of this process: in the trace of the W3C `traceparent` in `headers`, else in a new one.
 
-    One that is malformed is as none. NOTHING when tracing is off.
+    One that is malformed is as none. NO_SPAN when tracing is off.
     """
     if _tracer is None:
-        return NOTHING
+        return NO_SPAN
     parent = _w3c.extract({key: headers[key] for key in ("traceparent",) if key in headers}, Context())
     span = _tracer.start_span(name, parent, SpanKind.SERVER)
     return _Recorded(_tracer, span) if span.is_recording() else Span(_traceparent(span.get_span_context()))
@@ -181,7 +181,7 @@ def current() -> Span:
 
 
 @contextmanager
-def as_current(span: Span) -> Iterator[None]:
+def use_span(span: Span) -> Iterator[None]:
     """What is begun inside, tasks included, finds `span` by `current`."""
     token = _current.set(span)
     try:

@@ -7,47 +7,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 
 from services.backends import ScorerBackend, Staged
-from services.gateway import metrics
-from services.tracing import NOTHING, Span
+from services.observability import metrics
+from services.observability.tracing import NO_SPAN, Span
 from synod.contracts import Outcome, ScoreFailure
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
+from synod.retry import RetryPolicy
 
 log = logging.getLogger("synod.gateway")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+BACKOFF = RetryPolicy(base_s=0.1, max_s=1.0)
 WORTH_ASKING_AGAIN = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
 ANSWER_MARGIN_S = 0.1  # a replica answers this long before the deadline, so that what it finished still arrives
 
 
-async def ask(
+async def score_with_retries(
     backend: ScorerBackend,
     scorer: str,
     staged: Staged,
     indexes: list[int],
     ends_s: float,
     outcomes: dict[int, Outcome],
-    span: Span = NOTHING,
+    span: Span = NO_SPAN,
 ) -> None:
     """Add the outcome of each index into the staged items to `outcomes`, as they become known. Raises nothing.
 
     No work begins after `ends_s` (monotonic); what has begun by then may end later. What a lost replica took along, or
     a full one refused, is asked again, after growing, jittered pauses: an event of `span`.
     """
-    pause_s = FIRST_PAUSE_S
+    attempt = 0
     with metrics.SCORER_SECONDS.labels(scorer).time():
         while True:
             answers = await _call(backend, scorer, staged, indexes, ends_s - time.monotonic(), span.traceparent)
             outcomes.update(zip(indexes, answers, strict=True))
             indexes = [i for i in indexes if _worth_asking_again(outcomes[i])]
+            pause_s = BACKOFF.backoff_s(attempt)
             if not indexes or time.monotonic() + pause_s >= ends_s:
                 return
             metrics.RETRIES.labels(scorer).inc()
             span.event("retry", items=len(indexes))
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            attempt += 1
 
 
 async def _call(
