@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/service
 export PYTHONPATH := $(CURDIR)
-PARALLEL := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
 

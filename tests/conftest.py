@@ -17,19 +17,19 @@ from services.cluster.local import environment
 from tests.tiny_models import TinyModels, write
 
 ROOT: Final = Path(__file__).parents[1]
-SLOW_FOLDERS: Final = tuple(ROOT / "tests" / name for name in ("browser", "integration"))
-SLOW_FIXTURES: Final = frozenset({"worker"})  # each starts a process
+SLOW_FOLDERS: Final = tuple(ROOT / "tests" / name for name in ("browser", "chart", "deploy", "integration"))
 
 os.environ.update(environment())
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on the tiny models, more threads cost more than they save
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # set by `nohup make test &`, and inherited by every child
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `slow` every test of a slow folder or with a slow fixture."""
+    """Mark as `slow` the tests that need a service, a browser, a tool or FaceNet's 94 MB of weights."""
     for item in items:
-        in_folder = any(item.path.is_relative_to(folder) for folder in SLOW_FOLDERS)
-        if in_folder or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        facenet = "facenet" in (item.name + " ".join(getattr(item, "fixturenames", ())))
+        if facenet or any(item.path.is_relative_to(folder) for folder in SLOW_FOLDERS):
             item.add_marker("slow")
 
 
@@ -52,6 +52,10 @@ _record_starts(subprocess.Popen, "__init__")
 _record_starts(multiprocessing.process.BaseProcess, "start")
 
 
+def pytest_runtest_logstart() -> None:
+    _started.clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fail a test that starts a process without the marker `slow`."""
@@ -59,7 +63,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     if _started and report.passed and item.get_closest_marker("slow") is None:
         report.outcome = "failed"
         report.longrepr = f"it started {_started[0]}: mark a test that starts a process `slow`"
-    _started.clear()
     return report
 
 
