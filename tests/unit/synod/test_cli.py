@@ -228,6 +228,7 @@ def test_what_needs_the_models_becomes_the_services_program(
     assert cli.main([*arguments, "lost.toml"]) == 2
 
 
+@pytest.mark.slow
 def test_a_real_process_ends_with_its_status() -> None:
     command = [sys.executable, "-m", "synod.cli", "score", "a.png", "--scorer", "ber", "--url", "http://127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -250,6 +250,7 @@ def process(port: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
             running.kill()
 
 
+@pytest.mark.slow
 def test_a_service_killed_half_way_and_the_run_resumed_every_item_is_there_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
