@@ -45,7 +45,7 @@ LABELS: Final = {
 def write_report(run: Path) -> Path:
     """Write RUN/report.html and return its path. Raises SettingsError: no directory, or broken files in it."""
     if not run.is_dir():
-        raise SettingsError(f"{run} is no directory of a run; give the [trainer] run that was trained")
+        raise SettingsError(f"{run} is no directory of a run; give the [trainer] run_dir that was trained")
     path = run / "report.html"
     write_whole(path, _template().render(view=view(run)).encode())
     return path

@@ -18,10 +18,10 @@ from ray.serve.handle import DeploymentHandle
 
 from services import environments
 from services.cluster.backend import RayBackend
+from services.cluster.golden_probe import ProbeTimeouts
 from services.cluster.host import Host
 from services.cluster.replica import Build
 from services.cluster.store import shared
-from services.cluster.watch import Patience
 from services.gateway import app, auth
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway, report_queue
@@ -122,7 +122,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
     cluster = settings.cluster
-    patience = Patience(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
+    timeouts = ProbeTimeouts(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
     hosts = {}
     for host, names in settings.hosts.items():
         serving = settings.scorers[host].serving
@@ -130,7 +130,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         deployment = _deployment(Host, host, _count(serving, cluster), actor, cluster.health_check_period_s)
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
-        hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
+        hosts[host] = deployment.bind(described, members, settings.golden, build, timeouts, settings.tracing)
     receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
     gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from services.backends import Loaded
+from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
 from services.cluster.replica import Build, Replica
-from services.cluster.watch import USUAL, Patience
 from services.observability import tracing
 from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
@@ -25,13 +25,13 @@ class Host:
         settings: Mapping[str, ScorerSettings],
         golden_file: str | None,
         build: Build,
-        patience: Patience = USUAL,
+        timeouts: ProbeTimeouts = DEFAULT_TIMEOUTS,
         traces: TracingSettings | None = None,
     ) -> None:
         memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
-            name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()
+            name: Replica(spec, settings[name], golden_file, build, timeouts) for name, spec in specs.items()
         }
 
     async def score(

@@ -20,7 +20,7 @@ class _Call:
     wait: Span
 
 
-class Calls:
+class CallSpans:
     """The sampled calls under way. `cost` counts an item's images, `most` of which fill a batch.
 
     `call` belongs to the event loop, `running` to the thread of the batches.
