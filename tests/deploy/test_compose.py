@@ -177,7 +177,7 @@ def test_a_services_settings_load_with_its_environment(
 def test_the_tokens_of_the_compose_files_head_open_the_service(secrets: Path) -> None:
     from services.gateway import auth
     from services.settings import AuthSettings
-    from synod.client.token import find_token
+    from synod.client.headers import find_token
 
     _, environment = read_for("trainer", secrets)
     token = find_token(None, environment)
