@@ -567,6 +567,7 @@ async def test_the_client_sends_its_callers_span_from_every_chunk(collector: Col
     assert {one.trace == TRACE for one in roots if one.parent} == {True}
 
 
+@pytest.mark.slow
 def test_off_no_sdk_is_imported_and_nothing_is_told() -> None:
     program = """
 import asyncio, sys
