@@ -1,4 +1,4 @@
-"""When to send a failed call again: exponential backoff with full jitter. Pure, except for the random source."""
+"""Retry failed calls: exponential backoff with full jitter. Pure, except for the random source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from synod.errors import SynodError, Unavailable
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Retry at most `max_retries` times, with pauses that grow from `base_s` to `max_s`. `uniform(low, high)` draws."""
+    """Retry at most `max_retries` times, with pauses whose bound grows from `base_s` to `max_s`.
+
+    `uniform(low, high)` is the random source.
+    """
 
     max_retries: int = 4
     base_s: float = 0.1
@@ -19,13 +22,17 @@ class RetryPolicy:
     uniform: Callable[[float, float], float] = random.uniform
 
     def backoff_s(self, attempt: int) -> float:
-        """Return the pause in seconds after failed attempt n = 0, 1, ..: uniform in [0, min(max_s, base_s * 2^n)]."""
+        """Return the pause in seconds after failed attempt n = 0, 1, ..
+
+        It is uniform in [0, min(max_s, base_s * 2^n)].
+        """
         return self.uniform(0.0, min(self.max_s, self.base_s * 2.0 ** min(attempt, 64)))
 
     def pause_s(self, error: SynodError, attempt: int, left_s: float) -> float | None:
-        """Return the backoff plus the wait that the service asks for; None when a retry cannot help within `left_s`.
+        """Return the backoff plus the wait that the service asks for; None when a retry cannot help.
 
-        A retry can help against Unavailable and its subclasses: the service or the network may recover.
+        It must end within `left_s`. A retry can help against Unavailable and its subclasses: the service or the
+        network may recover.
         """
         if not isinstance(error, Unavailable) or attempt >= self.max_retries:
             return None

@@ -271,6 +271,7 @@ def test_a_planted_violation_is_seen(module: str, planted: str) -> None:
     assert violations(planted, module)
 
 
+@pytest.mark.slow
 def test_gateway_and_contract_load_without_torch_and_ray() -> None:
     """The syntax tree sees direct imports; this sees the whole closure."""
     program = (

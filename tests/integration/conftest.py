@@ -56,7 +56,7 @@ kind = "ber"
 model = "./"
 serving = {{ num_gpus = 0.5, batch_wait_ms = 50 }}
 
-[scorers.twin]
+[scorers.colocated]
 kind = "ber"
 model = "./"
 serving = {{ colocate_with = "bright", max_batch_images = 4 }}

@@ -27,6 +27,8 @@ from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from tests import venvs
 
+pytestmark = pytest.mark.slow
+
 GREYS = (0, 51, 102, 153, 204, 255)
 Make = Callable[..., Custom]
 

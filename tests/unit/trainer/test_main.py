@@ -185,6 +185,7 @@ def test_synod_train_becomes_the_trainer(monkeypatch: pytest.MonkeyPatch) -> Non
     assert environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
+@pytest.mark.slow
 def test_help_from_the_synod_command_needs_no_torch() -> None:
     """The real command, all the way; -X importtime tells every module that was imported."""
     command = [sys.executable, "-X", "importtime", "-m", "synod.cli", "train", "--help"]

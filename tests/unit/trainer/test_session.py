@@ -130,6 +130,7 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_killed_then_stopped_then_finished_by_the_same_command(
     command: Callable[[str, int], list[str]], world_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

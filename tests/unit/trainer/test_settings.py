@@ -131,6 +131,7 @@ def test_settings_do_not_change(settings_from: Make) -> None:
         settings_from().steps = 1  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_settings_load_without_torch() -> None:
     program = "import sys, trainer.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -14,6 +14,8 @@ import pytest
 
 from services.cluster.local import free_port
 
+pytestmark = pytest.mark.slow
+
 COUNT = """
 from services.observability import metrics
 metrics.BATCH_ITEMS.labels("ber").observe(7)

@@ -172,6 +172,7 @@ def test_the_gist_of_serves_message_is_the_exception() -> None:
     assert gist("still starting\n") == "still starting"
 
 
+@pytest.mark.slow
 async def test_golden_items_gate_a_scorer_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go through the replica's own batches to the process, at the start and afterwards."""
     from services.cluster.replica import Replica

@@ -90,6 +90,7 @@ def test_the_documents_table_has_every_kind() -> None:
     assert set(documented()) == set(registry.KINDS)
 
 
+@pytest.mark.slow
 def test_specs_load_no_model_library() -> None:
     program = f"""
 import sys
