@@ -125,7 +125,7 @@ def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
         "STEPS": options.steps,
         "RUN_DIR": f'"{(options.runs / name).resolve()}"',
         "SERVICE__URL": options.url,
-        "EVALUATE__PROMPTS": options.prompts,
+        "EVALUATION_PROMPTS": options.prompts,
     }
     return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in changed.items()}})
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.evaluate import conditions, evaluate, held_out, load_evaluation, save_evaluation
-from trainer.grpo.threshold import CONTROLLERS, ThresholdController
+from trainer.grpo.threshold import ThresholdController, make
 from trainer.policy import show_o
 from trainer.policy.base import Policy
 from trainer.report import write_report
@@ -56,7 +56,6 @@ def make_policy(settings: TrainerSettings) -> show_o.ShowO:
     policy = show_o.load(
         chosen.model,
         vq=chosen.vq,
-        tokenizer=chosen.tokenizer,
         guidance_scale=sampler.guidance_scale,
         temperature=sampler.temperature,
     )
@@ -77,7 +76,7 @@ def make_reference(settings: TrainerSettings) -> show_o.ShowO | None:
 
 def make_controller(settings: ScreenSettings) -> ThresholdController:
     """Create the threshold controller of the settings."""
-    return CONTROLLERS[settings.threshold.name](**settings.threshold.model_dump(exclude={"name"}))
+    return make(settings.threshold, settings.target_pass_rate)
 
 
 def _is_current(path: Path, settings: TrainerSettings) -> bool:
@@ -85,7 +84,7 @@ def _is_current(path: Path, settings: TrainerSettings) -> bool:
     if not path.exists():
         return False
     found = load_evaluation(path)
-    return found.conditions == conditions(settings) and len(found.rows) == settings.evaluate.prompts
+    return found.conditions == conditions(settings) and len(found.rows) == settings.evaluation_prompts
 
 
 def _evaluate(policy: Policy, service: RewardService, settings: TrainerSettings, path: Path) -> None:
