@@ -282,3 +282,12 @@ def test_gateway_and_contract_load_without_torch_and_ray() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+def test_gateway_loads_no_model_library_and_no_http_client() -> None:
+    """Imports of imports count: `services.gateway` may load them no more than it may name them."""
+    refused = {"torch", "ray", "transformers", "httpx", "requests", "aiohttp", "urllib3", "synod.client"}
+    program = f"import sys, services.gateway.app\nsys.exit(str(sorted({refused} & set(sys.modules))))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stderr.strip() == "[]"
