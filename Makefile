@@ -5,8 +5,9 @@ PYTHON := .venv/bin/python
 CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/service
 export PYTHONPATH := $(CURDIR)
+PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
+.PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -20,8 +21,12 @@ setup: .venv/.installed ## Make .venv from pyproject.toml and constraints.txt
 demo: setup ## Start the service, score the sample images over REST, write runs/demo/{summary.json,report.html}, stop
 	@exec $(PYTHON) -m embedded.demo
 
-test: setup lint ## Lint, type-check and run every test, one Ray Serve session included
-	@$(PYTHON) -m pytest
+check: lint ## Lint, type-check and run the fast tests: units, numbers, architecture (3 minutes)
+	@$(PARALLEL) -m "not slow" tests/architecture tests/batching tests/contract tests/numerics tests/unit
+
+test: lint ## Lint, type-check and run every test (15 minutes)
+	@$(PARALLEL) --ignore=tests/integration --ignore=tests/browser
+	@$(PYTHON) -m pytest tests/integration tests/browser
 
 test-full: setup lint ## The same with full counts of random cases and faults, and a soak (an hour)
 	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest

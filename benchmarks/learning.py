@@ -36,7 +36,7 @@ from trainer.types import Pathway, Reward
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
-_AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}.*")
+_AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}*")
 
 
 class Permuted:
@@ -105,11 +105,11 @@ def _one(options: argparse.Namespace, name: str) -> int:
     settings = _settings(options, name)
     if name == "rewards":
         return run(settings)
-    return run(settings, between=lambda service: Permuted(service, settings.screen.group, settings.seed))
+    return run(settings, between=lambda service: Permuted(service, settings.screen.group_size, settings.seed))
 
 
 def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
-    told = {"STEPS": options.steps, "RUN": f'"{(options.runs / name).resolve()}"', "SERVICE__URL": options.url}
+    told = {"STEPS": options.steps, "RUN_DIR": f'"{(options.runs / name).resolve()}"', "SERVICE__URL": options.url}
     told["EVALUATE__PROMPTS"] = options.prompts
     return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items()}})
 

@@ -63,9 +63,9 @@ def _share(records: Sequence[dict[str, Any]], name: str) -> float:
 
 def _memory(group: int, url: str) -> float:
     with TemporaryDirectory() as folder:
-        told = {"SCREEN__GROUP": group, "SCREEN__MAX_PREVIEWS": max(36, group)}
+        told = {"SCREEN__GROUP_SIZE": group, "SCREEN__MAX_PREVIEWS": max(36, group)}
         environ = {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items()}}
-        line = [sys.executable, "-m", "trainer", str(CONFIG), "--run", folder, "--steps", "2", "--url", url]
+        line = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", folder, "--steps", "2", "--url", url]
         subprocess.run([*line, "--no-evaluation"], cwd=ROOT, env=environ, check=True)
         return max(float(record["max_rss_mb"]) for record in read(Path(folder)))
 

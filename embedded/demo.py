@@ -100,7 +100,7 @@ def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
 def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
     """`synod train` on the service at `port`, in a run of its own; its progress bars show. Raises DemoError."""
     shutil.rmtree(run_dir, ignore_errors=True)
-    command = [sys.executable, "-m", "trainer", str(CONFIG), "--run", str(run_dir), "--steps", str(steps)]
+    command = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", str(run_dir), "--steps", str(steps)]
     command += ["--url", f"http://127.0.0.1:{port}"]
     environ = {**os.environ, "SYNOD__TRAINER__EVALUATE__PROMPTS": str(prompts)}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)

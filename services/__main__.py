@@ -102,7 +102,7 @@ def check(options: argparse.Namespace) -> int:
     for name, scorer in loaded.scorers.items():
         spec, serving = registry.spec(name, scorer), scorer.serving
         takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
-        print(f"{name:12} {takes if serving.beside is None else f'beside {serving.beside}'}  {spec.source}")
+        print(f"{name:12} {takes if serving.colocate_with is None else f'with {serving.colocate_with}'}  {spec.source}")
         if (placement := environments.place(scorer)) is not None:
             print(f"{'':12} {placement}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")

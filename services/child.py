@@ -50,7 +50,7 @@ log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class ChildTimeouts:
     """Seconds for a process to begin, to load its scorer, and to score a batch: longer than any caller waits."""
 
     begin_s: float = 60.0
@@ -58,7 +58,7 @@ class Times:
     batch_s: float = 600.0
 
 
-USUAL: Final = Times()
+DEFAULT_TIMEOUTS: Final = ChildTimeouts()
 
 
 class Lost(Exception):
@@ -69,7 +69,7 @@ class Lost(Exception):
         self.killed = killed
 
 
-def build(name: str, settings: ScorerSettings, times: Times = USUAL) -> Child:
+def build(name: str, settings: ScorerSettings, times: ChildTimeouts = DEFAULT_TIMEOUTS) -> Child:
     """The scorer in a process of `serving.python`. Raises SettingsError when it does not begin or load there."""
     python, described = str(settings.serving.python), settings.model_dump(mode="json")
     if isinstance(settings, CustomSettings):
@@ -91,7 +91,7 @@ class Child:
         load: str,
         settings: Mapping[str, Any],
         path: Sequence[str] = (),
-        times: Times = USUAL,
+        times: ChildTimeouts = DEFAULT_TIMEOUTS,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._times, self._now_s = name, times, now_s
@@ -225,7 +225,7 @@ class _Process:
     def pid(self) -> int:
         return self._popen.pid
 
-    def load(self, asked: Mapping[str, Any], times: Times) -> None:
+    def load(self, asked: Mapping[str, Any], times: ChildTimeouts) -> None:
         """Wait for its greeting and let it load the scorer. Raises Lost."""
         waits = "begin", times.begin_s
         try:

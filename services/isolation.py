@@ -80,7 +80,7 @@ class _Work:
             if len(group) == 1:
                 self.outcomes[group[0]] = failure
                 return
-            group = self._halve(group) if failure is _SHORT else self._hunt(group)
+            group = self._halve(group) if failure is _SHORT else self._bisect(group)
 
     def teach(self, limit: BatchLimit) -> None:
         """Tell `limit` how this batch fared."""
@@ -95,7 +95,7 @@ class _Work:
         self.settle(group[:middle])
         return group[middle:]
 
-    def _hunt(self, group: list[int]) -> list[int]:
+    def _bisect(self, group: list[int]) -> list[int]:
         """Find one item of a group that raised, and give back those whose outcome is still open."""
         aside: list[int] = []
         failure: ScoreFailure | None = None
@@ -118,7 +118,7 @@ class _Work:
         """
         items = [self._items[i] for i in group]
         try:
-            outcomes = _lawful(self._run(items), len(items))
+            outcomes = _validated(self._run(items), len(items))
         except SynodError as error:
             return ScoreFailure.of(error)
         except Exception as error:  # a rim: whatever a model library raises becomes a typed failure
@@ -141,13 +141,13 @@ _SHORT = ScoreFailure.of(
 )
 
 
-def _lawful(outcomes: Sequence[Outcome], expected: int) -> list[Outcome]:
+def _validated(outcomes: Sequence[Outcome], expected: int) -> list[Outcome]:
     """The outcomes of a run with every breach turned into a failure."""
     found = list(outcomes)
-    strangers = sorted({type(o).__name__ for o in found if not isinstance(o, Score | ScoreFailure)})
-    if len(found) == expected and not strangers:
+    unexpected_types = sorted({type(o).__name__ for o in found if not isinstance(o, Score | ScoreFailure)})
+    if len(found) == expected and not unexpected_types:
         return [_finite(outcome) for outcome in found]
-    what = f"{strangers} among its outcomes" if strangers else f"{len(found)} outcomes"
+    what = f"{unexpected_types} among its outcomes" if unexpected_types else f"{len(found)} outcomes"
     return [ScoreFailure.of(ScorerFailed(f"the scorer gave {what} for {expected} items"))] * expected
 
 

@@ -275,18 +275,18 @@ class Settings(Node):
 
     @model_validator(mode="after")
     def _hosts_have_replicas(self) -> Settings:
-        able = sorted(name for name, scorer in self.scorers.items() if scorer.serving.beside is None)
+        able = sorted(name for name, scorer in self.scorers.items() if scorer.serving.colocate_with is None)
         for name, scorer in self.scorers.items():
-            if scorer.serving.beside not in (None, *able):
+            if scorer.serving.colocate_with not in (None, *able):
                 raise ValueError(
-                    f"scorer '{name}' is beside '{scorer.serving.beside}', which has no replicas of its own; "
-                    f"those that have: {', '.join(able) or 'none'}"
+                    f"scorer '{name}' is colocated with '{scorer.serving.colocate_with}', which has no replicas of its "
+                    f"own; those that have: {', '.join(able) or 'none'}"
                 )
-            host = self.scorers[scorer.serving.beside].serving if scorer.serving.beside else None
+            host = self.scorers[scorer.serving.colocate_with].serving if scorer.serving.colocate_with else None
             if host is not None and (host.python or host.resource):
                 raise ValueError(
-                    f"scorer '{name}' is beside '{scorer.serving.beside}', which has an environment of its own "
-                    f"({host.python or host.resource}); give '{name}' replicas of its own"
+                    f"scorer '{name}' is colocated with '{scorer.serving.colocate_with}', which has an environment of "
+                    f"its own ({host.python or host.resource}); give '{name}' replicas of its own"
                 )
         return self
 
@@ -294,9 +294,9 @@ class Settings(Node):
     def hosts(self) -> dict[str, tuple[str, ...]]:
         """The scorers in each replica, itself first, by the name of the one that says what the replica takes."""
         return {
-            host: (host, *(name for name, one in self.scorers.items() if one.serving.beside == host))
+            host: (host, *(name for name, one in self.scorers.items() if one.serving.colocate_with == host))
             for host, scorer in self.scorers.items()
-            if scorer.serving.beside is None
+            if scorer.serving.colocate_with is None
         }
 
     @model_validator(mode="after")
@@ -334,4 +334,4 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, *, without:
     try:
         return Settings.model_validate(tree, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise toml.refused(path, error.errors()) from None
+        raise toml.settings_error(path, error.errors()) from None

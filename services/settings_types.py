@@ -62,8 +62,8 @@ class ServingSettings(Node):
     With `max_replicas` there are `replicas`, which may be 0 then, to `max_replicas`, as the calls under way need;
     `[cluster]` tells how fast.
 
-    `beside` names another scorer whose replicas this one lives in, beside it: what a replica takes of a machine is then
-    said there. Small scorers so share a process, a share of a GPU, and the models that they have in common.
+    `colocate_with` names another scorer, whose replicas then run this one too and whose settings say what a replica
+    takes of a machine. Small scorers thus share a process, a share of a GPU, and the models that they have in common.
 
     `python` is the interpreter of another environment, for a scorer whose packages cannot be installed beside ours: the
     replica runs in it, or keeps a child process in it (`services.environments` says when). `resource` is a custom Ray
@@ -74,7 +74,7 @@ class ServingSettings(Node):
     `max_queued_images` bounds what one replica holds, batch in flight included.
     """
 
-    beside: str | None = None
+    colocate_with: str | None = None
     replicas: int = Field(1, ge=0)
     max_replicas: int | None = Field(None, ge=1)
     num_cpus: float = Field(0.1, ge=0)
@@ -95,8 +95,10 @@ class ServingSettings(Node):
             {"replicas", "max_replicas", "num_cpus", "num_gpus", "threads", "python", "resource"}
             & self.model_fields_set
         )
-        if self.beside is not None and own:
-            raise ValueError(f"{', '.join(own)} with beside = '{self.beside}': say it in that scorer's serving")
+        if self.colocate_with is not None and own:
+            raise ValueError(
+                f"{', '.join(own)} with colocate_with = '{self.colocate_with}': say it in that scorer's serving"
+            )
         return self
 
     @model_validator(mode="after")

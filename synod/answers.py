@@ -139,7 +139,7 @@ def _outcome(node: Node) -> Outcome:
     of = node.fields("value", "detail", "origin", "error")
     failure = of.get("error", _failure)
     if failure is None:
-        detail = of.get("detail", lambda detail: detail.table(Node.plain)) or {}
+        detail = of.get("detail", lambda detail: detail.table(Node.json_value)) or {}
         return Score(of.need("value", Node.number), detail, of.get("origin", _origin))
     if len(of.values) > 1:
         raise node.error("an 'error' beside a value; give one of them")
@@ -201,7 +201,7 @@ def _outcome_tree(outcome: Outcome) -> Tree:
         try:
             return present(
                 value=Node(outcome.value, "value").number(),
-                detail=Node(outcome.detail, "detail").table(Node.plain),
+                detail=Node(outcome.detail, "detail").table(Node.json_value),
                 origin=_origin_tree(outcome.origin),
             )
         except InvalidRequest as error:

@@ -21,7 +21,7 @@ from synod.contracts import (
     ScoreResponse,
 )
 from synod.errors import InvalidRequest, SynodError, UnsupportedMedia
-from synod.reader import Node, show
+from synod.reader import Node, quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +101,9 @@ class Codec:
         """Never raises."""
         return self.dumps(answers.catalogue_tree(catalogue), "ListScorersResponse")
 
-    def decode_plain(self, data: bytes) -> dict[str, Any]:
+    def decode_object(self, data: bytes) -> dict[str, Any]:
         """An object of free-form fields: the answer of `GET /v1/scorers`, or of ListScorers. Raises InvalidRequest."""
-        return self._parse(data, "ListScorersResponse").table(Node.plain)
+        return self._parse(data, "ListScorersResponse").table(Node.json_value)
 
     def _dump(self, body: tree.Tree, message: str) -> bytes:
         try:
@@ -125,7 +125,7 @@ def codec_for(content_type: str | None) -> Codec:
     """The codec of a Content-Type header, parameters ignored (JSON is UTF-8 by definition). Raises UnsupportedMedia."""
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind not in CODECS:
-        got = f"content type {show(kind)}" if kind else "no content type"
+        got = f"content type {quote(kind)}" if kind else "no content type"
         raise UnsupportedMedia(f"{got}; send one of {', '.join(CODECS)}")
     return CODECS[kind]
 

@@ -30,8 +30,8 @@ class UnreadableImage(bytes):
 
 
 Pixels = NDArray[np.uint8]
-Content = bytes | Pixels  # an image that is here: encoded, or uint8 [H W 3]
-ImageInput = Content | ImageRef
+ImageData = bytes | Pixels  # an image that is here: encoded, or uint8 [H W 3]
+ImageInput = ImageData | ImageRef
 
 
 def is_raw(pixels: Pixels) -> bool:
@@ -109,7 +109,7 @@ class ScoreItem:
         assert isinstance(self.image, np.ndarray), "pixels() before synod.images.decode_item"
         return self.image
 
-    def images(self) -> tuple[Content, ...]:
+    def images(self) -> tuple[ImageData, ...]:
         """The references and the image, as many as are here; those given by digest are not."""
         return tuple([p for p in (*self.references, self.image) if isinstance(p, (bytes, np.ndarray))])
 
@@ -219,7 +219,7 @@ Part = ScoredItem | Rewards | RequestError
 class PutImagesRequest:
     """Images that the service should keep, so that requests may name them by digest."""
 
-    images: tuple[Content, ...]
+    images: tuple[ImageData, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from typing import Final
 
 import numpy as np
 
-from synod.contracts import Content, is_raw
+from synod.contracts import ImageData, is_raw
 from synod.errors import BadImage
 
 PREFIX: Final = "blake2b-256:"
 _DIGEST: Final = re.compile(PREFIX + r"[0-9a-f]{64}")
 
 
-def digest_of(image: Content) -> str:
+def digest_of(image: ImageData) -> str:
     """The digest of encoded bytes, or of uint8 [H W 3] in any memory layout. Raises BadImage for another array."""
     if isinstance(image, bytes):
         return _digest(b"encoded\n", image)

@@ -161,6 +161,6 @@ def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _family(SynodError)}
-FAULTS = frozenset(
+SERVER_ERROR_CODES = frozenset(
     code for code, kind in _BY_CODE.items() if kind.http_status >= 500
 )  # the service's, not the caller's

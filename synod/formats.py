@@ -19,7 +19,7 @@ import msgpack
 
 from synod.contracts import UnreadableImage
 from synod.errors import InvalidRequest, PayloadTooLarge
-from synod.reader import MAX_ENTRIES, Node, show
+from synod.reader import MAX_ENTRIES, Node, quote
 
 _NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/=]")
 MAX_VALUES: Final = 2**22  # of one body: bounds what a small hostile body can unfold to
@@ -74,7 +74,7 @@ def _base64_fault(packed: bytes) -> str | None:
         return (
             None if padded else f"{len(packed)} characters, which is not a multiple of 4; send all of it, padded by '='"
         )
-    character = show(found.group().decode(errors="replace"))
+    character = quote(found.group().decode(errors="replace"))
     if found.group() in (b"-", b"_"):
         return f"character {found.start()} is {character}, of the URL-safe alphabet; send the standard one ('+', '/')"
     return f"character {found.start()} is {character}; send the standard alphabet, padded by '='"
@@ -128,7 +128,7 @@ def _unique(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
     entries: dict[Any, Any] = {}
     for key, value in pairs:
         if key in entries:
-            raise InvalidRequest(f"the key {show(key)} occurs twice in one object")
+            raise InvalidRequest(f"the key {quote(key)} occurs twice in one object")
         entries[key] = value
     return entries
 

@@ -15,7 +15,7 @@ _TRIM_ABOVE: Final = (-1, 2**30)
 _NO_MMAP: Final = (-4, 0)
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Have this process keep up to 1 GiB that it freed, best before threads and models allocate.
 
     False where the C library is not glibc: then nothing changed.

@@ -28,7 +28,7 @@ _KINDS: Final = (
 )
 
 
-def show(value: object, limit: int = 60) -> str:
+def quote(value: object, limit: int = 60) -> str:
     """A string or number as a message may quote it: printable ASCII, cut to about `limit` characters."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
@@ -93,7 +93,7 @@ class Node:
         """One of `options`."""
         text = self.text()
         if text not in options:
-            raise self.error(f"{show(text)}; give one of {', '.join(options)}")
+            raise self.error(f"{quote(text)}; give one of {', '.join(options)}")
         return next(option for option in options if option == text)
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
@@ -107,7 +107,7 @@ class Node:
         if not (math.isfinite(number) and low <= number <= high):
             least = "" if low == -math.inf else f" >= {low:g}"
             most = "" if high == math.inf else f" and <= {high:g}"
-            raise self.error(f"{show(self.value)}; give a finite number{least}{most}")
+            raise self.error(f"{quote(self.value)}; give a finite number{least}{most}")
         return number
 
     def integer(self, low: int = INT64.start, high: int = INT64.stop - 1) -> int:
@@ -115,7 +115,7 @@ class Node:
         if isinstance(self.value, bool) or not isinstance(self.value, int):
             raise self._not("a whole number")
         if not low <= self.value <= high:
-            raise self.error(f"{show(self.value)}; give a whole number from {low} to {high}")
+            raise self.error(f"{quote(self.value)}; give a whole number from {low} to {high}")
         return self.value
 
     def boolean(self) -> bool:
@@ -124,7 +124,7 @@ class Node:
             raise self._not("a boolean")
         return self.value
 
-    def plain(self, depth: int = MAX_DEPTH) -> Any:
+    def json_value(self, depth: int = MAX_DEPTH) -> Any:
         """A free-form value that both formats carry alike: no NaN, no bytes, 64-bit integers, MAX_DEPTH deep."""
         value = self.value
         if value is None or isinstance(value, bool):
@@ -138,8 +138,8 @@ class Node:
         if depth == 0:
             raise self.error(f"nested deeper than {MAX_DEPTH}")
         if is_object(value):
-            return self.table(lambda child: child.plain(depth - 1))
-        return list(self.entries(lambda child: child.plain(depth - 1)))
+            return self.table(lambda child: child.json_value(depth - 1))
+        return list(self.entries(lambda child: child.json_value(depth - 1)))
 
     def mapping(self) -> Mapping[str, Any]:
         """An object as it is: its keys may be anything, and its values are unread."""
@@ -192,5 +192,5 @@ def is_object(value: object) -> TypeGuard[Mapping[Any, Any]]:
 
 def join(path: str, key: str) -> str:
     """The path of `key` inside the object at `path`."""
-    shown = show(key)[1:-1]
+    shown = quote(key)[1:-1]
     return f"{path}.{shown}" if path else shown

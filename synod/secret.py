@@ -20,7 +20,7 @@ class Secret:
     source: str
     text: str = field(repr=False)
 
-    def word(self) -> str:
+    def token(self) -> str:
         """The text without the space around it, as a header carries it. Raises SettingsError where it is no word."""
         word = self.text.strip()
         if not _WORD.fullmatch(word):

@@ -39,7 +39,7 @@ def read(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]
     return tree
 
 
-def refused(path: Path, errors: Sequence[Mapping[str, Any]], table: str = "") -> SettingsError:
+def settings_error(path: Path, errors: Sequence[Mapping[str, Any]], table: str = "") -> SettingsError:
     """The error that tells what pydantic found wrong in `path` (its `errors()`), keys counted from `table`."""
     lines = [f"  {'.'.join(str(p) for p in (*table.split(), *e['loc']))}: {_told(e)}" for e in errors]
     return SettingsError(f"settings file {path} has {len(lines)} error(s):\n" + "\n".join(lines))

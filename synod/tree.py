@@ -27,9 +27,9 @@ from synod.contracts import (
     CONCEPT_KINDS,
     RELATIONS,
     Concept,
-    Content,
     GenEvalClause,
     GenEvalMetadata,
+    ImageData,
     ImageInput,
     ImageRef,
     PutImagesRequest,
@@ -42,7 +42,7 @@ from synod.contracts import (
 )
 from synod.digest import PREFIX, is_digest
 from synod.errors import InvalidRequest
-from synod.reader import Node, each, is_object, show
+from synod.reader import Node, each, is_object, quote
 
 Tree = dict[str, Any]
 ReadBytes = Callable[[Node], bytes]
@@ -125,7 +125,7 @@ def read_digest(node: Node) -> str:
     """Raises InvalidRequest."""
     text = node.text()
     if not is_digest(text):
-        raise node.error(f"{show(text)}; a digest is '{PREFIX}' and 64 lower-case hex digits")
+        raise node.error(f"{quote(text)}; a digest is '{PREFIX}' and 64 lower-case hex digits")
     return text
 
 
@@ -144,7 +144,7 @@ def _image(node: Node, read_bytes: ReadBytes) -> ImageInput:
     return _content(node, read_bytes)
 
 
-def _content(node: Node, read_bytes: ReadBytes) -> Content:
+def _content(node: Node, read_bytes: ReadBytes) -> ImageData:
     if not is_object(node.value):
         return read_bytes(node)
     of = node.fields("data", "shape")

@@ -15,14 +15,14 @@ from trainer.settings import TrainerSettings, load
 
 DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
 
-Everything of a run is in its directory ([trainer] run): checkpoints/, metrics.jsonl, tensorboard/, images/,
+Everything of a run is in its directory ([trainer] run_dir): checkpoints/, metrics.jsonl, tensorboard/, images/,
 evaluation/ (held-out prompts before and after), policy/ (the trained model directory) and, when it ends, report.html.
 A run that was stopped goes on from its last checkpoint with the same command; another run needs another directory.
 """
 EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml
-  synod train deploy/configs/embedded.toml --steps 25 --run runs/short
-  SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run runs/lower
+  synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
+  SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
   synod train report runs/train          write runs/train/report.html, also while it trains
 """
 
@@ -49,17 +49,21 @@ def _train(arguments: Sequence[str]) -> int:
         "config", type=Path, help="settings TOML with a [trainer] table, such as deploy/configs/embedded.toml"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="instead of [trainer] steps")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="instead of [trainer] run")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="instead of [trainer] run_dir")
     parser.add_argument("--url", help="instead of [trainer.service] url")
     parser.add_argument("--no-evaluation", action="store_true", help="leave out the held-out prompts before and after")
     options = parser.parse_args(arguments)
-    told = {"STEPS": options.steps, "RUN": options.run and f'"{options.run.resolve()}"', "SERVICE__URL": options.url}
+    told = {
+        "STEPS": options.steps,
+        "RUN_DIR": options.run_dir and f'"{options.run_dir.resolve()}"',
+        "SERVICE__URL": options.url,
+    }
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items() if value is not None}
     return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)
 
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
-    memory.keep_freed()
+    memory.keep_freed_memory()
     from trainer.session import run  # here, so that --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)

@@ -27,7 +27,7 @@ from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
 # A run may go on under other values of these: they change how far and where it runs, not what it computes.
-FREE: Final = ("steps", "run", "service", "checkpoint", "evaluate")
+FREE: Final = ("steps", "run_dir", "service", "checkpoint", "evaluate")
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
 
@@ -88,7 +88,7 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
             told = [f"  trainer.{key}: {_shown(theirs, key)} there, {_shown(ours, key)} now" for key in different]
             raise CheckpointMismatch(
                 f"checkpoint {path} was made with other settings:\n" + "\n".join(told) + "\nGo on with its settings, "
-                "or give [trainer] a new `run` directory to start afresh"
+                "or give [trainer] a new `run_dir` directory to start afresh"
             )
         return document["step"], _join(document["state"], load_file(path / _TENSORS))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -96,7 +96,7 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
             raise
         raise CheckpointMismatch(
             f"checkpoint {path} cannot be read ({type(error).__name__}: {error}). Remove it to go on from the one "
-            "before, or give [trainer] a new `run` directory"
+            "before, or give [trainer] a new `run_dir` directory"
         ) from error
 
 

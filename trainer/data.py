@@ -21,33 +21,33 @@ from synod.errors import InvalidRequest, SettingsError, SynodError
 from synod.images import ImageLimits, decode
 from synod.reader import Node, each
 from synod.tree import read_geneval
-from trainer.reasoning import episode
-from trainer.types import Card, Episode, Pathway, Prompt
+from trainer.reasoning import make_task
+from trainer.types import ConceptProfile, Pathway, Prompt, Task
 
 _MILLION: Final = 1_000_000
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _LIMITS: Final = ImageLimits(64 * 2**20, 8192 * 8192)
 _CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # what a prompt claims; the service judges that, not we
 # One stream of random numbers each; a new one goes at the end, so that the others stay as they are.
-_COIN, _VISUAL, _TEXTUAL, _TASK, _GENEVAL, _EPISODE = range(6)
+_COIN, _VISUAL, _TEXTUAL, _TAG, _GENEVAL, _REASON = range(6)
 
 
-def read_cards(directory: Path) -> dict[str, Card]:
+def read_concepts(directory: Path) -> dict[str, ConceptProfile]:
     """Every concept of `directory` by its name. Raises SettingsError that names the file and what is wrong in it."""
     folders = sorted(path for path in directory.iterdir() if path.is_dir())
-    cards = dict(_card(folder) for folder in folders)
-    if len(cards) != len(folders) or not cards:
+    concepts = dict(_concept(folder) for folder in folders)
+    if len(concepts) != len(folders) or not concepts:
         raise SettingsError(
-            f"{directory}: {len(folders)} concept folders name {len(cards)} concepts; give each its own"
+            f"{directory}: {len(folders)} concept folders name {len(concepts)} concepts; give each its own"
         )
-    return cards
+    return concepts
 
 
-def read_prompts(path: Path, cards: Mapping[str, Card]) -> tuple[Prompt, ...]:
+def read_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Prompt, ...]:
     """Every line of a prompt file. Raises SettingsError that names file, line and what is wrong."""
     lines = _text(path).splitlines()
     prompts = tuple(
-        _prompt(_json(line, f"{path}:{number}"), cards) for number, line in enumerate(lines, 1) if line.strip()
+        _prompt(_json(line, f"{path}:{number}"), concepts) for number, line in enumerate(lines, 1) if line.strip()
     )
     if not prompts:
         raise SettingsError(f"{path}: no prompts; give one JSON object a line")
@@ -56,16 +56,16 @@ def read_prompts(path: Path, cards: Mapping[str, Card]) -> tuple[Prompt, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """Prompts in the order in which training meets them. Nothing is kept: a step's episodes follow from its number.
+    """Prompts in the order in which training meets them. Nothing is kept: a step's tasks follow from its number.
 
     Concept prompts alternate in pairs of one visual and one textual pathway, in random order (Sync-R1's 1:1): prompts
     that hint at a fact are textual, the others visual. `geneval_share` of all prompts are GenEval's, in rounds of one
-    prompt a task. Each pool is walked in random order, once before any prompt comes again.
+    prompt a tag. Each pool is walked in random order, once before any prompt comes again.
     Raises SettingsError when a pool that is needed is empty.
     """
 
     prompts: Sequence[Prompt]
-    cards: Mapping[str, Card]
+    concepts: Mapping[str, ConceptProfile]
     seed: int
     groups: int = 1
     geneval_share: float = 0.0
@@ -73,7 +73,7 @@ class Source:
     def __post_init__(self) -> None:
         pools = {"without a fact": self._visual, "with a fact": self._textual} if self._millionths < _MILLION else {}
         if self._millionths:
-            pools["of GenEval"] = [p for pool in self._tasks.values() for p in pool]
+            pools["of GenEval"] = [p for pool in self._by_tag.values() for p in pool]
         empty = [name for name, pool in pools.items() if not pool]
         if empty:
             raise SettingsError(
@@ -81,8 +81,8 @@ class Source:
                 f"{self.geneval_share:g}; add some or change the share"
             )
 
-    def episodes(self, step: int) -> list[Episode]:
-        """The `groups` episodes of step 0, 1, ..."""
+    def tasks(self, step: int) -> list[Task]:
+        """The `groups` tasks of step 0, 1, ..."""
         return [self._at(index) for index in range(step * self.groups, (step + 1) * self.groups)]
 
     @property
@@ -98,14 +98,14 @@ class Source:
         return [p for p in self.prompts if p.concept is not None and p.fact is not None]
 
     @property
-    def _tasks(self) -> dict[str, list[Prompt]]:
+    def _by_tag(self) -> dict[str, list[Prompt]]:
         found: dict[str, list[Prompt]] = {}
         for prompt in self.prompts:
             if prompt.geneval is not None:
                 found.setdefault(prompt.tag, []).append(prompt)
         return found
 
-    def _at(self, index: int) -> Episode:
+    def _at(self, index: int) -> Task:
         """The prompt number `index` of the run; `before` of those ahead of it are GenEval's, spread evenly."""
         before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
         pathway: Pathway = "none"
@@ -117,15 +117,15 @@ class Source:
             pathway = "visual" if first_is_visual != bool(second) else "textual"
             pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
             prompt = self._walk(pool, pair, stream)
-        card = None if prompt.concept is None else self.cards[prompt.concept]
-        return episode(prompt, card, pathway, self._rng(_EPISODE, index))
+        profile = None if prompt.concept is None else self.concepts[prompt.concept]
+        return make_task(prompt, profile, pathway, self._rng(_REASON, index))
 
     def _geneval(self, index: int) -> Prompt:
-        tasks = self._tasks
-        names = sorted(tasks)
+        by_tag = self._by_tag
+        names = sorted(by_tag)
         turn, place = divmod(index, len(names))
-        task = int(self._rng(_TASK, turn).permutation(len(names))[place])
-        return self._walk(tasks[names[task]], turn, _GENEVAL, task)
+        tag = int(self._rng(_TAG, turn).permutation(len(names))[place])
+        return self._walk(by_tag[names[tag]], turn, _GENEVAL, tag)
 
     def _walk(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
         epoch, place = divmod(index, len(pool))
@@ -135,14 +135,14 @@ class Source:
         return np.random.default_rng([self.seed, *stream])
 
 
-def _prompt(node: Node, cards: Mapping[str, Card]) -> Prompt:
+def _prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     try:
-        return _read_prompt(node, cards)
+        return _read_prompt(node, concepts)
     except InvalidRequest as error:
         raise SettingsError(f"{error}. A line is a JSON object; see embedded/data/prompts for the form") from None
 
 
-def _read_prompt(node: Node, cards: Mapping[str, Card]) -> Prompt:
+def _read_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     of = node.fields("tag", "prompt", "concept", "resolved", "fact", "include", "exclude", *_CIRCUMSTANCES)
     text, tag, name = of.need("prompt", Node.text), of.need("tag", Node.text), of.get("concept", Node.text)
     if not text.strip():
@@ -152,20 +152,20 @@ def _read_prompt(node: Node, cards: Mapping[str, Card]) -> Prompt:
         return Prompt(text, tag, geneval=read_geneval(Node(metadata, node.path)))
     if "include" in of.values:
         raise node.error("'include' beside 'concept'; a prompt is GenEval's or a concept's")
-    if name not in cards:
-        raise node.error(f"unknown concept {name!r}; there are {', '.join(sorted(cards))}")
-    last = len(cards[name].facts) - 1
+    if name not in concepts:
+        raise node.error(f"unknown concept {name!r}; there are {', '.join(sorted(concepts))}")
+    last = len(concepts[name].facts) - 1
     return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
 
 
-def _card(folder: Path) -> tuple[str, Card]:
+def _concept(folder: Path) -> tuple[str, ConceptProfile]:
     try:
-        return _read_card(folder)
+        return _read_concept(folder)
     except InvalidRequest as error:
         raise SettingsError(f"{error}. See embedded/data/concepts for the form") from None
 
 
-def _read_card(folder: Path) -> tuple[str, Card]:
+def _read_concept(folder: Path) -> tuple[str, ConceptProfile]:
     info = _json(_text(folder / "info.json"), str(folder / "info.json"))
     of = info.fields("name", "kind", "class", "info", "extra_info", "heldout")
     talks = _json(_text(folder / "conversations.json"), str(folder / "conversations.json"))
@@ -175,7 +175,9 @@ def _read_card(folder: Path) -> tuple[str, Card]:
     name, kind = of.need("name", Node.text), of.need("kind", lambda kind: kind.choice(CONCEPT_KINDS))
     concept = Concept(kind, of.need("class", Node.text), name)
     facts = of.get("extra_info", each(Node.text)) or ()
-    return name, Card(concept, of.need("info", Node.text), talks.entries(_talk), facts, tuple(map(_image, files)))
+    return name, ConceptProfile(
+        concept, of.need("info", Node.text), talks.entries(_talk), facts, tuple(map(_image, files))
+    )
 
 
 def _talk(node: Node) -> tuple[str, str]:

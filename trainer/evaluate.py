@@ -15,54 +15,53 @@ from tqdm import tqdm
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.compare import Evaluation, Row, right
-from trainer.data import Source, read_cards, read_prompts
-from trainer.grids import load_grid, save_grid, write_whole
+from trainer.data import Source, read_concepts, read_prompts
+from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rollout import Rewards, begin, reason, reward_items
 from trainer.settings import TrainerSettings
-from trainer.types import Episode, Reward, Rollout
+from trainer.types import Reward, Rollout, Task
 
 SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
-_COLUMNS: Final = 8
 
 
-def held_out(settings: TrainerSettings) -> list[Episode]:
-    """The episodes of an evaluation: held-out prompts in the mix of the training, from `evaluate.seed` alone.
+def held_out(settings: TrainerSettings) -> list[Task]:
+    """The tasks of an evaluation: held-out prompts in the mix of the training, from `evaluate.seed` alone.
 
     A small pool's prompts come again, with other random numbers, when each had its turn. Raises SettingsError.
     """
-    cards = read_cards(settings.data.concepts)
-    prompts, chosen = read_prompts(settings.data.heldout, cards), settings.evaluate
-    return Source(prompts, cards, chosen.seed, chosen.prompts, settings.data.geneval_share).episodes(0)
+    concepts = read_concepts(settings.data.concepts)
+    prompts, chosen = read_prompts(settings.data.heldout, concepts), settings.evaluate
+    return Source(prompts, concepts, chosen.seed, chosen.prompts, settings.data.geneval_share).tasks(0)
 
 
 def evaluate(
-    policy: Policy, service: Rewards, episodes: Sequence[Episode], settings: TrainerSettings, what: str = "held-out"
+    policy: Policy, service: Rewards, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
 ) -> Evaluation:
-    """Draw one image an episode and have it rewarded; the service works while the next batch is drawn.
+    """Draw one image a task and have it rewarded; the service works while the next batch is drawn.
 
-    The random numbers of an episode follow from `evaluate.seed` and its place in `episodes` alone, so two policies are
+    The random numbers of a task follow from `evaluate.seed` and its place in `tasks` alone, so two policies are
     compared on equal ones. A missing reward is None. `what` names the progress bar. Raises RewardServiceUnavailable,
     InvalidRequest.
     """
     answers: list[str] = []
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
     shown: list[Pixels] = []
-    batch = settings.evaluate.batch
-    with tqdm(total=len(episodes), desc=what, unit="image") as bar, torch.no_grad():
-        for first in range(0, len(episodes), batch):
-            places = range(first, min(first + batch, len(episodes)))
-            rollouts, images = draw(policy, episodes, places, settings)
+    batch = settings.evaluate.batch_size
+    with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
+        for first in range(0, len(tasks), batch):
+            places = range(first, min(first + batch, len(tasks)))
+            rollouts, images = draw(policy, tasks, places, settings)
             answers += [rollout.answer for rollout in rollouts]
             shown += images[: max(0, SHOWN - len(shown))]
-            pending += _submit(service, episodes, rollouts, images, settings)
+            pending += _submit(service, tasks, rollouts, images, settings)
             for _, future in pending:
                 if future.done():
                     future.result()  # a lost service ends the evaluation now, not after the last image
             bar.update(len(places))
         rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
-    rows = tuple(_row(episode, answers[i], rewards[i]) for i, episode in enumerate(episodes))
+    rows = tuple(_row(task, answers[i], rewards[i]) for i, task in enumerate(tasks))
     return Evaluation(conditions(settings), rows, tuple(shown))
 
 
@@ -78,34 +77,36 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows as JSON, and the images beside it as a PNG of the same name; each whole or not at all."""
-    cells = [(row.prompt, image) for row, image in zip(evaluation.rows, evaluation.images, strict=False)]
-    if cells:
-        save_grid(path.with_suffix(".png"), [("", cells[i : i + _COLUMNS]) for i in range(0, len(cells), _COLUMNS)])
+    """Write the rows to `path` as JSON and the images to a directory of the same name."""
+    write_images(path.with_suffix(""), "image", evaluation.images)
     document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
     write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """What `save_evaluation` wrote. Raises FileNotFoundError without it, SettingsError for a file of another making."""
-    image = path.with_suffix(".png")
+    """Read the rows that `save_evaluation` wrote; the images stay in their files.
+
+    Raises FileNotFoundError, or SettingsError for a file that is not an evaluation.
+    """
     try:
         document = json.loads(path.read_text())
-        rows = tuple(Row(**row) for row in document["rows"])
-        drawn = load_grid(image) if image.exists() else []
-        return Evaluation(document["conditions"], rows, tuple(p for _, cells in drawn for _, p in cells))
+        return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
     except (ValueError, TypeError, KeyError) as error:
-        what = f"not an evaluation of this program ({error!r})"
-        raise SettingsError(f"{path} is {what}; remove it to evaluate again") from None
+        raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the image files of the evaluation at `path`; they belong to its first rows, in order."""
+    return sorted(path.with_suffix("").glob("image-*.png"))
 
 
 def draw(
-    policy: Policy, episodes: Sequence[Episode], places: range, settings: TrainerSettings
+    policy: Policy, tasks: Sequence[Task], places: range, settings: TrainerSettings
 ) -> tuple[list[Rollout], list[Pixels]]:
-    """A finished rollout and its image for each of `places` in `episodes`; each reasons for itself."""
+    """A finished rollout and its image for each of `places` in `tasks`; each reasons for itself."""
     key = (settings.evaluate.seed, _HELD_OUT)
-    texts = [reason(policy, episodes[place], settings, key, [place])[0] for place in places]
-    begun = begin(policy, [episodes[place] for place in places], texts, settings, key, places)
+    texts = [reason(policy, tasks[place], settings, key, [place])[0] for place in places]
+    begun = begin(policy, [tasks[place] for place in places], texts, settings, key, places)
     images = policy.denoise(begun, settings.sampler.denoising_steps)
     rollouts = [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
     return rollouts, policy.images(images)
@@ -113,29 +114,29 @@ def draw(
 
 def _submit(
     service: Rewards,
-    episodes: Sequence[Episode],
+    tasks: Sequence[Task],
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],
     settings: TrainerSettings,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
     """One request a pathway: the service scores a request by one ensemble."""
     sent = []
-    for pathway in sorted({episodes[rollout.index].pathway for rollout in rollouts}):
-        chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if episodes[r.index].pathway == pathway]
-        items = [item for r, p in chosen for item in reward_items(episodes[r.index], [r], [p], settings)]
+    for pathway in sorted({tasks[rollout.index].pathway for rollout in rollouts}):
+        chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if tasks[r.index].pathway == pathway]
+        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p], settings)]
         sent.append(([r.index for r, _ in chosen], service.submit(items, pathway)))
     return sent
 
 
-def _row(episode: Episode, answer: str, reward: Reward) -> Row:
+def _row(task: Task, answer: str, reward: Reward) -> Row:
     return Row(
-        key=episode.key,
-        pathway=episode.pathway,
-        tag=episode.prompt.tag,
-        prompt=episode.prompt.text,
+        key=task.key,
+        pathway=task.pathway,
+        tag=task.prompt.tag,
+        prompt=task.prompt.text,
         answer=answer,
         reward=reward.value,
         components=dict(reward.components),
-        right=right(answer, episode.segments, episode.truth),
+        right=right(answer, task.segments, task.truth),
         failure=None if reward.failure is None else reward.failure.code,
     )

@@ -46,7 +46,7 @@ def slope_after(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequenc
     return slope
 
 
-def learn(
+def policy_update(
     policy: Policy,
     reference: Policy | None,
     optimizer: torch.optim.Optimizer,
@@ -73,9 +73,7 @@ def learn(
             rng = np.random.default_rng([settings.seed, step, i])
             loss, found = _backward(policy, reference, segments, advantage, modality, settings, len(usable), rng)
             if not np.isfinite(loss):
-                raise NonFinite(
-                    f"the {modality} loss is {loss} for prompt {groups[i].explored.episode.prompt.text!r}", i
-                )
+                raise NonFinite(f"the {modality} loss is {loss} for prompt {groups[i].previews.task.prompt.text!r}", i)
             losses[modality] += loss
             stats[modality] += found
     if not usable:
@@ -102,7 +100,7 @@ def _backward(
     """Add the gradient of one group's segments, one denoising step at a time so that one graph is held at most."""
     scale, loss_settings = weights_of(policy, settings), settings.loss
     total = policy.steps(segments)
-    count = max(1, round(loss_settings.steps_share * total))
+    count = max(1, round(loss_settings.loss_step_fraction * total))
     value, stats = 0.0, LossStats()
     for step in sorted(rng.choice(total, count, replace=False).tolist()):
         new, old, mask = policy.logprobs(segments, step)
@@ -138,7 +136,7 @@ def _advantage(group: Group, rewards: Sequence[Reward], slope: Slope, settings: 
     shift = 0.0
     if settings.baseline == "population":
         measured = [s for s, reward in zip(_kept_scores(group), rewards, strict=True) if reward.value is not None]
-        shift = population_baseline(slope, measured, group.explored.scores)
+        shift = population_baseline(slope, measured, group.previews.scores)
     return advantages(values, valid, baseline_shift=shift)[valid]
 
 
@@ -147,7 +145,7 @@ def _valid(rewards: Sequence[Reward]) -> torch.Tensor:
 
 
 def _kept_scores(group: Group) -> list[float | None]:
-    return [group.explored.scores[i] for i in group.explored.kept.indices]
+    return [group.previews.scores[i] for i in group.previews.screened.indices]
 
 
 def _segments(rollouts: Sequence[Rollout]) -> dict[Modality, list[Segment]]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from synod.contracts import Pixels, ScoreItem
-from trainer.types import Card, Episode, Pathway, Prompt, Query
+from trainer.types import ConceptProfile, Pathway, Prompt, Query, Task
 
 
 def textual_query(facts: Sequence[str], prompt_text: str) -> str:
@@ -27,52 +27,54 @@ def compound(prompt_text: str, answer: str) -> str:
     return f"{prompt_text.rstrip('. ')}. {answer}" if answer else prompt_text
 
 
-def episode(prompt: Prompt, card: Card | None, pathway: Pathway, rng: np.random.Generator) -> Episode:
+def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, rng: np.random.Generator) -> Task:
     """`prompt` made ready for one pathway.
 
     textual: the facts in an order drawn from `rng`, no image; truth marks the fact that the prompt hints at, and is
     0 everywhere when it hints at none (then the right answer is no answer).
     visual: a stored (query, answer) and an image, both drawn from `rng`; the segments are all stored answers, in an
     order drawn too, and truth marks the asked one. The paper leaves the segments of this pathway open (eq. 30).
-    none: no query. Raises ValueError when the pathway needs a card that is not there or lacks its material.
+    none: no query. Raises ValueError when the pathway needs a profile that is not there or lacks its material.
     """
     if pathway == "none":
-        return Episode(f"{prompt.tag}/none", "none", prompt, card)
-    if card is None:
+        return Task(f"{prompt.tag}/none", "none", prompt, profile)
+    if profile is None:
         raise ValueError(f"pathway '{pathway}' reasons about a concept; the prompt {prompt.text!r} names none")
     key = f"{prompt.concept}/{pathway}"
     if pathway == "textual":
-        if not card.facts:
+        if not profile.facts:
             raise ValueError(f"{prompt.concept} has no facts to reason over; give its info.json an extra_info")
-        order = rng.permutation(len(card.facts))
-        facts = tuple(card.facts[i] for i in order)
+        order = rng.permutation(len(profile.facts))
+        facts = tuple(profile.facts[i] for i in order)
         truth = tuple(float(i == prompt.fact) for i in order)
-        return Episode(key, pathway, prompt, card, Query(textual_query(facts, prompt.text)), facts, truth)
-    if not card.answers or not card.images:
-        raise ValueError(f"{prompt.concept} has {len(card.answers)} answers and {len(card.images)} images; give some")
-    order = rng.permutation(len(card.answers))
-    asked = int(rng.integers(len(card.answers)))
-    image = card.images[int(rng.integers(len(card.images)))]
-    answers = tuple(card.answers[i][1] for i in order)
+        return Task(key, pathway, prompt, profile, Query(textual_query(facts, prompt.text)), facts, truth)
+    if not profile.answers or not profile.images:
+        raise ValueError(
+            f"{prompt.concept} has {len(profile.answers)} answers and {len(profile.images)} images; give some"
+        )
+    order = rng.permutation(len(profile.answers))
+    asked = int(rng.integers(len(profile.answers)))
+    image = profile.images[int(rng.integers(len(profile.images)))]
+    answers = tuple(profile.answers[i][1] for i in order)
     truth = tuple(float(i == asked) for i in order)
-    return Episode(key, pathway, prompt, card, Query(card.answers[asked][0], image), answers, truth)
+    return Task(key, pathway, prompt, profile, Query(profile.answers[asked][0], image), answers, truth)
 
 
-def surrogate_item(episode: Episode, image: Pixels) -> ScoreItem:
+def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
     """A preview uint8 [H W 3] with the original prompt: never with the model's own answer, which it could bend."""
-    return ScoreItem(image, episode.prompt.text, concept=None if episode.card is None else episode.card.concept)
+    return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
 
 
-def reward_item(episode: Episode, image: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
+def reward_item(task: Task, image: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
     """A finished image uint8 [H W 3] with all that its reward reads.
 
     The prompt is `resolved`: what a vague prompt means is the target of eq. 31, and a score against the vague words
     would call any hat right. GenEval prompts carry their metadata, and neither references nor reasoning.
     """
-    prompt = episode.prompt
+    prompt = task.prompt
     item = ScoreItem(image, prompt.resolved or prompt.text)
-    if episode.card is not None:
-        item = replace(item, concept=episode.card.concept, references=tuple(references))
-    if episode.query is not None:
-        item = replace(item, reasoning=episode.reasoning(answer))
+    if task.profile is not None:
+        item = replace(item, concept=task.profile.concept, references=tuple(references))
+    if task.query is not None:
+        item = replace(item, reasoning=task.reasoning(answer))
     return replace(item, geneval=prompt.geneval)

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import NonFinite
-from trainer.metrics import Metrics, steps_saved
+from trainer.metrics import Metrics, Sample, steps_saved
 from trainer.optim import Update, learning_rate
 from trainer.rollout import Group
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Reward
 
 Record = dict[str, Any]
-SHOWN = 8  # rejected previews in a step's image
+REJECTED_SHOWN = 8  # previews of each group
 
 
 def step_record(
@@ -36,15 +36,15 @@ def step_record(
     found = [reward for group in rewards for reward in group]
     values = [reward.value for reward in found if reward.value is not None]
     names = sorted({name for reward in found for name in reward.components})
-    drawn = sum(group.explored.kept.drawn for group in groups)
-    judged = sum(group.explored.kept.judged for group in groups)
+    drawn = sum(group.previews.screened.drawn for group in groups)
+    num_scored = sum(group.previews.screened.num_scored for group in groups)
     total = settings.sampler.denoising_steps
     done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
     steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
-        "pathways": [group.explored.episode.pathway for group in groups],
-        "keys": [group.explored.episode.key for group in groups],
-        "prompts": [group.explored.episode.prompt.text for group in groups],
+        "pathways": [group.previews.task.pathway for group in groups],
+        "keys": [group.previews.task.key for group in groups],
+        "prompts": [group.previews.task.prompt.text for group in groups],
         "reward_mean": _mean(values),
         "reward_std": _mean([statistics.pstdev(v) for v in map(_values, rewards) if len(v) > 1]),
         "components": {name: _mean([r.components[name] for r in found if name in r.components]) for name in names},
@@ -58,9 +58,9 @@ def step_record(
         "lr": learning_rate(settings.optimizer, step),
         "previews": drawn,
         "kept": len(found),
-        "pass_rate": sum(group.explored.kept.passed for group in groups) / judged if judged else None,
-        "threshold": _mean([g.explored.threshold for g in groups if g.explored.threshold is not None]),
-        "capped": sum(group.explored.capped for group in groups),
+        "pass_rate": sum(group.previews.screened.passed for group in groups) / num_scored if num_scored else None,
+        "threshold": _mean([g.previews.threshold for g in groups if g.previews.threshold is not None]),
+        "capped": sum(group.previews.capped for group in groups),
         "masked": len(found) - len(values),
         "skipped": update.skipped,
         **steps,
@@ -70,22 +70,19 @@ def step_record(
     }
 
 
-def keep_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-    """Finished images with their rewards and answers, the previews they came from, and some that were rejected."""
+def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Record each group's finished images with rewards and answers, their previews and some rejected previews."""
     for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
-        explored = group.explored
-        kept = set(explored.kept.indices)
-        rejected = [i for i in range(len(explored.previews)) if i not in kept][:SHOWN]
-        rows = [
-            ("finished", [(_told(r.value), p) for r, p in zip(found, group.images, strict=True)]),
-            ("previews", [(_told(explored.scores[i]), explored.images[i]) for i in explored.kept.indices]),
+        previews = group.previews
+        kept = previews.screened.indices
+        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
+        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
+        finished = [
+            Sample(image, reward.value, rollout.answer)
+            for image, reward, rollout in zip(group.images, found, group.rollouts, strict=True)
         ]
-        rows += [("rejected", [(_told(explored.scores[i]), explored.images[i]) for i in rejected])] if rejected else []
-        metrics.images(step, f"group{index}", rows)
-        answers = "\n".join(
-            f"{_told(r.value)}  {rollout.answer}" for r, rollout in zip(found, group.rollouts, strict=True)
-        )
-        metrics.text(step, f"group{index}", f"{explored.episode.key}: {explored.episode.prompt.text}\n{answers}")
+        samples = {"finished": finished, "previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 
 def keep_failure(
@@ -105,8 +102,8 @@ def keep_failure(
     save_file(tensors, folder / "rollouts.safetensors")
     told = [
         {
-            "prompt": groups[g].explored.episode.prompt.text,
-            "key": groups[g].explored.episode.key,
+            "prompt": groups[g].previews.task.prompt.text,
+            "key": groups[g].previews.task.key,
             "rollouts": [{"place": r.index, "answer": r.answer, "prompt": r.image.prompt} for r in groups[g].rollouts],
             "rewards": [{"value": r.value, "components": dict(r.components)} for r in rewards[g]],
         }
@@ -132,7 +129,3 @@ def _values(rewards: Sequence[Reward]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _told(value: float | None) -> str:
-    return "missing" if value is None else f"{value:.2f}"

@@ -24,13 +24,13 @@ import httpx
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import DeadlineExceeded, InvalidRequest, SynodError, Unavailable
+from synod.retry import RetryPolicy
 from trainer.errors import RewardServiceUnavailable
 from trainer.settings import ServiceSettings
 from trainer.types import Pathway, Reward
 
-ITEM_RETRIES: Final = 6  # 13 s in all: a replica comes back in that time
-FIRST_PAUSE_S: Final = 0.25
-LONGEST_PAUSE_S: Final = 5.0
+BACKOFF: Final = RetryPolicy(base_s=0.25, max_s=5.0)
+ITEM_RETRIES: Final = 9  # pauses of 14 s in all on average, in which a lost replica is replaced
 THREADS: Final = 16  # requests in flight, so that all of a step's are: the service batches across them
 
 
@@ -64,7 +64,7 @@ class RewardService:
             try:
                 self._client.wait_ready(min(1.0, self._settings.patience_s))
             except Unavailable as error:
-                self._wait(error, began, FIRST_PAUSE_S)
+                self._wait(error, began, BACKOFF.backoff_s(0))
             else:
                 return self._is_back()
 
@@ -95,7 +95,7 @@ class RewardService:
         rewards: list[Reward | None] = [None] * len(items)
         left = list(range(len(items)))
         for attempt in range(ITEM_RETRIES + 1):
-            if not left or (attempt and self._closing.wait(_pause(attempt - 1))):
+            if not left or (attempt and self._closing.wait(BACKOFF.backoff_s(attempt - 1))):
                 break
             for i, reward in zip(left, self._ask(replace(request, items=tuple(items[i] for i in left))), strict=True):
                 rewards[i] = reward
@@ -116,7 +116,7 @@ class RewardService:
             except SynodError as error:
                 if not isinstance(error, Unavailable) or isinstance(error, DeadlineExceeded):
                     return [Reward(None, failure=ScoreFailure.of(error))] * len(request.items)
-                self._wait(error, began, _pause(attempt))
+                self._wait(error, began, BACKOFF.backoff_s(attempt))
                 attempt += 1
             else:
                 self._is_back()
@@ -148,10 +148,6 @@ class RewardService:
         if failures:
             first = failures[0]
             self._say(f"{len(failures)} of {len(rewards)} scores are missing, first: {first.code}: {first.message}")
-
-
-def _pause(attempt: int) -> float:
-    return min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S)
 
 
 def _may_recover(reward: Reward | None) -> bool:

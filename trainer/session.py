@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.evaluate import conditions, evaluate, held_out, load_evaluation, save_evaluation
-from trainer.grpo.threshold import LAWS, Law
+from trainer.grpo.threshold import CONTROLLERS, ThresholdController
 from trainer.policy import show_o
 from trainer.policy.base import Policy
 from trainer.report import write_report
@@ -34,11 +34,13 @@ def run(
     `between` puts something between the training and the service, for experiments; evaluations meet the service itself.
     """
     try:
-        settings.run.mkdir(parents=True, exist_ok=True)
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
         told = settings.model_dump(mode="json")
-        (settings.run / "settings.json").write_text(json.dumps(told, indent=2) + "\n")
+        (settings.run_dir / "settings.json").write_text(json.dumps(told, indent=2) + "\n")
     except OSError as error:
-        raise SettingsError(f"[trainer] run = {settings.run}: {error.strerror}; give a directory to write to") from None
+        raise SettingsError(
+            f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
+        ) from None
     policy, reference = make_policy(settings), None
     if settings.loss.beta:
         reference = make_policy(settings)
@@ -47,12 +49,12 @@ def run(
         service.wait_ready()
         if evaluated and not _kept(settings, BEFORE):
             _measure(policy, service, settings, BEFORE)
-        state = train(settings, policy, reference, between(service), make_law(settings.screen))
+        state = train(settings, policy, reference, between(service), make_controller(settings.screen))
         if state.step >= settings.steps:
             if evaluated:
                 _measure(policy, service, settings, AFTER)
-            policy.save(settings.run / "policy")
-    tqdm.write(f"wrote {write_report(settings.run)}")
+            policy.save(settings.run_dir / "policy")
+    tqdm.write(f"wrote {write_report(settings.run_dir)}")
     return 0
 
 
@@ -63,7 +65,7 @@ def make_policy(settings: TrainerSettings) -> show_o.ShowO:
         chosen.model,
         vq=chosen.vq,
         tokenizer=chosen.tokenizer,
-        guidance=sampler.guidance,
+        guidance_scale=sampler.guidance_scale,
         temperature=sampler.temperature,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,14 +74,14 @@ def make_policy(settings: TrainerSettings) -> show_o.ShowO:
     return policy
 
 
-def make_law(settings: ScreenSettings) -> Law:
+def make_controller(settings: ScreenSettings) -> ThresholdController:
     """The threshold law of the settings."""
-    return LAWS[settings.law.name](**settings.law.model_dump(exclude={"name"}))
+    return CONTROLLERS[settings.threshold.name](**settings.threshold.model_dump(exclude={"name"}))
 
 
 def _kept(settings: TrainerSettings, file: str) -> bool:
     """Whether the run has that evaluation, as it would be made today."""
-    path = settings.run / file
+    path = settings.run_dir / file
     if not path.exists():
         return False
     found = load_evaluation(path)
@@ -87,6 +89,6 @@ def _kept(settings: TrainerSettings, file: str) -> bool:
 
 
 def _measure(policy: Policy, service: RewardService, settings: TrainerSettings, file: str) -> None:
-    path = settings.run / file
+    path = settings.run_dir / file
     path.parent.mkdir(exist_ok=True)
     save_evaluation(path, evaluate(policy, service, held_out(settings), settings, f"held-out prompts {path.stem}"))

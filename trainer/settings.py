@@ -74,10 +74,10 @@ class DataSettings(_Node):
 
 
 class SamplerSettings(_Node):
-    """MaskGIT sampling; guided logits are (1 + guidance) * conditional - guidance * unconditional."""
+    """MaskGIT sampling; guided logits are (1 + guidance_scale) * conditional - guidance_scale * unconditional."""
 
     denoising_steps: int = Field(50, ge=2)
-    guidance: float = Field(5.0, ge=0)
+    guidance_scale: float = Field(5.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(100, ge=1)
 
@@ -98,7 +98,7 @@ class ServiceSettings(_Node):
     references: int = Field(3, ge=1)
 
 
-class QuantileLaw(_Node):
+class QuantileThreshold(_Node):
     """Trend-aware tracking of the (1 - target_pass_rate) quantile of all surrogate scores.
 
     `start` null keeps all previews in a tracker's first iteration.
@@ -111,7 +111,7 @@ class QuantileLaw(_Node):
     start: float | None = None
 
 
-class PowerLaw(_Node):
+class PowerThreshold(_Node):
     """T ** (1 - mu * Delta): eq. 7 with the sign that converges, and no damping."""
 
     name: Literal["power"]
@@ -120,7 +120,7 @@ class PowerLaw(_Node):
     start: Share
 
 
-class PaperLaw(_Node):
+class PaperThreshold(_Node):
     """Eq. 7 as printed. It does not converge; it is here to reproduce the paper."""
 
     name: Literal["paper"]
@@ -131,28 +131,33 @@ class PaperLaw(_Node):
     start: Share
 
 
-class NoLaw(_Node):
+class NoThreshold(_Node):
     """Every preview passes: plain GRPO on the first previews."""
 
     name: Literal["none"]
 
 
-Law = Annotated[QuantileLaw | PowerLaw | PaperLaw | NoLaw, Field(discriminator="name")]
+Threshold = Annotated[QuantileThreshold | PowerThreshold | PaperThreshold | NoThreshold, Field(discriminator="name")]
 
 
 class ScreenSettings(_Node):
-    """Dynamic Group Scaling: previews are drawn `batch` at a time up to step `at` * T, until `group` pass."""
+    """Dynamic Group Scaling: previews are drawn until `group_size` of them pass the threshold.
 
-    group: int = Field(9, ge=2)
-    batch: int = Field(12, ge=1)
+    They are drawn `preview_batch_size` at a time and scored after `screen_fraction` of the denoising steps.
+    """
+
+    group_size: int = Field(9, ge=2)
+    preview_batch_size: int = Field(12, ge=1)
     max_previews: int = Field(144, ge=2)
-    at: Share = 0.2
-    law: Law = QuantileLaw(name="quantile")
+    screen_fraction: Share = 0.2
+    threshold: Threshold = QuantileThreshold(name="quantile")
 
     @model_validator(mode="after")
     def _a_group_fits(self) -> ScreenSettings:
-        if self.max_previews < self.group:
-            raise ValueError(f"max_previews {self.max_previews} is below group {self.group}; allow at least the group")
+        if self.max_previews < self.group_size:
+            raise ValueError(
+                f"max_previews {self.max_previews} is below group_size {self.group_size}; allow at least the group"
+            )
         return self
 
 
@@ -160,7 +165,7 @@ class LossSettings(_Node):
     """Sync-GRPO, eq. 9. `positions` "masked" scores what was decided, "all" every position as the paper has it.
 
     `scale`: constants per modality, or the bare alphas of the paper. `min_valid` rewards make a group, a smaller one
-    is skipped and counted. `steps_share` of the denoising steps enter the loss, drawn at random and reweighted.
+    is skipped and counted. `loss_step_fraction` of the denoising steps enter the loss, drawn at random and reweighted.
     """
 
     alpha_text: float = Field(0.4, ge=0)
@@ -171,7 +176,7 @@ class LossSettings(_Node):
     scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
     baseline: Literal["group", "population"] = "group"
     min_valid: int = Field(2, ge=2)
-    steps_share: float = Field(1.0, gt=0, le=1)
+    loss_step_fraction: float = Field(1.0, gt=0, le=1)
 
 
 class OptimizerSettings(_Node):
@@ -192,24 +197,24 @@ class CheckpointSettings(_Node):
 
 
 class EvaluateSettings(_Node):
-    """Held-out evaluation: `prompts` of them, one image each, `batch` at a time, from a seed of its own."""
+    """Held-out evaluation: `prompts` of them, one image each, `batch_size` at a time, from a seed of its own."""
 
     prompts: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
-    batch: int = Field(20, ge=1)
+    batch_size: int = Field(20, ge=1)
 
 
 class TrainerSettings(_Node):
-    """The whole trainer. A step takes `groups` prompts; `run` is the directory of checkpoints, metrics and images.
+    """The whole trainer. `run_dir` is the directory of checkpoints, metrics and images.
 
-    `chunk` finished images make one reward request.
+    `reward_batch_size` finished images make one reward request.
     """
 
     seed: int = Field(0, ge=0)
     steps: int = Field(100, ge=1)
-    groups: int = Field(1, ge=1)
-    chunk: int = Field(3, ge=1)
-    run: OutputPath
+    prompts_per_step: int = Field(1, ge=1)
+    reward_batch_size: int = Field(3, ge=1)
+    run_dir: OutputPath
     policy: PolicySettings
     data: DataSettings
     sampler: SamplerSettings = SamplerSettings()
@@ -223,15 +228,20 @@ class TrainerSettings(_Node):
     @property
     def screening_step(self) -> int:
         """The denoising step, 1 to T - 1, after which a preview is judged."""
-        return round(self.screen.at * self.sampler.denoising_steps)
+        return round(self.screen.screen_fraction * self.sampler.denoising_steps)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> TrainerSettings:
         total = self.sampler.denoising_steps
         if not 1 <= self.screening_step < total:
-            raise ValueError(f"screen.at {self.screen.at} of {total} denoising steps leaves no step before or after it")
-        if self.loss.min_valid > self.screen.group:
-            raise ValueError(f"loss.min_valid {self.loss.min_valid} is above screen.group {self.screen.group}")
+            raise ValueError(
+                f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
+                "before or after it"
+            )
+        if self.loss.min_valid > self.screen.group_size:
+            raise ValueError(
+                f"loss.min_valid {self.loss.min_valid} is above screen.group_size {self.screen.group_size}"
+            )
         return self
 
 
@@ -242,4 +252,4 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerS
     try:
         return TrainerSettings.model_validate(table, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise toml.refused(path, error.errors(), "trainer") from None
+        raise toml.settings_error(path, error.errors(), "trainer") from None

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from trainer.grpo.advantage import Slope
-from trainer.grpo.threshold import Law, Tracker
+from trainer.grpo.threshold import ThresholdController, ThresholdState
 from trainer.policy.base import Policy
-from trainer.rollout import Explored
+from trainer.rollout import Previews
 
 
 @dataclass
@@ -20,22 +20,24 @@ class TrainState:
     policy: Policy
     optimizer: torch.optim.Optimizer
     step: int = 0
-    trackers: dict[str, Tracker] = field(default_factory=dict)
+    thresholds: dict[str, ThresholdState] = field(default_factory=dict)
     slope: Slope = field(default_factory=Slope)
 
     def to_save(self) -> dict[str, Any]:
-        trackers = {key: asdict(tracker) for key, tracker in self.trackers.items()}
+        thresholds = {key: asdict(tracker) for key, tracker in self.thresholds.items()}
         model, optimizer = self.policy.module.state_dict(), self.optimizer.state_dict()
-        return {"policy": model, "optimizer": optimizer, "trackers": trackers, "slope": asdict(self.slope)}
+        return {"policy": model, "optimizer": optimizer, "thresholds": thresholds, "slope": asdict(self.slope)}
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
         self.policy.module.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.trackers = {key: Tracker(**tracker) for key, tracker in saved["trackers"].items()}
+        self.thresholds = {key: ThresholdState(**tracker) for key, tracker in saved["thresholds"].items()}
         self.step, self.slope = step, Slope(**saved["slope"])
 
 
-def moved(law: Law, tracker: Tracker, found: Explored) -> Tracker:
-    """The episode's tracker after its screen, from every surrogate score that was measured."""
+def update_threshold(controller: ThresholdController, tracker: ThresholdState, found: Previews) -> ThresholdState:
+    """The task's tracker after its screen, from every surrogate score that was measured."""
     scores = [score for score in found.scores if score is not None]
-    return law.update(tracker, scores, found.kept.drawn, min(found.kept.passed, len(scores)), found.capped)
+    return controller.update(
+        tracker, scores, found.screened.drawn, min(found.screened.passed, len(scores)), found.capped
+    )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 @contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts at once. For the main thread only:
     elsewhere the event is never set."""
     stop = threading.Event()

@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from trainer import checkpoint
 from trainer.clock import Clock
-from trainer.data import Source, read_cards, read_prompts
+from trainer.data import Source, read_concepts, read_prompts
 from trainer.errors import NonFinite, RewardServiceUnavailable
-from trainer.grpo.threshold import Law
+from trainer.grpo.threshold import ThresholdController
 from trainer.metrics import Metrics
-from trainer.optim import learn, make_optimizer, slope_after
+from trainer.optim import make_optimizer, policy_update, slope_after
 from trainer.policy.base import Policy
-from trainer.records import keep_failure, keep_images, step_record
-from trainer.rollout import Rewards, explore, finish
+from trainer.records import keep_failure, log_images, step_record
+from trainer.rollout import Rewards, finish, sample_previews
 from trainer.settings import TrainerSettings
-from trainer.state import TrainState, moved
-from trainer.stop import told_to_stop
+from trainer.state import TrainState, update_threshold
+from trainer.stop import stop_on_signal
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
     policy: Policy,
     reference: Policy | None,
     service: Rewards,
-    law: Law,
+    controller: ThresholdController,
     say: Callable[[str], None] = tqdm.write,
 ) -> TrainState:
     """Train until `settings.steps`, or until SIGTERM or Ctrl-C, which end after the step at hand.
@@ -39,11 +39,11 @@ def train(
     RewardServiceUnavailable,
     CheckpointMismatch, CheckpointNotWritten, NonFinite (the offending group is saved, nothing was updated).
     """
-    cards = read_cards(settings.data.concepts)
-    prompts = read_prompts(settings.data.prompts, cards)
-    source = Source(prompts, cards, settings.seed, settings.groups, settings.data.geneval_share)
+    concepts = read_concepts(settings.data.concepts)
+    prompts = read_prompts(settings.data.prompts, concepts)
+    source = Source(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share)
     state = TrainState(policy, make_optimizer(policy, settings.optimizer))
-    checkpoints = settings.run / "checkpoints"
+    checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
         say(f"going on from {last}: {state.step} of {settings.steps} steps are done")
@@ -54,18 +54,18 @@ def train(
 
     clock = Clock()
     with (
-        told_to_stop() as stop,
-        Metrics(settings.run, resume_at=state.step) as metrics,
+        stop_on_signal() as stop,
+        Metrics(settings.run_dir, resume_at=state.step) as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, groups, trackers = state.step, [], dict(state.trackers)
+            step, groups, thresholds = state.step, [], dict(state.thresholds)
             try:
-                for index, episode in enumerate(source.episodes(step)):
-                    tracker, key = trackers.get(episode.key, law.begin()), (settings.seed, step, index)
-                    found = explore(policy, service, episode, tracker.threshold, settings, key, clock)
+                for index, task in enumerate(source.tasks(step)):
+                    tracker, key = thresholds.get(task.key, controller.initial_state()), (settings.seed, step, index)
+                    found = sample_previews(policy, service, task, tracker.threshold, settings, key, clock)
                     groups.append(finish(policy, service, found, settings, clock))
-                    trackers[episode.key] = moved(law, tracker, found)
+                    thresholds[task.key] = update_threshold(controller, tracker, found)
                 with clock("reward_wait"):
                     rewards = [group.rewards() for group in groups]
             except RewardServiceUnavailable:  # what was learned stays; the step at hand is drawn again
@@ -73,14 +73,16 @@ def train(
                 raise
             try:
                 with clock("update"):
-                    update = learn(policy, reference, state.optimizer, groups, rewards, state.slope, settings, step)
+                    update = policy_update(
+                        policy, reference, state.optimizer, groups, rewards, state.slope, settings, step
+                    )
             except NonFinite as error:
-                raise keep_failure(settings.run, step, groups, rewards, error) from error
-            state.slope, state.trackers = slope_after(state.slope, groups, rewards), trackers
+                raise keep_failure(settings.run_dir, step, groups, rewards, error) from error
+            state.slope, state.thresholds = slope_after(state.slope, groups, rewards), thresholds
             state.step += 1
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
-            keep_images(metrics, step, groups, rewards)
+            log_images(metrics, step, groups, rewards)
             if state.step % settings.checkpoint.every == 0:
                 with clock("checkpoint"):
                     keep(state)

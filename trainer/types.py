@@ -33,7 +33,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Card:
+class ConceptProfile:
     """A personalised concept: its name on the wire, what is known of it, its images uint8 [H W 3].
 
     `answers` are (query, answer) pairs about the images, for visual instruct reasoning; `facts` are the extra
@@ -56,7 +56,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Episode:
+class Task:
     """A prompt made ready: its pathway, the query (None on pathway "none"), and what TIER judges the answer by.
 
     `key` names the threshold tracker: concept (or GenEval tag) and pathway.
@@ -65,7 +65,7 @@ class Episode:
     key: str
     pathway: Pathway
     prompt: Prompt
-    card: Card | None = None
+    profile: ConceptProfile | None = None
     query: Query | None = None
     segments: tuple[str, ...] = ()
     truth: tuple[float, ...] = ()

@@ -14,7 +14,7 @@ import httpx
 
 from benchmarks.faults.scorers import NUMBERS, image_of, number_of, value
 from synod.client import SynodClient
-from synod.contracts import Content, ImageInput, Outcome, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import ImageData, ImageInput, Outcome, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import SynodError
 from synod.images import encode_png
 
@@ -163,6 +163,6 @@ def score(
         tally.outcome(number, outcome)
 
 
-def either(number: int) -> Content:
+def either(number: int) -> ImageData:
     """The image, raw or as PNG."""
     return encode_png(image_of(number)) if number % 2 else image_of(number)

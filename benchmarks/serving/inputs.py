@@ -23,7 +23,7 @@ from benchmarks.serving.jobs import settings_of
 from embedded.samples import SAMPLES, load_samples
 from services.scorers import registry
 from synod.codec import CODECS, PROTOBUF
-from synod.contracts import Content, ImageRef, ScoreItem, ScoreRequest
+from synod.contracts import ImageData, ImageRef, ScoreItem, ScoreRequest
 from synod.digest import digest_of
 
 SETS = 8
@@ -60,7 +60,7 @@ def raw_items(number: int) -> tuple[ScoreItem, ...]:
     return tuple(ScoreItem(image=image, prompt=PROMPT) for image in images)
 
 
-def references(items: Sequence[ScoreItem]) -> tuple[Content, ...]:
+def references(items: Sequence[ScoreItem]) -> tuple[ImageData, ...]:
     """The distinct references of the items."""
     return tuple(dict.fromkeys(r for item in items for r in item.references if isinstance(r, bytes)))
 

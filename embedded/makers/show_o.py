@@ -80,7 +80,7 @@ class ShowOMaker:
         words = _vocabulary(tokens.config.codebook_size)
         concepts = tuple(card.name for card in world.CONCEPTS)
         config = ShowOConfig(words.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
-        self.policy = ShowO(config, words, tokens, guidance=0.0)
+        self.policy = ShowO(config, words, tokens, guidance_scale=0.0)
         self.module: nn.Module = self.policy.module
         self.tables: tuple[nn.Module, ...] = ()
         if start is None:

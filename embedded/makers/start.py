@@ -13,14 +13,14 @@ from services.scorers.base import Scorer
 from services.settings import Settings
 from synod.contracts import ScoreItem
 from trainer.compare import right
-from trainer.data import Source, read_cards, read_prompts
+from trainer.data import Source, read_concepts, read_prompts
 from trainer.evaluate import draw
 from trainer.policy.base import Policy
 from trainer.reasoning import surrogate_item
 from trainer.rollout import begin, reason
 from trainer.session import make_policy
 from trainer.settings import TrainerSettings
-from trainer.types import Episode
+from trainer.types import Task
 
 PROMPTS, PROMPTS_RANKED, ROLLOUTS = 360, 24, 24
 BATCH = 24
@@ -31,16 +31,16 @@ def figures(service: Settings, trainer: TrainerSettings, seed: int) -> list[Figu
     Spearman's rank correlation, over rollouts of one prompt and averaged over prompts, of BER at the screening step
     with BER at the end."""
     policy = make_policy(trainer)
-    cards = read_cards(trainer.data.concepts)
-    prompts = read_prompts(trainer.data.heldout, cards)
-    drawn = Source(prompts, cards, seed, PROMPTS, 1.0).episodes(0)
-    concepts = Source(prompts, cards, seed, 2 * PROMPTS, 0.0).episodes(0)
-    asked = [episode for episode in concepts if episode.pathway == "textual"]
+    profiles = read_concepts(trainer.data.concepts)
+    prompts = read_prompts(trainer.data.heldout, profiles)
+    drawn = Source(prompts, profiles, seed, PROMPTS, 1.0).tasks(0)
+    concepts = Source(prompts, profiles, seed, 2 * PROMPTS, 0.0).tasks(0)
+    asked = [task for task in concepts if task.pathway == "textual"]
     correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn, trainer)
-    named = [_named(policy, episode, place, trainer, seed) for place, episode in enumerate(asked)]
-    mixed = [episode for pair in zip(drawn, concepts, strict=False) for episode in pair][:PROMPTS_RANKED]
+    named = [_named(policy, task, place, trainer, seed) for place, task in enumerate(asked)]
+    mixed = [task for pair in zip(drawn, concepts, strict=False) for task in pair][:PROMPTS_RANKED]
     ber = registry.build("ber", service.scorers["ber"])
-    ranks = [_rank(policy, ber, episode, trainer, (seed, place)) for place, episode in enumerate(mixed)]
+    ranks = [_rank(policy, ber, task, trainer, (seed, place)) for place, task in enumerate(mixed)]
     return [
         Figure("policy: held-out GenEval prompts drawn right", float(np.mean(correct)), len(correct), None),
         Figure("policy: right attribute named", float(np.mean(named)), len(named), None),
@@ -48,29 +48,29 @@ def figures(service: Settings, trainer: TrainerSettings, seed: int) -> list[Figu
     ]
 
 
-def _correct(policy: Policy, scorer: Scorer, episodes: Sequence[Episode], settings: TrainerSettings) -> list[bool]:
+def _correct(policy: Policy, scorer: Scorer, tasks: Sequence[Task], settings: TrainerSettings) -> list[bool]:
     found: list[bool] = []
-    for first in range(0, len(episodes), BATCH):
-        places = range(first, min(first + BATCH, len(episodes)))
-        _, images = draw(policy, episodes, places, settings)
-        items = [ScoreItem(p, geneval=episodes[i].prompt.geneval) for i, p in zip(places, images, strict=True)]
+    for first in range(0, len(tasks), BATCH):
+        places = range(first, min(first + BATCH, len(tasks)))
+        _, images = draw(policy, tasks, places, settings)
+        items = [ScoreItem(p, geneval=tasks[i].prompt.geneval) for i, p in zip(places, images, strict=True)]
         found += [bool(score.detail["official"]) for score in scores(scorer, items)]
     return found
 
 
-def _named(policy: Policy, episode: Episode, place: int, settings: TrainerSettings, seed: int) -> bool:
-    answer = reason(policy, episode, settings, (seed, place), [0])[0]
+def _named(policy: Policy, task: Task, place: int, settings: TrainerSettings, seed: int) -> bool:
+    answer = reason(policy, task, settings, (seed, place), [0])[0]
     assert answer is not None
-    return right(answer.text, episode.segments, episode.truth) is True
+    return right(answer.text, task.segments, task.truth) is True
 
 
-def _rank(policy: Policy, ber: Scorer, episode: Episode, settings: TrainerSettings, key: Sequence[int]) -> float:
+def _rank(policy: Policy, ber: Scorer, task: Task, settings: TrainerSettings, key: Sequence[int]) -> float:
     steps, places = settings.sampler.denoising_steps, range(ROLLOUTS)
-    texts = reason(policy, episode, settings, key, places)
-    begun = begin(policy, [episode] * ROLLOUTS, texts, settings, key, places)
+    texts = reason(policy, task, settings, key, places)
+    begun = begin(policy, [task] * ROLLOUTS, texts, settings, key, places)
     previews = policy.denoise(begun, settings.screening_step)
     early, late = (
-        [score.value for score in scores(ber, [surrogate_item(episode, p) for p in policy.images(images)])]
+        [score.value for score in scores(ber, [surrogate_item(task, p) for p in policy.images(images)])]
         for images in (previews, policy.denoise(previews, steps))
     )
     return float(spearmanr(early, late).statistic)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.gateway import metrics
+from services.observability import metrics
 from synod.exporter import Exporter, parser
 
 PORT = 8001

@@ -16,17 +16,18 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from services import environments, tracing
+from services import environments
 from services.cluster.backend import RayBackend
+from services.cluster.golden_probe import ProbeTimeouts
 from services.cluster.host import Host
 from services.cluster.replica import Build
 from services.cluster.store import shared
-from services.cluster.watch import Patience
-from services.gateway import access, app, auth, metrics
+from services.gateway import app, auth
 from services.gateway.admission import Admission, Window
-from services.gateway.core import Gateway, tell_queue
+from services.gateway.core import Gateway, report_queue
 from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
+from services.observability import access_log, metrics, tracing
 from services.origin import origin
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
@@ -53,10 +54,10 @@ class Ingress:
         settings: Settings,
         specs: Mapping[str, ScorerSpec],
         handles: Mapping[str, DeploymentHandle],
-        access_log: Path,
+        access_log_file: Path,
     ) -> None:
         if settings.server.access_log:
-            access.open_log(access_log)
+            access_log.open_log(access_log_file)
         tracing.start(settings.tracing, "synod-gateway")
         app_name = serve.get_replica_context().app_name
         wanted = {host: settings.scorers[host].serving.replicas for host in settings.hosts}
@@ -66,7 +67,7 @@ class Ingress:
             settings.ensembles,
             fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
             settings.server,
-            admission=Admission(windows(settings), settings.admission.max_queued_images, tell_queue),
+            admission=Admission(windows(settings), settings.admission.max_queued_images, report_queue),
             store=await _store(settings, app_name),
         )
         self._gatekeeper = auth.load(settings.auth)
@@ -121,7 +122,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
     cluster = settings.cluster
-    patience = Patience(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
+    timeouts = ProbeTimeouts(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
     hosts = {}
     for host, names in settings.hosts.items():
         serving = settings.scorers[host].serving
@@ -129,7 +130,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         deployment = _deployment(Host, host, _count(serving, cluster), actor, cluster.health_check_period_s)
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
-        hosts[host] = deployment.bind(described, members, settings.golden, build, patience, settings.tracing)
+        hosts[host] = deployment.bind(described, members, settings.golden, build, timeouts, settings.tracing)
     receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
     gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services import tracing
 from services.backends import Loaded
+from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
 from services.cluster.replica import Build, Replica
-from services.cluster.watch import USUAL, Patience
+from services.observability import tracing
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings
 from services.settings_types import ScorerSettings
@@ -25,13 +25,13 @@ class Host:
         settings: Mapping[str, ScorerSettings],
         golden_file: str | None,
         build: Build,
-        patience: Patience = USUAL,
+        timeouts: ProbeTimeouts = DEFAULT_TIMEOUTS,
         traces: TracingSettings | None = None,
     ) -> None:
-        memory.keep_freed()
+        memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
         self._replicas = {
-            name: Replica(spec, settings[name], golden_file, build, patience) for name, spec in specs.items()
+            name: Replica(spec, settings[name], golden_file, build, timeouts) for name, spec in specs.items()
         }
 
     async def score(
@@ -43,7 +43,8 @@ class Host:
         traceparent: str | None = None,
     ) -> list[Outcome]:
         """As `Replica.score`, by the scorer of that name."""
-        return await self._replicas[scorer].score(items, indexes, timeout_s, traceparent)
+        with tracing.use_span(tracing.Span(traceparent)):
+            return await self._replicas[scorer].score(items, indexes, timeout_s)
 
     async def loaded(self) -> dict[str, Loaded]:
         """Per scorer, what loading it found."""

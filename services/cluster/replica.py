@@ -10,14 +10,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from services import golden, tracing
+from services import golden
 from services.backends import Loaded, batch_cost
 from services.batching import Batcher
-from services.cluster.calls import Calls
+from services.cluster.call_spans import CallSpans
+from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
 from services.cluster.warmup import warm_up
-from services.cluster.watch import USUAL, Patience, Watch
-from services.gateway import metrics
 from services.models.ledger import Held, noting
+from services.observability import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
@@ -36,7 +36,7 @@ class Replica:
         settings: ScorerSettings,
         golden_file: str | None,
         build: Build,
-        patience: Patience = USUAL,
+        timeouts: ProbeTimeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         began_s = time.monotonic()
         name = self._name = spec.name
@@ -61,22 +61,17 @@ class Replica:
             cost=partial(batch_cost, self._scorer.spec),
         )
         probe = partial(self._batcher.score, first=True)
-        self._calls = Calls(name, partial(batch_cost, self._scorer.spec), serving.max_batch_images)
-        self._watch = Watch(name, items, settings.golden_tolerance, probe, patience, drift)
+        self._call_spans = CallSpans(name, partial(batch_cost, self._scorer.spec), serving.max_batch_images)
+        self._golden_probe = GoldenProbe(name, items, settings.golden_tolerance, probe, timeouts, drift)
 
-    async def score(
-        self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        """One outcome per index into `items`, as `Batcher.score` gives them, traced as a part of the span that
-        `traceparent` names. Raises Overloaded and Unavailable."""
+    async def score(self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        """Return one outcome per index into `items`, as `Batcher.score` does. Raises Overloaded and Unavailable."""
         held = metrics.HELD_IMAGES.labels(self._name)
         chosen = [items[i] for i in indexes]
         cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)
         held.inc(cost)
         try:
-            if traceparent is None or not tracing.on():
-                return await self._batcher.score(chosen, timeout_s)
-            with self._calls.call(chosen, traceparent):
+            with self._call_spans.call(chosen):
                 return await self._batcher.score(chosen, timeout_s)
         finally:
             held.dec(cost)
@@ -84,11 +79,11 @@ class Replica:
     async def check_health(self) -> None:
         """Serve asks before it routes to this replica, and each period after. Never waits for the device; raises the
         stored verdict."""
-        self._watch.check(idle=self._batcher.held == 0)
+        self._golden_probe.check(idle=self._batcher.held == 0)
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        users = self._watch.users(items)
-        with self._watch.running(items), self._measured(users), self._calls.running(users):
+        users = self._golden_probe.users(items)
+        with self._golden_probe.running(items), self._measured(users), self._call_spans.running(users):
             outcomes = run_batch(self._scorer, items)
         return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 import synod
 from services.gateway import compat as compatible
 from services.gateway import console, docs, pages, rest, schema
-from services.gateway.auth import Gatekeeper
+from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 from services.settings import CompatSettings
@@ -32,7 +32,7 @@ class Api(FastAPI):
 
 def build(
     gateway: Gateway,
-    gatekeeper: Gatekeeper | None = None,
+    authenticator: Authenticator | None = None,
     *,
     metrics_need_token: bool = False,
     ports: Ports | None = None,
@@ -41,11 +41,11 @@ def build(
     """The whole HTTP face of a service: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
     Neither page needs another site.
 
-    `gatekeeper` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
+    `authenticator` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
     `metrics_need_token`; health, readiness and the documents are open. While the application runs, it listens on
     `ports` too, besides who serves it. `compat` adds other servers' endpoints.
     """
-    guard = gatekeeper or Gatekeeper()
+    guard = authenticator or Authenticator()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +64,7 @@ def build(
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    app.state.gatekeeper = guard
+    app.state.authenticator = guard
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
     app.include_router(console.router)

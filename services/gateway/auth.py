@@ -30,7 +30,7 @@ from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 from synod.secret import Secret, from_environment, from_file
 
 Scope = Literal["score", "metrics"]
-ANYONE = Caller()
+ANONYMOUS = Caller()
 
 
 class _Entry(BaseModel):
@@ -52,19 +52,19 @@ class _Known:
     scopes: frozenset[Scope]
 
 
-class Gatekeeper:
+class Authenticator:
     """Tells callers by their tokens; without any token it lets everyone in (loopback only: the settings see to it)."""
 
     def __init__(self, known: tuple[_Known, ...] = ()) -> None:
         self._known = known
 
-    def caller(self, authorization: str | None, scope: Scope) -> Caller:
+    def authenticate(self, authorization: str | None, scope: Scope) -> Caller:
         """Who sends this Authorization header. Raises Unauthenticated, or PermissionDenied for want of `scope`.
 
         Every known digest is compared, each in constant time, so that the time taken tells nothing of any.
         """
         if not self._known:
-            return ANYONE
+            return ANONYMOUS
         kind, _, token = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not token.strip():
             raise Unauthenticated("no bearer token; send 'Authorization: Bearer TOKEN'")
@@ -77,13 +77,13 @@ class Gatekeeper:
         return matching[0].caller
 
 
-def load(settings: AuthSettings, environ: Mapping[str, str] = os.environ) -> Gatekeeper:
-    """The gatekeeper of the settings' source. Raises SettingsError for one that cannot be used, without its secrets."""
+def load(settings: AuthSettings, environ: Mapping[str, str] = os.environ) -> Authenticator:
+    """Load the tokens that the settings name. Raises SettingsError, without secrets, for unusable ones."""
     if settings.tokens_file is not None:
-        return Gatekeeper(_read(from_file("[auth] tokens_file", settings.tokens_file)))
+        return Authenticator(_read(from_file("[auth] tokens_file", settings.tokens_file)))
     if settings.tokens_env is not None:
-        return Gatekeeper(_read(from_environment("[auth] tokens_env", settings.tokens_env, environ)))
-    return Gatekeeper()
+        return Authenticator(_read(from_environment("[auth] tokens_env", settings.tokens_env, environ)))
+    return Authenticator()
 
 
 def challenge(error: Exception) -> str | None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 
-from services.gateway import access, metrics
-from services.tracing import NOTHING, Span
+from services.observability import access_log, metrics
+from services.observability.tracing import NO_SPAN, Span
 
 
 class OpenRequest:
@@ -17,8 +17,8 @@ class OpenRequest:
     `route` is the label of the metrics and of the access log: an HTTP path, or the name of a gRPC method.
     """
 
-    def __init__(self, route: str, span: Span = NOTHING) -> None:
-        self.access = access.Entry(route, span)
+    def __init__(self, route: str, span: Span = NO_SPAN) -> None:
+        self.access = access_log.AccessRecord(route, span)
         self.span = span
         self._route = route
         self._began_s = time.monotonic()
@@ -33,5 +33,5 @@ class OpenRequest:
         metrics.OPEN_REQUESTS.dec()
         metrics.REQUESTS.labels(self._route, outcome).inc()
         metrics.REQUEST_SECONDS.labels(self._route).observe(time.monotonic() - self._began_s)
-        self.access.told(outcome)
+        self.access.finish(outcome)
         self.span.end()

@@ -25,13 +25,13 @@ from services.gateway import rest
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from services.settings import CompatSettings
-from synod.client.values import values_of
-from synod.contracts import Content, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
-from synod.reader import Fields, Node, each, show
+from synod.reader import Fields, Node, each, quote
 from synod.scoring import geneval
 from synod.tree import read_item
+from synod.values import values_of
 
 PROTOCOL = "1"
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")
@@ -54,7 +54,7 @@ def routers(settings: CompatSettings) -> list[APIRouter]:
 
 
 def _unirl() -> APIRouter:
-    router = APIRouter(route_class=rest.Rim)
+    router = APIRouter(route_class=rest.ErrorBoundaryRoute)
 
     @router.post("/score", response_class=Response, summary="Tencent UniRL's reward service: score")
     async def score(http: Request) -> Response:
@@ -80,7 +80,7 @@ def _unirl() -> APIRouter:
 
 
 def _openrlhf(reward: str) -> APIRouter:
-    router = APIRouter(route_class=rest.Rim)
+    router = APIRouter(route_class=rest.ErrorBoundaryRoute)
 
     @router.post("/openrlhf", response_class=Response, summary="OpenRLHF's remote reward model")
     async def rewards(http: Request) -> Response:
@@ -100,7 +100,7 @@ def read_unirl(body: bytes) -> list[Asked]:
     of = _open(_parse(body))
     version = of.get("protocol_version", Node.text) or PROTOCOL
     if version != PROTOCOL:
-        raise InvalidRequest(f"protocol_version: {show(version)}; this service speaks '{PROTOCOL}'")
+        raise InvalidRequest(f"protocol_version: {quote(version)}; this service speaks '{PROTOCOL}'")
     if of.get("grad_mode", Node.boolean):
         raise InvalidRequest("grad_mode: true; scores here have no gradients")
     return list(of.need("requests", each(_asked)))
@@ -168,7 +168,7 @@ def _grouped(gateway: Gateway, asked: Sequence[Asked]) -> dict[tuple[str, ...], 
             if name not in gateway.ensembles:
                 served = ", ".join(sorted(_served(gateway)))
                 raise UnknownScorer(
-                    f"requests[{i}].required_rewards: no reward {show(name)}; this service has {served}"
+                    f"requests[{i}].required_rewards: no reward {quote(name)}; this service has {served}"
                 )
         for names in ((scorers,) if scorers else ()) + tuple((name,) for name in alone):
             groups.setdefault(names, []).append(i)
@@ -193,7 +193,7 @@ def _asked(node: Node) -> Asked:
     if of.get("scorer_version", Node.text) is not None:
         raise node.error("'scorer_version' cannot be pinned here; drop expected_scorer_version")
     rewards = of.need("required_rewards", each(Node.text))
-    identity = {name: of.get(name, Node.plain) for name in IDENTITY}
+    identity = {name: of.get(name, Node.json_value) for name in IDENTITY}
     return Asked(_with_history(of.get("metadata", _metadata) or ScoreItem(), of), rewards, identity)
 
 
@@ -207,7 +207,7 @@ def _with_history(item: ScoreItem, of: Fields) -> ScoreItem:
     return replace(item, image=image, prompt=text or None, references=(*references, *item.references))
 
 
-def _turn(node: Node) -> tuple[str, Content | None]:
+def _turn(node: Node) -> tuple[str, ImageData | None]:
     of = _open(node)
     for name in _REFUSED:
         if of.get(name, Node.text) is not None:

@@ -14,18 +14,18 @@ from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
 
 from services.backends import ScorerBackend
-from services.gateway import metrics
 from services.gateway.admission import Admission, Caller
-from services.gateway.admit import Plan, admit
 from services.gateway.decode import Decoder
-from services.gateway.fanout import Fanout, Means
-from services.gateway.health import groups_of
+from services.gateway.fanout import Fanout, GatewayContext
+from services.gateway.plan import Plan, plan_request
 from services.gateway.store import MemoryStore, Store
+from services.observability import metrics
+from services.observability.reward_health import groups_of
 from services.settings import AdmissionSettings, EnsembleSettings, LimitSettings, ServerSettings, StoreSettings
 from synod.contracts import (
     Catalogue,
-    Content,
     EnsembleInfo,
+    ImageData,
     ImageInput,
     ImageRef,
     ItemResult,
@@ -42,7 +42,7 @@ from synod.contracts import (
 )
 from synod.errors import ImageTooLarge, PayloadTooLarge, Unavailable, UnknownImage
 
-ANYONE = Caller()
+ANONYMOUS = Caller()
 
 
 class Gateway:
@@ -67,14 +67,14 @@ class Gateway:
         self.ensembles = ensembles
         self.limits = limits if limits.max_request_pixels else limits.fitted(_memory_bytes())
         self._server = server
-        self._means = Means(
+        self._context = GatewayContext(
             backend,
             store or MemoryStore(kept.max_image_bytes, kept.max_scores),
-            admission or Admission({}, AdmissionSettings().max_queued_images, tell_queue),
+            admission or Admission({}, AdmissionSettings().max_queued_images, report_queue),
             Decoder(self.limits),
         )
 
-    async def score(self, request: ScoreRequest, caller: Caller = ANYONE) -> ScoreResponse:
+    async def score(self, request: ScoreRequest, caller: Caller = ANONYMOUS) -> ScoreResponse:
         """One result per item, in order. Raises what `stream` raises.
 
         `timeout_ms` counts from here: the body has been read.
@@ -93,7 +93,7 @@ class Gateway:
         )
         return ScoreResponse(results, last.request_id)
 
-    async def stream(self, request: ScoreRequest, caller: Caller = ANYONE) -> AsyncGenerator[Part]:
+    async def stream(self, request: ScoreRequest, caller: Caller = ANONYMOUS) -> AsyncGenerator[Part]:
         """A part per item and scorer as soon as that scorer ends, in no order of either; the rewards last.
 
         Raises, before the first part, InvalidRequest or a child of it, UnknownImage, and Overloaded when a lane or the
@@ -106,18 +106,22 @@ class Gateway:
     def _admit(self, request: ScoreRequest) -> tuple[Plan, float]:
         """What is to be done, and until when (monotonic)."""
         began_s = time.monotonic()
-        plan = admit(request, self.backend.specs, self.ensembles, self.limits, self._server.max_timeout_ms)
+        plan = plan_request(request, self.backend.specs, self.ensembles, self.limits, self._server.max_timeout_ms)
         return plan, began_s + (request.timeout_ms or self._server.default_timeout_ms) / 1000
 
     async def _parts(self, request: ScoreRequest, caller: Caller, plan: Plan, ends_s: float) -> AsyncGenerator[Part]:
         request_id = request.request_id or uuid.uuid4().hex
         scores: list[dict[str, Outcome]] = [{} for _ in request.items]
-        with metrics.STAGE_SECONDS.labels("total").time(), _counted(), self._means.admission.quota(caller, len(scores)):
+        with (
+            metrics.STAGE_SECONDS.labels("total").time(),
+            _counted(),
+            self._context.admission.quota(caller, len(scores)),
+        ):
             items = await self._with_images(request.items)
-            await self._means.decoder.check(items)
+            await self._context.decoder.check(items)
             metrics.ITEMS.inc(len(items))
             metrics.IMAGES.inc(sum(len(item.images()) for item in items))
-            fanout = Fanout(self._means, plan, request.items, items, caller.priority, ends_s)
+            fanout = Fanout(self._context, plan, request.items, items, caller.priority, ends_s)
             async with aclosing(fanout.parts()) as parts:
                 async for scorer, outcomes in parts:
                     _count(scorer, outcomes.values())
@@ -137,7 +141,7 @@ class Gateway:
             spec = self.backend.specs[name]
             metrics.count_rewards(name, [scores[i][name] for i in asked], within, spec.low, spec.high)
 
-    async def put_images(self, images: Sequence[Content]) -> list[str]:
+    async def put_images(self, images: Sequence[ImageData]) -> list[str]:
         """Keep images, so that requests may name them by digest. Raises ImageTooLarge and PayloadTooLarge."""
         if len(images) > self.limits.max_items:
             raise PayloadTooLarge(f"{len(images)} images, the limit is {self.limits.max_items} ([limits] max_items)")
@@ -146,7 +150,7 @@ class Gateway:
             most = self.limits.max_image_bytes if isinstance(image, bytes) else 3 * self.limits.max_image_pixels
             if size > most:
                 raise ImageTooLarge(f"images[{i}] has {size} bytes, the limit is {most}; send a smaller image")
-        return await self._means.store.put(images)
+        return await self._context.store.put(images)
 
     async def catalogue(self) -> Catalogue:
         """What is served, how each scorer was loaded where a replica of it is ready, and the limits of a request."""
@@ -169,16 +173,16 @@ class Gateway:
 
     def close(self) -> None:
         """End the decoding threads, and the calls that are still under way."""
-        self._means.decoder.close()
-        for call in self._means.under_way:
-            call.cancel()
+        self._context.decoder.close()
+        for task in self._context.tasks:
+            task.cancel()
 
     async def _with_images(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
         """The items with what they name by digest put in its place. Raises UnknownImage with all that is missing."""
         named = list(dict.fromkeys(p.digest for item in items for p in _images(item) if isinstance(p, ImageRef)))
         if not named:
             return tuple(items)
-        kept = dict(zip(named, await self._means.store.get(named), strict=True))
+        kept = dict(zip(named, await self._context.store.get(named), strict=True))
         missing = [digest for digest, image in kept.items() if image is None]
         if missing:
             raise UnknownImage(
@@ -211,7 +215,7 @@ def _images(item: ScoreItem) -> tuple[ImageInput, ...]:
     return item.references if item.image is None else (*item.references, item.image)
 
 
-def tell_queue(scorer: str, came_s: float | None) -> None:
+def report_queue(scorer: str, came_s: float | None) -> None:
     """Tell the metrics when (monotonic) the call came that is next in a scorer's queue."""
     metrics.queue_oldest(scorer, None if came_s is None else time.time() - (time.monotonic() - came_s))
 

@@ -6,7 +6,7 @@ import zlib
 from typing import Final
 
 from synod.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
-from synod.reader import show
+from synod.reader import quote
 
 _WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # RFC 9110, 8.4.1: gzip's format, and zlib's
 _FORMATS: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "zlib"}
@@ -20,7 +20,7 @@ def check_encoding(header: str) -> str | None:
         return None
     if encoding not in _WINDOW_BITS:
         raise UnsupportedMedia(
-            f"content encoding {show(encoding)}; send one of {', '.join(ENCODINGS)}, or the body as it is"
+            f"content encoding {quote(encoding)}; send one of {', '.join(ENCODINGS)}, or the body as it is"
         )
     return encoding
 

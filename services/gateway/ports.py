@@ -16,7 +16,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from services.gateway.auth import Gatekeeper
+from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.gateway.rpc import RpcServer
 from services.settings import ServerSettings
@@ -40,10 +40,10 @@ class Ports:
 
 
 @asynccontextmanager
-async def serving(ports: Ports, app: FastAPI, gateway: Gateway, gatekeeper: Gatekeeper) -> AsyncIterator[None]:
+async def serving(ports: Ports, app: FastAPI, gateway: Gateway, authenticator: Authenticator) -> AsyncIterator[None]:
     """Listen until left; requests under way then have GRACE_S to end. Raises OSError, RuntimeError for a taken port."""
     http = None if ports.http is None else _Http(app, ports.host, ports.http)
-    grpc = None if ports.grpc is None else RpcServer(gateway, gateway.limits.max_body_bytes, gatekeeper)
+    grpc = None if ports.grpc is None else RpcServer(gateway, gateway.limits.max_body_bytes, authenticator)
     try:
         if http is not None:
             await http.start()

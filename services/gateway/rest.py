@@ -24,17 +24,17 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from services import tracing
-from services.gateway import access, auth, metrics, schema
+from services.gateway import auth, schema
 from services.gateway.admission import Caller
 from services.gateway.boundary import OpenRequest
 from services.gateway.core import Gateway
 from services.gateway.encoding import check_encoding, decoded
 from services.gateway.ndjson import NDJSON, Ndjson, gone
+from services.observability import access_log, metrics, tracing
 from synod.codec import CODECS, Codec, codec_for
 from synod.contracts import PutImagesResponse
 from synod.errors import InvalidRequest, PayloadTooLarge, SynodError
-from synod.reader import show
+from synod.reader import quote
 
 T = TypeVar("T")
 log = logging.getLogger("synod.gateway")
@@ -43,7 +43,7 @@ REQUEST_ID_HEADER = "x-synod-request-id"
 SMALL_BODY = 2**19
 
 
-class Rim(APIRoute):
+class ErrorBoundaryRoute(APIRoute):
     """Answers every request: a SynodError with its status, anything else with a bare 500 (the log has the story)."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -53,17 +53,17 @@ class Rim(APIRoute):
 
         async def answer(http: Request) -> Response:
             http.state.request_id = http.headers.get("x-request-id") or uuid.uuid4().hex
-            span = tracing.request(name, http.headers) if name else tracing.NOTHING
+            span = tracing.request_span(name, http.headers) if name else tracing.NO_SPAN
             opened = http.state.opened = OpenRequest(self.path, span)
             outcome = "client_gone"
             try:
-                with tracing.as_current(span):
+                with tracing.use_span(span):
                     response, outcome = await _outcome(handler, http)
             finally:
                 opened.access.request_id = http.state.request_id
                 if outcome != "ok" or not isinstance(response, Ndjson):
                     opened.finish(outcome)
-            if (safe_id := access.safe_id(http.state.request_id)) is not None:
+            if (safe_id := access_log.safe_id(http.state.request_id)) is not None:
                 response.headers[REQUEST_ID_HEADER] = safe_id
             if span.trace_id is not None:
                 response.headers[tracing.TRACE_ID_HEADER] = span.trace_id
@@ -72,7 +72,7 @@ class Rim(APIRoute):
         return answer
 
 
-router = APIRouter(route_class=Rim)
+router = APIRouter(route_class=ErrorBoundaryRoute)
 
 
 @router.post("/v1/score", response_class=Response, summary="Score a batch of items", **schema.SCORE)
@@ -83,7 +83,7 @@ async def score(http: Request) -> Response:
     request = await read_in(codec.decode_request, await read_body(http))
     http.state.request_id = request.request_id or http.state.request_id
     request = dataclasses.replace(request, request_id=http.state.request_id)
-    http.state.opened.access.asked(request, _gateway(http).backend.specs, _gateway(http).ensembles)
+    http.state.opened.access.set_request(request, _gateway(http).backend.specs, _gateway(http).ensembles)
     if NDJSON in accepted(http):
         parts = _gateway(http).stream(request, caller)
         return await while_there(http, Ndjson.open(http, parts, http.state.request_id, http.state.opened))
@@ -139,9 +139,9 @@ async def prometheus(http: Request) -> Response:
 
 def caller_of(http: Request, scope: auth.Scope, authorization: str | None = None) -> Caller:
     """Who asks, by `authorization`, or else by the header of that name. Raises Unauthenticated, PermissionDenied."""
-    gatekeeper: auth.Gatekeeper = http.app.state.gatekeeper
-    caller = gatekeeper.caller(authorization or http.headers.get("authorization"), scope)
-    http.state.opened.access.by(caller)
+    authenticator: auth.Authenticator = http.app.state.authenticator
+    caller = authenticator.authenticate(authorization or http.headers.get("authorization"), scope)
+    http.state.opened.access.set_caller(caller.name)
     return caller
 
 
@@ -205,7 +205,7 @@ def error_response(http: Request, error: SynodError) -> Response:
 async def unrouted(http: Request, refused: HTTPException) -> Response:
     """The answer for a path or a method that is not here: typed, with the status and headers of HTTP."""
     codec = answer_codec(http)
-    error = InvalidRequest(f"no {show(http.method)[1:-1]} {show(http.url.path)} here; GET /docs tells what there is")
+    error = InvalidRequest(f"no {quote(http.method)[1:-1]} {quote(http.url.path)} here; GET /docs tells what there is")
     return Response(codec.encode_error(error), refused.status_code, refused.headers, media_type=codec.content_type)
 
 

@@ -20,15 +20,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services import tracing
 from services.backends import ScorerBackend
 from services.gateway.admission import Caller
-from services.gateway.auth import Gatekeeper
+from services.gateway.auth import Authenticator
 from services.gateway.boundary import OpenRequest
+from services.observability import tracing
 from synod.codec import PROTOBUF
 from synod.contracts import (
     Catalogue,
-    Content,
+    ImageData,
     Part,
     PutImagesResponse,
     RequestError,
@@ -76,7 +76,7 @@ class RewardGateway(Protocol):
         """The same in parts, the rewards last. Closing it drops the work."""
         ...
 
-    async def put_images(self, images: Sequence[Content]) -> Sequence[str]:
+    async def put_images(self, images: Sequence[ImageData]) -> Sequence[str]:
         """Keep images; their digests, in order."""
         ...
 
@@ -86,10 +86,10 @@ class RewardGateway(Protocol):
 
 
 class RewardServicer:
-    """`synod.v1.RewardService` over a gateway, for those whom `gatekeeper` lets in."""
+    """`synod.v1.RewardService` over a gateway, for those whom `authenticator` lets in."""
 
-    def __init__(self, gateway: RewardGateway, gatekeeper: Gatekeeper) -> None:
-        self._gateway, self._gatekeeper = gateway, gatekeeper
+    def __init__(self, gateway: RewardGateway, authenticator: Authenticator) -> None:
+        self._gateway, self._authenticator = gateway, authenticator
 
     async def score(self, body: bytes, context: _Context) -> bytes:
         """Score."""
@@ -98,10 +98,10 @@ class RewardServicer:
 
         async def answer() -> bytes:
             caller = self._caller(context)
-            opened.access.by(caller)
+            opened.access.set_caller(caller.name)
             request = await asyncio.to_thread(PROTOBUF.decode_request, body)
             request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
-            opened.access.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
+            opened.access.set_request(request, self._gateway.backend.specs, self._gateway.ensembles)
             return PROTOBUF.encode_response(await self._gateway.score(request, caller))
 
         return await _at_rim(answer, context, opened)
@@ -112,7 +112,7 @@ class RewardServicer:
         opened = OpenRequest("PutImages", _span("PutImages", context))
 
         async def answer() -> bytes:
-            opened.access.by(self._caller(context))
+            opened.access.set_caller(self._caller(context).name)
             request = await asyncio.to_thread(PROTOBUF.decode_put, body)
             opened.span.set(items=len(request.images))
             digests = await self._gateway.put_images(request.images)
@@ -126,7 +126,7 @@ class RewardServicer:
         opened = OpenRequest("ListScorers")
 
         async def answer() -> bytes:
-            opened.access.by(self._caller(context))
+            opened.access.set_caller(self._caller(context).name)
             return PROTOBUF.encode_catalogue(await self._gateway.catalogue())
 
         return await _at_rim(answer, context, opened)
@@ -153,7 +153,7 @@ class RewardServicer:
     def _caller(self, context: _Context) -> Caller:
         """Raises Unauthenticated, PermissionDenied."""
         given = dict(context.invocation_metadata() or ()).get("authorization")
-        return self._gatekeeper.caller(given if given is None else str(given), "score")
+        return self._authenticator.authenticate(given if given is None else str(given), "score")
 
     async def _answer_all(
         self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
@@ -175,14 +175,14 @@ class RewardServicer:
     ) -> None:
         request_id = ""
         opened = OpenRequest("ScoreStream", span)
-        opened.access.by(caller)
+        opened.access.set_caller(caller.name)
         outcome = "client_gone"
         try:
             request = await asyncio.to_thread(PROTOBUF.decode_stream_request, body)
             request_id = request.request_id or uuid.uuid4().hex
             request = replace(request, request_id=request_id)
-            opened.access.asked(request, self._gateway.backend.specs, self._gateway.ensembles)
-            with tracing.as_current(span):
+            opened.access.set_request(request, self._gateway.backend.specs, self._gateway.ensembles)
+            with tracing.use_span(span):
                 async with aclosing(self._gateway.stream(request, caller)) as stream:
                     async for part in stream:
                         await parts.put(PROTOBUF.encode_part(part))
@@ -202,13 +202,13 @@ class RpcServer:
         self,
         gateway: RewardGateway,
         max_body_bytes: int,
-        gatekeeper: Gatekeeper | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self._gateway = gateway
         sizes = (("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1))
         self._server = grpc.aio.server(options=[*sizes, *KEEPALIVE_OPTIONS])
         self._health = health.aio.HealthServicer()
-        add_to_server(RewardServicer(gateway, gatekeeper or Gatekeeper()), self._server)
+        add_to_server(RewardServicer(gateway, authenticator or Authenticator()), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self._watching: asyncio.Task[None] | None = None
@@ -255,7 +255,7 @@ def add_to_server(servicer: RewardServicer, server: Any) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
-async def abort(context: _Context, error: SynodError, span: tracing.Span = tracing.NOTHING) -> NoReturn:
+async def abort(context: _Context, error: SynodError, span: tracing.Span = tracing.NO_SPAN) -> NoReturn:
     """End a call with `error`, and tell of its trace."""
     metadata: tuple[tuple[str, str | bytes], ...] = ((ERROR_KEY, _encode_bounded(error)), *_trace_of(span))
     details = error.message[:MAX_DETAILS].encode("ascii", "backslashreplace").decode()[:MAX_DETAILS]
@@ -285,9 +285,9 @@ def _encode_bounded(error: SynodError) -> bytes:
 
 def _span(name: str, context: _Context) -> tracing.Span:
     """The span of a call, which goes on a trace that its metadata tells of."""
-    if not tracing.on():
-        return tracing.NOTHING
-    return tracing.request(name, {key: str(value) for key, value in context.invocation_metadata() or ()})
+    if not tracing.enabled():
+        return tracing.NO_SPAN
+    return tracing.request_span(name, {key: str(value) for key, value in context.invocation_metadata() or ()})
 
 
 def _trace_of(span: tracing.Span) -> tuple[tuple[str, str], ...]:
@@ -302,7 +302,7 @@ def _tell_trace(context: _Context, span: tracing.Span) -> None:
 async def _at_rim(answer: Callable[[], Awaitable[bytes]], context: _Context, opened: OpenRequest) -> bytes:
     outcome = "client_gone"
     try:
-        with tracing.as_current(opened.span):
+        with tracing.use_span(opened.span):
             answered = await answer()
         _tell_trace(context, opened.span)
         outcome = "ok"

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from synod.contracts import Content, Outcome, Pixels, Score, ScoreFailure
+from synod.contracts import ImageData, Outcome, Pixels, Score, ScoreFailure
 from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
@@ -38,8 +38,8 @@ class ScoreKey(NamedTuple):
 class Claim(Enum):
     """The answer for a score that is not there: yours to measure, or measured by someone else right now."""
 
-    MINE = "mine"
-    TAKEN = "taken"
+    OWNED = "owned"
+    IN_FLIGHT = "in_flight"
 
 
 class Store(Protocol):
@@ -50,16 +50,16 @@ class Store(Protocol):
 
     keeps_scores: bool
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         """Keep images, as the most recently used. Raises PayloadTooLarge when they do not fit together."""
         ...
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
         """The images of these digests; None for one that was never put, or is gone."""
         ...
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
-        """Per key its score, or who is to measure it. What is MINE must be settled within `lease_s`, or is anyone's."""
+        """Return per key its score, or who computes it. An OWNED key must be settled within `lease_s`."""
         ...
 
     async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
@@ -85,12 +85,12 @@ class MemoryStore:
         self._max_bytes = max_bytes
         self._max_scores = max_scores
         self.keeps_scores = max_scores > 0
-        self._images: OrderedDict[str, Content] = OrderedDict()
+        self._images: OrderedDict[str, ImageData] = OrderedDict()
         self._scores: OrderedDict[ScoreKey, Score] = OrderedDict()
         self._leases: dict[ScoreKey, _Lease] = {}
         self.bytes = 0
 
-    async def put(self, images: Sequence[Content]) -> list[str]:
+    async def put(self, images: Sequence[ImageData]) -> list[str]:
         size = sum(map(_size, images))
         if size > self._max_bytes:
             raise PayloadTooLarge(
@@ -102,7 +102,7 @@ class MemoryStore:
             self._keep(digest, image)
         return digests
 
-    async def get(self, digests: Sequence[str]) -> list[Content | None]:
+    async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
         for digest in digests:
             if digest in self._images:
                 self._images.move_to_end(digest)
@@ -141,11 +141,11 @@ class MemoryStore:
             self._leases = {key: lease for key, lease in self._leases.items() if lease.ends_s > loop.time()}
         held = self._leases.get(key)
         if held is not None and held.ends_s > loop.time():
-            return Claim.TAKEN
+            return Claim.IN_FLIGHT
         self._leases[key] = _Lease(loop.time() + lease_s, held.outcome if held else loop.create_future())
-        return Claim.MINE
+        return Claim.OWNED
 
-    def _keep(self, digest: str, image: Content) -> None:
+    def _keep(self, digest: str, image: ImageData) -> None:
         if digest in self._images:
             self._images.move_to_end(digest)
             return
@@ -156,7 +156,7 @@ class MemoryStore:
             self.bytes -= _size(gone)
 
 
-def _size(image: Content) -> int:
+def _size(image: ImageData) -> int:
     return ENTRY_BYTES + (len(image) if isinstance(image, bytes) else image.nbytes)
 
 

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 import httpx
 
-from services.models.allowance import Budget, Pace, Usage
+from services.models.rate_limit import Budget, Pace, Usage
 from services.models.settings import JudgeEndpoint
 from services.models.types import Completion, Form, Question, Reply, Verdict, png_content
-from synod.client.retry import Retry
 from synod.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -32,11 +31,12 @@ from synod.errors import (
     Unavailable,
 )
 from synod.formats import load_json
-from synod.reader import Node, show
+from synod.reader import Node, quote
+from synod.retry import RetryPolicy
 from synod.secret import from_environment, from_file
 
 MAX_ANSWER_BYTES: Final = 2**20
-_RETRY: Final = Retry(limit=8, first_s=0.5, longest_s=20.0)
+_RETRY: Final = RetryPolicy(max_retries=8, base_s=0.5, max_s=20.0)
 
 
 class Judge:
@@ -47,7 +47,7 @@ class Judge:
         endpoint: JudgeEndpoint,
         key: str | None,
         *,
-        retry: Retry = _RETRY,
+        retry: RetryPolicy = _RETRY,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -182,7 +182,7 @@ class Judge:
     def _quoted(self, data: bytes) -> str:
         """What a message may repeat of an answer: its start, without the key."""
         text = data.decode(errors="replace")
-        return show(text.replace(self._key, "***") if self._key else text, 200)
+        return quote(text.replace(self._key, "***") if self._key else text, 200)
 
 
 @functools.cache
@@ -203,9 +203,9 @@ def load(endpoint: JudgeEndpoint) -> Judge:
 
 def _key(endpoint: JudgeEndpoint) -> str | None:
     if endpoint.key_env is not None:
-        return from_environment("key_env", endpoint.key_env).word()
+        return from_environment("key_env", endpoint.key_env).token()
     if endpoint.key_file is not None:
-        return from_file("key_file", endpoint.key_file).word()
+        return from_file("key_file", endpoint.key_file).token()
     return None
 
 

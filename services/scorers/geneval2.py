@@ -23,7 +23,7 @@ from services.scorers.shared.verdicts import Completing
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem, ScorerFailed, SynodError
 from synod.images import encode_png
-from synod.reader import show
+from synod.reader import quote
 
 TOP_LOGPROBS: Final = 20  # the most that OpenAI and vLLM report by default
 MOST_UNSEEN: Final = 0.01
@@ -86,7 +86,7 @@ class Geneval2:
                     raise reply
                 values.append(measure(question, answer, reply))
             except SynodError as error:
-                reason = f"the question {show(question, 100)} has no answer: {error.message}"
+                reason = f"the question {quote(question, 100)} has no answer: {error.message}"
                 return ScoreFailure(error.code, reason, error.retryable)
         value = geometric_mean(values) if self._method == "soft_tifa_gm" else math.fsum(values) / len(values)
         atoms = [{"question": q, "answer": a, "value": one} for (q, a), one in zip(asked, values, strict=True)]
@@ -135,6 +135,6 @@ def _refusal(asked: Asked) -> InvalidItem | None:
         return InvalidItem("geneval.vqa_list is empty; give GenEval 2's questions, [[question, answer], ..]")
     for question, answer in asked:
         if not question.startswith(COUNTING) and answer.lower() != "yes":
-            reason = f"the expected answer to {show(question, 100)} is {show(answer)}"
+            reason = f"the expected answer to {quote(question, 100)} is {quote(answer)}"
             return InvalidItem(f"{reason}; it must be 'Yes' unless the question begins with '{COUNTING}'")
     return None

@@ -21,7 +21,7 @@ from services.scorers.shared.verdicts import Completing
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import ScorerFailed, SynodError
 from synod.images import encode_png
-from synod.reader import show
+from synod.reader import quote
 
 LOW, HIGH = 1.0, 5.0
 FINAL_SCORE: Final = (
@@ -98,7 +98,7 @@ class UnifiedReward:
             values = {float(value) for value in pattern.findall(reply.text)}
             if len(values) != 1 or not LOW <= min(values) <= HIGH:
                 expected = f"expected one {name} score from {LOW:g} to {HIGH:g}, found {sorted(values)}"
-                said = f"in the reply that ends in {show(reply.text[-200:], 200)}"
+                said = f"in the reply that ends in {quote(reply.text[-200:], 200)}"
                 return ScoreFailure.of(
                     ScorerFailed(f"{expected} {said}; give 'model' the 'form' that it was trained on")
                 )

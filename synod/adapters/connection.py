@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 from synod.client import AsyncSynodClient
 from synod.client.transport import scheme_of
-from synod.client.values import OnError, Values, values_of
 from synod.contracts import ScoreRequest
+from synod.values import OnError, Values, values_of
 
 OnAllFailed = Literal["raise", "mask"]
 

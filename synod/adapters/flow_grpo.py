@@ -17,10 +17,10 @@ from typing import Any
 from synod.adapters.connection import OnAllFailed, check_not_all_failed
 from synod.adapters.items import contents_of, item_of, plain
 from synod.client import SynodClient
-from synod.client.values import OnError, Values, values_of
 from synod.contracts import ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest
 from synod.scoring import geneval
+from synod.values import OnError, Values, values_of
 
 Scores = dict[str, list[Any]]
 

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from synod.contracts import Content, Pixels, ScoreItem, is_raw
+from synod.contracts import ImageData, Pixels, ScoreItem, is_raw
 from synod.errors import BadImage, InvalidRequest
 from synod.formats import load_json, strict_base64
 from synod.images import pixels_of
-from synod.reader import Node, show
+from synod.reader import Node, quote
 from synod.scoring import geneval
 from synod.tree import read_item
 
@@ -127,7 +127,7 @@ def of_json(value: Any, path: str) -> Any:
         raise InvalidRequest(f"{path}: text that starts as a JSON object and is none ({error})") from None
 
 
-def contents_of(images: Iterable[object]) -> list[Content]:
+def contents_of(images: Iterable[object]) -> list[ImageData]:
     """A batch (a list, torch [N 3 H W] or numpy [N H W 3]) -> its images. Raises BadImage, with its place."""
     found = []
     for i, image in enumerate(images):
@@ -138,7 +138,7 @@ def contents_of(images: Iterable[object]) -> list[Content]:
     return found
 
 
-def content_of(image: object) -> Content:
+def content_of(image: object) -> ImageData:
     """One image as it travels, by the table above. Raises BadImage."""
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
         image = image["bytes"]
@@ -218,7 +218,7 @@ def _image(part: Mapping[str, Any]) -> Any:
     if image is None and url is not None:
         image = url.get("url") if isinstance(url, Mapping) else url
         if not isinstance(image, str) or not image.startswith("data:"):
-            raise BadImage(f"an image_url part of {show(image)}: no URL is fetched; give a data: URL or the image")
+            raise BadImage(f"an image_url part of {quote(image)}: no URL is fetched; give a data: URL or the image")
     return image
 
 
@@ -229,7 +229,7 @@ def _data_url(url: str) -> bytes:
             return strict_base64(body)
     except ValueError:
         pass
-    raise BadImage(f"{show(url)} is no data: URL of base64; give 'data:image/png;base64,' and the bytes in base64")
+    raise BadImage(f"{quote(url)} is no data: URL of base64; give 'data:image/png;base64,' and the bytes in base64")
 
 
 def _no_bytes(node: Node) -> bytes:

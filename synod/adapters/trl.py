@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from synod.adapters.connection import Connection, OnAllFailed, asked, check_not_all_failed, numbers
 from synod.adapters.items import FIELDS, image_in, image_of, item_of, of_json, plain, prompt_of, text_of
-from synod.client.values import OnError
 from synod.contracts import ScoreItem
+from synod.values import OnError
 
 COLUMNS: Final[tuple[str, ...]] = ("image", "images", "references", *FIELDS)  # of the dataset, that make up items
 

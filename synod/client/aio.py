@@ -11,20 +11,23 @@ from typing import Any, TypeVar
 import httpx
 
 from synod.client import core
-from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Together
+from synod.client.flows import MAX_CONCURRENT_CHUNKS, Flow, Flows, Gather, Sleep, Step
+from synod.client.headers import find_token
 from synod.client.http import AsyncHttpTransport
-from synod.client.retry import Retry
-from synod.client.token import find_token
 from synod.client.transport import AsyncTransport, scheme_of
-from synod.client.values import OnError, Values
-from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from synod.retry import RetryPolicy
+from synod.values import OnError, Values
 
 T = TypeVar("T")
 
 
 class AsyncSynodClient:
-    """`SynodClient` for one event loop: the same arguments and methods, awaited. Cancelling a call drops its work."""
+    """Call a reward service from one event loop: SynodClient's arguments and methods, awaited.
+
+    Cancelling a call cancels its work in the service.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class AsyncSynodClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._transport = _transport(base_url, find_token(token), transport)
-        self._flows = Flows(self._transport.codec, timeout_s, Retry(retries), by_digest)
+        self._flows = Flows(self._transport.codec, timeout_s, RetryPolicy(retries), by_digest)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See SynodClient.score."""
@@ -49,14 +52,14 @@ class AsyncSynodClient:
 
     async def stream(self, request: ScoreRequest) -> AsyncGenerator[Part]:
         """See SynodClient.stream."""
-        sent = await self._run(self._flows.before_stream(request))
-        reader = core.PartReader(sent, self._transport.part_codec)
-        async with aclosing(self._transport.stream(core.stream_call(sent, self._transport.codec))) as parts:
+        request = await self._run(self._flows.prepare_stream(request))
+        reader = core.PartReader(request, self._transport.part_codec)
+        async with aclosing(self._transport.stream(core.stream_call(request, self._transport.codec))) as parts:
             async for data in parts:
                 yield reader.read(data)
         reader.close()
 
-    async def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
+    async def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         """See SynodClient.put_images."""
         return await self._run(self._flows.put_images(images))
 
@@ -86,28 +89,28 @@ class AsyncSynodClient:
             step = next(flow)
             while True:
                 try:
-                    came_to = await self._do(step)
+                    outcome = await self._do(step)
                 except SynodError as error:
                     step = flow.throw(error)
                 else:
-                    step = flow.send(came_to)
+                    step = flow.send(outcome)
         except StopIteration as done:
             result: T = done.value
             return result
 
     async def _do(self, step: Step) -> object:
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             await asyncio.sleep(step.seconds)
             return None
-        if isinstance(step, Together):
-            return await self._together(step)
+        if isinstance(step, Gather):
+            return await self._gather(step)
         return await self._transport.send(step)
 
-    async def _together(self, step: Together) -> list[object]:
-        room = asyncio.Semaphore(CHUNKS_AT_ONCE)
+    async def _gather(self, step: Gather) -> list[object]:
+        slots = asyncio.Semaphore(MAX_CONCURRENT_CHUNKS)
 
         async def run(flow: Flow[object]) -> object:
-            async with room:
+            async with slots:
                 return await self._run(flow)
 
         tasks = [asyncio.create_task(run(flow)) for flow in step.flows]
@@ -121,6 +124,6 @@ class AsyncSynodClient:
 def _transport(base_url: str, token: str | None, replacement: httpx.AsyncBaseTransport | None) -> AsyncTransport:
     if scheme_of(base_url).startswith("http"):
         return AsyncHttpTransport(base_url, token, replacement)
-    from synod.client.rpc import AsyncRpcTransport  # grpc is slow to import, and not everyone's
+    from synod.client.rpc import AsyncRpcTransport  # grpc is slow to import
 
     return AsyncRpcTransport(base_url, token)

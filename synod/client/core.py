@@ -1,6 +1,6 @@
-"""The protocol without I/O: records -> the call to make, and the answer -> records or the error it tells of.
+"""The protocol without I/O: records -> a call; a response -> records, or the error that it carries.
 
-A transport sends what `Call` says and hands back an `Answer`; it decides nothing. `synod.client.flows` decides when.
+A transport sends a `Call` and returns a `RawResponse`. `synod.client.flows` decides what to call and when.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from synod.errors import (
     Unauthenticated,
     Unavailable,
 )
-from synod.reader import show
+from synod.reader import quote
 
 T = TypeVar("T")
 Operation = Literal["score", "stream", "put_images", "scorers", "ready"]
-_SERVICE: Final = "is this the address of a Synod service?"
-GRACE_S: Final = 5.0  # what the service's own, typed DeadlineExceeded gets on top of `timeout_ms` to arrive
-_BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are not the service's own, such as a proxy's
+CHECK_URL: Final = "check that the URL is a Synod service's"
+GRACE_S: Final = 5.0  # added to `timeout_ms`, so that the service's own DeadlineExceeded can arrive
+_BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for responses of other servers, such as a proxy
     401: Unauthenticated,
     403: PermissionDenied,
     407: PermissionDenied,
@@ -52,7 +52,10 @@ _BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for answers that are no
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call. `timeout_s` bounds the wait for its answer, or for each part; `body` is in the transport's codec."""
+    """One call of the service.
+
+    `timeout_s` bounds the wait for the response, or for each part; `body` is in the transport's codec.
+    """
 
     operation: Operation
     timeout_s: float
@@ -60,10 +63,11 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back: an HTTP status, or the one that says the same; `retry_after_s` where a header told it.
+class RawResponse:
+    """A response before decoding. Over gRPC `status` is the equivalent HTTP status.
 
-    `proxy` is the setting of the proxy in between, if there is one: an answer that no service gives may be the proxy's.
+    `retry_after_s` is the header's. `proxy` is the setting of the proxy in use, if any: an unreadable response may be
+    the proxy's.
     """
 
     status: int
@@ -73,95 +77,103 @@ class Answer:
     proxy: str | None = None
 
 
-def score_call(sent: ScoreRequest, codec: Codec) -> Call:
-    """The call of a request with a `timeout_ms`. Raises InvalidRequest for one that cannot be sent."""
-    return Call("score", _patience_s(sent), codec.encode_request(sent))
+def score_call(request: ScoreRequest, codec: Codec) -> Call:
+    """Encode a request, which has a `timeout_ms`. Raises InvalidRequest for one that cannot be sent."""
+    return Call("score", _timeout_s(request), codec.encode_request(request))
 
 
-def stream_call(sent: ScoreRequest, codec: Codec) -> Call:
-    """The same, to be answered in parts."""
-    return Call("stream", _patience_s(sent), codec.encode_stream_request(sent))
+def stream_call(request: ScoreRequest, codec: Codec) -> Call:
+    """Encode a request for a streamed response. Raises InvalidRequest for one that cannot be sent."""
+    return Call("stream", _timeout_s(request), codec.encode_stream_request(request))
 
 
 def put_call(request: PutImagesRequest, codec: Codec, timeout_s: float) -> Call:
-    """Raises InvalidRequest for an image that cannot be sent."""
+    """Encode an upload of images. Raises InvalidRequest for an image that cannot be sent."""
     return Call("put_images", timeout_s, codec.encode_put(request))
 
 
-def read_score(answer: Answer, sent: ScoreRequest) -> ScoreResponse:
-    """The response to `sent`. Raises the SynodError that the answer tells of, or is."""
-    response = _read(answer, Codec.decode_response)
-    if len(response.results) != len(sent.items) or response.request_id != sent.request_id:
+def read_score(raw: RawResponse, request: ScoreRequest) -> ScoreResponse:
+    """Decode the response to `request`. Raises the SynodError that it carries, or one if it is invalid."""
+    response = _read(raw, Codec.decode_response)
+    if len(response.results) != len(request.items) or response.request_id != request.request_id:
         raise SynodError(
-            f"{len(response.results)} results for request {show(response.request_id)} came back where "
-            f"{len(sent.items)} for {show(sent.request_id)} were due; is something between rewriting answers?"
+            f"the response holds {len(response.results)} results for request {quote(response.request_id)}, but "
+            f"{len(request.items)} items were sent as {quote(request.request_id)}; check for a proxy that rewrites or "
+            "caches responses"
         )
-    absent = {name for result in response.results for name in sent.scorers if name not in result.scores}
+    absent = {name for result in response.results for name in request.scorers if name not in result.scores}
     if absent:
-        raise SynodError(f"the answer holds no outcome of {', '.join(sorted(absent))} for some item")
+        raise SynodError(f"the response lacks the outcome of {', '.join(sorted(absent))} for some item; {CHECK_URL}")
     return response
 
 
-def read_catalogue(answer: Answer) -> dict[str, Any]:
-    """What the service serves, free-form: `scorers`, `ensembles`, `limits`. Raises SynodError."""
-    catalogue = _read(answer, Codec.decode_plain)
+def read_catalogue(raw: RawResponse) -> dict[str, Any]:
+    """Decode what the service serves, free-form: `scorers`, `ensembles`, `limits`. Raises SynodError."""
+    catalogue = _read(raw, Codec.decode_object)
     scorers = catalogue.get("scorers")
     if not isinstance(scorers, list) or not all(isinstance(one, dict) and "name" in one for one in scorers):
-        raise SynodError(f"the service answered without a list of scorers; {_SERVICE}")
+        raise SynodError(f"the response has no list of scorers; {CHECK_URL}")
     return catalogue
 
 
-def read_digests(answer: Answer, due: tuple[str, ...]) -> tuple[str, ...]:
-    """The digests of images put, which must be those `due`. Raises SynodError."""
-    digests = _read(answer, Codec.decode_digests).digests
-    if digests != due:
-        raise SynodError("the service names images by other digests than this client; use one version of Synod")
+def read_digests(raw: RawResponse, expected: tuple[str, ...]) -> tuple[str, ...]:
+    """Decode the digests of uploaded images, which must equal `expected`. Raises SynodError."""
+    digests = _read(raw, Codec.decode_digests).digests
+    if digests != expected:
+        raise SynodError(
+            "the service computes other digests of the uploaded images than this client; install the same version of "
+            "Synod on both sides"
+        )
     return digests
 
 
-def pending(answer: Answer) -> str | None:
-    """What the service still waits for; None when it is ready."""
-    if answer.status == 200:
+def describe_unready(raw: RawResponse) -> str | None:
+    """Return what the service still waits for; None when it is ready."""
+    if raw.status == 200:
         return None
     try:
-        scorers = json.loads(answer.body)["scorers"]
+        scorers = json.loads(raw.body)["scorers"]
         waiting = [f"{name} ({one['reason']})" for name, one in scorers.items() if not one["ready"]]
     except (ValueError, TypeError, KeyError, AttributeError):
-        return _quote(answer)
-    return ", ".join(waiting) or _quote(answer)
+        return _quote(raw)
+    return ", ".join(waiting) or _quote(raw)
 
 
-def error_in(answer: Answer) -> SynodError:
-    """The error of an answer that is one: the service's own, or what its status says."""
-    codec = _codec(answer)
+def error_of_response(raw: RawResponse) -> SynodError:
+    """Return the error that a response carries, or else the one that its status stands for."""
+    codec = _codec(raw)
     error: SynodError | None = None
-    with contextlib.suppress(InvalidRequest):  # the body of some other server
-        error = None if codec is None else codec.decode_error(answer.body)
-    error = error or kind_of(answer.status)(f"{_quote(answer)}; {_hint(answer)}")
+    with contextlib.suppress(InvalidRequest):  # another server's body
+        error = None if codec is None else codec.decode_error(raw.body)
+    error = error or error_type_of_status(raw.status)(f"{_quote(raw)}; {_hint(raw)}")
     if error.retry_after_s is None:
-        error.retry_after_s = answer.retry_after_s
+        error.retry_after_s = raw.retry_after_s
     return error
 
 
 @dataclass(slots=True)
 class PartReader:
-    """Reads one request's answer part by part: every pair of item and scorer once, the rewards last."""
+    """Read the response to one request part by part: each pair of item and scorer once, the rewards last."""
 
-    sent: ScoreRequest
+    request: ScoreRequest
     codec: Codec
     _seen: set[tuple[int, str]] = field(default_factory=set)
     _ended: bool = False
 
     def read(self, data: bytes) -> Part:
-        """The next part. Raises the error that the service tells of; SynodError for a part that cannot be."""
+        """Decode and check the next part. Raises the error that it carries; SynodError for an invalid part."""
         try:
             part = self.codec.decode_part(data)
         except InvalidRequest as error:
-            raise SynodError(f"a part of the answer cannot be read: {error}; {_SERVICE}") from None
+            raise SynodError(f"a part of the response cannot be read: {error}; {CHECK_URL}") from None
         if isinstance(part, RequestError):
             raise part.error
-        if part.request_id != self.sent.request_id or self._ended:
-            raise SynodError(f"a part of request {show(part.request_id)} came where none was due")
+        if part.request_id != self.request.request_id:
+            raise SynodError(
+                f"a part belongs to request {quote(part.request_id)}, but {quote(self.request.request_id)} was sent"
+            )
+        if self._ended:
+            raise SynodError(f"a part of request {quote(part.request_id)} came after its last")
         if isinstance(part, ScoredItem):
             self._check(part)
         else:
@@ -169,28 +181,36 @@ class PartReader:
         return part
 
     def close(self) -> None:
-        """The stream has ended. Raises Unavailable when the answer is not whole: ask again, under the same id."""
+        """Check that the response is complete.
+
+        Raises Unavailable when it is not: retry with the same `request_id`.
+        """
         if not self._ended:
             raise Unavailable(
-                f"the answer to request {show(self.sent.request_id)} was cut off after {len(self._seen)} parts; "
-                "ask again under the same request_id"
+                f"the response to request {quote(self.request.request_id)} ended after {len(self._seen)} parts, before "
+                "its last; send the request again with the same request_id"
             )
 
     def _check(self, part: ScoredItem) -> None:
-        pair = (part.index, part.scorer)
-        if part.index >= len(self.sent.items) or pair in self._seen:
-            raise SynodError(f"item {part.index}'s {show(part.scorer)} came twice, or there is no such item")
+        pair, count = (part.index, part.scorer), len(self.request.items)
+        if part.index >= count:
+            raise SynodError(f"a part is of item {part.index}, but only {count} items were sent")
+        if pair in self._seen:
+            raise SynodError(f"the outcome of {quote(part.scorer)} for item {part.index} came twice")
         self._seen.add(pair)
 
     def _end(self, part: Rewards) -> None:
-        absent = {(i, name) for i in range(len(self.sent.items)) for name in self.sent.scorers} - self._seen
-        if absent or len(part.rewards) != len(self.sent.items):
-            raise SynodError(f"the answer ended with {len(absent)} outcomes missing")
+        count = len(self.request.items)
+        absent = {(i, name) for i in range(count) for name in self.request.scorers} - self._seen
+        if absent or len(part.rewards) != count:
+            raise SynodError(
+                f"the response ended with {len(part.rewards)} of {count} rewards and {len(absent)} outcomes missing"
+            )
         self._ended = True
 
 
-def joined(parts: Iterable[Part], items: int) -> ScoreResponse:
-    """The response that parts of one whole answer to `items` items make up."""
+def merge_parts(parts: Iterable[Part], items: int) -> ScoreResponse:
+    """Build the response from all parts of one complete answer to `items` items."""
     scores: list[dict[str, Outcome]] = [{} for _ in range(items)]
     rewards: tuple[Outcome | None, ...] = (None,) * items
     request_id = ""
@@ -203,41 +223,44 @@ def joined(parts: Iterable[Part], items: int) -> ScoreResponse:
     return ScoreResponse(tuple(map(ItemResult, scores, rewards)), request_id)
 
 
-def _patience_s(sent: ScoreRequest) -> float:
-    assert sent.timeout_ms is not None
-    return sent.timeout_ms / 1000 + GRACE_S
+def _timeout_s(request: ScoreRequest) -> float:
+    assert request.timeout_ms is not None
+    return request.timeout_ms / 1000 + GRACE_S
 
 
-def kind_of(status: int) -> type[SynodError]:
-    """Of an answer that is not the service's own. Any other 5xx is the way's: a proxy's 500 for a gateway that died."""
+def error_type_of_status(status: int) -> type[SynodError]:
+    """Return the error type for a status that another server sent.
+
+    A proxy answers 500, for example, for a gateway that died.
+    """
     return _BY_STATUS.get(status, Unavailable if status >= 500 else SynodError)
 
 
-def _hint(answer: Answer) -> str:
-    """Where an answer that is not the service's own may come from."""
-    if answer.proxy is None:
-        return _SERVICE
+def _hint(raw: RawResponse) -> str:
+    """Say where a response that carries no error of the service may come from."""
+    if raw.proxy is None:
+        return CHECK_URL
     return (
-        f"it may come from the proxy {answer.proxy} rather than from a Synod service: check the proxy, "
+        f"it may come from the proxy {raw.proxy} rather than from a Synod service: check the proxy, "
         "or add the service's host to no_proxy"
     )
 
 
-def _codec(answer: Answer) -> Codec | None:
-    return CODECS.get(answer.content_type.partition(";")[0].strip().lower())
+def _codec(raw: RawResponse) -> Codec | None:
+    return CODECS.get(raw.content_type.partition(";")[0].strip().lower())
 
 
-def _read(answer: Answer, decode: Callable[[Codec, bytes], T]) -> T:
-    if answer.status != 200:
-        raise error_in(answer)
-    codec = _codec(answer)
+def _read(raw: RawResponse, decode: Callable[[Codec, bytes], T]) -> T:
+    if raw.status != 200:
+        raise error_of_response(raw)
+    codec = _codec(raw)
     if codec is None:
-        raise SynodError(f"{_quote(answer)}; {_hint(answer)}")
+        raise SynodError(f"{_quote(raw)}; {_hint(raw)}")
     try:
-        return decode(codec, answer.body)
+        return decode(codec, raw.body)
     except InvalidRequest as error:
-        raise SynodError(f"the answer cannot be read: {error}; {_SERVICE}") from None
+        raise SynodError(f"the response cannot be read: {error}; {CHECK_URL}") from None
 
 
-def _quote(answer: Answer) -> str:
-    return f"HTTP {answer.status} of type {show(answer.content_type)}: {show(answer.body, 120)[1:]}"
+def _quote(raw: RawResponse) -> str:
+    return f"HTTP {raw.status} of type {quote(raw.content_type)}: {quote(raw.body, 120)[1:]}"

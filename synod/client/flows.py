@@ -1,10 +1,10 @@
-"""What a client does, without I/O: chunks, retries, uploads. Both clients run these flows over any transport.
+"""What a client does, without I/O: chunks, retries, uploads. Both clients run these flows.
 
-A flow is a generator: it yields a step and is sent what the step came to, or has the step's SynodError thrown in.
+A flow is a generator: it yields a step and receives the step's result, or the step's SynodError is thrown into it.
 
-    Call       send it -> its Answer
-    Pause      wait -> None
-    Together   run these flows side by side -> their results, in order; the first error ends all
+    Call       send it -> its RawResponse
+    Sleep      wait -> None
+    Gather     run these flows concurrently -> their results, in order; the first error ends all
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from synod.client import core
-from synod.client.chunks import SMALL_BYTES, Limits, chunked, content_bytes, is_small, split
-from synod.client.core import Answer, Call
-from synod.client.references import by_digest
-from synod.client.retry import Retry
-from synod.client.values import OnError, Values, masked, values_of
+from synod.client.chunks import SMALL_BYTES, Limits, image_bytes, is_small, split_by_size, split_request
+from synod.client.core import Call, RawResponse
+from synod.client.references import references_by_digest
 from synod.codec import Codec
-from synod.contracts import Content, PutImagesRequest, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, PutImagesRequest, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
 from synod.errors import (
     DeadlineExceeded,
@@ -32,199 +30,211 @@ from synod.errors import (
     Unavailable,
     UnknownImage,
 )
+from synod.retry import RetryPolicy
+from synod.values import OnError, Values, failed_response, values_of
 
 T = TypeVar("T")
-POLL_S: Final = 0.2
-CHUNKS_AT_ONCE: Final = 4  # of one request: the service batches across them
-MAX_KNOWN: Final = 65_536  # digests remembered
+POLL_INTERVAL_S: Final = 0.2
+MAX_CONCURRENT_CHUNKS: Final = 4  # of one request: the service batches across them
+MAX_UPLOADED: Final = 65_536  # digests remembered
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """Wait this long."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
-    """Run these side by side."""
+class Gather:
+    """Run these flows concurrently."""
 
     flows: Sequence[Generator[Any, Any, Any]]
 
 
-Step = Call | Pause | Together
+Step = Call | Sleep | Gather
 Flow = Generator[Step, Any, T]
 
 
 @dataclass(slots=True)
 class Flows:
-    """One client's flows and what it has learned: the service's limits, and which images the service was given.
+    """One client's flows, with the service's limits and the digests that it has uploaded.
 
     Every flow has a deadline: `timeout_s` from its start, or the request's own `timeout_ms`.
     """
 
     codec: Codec
     timeout_s: float
-    retry: Retry = field(default_factory=Retry)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     by_digest: bool = False
     clock: Callable[[], float] = time.monotonic
     limits: Limits | None = None
-    known: set[str] = field(default_factory=set)
+    uploaded: set[str] = field(default_factory=set)
 
     def score(self, request: ScoreRequest, *, mask: bool = False) -> Flow[ScoreResponse]:
-        """One result per item, in order. With `mask`, calls that failed give failures; an InvalidRequest is raised."""
-        request, ends_s = self._begin(request)
+        """Score items: one result each, in order.
+
+        With `mask` a failed call gives failures instead of raising; InvalidRequest is always raised.
+        """
+        request, deadline_s = self._start(request)
         try:
-            lean, images = yield from self._with_references(request, ends_s)
-            results = yield from self._score_all(lean, images, ends_s, mask)
+            request, images = yield from self._upload_references(request, deadline_s)
+            results = yield from self._score_all(request, images, deadline_s, mask)
         except SynodError as error:
             if not mask or isinstance(error, InvalidRequest):
                 raise
-            return masked(request, error)
+            return failed_response(request, error)
         assert request.request_id is not None
         return ScoreResponse(tuple(result for one in results for result in one.results), request.request_id)
 
     def values(self, request: ScoreRequest, on_error: OnError) -> Flow[Values]:
-        """The answer as numbers; see `synod.client.values`."""
+        """Score items and return the numbers; see `synod.values`."""
         response = yield from self.score(request, mask=on_error == "mask")
         return values_of(response, on_error)
 
-    def before_stream(self, request: ScoreRequest) -> Flow[ScoreRequest]:
-        """The request as a stream is to carry it: with an id and a deadline, its references uploaded if they go so."""
-        request, ends_s = self._begin(request)
-        lean, _ = yield from self._with_references(request, ends_s)
-        return replace(lean, timeout_ms=_ms(ends_s - self.clock()))
+    def prepare_stream(self, request: ScoreRequest) -> Flow[ScoreRequest]:
+        """Return the request to stream: with id and deadline, and its references uploaded if `by_digest`."""
+        request, deadline_s = self._start(request)
+        request, _ = yield from self._upload_references(request, deadline_s)
+        return replace(request, timeout_ms=_ms(deadline_s - self.clock()))
 
-    def put_images(self, images: Sequence[Content]) -> Flow[tuple[str, ...]]:
-        """Have the service keep images; their digests, in order. Raises BadImage for an array that is none."""
+    def put_images(self, images: Sequence[ImageData]) -> Flow[tuple[str, ...]]:
+        """Upload images; return their digests, in order. Raises BadImage for an array that is not an image."""
         digests = tuple(map(digest_of, images))
         yield from self._upload(dict(zip(digests, images, strict=True)), self.clock() + self.timeout_s)
         return digests
 
     def catalogue(self) -> Flow[dict[str, Any]]:
-        """What the service serves, free-form."""
+        """Return what the service serves, free-form."""
         return (yield from self._catalogue(self.clock() + self.timeout_s))
 
     def wait_ready(self, timeout_s: float) -> Flow[None]:
-        """Return once every replica can score. Raises Unavailable after `timeout_s`, saying what is missing."""
-        ends_s = self.clock() + timeout_s
-        while True:
-            missing: str | None
-            try:
-                missing = core.pending((yield Call("ready", max(ends_s - self.clock(), POLL_S))))
-            except Unavailable as error:
-                missing = str(error)
-            if missing is None:
-                return
-            if ends_s - self.clock() <= POLL_S:
-                raise Unavailable(f"not ready after {timeout_s:g} s, waiting for: {missing}")
-            yield Pause(POLL_S)
+        """Return once every replica can score.
 
-    def _begin(self, request: ScoreRequest) -> tuple[ScoreRequest, float]:
-        """The request with an id, under which a retry costs no work done already; and when its time is over."""
+        Raises Unavailable after `timeout_s`, naming what is not ready.
+        """
+        deadline_s = self.clock() + timeout_s
+        while True:
+            unready: str | None
+            try:
+                unready = core.describe_unready((yield Call("ready", max(deadline_s - self.clock(), POLL_INTERVAL_S))))
+            except Unavailable as error:
+                unready = str(error)
+            if unready is None:
+                return
+            if deadline_s - self.clock() <= POLL_INTERVAL_S:
+                raise Unavailable(f"not ready after {timeout_s:g} s, waiting for: {unready}")
+            yield Sleep(POLL_INTERVAL_S)
+
+    def _start(self, request: ScoreRequest) -> tuple[ScoreRequest, float]:
+        """Return the request with an id, so that a retry repeats no finished work, and its deadline."""
         timeout_s = self.timeout_s if request.timeout_ms is None else request.timeout_ms / 1000
         return replace(request, request_id=request.request_id or uuid.uuid4().hex), self.clock() + timeout_s
 
-    def _with_references(self, request: ScoreRequest, ends_s: float) -> Flow[tuple[ScoreRequest, dict[str, Content]]]:
-        """The request with its references by digest, all of which the service was given; and what they are."""
+    def _upload_references(
+        self, request: ScoreRequest, deadline_s: float
+    ) -> Flow[tuple[ScoreRequest, dict[str, ImageData]]]:
+        """Upload new references; return the request with references by digest, and the images by digest."""
         if not self.by_digest:
             return request, {}
-        lean, images = by_digest(request)
-        yield from self._upload({d: image for d, image in images.items() if d not in self.known}, ends_s)
-        return lean, images
+        request, images = references_by_digest(request)
+        yield from self._upload({d: image for d, image in images.items() if d not in self.uploaded}, deadline_s)
+        return request, images
 
     def _score_all(
-        self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float, mask: bool
+        self, request: ScoreRequest, images: Mapping[str, ImageData], deadline_s: float, mask: bool
     ) -> Flow[list[ScoreResponse]]:
-        """Whole if it is small or no limits are known to forbid it, else in chunks, several at once."""
+        """Send the request whole if it is small or no known limit forbids it, else in concurrent chunks."""
         if self.limits is None and not is_small(request):
-            yield from self._learn_limits(ends_s)
+            yield from self._fetch_limits(deadline_s)
         if self.limits is None:
             try:
-                return [(yield from self._score_chunk(request, images, ends_s, mask))]
+                return [(yield from self._score_chunk(request, images, deadline_s, mask))]
             except PayloadTooLarge as refusal:
                 try:
-                    yield from self._learn_limits(ends_s)
+                    yield from self._fetch_limits(deadline_s)
                 except SynodError:
                     raise refusal from None
         assert self.limits is not None
-        chunks = chunked(request, self.codec, self.limits, images)
-        flows = [self._score_chunk(chunk, images, ends_s, mask) for chunk in chunks]
-        return [(yield from flows[0])] if len(flows) == 1 else (yield Together(flows))
+        chunks = split_request(request, self.codec, self.limits, images)
+        flows = [self._score_chunk(chunk, images, deadline_s, mask) for chunk in chunks]
+        return [(yield from flows[0])] if len(flows) == 1 else (yield Gather(flows))
 
     def _score_chunk(
-        self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float, mask: bool
+        self, request: ScoreRequest, images: Mapping[str, ImageData], deadline_s: float, mask: bool
     ) -> Flow[ScoreResponse]:
         try:
-            return (yield from self._ask(request, images, ends_s))
+            return (yield from self._score_one(request, images, deadline_s))
         except SynodError as error:
             if not mask or isinstance(error, InvalidRequest):
                 raise
-            return masked(request, error)
+            return failed_response(request, error)
 
-    def _ask(self, request: ScoreRequest, images: Mapping[str, Content], ends_s: float) -> Flow[ScoreResponse]:
-        """Ask; upload what the service turns out not to keep, if it is ours, and ask again.
+    def _score_one(
+        self, request: ScoreRequest, images: Mapping[str, ImageData], deadline_s: float
+    ) -> Flow[ScoreResponse]:
+        """Send one request; upload the images that the service lacks, if known here, and send it again.
 
-        An error over gRPC may name only some of the missing images, so a second one uploads all that are left.
+        An error over gRPC may name only some of the missing images, so a second one uploads all that remain.
         """
 
         def call(left_s: float) -> Call:
             return core.score_call(replace(request, timeout_ms=_ms(left_s)), self.codec)
 
-        def read(answer: Answer) -> ScoreResponse:
-            return core.read_score(answer, request)
+        def read(raw: RawResponse) -> ScoreResponse:
+            return core.read_score(raw, request)
 
         left = dict(images)
         for uploads in range(3):
             try:
-                return (yield from self._sent(call, read, ends_s))
+                return (yield from self._call(call, read, deadline_s))
             except UnknownImage as error:
                 if uploads == 2 or not error.digests or not set(error.digests) <= set(left):
                     raise
                 missing = error.digests if uploads == 0 else tuple(left)
-            yield from self._upload({digest: left.pop(digest) for digest in missing}, ends_s)
+            yield from self._upload({digest: left.pop(digest) for digest in missing}, deadline_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _upload(self, images: Mapping[str, Content], ends_s: float) -> Flow[None]:
-        sizes = [(1, content_bytes(image)) for image in images.values()]
+    def _upload(self, images: Mapping[str, ImageData], deadline_s: float) -> Flow[None]:
+        sizes = [(1, image_bytes(image)) for image in images.values()]
         if self.limits is None and sum(size for _, size in sizes) > SMALL_BYTES:
-            yield from self._learn_limits(ends_s)
+            yield from self._fetch_limits(deadline_s)
         limits = self.limits or Limits()
-        for digests in split(list(images), sizes, (limits.max_items, limits.max_body_bytes)):
-            yield from self._put(digests, [images[digest] for digest in digests], ends_s)
+        for digests in split_by_size(list(images), sizes, (limits.max_items, limits.max_body_bytes)):
+            yield from self._put(digests, [images[digest] for digest in digests], deadline_s)
 
-    def _put(self, digests: tuple[str, ...], images: Sequence[Content], ends_s: float) -> Flow[None]:
+    def _put(self, digests: tuple[str, ...], images: Sequence[ImageData], deadline_s: float) -> Flow[None]:
         request = PutImagesRequest(tuple(images))
-        yield from self._sent(
+        yield from self._call(
             lambda left_s: core.put_call(request, self.codec, left_s),
-            lambda answer: core.read_digests(answer, digests),
-            ends_s,
+            lambda raw: core.read_digests(raw, digests),
+            deadline_s,
         )
-        if len(self.known) + len(digests) > MAX_KNOWN:
-            self.known.clear()
-        self.known.update(digests)
+        if len(self.uploaded) + len(digests) > MAX_UPLOADED:
+            self.uploaded.clear()
+        self.uploaded.update(digests)
 
-    def _learn_limits(self, ends_s: float) -> Flow[None]:
-        self.limits = Limits.of((yield from self._catalogue(ends_s)))
+    def _fetch_limits(self, deadline_s: float) -> Flow[None]:
+        self.limits = Limits.from_catalogue((yield from self._catalogue(deadline_s)))
 
-    def _catalogue(self, ends_s: float) -> Flow[dict[str, Any]]:
-        return (yield from self._sent(lambda left_s: Call("scorers", left_s), core.read_catalogue, ends_s))
+    def _catalogue(self, deadline_s: float) -> Flow[dict[str, Any]]:
+        return (yield from self._call(lambda left_s: Call("scorers", left_s), core.read_catalogue, deadline_s))
 
-    def _sent(self, call: Callable[[float], Call], read: Callable[[Answer], T], ends_s: float) -> Flow[T]:
-        """What the answer to `call(seconds left)` reads as, after as many attempts as help. Raises SynodError."""
+    def _call(self, call: Callable[[float], Call], read: Callable[[RawResponse], T], deadline_s: float) -> Flow[T]:
+        """Send `call(seconds left)`, retry as the policy allows, and return what `read` makes of the response."""
         attempt = 0
         while True:
-            left_s = ends_s - self.clock()
+            left_s = deadline_s - self.clock()
             if left_s <= 0:
-                raise DeadlineExceeded("the time was over before the service could be asked; allow more")
+                raise DeadlineExceeded("the timeout passed before the call could be sent; allow more time")
             try:
                 return read((yield call(left_s)))
             except SynodError as error:
-                pause_s = self.retry.pause_s(error, attempt, ends_s - self.clock())
+                pause_s = self.retry.pause_s(error, attempt, deadline_s - self.clock())
                 if pause_s is None:
                     raise
-            yield Pause(pause_s)
+            yield Sleep(pause_s)
             attempt += 1
 
 

@@ -1,4 +1,4 @@
-"""Both transports over HTTP, by httpx."""
+"""The blocking and the asyncio transport over HTTP, by httpx."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import httpx
 
-from synod.client import trace
-from synod.client.core import Answer, Call, Operation, error_in, kind_of
+from synod.client.core import CHECK_URL, Call, Operation, RawResponse, error_of_response, error_type_of_status
+from synod.client.headers import trace_headers
 from synod.client.proxy import Proxy, find_proxy
 from synod.codec import JSON, MSGPACK
 from synod.errors import DeadlineExceeded, SettingsError, SynodError, Unavailable
@@ -26,9 +26,9 @@ _ROUTES: Final[Mapping[Operation, tuple[str, str, str]]] = {  # method, path, ac
 
 
 class _Http:
-    """What both have in common: how a call becomes a request, and an exception an error.
+    """What both transports share: a call becomes a request, and an exception an error.
 
-    httpx's own reading of proxy variables is not used: see `synod.client.proxy`.
+    httpx does not read the proxy variables itself: see `synod.client.proxy`.
     """
 
     codec = MSGPACK
@@ -45,7 +45,7 @@ class _Http:
 
     def _request(self, call: Call) -> dict[str, Any]:
         method, path, accept = _ROUTES[call.operation]
-        headers = {"accept": accept, **trace.headers()}
+        headers = {"accept": accept, **trace_headers()}
         headers |= {"content-type": self.codec.content_type} if call.body else {}
         timeout = httpx.Timeout(call.timeout_s, connect=min(CONNECT_S, call.timeout_s))
         return {"method": method, "url": path, "headers": headers, "content": call.body, "timeout": timeout}
@@ -56,7 +56,7 @@ class _Http:
             yield
         except httpx.ProxyError as error:
             assert self._proxy is not None
-            raise _status_of(str(error))(
+            raise _refusal_type(str(error))(
                 f"the proxy {self._proxy.setting} refuses to connect to {self._base_url} ({error}); "
                 "check the proxy and its credentials, or add the service's host to no_proxy"
             ) from None
@@ -66,31 +66,33 @@ class _Http:
                     f"{self._base_url} cannot be reached through the proxy {self._proxy.setting} ({error}); "
                     "check the proxy, or add the service's host to no_proxy"
                 ) from None
-            raise Unavailable(f"no service answers at {self._base_url} ({error}); start one, or give its URL") from None
+            raise Unavailable(
+                f"no service responds at {self._base_url} ({error}); start one, or correct the URL"
+            ) from None
         except httpx.TimeoutException:
             path = _ROUTES[call.operation][1]
             raise DeadlineExceeded(
-                f"{self._base_url} gave no answer to {path} within {call.timeout_s:g} s; allow more time"
+                f"{self._base_url} did not answer {path} within {call.timeout_s:g} s; allow more time"
             ) from None
         except httpx.RequestError as error:
-            way = "" if self._proxy is None else f" through the proxy {self._proxy.setting}"
-            raise Unavailable(f"the connection to {self._base_url}{way} broke ({error}); retry") from None
+            route = "" if self._proxy is None else f" through the proxy {self._proxy.setting}"
+            raise Unavailable(f"the connection to {self._base_url}{route} broke ({error}); retry") from None
 
-    def _answer(self, response: httpx.Response) -> Answer:
+    def _raw(self, response: httpx.Response) -> RawResponse:
         headers = response.headers
         wait_s = _seconds(headers.get("retry-after", ""))
         setting = None if self._proxy is None else self._proxy.setting
-        return Answer(response.status_code, headers.get("content-type", ""), response.content, wait_s, setting)
+        return RawResponse(response.status_code, headers.get("content-type", ""), response.content, wait_s, setting)
 
     def _refusal(self, response: httpx.Response) -> SynodError:
-        answer = self._answer(response)
-        if answer.status == 200:
-            return SynodError(f"the service answered {answer.content_type} where {NDJSON} was asked for")
-        return error_in(answer)
+        raw = self._raw(response)
+        if raw.status == 200:
+            return SynodError(f"the response is of type {raw.content_type}, but {NDJSON} was requested; {CHECK_URL}")
+        return error_of_response(raw)
 
 
 class HttpTransport(_Http):
-    """Blocking. `transport` replaces the network, for tests."""
+    """Send calls over HTTP; blocking. `transport` replaces the network, for tests."""
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
         super().__init__(base_url, token, None if transport is not None else find_proxy(base_url))
@@ -98,13 +100,13 @@ class HttpTransport(_Http):
             transport = transport or httpx.HTTPTransport(proxy=None if self._proxy is None else self._proxy.url)
         self._http = httpx.Client(transport=transport, **self._options)
 
-    def send(self, call: Call) -> Answer:
+    def send(self, call: Call) -> RawResponse:
         with self._errors(call):
-            return self._answer(self._http.request(**self._request(call)))
+            return self._raw(self._http.request(**self._request(call)))
 
     def stream(self, call: Call) -> Generator[bytes]:
         with self._errors(call), self._http.stream(**self._request(call)) as response:
-            if not _in_parts(response):
+            if not _is_stream(response):
                 response.read()
                 raise self._refusal(response)
             for line in response.iter_lines():
@@ -116,7 +118,7 @@ class HttpTransport(_Http):
 
 
 class AsyncHttpTransport(_Http):
-    """For one event loop. `transport` replaces the network, for tests."""
+    """Send calls over HTTP from one event loop. `transport` replaces the network, for tests."""
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
         super().__init__(base_url, token, None if transport is not None else find_proxy(base_url))
@@ -124,14 +126,14 @@ class AsyncHttpTransport(_Http):
             transport = transport or httpx.AsyncHTTPTransport(proxy=None if self._proxy is None else self._proxy.url)
         self._http = httpx.AsyncClient(transport=transport, **self._options)
 
-    async def send(self, call: Call) -> Answer:
+    async def send(self, call: Call) -> RawResponse:
         with self._errors(call):
-            return self._answer(await self._http.request(**self._request(call)))
+            return self._raw(await self._http.request(**self._request(call)))
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes]:
         with self._errors(call):
             async with self._http.stream(**self._request(call)) as response:
-                if not _in_parts(response):
+                if not _is_stream(response):
                     await response.aread()
                     raise self._refusal(response)
                 async for line in response.aiter_lines():
@@ -142,7 +144,7 @@ class AsyncHttpTransport(_Http):
         await self._http.aclose()
 
 
-def _in_parts(response: httpx.Response) -> bool:
+def _is_stream(response: httpx.Response) -> bool:
     kind: str = response.headers.get("content-type", "")
     return response.status_code == 200 and kind.partition(";")[0].strip().lower() == NDJSON
 
@@ -161,12 +163,12 @@ def _proxy_errors(proxy: Proxy | None) -> Iterator[None]:
         ) from None
 
 
-def _status_of(refusal: str) -> type[SynodError]:
-    """The error that a proxy's refusal to connect stands for: "407 Proxy Authentication Required"."""
+def _refusal_type(refusal: str) -> type[SynodError]:
+    """Return the error type of a proxy's refusal, such as "407 Proxy Authentication Required"."""
     status = refusal.partition(" ")[0]
-    return kind_of(int(status)) if status.isascii() and status.isdigit() else Unavailable
+    return error_type_of_status(int(status)) if status.isascii() and status.isdigit() else Unavailable
 
 
 def _seconds(text: str) -> float | None:
-    """A Retry-After in seconds. Its other form, a date, is taken as no hint: clocks differ."""
+    """Read a Retry-After in seconds. Its other form, a date, is ignored: clocks differ."""
     return float(text) if text.isascii() and text.replace(".", "", 1).isdigit() else None

@@ -1,9 +1,9 @@
-"""Which proxy of the environment carries the calls to a URL, decided once, when a client is made. No I/O.
+"""Choose the environment's proxy for a URL, once, when a client is made. No I/O.
 
 Over HTTP the variables are curl's: `http_proxy` or `https_proxy` by the URL's scheme, else `all_proxy`; upper
 case too. Over gRPC they are gRPC's: `grpc_proxy`, `https_proxy`, `http_proxy`, in lower case. `no_proxy` (over gRPC
-`no_grpc_proxy` first) lists what is reached directly: hosts with their subdomains and addresses, each with a port or
-without, networks such as `10.0.0.0/8` or `fd00::/8`, or `*`. A loopback address is never reached through a proxy.
+`no_grpc_proxy` first) lists what is reached directly: hosts with their subdomains and addresses, each with or without
+a port, networks such as `10.0.0.0/8` or `fd00::/8`, or `*`. A loopback address is never reached through a proxy.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _SOCKS: Final = ("socks5", "socks5h")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """`url` holds the credentials, if there are any; `setting` is what a message may quote: variable and value."""
+    """A proxy. `url` may hold credentials; `setting` is the variable and value without them, for messages."""
 
     url: str
     setting: str
 
 
 def find_proxy(url: str, environ: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy for a service's URL; None when it is reached directly.
+    """Return the proxy for a service's URL, or None when it is reached directly.
 
     Raises SettingsError for a proxy that cannot be used, naming the variable, its value and the remedy.
     """
@@ -46,7 +46,7 @@ def find_proxy(url: str, environ: Mapping[str, str] = os.environ) -> Proxy | Non
 
 
 def _set(name: str, environ: Mapping[str, str], *, upper: bool = True) -> Iterator[tuple[str, str]]:
-    """The variable as it is set, unless it is empty. Lower case goes before upper case, also when it is empty."""
+    """Yield a variable that is set and not empty. Lower case wins over upper case, even when it is empty."""
     spelled = name if name in environ or not upper else name.upper()
     if spelled == "HTTP_PROXY" and "REQUEST_METHOD" in environ:  # in CGI a caller's header sets it (httpoxy)
         return
@@ -67,17 +67,16 @@ def _usable(name: str, value: str, host: str, schemes: tuple[str, ...]) -> Proxy
     remedy = f"correct {name}, unset it, or add {host} to no_proxy"
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises for what is not a port
+        parts.port  # noqa: B018  # raises ValueError for an invalid port
     except ValueError as error:
-        raise SettingsError(f"{shown}: not a proxy's URL ({error}); {remedy}") from None
+        raise SettingsError(f"{shown} is not the URL of a proxy ({error}); {remedy}") from None
     if not parts.hostname:
-        raise SettingsError(f"{shown}: not a proxy's URL, it names no host; {remedy}")
+        raise SettingsError(f"{shown} is not the URL of a proxy, because it names no host; {remedy}")
     if parts.scheme not in schemes:
-        raise SettingsError(f"{shown}: a proxy of scheme {', '.join(schemes)} can be used here; {remedy}")
+        raise SettingsError(f"{shown} has an unsupported scheme; the supported ones are {', '.join(schemes)}; {remedy}")
     if parts.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
         raise SettingsError(
-            f"{shown}: a SOCKS proxy needs the package socksio, which is not installed; "
-            f"pip install 'httpx[socks]', or {remedy}"
+            f"{shown} needs the package socksio, which is not installed; pip install 'httpx[socks]', or {remedy}"
         )
     return Proxy(url, shown)
 
@@ -94,7 +93,7 @@ def _is_excluded(host: str, port: int | None, entries: list[str]) -> bool:
 
 
 def _covers(entry: str, host: str, port: int | None) -> bool:
-    """Whether one entry of `no_proxy` names the host. An entry that cannot be read names none."""
+    """Return whether one entry of `no_proxy` covers the host. An invalid entry covers none."""
     if entry == "*":
         return True
     address = _address(host)
@@ -118,7 +117,7 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as; an IPv4 address in IPv6's form is that IPv4 address."""
+    """Parse a host that is an address; an IPv4-mapped IPv6 address is that IPv4 address."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Both transports over gRPC. Bodies go as `synod.codec` serialised them: no stub, no message object."""
+"""The blocking and the asyncio transport over gRPC, without stubs: `synod.codec` encodes the bodies."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from synod.client import trace
-from synod.client.core import Answer, Call, Operation
+from synod.client.core import Call, Operation, RawResponse
+from synod.client.headers import trace_headers
 from synod.client.proxy import find_proxy
-from synod.client.transport import MAX_ANSWER_BYTES
+from synod.client.transport import MAX_RESPONSE_BYTES
 from synod.codec import PROTOBUF
 from synod.errors import (
     DeadlineExceeded,
@@ -37,25 +37,25 @@ _METHODS: Final[Mapping[Operation, str]] = {
 _HEALTH_OF_SERVICE: Final = b"\n" + bytes([len(SERVICE)]) + SERVICE.encode()  # HealthCheckRequest: field 1 is a name
 _SERVING: Final = b"\x08\x01"  # HealthCheckResponse: field 1 is 1
 _OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 2**20),  # of an error that lists thousands of digests
+    ("grpc.max_metadata_size", 2**20),  # an error may list thousands of digests
     ("grpc.absolute_max_metadata_size", 2**20),
-    ("grpc.enable_retries", 0),  # ours know what may be asked again
+    ("grpc.enable_retries", 0),  # the flows retry
 )
-_BY_CODE: Final[Mapping[grpc.StatusCode, type[SynodError]]] = {  # for errors that are not the service's own
+_BY_CODE: Final[Mapping[grpc.StatusCode, type[SynodError]]] = {  # for errors that the service did not send
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.INTERNAL: Unavailable,  # the way's: a service's own internal error says so in the metadata
+    grpc.StatusCode.INTERNAL: Unavailable,  # the network's: the service's own internal error is in the metadata
     grpc.StatusCode.UNKNOWN: Unavailable,
 }
 
 
 class _Rpc:
-    """What both have in common: how a call is addressed, and a status becomes an error."""
+    """What both transports share: a call's metadata and options, and a status as an error."""
 
     codec = PROTOBUF
     part_codec = PROTOBUF
@@ -69,19 +69,19 @@ class _Rpc:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def _options(self, call: Call) -> dict[str, Any]:
-        return {"timeout": call.timeout_s, "metadata": (*self._metadata, *trace.headers().items())}
+        return {"timeout": call.timeout_s, "metadata": (*self._metadata, *trace_headers().items())}
 
-    def _answer(self, call: Call, body: bytes) -> Answer:
+    def _raw(self, call: Call, body: bytes) -> RawResponse:
         if call.operation != "ready":
-            return Answer(200, PROTOBUF.content_type, body)
+            return RawResponse(200, PROTOBUF.content_type, body)
         waiting = {"scorers": {SERVICE: {"ready": False, "reason": "not serving"}}}
-        return Answer(200 if body == _SERVING else 503, "application/json", json.dumps(waiting).encode())
+        return RawResponse(200 if body == _SERVING else 503, "application/json", json.dumps(waiting).encode())
 
     def _error(self, call: Call, error: Any) -> SynodError:
-        """Of a grpc.RpcError, which is a grpc.Call too: the service's own if it sent one, or what the status says."""
+        """Return the error of a grpc.RpcError (also a grpc.Call): the service's own, or else the status's."""
         for key, value in error.trailing_metadata() or ():
             if key == ERROR_KEY:
-                with contextlib.suppress(InvalidRequest):  # something else's
+                with contextlib.suppress(InvalidRequest):  # another server's metadata
                     return PROTOBUF.decode_error(value)
         code, why = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and self._proxy is not None:
@@ -90,18 +90,18 @@ class _Rpc:
                 "check the proxy, or add the service's host to no_proxy"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"no service answers at {self._url} ({why}); start one, or give its URL")
+            return Unavailable(f"no service responds at {self._url} ({why}); start one, or correct the URL")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
-                f"{self._url} gave no answer to {_METHODS[call.operation]} within {call.timeout_s:g} s; allow more time"
+                f"{self._url} did not answer {_METHODS[call.operation]} within {call.timeout_s:g} s; allow more time"
             )
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in why:
-            return PayloadTooLarge(f"{self._url}: {why}; send several requests")
+            return PayloadTooLarge(f"{self._url}: {why}; send fewer items in a request")
         return _BY_CODE.get(code, SynodError)(f"{self._url} answered {code.name}: {why}")
 
 
 class RpcTransport(_Rpc):
-    """Blocking, thread-safe."""
+    """Send calls over gRPC; blocking, thread-safe."""
 
     def __init__(self, url: str, token: str | None) -> None:
         super().__init__(url, token)
@@ -111,11 +111,11 @@ class RpcTransport(_Rpc):
             else grpc.insecure_channel(self._target, options=self._channel_options)
         )
 
-    def send(self, call: Call) -> Answer:
+    def send(self, call: Call) -> RawResponse:
         body = _HEALTH_OF_SERVICE if call.operation == "ready" else call.body
         method: Any = self._channel.unary_unary(_METHODS[call.operation])
         try:
-            return self._answer(call, method(body, **self._options(call)))
+            return self._raw(call, method(body, **self._options(call)))
         except grpc.RpcError as error:
             raise self._error(call, error) from None
 
@@ -134,7 +134,7 @@ class RpcTransport(_Rpc):
 
 
 class AsyncRpcTransport(_Rpc):
-    """For one event loop."""
+    """Send calls over gRPC from one event loop."""
 
     def __init__(self, url: str, token: str | None) -> None:
         super().__init__(url, token)
@@ -144,11 +144,11 @@ class AsyncRpcTransport(_Rpc):
             else grpc.aio.insecure_channel(self._target, options=self._channel_options)
         )
 
-    async def send(self, call: Call) -> Answer:
+    async def send(self, call: Call) -> RawResponse:
         body = _HEALTH_OF_SERVICE if call.operation == "ready" else call.body
         method: Any = self._channel.unary_unary(_METHODS[call.operation])
         try:
-            return self._answer(call, await method(body, **self._options(call)))
+            return self._raw(call, await method(body, **self._options(call)))
         except grpc.RpcError as error:
             raise self._error(call, error) from None
 

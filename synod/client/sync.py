@@ -13,32 +13,31 @@ from typing import Any, TypeVar
 import httpx
 
 from synod.client import core
-from synod.client.flows import CHUNKS_AT_ONCE, Flow, Flows, Pause, Step, Together
+from synod.client.flows import MAX_CONCURRENT_CHUNKS, Flow, Flows, Gather, Sleep, Step
+from synod.client.headers import find_token
 from synod.client.http import HttpTransport
-from synod.client.retry import Retry
-from synod.client.token import find_token
 from synod.client.transport import Transport, scheme_of
-from synod.client.values import OnError, Values
-from synod.contracts import Content, Part, ScoreRequest, ScoreResponse
+from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from synod.retry import RetryPolicy
+from synod.values import OnError, Values
 
 T = TypeVar("T")
 
 
 class SynodClient:
-    """A service's client; thread-safe, one connection pool. Use it as a context manager, or `close` it.
+    """Call a reward service. Use it as a context manager, or `close` it.
 
-    `base_url` is http://, https://, grpc:// or grpcs://. `timeout_s` bounds a score request that sets no `timeout_ms`
-    of its own, and every other call, retries included. `retries` bounds how often a call is sent again when the service
-    is away or full; a request keeps its id, so that work done already costs nothing. With `by_digest` references are
-    uploaded once and sent by digest from then on. `token` is the bearer token; absent, SYNOD_TOKEN or the file that
-    SYNOD_TOKEN_FILE names. A request over the service's limits is sent in chunks. `transport` replaces HTTP's network,
-    for tests.
+    It is thread-safe and has one connection pool. `base_url` is http://, https://, grpc:// or grpcs://. `timeout_s`
+    bounds every call, its retries included; a score request may set a `timeout_ms` of its own. `retries` is how often
+    a call is sent again when the service is unavailable or overloaded; a request keeps its id, so that finished work is
+    not repeated. With `by_digest` references are uploaded once and sent by digest afterwards. `token` is the bearer
+    token; by default SYNOD_TOKEN, or the content of the file SYNOD_TOKEN_FILE. A request over the service's limits is
+    sent in chunks. `transport` replaces HTTP's network, for tests.
 
-    Every method raises the SynodError that the service tells of; Unavailable when it cannot be reached,
-    DeadlineExceeded
-    when it does not answer in time. A `base_url` that cannot be one is a ValueError; a token, or a proxy of the
-    environment (`synod.client.proxy`), that cannot be used is a SettingsError.
+    Every method raises the service's SynodError; Unavailable when the service cannot be reached; DeadlineExceeded when
+    it does not answer in time. A `base_url` that is not a Synod URL raises ValueError; a token or a proxy of the
+    environment (`synod.client.proxy`) that cannot be used raises SettingsError.
     """
 
     def __init__(
@@ -52,38 +51,49 @@ class SynodClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._transport = _transport(base_url, find_token(token), transport)
-        self._flows = Flows(self._transport.codec, timeout_s, Retry(retries), by_digest)
+        self._flows = Flows(self._transport.codec, timeout_s, RetryPolicy(retries), by_digest)
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
-        """One result per item, in order. A score that failed is a ScoreFailure in its place, not an exception."""
+        """Score items: one result each, in order.
+
+        A score that failed is a ScoreFailure in its place, not an exception.
+        """
         return self._run(self._flows.score(request))
 
     def values(self, request: ScoreRequest, *, on_error: OnError = "raise") -> Values:
-        """The answer as numbers. "raise" raises the first failure; "mask" makes it None and keeps it in `missing`: a
-        score's or a whole call's, save an InvalidRequest, which no later request would mend."""
+        """Score items and return numbers, None where a score is missing.
+
+        "raise" raises the first failure. "mask" lists failures in `missing`, of single scores and of whole calls; an
+        InvalidRequest is raised even so, because a retry cannot help.
+        """
         return self._run(self._flows.values(request, on_error))
 
     def stream(self, request: ScoreRequest) -> Generator[Part]:
-        """Each item's outcome by each scorer as soon as it is known, then the rewards. Not chunked, not retried: after
-        Unavailable ask again under the same `request_id`."""
-        sent = self._run(self._flows.before_stream(request))
-        reader = core.PartReader(sent, self._transport.part_codec)
-        with closing(self._transport.stream(core.stream_call(sent, self._transport.codec))) as parts:
+        """Yield each item's outcome by each scorer as soon as it is known, then the rewards.
+
+        A stream is neither split nor retried: after Unavailable, send it again with the same `request_id`.
+        """
+        request = self._run(self._flows.prepare_stream(request))
+        reader = core.PartReader(request, self._transport.part_codec)
+        with closing(self._transport.stream(core.stream_call(request, self._transport.codec))) as parts:
             for data in parts:
                 yield reader.read(data)
         reader.close()
 
-    def put_images(self, images: Sequence[Content]) -> tuple[str, ...]:
-        """Have the service keep images; their digests, in order, for `ImageRef`."""
+    def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
+        """Upload images; return their digests, in order, for `ImageRef`."""
         return self._run(self._flows.put_images(images))
 
     def scorers(self) -> list[dict[str, Any]]:
-        """The scorers served: name, needs, low, high, source, summary."""
+        """Return the scorers served: name, needs, low, high, source, summary."""
         scorers: list[dict[str, Any]] = self._run(self._flows.catalogue())["scorers"]
         return scorers
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Return once every replica can score. Raises Unavailable after `timeout_s`, saying what is missing."""
+        """Return once every replica can score.
+
+        Raises Unavailable after `timeout_s`, naming what is not ready.
+        """
         self._run(self._flows.wait_ready(timeout_s))
 
     def close(self) -> None:
@@ -103,25 +113,25 @@ class SynodClient:
             step = next(flow)
             while True:
                 try:
-                    came_to = self._do(step)
+                    outcome = self._do(step)
                 except SynodError as error:
                     step = flow.throw(error)
                 else:
-                    step = flow.send(came_to)
+                    step = flow.send(outcome)
         except StopIteration as done:
             result: T = done.value
             return result
 
     def _do(self, step: Step) -> object:
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
-        if isinstance(step, Together):
+        if isinstance(step, Gather):
 
             def run(flow: Flow[Any], context: Context) -> Any:
                 return context.run(self._run, flow)
 
-            with ThreadPoolExecutor(CHUNKS_AT_ONCE) as pool:  # each with the caller's context: its span, say
+            with ThreadPoolExecutor(MAX_CONCURRENT_CHUNKS) as pool:  # each in the caller's context, with its span
                 return list(pool.map(run, step.flows, [copy_context() for _ in step.flows]))
         return self._transport.send(step)
 
@@ -129,6 +139,6 @@ class SynodClient:
 def _transport(base_url: str, token: str | None, replacement: httpx.BaseTransport | None) -> Transport:
     if scheme_of(base_url).startswith("http"):
         return HttpTransport(base_url, token, replacement)
-    from synod.client.rpc import RpcTransport  # grpc is slow to import, and not everyone's
+    from synod.client.rpc import RpcTransport  # grpc is slow to import
 
     return RpcTransport(base_url, token)

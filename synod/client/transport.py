@@ -1,29 +1,32 @@
-"""What a transport is, and which one an address asks for."""
+"""The transport protocol, and the URL schemes that select a transport."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from typing import Final, Protocol
 
-from synod.client.core import Answer, Call
+from synod.client.core import Call, RawResponse
 from synod.codec import Codec
 
 EXAMPLES: Final = "http://127.0.0.1:8000 or grpc://127.0.0.1:9000"
-MAX_ANSWER_BYTES: Final = 2**28  # of one message
+MAX_RESPONSE_BYTES: Final = 2**28  # of one message
 
 
 class Transport(Protocol):
-    """Moves bytes; blocking, thread-safe. Raises Unavailable, DeadlineExceeded, and what the other end tells of."""
+    """Send calls; blocking, thread-safe.
+
+    Raises Unavailable, DeadlineExceeded, and errors that the other end reports.
+    """
 
     codec: Codec
     part_codec: Codec
 
-    def send(self, call: Call) -> Answer:
-        """One call, one answer."""
+    def send(self, call: Call) -> RawResponse:
+        """Send a call and return its response."""
         ...
 
     def stream(self, call: Call) -> Generator[bytes]:
-        """One call, its answer's parts."""
+        """Send a call and yield the parts of its response."""
         ...
 
     def close(self) -> None:
@@ -32,17 +35,17 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """The same, for one event loop."""
+    """Send calls from one event loop; otherwise as Transport."""
 
     codec: Codec
     part_codec: Codec
 
-    async def send(self, call: Call) -> Answer:
-        """One call, one answer."""
+    async def send(self, call: Call) -> RawResponse:
+        """Send a call and return its response."""
         ...
 
     def stream(self, call: Call) -> AsyncGenerator[bytes]:
-        """One call, its answer's parts."""
+        """Send a call and yield the parts of its response."""
         ...
 
     async def close(self) -> None:
@@ -51,8 +54,8 @@ class AsyncTransport(Protocol):
 
 
 def scheme_of(url: str) -> str:
-    """ "http", "https", "grpc" or "grpcs". Raises ValueError for an address of another kind."""
+    """Return the URL's scheme: "http", "https", "grpc" or "grpcs". Raises ValueError for any other."""
     scheme, separator, rest = url.partition("://")
     if not separator or not rest or scheme not in ("http", "https", "grpc", "grpcs"):
-        raise ValueError(f"'{url}' is no service's URL; give one such as {EXAMPLES}")
+        raise ValueError(f"'{url}' is not a Synod URL; give one such as {EXAMPLES}")
     return scheme

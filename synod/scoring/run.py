@@ -10,10 +10,10 @@ from itertools import islice
 from typing import Final
 
 from synod.client import SynodClient
-from synod.client.values import masked
 from synod.contracts import ItemResult, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PermissionDenied, SynodError, Unauthenticated, UnknownImage, UnknownScorer
 from synod.scoring.inputs import Loaded, Source
+from synod.values import failed_response
 
 BATCH_ITEMS: Final = 32
 BATCHES_AT_ONCE: Final = 4
@@ -84,4 +84,4 @@ def _ask(client: SynodClient, items: tuple[ScoreItem, ...], asked: ScoreRequest)
 
 
 def _failed(error: SynodError, asked: ScoreRequest) -> ItemResult:
-    return masked(replace(asked, items=(ScoreItem(),)), error).results[0]
+    return failed_response(replace(asked, items=(ScoreItem(),)), error).results[0]

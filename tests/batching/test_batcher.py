@@ -1,4 +1,4 @@
-"""The batch law under faults: whatever happens, every admitted item gets one outcome, in order."""
+"""The batcher under faults: every admitted item gets exactly one outcome, in order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def values(outcomes: Sequence[Outcome]) -> list[float | str]:
 
 
 class Gate:
-    """A run that records its batches and blocks until opened."""
+    """A batch function that records its batches and blocks until `open` is set."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -61,10 +61,10 @@ def batcher(run: Callable[[Sequence[ScoreItem]], list[Outcome]], **changes: floa
     wait_ms=st.sampled_from([0.0, 1.0]),
     poison=st.sets(st.integers(0, 40)),
 )
-def test_every_caller_gets_its_own_answers_in_order(
+def test_every_caller_gets_its_own_outcomes_in_order(
     sizes: list[int], max_images: int, wait_ms: float, poison: set[int]
 ) -> None:
-    """Batches hold at most `max_images`; a poisoned item fails alone, and every other is scored once."""
+    """Batches hold at most `max_images`; a poisoned item fails alone, and every other item is scored once."""
     batches: list[list[int]] = []
 
     def run(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -92,20 +92,20 @@ def test_every_caller_gets_its_own_answers_in_order(
     assert answers == ["scorer_failed" if n in poison else float(n) for n in range(sum(sizes))]
 
 
-async def test_a_batch_forms_across_callers_while_another_runs() -> None:
+async def test_calls_made_while_a_batch_runs_share_the_next_batch() -> None:
     gate = Gate()
     subject = batcher(gate, max_images=3)
     first = asyncio.create_task(subject.score(numbered(0)))
     await gate.running()
     rest = [asyncio.create_task(subject.score(numbered(n))) for n in (1, 2, 3, 4)]
-    await asyncio.sleep(0)  # the loop is free although the run blocks
+    await asyncio.sleep(0)  # the run blocks its thread, not the event loop
     gate.open.set()
     assert [values(o) for o in await asyncio.gather(first, *rest)] == [[0], [1], [2], [3], [4]]
     assert gate.batches == [[0], [1, 2, 3], [4]]
     await subject.close()
 
 
-async def test_a_batch_waits_for_company_but_not_when_it_is_full() -> None:
+async def test_a_short_batch_waits_and_a_full_batch_runs_at_once() -> None:
     gate = Gate()
     gate.open.set()
     subject = batcher(gate, max_images=2, wait_s=3600.0)
@@ -118,13 +118,13 @@ async def test_a_batch_waits_for_company_but_not_when_it_is_full() -> None:
     await subject.close()
 
 
-async def test_the_wait_ends_a_short_batch() -> None:
+async def test_a_short_batch_runs_after_the_wait() -> None:
     subject = batcher(echo, max_images=100, wait_s=0.01)
     assert values(await subject.score(numbered(7))) == [7]
     await subject.close()
 
 
-async def test_images_are_counted_not_items() -> None:
+async def test_batch_size_counts_images_not_items() -> None:
     gate = Gate()
     gate.open.set()
     subject = Batcher(gate, max_images=4, wait_s=0.0, max_queued=100, cost=number)
@@ -144,7 +144,7 @@ async def test_images_are_counted_not_items() -> None:
         (lambda items: exec("raise SystemExit(3)"), "SystemExit"),
     ],
 )
-async def test_a_run_that_breaks_the_law_fails_its_items_and_the_next_batch_is_scored(
+async def test_a_contract_violation_fails_only_its_own_batch(
     run: Callable[[Sequence[ScoreItem]], list[Outcome]], word: str
 ) -> None:
     broken = True
@@ -156,7 +156,7 @@ async def test_a_run_that_breaks_the_law_fails_its_items_and_the_next_batch_is_s
     await subject.close()
 
 
-async def test_batches_stay_smaller_after_the_device_ran_out_of_memory() -> None:
+async def test_batches_stay_smaller_after_out_of_memory() -> None:
     sizes: list[int] = []
 
     def run(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -167,11 +167,11 @@ async def test_batches_stay_smaller_after_the_device_ran_out_of_memory() -> None
 
     subject = batcher(run, max_images=4)
     assert values(await subject.score(numbered(*range(6)))) == list(range(6))
-    assert sizes == [4, 2, 2, 2]  # the second batch is small from the start
+    assert sizes == [4, 2, 2, 2]  # the second batch starts at the reduced size
     await subject.close()
 
 
-async def test_overload_is_refused_whole_and_told_with_its_numbers() -> None:
+async def test_an_overloading_call_is_refused_whole_with_the_numbers() -> None:
     gate = Gate()
     subject = batcher(gate, max_images=2, max_queued=5)
     held = asyncio.create_task(subject.score(numbered(0, 1, 2, 3)))
@@ -183,21 +183,21 @@ async def test_overload_is_refused_whole_and_told_with_its_numbers() -> None:
     gate.open.set()
     assert values(await held) == [0, 1, 2, 3]
     assert values(await last) == [4]
-    assert values(await subject.score(numbered(*range(9)))) == list(range(9))  # idle: a large call is taken whole
+    assert values(await subject.score(numbered(*range(9)))) == list(range(9))  # an idle batcher accepts any one call
     assert all(n < 9 for batch in gate.batches for n in batch)
     await subject.close()
 
 
-async def test_a_cancelled_caller_is_dropped_before_the_run() -> None:
+async def test_a_cancelled_call_is_removed_from_the_queue() -> None:
     gate = Gate()
     subject = batcher(gate)
     first = asyncio.create_task(subject.score(numbered(0)))
     await gate.running()
-    gone = asyncio.create_task(subject.score(numbered(1, 2)))
+    cancelled = asyncio.create_task(subject.score(numbered(1, 2)))
     kept = asyncio.create_task(subject.score(numbered(3)))
     await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait([gone])
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
     assert subject.held == 2
     gate.open.set()
     assert values(await first) + values(await kept) == [0, 3]
@@ -205,21 +205,21 @@ async def test_a_cancelled_caller_is_dropped_before_the_run() -> None:
     await subject.close()
 
 
-async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
+async def test_cancelling_during_a_batch_does_not_affect_other_callers() -> None:
     gate = Gate()
     subject = batcher(gate, wait_s=0.01)
-    gone = asyncio.create_task(subject.score(numbered(0)))
+    cancelled = asyncio.create_task(subject.score(numbered(0)))
     kept = asyncio.create_task(subject.score(numbered(1)))
     await gate.running()
-    gone.cancel()
-    await asyncio.wait([gone])
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
     gate.open.set()
     assert values(await kept) == [1]
     assert gate.batches == [[0, 1]]
     await subject.close()
 
 
-async def test_the_deadline_keeps_what_is_done_and_never_runs_the_rest() -> None:
+async def test_items_queued_at_the_deadline_never_run() -> None:
     gate = Gate()
     subject = batcher(gate, max_images=1)
     running = asyncio.create_task(subject.score(numbered(0)))
@@ -233,7 +233,7 @@ async def test_the_deadline_keeps_what_is_done_and_never_runs_the_rest() -> None
     await subject.close()
 
 
-async def test_what_runs_at_the_deadline_is_waited_for_when_nothing_else_is_done() -> None:
+async def test_a_call_without_results_waits_for_its_running_batch() -> None:
     gate = Gate()
     subject = batcher(gate, max_images=2)
     call = asyncio.create_task(subject.score(numbered(0, 1, 2), timeout_s=0.05))
@@ -241,7 +241,7 @@ async def test_what_runs_at_the_deadline_is_waited_for_when_nothing_else_is_done
     while subject.held == 3:
         await asyncio.sleep(0.001)
     assert not call.done()
-    assert subject.held == 2  # what waited is dropped at once
+    assert subject.held == 2  # the queued item is dropped at once
     gate.open.set()
     assert values(await call) == [0, 1, "deadline_exceeded"]
     assert values(await subject.score(numbered(3))) == [3]
@@ -250,7 +250,7 @@ async def test_what_runs_at_the_deadline_is_waited_for_when_nothing_else_is_done
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
-async def test_a_call_that_waits_for_what_runs_past_its_deadline_ends_when_told(how: str) -> None:
+async def test_a_call_past_its_deadline_ends_on_cancel_and_close(how: str) -> None:
     gate = Gate()
     subject = batcher(gate, max_images=1)
     call = asyncio.create_task(subject.score(numbered(0, 1), timeout_s=0.01))
@@ -271,7 +271,7 @@ async def test_a_call_that_waits_for_what_runs_past_its_deadline_ends_when_told(
         await subject.close()
 
 
-async def test_partial_answers_survive_the_deadline() -> None:
+async def test_partial_results_are_returned_at_the_deadline() -> None:
     stuck = threading.Event()
 
     def run(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -286,7 +286,7 @@ async def test_partial_answers_survive_the_deadline() -> None:
     await subject.close()
 
 
-async def test_close_resolves_what_waits_and_what_runs() -> None:
+async def test_close_resolves_queued_and_running_items() -> None:
     gate = Gate()
     subject = batcher(gate, max_images=1)
     call = asyncio.create_task(subject.score(numbered(0, 1, 2)))
@@ -298,13 +298,13 @@ async def test_close_resolves_what_waits_and_what_runs() -> None:
     gate.open.set()
 
 
-async def test_close_before_any_call_and_twice() -> None:
+async def test_close_may_be_called_early_and_twice() -> None:
     subject = batcher(echo)
     await subject.close()
     await subject.close()
 
 
-async def test_no_items_no_outcomes() -> None:
+async def test_an_empty_call_returns_no_outcomes() -> None:
     subject = batcher(echo)
     assert await subject.score([]) == []
     await subject.close()

@@ -1,4 +1,4 @@
-"""Poison, exhausted memory and lawless runs: who fails, what it costs, and what is remembered."""
+"""Isolation of failing items: which items fail, how many runs it costs, and the batch size remembered afterwards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from synod.errors import BadImage
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's is; recognised by that."""
+    """Has the name of torch's exception, by which it is recognised."""
 
 
 class Device:
-    """Scores item i as i. Raises for a poisoned item, or when a run holds more than `memory` images."""
+    """Scores item i as i. Raises for a poisoned item, or when a batch holds more than `memory` images."""
 
     def __init__(self, poison: frozenset[int] = frozenset(), memory: int = 10**6) -> None:
         self.poison, self.memory, self.runs = poison, memory, list[list[int]]()
@@ -42,7 +42,7 @@ def number(item: ScoreItem) -> int:
     return int(item.prompt or "")
 
 
-def told(outcomes: Sequence[Outcome]) -> list[float | str]:
+def values(outcomes: Sequence[Outcome]) -> list[float | str]:
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
@@ -50,10 +50,10 @@ def told(outcomes: Sequence[Outcome]) -> list[float | str]:
 @given(st.integers(0, 40), st.sets(st.integers(0, 39)), st.integers(1, 48))
 @example(32, set(range(32)), 48)
 @example(33, {32}, 5)
-def test_exactly_the_poisoned_items_fail_whatever_the_memory(count: int, poison: set[int], memory: int) -> None:
-    """The message is the item's own: it raised alone."""
+def test_only_the_poisoned_items_fail(count: int, poison: set[int], memory: int) -> None:
+    """Each failure carries the message of a run with that item alone."""
     outcomes = isolate(Device(frozenset(poison), memory), numbered(count))
-    assert told(outcomes) == ["scorer_failed" if n in poison else float(n) for n in range(count)]
+    assert values(outcomes) == ["scorer_failed" if n in poison else float(n) for n in range(count)]
     for n, outcome in enumerate(outcomes):
         if isinstance(outcome, ScoreFailure):
             assert f"ValueError: poison [{n}]" in outcome.message
@@ -61,7 +61,7 @@ def test_exactly_the_poisoned_items_fail_whatever_the_memory(count: int, poison:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33])
-def test_one_poison_costs_no_more_than_the_bound(count: int) -> None:
+def test_one_poisoned_item_costs_at_most_the_bound_in_runs(count: int) -> None:
     for poisoned in range(count):
         device = Device(frozenset({poisoned}))
         isolate(device, numbered(count))
@@ -70,7 +70,7 @@ def test_one_poison_costs_no_more_than_the_bound(count: int) -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=6))
-def test_several_poisons_cost_no_more_than_so_many_times_the_bound(count: int, poison: set[int]) -> None:
+def test_n_poisoned_items_cost_at_most_n_times_the_bound(count: int, poison: set[int]) -> None:
     poison = {n for n in poison if n < count}
     device = Device(frozenset(poison))
     isolate(device, numbered(count))
@@ -78,14 +78,14 @@ def test_several_poisons_cost_no_more_than_so_many_times_the_bound(count: int, p
 
 
 def test_items_that_raise_only_together_are_all_scored() -> None:
-    """Such as images of two sizes in a scorer that stacks them."""
+    """For example images of two sizes in a scorer that stacks them."""
 
     def stack(items: Sequence[ScoreItem]) -> list[Outcome]:
         if len({number(item) % 2 for item in items}) > 1:
             raise ValueError("all input arrays must have the same shape")
         return [Score(float(number(item))) for item in items]
 
-    assert told(isolate(stack, numbered(7))) == [0, 1, 2, 3, 4, 5, 6]
+    assert values(isolate(stack, numbered(7))) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_typed_error_keeps_its_code() -> None:
@@ -98,9 +98,9 @@ def test_a_typed_error_keeps_its_code() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_a_failure_of_its_item(value: float) -> None:
+def test_a_non_finite_score_fails_its_item(value: float) -> None:
     outcomes = isolate(lambda items: [Score(value if number(i) == 1 else 0.5) for i in items], numbered(3))
-    assert told(outcomes) == [0.5, "non_finite", 0.5]
+    assert values(outcomes) == [0.5, "non_finite", 0.5]
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,20 @@ def test_a_value_that_is_not_finite_is_a_failure_of_its_item(value: float) -> No
         (lambda items: None, "TypeError"),
     ],
 )
-def test_a_run_that_breaks_the_law_never_pairs_a_score_with_an_item(
-    run: Callable[[Sequence[ScoreItem]], list[Outcome]], word: str
-) -> None:
+def test_a_contract_violation_scores_no_item(run: Callable[[Sequence[ScoreItem]], list[Outcome]], word: str) -> None:
     outcomes = isolate(run, numbered(3))
-    assert told(outcomes) == ["scorer_failed"] * 3
+    assert values(outcomes) == ["scorer_failed"] * 3
     assert all(word in o.message for o in outcomes if isinstance(o, ScoreFailure))
 
 
-def test_out_of_memory_halves_the_batch_and_scores_all_of_it() -> None:
+def test_out_of_memory_halves_the_batch_and_scores_every_item() -> None:
     device, limit = Device(memory=5), BatchLimit(16)
-    assert told(isolate(device, numbered(16), limit)) == list(range(16))
+    assert values(isolate(device, numbered(16), limit)) == list(range(16))
     assert [len(run) for run in device.runs] == [16, 8, 4, 4, 8, 4, 4]
     assert limit.images == 4
 
 
-def test_an_item_that_runs_out_alone_fails_alone_and_lowers_nothing() -> None:
+def test_an_item_too_large_alone_does_not_lower_the_limit() -> None:
     def run(items: Sequence[ScoreItem]) -> list[Outcome]:
         if any(number(item) == 5 for item in items):
             raise MemoryError
@@ -135,19 +133,19 @@ def test_an_item_that_runs_out_alone_fails_alone_and_lowers_nothing() -> None:
 
     limit = BatchLimit(8)
     outcomes = isolate(run, numbered(8), limit)
-    assert told(outcomes) == [0, 1, 2, 3, 4, "scorer_failed", 6, 7]
+    assert values(outcomes) == [0, 1, 2, 3, 4, "scorer_failed", 6, 7]
     assert isinstance(outcomes[5], ScoreFailure)
     assert "out of memory" in outcomes[5].message
     assert limit.images == 8
 
 
-def test_what_fitted_is_counted_in_images() -> None:
+def test_the_lowered_limit_counts_images() -> None:
     limit = BatchLimit(100)
     isolate(Device(memory=2), numbered(4), limit, cost=lambda item: 10)
     assert limit.images == 20
 
 
-def test_the_smaller_size_is_remembered_for_a_stated_number_of_clean_batches() -> None:
+def test_the_limit_doubles_after_enough_clean_batches() -> None:
     limit = BatchLimit(12)
     limit.lower(4)
     for expected in (8, 12, 12):
@@ -159,13 +157,13 @@ def test_the_smaller_size_is_remembered_for_a_stated_number_of_clean_batches() -
     assert limit.images == 1
     for _ in range(CLEAN_BATCHES - 1):
         limit.enough()
-    limit.lower(1)  # the row starts anew
+    limit.lower(1)  # restarts the count of clean batches
     limit.enough()
     assert limit.images == 1
 
 
-def test_the_exception_and_what_its_frames_hold_is_gone_before_the_next_run() -> None:
-    """Else the tensors of the failed run would still fill the device."""
+def test_a_failed_run_is_freed_before_the_next() -> None:
+    """Its exception's frames hold tensors that would still fill the device."""
     alive: list[int] = []
 
     class Tensor:
@@ -180,17 +178,17 @@ def test_the_exception_and_what_its_frames_hold_is_gone_before_the_next_run() ->
             raise OutOfMemoryError(str(tensor))
         return [Score(0.0)]
 
-    assert told(isolate(run, numbered(4))) == [0.0] * 4
+    assert values(isolate(run, numbered(4))) == [0.0] * 4
 
 
-def test_memory_errors_are_told_by_class_or_name() -> None:
+def test_memory_errors_are_recognised_by_class_or_name() -> None:
     assert short_of_memory(MemoryError())
     assert short_of_memory(OutOfMemoryError())
     assert short_of_memory(type("Child", (OutOfMemoryError,), {})())
     assert not short_of_memory(RuntimeError("CUDA out of memory"))
 
 
-def test_torchs_own_error_is_recognised() -> None:
+def test_torchs_memory_error_is_recognised() -> None:
     torch = pytest.importorskip("torch")
     assert short_of_memory(torch.cuda.OutOfMemoryError())
 

@@ -229,8 +229,8 @@ async def test_a_bad_image_and_a_faceless_reference_fail_in_words(
 
 
 async def test_a_service_with_tokens_is_asked_again_with_one(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[ann]\ntoken = "{TOKEN}"\n'})
-    async with serve(scorers, gatekeeper=gatekeeper, metrics_need_token=True) as url, visit(url) as seen:
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[ann]\ntoken = "{TOKEN}"\n'})
+    async with serve(scorers, authenticator=authenticator, metrics_need_token=True) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#token-form:not([hidden])")
         assert await page.evaluate("document.activeElement.id") == "token"

@@ -55,7 +55,7 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         ({"ingress": {"enabled": True, "host": "h.example"}}, "tokens in the clear"),
         ({"overrides": {"SYNOD__SERVER__HOST": "127.0.0.1"}}, "the chart's own: see gateway.port"),
         ({"overrides": {"SYNOD__AUTH__TOKENS_FILE": "/x"}}, "the chart's own"),
-        ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN": "/x"}}}, "see trainer.run"),
+        ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN_DIR": "/x"}}}, "see trainer.run"),
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
             "minReplicas 5 is above maxReplicas 4",
@@ -96,7 +96,7 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs; the pods have 4 "),
         (
             {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
-            "'der' is beside 'ber'.* --set overrides=null",
+            "'der' is colocated with 'ber'.* --set overrides=null",
         ),
     ],
 )

@@ -248,7 +248,7 @@ CASES: list[tuple[Object, str, Any]] = [
     (merged(TRAINER, {"trainer": {"gpus": 0}}), "RayJob.spec.entrypointNumGpus", MISSING),
     (merged(TRAINER, {"trainer": {"gpus": 0}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", MISSING),
     (merged(TRAINER, {"trainer": {"gpus": 2}}), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 2),
-    (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN.value", "/checkpoints/train"),
+    (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN_DIR.value", "/checkpoints/train"),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.RAY_JOB_STOP_WAIT_TIME_S.value", "300"),
     (
         TRAINER,

@@ -177,12 +177,12 @@ def test_a_services_settings_load_with_its_environment(
 def test_the_tokens_of_the_compose_files_head_open_the_service(secrets: Path) -> None:
     from services.gateway import auth
     from services.settings import AuthSettings
-    from synod.client.token import find_token
+    from synod.client.headers import find_token
 
     _, environment = read_for("trainer", secrets)
     token = find_token(None, environment)
-    gatekeeper = auth.load(AuthSettings(tokens_file=str(secrets / "secrets/tokens.toml")))
-    assert gatekeeper.caller(f"Bearer {token}", "metrics").name == "compose"
+    authenticator = auth.load(AuthSettings(tokens_file=str(secrets / "secrets/tokens.toml")))
+    assert authenticator.authenticate(f"Bearer {token}", "metrics").name == "compose"
 
 
 def test_the_trainers_settings_load_and_it_says_that_the_service_is_away(secrets: Path) -> None:

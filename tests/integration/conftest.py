@@ -56,10 +56,10 @@ kind = "ber"
 model = "./"
 serving = {{ num_gpus = 0.5, batch_wait_ms = 50 }}
 
-[scorers.twin]
+[scorers.colocated]
 kind = "ber"
 model = "./"
-serving = {{ beside = "bright", max_batch_images = 4 }}
+serving = {{ colocate_with = "bright", max_batch_images = 4 }}
 
 [scorers.number]
 kind = "ber"

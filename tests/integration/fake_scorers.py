@@ -1,6 +1,6 @@
-"""Scorers without models, for a service whose machinery is under test. Workers import this module by name.
+"""Scorers without models, for tests of the service itself. Ray workers import this module by name.
 
-Settings of the real kinds stand in for them: the name alone tells which scorer is built.
+Their settings have a real `kind`; the scorer's name decides which fake is built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from synod.contracts import Outcome, Score, ScoreItem
 
 
 class Fake:
-    """The mean of the image (`bright`) or the number in the prompt (`number`, `slow`), and which process gave it."""
+    """Return a value from the item, with the process id and the batch size as its detail."""
 
     def __init__(self, name: str, needs: tuple[Need, ...]) -> None:
         self.spec = ScorerSpec(name, needs, 0.0, 1.0, "a test", "a test")
@@ -31,12 +31,14 @@ class Fake:
 
 
 class Bright(Fake):
+    """Return the image's mean, in 0..1."""
+
     def value(self, item: ScoreItem) -> float:
         return float(item.pixels().mean() / 255)
 
 
 class Number(Fake):
-    """Reads a prompt like '0.25', '0.25 sleep 2' or 'poison'."""
+    """Return the number in a prompt like '0.25' or '0.25 sleep 2'; fail on 'poison'."""
 
     def value(self, item: ScoreItem) -> float:
         assert item.prompt is not None
@@ -48,7 +50,7 @@ class Number(Fake):
 
 
 class Counted(Number):
-    """Writes a line for each item it measures, when it has, into `file`, which its replicas share."""
+    """Append each prompt, once scored, to `file`, which the replicas share."""
 
     def __init__(self, name: str, file: Path) -> None:
         super().__init__(name, ("image", "prompt"))
@@ -62,13 +64,15 @@ class Counted(Number):
 
 
 class Referenced(Fake):
+    """Return the mean of the references' first bytes, in 0..1."""
+
     def value(self, item: ScoreItem) -> float:
         return float(sum(int(r[0, 0, 0]) for r in item.reference_pixels()) / 255 / len(item.references))
 
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
-    """A fake by its name; other names are real scorers."""
-    if name in ("bright", "twin"):
+    """Return the fake of this name, or the real scorer if no fake has it."""
+    if name in ("bright", "colocated"):
         return Bright(name, ("image",))
     if name in ("number", "frail"):
         return Number(name, ("prompt",))

@@ -1,4 +1,4 @@
-"""A scorer without a model, for requests of real size: loaded by name in services of `up` and `serve deploy`."""
+"""A custom scorer without a model, for requests of realistic size."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from synod.contracts import Outcome, Score, ScoreItem
 
 
 def value_of(images: Sequence[Any], parity: int) -> float:
-    """The mean of the rows of one parity, in 0..1; image k of several weighs k + 1, so that their order counts."""
+    """Return the mean of the even (0) or odd (1) rows, in 0..1; image k weighs k + 1, so that order matters."""
     means = [float(image[parity::2].mean(dtype=np.float64)) / 255 for image in images]
     return float(np.average(means, weights=range(1, len(means) + 1)))
 
 
 class Mean:
-    """Scores the references, then the image, by `value_of`. With `detail_chars`, says that much beside the value."""
+    """Score references and image by `value_of`, with a detail of `detail_chars` characters."""
 
     def __init__(self, parity: int, detail_chars: int) -> None:
-        self._parity, self._detail = parity, {"said": "x" * detail_chars}
+        self._parity, self._detail = parity, {"text": "x" * detail_chars}
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         return [

@@ -1,4 +1,7 @@
-"""Requests of real sizes by every way in: the matrix, the pairwise part of it that `make test` runs, and its calls."""
+"""Requests of realistic size over every transport: the full matrix, its pairwise subset, and the calls.
+
+`make test` runs the pairwise subset, `make test-full` the whole matrix.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from synod.codec import CODECS, JSON
 from synod.contracts import ImageRef, Score, ScoredItem, ScoreItem, ScoreRequest
 from tests.integration.size_scorers import value_of
 
-WAYS: Final = ("json", "msgpack", "grpc", "ndjson", "digest", "trl", "verl")
-SIZES: Final = {  # items, pixels of a side, references of 512
+TRANSPORTS: Final = ("json", "msgpack", "grpc", "ndjson", "digest", "trl", "verl")
+SIZES: Final = {  # items, side in pixels, references of 512 px
     "1 x 1400": (1, 1400, 0),
     "8 x 512": (8, 512, 0),
     "32 x 1024": (32, 1024, 0),
@@ -52,7 +55,7 @@ load = "tests.integration.size_scorers:load"
 needs = ["image"]
 options = {{ parity = 1 }}
 serving = {{ num_cpus = 0.05 }}
-[scorers.wordy]
+[scorers.verbose]
 kind = "custom"
 load = "tests.integration.size_scorers:load"
 needs = ["image"]
@@ -66,7 +69,7 @@ weights = {{ even = 0.5, odd = 0.5 }}
 class Cell(NamedTuple):
     """One request of the matrix."""
 
-    way: str
+    transport: str
     scorers: int
     size: str
     service: str
@@ -74,23 +77,23 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a service with the scorers above listens."""
+    """The addresses of a service with the scorers above."""
 
     url: str
     grpc: str
 
 
-MATRIX: Final = tuple(Cell(*one) for one in itertools.product(WAYS, (1, 2), SIZES, SERVICES))
+MATRIX: Final = tuple(Cell(*one) for one in itertools.product(TRANSPORTS, (1, 2), SIZES, SERVICES))
 
 
 def pairs_of(cell: Cell) -> set[tuple[int, Any, int, Any]]:
-    """Every pair of values of different factors."""
+    """Return every pair of values of two different factors."""
     return {(i, cell[i], j, cell[j]) for i, j in itertools.combinations(range(len(cell)), 2)}
 
 
 @cache
 def pairwise() -> tuple[Cell, ...]:
-    """Cells that hold every pair of values: greedily, those first that add most."""
+    """Return cells that cover every pair of values, chosen greedily."""
     left = set().union(*map(pairs_of, MATRIX))
     chosen = []
     while left:
@@ -101,13 +104,13 @@ def pairwise() -> tuple[Cell, ...]:
 
 
 def cells(service: str) -> list[Cell]:
-    """Those to run on one service."""
+    """Return the cells to run on one service."""
     return [cell for cell in (MATRIX if os.environ.get("SYNOD_FULL") else pairwise()) if cell.service == service]
 
 
 @cache
 def images(count: int, side: int, seed: int = 0) -> tuple[bytes, ...]:
-    """Files of smooth random images, PNG and JPEG in turns; those of 4096 pixels are JPEG."""
+    """Return files of smooth random images: every fourth below 1024 px is PNG, the others JPEG."""
     rng = np.random.default_rng((seed, count, side))
     found = []
     for i in range(count):
@@ -130,25 +133,25 @@ def items_of(size: str) -> tuple[ScoreItem, ...]:
 
 @cache
 def expected(size: str, name: str) -> tuple[float, ...]:
-    """By Pillow's pixels, in this process."""
+    """Return the expected values, computed here from Pillow's pixels."""
     return tuple(value_of(list(map(_pixels, (*i.references, i.image))), NAMES.index(name)) for i in items_of(size))
 
 
 def ask(cell: Cell, target: Target) -> dict[str, list[float]]:
-    """The values by scorer, in order. Fails where one is missing."""
+    """Return each scorer's values in item order; every item must have one."""
     items, names = items_of(cell.size), NAMES[: cell.scorers]
-    if cell.way in ("trl", "verl"):
-        return {name: _adapted(cell.way, items, target, name) for name in names}
+    if cell.transport in ("trl", "verl"):
+        return {name: _adapted(cell.transport, items, target, name) for name in names}
     request = ScoreRequest(items, names, request_id="sizes", timeout_ms=120_000)
-    if cell.way in CODECS_OF:
-        codec = CODECS[CODECS_OF[cell.way]]
+    if cell.transport in CODECS_OF:
+        codec = CODECS[CODECS_OF[cell.transport]]
         body = codec.encode_request(request)
         answer = httpx.post(
             f"{target.url}/v1/score", content=body, headers={"content-type": codec.content_type}, timeout=120
         )
         assert answer.status_code == 200, answer.text
         return _values(codec.decode_response(answer.content).results, names)
-    if cell.way == "ndjson":
+    if cell.transport == "ndjson":
         with httpx.stream(
             "POST",
             f"{target.url}/v1/score",
@@ -159,8 +162,8 @@ def ask(cell: Cell, target: Target) -> dict[str, list[float]]:
             parts = [JSON.decode_part(line.encode()) for line in answer.iter_lines()]
         found = {(p.scorer, p.index): p.outcome for p in parts if isinstance(p, ScoredItem)}
         return {name: [_value(found[name, i]) for i in range(len(items))] for name in names}
-    with SynodClient(target.grpc if cell.way == "grpc" else target.url, timeout_s=120) as client:
-        if cell.way == "digest":
+    with SynodClient(target.grpc if cell.transport == "grpc" else target.url, timeout_s=120) as client:
+        if cell.transport == "digest":
             wanted = list(dict.fromkeys(file for item in items for file in (item.image, *item.references)))
             digests = dict(zip(wanted, client.put_images(wanted), strict=True))
             request = replace(request, items=tuple(_named(item, digests) for item in items))
@@ -170,8 +173,8 @@ def ask(cell: Cell, target: Target) -> dict[str, list[float]]:
 CODECS_OF: Final = {"json": "application/json", "msgpack": "application/msgpack"}
 
 
-def _adapted(way: str, items: Sequence[ScoreItem], target: Target, name: str) -> list[float]:
-    """As trainers hold images: PIL for trl, arrays for verl, which asks for one sample at a time."""
+def _adapted(adapter: str, items: Sequence[ScoreItem], target: Target, name: str) -> list[float]:
+    """Score through the adapters: PIL images for trl, arrays and one sample a call for verl."""
     shown = [[Image.open(io.BytesIO(r)).convert("RGB") for r in item.references] for item in items]
     pil = [Image.open(io.BytesIO(item.image)).convert("RGB") for item in items]
 
@@ -195,7 +198,7 @@ def _adapted(way: str, items: Sequence[ScoreItem], target: Target, name: str) ->
         finally:
             await verl.connection(target.url, 120.0).close()
 
-    return asyncio.run(by_trl() if way == "trl" else by_verl())
+    return asyncio.run(by_trl() if adapter == "trl" else by_verl())
 
 
 def _named(item: ScoreItem, digests: dict[Any, str]) -> ScoreItem:

@@ -1,6 +1,6 @@
-"""What the chart renders, run without Kubernetes: Serve's config on a Ray head, the test pod's command, the job.
+"""The rendered chart run without Kubernetes: Serve's config on a Ray head, the test pod's command, the job.
 
-Paths of the pods stand for folders here; images' PYTHONPATH for this repository. The rest is as rendered.
+Local folders replace the pods' mounts and this repository replaces the images' /app; everything else is as rendered.
 """
 
 from __future__ import annotations
@@ -30,28 +30,31 @@ from tests.integration import sizes
 
 pytestmark = pytest.mark.timeout(900)  # for a busy machine
 BIN = Path(sys.executable).parent
-SMALL = {  # the smallest run that learns, and evaluates
+SMALL = {  # the smallest run that trains and evaluates
     "SYNOD__TRAINER__STEPS": 1,
-    "SYNOD__TRAINER__GROUPS": 1,
+    "SYNOD__TRAINER__PROMPTS_PER_STEP": 1,
     "SYNOD__TRAINER__SAMPLER__DENOISING_STEPS": 4,
     "SYNOD__TRAINER__SAMPLER__MAX_NEW_TOKENS": 4,
-    "SYNOD__TRAINER__SCREEN__AT": 0.5,
-    "SYNOD__TRAINER__SCREEN__GROUP": 2,
-    "SYNOD__TRAINER__SCREEN__BATCH": 2,
+    "SYNOD__TRAINER__SCREEN__SCREEN_FRACTION": 0.5,
+    "SYNOD__TRAINER__SCREEN__GROUP_SIZE": 2,
+    "SYNOD__TRAINER__SCREEN__PREVIEW_BATCH_SIZE": 2,
     "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
     "SYNOD__TRAINER__EVALUATE__PROMPTS": 2,
-    "SYNOD__TRAINER__EVALUATE__BATCH": 2,
+    "SYNOD__TRAINER__EVALUATE__BATCH_SIZE": 2,
 }
 Wait = Callable[[Callable[[], bool], float], None]
 
 
 class Pods:
-    """A Ray head on loopback with what the release's pods have between them, and their mounts as folders."""
+    """One Ray head with the resources of all the release's pods, and their mounts as local folders."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.temp_dir = folder, Path(tempfile.mkdtemp(prefix="synod-chart-", dir="/tmp"))
         self.port, self.dashboard, self.agent = free_port(), free_port(), free_port()
-        self.sizes = {"port": free_port(), "grpc_port": free_port()}  # of a second application, without models
+        self.sizes = {
+            "port": free_port(),
+            "grpc_port": free_port(),
+        }  # the ports of a second application, without models
         self.objects = render(
             {
                 "gateway": {"port": self.port, "grpcPort": free_port()},
@@ -81,13 +84,13 @@ class Pods:
         )
 
     def here(self, text: str) -> str:
-        """Paths of a pod -> paths of this machine."""
+        """Replace the pods' paths by local ones."""
         for inside, outside in self.mounts.items():
             text = text.replace(inside, f"{outside}/" if inside.endswith("/") else str(outside))
         return text
 
     def ray(self, *command: str, env: dict[str, str] | None = None) -> str:
-        """What a program of Ray's prints; it must succeed."""
+        """Run one of Ray's programs and return its output; it must succeed."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]],
             env={**self.env, **(env or {})},
@@ -100,7 +103,7 @@ class Pods:
         return done.stdout
 
     def answers(self, url: str) -> int:
-        """The HTTP status, or 0."""
+        """Return the HTTP status, or 0 without an answer."""
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return int(answer.status)
@@ -136,7 +139,7 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
 
 
 def _start(pods: Pods) -> list[str]:
-    """`ray start` as KubeRay writes it from rayStartParams, all groups in one node."""
+    """Return the arguments of `ray start` that KubeRay derives from rayStartParams, with all groups in one node."""
     service = of(pods.objects, "RayService")["spec"]["rayClusterConfig"]
     job = of(pods.objects, "RayJob")["spec"]["rayClusterSpec"]
     groups = {g["groupName"]: g["rayStartParams"] for g in (*service["workerGroupSpecs"], *job["workerGroupSpecs"])}
@@ -153,7 +156,7 @@ def _start(pods: Pods) -> list[str]:
 
 
 def _probe(pods: Pods) -> str:
-    """The path that head and workers are asked for; it needs no token."""
+    """Return the liveness path of head and workers; it needs no token."""
     templates = dict(pod_templates(pods.objects))
     paths = {
         templates[name]["spec"]["containers"][0]["livenessProbe"]["httpGet"]["path"]
@@ -184,7 +187,7 @@ def serve_file(pods: Pods) -> Path:
 
 @pytest.fixture(scope="module")
 def deployed(pods: Pods) -> Pods:
-    """Ready by the startup probe of the gateways' pods."""
+    """Deploy, and wait until the gateway pods' startup probe succeeds."""
     pods.ray("serve", "deploy", str(serve_file(pods)))
     probe = dict(pod_templates(pods.objects))["gateway"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
     ends_s, failed_s = time.monotonic() + 400, time.monotonic() + 30
@@ -198,16 +201,16 @@ def deployed(pods: Pods) -> Pods:
     return pods
 
 
-def test_serves_config_deploys_the_service_and_helms_test_scores_an_image(deployed: Pods) -> None:
+def test_the_rendered_service_passes_the_charts_test_pod(deployed: Pods) -> None:
     container = of(deployed.objects, "Pod")["spec"]["containers"][0]
     url = f"http://127.0.0.1:{deployed.port}"
     arguments = [deployed.here(one) for one in container["args"] if not one.startswith("--url=")]
     command = [*container["command"], f"--url={url}", "--json", *arguments]
-    assert deployed.answers(f"{url}/v1/scorers") == 401  # who has no token is not let in
-    told = json.loads(
+    assert deployed.answers(f"{url}/v1/scorers") == 401  # no token
+    response = json.loads(
         deployed.ray(*command, env={one["name"]: deployed.here(one["value"]) for one in container["env"]})
     )
-    assert 0 < told["results"][0]["scores"]["ber"]["value"] < 1
+    assert 0 < response["results"][0]["scores"]["ber"]["value"] < 1
     for probe in ("readinessProbe", "startupProbe"):
         gateway = dict(pod_templates(deployed.objects))["gateway"]["spec"]["containers"][0]
         assert deployed.answers(url + gateway[probe]["httpGet"]["path"]) == 200
@@ -226,12 +229,12 @@ def target(deployed: Pods) -> sizes.Target:
 
 @pytest.mark.parametrize("cell", sizes.cells("deployed"), ids=str)
 def test_any_request_within_the_limits_is_scored(target: sizes.Target, cell: sizes.Cell) -> None:
-    """By `serve deploy`; `test_sizes` has the rest of the selection."""
+    """The cells for `serve deploy`; `test_sizes` runs the others."""
     for name, values in sizes.ask(cell, target).items():
         assert values == pytest.approx(sizes.expected(cell.size, name), abs=1e-9)
 
 
-def test_the_exporter_of_a_scorer_pod_tells_what_its_replicas_counted(deployed: Pods) -> None:
+def test_a_scorer_pods_exporter_reports_its_replicas(deployed: Pods) -> None:
     container = dict(pod_templates(deployed.objects))["scorer-cpu"]["spec"]["containers"][1]
     *command, _ = container["command"]
     env = {one["name"]: deployed.here(one["value"]) for one in container["env"]}
@@ -252,16 +255,16 @@ def test_the_exporter_of_a_scorer_pod_tells_what_its_replicas_counted(deployed: 
 
 
 def job_env(pods: Pods, run: str) -> dict[str, str]:
-    """The settings of the job's worker, for a run of its own."""
+    """Return the settings of the job's worker, with its own run directory."""
     worker = dict(pod_templates(pods.objects))["trainer"]["spec"]["containers"][0]
     env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
     env["SYNOD__TRAINER__SERVICE__URL"] = f"http://127.0.0.1:{pods.port}"
-    return env | {"SYNOD__TRAINER__RUN": f"{env['SYNOD__TRAINER__RUN']}-{run}"}
+    return env | {"SYNOD__TRAINER__RUN_DIR": f"{env['SYNOD__TRAINER__RUN_DIR']}-{run}"}
 
 
 def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
-    """What `ray job submit` of the job's entrypoint tells."""
+    """Submit the job's entrypoint with `ray job submit` and return its output."""
     job = of(pods.objects, "RayJob")["spec"]
     runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
     entrypoint = pods.here(job["entrypoint"]).replace("python", sys.executable, 1).split()
@@ -272,21 +275,21 @@ def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
 
 
 def steps_of(env: dict[str, str]) -> list[str]:
-    """The lines of a run's metrics, one a step."""
-    path = Path(env["SYNOD__TRAINER__RUN"]) / "metrics.jsonl"
+    """Return the lines of a run's metrics, one per step."""
+    path = Path(env["SYNOD__TRAINER__RUN_DIR"]) / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def test_the_job_trains_and_its_logs_stream(deployed: Pods) -> None:
     env = job_env(deployed, "whole")
-    told = submit(deployed, env, 1)
-    assert "succeeded" in told
-    assert "training" in told  # the trainer's own progress
+    output = submit(deployed, env, 1)
+    assert "succeeded" in output
+    assert "training" in output  # the trainer's own progress
     assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
 
 
 @pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
-def test_a_job_that_is_stopped_checkpoints_and_goes_on_when_it_is_submitted_again(deployed: Pods) -> None:
+def test_a_stopped_job_resumes_from_its_checkpoint(deployed: Pods) -> None:
     env = job_env(deployed, "stopped")
     submit(deployed, env, 1000, "--no-wait", "--submission-id", "stopped")
     ends_s = time.monotonic() + 200

@@ -1,4 +1,4 @@
-"""The compose file's service as its container runs it, without the container: command, environment, health check."""
+"""The compose file's service run without a container: its command, environment and health check."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ TOKEN = "a-token-of-this-test-alone"
 
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        os.environ.get("SYNOD_FULL") != "1", reason="SYNOD_FULL=1: `make test-full` starts this service too"
-    ),
+    pytest.mark.skipif(os.environ.get("SYNOD_FULL") != "1", reason="a minute: make test-full"),
 ]
 
 
@@ -37,8 +35,10 @@ mount -o remount,bind,ro / && ! touch /opt/x 2>/dev/null && exec "$@"
 
 
 def closed_in(folder: Path) -> list[str]:
-    """What to put before a command that shall see a root that it cannot write, as `read_only` and `tmpfs` make it, but
-    for `folder`; nothing where this user may not make mount namespaces."""
+    """Return a command prefix that makes the root read-only except for `folder`, as compose's `read_only` does.
+
+    Empty where this user may not create mount namespaces.
+    """
     before = ["unshare", "--mount", "bash", "-ec", READ_ONLY, str(folder)]
     allowed = (
         shutil.which("unshare")
@@ -47,7 +47,7 @@ def closed_in(folder: Path) -> list[str]:
     return before if allowed else []
 
 
-def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
+def test_the_service_becomes_healthy_scores_and_stops_in_time(tmp_path: Path) -> None:
     port = str(free_port())
     (tmp_path / "tokens").write_text(f'[compose]\ntoken = "{TOKEN}"\n')
     mounts = {"/app/": f"{ROOT}/", "/run/secrets/": f"{tmp_path}/", "/run/synod": str(tmp_path / "run")}
@@ -79,8 +79,8 @@ def test_it_becomes_healthy_scores_and_ends_in_time(tmp_path: Path) -> None:
             "--prompt=a photo of <bo>", "--scorers=ber", "--json", f"--url=http://127.0.0.1:{port}",
         ]  # fmt: skip
         assert subprocess.run(score, env=kept, capture_output=True).returncode == 1  # no token
-        told = json.loads(subprocess.check_output(score, env={**kept, "SYNOD_TOKEN": TOKEN}))
-        assert 0 < told["results"][0]["scores"]["ber"]["value"] < 1
+        response = json.loads(subprocess.check_output(score, env={**kept, "SYNOD_TOKEN": TOKEN}))
+        assert 0 < response["results"][0]["scores"]["ber"]["value"] < 1
         service.send_signal(signal.SIGTERM)  # as `docker stop` does
         assert service.wait(timeout=float(SERVICE["stop_grace_period"].rstrip("s"))) == 0
     finally:

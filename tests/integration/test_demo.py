@@ -1,4 +1,4 @@
-"""`make demo` as a newcomer runs it: the real program, the real embedded models, a service of its own."""
+"""`make demo` as a newcomer runs it, with the real embedded models, but fewer steps and prompts."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def assert_nothing_left(out: Path, temp_dir: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_demo_scores_every_sample_and_cleans_up(tmp_path: Path) -> None:
     process = start(tmp_path)
     wait_for(tmp_path, "service/service.json", process)
     temp_dir = Path(json.loads((tmp_path / "service/service.json").read_text())["temp_dir"])
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     summary = json.loads((tmp_path / "summary.json").read_text())
     samples = [
         sample
@@ -69,7 +69,7 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
     assert 0 < summary["dgs"]["denoising_steps_saved_ratio"] < 1
     assert "torch" in summary["versions"]
     page = (tmp_path / "report.html").read_text()
-    assert page.count('class="card') == len(samples) + 1  # and the grid of "cards"
+    assert page.count('class="card') == len(samples) + 1  # and the grid, of class "cards"
     assert 'class="face"' in page
     assert 'class="object"' in page
     assert_nothing_left(tmp_path, temp_dir)
@@ -85,13 +85,13 @@ def test_the_demo_scores_every_sample_and_leaves_nothing_behind(tmp_path: Path) 
     ],
 )
 def test_ctrl_c_leaves_no_process(tmp_path: Path, moment: str) -> None:
-    """At three moments: while Ray's head comes up, while the replicas load, and while the policy trains."""
+    """While Ray's head starts, while replicas load, and while the policy trains."""
     process = start(tmp_path)
     wait_for(tmp_path, "service/service.json", process)
     temp_dir = Path(json.loads((tmp_path / "service/service.json").read_text())["temp_dir"])
     wait_for(tmp_path if moment.startswith("train") else temp_dir, moment, process)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "interrupted" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
     assert_nothing_left(tmp_path, temp_dir)

@@ -1,4 +1,4 @@
-"""Scorers in environments of their own on a real service: a replica in one, a child process in another, one in ours."""
+"""Scorers with their own Python environments: in a replica, in a child process, and in the service's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synod.client import SynodClient
 from synod.contracts import Score, ScoreFailure, ScoreItem, ScoreRequest
 from tests import venvs
 
-NEWER, OLDER = "2.3.5", "1.26.4"  # of numpy; the second can hold no replica
+NEWER, OLDER = "2.3.5", "1.26.4"  # NumPy versions; a replica cannot run in the older one, so it takes a child process
 SERVICE = """
 golden = "./golden.json"
 [server]
@@ -29,7 +29,7 @@ port = {port}
 num_cpus = 4
 object_store_bytes = 83886080
 [store]
-max_scores = 0  # every score is measured
+max_scores = 0  # compute every score
 """
 SCORER = """
 [scorers.{name}]
@@ -81,7 +81,7 @@ def scores(client: SynodClient, scorer: str, *prompts: str) -> list[Any]:
     return [one.scores[scorer] for one in client.score(ScoreRequest(items, (scorer,))).results]
 
 
-def test_each_scores_with_the_packages_of_its_environment(service: Any) -> None:
+def test_each_scorer_uses_its_environments_packages(service: Any) -> None:
     _, client = service
     found = {name: scores(client, name, "fine", "fine") for name in ("newer", "older", "ours")}
     for outcomes in found.values():
@@ -91,7 +91,7 @@ def test_each_scores_with_the_packages_of_its_environment(service: Any) -> None:
     assert len({outcomes[0].origin for outcomes in found.values()}) == 3
 
 
-def test_a_bad_item_fails_alone_in_each(service: Any) -> None:
+def test_a_bad_item_fails_alone_in_every_environment(service: Any) -> None:
     _, client = service
     for name in ("newer", "older"):
         first, bad, last = scores(client, name, "fine", "raises it", "fine")
@@ -103,7 +103,7 @@ def test_a_bad_item_fails_alone_in_each(service: Any) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"), [("exits 5", "ended with status 5"), ("garbage text", "it broke the protocol")]
 )
-def test_a_process_that_fails_in_a_batch_is_replaced(service: Any, prompt: str, message: str) -> None:
+def test_a_child_process_that_fails_is_replaced(service: Any, prompt: str, message: str) -> None:
     _, client = service
     (before,) = scores(client, "older", "fine")
     first, bad, last = scores(client, "older", "fine", prompt, "fine")
@@ -115,15 +115,15 @@ def test_a_process_that_fails_in_a_batch_is_replaced(service: Any, prompt: str, 
     assert {first.detail["pid"], after.detail["pid"]}.isdisjoint({before.detail["pid"]})
 
 
-def test_a_killed_process_loses_no_score(service: Any) -> None:
+def test_a_killed_child_process_loses_no_score(service: Any) -> None:
     _, client = service
     (before,) = scores(client, "older", "fine")
     os.kill(before.detail["pid"], signal.SIGKILL)
     assert [one.value for one in scores(client, "older", "fine", "fine")] == pytest.approx([0.0, 0.2])
 
 
-def test_down_leaves_no_process_and_a_log(service: Any, eventually: Callable[..., None]) -> None:
-    """The last test of this file: it stops the service."""
+def test_down_ends_the_child_process_and_keeps_its_output(service: Any, eventually: Callable[..., None]) -> None:
+    """This test runs last of those that score: it stops the service."""
     folder, client = service
     (printed,) = scores(client, "older", "prints hello")
     pid = printed.detail["pid"]
@@ -134,9 +134,9 @@ def test_down_leaves_no_process_and_a_log(service: Any, eventually: Callable[...
     assert "older: stderr hello" in logs
 
 
-def test_check_says_how_each_runs(service: Any) -> None:
+def test_check_reports_how_each_scorer_runs(service: Any) -> None:
     folder, _ = service
-    told = command(folder, "check", "service.toml")
-    assert told.returncode == 0, told.stderr
-    assert f"numpy-{NEWER}/bin/python: the replica runs in it" in told.stdout
-    assert f"numpy-{OLDER}/bin/python: in a child process: it has numpy {OLDER}" in told.stdout
+    checked = command(folder, "check", "service.toml")
+    assert checked.returncode == 0, checked.stderr
+    assert f"numpy-{NEWER}/bin/python: the replica runs in it" in checked.stdout
+    assert f"numpy-{OLDER}/bin/python: in a child process: it has numpy {OLDER}" in checked.stdout

@@ -1,4 +1,4 @@
-"""Load and faults on the real service: batches across requests, kill -9, deadlines, readiness, metrics, placement."""
+"""Load and faults on a real service: batching across requests, kill -9, deadlines, readiness, metrics, placement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def values(response: ScoreResponse, scorer: str) -> list[float | str]:
 
 
 def pids(service: Any, scorer: str, calls: int = 24) -> set[int]:
-    """The processes that answer for a scorer."""
+    """Return the ids of the processes that answer for a scorer."""
     found = [service.score(*numbers(0.5), scorers=(scorer,)).results[0].scores[scorer] for _ in range(calls)]
     return {outcome.detail["pid"] for outcome in found if isinstance(outcome, Score)}
 
@@ -35,7 +35,7 @@ def kill(pids: Sequence[int] | set[int]) -> None:
 
 
 def held(service: Any, scorer: str) -> float:
-    """Images waiting or running in the scorer's replicas."""
+    """Return the number of images queued or running in the scorer's replicas."""
     images: float = service.metrics().get(f'synod_held_images{{scorer="{scorer}"}}', 0.0)
     return images
 
@@ -45,7 +45,7 @@ def counters(samples: dict[str, float]) -> dict[str, float]:
 
 
 def test_batches_form_across_concurrent_requests(service: Any) -> None:
-    """32 callers of one item each, at most 8 a batch: fewer batches than requests, each answer its caller's."""
+    """32 callers with one item each and at most 8 items a batch: fewer batches than requests."""
     before = service.metrics()
     with ThreadPoolExecutor(32) as callers:
         answers = list(callers.map(lambda n: service.score(*numbers(n / 64), scorers=("number",)), range(32)))
@@ -60,8 +60,7 @@ def test_batches_form_across_concurrent_requests(service: Any) -> None:
     assert 4 <= grown('synod_batch_items_count{scorer="number"}') < 32
 
 
-def test_two_gateways_count_together(service: Any) -> None:
-    """Every request is counted once, whichever gateway process answered it and whichever is scraped."""
+def test_either_gateway_reports_the_requests_of_both(service: Any) -> None:
     name = 'synod_requests_total{outcome="unknown_scorer",route="/v1/score"}'
     before = service.metrics().get(name, 0.0)
     with ThreadPoolExecutor(8) as callers:
@@ -69,8 +68,8 @@ def test_two_gateways_count_together(service: Any) -> None:
     assert {service.metrics()[name] for _ in range(8)} == {before + 40}
 
 
-def test_a_killed_replica_loses_doubles_and_invents_nothing(service: Any, eventually: Wait) -> None:
-    """kill -9 of one of two replicas under load: every request is answered in full with its own numbers."""
+def test_a_killed_replica_changes_no_answer(service: Any, eventually: Wait) -> None:
+    """kill -9 one of two replicas under load: every request still gets all of its own scores."""
     eventually(lambda: len(pids(service, "frail")) == 2)
     before = counters(service.metrics())
     victim = min(pids(service, "frail"))
@@ -82,7 +81,7 @@ def test_a_killed_replica_loses_doubles_and_invents_nothing(service: Any, eventu
 
     with ThreadPoolExecutor(12) as callers:
         futures = [callers.submit(ask, n) for n in range(48)]
-        eventually(lambda: held(service, "frail") > 3)  # under way; a gateway lets 4 images through
+        eventually(lambda: held(service, "frail") > 3)  # a gateway admits 4 images
         kill([victim])
         for future in futures:
             future.result()
@@ -95,8 +94,8 @@ def test_a_killed_replica_loses_doubles_and_invents_nothing(service: Any, eventu
     assert victim not in pids(service, "frail")
 
 
-def test_readiness_falls_and_returns_with_the_replicas(service: Any, eventually: Wait) -> None:
-    """With no replica left a request waits for the next one; /readyz says 503 and why; no counter goes back."""
+def test_readiness_follows_the_replicas(service: Any, eventually: Wait) -> None:
+    """Without a replica, requests wait for the next one, /readyz is 503 with the reason, and no counter decreases."""
     eventually(lambda: len(pids(service, "frail")) == 2 and service.ready()["ready"])
     before = counters(service.metrics())
     doomed = pids(service, "frail")
@@ -122,8 +121,8 @@ def test_readiness_falls_and_returns_with_the_replicas(service: Any, eventually:
     assert all(after[name] >= value for name, value in before.items())
 
 
-def test_the_deadline_keeps_what_is_done(service: Any) -> None:
-    """One scorer is quick, the other cannot finish: its first batch arrives, the rest are failures that say so."""
+def test_a_deadline_returns_the_finished_batches(service: Any) -> None:
+    """The first item is quick, the others cannot finish in time: they fail with `deadline_exceeded`."""
     items = [*numbers(0.1), *numbers(0.2, 0.3, sleep_s=6.0)]
     response = service.score(*items, scorers=("frail",), timeout_ms=3000)
     late = "deadline_exceeded"
@@ -134,8 +133,8 @@ def test_the_deadline_keeps_what_is_done(service: Any) -> None:
     assert values(service.score(*numbers(0.4), scorers=("number",)), "number") == [0.4]
 
 
-def test_a_full_replica_makes_admitted_requests_wait(service: Any) -> None:
-    """A replica holds 128 images: of several requests at once it refuses some, which are asked again."""
+def test_requests_refused_by_a_full_replica_are_retried(service: Any) -> None:
+    """A replica holds 128 images; six requests bring 384."""
 
     def ask(n: int) -> list[float | str]:
         items = numbers(*(k / 64 for k in range(64)), sleep_s=0.01)
@@ -151,7 +150,7 @@ def test_held_images_return_to_zero(service: Any, eventually: Wait) -> None:
 
 
 def test_two_halves_of_a_gpu_are_placed_and_a_third_is_refused(service: Any) -> None:
-    """`bright` and `number` ask for half of the one (logical) GPU each and serve; the arithmetic agrees with Ray's."""
+    """`bright` and `number` each hold half of the only (logical) GPU; our capacity check agrees with Ray."""
     import ray
 
     from services.cluster import graph
@@ -169,8 +168,8 @@ def test_two_halves_of_a_gpu_are_placed_and_a_third_is_refused(service: Any) -> 
     ray.cancel(waiting[0])
 
 
-def test_a_scorer_that_drifted_from_its_golden_value_never_serves(service: Any, eventually: Wait) -> None:
-    """The same cluster, another application whose golden file records another value: Serve gives up, and says why."""
+def test_a_scorer_off_its_golden_value_never_serves(service: Any, eventually: Wait) -> None:
+    """Another application on the same cluster; its golden file records another value, so its deployment fails."""
     import fake_scorers  # type: ignore[import-not-found]
     from ray import serve
 

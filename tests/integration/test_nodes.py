@@ -1,4 +1,4 @@
-"""A service over three nodes: what `benchmarks.nodes` counts, in small counts, in a process of its own."""
+"""A service over three nodes: `benchmarks.nodes --quick` in its own process."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["scaled", "upgraded", "node_killed"])
-def test_every_promise_is_kept(cases: dict[str, Any], name: str) -> None:
+def test_every_check_holds(cases: dict[str, Any], name: str) -> None:
     assert cases[name]["held"]
     assert all(cases[name]["held"].values()), cases[name]

@@ -1,4 +1,4 @@
-"""The proof under fault in small counts: the program that runs the full ones, on a service of its own."""
+"""`benchmarks.faults --quick`: every case of the fault benchmark in small counts, on a service of its own."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*CASES, "soak"])
-def test_every_promise_is_kept(cases: dict[str, Any], name: str) -> None:
+def test_every_check_holds(cases: dict[str, Any], name: str) -> None:
     assert cases[name]["held"], name
     assert all(cases[name]["held"].values()), cases[name]
 
 
 @pytest.mark.parametrize("name", ["replica_killed", "gateway_killed"])
-def test_a_kill_costs_no_image_its_score(cases: dict[str, Any], name: str) -> None:
+def test_a_kill_loses_no_score(cases: dict[str, Any], name: str) -> None:
     assert cases[name]["right"] == cases[name]["asked"] >= CASES[name].quick
     assert cases[name]["under_way_at_kills"]
 
 
-def test_hostile_bodies_are_answered_in_types(tmp_path: Path) -> None:
+def test_hostile_bodies_get_typed_errors(tmp_path: Path) -> None:
     found = faults(tmp_path / "fuzz.json", "fuzz")["fuzz"]
     assert found["broken"] == {}
     assert all(found["held"].values()), found

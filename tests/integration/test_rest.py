@@ -1,4 +1,4 @@
-"""Scoring over real REST: both formats, per-item failures, ensembles, and every kind of bad input."""
+"""REST against a real service: both formats, per-item failures, ensembles, and every kind of bad input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def b64(data: bytes) -> str:
 
 
 def huge_png() -> bytes:
-    """A valid header of 30,000 x 30,000 RGB pixels; what follows would inflate to 2.7 GB."""
+    """Return a PNG whose header declares 30,000 x 30,000 RGB pixels, 2.7 GB when decoded."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -74,8 +74,8 @@ def test_raw_pixels_and_png_are_the_same_image(service: Any) -> None:
         assert raw.scores["bright"].value == png.scores["bright"].value == pytest.approx(pixels.mean() / 255)
 
 
-def test_large_payloads_are_shared_by_the_scorers(service: Any) -> None:
-    """Above a megabyte of pixels the items travel through the object store."""
+def test_scorers_share_large_payloads(service: Any) -> None:
+    """Items with more than 1 MB of pixels travel through the object store."""
     items = [ScoreItem(encode_png(grey(i, 200)), references=(encode_png(grey(i, 200)),)) for i in range(12)]
     results = service.score(*items, scorers=("bright", "face")).results
     assert [r.scores["bright"].value for r in results] == pytest.approx([i / 255 for i in range(12)])
@@ -87,8 +87,8 @@ def test_the_reward_is_eq_34(service: Any) -> None:
     animal = ScoreItem(image(51), "-0.5", concept=Concept("animal"))
     for_person, for_animal = service.score(person, animal, ensemble="council").results
     assert for_person.reward.value == pytest.approx(0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.4)
-    assert for_animal.reward.value == pytest.approx(0.5 * 0.2)  # the negative component counts 0
-    assert set(for_animal.scores) == {"number", "bright"}  # weighted 0: not asked
+    assert for_animal.reward.value == pytest.approx(0.5 * 0.2)  # the negative component counts as 0
+    assert set(for_animal.scores) == {"number", "bright"}  # `face` has weight 0, so it is not called
 
 
 def test_an_item_without_a_kind_has_scores_but_no_reward(service: Any) -> None:
@@ -144,15 +144,14 @@ def test_each_bad_item_fails_alone(service: Any) -> None:
     assert all("error" in r["reward"] for r in failed.values())
 
 
-def test_missing_truth_is_told_for_its_item(service: Any) -> None:
-    """A reasoning without truth cannot be read, so the request is refused and says where."""
+def test_reasoning_without_truth_is_refused_with_its_path(service: Any) -> None:
     answer = service.post(body({"prompt": "1", "reasoning": {"text": "a", "segments": ["b"]}}, scorers=["number"]))
     assert answer.status_code == 400
     assert "items[0].reasoning" in answer.json()["error"]["message"]
 
 
-def test_renormalise_spreads_the_lost_weight(service: Any) -> None:
-    item = ScoreItem(image(51), "0.5", concept=Concept("person"))  # no reference: face is lost
+def test_renormalise_redistributes_a_missing_weight(service: Any) -> None:
+    item = ScoreItem(image(51), "0.5", concept=Concept("person"))  # without a reference `face` fails
     (result,) = service.score(item, ensemble="lenient").results
     assert result.reward.value == pytest.approx((0.5 * 0.5 + 0.25 * 0.2) / 0.75)
     assert result.reward.detail["missing"] == ["face"]
@@ -187,7 +186,7 @@ def test_a_bad_request_is_refused_with_its_reason(service: Any, sent: bytes, sta
     assert word.lower() in error["message"].lower()
 
 
-def test_an_oversized_body_is_refused_by_its_declared_length_and_while_it_streams(service: Any) -> None:
+def test_an_oversized_body_is_refused_declared_or_streamed(service: Any) -> None:
     large = body(ITEM, scorers=["bright"], request_id="x" * 2**22)
     declared = service.post(large)
     streamed = service.http.post(
@@ -201,7 +200,7 @@ def test_an_oversized_body_is_refused_by_its_declared_length_and_while_it_stream
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-pickle", ""])
-def test_an_unknown_content_type_is_refused_with_those_known(service: Any, content_type: str) -> None:
+def test_an_unknown_content_type_is_refused_with_the_known_ones(service: Any, content_type: str) -> None:
     answer = service.post(body(ITEM, scorers=["bright"]), content_type)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert "application/msgpack" in answer.json()["error"]["message"]
@@ -215,7 +214,7 @@ def test_errors_speak_the_callers_format(service: Any) -> None:
     assert msgpack.unpackb(mixed.content)["results"][0]["scores"]["bright"]["value"] == pytest.approx(0.2)
 
 
-def test_the_request_id_is_echoed_or_made(service: Any) -> None:
+def test_the_request_id_is_echoed_or_generated(service: Any) -> None:
     named = service.post(body(ITEM, scorers=["bright"], request_id="abc"))
     assert named.headers["x-synod-request-id"] == named.json()["request_id"] == "abc"
     headed = service.post(body(ITEM, scorers=["bright"]), **{"x-request-id": "from-header"})
@@ -227,15 +226,15 @@ def test_the_request_id_is_echoed_or_made(service: Any) -> None:
 
 def test_discovery_health_and_documents(service: Any) -> None:
     scorers = service.http.get("/v1/scorers").json()
-    assert [one["name"] for one in scorers["scorers"]] == ["bright", "twin", "number", "frail", "face", "der"]
-    told = {one["name"]: one for one in scorers["scorers"]}
-    assert (told["der"]["device"], told["der"]["dtype"]) == ("cpu", "float32")
-    assert told["der"]["parameter_bytes"] > 10_000
-    assert told["der"]["load_s"] > 0
-    assert told["twin"]["parameter_bytes"] == 0, "a fake has no models"
-    assert "device" not in told["twin"]
+    assert [one["name"] for one in scorers["scorers"]] == ["bright", "colocated", "number", "frail", "face", "der"]
+    listed = {one["name"]: one for one in scorers["scorers"]}
+    assert (listed["der"]["device"], listed["der"]["dtype"]) == ("cpu", "float32")
+    assert listed["der"]["parameter_bytes"] > 10_000
+    assert listed["der"]["load_s"] > 0
+    assert listed["colocated"]["parameter_bytes"] == 0, "a fake has no models"
+    assert "device" not in listed["colocated"]
     scored = service.score(ScoreItem(image=grey(9), references=(grey(8),)), scorers=("der",)).results[0].scores["der"]
-    assert told["der"]["model"] == scored.origin.model
+    assert listed["der"]["model"] == scored.origin.model
     assert scorers["ensembles"]["council"]["by_kind"]["animal"]["face"] == 0.0
     assert scorers["ensembles"]["lenient"]["weights"]["face"] == 0.25
     assert service.http.get("/healthz").json() == {"alive": True}
@@ -245,26 +244,25 @@ def test_discovery_health_and_documents(service: Any) -> None:
     assert service.http.get("/nowhere").status_code == 404
 
 
-def test_detail_carries_through(service: Any) -> None:
+def test_a_scores_detail_reaches_the_caller(service: Any) -> None:
     (result,) = service.score(ScoreItem(image(51)), scorers=("bright",)).results
     assert isinstance(result.scores["bright"], Score)
     assert result.scores["bright"].detail["batch"] >= 1
 
 
-def test_a_scorer_beside_another_shares_its_process_and_its_gpu(service: Any) -> None:
-    """`bright` and `number` take all of the one GPU there is; `twin` needs none, and keeps batches of its own."""
+def test_a_colocated_scorer_shares_process_and_gpu(service: Any) -> None:
+    """`bright` and `number` hold the whole GPU; `colocated` needs no share and forms its own batches."""
     items = [ScoreItem(image=grey(level), prompt="0.5") for level in range(12)]
-    scores = [result.scores for result in service.score(*items, scorers=("bright", "twin", "number")).results]
-    pids = {name: {one[name].detail["pid"] for one in scores} for name in ("bright", "twin", "number")}
-    assert pids["twin"] == pids["bright"] != pids["number"]
-    assert [one["twin"].value for one in scores] == [one["bright"].value for one in scores]
-    assert (
-        max(one["twin"].detail["batch"] for one in scores) <= 4 < max(one["bright"].detail["batch"] for one in scores)
-    )
-    assert service.ready()["scorers"]["twin"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
+    scores = [result.scores for result in service.score(*items, scorers=("bright", "colocated", "number")).results]
+    pids = {name: {one[name].detail["pid"] for one in scores} for name in ("bright", "colocated", "number")}
+    assert pids["colocated"] == pids["bright"] != pids["number"]
+    assert [one["colocated"].value for one in scores] == [one["bright"].value for one in scores]
+    largest = {name: max(one[name].detail["batch"] for one in scores) for name in ("bright", "colocated")}
+    assert largest["colocated"] <= 4 < largest["bright"]
+    assert service.ready()["scorers"]["colocated"] == {"ready": True, "replicas": 1, "wanted": 1, "reason": None}
 
 
-def test_one_trace_goes_through_the_processes(service: Any, collector: Collector, eventually: Any) -> None:
+def test_one_trace_spans_gateway_and_replica(service: Any, collector: Collector, eventually: Any) -> None:
     trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     answer = service.post(body(ITEM, scorers=["number"]), traceparent=f"00-{trace}-{caller}-01")
     assert answer.headers["x-synod-trace-id"] == trace

@@ -1,4 +1,4 @@
-"""Requests of real sizes, by every way in, on the session's service; `test_chart` runs the others on `serve deploy`."""
+"""Requests of realistic size over every transport, on the session's Ray; `test_chart` runs them on `serve deploy`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.sizes import Cell, Target
 
 @pytest.fixture(scope="module")
 def target(service: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """An application with two gateways and a store between them, in the Ray that `up` starts."""
+    """An application with two gateways on the session's Ray."""
     from ray import serve
 
     from services.cluster import graph
@@ -39,7 +39,7 @@ def target(service: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
     serve.delete("sizes")
 
 
-def test_the_selection_holds_every_pair_of_values() -> None:
+def test_the_pairwise_subset_covers_every_pair() -> None:
     everything = set().union(*map(sizes.pairs_of, sizes.MATRIX))
     assert set().union(*map(sizes.pairs_of, sizes.pairwise())) == everything
     assert len(everything) == 7 * 2 + 7 * 5 + 7 * 2 + 2 * 5 + 2 * 2 + 5 * 2
@@ -53,20 +53,20 @@ def test_any_request_within_the_limits_is_scored(target: Target, cell: Cell) -> 
         assert values == pytest.approx(sizes.expected(cell.size, name), abs=1e-9)
 
 
-def test_answers_over_four_mib_arrive(target: Target) -> None:
-    """Of items that travel in a gRPC message to the replica, as their answer does."""
+def test_responses_over_four_mib_arrive(target: Target) -> None:
+    """Above gRPC's default message limit; the items themselves are small, so both ways use gRPC messages."""
     items = tuple(ScoreItem(np.full((8, 8, 3), i, np.uint8)) for i in range(200))
     with SynodClient(target.url, timeout_s=120) as client:
-        results = client.score(ScoreRequest(items, ("wordy",))).results
+        results = client.score(ScoreRequest(items, ("verbose",))).results
     for i, one in enumerate(results):
-        outcome = one.scores["wordy"]
+        outcome = one.scores["verbose"]
         assert isinstance(outcome, Score), outcome
         assert outcome.value == pytest.approx(i / 255)
-        assert len(outcome.detail["said"]) == 32768
+        assert len(outcome.detail["text"]) == 32768
 
 
 def test_several_large_requests_at_once_share_the_store(target: Target) -> None:
-    """Four of 100 MB in an object store of 128 MiB."""
+    """Four requests of 100 MB in an object store of 128 MiB."""
     cell = Cell("msgpack", 2, "32 x 1024", "up")
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: sizes.ask(cell, target), range(4)))
@@ -75,15 +75,15 @@ def test_several_large_requests_at_once_share_the_store(target: Target) -> None:
             assert found[name] == pytest.approx(sizes.expected(cell.size, name), abs=1e-9)
 
 
-def test_a_request_that_passes_the_store_is_refused_and_arrays_are_split(target: Target) -> None:
+def test_one_oversized_item_is_refused_and_oversized_calls_are_split(target: Target) -> None:
     with SynodClient(target.url, timeout_s=120) as client:
         most = httpx.get(f"{target.url}/v1/scorers").json()["limits"]["max_request_pixels"]
-        assert most == 2**25  # of the session's object store of 128 MiB
+        assert most == 2**25  # derived from the session's object store of 128 MiB
         file = sizes.images(1, 4096)[0]
         exact = (ScoreItem(file),) * 2
         scored = client.score(ScoreRequest(exact, ("even",)))
         assert all(isinstance(one.scores["even"], Score) for one in scored.results)
-        over = ScoreItem(file, references=(file,) * 16)  # the largest size, as an image and as every reference
+        over = ScoreItem(file, references=(file,) * 16)
         with pytest.raises(PayloadTooLarge, match=rf"{17 * 4096**2} pixels.*limit is {most} .*max_request_pixels"):
             client.score(ScoreRequest((over,), ("even",)))
         split = client.score(ScoreRequest((*exact, ScoreItem(sizes.images(1, 1400)[0])), ("even",)))

@@ -1,4 +1,4 @@
-"""Two gateways are one service: what they keep outlives each of them, and their counters add up."""
+"""Two gateways of one service: stored images and scores survive either gateway, and their counters add up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JSON = CODECS["application/json"]
 
 
 class Sharing:
-    """A second application beside the session's own, whose gateways keep scores and whose scorer counts its work."""
+    """A second application on the session's Ray, with a score store and a scorer that counts its work."""
 
     def __init__(self, service: Any, port: int, folder: Path, others: set[int]) -> None:
         self.service, self.folder, self._others = service, folder, others
@@ -41,7 +41,7 @@ class Sharing:
         return self.http.post("/v1/score", content=body, headers={"content-type": JSON.content_type})
 
     def score(self, *items: ScoreItem, **fields: Any) -> list[float | str]:
-        """Asked again as a client does, when the connection broke or the service says that it may."""
+        """Return the scores; retry like a client on a broken connection or a 503."""
         last: object = None
         for _ in range(100):
             try:
@@ -59,19 +59,19 @@ class Sharing:
         return self.http.put("/v1/images", content=body, headers={"content-type": JSON.content_type})
 
     def measured(self) -> Counter[str]:
-        """How often each prompt was measured."""
+        """Return how often each prompt was scored."""
         file = self.folder / "measured"
         return Counter(file.read_text().splitlines() if file.exists() else ())
 
     def processes(self, title: str) -> set[int]:
-        """Those of this application whose title has `title`."""
+        """Return the ids of this application's processes whose title contains `title`."""
         return {pid for pid in users_of(self.service.temp_dir) if title in command(pid)} - self._others
 
     def gateways(self) -> set[int]:
         return self.processes("ServeReplica:sharing:Gateway")
 
-    def keeper(self) -> int:
-        (pid,) = self.processes("ray::Keeper")
+    def actor(self) -> int:
+        (pid,) = self.processes("ray::StoreActor")
         return pid
 
 
@@ -87,7 +87,7 @@ def values(response: ScoreResponse) -> list[float | str]:
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
-def kept(*prompts: str) -> list[ScoreItem]:
+def by_digest(*prompts: str) -> list[ScoreItem]:
     return [ScoreItem(ImageRef(digest_of(PNG)), prompt) for prompt in prompts]  # type: ignore[arg-type]
 
 
@@ -103,7 +103,7 @@ def sharing(service: Any, free_port: Callable[[], int], tmp_path_factory: pytest
     changed = service.settings.model_copy(update={"scorers": {"counted": counted}, "store": StoreSettings()})
     server = service.settings.server.model_copy(update={"port": free_port(), "grpc_port": None})
     changed = changed.model_copy(update={"ensembles": {}, "server": server})
-    others = {pid for pid in users_of(service.temp_dir) if "ray::Keeper" in command(pid)}
+    others = {pid for pid in users_of(service.temp_dir) if "ray::StoreActor" in command(pid)}
     application = graph.application(changed, str(service.run_dir / "metrics"), fake_scorers.build)
     serve.run_many([serve.RunTarget(application, name="sharing", route_prefix="/sharing")])
     subject = Sharing(service, server.port, folder, others)
@@ -113,15 +113,15 @@ def sharing(service: Any, free_port: Callable[[], int], tmp_path_factory: pytest
 
 
 @pytest.fixture(autouse=True)
-def whole(sharing: Sharing, eventually: Wait) -> None:
-    """Each test begins with two gateways and a keeper that answers them."""
-    eventually(lambda: len(sharing.gateways()) == 2 and len(sharing.processes("ray::Keeper")) == 1)
+def complete(sharing: Sharing, eventually: Wait) -> None:
+    """Begin each test with two gateways and a responding store actor."""
+    eventually(lambda: len(sharing.gateways()) == 2 and len(sharing.processes("ray::StoreActor")) == 1)
     eventually(lambda: sharing.put(PNG).status_code == 200)
 
 
-def test_what_was_put_and_scored_outlives_every_gateway(sharing: Sharing, eventually: Wait) -> None:
-    """Each gateway that was there when the image came and was scored is killed in turn: nobody else remembers."""
-    items = kept("0.125", "0.5")
+def test_images_and_scores_survive_every_gateway(sharing: Sharing, eventually: Wait) -> None:
+    """Kill, one after the other, both gateways that were running when the image was stored and scored."""
+    items = by_digest("0.125", "0.5")
     first, second = sharing.gateways()
     os.kill(first, signal.SIGKILL)
     assert sharing.score(*items, request_id="r") == [0.125, 0.5]
@@ -134,55 +134,54 @@ def test_what_was_put_and_scored_outlives_every_gateway(sharing: Sharing, eventu
     assert [sharing.measured()[prompt] for prompt in ("0.125", "0.5")] == [1, 1]
 
 
-def test_equal_work_under_way_is_shared_between_gateways(sharing: Sharing) -> None:
+def test_gateways_share_equal_work_in_flight(sharing: Sharing) -> None:
     with ThreadPoolExecutor(12) as callers:
-        answers = list(callers.map(lambda _: sharing.score(*kept("0.25 sleep 1")), range(12)))
+        answers = list(callers.map(lambda _: sharing.score(*by_digest("0.25 sleep 1")), range(12)))
     assert answers == [[0.25]] * 12
     assert sharing.measured()["0.25 sleep 1"] == 1
 
 
-def test_the_claims_of_a_gateway_that_dies_are_anyones(sharing: Sharing, eventually: Wait) -> None:
-    """Both gateways die with a claim of ten minutes; the retry is answered long before."""
+def test_the_claims_of_a_dead_gateway_are_released(sharing: Sharing, eventually: Wait) -> None:
+    """Both gateways die while they hold a claim for ten minutes; the retry is answered in under one."""
     doomed = sharing.gateways()
     with ThreadPoolExecutor(1) as caller:
-        lost = caller.submit(sharing.post, *kept("0.75 sleep 3"), timeout_ms=600_000)
+        lost = caller.submit(sharing.post, *by_digest("0.75 sleep 3"), timeout_ms=600_000)
         eventually(lambda: sharing.service.metrics().get('synod_held_images{scorer="counted"}', 0.0) == 1)
         for pid in doomed:
             os.kill(pid, signal.SIGKILL)
         lost.exception()
-    assert sharing.score(*kept("0.75 sleep 3"), timeout_ms=60_000) == [0.75]
+    assert sharing.score(*by_digest("0.75 sleep 3"), timeout_ms=60_000) == [0.75]
 
 
-def test_without_its_keeper_the_service_measures_and_asks_for_images_again(sharing: Sharing, eventually: Wait) -> None:
+def test_the_service_scores_without_its_store_actor(sharing: Sharing, eventually: Wait) -> None:
     inline = ScoreItem(PNG, "0.375")
     assert sharing.score(inline) == [0.375]
-    os.kill(sharing.keeper(), signal.SIGKILL)
+    os.kill(sharing.actor(), signal.SIGKILL)
     answers = [sharing.post(inline) for _ in range(8)]
     assert [values(JSON.decode_response(answer.content)) for answer in answers] == [[0.375]] * 8
-    refused = sharing.post(*kept("0.375"))
+    refused = sharing.post(*by_digest("0.375"))
     assert (refused.status_code, refused.json()["error"]["code"]) in ((503, "unavailable"), (409, "unknown_image"))
     assert refused.json()["error"]["retryable"]
     eventually(lambda: sharing.put(PNG).status_code == 200)
-    assert sharing.score(*kept("0.625")) == sharing.score(*kept("0.625")) == [0.625]
+    assert sharing.score(*by_digest("0.625")) == sharing.score(*by_digest("0.625")) == [0.625]
     assert sharing.measured()["0.625"] == 1
     assert sharing.service.metrics()['synod_store_failures_total{call="claim"}'] > 0
 
 
-def test_a_keeper_that_hangs_holds_nobody_up_for_long(sharing: Sharing, eventually: Wait) -> None:
-    keeper = sharing.keeper()
-    os.kill(keeper, signal.SIGSTOP)
+def test_a_hanging_store_actor_delays_nobody_for_long(sharing: Sharing, eventually: Wait) -> None:
+    actor = sharing.actor()
+    os.kill(actor, signal.SIGSTOP)
     try:
         answer = JSON.decode_response(sharing.post(ScoreItem(PNG, "0.875"), timeout_ms=20_000).content)
         assert values(answer) == [0.875]
         eventually(lambda: sharing.put(PNG).json().get("error", {}).get("code") == "unavailable")
     finally:
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(actor, signal.SIGCONT)
     eventually(lambda: sharing.put(PNG).status_code == 200)
 
 
-def test_counters_of_gateways_and_replicas_add_up_and_never_go_back(sharing: Sharing, eventually: Wait) -> None:
-    """What 60 requests of 3 items each came to, whichever of two gateways and two replicas had a part in it; then one
-    of each is killed."""
+def test_counters_add_up_and_survive_a_kill(sharing: Sharing, eventually: Wait) -> None:
+    """60 requests of 3 items over two gateways and two replicas; then one of each is killed."""
     service = sharing.service
 
     def counted() -> dict[str, float]:
@@ -220,7 +219,7 @@ NAMES = (
 
 
 def of_process(folder: Path, pid: int) -> Counter[str]:
-    """The values that one process has written, without their labels."""
+    """Return the values that one process has written, without labels."""
     from prometheus_client.multiprocess import MultiProcessCollector
 
     files = [str(path) for path in folder.glob(f"*_{pid}.db") if not path.name.startswith("gauge")]

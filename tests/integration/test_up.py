@@ -1,4 +1,4 @@
-"""`python -m services up` as a user runs it: refusals, Ctrl-C, nothing left behind."""
+"""`python -m services up` as a user runs it: refusals, and no process left after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Up = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def up(service: Any, tiny_models: Any, tmp_path: Path, free_port: Callable[[], int]) -> Up:
-    """Start the command in a process group of its own, as a terminal does."""
+    """Return a function that starts the command in its own process group, as a terminal does."""
 
     def start(replicas: int, port: int | None = None) -> subprocess.Popen[str]:
         config = tmp_path / "service.toml"
@@ -50,31 +50,31 @@ def up(service: Any, tiny_models: Any, tmp_path: Path, free_port: Callable[[], i
     return start
 
 
-def test_more_than_the_cluster_has_is_refused_with_the_numbers(up: Up) -> None:
-    told, _ = (process := up(replicas=3)).communicate(timeout=120)
+def test_demand_above_the_clusters_gpus_is_refused(up: Up) -> None:
+    output, _ = (process := up(replicas=3)).communicate(timeout=120)
     assert process.returncode == 1
-    assert "ask for 1.5 GPUs (each 0.5, 0.5, 0.5), the cluster has 1" in told
-    assert "Traceback" not in told
+    assert "ask for 1.5 GPUs (each 0.5, 0.5, 0.5), the cluster has 1" in output
+    assert "Traceback" not in output
 
 
 def test_a_busy_port_is_refused_at_once(up: Up, service: Any) -> None:
     port = service.settings.server.port
-    told, _ = (process := up(replicas=1, port=port)).communicate(timeout=60)
+    output, _ = (process := up(replicas=1, port=port)).communicate(timeout=60)
     assert process.returncode == 1
-    assert f"127.0.0.1:{port}" in told
-    assert "--port" in told
+    assert f"127.0.0.1:{port}" in output
+    assert "--port" in output
 
 
-def test_ctrl_c_while_models_load_leaves_nothing(up: Up, tmp_path: Path) -> None:
+def test_ctrl_c_while_models_load_leaves_no_process(up: Up, tmp_path: Path) -> None:
     process = up(replicas=2)
     assert process.stdout is not None
-    assert "ready" in process.stdout.readline()  # the gateway; the models still load
+    assert "ready" in process.stdout.readline()  # the gateway is ready, the models are still loading
     temp_dir = Path(json.loads((tmp_path / "run" / "service.json").read_text())["temp_dir"])
     assert users_of(temp_dir)
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "stopped" in told
+    assert "stopped" in output
     assert users_of(temp_dir) == []
     assert not temp_dir.exists()
     assert not (tmp_path / "run" / "service.json").exists()

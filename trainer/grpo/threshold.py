@@ -1,7 +1,7 @@
 """The screening threshold T of Dynamic Group Scaling: laws that hold the pass rate near its target. Pure.
 
-A preview passes when its surrogate score exceeds T. After each iteration a law moves the tracker's T towards the
-(1 - target_pass_rate) quantile of the scores. Concepts and pathways differ in level, so each has a tracker of its own.
+A preview passes when its surrogate score exceeds T. After each iteration a law moves the state's T towards the
+(1 - target_pass_rate) quantile of the scores. Concepts and pathways differ in level, so each has a state of its own.
 
 Sync-R1's own law (eq. 7) is kept as `Paper`, by name, because it does not do what its section D.4 says:
 
@@ -11,7 +11,7 @@ Sync-R1's own law (eq. 7) is kept as `Paper`, by name, because it does not do wh
 * Domain. T = 0 and T = 1 are fixed points; T <= 0, possible for cosines, is undefined.
 * Estimator. Drawing until G pass makes G/N biased up (.272 at p = .25); (G-1)/(N-1) is unbiased.
 
-tests/numerics/test_threshold_laws.py measures all laws. `Quantile` is the default, `Power` the smallest repair.
+tests/numerics/test_threshold_controllers.py measures all laws. `Quantile` is the default, `Power` the smallest repair.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WARM_UP = 5  # iterations in which `Quantile` averages instead of tracking: a st
 
 
 @dataclass(frozen=True, slots=True)
-class Tracker:
+class ThresholdState:
     """A threshold and its history; `threshold` None keeps every preview. `dataclasses.asdict` gives its JSON form.
 
     trend      tau of eq. 7, the moving average of the steps of T; 0 where a law uses none
@@ -40,15 +40,17 @@ class Tracker:
     iteration: int = 0
 
 
-class Law(Protocol):
-    """One way to move T. Laws hold constants only; what changes is in the tracker."""
+class ThresholdController(Protocol):
+    """One way to move T. Laws hold constants only; what changes is in the state."""
 
-    def begin(self) -> Tracker:
-        """The tracker before the first iteration."""
+    def initial_state(self) -> ThresholdState:
+        """The state before the first iteration."""
         ...
 
-    def update(self, tracker: Tracker, scores: Sequence[float], drawn: int, passed: int, capped: bool) -> Tracker:
-        """The tracker for the next iteration.
+    def update(
+        self, state: ThresholdState, scores: Sequence[float], drawn: int, passed: int, capped: bool
+    ) -> ThresholdState:
+        """The state for the next iteration.
 
         scores  every score measured in this iteration, those of rejected previews included
         drawn   previews drawn, >= len(scores): a lost score is no evidence, so the pass rate is taken over `scores`
@@ -88,23 +90,25 @@ class Quantile:
         if self.start is not None and not math.isfinite(self.start):
             raise ValueError(f"start is {self.start}; give a finite score, or null to keep all at first")
 
-    def begin(self) -> Tracker:
-        return Tracker(self.start)
+    def initial_state(self) -> ThresholdState:
+        return ThresholdState(self.start)
 
-    def update(self, tracker: Tracker, scores: Sequence[float], drawn: int, passed: int, capped: bool) -> Tracker:
+    def update(
+        self, state: ThresholdState, scores: Sequence[float], drawn: int, passed: int, capped: bool
+    ) -> ThresholdState:
         _check_counts(scores, drawn)
         if not scores:
-            return tracker
+            return state
         quantile = float(np.quantile(np.asarray(scores, dtype=np.float64), 1 - self.target_pass_rate))
-        if tracker.threshold is None:
-            return Tracker(quantile, tracker.trend, tracker.iteration + 1)
-        error = quantile - tracker.threshold
+        if state.threshold is None:
+            return ThresholdState(quantile, state.trend, state.iteration + 1)
+        error = quantile - state.threshold
         gain = 1 - self.eta
-        if tracker.iteration < WARM_UP:
-            gain = max(gain, 1 / (tracker.iteration + 1))
-        elif tracker.trend * error < 0:
+        if state.iteration < WARM_UP:
+            gain = max(gain, 1 / (state.iteration + 1))
+        elif state.trend * error < 0:
             gain /= self.eps0
-        return _moved(tracker, tracker.threshold + gain * error, self.eta)
+        return _moved(state, state.threshold + gain * error, self.eta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +129,20 @@ class Power:
         _check_open_unit("start", self.start)
         _check_sensitivity(self.mu)
 
-    def begin(self) -> Tracker:
-        return Tracker(self.start)
+    def initial_state(self) -> ThresholdState:
+        return ThresholdState(self.start)
 
-    def update(self, tracker: Tracker, scores: Sequence[float], drawn: int, passed: int, capped: bool) -> Tracker:
-        threshold = _threshold(tracker)
+    def update(
+        self, state: ThresholdState, scores: Sequence[float], drawn: int, passed: int, capped: bool
+    ) -> ThresholdState:
+        threshold = _threshold(state)
         _check_counts(scores, drawn, passed)
         if not scores:
-            return tracker
+            return state
         unbiased = not capped and passed >= 1 and len(scores) > 1
         rate = (passed - 1) / (len(scores) - 1) if unbiased else passed / len(scores)
         moved = threshold ** (1 - self.mu * (rate - self.target_pass_rate))
-        return Tracker(_clamp(moved, 1e-3), 0.0, tracker.iteration + 1)
+        return ThresholdState(_clamp(moved, 1e-3), 0.0, state.iteration + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,54 +169,58 @@ class Paper:
         if not 0 <= self.eps0 < math.inf:
             raise ValueError(f"eps0 is {self.eps0}; give 0 (no damping) or more; the paper's is 2")
 
-    def begin(self) -> Tracker:
-        return Tracker(self.start)
+    def initial_state(self) -> ThresholdState:
+        return ThresholdState(self.start)
 
-    def update(self, tracker: Tracker, scores: Sequence[float], drawn: int, passed: int, capped: bool) -> Tracker:
-        threshold = _threshold(tracker)
+    def update(
+        self, state: ThresholdState, scores: Sequence[float], drawn: int, passed: int, capped: bool
+    ) -> ThresholdState:
+        threshold = _threshold(state)
         _check_counts(scores, drawn, passed)
         if not scores:
-            return tracker
+            return state
         delta = passed / len(scores) - self.target_pass_rate
-        conflict = tracker.trend * delta < 0
+        conflict = state.trend * delta < 0
         moved = threshold ** (1 + (self.mu - self.eps0 * conflict) * delta)
-        return _moved(tracker, _clamp(moved, 1e-6), self.eta)
+        return _moved(state, _clamp(moved, 1e-6), self.eta)
 
 
 @dataclass(frozen=True, slots=True)
 class KeepAll:
     """No screen: T stays None and the first G previews drawn are the group, as in GRPO without DGS."""
 
-    def begin(self) -> Tracker:
-        return Tracker()
+    def initial_state(self) -> ThresholdState:
+        return ThresholdState()
 
-    def update(self, tracker: Tracker, scores: Sequence[float], drawn: int, passed: int, capped: bool) -> Tracker:
+    def update(
+        self, state: ThresholdState, scores: Sequence[float], drawn: int, passed: int, capped: bool
+    ) -> ThresholdState:
         _check_counts(scores, drawn)
-        return Tracker(None, 0.0, tracker.iteration + 1)
+        return ThresholdState(None, 0.0, state.iteration + 1)
 
 
-LAWS: Mapping[str, type[Quantile] | type[Power] | type[Paper] | type[KeepAll]] = MappingProxyType(
+CONTROLLERS: Mapping[str, type[Quantile] | type[Power] | type[Paper] | type[KeepAll]] = MappingProxyType(
     {"quantile": Quantile, "power": Power, "paper": Paper, "none": KeepAll}
 )
 
 
-def _moved(tracker: Tracker, threshold: float, eta: float) -> Tracker:
-    assert tracker.threshold is not None
-    trend = eta * tracker.trend + (1 - eta) * (threshold - tracker.threshold)
-    return Tracker(threshold, trend, tracker.iteration + 1)
+def _moved(state: ThresholdState, threshold: float, eta: float) -> ThresholdState:
+    assert state.threshold is not None
+    trend = eta * state.trend + (1 - eta) * (threshold - state.threshold)
+    return ThresholdState(threshold, trend, state.iteration + 1)
 
 
 def _clamp(threshold: float, margin: float) -> float:
     return min(max(threshold, margin), 1 - margin)
 
 
-def _threshold(tracker: Tracker) -> float:
-    if tracker.threshold is None or not 0 < tracker.threshold < 1:
+def _threshold(state: ThresholdState) -> float:
+    if state.threshold is None or not 0 < state.threshold < 1:
         raise ValueError(
-            f"the tracker's threshold is {tracker.threshold}, but this law is a power of it and needs one in (0, 1); "
+            f"the state's threshold is {state.threshold}, but this law is a power of it and needs one in (0, 1); "
             "begin with its `start`, or use the quantile law"
         )
-    return tracker.threshold
+    return state.threshold
 
 
 def _check_counts(scores: Sequence[float], drawn: int, passed: int = 0) -> None:

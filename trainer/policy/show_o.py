@@ -79,7 +79,13 @@ class ShowO:
     """The policy. `guidance` is g, `temperature` the start of the confidence noise."""
 
     def __init__(
-        self, config: ShowOConfig, words: Vocabulary, vq: Magvit, *, guidance: float = 5.0, temperature: float = 1.0
+        self,
+        config: ShowOConfig,
+        words: Vocabulary,
+        vq: Magvit,
+        *,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
     ) -> None:
         if words.size != config.vocab_size:
             raise SettingsError(
@@ -92,7 +98,7 @@ class ShowO:
                 "give the one it was trained with"
             )
         self.config, self.words, self.vq = config, words, vq
-        self.guidance, self.temperature = guidance, temperature
+        self.guidance_scale, self.temperature = guidance_scale, temperature
         self.module: nn.Module = Wrapped(config.phi)
         self._seen: dict[bytes, Tensor] = {}
 
@@ -180,7 +186,7 @@ class ShowO:
         ids = ids.to(self.device)
         with_text, without = Cache(), Cache()
         self.phi(ids, layout.text_mask(ids, self.words.id(PAD)), with_text, start)
-        if self.guidance:
+        if self.guidance_scale:
             empty, start = self.words.text_block([""])
             self.phi(empty.to(self.device), layout.text_mask(empty, self.words.id(PAD)).to(self.device), without, start)
         return with_text, ids, without
@@ -190,9 +196,9 @@ class ShowO:
         with_text, ids, without = texts
         image = self._image_ids(codes_BN, masked_BN)
         logits = self._image_logits(self._read_image(image, with_text.fork(-1), ids))
-        if self.guidance:
+        if self.guidance_scale:
             free = self._image_logits(self._read_image(image, without.fork(len(image)), None))
-            logits = (1 + self.guidance) * logits - self.guidance * free
+            logits = (1 + self.guidance_scale) * logits - self.guidance_scale * free
         return logits.log_softmax(-1)
 
     def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
@@ -227,7 +233,7 @@ class ShowO:
         return self._guided(self._texts(prompts), codes_BN, masked_BN)
 
     def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """Log-probabilities, without guidance, of the codes at the masked positions alone, in row-major order.
+        """Log-probabilities, without guidance_scale, of the codes at the masked positions alone, in row-major order.
 
         Show-o's own objective is their negative mean.
         """
@@ -272,7 +278,7 @@ def load(
     *,
     vq: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    guidance: float = 5.0,
+    guidance_scale: float = 5.0,
     temperature: float = 1.0,
 ) -> ShowO:
     """Read a Show-o directory or hub id. The image tokenizer is in its `vq` folder and the words beside it, unless told
@@ -282,7 +288,7 @@ def load(
     source = tokenizer or (directory if (directory / "tokenizer_config.json").exists() else config.llm_model_path)
     words = Vocabulary.read(source, config.concept_tokens, config.codebook_size, config.max_text_length)
     tokens = Magvit.load(directory_of(vq or directory / "vq"))
-    policy = ShowO(config, words, tokens, guidance=guidance, temperature=temperature)
+    policy = ShowO(config, words, tokens, guidance_scale=guidance_scale, temperature=temperature)
     read_weights(policy.module, directory)
     policy.module.eval()
     return policy

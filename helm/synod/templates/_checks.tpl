@@ -65,7 +65,7 @@ groups may. A sum that fits may still not pack: a share of a GPU does not span t
 {{- fail (printf "overrides.SYNOD__SCORERS__%s__...: config has no [scorers.%s]; take the override out" (upper $name) $name) -}}
 {{- end -}}
 {{- $serving := default dict $scorer.serving -}}
-{{- if not $serving.beside -}}
+{{- if not $serving.colocate_with -}}
 {{- $most := dig "max_replicas" (dig "replicas" 1 $serving) $serving -}}
 {{- $share := dig "num_gpus" 0 $serving -}}
 {{- $group := $gpu -}}
@@ -84,7 +84,7 @@ groups may. A sum that fits may still not pack: a share of a GPU does not span t
 {{- $_ := set $asked "num_gpus" (addf $asked.num_gpus (mulf $most $share)) -}}
 {{- $_ := set $asked "num_cpus" (addf $asked.num_cpus (mulf $most (dig "num_cpus" 0.1 $serving))) -}}
 {{- else if hasKey $serving "num_gpus" -}}
-{{- fail (printf "scorer '%s' is beside '%s', which says what a replica takes: take num_gpus out (a profile's overrides by --set overrides=null)" $name $serving.beside) -}}
+{{- fail (printf "scorer '%s' is colocated with '%s', which says what a replica takes: take num_gpus out (a profile's overrides by --set overrides=null)" $name $serving.colocate_with) -}}
 {{- end -}}
 {{- end -}}
 {{- if gt $asked.num_gpus (float64 $gpus) -}}

@@ -18,13 +18,15 @@ import pytest
 
 from services import child
 from services.backends import LocalBackend
-from services.child import Child, Times
+from services.child import Child, ChildTimeouts
 from services.scorers import registry
 from services.scorers.base import score_batch
 from services.scorers.custom import Custom, CustomSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from tests import venvs
+
+pytestmark = pytest.mark.slow
 
 GREYS = (0, 51, 102, 153, 204, 255)
 Make = Callable[..., Custom]
@@ -40,7 +42,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setenv("PYTHONPATH", venvs.PYTHONPATH)
     made: list[Child] = []
 
-    def build(times: Times = child.USUAL, load: str = "own_scorer:load", python: str = "", **options: Any) -> Custom:
+    def build(
+        times: ChildTimeouts = child.DEFAULT_TIMEOUTS, load: str = "own_scorer:load", python: str = "", **options: Any
+    ) -> Custom:
         described = CustomSettings(
             kind="custom",
             load=load,
@@ -124,7 +128,7 @@ def test_a_list_of_another_length_is_a_failure(make: Make) -> None:
 
 
 def test_a_process_that_hangs_is_ended_at_the_deadline(make: Make, tmp_path: Path) -> None:
-    scorer = make(Times(batch_s=1.0))
+    scorer = make(ChildTimeouts(batch_s=1.0))
     outcomes = score_batch(scorer, [item("fine"), item("hangs")])
     assert codes(outcomes) == ["deadline_exceeded"] * 2
     assert "did not score 2 items within 1 s" in outcomes[0].message  # type: ignore[union-attr]

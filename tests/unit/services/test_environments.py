@@ -83,11 +83,13 @@ def test_what_no_way_can_run_is_refused(
         place(jpeg(python=sys.executable))
 
 
+@pytest.mark.slow
 def test_a_package_that_the_environment_lacks_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"finds no package 'somewhere' for load = 'somewhere:load': install it"):
         place(custom(sys.executable))
 
 
+@pytest.mark.slow
 def test_the_list_of_what_a_replica_needs_is_complete() -> None:
     """What loading the deployment's class imports from outside the standard library."""
     program = (
@@ -102,6 +104,7 @@ def test_the_list_of_what_a_replica_needs_is_complete() -> None:
     assert set(told) - come_along <= set(REPLICA_NEEDS)
 
 
+@pytest.mark.slow
 def test_the_child_s_half_needs_no_more_than_its_list() -> None:
     program = (
         "import sys; before = set(sys.modules); import synod.worker\n"
@@ -132,6 +135,7 @@ def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path, make: Any, 
         settings.load(tmp_path / "service.toml", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -148,6 +152,7 @@ def test_what_is_no_python_is_refused(tmp_path: Path, text: str, message: str) -
         ask(str(path))
 
 
+@pytest.mark.slow
 def test_one_that_does_not_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "PROBE_S", 0.2)
     path = tmp_path / "python"
@@ -170,11 +175,11 @@ def test_an_origin_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 def test_nobody_is_beside_a_scorer_with_an_environment(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
     one = '[scorers.{}]\nkind = "jpeg"\ndirection = "compressibility"\nserving = {{ {} }}\n'
-    path.write_text(one.format("a", f'python = "{sys.executable}"') + one.format("b", 'beside = "a"'))
-    with pytest.raises(SettingsError, match="scorer 'b' is beside 'a', which has an environment of its own"):
+    path.write_text(one.format("a", f'python = "{sys.executable}"') + one.format("b", 'colocate_with = "a"'))
+    with pytest.raises(SettingsError, match="scorer 'b' is colocated with 'a', which has an environment of its own"):
         settings.load(path, {})
-    path.write_text(one.format("a", "") + one.format("b", f'beside = "a", python = "{sys.executable}"'))
-    with pytest.raises(SettingsError, match="python with beside = 'a'"):
+    path.write_text(one.format("a", "") + one.format("b", f'colocate_with = "a", python = "{sys.executable}"'))
+    with pytest.raises(SettingsError, match="python with colocate_with = 'a'"):
         settings.load(path, {})
 
 

@@ -127,6 +127,7 @@ def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["check", str(path)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "up", "warm"])
 def test_an_environment_that_cannot_run_its_scorer_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

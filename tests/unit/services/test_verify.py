@@ -157,6 +157,7 @@ def test_help_and_settings_that_are_not_there(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     """`synod verify` on a scorer that needs no weights; one relation of two is wrong."""
     for name, level in (("flat", 0), ("noise", 255)):

@@ -20,9 +20,9 @@ raw = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
         lambda data: np.frombuffer(data, np.uint8).reshape(*side, 3)
     )
 )
-contents: st.SearchStrategy[c.Content] = st.one_of(st.binary(max_size=20), raw)
+contents: st.SearchStrategy[c.ImageData] = st.one_of(st.binary(max_size=20), raw)
 digests = st.binary(min_size=32, max_size=32).map(lambda data: PREFIX + data.hex())
-images: st.SearchStrategy[c.Image] = st.one_of(contents, st.builds(c.ImageRef, digests))
+images: st.SearchStrategy[c.ImageInput] = st.one_of(contents, st.builds(c.ImageRef, digests))
 reasonings = st.lists(st.tuples(texts, st.floats(0, 1)), max_size=3).flatmap(
     lambda pairs: st.builds(
         c.Reasoning, texts, st.just(tuple(s for s, _ in pairs)), st.just(tuple(float(y) for _, y in pairs))

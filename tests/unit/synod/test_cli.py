@@ -66,7 +66,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("empty").mkdir()
 
 
-def test_score_prints_a_row_an_image(capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_prints_a_row_per_image(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["score", "a.png", "long-name.png", "--prompt", "a cat", "--scorer", "ber", "--scorer", "der"]
     assert (
         cli.main([*arguments, "--scorer", "ber", "--reference", "ref.png", "--url", "http://h:1", "--timeout", "9"])
@@ -85,7 +85,7 @@ def test_score_prints_a_row_an_image(capsys: pytest.CaptureFixture[str]) -> None
     )
 
 
-def test_a_failed_score_is_shown_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_score_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["score", "a.png", "--scorer", "ber", "--scorer", "fer"]) == 1
     printed = capsys.readouterr()
     assert printed.out.splitlines()[1].split() == ["a.png", "0.0000", "missing_input"]
@@ -121,7 +121,7 @@ def test_scorers(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "x.toml"], 1, "synod: the service's program ('services') is not here; run this from a checkout"),
     ],
 )
-def test_trouble_is_one_line(
+def test_error_is_one_line(
     arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [])
@@ -142,7 +142,7 @@ def test_trouble_is_one_line(
         (["replay", "a.jsonl", "--tolerance", "nan"], "'nan' is no number from 0 on"),
         (
             ["scorers", "--url", "localhost:1"],
-            "'localhost:1' is no service's URL; give one such as http://127.0.0.1:8000 or grpc://",
+            "'localhost:1' is not a Synod URL; give one such as http://127.0.0.1:8000 or grpc://",
         ),
         (["scorers", "--timeout", "0"], "'0' is no number of seconds above 0"),
         (["scorers", "--timeout", "nan"], "'nan' is no number of seconds above 0"),
@@ -150,7 +150,7 @@ def test_trouble_is_one_line(
         (["teach"], "invalid choice: 'teach'"),
     ],
 )
-def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
@@ -177,7 +177,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pyt
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_is_not_given(arguments: list[str], defaults: dict[str, Any]) -> None:
+def test_default_options(arguments: list[str], defaults: dict[str, Any]) -> None:
     """A default is part of the interface: scripts rest on it."""
     options = vars(cli._parser().parse_args(arguments))
     given = {"run", "inputs", "log", "config"}
@@ -204,7 +204,7 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
         (["verify", "--pairs", "own.jsonl"], "verify", ["--pairs", "own.jsonl"]),
     ],
 )
-def test_what_needs_the_models_becomes_the_services_program(
+def test_model_commands_run_the_service_program(
     arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The program is found beside the caller, and gets the settings' full path."""
@@ -228,14 +228,15 @@ def test_what_needs_the_models_becomes_the_services_program(
     assert cli.main([*arguments, "lost.toml"]) == 2
 
 
-def test_a_real_process_ends_with_its_status() -> None:
+@pytest.mark.slow
+def test_process_exits_with_its_status() -> None:
     command = [sys.executable, "-m", "synod.cli", "score", "a.png", "--scorer", "ber", "--url", "http://127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("synod: no service answers at http://127.0.0.1:9 ")
+    assert done.stderr.startswith("synod: no service responds at http://127.0.0.1:9 ")
 
 
-def test_a_token_that_cannot_be_one_is_a_line_and_not_shown(
+def test_invalid_token_is_one_line_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "SynodClient", SynodClient)

@@ -312,7 +312,7 @@ def test_any_bytes_decode_or_raise_invalid_request(data: bytes) -> None:
             codec.decode_put,
             codec.decode_digests,
             codec.decode_catalogue,
-            codec.decode_plain,
+            codec.decode_object,
         ):
             with contextlib.suppress(InvalidRequest):
                 decode(data)

@@ -17,7 +17,7 @@ def test_one_form_names_the_setting_and_what_it_names(tmp_path: Path) -> None:
     path.write_text(f" {HIDDEN}\n")
     found = from_file("key_file", str(path)), from_environment("key_env", "KEY", {"KEY": HIDDEN})
     assert [one.source for one in found] == [f"key_file {path}", "key_env KEY"]
-    assert [one.word() for one in found] == [HIDDEN] * 2
+    assert [one.token() for one in found] == [HIDDEN] * 2
     assert not [one for one in found if HIDDEN in f"{one!r} {one}"]
 
 
@@ -39,5 +39,5 @@ def test_no_word_is_told_by_its_length(text: str) -> None:
     with pytest.raises(
         SettingsError, match=rf"^key_env KEY holds no token or key \({len(text.strip())} char"
     ) as raised:
-        Secret("key_env KEY", text).word()
+        Secret("key_env KEY", text).token()
     assert HIDDEN not in str(raised.value)

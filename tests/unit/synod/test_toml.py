@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from synod.errors import SettingsError
-from synod.toml import model_source, read, refused
+from synod.toml import model_source, read, settings_error
 
 
 def test_overrides_are_toml_where_they_parse_and_text_otherwise(tmp_path: Path) -> None:
@@ -53,13 +53,13 @@ def test_a_mistake_is_told_with_key_rule_and_value() -> None:
         {"type": "value_error", "loc": ("c", 0), "msg": "Value error, too big", "input": 9},
         {"type": "missing", "loc": ("d",), "msg": "Field required", "input": {"many": "keys"}},
     ]
-    assert str(refused(Path("x.toml"), errors, "a")).splitlines() == [
+    assert str(settings_error(Path("x.toml"), errors, "a")).splitlines() == [
         "settings file x.toml has 3 error(s):",
         "  a.b: unknown key; remove it or correct its spelling",
         "  a.c.0: too big (given: 9)",
         "  a.d: Field required",
     ]
-    assert "  b: unknown key" in str(refused(Path("x.toml"), errors))
+    assert "  b: unknown key" in str(settings_error(Path("x.toml"), errors))
 
 
 def test_model_sources(tmp_path: Path) -> None:

@@ -32,14 +32,14 @@ LINES: list[dict[str, Any]] = [
 
 TINY = """[trainer.sampler]
 denoising_steps = 4
-guidance = 2.0
+guidance_scale = 2.0
 max_new_tokens = 4
 [trainer.screen]
-group = 4
-batch = 4
+group_size = 4
+preview_batch_size = 4
 max_previews = 12
-at = 0.3
-law = { name = "quantile", target_pass_rate = 0.5 }
+screen_fraction = 0.3
+threshold = { name = "quantile", target_pass_rate = 0.5 }
 [trainer.optimizer]
 lr = 1e-3
 """
@@ -67,8 +67,8 @@ def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
     def make(text: str = "", **overrides: str) -> TrainerSettings:
         path = world_dir / "train.toml"
         path.write_text(
-            '[trainer]\nrun = "run"\n[trainer.policy]\nmodel = "./model"\n[trainer.data]\nprompts = "prompts.jsonl"\n'
-            f'heldout = "./prompts.jsonl"\nconcepts = "concepts"\n{text}'
+            '[trainer]\nrun_dir = "run"\n[trainer.policy]\nmodel = "./model"\n'
+            f'[trainer.data]\nprompts = "prompts.jsonl"\nheldout = "./prompts.jsonl"\nconcepts = "concepts"\n{text}'
         )
         return load(path, {f"SYNOD__TRAINER__{key}": value for key, value in overrides.items()})
 

@@ -11,25 +11,25 @@ import numpy as np
 import torch
 
 from trainer.clock import Clock
-from trainer.data import Source, read_cards, read_prompts
+from trainer.data import Source, read_concepts, read_prompts
 from trainer.policy.show_o import ShowO
-from trainer.rollout import Group, Rewards, explore, finish
-from trainer.session import make_law
+from trainer.rollout import Group, Rewards, finish, sample_previews
+from trainer.session import make_controller
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
-from trainer.types import Episode, Reward, Rollout
+from trainer.types import Reward, Rollout, Task
 
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
-NO_LAW = '{ name = "none" }'
+NO_SCREEN = '{ name = "none" }'
 
 
-def episodes(settings: TrainerSettings, step: int = 0) -> list[Episode]:
+def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
     """Those of one training step."""
-    cards = read_cards(settings.data.concepts)
-    prompts = read_prompts(settings.data.prompts, cards)
-    return Source(prompts, cards, settings.seed, settings.groups, settings.data.geneval_share).episodes(step)
+    concepts = read_concepts(settings.data.concepts)
+    prompts = read_prompts(settings.data.prompts, concepts)
+    return Source(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share).tasks(step)
 
 
 def draw(
@@ -41,11 +41,11 @@ def draw(
         finish(
             policy,
             service,
-            explore(policy, service, e, threshold, settings, (settings.seed, 0, i), clock),
+            sample_previews(policy, service, e, threshold, settings, (settings.seed, 0, i), clock),
             settings,
             clock,
         )
-        for i, e in enumerate(episodes(settings))
+        for i, e in enumerate(tasks(settings))
     ]
     return groups, [group.rewards() for group in groups]
 
@@ -63,7 +63,7 @@ def run_loop(
     policy = policy or make_policy()
     told: list[str] = []
     kept = reference(make_policy) if settings.loss.beta else None
-    return train(settings, policy, kept, service, make_law(settings.screen), told.append)
+    return train(settings, policy, kept, service, make_controller(settings.screen), told.append)
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def test_training_goes_on_bit_for_bit(settings_from: Make, tmp_path: Path) -> No
         "optimizer": optimizer.state_dict(),
         "torch": torch.get_rng_state(),
         "numpy": numpy_rng.bit_generator.state,
-        "trackers": {"<bo>/visual": {"threshold": 0.1 + 0.2, "trend": -1e-300, "iteration": 3}},
+        "thresholds": {"<bo>/visual": {"threshold": 0.1 + 0.2, "trend": -1e-300, "iteration": 3}},
         "slope": None,
     }
     path = save(tmp_path / "c", 3, state, settings)
@@ -202,21 +202,21 @@ def test_the_first_one_that_fails_says_that_none_is_before_it(settings_from: Mak
 
 
 def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path) -> None:
-    path = save(tmp_path / "c", 1, {"x": 1}, settings_from("[trainer.screen]\nlaw = { name = 'none' }\n"))
+    path = save(tmp_path / "c", 1, {"x": 1}, settings_from("[trainer.screen]\nthreshold = { name = 'none' }\n"))
     with pytest.raises(CheckpointMismatch) as caught:
-        load(path, settings_from("[trainer.screen]\nlaw = { name = 'power', start = 0.5 }\n", LOSS__BETA="0.02"))
+        load(path, settings_from("[trainer.screen]\nthreshold = { name = 'power', start = 0.5 }\n", LOSS__BETA="0.02"))
     told = str(caught.value)
     assert "trainer.loss.beta: 0.01 there, 0.02 now" in told
-    assert 'trainer.screen.law.name: "none" there, "power" now' in told
-    assert "trainer.screen.law.start: absent there, 0.5 now" in told
-    assert "a new `run` directory" in told
+    assert 'trainer.screen.threshold.name: "none" there, "power" now' in told
+    assert "trainer.screen.threshold.start: absent there, 0.5 now" in told
+    assert "a new `run_dir` directory" in told
     assert "trainer.steps" not in told
 
 
 def test_how_far_and_where_a_run_goes_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
     free = {"STEPS": "7", "SERVICE__URL": "http://far:1", "SERVICE__PATIENCE_S": "1", "CHECKPOINT__KEEP": "9"}
-    settings = settings_from("", RUN="elsewhere", EVALUATE__PROMPTS="3", **free)
+    settings = settings_from("", RUN_DIR="elsewhere", EVALUATE__PROMPTS="3", **free)
     assert load(path, settings) == (1, {"x": 1})
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from embedded import world
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from synod.errors import SettingsError
-from trainer.data import Source, read_cards, read_prompts
-from trainer.types import Card, Episode, Prompt
+from trainer.data import Source, read_concepts, read_prompts
+from trainer.types import ConceptProfile, Prompt, Task
 
 ROOT = Path(__file__).parents[3]
-BO = Card(
+BO = ConceptProfile(
     Concept("animal", "dog", "<bo>"), "", (("q", "a"), ("q2", "a2")), ("f", "g"), (np.zeros((2, 2, 3), np.uint8),)
 )
 PLAIN = [Prompt(f"plain {i}", "plain", "<bo>") for i in range(4)]
@@ -31,21 +31,21 @@ GENEVAL = [
 EVERY = [*PLAIN, *VAGUE, *GENEVAL]
 
 
-def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[Episode]:
+def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[Task]:
     source = Source(EVERY, {"<bo>": BO}, seed, groups, share)
-    return [episode for step in range(steps) for episode in source.episodes(step)]
+    return [task for step in range(steps) for task in source.tasks(step)]
 
 
-def told(episode: Episode) -> tuple[object, ...]:
-    """All that an episode says."""
-    return episode.key, episode.prompt.text, episode.query and episode.query.text, episode.segments, episode.truth
+def told(task: Task) -> tuple[object, ...]:
+    """All that a task says."""
+    return task.key, task.prompt.text, task.query and task.query.text, task.segments, task.truth
 
 
 def test_the_shipped_files_are_the_world() -> None:
-    cards = read_cards(ROOT / "embedded/data/concepts")
-    prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", cards)
-    assert set(cards) == {card.name for card in world.CONCEPTS}
-    bo, ours = world.card_of("<bo>"), cards["<bo>"]
+    concepts = read_concepts(ROOT / "embedded/data/concepts")
+    prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", concepts)
+    assert set(concepts) == {card.name for card in world.CONCEPTS}
+    bo, ours = world.card_of("<bo>"), concepts["<bo>"]
     assert (ours.concept, ours.info) == (Concept("animal", "dog", "<bo>"), bo.info)
     assert ours.facts == tuple(fact.sentence for fact in bo.attributes)
     assert ours.answers == world.conversations(bo)
@@ -63,10 +63,10 @@ def test_the_shipped_files_are_the_world() -> None:
 
 
 def test_cards_and_prompts_of_a_small_world(world_dir: Path) -> None:
-    cards = read_cards(world_dir / "concepts")
-    assert cards["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
-    assert [image[0, 0, 0] for image in cards["<bo>"].images] == [0, 60]
-    prompts = read_prompts(world_dir / "prompts.jsonl", cards)
+    concepts = read_concepts(world_dir / "concepts")
+    assert concepts["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
+    assert [image[0, 0, 0] for image in concepts["<bo>"].images] == [0, 60]
+    prompts = read_prompts(world_dir / "prompts.jsonl", concepts)
     assert Counter(p.tag for p in prompts) == {"plain": 3, "attribute": 4, "colors": 3, "counting": 1}
     assert prompts[-1].geneval == GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
 
@@ -91,7 +91,7 @@ def test_a_bad_line_is_named(world_dir: Path, line: str, told: str) -> None:
     path = world_dir / "prompts.jsonl"
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(SettingsError) as caught:
-        read_prompts(path, read_cards(world_dir / "concepts"))
+        read_prompts(path, read_concepts(world_dir / "concepts"))
     assert told in str(caught.value)
     assert "prompts.jsonl:13" in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_a_bad_line_is_named(world_dir: Path, line: str, told: str) -> None:
 def test_a_bad_concept_is_named(world_dir: Path, name: str, content: str, told: str) -> None:
     (world_dir / "concepts/bo" / name).write_text(content)
     with pytest.raises(SettingsError) as caught:
-        read_cards(world_dir / "concepts")
+        read_concepts(world_dir / "concepts")
     assert told in str(caught.value)
 
 
@@ -117,18 +117,18 @@ def test_what_a_concept_lacks_is_named(world_dir: Path) -> None:
     folder = world_dir / "concepts/bo"
     (folder / "conversations.json").unlink()
     with pytest.raises(SettingsError, match=r"conversations\.json: No such file"):
-        read_cards(world_dir / "concepts")
+        read_concepts(world_dir / "concepts")
     (folder / "conversations.json").write_text("[]")
     for image in folder.glob("train/*"):
         image.unlink()
     with pytest.raises(SettingsError, match="no images"):
-        read_cards(world_dir / "concepts")
+        read_concepts(world_dir / "concepts")
     (folder / "train").rmdir()
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     with pytest.raises(SettingsError, match="0 concepts"):
-        read_cards(world_dir / "concepts")
+        read_concepts(world_dir / "concepts")
 
 
 def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
@@ -139,7 +139,7 @@ def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
     (world_dir / "concepts/b/conversations.json").write_text("[]")
     (world_dir / "concepts/b/train/0.png").write_bytes((world_dir / "concepts/a/train/0.png").read_bytes())
     with pytest.raises(SettingsError, match="2 concept folders name 1 concepts"):
-        read_cards(world_dir / "concepts")
+        read_concepts(world_dir / "concepts")
 
 
 @settings(max_examples=30)
@@ -148,10 +148,10 @@ def test_a_step_follows_from_seed_and_number_alone(step: int, seed: int, groups:
     """A resumed run meets what the uninterrupted one meets, and prompts a step do not change their order."""
     source = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
     again = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
-    assert [told(e) for e in source.episodes(step)] == [told(e) for e in again.episodes(step)]
+    assert [told(e) for e in source.tasks(step)] == [told(e) for e in again.tasks(step)]
     single = Source(EVERY, {"<bo>": BO}, seed, 1, 0.4)
-    one_by_one = [single.episodes(i)[0] for i in range(step * groups, (step + 1) * groups)]
-    assert [told(e) for e in source.episodes(step)] == [told(e) for e in one_by_one]
+    one_by_one = [single.tasks(i)[0] for i in range(step * groups, (step + 1) * groups)]
+    assert [told(e) for e in source.tasks(step)] == [told(e) for e in one_by_one]
 
 
 @settings(max_examples=20)
@@ -168,10 +168,10 @@ def test_pathways_come_in_no_fixed_order() -> None:
 
 
 def test_facts_make_a_prompt_textual() -> None:
-    for episode in run(60, share=0.3):
-        expected = {"plain": "visual", "dense": "textual"}.get(episode.prompt.tag, "none")
-        assert episode.pathway == expected
-        assert (episode.card is None) == (expected == "none")
+    for task in run(60, share=0.3):
+        expected = {"plain": "visual", "dense": "textual"}.get(task.prompt.tag, "none")
+        assert task.pathway == expected
+        assert (task.profile is None) == (expected == "none")
 
 
 @pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
@@ -214,5 +214,5 @@ def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, told: str) 
 
 
 def test_a_pool_that_is_not_needed_may_be_empty() -> None:
-    assert Source(GENEVAL, {}, 0, 2, 1.0).episodes(3)[0].pathway == "none"
-    assert Source([*PLAIN, *VAGUE], {"<bo>": BO}, 0).episodes(0)[0].pathway != "none"
+    assert Source(GENEVAL, {}, 0, 2, 1.0).tasks(3)[0].pathway == "none"
+    assert Source([*PLAIN, *VAGUE], {"<bo>": BO}, 0).tasks(0)[0].pathway != "none"

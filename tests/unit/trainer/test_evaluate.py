@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from synod.errors import SettingsError, Unavailable
-from trainer.compare import Evaluation, paired
-from trainer.evaluate import SHOWN, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.compare import paired
+from trainer.evaluate import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
 from trainer.settings import TrainerSettings
-from trainer.types import Episode, ImageSegment, Pathway, Query, Reward, Segment, TextSegment
+from trainer.types import ImageSegment, Pathway, Query, Reward, Segment, Task, TextSegment
 
-TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.evaluate]\nprompts = 30\nbatch = 4\n"
+TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.evaluate]\nprompts = 30\nbatch_size = 4\n"
 
 
 class Painter:
@@ -110,49 +111,49 @@ def settings(settings_from: Callable[..., TrainerSettings]) -> TrainerSettings:
 
 
 @pytest.fixture
-def episodes(settings: TrainerSettings) -> list[Episode]:
+def tasks(settings: TrainerSettings) -> list[Task]:
     return held_out(settings)
 
 
-def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, episodes: list[Episode]) -> None:
-    pathways = [episode.pathway for episode in episodes]
+def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, tasks: list[Task]) -> None:
+    pathways = [task.pathway for task in tasks]
     assert [pathways.count(p) for p in ("visual", "textual", "none")] == [9, 9, 12]
-    assert {episode.prompt.tag for episode in episodes if episode.pathway == "none"} == {"colors", "counting"}
-    told = [(e.key, e.prompt.text, e.query and e.query.text) for e in episodes]
+    assert {task.prompt.tag for task in tasks if task.pathway == "none"} == {"colors", "counting"}
+    told = [(e.key, e.prompt.text, e.query and e.query.text) for e in tasks]
     assert told == [(e.key, e.prompt.text, e.query and e.query.text) for e in held_out(settings)]
 
 
-def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, episodes: list[Episode]) -> None:
+def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, tasks: list[Task]) -> None:
     policy, judge = Painter(), Judge()
-    found = evaluate(policy, judge, episodes, settings)
-    assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in episodes]
+    found = evaluate(policy, judge, tasks, settings)
+    assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in tasks]
     brightness = [int(255 * float(u.mean())) for u in policy.drawn]
     assert [row.reward for row in found.rows] == pytest.approx([b / 255 for b in brightness])
     assert [int(p[0, 0, 0]) for p in found.images] == brightness[:SHOWN]
-    for row, episode, prompt in zip(found.rows, episodes, policy.prompts, strict=True):
-        assert (row.answer == "") == (episode.pathway == "none")
+    for row, task, prompt in zip(found.rows, tasks, policy.prompts, strict=True):
+        assert (row.answer == "") == (task.pathway == "none")
         assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
-        assert (row.right is None) == (episode.pathway == "none")
+        assert (row.right is None) == (task.pathway == "none")
     assert all((item.geneval is not None) == (pathway == "none") for pathway, item in judge.seen)
     assert all((item.reasoning is not None) == (pathway != "none") for pathway, item in judge.seen)
     assert all(len(item.references) == (0 if pathway == "none" else 2) for pathway, item in judge.seen)
 
 
 def test_random_numbers_follow_from_seed_and_place_alone(
-    settings_from: Callable[..., TrainerSettings], settings: TrainerSettings, episodes: list[Episode]
+    settings_from: Callable[..., TrainerSettings], settings: TrainerSettings, tasks: list[Task]
 ) -> None:
-    def drawn(settings: TrainerSettings, episodes: list[Episode]) -> tuple[np.ndarray, list[str]]:
+    def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
         policy = Painter()
-        rows = evaluate(policy, Judge(), episodes, settings).rows
+        rows = evaluate(policy, Judge(), tasks, settings).rows
         return torch.stack(policy.drawn).numpy(), [row.answer for row in rows]
 
-    numbers, answers = drawn(settings, episodes)
+    numbers, answers = drawn(settings, tasks)
     assert len(np.unique(numbers)) > 0.99 * numbers.size
     assert numbers.min() > 0
     assert numbers.max() < 1
     other, fewer = (
-        settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch": 7})}),
-        episodes[:9],
+        settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 7})}),
+        tasks[:9],
     )
     found, said = drawn(other, fewer)
     np.testing.assert_array_equal(found, numbers[:9])
@@ -161,9 +162,9 @@ def test_random_numbers_follow_from_seed_and_place_alone(
     assert not np.isin(drawn(another, fewer)[0], numbers).mean() > 0.01
 
 
-def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSettings, episodes: list[Episode]) -> None:
-    before = evaluate(Painter(), Judge(), episodes, settings)
-    after = evaluate(Painter(), Judge(gain=0.25, broken=(4, 11)), episodes, settings)
+def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSettings, tasks: list[Task]) -> None:
+    before = evaluate(Painter(), Judge(), tasks, settings)
+    after = evaluate(Painter(), Judge(gain=0.25, broken=(4, 11)), tasks, settings)
     lost = [row for row in after.rows if row.reward is None]
     assert [row.failure for row in lost] == ["scorer_failed"] * 2
     change = paired(before, after)["reward"]
@@ -172,7 +173,7 @@ def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSett
     assert change.stderr == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, episodes: list[Episode]) -> None:
+def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, tasks: list[Task]) -> None:
     class Lost(Judge):
         def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
             future: Future[list[Reward]] = Future()
@@ -181,23 +182,20 @@ def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, e
 
     policy = Painter()
     with pytest.raises(Unavailable, match="gone"):
-        evaluate(policy, Lost(), episodes, settings)
-    assert len(policy.prompts) == settings.evaluate.batch
+        evaluate(policy, Lost(), tasks, settings)
+    assert len(policy.prompts) == settings.evaluate.batch_size
 
 
-def test_an_evaluation_comes_back_from_the_disk(
-    tmp_path: Path, settings: TrainerSettings, episodes: list[Episode]
-) -> None:
-    found, path = evaluate(Painter(), Judge(broken=(2,)), episodes, settings), tmp_path / "evaluation/before.json"
+def test_an_evaluation_comes_back_from_the_disk(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:
+    found, path = evaluate(Painter(), Judge(broken=(2,)), tasks, settings), tmp_path / "evaluation/before.json"
     save_evaluation(path, found)
     loaded = load_evaluation(path)
     assert loaded.rows == found.rows
     assert loaded.conditions == found.conditions
-    assert len(loaded.images) == SHOWN
-    np.testing.assert_array_equal(np.stack(loaded.images), np.stack(found.images))
+    drawn = [np.asarray(Image.open(file)) for file in image_files(path)]
+    np.testing.assert_array_equal(np.stack(drawn), np.stack(found.images))
+    assert len(drawn) == SHOWN
     assert paired(found, loaded)["reward"].difference == 0.0
-    save_evaluation(tmp_path / "bare.json", Evaluation({}, found.rows))
-    assert load_evaluation(tmp_path / "bare.json").images == ()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"conditions": {}, "rows": [{"key": "k"}]}'])
@@ -209,10 +207,12 @@ def test_another_file_is_named(tmp_path: Path, text: str) -> None:
         load_evaluation(tmp_path / "before.json")
 
 
-def test_other_samplers_are_other_conditions(settings: TrainerSettings, episodes: list[Episode]) -> None:
+def test_other_samplers_are_other_conditions(settings: TrainerSettings, tasks: list[Task]) -> None:
     found: list[Any] = []
-    for guidance in (2.0, 3.0):
-        changed = settings.model_copy(update={"sampler": settings.sampler.model_copy(update={"guidance": guidance})})
-        found.append(evaluate(Painter(), Judge(), episodes, changed))
+    for guidance_scale in (2.0, 3.0):
+        changed = settings.model_copy(
+            update={"sampler": settings.sampler.model_copy(update={"guidance_scale": guidance_scale})}
+        )
+        found.append(evaluate(Painter(), Judge(), tasks, changed))
     with pytest.raises(SettingsError, match="not of the same prompts, seed and sampler"):
         paired(*found)

@@ -46,14 +46,14 @@ def test_options_stand_before_environment_and_file(
     toml: Path, ran: list[tuple[TrainerSettings, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNOD__TRAINER__STEPS", "7")
-    monkeypatch.setenv("SYNOD__TRAINER__GROUPS", "2")
+    monkeypatch.setenv("SYNOD__TRAINER__PROMPTS_PER_STEP", "2")
     monkeypatch.chdir(toml.parent)
     assert main(["train.toml"]) == 0
-    told = ["--steps", "3", "--run", "a run", "--url", "http://service:1", "--no-evaluation"]
+    told = ["--steps", "3", "--run-dir", "a run", "--url", "http://service:1", "--no-evaluation"]
     assert main([str(toml), *told]) == 0
     (file, evaluated), (given, not_evaluated) = ran
-    assert (file.steps, file.groups, file.run, evaluated) == (7, 2, toml.parent / "run", True)
-    assert (given.steps, given.groups, given.run) == (3, 2, toml.parent / "a run")
+    assert (file.steps, file.prompts_per_step, file.run_dir, evaluated) == (7, 2, toml.parent / "run", True)
+    assert (given.steps, given.prompts_per_step, given.run_dir) == (3, 2, toml.parent / "a run")
     assert (given.service.url, not_evaluated) == ("http://service:1", False)
 
 
@@ -159,7 +159,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
     assert (tmp_path / "report.html").exists()
     assert main(["report", str(tmp_path / "no")]) == 1
-    assert "is no directory of a run" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["report", "--help"])
     assert ended.value.code == 0
@@ -185,6 +185,7 @@ def test_synod_train_becomes_the_trainer(monkeypatch: pytest.MonkeyPatch) -> Non
     assert environ["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
+@pytest.mark.slow
 def test_help_from_the_synod_command_needs_no_torch() -> None:
     """The real command, all the way; -X importtime tells every module that was imported."""
     command = [sys.executable, "-X", "importtime", "-m", "synod.cli", "train", "--help"]

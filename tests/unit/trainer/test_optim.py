@@ -18,7 +18,7 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, refe
 from tests.unit.trainer.reward_services import Judge
 from trainer.errors import NonFinite
 from trainer.grpo.advantage import Slope
-from trainer.optim import Update, learn, learning_rate, make_optimizer, slope_after
+from trainer.optim import Update, learning_rate, make_optimizer, policy_update, slope_after
 from trainer.policy.show_o import ShowO
 from trainer.rollout import Group
 from trainer.settings import OptimizerSettings, TrainerSettings
@@ -26,7 +26,11 @@ from trainer.types import Reward
 
 STILL = {"OPTIMIZER__LR": "1e-30", "OPTIMIZER__MAX_GRAD_NORM": "1e30"}  # the gradient as it is, and no step
 LOST = Reward(None, failure=ScoreFailure("scorer_failed", "planted"))
-TWO = {"GROUPS": "2", "SCREEN__GROUP": "3", "SCREEN__BATCH": "4"}  # a visual and a textual group
+TWO = {
+    "PROMPTS_PER_STEP": "2",
+    "SCREEN__GROUP_SIZE": "3",
+    "SCREEN__PREVIEW_BATCH_SIZE": "4",
+}  # a visual and a textual group
 KNOWN = Slope(xy=-1.5, xx=2.0, freedom=20.0)
 
 
@@ -46,7 +50,7 @@ def update(
     step: int = 0,
 ) -> Update:
     optimizer = optimizer or make_optimizer(policy, settings.optimizer)
-    return learn(policy, ref, optimizer, groups, rewards, slope, settings, step)
+    return policy_update(policy, ref, optimizer, groups, rewards, slope, settings, step)
 
 
 def gradient(policy: ShowO) -> Tensor:
@@ -57,10 +61,10 @@ def gradient(policy: ShowO) -> Tensor:
 def without(group: Group, place: int) -> Group:
     """The group as if that rollout had never been kept."""
     left = [i for i in range(len(group.rollouts)) if i != place]
-    kept = replace(group.explored.kept, indices=tuple(group.explored.kept.indices[i] for i in left))
+    kept = replace(group.previews.screened, indices=tuple(group.previews.screened.indices[i] for i in left))
     return replace(
         group,
-        explored=replace(group.explored, kept=kept),
+        previews=replace(group.previews, screened=kept),
         rollouts=tuple(group.rollouts[i] for i in left),
         images=tuple(group.images[i] for i in left),
     )
@@ -85,9 +89,9 @@ def eq9(
     total = torch.zeros((), dtype=torch.float64)
     for group, found in used:
         scored = [(i, value) for i, value in enumerate(found) if value is not None]
-        scores = group.explored.scores
+        scores = group.previews.scores
         drawn = [score for score in scores if score is not None]
-        kept = [score for i, _ in scored if (score := scores[group.explored.kept.indices[i]]) is not None]
+        kept = [score for i, _ in scored if (score := scores[group.previews.screened.indices[i]]) is not None]
         baseline = sum(value for _, value in scored) / len(scored)
         if slope:
             baseline -= slope * (sum(kept) / len(kept) - sum(drawn) / len(drawn))
@@ -177,7 +181,7 @@ def test_the_gradient_is_that_of_equation_9(
 
 def test_a_share_of_the_steps_gives_the_same_gradient_on_average(exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the six ways to choose two of four steps, all as likely; each counts its steps twice."""
-    policy, ref, settings, groups = exact({"DATA__GENEVAL_SHARE": "1.0", "LOSS__STEPS_SHARE": "0.5"})
+    policy, ref, settings, groups = exact({"DATA__GENEVAL_SHARE": "1.0", "LOSS__LOSS_STEP_FRACTION": "0.5"})
     values = (0.75, 0.25, 0.5, 0.5)
 
     @dataclass
@@ -203,7 +207,7 @@ def test_a_share_of_the_steps_gives_the_same_gradient_on_average(exact: Exact, m
 def test_the_steps_follow_from_seed_step_and_group(
     policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = tiny_settings(**STILL, DATA__GENEVAL_SHARE="1.0", LOSS__STEPS_SHARE="0.5", SCREEN__GROUP="2")
+    settings = tiny_settings(**STILL, DATA__GENEVAL_SHARE="1.0", LOSS__LOSS_STEP_FRACTION="0.5", SCREEN__GROUP_SIZE="2")
     groups, rewards = draw(policy, Judge(), settings)
     asked: list[int] = []
     logprobs = policy.logprobs
@@ -239,7 +243,7 @@ def test_the_steps_follow_from_seed_step_and_group(
 def test_ratios_are_1_at_the_update(
     make_policy: MakePolicy, tiny_settings: MakeSettings, chunk: str, limits: dict[Any, float]
 ) -> None:
-    settings = tiny_settings(GROUPS="2", CHUNK=chunk)
+    settings = tiny_settings(PROMPTS_PER_STEP="2", REWARD_BATCH_SIZE=chunk)
     policy = make_policy()
     groups, rewards = draw(policy, Judge(), settings)
     found = update(policy, settings, groups, rewards, ref=reference(make_policy))
@@ -255,7 +259,7 @@ def test_a_lost_reward_leaves_the_group_without_it(
     policy: ShowO, make_policy: MakePolicy, tiny_settings: MakeSettings
 ) -> None:
     """The update equals, bit for bit, that of a group in which the rollout never was, and is not that of a 0."""
-    settings = tiny_settings(GROUPS="2", LOSS__BASELINE="population")
+    settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__BASELINE="population")
     groups, _ = draw(policy, Judge(), settings)
     other = given(0.1, 0.2, 0.9, 0.3)
     ref, moved = reference(make_policy), []
@@ -275,7 +279,7 @@ def test_a_lost_reward_leaves_the_group_without_it(
 
 
 def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    settings = tiny_settings(GROUPS="2", LOSS__MIN_VALID="3")
+    settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__MIN_VALID="3")
     good = given(0.1, 0.5, 0.9, None)
     alone, both, none = make_policy(), make_policy(), make_policy()
     groups, _ = draw(alone, Judge(), settings)
@@ -311,7 +315,7 @@ def test_the_gradient_is_clipped_to_its_norm(make_policy: MakePolicy, tiny_setti
 def test_a_step_that_is_not_finite_changes_nothing(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    settings = tiny_settings(GROUPS="2")
+    settings = tiny_settings(PROMPTS_PER_STEP="2")
     policy, ref = make_policy(), reference(make_policy)
     groups, rewards = draw(policy, Judge(), settings)
     optimizer = make_optimizer(policy, settings.optimizer)

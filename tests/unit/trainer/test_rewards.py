@@ -14,6 +14,7 @@ import pytest
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
+from synod.retry import RetryPolicy
 from trainer import rewards
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards import RewardService
@@ -78,7 +79,7 @@ def said() -> Said:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..., RewardService]]:
     """`service(answer, answer, ..)`: asked in turn, the last one for ever."""
-    monkeypatch.setattr(rewards, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(rewards, "BACKOFF", RetryPolicy(base_s=0.001, max_s=0.03))
     made: list[RewardService] = []
 
     def make(*answers: Answer, asked: list[ScoreRequest] | None = None, **settings: Any) -> RewardService:

@@ -14,13 +14,13 @@ import torch
 
 from synod.contracts import ScoreItem
 from tests.unit.trainer.loops import (
-    NO_LAW,
+    NO_SCREEN,
     MakePolicy,
     MakeSettings,
     draw,
-    episodes,
     same_images,
     same_rollouts,
+    tasks,
 )
 from tests.unit.trainer.reward_services import WIRE, Judge, judged
 from trainer.clock import Clock
@@ -28,7 +28,7 @@ from trainer.policy.layout import END
 from trainer.policy.show_o import ShowO
 from trainer.reasoning import compound
 from trainer.rewards import RewardService
-from trainer.rollout import Explored, explore, finish, uniforms
+from trainer.rollout import Previews, finish, sample_previews, uniforms
 from trainer.settings import TrainerSettings
 from trainer.types import Pathway
 
@@ -41,8 +41,8 @@ def scripted(*scores: float | None) -> Judge:
     return Judge(surrogate=lambda item: next(left))
 
 
-def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: float | None) -> Explored:
-    return explore(policy, judge, episodes(settings)[0], threshold, settings, KEY, Clock())
+def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: float | None) -> Previews:
+    return sample_previews(policy, judge, tasks(settings)[0], threshold, settings, KEY, Clock())
 
 
 @pytest.mark.parametrize("pathway", ["visual", "textual", "none"])
@@ -52,22 +52,22 @@ def test_a_screen_that_keeps_all_equals_no_screen(
     """The same rollouts and finished images bit for bit, and the same questions to the service about them."""
     share = "1.0" if pathway == "none" else "0.0"
     found = []
-    for law in ('{ name = "quantile" }', NO_LAW):
-        settings = tiny_settings(GROUPS="2", DATA__GENEVAL_SHARE=share, SCREEN__LAW=law)
-        episode = next(e for e in episodes(settings) if e.pathway == pathway)
+    for threshold in ('{ name = "quantile" }', NO_SCREEN):
+        settings = tiny_settings(PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE=share, SCREEN__THRESHOLD=threshold)
+        task = next(e for e in tasks(settings) if e.pathway == pathway)
         judge, policy, clock = Judge(), make_policy(), Clock()
-        group = finish(policy, judge, explore(policy, judge, episode, None, settings, KEY, clock), settings, clock)
+        group = finish(policy, judge, sample_previews(policy, judge, task, None, settings, KEY, clock), settings, clock)
         found.append((group, judge))
     (screened, with_law), (plain, without) = found
     assert len(screened.rollouts) == 4
     assert same_rollouts(screened.rollouts, plain.rollouts)
-    assert same_rollouts(screened.explored.previews, plain.explored.previews)
+    assert same_rollouts(screened.previews.rollouts, plain.previews.rollouts)
     assert same_images(screened.images, plain.images)
     assert screened.rewards() == plain.rewards()
     assert len(with_law.previewed) == 4
-    assert without.previewed == []  # nothing is scored without a law
-    assert plain.explored.scores == (None,) * 4
-    assert not plain.explored.capped
+    assert without.previewed == []  # nothing is scored without a threshold
+    assert plain.previews.scores == (None,) * 4
+    assert not plain.previews.capped
 
 
 @pytest.mark.parametrize(
@@ -96,39 +96,39 @@ def test_screening_by_hand(
     judged: int,
     rate: float | None,
 ) -> None:
-    settings = tiny_settings(SCREEN__GROUP="3", SCREEN__BATCH="3", SCREEN__MAX_PREVIEWS=str(cap))
+    settings = tiny_settings(SCREEN__GROUP_SIZE="3", SCREEN__PREVIEW_BATCH_SIZE="3", SCREEN__MAX_PREVIEWS=str(cap))
     judge = scripted(*scores)
     found = explored(policy, judge, settings, threshold)
     assert found.scores == scores  # all that was scripted was drawn, and no more
-    assert [rollout.index for rollout in found.previews] == list(range(len(scores)))
-    assert (found.kept.indices, found.kept.filled) == (indices, filled)
+    assert [rollout.index for rollout in found.rollouts] == list(range(len(scores)))
+    assert (found.screened.indices, found.screened.topped_up) == (indices, filled)
     assert found.capped == bool(filled)
-    assert (found.kept.passed, found.kept.judged, found.kept.drawn) == (passed, judged, len(scores))
-    assert found.kept.pass_rate == rate
+    assert (found.screened.passed, found.screened.num_scored, found.screened.drawn) == (passed, judged, len(scores))
+    assert found.screened.pass_rate == rate
     assert found.threshold == threshold
-    assert {rollout.image.step for rollout in found.previews} == {1}
+    assert {rollout.image.step for rollout in found.rollouts} == {1}
     finished = finish(policy, judge, found, settings, Clock())
     assert tuple(rollout.index for rollout in finished.rollouts) == indices
 
 
 def test_previews_are_judged_by_the_original_prompt_alone(policy: ShowO, tiny_settings: MakeSettings) -> None:
-    settings, judge = tiny_settings(GROUPS="2"), Judge()
+    settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
     policy.phi.lm_head.bias.data[policy.words.id(END)] -= 4.0  # so that all say something
-    textual = next(e for e in episodes(settings) if e.pathway == "textual")
-    found = explore(policy, judge, textual, None, settings, KEY, Clock())
+    textual = next(e for e in tasks(settings) if e.pathway == "textual")
+    found = sample_previews(policy, judge, textual, None, settings, KEY, Clock())
     assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}
     assert all(item.reasoning is None and item.references == () for item, _ in judge.previewed)
     assert same_images([item.image for item, _ in judge.previewed], found.images)
-    drawn_from = [rollout.image.prompt for rollout in found.previews]
-    assert drawn_from == [compound(textual.prompt.text, rollout.answer) for rollout in found.previews]
+    drawn_from = [rollout.image.prompt for rollout in found.rollouts]
+    assert drawn_from == [compound(textual.prompt.text, rollout.answer) for rollout in found.rollouts]
     assert len(set(drawn_from)) > 1  # each reasons for itself
 
 
 def test_finished_images_are_asked_about_chunk_by_chunk(policy: ShowO, tiny_settings: MakeSettings) -> None:
-    settings, judge = tiny_settings(GROUPS="2", SERVICE__REFERENCES="1"), Judge()
+    settings, judge = tiny_settings(PROMPTS_PER_STEP="2", SERVICE__REFERENCES="1"), Judge()
     groups, rewards = draw(policy, judge, settings)
     assert [(pathway, len(items)) for pathway, items in judge.asked] == [
-        (g.explored.episode.pathway, size) for g in groups for size in (3, 1)
+        (g.previews.task.pathway, size) for g in groups for size in (3, 1)
     ]
     asked = [item for _, items in judge.asked for item in items]
     for group, found in zip(groups, rewards, strict=True):
@@ -146,7 +146,7 @@ def test_a_chunk_is_asked_about_before_the_next_is_drawn_and_all_of_a_step_toget
 ) -> None:
     """No answer comes before all four requests of the step are there, and no chunk is finished before the request of
     the one ahead of it was received: were rewards asked for later, or in turn, both would wait for ever."""
-    settings = tiny_settings(GROUPS="2", CHUNK="2")
+    settings = tiny_settings(PROMPTS_PER_STEP="2", REWARD_BATCH_SIZE="2")
     received, together = [threading.Event() for _ in range(4)], threading.Barrier(4, timeout=60)
     number, lock, judge = itertools.count(), threading.Lock(), Judge()
 
@@ -180,11 +180,11 @@ def test_a_chunk_is_asked_about_before_the_next_is_drawn_and_all_of_a_step_toget
 
 def test_a_rollout_depends_on_its_place_alone(policy: ShowO, tiny_settings: MakeSettings) -> None:
     """Other batches and other companions change nothing but the rounding of float32."""
-    whole = explored(policy, Judge(), tiny_settings(SCREEN__LAW=NO_LAW), None)
-    by_one = explored(policy, Judge(), tiny_settings(SCREEN__LAW=NO_LAW, SCREEN__BATCH="1"), None)
-    settings = tiny_settings(SCREEN__GROUP="2", SCREEN__BATCH="2")
+    whole = explored(policy, Judge(), tiny_settings(SCREEN__THRESHOLD=NO_SCREEN), None)
+    by_one = explored(policy, Judge(), tiny_settings(SCREEN__THRESHOLD=NO_SCREEN, SCREEN__PREVIEW_BATCH_SIZE="1"), None)
+    settings = tiny_settings(SCREEN__GROUP_SIZE="2", SCREEN__PREVIEW_BATCH_SIZE="2")
     screened = explored(policy, scripted(0.0, 1.0, 0.0, 1.0), settings, 0.5)
-    assert screened.kept.indices == (1, 3)
+    assert screened.screened.indices == (1, 3)
     finished = [finish(policy, Judge(), e, settings, Clock()) for e in (whole, by_one, screened)]
     for i in (1, 3):
         a, b, c = (next(r for r in group.rollouts if r.index == i) for group in finished)
@@ -212,7 +212,11 @@ def test_random_numbers_follow_from_key_place_and_stream() -> None:
 def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings) -> None:
     settings, clock = tiny_settings(), Clock()
     finish(
-        policy, Judge(), explore(policy, Judge(), episodes(settings)[0], None, settings, KEY, clock), settings, clock
+        policy,
+        Judge(),
+        sample_previews(policy, Judge(), tasks(settings)[0], None, settings, KEY, clock),
+        settings,
+        clock,
     )
     spent = clock.lap()
     assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "total"}
@@ -225,5 +229,5 @@ def test_a_surrogate_that_fails_is_no_zero(policy: ShowO, tiny_settings: MakeSet
     count = itertools.count()
     lost: Callable[[ScoreItem], float | None] = lambda item: None if next(count) % 2 else 0.0  # noqa: E731
     found = explored(policy, Judge(surrogate=lost), tiny_settings(), -1.0)
-    assert found.kept.indices == (0, 2, 4, 6)
+    assert found.screened.indices == (0, 2, 4, 6)
     assert found.scores == (0.0, None) * 4

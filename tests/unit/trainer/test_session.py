@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from synod.errors import SettingsError
+from synod.retry import RetryPolicy
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
 from tests.unit.trainer.reward_services import Judge, serve
 from trainer import session
@@ -33,7 +34,7 @@ def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path)
     """Settings whose model directory holds the tiny Show-o."""
     make_policy().save(world_dir / "model")
     return lambda **overrides: tiny_settings(
-        **{"STEPS": "2", "EVALUATE__PROMPTS": "6", "EVALUATE__BATCH": "4", **overrides}
+        **{"STEPS": "2", "EVALUATE__PROMPTS": "6", "EVALUATE__BATCH_SIZE": "4", **overrides}
     )
 
 
@@ -42,11 +43,11 @@ def test_a_run_leaves_all_it_measured(ready: MakeSettings, make_policy: MakePoli
     with serve(judge) as url:
         settings = ready(SERVICE__URL=url, DATA__GENEVAL_SHARE="0.5")
         assert session.run(settings) == 0
-    run = settings.run
+    run = settings.run_dir
     assert TrainerSettings.model_validate(json.loads((run / "settings.json").read_text())) == settings
     assert [line["step"] for line in lines(run)] == [0, 1]
     assert "<html" in (run / "report.html").read_text()
-    trained = show_o.load(run / "policy", guidance=settings.sampler.guidance)
+    trained = show_o.load(run / "policy", guidance_scale=settings.sampler.guidance_scale)
     done, state = load(run / "checkpoints/step-000002", settings)
     assert done == 2
     assert equal(weights(trained), state["policy"])
@@ -84,17 +85,17 @@ def test_a_reference_is_loaded_only_for_a_kl(
     assert len(made) == models
     assert all(p.requires_grad for p in made[0].module.parameters())
     assert not any(p.requires_grad for other in made[1:] for p in other.module.parameters())
-    assert not (settings.run / "evaluation").exists()
+    assert not (settings.run_dir / "evaluation").exists()
 
 
 def test_a_run_that_is_no_directory_is_refused(ready: MakeSettings, world_dir: Path) -> None:
     (world_dir / "run").write_text("a file")
-    with pytest.raises(SettingsError, match=r"\[trainer\] run = .*/run: .*give a directory"):
+    with pytest.raises(SettingsError, match=r"\[trainer\] run_dir = .*/run: .*give a directory"):
         session.run(ready())
 
 
 @pytest.mark.parametrize(
-    ("law", "made"),
+    ("threshold", "made"),
     [
         ('{ name = "quantile", eta = 0.5, start = 0.3 }', Quantile(eta=0.5, start=0.3)),
         ('{ name = "power", start = 0.4, mu = 0.2 }', Power(0.4, mu=0.2)),
@@ -102,13 +103,13 @@ def test_a_run_that_is_no_directory_is_refused(ready: MakeSettings, world_dir: P
         ('{ name = "none" }', KeepAll()),
     ],
 )
-def test_every_law_of_the_settings_is_made(tiny_settings: MakeSettings, law: str, made: object) -> None:
-    assert session.make_law(tiny_settings(SCREEN__LAW=law).screen) == made
+def test_every_law_of_the_settings_is_made(tiny_settings: MakeSettings, threshold: str, made: object) -> None:
+    assert session.make_controller(tiny_settings(SCREEN__THRESHOLD=threshold).screen) == made
 
 
 def test_the_sampler_of_the_settings_is_the_policys(ready: MakeSettings) -> None:
-    policy = session.make_policy(ready(SAMPLER__GUIDANCE="3.5", SAMPLER__TEMPERATURE="0.7"))
-    assert (policy.guidance, policy.temperature) == (3.5, 0.7)
+    policy = session.make_policy(ready(SAMPLER__GUIDANCE_SCALE="3.5", SAMPLER__TEMPERATURE="0.7"))
+    assert (policy.guidance_scale, policy.temperature) == (3.5, 0.7)
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------
@@ -118,17 +119,18 @@ def test_the_sampler_of_the_settings_is_the_policys(ready: MakeSettings) -> None
 def command(ready: MakeSettings, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
     """`command(url, steps)`: one request for rewards a step, a checkpoint every two steps; also for other processes."""
     ready()
-    environ = {"CHECKPOINT__EVERY": "2", "CHECKPOINT__KEEP": "9", "CHUNK": "4"}
+    environ = {"CHECKPOINT__EVERY": "2", "CHECKPOINT__KEEP": "9", "REWARD_BATCH_SIZE": "4"}
     for key, value in environ.items():
         monkeypatch.setenv(f"SYNOD__TRAINER__{key}", value)
     toml, run = str(world_dir / "train.toml"), str(world_dir / "run")
-    return lambda url, steps: [toml, "--steps", str(steps), "--run", run, "--url", url, "--no-evaluation"]
+    return lambda url, steps: [toml, "--steps", str(steps), "--run-dir", run, "--url", url, "--no-evaluation"]
 
 
 def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_killed_then_stopped_then_finished_by_the_same_command(
     command: Callable[[str, int], list[str]], world_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +164,7 @@ def test_killed_then_stopped_then_finished_by_the_same_command(
     assert [line["step"] for line in lines(run)] == list(range(6))
     assert checkpoints(run)[-1] == "step-000006"
     assert (run / "policy/config.json").exists()
-    assert len(read(run, "texts.jsonl")) == 6
+    assert len(read(run, "samples.jsonl")) == 6
 
 
 def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
@@ -173,8 +175,8 @@ def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
 ) -> None:
     def rewarding(number: int) -> None:
         if number >= 3:
-            for name in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):  # so that patience is at its end at once
-                monkeypatch.setattr(f"trainer.rewards.{name}", 600.0)
+            beyond_patience = RetryPolicy(base_s=600.0, max_s=600.0, uniform=lambda low, high: high)
+            monkeypatch.setattr("trainer.rewards.BACKOFF", beyond_patience)
             raise ConnectionAbortedError("planted")
 
     run = world_dir / "run"
@@ -202,7 +204,7 @@ def test_a_checkpoint_of_another_config_ends_with_1(
         assert main(command(url, 2)) == 1
         told = capsys.readouterr().err
         assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in told
-        assert "give [trainer] a new `run` directory" in told
+        assert "give [trainer] a new `run_dir` directory" in told
         assert checkpoints(world_dir / "run") == ["step-000001"]
         monkeypatch.delenv("SYNOD__TRAINER__OPTIMIZER__LR")
         assert main(command(url, 2)) == 0

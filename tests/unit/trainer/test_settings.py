@@ -23,7 +23,7 @@ SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_toml_loads(path: Path) -> None:
     settings = load(path, {})
-    assert settings.run.is_absolute()
+    assert settings.run_dir.is_absolute()
     assert {settings.service.surrogate} <= set(load_service(path, {}).scorers)
     assert settings.service.ensemble in load_service(path, {}).ensembles
     assert settings.service.geneval in load_service(path, {}).scorers or settings.data.geneval_share == 0
@@ -31,21 +31,21 @@ def test_every_shipped_toml_loads(path: Path) -> None:
 
 def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
     settings = settings_from()
-    assert (settings.steps, settings.groups, settings.screen.group) == (100, 1, 9)
+    assert (settings.steps, settings.prompts_per_step, settings.screen.group_size) == (100, 1, 9)
     assert (settings.optimizer.lr, settings.optimizer.max_grad_norm) == (1e-6, 1.0)
     assert (settings.loss.beta, settings.loss.alpha_text, settings.loss.alpha_image) == (0.01, 0.4, 0.6)
-    assert (settings.sampler.guidance, settings.sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
-    law = settings.screen.law
-    assert law.name == "quantile"
-    assert (law.target_pass_rate, law.eta, law.eps0, law.start) == (0.25, 0.8, 2.0, None)
+    assert (settings.sampler.guidance_scale, settings.sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
+    threshold = settings.screen.threshold
+    assert threshold.name == "quantile"
+    assert (threshold.target_pass_rate, threshold.eta, threshold.eps0, threshold.start) == (0.25, 0.8, 2.0, None)
 
 
 def test_the_papers_file_is_the_paper_where_our_defaults_are_not() -> None:
     paper = load(ROOT / "deploy/configs/sync_r1_paper.toml", {})
     assert (paper.loss.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
-    law = paper.screen.law
-    assert law.name == "paper"
-    assert (law.target_pass_rate, law.mu, law.eta, law.eps0) == (0.25, 0.12, 0.8, 2.0)
+    threshold = paper.screen.threshold
+    assert threshold.name == "paper"
+    assert (threshold.target_pass_rate, threshold.mu, threshold.eta, threshold.eps0) == (0.25, 0.12, 0.8, 2.0)
     tier = load_service(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
     assert tier.kind == "tier"
     assert tier.mode == "paper_clipped"
@@ -55,7 +55,7 @@ def test_paths_resolve_from_the_tomls_folder(settings_from: Make, world_dir: Pat
     settings = settings_from()
     assert settings.policy.model == str(world_dir / "model")
     assert settings.data.prompts == world_dir / "prompts.jsonl"
-    assert settings.run == world_dir / "run"  # it need not be there yet
+    assert settings.run_dir == world_dir / "run"  # it need not be there yet
 
 
 def test_a_hub_id_stays(settings_from: Make) -> None:
@@ -63,8 +63,8 @@ def test_a_hub_id_stays(settings_from: Make) -> None:
 
 
 def test_the_environment_overrides(settings_from: Make) -> None:
-    settings = settings_from("[trainer.screen]\nlaw = { name = 'none' }\n", STEPS="5", LOSS__BETA="0.5")
-    assert (settings.steps, settings.loss.beta, settings.screen.law.name) == (5, 0.5, "none")
+    settings = settings_from("[trainer.screen]\nthreshold = { name = 'none' }\n", STEPS="5", LOSS__BETA="0.5")
+    assert (settings.steps, settings.loss.beta, settings.screen.threshold.name) == (5, 0.5, "none")
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,18 @@ def test_the_environment_overrides(settings_from: Make) -> None:
     [
         ("[trainer.loss]\nclipp = 0.1\n", "trainer.loss.clipp: unknown key"),
         ("[trainer.loss]\npositions = 'some'\n", "trainer.loss.positions"),
-        ("[trainer.loss]\nmin_valid = 10\n", "min_valid 10 is above screen.group 9"),
+        ("[trainer.loss]\nmin_valid = 10\n", "min_valid 10 is above screen.group_size 9"),
         ("[trainer.loss]\nbeta = nan\n", "trainer.loss.beta"),
-        ("[trainer.loss]\nsteps_share = 0\n", "steps_share"),
-        ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group 9"),
-        ("[trainer.screen]\nat = 0.001\n", "leaves no step before or after it"),
-        ("[trainer.screen]\nat = 0.999\n", "leaves no step before or after it"),
-        ("[trainer.screen]\nlaw = { name = 'power' }\n", "trainer.screen.law.power.start"),
-        ("[trainer.screen]\nlaw = { name = 'logodds' }\n", "logodds"),
-        ("[trainer.screen]\nlaw = { name = 'quantile', mu = 0.1 }\n", "trainer.screen.law.quantile.mu: unknown key"),
+        ("[trainer.loss]\nloss_step_fraction = 0\n", "loss_step_fraction"),
+        ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group_size 9"),
+        ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nthreshold = { name = 'power' }\n", "trainer.screen.threshold.power.start"),
+        ("[trainer.screen]\nthreshold = { name = 'logodds' }\n", "logodds"),
+        (
+            "[trainer.screen]\nthreshold = { name = 'quantile', mu = 0.1 }\n",
+            "trainer.screen.threshold.quantile.mu: unknown key",
+        ),
         ("[trainer.service]\nurl = 'localhost:8000'\n", "trainer.service.url"),
         ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
     ],
@@ -111,13 +114,15 @@ def test_what_is_missing_is_named(settings_from: Make, key: str, value: str, tol
 def test_a_file_without_the_table_says_what_it_lacks(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
     path.write_text("[server]\nport = 8000\n")
-    with pytest.raises(SettingsError, match=r"trainer\.run: Field required"):
+    with pytest.raises(SettingsError, match=r"trainer\.run_dir: Field required"):
         load(path, {})
 
 
 def test_the_service_ignores_the_trainers_table(tmp_path: Path) -> None:
     path = tmp_path / "both.toml"
-    path.write_text('[scorers.der]\nkind = "der"\nmodel = "facebook/dinov2-base"\n[trainer]\nrun = 3\nnew = "knob"\n')
+    path.write_text(
+        '[scorers.der]\nkind = "der"\nmodel = "facebook/dinov2-base"\n[trainer]\nrun_dir = 3\nnew = "knob"\n'
+    )
     assert load_service(path, {}).scorers["der"].kind == "der"
 
 
@@ -126,6 +131,7 @@ def test_settings_do_not_change(settings_from: Make) -> None:
         settings_from().steps = 1  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_settings_load_without_torch() -> None:
     program = "import sys, trainer.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

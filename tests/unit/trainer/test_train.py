@@ -20,15 +20,16 @@ from tqdm import tqdm
 
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import NO_LAW, MakePolicy, MakeSettings, equal, lines, reference, run_loop, weights
+from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, reference, run_loop, weights
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
 from trainer.errors import NonFinite
-from trainer.grpo.threshold import Quantile, Tracker
-from trainer.rollout import Explored, explore
+from trainer.grpo.threshold import Quantile, ThresholdState
+from trainer.metrics import SAMPLES, read
+from trainer.rollout import Previews, sample_previews
 from trainer.settings import TrainerSettings
-from trainer.stop import told_to_stop
+from trainer.stop import stop_on_signal
 
 EVERY = {"CHECKPOINT__EVERY": "1", "CHECKPOINT__KEEP": "9"}
 
@@ -46,10 +47,16 @@ def saved(run: Path, step: int, settings: TrainerSettings) -> dict[str, Any]:
 def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     """Updated parameters, optimizer state and every figure of the step, bit for bit."""
     runs = list[Path]()
-    for law in ('{ name = "quantile" }', NO_LAW):
-        settings = tiny_settings(STEPS="1", GROUPS="2", CHUNK="4", SCREEN__LAW=law, RUN=f'"run-{len(runs)}"')
+    for threshold in ('{ name = "quantile" }', NO_SCREEN):
+        settings = tiny_settings(
+            STEPS="1",
+            PROMPTS_PER_STEP="2",
+            REWARD_BATCH_SIZE="4",
+            SCREEN__THRESHOLD=threshold,
+            RUN_DIR=f'"run-{len(runs)}"',
+        )
         run_loop(settings, make_policy, Judge())
-        runs.append(settings.run)
+        runs.append(settings.run_dir)
     first, second = (files(run, 1)["tensors.safetensors"] for run in runs)
     assert first == second
     assert not equal(weights(make_policy()), load_policy(runs[0] / "checkpoints/step-000001"))
@@ -66,12 +73,12 @@ def test_every_group_has_random_numbers_of_its_own(
 ) -> None:
     keys = []
 
-    def spied(*given: Any) -> Explored:
+    def spied(*given: Any) -> Previews:
         keys.append(given[5])
-        return explore(*given)
+        return sample_previews(*given)
 
-    monkeypatch.setattr("trainer.train.explore", spied)
-    run_loop(tiny_settings(STEPS="2", GROUPS="2", SEED="7"), make_policy, Judge())
+    monkeypatch.setattr("trainer.train.sample_previews", spied)
+    run_loop(tiny_settings(STEPS="2", PROMPTS_PER_STEP="2", SEED="7"), make_policy, Judge())
     assert keys == [(7, 0, 0), (7, 0, 1), (7, 1, 0), (7, 1, 1)]
 
 
@@ -93,12 +100,12 @@ def test_resuming_from_any_checkpoint_equals_the_whole_run(
     options = {
         **EVERY,
         "STEPS": "4",
-        "GROUPS": "2",
+        "PROMPTS_PER_STEP": "2",
         "DATA__GENEVAL_SHARE": "0.25",
-        "SCREEN__GROUP": "5",
-        "SCREEN__BATCH": "5",
+        "SCREEN__GROUP_SIZE": "5",
+        "SCREEN__PREVIEW_BATCH_SIZE": "5",
         "LOSS__BASELINE": "population",
-        "LOSS__STEPS_SHARE": "0.5",
+        "LOSS__LOSS_STEP_FRACTION": "0.5",
         "OPTIMIZER__WARMUP_STEPS": "3",
     }
     tape: dict[tuple[str, bytes], float | None] = {}
@@ -112,24 +119,24 @@ def test_resuming_from_any_checkpoint_equals_the_whole_run(
 
     whole = tiny_settings(**options)
     run_loop(whole, make_policy, Judge(record("reward"), record("surrogate")))
-    told = lines(whole.run)
+    told = lines(whole.run_dir)
     assert {pathway for line in told for pathway in line["pathways"]} == {"visual", "textual", "none"}
     assert sum(line["masked"] for line in told) > 0
-    state = saved(whole.run, 4, whole)
+    state = saved(whole.run_dir, 4, whole)
     assert state["slope"]["freedom"] > 16  # the baseline's memory is in use
-    assert len(state["trackers"]) >= 3
+    assert len(state["thresholds"]) >= 3
     for done in (1, 2, 3):
-        settings = tiny_settings(**options, RUN=f'"from-{done}"')
-        shutil.copytree(whole.run, settings.run, ignore=shutil.ignore_patterns("tensorboard"))
+        settings = tiny_settings(**options, RUN_DIR=f'"from-{done}"')
+        shutil.copytree(whole.run_dir, settings.run_dir, ignore=shutil.ignore_patterns("tensorboard"))
         for step in range(done + 1, 5):
-            shutil.rmtree(settings.run / f"checkpoints/step-{step:06d}")
+            shutil.rmtree(settings.run_dir / f"checkpoints/step-{step:06d}")
         end = run_loop(settings, make_policy, Judge(replay("reward"), replay("surrogate")))
         assert end.step == 4
         for step in range(done, 5):
-            assert files(settings.run, step) == files(whole.run, step)
-        assert lines(settings.run) == told
-        for name in ("texts.jsonl", *(str(p.relative_to(whole.run)) for p in whole.run.glob("images/*"))):
-            assert (settings.run / name).read_bytes() == (whole.run / name).read_bytes()
+            assert files(settings.run_dir, step) == files(whole.run_dir, step)
+        assert lines(settings.run_dir) == told
+        for name in ("samples.jsonl", *(str(p.relative_to(whole.run_dir)) for p in whole.run_dir.glob("images/*/*"))):
+            assert (settings.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
 
 
 def _print(item: ScoreItem) -> bytes:
@@ -140,33 +147,33 @@ def _print(item: ScoreItem) -> bytes:
 def test_a_run_that_is_done_stays_as_it_is(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(STEPS="1")
     run_loop(settings, make_policy, Judge())
-    before, told, asked = files(settings.run, 1), lines(settings.run), Judge()
+    before, told, asked = files(settings.run_dir, 1), lines(settings.run_dir), Judge()
     state = run_loop(settings, make_policy, asked)
     assert (state.step, asked.asked, asked.previewed) == (1, [], [])
-    assert files(settings.run, 1) == before
-    assert lines(settings.run) == told
+    assert files(settings.run_dir, 1) == before
+    assert lines(settings.run_dir) == told
     longer = tiny_settings(STEPS="2")
     assert run_loop(longer, make_policy, Judge()).step == 2
-    assert lines(settings.run)[:1] == told
+    assert lines(settings.run_dir)[:1] == told
 
 
 def test_a_checkpoint_of_another_config_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(STEPS="1")
     run_loop(settings, make_policy, Judge())
-    before = files(settings.run, 1)
-    other = tiny_settings(STEPS="2", LOSS__CLIP="0.3", SCREEN__GROUP="3")
+    before = files(settings.run_dir, 1)
+    other = tiny_settings(STEPS="2", LOSS__CLIP="0.3", SCREEN__GROUP_SIZE="3")
     with pytest.raises(CheckpointMismatch, match=r"loss\.clip: 0\.2 there, 0\.3 now") as caught:
         run_loop(other, make_policy, Judge())
-    assert "screen.group: 4 there, 3 now" in str(caught.value)
-    assert "new `run` directory" in str(caught.value)
-    assert files(settings.run, 1) == before
+    assert "screen.group_size: 4 there, 3 now" in str(caught.value)
+    assert "new `run_dir` directory" in str(caught.value)
+    assert files(settings.run_dir, 1) == before
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------
 
 
 def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """Surrogate scores differ by ten between the pathways; every third one is lost. The trackers follow from the
+    """Surrogate scores differ by ten between the pathways; every third one is lost. The thresholds follow from the
     scores that were measured under their key alone, and figures count all that was drawn."""
     drawn: dict[str, list[list[float | None]]] = {"<bo>/visual": [], "<bo>/textual": []}
     count = iter(range(10_000))
@@ -176,11 +183,11 @@ def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings:
         return None if next(count) % 3 == 2 else level + redness(item)
 
     judge = Judge(surrogate=surrogate)
-    settings = tiny_settings(STEPS="4", GROUPS="2")
+    settings = tiny_settings(STEPS="4", PROMPTS_PER_STEP="2")
     state = run_loop(settings, make_policy, judge)
     scores = iter(score for _, score in judge.previewed)
-    expected = dict.fromkeys(drawn, Tracker())
-    for line in lines(settings.run):
+    expected = dict.fromkeys(drawn, ThresholdState())
+    for line in lines(settings.run_dir):
         assert line["capped"] <= 2
         passed, judged, thresholds, previews = 0, 0, [], 0
         for key in line["keys"]:
@@ -199,36 +206,42 @@ def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings:
         assert line["pass_rate"] == passed / judged
         assert line["threshold"] == (pytest.approx(sum(thresholds) / len(thresholds)) if thresholds else None)
     assert next(scores, "none left") == "none left"
-    assert {key: tracker.iteration for key, tracker in state.trackers.items()} == dict.fromkeys(drawn, 4)
-    for key, tracker in state.trackers.items():
+    assert {key: tracker.iteration for key, tracker in state.thresholds.items()} == dict.fromkeys(drawn, 4)
+    for key, tracker in state.thresholds.items():
         assert tracker.threshold == pytest.approx(expected[key].threshold, rel=1e-12)
         assert tracker.trend == pytest.approx(expected[key].trend, abs=1e-12)
-    assert 0 < (state.trackers["<bo>/textual"].threshold or 0) < 1 < 10 < (state.trackers["<bo>/visual"].threshold or 0)
+    assert (
+        0
+        < (state.thresholds["<bo>/textual"].threshold or 0)
+        < 1
+        < 10
+        < (state.thresholds["<bo>/visual"].threshold or 0)
+    )
 
 
-def _quantile(tracker: Tracker, scores: list[float]) -> Tracker:
-    """The default law's first five iterations: the running mean of the medians, and its trend."""
+def _quantile(tracker: ThresholdState, scores: list[float]) -> ThresholdState:
+    """The default threshold's first five iterations: the running mean of the medians, and its trend."""
     middle = float(np.median(scores))
     if tracker.threshold is None:
-        return Tracker(middle, 0.0, 1)
+        return ThresholdState(middle, 0.0, 1)
     move = (middle - tracker.threshold) * max(0.2, 1 / (tracker.iteration + 1))
-    return Tracker(tracker.threshold + move, 0.8 * tracker.trend + 0.2 * move, tracker.iteration + 1)
+    return ThresholdState(tracker.threshold + move, 0.8 * tracker.trend + 0.2 * move, tracker.iteration + 1)
 
 
 def test_a_cap_is_flagged_and_all_that_was_drawn_counts(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     """Ten of twelve previews are below the threshold: two pass, the two best of the others fill the group."""
     scores = [0.1, 0.2, 0.9, 0.3, 0.42, 0.1, 0.8, 0.2, 0.1, 0.45, 0.3, 0.2]
     left = iter(scores)
-    law = '{ name = "quantile", start = 0.5, target_pass_rate = 0.5 }'
-    settings = tiny_settings(STEPS="1", SCREEN__LAW=law)
+    threshold = '{ name = "quantile", start = 0.5, target_pass_rate = 0.5 }'
+    settings = tiny_settings(STEPS="1", SCREEN__THRESHOLD=threshold)
     state = run_loop(settings, make_policy, Judge(surrogate=lambda item: next(left)))
-    (line,) = lines(settings.run)
+    (line,) = lines(settings.run_dir)
     assert (line["capped"], line["previews"], line["kept"], line["pass_rate"]) == (1, 12, 4, 2 / 12)
     assert (line["threshold"], line["masked"], line["skipped"]) == (0.5, 0, 0)
     assert (line["denoising_steps"], line["denoising_steps_unscreened"]) == (12 * 1 + 4 * 3, 48)
     assert line["denoising_steps_saved_ratio"] == pytest.approx(1 - 24 / 48)
-    expected = Quantile(target_pass_rate=0.5, start=0.5).update(Tracker(0.5), scores, 12, 2, True)
-    assert list(state.trackers.values()) == [expected]
+    expected = Quantile(target_pass_rate=0.5, start=0.5).update(ThresholdState(0.5), scores, 12, 2, True)
+    assert list(state.thresholds.values()) == [expected]
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -244,32 +257,31 @@ def test_lost_rewards_are_masked_counted_and_never_numbers(
         values.append(None if next(count) % 4 == 1 else 0.5 + brightness(item))
         return values[-1]
 
-    settings = tiny_settings(STEPS="1", GROUPS="2")
+    settings = tiny_settings(STEPS="1", PROMPTS_PER_STEP="2")
     run_loop(settings, make_policy, Judge(reward))
-    (line,) = lines(settings.run)
+    (line,) = lines(settings.run_dir)
     measured = [value for value in values if value is not None]
     assert (line["masked"], line["kept"], line["skipped"]) == (2, 8, 0)
     assert line["reward_mean"] == pytest.approx(sum(measured) / 6)
     assert line["components"] == {"ber": pytest.approx(sum(measured) / 6)}
-    texts = (settings.run / "texts.jsonl").read_text()
-    assert texts.count("missing  ") == 2
-    assert "0.00  " not in texts
+    groups = read(settings.run_dir, SAMPLES)
+    assert [s["score"] for group in groups for s in group["samples"]["finished"]] == values
 
 
 def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     """The service loses every reward of the first step; the second one is trained as ever."""
     count = iter(range(100))
-    settings = tiny_settings(STEPS="2", GROUPS="2", **EVERY)
+    settings = tiny_settings(STEPS="2", PROMPTS_PER_STEP="2", **EVERY)
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
-    first, second = lines(settings.run)
+    first, second = lines(settings.run_dir)
     assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below min_valid = 2
     assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
     initial = weights(make_policy())
-    assert equal(load_policy(settings.run / "checkpoints/step-000001"), initial)
-    assert saved(settings.run, 1, settings)["optimizer"]["state"] == {}
+    assert equal(load_policy(settings.run_dir / "checkpoints/step-000001"), initial)
+    assert saved(settings.run_dir, 1, settings)["optimizer"]["state"] == {}
     assert (second["skipped"], second["masked"]) == (0, 0)
     assert second["grad_norm"] > 0
-    assert not equal(load_policy(settings.run / "checkpoints/step-000002"), initial)
+    assert not equal(load_policy(settings.run_dir / "checkpoints/step-000002"), initial)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -277,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_group(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """In step 1, of GenEval and concept groups: nothing moves, and the rollouts with their rewards are on the disk."""
-    settings = tiny_settings(STEPS="3", GROUPS="2", DATA__GENEVAL_SHARE="0.5", **EVERY)
+    settings = tiny_settings(STEPS="3", PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE="0.5", **EVERY)
     policy, judge = make_policy(), Judge()
     logprobs, calls = policy.logprobs, iter(range(1000))
 
@@ -290,13 +302,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_group(
     monkeypatch.setattr(policy, "logprobs", poisoned)
     with pytest.raises(NonFinite) as caught:
         run_loop(settings, make_policy, judge, policy)
-    folder = settings.run / "failed/step-000001"
+    folder = settings.run_dir / "failed/step-000001"
     assert str(folder) in str(caught.value)
     assert "step 1: the " in str(caught.value)
     assert "nothing was updated" in str(caught.value)
-    assert equal(weights(policy), load_policy(settings.run / "checkpoints/step-000001"))
-    assert checkpoint.latest(settings.run / "checkpoints") == settings.run / "checkpoints/step-000001"
-    assert [line["step"] for line in lines(settings.run)] == [0]
+    assert equal(weights(policy), load_policy(settings.run_dir / "checkpoints/step-000001"))
+    assert checkpoint.latest(settings.run_dir / "checkpoints") == settings.run_dir / "checkpoints/step-000001"
+    assert [line["step"] for line in lines(settings.run_dir)] == [0]
     told = json.loads((folder / "groups.json").read_text())
     tensors = load_file(folder / "rollouts.safetensors")
     if where == "loss":
@@ -333,9 +345,9 @@ def test_a_full_disk_names_itself_and_leaves_the_last_checkpoint(
         with pytest.raises(CheckpointNotWritten, match=r"step 2 .*No space left.*step-000001 is intact") as caught:
             run_loop(settings, make_policy, Judge())
     assert isinstance(caught.value.__cause__, OSError)
-    assert [path.name for path in (settings.run / "checkpoints").iterdir()] == ["step-000001"]
+    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000001"]
     assert run_loop(settings, make_policy, Judge()).step == 3
-    assert [line["step"] for line in lines(settings.run)] == [0, 1, 2]
+    assert [line["step"] for line in lines(settings.run_dir)] == [0, 1, 2]
 
 
 # -- stopping ---------------------------------------------------------------------------------------------------------
@@ -352,7 +364,7 @@ def test_a_signal_ends_after_the_step_at_hand(
     when: str,
 ) -> None:
     """No step that was done is lost, though a checkpoint is due every ten steps only."""
-    settings = tiny_settings(STEPS="9", SCREEN__LAW=NO_LAW, CHUNK="4")
+    settings = tiny_settings(STEPS="9", SCREEN__THRESHOLD=NO_SCREEN, REWARD_BATCH_SIZE="4")
     count, update, before = iter(range(99)), tqdm.update, signal.getsignal(number)
 
     def reward(item: ScoreItem) -> float:
@@ -368,14 +380,14 @@ def test_a_signal_ends_after_the_step_at_hand(
     monkeypatch.setattr(tqdm, "update", shown)
     state = run_loop(settings, make_policy, Judge(reward))
     assert state.step == 2
-    assert [path.name for path in (settings.run / "checkpoints").iterdir()] == [f"step-{state.step:06d}"]
-    assert [line["step"] for line in lines(settings.run)] == list(range(state.step))
+    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == [f"step-{state.step:06d}"]
+    assert [line["step"] for line in lines(settings.run_dir)] == list(range(state.step))
     assert "stopping after this step" in capsys.readouterr().out
     assert signal.getsignal(number) is before
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
-    with told_to_stop() as stop:
+    with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(10)
         os.kill(os.getpid(), signal.SIGTERM)  # patient: another SIGTERM changes nothing
@@ -390,14 +402,14 @@ def test_it_learns_and_not_from_permuted_rewards(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reward is the share of red pixels; permuted within the group, it tells nothing of the images."""
-    monkeypatch.setattr("trainer.train.keep_images", lambda *_: None)  # they would take most of the time
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # they would take most of the time
     settings = {
         "STEPS": "15",
         "DATA__GENEVAL_SHARE": "1.0",
-        "SCREEN__LAW": NO_LAW,
-        "SCREEN__GROUP": "8",
-        "SCREEN__BATCH": "8",
-        "CHUNK": "8",
+        "SCREEN__THRESHOLD": NO_SCREEN,
+        "SCREEN__GROUP_SIZE": "8",
+        "SCREEN__PREVIEW_BATCH_SIZE": "8",
+        "REWARD_BATCH_SIZE": "8",
         "LOSS__BETA": "0",
         "OPTIMIZER__LR": "3e-4",
         "CHECKPOINT__EVERY": "100",
@@ -406,9 +418,9 @@ def test_it_learns_and_not_from_permuted_rewards(
     for name, judge in (("true", Judge(red_share)), ("permuted", Permuted(red_share))):
         policy = make_policy()
         policy.phi.lm_head.weight.data *= 0.2  # near uniform, with everything to learn
-        run = tiny_settings(**settings, RUN=f'"{name}"')
+        run = tiny_settings(**settings, RUN_DIR=f'"{name}"')
         run_loop(run, make_policy, judge, policy)
-        rewards = [line["reward_mean"] for line in lines(run.run)]
+        rewards = [line["reward_mean"] for line in lines(run.run_dir)]
         rises[name] = np.mean(rewards[-6:]) - np.mean(rewards[:1])
     assert rises["true"] > 0.08
     assert rises["permuted"] < 0.5 * rises["true"]
@@ -432,13 +444,13 @@ def test_nothing_to_train_on_is_said(make_policy: MakePolicy, tiny_settings: Mak
 
 def test_without_a_reference_there_is_no_kl(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     """beta = 0 needs no second model; with one, the KL grows as the policy moves away."""
-    settings = tiny_settings(STEPS="2", LOSS__BETA="0", RUN='"free"')
+    settings = tiny_settings(STEPS="2", LOSS__BETA="0", RUN_DIR='"free"')
     run_loop(settings, make_policy, Judge())
-    assert [line["kl_image"] for line in lines(settings.run)] == [0, 0]
-    settings = tiny_settings(STEPS="2", LOSS__BETA="0.01", RUN='"held"')
+    assert [line["kl_image"] for line in lines(settings.run_dir)] == [0, 0]
+    settings = tiny_settings(STEPS="2", LOSS__BETA="0.01", RUN_DIR='"held"')
     frozen = weights(reference(make_policy))
     state = run_loop(settings, make_policy, Judge())
-    first, second = (line["kl_image"] for line in lines(settings.run))
+    first, second = (line["kl_image"] for line in lines(settings.run_dir))
     assert first == pytest.approx(0, abs=1e-9)
     assert second > 1e-6
     assert not equal(frozen, weights(state.policy))  # type: ignore[arg-type]

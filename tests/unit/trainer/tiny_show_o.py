@@ -55,11 +55,11 @@ def vq() -> Magvit:
 
 @pytest.fixture
 def make_policy(words: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
-    """`make_policy(guidance=2.0)`: the same weights every time. Spread out, so that a mistake shows in the output."""
+    """`make_policy(guidance_scale=2.0)`: the same weights every time, spread out so that mistakes show."""
 
-    def make(**options: Any) -> ShowO:
+    def make(kind: type[ShowO] = ShowO, **options: Any) -> ShowO:
         config = ShowOConfig(words.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
-        policy = ShowO(config, words, vq, **{"guidance": 2.0, **options})
+        policy = kind(config, words, vq, **{"guidance_scale": 2.0, **options})
         _random(policy.module)
         policy.phi.lm_head.weight.data *= 3.0
         policy.phi.lm_head.bias.data[words.id(END)] += 2.0  # some answers end, some do not

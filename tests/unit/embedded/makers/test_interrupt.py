@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from services.cluster.processes import users_of
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[4]
 

@@ -14,8 +14,10 @@ import pytest
 
 from services.cluster.local import free_port
 
+pytestmark = pytest.mark.slow
+
 COUNT = """
-from services.gateway import metrics
+from services.observability import metrics
 metrics.BATCH_ITEMS.labels("ber").observe(7)
 metrics.HELD_IMAGES.labels("ber").set(3)
 print("counted", flush=True)

@@ -63,8 +63,8 @@ def test_too_many_cpus_are_told_with_both_numbers(graph: Any, tmp_path: Path) ->
 
 
 def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path) -> None:
-    beside = 'beside = "s0", max_batch_images = 8'
-    settings = settings_of(tmp_path, "replicas = 2, num_gpus = 0.5", beside, "num_cpus = 1", beside)
+    colocated = 'colocate_with = "s0", max_batch_images = 8'
+    settings = settings_of(tmp_path, "replicas = 2, num_gpus = 0.5", colocated, "num_cpus = 1", colocated)
     assert settings.hosts == {"s0": ("s0", "s1", "s3"), "s2": ("s2",)}
     demand = graph.Demand.of(settings)
     assert demand.gpus == (0.5, 0.5)

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from services.cluster.processes import kill_users_of, users_of
+
+pytestmark = pytest.mark.slow
 
 
 def sleeper(*arguments: str, **options: object) -> subprocess.Popen[bytes]:

@@ -49,7 +49,7 @@ def replica(golden: Path | None = None) -> Any:
 
 
 async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
-    from services.gateway import metrics
+    from services.observability import metrics
 
     subject = replica()
     await subject.check_health()
@@ -65,7 +65,7 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
 
 
 async def test_the_fill_of_its_batches_is_measured() -> None:
-    from services.gateway import metrics
+    from services.observability import metrics
 
     def fill() -> float:
         return metrics.REGISTRY.get_sample_value("synod_batch_fill_sum", {"scorer": "number"}) or 0.0
@@ -89,9 +89,9 @@ async def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: floa
 
 async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None:
     """A probe alone leaves nothing; in a batch with users', theirs are counted and its own are not."""
+    from services.cluster.golden_probe import ProbeTimeouts
     from services.cluster.replica import Replica
-    from services.cluster.watch import Patience
-    from services.gateway import metrics
+    from services.observability import metrics
 
     names = ("synod_batch_items_sum", "synod_batch_items_count", "synod_batch_seconds_count", "synod_batch_fill_sum")
 
@@ -101,10 +101,10 @@ async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None
 
     golden = tmp_path / "golden.json"
     golden.write_text('[{"item": {"prompt": "0.5"}, "scores": {"number": 0.5}}]')
-    subject: Any = Replica(Number.spec, SETTINGS, str(golden), build, Patience(period_s=0.0))
+    subject: Any = Replica(Number.spec, SETTINGS, str(golden), build, ProbeTimeouts(period_s=0.0))
     before = counted()
     await subject.check_health()
-    probe = subject._watch._probe
+    probe = subject._golden_probe._probe
     assert probe is not None
     await probe
     assert counted() == before
@@ -173,6 +173,7 @@ def test_the_gist_of_serves_message_is_the_exception() -> None:
     assert gist("still starting\n") == "still starting"
 
 
+@pytest.mark.slow
 async def test_golden_items_gate_a_scorer_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go through the replica's own batches to the process, at the start and afterwards."""
     from services.cluster.replica import Replica

@@ -43,6 +43,7 @@ def end(holder: subprocess.Popen[str]) -> None:
     holder.communicate()
 
 
+@pytest.mark.slow
 def test_one_service_a_directory(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     assert run_dir.running() is None
@@ -63,6 +64,7 @@ def test_one_service_a_directory(tmp_path: Path) -> None:
     assert run_dir.read() is None
 
 
+@pytest.mark.slow
 def test_terminate_ends_the_holder_and_only_once(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     run_dir = RunDir(tmp_path)

@@ -28,14 +28,14 @@ scopes = ["metrics"]
 SOURCE = AuthSettings(tokens_env="SYNOD_TOKENS")
 
 
-def gatekeeper(text: str = TOKENS) -> auth.Gatekeeper:
+def authenticator(text: str = TOKENS) -> auth.Authenticator:
     return auth.load(SOURCE, {"SYNOD_TOKENS": text})
 
 
 def test_a_token_tells_name_priority_and_quota() -> None:
-    assert gatekeeper().caller(f"Bearer {TRAINER}", "score") == Caller("run-7", "evaluation", 64)
-    assert gatekeeper().caller(f"bearer  {TRAINER} ", "score").name == "run-7"
-    assert gatekeeper().caller(f"Bearer {PROMETHEUS}", "metrics") == Caller("prometheus")
+    assert authenticator().authenticate(f"Bearer {TRAINER}", "score") == Caller("run-7", "evaluation", 64)
+    assert authenticator().authenticate(f"bearer  {TRAINER} ", "score").name == "run-7"
+    assert authenticator().authenticate(f"Bearer {PROMETHEUS}", "metrics") == Caller("prometheus")
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_a_token_tells_name_priority_and_quota() -> None:
 )
 def test_without_a_known_token_nobody_comes_in(header: str | None) -> None:
     with pytest.raises(Unauthenticated) as refused:
-        gatekeeper().caller(header, "score")
+        authenticator().authenticate(header, "score")
     assert TRAINER[:-1] not in str(refused.value)
     assert auth.challenge(refused.value) == 'Bearer realm="synod"'
 
 
 def test_a_token_without_the_scope_is_refused_by_name() -> None:
     with pytest.raises(PermissionDenied, match="'prometheus' has no scope 'score'") as refused:
-        gatekeeper().caller(f"Bearer {PROMETHEUS}", "score")
+        authenticator().authenticate(f"Bearer {PROMETHEUS}", "score")
     assert "insufficient_scope" in (auth.challenge(refused.value) or "")
     with pytest.raises(PermissionDenied):
-        gatekeeper().caller(f"Bearer {TRAINER}", "metrics")
+        authenticator().authenticate(f"Bearer {TRAINER}", "metrics")
     assert auth.challenge(RuntimeError()) is None
 
 
@@ -66,14 +66,14 @@ def test_every_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPat
         compared.append(a)
         return compare(a, b)
 
-    subject = gatekeeper()
+    subject = authenticator()
     monkeypatch.setattr(auth.hmac, "compare_digest", counted)
-    subject.caller(f"Bearer {TRAINER}", "score")
+    subject.authenticate(f"Bearer {TRAINER}", "score")
     assert len(compared) == 2
 
 
 def test_no_token_stays_in_memory() -> None:
-    subject = gatekeeper()
+    subject = authenticator()
     gc.collect()
     seen, todo = set(), [subject]
     while todo:
@@ -87,13 +87,13 @@ def test_no_token_stays_in_memory() -> None:
 
 
 def test_without_a_source_everyone_may() -> None:
-    assert auth.load(AuthSettings()).caller(None, "score") == Caller()
+    assert auth.load(AuthSettings()).authenticate(None, "score") == Caller()
 
 
 def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(TOKENS)
-    assert auth.load(AuthSettings(tokens_file=str(path))).caller(f"Bearer {TRAINER}", "score").name == "run-7"
+    assert auth.load(AuthSettings(tokens_file=str(path))).authenticate(f"Bearer {TRAINER}", "score").name == "run-7"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
 )
 def test_a_source_that_cannot_be_used_is_told_without_its_secrets(text: str, told: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        gatekeeper(text)
+        authenticator(text)
     assert told in str(refused.value)
     assert "SYNOD_TOKENS" in str(refused.value)
     shown = "".join(traceback.format_exception(refused.value))

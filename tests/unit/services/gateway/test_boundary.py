@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import uvicorn
 
-from services.gateway import app, metrics
+from services.gateway import app
 from services.gateway.core import Gateway
 from services.gateway.rpc import RpcServer
+from services.observability import metrics
 from synod.codec import JSON, MSGPACK, PROTOBUF
 from synod.contracts import Part, Score, ScoredItem, ScoreItem, ScoreRequest
 from synod.errors import ReplicaLost

@@ -261,8 +261,8 @@ async def test_they_exist_only_where_the_settings_ask_for_them(gateway: Gateway)
 
 
 async def test_a_token_in_the_url_opens_them(gateway: Gateway) -> None:
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"\n'})
-    async with client(gateway, BOTH, gatekeeper=gatekeeper) as http:
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"\n'})
+    async with client(gateway, BOTH, authenticator=authenticator) as http:
         body = {"requests": [asked(turn(1))]}
         for credentials in (None, ("any", "wrong-token-0123456789"), (TOKEN, "")):
             assert (await http.post("/score", json=body, auth=credentials)).status_code == 401

@@ -21,8 +21,8 @@ TOKENS = '[ann]\ntoken = "researcher-token-0123456789"\n'
 @pytest.fixture
 async def guarded(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     """The page is open where the service is not: it is what asks for the token."""
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
-    transport = httpx.ASGITransport(app.build(gateway, gatekeeper))
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
+    transport = httpx.ASGITransport(app.build(gateway, authenticator))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
 

@@ -163,7 +163,7 @@ async def test_too_many_pixels_are_refused_before_decoding(gateway: Gateway, mon
     arrays = [np.full((100, 100, 3), level, np.uint8) for level in range(4)]
     digests = [ImageRef(one) for one in await small.put_images(files)]
     with monkeypatch.context() as patch:
-        patch.setattr(small._means.decoder, "decode", None)
+        patch.setattr(small._context.decoder, "decode", None)
         for images in (files, arrays, digests):
             with pytest.raises(PayloadTooLarge, match=r"have 40000 pixels.*limit is 30000 .*max_request_pixels.*send"):
                 await small.score(ScoreRequest(tuple(map(ScoreItem, images)), ("a",)))

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from services.gateway import app, auth, fanout, schema
-from services.gateway.auth import Gatekeeper
+from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.settings import AuthSettings
 from synod.digest import digest_of
@@ -31,11 +31,11 @@ NDJSON = {"accept": "application/x-ndjson"}
 
 @asynccontextmanager
 async def serving(
-    gateway: Gateway, gatekeeper: Gatekeeper | None = None, **options: Any
+    gateway: Gateway, authenticator: Authenticator | None = None, **options: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A uvicorn on a loopback port, ended with the test."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app.build(gateway, gatekeeper, **options), log_level="error", ws="none")
+    config = uvicorn.Config(app.build(gateway, authenticator, **options), log_level="error", ws="none")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
@@ -52,8 +52,8 @@ async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def guarded(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
-    async with serving(gateway, gatekeeper, metrics_need_token=True) as client:
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
+    async with serving(gateway, authenticator, metrics_need_token=True) as client:
         yield client
 
 

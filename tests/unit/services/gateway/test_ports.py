@@ -28,9 +28,9 @@ def test_who_listens_follows_the_settings() -> None:
 
 
 async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(gateway: Gateway) -> None:
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"'})
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"'})
     ports = Ports("127.0.0.1", free_port(), free_port())
-    built = app.build(gateway, gatekeeper, ports=ports)
+    built = app.build(gateway, authenticator, ports=ports)
     urls = f"http://127.0.0.1:{ports.http}", f"grpc://127.0.0.1:{ports.grpc}"
     async with built.router.lifespan_context(built):
         answers = []

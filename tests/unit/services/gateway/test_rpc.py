@@ -23,7 +23,7 @@ from services.gateway.core import Gateway
 from services.gateway.rpc import RewardServicer, RpcServer
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings, ServerSettings
 from synod.client import AsyncSynodClient, SynodClient
-from synod.client.core import Call, joined
+from synod.client.core import Call, merge_parts
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import (
     Concept,
@@ -74,9 +74,7 @@ class HeldBackend(LocalBackend):
         self.gates: dict[str, asyncio.Event] = {}
         self.dropped: list[str] = []
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         try:
             if scorer in self.gates:
                 await self.gates[scorer].wait()
@@ -153,7 +151,7 @@ async def test_a_stream_in_parts_makes_the_answer_of_one_call(client: AsyncSynod
     request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
     parts = [part async for part in client.stream(request)]
     assert isinstance(parts[-1], Rewards)
-    assert joined(parts, 2) == await client.score(request)
+    assert merge_parts(parts, 2) == await client.score(request)
 
 
 async def test_a_part_comes_as_soon_as_its_scorer_ends(client: AsyncSynodClient, backend: HeldBackend) -> None:
@@ -379,7 +377,7 @@ async def test_a_body_over_the_limit_never_reaches_the_gateway(
         pytest.fail("scored")
 
     monkeypatch.setattr(gateway, "score", unreachable)
-    with pytest.raises(PayloadTooLarge, match=r"larger than max .*; send several requests$"):
+    with pytest.raises(PayloadTooLarge, match=r"larger than max .*; send fewer items in a request$"):
         await client.score(ScoreRequest((ScoreItem(b"x" * (2**20 + 1)),), ("mean",)))
     with pytest.raises(PayloadTooLarge, match="more than 262144 fields"):
         await client._transport.send(Call("score", 20.0, b"\x0a\x00" * (2**18 + 1)))
@@ -426,8 +424,8 @@ async def test_reflection_lists_the_services_and_describes_ours(url: str) -> Non
 
 async def test_only_callers_with_a_token_come_in(gateway: Gateway) -> None:
     token = "a-token-that-is-long-enough"
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{token}"\nmax_images = 1\n'})
-    server = RpcServer(gateway, LIMITS.max_body_bytes, gatekeeper)
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{token}"\nmax_images = 1\n'})
+    server = RpcServer(gateway, LIMITS.max_body_bytes, authenticator)
     url = f"grpc://127.0.0.1:{await server.start('127.0.0.1:0')}"
     async with AsyncSynodClient(url, token=token, retries=0) as client:
         assert (await client.score(ScoreRequest((grey(51),), ("mean",)))).results[0].scores["mean"] == Score(0.2)
@@ -446,7 +444,7 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
         with SynodClient(url, timeout_s=20) as client:
             client.wait_ready(20)
             request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
-            assert joined(client.stream(request), 2) == client.score(request)
+            assert merge_parts(client.stream(request), 2) == client.score(request)
             assert client.put_images([b"x"]) == (digest_of(b"x"),)
             with pytest.raises(UnknownScorer, match="no scorer 'lost' here"):
                 client.score(ScoreRequest((grey(1),), ("lost",)))

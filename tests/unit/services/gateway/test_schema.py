@@ -228,8 +228,8 @@ async def test_the_examples_of_answers_are_answers(http: httpx.AsyncClient) -> N
 
 
 async def test_a_token_is_asked_for_where_the_document_says(gateway: Gateway) -> None:
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
-    transport = httpx.ASGITransport(app.build(gateway, gatekeeper, metrics_need_token=True))
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
+    transport = httpx.ASGITransport(app.build(gateway, authenticator, metrics_need_token=True))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as guarded:
         found = await document(guarded)
         assert found["components"]["securitySchemes"]["bearer"] == {

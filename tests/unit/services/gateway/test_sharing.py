@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from services.backends import LocalBackend
-from services.gateway import fanout, metrics
+from services.gateway import fanout
 from services.gateway.admission import Admission, Caller, Window
+from services.gateway.claims import score_keys
 from services.gateway.core import Gateway
-from services.gateway.keys import keys_of
 from services.gateway.store import Claim, MemoryStore
+from services.observability import metrics
 from services.scorers.base import ScorerSpec
 from services.settings import EnsembleSettings, LimitSettings, ServerSettings
 from synod.contracts import (
@@ -73,7 +74,7 @@ class HeldBackend(LocalBackend):
             event.set()
 
     async def score(  # type: ignore[override]
-        self, scorer: str, staged: object, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+        self, scorer: str, staged: object, indexes: Sequence[int], timeout_s: float
     ) -> list[Outcome]:
         self.called.append(scorer)
         try:
@@ -137,7 +138,7 @@ async def until(condition: object) -> None:
 
 
 def idle(service: RewardService) -> bool:
-    lanes = [service.gateway._means.admission.lane(name) for name in "ab"]
+    lanes = [service.gateway._context.admission.lane(name) for name in "ab"]
     return not any(lane.waiting or lane.running for lane in lanes) and not service.store._leases
 
 
@@ -249,10 +250,10 @@ async def test_a_caller_that_leaves_takes_its_waiting_work_along_at_once(
     under_way = service.start(item(1), item(2))
     await service.until_called(1)
     waiting = service.start(item(3))
-    await until(lambda: service.gateway._means.admission.lane("a")._queue)
+    await until(lambda: service.gateway._context.admission.lane("a")._queue)
     waiting.cancel()
     await asyncio.wait([waiting])
-    await until(lambda: not service.gateway._means.admission.lane("a").waiting)
+    await until(lambda: not service.gateway._context.admission.lane("a").waiting)
     service.backend.open["a"].set()
     assert await under_way == [1, 2]
     assert service.a.measured == [1, 2]
@@ -285,9 +286,9 @@ async def test_what_is_on_the_device_at_the_deadline_is_kept_and_what_waits_is_d
     calls = [asyncio.create_task(late(service, 1))]
     await until(lambda: service.a.batches)
     calls += [asyncio.create_task(late(service, n, 1000)) for n in (2, 3)]
-    await until(lambda: service.gateway._means.admission.lane("a").waiting == 1)
+    await until(lambda: service.gateway._context.admission.lane("a").waiting == 1)
     await asyncio.gather(*calls)
-    lane = service.gateway._means.admission.lane("a")
+    lane = service.gateway._context.admission.lane("a")
     await until(lambda: (lane.running, lane.waiting, len(service.store._leases)) == (1, 0, 1))
     retry = service.start(item(1))
     await asyncio.sleep(0)
@@ -296,7 +297,7 @@ async def test_what_is_on_the_device_at_the_deadline_is_kept_and_what_waits_is_d
     assert await service.values(item(1)) == [1]
     assert (service.a.measured, service.a.batches) == ([1], 1)
     assert idle(service)
-    assert not service.gateway._means.under_way
+    assert not service.gateway._context.tasks
     assert await service.values(item(2)) == [2]
 
 
@@ -306,7 +307,7 @@ async def test_work_past_its_deadline_is_given_up_in_the_end(
     monkeypatch.setattr(fanout, "FINISH_S", 0.01)
     service.a.device.clear()
     await late(service, 1)
-    await until(lambda: idle(service) and not service.gateway._means.under_way)
+    await until(lambda: idle(service) and not service.gateway._context.tasks)
     service.a.device.set()
     assert await service.values(item(1)) == [1]
     assert service.a.measured == [1, 1]
@@ -315,9 +316,9 @@ async def test_work_past_its_deadline_is_given_up_in_the_end(
 async def test_work_past_its_deadline_ends_with_its_gateway(service: RewardService) -> None:
     service.a.device.clear()
     await late(service, 1)
-    assert len(service.gateway._means.under_way) == 1
+    assert len(service.gateway._context.tasks) == 1
     service.gateway.close()
-    await until(lambda: idle(service) and not service.gateway._means.under_way)
+    await until(lambda: idle(service) and not service.gateway._context.tasks)
     service.a.device.set()
 
 
@@ -325,7 +326,7 @@ async def test_what_cannot_be_kept_ends_with_its_deadline(service: RewardService
     service.store.keeps_scores = False
     service.a.device.clear()
     await late(service, 1)
-    await until(lambda: idle(service) and not service.gateway._means.under_way)
+    await until(lambda: idle(service) and not service.gateway._context.tasks)
     service.a.device.set()
 
 
@@ -334,12 +335,12 @@ async def test_a_full_lane_refuses_the_request_before_any_work_and_leaves_no_cla
     calls = [service.start(item(1), item(2), scorers=("b",))]
     await service.until_called(1)
     calls.append(service.start(item(3), item(4), item(5), scorers=("b",)))
-    await until(lambda: service.gateway._means.admission.lane("b").waiting == 3)
+    await until(lambda: service.gateway._context.admission.lane("b").waiting == 3)
     with pytest.raises(Overloaded, match="scorer 'b'") as refused:
         await service.gateway.score(ScoreRequest((item(6), item(7)), ("a", "b")))
     assert refused.value.retry_after_s == 1.0
     assert service.a.measured == []
-    assert service.gateway._means.admission.lane("a").waiting == 0
+    assert service.gateway._context.admission.lane("a").waiting == 0
     service.backend.open["b"].set()
     await asyncio.gather(*calls)
     assert idle(service)
@@ -352,7 +353,7 @@ async def test_what_is_known_is_answered_even_when_the_lane_is_full(service: Rew
     calls = [service.start(item(1), item(2))]
     await service.until_called(2)
     calls.append(service.start(item(3), item(4), item(5), item(6)))
-    await until(lambda: service.gateway._means.admission.lane("a").waiting == 4)
+    await until(lambda: service.gateway._context.admission.lane("a").waiting == 4)
     assert await service.values(item(9)) == [9]
     service.backend.open["a"].set()
     await asyncio.gather(*calls)
@@ -362,16 +363,16 @@ async def test_what_another_gave_up_is_measured_even_when_the_lane_is_full(servi
     """As when a gateway died: its claim ends, and who waited for it was admitted long ago."""
     origin = service.a.spec.origin
     assert origin is not None
-    key = keys_of(item(1), {"a": origin})["a"]
-    assert await service.store.claim([key], 60.0) == [Claim.MINE]
+    key = score_keys(item(1), {"a": origin})["a"]
+    assert await service.store.claim([key], 60.0) == [Claim.OWNED]
     waits = service.start(item(1))
     service.backend.open["a"].clear()
     calls = [service.start(item(2), item(3))]
     await service.until_called(1)
     calls.append(service.start(item(4), item(5), item(6), item(7)))
-    await until(lambda: service.gateway._means.admission.lane("a").waiting == 4)
+    await until(lambda: service.gateway._context.admission.lane("a").waiting == 4)
     await service.store.settle({key: None})
-    await until(lambda: service.gateway._means.admission.lane("a").waiting == 5)
+    await until(lambda: service.gateway._context.admission.lane("a").waiting == 5)
     service.backend.open["a"].set()
     assert await waits == [1]
     await asyncio.gather(*calls)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import store as module
-from services.gateway.keys import keys_of
+from services.gateway.claims import score_keys
 from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
 from synod.contracts import (
     Concept,
@@ -102,7 +102,7 @@ async def test_what_can_never_fit_is_refused_and_pushes_nothing_out() -> None:
 
 async def test_a_score_is_measured_once() -> None:
     subject = store()
-    assert await subject.claim([A, A, B], 10) == [Claim.MINE, Claim.TAKEN, Claim.MINE]
+    assert await subject.claim([A, A, B], 10) == [Claim.OWNED, Claim.IN_FLIGHT, Claim.OWNED]
     waiting = asyncio.create_task(subject.wait([A, B], 10))
     await asyncio.sleep(0)
     await subject.settle({A: Score(0.5)})
@@ -120,22 +120,22 @@ async def test_no_failure_is_kept_and_only_final_ones_are_handed_on() -> None:
     await asyncio.sleep(0)
     await subject.settle({A: POISON, B: LOST, C: None})
     assert await waiting == [POISON, None, None]
-    assert await subject.claim([A, B, C], 10) == [Claim.MINE] * 3
+    assert await subject.claim([A, B, C], 10) == [Claim.OWNED] * 3
 
 
 async def test_a_dead_claimers_lease_runs_out() -> None:
     subject = store()
     await subject.claim([A], 0.01)
     assert await subject.wait([A], 60) == [None]
-    assert await subject.claim([A], 10) == [Claim.MINE]
-    assert await subject.claim([A], 10) == [Claim.TAKEN]
+    assert await subject.claim([A], 10) == [Claim.OWNED]
+    assert await subject.claim([A], 10) == [Claim.IN_FLIGHT]
 
 
 async def test_a_wait_ends_in_time_and_leaves_the_claim() -> None:
     subject = store()
     await subject.claim([A], 60)
     assert await subject.wait([A], 0.01) == [None]
-    assert await subject.claim([A], 60) == [Claim.TAKEN]
+    assert await subject.claim([A], 60) == [Claim.IN_FLIGHT]
 
 
 async def test_a_waiter_that_leaves_disturbs_nobody() -> None:
@@ -154,7 +154,7 @@ async def test_scores_are_bounded_least_recently_used_out_first() -> None:
     await subject.settle({A: Score(0.0), B: Score(1.0)})
     await subject.claim([A], 10)
     await subject.settle({C: Score(2.0)})
-    assert await subject.claim([A, C, B], 10) == [Score(0.0), Score(2.0), Claim.MINE]
+    assert await subject.claim([A, C, B], 10) == [Score(0.0), Score(2.0), Claim.OWNED]
 
 
 async def test_leases_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +195,16 @@ FULL = ScoreItem(
     ],
 )
 def test_every_input_tells_keys_apart(other: ScoreItem) -> None:
-    assert keys_of(other, {"s": ONE}) != keys_of(FULL, {"s": ONE})
+    assert score_keys(other, {"s": ONE}) != score_keys(FULL, {"s": ONE})
 
 
 def test_equal_items_have_equal_keys_and_a_scorer_and_its_origin_count() -> None:
     origins = {"s": ONE, "t": ONE}
-    keys = keys_of(FULL, origins)
-    assert keys == keys_of(replace(FULL), origins)
+    keys = score_keys(FULL, origins)
+    assert keys == score_keys(replace(FULL), origins)
     assert keys["s"] != keys["t"]
-    assert keys_of(FULL, {"s": replace(ONE, model="m2")})["s"] != keys["s"]
-    assert keys_of(FULL, {}) == {}
+    assert score_keys(FULL, {"s": replace(ONE, model="m2")})["s"] != keys["s"]
+    assert score_keys(FULL, {}) == {}
 
 
 def test_an_image_by_digest_is_the_image() -> None:
@@ -213,4 +213,4 @@ def test_an_image_by_digest_is_the_image() -> None:
         image=ImageRef(digest_of(b"image")),  # type: ignore[arg-type]
         references=(ImageRef(digest_of(b"one")), b"two"),  # type: ignore[arg-type]
     )
-    assert keys_of(by_digest, {"s": ONE}) == keys_of(FULL, {"s": ONE})
+    assert score_keys(by_digest, {"s": ONE}) == score_keys(FULL, {"s": ONE})

@@ -153,6 +153,7 @@ def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Modul
             yield from reached(value, seen)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler: g++")
 def test_compiled_numbers_are_equal_and_no_batch_size_compiles_anew(tiny_models: Any, make_images: Any) -> None:
     def scorer(compiled: bool) -> Scorer:

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from services.models.allowance import Budget, Pace, Usage
 from services.models.judge import MAX_ANSWER_BYTES, Judge, load
+from services.models.rate_limit import Budget, Pace, Usage
 from services.models.settings import JudgeLimits
 from services.models.types import Graded, Question, TrueFalse, Verdict
 from services.scorers.judge import JudgeSettings
-from synod.client.retry import Retry
 from synod.errors import DeadlineExceeded, JudgeBudget, Overloaded, ScorerFailed, SettingsError, SynodError, Unavailable
 from synod.images import encode_png
+from synod.retry import RetryPolicy
 from tests.judges import JudgeServer, judging
 
 KEY = "sk-very-secret-31"
@@ -54,7 +54,7 @@ class Pauses(list[float]):
 
 def judge(server: JudgeServer, pauses: Pauses | None = None, *, key: str | None = KEY, **limits: Any) -> Judge:
     endpoint = JudgeSettings(kind="judge", url=server.url, model="m", limits=JudgeLimits(**limits))
-    retry = Retry(limit=3, first_s=0.5, uniform=lambda low, high: high)
+    retry = RetryPolicy(max_retries=3, base_s=0.5, uniform=lambda low, high: high)
     return Judge(endpoint, key, retry=retry, sleep=Pauses() if pauses is None else pauses)
 
 
@@ -147,7 +147,7 @@ def test_a_hanging_server_is_a_timeout(server: JudgeServer) -> None:
 
 def test_a_server_that_is_away_is_unavailable(server: JudgeServer) -> None:
     endpoint = JudgeSettings(kind="judge", url="http://127.0.0.1:1/v1", model="m")
-    away = Judge(endpoint, KEY, retry=Retry(limit=1), sleep=Pauses())
+    away = Judge(endpoint, KEY, retry=RetryPolicy(max_retries=1), sleep=Pauses())
     with pytest.raises(Unavailable, match="ConnectError"):
         away.ask(question())
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SIDE = 4096 if os.environ.get("SYNOD_FULL") else 2048  # a quarter of the pixels takes seconds, not a minute
 LIMIT_GIB = 3.0 * (SIDE / 4096) ** 2
 

@@ -60,6 +60,7 @@ def test_every_kind_has_a_documented_row() -> None:
     assert set(documented()) == set(registry.MODULES)
 
 
+@pytest.mark.slow
 def test_specs_load_no_model_library() -> None:
     program = """
 import sys

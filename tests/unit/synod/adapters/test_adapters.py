@@ -77,7 +77,7 @@ def remember_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verl, "connection", remember)
 
 
-def test_trl_gets_numbers_in_order_and_none_for_what_is_missing(service: RewardService) -> None:
+def test_trl_returns_values_in_order_and_none_for_missing(service: RewardService) -> None:
     reward = reward_function(service.url, "ber")
     logged: list[tuple[str, float]] = []
     columns = {
@@ -95,7 +95,7 @@ def test_trl_gets_numbers_in_order_and_none_for_what_is_missing(service: RewardS
     assert sorted(str(item.prompt) for item in service.scorers["ber"].asked) == ["a", "b", "c"]
 
 
-def test_trl_scores_images_that_are_completions_and_texts_that_reason(service: RewardService) -> None:
+def test_trl_scores_image_completions_and_reasoning_texts(service: RewardService) -> None:
     drawn = [grey(51), Image.fromarray(grey(102))]
     assert run(reward_function(service.url, "ber"), prompts=["a", "b"], completions=drawn) == pytest.approx([0.2, 0.4])
     tier = reward_function(service.url, "tier")
@@ -106,25 +106,25 @@ def test_trl_scores_images_that_are_completions_and_texts_that_reason(service: R
     assert run(council, prompts=["a"], completions=[grey(51)], **columns) == pytest.approx([0.2])
 
 
-def test_trl_conversations() -> None:
+def test_trl_reads_conversations() -> None:
     prompt = [{"role": "system", "content": "draw"}, {"role": "user", "content": [{"type": "text", "text": "a cat"}]}]
     completion = [{"role": "assistant", "content": [{"text": "so"}, {"image": b"png"}]}]
     assert item_of_row(prompt, completion, {}) == ScoreItem(b"png", "a cat")
     assert item_of_row("", "text", {"image": b"png"}) == ScoreItem(b"png")
 
 
-def test_trl_may_raise_naming_every_item(service: RewardService) -> None:
+def test_trl_error_names_every_missing_item(service: RewardService) -> None:
     reward = reward_function(service.url, "ber", on_error="raise")
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me; also missing: items\[2\]\.ber$"):
         run(reward, prompts=["a"] * 3, completions=[BAD, grey(1), BAD + 0])
 
 
-def test_trl_does_not_train_on_nothing(nobody: str) -> None:
+def test_trl_raises_when_every_score_failed(nobody: str) -> None:
     with pytest.raises(Unavailable):
         run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
 
 
-def test_one_reward_function_serves_one_loop_after_another(service: RewardService) -> None:
+def test_reward_function_works_in_successive_event_loops(service: RewardService) -> None:
     reward = reward_function(service.url, "ber")
     for _ in range(2):
         assert run(reward, prompts=["a"], completions=[grey(51)]) == pytest.approx([0.2])
@@ -148,7 +148,7 @@ def test_verl_omni_scores_an_image(service: RewardService) -> None:
     assert inspect.iscoroutinefunction(verl.compute_score)
 
 
-def test_verl_raises_what_is_missing(service: RewardService, nobody: str) -> None:
+def test_verl_raises_on_missing_scores(service: RewardService, nobody: str) -> None:
     sample = {
         "data_source": "d",
         "ground_truth": "a cat",
@@ -164,7 +164,7 @@ def test_verl_raises_what_is_missing(service: RewardService, nobody: str) -> Non
         run(partial(verl.compute_score, url=nobody, scorer="ber"), **sample)
 
 
-def test_flow_grpo_gets_its_lists(service: RewardService, multi_score: Any) -> None:
+def test_flow_grpo_returns_lists_by_scorer(service: RewardService, multi_score: Any) -> None:
     fn = multi_score("cuda:0", {"ber": 0.5, "der": -2.0}, url=service.url)
     images = torch.stack([torch.full((3, 4, 4), value) for value in (0.2, 0.4)])
     scores, metadata = fn(images, ("a", "b"), [{}, {"tag": "counting", "include": [], "prompt": "b"}], images, True)
@@ -180,7 +180,7 @@ def test_flow_grpo_gets_its_lists(service: RewardService, multi_score: Any) -> N
     assert geneval["b"].tag == "counting"
 
 
-def test_flow_grpo_raises_or_masks_what_no_tensor_takes(service: RewardService, multi_score: Any) -> None:
+def test_flow_grpo_raises_or_masks_missing_scores(service: RewardService, multi_score: Any) -> None:
     images, prompts = np.stack([grey(51), BAD]), ["a", "b"]
     with pytest.raises(ScorerFailed, match=r"^items\[1\]\.ber"):
         multi_score(None, {"ber": 1.0}, url=service.url)(images, prompts, {}, only_strict=True)
@@ -191,13 +191,13 @@ def test_flow_grpo_raises_or_masks_what_no_tensor_takes(service: RewardService, 
         torch.as_tensor(scores["avg"])
 
 
-def test_flow_grpo_does_not_mask_a_service_that_is_away(nobody: str, multi_score: Any) -> None:
+def test_flow_grpo_raises_when_the_service_is_unavailable(nobody: str, multi_score: Any) -> None:
     fn = multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)
     with pytest.raises(Unavailable):
         fn([grey(1)], ["a"], {})
 
 
-def test_what_does_not_fit_is_refused_before_it_is_sent(service: RewardService, multi_score: Any) -> None:
+def test_invalid_arguments_are_refused_before_sending(service: RewardService, multi_score: Any) -> None:
     fn = multi_score(None, {"ber": 1.0}, url=service.url)
     with pytest.raises(InvalidRequest, match="1 images, 2 prompts, 1 metadata"):
         fn([grey(1)], ["a", "b"], {})
@@ -247,7 +247,7 @@ def test_verl_reads_json_text_and_conversations_in_arrays() -> None:
         verl.item_of_sample(None, b"png", "{a cup", {})
 
 
-def test_a_batch_of_which_nothing_can_be_scored_is_raised(service: RewardService, multi_score: Any) -> None:
+def test_batch_without_any_score_is_raised(service: RewardService, multi_score: Any) -> None:
     message = r"all 2 scores of 'ber' failed, .*\(scorer_failed: 2\); items\[0\].ber: 13 is not .*on_all_failed='mask'"
     batch = {"prompts": ["a", "b"], "completions": [BAD, BAD + 0]}
     with pytest.raises(ScorerFailed, match=message):
@@ -274,7 +274,7 @@ async def multi_reward(entry: dict[str, Any], **given: Any) -> float:
     return float(entry.get("weight", 1.0)) * score
 
 
-def test_verl_omni_books_no_zero_where_the_reward_is_required(service: RewardService) -> None:
+def test_verl_omni_raises_where_the_reward_is_required(service: RewardService) -> None:
     entry = {
         "path": "pkg://synod.adapters.verl",
         "name": "compute_score",

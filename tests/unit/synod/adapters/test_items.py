@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from synod.adapters.flow_grpo import columns_of
 from synod.adapters.items import content_of, contents_of, item_of, prompt_of
-from synod.contracts import Concept, Content, GenEvalClause, GenEvalMetadata, Reasoning
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, ImageData, Reasoning
 from synod.errors import BadImage, InvalidRequest
 from synod.images import ImageLimits, decode, encode_png
 
@@ -21,7 +21,7 @@ PIXELS = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3) * 10  # H W 3, no
 CHW = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
 
 
-def pixels_of(content: Content) -> Any:
+def pixels_of(content: ImageData) -> Any:
     return decode(content, ImageLimits(2**20, 2**20)) if isinstance(content, bytes) else content
 
 
@@ -41,11 +41,11 @@ def pixels_of(content: Content) -> Any:
     ],
     ids=["png", "datasets", "PIL", "RGBA", "numpy", "numpy float", "torch", "torch float", "with grad", "strided"],
 )
-def test_every_kind_of_image_is_the_same_image(image: object) -> None:
+def test_every_image_type_becomes_the_same_image(image: object) -> None:
     assert np.array_equal(pixels_of(content_of(image)), PIXELS)
 
 
-def test_half_precision_is_within_a_step_of_the_image() -> None:
+def test_half_precision_is_within_one_level() -> None:
     found = pixels_of(content_of((CHW.float() / 255).bfloat16()))
     assert np.abs(found.astype(int) - PIXELS).max() <= 1
 
@@ -72,7 +72,7 @@ def test_batches_of_tensors_arrays_and_lists() -> None:
         ("data:image/png,cat", "is no data: URL of base64"),
     ],
 )
-def test_what_is_no_image_says_what_would_be_one(image: object, message: str) -> None:
+def test_invalid_image_error_names_valid_types(image: object, message: str) -> None:
     with pytest.raises(BadImage, match=message):
         content_of(image)
     with pytest.raises(BadImage, match=r"^images\[1\]: "):
@@ -123,7 +123,7 @@ def files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("name", "data"), files().items(), ids=files())
-def test_a_pil_image_is_what_its_file_is(name: str, data: bytes) -> None:
+def test_pil_image_equals_its_decoded_file(name: str, data: bytes) -> None:
     for loaded in (False, True):
         image = Image.open(io.BytesIO(data))
         if loaded:
@@ -134,7 +134,7 @@ def test_a_pil_image_is_what_its_file_is(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
-def test_an_animation_held_by_pil_is_refused_as_its_bytes_are(kind: str) -> None:
+def test_pil_animation_is_refused(kind: str) -> None:
     buffer = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
@@ -158,7 +158,7 @@ def test_an_animation_held_by_pil_is_refused_as_its_bytes_are(kind: str) -> None
         ([{"content": "a cup"}], "a cup"),
     ],
 )
-def test_the_prompt_is_what_the_user_said_last(value: Any, prompt: str | None) -> None:
+def test_prompt_is_the_last_user_message(value: Any, prompt: str | None) -> None:
     assert prompt_of(value) == prompt
 
 
@@ -171,19 +171,19 @@ def test_the_prompt_is_what_the_user_said_last(value: Any, prompt: str | None) -
         ([{"role": "user", "content": 5}], "a message's content is a int"),
     ],
 )
-def test_what_is_no_prompt_says_what_would_be_one(value: Any, message: str) -> None:
+def test_invalid_prompt_error_names_valid_types(value: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         prompt_of(value)
 
 
-def test_columns_of_json_text_are_read() -> None:
+def test_json_text_columns_are_parsed() -> None:
     item = item_of(None, None, {"concept": '{"kind": "animal"}', "source_prompt": "{as it is}"})
     assert (item.concept, item.source_prompt) == (Concept("animal"), "{as it is}")
     with pytest.raises(InvalidRequest, match="concept: text that starts as a JSON object and is none"):
         item_of(None, None, {"concept": "{"})
 
 
-def test_columns_are_the_contracts_fields() -> None:
+def test_columns_map_to_item_fields() -> None:
     columns = {
         "reasoning": {"text": "a", "segments": np.array(["b", "c"], object), "truth": np.array([1.0, 0.0])},
         "geneval": {"tag": "counting", "include": [{"class": "cup", "count": np.int64(2), "color": None}]},
@@ -210,7 +210,7 @@ RED_CUP = GenEvalMetadata("color", (GenEvalClause("cup", 1, "red"),))
 QUESTIONS = GenEvalMetadata("geneval2", (), (), (("Is there a cup?", "Yes"),))
 
 
-def test_a_padded_geneval_column_counts_one() -> None:
+def test_padded_geneval_column_defaults_count_to_one() -> None:
     assert item_of(None, None, {"geneval": PADDED}).geneval == RED_CUP
 
 
@@ -226,9 +226,7 @@ def test_a_padded_geneval_column_counts_one() -> None:
     ],
     ids=["padded", "array", "geneval2", "geneval2 padded", "for a judge", "of the contract"],
 )
-def test_flow_grpo_reads_the_lines_that_synod_score_reads(
-    row: dict[str, Any], expected: GenEvalMetadata | None
-) -> None:
+def test_flow_grpo_and_synod_score_read_the_same_lines(row: dict[str, Any], expected: GenEvalMetadata | None) -> None:
     assert item_of(None, "a cup", columns_of(row)).geneval == expected
 
 

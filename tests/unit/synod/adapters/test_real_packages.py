@@ -35,9 +35,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def test_trls_trainer_awaits_it_and_masks_what_is_missing(
-    service: RewardService, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_trl_trainer_awaits_rewards_and_masks_missing(service: RewardService, loop: asyncio.AbstractEventLoop) -> None:
     """`GRPOTrainer._calculate_rewards` itself, on a trainer that has only what it reads."""
     pytest.importorskip("trl")
     from accelerate import PartialState
@@ -75,7 +73,7 @@ def test_trls_trainer_awaits_it_and_masks_what_is_missing(
     assert logged == [("ber/missing_share", pytest.approx(1 / 3))]
 
 
-def test_verls_reward_manager_awaits_it(service: RewardService) -> None:
+def test_verl_reward_manager_awaits_rewards(service: RewardService) -> None:
     """verl's own loader of custom reward functions, and its reward manager."""
     pytest.importorskip("verl")
     from omegaconf import OmegaConf

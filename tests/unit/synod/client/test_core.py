@@ -10,11 +10,11 @@ import pytest
 
 from synod.client.core import (
     GRACE_S,
-    Answer,
     PartReader,
-    error_in,
-    joined,
-    pending,
+    RawResponse,
+    describe_unready,
+    error_of_response,
+    merge_parts,
     read_catalogue,
     read_digests,
     read_score,
@@ -52,12 +52,12 @@ REQUEST = ScoreRequest((ScoreItem(prompt="a"), ScoreItem(prompt="b")), ("ber",),
 RESPONSE = ScoreResponse((ItemResult({"ber": Score(0.5)}), ItemResult({"ber": ScoreFailure("bad_image", "m")})), "r")
 
 
-def ok(response: ScoreResponse) -> Answer:
-    return Answer(200, WIRE.content_type, WIRE.encode_response(response))
+def ok(response: ScoreResponse) -> RawResponse:
+    return RawResponse(200, WIRE.content_type, WIRE.encode_response(response))
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
-def test_a_call_carries_the_request_and_waits_a_little_longer_than_the_service(codec: Codec) -> None:
+def test_call_timeout_adds_a_grace_period(codec: Codec) -> None:
     sent = replace(REQUEST, timeout_ms=2500)
     call = score_call(sent, codec)
     assert (call.operation, call.timeout_s) == ("score", 2.5 + GRACE_S)
@@ -66,23 +66,23 @@ def test_a_call_carries_the_request_and_waits_a_little_longer_than_the_service(c
     assert (streamed.operation, codec.decode_stream_request(streamed.body)) == ("stream", sent)
 
 
-def test_a_request_that_cannot_be_sent_is_refused_here() -> None:
+def test_unencodable_request_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"items\[0\]\.image"):
         score_call(ScoreRequest((ScoreItem(np.zeros((3, 8, 8), np.uint8)),), timeout_ms=1), WIRE)
 
 
 @pytest.mark.parametrize("content_type", CODECS)
-def test_an_answer_is_read_in_the_type_it_comes_in(content_type: str) -> None:
+def test_response_is_decoded_by_its_content_type(content_type: str) -> None:
     body = CODECS[content_type].encode_response(RESPONSE)
-    assert read_score(Answer(200, f"{content_type}; x=y", body), REQUEST) == RESPONSE
+    assert read_score(RawResponse(200, f"{content_type}; x=y", body), REQUEST) == RESPONSE
 
 
 @pytest.mark.parametrize("kind", [UnknownScorer, Overloaded, DeadlineExceeded, PayloadTooLarge, InvalidRequest])
 @pytest.mark.parametrize("content_type", CODECS)
-def test_an_error_answer_raises_its_class(content_type: str, kind: type[SynodError]) -> None:
+def test_error_response_raises_its_type(content_type: str, kind: type[SynodError]) -> None:
     body = CODECS[content_type].encode_error(kind("why"))
     with pytest.raises(SynodError, match=r"^why$") as raised:
-        read_score(Answer(kind.http_status, content_type, body), REQUEST)
+        read_score(RawResponse(kind.http_status, content_type, body), REQUEST)
     assert type(raised.value) is kind
 
 
@@ -104,57 +104,60 @@ def test_an_error_answer_raises_its_class(content_type: str, kind: type[SynodErr
     ],
 )
 @pytest.mark.parametrize("content_type", ["text/html", "application/json", ""])
-def test_another_servers_error_is_read_by_its_status(status: int, kind: type[SynodError], content_type: str) -> None:
+def test_foreign_error_maps_by_status(status: int, kind: type[SynodError], content_type: str) -> None:
     with pytest.raises(SynodError, match=f"^HTTP {status} of type '{content_type}': '<h1>bad</h1>'") as raised:
-        read_score(Answer(status, content_type, b"<h1>bad</h1>"), REQUEST)
+        read_score(RawResponse(status, content_type, b"<h1>bad</h1>"), REQUEST)
     assert type(raised.value) is kind
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (ok(ScoreResponse(RESPONSE.results[:1], "r")), "1 results for request 'r' came back where 2 for 'r' were due"),
-        (ok(ScoreResponse(RESPONSE.results, "s")), "2 results for request 's' came back where 2 for 'r'"),
-        (ok(ScoreResponse((ItemResult({}), ItemResult({})), "r")), "no outcome of ber for some item"),
-        (Answer(200, "application/msgpack", b"\x80"), "the answer cannot be read: results: missing; is this"),
-        (Answer(200, "text/html", b"<html>"), "^HTTP 200 of type 'text/html': '<html>'; is this the address"),
+        (ok(ScoreResponse(RESPONSE.results[:1], "r")), "holds 1 results for request 'r', but 2 items were sent as 'r'"),
+        (ok(ScoreResponse(RESPONSE.results, "s")), "holds 2 results for request 's', but 2 items were sent as 'r'"),
+        (ok(ScoreResponse((ItemResult({}), ItemResult({})), "r")), "lacks the outcome of ber for some item"),
+        (RawResponse(200, "application/msgpack", b"\x80"), "the response cannot be read: results: missing; check"),
+        (
+            RawResponse(200, "text/html", b"<html>"),
+            "^HTTP 200 of type 'text/html': '<html>'; check that",
+        ),
     ],
 )
-def test_an_answer_that_is_none_is_an_error(answer: Answer, message: str) -> None:
+def test_invalid_response_is_an_error(answer: RawResponse, message: str) -> None:
     with pytest.raises(SynodError, match=message) as raised:
         read_score(answer, REQUEST)
     assert type(raised.value) is SynodError
 
 
-def test_a_catalogue_is_read_or_refused() -> None:
+def test_catalogue_is_validated() -> None:
     listed = [{"name": "ber", "low": -1.0}]
     body = {"scorers": listed, "x": 1}
-    assert read_catalogue(Answer(200, "application/json", json.dumps(body).encode())) == body
+    assert read_catalogue(RawResponse(200, "application/json", json.dumps(body).encode())) == body
     bodies: tuple[dict[str, object], ...] = ({}, {"scorers": {}}, {"scorers": [1]}, {"scorers": [{}]})
     for body in bodies:
-        with pytest.raises(SynodError, match="without a list of scorers"):
-            read_catalogue(Answer(200, "application/json", json.dumps(body).encode()))
+        with pytest.raises(SynodError, match="has no list of scorers"):
+            read_catalogue(RawResponse(200, "application/json", json.dumps(body).encode()))
 
 
-def test_digests_must_be_those_due() -> None:
+def test_unexpected_digests_are_refused() -> None:
     digests = ("blake2b-256:" + "0a" * 32,)
-    answer = Answer(200, WIRE.content_type, WIRE.encode_digests(PutImagesResponse(digests)))
+    answer = RawResponse(200, WIRE.content_type, WIRE.encode_digests(PutImagesResponse(digests)))
     assert read_digests(answer, digests) == digests
     for due in ((), digests * 2, ("blake2b-256:" + "0b" * 32,)):
-        with pytest.raises(SynodError, match="the service names images by other digests"):
+        with pytest.raises(SynodError, match="the service computes other digests"):
             read_digests(answer, due)
 
 
-def test_the_waiting_time_of_the_body_wins_over_the_headers() -> None:
+def test_retry_after_in_body_wins_over_header() -> None:
     told = WIRE.encode_error(Overloaded("full", retry_after_s=2.5))
     silent = WIRE.encode_error(Overloaded("full"))
-    assert error_in(Answer(429, WIRE.content_type, told, 7.0)).retry_after_s == 2.5
-    assert error_in(Answer(429, WIRE.content_type, silent, 7.0)).retry_after_s == 7.0
-    assert error_in(Answer(429, "text/html", b"busy", 7.0)).retry_after_s == 7.0
-    assert error_in(Answer(429, WIRE.content_type, silent)).retry_after_s is None
+    assert error_of_response(RawResponse(429, WIRE.content_type, told, 7.0)).retry_after_s == 2.5
+    assert error_of_response(RawResponse(429, WIRE.content_type, silent, 7.0)).retry_after_s == 7.0
+    assert error_of_response(RawResponse(429, "text/html", b"busy", 7.0)).retry_after_s == 7.0
+    assert error_of_response(RawResponse(429, WIRE.content_type, silent)).retry_after_s is None
 
 
-# --- answers in parts ---
+# --- streamed responses ---
 
 PARTS: list[Part] = [
     ScoredItem("r", 1, "ber", Score(0.5)),
@@ -170,44 +173,48 @@ def read_all(parts: list[Part]) -> list[Part]:
     return read
 
 
-def test_parts_join_to_the_response() -> None:
+def test_parts_merge_to_the_response() -> None:
     assert read_all(PARTS) == PARTS
     bad = ScoreFailure("bad_image", "m")
     expected = ScoreResponse((ItemResult({"ber": bad}, None), ItemResult({"ber": Score(0.5)}, Score(1.0))), "r")
-    assert joined(PARTS, 2) == expected
+    assert merge_parts(PARTS, 2) == expected
 
 
 @pytest.mark.parametrize(
     ("parts", "kind", "message"),
     [
-        (PARTS[:2], Unavailable, r"request 'r' was cut off after 2 parts; ask again under the same request_id$"),
-        ([], Unavailable, "cut off after 0 parts"),
-        ([PARTS[0], PARTS[0]], SynodError, "item 1's 'ber' came twice"),
-        ([ScoredItem("r", 2, "ber", Score(0.5))], SynodError, "or there is no such item"),
-        ([ScoredItem("s", 0, "ber", Score(0.5))], SynodError, "a part of request 's' came where none was due"),
-        ([*PARTS, PARTS[0]], SynodError, "a part of request 'r' came where none was due"),
-        ([PARTS[0], PARTS[2]], SynodError, "the answer ended with 1 outcomes missing"),
-        ([*PARTS[:2], Rewards("r", ())], SynodError, "the answer ended with 0 outcomes missing"),
+        (
+            PARTS[:2],
+            Unavailable,
+            r"request 'r' ended after 2 parts, .*; send the request again with the same",
+        ),
+        ([], Unavailable, "ended after 0 parts"),
+        ([PARTS[0], PARTS[0]], SynodError, "the outcome of 'ber' for item 1 came twice"),
+        ([ScoredItem("r", 2, "ber", Score(0.5))], SynodError, "a part is of item 2, but only 2 items were sent"),
+        ([ScoredItem("s", 0, "ber", Score(0.5))], SynodError, "a part belongs to request 's', but 'r' was sent"),
+        ([*PARTS, PARTS[0]], SynodError, "a part of request 'r' came after its last"),
+        ([PARTS[0], PARTS[2]], SynodError, "ended with 2 of 2 rewards and 1 outcomes missing"),
+        ([*PARTS[:2], Rewards("r", ())], SynodError, "ended with 0 of 2 rewards and 0 outcomes missing"),
         ([PARTS[0], RequestError("r", Overloaded("full"))], Overloaded, "^full$"),
         ([RequestError("", UnknownScorer("no such"))], UnknownScorer, "^no such$"),
     ],
 )
-def test_an_answer_that_is_not_whole_is_an_error(parts: list[Part], kind: type[SynodError], message: str) -> None:
+def test_incomplete_stream_is_an_error(parts: list[Part], kind: type[SynodError], message: str) -> None:
     with pytest.raises(SynodError, match=message) as raised:
         read_all(parts)
     assert type(raised.value) is kind
 
 
-def test_a_part_that_cannot_be_read_is_the_services_fault() -> None:
-    with pytest.raises(SynodError, match="a part of the answer cannot be read") as raised:
+def test_unreadable_part_is_an_internal_error() -> None:
+    with pytest.raises(SynodError, match="a part of the response cannot be read") as raised:
         PartReader(REQUEST, CODECS["application/json"]).read(b"<html>")
     assert type(raised.value) is SynodError
 
 
-def test_what_a_service_waits_for() -> None:
+def test_describe_unready_lists_scorers() -> None:
     scorers = {"ber": {"ready": False, "reason": "loading"}, "der": {"ready": True, "reason": ""}}
     body = json.dumps({"ready": False, "scorers": scorers}).encode()
-    assert pending(Answer(200, "application/json", body)) is None
-    assert pending(Answer(503, "application/json", body)) == "ber (loading)"
+    assert describe_unready(RawResponse(200, "application/json", body)) is None
+    assert describe_unready(RawResponse(503, "application/json", body)) == "ber (loading)"
     for odd in (b"", b"[]", b"{}", b'{"scorers": [1]}', b'{"scorers": {"ber": {}}}', b'{"scorers": {}}', b"\xff"):
-        assert (pending(Answer(503, "text/plain", odd)) or "").startswith("HTTP 503 of type 'text/plain'")
+        assert (describe_unready(RawResponse(503, "text/plain", odd)) or "").startswith("HTTP 503 of type 'text/plain'")

@@ -1,4 +1,4 @@
-"""The client's decisions without a network: a scripted service, a clock that only moves when a flow pauses."""
+"""The client's flows without a network: a scripted service and a simulated clock."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synod.client.chunks import Limits, chunked
-from synod.client.core import Answer, Call
-from synod.client.flows import Flow, Flows, Pause, Step, Together
-from synod.client.retry import Retry
+from synod.client.chunks import Limits, split_request
+from synod.client.core import Call, RawResponse
+from synod.client.flows import Flow, Flows, Gather, Sleep, Step
 from synod.codec import JSON, MSGPACK, PROTOBUF, Codec
 from synod.contracts import (
-    Content,
+    ImageData,
     ImageRef,
     ItemResult,
     PutImagesResponse,
@@ -41,6 +40,7 @@ from synod.errors import (
     UnknownScorer,
 )
 from synod.images import encode_png
+from synod.retry import RetryPolicy
 
 CAT, DOG = b"\x89PNG cat", np.full((2, 2, 3), 7, np.uint8)
 LIMITS = {"scorers": [{"name": "size"}], "limits": {"max_items": 3, "max_body_bytes": 4096, "max_text_chars": 8}}
@@ -48,39 +48,39 @@ LIMITS = {"scorers": [{"name": "size"}], "limits": {"max_items": 3, "max_body_by
 
 @dataclass
 class RewardService:
-    """Scores an item by the bytes of its images, keeps what is put, and fails as `faults` say, one a call."""
+    """Score an item by the bytes of its images; keep uploads; fail each call with the next of `faults`."""
 
     codec: Codec = MSGPACK
     faults: list[Exception | None] = field(default_factory=list)
-    kept: dict[str, Content] = field(default_factory=dict)
+    kept: dict[str, ImageData] = field(default_factory=dict)
     answer_s: float = 0.0
     now_s: float = 100.0
     asked: list[ScoreRequest] = field(default_factory=list)
-    puts: list[tuple[Content, ...]] = field(default_factory=list)
+    puts: list[tuple[ImageData, ...]] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
-    together: list[int] = field(default_factory=list)
+    gather_sizes: list[int] = field(default_factory=list)
 
     def run(self, flow: Flow[Any]) -> Any:
         try:
             step = next(flow)
             while True:
                 try:
-                    came_to = self.do(step)
+                    outcome = self.do(step)
                 except SynodError as error:
                     step = flow.throw(error)
                 else:
-                    step = flow.send(came_to)
+                    step = flow.send(outcome)
         except StopIteration as done:
             return done.value
 
     def do(self, step: Step) -> object:
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             self.pauses.append(step.seconds)
             self.now_s += step.seconds
             return None
-        if isinstance(step, Together):
-            self.together.append(len(step.flows))
+        if isinstance(step, Gather):
+            self.gather_sizes.append(len(step.flows))
             return [self.run(flow) for flow in step.flows]
         self.calls.append(step.operation)
         self.now_s += self.answer_s
@@ -90,17 +90,17 @@ class RewardService:
         try:
             return self.answer(step)
         except SynodError as error:
-            return Answer(error.http_status, self.codec.content_type, self.codec.encode_error(error))
+            return RawResponse(error.http_status, self.codec.content_type, self.codec.encode_error(error))
 
-    def answer(self, call: Call) -> Answer:
+    def answer(self, call: Call) -> RawResponse:
         if call.operation == "scorers":
-            return Answer(200, JSON.content_type, JSON.dumps(LIMITS, ""))
+            return RawResponse(200, JSON.content_type, JSON.dumps(LIMITS, ""))
         if call.operation == "put_images":
             images = self.codec.decode_put(call.body).images
             self.puts.append(images)
             digests = tuple(map(digest_of, images))
             self.kept.update(zip(digests, images, strict=True))
-            return Answer(200, self.codec.content_type, self.codec.encode_digests(PutImagesResponse(digests)))
+            return RawResponse(200, self.codec.content_type, self.codec.encode_digests(PutImagesResponse(digests)))
         request = self.codec.decode_request(call.body)
         self.asked.append(request)
         unknown = [r.digest for i in request.items for r in i.references if isinstance(r, ImageRef)]
@@ -109,7 +109,7 @@ class RewardService:
             raise UnknownImage("upload them", unknown)
         results = tuple(ItemResult({"size": self.score(item)}) for item in request.items)
         body = self.codec.encode_response(ScoreResponse(results, request.request_id or ""))
-        return Answer(200, self.codec.content_type, body)
+        return RawResponse(200, self.codec.content_type, body)
 
     def score(self, item: ScoreItem) -> Score | ScoreFailure:
         if item.prompt == "bad":
@@ -120,7 +120,7 @@ class RewardService:
 
 
 def flows(service: RewardService, **options: Any) -> Flows:
-    retry = Retry(options.pop("retries", 4), first_s=1.0, longest_s=4.0, uniform=lambda low, high: high)
+    retry = RetryPolicy(options.pop("retries", 4), base_s=1.0, max_s=4.0, uniform=lambda low, high: high)
     return Flows(service.codec, options.pop("timeout_s", 60.0), retry, clock=lambda: service.now_s, **options)
 
 
@@ -135,7 +135,7 @@ def sizes(response: ScoreResponse) -> list[Any]:
 # --- retries ---
 
 
-def test_a_call_is_sent_again_after_growing_pauses_under_one_id() -> None:
+def test_retries_back_off_and_keep_the_request_id() -> None:
     service = RewardService(
         faults=[Unavailable("away"), Overloaded("full"), ReplicaLost("died"), DeadlineExceeded("late")]
     )
@@ -146,11 +146,11 @@ def test_a_call_is_sent_again_after_growing_pauses_under_one_id() -> None:
     assert [one.request_id for one in service.asked] == [response.request_id]
 
 
-def test_every_attempt_carries_the_same_id_and_what_is_left_of_the_time() -> None:
+def test_each_attempt_carries_the_remaining_time() -> None:
     seen: list[ScoreRequest] = []
 
     class Flaky(RewardService):
-        def answer(self, call: Call) -> Answer:
+        def answer(self, call: Call) -> RawResponse:
             seen.append(self.codec.decode_request(call.body))
             if len(seen) < 3:
                 raise Overloaded("full")
@@ -162,7 +162,7 @@ def test_every_attempt_carries_the_same_id_and_what_is_left_of_the_time() -> Non
     assert [one.timeout_ms for one in seen] == [20_000, 17_000, 13_000]
 
 
-def test_ids_differ_where_none_is_given() -> None:
+def test_generated_request_ids_differ() -> None:
     service = RewardService()
     client = flows(service)
     assert service.run(client.score(request())).request_id != service.run(client.score(request())).request_id
@@ -180,27 +180,27 @@ def test_retries_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("kind", [InvalidRequest, UnknownScorer, Unauthenticated, SynodError, ScorerFailed])
-def test_what_cannot_get_better_is_not_asked_again(kind: type[SynodError]) -> None:
+def test_permanent_errors_are_not_retried(kind: type[SynodError]) -> None:
     service = RewardService(faults=[kind("no")])
     with pytest.raises(kind, match=r"^no$"):
         service.run(flows(service).score(request()))
     assert service.calls == ["score"]
 
 
-def test_the_services_waiting_time_is_obeyed() -> None:
+def test_retry_after_is_obeyed() -> None:
     service = RewardService(faults=[Overloaded("full", retry_after_s=7.0), Overloaded("full", retry_after_s=0.5)])
     service.run(flows(service).score(request()))
     assert service.pauses == [7.0 + 1.0, 0.5 + 2.0]
 
 
-def test_a_pause_past_the_deadline_is_not_waited_for() -> None:
+def test_pause_beyond_the_deadline_raises_at_once() -> None:
     service = RewardService(faults=[Overloaded("full", retry_after_s=59.5)])
     with pytest.raises(Overloaded):
         service.run(flows(service).score(request()))
     assert (service.pauses, service.calls) == ([], ["score"])
 
 
-def test_the_time_spent_waiting_for_answers_counts() -> None:
+def test_response_time_counts_toward_the_deadline() -> None:
     service = RewardService(faults=[Unavailable("away")] * 9, answer_s=20.0)
     with pytest.raises(Unavailable):
         service.run(flows(service, retries=9).score(request()))
@@ -214,10 +214,10 @@ def test_jitter_is_full() -> None:
         drawn.append((low, high))
         return 0.0
 
-    retry = Retry(uniform=uniform)
+    retry = RetryPolicy(uniform=uniform)
     assert [retry.pause_s(Unavailable(""), attempt, 60.0) for attempt in range(5)] == [0.0, 0.0, 0.0, 0.0, None]
     assert drawn == [(0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.0, 0.8)]
-    assert all(0.0 <= (Retry().pause_s(Unavailable(""), 3, 60.0) or 0.0) <= 0.8 for _ in range(100))
+    assert all(0.0 <= (RetryPolicy().pause_s(Unavailable(""), 3, 60.0) or 0.0) <= 0.8 for _ in range(100))
 
 
 # --- chunks ---
@@ -228,7 +228,7 @@ def items(count: int, **fields: Any) -> tuple[ScoreItem, ...]:
 
 
 @pytest.mark.parametrize("codec", [MSGPACK, PROTOBUF], ids=["http", "grpc"])
-def test_a_large_request_goes_in_chunks_and_comes_back_in_order(codec: Codec) -> None:
+def test_large_request_is_chunked_and_results_keep_order(codec: Codec) -> None:
     service = RewardService(codec)
     response = service.run(flows(service).score(request(*items(100), request_id="r")))
     assert sizes(response) == [float(i) for i in range(100)]
@@ -236,10 +236,10 @@ def test_a_large_request_goes_in_chunks_and_comes_back_in_order(codec: Codec) ->
     assert service.calls[0] == "scorers"
     assert all(len(one.items) <= 3 and len(codec.encode_request(one)) <= 4096 for one in service.asked)
     assert [one.request_id for one in service.asked] == [f"r/{i}" for i in range(len(service.asked))]
-    assert service.together == [len(service.asked)]
+    assert service.gather_sizes == [len(service.asked)]
 
 
-def test_limits_are_asked_for_once() -> None:
+def test_limits_are_fetched_once() -> None:
     service = RewardService()
     client = flows(service)
     service.run(client.score(request(*items(65))))
@@ -249,13 +249,13 @@ def test_limits_are_asked_for_once() -> None:
     assert "/" not in (service.asked[-1].request_id or "/")
 
 
-def test_a_small_request_asks_for_no_limits() -> None:
+def test_small_request_fetches_no_limits() -> None:
     service = RewardService()
     service.run(flows(service).score(request(*items(64))))
     assert service.calls == ["score"]
 
 
-def test_bytes_are_bounded_too() -> None:
+def test_chunks_keep_within_max_body_bytes() -> None:
     service = RewardService()
     client = flows(service, limits=Limits(100, 4096))
     raw = ScoreItem(np.zeros((20, 20, 3), np.uint8))
@@ -266,7 +266,7 @@ def test_bytes_are_bounded_too() -> None:
     assert len(service.asked) < 12
 
 
-def test_chunks_keep_within_the_pixels_of_a_request() -> None:
+def test_chunks_keep_within_max_request_pixels() -> None:
     """Arrays, files by their headers, and references by digest, which only the client knows."""
     array, file = np.zeros((10, 10, 3), np.uint8), encode_png(np.zeros((10, 20, 3), np.uint8))
     digest = digest_of(array)
@@ -277,12 +277,12 @@ def test_chunks_keep_within_the_pixels_of_a_request() -> None:
         ScoreItem(references=(ImageRef(digest_of(b"not known here")),)),
     )
     request = ScoreRequest(items, ("size",), request_id="r")
-    pieces = chunked(request, MSGPACK, Limits(max_request_pixels=300), {digest: array})
+    pieces = split_request(request, MSGPACK, Limits(max_request_pixels=300), {digest: array})
     assert [len(piece.items) for piece in pieces] == [3, 1, 1, 1]  # the fifth is over by itself and stays alone
     assert [item for piece in pieces for item in piece.items] == list(items)
 
 
-def test_what_all_items_share_takes_room_in_every_chunk() -> None:
+def test_shared_fields_count_in_every_chunk() -> None:
     service = RewardService()
     weights = {"s" * 1500: 1.0}
     service.run(flows(service, limits=Limits(100, 4096)).score(request(*[ScoreItem(b"x" * 900)] * 6, weights=weights)))
@@ -290,7 +290,7 @@ def test_what_all_items_share_takes_room_in_every_chunk() -> None:
     assert [len(one.items) for one in service.asked] == [2, 2, 2]
 
 
-def test_an_item_over_the_limit_goes_alone_and_takes_none_along() -> None:
+def test_oversized_item_is_sent_alone() -> None:
     service = RewardService()
     large = ScoreItem(b"x" * 9000)
     response = service.run(
@@ -300,7 +300,7 @@ def test_an_item_over_the_limit_goes_alone_and_takes_none_along() -> None:
     assert [len(one.items) for one in service.asked] == [1, 1, 1]
 
 
-def test_a_request_refused_as_too_large_is_sent_in_chunks() -> None:
+def test_refused_large_request_is_sent_in_chunks() -> None:
     service = RewardService(faults=[PayloadTooLarge("10 items, the limit is 3")])
     response = service.run(flows(service).score(request(*items(10))))
     assert sizes(response) == [float(i) for i in range(10)]
@@ -311,13 +311,13 @@ def test_a_request_refused_as_too_large_is_sent_in_chunks() -> None:
 
 
 @pytest.mark.parametrize("limits", [None, [], {}, {"max_items": "3"}, {"max_items": 0}, {"max_items": True}])
-def test_a_service_that_tells_no_limits_has_none(limits: Any) -> None:
-    found = Limits.of({"limits": limits})
+def test_unpublished_limits_are_infinite(limits: Any) -> None:
+    found = Limits.from_catalogue({"limits": limits})
     assert found.max_body_bytes == float("inf")
     assert found.max_items >= 1
 
 
-def test_one_lost_chunk_is_retried_alone() -> None:
+def test_failed_chunk_is_retried_alone() -> None:
     service = RewardService(faults=[None, Unavailable("away")])
     response = service.run(flows(service, limits=Limits(3, 10**6)).score(request(*items(9))))
     assert sizes(response) == [float(i) for i in range(9)]
@@ -332,7 +332,7 @@ def rollouts(count: int) -> tuple[ScoreItem, ...]:
 
 
 @pytest.mark.parametrize("codec", [MSGPACK, PROTOBUF], ids=["http", "grpc"])
-def test_references_travel_once(codec: Codec) -> None:
+def test_references_are_uploaded_once(codec: Codec) -> None:
     service = RewardService(codec)
     client = flows(service, by_digest=True)
     for _ in range(3):
@@ -343,14 +343,14 @@ def test_references_travel_once(codec: Codec) -> None:
     assert sent == [ImageRef(digest_of(CAT)), ImageRef(digest_of(DOG))] * 12
 
 
-def test_without_it_they_travel_as_they_are() -> None:
+def test_references_are_sent_inline_by_default() -> None:
     service = RewardService()
     service.run(flows(service).score(request(*rollouts(1))))
     assert service.puts == []
     assert service.asked[0].items[0].references[0] == CAT
 
 
-def test_what_the_service_forgot_is_uploaded_and_asked_for_once_more() -> None:
+def test_evicted_references_are_uploaded_again() -> None:
     service = RewardService()
     client = flows(service, by_digest=True)
     service.run(client.score(request(*rollouts(2))))
@@ -361,9 +361,9 @@ def test_what_the_service_forgot_is_uploaded_and_asked_for_once_more() -> None:
     assert service.pauses == []
 
 
-def test_a_service_that_keeps_nothing_is_asked_once_more_only() -> None:
+def test_repeated_unknown_image_is_raised() -> None:
     class Forgetful(RewardService):
-        def answer(self, call: Call) -> Answer:
+        def answer(self, call: Call) -> RawResponse:
             self.kept.clear()
             return super().answer(call)
 
@@ -374,7 +374,7 @@ def test_a_service_that_keeps_nothing_is_asked_once_more_only() -> None:
     assert service.calls == ["put_images", "score", "put_images", "score"]
 
 
-def test_a_digest_that_is_the_callers_own_is_the_callers_to_upload() -> None:
+def test_unknown_digest_of_the_caller_is_raised() -> None:
     service = RewardService()
     own = ScoreItem(CAT, references=(ImageRef(digest_of(b"elsewhere")), DOG))
     with pytest.raises(UnknownImage) as raised:
@@ -383,7 +383,7 @@ def test_a_digest_that_is_the_callers_own_is_the_callers_to_upload() -> None:
     assert service.calls == ["put_images", "score"]
 
 
-def test_uploads_keep_the_limits() -> None:
+def test_uploads_keep_within_limits() -> None:
     service = RewardService()
     many = tuple(bytes([i]) * 1000 for i in range(8))
     service.run(flows(service, limits=Limits(3, 4096)).put_images(many))
@@ -393,12 +393,12 @@ def test_uploads_keep_the_limits() -> None:
     assert heavy.calls == ["scorers", "put_images", "put_images"]
 
 
-def test_a_lost_upload_is_retried() -> None:
+def test_failed_upload_is_retried() -> None:
     service = RewardService(faults=[Unavailable("away")])
     assert service.run(flows(service).put_images([CAT])) == (digest_of(CAT),)
 
 
-def test_a_bad_reference_is_refused_by_its_path() -> None:
+def test_bad_reference_error_names_its_path() -> None:
     service = RewardService()
     bad = ScoreItem(CAT, references=(CAT, DOG[0]))
     with pytest.raises(InvalidRequest, match=r"^items\[0\]\.references\[1\]: uint8 \[2, 3\]"):
@@ -406,13 +406,13 @@ def test_a_bad_reference_is_refused_by_its_path() -> None:
     assert service.calls == ["put_images"]
 
 
-def test_memory_of_digests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synod.client.flows.MAX_KNOWN", 3)
+def test_remembered_digests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synod.client.flows.MAX_UPLOADED", 3)
     service = RewardService()
     client = flows(service, by_digest=True)
     for i in range(10):
         service.run(client.score(request(ScoreItem(CAT, references=(bytes([i]),)))))
-        assert len(client.known) <= 3
+        assert len(client.uploaded) <= 3
 
 
 # --- raise or mask ---
@@ -431,7 +431,7 @@ def test_values_are_numbers_and_masks() -> None:
     assert (missing.index, missing.scorer, missing.failure.code) == (1, "size", "bad_image")
 
 
-def test_raise_raises_the_first_failure_as_its_class() -> None:
+def test_raise_raises_the_first_failure_by_type() -> None:
     service = RewardService()
     with pytest.raises(BadImage, match=r"^items\[1\]\.size: no image$"):
         service.run(flows(service).values(request(ScoreItem(CAT), ScoreItem(prompt="bad")), "raise"))
@@ -441,26 +441,26 @@ def test_raise_raises_the_first_failure_as_its_class() -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), SynodError("broke"), UnknownImage("?", [digest_of(b"z")])])
-def test_a_call_that_failed_is_masked_with_its_failure(error: SynodError) -> None:
+def test_mask_covers_a_failed_call(error: SynodError) -> None:
     service = RewardService(faults=[error])
     values = masked(service, ScoreItem(CAT), ScoreItem(CAT), retries=0)
     assert values.scores == {"size": (None, None)}
     assert [one.failure for one in values.missing] == [ScoreFailure.of(error)] * 2
 
 
-def test_a_lost_chunk_masks_its_own_items_only() -> None:
+def test_failed_chunk_masks_only_its_items() -> None:
     service = RewardService(faults=[None, Unavailable("away")])
     values = masked(service, *items(9), retries=0, limits=Limits(3, 10**6))
     assert values.scores["size"] == (0.0, 1.0, 2.0, None, None, None, 6.0, 7.0, 8.0)
     assert [one.index for one in values.missing] == [3, 4, 5]
 
 
-def test_a_lost_upload_masks_all() -> None:
+def test_failed_upload_masks_every_item() -> None:
     service = RewardService(faults=[Unavailable("away")])
     assert masked(service, *rollouts(2), retries=0, by_digest=True).scores == {"size": (None, None)}
 
 
-def test_a_reward_that_was_asked_for_is_masked_too() -> None:
+def test_mask_covers_requested_rewards() -> None:
     service = RewardService(faults=[Unavailable("away")])
     asked = ScoreRequest((ScoreItem(CAT),), (), "sync_r1")
     values = service.run(flows(service, retries=0).values(asked, "mask"))
@@ -470,15 +470,15 @@ def test_a_reward_that_was_asked_for_is_masked_too() -> None:
 
 @pytest.mark.parametrize("kind", [InvalidRequest, UnknownScorer, Unauthenticated])
 @pytest.mark.parametrize("limits", [None, Limits(1, 10**6)])
-def test_a_wrong_request_is_raised_even_so(kind: type[SynodError], limits: Limits | None) -> None:
+def test_mask_still_raises_invalid_requests(kind: type[SynodError], limits: Limits | None) -> None:
     service = RewardService(faults=[kind("wrong")])
     with pytest.raises(kind, match=r"^wrong$"):
         masked(service, ScoreItem(CAT), ScoreItem(CAT), limits=limits)
 
 
-def test_no_time_left_is_told_without_a_call() -> None:
+def test_expired_deadline_raises_without_a_call() -> None:
     service = RewardService(answer_s=25.0)
     flow: Callable[..., Any] = flows(service, limits=Limits(1, 10**6)).score
-    with pytest.raises(DeadlineExceeded, match="the time was over before the service could be asked"):
+    with pytest.raises(DeadlineExceeded, match="the timeout passed before the call could be sent"):
         service.run(flow(request(*items(5))))
     assert len(service.calls) == 3

@@ -1,4 +1,4 @@
-"""Both clients over HTTP, against real sockets: one service, one story, told twice."""
+"""Both clients over HTTP, against real sockets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from synod.client import AsyncSynodClient, SynodClient
-from synod.client.core import joined
-from synod.client.flows import CHUNKS_AT_ONCE
+from synod.client.core import merge_parts
+from synod.client.flows import MAX_CONCURRENT_CHUNKS
 from synod.codec import JSON, MSGPACK
 from synod.contracts import (
     ItemResult,
@@ -35,14 +35,14 @@ from synod.errors import Overloaded, SynodError, Unavailable, UnknownScorer
 
 @dataclass
 class RewardService:
-    """Scores the length of a prompt. `faults` are answered first: (status, headers, body), or "hang up"."""
+    """Score the length of a prompt, after sending `faults`: (status, content type, body), or "hang up"."""
 
     faults: list[Any] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     ids: list[str | None] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
-    together: threading.Barrier | None = None
+    barrier: threading.Barrier | None = None
     cut_stream: bool = False
     polls: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,8 +62,8 @@ class Handler(BaseHTTPRequestHandler):
             service.ids.append(request.request_id)
             service.at_once += 1
             service.most_at_once = max(service.most_at_once, service.at_once)
-        if service.together is not None:
-            service.together.wait(20)
+        if service.barrier is not None:
+            service.barrier.wait(20)
         with service.lock:
             service.at_once -= 1
         if self.failed():
@@ -149,7 +149,7 @@ def url(service: RewardService) -> Iterator[str]:
         thread.join()
 
 
-Use = Callable[..., Any]  # use(method, *arguments, **options of the client): what the call gives
+Use = Callable[..., Any]  # use(method, *arguments, **client options) returns the call's result
 
 
 def blocking(url: str) -> Use:
@@ -195,11 +195,11 @@ def test_values(use: Use) -> None:
     assert use("values", prompts(["a", "bcd"])).scores == {"length": (1.0, 3.0)}
 
 
-def test_a_stream_makes_the_answer_of_one_call(use: Use) -> None:
+def test_stream_equals_the_response_of_score(use: Use) -> None:
     request = prompts(["a", "bcd", ""], request_id="r")
     parts = use("stream", request)
     assert [part.index for part in parts[:-1]] == [2, 1, 0]
-    assert joined(parts, 3) == use("score", request)
+    assert merge_parts(parts, 3) == use("score", request)
 
 
 @pytest.mark.parametrize(
@@ -207,32 +207,34 @@ def test_a_stream_makes_the_answer_of_one_call(use: Use) -> None:
     [
         ("lost", UnknownScorer, "^no scorer 'lost'$"),
         ("broken", Overloaded, "^full$"),
-        ("odd", SynodError, "^the service answered application/json where application/x-ndjson was asked for$"),
+        (
+            "odd",
+            SynodError,
+            "^the response is of type application/json, but application/x-ndjson was",
+        ),
     ],
 )
-def test_a_stream_that_is_refused_or_fails(use: Use, scorer: str, kind: type[SynodError], message: str) -> None:
+def test_stream_raises_refusals_and_failures(use: Use, scorer: str, kind: type[SynodError], message: str) -> None:
     with pytest.raises(SynodError, match=message) as raised:
         use("stream", prompts(["a", "b"], scorer))
     assert type(raised.value) is kind
 
 
-def test_a_stream_cut_off_is_unavailable(use: Use, service: RewardService) -> None:
+def test_truncated_stream_is_unavailable(use: Use, service: RewardService) -> None:
     service.cut_stream = True
-    with pytest.raises(Unavailable, match=r"'r' was cut off after 2 parts; ask again under the same request_id"):
+    with pytest.raises(Unavailable, match=r"'r' ended after 2 parts, before its last; send the request again"):
         use("stream", prompts(["a", "b"], request_id="r"))
 
 
-def test_a_lost_reply_is_asked_for_again_under_the_same_id(use: Use, service: RewardService) -> None:
+def test_lost_response_is_retried_with_the_same_id(use: Use, service: RewardService) -> None:
     service.faults = ["hang up", (503, "text/html", b"<h1>away</h1>")]
     response = use("score", prompts(["abc"]))
     assert response.results[0].scores["length"] == Score(3.0)
     assert service.ids == [response.request_id] * 3
 
 
-def test_a_5xx_of_another_server_is_asked_again_and_the_services_own_error_is_not(
-    use: Use, service: RewardService
-) -> None:
-    """Serve's proxy answers 500 for a gateway that died; a service's own internal error would only come again."""
+def test_only_foreign_5xx_responses_are_retried(use: Use, service: RewardService) -> None:
+    """Serve's proxy answers 500 for a gateway that died; the service's own internal error would recur."""
     service.faults = [(500, "text/plain", b"Internal Server Error")] * 2
     response = use("score", prompts(["abc"]))
     assert response.results[0].scores["length"] == Score(3.0)
@@ -250,7 +252,7 @@ def test_retry_after_is_read_from_the_header(use: Use, service: RewardService) -
     assert raised.value.retry_after_s == 0.25
 
 
-def test_the_token_goes_with_every_call_and_only_when_there_is_one(use: Use, service: RewardService) -> None:
+def test_every_call_sends_the_token_if_there_is_one(use: Use, service: RewardService) -> None:
     for method, argument in (("score", prompts(["a"])), ("put_images", [b"x"]), ("stream", prompts(["a"]))):
         use(method, argument, token="s3cret")
     use("scorers", token="s3cret")
@@ -258,29 +260,29 @@ def test_the_token_goes_with_every_call_and_only_when_there_is_one(use: Use, ser
     assert service.tokens == ["Bearer s3cret"] * 4 + [None]
 
 
-def test_chunks_are_under_way_together_but_not_all(use: Use, service: RewardService) -> None:
-    """A barrier that only CHUNKS_AT_ONCE calls at once get through."""
-    service.together = threading.Barrier(CHUNKS_AT_ONCE)
-    texts = ["x" * i for i in range(5 * 4 * CHUNKS_AT_ONCE)]
+def test_concurrent_chunks_are_bounded(use: Use, service: RewardService) -> None:
+    """The barrier opens only for MAX_CONCURRENT_CHUNKS concurrent calls."""
+    service.barrier = threading.Barrier(MAX_CONCURRENT_CHUNKS)
+    texts = ["x" * i for i in range(5 * 4 * MAX_CONCURRENT_CHUNKS)]
     response = use("score", prompts(texts, request_id="r"))
     assert [result.scores["length"] for result in response.results] == [Score(float(len(text))) for text in texts]
-    assert service.most_at_once == CHUNKS_AT_ONCE
-    assert sorted(service.ids, key=str) == sorted((f"r/{i}" for i in range(4 * CHUNKS_AT_ONCE)), key=str)
+    assert service.most_at_once == MAX_CONCURRENT_CHUNKS
+    assert sorted(service.ids, key=str) == sorted((f"r/{i}" for i in range(4 * MAX_CONCURRENT_CHUNKS)), key=str)
 
 
-def test_one_failed_chunk_fails_the_request(use: Use, service: RewardService) -> None:
+def test_failed_chunk_fails_the_request(use: Use, service: RewardService) -> None:
     service.faults = [(404, "application/json", JSON.encode_error(UnknownScorer("no such scorer")))]
     with pytest.raises(UnknownScorer, match=r"^no such scorer$"):
         use("score", prompts(["a"] * 100))
 
 
-def test_nobody_at_the_address_is_unavailable() -> None:
+def test_unreachable_service_is_unavailable() -> None:
     with socket.socket() as taken:  # bound, not listening
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for scheme in ("http", "grpc"):
             for connect in (blocking, awaited):
                 with pytest.raises(
-                    Unavailable, match=f"^no service answers at {scheme}://{address} .*; start one, or give"
+                    Unavailable, match=f"^no service responds at {scheme}://{address} .*; start one, or correct"
                 ):
                     connect(f"{scheme}://{address}")("scorers", retries=0)

@@ -1,4 +1,4 @@
-"""Proxies of the environment: which one a URL is reached through, over HTTP and gRPC, and the errors that name it."""
+"""Proxies of the environment: their choice over HTTP and gRPC, and the errors that name them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("grpc://rewards.corp:9000", {"http_proxy": PROXY, "no_grpc_proxy": "corp"}, None),
     ],
 )
-def test_the_variable_that_applies(url: str, environ: dict[str, str], setting: str | None) -> None:
+def test_applicable_proxy_variable(url: str, environ: dict[str, str], setting: str | None) -> None:
     found = find_proxy(url, environ)
     assert (found.setting if found else None) == setting
 
@@ -56,7 +56,7 @@ def test_the_variable_that_applies(url: str, environ: dict[str, str], setting: s
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "a.localhost", "[::1]", "[::ffff:127.0.0.1]"])
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc"])
 @pytest.mark.parametrize("proxy", [PROXY, "socks5://proxy:9", "nonsense://"])
-def test_loopback_is_direct(host: str, scheme: str, proxy: str) -> None:
+def test_loopback_bypasses_the_proxy(host: str, scheme: str, proxy: str) -> None:
     names = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
     assert find_proxy(f"{scheme}://{host}:8000", dict.fromkeys(names, proxy)) is None
 
@@ -97,22 +97,22 @@ def test_no_proxy(host: str, no_proxy: str, direct: bool) -> None:
 @pytest.mark.parametrize(
     ("url", "value", "why"),
     [
-        (HOST, "ftp://proxy.corp", "a proxy of scheme http, https, socks5, socks5h"),
-        (HOST, "http://proxy.corp:port", "not a proxy's URL"),
+        (HOST, "ftp://proxy.corp", "unsupported scheme; the supported ones are http, https, socks5, socks5h"),
+        (HOST, "http://proxy.corp:port", "is not the URL of a proxy"),
         (HOST, "http://", "names no host"),
-        (HOST, "http://[::1", "not a proxy's URL"),
+        (HOST, "http://[::1", "is not the URL of a proxy"),
         (HOST, "socks5://user:secret@proxy.corp:9", "pip install 'httpx[socks]'"),
-        ("grpc://rewards.corp:9000", "https://proxy.corp", "a proxy of scheme http can be used here"),
+        ("grpc://rewards.corp:9000", "https://proxy.corp", "unsupported scheme; the supported ones are http"),
     ],
 )
-def test_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, url: str, value: str, why: str) -> None:
+def test_unusable_proxy_is_refused(monkeypatch: pytest.MonkeyPatch, url: str, value: str, why: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("http_proxy", value)
     for client in (SynodClient, AsyncSynodClient):
         with pytest.raises(SettingsError) as refused:
             client(url)
         message = str(refused.value)
-        assert message.startswith(f"http_proxy={value.replace('user:secret@', '')}: ")
+        assert message.startswith(f"http_proxy={value.replace('user:secret@', '')} ")
         assert why in message
         assert "secret" not in message
         assert "unset it, or add rewards.corp to no_proxy" in message
@@ -120,7 +120,7 @@ def test_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, url: str, 
 
 @contextmanager
 def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tuple[str, list[str]]]:
-    """A server that gives one answer to everything, and the request lines it saw."""
+    """Serve one response to everything; yield the URL and the request lines received."""
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -146,7 +146,7 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tup
 
 
 def refusal(url: str) -> tuple[SynodError, SynodError]:
-    """What the blocking client and the other raise."""
+    """Return the errors that the blocking and the asyncio client raise."""
 
     async def asked() -> None:
         async with AsyncSynodClient(url, timeout_s=20, retries=0) as client:
@@ -161,7 +161,7 @@ def refusal(url: str) -> tuple[SynodError, SynodError]:
 
 @pytest.mark.parametrize("status", [403, 407])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_refusal_by_the_proxy_names_it(monkeypatch: pytest.MonkeyPatch, status: int, scheme: str) -> None:
+def test_proxy_refusal_names_the_proxy(monkeypatch: pytest.MonkeyPatch, status: int, scheme: str) -> None:
     with answering(status, {"content-type": "text/html"}, b"<html>Squid</html>") as (proxy, seen):
         monkeypatch.setenv(f"{scheme}_proxy", proxy.replace("//", "//user:secret@"))
         for error in refusal(f"{scheme}://rewards.invalid"):
@@ -175,7 +175,7 @@ def test_a_refusal_by_the_proxy_names_it(monkeypatch: pytest.MonkeyPatch, status
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_a_bad_gateway_is_worth_a_retry(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+def test_bad_gateway_of_a_proxy_is_retried(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     with answering(502, {"content-type": "text/html"}, b"<html>no route</html>") as (proxy, _):
         monkeypatch.setenv("http_proxy", proxy)
         for error in refusal(f"{scheme}://rewards.invalid:9000"):
@@ -183,14 +183,14 @@ def test_a_bad_gateway_is_worth_a_retry(monkeypatch: pytest.MonkeyPatch, scheme:
             assert f"proxy http_proxy={proxy}" in str(error)
 
 
-def test_a_dead_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for error in refusal("http://rewards.invalid"):
         assert type(error) is Unavailable
         assert "cannot be reached through the proxy http_proxy=http://127.0.0.1:9" in str(error)
 
 
-def test_a_page_in_place_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_html_page_from_a_proxy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(200, {"content-type": "text/html"}, b"<html>log in</html>") as (proxy, _):
         monkeypatch.setenv("http_proxy", proxy)
         for error in refusal("http://rewards.invalid"):
@@ -206,7 +206,7 @@ def test_a_page_in_place_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         {"http_proxy": "http://127.0.0.1:9"},
     ],
 )
-def test_the_command_reaches_loopback(
+def test_command_reaches_loopback_without_proxy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environ: dict[str, str]
 ) -> None:
     for name, value in environ.items():
@@ -218,13 +218,13 @@ def test_the_command_reaches_loopback(
     assert "ber" in capsys.readouterr().out
 
 
-def test_the_command_says_which_proxy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_names_the_proxy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("http_proxy", "gopher://proxy.corp")
     assert cli.main(["scorers", "--url", HOST]) == 2
-    assert capsys.readouterr().err.startswith("synod: http_proxy=gopher://proxy.corp: ")
+    assert capsys.readouterr().err.startswith("synod: http_proxy=gopher://proxy.corp has an unsupported scheme")
 
 
-def test_certificates_of_the_environment_still_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_certificates_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "not.pem").write_text("not a certificate")
     monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/not.pem")
     with pytest.raises(ssl.SSLError):

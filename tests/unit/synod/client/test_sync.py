@@ -1,4 +1,4 @@
-"""The blocking client against real sockets, and against a transport that fails as networks do."""
+"""The blocking client against real sockets and a failing transport."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synod.errors import DeadlineExceeded, Overloaded, SynodError, Unavailable
 
 
 class TinyService(BaseHTTPRequestHandler):
-    """Scores an item by the sum of its raw image; item prompts name what should fail."""
+    """Score an item by the sum of its raw image; some prompts name a failure."""
 
     polls = 0
 
@@ -76,7 +76,7 @@ def client(url: str) -> Iterator[SynodClient]:
         yield client
 
 
-def test_scores_come_back_in_order_and_a_failure_is_a_value(client: SynodClient) -> None:
+def test_results_keep_order_and_failures_are_values(client: SynodClient) -> None:
     images = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2)]
     response = client.score(ScoreRequest((ScoreItem(images[0]), ScoreItem(), ScoreItem(images[1])), ("sum",)))
     assert [result.scores["sum"] for result in response.results] == [
@@ -103,7 +103,7 @@ def test_one_client_serves_many_threads(client: SynodClient) -> None:
     assert found == {value: 3.0 * value for value in range(8)}
 
 
-def test_the_services_error_is_raised_as_its_class(client: SynodClient) -> None:
+def test_service_error_is_raised_by_type(client: SynodClient) -> None:
     with pytest.raises(Overloaded, match=r"^the queue holds 9$"):
         client.score(ScoreRequest((ScoreItem(prompt="overload"),)))
 
@@ -129,14 +129,14 @@ def test_wait_ready_says_what_is_missing(client: SynodClient) -> None:
         client.wait_ready(0.3)
 
 
-def test_nobody_at_the_address() -> None:
+def test_unreachable_address_is_unavailable() -> None:
     with socket.socket() as taken:  # bound, not listening
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with SynodClient(url, timeout_s=5) as client:
-            with pytest.raises(Unavailable, match=f"^no service answers at {url} .*; start one, or give its URL$"):
+            with pytest.raises(Unavailable, match=f"^no service responds at {url} .*; start one, or correct the URL$"):
                 client.scorers()
-            with pytest.raises(Unavailable, match=r"not ready after 0\.1 s, waiting for: no service answers"):
+            with pytest.raises(Unavailable, match=r"not ready after 0\.1 s, waiting for: no service responds"):
                 client.wait_ready(0.1)
 
 
@@ -144,16 +144,16 @@ def answering(reply: Callable[[httpx.Request], httpx.Response]) -> SynodClient:
     return SynodClient("http://service", retries=0, transport=httpx.MockTransport(reply))
 
 
-def test_a_silent_service_is_a_deadline() -> None:
+def test_read_timeout_is_deadline_exceeded() -> None:
     def silence(request: httpx.Request) -> httpx.Response:
         assert request.extensions["timeout"]["read"] == 5.5
         raise httpx.ReadTimeout("", request=request)
 
-    with answering(silence) as client, pytest.raises(DeadlineExceeded, match=r"no answer to /v1/score within 5\.5 s"):
+    with answering(silence) as client, pytest.raises(DeadlineExceeded, match=r"did not answer /v1/score within 5\.5 s"):
         client.score(ScoreRequest((ScoreItem(),), timeout_ms=500))
 
 
-def test_redirects_are_not_followed_and_nothing_is_compressed() -> None:
+def test_no_redirects_and_no_compression() -> None:
     def elsewhere(request: httpx.Request) -> httpx.Response:
         assert request.headers["accept-encoding"] == "identity"
         assert request.headers["content-type"] == "application/msgpack"
@@ -163,7 +163,7 @@ def test_redirects_are_not_followed_and_nothing_is_compressed() -> None:
         client.score(ScoreRequest((ScoreItem(),)))
 
 
-def test_json_answers_are_read_too() -> None:
+def test_json_responses_are_decoded() -> None:
     codec = CODECS["application/json"]
 
     def reply(request: httpx.Request) -> httpx.Response:
@@ -176,6 +176,6 @@ def test_json_answers_are_read_too() -> None:
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://service", "grpc:service", "http://", "HTTP"])
-def test_an_address_that_is_no_url(url: str) -> None:
-    with pytest.raises(ValueError, match="is no service's URL; give one such as http://127"):
+def test_invalid_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a Synod URL; give one such as http://127"):
         SynodClient(url)

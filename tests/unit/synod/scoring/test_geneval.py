@@ -49,7 +49,7 @@ def loaded(path: Path) -> list[ScoreItem]:
     return [item for item in items if isinstance(item, ScoreItem)]
 
 
-def test_the_published_file_finds_the_images_of_the_generators_layout(tmp_path: Path) -> None:
+def test_published_geneval_file_finds_generated_images(tmp_path: Path) -> None:
     for name in ("00000/samples/0000.png", "00000/samples/0001.png", "00001/samples/0000.png", "00001/grid.png"):
         image(tmp_path / name)
     first, second, third = loaded(write(tmp_path / "evaluation_metadata.jsonl", COUNTING, POSITION))
@@ -60,20 +60,20 @@ def test_the_published_file_finds_the_images_of_the_generators_layout(tmp_path: 
     assert third.geneval.include[1] == GenEvalClause("pizza", 1, None, ("right of", 0))
 
 
-def test_metadata_beside_its_own_samples(tmp_path: Path) -> None:
+def test_metadata_next_to_its_samples(tmp_path: Path) -> None:
     image(tmp_path / "00007/samples/0000.png")
     (item,) = loaded(write(tmp_path / "00007/metadata.jsonl", POSITION))
     assert item.prompt == POSITION["prompt"]
 
 
-def test_a_line_may_name_its_own_image(tmp_path: Path) -> None:
+def test_geneval_line_may_name_its_image(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (item,) = loaded(write(tmp_path / "lines.jsonl", {**COUNTING, "image": "a.png", "concept": {"kind": "object"}}))
     assert item.geneval is not None
     assert item.concept is not None
 
 
-def test_what_a_detector_cannot_decide_is_left_to_a_judge(tmp_path: Path) -> None:
+def test_undecidable_clauses_make_judge_items(tmp_path: Path) -> None:
     image(tmp_path / "0.png")
     plain = {**PLUS, "include": [{"class": "dog", "color": "red"}], "tag": "color"}
     judged, counted = loaded(write(tmp_path / "g.jsonl", {**PLUS, "image": "0.png"}, {**plain, "image": "0.png"}))
@@ -93,7 +93,7 @@ def test_what_a_detector_cannot_decide_is_left_to_a_judge(tmp_path: Path) -> Non
         ({"include": [], "image": "a.png"}, "geneval.tag"),
     ],
 )
-def test_a_line_that_is_no_item_is_named(tmp_path: Path, line: dict[str, Any], told: str) -> None:
+def test_invalid_geneval_line_is_named(tmp_path: Path, line: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=f"g.jsonl:1: .*{told}"):
         sources([write(tmp_path / "g.jsonl", line)], None, ())
 
@@ -111,7 +111,7 @@ def test_a_line_that_is_no_item_is_named(tmp_path: Path, line: dict[str, Any], t
         ),
     ],
 )
-def test_a_table_of_both_formats_pads_each_with_the_others_columns(
+def test_mixed_geneval_formats_ignore_null_columns(
     tmp_path: Path, line: dict[str, Any], expected: GenEvalMetadata
 ) -> None:
     image(tmp_path / "a.png")

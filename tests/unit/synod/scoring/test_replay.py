@@ -23,7 +23,7 @@ values = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0, -3.0]) | st.
 
 
 @given(values)
-def test_correlations_are_scipys(both: list[tuple[float, float]]) -> None:
+def test_correlations_equal_scipy(both: list[tuple[float, float]]) -> None:
     x, y = (np.array(side) for side in zip(*both, strict=True))
     found = compare([Pair("", Score(a), Score(b)) for a, b in both])
     assert found.max_difference == np.abs(x - y).max()
@@ -35,12 +35,12 @@ def test_correlations_are_scipys(both: list[tuple[float, float]]) -> None:
         assert found.pearson == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-6)
 
 
-def test_what_changed_is_counted_beyond_the_tolerance() -> None:
+def test_changes_are_counted_beyond_the_tolerance() -> None:
     pairs = [Pair(str(i), Score(1.0), Score(1.0 + d)) for i, d in enumerate((0.0, 0.125, -0.25))]
     assert (compare(pairs).changed, compare(pairs, 0.125).changed, compare(pairs).max_difference) == (2, 1, 0.25)
 
 
-def test_failures_are_no_values_and_their_changes_are_told() -> None:
+def test_status_changes_are_reported() -> None:
     after: list[Outcome] = [Score(1.0), LOST, Score(2.0), LOST, ScoreFailure("bad_image", "no")]
     before: list[Outcome] = [Score(1.0), Score(1.0), LOST, LOST, LOST]
     found = compare([Pair(str(i), a, b) for i, (a, b) in enumerate(zip(before, after, strict=True))])
@@ -50,7 +50,7 @@ def test_failures_are_no_values_and_their_changes_are_told() -> None:
     assert (empty.n, empty.changed, empty.max_difference, empty.spearman, empty.origins_after) == (0, 0, None, None, ())
 
 
-def test_origins_are_those_met() -> None:
+def test_origins_are_collected() -> None:
     one, other = Origin("m1", "1"), Origin("m2", "1", "soft")
     found = compare([Pair("", Score(1, origin=one), Score(1, origin=other)), Pair("", Score(1, origin=one), LOST)])
     assert (found.origins_before, found.origins_after) == ((one,), (other,))
@@ -76,7 +76,9 @@ def replay(url: str, *arguments: str) -> int:
     return cli.main(["replay", *arguments, "--url", url])
 
 
-def test_the_same_service_says_the_same(log: str, service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_on_the_same_service_finds_no_change(
+    log: str, service: RewardService, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert replay(service.url, log) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
@@ -98,7 +100,7 @@ def test_the_same_service_says_the_same(log: str, service: RewardService, capsys
     assert lines[3].split()[:3] == ["reward", "3", "0"]
 
 
-def test_another_version_is_compared(log: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_compares_scorer_versions(log: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A scorer that adds 1/8 and fails what is 102; items that failed before are scored."""
 
     class Newer(Bright):
@@ -133,9 +135,7 @@ def test_another_version_is_compared(log: str, capsys: pytest.CaptureFixture[str
         assert replay(service.url, "again.jsonl", "--scorers", "ber") == 0  # it is a log itself
 
 
-def test_another_image_under_the_name_is_not_compared(
-    log: str, service: RewardService, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_replay_refuses_replaced_images(log: str, service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     Path("1.png").write_bytes(encode_png(np.full((2, 2, 3), 99, np.uint8)))
     Path("3.png").unlink()
     assert replay(service.url, log, "--json") == 1
@@ -155,7 +155,7 @@ def test_another_image_under_the_name_is_not_compared(
         ),
     ],
 )
-def test_what_is_no_log_is_refused(
+def test_invalid_log_is_refused(
     log: str, service: RewardService, text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("logs/bad.jsonl").write_text(text)

@@ -58,7 +58,7 @@ def score(service: RewardService, *arguments: str) -> int:
     return cli.main(["score", *arguments, "--url", service.url, "--timeout", "20"])
 
 
-def test_a_table_of_images_folders_and_items(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_prints_images_folders_and_items(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     image("one.png", 51)
     image("folder/b/2.PNG", 153)
     image("folder/a.png", 102)
@@ -103,7 +103,7 @@ def test_a_log_holds_inputs_scores_failures_and_origin(service: RewardService) -
     }
 
 
-def test_what_is_logged_is_not_scored_again(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logged_items_are_not_scored_again(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     source = items(70)
     assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     before = Path("out.jsonl").read_bytes()
@@ -120,7 +120,7 @@ def test_what_is_logged_is_not_scored_again(service: RewardService, capsys: pyte
     assert len(logged()) == 141
 
 
-def test_equal_lines_are_as_many_items(service: RewardService) -> None:
+def test_equal_lines_are_separate_items(service: RewardService) -> None:
     image("a.png", 51)
     Path("items.jsonl").write_text('{"image": "a.png", "prompt": "p"}\n' * 3)
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_equal_lines_are_as_many_items(service: RewardService) -> None:
 
 
 @pytest.mark.parametrize("tear", [lambda last: last[:-30], lambda last: last[:-1], lambda last: b"\x00" * 40 + b"\n"])
-def test_a_last_line_that_was_cut_off_is_redone(
+def test_truncated_last_line_is_scored_again(
     service: RewardService, tear: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = items(5)
@@ -143,7 +143,7 @@ def test_a_last_line_that_was_cut_off_is_redone(
 
 
 @pytest.mark.parametrize("line", [b"{\n", b'{"item": {}}\n', b"[]\n", b"\xff\n"])
-def test_a_broken_line_inside_is_named_and_left_alone(
+def test_corrupt_line_inside_the_log_is_refused(
     service: RewardService, line: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = items(2)
@@ -177,7 +177,7 @@ def test_unreadable_images_fail_alone(service: RewardService, capsys: pytest.Cap
     assert printed.err.splitlines()[1] == "synod: items.jsonl:6: ber: images/5.png: No such file or directory"
 
 
-def test_lines_that_are_no_items_are_all_named_and_nothing_is_scored(
+def test_invalid_lines_are_listed_and_nothing_is_scored(
     service: RewardService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image("a.png", 1)
@@ -195,7 +195,7 @@ def test_lines_that_are_no_items_are_all_named_and_nothing_is_scored(
     assert service.scorers["ber"].asked == []
 
 
-def test_an_item_that_makes_its_request_invalid_fails_alone() -> None:
+def test_invalid_item_fails_alone() -> None:
     source = items(20)
     lines = Path(source).read_text().splitlines()
     lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 300})
@@ -208,7 +208,7 @@ def test_an_item_that_makes_its_request_invalid_fails_alone() -> None:
     assert logged("other.jsonl") == []
 
 
-def test_what_failed_retryably_has_no_line_until_it_is_final(capsys: pytest.CaptureFixture[str]) -> None:
+def test_retryable_failures_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     class Late(Bright):
         def outcome(self, item: Any) -> Any:
             from synod.contracts import ScoreFailure
@@ -227,7 +227,7 @@ def test_what_failed_retryably_has_no_line_until_it_is_final(capsys: pytest.Capt
     assert [line["item"]["prompt"] for line in logged()] == ["p0", "p1", "p3", "p2"]
 
 
-def test_two_runs_do_not_write_one_log(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_runs_cannot_share_a_log(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     with Path("out.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert score(service, items(1), "--scorers", "ber", "--out", "out.jsonl") == 2
@@ -250,7 +250,8 @@ def process(port: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
             running.kill()
 
 
-def test_a_service_killed_half_way_and_the_run_resumed_every_item_is_there_once(
+@pytest.mark.slow
+def test_resumed_run_logs_every_item_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, count = items(400), 400
@@ -275,9 +276,7 @@ def test_a_service_killed_half_way_and_the_run_resumed_every_item_is_there_once(
     assert values == {f"p{i}": pytest.approx((i % 200 + 20) / 255) for i in range(count)}
 
 
-def test_hidden_images_and_other_formats_are_skipped_aloud(
-    service: RewardService, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_skipped_files_are_reported(service: RewardService, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("in/0001.png", "in/._0001.png", "in/.ipynb_checkpoints/0001-checkpoint.png", "in/a.GIF", "in/b.tiff"):
         image(name, 51)
     assert score(service, "in", "--scorers", "ber", "--prompt", "a") == 0

@@ -1,4 +1,4 @@
-"""One step of each law by hand, and what holds for any scores."""
+"""One step of each controller by hand, and what holds for any scores."""
 
 from __future__ import annotations
 
@@ -14,58 +14,62 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from trainer import settings
-from trainer.grpo.threshold import LAWS, KeepAll, Law, Paper, Power, Quantile, Tracker
+from trainer.grpo.threshold import CONTROLLERS, KeepAll, Paper, Power, Quantile, ThresholdController, ThresholdState
 
 FIVE = [0.1, 0.2, 0.3, 0.4, 0.5]  # its .75 quantile is .4
 PAPER = Paper(0.5)
 
 
-def advance(law: Law, tracker: Tracker, scores: list[float], passed: int = 0, capped: bool = False) -> Tracker:
-    return law.update(tracker, scores, len(scores), passed, capped)
+def advance(
+    controller: ThresholdController, tracker: ThresholdState, scores: list[float], passed: int = 0, capped: bool = False
+) -> ThresholdState:
+    return controller.update(tracker, scores, len(scores), passed, capped)
 
 
 def test_quantile_sets_t_at_once_then_averages_then_tracks() -> None:
-    law = Quantile()
-    assert law.begin() == Tracker(None, 0.0, 0)
-    assert advance(law, law.begin(), FIVE) == Tracker(0.4, 0.0, 1)
-    assert advance(Quantile(start=0.9), Tracker(0.9), FIVE) == Tracker(pytest.approx(0.4), pytest.approx(-0.1), 1)
+    controller = Quantile()
+    assert controller.initial_state() == ThresholdState(None, 0.0, 0)
+    assert advance(controller, controller.initial_state(), FIVE) == ThresholdState(0.4, 0.0, 1)
+    assert advance(Quantile(start=0.9), ThresholdState(0.9), FIVE) == ThresholdState(
+        pytest.approx(0.4), pytest.approx(-0.1), 1
+    )
     for iteration, gain in [(1, 1 / 2), (2, 1 / 3), (3, 1 / 4), (4, 1 / 5), (5, 0.2), (50, 0.2)]:
-        after = advance(law, Tracker(0.2, 0.0, iteration), FIVE)
-        assert after == Tracker(pytest.approx(0.2 + gain * 0.2), pytest.approx(0.2 * gain * 0.2), iteration + 1)
+        after = advance(controller, ThresholdState(0.2, 0.0, iteration), FIVE)
+        assert after == ThresholdState(pytest.approx(0.2 + gain * 0.2), pytest.approx(0.2 * gain * 0.2), iteration + 1)
 
 
 def test_quantile_halves_its_gain_on_trend_conflict_once_warm() -> None:
-    law = Quantile()
-    assert advance(law, Tracker(0.2, -0.01, 9), FIVE).threshold == pytest.approx(0.2 + 0.1 * 0.2)
-    assert advance(law, Tracker(0.2, 0.01, 9), FIVE).threshold == pytest.approx(0.2 + 0.2 * 0.2)
-    assert advance(law, Tracker(0.6, 0.01, 9), FIVE).threshold == pytest.approx(0.6 - 0.1 * 0.2)
-    assert advance(law, Tracker(0.2, -0.01, 3), FIVE).threshold == pytest.approx(0.2 + 0.25 * 0.2)
-    assert advance(law, Tracker(0.2, -0.01, 4), FIVE).threshold == pytest.approx(0.2 + 0.2 * 0.2)
-    assert advance(law, Tracker(0.2, -0.01, 5), FIVE).threshold == pytest.approx(0.2 + 0.1 * 0.2)
-    assert advance(Quantile(eps0=4), Tracker(0.2, -0.01, 9), FIVE).threshold == pytest.approx(0.2 + 0.05 * 0.2)
-    assert advance(law, Tracker(0.2, -0.01, 9), FIVE).trend == pytest.approx(0.8 * -0.01 + 0.2 * 0.02)
+    controller = Quantile()
+    assert advance(controller, ThresholdState(0.2, -0.01, 9), FIVE).threshold == pytest.approx(0.2 + 0.1 * 0.2)
+    assert advance(controller, ThresholdState(0.2, 0.01, 9), FIVE).threshold == pytest.approx(0.2 + 0.2 * 0.2)
+    assert advance(controller, ThresholdState(0.6, 0.01, 9), FIVE).threshold == pytest.approx(0.6 - 0.1 * 0.2)
+    assert advance(controller, ThresholdState(0.2, -0.01, 3), FIVE).threshold == pytest.approx(0.2 + 0.25 * 0.2)
+    assert advance(controller, ThresholdState(0.2, -0.01, 4), FIVE).threshold == pytest.approx(0.2 + 0.2 * 0.2)
+    assert advance(controller, ThresholdState(0.2, -0.01, 5), FIVE).threshold == pytest.approx(0.2 + 0.1 * 0.2)
+    assert advance(Quantile(eps0=4), ThresholdState(0.2, -0.01, 9), FIVE).threshold == pytest.approx(0.2 + 0.05 * 0.2)
+    assert advance(controller, ThresholdState(0.2, -0.01, 9), FIVE).trend == pytest.approx(0.8 * -0.01 + 0.2 * 0.02)
 
 
 def test_quantile_interpolates_at_its_own_target() -> None:
-    assert advance(Quantile(target_pass_rate=0.5), Tracker(), [3.0, 1.0]).threshold == pytest.approx(2.0)
-    assert advance(Quantile(target_pass_rate=0.1), Tracker(), FIVE).threshold == pytest.approx(0.46)
+    assert advance(Quantile(target_pass_rate=0.5), ThresholdState(), [3.0, 1.0]).threshold == pytest.approx(2.0)
+    assert advance(Quantile(target_pass_rate=0.1), ThresholdState(), FIVE).threshold == pytest.approx(0.46)
 
 
 def test_power_by_hand() -> None:
     scores = [0.5] * 36
-    after = advance(Power(0.5), Tracker(0.5, 0.0, 7), scores, passed=9)
-    assert after == Tracker(pytest.approx(0.5 ** (1 - 0.12 * (8 / 35 - 0.25))), 0.0, 8)
-    capped = advance(Power(0.5), Tracker(0.5), scores, passed=3, capped=True)
+    after = advance(Power(0.5), ThresholdState(0.5, 0.0, 7), scores, passed=9)
+    assert after == ThresholdState(pytest.approx(0.5 ** (1 - 0.12 * (8 / 35 - 0.25))), 0.0, 8)
+    capped = advance(Power(0.5), ThresholdState(0.5), scores, passed=3, capped=True)
     assert capped.threshold == pytest.approx(0.5 ** (1 - 0.12 * (3 / 36 - 0.25)))
-    none = advance(Power(0.5), Tracker(0.5), scores, passed=0, capped=True)
+    none = advance(Power(0.5), ThresholdState(0.5), scores, passed=0, capped=True)
     assert none.threshold == pytest.approx(0.5 ** (1 + 0.12 * 0.25))
 
 
 def test_power_moves_t_the_right_way_and_eq_7_the_wrong_way() -> None:
     """Too many pass: T must rise."""
     many, few = {"scores": FIVE * 4, "passed": 15}, {"scores": FIVE * 4, "passed": 1}
-    for law, sign in ((Power(0.5), 1), (PAPER, -1)):
-        rise, fall = (advance(law, Tracker(0.5), **kind).threshold for kind in (many, few))  # type: ignore[arg-type]
+    for controller, sign in ((Power(0.5), 1), (PAPER, -1)):
+        rise, fall = (advance(controller, ThresholdState(0.5), **kind).threshold for kind in (many, few))  # type: ignore[arg-type]
         assert rise is not None
         assert fall is not None
         assert sign * (rise - 0.5) > 0 > sign * (fall - 0.5)
@@ -74,75 +78,77 @@ def test_power_moves_t_the_right_way_and_eq_7_the_wrong_way() -> None:
 def test_eq_7_by_hand_with_and_without_the_indicator() -> None:
     scores = [0.5] * 20  # 9 pass: Delta = .45 - .25 = .2
     plain = 0.5 ** (1 + 0.12 * 0.2)
-    assert advance(PAPER, Tracker(0.5), scores, 9) == Tracker(
+    assert advance(PAPER, ThresholdState(0.5), scores, 9) == ThresholdState(
         pytest.approx(plain), pytest.approx(0.2 * (plain - 0.5)), 1
     )
     conflict = 0.5 ** (1 + (0.12 - 2) * 0.2)
-    after = advance(PAPER, Tracker(0.5, -0.01, 4), scores, 9)
-    assert after == Tracker(pytest.approx(conflict), pytest.approx(0.8 * -0.01 + 0.2 * (conflict - 0.5)), 5)
-    assert advance(PAPER, Tracker(0.5, 0.01, 4), scores, 9).threshold == pytest.approx(plain)
+    after = advance(PAPER, ThresholdState(0.5, -0.01, 4), scores, 9)
+    assert after == ThresholdState(pytest.approx(conflict), pytest.approx(0.8 * -0.01 + 0.2 * (conflict - 0.5)), 5)
+    assert advance(PAPER, ThresholdState(0.5, 0.01, 4), scores, 9).threshold == pytest.approx(plain)
     falling = 0.5 ** (1 + (0.12 - 2) * (0.05 - 0.25))
-    assert advance(PAPER, Tracker(0.5, 0.01), scores, 1).threshold == pytest.approx(falling)
+    assert advance(PAPER, ThresholdState(0.5, 0.01), scores, 1).threshold == pytest.approx(falling)
 
 
 @pytest.mark.parametrize(
-    ("law", "low", "high"), [(Power(0.5, mu=50.0), 1e-3, 1 - 1e-3), (Paper(0.5, mu=500.0), 1e-6, 0.999999)]
+    ("controller", "low", "high"), [(Power(0.5, mu=50.0), 1e-3, 1 - 1e-3), (Paper(0.5, mu=500.0), 1e-6, 0.999999)]
 )
-def test_powers_are_clamped(law: Law, low: float, high: float) -> None:
-    ends = {advance(law, Tracker(0.5), [0.5] * 40, passed=p, capped=True).threshold for p in (0, 40)}
+def test_powers_are_clamped(controller: ThresholdController, low: float, high: float) -> None:
+    ends = {advance(controller, ThresholdState(0.5), [0.5] * 40, passed=p, capped=True).threshold for p in (0, 40)}
     assert ends == {low, high}
 
 
 def test_no_law_keeps_all() -> None:
-    assert advance(KeepAll(), KeepAll().begin(), FIVE) == Tracker(None, 0.0, 1)
-    assert KeepAll().update(Tracker(), [], 9, 9, False).threshold is None
+    assert advance(KeepAll(), KeepAll().initial_state(), FIVE) == ThresholdState(None, 0.0, 1)
+    assert KeepAll().update(ThresholdState(), [], 9, 9, False).threshold is None
 
 
-@pytest.mark.parametrize("law", [Quantile(), Quantile(start=0.3), Power(0.3), PAPER])
-def test_an_iteration_whose_scores_are_all_lost_changes_nothing(law: Law) -> None:
-    tracker = Tracker(0.3, 0.02, 6)
-    assert law.update(tracker, [], 144, 0, True) == tracker
-    assert law.update(law.begin(), [], 144, 0, True) == law.begin()
+@pytest.mark.parametrize("controller", [Quantile(), Quantile(start=0.3), Power(0.3), PAPER])
+def test_an_iteration_whose_scores_are_all_lost_changes_nothing(controller: ThresholdController) -> None:
+    tracker = ThresholdState(0.3, 0.02, 6)
+    assert controller.update(tracker, [], 144, 0, True) == tracker
+    assert controller.update(controller.initial_state(), [], 144, 0, True) == controller.initial_state()
 
 
-@pytest.mark.parametrize("law", [Power(0.5), PAPER, Quantile()])
-def test_lost_scores_do_not_move_the_pass_rate(law: Law) -> None:
-    tracker = Tracker(0.5, 0.0, 9)
-    assert law.update(tracker, FIVE, 5, 2, False) == law.update(tracker, FIVE, 50, 2, False)
+@pytest.mark.parametrize("controller", [Power(0.5), PAPER, Quantile()])
+def test_lost_scores_do_not_move_the_pass_rate(controller: ThresholdController) -> None:
+    tracker = ThresholdState(0.5, 0.0, 9)
+    assert controller.update(tracker, FIVE, 5, 2, False) == controller.update(tracker, FIVE, 50, 2, False)
 
 
 def test_the_table_of_laws_has_what_the_settings_name() -> None:
-    """Every law of the settings, at its defaults, is made from its own node without its name."""
-    nodes: Any = get_args(get_args(settings.Law)[0])
-    assert {get_args(node.model_fields["name"].annotation)[0] for node in nodes} == set(LAWS)
-    for name, law in LAWS.items():
+    """Every controller of the settings, at its defaults, is made from its own node without its name."""
+    nodes: Any = get_args(get_args(settings.Threshold)[0])
+    assert {get_args(node.model_fields["name"].annotation)[0] for node in nodes} == set(CONTROLLERS)
+    for name, controller in CONTROLLERS.items():
         given_start = {"start": 0.5} if name in {"power", "paper"} else {}
-        node: Any = TypeAdapter(settings.Law).validate_python({"name": name} | given_start)
-        assert law(**node.model_dump(exclude={"name"})) == law(**given_start)
+        node: Any = TypeAdapter(settings.Threshold).validate_python({"name": name} | given_start)
+        assert controller(**node.model_dump(exclude={"name"})) == controller(**given_start)
 
 
 SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=40)
 TRACKERS = st.builds(
-    Tracker, st.floats(-5, 5) | st.none(), st.floats(-1, 1).filter(lambda t: abs(t) > 1e-6), st.integers(0, 200)
+    ThresholdState, st.floats(-5, 5) | st.none(), st.floats(-1, 1).filter(lambda t: abs(t) > 1e-6), st.integers(0, 200)
 )
 
 
 @given(TRACKERS)
-def test_a_tracker_survives_json(tracker: Tracker) -> None:
-    assert Tracker(**json.loads(json.dumps(asdict(tracker)))) == tracker
+def test_a_tracker_survives_json(tracker: ThresholdState) -> None:
+    assert ThresholdState(**json.loads(json.dumps(asdict(tracker)))) == tracker
 
 
 @given(SCORES, TRACKERS, st.floats(0.1, 100), st.floats(-50, 50))
 def test_quantile_is_equivariant_under_a_change_of_scale(
-    scores: list[float], tracker: Tracker, scale: float, offset: float
+    scores: list[float], tracker: ThresholdState, scale: float, offset: float
 ) -> None:
-    law = Quantile()
+    controller = Quantile()
     before = tracker.threshold
     if before is not None and abs(float(np.quantile(scores, 0.75)) - before) < 1e-6:
         return  # at no error, rounding picks the branch
-    moved = Tracker(None if before is None else scale * before + offset, scale * tracker.trend, tracker.iteration)
-    plain = advance(law, tracker, scores)
-    scaled = advance(law, moved, [scale * score + offset for score in scores])
+    moved = ThresholdState(
+        None if before is None else scale * before + offset, scale * tracker.trend, tracker.iteration
+    )
+    plain = advance(controller, tracker, scores)
+    scaled = advance(controller, moved, [scale * score + offset for score in scores])
     assert plain.threshold is not None
     assert scaled.threshold == pytest.approx(scale * plain.threshold + offset, abs=1e-6 * scale)
     assert scaled.trend == pytest.approx(scale * plain.trend, abs=1e-6 * scale)
@@ -150,7 +156,7 @@ def test_quantile_is_equivariant_under_a_change_of_scale(
 
 @given(SCORES, TRACKERS, st.randoms(use_true_random=False))
 def test_quantile_stays_between_t_and_the_quantile_in_any_order(
-    scores: list[float], tracker: Tracker, rng: Any
+    scores: list[float], tracker: ThresholdState, rng: Any
 ) -> None:
     quantile = float(np.quantile(scores, 0.75))
     after = advance(Quantile(), tracker, scores)
@@ -165,9 +171,9 @@ def test_quantile_stays_between_t_and_the_quantile_in_any_order(
 @given(st.integers(1, 60), st.data())
 def test_powers_stay_in_the_open_unit_interval(count: int, data: st.DataObject) -> None:
     passed = data.draw(st.integers(0, count))
-    for law in (Power(0.5), PAPER):
-        tracker = Tracker(data.draw(st.floats(1e-6, 1 - 1e-6)), data.draw(st.floats(-1, 1)), 3)
-        after = advance(law, tracker, [0.5] * count, passed, data.draw(st.booleans()))
+    for controller in (Power(0.5), PAPER):
+        tracker = ThresholdState(data.draw(st.floats(1e-6, 1 - 1e-6)), data.draw(st.floats(-1, 1)), 3)
+        after = advance(controller, tracker, [0.5] * count, passed, data.draw(st.booleans()))
         assert after.threshold is not None
         assert 0 < after.threshold < 1
 
@@ -184,12 +190,12 @@ def test_powers_stay_in_the_open_unit_interval(count: int, data: st.DataObject) 
         (lambda: Paper(-0.2), "start is -0.2"),
         (lambda: Paper(0.5, eps0=-1.0), "eps0 is -1.0"),
         (lambda: Paper(0.5, eta=-0.1), "eta is -0.1"),
-        (lambda: advance(Quantile(), Tracker(), [0.1, math.nan]), "score 1 is nan"),
-        (lambda: advance(Quantile(), Tracker(), [math.inf]), "score 0 is inf"),
-        (lambda: Quantile().update(Tracker(), FIVE, 4, 0, False), "5 scores of 4 previews"),
-        (lambda: advance(PAPER, Tracker(0.5), FIVE, passed=6), "6 passed of 5 scores"),
-        (lambda: advance(PAPER, Tracker(None), FIVE), "threshold is None"),
-        (lambda: advance(Power(0.5), Tracker(1.5), FIVE), "threshold is 1.5"),
+        (lambda: advance(Quantile(), ThresholdState(), [0.1, math.nan]), "score 1 is nan"),
+        (lambda: advance(Quantile(), ThresholdState(), [math.inf]), "score 0 is inf"),
+        (lambda: Quantile().update(ThresholdState(), FIVE, 4, 0, False), "5 scores of 4 previews"),
+        (lambda: advance(PAPER, ThresholdState(0.5), FIVE, passed=6), "6 passed of 5 scores"),
+        (lambda: advance(PAPER, ThresholdState(None), FIVE), "threshold is None"),
+        (lambda: advance(Power(0.5), ThresholdState(1.5), FIVE), "threshold is 1.5"),
     ],
 )
 def test_what_means_nothing_is_refused_with_its_value(make: Any, words: str) -> None:

@@ -51,11 +51,11 @@ def test_it_is_a_policy(policy: ShowO) -> None:
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.0, 5.0])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0, 5.0])
 def test_the_ratio_of_an_image_is_exactly_1_before_an_update(
-    make_policy: MakePolicy, uniforms: Uniforms, guidance: float
+    make_policy: MakePolicy, uniforms: Uniforms, guidance_scale: float
 ) -> None:
-    policy = make_policy(guidance=guidance)
+    policy = make_policy(guidance_scale=guidance_scale)
     segments = drawn(policy, uniforms)
     assert policy.steps(segments) == 5
     for step in range(5):
@@ -221,7 +221,7 @@ def edit(directory: Path, **changes: Any) -> Path:
 
 
 def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: Any) -> None:
-    again = load(saved, guidance=policy.guidance, temperature=policy.temperature)
+    again = load(saved, guidance_scale=policy.guidance_scale, temperature=policy.temperature)
     assert again.config == policy.config
     assert again.words.size == policy.words.size
     assert not again.module.training

@@ -32,7 +32,7 @@ def whole_logits(policy: ShowO, ids: list[int], mask: list[list[bool]]) -> Tenso
 
 def naive_guided(policy: ShowO, omni_mask: OmniMask, prompt: str, codes: list[int], masked: list[bool]) -> Tensor:
     """log softmax((1 + g) cond - g uncond) [N V] from two whole sequences: 13 text ids, soi, the image, eoi."""
-    words, g = policy.words, policy.guidance
+    words, g = policy.words, policy.guidance_scale
     image = [words.mask_id if m else words.image_offset + c for c, m in zip(codes, masked, strict=True)]
     logits = []
     for text in (prompt, ""):
@@ -55,11 +55,11 @@ def some_state(policy: ShowO, uniforms: Uniforms) -> tuple[Tensor, Tensor]:
     return codes, uniforms(4, 16, seed=4) < torch.tensor([0.95, 0.5, 0.5, 0.0])[:, None]
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.0, 5.0])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0, 5.0])
 def test_guided_log_probabilities(
-    make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms, guidance: float
+    make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms, guidance_scale: float
 ) -> None:
-    policy = make_policy(guidance=guidance)
+    policy = make_policy(guidance_scale=guidance_scale)
     policy.module.double()
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
         found = policy.masked_logp(PROMPTS, codes, masked)
-        policy.guidance = 0.0
+        policy.guidance_scale = 0.0
         naive = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     expected = [naive[b, n, codes[b, n]] for b in range(4) for n in range(16) if masked[b, n]]
     torch.testing.assert_close(found.double(), torch.stack(expected), atol=2e-5, rtol=0)

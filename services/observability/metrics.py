@@ -23,7 +23,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from services.gateway.health import Health, Sums, healths, sums_of
+from services.observability.reward_health import Health, Sums, healths, sums_of
 from synod.contracts import Outcome
 
 METRICS_DIR_ENV = "PROMETHEUS_MULTIPROC_DIR"
@@ -96,7 +96,7 @@ STORE_FAILURES = Counter(
 )
 REWARD_SUMS = Counter(
     "synod_reward_sums",
-    "What reward health is made of (services/gateway/health.py)",
+    "What reward health is made of (services/observability/reward_health.py)",
     ["scorer", "of"],
     registry=REGISTRY,
 )

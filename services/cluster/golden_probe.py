@@ -24,7 +24,7 @@ PASSED_BY: Final = 2  # batches without the probe; the first of them may have fo
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ProbeTimeouts:
     """Seconds between probes, for a probe that could be answered, and for any batch: longer than its callers wait."""
 
     period_s: float = 60.0
@@ -32,10 +32,10 @@ class Patience:
     batch_s: float = 600.0
 
 
-USUAL: Final = Patience()
+DEFAULT_TIMEOUTS: Final = ProbeTimeouts()
 
 
-class Watch:
+class GoldenProbe:
     """The golden verdict of one replica: at first `drift`, as found at start. `score` sends items to the front of its
     queue.
 
@@ -48,15 +48,15 @@ class Watch:
         golden: Sequence[Golden],
         tolerance: float,
         score: Callable[[Sequence[ScoreItem]], Awaitable[list[Outcome]]],
-        patience: Patience,
+        timeouts: ProbeTimeouts,
         drift: str | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._golden, self._tolerance = name, golden, tolerance
-        self._score, self._patience, self._now_s = score, patience, now_s
+        self._score, self._timeouts, self._now_s = score, timeouts, now_s
         self._own = {id(one.item) for one in golden}
         self._drift = drift
-        self._due_s = now_s() + patience.period_s
+        self._due_s = now_s() + timeouts.period_s
         self._probe: asyncio.Task[None] | None = None
         self._asked_s = 0.0
         self._reached = False  # by the probe: the device
@@ -67,7 +67,7 @@ class Watch:
     def check(self, *, idle: bool) -> None:
         """Begin a probe when one is due, and tell what is known: raises RuntimeError for a replica to be replaced."""
         now_s = self._now_s()
-        if self._golden and self._probe is None and now_s >= self._due_s + (0 if idle else self._patience.period_s):
+        if self._golden and self._probe is None and now_s >= self._due_s + (0 if idle else self._timeouts.period_s):
             self._asked_s, self._reached, self._passed = now_s, False, 0
             self._probe = asyncio.create_task(self._ask())
         if (reason := self._reason(now_s)) is not None:
@@ -97,14 +97,14 @@ class Watch:
         since_s = now_s - self._changed_s
         if self._drift is not None:
             return f"is not the recorded one: {self._drift}"
-        if self._runs is not None and since_s > self._patience.batch_s:
+        if self._runs is not None and since_s > self._timeouts.batch_s:
             return f"has run one batch for {since_s:.0f} s; nobody waits for it any more"
         if self._probe is None:
             return None
         waited_s = now_s - self._asked_s
-        if waited_s > self._patience.probe_s and not self._reached and self._passed >= PASSED_BY:
+        if waited_s > self._timeouts.probe_s and not self._reached and self._passed >= PASSED_BY:
             return f"has not reached its golden items for {waited_s:.0f} s, though {self._passed} batches ended"
-        if self._runs != "batch" and min(waited_s, since_s) > self._patience.probe_s:
+        if self._runs != "batch" and min(waited_s, since_s) > self._timeouts.probe_s:
             return f"has not answered its golden items for {waited_s:.0f} s, though it had nothing else to do"
         return None
 
@@ -116,4 +116,4 @@ class Watch:
             log.info("%s: golden items were not scored: %s", self._name, error)
         finally:
             self._probe = None
-            self._due_s = self._now_s() + self._patience.period_s
+            self._due_s = self._now_s() + self._timeouts.period_s

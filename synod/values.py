@@ -1,4 +1,4 @@
-"""Answers as numbers: one value per item, None where there is none, and why. Pure."""
+"""Responses as numbers: one value per item, or None and the reason. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreReque
 from synod.errors import SynodError, error_of
 
 OnError = Literal["raise", "mask"]
-MAX_NAMED: Final = 8  # items that one error names
+MAX_LISTED: Final = 8  # items that one error message lists
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why item `index` has no value by `scorer`, or no reward where `scorer` is None."""
+    """Why item `index` has no value from `scorer`, or no reward where `scorer` is None."""
 
     index: int
     scorer: str | None
@@ -23,11 +23,11 @@ class Missing:
 
     @property
     def what(self) -> str:
-        """The scorer's name, or "reward"."""
+        """Return the scorer's name, or "reward"."""
         return "reward" if self.scorer is None else self.scorer
 
     def error(self) -> SynodError:
-        """The failure as an exception that names the item."""
+        """Return the failure as an exception that names the item."""
         failure = self.failure
         message = f"items[{self.index}].{self.what}: {failure.message}"
         return error_of(failure.code, message, retryable=failure.retryable)
@@ -35,9 +35,9 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """`scores[name]` and `rewards` hold one finite value per item, in order, or None: a mask, never a number.
+    """A response as numbers: `scores[name]` and `rewards` hold a finite value per item, in order, or None.
 
-    None without an entry in `missing` was not asked for. `response` has the details.
+    A None without an entry in `missing` was not requested. `response` has the details.
     """
 
     scores: Mapping[str, tuple[float | None, ...]]
@@ -47,7 +47,10 @@ class Values:
 
 
 def values_of(response: ScoreResponse, on_error: OnError) -> Values:
-    """The numbers of a response. With "raise", raises the error of the first that is missing, naming the others."""
+    """Return a response's numbers.
+
+    With "raise", raises the error of the first missing one, which lists the others.
+    """
     names = dict.fromkeys(name for result in response.results for name in result.scores)
     missing = tuple(
         Missing(index, scorer, outcome)
@@ -62,17 +65,17 @@ def values_of(response: ScoreResponse, on_error: OnError) -> Values:
 
 
 def error_of_missing(missing: Sequence[Missing]) -> SynodError:
-    """The first failure as an exception that names every item without a value (MAX_NAMED of them at most)."""
+    """Return the first failure as an exception that lists all items without a value, MAX_LISTED at most."""
     error = missing[0].error()
     if len(missing) == 1:
         return error
-    others = ", ".join(f"items[{one.index}].{one.what}" for one in missing[1:MAX_NAMED])
-    more = "" if len(missing) <= MAX_NAMED else f" and {len(missing) - MAX_NAMED} more"
+    others = ", ".join(f"items[{one.index}].{one.what}" for one in missing[1:MAX_LISTED])
+    more = "" if len(missing) <= MAX_LISTED else f" and {len(missing) - MAX_LISTED} more"
     return type(error)(f"{error.message}; also missing: {others}{more}")
 
 
-def masked(request: ScoreRequest, error: SynodError) -> ScoreResponse:
-    """The response in which everything that `request` asks for by name failed with `error`."""
+def failed_response(request: ScoreRequest, error: SynodError) -> ScoreResponse:
+    """Return the response to `request` in which every requested score and reward failed with `error`."""
     failure = ScoreFailure.of(error)
     rewarded = request.ensemble is not None or request.weights is not None
     result = ItemResult(dict.fromkeys(request.scorers, failure), failure if rewarded else None)

@@ -14,8 +14,7 @@ from collections.abc import Container
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
-from services.gateway.admission import Caller
-from services.tracing import NOTHING, Span
+from services.observability.tracing import NO_SPAN, Span
 from synod.contracts import ScoreRequest
 
 log = logging.getLogger("synod.access")
@@ -37,22 +36,22 @@ def safe_id(request_id: str) -> str | None:
     return request_id if _SAFE_ID.fullmatch(request_id) else None
 
 
-class Entry:
+class AccessRecord:
     """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line. Its
     caller ends the span."""
 
-    def __init__(self, route: str, span: Span = NOTHING) -> None:
+    def __init__(self, route: str, span: Span = NO_SPAN) -> None:
         self.request_id = ""
         self.span = span
         self._began_s = time.monotonic()
         self._fields: dict[str, object] = {"route": route}
 
-    def by(self, caller: Caller) -> None:
-        """Who asks."""
-        self._fields["caller"] = caller.name
-        self.span.set(caller=caller.name)
+    def set_caller(self, name: str) -> None:
+        """Add the caller's name."""
+        self._fields["caller"] = name
+        self.span.set(caller=name)
 
-    def asked(self, request: ScoreRequest, scorers: Container[str], ensembles: Container[str]) -> None:
+    def set_request(self, request: ScoreRequest, scorers: Container[str], ensembles: Container[str]) -> None:
         """What is asked for, of the `scorers` and `ensembles` that are served."""
         self.request_id = request.request_id or self.request_id
         named = (*request.scorers, *(request.weights or ()))
@@ -61,11 +60,11 @@ class Entry:
         self._fields |= {"scorers": served, "ensemble": ensemble, "items": len(request.items)}
         self.span.set(scorers=served, ensemble=ensemble or "", items=len(request.items))
 
-    def told(self, outcome: str) -> None:
+    def finish(self, outcome: str) -> None:
         """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, once it has ended."""
         request_id = safe_id(self.request_id)
         self.span.set(request_id=request_id or "")
-        self.span.told(outcome)
+        self.span.set_outcome(outcome)
         if not log.isEnabledFor(logging.INFO):
             return
         line = {

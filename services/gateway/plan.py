@@ -30,7 +30,7 @@ class Plan:
         return combine(scores, weights, self.missing, clip_at_zero=self.clip_at_zero)
 
 
-def admit(
+def plan_request(
     request: ScoreRequest,
     known: Collection[str],
     ensembles: Mapping[str, EnsembleSettings],

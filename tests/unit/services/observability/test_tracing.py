@@ -21,14 +21,14 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from services import tracing
 from services.backends import Loaded, LocalBackend, Readiness, ScorerSpec, Staged
 from services.cluster.replica import Replica
-from services.gateway import access, app, auth
+from services.gateway import app, auth
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 from services.gateway.rpc import RpcServer
 from services.gateway.store import MemoryStore
+from services.observability import access_log, tracing
 from services.scorers.base import Scorer
 from services.scorers.ber import BerSettings
 from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
@@ -105,13 +105,11 @@ class Replicas:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        self.told.append(traceparent)
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        self.told.append(tracing.current().traceparent)
         if self.plan:
             raise self.plan.pop(0)
-        return await self.replica.score(staged.items, indexes, timeout_s, traceparent)
+        return await self.replica.score(staged.items, indexes, timeout_s)
 
     async def loaded(self) -> Mapping[str, Loaded]:
         return {"number": self.replica.loaded}
@@ -129,7 +127,7 @@ def free_port() -> int:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that answers is waited for, however busy the machine."""
-    monkeypatch.setattr(tracing, "STOP_S", 60.0)
+    monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture
@@ -147,8 +145,8 @@ def collector() -> Iterator[Collector]:
 async def http(backend: Any, guarded: bool = False, keeps: int = 0) -> AsyncIterator[httpx.AsyncClient]:
     gateway = Gateway(backend, {}, LimitSettings(), ServerSettings(), store=MemoryStore(2**20, keeps))
     tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
-    transport = httpx.ASGITransport(app.build(gateway, gatekeeper))
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
+    transport = httpx.ASGITransport(app.build(gateway, authenticator))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
     gateway.close()
@@ -249,9 +247,9 @@ async def test_a_run_that_raises_is_marked_and_so_is_the_scorer(collector: Colle
 
 async def test_a_call_that_is_over_is_in_no_later_batch(collector: Collector) -> None:
     backend, items = Replicas(), (ScoreItem(np.zeros((2, 2, 3), np.uint8)),)
-    await backend.replica.score(items, [0], 10.0, SAMPLED)
-    await backend.replica.score(items, [0], 10.0, UNSAMPLED)
-    await backend.replica.score(items, [0], 10.0)
+    for traceparent in (SAMPLED, UNSAMPLED, None):
+        with tracing.use_span(tracing.Span(traceparent)):
+            await backend.replica.score(items, [0], 10.0)
     tracing.stop()
     assert backend.scorer.seen == [1, 1, 1]
     assert len(collector.named("batch number")) == len(collector.named("replica number")) == 1
@@ -414,16 +412,16 @@ async def test_a_caller_that_leaves_between_parts_ends_the_span(collector: Colle
 
 async def test_the_access_log_names_the_trace(collector: Collector, tmp_path: Path) -> None:
     file = tmp_path / "access.jsonl"
-    access.open_log(file)
+    access_log.open_log(file)
     try:
         async with http(Replicas()) as client:
             await post(client, body(1), SAMPLED)
             await client.get("/healthz")
     finally:
-        for handler in access.log.handlers:
+        for handler in access_log.log.handlers:
             handler.close()
-        access.log.handlers = []
-        access.log.setLevel(logging.CRITICAL)
+        access_log.log.handlers = []
+        access_log.log.setLevel(logging.CRITICAL)
     traced, untraced = file.read_text().splitlines()
     assert f'"trace_id": "{TRACE}"' in traced
     assert "trace_id" not in untraced
@@ -434,8 +432,8 @@ async def rpc(backend: Any, guarded: bool = False) -> AsyncIterator[Callable[[st
     """A gRPC face; methods by name, bytes to bytes."""
     gateway = Gateway(backend, {}, LimitSettings(), ServerSettings(), store=MemoryStore(2**20, 0))
     tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
-    server = RpcServer(gateway, 2**20, gatekeeper)
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
+    server = RpcServer(gateway, 2**20, authenticator)
     port = await server.start("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
 
@@ -494,10 +492,10 @@ async def test_each_request_of_a_stream_is_a_part_of_its_call(collector: Collect
 
 async def test_a_collector_that_answers_nothing_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first post is held while all requests are answered; then no more arrive than the bounded queue kept."""
-    monkeypatch.setattr(tracing, "EXPORT_S", 60.0)
-    monkeypatch.setattr(tracing, "PERIOD_S", 0.01)
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(tracing, "EXPORT_PERIOD_S", 0.01)
     monkeypatch.setattr(tracing, "QUEUED_SPANS", 32)
-    monkeypatch.setattr(tracing, "SENT_AT_ONCE", 16)
+    monkeypatch.setattr(tracing, "EXPORT_BATCH", 16)
     with collecting() as collector:
         collector.answering.clear()
         tracing.start(TracingSettings(endpoint=collector.url), "a-test")
@@ -513,22 +511,22 @@ async def test_a_collector_that_answers_nothing_delays_no_request(monkeypatch: p
 
 
 async def test_stopping_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "STOP_S", 0.2)
-    monkeypatch.setattr(tracing, "EXPORT_S", 20.0)
+    monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 20.0)
     with collecting() as collector:
         collector.answering.clear()
         tracing.start(TracingSettings(endpoint=collector.url), "a-test")
-        tracing.request("one", {}).end()
+        tracing.request_span("one", {}).end()
         tracing.stop()
         sending = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
         assert sending, "it still waits, and nobody for it"
         assert collector.spans == []
-        assert not tracing.on()
+        assert not tracing.enabled()
     sending[0].join()
 
 
 async def test_a_collector_that_is_not_there_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "STOP_S", 0.1)
+    monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 0.1)
     tracing.start(TracingSettings(endpoint=f"http://127.0.0.1:{free_port()}"), "a-test")
     async with http(Replicas()) as client:
         answers = [await post(client, body(i)) for i in range(5)]
@@ -540,7 +538,7 @@ async def test_headers_of_the_collector_come_from_the_environment(monkeypatch: p
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{TOKEN}")
     with collecting() as collector:
         tracing.start(TracingSettings(endpoint=f"{collector.url}/"), "a-test")
-        tracing.request("one", {}).end()
+        tracing.request_span("one", {}).end()
         tracing.stop()
     assert collector.headers[0]["authorization"] == f"Bearer {TOKEN}"
     assert collector.one("one").parent == ""
@@ -560,7 +558,7 @@ async def test_the_client_sends_its_callers_span_from_every_chunk(collector: Col
                 client.score(request)
             client.score(request)
 
-    async with serving(Ports("127.0.0.1", port, rpc_port), app.build(gateway), gateway, auth.Gatekeeper()):
+    async with serving(Ports("127.0.0.1", port, rpc_port), app.build(gateway), gateway, auth.Authenticator()):
         await asyncio.to_thread(ask)
     gateway.close()
     tracing.stop()
@@ -570,10 +568,11 @@ async def test_the_client_sends_its_callers_span_from_every_chunk(collector: Col
     assert {one.trace == TRACE for one in roots if one.parent} == {True}
 
 
+@pytest.mark.slow
 def test_off_no_sdk_is_imported_and_nothing_is_told() -> None:
     program = """
 import asyncio, sys
-from tests.unit.services.test_tracing import SAMPLED, Replicas, body, http, post
+from tests.unit.services.observability.test_tracing import SAMPLED, Replicas, body, http, post
 for name in [name for name in sys.modules if name.startswith(("tests.collector", "opentelemetry.proto"))]:
     del sys.modules[name]
 
@@ -588,7 +587,7 @@ async def main():
 asyncio.run(main())
 sys.exit(([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exp"))] or 0))
 """
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     run = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 

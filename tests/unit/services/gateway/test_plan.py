@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.admit import admit
+from services.gateway.plan import plan_request
 from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import (
     Concept,
@@ -30,7 +30,7 @@ ITEM = ScoreItem(prompt="hello")
 
 
 def plan(request: ScoreRequest) -> Any:
-    return admit(request, ("a", "b", "face"), ENSEMBLES, LIMITS, max_timeout_ms=1000)
+    return plan_request(request, ("a", "b", "face"), ENSEMBLES, LIMITS, max_timeout_ms=1000)
 
 
 def test_scorers_per_item_named_first_then_weighted() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.health import BASELINE, Sums, groups_of, health_of, sums_of
+from services.observability.reward_health import BASELINE, Sums, groups_of, health_of, sums_of
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 
 LOW, HIGH = -1.0, 3.0

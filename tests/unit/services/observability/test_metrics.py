@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 WORK = """
 import os, signal, sys
-from services.gateway import metrics
+from services.observability import metrics
 from synod.contracts import Score, ScoreFailure
 metrics.ITEMS.inc({items})
 metrics.BATCH_ITEMS.labels("a").observe(3)
@@ -24,7 +26,7 @@ metrics.count_rewards("a", [Score(-0.5), Score(0.5 * {items} - 1), ScoreFailure(
 print("counted", flush=True)
 sys.stdin.readline()
 """
-SCRAPE = "from services.gateway import metrics; print(metrics.render({'a': (-1.0, 1.0)}).decode())"
+SCRAPE = "from services.observability import metrics; print(metrics.render({'a': (-1.0, 1.0)}).decode())"
 
 
 def start(folder: Path, code: str) -> subprocess.Popen[str]:

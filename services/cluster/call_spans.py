@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from services import tracing
-from services.tracing import Span
+from services.observability import tracing
+from services.observability.tracing import Span
 from synod.contracts import ScoreItem
 
 
@@ -20,7 +20,7 @@ class _Call:
     wait: Span
 
 
-class Calls:
+class CallSpans:
     """The sampled calls under way. `cost` counts an item's images, `most` of which fill a batch.
 
     `call` belongs to the event loop, `running` to the thread of the batches.
@@ -31,9 +31,13 @@ class Calls:
         self._of_item: dict[int, _Call] = {}  # by the id of an item, which its call keeps alive
 
     @contextmanager
-    def call(self, items: Sequence[ScoreItem], traceparent: str) -> Iterator[None]:
-        """The time in which a call waits for the outcomes of `items`, objects of its own."""
-        with tracing.request(f"replica {self._scorer}", {"traceparent": traceparent}) as span:
+    def call(self, items: Sequence[ScoreItem]) -> Iterator[None]:
+        """Trace the call that waits for the outcomes of `items`, objects of its own, as a part of the current span."""
+        traceparent = tracing.current().traceparent
+        if traceparent is None or not tracing.enabled():
+            yield
+            return
+        with tracing.request_span(f"replica {self._scorer}", {"traceparent": traceparent}) as span:
             if not span.recorded:
                 yield
                 return

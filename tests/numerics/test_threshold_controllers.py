@@ -1,4 +1,4 @@
-"""The laws of the screening threshold in closed loop, against known figures, and what eq. 7 of Sync-R1 does as printed.
+"""Threshold controllers in closed loop, against known figures; and what eq. 7 of Sync-R1 does as printed.
 
 Previews score ~ N(m, s) and are drawn until 9 exceed T or 144 are drawn. The error of T against the true quantile,
 (T - (m + .6745 s))/s, is averaged over iterations 20 to 99. SYNOD_FULL=1 takes ten times the seeds.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.grpo.threshold import Law, Paper, Power, Quantile, Tracker
+from trainer.grpo.threshold import Paper, Power, Quantile, ThresholdController, ThresholdState
 
 FULL = bool(os.environ.get("SYNOD_FULL"))
 GROUP, CAP, ITERATIONS = 9, 144, 100
@@ -32,10 +32,12 @@ class Outcome:
     capped: float
 
 
-def run(law: Law, seed: int, *, mean: Level, sd: float = 0.1, jitter: float = 0.0) -> tuple[Outcome, list[float]]:
+def run(
+    controller: ThresholdController, seed: int, *, mean: Level, sd: float = 0.1, jitter: float = 0.0
+) -> tuple[Outcome, list[float]]:
     """One run of 100 iterations, and its thresholds. `jitter`: each prompt's own offset, in units of sd."""
     rng = np.random.default_rng(seed)
-    tracker: Tracker = law.begin()
+    tracker: ThresholdState = controller.initial_state()
     thresholds, errors, rates, previews, capped = [], [], [], [], []
     for k in range(ITERATIONS):
         scores = mean(k) + sd * (rng.standard_normal(CAP) + jitter * rng.standard_normal())
@@ -49,14 +51,18 @@ def run(law: Law, seed: int, *, mean: Level, sd: float = 0.1, jitter: float = 0.
             previews.append(drawn)
             capped.append(not full)
         thresholds.append(float(threshold))
-        tracker = law.update(tracker, scores[:drawn].tolist(), drawn, min(len(passing), GROUP), not full)
+        tracker = controller.update(tracker, scores[:drawn].tolist(), drawn, min(len(passing), GROUP), not full)
     squares = float(np.sqrt(np.mean(np.square(errors))))
     averages = [float(np.mean(values)) for values in (rates, previews, capped)]
     return Outcome(float(np.mean(errors)), squares, *averages), thresholds
 
 
-def average(law: Law, seeds: int, *, mean: Level, sd: float = 0.1, jitter: float = 0.0) -> Outcome:
-    outcomes = [run(law, seed, mean=mean, sd=sd, jitter=jitter)[0] for seed in range(10 * seeds if FULL else seeds)]
+def average(
+    controller: ThresholdController, seeds: int, *, mean: Level, sd: float = 0.1, jitter: float = 0.0
+) -> Outcome:
+    outcomes = [
+        run(controller, seed, mean=mean, sd=sd, jitter=jitter)[0] for seed in range(10 * seeds if FULL else seeds)
+    ]
     fields = np.mean([[o.bias, o.rms, o.pass_rate, o.previews, o.capped] for o in outcomes], axis=0)
     return Outcome(*fields.tolist())
 
@@ -73,9 +79,9 @@ def jump(k: int) -> float:
     return 0.5 + 0.1 * (k >= ITERATIONS // 2)
 
 
-# Errors of T in units of sigma. Where a law is fast to simulate the seeds are many enough for the stated tolerance.
+# Errors of T in units of sigma. The seeds are many enough for the stated tolerance.
 @pytest.mark.parametrize(
-    ("law", "setting", "rms"),
+    ("controller", "setting", "rms"),
     [
         (Quantile(start=0.5), {"mean": steady}, 0.09),
         (Quantile(), {"mean": steady}, 0.09),
@@ -95,8 +101,8 @@ def jump(k: int) -> float:
         (Paper(0.5, eps0=0), {"mean": drift}, 6.25),
     ],
 )
-def test_the_known_errors_of_each_law(law: Law, setting: dict[str, Any], rms: float) -> None:
-    assert average(law, 40, **setting).rms == pytest.approx(rms, abs=0.03)
+def test_the_known_errors_of_each_law(controller: ThresholdController, setting: dict[str, Any], rms: float) -> None:
+    assert average(controller, 40, **setting).rms == pytest.approx(rms, abs=0.03)
 
 
 def test_eq_7_as_printed_wanders_by_a_sigma_and_holds_no_pass_rate() -> None:
@@ -109,9 +115,9 @@ def test_eq_7_as_printed_wanders_by_a_sigma_and_holds_no_pass_rate() -> None:
     assert outcome.capped == pytest.approx(0.20, abs=0.04)
 
 
-@pytest.mark.parametrize("law", [Quantile(), Power(0.5)])
-def test_the_corrected_laws_hold_the_target_without_the_cap(law: Law) -> None:
-    outcome = average(law, 40, mean=steady)
+@pytest.mark.parametrize("controller", [Quantile(), Power(0.5)])
+def test_the_corrected_laws_hold_the_target_without_the_cap(controller: ThresholdController) -> None:
+    outcome = average(controller, 40, mean=steady)
     assert outcome.pass_rate == pytest.approx(0.25, abs=0.015)
     assert outcome.previews == pytest.approx(36, abs=2.5)
     assert outcome.capped < 0.005
@@ -131,17 +137,17 @@ def test_the_linearised_error_of_eq_7_grows_and_that_of_its_repair_shrinks() -> 
     """dT'/dT at the fixed point by finite differences, with the pass rate in expectation: 1 -+ mu f(T) T ln T."""
     score, n = NormalDist(0.5, 0.1), 20_000
     target, width = score.inv_cdf(0.75), 0.01
-    scores = [0.5] * n  # these laws read their number only
+    scores = [0.5] * n  # these controllers read their number only
 
-    def step(law: Law, threshold: float) -> float:
+    def step(controller: ThresholdController, threshold: float) -> float:
         passed = round((1 - score.cdf(threshold)) * n)
-        after = law.update(Tracker(threshold), scores, n, passed, False).threshold
+        after = controller.update(ThresholdState(threshold), scores, n, passed, False).threshold
         assert after is not None
         return after
 
     curvature = 0.12 * score.pdf(target) * target * np.log(target)
-    for law, factor in ((Paper(0.5, eps0=0), 1 - curvature), (Power(0.5), 1 + curvature)):
-        slope = (step(law, target + width) - step(law, target - width)) / (2 * width)
+    for controller, factor in ((Paper(0.5, eps0=0), 1 - curvature), (Power(0.5), 1 + curvature)):
+        slope = (step(controller, target + width) - step(controller, target - width)) / (2 * width)
         assert slope == pytest.approx(factor, abs=2e-3)
     assert 1 - curvature == pytest.approx(1.123, abs=5e-4)
 
@@ -158,5 +164,5 @@ def test_counting_passes_until_the_group_is_full_overestimates_the_pass_rate() -
     assert np.mean((passed - 1) / (drawn - 1)) == pytest.approx(0.248, abs=0.003)
 
     scores = [0.0] * 36
-    after = Power(0.5).update(Tracker(0.5), scores, 36, 9, False).threshold
+    after = Power(0.5).update(ThresholdState(0.5), scores, 36, 9, False).threshold
     assert after == pytest.approx(0.5 ** (1 - 0.12 * (8 / 35 - 0.25)), abs=1e-12)

@@ -1,4 +1,4 @@
-"""The golden watch over a real queue, with a clock that the test sets: busy is healthy, wedged and drifted are not."""
+"""GoldenProbe over a real queue, with a clock set by the test: busy is healthy; stuck or drifted is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from services import golden
 from services.batching import Batcher
-from services.cluster.watch import Patience, Watch
+from services.cluster.golden_probe import GoldenProbe, ProbeTimeouts
 from services.golden import Golden
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec, run_batch
@@ -22,7 +22,7 @@ from services.settings import load
 from synod.contracts import ImageInput, Outcome, Score, ScoreItem
 
 ROOT = Path(__file__).parents[4]
-PATIENCE = Patience(period_s=60, probe_s=30, batch_s=600)
+TIMEOUTS = ProbeTimeouts(period_s=60, probe_s=30, batch_s=600)
 GOLDEN = (Golden(ScoreItem(prompt="0.5"), {"number": 0.5}), Golden(ScoreItem(prompt="0.25"), {"number": 0.25}))
 
 
@@ -46,7 +46,7 @@ class Number:
 
 
 class Subject:
-    """A watch over the batcher of a Number."""
+    """A probe over the batcher of a Number."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -54,7 +54,7 @@ class Subject:
         self.probed: list[Sequence[ScoreItem]] = []
         self.lost = False
         self.batcher = Batcher(self.run, max_images=4, wait_s=0.0, max_queued=16)
-        self.watch = Watch("number", GOLDEN, 1e-3, self.probe, PATIENCE, now_s=lambda: self.now_s)
+        self.golden_probe = GoldenProbe("number", GOLDEN, 1e-3, self.probe, TIMEOUTS, now_s=lambda: self.now_s)
 
     async def probe(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         self.probed.append(items)
@@ -63,11 +63,11 @@ class Subject:
         return await self.batcher.score(items, first=True)
 
     def run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        with self.watch.running(items):
+        with self.golden_probe.running(items):
             return run_batch(self.scorer, items)
 
     def check(self) -> None:
-        self.watch.check(idle=self.batcher.held == 0)
+        self.golden_probe.check(idle=self.batcher.held == 0)
 
     async def pulse(self, now_s: float) -> None:
         """The time comes, Serve asks, and what can be answered is."""
@@ -82,7 +82,7 @@ class Subject:
         await until(lambda: len(self.scorer.batches) >= batches)
 
     async def answered(self) -> None:
-        await until(lambda: self.watch._probe is None)
+        await until(lambda: self.golden_probe._probe is None)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -174,7 +174,7 @@ async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject
     release = threading.Event()
     subject.scorer.score = lambda items: [release.wait(30)] and [Score(0.0)] * len(items)  # type: ignore[method-assign]
     await subject.pulse(60)
-    await until(lambda: subject.watch._runs == "probe")
+    await until(lambda: subject.golden_probe._runs == "probe")
     await subject.pulse(90)
     with pytest.raises(RuntimeError, match="nothing else to do"):
         await subject.pulse(91)
@@ -203,9 +203,9 @@ async def test_a_probe_of_several_batches_does_not_pass_itself_by(subject: Subje
     await subject.pulse(60)
     first, second = subject.probed[0]
     for one in (first, second):
-        with subject.watch.running([one]):
+        with subject.golden_probe.running([one]):
             pass
-    with subject.watch.running([first, ScoreItem(prompt="0.125")]):
+    with subject.golden_probe.running([first, ScoreItem(prompt="0.125")]):
         await subject.pulse(200)
 
 
@@ -227,7 +227,7 @@ async def test_without_golden_items_nothing_is_probed() -> None:
         probed.append(items)
         return []
 
-    Watch("number", (), 1e-3, score, PATIENCE, now_s=lambda: 1e9).check(idle=True)
+    GoldenProbe("number", (), 1e-3, score, TIMEOUTS, now_s=lambda: 1e9).check(idle=True)
     assert probed == []
 
 
@@ -267,7 +267,7 @@ def test_the_embedded_golden_items_tell_rgb_from_bgr(name: str) -> None:
 
 
 async def test_swapped_channels_while_serving_are_seen_by_the_next_probe() -> None:
-    """The same in the watch: a scorer whose values depend on colour, and channels that change under way."""
+    """The same while serving: a scorer whose values depend on colour, and channels that change under way."""
 
     class Red:
         spec = ScorerSpec("red", ("image",), 0.0, 1.0, "a test", "a test")
@@ -281,14 +281,14 @@ async def test_swapped_channels_while_serving_are_seen_by_the_next_probe() -> No
     batcher = Batcher(lambda items: run_batch(scorers[-1], items), max_images=4, wait_s=0.0, max_queued=16)
     clock = [0.0]
     items = (Golden(ScoreItem(image), {"red": 1.0}),)
-    watch = Watch("red", items, 1e-3, partial(batcher.score, first=True), PATIENCE, now_s=lambda: clock[0])
+    golden_probe = GoldenProbe("red", items, 1e-3, partial(batcher.score, first=True), TIMEOUTS, now_s=lambda: clock[0])
     for clock[0] in (60.0, 61.0):
-        watch.check(idle=True)
-        await until(lambda: watch._probe is None)
+        golden_probe.check(idle=True)
+        await until(lambda: golden_probe._probe is None)
     scorers.pop()
     clock[0] = 121.0
-    watch.check(idle=True)
-    await until(lambda: watch._probe is None)
+    golden_probe.check(idle=True)
+    await until(lambda: golden_probe._probe is None)
     with pytest.raises(RuntimeError, match="golden item 0 scored 0; recorded is 1"):
-        watch.check(idle=True)
+        golden_probe.check(idle=True)
     await batcher.close()

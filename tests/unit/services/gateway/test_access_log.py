@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.gateway import access, app, auth
-from services.gateway.auth import Gatekeeper
+from services.gateway import app, auth
+from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
+from services.observability import access_log
 from services.settings import AuthSettings, CompatSettings
 from synod.codec import CODECS
 from synod.contracts import ScoreItem, ScoreRequest
@@ -27,12 +28,12 @@ Lines = Callable[[], list[dict[str, Any]]]
 def lines(tmp_path: Path) -> Iterator[Lines]:
     """The log is open, and can be read."""
     file = tmp_path / "access.jsonl"
-    access.open_log(file)
+    access_log.open_log(file)
     yield lambda: [json.loads(line) for line in file.read_text().splitlines()]
-    for handler in access.log.handlers:
+    for handler in access_log.log.handlers:
         handler.close()
-    access.log.handlers = []
-    access.log.setLevel(logging.CRITICAL)
+    access_log.log.handlers = []
+    access_log.log.setLevel(logging.CRITICAL)
 
 
 def body(**fields: Any) -> bytes:
@@ -42,8 +43,8 @@ def body(**fields: Any) -> bytes:
     return JSON.encode_request(ScoreRequest((item, item), **fields))
 
 
-def post(gateway: Gateway, sent: bytes, gatekeeper: Gatekeeper | None = None, **headers: str) -> int:
-    with TestClient(app.build(gateway, gatekeeper)) as client:
+def post(gateway: Gateway, sent: bytes, authenticator: Authenticator | None = None, **headers: str) -> int:
+    with TestClient(app.build(gateway, authenticator)) as client:
         return client.post(
             "/v1/score", content=sent, headers={"content-type": "application/json", **headers}
         ).status_code
@@ -67,8 +68,8 @@ def test_a_line_tells_of_the_request(gateway: Gateway, lines: Lines) -> None:
 
 def test_the_callers_of_other_servers_endpoints_are_named(gateway: Gateway, lines: Lines) -> None:
     token = "trainer-token-0123456789"
-    gatekeeper = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{token}"\n'})
-    with TestClient(app.build(gateway, gatekeeper, compat=CompatSettings(unirl=True))) as client:
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{token}"\n'})
+    with TestClient(app.build(gateway, authenticator, compat=CompatSettings(unirl=True))) as client:
         assert client.get("/rewards", auth=("any", token)).status_code == 200
         assert client.get("/rewards", auth=("any", "wrong")).status_code == 401
     assert [(line["route"], line.get("caller")) for line in lines()] == [("/rewards", "run-7"), ("/rewards", None)]

@@ -1,4 +1,4 @@
-"""Where the token comes from, and that no message shows it."""
+"""The source of the token; messages do not show it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from synod.client import SynodClient
-from synod.client.token import find_token
+from synod.client.headers import find_token
 from synod.errors import SettingsError
 
 
-def test_the_argument_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+def test_token_precedence_is_argument_environment_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("from-file\n")
     environ = {"SYNOD_TOKEN": "from-environment", "SYNOD_TOKEN_FILE": str(path)}
@@ -23,7 +23,7 @@ def test_the_argument_wins_over_the_environment_and_that_over_the_file(tmp_path:
 
 
 @pytest.mark.parametrize("secret", ["two words", "line\nline", "ünïcode-secret", "tab\tsecret", ""])
-def test_what_no_header_carries_is_refused_unquoted(secret: str, tmp_path: Path) -> None:
+def test_invalid_token_error_does_not_quote_it(secret: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(secret)
     for given, environ, source in (
@@ -37,7 +37,7 @@ def test_what_no_header_carries_is_refused_unquoted(secret: str, tmp_path: Path)
         assert not secret or secret not in str(raised.value)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_token_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"lost: No such file or directory; give a file that the program can read$"):
         find_token(None, {"SYNOD_TOKEN_FILE": str(tmp_path / "lost")})
     (tmp_path / "odd").write_bytes(b"\xff\xfe")
@@ -45,7 +45,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         find_token(None, {"SYNOD_TOKEN_FILE": str(tmp_path / "odd")})
 
 
-def test_the_client_reads_the_environment_and_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_repr_hides_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNOD_TOKEN", "tops3cret")
     with SynodClient("http://service") as client:
         shown = repr(client) + str(vars(client)) + repr(client._flows)
