@@ -43,7 +43,8 @@ class Host:
         traceparent: str | None = None,
     ) -> list[Outcome]:
         """As `Replica.score`, by the scorer of that name."""
-        return await self._replicas[scorer].score(items, indexes, timeout_s, traceparent)
+        with tracing.use_span(tracing.Span(traceparent)):
+            return await self._replicas[scorer].score(items, indexes, timeout_s)
 
     async def loaded(self) -> dict[str, Loaded]:
         """Per scorer, what loading it found."""

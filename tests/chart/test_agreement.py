@@ -89,7 +89,7 @@ def test_the_service_reads_what_is_rendered_and_its_pods_hold_it(
     params = [group["rayStartParams"] for group in groups.values() for _ in range(group["replicas"])]
     cpus = sum(float(one["num-cpus"]) for one in params)
     check_capacity(Demand.of(loaded), cpus, [int(one.get("num-gpus", 0)) for one in params])
-    caller = auth.load(loaded.auth).caller(f"Bearer {of(objects, 'Secret')['stringData']['token']}", "metrics")
+    caller = auth.load(loaded.auth).authenticate(f"Bearer {of(objects, 'Secret')['stringData']['token']}", "metrics")
     assert caller.name == "release"
 
 

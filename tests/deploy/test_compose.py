@@ -182,7 +182,7 @@ def test_the_tokens_of_the_compose_files_head_open_the_service(secrets: Path) ->
     _, environment = read_for("trainer", secrets)
     token = find_token(None, environment)
     authenticator = auth.load(AuthSettings(tokens_file=str(secrets / "secrets/tokens.toml")))
-    assert authenticator.caller(f"Bearer {token}", "metrics").name == "compose"
+    assert authenticator.authenticate(f"Bearer {token}", "metrics").name == "compose"
 
 
 def test_the_trainers_settings_load_and_it_says_that_the_service_is_away(secrets: Path) -> None:

@@ -15,6 +15,7 @@ FILE = Path(gpu_scorers.__file__)
 MILLION = 10**6
 
 
+@pytest.mark.slow
 def test_it_stands_alone_and_writes_what_it_measured(tmp_path: Path) -> None:
     """From an empty folder, without the project on the path."""
     out = tmp_path / "out.json"
@@ -39,6 +40,7 @@ def test_it_stands_alone_and_writes_what_it_measured(tmp_path: Path) -> None:
         assert case["peak_bytes"] is None, "no allocator tells it on a CPU"
 
 
+@pytest.mark.slow
 def test_scorers_run_through_the_services_own_settings(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     options = ["--quick", "--tiny", "--device", "cpu", "--models", "--scorers", "tier", "ber", "der", "fer"]

@@ -45,6 +45,7 @@ def test_random_states_are_finite_and_the_same_each_time() -> None:
     assert 0.1 < first["0.weight"].float().std() < 0.8
 
 
+@pytest.mark.slow
 def test_a_run_writes_each_scorer_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     line = ["--tiny", "--quick", "--only", "der", "--dir", str(tmp_path), "--out", str(out)]

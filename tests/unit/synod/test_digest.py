@@ -16,6 +16,7 @@ from synod.errors import BadImage
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("b2sum") is None, reason="coreutils' b2sum is the second implementation")
 @pytest.mark.parametrize(
     ("image", "hashed"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -27,6 +29,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_block_that_was_freed_is_not_mapped_again() -> None:
     assert faults("kept") < 100
     assert faults("usual") > 200  # 8 x 16,384; 8 x 32 where the system gives huge pages
