@@ -45,7 +45,7 @@ from skimage import data
 from benchmarks import real_models
 from benchmarks.machine import command, machine
 from services import settings
-from services.models.ledger import Held, noting
+from services.models.module_stats import ParameterStats, record_modules
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
 from services.settings_types import ScorerSettings
@@ -140,12 +140,12 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     empty = _memory()
     began_s = time.perf_counter()
-    with noting() as modules:
+    with record_modules() as modules:
         scorer = registry.build(name, one)
     load_s = time.perf_counter() - began_s
     loaded = _memory()
     peak = loaded["VmHWM"] - empty["VmRSS"]
-    held = Held.by(modules)
+    held = ParameterStats.of(modules)
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for module in modules for p in module.parameters()),
         "weight_bytes": stored,
