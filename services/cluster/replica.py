@@ -18,8 +18,8 @@ from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTi
 from services.cluster.warmup import warm_up
 from services.models.ledger import Held, noting
 from services.observability import metrics
-from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]
