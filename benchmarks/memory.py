@@ -82,10 +82,8 @@ def _status(name: str) -> int:
 def measure(name: str, images: int, side: int) -> dict[str, Any]:
     """The case in this process. Raises RuntimeError when an item fails for another reason than having no face."""
     import torch
-    from pydantic import TypeAdapter
 
     from services.backends import LocalBackend
-    from services.scorer_settings import ScorerSettings
     from services.scorers import registry
 
     torch.set_num_threads(1)
@@ -94,7 +92,7 @@ def measure(name: str, images: int, side: int) -> dict[str, Any]:
         if case.get("detector", {}).get("family") == "mask2former":
             case["detector"] = {"family": "mask2former", "model": folder}
             _save_mask2former(Path(folder))
-        settings: Any = TypeAdapter(ScorerSettings).validate_python(case)
+        settings: Any = registry.SETTINGS.validate_python(case)
         backend = LocalBackend({name: registry.build(name, settings)})
 
     async def run(items: Sequence[ScoreItem]) -> list[Outcome]:

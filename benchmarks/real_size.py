@@ -40,16 +40,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from skimage import data
 
 from benchmarks import real_models
 from benchmarks.machine import command, machine
 from services import settings
 from services.models.ledger import Held, noting
-from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreItem
 
 ROOT: Final = Path(__file__).parents[1]
@@ -127,8 +126,7 @@ def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = 
     for where, source in places.items():
         *outer, last = where.split(".")
         (tree[outer[0]] if outer else tree)[last] = source
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return adapter.validate_python(tree)
+    return registry.SETTINGS.validate_python(tree)
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:

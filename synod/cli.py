@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def score(options: argparse.Namespace) -> int:
     """Score images: a row each on the screen, or a line each in a log that the next run goes on with."""
-    found = sources(options.inputs, options.prompt, options.references, options.source_prompt, show.say)
+    found = sources(options.inputs, options.prompt, options.references, options.source_prompt, show.notify)
     asked = ScoreRequest((), tuple(dict.fromkeys(options.scorers)), options.ensemble)
     if not asked.scorers and asked.ensemble is None:
         raise Usage("nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble")
@@ -99,8 +99,8 @@ def score(options: argparse.Namespace) -> int:
         raise Usage("--json and --out: give one of them; the log is JSON, details included")
     with SynodClient(options.url, timeout_s=options.timeout) as client:
         if options.out is not None:
-            return commands.score_into(client, found, asked, options.out)
-        return commands.score_shown(client, found, asked, as_json=options.json)
+            return commands.score_to_log(client, found, asked, options.out)
+        return commands.score_to_screen(client, found, asked, as_json=options.json)
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -131,7 +131,7 @@ def scorers(options: argparse.Namespace) -> int:
     rows = [
         [str(one["name"]), ", ".join(one.get("needs", ())), _range(one), str(one.get("summary", ""))] for one in served
     ]
-    show.table(["SCORER", "NEEDS", "RANGE", "WHAT IT MEASURES"], rows)
+    show.print_table(["SCORER", "NEEDS", "RANGE", "WHAT IT MEASURES"], rows)
     return 0
 
 

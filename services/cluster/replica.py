@@ -17,9 +17,9 @@ from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
 from services.cluster.warmup import warm_up
 from services.models.ledger import Held, noting
-from services.observability import metrics, tracing
-from services.scorer_settings import ScorerSettings
+from services.observability import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]
@@ -64,19 +64,14 @@ class Replica:
         self._call_spans = CallSpans(name, partial(batch_cost, self._scorer.spec), serving.max_batch_images)
         self._golden_probe = GoldenProbe(name, items, settings.golden_tolerance, probe, timeouts, drift)
 
-    async def score(
-        self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        """One outcome per index into `items`, as `Batcher.score` gives them, traced as a part of the span that
-        `traceparent` names. Raises Overloaded and Unavailable."""
+    async def score(self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        """Return one outcome per index into `items`, as `Batcher.score` does. Raises Overloaded and Unavailable."""
         held = metrics.HELD_IMAGES.labels(self._name)
         chosen = [items[i] for i in indexes]
         cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)
         held.inc(cost)
         try:
-            if traceparent is None or not tracing.enabled():
-                return await self._batcher.score(chosen, timeout_s)
-            with self._call_spans.call(chosen, traceparent):
+            with self._call_spans.call(chosen):
                 return await self._batcher.score(chosen, timeout_s)
         finally:
             held.dec(cost)

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from services.models.ledger import note, noting
-from services.scorer_settings import DType, ServingSettings
+from services.settings_types import DType, ServingSettings
 
 T = TypeVar("T")
 

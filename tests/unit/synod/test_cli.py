@@ -1,4 +1,4 @@
-"""The command: what it prints, what it sends, and how it ends."""
+"""The command: its output, its requests and its exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class FakeClient:
-    """Scores 1/4 times the item's place; 'fer' fails; 'none' is unknown."""
+    """Score 1/4 of the item's index; 'fer' fails; 'none' is unknown."""
 
     sent: ScoreRequest
     url: str
@@ -112,7 +112,7 @@ def test_scorers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["score", "a.png", "--scorer", "none"], 1, "synod: no scorer 'none' here; this service serves ber, fer"),
         (["score", "lost.png", "--scorer", "ber"], 2, "synod: lost.png: No such file or directory; give a PNG"),
-        (["score", "empty", "--scorer", "ber"], 2, "synod: empty: no image in this folder; it holds none of .png"),
+        (["score", "empty", "--scorer", "ber"], 2, "synod: the folder empty holds no image; supported are .png"),
         (["score", "a.png"], 2, "synod: nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble"),
         (["score", "a.png", "--scorers", "ber", "--json", "--out", "x"], 2, "synod: --json and --out: give one"),
         (["replay", "lost.jsonl"], 2, "synod: lost.jsonl: No such file or directory; give a log that"),
@@ -178,7 +178,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_default_options(arguments: list[str], defaults: dict[str, Any]) -> None:
-    """A default is part of the interface: scripts rest on it."""
+    """Defaults are part of the interface: scripts rely on them."""
     options = vars(cli._parser().parse_args(arguments))
     given = {"run", "inputs", "log", "config"}
     assert {name: value for name, value in options.items() if name not in given} == defaults
@@ -207,7 +207,7 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
 def test_model_commands_run_the_service_program(
     arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program is found beside the caller, and gets the settings' full path."""
+    """The program is found in the working directory and gets the settings' absolute path."""
     Path("services").mkdir()
     Path("services/__init__.py").touch()
     Path("services/__main__.py").touch()

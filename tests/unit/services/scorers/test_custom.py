@@ -16,9 +16,9 @@ from services import settings
 from services.backends import LocalBackend
 from services.models.ledger import Held, noting
 from services.origin import origin
-from services.scorer_settings import CustomSettings
 from services.scorers import registry
 from services.scorers.base import Need
+from services.scorers.custom import CustomSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 
