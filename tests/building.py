@@ -1,4 +1,4 @@
-"""A scorer of a table of settings, as a TOML would give it."""
+"""Build scorers from tables of settings."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ _SETTINGS: Final[TypeAdapter[ScorerSettings]] = TypeAdapter(ScorerSettings)
 
 
 def build(name: str = "it", /, **tree: Any) -> Scorer:
-    """The scorer `name` of [scorers.`name`] `tree`, with its models loaded."""
+    """Build the scorer with the settings `tree`, as in [scorers.`name`] of a TOML; its models are loaded."""
     return registry.build(name, _SETTINGS.validate_python(tree))
