@@ -81,11 +81,9 @@ def _status(name: str) -> int:
 def measure(name: str, images: int, side: int) -> dict[str, Any]:
     """Measure one case in this process. Raises RuntimeError if an item fails."""
     import torch
-    from pydantic import TypeAdapter
 
     from benchmarks import real_models
     from services.backends import LocalBackend
-    from services.scorer_settings import ScorerSettings
     from services.scorers import registry
 
     torch.set_num_threads(1)
@@ -94,7 +92,7 @@ def measure(name: str, images: int, side: int) -> dict[str, Any]:
         if case.get("detector", {}).get("family") == "mask2former":
             case["detector"] = {"family": "mask2former", "model": folder}
             real_models.mask2former(Path(folder), tiny=True)
-        settings: Any = TypeAdapter(ScorerSettings).validate_python(case)
+        settings: Any = registry.SETTINGS.validate_python(case)
         backend = LocalBackend({name: registry.build(name, settings)})
 
     async def run(items: Sequence[ScoreItem]) -> list[Outcome]:

@@ -39,16 +39,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from skimage import data
 
 from benchmarks import real_models
 from benchmarks.machine import command, machine
 from services import settings
-from services.models.ledger import Held, noting
-from services.scorer_settings import ScorerSettings
+from services.models.module_stats import ParameterStats, record_modules
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreItem
 
 ROOT: Final = Path(__file__).parents[1]
@@ -126,8 +125,7 @@ def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = 
     for where, source in places.items():
         *outer, last = where.split(".")
         (tree[outer[0]] if outer else tree)[last] = source
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return adapter.validate_python(tree)
+    return registry.SETTINGS.validate_python(tree)
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -141,12 +139,12 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     empty = _memory()
     began_s = time.perf_counter()
-    with noting() as modules:
+    with record_modules() as modules:
         scorer = registry.build(name, one)
     load_s = time.perf_counter() - began_s
     loaded = _memory()
     peak = loaded["VmHWM"] - empty["VmRSS"]
-    held = Held.by(modules)
+    held = ParameterStats.of(modules)
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for module in modules for p in module.parameters()),
         "weight_bytes": stored,

@@ -28,11 +28,11 @@ from benchmarks.machine import command, machine
 from services import settings
 from services.backends import LocalBackend
 from services.cluster.local import RewardService, free_port
-from services.models.images import crop, distinct
 from services.scorers import registry
 from services.scorers.base import ScorerSpec, run_batch
 from services.scorers.geneval.rules import THRESHOLD
-from services.scorers.image_text import plain
+from services.scorers.shared.image_text import to_plain_text
+from services.scorers.shared.images import crop, deduplicate
 from synod.client import SynodClient
 from synod.contracts import Outcome, Pixels, Score, ScoreItem, ScoreRequest
 from synod.images import ImageLimits, decode_item
@@ -53,7 +53,7 @@ def _tier(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
 
 
 def _ber(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
-    texts = sorted({plain(item.prompt or "", item.concept) for item in items})
+    texts = sorted({to_plain_text(item.prompt or "", item.concept) for item in items})
     images = [item.pixels() for item in items]
     return lambda: (scorer._model.text_features(texts), scorer._model.image_features(images))
 
@@ -88,7 +88,7 @@ def _geneval(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
 
 
 def _distinct(items: Sequence[ScoreItem]) -> Sequence[Pixels]:
-    return distinct([image for item in items for image in (item.pixels(), *item.reference_pixels())])[0]
+    return deduplicate([image for item in items for image in (item.pixels(), *item.reference_pixels())])[0]
 
 
 # Prepares, untimed, a direct call of each scorer's models.

@@ -129,7 +129,7 @@ def warm_models(options: argparse.Namespace) -> int:
     for model in warm.models(scorers):
         _say(f"{model.where}: {model.source}")
         found.append(warm.warm(model))
-    show.table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], map(warm.row, found))
+    show.print_table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], map(warm.row, found))
     failed = [one for one in found if one.error is not None]
     for one in failed:
         print(f"{one.model.where}: {one.error}", file=sys.stderr)
@@ -148,7 +148,7 @@ def verify_pairs(options: argparse.Namespace) -> int:
             verdicts += asyncio.run(verify.judge(registry.build(name, one), mine))
         else:
             print(f"{name}: no pair is for it")
-    show.table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(verify.row, verdicts))
+    show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(verify.row, verdicts))
     held = sum(one.holds for one in verdicts)
     print(f"{held} of {len(verdicts)} relations hold")
     return 0 if verdicts and held == len(verdicts) else 1

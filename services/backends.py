@@ -58,15 +58,11 @@ class ScorerBackend(Protocol):
         """Lay out `items` for `scorers` calls of `score`, so that all of them share one copy. Raises Overloaded."""
         ...
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         """One outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
 
         No item reaches the device after `timeout_s` from now. The answer comes then, or later with what had begun:
         whoever cannot wait leaves the call to itself, and cancels it some day.
-
-        `traceparent` (W3C) is the caller's span, None where nothing is traced.
 
         Raises Unavailable, ReplicaLost or Overloaded when the whole call came to nothing. Cancelling drops the work.
         """
@@ -125,9 +121,7 @@ class LocalBackend:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         return await self._batchers[scorer].score([staged.items[i] for i in indexes], timeout_s)
 
     async def readiness(self) -> Mapping[str, Readiness]:

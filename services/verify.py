@@ -91,7 +91,13 @@ async def judge(scorer: Scorer, pairs: Sequence[Pair], timeout_s: float = TIMEOU
 
 def row(one: Verdict) -> list[str]:
     """A line of the table: scorer, pair, both outcomes, and whether the relation holds."""
-    return [one.scorer, one.pair, show.cell(one.better), show.cell(one.worse), "holds" if one.holds else "BROKEN"]
+    return [
+        one.scorer,
+        one.pair,
+        show.format_outcome(one.better),
+        show.format_outcome(one.worse),
+        "holds" if one.holds else "BROKEN",
+    ]
 
 
 def _pair(node: Node, folder: Path) -> Pair:

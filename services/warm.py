@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from services.scorer_settings import Node, ScorerSettings, is_source
+from services.settings_types import Node, ScorerSettings, is_source
 
 CONFIGS_ONLY: Final = ("base", "processor", "tokenizer")  # settings that name files beside the weights
 

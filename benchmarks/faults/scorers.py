@@ -16,8 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 NUMBERS: Final = 2**24  # an image's number is its colour

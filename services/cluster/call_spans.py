@@ -31,8 +31,12 @@ class CallSpans:
         self._of_item: dict[int, _Call] = {}  # by the id of an item, which its call keeps alive
 
     @contextmanager
-    def call(self, items: Sequence[ScoreItem], traceparent: str) -> Iterator[None]:
-        """The time in which a call waits for the outcomes of `items`, objects of its own."""
+    def call(self, items: Sequence[ScoreItem]) -> Iterator[None]:
+        """Trace the call that waits for the outcomes of `items`, objects of its own, as a part of the current span."""
+        traceparent = tracing.current().traceparent
+        if traceparent is None or not tracing.enabled():
+            yield
+            return
         with tracing.request_span(f"replica {self._scorer}", {"traceparent": traceparent}) as span:
             if not span.recorded:
                 yield

@@ -16,10 +16,10 @@ from services.batching import Batcher
 from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
 from services.cluster.warmup import warm_up
-from services.models.ledger import Held, noting
-from services.observability import metrics, tracing
-from services.scorer_settings import ScorerSettings
+from services.models.module_stats import ParameterStats, record_modules
+from services.observability import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]
@@ -41,10 +41,10 @@ class Replica:
         began_s = time.monotonic()
         name = self._name = spec.name
         self._origin = spec.origin
-        with noting() as modules:
+        with record_modules() as modules:
             self._scorer = build(name, settings)
         loaded_s = time.monotonic()
-        held = Held.by(modules)
+        held = ParameterStats.of(modules)
         self.loaded = Loaded(loaded_s - began_s, held.parameter_bytes, held.device, held.dtype)
         if settings.serving.compile:
             warm_up(self._scorer, settings.serving.max_batch_images)
@@ -64,19 +64,14 @@ class Replica:
         self._call_spans = CallSpans(name, partial(batch_cost, self._scorer.spec), serving.max_batch_images)
         self._golden_probe = GoldenProbe(name, items, settings.golden_tolerance, probe, timeouts, drift)
 
-    async def score(
-        self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        """One outcome per index into `items`, as `Batcher.score` gives them, traced as a part of the span that
-        `traceparent` names. Raises Overloaded and Unavailable."""
+    async def score(self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        """Return one outcome per index into `items`, as `Batcher.score` does. Raises Overloaded and Unavailable."""
         held = metrics.HELD_IMAGES.labels(self._name)
         chosen = [items[i] for i in indexes]
         cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)
         held.inc(cost)
         try:
-            if traceparent is None or not tracing.enabled():
-                return await self._batcher.score(chosen, timeout_s)
-            with self._call_spans.call(chosen, traceparent):
+            with self._call_spans.call(chosen):
                 return await self._batcher.score(chosen, timeout_s)
         finally:
             held.dec(cost)

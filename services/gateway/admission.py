@@ -21,8 +21,8 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -154,16 +154,11 @@ class Ticket:
         self._lane = lane
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """The time under way, to be entered once."""
-        try:
-            self.queued_s = _now_s()
-            self._lane._enqueue(self)
-            await self._turn
-            yield
-        finally:
-            self.release()
+    async def turn(self) -> None:
+        """Wait for this ticket's turn, however long. Call it once; `release` must follow."""
+        self.queued_s = _now_s()
+        self._lane._enqueue(self)
+        await self._turn
 
     def go(self) -> None:
         """The lane's word that the turn has come."""

@@ -174,8 +174,8 @@ class Gateway:
     def close(self) -> None:
         """End the decoding threads, and the calls that are still under way."""
         self._context.decoder.close()
-        for call in self._context.under_way:
-            call.cancel()
+        for task in self._context.tasks:
+            task.cancel()
 
     async def _with_images(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
         """The items with what they name by digest put in its place. Raises UnknownImage with all that is missing."""

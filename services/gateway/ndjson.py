@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.boundary import OpenRequest
+from services.observability import tracing
 from synod.codec import JSON
 from synod.contracts import Part, RequestError
 from synod.errors import SynodError
@@ -48,7 +49,8 @@ class Ndjson(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outcome = "client_gone"
-        sending = asyncio.create_task(self._send(send))
+        with tracing.use_span(self._opened.span):
+            sending = asyncio.create_task(self._send(send))
         left = asyncio.create_task(gone(self._http))
         try:
             await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)

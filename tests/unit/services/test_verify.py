@@ -11,17 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
 
 from services import settings, verify
 from services.__main__ import main
-from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec, score_batch
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from synod.images import encode_png
-from tests.unit.services.scorers.test_registry import TREES
+from tests.building import example
 
 ROOT = Path(__file__).parents[3]
 SERVICE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
@@ -201,10 +199,9 @@ class Content:
 
 @SHIPPED
 def test_the_shipped_pairs_give_each_scorer_what_it_needs(path: Path) -> None:
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     for pair in verify.load(path):
         for kind in pair.scorers:
-            scorer = Content(registry.spec(kind, adapter.validate_json(TREES[kind])))
+            scorer = Content(registry.spec(kind, registry.SETTINGS.validate_python(example(kind))))
             assert score_batch(scorer, (pair.better, pair.worse)) == [Score(0.0)] * 2, pair.name
 
 
@@ -220,12 +217,6 @@ def test_the_shipped_pairs_have_names_of_their_own_and_straight_paths(path: Path
     assert path.stem != "photographs" or here == files, "every photograph that is shipped is asked about"
 
 
-def test_the_photographs_ask_every_kind_that_has_weights() -> None:
-    asked = {kind for pair in verify.load(ROOT / "deploy/pairs/photographs.jsonl") for kind in pair.scorers}
-    of_replies, of_a_judge = {"bleu", "recognition", "format", "reflection"}, {"judge", "dense_validity", "quality"}
-    assert asked == set(registry.KINDS) - of_replies - of_a_judge - {"jpeg", "custom"}
-
-
 @pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "rewards_2026", "sync_r1", "unirl_zero"])
 def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
     loaded = settings.load(ROOT / f"deploy/configs/{name}.toml", {})
@@ -238,11 +229,10 @@ def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
 async def test_the_relations_that_need_no_weights_of_ours_hold() -> None:
     """PSNR has none, and OCR's are in its package."""
     pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     shipped = verify.load(ROOT / "deploy/pairs/photographs.jsonl")
     for kind in ("psnr", "ocr"):
         mine = verify.pairs_for(kind, kind, shipped)
-        verdicts = await verify.judge(registry.build(kind, adapter.validate_json(TREES[kind])), mine)
+        verdicts = await verify.judge(registry.build(kind, registry.SETTINGS.validate_python(example(kind))), mine)
         assert verdicts
         assert [one for one in verdicts if not one.holds] == []
 

@@ -41,9 +41,7 @@ class SteeredBackend:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         self.calls.append((scorer, tuple(indexes)))
         steps = self.plan.get(scorer, [])
         step = steps.pop(0) if steps else mean

@@ -74,9 +74,7 @@ class HeldBackend(LocalBackend):
         self.gates: dict[str, asyncio.Event] = {}
         self.dropped: list[str] = []
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         try:
             if scorer in self.gates:
                 await self.gates[scorer].wait()

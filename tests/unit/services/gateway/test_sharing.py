@@ -13,8 +13,8 @@ import pytest
 from services.backends import LocalBackend
 from services.gateway import fanout
 from services.gateway.admission import Admission, Caller, Window
+from services.gateway.claims import score_keys
 from services.gateway.core import Gateway
-from services.gateway.keys import keys_of
 from services.gateway.store import Claim, MemoryStore
 from services.observability import metrics
 from services.scorers.base import ScorerSpec
@@ -74,7 +74,7 @@ class HeldBackend(LocalBackend):
             event.set()
 
     async def score(  # type: ignore[override]
-        self, scorer: str, staged: object, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
+        self, scorer: str, staged: object, indexes: Sequence[int], timeout_s: float
     ) -> list[Outcome]:
         self.called.append(scorer)
         try:
@@ -297,7 +297,7 @@ async def test_what_is_on_the_device_at_the_deadline_is_kept_and_what_waits_is_d
     assert await service.values(item(1)) == [1]
     assert (service.a.measured, service.a.batches) == ([1], 1)
     assert idle(service)
-    assert not service.gateway._context.under_way
+    assert not service.gateway._context.tasks
     assert await service.values(item(2)) == [2]
 
 
@@ -307,7 +307,7 @@ async def test_work_past_its_deadline_is_given_up_in_the_end(
     monkeypatch.setattr(fanout, "FINISH_S", 0.01)
     service.a.device.clear()
     await late(service, 1)
-    await until(lambda: idle(service) and not service.gateway._context.under_way)
+    await until(lambda: idle(service) and not service.gateway._context.tasks)
     service.a.device.set()
     assert await service.values(item(1)) == [1]
     assert service.a.measured == [1, 1]
@@ -316,9 +316,9 @@ async def test_work_past_its_deadline_is_given_up_in_the_end(
 async def test_work_past_its_deadline_ends_with_its_gateway(service: RewardService) -> None:
     service.a.device.clear()
     await late(service, 1)
-    assert len(service.gateway._context.under_way) == 1
+    assert len(service.gateway._context.tasks) == 1
     service.gateway.close()
-    await until(lambda: idle(service) and not service.gateway._context.under_way)
+    await until(lambda: idle(service) and not service.gateway._context.tasks)
     service.a.device.set()
 
 
@@ -326,7 +326,7 @@ async def test_what_cannot_be_kept_ends_with_its_deadline(service: RewardService
     service.store.keeps_scores = False
     service.a.device.clear()
     await late(service, 1)
-    await until(lambda: idle(service) and not service.gateway._context.under_way)
+    await until(lambda: idle(service) and not service.gateway._context.tasks)
     service.a.device.set()
 
 
@@ -363,7 +363,7 @@ async def test_what_another_gave_up_is_measured_even_when_the_lane_is_full(servi
     """As when a gateway died: its claim ends, and who waited for it was admitted long ago."""
     origin = service.a.spec.origin
     assert origin is not None
-    key = keys_of(item(1), {"a": origin})["a"]
+    key = score_keys(item(1), {"a": origin})["a"]
     assert await service.store.claim([key], 60.0) == [Claim.OWNED]
     waits = service.start(item(1))
     service.backend.open["a"].clear()

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from services.models.judge import MAX_ANSWER_BYTES, Graded, Judge, Question, TrueFalse, Verdict, load
+from services.models.judge import MAX_ANSWER_BYTES, Judge, load
 from services.models.rate_limit import Budget, Pace, Usage
-from services.scorer_settings import JudgeLimits, JudgeSettings
+from services.models.settings import JudgeLimits
+from services.models.types import Graded, Question, TrueFalse, Verdict
+from services.scorers.judge import JudgeSettings
 from synod.errors import DeadlineExceeded, JudgeBudget, Overloaded, ScorerFailed, SettingsError, SynodError, Unavailable
 from synod.images import encode_png
 from synod.retry import RetryPolicy

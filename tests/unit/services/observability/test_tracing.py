@@ -29,9 +29,10 @@ from services.gateway.ports import Ports, serving
 from services.gateway.rpc import RpcServer
 from services.gateway.store import MemoryStore
 from services.observability import access_log, tracing
-from services.scorer_settings import BerSettings, ScorerSettings, ServingSettings
 from services.scorers.base import Scorer
+from services.scorers.ber import BerSettings
 from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.client import SynodClient
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import Origin, Outcome, RequestError, Score, ScoreFailure, ScoreItem, ScoreRequest
@@ -104,13 +105,11 @@ class Replicas:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        self.told.append(traceparent)
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        self.told.append(tracing.current().traceparent)
         if self.plan:
             raise self.plan.pop(0)
-        return await self.replica.score(staged.items, indexes, timeout_s, traceparent)
+        return await self.replica.score(staged.items, indexes, timeout_s)
 
     async def loaded(self) -> Mapping[str, Loaded]:
         return {"number": self.replica.loaded}
@@ -128,7 +127,7 @@ def free_port() -> int:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that answers is waited for, however busy the machine."""
-    monkeypatch.setattr(tracing, "STOP_S", 60.0)
+    monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture
@@ -248,9 +247,9 @@ async def test_a_run_that_raises_is_marked_and_so_is_the_scorer(collector: Colle
 
 async def test_a_call_that_is_over_is_in_no_later_batch(collector: Collector) -> None:
     backend, items = Replicas(), (ScoreItem(np.zeros((2, 2, 3), np.uint8)),)
-    await backend.replica.score(items, [0], 10.0, SAMPLED)
-    await backend.replica.score(items, [0], 10.0, UNSAMPLED)
-    await backend.replica.score(items, [0], 10.0)
+    for traceparent in (SAMPLED, UNSAMPLED, None):
+        with tracing.use_span(tracing.Span(traceparent)):
+            await backend.replica.score(items, [0], 10.0)
     tracing.stop()
     assert backend.scorer.seen == [1, 1, 1]
     assert len(collector.named("batch number")) == len(collector.named("replica number")) == 1
@@ -493,10 +492,10 @@ async def test_each_request_of_a_stream_is_a_part_of_its_call(collector: Collect
 
 async def test_a_collector_that_answers_nothing_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first post is held while all requests are answered; then no more arrive than the bounded queue kept."""
-    monkeypatch.setattr(tracing, "EXPORT_S", 60.0)
-    monkeypatch.setattr(tracing, "PERIOD_S", 0.01)
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(tracing, "EXPORT_PERIOD_S", 0.01)
     monkeypatch.setattr(tracing, "QUEUED_SPANS", 32)
-    monkeypatch.setattr(tracing, "SENT_AT_ONCE", 16)
+    monkeypatch.setattr(tracing, "EXPORT_BATCH", 16)
     with collecting() as collector:
         collector.answering.clear()
         tracing.start(TracingSettings(endpoint=collector.url), "a-test")
@@ -512,8 +511,8 @@ async def test_a_collector_that_answers_nothing_delays_no_request(monkeypatch: p
 
 
 async def test_stopping_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "STOP_S", 0.2)
-    monkeypatch.setattr(tracing, "EXPORT_S", 20.0)
+    monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 20.0)
     with collecting() as collector:
         collector.answering.clear()
         tracing.start(TracingSettings(endpoint=collector.url), "a-test")
@@ -527,7 +526,7 @@ async def test_stopping_does_not_wait_for_a_collector(monkeypatch: pytest.Monkey
 
 
 async def test_a_collector_that_is_not_there_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "STOP_S", 0.1)
+    monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 0.1)
     tracing.start(TracingSettings(endpoint=f"http://127.0.0.1:{free_port()}"), "a-test")
     async with http(Replicas()) as client:
         answers = [await post(client, body(i)) for i in range(5)]

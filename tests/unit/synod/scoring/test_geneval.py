@@ -1,4 +1,4 @@
-"""GenEval's and GenEval++'s lines, as they are published, become items."""
+"""Published lines of GenEval and GenEval++ become items."""
 
 from __future__ import annotations
 
