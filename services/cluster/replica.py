@@ -16,7 +16,7 @@ from services.batching import Batcher
 from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
 from services.cluster.warmup import warm_up
-from services.models.ledger import Held, noting
+from services.models.module_stats import ParameterStats, record_modules
 from services.observability import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings_types import ScorerSettings
@@ -41,10 +41,10 @@ class Replica:
         began_s = time.monotonic()
         name = self._name = spec.name
         self._origin = spec.origin
-        with noting() as modules:
+        with record_modules() as modules:
             self._scorer = build(name, settings)
         loaded_s = time.monotonic()
-        held = Held.by(modules)
+        held = ParameterStats.of(modules)
         self.loaded = Loaded(loaded_s - began_s, held.parameter_bytes, held.device, held.dtype)
         if settings.serving.compile:
             warm_up(self._scorer, settings.serving.max_batch_images)

@@ -58,7 +58,7 @@ def spec(name: str, settings: CustomSettings) -> ScorerSpec:
 
 def build(name: str, settings: CustomSettings) -> Custom:
     """Call `load(name, settings)`. SettingsError when it is not there or gives no scorer, else what it raises."""
-    from services.models.ledger import note
+    from services.models.module_stats import record
 
     module, _, function = settings.load.partition(":")
     told = f"scorer '{name}', load = '{settings.load}'"
@@ -73,7 +73,7 @@ def build(name: str, settings: CustomSettings) -> Custom:
     own = load(name, settings)
     if not callable(getattr(own, "score", None)):
         raise SettingsError(f"{told}: it gave {type(own).__name__}, which has no method score(items); return a scorer")
-    note(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
+    record(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
     return Custom(spec(name, settings), own)
 
 
