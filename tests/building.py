@@ -18,12 +18,12 @@ TEXTS: Final[Mapping[str, Any]] = {  # of settings that are neither a model sour
 
 
 def build(name: str = "it", /, **tree: Any) -> Scorer:
-    """The scorer `name` of [scorers.`name`] `tree`, with its models loaded."""
+    """Build the scorer with the settings `tree`, as in [scorers.`name`] of a TOML; its models are loaded."""
     return registry.build(name, registry.SETTINGS.validate_python(tree))
 
 
 def example(kind: str) -> dict[str, Any]:
-    """The smallest settings of a kind: what has no default, with the hub id "a/b" for every model."""
+    """Return the required settings of a kind, with the hub id "a/b" for every model."""
     return _example(registry.CLASSES[kind])
 
 
@@ -33,7 +33,7 @@ def _example(settings: type[BaseModel]) -> dict[str, Any]:
 
 
 def _value(annotation: Any) -> Any:
-    """A value of a type: the first of several literals or records."""
+    """Return a value of the type: the first of several literals or records."""
     if get_origin(annotation) is Annotated or (get_args(annotation) and get_origin(annotation) is not Literal):
         return _value(get_args(annotation)[0])
     if get_origin(annotation) is Literal:

@@ -1,4 +1,4 @@
-"""Two gateways of one service: stored images and scores survive either gateway, and their counters add up."""
+"""Two gateways of one service: images and scores survive either, and their counters add up."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def server(running: JudgeServer) -> JudgeServer:
     running.script.clear()
     running.asked.clear()
     running.headers.clear()
-    running.usage, running.gate, running.most_at_once = {"prompt_tokens": 90, "completion_tokens": 10}, None, 0
+    running.usage, running.gate, running.max_concurrent = {"prompt_tokens": 90, "completion_tokens": 10}, None, 0
     return running
 
 
@@ -237,7 +237,7 @@ def test_no_more_requests_at_once_than_allowed(server: JudgeServer) -> None:
     server.gate.set()
     thread.join(20)
     assert len(found) == 8
-    assert server.most_at_once == 3
+    assert server.max_concurrent == 3
 
 
 def test_a_spent_budget_asks_no_more(server: JudgeServer) -> None:
