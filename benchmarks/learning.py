@@ -36,7 +36,7 @@ from trainer.types import Pathway, Reward
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
-_AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}.*")
+_AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}*")
 
 
 class Permuted:

@@ -16,7 +16,7 @@ from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.compare import Evaluation, Row, right
 from trainer.data import Source, read_concepts, read_prompts
-from trainer.grids import load_grid, save_grid, write_whole
+from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rollout import Rewards, begin, reason, reward_items
 from trainer.settings import TrainerSettings
@@ -24,7 +24,6 @@ from trainer.types import Reward, Rollout, Task
 
 SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
-_COLUMNS: Final = 8
 
 
 def held_out(settings: TrainerSettings) -> list[Task]:
@@ -78,25 +77,27 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows as JSON, and the images beside it as a PNG of the same name; each whole or not at all."""
-    cells = [(row.prompt, image) for row, image in zip(evaluation.rows, evaluation.images, strict=False)]
-    if cells:
-        save_grid(path.with_suffix(".png"), [("", cells[i : i + _COLUMNS]) for i in range(0, len(cells), _COLUMNS)])
+    """Write the rows to `path` as JSON and the images to a directory of the same name."""
+    write_images(path.with_suffix(""), "image", evaluation.images)
     document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
     write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """What `save_evaluation` wrote. Raises FileNotFoundError without it, SettingsError for a file of another making."""
-    image = path.with_suffix(".png")
+    """Read the rows that `save_evaluation` wrote; the images stay in their files.
+
+    Raises FileNotFoundError, or SettingsError for a file that is not an evaluation.
+    """
     try:
         document = json.loads(path.read_text())
-        rows = tuple(Row(**row) for row in document["rows"])
-        drawn = load_grid(image) if image.exists() else []
-        return Evaluation(document["conditions"], rows, tuple(p for _, cells in drawn for _, p in cells))
+        return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
     except (ValueError, TypeError, KeyError) as error:
-        what = f"not an evaluation of this program ({error!r})"
-        raise SettingsError(f"{path} is {what}; remove it to evaluate again") from None
+        raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the image files of the evaluation at `path`; they belong to its first rows, in order."""
+    return sorted(path.with_suffix("").glob("image-*.png"))
 
 
 def draw(

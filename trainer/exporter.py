@@ -1,7 +1,7 @@
 """`python -m trainer.exporter RUN [--port N]`: the last step of a run as Prometheus gauges, beside the trainer.
 
-    synod_training_step                          the step last told of
-    synod_training_last_step_timestamp_seconds   when, in Unix time
+    synod_training_step                          the last step
+    synod_training_last_step_timestamp_seconds   when it was recorded, in Unix time
     synod_training_value{name}                   every number of that step, such as `reward_mean`, `seconds/update`
 
 What a step did not measure (null) has no series: a missing number is not a 0. Without a step there is nothing.
@@ -10,19 +10,18 @@ What a step did not measure (null) has no series: a missing number is not a 0. W
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from synod.exporter import Exporter, parser
-from trainer.metrics import METRICS
+from trainer.metrics import METRICS, scalars
 
 PORT: Final = 8002
 TAIL_BYTES: Final = 2**18  # far more than a line of metrics.jsonl
 HELP: Final = {
-    "synod_training_step": "The step last told of",
-    "synod_training_last_step_timestamp_seconds": "Unix time at which it was told",
+    "synod_training_step": "The last step",
+    "synod_training_last_step_timestamp_seconds": "Unix time at which it was recorded",
     "synod_training_value": "A number of that step",
 }
 
@@ -33,7 +32,7 @@ def exposition(run: Path) -> str:
     record = last_record(path)
     if record is None:
         return ""
-    values = [f'{{name="{name}"}} {value!r}' for name, value in numbers(record) if name != "step"]
+    values = [f'{{name="{name}"}} {value!r}' for name, value in scalars(record) if name != "step"]
     samples = {
         "synod_training_step": [f" {record['step']}"],
         "synod_training_last_step_timestamp_seconds": [f" {path.stat().st_mtime!r}"],
@@ -55,15 +54,6 @@ def last_record(path: Path) -> dict[str, Any] | None:
         return None
     whole = [line for line in lines[:-1] if line.startswith(b"{")]  # what follows the last newline is still written
     return dict(json.loads(whole[-1])) if whole else None
-
-
-def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every finite number in a tree, by its path; lists and strings are left out."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield prefix + key, value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import NonFinite
-from trainer.metrics import Metrics, steps_saved
+from trainer.metrics import Metrics, Sample, steps_saved
 from trainer.optim import Update, learning_rate
 from trainer.rollout import Group
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Reward
 
 Record = dict[str, Any]
-SHOWN = 8  # rejected previews in a step's image
+REJECTED_SHOWN = 8  # previews of each group
 
 
 def step_record(
@@ -70,22 +70,19 @@ def step_record(
     }
 
 
-def keep_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-    """Finished images with their rewards and answers, the previews they came from, and some that were rejected."""
+def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Record each group's finished images with rewards and answers, their previews and some rejected previews."""
     for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
         previews = group.previews
-        kept = set(previews.screened.indices)
-        rejected = [i for i in range(len(previews.rollouts)) if i not in kept][:SHOWN]
-        rows = [
-            ("finished", [(_told(r.value), p) for r, p in zip(found, group.images, strict=True)]),
-            ("previews", [(_told(previews.scores[i]), previews.images[i]) for i in previews.screened.indices]),
+        kept = previews.screened.indices
+        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
+        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
+        finished = [
+            Sample(image, reward.value, rollout.answer)
+            for image, reward, rollout in zip(group.images, found, group.rollouts, strict=True)
         ]
-        rows += [("rejected", [(_told(previews.scores[i]), previews.images[i]) for i in rejected])] if rejected else []
-        metrics.images(step, f"group{index}", rows)
-        answers = "\n".join(
-            f"{_told(r.value)}  {rollout.answer}" for r, rollout in zip(found, group.rollouts, strict=True)
-        )
-        metrics.text(step, f"group{index}", f"{previews.task.key}: {previews.task.prompt.text}\n{answers}")
+        samples = {"finished": finished, "previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 
 def keep_failure(
@@ -132,7 +129,3 @@ def _values(rewards: Sequence[Reward]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _told(value: float | None) -> str:
-    return "missing" if value is None else f"{value:.2f}"

@@ -18,7 +18,7 @@ from trainer.grpo.threshold import ThresholdController
 from trainer.metrics import Metrics
 from trainer.optim import make_optimizer, policy_update, slope_after
 from trainer.policy.base import Policy
-from trainer.records import keep_failure, keep_images, step_record
+from trainer.records import keep_failure, log_images, step_record
 from trainer.rollout import Rewards, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState, update_threshold
@@ -82,7 +82,7 @@ def train(
             state.step += 1
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
-            keep_images(metrics, step, groups, rewards)
+            log_images(metrics, step, groups, rewards)
             if state.step % settings.checkpoint.every == 0:
                 with clock("checkpoint"):
                     keep(state)

@@ -109,7 +109,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
     """`run(REWARD_BATCH_SIZE="1")`: one run's trajectory; with `upto`, stopped after that step and resumed."""
-    monkeypatch.setattr("trainer.train.keep_images", lambda *_: None)  # most of the time, and no part of a trajectory
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # most of the time, and no part of a trajectory
     made: list[TrainerSettings] = []
     policy = partial(make_policy, kind=RowByRow)
 

@@ -159,7 +159,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
     assert (tmp_path / "report.html").exists()
     assert main(["report", str(tmp_path / "no")]) == 1
-    assert "is no directory of a run" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["report", "--help"])
     assert ended.value.code == 0

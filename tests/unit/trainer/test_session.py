@@ -164,7 +164,7 @@ def test_killed_then_stopped_then_finished_by_the_same_command(
     assert [line["step"] for line in lines(run)] == list(range(6))
     assert checkpoints(run)[-1] == "step-000006"
     assert (run / "policy/config.json").exists()
-    assert len(read(run, "texts.jsonl")) == 6
+    assert len(read(run, "samples.jsonl")) == 6
 
 
 def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(

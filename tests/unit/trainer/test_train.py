@@ -26,6 +26,7 @@ from trainer import checkpoint
 from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
 from trainer.errors import NonFinite
 from trainer.grpo.threshold import Quantile, ThresholdState
+from trainer.metrics import SAMPLES, read
 from trainer.rollout import Previews, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.stop import stop_on_signal
@@ -134,7 +135,7 @@ def test_resuming_from_any_checkpoint_equals_the_whole_run(
         for step in range(done, 5):
             assert files(settings.run_dir, step) == files(whole.run_dir, step)
         assert lines(settings.run_dir) == told
-        for name in ("texts.jsonl", *(str(p.relative_to(whole.run_dir)) for p in whole.run_dir.glob("images/*"))):
+        for name in ("samples.jsonl", *(str(p.relative_to(whole.run_dir)) for p in whole.run_dir.glob("images/*/*"))):
             assert (settings.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
 
 
@@ -263,9 +264,8 @@ def test_lost_rewards_are_masked_counted_and_never_numbers(
     assert (line["masked"], line["kept"], line["skipped"]) == (2, 8, 0)
     assert line["reward_mean"] == pytest.approx(sum(measured) / 6)
     assert line["components"] == {"ber": pytest.approx(sum(measured) / 6)}
-    texts = (settings.run_dir / "texts.jsonl").read_text()
-    assert texts.count("missing  ") == 2
-    assert "0.00  " not in texts
+    groups = read(settings.run_dir, SAMPLES)
+    assert [s["score"] for group in groups for s in group["samples"]["finished"]] == values
 
 
 def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
@@ -402,7 +402,7 @@ def test_it_learns_and_not_from_permuted_rewards(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reward is the share of red pixels; permuted within the group, it tells nothing of the images."""
-    monkeypatch.setattr("trainer.train.keep_images", lambda *_: None)  # they would take most of the time
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # they would take most of the time
     settings = {
         "STEPS": "15",
         "DATA__GENEVAL_SHARE": "1.0",

@@ -96,10 +96,10 @@ def test_a_bomb_is_never_unfolded() -> None:
     ("encoding", "body", "why"),
     [
         ("gzip", b'{"items": []}', "the body is not gzip .*; send the gzip format"),
-        ("deflate", gzip.compress(b"{}"), "the body is not deflate .*; send the zlib format, or no"),
-        ("gzip", gzip.compress(b"{}")[:-1], "cut off after"),
+        ("deflate", gzip.compress(b"{}", mtime=0), "the body is not deflate .*; send the zlib format, or no"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-1], "cut off after"),
         ("gzip", b"", "cut off after 0 bytes"),
-        ("gzip", gzip.compress(b"{}") + b"more", "4 bytes follow the gzip body"),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "4 bytes follow the gzip body"),
     ],
 )
 def test_a_broken_body_is_refused(encoding: str, body: bytes, why: str) -> None:

@@ -29,9 +29,10 @@ from services.gateway.ports import Ports, serving
 from services.gateway.rpc_server import RpcServer
 from services.gateway.store import MemoryStore
 from services.observability import access_log, tracing
-from services.scorer_settings import BerSettings, ScorerSettings, ServingSettings
 from services.scorers.base import Scorer
+from services.scorers.ber import BerSettings
 from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.client import SynodClient
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import Origin, Outcome, RequestError, Score, ScoreFailure, ScoreItem, ScoreRequest
