@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from services.scorer_settings import CustomSettings, ScorerSettings
+from services.scorers.custom import CustomSettings
+from services.settings_types import ScorerSettings
 from synod.errors import SettingsError
 
 PROBE: Final = Path(__file__).with_name("environment_probe.py")

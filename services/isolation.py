@@ -53,8 +53,8 @@ def isolate(
     """One outcome an item, in order; values that are not finite become NonFinite failures. Raises no Exception.
 
     `run` may raise, run out of memory (MemoryError, or an error class named OutOfMemoryError, such as torch's), or
-    break the batch law by the number or kind of its outcomes: that fails the whole run, since nobody knows whose they
-    are. `limit` learns from batches that ran out of memory; `cost` counts an item's images.
+    break the batch contract by the number or kind of its outcomes, which fails the whole run, since nothing says whose
+    they are. `limit` learns from batches that ran out of memory; `cost` counts an item's images.
     """
     work = _Work(run, items, cost)
     work.settle(list(range(len(items))))

@@ -19,7 +19,8 @@ from typing import Any
 import synod
 from services import environment_probe, environments
 from services.environments import Placement
-from services.scorer_settings import CustomSettings, ScorerSettings
+from services.scorers.custom import CustomSettings
+from services.settings_types import ScorerSettings
 from synod.contracts import Origin
 from synod.errors import SettingsError
 

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from services.scorer_settings import CustomResource, ModelSource, Node, ScorerSettings
+from services.scorers.registry import AnyScorerSettings
+from services.settings_types import CustomResource, ModelSource, Node
 from synod import toml
 from synod.contracts import ConceptKind
 from synod.errors import SettingsError
@@ -242,7 +243,7 @@ class Settings(Node):
     compat: CompatSettings = CompatSettings()
     tracing: TracingSettings = TracingSettings()
     cluster: ClusterSettings = ClusterSettings()
-    scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
+    scorers: Mapping[ScorerName, AnyScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
     golden: ModelSource | None = None
     pairs: ModelSource | None = None

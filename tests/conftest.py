@@ -100,7 +100,7 @@ PHOTOGRAPHS = {  # name -> (function of skimage.data, height, width); all sizes 
 
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, Any]:
-    """Photographs by name, uint8 [H W 3], from scikit-image's wheel: cropped around the centre and scaled down.
+    """Photographs by name, uint8 [H W 3], cropped and scaled down from scikit-image's.
 
     Read-only, like a request's decoded images. The astronaut's face, the only one, is at about (x, y) = (68, 46).
     """

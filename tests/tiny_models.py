@@ -96,7 +96,7 @@ def _text(folder: Path) -> None:
 
 
 def _ernie(folder: Path) -> None:
-    """ERNIE's own class, with its task types; nghuyong/ernie-2.0-base-en and ernie-3.0-*-zh are such directories."""
+    """A model of ERNIE's own class with task types, like nghuyong/ernie-2.0-base-en and ernie-3.0-*-zh."""
     from transformers import ErnieConfig, ErnieModel
 
     config = ErnieConfig(**_encoder(), task_type_vocab_size=3, use_task_id=True)
@@ -273,7 +273,7 @@ def _facenet(folder: Path) -> None:
     model = InceptionResnetV1(pretrained=None).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # one pass sets the statistics; without them all embeddings are nearly equal
+            module.momentum = 1.0  # one pass sets the statistics, without which all embeddings are nearly equal
     with torch.no_grad():
         model(torch.randn(4, 3, 6, 6).repeat_interleave(27, 2).repeat_interleave(27, 3)[..., :160, :160])
     state = dict(model.state_dict())
@@ -282,7 +282,7 @@ def _facenet(folder: Path) -> None:
 
 
 def _hps(folder: Path) -> None:
-    """Other weights for the architecture of `open_clip`, under `state_dict` as HPS publishes them."""
+    """Other weights for `open_clip`'s architecture, under `state_dict` like the published HPS weights."""
     import open_clip
     import torch
 
@@ -292,7 +292,7 @@ def _hps(folder: Path) -> None:
 
 
 def _aesthetic(folder: Path) -> None:
-    """The public predictor's form on the 16 numbers of `clip`."""
+    """The public predictor's layers on `clip`'s features of 16 numbers."""
     import torch
 
     folder.mkdir()

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from embedded import world
 from embedded.makers.dataset import random_accessories, random_card
 from services.models import dinov2, open_clip
-from services.models.detector import Detection, within
 from services.models.face import embedder, finder
-from services.models.images import crop
-from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings, ScorerSettings
+from services.models.types import Detection, within
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
-from services.scorers.geneval import rules
+from services.scorers.der import DerSettings
+from services.scorers.fer import FerSettings
+from services.scorers.geneval import GenEvalSettings, rules
 from services.scorers.geneval.colour import ColorClassifier, cutout
+from services.scorers.shared.images import crop
+from services.settings_types import ScorerSettings
 from synod.contracts import Concept, Pixels, Reasoning, Score, ScoreItem
 
 Spoil = Callable[[Pixels], Pixels]
@@ -120,10 +122,10 @@ def same_face(settings: FerSettings, spoil: Spoil, seed: int) -> list[Figure]:
     people = [card for card in world.CONCEPTS if card.kind == "person"]
     images, who, kinds = _individuals(people, FACE_VIEWS, FACE_STRANGERS, rng)
     images = [spoil(image) for image in images]
-    boxes = finder(**settings.finder.model_dump(), device="cpu").largest(images)
+    boxes = finder(**dict(settings.finder), device="cpu").largest(images)
     seen = [index for index, box in enumerate(boxes) if box is not None]
     faces = [crop(image, box, settings.margin) for image, box in zip(images, boxes, strict=True) if box is not None]
-    rows = embedder(**settings.embedder.model_dump(), device="cpu").embed(faces)
+    rows = embedder(**dict(settings.embedder), device="cpu").embed(faces)
     found = Figure("face found", len(seen) / len(images), len(images), 0.9)
     return [found, *_separation("face: same person", rows, who[seen], kinds[seen])[:1]]
 

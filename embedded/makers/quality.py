@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from embedded.makers import augment, figures, start
 from embedded.makers.figures import Figure, Spoil
-from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings
+from services.scorers.der import DerSettings
+from services.scorers.fer import FerSettings
+from services.scorers.geneval import GenEvalSettings
 from services.settings import Settings, load
 from trainer.session import make_policy
 from trainer.settings import TrainerSettings

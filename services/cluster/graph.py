@@ -29,10 +29,10 @@ from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
 from services.observability import access_log, metrics, tracing
 from services.origin import origin
-from services.scorer_settings import ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
 from services.settings import ClusterSettings, LimitSettings, Settings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one

@@ -8,9 +8,9 @@ from services.backends import Loaded
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
 from services.cluster.replica import Build, Replica
 from services.observability import tracing
-from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings
+from services.settings_types import ScorerSettings
 from synod import memory
 from synod.contracts import Outcome, ScoreItem
 

@@ -16,10 +16,10 @@ from services.batching import Batcher
 from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
 from services.cluster.warmup import warm_up
-from services.models.ledger import Held, noting
+from services.models.module_stats import ParameterStats, record_modules
 from services.observability import metrics
-from services.scorer_settings import ScorerSettings
 from services.scorers.base import Scorer, ScorerSpec, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]
@@ -41,15 +41,15 @@ class Replica:
         began_s = time.monotonic()
         name = self._name = spec.name
         self._origin = spec.origin
-        with noting() as modules:
+        with record_modules() as modules:
             self._scorer = build(name, settings)
         loaded_s = time.monotonic()
-        held = Held.by(modules)
+        held = ParameterStats.of(modules)
         self.loaded = Loaded(loaded_s - began_s, held.parameter_bytes, held.device, held.dtype)
         if settings.serving.compile:
             warm_up(self._scorer, settings.serving.max_batch_images)
         items = golden.load(Path(golden_file)) if golden_file else ()
-        drift = golden.drift(self._scorer, items, settings.golden_tolerance)
+        drift = golden.find_drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)
         serving = settings.serving
         self._max_images = serving.max_batch_images

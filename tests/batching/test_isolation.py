@@ -1,4 +1,4 @@
-"""Isolation of failing items: which items fail, how many runs it costs, and the batch size remembered afterwards."""
+"""Isolation of failing items: which items fail, its cost in runs, and the batch size afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""REST against a real service: both formats, per-item failures, ensembles, and every kind of bad input."""
+"""REST against a real service: both formats, per-item failures, ensembles and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LocalBackend keeps the batch law per scorer."""
+"""LocalBackend keeps the batch contract per scorer."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import pytest
 from services import environments, settings
 from services.environments import CHILD_NEEDS, REPLICA_NEEDS, Environment, ask, place
 from services.origin import origin
-from services.scorer_settings import CustomSettings, JpegSettings
+from services.scorers.custom import CustomSettings
+from services.scorers.jpeg import JpegSettings
 from synod.errors import SettingsError
 from tests import venvs
 

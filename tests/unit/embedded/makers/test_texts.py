@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from embedded import world
 from embedded.makers.prompts import training_prompt
 from embedded.makers.texts import HELD_OUT, TOKEN_LIMIT, corpus, scorer_caption, tokenizer
-from services.scorers.image_text import plain
+from services.scorers.shared.image_text import to_plain_text
 from synod.contracts import Concept
 
 
@@ -48,7 +48,7 @@ def test_caption_is_what_the_scorer_makes_of_the_prompt() -> None:
     for prompt in world.PROMPTS_TRAIN:
         card = world.card_of(prompt.concept) if prompt.concept else None
         concept = Concept(card.kind, card.class_word, card.name) if card else None
-        assert scorer_caption(prompt.text) == plain(prompt.text, concept)
+        assert scorer_caption(prompt.text) == to_plain_text(prompt.text, concept)
 
 
 @pytest.mark.parametrize("task", world.TASKS)

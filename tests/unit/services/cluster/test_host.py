@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.scorer_settings import DerSettings, ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
+from services.scorers.der import DerSettings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Overloaded
 
