@@ -338,7 +338,7 @@ async def test_a_full_lane_refuses_the_request_before_any_work_and_leaves_no_cla
     await until(lambda: service.gateway._context.admission.lane("b").waiting == 3)
     with pytest.raises(Overloaded, match="scorer 'b'") as refused:
         await service.gateway.score(ScoreRequest((item(6), item(7)), ("a", "b")))
-    assert refused.value.retry_after_s == 1.0
+    assert 1.0 <= refused.value.retry_after_s <= 1.2
     assert service.a.measured == []
     assert service.gateway._context.admission.lane("a").waiting == 0
     service.backend.open["b"].set()
