@@ -20,7 +20,7 @@ import uvicorn
 from services.backends import LocalBackend
 from services.gateway import app
 from services.gateway.core import Gateway
-from services.gateway.rpc import RpcServer
+from services.gateway.rpc_server import RpcServer
 from services.scorers.base import Need, ScorerSpec
 from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Origin, Outcome, Score, ScoreItem

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from services.golden import Golden, judge
+from services.golden import GoldenItem, compare_outcomes
 from services.settings import MAX_TIMEOUT_MS
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import SynodError
@@ -46,7 +46,7 @@ class GoldenProbe:
     def __init__(
         self,
         name: str,
-        golden: Sequence[Golden],
+        golden: Sequence[GoldenItem],
         tolerance: float,
         score: Callable[[Sequence[ScoreItem]], Awaitable[list[Outcome]]],
         timeouts: ProbeTimeouts,
@@ -112,7 +112,7 @@ class GoldenProbe:
     async def _ask(self) -> None:
         try:
             outcomes = await self._score([one.item for one in self._golden])
-            self._drift = judge(self._name, self._golden, outcomes, self._tolerance)
+            self._drift = compare_outcomes(self._name, self._golden, outcomes, self._tolerance)
         except SynodError as error:  # it is closing
             log.info("%s: golden items were not scored: %s", self._name, error)
         finally:

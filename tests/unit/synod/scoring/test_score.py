@@ -183,13 +183,13 @@ def test_invalid_lines_are_listed_and_nothing_is_scored(
     bad = ['{"image": "a.png"', '{"image": "a.png", "promt": "x"}', '{"image": 3}', '{"references": "a.png"}', "7"]
     Path("items.jsonl").write_text("\n".join(['{"image": "a.png"}', *bad]) + "\n")
     assert score(service, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert [line.removeprefix("synod: ").split(":")[:2] for line in told[:5]] == [
+    output = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("synod: ").split(":")[:2] for line in output[:5]] == [
         ["items.jsonl", str(number)] for number in range(2, 7)
     ]
-    assert "promt: unknown key" in told[1]
-    assert "image: this is not the path of an image" in told[2]
-    assert told[5] == "nothing was scored; correct the 5 line(s) of items.jsonl"
+    assert "promt: unknown key" in output[1]
+    assert "image: this is not the path of an image" in output[2]
+    assert output[5] == "nothing was scored; correct the 5 line(s) of items.jsonl"
     assert not Path("out.jsonl").exists()
     assert service.scorers["ber"].asked == []
 
