@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.golden import GoldenItem, compare_outcomes
+from services.settings import MAX_TIMEOUT_MS
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import SynodError
 
@@ -29,7 +30,7 @@ class ProbeTimeouts:
 
     period_s: float = 60.0
     probe_s: float = 30.0
-    batch_s: float = 600.0
+    batch_s: float = MAX_TIMEOUT_MS / 1000
 
 
 DEFAULT_TIMEOUTS: Final = ProbeTimeouts()

@@ -18,7 +18,7 @@ from services.gateway.core import Gateway
 from services.gateway.store import Claim, MemoryStore
 from services.observability import metrics
 from services.scorers.base import ScorerSpec
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import (
     Concept,
     ImageRef,
@@ -112,7 +112,7 @@ async def service() -> AsyncIterator[RewardService]:
     backend, store = HeldBackend({"a": a, "b": b}), MemoryStore(2**20, 1000)
     limits = LimitSettings(max_items=8, max_image_bytes=10_000, max_image_pixels=10_000)
     admission = Admission({"a": Window(2, 1), "b": Window(2, 1)}, max_waiting=4)
-    gateway = Gateway(backend, ENSEMBLES, limits, ServerSettings(), admission=admission, store=store)
+    gateway = Gateway(backend, ENSEMBLES, limits, admission=admission, store=store)
     yield RewardService(gateway, backend, a, b, store)
     gateway.close()
     await backend.close()
