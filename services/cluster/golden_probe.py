@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from services.golden import Golden, judge
+from services.golden import GoldenItem, compare_outcomes
+from services.settings import MAX_TIMEOUT_MS
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import SynodError
 
@@ -31,7 +32,7 @@ class ProbeTimeouts:
 
     period_s: float = 60.0
     probe_s: float = 30.0
-    batch_s: float = 600.0
+    batch_s: float = MAX_TIMEOUT_MS / 1000
 
 
 DEFAULT_TIMEOUTS: Final = ProbeTimeouts()
@@ -47,7 +48,7 @@ class GoldenProbe:
     def __init__(
         self,
         name: str,
-        golden: Sequence[Golden],
+        golden: Sequence[GoldenItem],
         tolerance: float,
         score: Callable[[Sequence[ScoreItem]], Awaitable[list[Outcome]]],
         timeouts: ProbeTimeouts,
@@ -114,7 +115,7 @@ class GoldenProbe:
     async def _run_probe(self) -> None:
         try:
             outcomes = await self._score([one.item for one in self._golden])
-            self._drift = judge(self._name, self._golden, outcomes, self._tolerance)
+            self._drift = compare_outcomes(self._name, self._golden, outcomes, self._tolerance)
         except SynodError as error:  # the batcher is closing
             log.info("%s: golden items were not scored: %s", self._name, error)
         finally:

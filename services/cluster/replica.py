@@ -54,7 +54,7 @@ class Replica:
         if settings.serving.compile:
             warm_up(self._scorer, settings.serving.max_batch_images)
         items = golden.load(Path(golden_file)) if golden_file else ()
-        drift = golden.drift(self._scorer, items, settings.golden_tolerance)
+        drift = golden.find_drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)
         serving = settings.serving
         self._cost = partial(batch_images, self._scorer.spec)

@@ -15,7 +15,7 @@ import pytest
 from services import golden
 from services.batching import Batcher
 from services.cluster.golden_probe import GoldenProbe, ProbeTimeouts
-from services.golden import Golden
+from services.golden import GoldenItem
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import load
@@ -23,7 +23,7 @@ from synod.contracts import ImageInput, Outcome, Score, ScoreItem
 
 ROOT = Path(__file__).parents[4]
 TIMEOUTS = ProbeTimeouts(period_s=60, probe_s=30, batch_s=600)
-GOLDEN = (Golden(ScoreItem(prompt="0.5"), {"number": 0.5}), Golden(ScoreItem(prompt="0.25"), {"number": 0.25}))
+GOLDEN = (GoldenItem(ScoreItem(prompt="0.5"), {"number": 0.5}), GoldenItem(ScoreItem(prompt="0.25"), {"number": 0.25}))
 
 
 class Number:
@@ -279,8 +279,8 @@ def test_embedded_golden_items_distinguish_rgb_from_bgr(name: str) -> None:
     assert settings.golden is not None
     items = golden.load(Path(settings.golden))
     scorer, tolerance = registry.build(name, settings.scorers[name]), settings.scorers[name].golden_tolerance
-    assert golden.drift(scorer, items, tolerance) is None
-    assert "recorded is" in str(golden.drift(Swapped(scorer), items, tolerance))
+    assert golden.find_drift(scorer, items, tolerance) is None
+    assert "recorded is" in str(golden.find_drift(Swapped(scorer), items, tolerance))
 
 
 async def test_the_next_probe_detects_swapped_channels() -> None:
@@ -297,7 +297,7 @@ async def test_the_next_probe_detects_swapped_channels() -> None:
     scorers: list[Scorer] = [Swapped(Red()), Red()]
     batcher = Batcher(lambda items: run_batch(scorers[-1], items), max_images=4, wait_s=0.0, max_queued=16)
     clock = [0.0]
-    items = (Golden(ScoreItem(image), {"red": 1.0}),)
+    items = (GoldenItem(ScoreItem(image), {"red": 1.0}),)
     golden_probe = GoldenProbe("red", items, 1e-3, partial(batcher.score, first=True), TIMEOUTS, now_s=lambda: clock[0])
     for clock[0] in (60.0, 61.0):
         golden_probe.check(idle=True)
