@@ -91,8 +91,8 @@ def test_saving_a_detector_leaves_it_as_it_was(tmp_path: Path) -> None:
 
 def test_clip_directory_feeds_the_colour_classifier(toys: Path, image: np.ndarray) -> None:
     classifier = ColorClassifier(open_clip.load(str(toys / "clip-world"), None, "cpu"))
-    told = classifier.classify([image, image[5:30, 8:20]], ["dog", "cup"])
-    assert set(told) <= set(world.COLORS)
+    message = classifier.classify([image, image[5:30, 8:20]], ["dog", "cup"])
+    assert set(message) <= set(world.COLORS)
 
 
 def test_a_complete_checkpoint_is_written_again_without_training(toys: Path, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def test_every_task_has_prompts_in_both_splits():
 def test_held_out_facts_occur_in_held_out_prompts_only():
     held = {(c.name, f.accessory, f.color) for c in world.CONCEPTS for f in c.attributes if f.heldout}
     for prompt in EVERY:
-        told = {(prompt.concept, *pair) for pair in prompt.accessories}
-        assert bool(told & held) == (bool(told) and prompt.split == "heldout")
+        message = {(prompt.concept, *pair) for pair in prompt.accessories}
+        assert bool(message & held) == (bool(message) and prompt.split == "heldout")
 
 
 @pytest.mark.parametrize(

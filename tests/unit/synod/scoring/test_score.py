@@ -19,7 +19,6 @@ import httpx
 import numpy as np
 import pytest
 
-from services.settings import LimitSettings
 from synod import cli
 from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.digest import digest_of
@@ -184,13 +183,13 @@ def test_invalid_lines_are_listed_and_nothing_is_scored(
     bad = ['{"image": "a.png"', '{"image": "a.png", "promt": "x"}', '{"image": 3}', '{"references": "a.png"}', "7"]
     Path("items.jsonl").write_text("\n".join(['{"image": "a.png"}', *bad]) + "\n")
     assert score(service, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert [line.removeprefix("synod: ").split(":")[:2] for line in told[:5]] == [
+    output = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("synod: ").split(":")[:2] for line in output[:5]] == [
         ["items.jsonl", str(number)] for number in range(2, 7)
     ]
-    assert "promt: unknown key" in told[1]
-    assert "image: this is not the path of an image" in told[2]
-    assert told[5] == "nothing was scored; correct the 5 line(s) of items.jsonl"
+    assert "promt: unknown key" in output[1]
+    assert "image: this is not the path of an image" in output[2]
+    assert output[5] == "nothing was scored; correct the 5 line(s) of items.jsonl"
     assert not Path("out.jsonl").exists()
     assert service.scorers["ber"].asked == []
 
@@ -198,9 +197,9 @@ def test_invalid_lines_are_listed_and_nothing_is_scored(
 def test_invalid_item_fails_alone() -> None:
     source = items(20)
     lines = Path(source).read_text().splitlines()
-    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 300})
+    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 9000})
     Path(source).write_text("\n".join(lines))
-    with serving(Bright("ber"), limits=LimitSettings(max_text_chars=200)) as service:
+    with serving(Bright("ber")) as service:
         assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 1
         assert score(service, source, "--scorers", "nobody", "--out", "other.jsonl") == 1
     codes = [line["scores"]["ber"].get("error", {}).get("code") for line in logged()]
