@@ -93,7 +93,10 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
             },
             "may ask for 1.1 GPUs, but the pods have 1 ",
         ),
-        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs, but the pods have 4 "),
+        (
+            {"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}},
+            "may ask for 4.5 CPUs, but the pods have 4 ",
+        ),
         (
             {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
             "'der' is co-located with 'ber'.* --set overrides=null",
