@@ -106,7 +106,7 @@ def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", str(run_dir), "--steps", str(steps)]
     command += ["--url", f"http://127.0.0.1:{port}"]
-    environ = {**os.environ, "SYNOD__TRAINER__EVALUATE__PROMPTS": str(prompts)}
+    environ = {**os.environ, "SYNOD__TRAINER__EVALUATION_PROMPTS": str(prompts)}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
     try:
         code = process.wait()

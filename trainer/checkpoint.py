@@ -27,7 +27,8 @@ from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
 # A run may go on under other values of these: they change how far and where it runs, not what it computes.
-FREE: Final = ("steps", "run_dir", "service", "checkpoint", "evaluate")
+FREE: Final = ("steps", "run_dir", "service", "checkpoint_every", "evaluation_prompts")
+KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
 
@@ -41,7 +42,7 @@ class CheckpointMismatch(SettingsError):
 
 
 def save(directory: Path, step: int, state: Mapping[str, Any], settings: TrainerSettings) -> Path:
-    """Write `state` as the checkpoint after `step` steps, and remove all but the last `settings.checkpoint.keep`.
+    """Write `state` as the checkpoint after `step` steps, and remove all but the last KEEP.
 
     `state` is a tree of dicts with str or int keys, lists, tuples, tensors, strings, finite and other floats, ints,
     bools and None; `load` gives the same tree back, bit for bit. A step that is there already is left as it is.
@@ -69,7 +70,7 @@ def save(directory: Path, step: int, state: Mapping[str, Any], settings: Trainer
             f"{'there is none before it' if last is None else f'{last.name} is intact'}. Free some space "
             f"(it takes {sum(t.nbytes for t in tensors.values()) / 1e6:.0f} MB) and train again"
         ) from error
-    _prune(directory, settings.checkpoint.keep)
+    _prune(directory, KEEP)
     return target
 
 

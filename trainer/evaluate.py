@@ -22,18 +22,19 @@ from trainer.rollout import Rewards, begin, reason, reward_items
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Task
 
+SEED: Final = 0
 SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
 
 
 def held_out(settings: TrainerSettings) -> list[Task]:
-    """The tasks of an evaluation: held-out prompts in the mix of the training, from `evaluate.seed` alone.
+    """The tasks of an evaluation: held-out prompts in the mix of the training, from SEED alone.
 
     A small pool's prompts come again, with other random numbers, when each had its turn. Raises SettingsError.
     """
     concepts = read_concepts(settings.data.concepts)
-    prompts, chosen = read_prompts(settings.data.heldout, concepts), settings.evaluate
-    return Source(prompts, concepts, chosen.seed, chosen.prompts, settings.data.geneval_share).tasks(0)
+    prompts, count = read_prompts(settings.data.heldout, concepts), settings.evaluation_prompts
+    return Source(prompts, concepts, SEED, count, settings.data.geneval_share).tasks(0)
 
 
 def evaluate(
@@ -41,21 +42,21 @@ def evaluate(
 ) -> Evaluation:
     """Draw one image a task and have it rewarded; the service works while the next batch is drawn.
 
-    The random numbers of a task follow from `evaluate.seed` and its place in `tasks` alone, so two policies are
+    The random numbers of a task follow from SEED and its place in `tasks` alone, so two policies are
     compared on equal ones. A missing reward is None. `what` names the progress bar. Raises RewardServiceUnavailable,
     InvalidRequest.
     """
     answers: list[str] = []
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
     shown: list[Pixels] = []
-    batch = settings.evaluate.batch_size
+    batch = settings.screen.preview_batch_size
     with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
         for first in range(0, len(tasks), batch):
             places = range(first, min(first + batch, len(tasks)))
             rollouts, images = draw(policy, tasks, places, settings)
             answers += [rollout.answer for rollout in rollouts]
             shown += images[: max(0, SHOWN - len(shown))]
-            pending += _submit(service, tasks, rollouts, images, settings)
+            pending += _submit(service, tasks, rollouts, images)
             for _, future in pending:
                 if future.done():
                     future.result()  # a lost service ends the evaluation now, not after the last image
@@ -67,12 +68,10 @@ def evaluate(
 
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """What both sides of a comparison must share, as JSON holds it."""
-    service = settings.service
     return {
-        "seed": settings.evaluate.seed,
         "geneval_share": settings.data.geneval_share,
         "sampler": settings.sampler.model_dump(mode="json"),
-        "service": {"ensemble": service.ensemble, "geneval": service.geneval, "references": service.references},
+        "ensemble": settings.service.ensemble,
     }
 
 
@@ -104,7 +103,7 @@ def draw(
     policy: Policy, tasks: Sequence[Task], places: range, settings: TrainerSettings
 ) -> tuple[list[Rollout], list[Pixels]]:
     """A finished rollout and its image for each of `places` in `tasks`; each reasons for itself."""
-    key = (settings.evaluate.seed, _HELD_OUT)
+    key = (SEED, _HELD_OUT)
     texts = [reason(policy, tasks[place], settings, key, [place])[0] for place in places]
     begun = begin(policy, [tasks[place] for place in places], texts, settings, key, places)
     images = policy.denoise(begun, settings.sampler.denoising_steps)
@@ -117,13 +116,12 @@ def _submit(
     tasks: Sequence[Task],
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],
-    settings: TrainerSettings,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
     """One request a pathway: the service scores a request by one ensemble."""
     sent = []
     for pathway in sorted({tasks[rollout.index].pathway for rollout in rollouts}):
         chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if tasks[r.index].pathway == pathway]
-        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p], settings)]
+        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p])]
         sent.append(([r.index for r, _ in chosen], service.submit(items, pathway)))
     return sent
 

@@ -17,6 +17,11 @@ from trainer.rollout import Group
 from trainer.settings import LossSettings, OptimizerSettings, TrainerSettings
 from trainer.types import Modality, Reward, Rollout, Segment
 
+CLIP = 0.2  # epsilon of eq. 9
+MIN_REWARDS = 2  # a smaller group is skipped: its own mean is no baseline
+MAX_GRAD_NORM = 1.0  # the paper's
+WEIGHT_DECAY = 1e-3  # the authors' public code's
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -31,7 +36,7 @@ class Update:
 
 def make_optimizer(policy: Policy, settings: OptimizerSettings) -> torch.optim.AdamW:
     parameters = [p for p in policy.module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
 
 
 def learning_rate(settings: OptimizerSettings, step: int) -> float:
@@ -64,7 +69,7 @@ def policy_update(
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
     spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, found in enumerate(rewards) if enough(_valid(found), settings.loss.min_valid)]
+    usable = [i for i, found in enumerate(rewards) if enough(_valid(found), MIN_REWARDS)]
     for i in usable:
         advantage = _advantage(groups[i], rewards[i], slope, settings.loss)
         spread.append(float(advantage.abs().mean()))
@@ -78,7 +83,7 @@ def policy_update(
             stats[modality] += found
     if not usable:
         return Update(losses, stats, None, None, len(groups))
-    norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), settings.optimizer.max_grad_norm))
+    norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
     for parameters in optimizer.param_groups:
@@ -109,7 +114,7 @@ def _backward(
         with torch.no_grad():
             ref = reference.logprobs(segments, step)[0] if reference is not None else None
         loss, found = clipped(
-            new, old, ref, mask, advantage.to(new.device), clip=loss_settings.clip,
+            new, old, ref, mask, advantage.to(new.device), clip=CLIP,
             beta=loss_settings.beta if reference is not None else 0.0, weight=scale[modality] * total / count / groups,
         )  # fmt: skip
         loss.backward()  # type: ignore[no-untyped-call]

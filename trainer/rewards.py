@@ -31,6 +31,9 @@ from trainer.types import Pathway, Reward
 
 BACKOFF: Final = RetryPolicy(base_s=0.25, max_s=5.0)
 ITEM_RETRIES: Final = 9  # pauses of 14 s in all on average, in which a lost replica is replaced
+SURROGATE: Final = "ber"  # the scorer of previews
+GENEVAL: Final = "geneval"  # the scorer of prompts without a concept
+REQUEST_TIMEOUT_S: Final = 60.0
 THREADS: Final = 16  # requests in flight, so that all of a step's are: the service batches across them
 
 
@@ -48,7 +51,7 @@ class RewardService:
         say: Callable[[str], None] = print,
     ) -> None:
         self._settings, self._say = settings, say
-        self._client = SynodClient(settings.url, timeout_s=settings.timeout_s, retries=0, transport=transport)
+        self._client = SynodClient(settings.url, timeout_s=REQUEST_TIMEOUT_S, retries=0, transport=transport)
         self._pool = ThreadPoolExecutor(THREADS, "rewards")
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -73,7 +76,7 @@ class RewardService:
 
         Raises RewardServiceUnavailable; InvalidRequest for a wrong request.
         """
-        return self._rewards(items, self._settings.surrogate, None)
+        return self._rewards(items, SURROGATE, None)
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
         """Rewards of finished images, in order, as they come: the ensemble's, or GenEval's on pathway "none".
@@ -81,7 +84,7 @@ class RewardService:
         The future raises what `surrogate` does.
         """
         if pathway == "none":
-            return self._pool.submit(self._rewards, tuple(items), self._settings.geneval, None)
+            return self._pool.submit(self._rewards, tuple(items), GENEVAL, None)
         return self._pool.submit(self._rewards, tuple(items), None, self._settings.ensemble)
 
     def close(self) -> None:

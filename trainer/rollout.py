@@ -23,6 +23,7 @@ from trainer.reasoning import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
 from trainer.types import ImageSegment, Pathway, Reward, Rollout, Task, TextSegment
 
+REFERENCES = 3  # images of the concept sent with each image to reward
 _TEXT, _IMAGE = 0, 1  # streams of random numbers
 
 
@@ -80,7 +81,7 @@ def sample_previews(
     pass a threshold. At the cap the best of the rejected previews top up the group.
     """
     screening, most = settings.screen, settings.screen.max_previews
-    unscreened = screening.threshold.name == "none"
+    unscreened = screening.threshold == "none"
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
@@ -123,17 +124,15 @@ def finish(policy: Policy, service: Rewards, previews: Previews, settings: Train
         with clock("decode"):
             shown = policy.images(segments)
         done = [Rollout(r.index, r.text, image) for r, image in zip(chunk, segments, strict=True)]
-        pending.append(service.submit(reward_items(previews.task, done, shown, settings), previews.task.pathway))
+        pending.append(service.submit(reward_items(previews.task, done, shown), previews.task.pathway))
         rollouts += done
         images += shown
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
 
 
-def reward_items(
-    task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels], settings: TrainerSettings
-) -> list[ScoreItem]:
-    """What the service is asked about finished images, with the first `service.references` images of the concept."""
-    references = task.profile.images[: settings.service.references] if task.profile is not None else ()
+def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels]) -> list[ScoreItem]:
+    """What the service is asked about finished images, with the first REFERENCES images of the concept."""
+    references = task.profile.images[:REFERENCES] if task.profile is not None else ()
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 
 

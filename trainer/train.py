@@ -83,7 +83,7 @@ def train(
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
             log_images(metrics, step, groups, rewards)
-            if state.step % settings.checkpoint.every == 0:
+            if state.step % settings.checkpoint_every == 0:
                 with clock("checkpoint"):
                     keep(state)
             reward = record["reward_mean"]

@@ -17,13 +17,13 @@ tests/numerics/test_threshold_controllers.py measures all laws. `Quantile` is th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
+START = 0.5  # the paper names no first threshold; this is its public code's
 WARM_UP = 5  # iterations in which `Quantile` averages instead of tracking: a start far off is left at once
 
 
@@ -120,7 +120,7 @@ class Power:
     passed/n is taken. Without the damping there is no trend to follow. For scores in (0, 1).
     """
 
-    start: float
+    start: float = START
     target_pass_rate: float = 0.25
     mu: float = 0.12
 
@@ -155,7 +155,7 @@ class Paper:
     at 0 and 1 it would stay for ever. For scores in (0, 1).
     """
 
-    start: float
+    start: float = START
     target_pass_rate: float = 0.25
     mu: float = 0.12
     eta: float = 0.8
@@ -199,9 +199,15 @@ class KeepAll:
         return ThresholdState(None, 0.0, state.iteration + 1)
 
 
-CONTROLLERS: Mapping[str, type[Quantile] | type[Power] | type[Paper] | type[KeepAll]] = MappingProxyType(
-    {"quantile": Quantile, "power": Power, "paper": Paper, "none": KeepAll}
-)
+def make(name: str, target_pass_rate: float) -> ThresholdController:
+    """Create the controller of a name in the settings: "quantile", "power", "paper" or "none"."""
+    controllers: dict[str, ThresholdController] = {
+        "quantile": Quantile(target_pass_rate),
+        "power": Power(target_pass_rate=target_pass_rate),
+        "paper": Paper(target_pass_rate=target_pass_rate),
+        "none": KeepAll(),
+    }
+    return controllers[name]
 
 
 def _moved(state: ThresholdState, threshold: float, eta: float) -> ThresholdState:

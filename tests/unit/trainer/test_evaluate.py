@@ -21,7 +21,7 @@ from trainer.evaluate import SHOWN, evaluate, held_out, image_files, load_evalua
 from trainer.settings import TrainerSettings
 from trainer.types import ImageSegment, Pathway, Query, Reward, Segment, Task, TextSegment
 
-TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.evaluate]\nprompts = 30\nbatch_size = 4\n"
+TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
 
 
 class Painter:
@@ -107,7 +107,7 @@ class Late(Future[list[Reward]]):
 
 @pytest.fixture
 def settings(settings_from: Callable[..., TrainerSettings]) -> TrainerSettings:
-    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4")
+    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4", EVALUATION_PROMPTS="30")
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, tasks: 
 
 
 def test_random_numbers_follow_from_seed_and_place_alone(
-    settings_from: Callable[..., TrainerSettings], settings: TrainerSettings, tasks: list[Task]
+    settings: TrainerSettings, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
         policy = Painter()
@@ -152,14 +152,14 @@ def test_random_numbers_follow_from_seed_and_place_alone(
     assert numbers.min() > 0
     assert numbers.max() < 1
     other, fewer = (
-        settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": 7})}),
+        settings.model_copy(update={"screen": settings.screen.model_copy(update={"preview_batch_size": 7})}),
         tasks[:9],
     )
     found, said = drawn(other, fewer)
     np.testing.assert_array_equal(found, numbers[:9])
     assert said == answers[:9]
-    another = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"seed": 1})})
-    assert not np.isin(drawn(another, fewer)[0], numbers).mean() > 0.01
+    monkeypatch.setattr("trainer.evaluate.SEED", 1)
+    assert not np.isin(drawn(settings, fewer)[0], numbers).mean() > 0.01
 
 
 def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSettings, tasks: list[Task]) -> None:
@@ -183,7 +183,7 @@ def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, t
     policy = Painter()
     with pytest.raises(Unavailable, match="gone"):
         evaluate(policy, Lost(), tasks, settings)
-    assert len(policy.prompts) == settings.evaluate.batch_size
+    assert len(policy.prompts) == settings.screen.preview_batch_size
 
 
 def test_an_evaluation_comes_back_from_the_disk(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:

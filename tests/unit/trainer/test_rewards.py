@@ -120,10 +120,10 @@ def broken(kind: type[httpx.RequestError]) -> Answer:
 
 def test_previews_ask_the_surrogate_alone(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
-    found = service(measured, asked=asked, surrogate="itc").surrogate(items(30, 10, 20))
+    found = service(measured, asked=asked).surrogate(items(30, 10, 20))
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
-    assert [dict(reward.components) for reward in found] == [{"itc": 0.3}, {"itc": 0.1}, {"itc": 0.2}]
-    assert [(request.scorers, request.ensemble) for request in asked] == [(("itc",), None)]
+    assert [dict(reward.components) for reward in found] == [{"ber": 0.3}, {"ber": 0.1}, {"ber": 0.2}]
+    assert [(request.scorers, request.ensemble) for request in asked] == [(("ber",), None)]
     assert said == []
 
 

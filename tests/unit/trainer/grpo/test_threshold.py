@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
-from trainer import settings
-from trainer.grpo.threshold import CONTROLLERS, KeepAll, Paper, Power, Quantile, ThresholdController, ThresholdState
+from trainer.grpo.threshold import KeepAll, Paper, Power, Quantile, ThresholdController, ThresholdState
 
 FIVE = [0.1, 0.2, 0.3, 0.4, 0.5]  # its .75 quantile is .4
 PAPER = Paper(0.5)
@@ -113,16 +111,6 @@ def test_an_iteration_whose_scores_are_all_lost_changes_nothing(controller: Thre
 def test_lost_scores_do_not_move_the_pass_rate(controller: ThresholdController) -> None:
     tracker = ThresholdState(0.5, 0.0, 9)
     assert controller.update(tracker, FIVE, 5, 2, False) == controller.update(tracker, FIVE, 50, 2, False)
-
-
-def test_the_table_of_laws_has_what_the_settings_name() -> None:
-    """Every controller of the settings, at its defaults, is made from its own node without its name."""
-    nodes: Any = get_args(get_args(settings.Threshold)[0])
-    assert {get_args(node.model_fields["name"].annotation)[0] for node in nodes} == set(CONTROLLERS)
-    for name, controller in CONTROLLERS.items():
-        given_start = {"start": 0.5} if name in {"power", "paper"} else {}
-        node: Any = TypeAdapter(settings.Threshold).validate_python({"name": name} | given_start)
-        assert controller(**node.model_dump(exclude={"name"})) == controller(**given_start)
 
 
 SCORES = st.lists(st.floats(-5, 5), min_size=1, max_size=40)
