@@ -36,7 +36,6 @@ SETTINGS: Final = """
 port = {port}
 gateway_replicas = 2
 [cluster]
-health_check_period_s = 0.5
 upscale_delay_s = 2
 downscale_delay_s = 5
 [store]
@@ -123,7 +122,7 @@ def upgraded(nodes: Nodes, images: int) -> Result:
     def upgrade() -> None:
         before = nodes.up.pids("colour") | nodes.up.pids("Gateway")
         began_s = time.monotonic()
-        server = nodes.up.settings.server.model_copy(update={"default_timeout_ms": 50_000})
+        server = nodes.up.settings.server.model_copy(update={"access_log": True})
         colour = nodes.up.settings.scorers["colour"]
         changed = colour.model_copy(update={"serving": colour.serving.model_copy(update={"batch_wait_ms": 3.0})})
         scorers = {**nodes.up.settings.scorers, "colour": changed}

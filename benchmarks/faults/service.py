@@ -33,7 +33,6 @@ gateway_replicas = 2
 [cluster]
 num_cpus = 16
 object_store_bytes = 134217728
-health_check_period_s = 0.5
 ready_timeout_s = 900
 [admission]
 max_queued_images = {queue}

@@ -22,12 +22,10 @@ from services.gateway import app
 from services.gateway.core import Gateway
 from services.gateway.rpc_server import RpcServer
 from services.scorers.base import Need, ScorerSpec
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Origin, Outcome, Score, ScoreItem
 
-LIMITS: Final = LimitSettings(
-    max_body_bytes=2**20, max_items=64, max_references=4, max_image_pixels=256 * 256, max_text_chars=500
-)
+LIMITS: Final = LimitSettings(max_body_bytes=2**20, max_items=64, max_image_pixels=256 * 256)
 ENSEMBLES: Final = {"council": EnsembleSettings(by_kind={"animal": {"level": 0.5, "words": 0.5}})}
 
 
@@ -61,7 +59,7 @@ async def serve() -> None:
         Plain("likeness", ("image", "references"), likeness),
     )
     backend = LocalBackend({scorer.spec.name: scorer for scorer in scorers})
-    gateway = Gateway(backend, ENSEMBLES, LIMITS, ServerSettings(default_timeout_ms=60_000))
+    gateway = Gateway(backend, ENSEMBLES, LIMITS)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app.build(gateway), log_level="error", ws="none"))
     serving = asyncio.create_task(server.serve([listener]))

@@ -6,21 +6,17 @@ overtakes evaluation, yet only training that arrives within PATIENCE_S of it: no
 waiting calls never changes, which a weighted share cannot say. Evaluation may also fill no more than its SHARE of the
 queue, so that it cannot lock training out.
 
-A refusal tells when to come back: the images too many, over the rate at which this lane drained lately,
-
-    retry_after_s = (waiting + asked - limit) / r,    r = integral of n(t) e^(-t / TAU_S) / integral of e^(-t / TAU_S)
-
-with n(t) the images per second that left t ago, each lot spread evenly over the time since the lot before; only time
-in which images were under way counts. It lies within 1 .. LONGEST_RETRY_S, and is 1 while nothing is known.
+A refusal says when to retry: after the time in which the waiting images are served at the rate of the last
+RATE_WINDOW_S, at most LONGEST_RETRY_S, with jitter; after a second if nothing was served lately.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import math
+import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +29,8 @@ from synod.errors import Overloaded, PayloadTooLarge
 Priority = Literal["training", "evaluation"]
 PATIENCE_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}
 SHARE: Final[Mapping[Priority, float]] = {"training": 1.0, "evaluation": 0.5}
-TAU_S: Final = 10.0
+RATE_WINDOW_S: Final = 30.0
+SHORTEST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0
 
 
@@ -44,33 +41,6 @@ class Caller:
     name: str = "anyone"
     priority: Priority = "training"
     max_images: int | None = None
-
-
-class DrainRate:
-    """Images per second that left lately, over the time in which any were under way."""
-
-    def __init__(self) -> None:
-        self._images = 0.0
-        self._busy_s = 0.0
-        self._since_s: float | None = None
-
-    def busy(self, now_s: float) -> None:
-        """Images are under way from `now_s` on, if they were not already."""
-        if self._since_s is None:
-            self._since_s = now_s
-
-    def left(self, images: int, now_s: float, *, busy: bool) -> None:
-        """`images` left at `now_s`; `busy` tells whether others are still under way."""
-        passed_s = 0.0 if self._since_s is None else max(0.0, now_s - self._since_s)
-        decay = math.exp(-passed_s / TAU_S)
-        weight_s = TAU_S * (1 - decay)
-        self._images = self._images * decay + images * (weight_s / passed_s if passed_s > 0 else 1.0)
-        self._busy_s = self._busy_s * decay + weight_s
-        self._since_s = now_s if busy else None
-
-    def per_s(self) -> float:
-        """0 while nothing is known."""
-        return self._images / self._busy_s if self._busy_s > 0 else 0.0
 
 
 class Lane:
@@ -92,7 +62,7 @@ class Lane:
         self._calls = calls
         self._max_waiting = max_waiting
         self._changed = changed
-        self._rate = DrainRate()
+        self._served: deque[tuple[float, int]] = deque()  # (when, images) within RATE_WINDOW_S
         self._queue: list[tuple[float, int, Ticket]] = []
         self._order = count()
 
@@ -102,14 +72,22 @@ class Lane:
         if not admitted and self.waiting and self.waiting + images > limit:
             raise Overloaded(
                 f"{self.waiting} images wait and {images} more pass the limit {limit} of {priority}; retry later",
-                retry_after_s=self._retry_after_s(self.waiting + images - limit),
+                retry_after_s=self._retry_after_s(),
             )
         self.waiting += images
         return Ticket(self, images, _now_s() + PATIENCE_S[priority])
 
-    def _retry_after_s(self, surplus: int) -> float:
-        rate = self._rate.per_s()
-        return min(LONGEST_RETRY_S, max(1.0, surplus / rate)) if rate > 0 else 1.0
+    def _retry_after_s(self) -> float:
+        """Estimate how long the queue takes to drain, with jitter so that refused callers do not return together."""
+        self._forget_old()
+        served = sum(images for _, images in self._served)
+        drain_s = self.waiting * max(1.0, _now_s() - self._served[0][0]) / served if served else SHORTEST_RETRY_S
+        jitter = random.uniform(0.8, 1.2)
+        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, drain_s * jitter))
+
+    def _forget_old(self) -> None:
+        while self._served and self._served[0][0] < _now_s() - RATE_WINDOW_S:
+            self._served.popleft()
 
     def _enqueue(self, ticket: Ticket) -> None:
         heapq.heappush(self._queue, (ticket.rank_s, next(self._order), ticket))
@@ -122,7 +100,6 @@ class Lane:
             self.waiting -= ticket.images
             self.running += ticket.images
             self._calls_running += 1
-            self._rate.busy(_now_s())
             ticket.go()
             self._drop_settled()
         if self._changed is not None:
@@ -136,7 +113,8 @@ class Lane:
         if ticket.running:
             self.running -= ticket.images
             self._calls_running -= 1
-            self._rate.left(ticket.images, _now_s(), busy=self._calls_running > 0)
+            self._served.append((_now_s(), ticket.images))
+            self._forget_old()
         else:
             self.waiting -= ticket.images
         self._advance()

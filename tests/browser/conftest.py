@@ -19,7 +19,7 @@ from services.backends import LocalBackend
 from services.gateway import app
 from services.gateway.core import Gateway
 from services.scorers.base import Need, Scorer, ScorerSpec
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Outcome, ScoreItem
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -90,7 +90,7 @@ def serve() -> Serve:
         **of_app: Any,
     ) -> AsyncIterator[str]:
         backend = LocalBackend(scorers)
-        gateway = Gateway(backend, ensembles or {}, limits or LimitSettings(), ServerSettings())
+        gateway = Gateway(backend, ensembles or {}, limits or LimitSettings())
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app.build(gateway, **of_app), log_level="error", ws="none"))
         task = asyncio.create_task(server.serve([listener]))

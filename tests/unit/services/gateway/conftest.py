@@ -11,7 +11,7 @@ import pytest
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.gateway.core import Gateway
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 ENSEMBLES = {
@@ -72,4 +72,4 @@ def backend() -> SteeredBackend:
 @pytest.fixture
 def gateway(backend: SteeredBackend) -> Gateway:
     limits = LimitSettings(max_body_bytes=4096, max_items=8, max_image_pixels=10_000)
-    return Gateway(backend, ENSEMBLES, limits, ServerSettings())
+    return Gateway(backend, ENSEMBLES, limits)

@@ -24,7 +24,7 @@ from services.gateway import app, auth, fanout
 from services.gateway.core import Gateway
 from services.gateway.rpc_server import RpcServer
 from services.observability import access_log, metrics, tracing
-from services.settings import AuthSettings, CompatSettings, LimitSettings, ServerSettings, TracingSettings
+from services.settings import AuthSettings, CompatSettings, LimitSettings, TracingSettings
 from synod.codec import JSON, MSGPACK, PROTOBUF
 from synod.contracts import Origin, ScoreItem, ScoreRequest
 from synod.errors import Overloaded
@@ -155,7 +155,7 @@ async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 60.0)
     monkeypatch.setattr(fanout, "LINGER_S", 0.0)
     backend = Backend()
-    gateway = Gateway(backend, {}, LimitSettings(max_body_bytes=2**16, max_items=8), ServerSettings())
+    gateway = Gateway(backend, {}, LimitSettings(max_body_bytes=2**16, max_items=8))
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{TOKEN}"\n'})
     application = app.build(gateway, authenticator, compat=CompatSettings(unirl=True, openrlhf="a"))
     listener = socket.create_server(("127.0.0.1", 0))

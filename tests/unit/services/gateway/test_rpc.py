@@ -22,7 +22,7 @@ from services.gateway.admission import Caller
 from services.gateway.core import Gateway
 from services.gateway.rpc import RewardServicer
 from services.gateway.rpc_server import RpcServer
-from services.settings import AuthSettings, EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import AuthSettings, EnsembleSettings, LimitSettings
 from synod.client import AsyncSynodClient, SynodClient
 from synod.client.core import Call, merge_parts
 from synod.codec import CODECS, PROTOBUF
@@ -94,7 +94,7 @@ async def backend() -> AsyncIterator[HeldBackend]:
 
 @pytest.fixture
 def gateway(backend: HeldBackend) -> Iterator[Gateway]:
-    made = Gateway(backend, ENSEMBLES, LIMITS, ServerSettings())
+    made = Gateway(backend, ENSEMBLES, LIMITS)
     yield made
     made.close()
 

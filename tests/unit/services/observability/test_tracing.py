@@ -31,7 +31,7 @@ from services.gateway.store import MemoryStore
 from services.observability import access_log, tracing
 from services.scorers.base import Scorer
 from services.scorers.ber import BerSettings
-from services.settings import AuthSettings, LimitSettings, ServerSettings, TracingSettings
+from services.settings import AuthSettings, LimitSettings, TracingSettings
 from services.settings_types import ScorerSettings, ServingSettings
 from synod.client import SynodClient
 from synod.codec import CODECS, PROTOBUF
@@ -143,7 +143,7 @@ def collector() -> Iterator[Collector]:
 
 @asynccontextmanager
 async def http(backend: Any, guarded: bool = False, keeps: int = 0) -> AsyncIterator[httpx.AsyncClient]:
-    gateway = Gateway(backend, {}, LimitSettings(), ServerSettings(), store=MemoryStore(2**20, keeps))
+    gateway = Gateway(backend, {}, LimitSettings(), store=MemoryStore(2**20, keeps))
     tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
     transport = httpx.ASGITransport(app.build(gateway, authenticator))
@@ -386,7 +386,7 @@ async def test_an_answer_in_parts_is_one_span_until_its_end(collector: Collector
 
 
 async def test_a_caller_that_leaves_between_parts_ends_the_span(collector: Collector) -> None:
-    gateway = Gateway(Replicas(), {}, LimitSettings(), ServerSettings(), store=MemoryStore(0, 0))
+    gateway = Gateway(Replicas(), {}, LimitSettings(), store=MemoryStore(0, 0))
     stuck, sent = asyncio.Event(), [body(1, 2)]
     names = {"content-type": "application/json", "accept": "application/x-ndjson", "traceparent": SAMPLED}
     headers = [(name.encode(), value.encode()) for name, value in names.items()]
@@ -430,7 +430,7 @@ async def test_the_access_log_names_the_trace(collector: Collector, tmp_path: Pa
 @asynccontextmanager
 async def rpc(backend: Any, guarded: bool = False) -> AsyncIterator[Callable[[str], Any]]:
     """A gRPC face; methods by name, bytes to bytes."""
-    gateway = Gateway(backend, {}, LimitSettings(), ServerSettings(), store=MemoryStore(2**20, 0))
+    gateway = Gateway(backend, {}, LimitSettings(), store=MemoryStore(2**20, 0))
     tokens = f'[run-7]\ntoken = "{TOKEN}"\n'
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": tokens}) if guarded else None
     server = RpcServer(gateway, 2**20, authenticator)
@@ -548,7 +548,7 @@ async def test_headers_of_the_collector_come_from_the_environment(monkeypatch: p
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 async def test_the_client_sends_its_callers_span_from_every_chunk(collector: Collector, scheme: str) -> None:
     """The limit of two items makes two chunks, which the blocking client sends from threads of its own."""
-    gateway = Gateway(Replicas(), {}, LimitSettings(max_items=2), ServerSettings(), store=MemoryStore(0, 0))
+    gateway = Gateway(Replicas(), {}, LimitSettings(max_items=2), store=MemoryStore(0, 0))
     port, rpc_port = free_port(), free_port()
     request = ScoreRequest(tuple(ScoreItem(np.full((2, 2, 3), level, np.uint8)) for level in (1, 2, 3)), ("number",))
     span = NonRecordingSpan(SpanContext(int(TRACE, 16), int(SPAN, 16), is_remote=False, trace_flags=TraceFlags(1)))

@@ -19,7 +19,6 @@ import httpx
 import numpy as np
 import pytest
 
-from services.settings import LimitSettings
 from synod import cli
 from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.digest import digest_of
@@ -198,9 +197,9 @@ def test_invalid_lines_are_listed_and_nothing_is_scored(
 def test_invalid_item_fails_alone() -> None:
     source = items(20)
     lines = Path(source).read_text().splitlines()
-    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 300})
+    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 9000})
     Path(source).write_text("\n".join(lines))
-    with serving(Bright("ber"), limits=LimitSettings(max_text_chars=200)) as service:
+    with serving(Bright("ber")) as service:
         assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 1
         assert score(service, source, "--scorers", "nobody", "--out", "other.jsonl") == 1
     codes = [line["scores"]["ber"].get("error", {}).get("code") for line in logged()]
