@@ -183,7 +183,7 @@ def test_whatever_fails_the_last_one_stays(
 
 def test_the_first_one_that_fails_says_that_none_is_before_it(settings_from: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointNotWritten, match="there is no earlier one"):
+    with pytest.raises(CheckpointNotWritten, match="no earlier one exists"):
         save(tmp_path / "file/c", 1, {}, settings_from())
 
 

@@ -74,16 +74,16 @@ def test_cards_and_prompts_of_a_small_world(world_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "a list where an object belongs"),
         ('{"tag": "plain"}', ".prompt: missing"),
         ('{"prompt": "x", "concept": "<bo>"}', ".tag: missing"),
-        ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "an empty prompt"),
-        ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; there are <bo>"),
+        ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "the prompt is empty"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; give one of <bo>"),
         ('{"tag": "plain", "prompt": "x"}', ".include: missing"),
         ('{"tag": "plain", "prompt": "x", "consept": "<bo>"}', ".consept: unknown key"),
         ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "fact": 2}', ".fact: 2; give a whole number from 0 to 1"),
-        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "include": []}', "'include' beside 'concept'"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "include": []}', "'include' and 'concept' together"),
         ('{"tag": "c", "prompt": "x", "include": [{"class": "cat", "count": 0}]}', ".include[0].count: 0"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_bad_line_is_named(world_dir: Path, line: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("info.json", "{", "info.json: not JSON"),
+        ("info.json", "{", "info.json is not valid JSON"),
         ("info.json", '{"name": "<bo>", "kind": "plant", "class": "fern", "info": ""}', "info.json.kind: 'plant'"),
         ("conversations.json", '[{"query": "q"}]', "conversations.json[0].answer: missing"),
         ("conversations.json", '{"query": "q"}', "an object where a list belongs"),
@@ -204,7 +204,7 @@ def test_the_same_prompt_met_again_is_asked_anew() -> None:
     ("prompts", "share", "told"),
     [
         (PLAIN, 0.0, "no prompt with a fact among 4"),
-        (GENEVAL, 0.5, "no prompt without a fact and none with a fact among 16, at geneval_share 0.5"),
+        (GENEVAL, 0.5, "no prompt without a fact and none with a fact among 16, with geneval_share 0.5"),
         ([*PLAIN, *VAGUE], 0.1, "no prompt of GenEval"),
     ],
 )

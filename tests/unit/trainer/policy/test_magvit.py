@@ -208,5 +208,5 @@ def test_a_directory_that_does_not_fit(vq: Magvit, tmp_path: Path) -> None:
         Magvit.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**vars(vq.config), "bits": 5}))
     write_weights(vq, tmp_path)
-    with pytest.raises(SettingsError, match=r"other shapes in .*decoder\.conv_in"):
+    with pytest.raises(SettingsError, match=r"other shapes: .*decoder\.conv_in"):
         Magvit.load(tmp_path)

@@ -67,7 +67,7 @@ def test_rotary_by_hand() -> None:
     phi = Phi(PhiConfig(8, 32, 32, 1, 2, rope_theta=100.0))
     attention = phi.model.layers[0].self_attn
     x = torch.randn(1, 1, 3, 16, generator=torch.Generator().manual_seed(0))
-    turned = attention._turned(x, phi._turn(5, 3))  # type: ignore[operator, union-attr]
+    turned = attention._rotate(x, phi._rotation(5, 3))  # type: ignore[operator, union-attr]
     for p in range(3):
         for i in range(4):
             angle = (5 + p) * 100.0 ** (-i / 4)

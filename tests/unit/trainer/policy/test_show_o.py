@@ -183,7 +183,7 @@ def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch
         return encode(self, images)
 
     monkeypatch.setattr(Magvit, "encode", counted)
-    monkeypatch.setattr(show_o, "IMAGES_KEPT", 2)
+    monkeypatch.setattr(show_o, "CACHED_IMAGES", 2)
     for value in (1, 2, 1, 2, 3, 3, 1):
         policy._question(Query("a?", np.full((8, 8, 3), value, np.uint8)))
     assert seen == [1, 2, 3, 1]
@@ -271,13 +271,13 @@ def test_the_published_config(tmp_path: Path) -> None:
         ({"vocab_size": 58_498}, r"tokenizer \d+ \+ codes 16 \+ mask 1 = \d+, but config.json says vocab_size 58498"),
         ({"concept_tokens": ["<bo>", "<cy>", "<more>"]}, "the vocabulary does not fit"),
         ({"codebook_size": 32, "vocab_size": 71}, "the image tokenizer has 16 codes, the policy 32"),
-        ({"llm": {"layers": 2}}, r"describes no Show-o .*layers"),
+        ({"llm": {"layers": 2}}, r"does not describe a Show-o .*layers"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 3}},
-         r"misses showo\.model\.layers\.2"),
+         r"lacks showo\.model\.layers\.2"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 1}},
-         r"has unknown showo\.model\.layers\.1"),
+         r"has unknown keys showo\.model\.layers\.1"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}},
-         r"has other shapes in showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
+         r"has other shapes: showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
     ],
 )  # fmt: skip
 def test_a_config_that_does_not_fit(policy: ShowO, saved: Path, changes: dict[str, Any], message: str) -> None:
@@ -288,16 +288,16 @@ def test_a_config_that_does_not_fit(policy: ShowO, saved: Path, changes: dict[st
 
 
 def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is no directory here"):
+    with pytest.raises(SettingsError, match="is not a directory"):
         load(tmp_path / "nowhere")
     shutil.move(saved / "vq", tmp_path / "vq")
-    with pytest.raises(SettingsError, match="vq' is no directory here"):
+    with pytest.raises(SettingsError, match="vq' is not a directory"):
         load(saved)
     (saved / "pytorch_model.safetensors").unlink()
-    with pytest.raises(SettingsError, match="holds no weights"):
+    with pytest.raises(SettingsError, match="has no weights"):
         load(saved, vq=tmp_path / "vq")
     (saved / "config.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"describes no Show-o .*vocab_size"):
+    with pytest.raises(SettingsError, match=r"does not describe a Show-o .*vocab_size"):
         load(saved)
     (saved / "config.json").unlink()
     with pytest.raises(SettingsError, match=r"no config\.json"):
