@@ -15,7 +15,7 @@ from trainer.policy.files import directory_of, read_config, read_weights, state_
 
 
 class Opaque:
-    """What weights_only refuses to unpickle."""
+    """An object that weights_only refuses to unpickle."""
 
 
 @pytest.fixture
