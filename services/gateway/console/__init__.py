@@ -7,8 +7,8 @@
     results.js boxes.js             scores, failures, and boxes over the image
     health.js dom.js                replicas and reward health, polled; helpers that create elements
 
-The content security policy allows only these files and this service, and trusted types refuse markup made from text. The
-page itself needs no token; the requests that it sends do.
+The content security policy allows only these files and this service, and trusted types refuse markup made from text.
+The page itself needs no token; the requests that it sends do.
 """
 
 from __future__ import annotations
