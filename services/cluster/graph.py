@@ -128,7 +128,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         deployment = _deployment(Host, host, _count(serving, cluster), actor)
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
-        hosts[host] = deployment.bind(described, members, settings.golden, build, tracing=settings.tracing)
+        hosts[host] = deployment.bind(described, members, settings.golden, build, traces=settings.tracing)
     receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
     gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(
