@@ -80,9 +80,7 @@ def placement_of(scorer: ScorerSettings) -> Placement | None:
     if replica_obstacle is not None and environment.version < CHILD_PYTHON:
         version = ".".join(map(str, environment.version))
         raise SettingsError(
-        raise SettingsError(
-            f"python '{python}' is Python {version}, but a child process needs 3.10 or later; create a newer environment"
-        )
+            f"python '{python}' is Python {version}, but a child process needs 3.10 or later; use a newer environment"
         )
     needs = () if replica_obstacle is None else (*CHILD_NEEDS, *(() if package else ("pydantic", "PIL")))
     if absent := [module for module in needs if not environment.modules[module]]:
