@@ -171,9 +171,9 @@ def _count(serving: ServingSettings, cluster: ClusterSettings) -> dict[str, Any]
 
 
 def _actor(scorer: ScorerSettings, env: Mapping[str, str]) -> dict[str, Any]:
-    serving, placement = scorer.serving, environments.place(scorer)
+    serving, placement = scorer.serving, environments.placement_of(scorer)
     threads = {} if serving.threads is None else {"OMP_NUM_THREADS": str(serving.threads)}
-    python = None if placement is None or placement.child is not None else placement.environment.python
+    python = None if placement is None or placement.child_reason is not None else placement.environment.python
     return {
         "num_cpus": serving.num_cpus,
         "num_gpus": serving.num_gpus,
