@@ -49,28 +49,21 @@ DetectorSettings = Annotated[SemanticDetector | Mask2FormerDetector, Field(discr
 
 
 class JudgeLimits(Node):
-    """What a judge may take, by each replica of its scorer for itself.
+    """Limits of a judge, for each replica of its scorer separately.
 
-    `timeout_s` is for one request, `patience_s` for a verdict with its retries and waits. `max_tokens` (prompt and
-    completion) and `max_dollars` hold from a replica's start to its end; what is asked after that fails. Prices are in
-    dollars for a million tokens.
+    `timeout_s` is for one request; a verdict with its retries and waits has three times as long. `max_tokens` (prompt
+    and completion) counts from a replica's start; questions beyond it fail.
     """
 
     timeout_s: float = Field(60.0, gt=0)
-    patience_s: float = Field(180.0, gt=0)
     concurrency: int = Field(8, ge=1)
     requests_per_minute: float | None = Field(None, gt=0)
     max_tokens: int | None = Field(None, ge=1)
-    max_dollars: float | None = Field(None, gt=0)
-    dollars_per_million_prompt: float | None = Field(None, ge=0)
-    dollars_per_million_completion: float | None = Field(None, ge=0)
 
-    @model_validator(mode="after")
-    def _dollars_have_prices(self) -> JudgeLimits:
-        prices = (self.dollars_per_million_prompt, self.dollars_per_million_completion)
-        if self.max_dollars is not None and None in prices:
-            raise ValueError("max_dollars needs dollars_per_million_prompt and dollars_per_million_completion")
-        return self
+    @property
+    def verdict_timeout_s(self) -> float:
+        """How long a verdict may take with its retries and waits."""
+        return 3 * self.timeout_s
 
 
 class JudgeEndpoint(ScorerSettings):
@@ -83,7 +76,6 @@ class JudgeEndpoint(ScorerSettings):
     model: str = Field(min_length=1)
     key_env: str | None = None
     key_file: LocalPath | None = None
-    max_answer_tokens: int = Field(512, ge=16)
     limits: JudgeLimits = JudgeLimits()
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from synod.reader import Node
 T = TypeVar("T", bound=np.generic)
 Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
+
+
+MAX_ANSWER_TOKENS: Final = 512  # of a judge
 
 
 class Clip(Protocol):
