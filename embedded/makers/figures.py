@@ -66,7 +66,10 @@ def verdicts(settings: GenEvalSettings, spoil: Spoil, seed: int) -> list[Figure]
 
 def color_accuracy(settings: GenEvalSettings, spoil: Spoil, seed: int) -> list[Figure]:
     """The production colour classifier on every plainly coloured object of held-out scenes, cut out by its mask."""
-    classifier, rng = ColorClassifier(open_clip.load(settings.color_model, None, "cpu")), np.random.default_rng(seed)
+    classifier, rng = (
+        ColorClassifier(open_clip.load(settings.color_model.model, None, "cpu")),
+        np.random.default_rng(seed),
+    )
     crops, names, colors = [], [], []
     for case in range(4 * PER_TASK):
         task = world.GENEVAL_TASKS[case % len(world.GENEVAL_TASKS)]

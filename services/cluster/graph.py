@@ -17,6 +17,7 @@ from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from services import environments
+from services.backends import MAX_QUEUED_IMAGES
 from services.cluster.backend import RayBackend
 from services.cluster.host import Host
 from services.cluster.replica import Build
@@ -101,7 +102,7 @@ def windows(settings: Settings) -> dict[str, Window]:
         replicas = settings.scorers[host].serving.most_replicas
         for name in names:
             serving = settings.scorers[name].serving
-            per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, serving.max_queued_images)
+            per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, MAX_QUEUED_IMAGES)
             images = math.ceil(per_replica * replicas / gateways)
             calls = math.ceil(CALLS_PER_REPLICA * replicas / gateways)
             found[name] = Window(max(images, serving.max_batch_images), max(calls, CALLS_PER_REPLICA))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from services import golden
-from services.backends import Loaded, batch_cost
+from services.backends import MAX_QUEUED_IMAGES, Loaded, batch_cost
 from services.batching import Batcher
 from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
@@ -57,7 +57,7 @@ class Replica:
             self._run,
             max_images=serving.max_batch_images,
             wait_s=serving.batch_wait_ms / 1000,
-            max_queued=serving.max_queued_images,
+            max_queued=MAX_QUEUED_IMAGES,
             cost=partial(batch_cost, self._scorer.spec),
         )
         probe = partial(self._batcher.score, first=True)

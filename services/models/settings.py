@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,40 +12,29 @@ from services.settings_types import LocalPath, ModelSource, Node, ScorerSettings
 _ENDPOINT = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
 
 
-class TransformersClipModel(Node):
-    """A CLIPModel directory or hub id, with its processor."""
+class ClipModel(Node):
+    """A CLIP: "transformers" takes a directory or hub id of a CLIPModel with its processor; "open_clip" an open_clip
+    directory, or one of its names with the name of its weights (`pretrained`).
+    """
 
-    family: Literal["transformers"]
-    model: ModelSource
-
-
-class OpenClipModel(Node):
-    """An open_clip directory, or one of its names with the name of its weights."""
-
-    family: Literal["open_clip"]
+    family: Literal["transformers", "open_clip"]
     model: ModelSource
     pretrained: str | None = None
 
+    @model_validator(mode="after")
+    def _pretrained_needs_open_clip(self) -> ClipModel:
+        if self.pretrained is not None and self.family != "open_clip":
+            raise ValueError(f"pretrained = '{self.pretrained}' names weights of open_clip: set family = \"open_clip\"")
+        return self
 
-ClipModel = Annotated[TransformersClipModel | OpenClipModel, Field(discriminator="family")]
 
+class DetectorSettings(Node):
+    """An object detector: "mask2former" (instance segmentation, GenEval's own family) or "semantic" (semantic
+    segmentation, of which each connected component is an object).
+    """
 
-class SemanticDetector(Node):
-    """Semantic segmentation plus connected components."""
-
-    family: Literal["semantic"]
+    family: Literal["semantic", "mask2former"]
     model: ModelSource
-    min_area: int = Field(12, ge=1)
-
-
-class Mask2FormerDetector(Node):
-    """Instance segmentation by Mask2Former (GenEval's own family)."""
-
-    family: Literal["mask2former"]
-    model: ModelSource
-
-
-DetectorSettings = Annotated[SemanticDetector | Mask2FormerDetector, Field(discriminator="family")]
 
 
 class JudgeLimits(Node):
