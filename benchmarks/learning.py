@@ -50,8 +50,8 @@ class Permuted:
         self._open: list[Future[list[Reward]]] = []
         self._count = 0
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        return self._service.surrogate(items)
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        return self._service.score_previews(items)
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
         if self._count == 0:

@@ -165,7 +165,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "sizes": {},
     }
     for side in SIDES[:1] if options.quick else SIDES:
-        found["sizes"][str(side)] = _timed(scorer, side, options.quick)
+        found["sizes"][str(side)] = timed(scorer, side, options.quick)
         print(f"{name}: {side} px {found['sizes'][str(side)]}", file=sys.stderr, flush=True)
     del scorer
     other = "bfloat16" if held.dtype == "float32" else "float32"
@@ -173,10 +173,11 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     return found
 
 
-def _timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+def timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+    """Measure a scorer at one image size; raise RuntimeError if its items do not differ in value."""
     items = items_of(2 if quick else BATCH, side)
     alone = [compared(outcome) for item in items for outcome in run_batch(scorer, [item])]
-    with _recording() as calls:
+    with recording() as calls:
         began_s = time.perf_counter()
         together = [compared(outcome) for outcome in run_batch(scorer, items)]
         outside_s = time.perf_counter() - began_s - calls.inside_s
@@ -232,7 +233,7 @@ class _Calls:
 
 
 @contextmanager
-def _recording() -> Iterator[_Calls]:
+def recording() -> Iterator[_Calls]:
     """Record the module calls made within the context, with their tensors."""
     calls, depth, began_s = _Calls(), 0, 0.0
 

@@ -57,7 +57,7 @@ def up(options: argparse.Namespace) -> int:
     loaded = _load(options)
     auth.load(loaded.auth)  # report errors in tokens and environments before anything starts
     for scorer in loaded.scorers.values():
-        environments.place(scorer)
+        environments.placement_of(scorer)
     run_dir = RunDir(options.run_dir)
     return _detach(options, run_dir) if options.detach else _serve(options, loaded, run_dir)
 
@@ -103,7 +103,7 @@ def check(options: argparse.Namespace) -> int:
         spec, serving = registry.spec(name, scorer), scorer.serving
         takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
         print(f"{name:12} {takes if serving.colocate_with is None else f'with {serving.colocate_with}'}  {spec.source}")
-        if (placement := environments.place(scorer)) is not None:
+        if (placement := environments.placement_of(scorer)) is not None:
             print(f"{'':12} {placement}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
     return 0
@@ -124,7 +124,7 @@ def warm_models(options: argparse.Namespace) -> int:
     """Download and check every model of the settings; exit 1 when one cannot be used."""
     results, scorers = [], settings.load(options.config, without=("golden", "pairs", "auth")).scorers
     for name, scorer in scorers.items():
-        if (placement := environments.place(scorer)) is not None:
+        if (placement := environments.placement_of(scorer)) is not None:
             _say(f"{name}.serving.python: {placement}")
     for model in warm.models_of(scorers):
         _say(f"{model.setting}: {model.source}")

@@ -13,7 +13,7 @@ from services.batching import Batcher
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from synod.contracts import ImageInput, Outcome, ScoreItem
 
-__all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost"]
+__all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost", "batch_images"]
 
 MAX_QUEUED_IMAGES: Final = 2048  # of one scorer in one replica, the batch in flight included
 PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
@@ -60,10 +60,10 @@ class ScorerBackend(Protocol):
         ...
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
-        """One outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
+        """Return one outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
 
-        No item reaches the device after `timeout_s` from now. The answer comes then, or later with what had begun:
-        whoever cannot wait leaves the call to itself, and cancels it some day.
+        No item reaches the device after `timeout_s`. The answer comes then, or when the running batch ends: callers
+        that cannot wait must detach from the call and cancel it later.
 
         Raises Unavailable, ReplicaLost or Overloaded when the whole call came to nothing. Cancelling drops the work.
         """
@@ -79,12 +79,22 @@ class ScorerBackend(Protocol):
 
 
 def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
-    """Images that `item` puts on the device: itself, and its references where the scorer embeds those too.
+    """Return how many images `item` puts on the device alone: its own, and its references where the scorer needs them.
 
-    Where the scorer's cost follows pixels (`spec.sized`), a decoded image counts once for each PIXELS_PER_IMAGE begun.
+    Where the scorer's cost follows pixels (`spec.sized`), a decoded image counts once per PIXELS_PER_IMAGE begun.
     """
-    images = (item.image, *(item.references if "references" in spec.needs else ()))
-    return sum(_units(image) for image in images) if spec.sized else len(images)
+    return batch_images(spec, (item,))
+
+
+def batch_images(spec: ScorerSpec, items: Sequence[ScoreItem]) -> int:
+    """Return how many images `items` put on the device together: references that items have in common count once.
+
+    Scorers embed each distinct reference once per batch; a request's equal references are decoded to one array.
+    """
+    images: list[ImageInput | None] = [item.image for item in items]
+    if "references" in spec.needs:
+        images += {id(one): one for item in items for one in item.references}.values()
+    return sum(map(_units, images)) if spec.sized else len(images)
 
 
 def _units(image: ImageInput | None) -> int:
@@ -110,7 +120,7 @@ class LocalBackend:
                 max_images=max_batch_images,
                 wait_s=batch_wait_s,
                 max_queued=max_queued_images,
-                cost=partial(batch_cost, scorer.spec),
+                cost=partial(batch_images, scorer.spec),
             )
             for name, scorer in scorers.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -139,6 +139,7 @@ class ServingSettings(Node):
 class ScorerSettings(Node):
     """What all scorers have; a subclass beside each scorer adds its own, in `services.scorers.<kind>`."""
 
+    remote: ClassVar[bool] = False  # whether another server computes the scores
     kind: str
     serving: ServingSettings = ServingSettings()
     golden_tolerance: float = Field(1e-3, gt=0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from services.cluster.local import environment
-from tests.tiny_models import TinyModels, write
+from tests.tiny_models import TinyModels
 
 ROOT: Final = Path(__file__).parents[1]
 SLOW_FOLDERS: Final = tuple(ROOT / "tests" / name for name in ("browser", "chart", "deploy", "integration"))
@@ -69,7 +69,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     pytest.importorskip("torch")
-    return write(tmp_path_factory.mktemp("tiny_models"))
+    return TinyModels(tmp_path_factory.mktemp("tiny_models"))
 
 
 @pytest.fixture

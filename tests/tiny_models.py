@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,38 +16,25 @@ WORDS = TEXT.split()
 LABELS = ("background", "cat", "dog", "person", "face")
 
 
-@dataclass(frozen=True)
 class TinyModels:
-    """Absolute paths of model directories (or weights files), each in the format its loader expects."""
+    """Absolute paths of model directories (or weights files) by name, each written on first use, from seed 0."""
 
-    text: str
-    ernie: str
-    blip2: str
-    dinov2: str
-    clip: str
-    open_clip: str
-    semantic: str
-    mask2former: str
-    small_face: str
-    facenet: str
-    hps: str
-    aesthetic: str
-    image_reward: str
-    hpsv3: str
-    qwen2: str
-    qwen: str
-    llava: str
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
+    def __getattr__(self, name: str) -> str:
+        import torch
 
-def write(root: Path) -> TinyModels:
-    """Write every model under `root`, each from seed 0."""
-    import torch
-
-    for name, make in _MAKERS.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            make(root / name)
-    return TinyModels(**{name: str(root / name / _FILES.get(name, "")) for name in _MAKERS})
+        if name not in _MAKERS:
+            raise AttributeError(name)
+        folder = self._root / name
+        if not folder.exists():
+            if name in _BASES:
+                getattr(self, _BASES[name])
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                _MAKERS[name](folder)
+        return str(folder / _FILES.get(name, ""))
 
 
 def _tokenizer(folder: Path) -> None:
@@ -316,7 +302,7 @@ _MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     "mask2former": _mask2former,
     "small_face": _small_face,
     "facenet": _facenet,
-    "hps": _hps,  # reads `open_clip`
+    "hps": _hps,
     "aesthetic": _aesthetic,
     "image_reward": tiny_rewards.image_reward,
     "qwen2": partial(tiny_vlm.qwen2, words=WORDS),
@@ -325,3 +311,4 @@ _MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     "llava": partial(tiny_vlm.llava, words=WORDS),
 }
 _FILES: Final = {"facenet": "face.pt", "hps": "hps.pt", "aesthetic": "aesthetic.pth"}
+_BASES: Final = {"hps": "open_clip", "hpsv3": "qwen2"}  # models whose maker reads another

@@ -1,4 +1,7 @@
-"""Held-out evaluation: the same prompts and random numbers before and after training; `trainer.compare` pairs them."""
+"""Held-out evaluation: the same prompts and random numbers before and after training.
+
+`trainer.compare` compares two evaluations pair by pair.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ from trainer.types import Reward, Rollout, Task
 
 SEED: Final = 0
 SHOWN: Final = 24  # images kept with an evaluation
-_HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
+_HELD_OUT: Final = 2**31  # in place of the step in the key of random numbers; no training has that many steps
 
 
 def held_out(settings: TrainerSettings) -> list[Task]:
-    """The tasks of an evaluation: held-out prompts in the mix of the training, from SEED alone.
+    """Return the tasks of an evaluation: held-out prompts in the mix of the training, drawn from SEED.
 
-    A small pool's prompts come again, with other random numbers, when each had its turn. Raises SettingsError.
+    A small pool's prompts repeat, with other random numbers, after each was used once. Raises SettingsError.
     """
     concepts = read_concepts(settings.data.concepts)
     prompts, count = read_prompts(settings.data.heldout, concepts), settings.evaluation_prompts
@@ -40,11 +43,10 @@ def held_out(settings: TrainerSettings) -> list[Task]:
 def evaluate(
     policy: Policy, service: Rewards, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
 ) -> Evaluation:
-    """Draw one image a task and have it rewarded; the service works while the next batch is drawn.
+    """Draw one image for each task and get its reward; the service scores while the next batch is drawn.
 
-    The random numbers of a task follow from SEED and its place in `tasks` alone, so two policies are
-    compared on equal ones. A missing reward is None. `what` names the progress bar. Raises RewardServiceUnavailable,
-    InvalidRequest.
+    The random numbers of a task follow from SEED and its index, so two policies get the same ones. A missing reward
+    is None. `what` names the progress bar. Raises RewardServiceUnavailable and InvalidRequest.
     """
     answers: list[str] = []
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
@@ -59,7 +61,7 @@ def evaluate(
             pending += _submit(service, tasks, rollouts, images)
             for _, future in pending:
                 if future.done():
-                    future.result()  # a lost service ends the evaluation now, not after the last image
+                    future.result()  # an unavailable service ends the evaluation now, not after the last image
             bar.update(len(places))
         rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
     rows = tuple(_row(task, answers[i], rewards[i]) for i, task in enumerate(tasks))
@@ -67,7 +69,7 @@ def evaluate(
 
 
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
-    """What both sides of a comparison must share, as JSON holds it."""
+    """Return the settings that two comparable evaluations share, as JSON values."""
     return {
         "geneval_share": settings.data.geneval_share,
         "sampler": settings.sampler.model_dump(mode="json"),
@@ -102,7 +104,7 @@ def image_files(path: Path) -> list[Path]:
 def draw(
     policy: Policy, tasks: Sequence[Task], places: range, settings: TrainerSettings
 ) -> tuple[list[Rollout], list[Pixels]]:
-    """A finished rollout and its image for each of `places` in `tasks`; each reasons for itself."""
+    """Return a finished rollout and its image for each of `places` in `tasks`; each has its own answer."""
     key = (SEED, _HELD_OUT)
     texts = [reason(policy, tasks[place], settings, key, [place])[0] for place in places]
     begun = begin(policy, [tasks[place] for place in places], texts, settings, key, places)
@@ -117,7 +119,7 @@ def _submit(
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
-    """One request a pathway: the service scores a request by one ensemble."""
+    """Send one request for each pathway, since a request has one ensemble."""
     sent = []
     for pathway in sorted({tasks[rollout.index].pathway for rollout in rollouts}):
         chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if tasks[r.index].pathway == pathway]

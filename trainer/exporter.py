@@ -1,10 +1,10 @@
-"""`python -m trainer.exporter RUN [--port N]`: the last step of a run as Prometheus gauges, beside the trainer.
+"""`python -m trainer.exporter RUN [--port N]`: serve the last step of a run as Prometheus gauges.
 
     synod_training_step                          the last step
     synod_training_last_step_timestamp_seconds   when it was recorded, in Unix time
     synod_training_value{name}                   every number of that step, such as `reward_mean`, `seconds/update`
 
-What a step did not measure (null) has no series: a missing number is not a 0. Without a step there is nothing.
+A missing number (null) has no series; it is not a 0. Before the first step the page is empty.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ HELP: Final = {
 }
 
 
-def exposition(run: Path) -> str:
-    """The text of `/metrics` for the run in this directory; empty before its first step."""
-    path = run / METRICS
+def exposition(run_dir: Path) -> str:
+    """Return the text of `/metrics` for the run in this directory; empty before its first step."""
+    path = run_dir / METRICS
     record = last_record(path)
     if record is None:
         return ""
@@ -45,14 +45,16 @@ def exposition(run: Path) -> str:
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole line of metrics.jsonl, or None where there is none yet."""
+    """Return the last complete line of metrics.jsonl, or None before the first."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return None
-    whole = [line for line in lines[:-1] if line.startswith(b"{")]  # what follows the last newline is still written
+    whole = [
+        line for line in lines[:-1] if line.startswith(b"{")
+    ]  # what follows the last newline is still being written
     return dict(json.loads(whole[-1])) if whole else None
 
 

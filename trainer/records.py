@@ -1,4 +1,4 @@
-"""What a step leaves behind: its line of metrics, its images, and the group that made a loss non-finite."""
+"""The records of a step: its metrics, its images, and the group whose loss was not finite."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ def step_record(
     step: int,
     seconds: Mapping[str, float],
 ) -> Record:
-    """The step's line. None stands for what was not measured. `denoising_steps_saved_ratio` is the share of denoising
-    steps that screening saved, against finishing every preview that was drawn."""
+    """Return the step's line of metrics.jsonl; None stands for a missing measurement.
+
+    `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
+    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward.
+    """
     found = [reward for group in rewards for reward in group]
     values = [reward.value for reward in found if reward.value is not None]
     names = sorted({name for reward in found for name in reward.components})
@@ -85,11 +88,14 @@ def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Se
         metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 
-def keep_failure(
-    run: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
+def save_failed_groups(
+    run_dir: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
 ) -> NonFinite:
-    """Write the offending group (or all of them) to run/failed/step-N and return the error that says so."""
-    folder = run / "failed" / f"step-{step:06d}"
+    """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N.
+
+    Returns the error with a message that names the directory.
+    """
+    folder = run_dir / "failed" / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = range(len(groups)) if error.group is None else [error.group]
     tensors: dict[str, Tensor] = {}
@@ -100,7 +106,7 @@ def keep_failure(
                     if isinstance(value := getattr(part, field), Tensor):
                         tensors[f"group{g}.rollout{rollout.index}.{name}.{field}"] = value.contiguous().clone()
     save_file(tensors, folder / "rollouts.safetensors")
-    told = [
+    document = [
         {
             "prompt": groups[g].previews.task.prompt.text,
             "key": groups[g].previews.task.key,
@@ -109,10 +115,10 @@ def keep_failure(
         }
         for g in chosen
     ]
-    (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": told}, indent=1))
+    (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": document}, indent=1))
     return NonFinite(
-        f"step {step}: {error}; nothing was updated. The group is in {folder}, the last checkpoint is intact: lower "
-        "[trainer.optimizer] lr, or look at that group's log-probabilities",
+        f"step {step}: {error}; nothing was updated. The group is in {folder} and the last checkpoint is intact. Lower "
+        "[trainer.optimizer] lr, or inspect the group's log-probabilities",
         error.group,
     )
 

@@ -36,7 +36,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
             f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
         ) from None
     policy, reference = make_policy(settings), make_reference(settings)
-    with closing(RewardService(settings.service, say=tqdm.write)) as service:
+    with closing(RewardService(settings.service, log=tqdm.write)) as service:
         service.wait_ready()
         before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
         if evaluated and not _is_current(before, settings):

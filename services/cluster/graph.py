@@ -129,7 +129,7 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         deployment = _deployment(Host, host, _count(serving, cluster), actor)
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
-        hosts[host] = deployment.bind(described, members, settings.golden, build, tracing=settings.tracing)
+        hosts[host] = deployment.bind(described, members, settings.golden, build, traces=settings.tracing)
     receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
     gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(
@@ -172,9 +172,9 @@ def _count(serving: ServingSettings, cluster: ClusterSettings) -> dict[str, Any]
 
 
 def _actor(scorer: ScorerSettings, env: Mapping[str, str]) -> dict[str, Any]:
-    serving, placement = scorer.serving, environments.place(scorer)
+    serving, placement = scorer.serving, environments.placement_of(scorer)
     threads = {} if serving.threads is None else {"OMP_NUM_THREADS": str(serving.threads)}
-    python = None if placement is None or placement.child is not None else placement.environment.python
+    python = None if placement is None or placement.child_reason is not None else placement.environment.python
     return {
         "num_cpus": serving.num_cpus,
         "num_gpus": serving.num_gpus,

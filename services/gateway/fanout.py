@@ -137,7 +137,7 @@ class Fanout:
         """Compute owned scores until the deadline; an item without an outcome by then fails as late."""
         ticket = self._tickets.pop(name, None)
         if ticket is None:  # another request gave these up; they were admitted before, so no limit applies
-            queue = self._context.admission.lane(name)
+            queue = self._context.admission.queue(name)
             ticket = queue.reserve(self._cost(name, indexes), self._priority, admitted=True)
         outcomes: Outcomes = {}
         can_be_kept = self._claims.hand_over(name, indexes)

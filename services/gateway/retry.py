@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 
 from services.backends import ScorerBackend, Staged
 from services.observability import metrics, tracing
 from synod.contracts import Outcome, ScoreFailure
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
+from synod.retry import RetryPolicy
 
 log = logging.getLogger("synod.gateway")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+BACKOFF = RetryPolicy(base_s=0.1, max_s=1.0)
 RETRIED_CODES = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
 RESPONSE_MARGIN_S = 0.1  # a replica responds this long before the deadline, so that its scores still arrive in time
 
@@ -29,17 +29,18 @@ async def score_with_retries(
     No work starts after `ends_s` (monotonic); work that has started by then may end later. Pauses between the calls
     grow, with jitter, and each retry is an event of the current span.
     """
-    pause_s = FIRST_PAUSE_S
+    attempt = 0
     with metrics.SCORER_SECONDS.labels(scorer).time():
         while True:
             outcomes.update(zip(indexes, await _call(backend, scorer, staged, indexes, ends_s), strict=True))
             indexes = [i for i in indexes if _is_retried(outcomes[i])]
+            pause_s = BACKOFF.backoff_s(attempt)
             if not indexes or time.monotonic() + pause_s >= ends_s:
                 return
             metrics.RETRIES.labels(scorer).inc()
             tracing.current().event("retry", items=len(indexes))
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            attempt += 1
 
 
 async def _call(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,6 +61,7 @@ class JudgeEndpoint(ScorerSettings):
     The key is in an environment variable or a file (never here); without either, none is sent.
     """
 
+    remote: ClassVar[bool] = True
     url: str
     model: str = Field(min_length=1)
     key_env: str | None = None

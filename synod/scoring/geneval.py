@@ -2,8 +2,8 @@
 
     {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [..], "prompt": "a photo of two clocks"}
 
-Such a line names no image. Its images lie where GenEval's generator puts them: in `samples/` beside a
-`metadata.jsonl`, or, for the eighth line of a file, in `00007/samples/` beside that file. An `image` of the line
+Such a line names no image. Its images lie where GenEval's generator puts them: in `samples/` next to a
+`metadata.jsonl`, or, for the eighth line of a file, in `00007/samples/` next to that file. An `image` of the line
 itself takes precedence.
 
 GenEval++'s clauses may require a `region` or a `size`, which no detection rule decides, and may omit a count of one. A

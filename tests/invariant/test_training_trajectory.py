@@ -74,7 +74,7 @@ class Patterned(Judge):
         super().__init__()
         self.scored, self.rewarded = 0, 0
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         rewards = []
         for item in items:
             passes = self.scored % DRAWN in (1, 3, 6, 7)

@@ -183,7 +183,7 @@ def test_whatever_fails_the_last_one_stays(
 
 def test_the_first_one_that_fails_says_that_none_is_before_it(settings_from: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointNotWritten, match="there is none before it"):
+    with pytest.raises(CheckpointNotWritten, match="there is no earlier one"):
         save(tmp_path / "file/c", 1, {}, settings_from())
 
 
@@ -194,7 +194,7 @@ def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path)
     told = str(caught.value)
     assert "trainer.loss.beta: 0.01 there, 0.02 now" in told
     assert 'trainer.screen.threshold: "none" there, "power" now' in told
-    assert "a new `run_dir` directory" in told
+    assert "a new `run_dir`" in told
     assert "trainer.steps" not in told
 
 

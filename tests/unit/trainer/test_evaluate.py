@@ -73,7 +73,7 @@ class Judge:
         self.seen: list[tuple[Pathway, ScoreItem]] = []
         self._held: list[tuple[Future[list[Reward]], list[Reward]]] = []
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         raise NotImplementedError
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
@@ -214,5 +214,5 @@ def test_other_samplers_are_other_conditions(settings: TrainerSettings, tasks: l
             update={"sampler": settings.sampler.model_copy(update={"guidance_scale": guidance_scale})}
         )
         found.append(evaluate(Painter(), Judge(), tasks, changed))
-    with pytest.raises(SettingsError, match="not of the same prompts, seed and sampler"):
+    with pytest.raises(SettingsError, match="differ in prompts or settings"):
         paired(*found)

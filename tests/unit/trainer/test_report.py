@@ -165,7 +165,7 @@ def test_evaluations_that_cannot_be_compared_leave_the_rest_of_the_page(tmp_path
     run = make_run(tmp_path / "run", 2)
     save_evaluation(run / "evaluation/after.json", evaluation(0.1, count=5))
     page = write_report(run).read_text()
-    assert "the evaluations are not of the same prompts" in page
+    assert "the evaluations differ in prompts or settings" in page
     assert "<svg" in page
 
 

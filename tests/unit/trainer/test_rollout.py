@@ -170,7 +170,7 @@ def test_a_chunk_is_asked_about_before_the_next_is_drawn_and_all_of_a_step_toget
         return denoise(segments, until)
 
     monkeypatch.setattr(policy, "denoise", watched)
-    service = RewardService(settings.service, transport=httpx.MockTransport(handle), say=pytest.fail)
+    service = RewardService(settings.service, transport=httpx.MockTransport(handle), log=pytest.fail)
     try:
         groups, rewards = draw(policy, service, settings)
     finally:

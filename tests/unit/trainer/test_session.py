@@ -185,8 +185,8 @@ def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
         assert main(command(url, 4)) == 1
     told = capsys.readouterr()
     assert "waiting up to 300 s for the reward service" in told.out
-    assert "was away for" in told.err
-    assert "train again: the run goes on from its last checkpoint" in told.err
+    assert "was unavailable for" in told.err
+    assert "train again: the run resumes from its last checkpoint" in told.err
     assert checkpoints(run) == ["step-000002", "step-000003"]
     with serve(Judge()) as url:
         assert main(command(url, 4)) == 0
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_config_ends_with_1(
         assert main(command(url, 2)) == 1
         told = capsys.readouterr().err
         assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in told
-        assert "give [trainer] a new `run_dir` directory" in told
+        assert "give [trainer] a new `run_dir`" in told
         assert checkpoints(world_dir / "run") == ["step-000001"]
         monkeypatch.delenv("SYNOD__TRAINER__OPTIMIZER__LR")
         assert main(command(url, 2)) == 0

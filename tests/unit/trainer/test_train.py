@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_config_is_refused(make_policy: MakePolicy, tiny
     with pytest.raises(CheckpointMismatch, match=r"loss\.beta: 0\.01 there, 0\.3 now") as caught:
         run_loop(other, make_policy, Judge())
     assert "screen.group_size: 4 there, 3 now" in str(caught.value)
-    assert "new `run_dir` directory" in str(caught.value)
+    assert "new `run_dir`" in str(caught.value)
     assert files(settings.run_dir, 1) == before
 
 

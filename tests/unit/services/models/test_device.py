@@ -115,6 +115,7 @@ def test_each_dtype_and_compilation_is_a_module_of_its_own(tiny_models: Any) -> 
     assert loads[0] is loads[3], "a bare name is float32"
 
 
+@pytest.mark.slow
 def test_the_settings_reach_the_models(tiny_models: Any) -> None:
     """Every kind of scorer, by its settings alone; the face finder MTCNN is the one that stays as it is."""
     semantic_ = {"family": "semantic", "model": tiny_models.semantic}
