@@ -1,4 +1,4 @@
-"""Real services over scorers of a test, on loopback ports."""
+"""Real services with fake scorers, on loopback ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
 
 @dataclass
 class Bright:
-    """A scorer: the mean of the image in 0..1, plus `shift`. Fails images whose red is 13."""
+    """Score the mean of an image in 0..1, plus `shift`; fail images whose first red value is 13."""
 
     name: str
     needs: tuple[Any, ...] = ("image", "prompt")
@@ -44,7 +44,7 @@ class Bright:
             assert item.reasoning is not None
             return Score(len(item.reasoning.text) / 10)
         if item.pixels()[0, 0, 0] == 13:
-            return ScoreFailure("scorer_failed", "13 is not for me")
+            return ScoreFailure("scorer_failed", "the red value is 13")
         return Score(float(np.mean(item.pixels())) / 255 + self.shift, origin=Origin(self.model, "1"))
 
 
@@ -61,7 +61,7 @@ ENSEMBLES = {"council": EnsembleSettings(weights={"ber": 0.5, "der": 0.5})}
 
 @contextmanager
 def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: Any) -> Iterator[RewardService]:
-    """A real uvicorn over a Gateway(LocalBackend) in a thread; ended with the block."""
+    """Serve a Gateway(LocalBackend) by uvicorn in a thread until the block ends."""
     by_name = {scorer.name: scorer for scorer in scorers}
     listener = socket.create_server(("127.0.0.1", 0))
     started: list[uvicorn.Server] = []

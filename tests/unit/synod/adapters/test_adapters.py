@@ -115,7 +115,7 @@ def test_trl_reads_conversations() -> None:
 
 def test_trl_error_names_every_missing_item(service: RewardService) -> None:
     reward = reward_function(service.url, "ber", on_error="raise")
-    with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me; also missing: items\[2\]\.ber$"):
+    with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: the red value is 13; also missing: items\[2\]\.ber$"):
         run(reward, prompts=["a"] * 3, completions=[BAD, grey(1), BAD + 0])
 
 
@@ -154,7 +154,7 @@ def test_verl_raises_on_missing_scores(service: RewardService, nobody: str) -> N
         "ground_truth": "a cat",
         "solution_image": torch.full((3, 2, 2), 13).byte(),
     }
-    with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: 13 is not for me"):
+    with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: the red value is 13"):
         run(partial(verl.compute_score, url=service.url, scorer="ber"), **sample)
     with pytest.raises(ScorerFailed, match=r"items\[0\]\.reward"):
         run(partial(verl.compute_score, url=service.url, ensemble="council"), **sample)
@@ -248,7 +248,7 @@ def test_verl_reads_json_text_and_conversations_in_arrays() -> None:
 
 
 def test_batch_without_any_score_is_raised(service: RewardService, multi_score: Any) -> None:
-    message = r"all 2 scores of 'ber' failed, .*\(scorer_failed: 2\); items\[0\].ber: 13 is not .*on_all_failed='mask'"
+    message = r"all 2 scores of 'ber' failed, .*\(scorer_failed: 2\); items\[0\].ber: the red .*on_all_failed='mask'"
     batch = {"prompts": ["a", "b"], "completions": [BAD, BAD + 0]}
     with pytest.raises(ScorerFailed, match=message):
         run(reward_function(service.url, "ber"), **batch)
@@ -295,5 +295,5 @@ def test_verl_omni_raises_where_the_reward_is_required(service: RewardService) -
 
     assert asyncio.run(once(51, required=True)) == pytest.approx(0.1)
     assert asyncio.run(once(13)) == 0.0  # the loop as it is: why docs/adapters.md asks for required
-    with pytest.raises(RuntimeError, match=r"Required sub-reward failed: .*13 is not for me"):
+    with pytest.raises(RuntimeError, match=r"Required sub-reward failed: .*the red value is 13"):
         asyncio.run(once(13, required=True))

@@ -98,7 +98,7 @@ def test_a_log_holds_inputs_scores_failures_and_origin(service: RewardService) -
         "reward": None,
     }
     assert bad["scores"] == {
-        "ber": {"error": {"code": "scorer_failed", "retryable": False, "message": "13 is not for me"}}
+        "ber": {"error": {"code": "scorer_failed", "retryable": False, "message": "the red value is 13"}}
     }
 
 
