@@ -126,8 +126,7 @@ def test_models_are_found_in_nested_settings(tmp_path: Path) -> None:
         [scorers.geneval]
         kind = "geneval"
         detector = { family = "mask2former", model = "a/detector" }
-        color_model = "ViT-L-14-quickgelu"
-        color_pretrained = "openai"
+        color_model = { family = "open_clip", model = "ViT-L-14-quickgelu", pretrained = "openai" }
         [scorers.own]
         kind = "custom"
         load = "mine:load"
@@ -140,13 +139,13 @@ def test_models_are_found_in_nested_settings(tmp_path: Path) -> None:
         ("fer.finder.detector.model", "a/finder", None),
         ("fer.embedder.weights", "face.pt", None),
         ("geneval.detector.model", "a/detector", None),
-        ("geneval.color_model", "ViT-L-14-quickgelu", "openai"),
+        ("geneval.color_model.model", "ViT-L-14-quickgelu", "openai"),
         ("own.models.first", "a/first", None),
     ]
 
 
 def test_unknown_open_clip_weights_are_an_error() -> None:
-    message = warm.warm(warm.Model("geneval.color_model", "ViT-L-14-quickgelu", "opennai")).error
+    message = warm.warm(warm.Model("geneval.color_model.model", "ViT-L-14-quickgelu", "opennai")).error
     assert "no weights 'opennai' of 'ViT-L-14-quickgelu'" in str(message)
 
 
