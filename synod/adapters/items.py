@@ -25,8 +25,8 @@ from synod.errors import BadImage, InvalidRequest
 from synod.formats import load_json, strict_base64
 from synod.images import pixels_of
 from synod.reader import Node, quote
+from synod.records import read_item
 from synod.scoring import geneval
-from synod.tree import read_item
 
 FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and images
 _SLACK: Final = 0.01  # beyond 0..1, as half precision leaves it
