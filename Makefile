@@ -5,31 +5,31 @@ PYTHON := .venv/bin/python
 CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/service
 export PYTHONPATH := $(CURDIR)
-PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile
+PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile # a file's tests share their fixtures
 
 .PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-setup: .venv/.installed ## Make .venv from pyproject.toml and constraints.txt
+setup: .venv/.installed ## Create .venv from pyproject.toml and constraints.txt
 
 .venv/.installed: pyproject.toml constraints.txt deploy/setup.sh
 	@deploy/setup.sh .venv
 	@touch $@
 
-demo: setup ## Start the service, score the sample images over REST, write runs/demo/{summary.json,report.html}, stop
+demo: setup ## Start the service, score sample images, train briefly, write runs/demo/report.html, stop
 	@exec $(PYTHON) -m embedded.demo
 
-check: lint ## Lint, type-check and run the fast tests: units, numbers, architecture (3 minutes)
+check: lint ## Lint, type-check and run the fast tests of units, numbers and architecture (3 minutes)
 	@$(PARALLEL) -m "not slow" tests/architecture tests/batching tests/contract tests/numerics tests/unit
 
 test: lint ## Lint, type-check and run every test (15 minutes)
-	@$(PARALLEL) --ignore=tests/integration --ignore=tests/browser
-	@$(PYTHON) -m pytest tests/integration tests/browser
+	@$(PARALLEL) --ignore=tests/browser --ignore=tests/integration
+	@$(PYTHON) -m pytest tests/browser tests/integration
 
-test-full: setup lint ## The same with full counts of random cases and faults, and a soak (an hour)
-	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
+test-full: ## The same with more random cases and faults, and a long run under load (an hour)
+	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(MAKE) test
 	@$(PYTHON) -m benchmarks.faults
 	@$(PYTHON) -m benchmarks.nodes
 
@@ -46,26 +46,26 @@ proto: setup ## Generate synod/v1 from protos/synod/v1/reward.proto
 up: setup ## Start the service in the background (HTTP on 127.0.0.1:8000; CONFIG=... picks another TOML)
 	@$(PYTHON) -m services up $(CONFIG) --detach --run-dir $(RUN_DIR)
 
-status: setup ## Tell whether the service of `make up` runs, and what is ready
+status: setup ## Report whether the service of `make up` runs, and which scorers are ready
 	@$(PYTHON) -m services status --run-dir $(RUN_DIR)
 
 down: setup ## Stop the service of `make up`
 	@$(PYTHON) -m services down --run-dir $(RUN_DIR)
 
-weights: setup ## Retrain every embedded model from seeds, measure it and record its golden scores (resumable)
+weights: setup ## Retrain every embedded model from seeds, measure it, record its golden scores (resumes after a stop)
 	@$(PYTHON) -m embedded.makers
 	@$(PYTHON) -m services golden deploy/configs/embedded.toml embedded/golden.json
 
-bench-serving: setup ## Synod beside other servers, measured in one run (ARGS="--quick"; ARGS=--help explains)
+bench-serving: setup ## Compare Synod with other servers in one run (ARGS="--quick"; ARGS=--help explains)
 	@$(PYTHON) -m benchmarks.serving $(ARGS)
 
-bench-scorers: setup ## What batching costs each embedded scorer, as a share of calling its model directly (ARGS="--quick")
+bench-scorers: setup ## Compare the speed of each embedded scorer with a direct call of its model (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.scorers $(ARGS)
 
-chart: setup ## Lint and render the Helm chart and check every object it makes
+chart: setup ## Lint and render the Helm chart and check every object that it creates
 	@$(PYTHON) -m helm.generate --check && $(PYTHON) -m pytest tests/chart
 
-chart-docs: setup ## Write the chart's schema, value table, dashboards and default TOML from what they follow
+chart-docs: setup ## Write the generated files of the chart: schema, value table, dashboards, default TOML
 	@$(PYTHON) -m helm.generate
 
 clean: ## Remove what the targets above made, .venv included

@@ -1,17 +1,17 @@
-"""How fast the paper's scorers run on this card: their models at full size with random weights, no network, one file.
+"""Measure the paper's scorers on this GPU: full-size models, random weights, no network, one file.
 
     python -m benchmarks.gpu_scorers --out gpu_scorers.json     on a machine with the project and its packages
     python gpu_scorers.py --out gpu_scorers.json                the models alone: needs torch, transformers, open_clip
     python gpu_scorers.py --quick --device cpu --tiny           what the tests run
 
-Per model and batch size, in bfloat16, eager and compiled: images (or texts) a second, the model's FLOPs a second as a
-share of the matrix product's measured on the same card in the same run, and peak memory; then the same from encoded
-images, decoding and resizing included. Random weights cost what trained ones do. What fails is told, never a number.
+Per model and batch size, in bfloat16, eager and compiled: images (or texts) per second, the model's FLOP/s as a share
+of the FLOP/s of a matrix product measured in the same run, and peak memory; then images per second from JPEG files,
+decoding and resizing included. Random weights cost as much as trained ones. A failed case records its error.
 
-Per scorer, with the project: the models of `benchmarks.real_models` loaded through the service's own settings and
-scorers (`benchmarks.real_size`), images a second, share of the matrix product and peak memory for batches of decoded
-images; and Sync-R1's four rewards together, resident in one process and run in turn on the same images. `goals`
-compares with what is wanted, and `missing` says what this run did not measure.
+Per scorer, within the project: the models of `benchmarks.real_models` loaded through the service's own settings and
+scorers (`benchmarks.real_size`): images per second, share of the matrix product and peak memory for batches of decoded
+images; and Sync-R1's four rewards in one process, run in turn on the same images. `goals` compares the figures with
+their goals, and `missing` lists what this run did not measure.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 BATCHES = (1, 8, 32, 128)
 TOKENS = 64
-IMAGE = 512  # px, of what a generator makes
+IMAGE = 512  # side in px, as of generated images
 GIGA = 1e9
 REWARDS = ("tier", "ber", "der", "fer")  # Sync-R1's, in the ensemble's order
-# What one data-centre GPU should reach: shares of the measured matrix product, and images a second.
+# Goals for one data-centre GPU: shares of the measured matrix product, and images per second.
 GOALS = {
     ("models", "ber", "share_of_matmul"): 0.5,
     ("models", "der", "share_of_matmul"): 0.35,
@@ -53,7 +53,7 @@ GOALS = {
 
 @dataclass(frozen=True)
 class Model:
-    """`build(tiny)` makes it; `side` is of its pixels (None: texts); `parts` are what is compiled (none: itself)."""
+    """A model: `build(tiny)`, `side` of its input in px (None: text), submodules to compile (none: all)."""
 
     build: Callable[[bool], Any]
     forward: Callable[[Any, torch.Tensor], torch.Tensor]
@@ -109,7 +109,7 @@ def mask2former(tiny: bool) -> Any:
 
 
 def clip(tiny: bool) -> Any:
-    """CLIP ViT-L/14 at 224 px, GenEval's colours."""
+    """CLIP ViT-L/14 at 224 px, GenEval's colour model."""
     import open_clip
 
     if not tiny:
@@ -120,7 +120,7 @@ def clip(tiny: bool) -> Any:
 
 
 def facenet(tiny: bool) -> Any:
-    """InceptionResnetV1, FER's embedder; facenet-pytorch has it, where that is installed."""
+    """InceptionResnetV1, FER's embedder, from facenet-pytorch if that is installed."""
     from facenet_pytorch import InceptionResnetV1
 
     return InceptionResnetV1(pretrained=None)
@@ -145,13 +145,13 @@ MODELS = {
 
 
 def parameters(name: str, tiny: bool = False) -> int:
-    """How many parameters a model has, counted on the meta device: nothing is allocated."""
+    """Return a model's number of parameters, counted on the meta device without allocation."""
     with torch.device("meta"):
         return sum(p.numel() for p in MODELS[name].build(tiny).parameters())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print a line a case, write JSON. The exit status is 0 when no case failed."""
+    """Measure, print a line per case, write JSON. The exit status is 1 if a case failed."""
     options = _parser().parse_args(arguments)
     torch.manual_seed(0)
     device = torch.device(options.device)
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{report['hardware']['device']}: bfloat16 matrix product {peak / 1e12:.2f} TFLOP/s")
     for name in MODELS if options.models is None else options.models:
         report["models"][name] = measure(name, options, device, peak, seconds)
-        _write(report, options.out)  # what was measured stays, when a lent machine is taken back
+        _write(report, options.out)  # keep the results if the run is interrupted
     report["scorers"] = measure_scorers(options, device, peak, seconds)
     report["goals"] = goals(report)
     report["missing"] = missing(report, device)
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure_scorers(
     options: argparse.Namespace, device: torch.device, peak: float, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """All cases of each scorer, and of Sync-R1's rewards together; "skipped" where the project is not installed."""
+    """Measure each scorer, and Sync-R1's rewards together; "skipped" if the project is not installed."""
     try:
         from benchmarks import real_size
     except ImportError as error:
@@ -202,7 +202,7 @@ def measure_scorers(
 
 
 def _scorer(name: str, options: argparse.Namespace, device: torch.device) -> Any:
-    """A scorer of the service on random weights, which are written to a folder that goes again."""
+    """Build a scorer of the service on random weights in a temporary folder."""
     from benchmarks import real_size
     from services.scorers import registry
 
@@ -240,17 +240,17 @@ def _scorer_cases(
             case["items_per_s"] = batch / median_s(run, device, seconds)
             case["share_of_matmul"] = flops * case["items_per_s"] / peak
             case["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-            told = f"{case['items_per_s']:9.1f}/s  {case['share_of_matmul']:6.1%}"
+            result = f"{case['items_per_s']:9.1f}/s  {case['share_of_matmul']:6.1%}"
         except RuntimeError as error:  # out of memory
             case["error"] = str(error)[:300]
-            told = f"failed: {case['error'][:100]}"
-        print(f"{name:17} batch {batch:4} scorer   {told}", flush=True)
+            result = f"failed: {case['error'][:100]}"
+        print(f"{name:17} batch {batch:4} scorer   {result}", flush=True)
         cases.append(case)
     return {"flops_per_item": flops, "cases": cases}
 
 
 def goals(report: dict[str, Any]) -> list[str]:
-    """A line for each goal whose case was measured: the best batch against it."""
+    """Return a line for each measured goal, with the best batch's figure."""
     lines = []
     for (section, name, figure), wanted in GOALS.items():
         reached = [case[figure] for case in report[section].get(name, {}).get("cases", ()) if figure in case]
@@ -261,7 +261,7 @@ def goals(report: dict[str, Any]) -> list[str]:
 
 
 def missing(report: dict[str, Any], device: torch.device) -> list[str]:
-    """What this run did not measure."""
+    """Return a line for each figure that this run did not measure."""
     lines = [] if device.type == "cuda" else [f"missing: peak memory and a GPU's figures; this ran on {device.type}"]
     for section, name, figure in GOALS:
         if not any(figure in case for case in report[section].get(name, {}).get("cases", ())):
@@ -279,7 +279,7 @@ def _write(report: dict[str, Any], out: Path) -> None:
 def measure(
     name: str, options: argparse.Namespace, device: torch.device, peak: float, seconds: float
 ) -> dict[str, Any]:
-    """All cases of one model; {"skipped": why} where a package for it is missing."""
+    """Measure one model; {"skipped": reason} if a package is missing."""
     model = MODELS[name]
     try:
         module = model.build(options.tiny)
@@ -303,18 +303,18 @@ def measure(
             try:
                 case |= one_case(model, module, batch, options.tiny, device, seconds)
                 case["share_of_matmul"] = flops * case["items_per_s"] / peak
-                told = f"{case['items_per_s']:9.1f}/s  {case['share_of_matmul']:6.1%}"
-            except RuntimeError as error:  # out of memory, or nothing compiles here
+                result = f"{case['items_per_s']:9.1f}/s  {case['share_of_matmul']:6.1%}"
+            except RuntimeError as error:  # out of memory, or no compiler
                 case["error"] = str(error)[:300]
-                told = f"failed: {case['error'][:100]}"
-            print(f"{name:17} batch {batch:4} {'compiled' if compiled else 'eager   '} {told}", flush=True)
+                result = f"failed: {case['error'][:100]}"
+            print(f"{name:17} batch {batch:4} {'compiled' if compiled else 'eager   '} {result}", flush=True)
             found["cases"].append(case)
     return found
 
 
 @torch.inference_mode()
 def one_case(model: Model, module: Any, batch: int, tiny: bool, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Items a second of the model alone and from encoded images, and peak bytes on the device (None: not known)."""
+    """Measure items per second of the model alone and from JPEG, and peak device bytes (None on a CPU)."""
     inputs = _inputs(model, batch, tiny, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -332,20 +332,20 @@ def one_case(model: Model, module: Any, batch: int, tiny: bool, device: torch.de
 
 
 def matmul_flops(device: torch.device, side: int, seconds: float) -> float:
-    """FLOP/s of the bfloat16 product of two square matrices: what the card can do at best, measured."""
+    """Measure the FLOP/s of the bfloat16 product of two square matrices."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * side**3 / median_s(lambda: a @ b, device, seconds)
 
 
 def forward_flops(model: Model, module: Any, one: torch.Tensor) -> int:
-    """FLOPs of one item, two per multiply-add, matrix products and convolutions counted."""
+    """Return the FLOPs of one item: two per multiply-add of matrix products and convolutions."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.forward(module, one)
     return int(counter.get_total_flops())
 
 
 def median_s(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median time of a run, after two to warm up; at least three runs and `seconds` in all."""
+    """Return the median time of a run, after two warm-up runs, over at least three runs and `seconds`."""
     run()
     run()
     return statistics.median(_times(run, device, seconds))
@@ -369,7 +369,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _inputs(model: Model, batch: int, tiny: bool, device: torch.device) -> torch.Tensor:
-    """[N L] token ids or [N 3 S S] pixels."""
+    """Return token ids [N L] or pixels [N 3 S S]."""
     if model.side is None:
         return torch.randint(1000, 30000, (batch, TOKENS), device=device)
     side = model.tiny_side if tiny else model.side
@@ -377,7 +377,7 @@ def _inputs(model: Model, batch: int, tiny: bool, device: torch.device) -> torch
 
 
 def _jpeg(seed: int) -> bytes:
-    """An encoded image with detail at several scales."""
+    """Return a JPEG file with detail at several scales."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((IMAGE, IMAGE))
     noise = rng.integers(-12, 13, (IMAGE, IMAGE, 3))
@@ -388,7 +388,7 @@ def _jpeg(seed: int) -> bytes:
 
 
 def _decoded(files: list[bytes], side: int, device: torch.device, threads: ThreadPoolExecutor) -> torch.Tensor:
-    """[N 3 S S] in bfloat16: decoded and resized by as many threads as there are cores, scaled on the device."""
+    """Return [N 3 S S] in bfloat16: decoded and resized by `threads`, scaled on the device."""
 
     def one(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.asarray(Image.open(io.BytesIO(data)).resize((side, side), Image.Resampling.BICUBIC))
@@ -398,7 +398,7 @@ def _decoded(files: list[bytes], side: int, device: torch.device, threads: Threa
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the figures belong to."""
+    """Return the device and package versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": name,
@@ -414,11 +414,11 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--models", nargs="*", choices=tuple(MODELS), help="these alone; without a name, none")
-    parser.add_argument("--scorers", nargs="*", metavar="NAME", help="these scorers alone; without a name, none")
-    parser.add_argument("--dir", type=Path, help="where the scorers' models are written, 5 GB at a time")
+    parser.add_argument("--models", nargs="*", choices=tuple(MODELS), help="only these; none without a name")
+    parser.add_argument("--scorers", nargs="*", metavar="NAME", help="only these scorers; none without a name")
+    parser.add_argument("--dir", type=Path, help="folder for the scorers' models, up to 5 GB")
     parser.add_argument("--tiny", action="store_true", help="small models of the same families")
-    parser.add_argument("--quick", action="store_true", help="two batch sizes, little time each")
+    parser.add_argument("--quick", action="store_true", help="two batch sizes, briefly")
     parser.add_argument("--no-compile", action="store_true", help="eager only")
     parser.add_argument("--out", type=Path, default=Path("gpu_scorers.json"))
     return parser

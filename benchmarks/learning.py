@@ -1,11 +1,11 @@
-"""Does it learn? Train twice on a running service, once with its rewards and once with them permuted within each group.
+"""Train twice on a running service: with its rewards, and with rewards permuted within each group.
 
     make up && python -m benchmarks.learning --steps 100 --prompts 1000
 
-Both runs start from the same policy and are measured on the same held-out prompts and random numbers before and after;
-the start is measured once for both. A fifth of the prompts are GenEval's, whose verdicts are noisy (standard deviation
-0.4): a lucky draw of the start reads as a fall in every run that is compared with it. Hence the 1000 prompts.
-The control has the same rewards, spread and screen; only which rollout got which is random, so it must not rise.
+Both runs start from the same policy and are evaluated on the same held-out prompts and random numbers; the start is
+evaluated once for both. A fifth of the prompts are GenEval's, whose verdicts are noisy (standard deviation 0.4), and
+a lucky start would lower every run compared with it: hence the 1000 prompts.
+The control run has the same rewards, spread and screen, but assigns rewards to rollouts at random, so it must not rise.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,28 +28,30 @@ import numpy as np
 from benchmarks.machine import command, machine
 from synod.contracts import ScoreItem
 from trainer.compare import paired
-from trainer.evaluate import load_evaluation
+from trainer.evaluate import evaluate, held_out, load_evaluation, save_evaluation
 from trainer.metrics import read
+from trainer.rewards import RewardService
 from trainer.rollout import Rewards
-from trainer.session import AFTER, BEFORE, run
+from trainer.session import AFTER, BEFORE, make_controller, make_policy, make_reference, run
 from trainer.settings import TrainerSettings, load
+from trainer.train import train
 from trainer.types import Pathway, Reward
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
-_AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}.*")
+_AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}*")
 
 
 class Permuted:
-    """A service whose rewards are handed out in another order within each group of `group` images."""
+    """A service that permutes rewards within each group of `group` images."""
 
     def __init__(self, service: Rewards, group: int, seed: int) -> None:
         self._service, self._group, self._rng = service, group, np.random.default_rng(seed)
         self._open: list[Future[list[Reward]]] = []
         self._count = 0
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        return self._service.surrogate(items)
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        return self._service.score_previews(items)
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
         if self._count == 0:
@@ -59,7 +62,7 @@ class Permuted:
 
 
 class _Slice(Future[list[Reward]]):
-    """Resolved by asking for it, when the whole group has been submitted."""
+    """Resolves on `result`, once the whole group has been submitted."""
 
     def __init__(self, parts: list[Future[list[Reward]]], places: Sequence[int]) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = subprocess.call([sys.executable, "-m", "benchmarks.learning", "--only", name, *given], cwd=ROOT)
         if code:
             return code
-    found = {name: _told(options.runs / name) for name in names}
+    found = {name: _summary(options.runs / name) for name in names}
     result = {"command": command(), "machine": machine(), **found}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: one["heldout"]["reward"] for name, one in found.items()}, indent=1))
@@ -103,18 +106,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one(options: argparse.Namespace, name: str) -> int:
     settings = _settings(options, name)
-    if name == "rewards":
-        return run(settings)
-    return run(settings, between=lambda service: Permuted(service, settings.screen.group_size, settings.seed))
+    return run(settings) if name == "rewards" else _run_control(settings)
+
+
+def _run_control(settings: TrainerSettings) -> int:
+    """Train on permuted rewards, then evaluate on the service's own; `before` is the other run's."""
+    policy, reference = make_policy(settings), make_reference(settings)
+    with closing(RewardService(settings.service)) as service:
+        service.wait_ready()
+        permuted = Permuted(service, settings.screen.group_size, settings.seed)
+        train(settings, policy, reference, permuted, make_controller(settings.screen))
+        save_evaluation(settings.run_dir / AFTER, evaluate(policy, service, held_out(settings), settings))
+    return 0
 
 
 def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
-    told = {"STEPS": options.steps, "RUN_DIR": f'"{(options.runs / name).resolve()}"', "SERVICE__URL": options.url}
-    told["EVALUATE__PROMPTS"] = options.prompts
-    return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items()}})
+    changed = {
+        "STEPS": options.steps,
+        "RUN_DIR": f'"{(options.runs / name).resolve()}"',
+        "SERVICE__URL": options.url,
+        "EVALUATION_PROMPTS": options.prompts,
+    }
+    return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in changed.items()}})
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _summary(folder: Path) -> dict[str, Any]:
     records = read(folder)
     changes = paired(load_evaluation(folder / BEFORE), load_evaluation(folder / AFTER))
     seconds = [record["seconds"]["total"] for record in records]

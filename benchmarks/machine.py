@@ -1,4 +1,4 @@
-"""What a result file says of where it was measured."""
+"""The machine and the command that a results file records."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
+    """Return the CPU, cores, memory, and versions of Python and the main packages."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = {name: version(name) for name in ("torch", "transformers", "ray")}
     return {
-        "cpu": model,
+        "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory, 1),
         "python": platform.python_version(),
@@ -30,7 +25,7 @@ def machine() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line that is running, as one would type it."""
+    """Return the running command line as a user would type it."""
     program = Path(sys.argv[0])
     module = program.parent.name if program.stem == "__main__" else program.stem
     return " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])

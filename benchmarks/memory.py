@@ -1,11 +1,10 @@
-"""What a batch of large images takes of memory beyond the loaded scorer, for each kind that reads images.
+"""Measure the memory that a batch of large images takes beyond the loaded scorer.
 
     python -m benchmarks.memory                         -> benchmarks/results/memory.json
 
-Each case runs in a process of its own on one thread of the CPU: the scorer is loaded, asked once with small images, the
-process's peak (VmHWM) is reset, and a batch is run as a replica runs it, in as many runs as its cost gives. The images
-themselves, which the request holds anyway, are not counted. Models are small, so that what is seen is what follows the
-images: decoded pixels, preparation, maps and masks at the image's size.
+Each case runs in its own process on one CPU thread: load the scorer, score a small image, reset the process's peak
+(VmHWM), and score a batch as a replica does, split by its cost. The request's own images are not counted. The models
+are small, so that the figures show what grows with the images: preprocessing, maps and masks.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ BATCHES: Final = ((1, 1024), (32, 1024), (1, 4096), (8, 4096))  # images, side i
 _DETECTOR: Final = {"family": "semantic", "model": str(EMBEDDED / "detector-world")}
 _CLIP: Final = {"family": "open_clip", "model": str(EMBEDDED / "clip-world")}
 
-# Every kind that reads pixels and whose small model is in the repository or its packages.
+# Every kind that reads pixels and has a small model in the repository or its packages.
 CASES: Final[Mapping[str, Mapping[str, Any]]] = {
     "ber": {"kind": "ber", "model": str(EMBEDDED / "blip2-world")},
     "der": {"kind": "der", "model": str(EMBEDDED / "dinov2-world")},
@@ -60,17 +59,17 @@ CASES: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def reset_peak() -> None:
-    """Set the process's peak of resident memory to what is resident now."""
+    """Reset the process's peak of resident memory to its current value."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The peak of resident memory since the last reset."""
+    """Return the peak of resident memory since the last reset."""
     return _status("VmHWM")
 
 
 def resident_bytes() -> int:
-    """Resident memory now."""
+    """Return the current resident memory."""
     return _status("VmRSS")
 
 
@@ -80,12 +79,11 @@ def _status(name: str) -> int:
 
 
 def measure(name: str, images: int, side: int) -> dict[str, Any]:
-    """The case in this process. Raises RuntimeError when an item fails for another reason than having no face."""
+    """Measure one case in this process. Raises RuntimeError if an item fails."""
     import torch
-    from pydantic import TypeAdapter
 
+    from benchmarks import real_models
     from services.backends import LocalBackend
-    from services.scorer_settings import ScorerSettings
     from services.scorers import registry
 
     torch.set_num_threads(1)
@@ -93,8 +91,8 @@ def measure(name: str, images: int, side: int) -> dict[str, Any]:
         case = dict(CASES[name])
         if case.get("detector", {}).get("family") == "mask2former":
             case["detector"] = {"family": "mask2former", "model": folder}
-            _save_mask2former(Path(folder))
-        settings: Any = TypeAdapter(ScorerSettings).validate_python(case)
+            real_models.mask2former(Path(folder), tiny=True)
+        settings: Any = registry.SETTINGS.validate_python(case)
         backend = LocalBackend({name: registry.build(name, settings)})
 
     async def run(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -119,36 +117,10 @@ def measure(name: str, images: int, side: int) -> dict[str, Any]:
     return {"scorer": name, "images": images, "side": side, "peak_mib": round(mib)}
 
 
-def _save_mask2former(folder: Path) -> None:
-    """A small random Mask2Former of 100 queries, each sure of a class, so that all masks are made and kept."""
-    import torch
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
-
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    swin: Any = SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4, out_features=stages)
-    config: Any = Mask2FormerConfig(
-        backbone_config=swin,
-        hidden_dim=32,
-        feature_size=32,
-        mask_feature_size=32,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=100,
-        id2label={0: "cat", 1: "dog"},
-    )
-    torch.manual_seed(0)
-    model: Any = Mask2FormerForUniversalSegmentation(config)
-    model.class_predictor.bias.data = torch.tensor([9.0, 0.0, 0.0])
-    model.save_pretrained(folder)
-
-
 def _item(side: int, seed: int) -> ScoreItem:
-    """A smooth image of random colours, which asks for all that the kinds need; its reference has the same size."""
+    """Return an item with every input that the kinds need; its reference has the same size."""
     image = _image(side, seed)
-    clauses = (GenEvalClause("cat", 1), GenEvalClause("dog", 1, color="red"))
+    clauses = (GenEvalClause("person", 1), GenEvalClause("dog", 1, color="red"))
     return ScoreItem(
         image=image,
         prompt='a red cat that says "hello"',
@@ -163,7 +135,7 @@ def _image(side: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure each case in a process of its own and write JSON."""
+    """Measure each case in its own process and write JSON."""
     options = _parser().parse_args(arguments)
     if options.case:
         name, images, side = options.case
@@ -187,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--scorers", nargs="+", choices=tuple(CASES), help="these alone")
+    parser.add_argument("--scorers", nargs="+", choices=tuple(CASES), help="only these")
     parser.add_argument("--case", nargs=3, metavar=("SCORER", "IMAGES", "SIDE"), help="one case, in this process")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/memory.json")
     return parser

@@ -1,5 +1,6 @@
-"""A service over three Ray nodes on this machine: a node killed under load, an upgrade under load, replicas that follow
-the load. Counts what becomes of every image, as `benchmarks.faults` does; `python -m benchmarks.nodes --help`.
+"""A service on three local Ray nodes: a killed node, an upgrade and autoscaling, each under load.
+
+It tallies the outcome of every image like `benchmarks.faults`; see `python -m benchmarks.nodes --help`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ SETTINGS: Final = """
 port = {port}
 gateway_replicas = 2
 [cluster]
-health_check_period_s = 0.5
 upscale_delay_s = 2
 downscale_delay_s = 5
 [store]
@@ -61,13 +61,13 @@ class Nodes:
     cluster: Any
 
     def deploy(self, settings: Settings) -> None:
-        """Bring the service to these settings; see `Running.deploy`."""
+        """Deploy the service with these settings; see `Running.deploy`."""
         from services.cluster.backend import APP
 
         self.up.deploy(APP, "/", settings)
 
     def running(self, deployment: str) -> int:
-        """How many replicas Serve says are running."""
+        """Return how many replicas Serve reports as running."""
         from ray import serve
 
         from services.cluster.backend import APP
@@ -76,15 +76,15 @@ class Nodes:
         return int(found.replica_states.get("RUNNING", 0))
 
     def holding(self, deployment: str) -> Any:
-        """A node, not the head, on which a replica of the deployment is."""
+        """Return a worker node that runs a replica of the deployment."""
         raylets = {_parent(pid) for pid in self.up.pids(deployment)}
         for node in self.cluster.worker_nodes:
             if _raylet(node) in raylets:
                 return node
-        raise LookupError(f"no node but the head holds a replica of {deployment}")
+        raise LookupError(f"no worker node runs a replica of {deployment}")
 
     def kill(self, node: Any) -> set[int]:
-        """End all of its processes at once, as when its power goes; those of the service among them."""
+        """SIGKILL all of the node's processes, as in a power failure; return those of the service."""
         raylet = _raylet(node)
         own = {pid for pid in users_of(self.up.temp_dir) if _parent(pid) == raylet}
         service = own & (self.up.pids("colour") | self.up.pids("Gateway"))
@@ -96,48 +96,48 @@ class Nodes:
 
 
 def node_killed(nodes: Nodes, images: int) -> Result:
-    """A node with a scorer's replica on it is killed, all its processes at once, under 16 clients."""
+    """Kill a node with a scorer's replica, all its processes at once, under 16 clients."""
     tally, times, lost = Tally(), list[float](), set[int]()
 
     def kill() -> None:
         began_s = time.monotonic()
         lost.update(nodes.kill(nodes.holding("colour")))
-        nodes.up.whole("colour", 2, without=sorted(lost))
-        nodes.up.whole("Gateway", 2, without=sorted(lost))
+        nodes.up.await_replicas("colour", 2, without=sorted(lost))
+        nodes.up.await_replicas("Gateway", 2, without=sorted(lost))
         times.append(time.monotonic() - began_s)
 
     seen = drive(nodes.up.url, fresh(images), "colour", tally, at={images // 4: kill})
     held = {
-        "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images,
-        "the node held a part of the service": bool(lost),
+        "no score is lost, doubled, disordered or invented": tally.complete() and tally.asked >= images,
+        "the node ran replicas of the service": bool(lost),
     }
     counted = {"replicas_lost": len(lost), "whole_after_s": round(times[0], 1), "attempts": dict(seen)}
     return tally.counts() | counted | {"held": held}
 
 
 def upgraded(nodes: Nodes, images: int) -> Result:
-    """The settings change and Serve replaces every replica and gateway, one after the other, under 16 clients."""
+    """Change settings, so that Serve replaces every replica and gateway in turn, under 16 clients."""
     tally, times = Tally(), list[float]()
 
     def upgrade() -> None:
         before = nodes.up.pids("colour") | nodes.up.pids("Gateway")
         began_s = time.monotonic()
-        server = nodes.up.settings.server.model_copy(update={"default_timeout_ms": 50_000})
+        server = nodes.up.settings.server.model_copy(update={"access_log": True})
         colour = nodes.up.settings.scorers["colour"]
         changed = colour.model_copy(update={"serving": colour.serving.model_copy(update={"batch_wait_ms": 3.0})})
         scorers = {**nodes.up.settings.scorers, "colour": changed}
         nodes.deploy(nodes.up.settings.model_copy(update={"server": server, "scorers": scorers}))
         for deployment in ("colour", "Gateway"):
-            nodes.up.whole(deployment, 2, without=sorted(before))
+            nodes.up.await_replicas(deployment, 2, without=sorted(before))
         times.append(time.monotonic() - began_s)
 
     seen = drive(nodes.up.url, fresh(images), "colour", tally, at={images // 4: upgrade})
-    held = {"no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images}
+    held = {"no score is lost, doubled, disordered or invented": tally.complete() and tally.asked >= images}
     return tally.counts() | {"took_place_in_s": round(times[0], 1), "attempts": dict(seen), "held": held}
 
 
 def scaled(nodes: Nodes, images: int) -> Result:
-    """16 clients ask for more than one replica measures; then nobody does."""
+    """Load a scorer beyond one replica with 16 clients, then stop; the replicas must follow."""
     tally, began_s = Tally(), time.monotonic()
     rose: list[float] = []
     watched = threading.Event()
@@ -162,7 +162,7 @@ def scaled(nodes: Nodes, images: int) -> Result:
     ended_s = time.monotonic()
     eventually(lambda: nodes.running("busy") == 1, "one replica of busy")
     counted = {"to_most_s": round(rose[0], 1), "to_one_s": round(time.monotonic() - ended_s, 1), "most": MOST}
-    held = {"no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images}
+    held = {"no score is lost, doubled, disordered or invented": tally.complete() and tally.asked >= images}
     return tally.counts() | counted | {"attempts": dict(seen), "held": held}
 
 
@@ -175,7 +175,7 @@ CASES: Final[dict[str, tuple[Callable[[Nodes, int], Result], int, int]]] = {  # 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Nodes]:
-    """The cluster and the service, ready; nothing of it is left behind."""
+    """Run the cluster with a ready service, and stop all of it at the end."""
     os.environ.update(environment())  # before Ray is imported
     os.environ["PYTHONPATH"] = str(ROOT)
     warnings.simplefilter("ignore")  # Ray's own
@@ -202,7 +202,7 @@ def started(folder: Path) -> Iterator[Nodes]:
         nodes = Nodes(Running(url, folder, settings, temp_dir, 0), cluster)
         nodes.deploy(settings)
         for deployment in ("colour", "Gateway"):
-            nodes.up.whole(deployment, 2)
+            nodes.up.await_replicas(deployment, 2)
         yield nodes
     finally:
         ray.shutdown()
@@ -221,12 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found[name] = {"does": case.__doc__, **case(nodes, quick if options.quick else full)}
             print(name, json.dumps(found[name]), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"command": command(), "machine": machine(), "nodes": NODES, "cases": found}
-    options.out.write_text(json.dumps(told, indent=1) + "\n")
+    report = {"command": command(), "machine": machine(), "nodes": NODES, "cases": found}
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
     broken = [
-        f"{name}: not so: {said}" for name, one in found.items() for said, kept in one["held"].items() if not kept
+        f"{name}: failed: {check}" for name, one in found.items() for check, passed in one["held"].items() if not passed
     ]
-    print("\n".join(broken) or "every promise kept")
+    print("\n".join(broken) or "every check passed")
     return 1 if broken else 0
 
 

@@ -1,9 +1,9 @@
-"""The published scorers' architectures with random weights, in the published layouts, for measuring without a hub.
+"""The published scorers' architectures and formats with random weights, to measure without a hub.
 
-Each function writes one model into an empty folder and returns what its settings name: the folder, or a weights file.
-Sizes are the library's own defaults where the published config.json leaves them out, else they are given here with
-their source. Weights have the dtype in which they are published. Tokenizers are small ones of our own; embeddings have
-the published number of rows. `tiny` shrinks every width and depth, for tests.
+Each function writes one model into an empty folder and returns what settings name: the folder, or a weights file.
+Sizes are the library's defaults where the published config.json omits them; others are given here with their source.
+Weights have the published dtype. Tokenizers are small ones of our own; embeddings have the published number of rows.
+`tiny` shrinks every width and depth, for tests.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WORDS: Final = [
     "no",
 ]
 _LOGIT_SCALE: Final = math.log(100)  # where CLIP's training clamps it
-_NOISE: Final = 4_194_301  # numbers drawn; a prime, so that rows of a matrix do not repeat
+_NOISE: Final = 4_194_301  # random numbers; a prime count, so that rows of a matrix differ
 _SMALL: Final = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -68,7 +68,7 @@ def ernie(folder: Path, tiny: bool = False) -> Path:
 
 
 def blip2(folder: Path, tiny: bool = False) -> Path:
-    """BLIP-2 ITM with ViT-g at 224 px, BER's model: 1.17 B parameters, one model.safetensors of 4.69 GB in float32.
+    """BLIP-2 ITM with ViT-g at 224 px, BER's model: 1.17 B parameters, 4.69 GB in float32.
 
     `Salesforce/blip2-itm-vit-g`'s config.json names 30523 words, 32 queries and 256 numbers a feature; the rest are the
     library's defaults. The language model that the config mentions is not part of this class.
@@ -91,8 +91,11 @@ def blip2(folder: Path, tiny: bool = False) -> Path:
 
 
 def dinov2(folder: Path, tiny: bool = False) -> Path:
-    """DINOv2 base, DER's model: the library's defaults, patches of 14 on positions for 518 px (Oquab et al. 2023;
-    `facebook/dinov2-base`), short side to 256 and the middle 224 px. float32."""
+    """DINOv2 base, DER's model (Oquab et al. 2023; `facebook/dinov2-base`), float32.
+
+    The library's defaults, patches of 14 px with positions for 518 px; images are scaled to a short side of 256 px and
+    cropped to 224 px.
+    """
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4} if tiny else {}
     config = transformers.Dinov2Config(image_size=518, patch_size=14, **sizes)
     _save(folder, config, lambda: transformers.Dinov2Model(config))
@@ -103,8 +106,11 @@ def dinov2(folder: Path, tiny: bool = False) -> Path:
 
 
 def mask2former(folder: Path, tiny: bool = False) -> Path:
-    """Mask2Former with Swin-S for COCO's instances, GenEval's detector (Cheng et al. 2022): depths 2, 2, 18, 2 of width
-    96, windows of 7 px (`facebook/mask2former-swin-small-coco-instance`); 100 queries, 80 classes. float32."""
+    """Mask2Former with Swin-S for COCO's instances, GenEval's detector (Cheng et al. 2022).
+
+    `facebook/mask2former-swin-small-coco-instance`: depths 2, 2, 18, 2 of width 96, windows of 7 px, 100 queries, 80
+    classes. float32.
+    """
     width: dict[str, int] = {}
     if tiny:
         width = {"hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_feedforward_dim": 32}
@@ -125,21 +131,21 @@ def mask2former(folder: Path, tiny: bool = False) -> Path:
         **width,
     )
     state = random_state(lambda: transformers.Mask2FormerForUniversalSegmentation(config))
-    for key, value in state.items():  # random attention makes all queries one, whose mask may be empty
+    for key, value in state.items():  # random attention makes all queries equal, and their mask may be empty
         if "queries_" in key:
             value /= value.std()
         elif ".decoder.layers." in key and key.endswith("attn.out_proj.weight"):
             value *= 0.1
-    state["class_predictor.bias"][0] = 8  # every query is sure of a person, so that GenEval asks the colour of one
+    state["class_predictor.bias"][0] = 8  # every query detects a person, so that GenEval classifies a colour
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     return folder
 
 
 def clip_l(folder: Path, tiny: bool = False) -> Path:
-    """open_clip's ViT-L-14-quickgelu with OpenAI's preparation, GenEval's colours (Radford et al. 2021).
+    """open_clip's ViT-L-14-quickgelu with OpenAI's preprocessing, GenEval's colour model.
 
-    open_clip's own table; `timm/vit_large_patch14_clip_224.openai` holds it in float32.
+    Radford et al. 2021. Sizes are open_clip's; `timm/vit_large_patch14_clip_224.openai` is published in float32.
     """
     model = _architecture("ViT-L-14-quickgelu", tiny)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -150,8 +156,10 @@ def clip_l(folder: Path, tiny: bool = False) -> Path:
 
 
 def hps(folder: Path, tiny: bool = False) -> Path:
-    """HPS v2.1's ViT-H-14 (Wu et al. 2023): open_clip's own table; HPS_v2.1_compressed.pt is a `torch.save` of float16
-    under `state_dict`, 1.97 GB. `hps_architecture` is what settings name besides the file."""
+    """HPS v2.1's ViT-H-14 (Wu et al. 2023), with open_clip's sizes.
+
+    HPS_v2.1_compressed.pt is a `torch.save` of float16 under `state_dict`, 1.97 GB.
+    """
     model = _architecture("ViT-H-14", tiny)
     torch.save({"state_dict": _open_clip_state(model, torch.float16)}, folder / "HPS_v2.1_compressed.pt")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
@@ -159,8 +167,10 @@ def hps(folder: Path, tiny: bool = False) -> Path:
 
 
 def pickscore(folder: Path, tiny: bool = False) -> Path:
-    """PickScore's CLIP-H (Kirstain et al. 2023) as a `CLIPModel`: sizes of open_clip's ViT-H-14, one model.safetensors
-    of 3.94 GB in float32."""
+    """PickScore's CLIP-H (Kirstain et al. 2023) as a `CLIPModel`, with sizes of open_clip's ViT-H-14.
+
+    One model.safetensors of 3.94 GB in float32.
+    """
     wide, words = (
         open_clip.get_model_config("ViT-H-14")["vision_cfg"],
         open_clip.get_model_config("ViT-H-14")["text_cfg"],
@@ -181,26 +191,32 @@ def pickscore(folder: Path, tiny: bool = False) -> Path:
 
 
 def aesthetic_clip(folder: Path, tiny: bool = False) -> Path:
-    """`openai/clip-vit-large-patch14` as a `CLIPModel`, what LAION's predictor reads (Radford et al. 2021, table 20):
-    quick GELU, 768 numbers a feature. float32."""
+    """`openai/clip-vit-large-patch14` as a `CLIPModel`, the encoder of LAION's predictor.
+
+    Radford et al. 2021, table 20. Quick GELU, features of 768 numbers, float32.
+    """
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     return _clip_model(folder, vision, text, 768, "quick_gelu", tiny)
 
 
 def aesthetic_head(folder: Path, tiny: bool = False) -> Path:
-    """LAION's predictor: layers 768-1024-128-64-16-1 at 0, 2, 4, 6, 7 (`sac+logos+ava1-l14-linearMSE.pth`). float32."""
+    """LAION's aesthetic predictor (`sac+logos+ava1-l14-linearMSE.pth`), float32.
+
+    Layers 768-1024-128-64-16-1 at places 0, 2, 4, 6, 7.
+    """
     widths = (16 if tiny else 768, 1024, 128, 64, 16, 1)
     layers = {str(p): torch.nn.Linear(a, b) for p, a, b in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False)}
-    torch.nn.init.constant_(layers["7"].bias, 5)  # ratings near 0 would all be cut to the least
+    torch.nn.init.constant_(layers["7"].bias, 5)  # ratings near 0 would all be clipped to the lowest
     torch.save(torch.nn.ModuleDict({"layers": torch.nn.ModuleDict(layers)}).state_dict(), folder / "aesthetic.pth")
     return folder / "aesthetic.pth"
 
 
 def facenet(folder: Path, tiny: bool = False) -> Path:
-    """InceptionResnetV1 on VGGFace2's 8631 people, FER's embedder (facenet-pytorch), never tiny: it has one size.
+    """InceptionResnetV1 for VGGFace2's 8631 people, FER's embedder (facenet-pytorch).
 
-    A `torch.save` in float32 with the classifier that is not read. MTCNN's weights are in its package.
+    It has one size, also if `tiny`. A `torch.save` in float32, with the unused classifier. MTCNN's weights come with
+    its package.
     """
     state = random_state(lambda: InceptionResnetV1(pretrained=None))
     state |= {"logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}
@@ -215,14 +231,16 @@ MAKERS: Final[dict[str, Maker]] = {
 
 
 def make(name: str, folder: Path, tiny: bool = False) -> Path:
-    """Write the model `name` into `folder`, which is made, and return what settings name."""
+    """Create `folder`, write the model `name` into it and return what settings name."""
     folder.mkdir(parents=True)
     return MAKERS[name](folder, tiny)
 
 
 def random_state(build: Callable[[], torch.nn.Module], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Random tensors for everything that a module saves: norms are the identity, matrices keep the scale of what they
-    multiply, so that activations of any depth stay finite. The module itself is never filled."""
+    """Return a random state dict for a module, without allocating the module.
+
+    Norms are the identity and matrices preserve the scale of their inputs, so that activations stay finite.
+    """
     with parameters_on_meta():
         wanted = build().state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -287,7 +305,7 @@ def _open_clip_state(model: dict[str, Any], dtype: torch.dtype) -> dict[str, tor
 
 
 def _tokenizer(folder: Path, special: dict[str, int], length: int) -> None:
-    """Whole words, each with one id; the special ones where the published tokenizer has them."""
+    """Write a tokenizer with one token per word and the published ids of the special tokens."""
     vocabulary = {**special, **{word: 1000 + number for number, word in enumerate(WORDS)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()

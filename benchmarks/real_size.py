@@ -1,20 +1,19 @@
-"""What the published scorers cost at their real size on this machine: memory and time of loading, seconds an image.
+"""Measure the published scorers at full size: loading memory and time, and seconds per image.
 
     python -m benchmarks.real_size                      -> benchmarks/results/real_size.json
     python -m benchmarks.real_size --only ber --quick   one scorer, one repeat
 
-The weights are random (`benchmarks.real_models`) in the published layouts, and load through the service's own settings
-and scorers: sync_r1.toml's with their model sources replaced by local folders, and three preference scorers. Each
-scorer runs in a process of its own; its models are written under `--dir` and removed afterwards. A run that was stopped
-continues: a scorer that the result file has under the same options is not measured again (`--again` measures it).
+The weights are random (`benchmarks.real_models`) in the published formats and load through the service's own settings
+and scorers: those of sync_r1.toml with local model directories, and three preference scorers. Each scorer runs in its
+own process; its models are written under `--dir` and removed afterwards. An interrupted run resumes: scorers already in
+the results file with the same options are skipped, unless `--again` is given.
 
-Memory is the kernel's peak of resident memory (VmHWM, reset before loading) above the process with its libraries
-imported, file-backed pages included, over the weights files' bytes. The models' direct time is that of the same torch
-modules called again on the tensors that a batch prepared for them, and nothing else; `share_of_direct` is it over the
-scorer's own time for that batch. `outside_modules_s_per_image` is what a scorer's batch spends before, between and
-after its modules: preparing pixels, and ours. `batch_difference` is the largest difference between values of a batch
-and of its items alone, which must not be equal to one another; GenEval's value there is the mean score of the objects
-whose masks it made, and its colour model must have run. The four Sync-R1 rewards and GenEval keep their dtype of
+`load_ratio` is the peak of resident memory during loading (VmHWM, file-backed pages included, above the process with
+its libraries imported) over the size of the weights files. Direct time is that of the same torch modules called again
+on the tensors of a batch; `share_of_direct` is direct time over the scorer's time for that batch.
+`outside_modules_s_per_image` is the rest of that time: preprocessing and our own code. `batch_difference` is the
+largest difference between the values of a batch and of its items alone; the items' values must all differ. For GenEval
+it compares the mean score of the detected objects, and its colour model must have run. The dtypes are those of
 sync_r1.toml; `other_dtype` is one 512 px image in float32 instead of bfloat16, or the reverse.
 """
 
@@ -40,16 +39,15 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 from skimage import data
 
 from benchmarks import real_models
 from benchmarks.machine import command, machine
 from services import settings
-from services.models.ledger import Held, noting
-from services.scorer_settings import ScorerSettings
+from services.models.module_stats import ParameterStats, record_modules
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreItem
 
 ROOT: Final = Path(__file__).parents[1]
@@ -59,8 +57,8 @@ GOAL_FROM_BYTES: Final = 500 * 10**6
 BATCH: Final = 4
 SIDES: Final = (512, 1024)
 SECONDS: Final = 8  # of repeats at each size
-MOST_REPEATS: Final = 5
-# Of each scorer: its models, and where settings name them. Of those beside sync_r1.toml's: the other settings.
+MAX_REPEATS: Final = 5
+# Each scorer's models and the setting that names each. _OTHERS: the settings of scorers that sync_r1.toml lacks.
 MODELS: Final[dict[str, dict[str, str]]] = {
     "tier": {"ernie": "model"},
     "ber": {"blip2": "model"},
@@ -71,7 +69,7 @@ MODELS: Final[dict[str, dict[str, str]]] = {
     "hps": {"hps": "weights"},
     "aesthetic": {"aesthetic_clip": "model.model", "aesthetic_head": "weights"},
 }
-_BESIDES: Final[dict[str, dict[str, Any]]] = {
+_OTHERS: Final[dict[str, dict[str, Any]]] = {
     "pickscore": {"kind": "pickscore"},
     "hps": {"kind": "hps", "architecture": "ViT-H-14"},
     "aesthetic": {"kind": "aesthetic", "model": {"family": "transformers"}},
@@ -79,7 +77,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the scorers and write JSON after each. The exit status is 1 when one failed or missed the memory goal."""
+    """Measure the scorers and write JSON after each; exit with 1 if one fails or misses the memory goal."""
     options = _parser().parse_args(arguments)
     if options.child:
         threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(), options.dir), daemon=True).start()
@@ -91,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scorers: dict[str, Any] = report.setdefault("scorers", {})
     for name in options.only or MODELS:
         if not options.again and scorers.get(name, {}).get("options") == how:
-            print(f"{name}: measured before (--again measures it again)")
+            print(f"{name}: already measured (--again repeats it)")
             continue
         began_s = time.monotonic()
         print(f"{name}: writing its models", flush=True)
@@ -105,49 +103,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_models(name: str, folder: Path, tiny: bool) -> None:
-    """The scorer's models, each in a folder of its name."""
+    """Write the scorer's models, each into a folder of its name."""
     for model in MODELS[name]:
         real_models.make(model, folder / model, tiny)
 
 
 def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = False) -> ScorerSettings:
-    """The scorer's settings on the models that `write_models` wrote: sync_r1.toml's where it has the scorer."""
+    """Return the scorer's settings, on the models of `write_models`; from sync_r1.toml if it has them."""
     places = {where: str(_source(folder / model)) for model, where in MODELS[name].items()}
-    if name not in _BESIDES:
+    if name not in _OTHERS:
         start = f"SYNOD__SCORERS__{name.upper()}__"
         keys = {start + where.upper().replace(".", "__"): source for where, source in places.items()}
         if dtype:
             keys[f"{start}SERVING__DTYPE"] = dtype
         found = settings.load(CONFIG, keys).scorers[name]
-        # A folder has weights of its own.
+        # A model directory brings its own weights.
         return found.model_copy(update={"color_pretrained": None}) if found.kind == "geneval" else found
-    tree = json.loads(json.dumps(_BESIDES[name])) | {"serving": {"dtype": dtype or "bfloat16"}}
+    tree = json.loads(json.dumps(_OTHERS[name])) | {"serving": {"dtype": dtype or "bfloat16"}}
     if name == "hps" and tiny:
         tree["architecture"] = str(folder / "hps")
     for where, source in places.items():
         *outer, last = where.split(".")
         (tree[outer[0]] if outer else tree)[last] = source
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
-    return adapter.validate_python(tree)
+    return registry.SETTINGS.validate_python(tree)
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one scorer, in this process, whose memory must be new."""
+    """Measure one scorer in this process, which must have loaded no model before."""
     from services.models import aesthetic, blip2, dinov2, face, mask2former, open_clip, text_encoder  # noqa: F401
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     one = settings_of(name, folder, options.dtype, options.tiny)
     files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".bin", ".pt", ".pth")]
     stored = sum(f.stat().st_size for f in files)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     empty = _memory()
     began_s = time.perf_counter()
-    with noting() as modules:
+    with record_modules() as modules:
         scorer = registry.build(name, one)
     load_s = time.perf_counter() - began_s
     loaded = _memory()
     peak = loaded["VmHWM"] - empty["VmRSS"]
-    held = Held.by(modules)
+    held = ParameterStats.of(modules)
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for module in modules for p in module.parameters()),
         "weight_bytes": stored,
@@ -165,7 +162,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "sizes": {},
     }
     for side in SIDES[:1] if options.quick else SIDES:
-        found["sizes"][str(side)] = _timed(scorer, side, options.quick)
+        found["sizes"][str(side)] = timed(scorer, side, options.quick)
         print(f"{name}: {side} px {found['sizes'][str(side)]}", file=sys.stderr, flush=True)
     del scorer
     other = "bfloat16" if held.dtype == "float32" else "float32"
@@ -173,20 +170,21 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     return found
 
 
-def _timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+def timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+    """Measure a scorer at one image size; raise RuntimeError if its items do not differ in value."""
     items = items_of(2 if quick else BATCH, side)
     alone = [compared(outcome) for item in items for outcome in run_batch(scorer, [item])]
-    with _recording() as calls:
+    with recording() as calls:
         began_s = time.perf_counter()
         together = [compared(outcome) for outcome in run_batch(scorer, items)]
         outside_s = time.perf_counter() - began_s - calls.inside_s
     if len(set(alone)) < len(alone):
-        raise RuntimeError(f"the values {alone} of different items are not all different, so a batch proves nothing")
+        raise RuntimeError(f"the values {alone} of different items are not all different")
     single_s: list[float] = []
     batch_s: list[float] = []
     direct_s: list[float] = []
     ends_s = time.monotonic() + (0 if quick else SECONDS)
-    while not single_s or (len(single_s) < MOST_REPEATS and time.monotonic() < ends_s):
+    while not single_s or (len(single_s) < MAX_REPEATS and time.monotonic() < ends_s):
         single_s.append(_seconds(lambda: run_batch(scorer, items[:1])))
         batch_s.append(_seconds(lambda: run_batch(scorer, items)) / len(items))
         direct_s.append(_seconds(calls.again) / len(items))
@@ -205,7 +203,7 @@ def _timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
 
 
 def _other_dtype(name: str, folder: Path, dtype: str, tiny: bool) -> dict[str, Any]:
-    """One image of 512 px in the dtype that the scorer does not run in: the second of two calls."""
+    """Time one image of 512 px in the other dtype: the second of two calls."""
     scorer = registry.build(name, settings_of(name, folder, dtype, tiny))
     items = items_of(1, SIDES[0])
     run_batch(scorer, items)
@@ -220,7 +218,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 @dataclass
 class _Calls:
-    """Calls of torch modules that are not inside another's, with what they were given, and the seconds inside them."""
+    """Outermost calls of torch modules with their inputs, and the seconds spent inside them."""
 
     made: list[tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     inside_s: float = 0.0
@@ -232,8 +230,8 @@ class _Calls:
 
 
 @contextmanager
-def _recording() -> Iterator[_Calls]:
-    """The calls made within; their tensors are kept as they are."""
+def recording() -> Iterator[_Calls]:
+    """Record the module calls made within the context, with their tensors."""
     calls, depth, began_s = _Calls(), 0, 0.0
 
     def enter(module: torch.nn.Module, inputs: Any) -> None:
@@ -262,10 +260,10 @@ def _recording() -> Iterator[_Calls]:
 
 
 def items_of(count: int, side: int) -> list[ScoreItem]:
-    """Distinct items on a photograph with a face, side x side px, with all that any scorer reads."""
+    """Return distinct items with every input that a scorer reads: a photo with a face, side x side px."""
     photo = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.BICUBIC)
     reference = np.asarray(photo)
-    words = real_models.WORDS  # others would be one unknown token
+    words = real_models.WORDS  # other words would all be the unknown token
     items = []
     for number in range(count):
         shade = reference.astype(np.float32) * (1 - 0.4 * (number + 1) / (count + 1))
@@ -283,12 +281,13 @@ def items_of(count: int, side: int) -> list[ScoreItem]:
 
 
 def compared(outcome: Outcome) -> float:
-    """What a batch is compared by: the value, or the mean score of GenEval's objects, since verdicts are 0 or 1.
+    """Return the number by which batches are compared.
 
-    Raises RuntimeError for no finite score, and where GenEval found nothing or asked no colour.
+    This is the value, or the objects' mean score for GenEval, whose values are 0 or 1. Raises RuntimeError without a
+    finite score, or if GenEval detected nothing or classified no colour.
     """
     if not isinstance(outcome, Score) or not np.isfinite(outcome.value):
-        raise RuntimeError(f"no finite score: {outcome}")
+        raise RuntimeError(f"the score is not finite: {outcome}")
     if (objects := (outcome.detail or {}).get("objects")) is None:
         return outcome.value
     if all(one["color"] is None for one in objects):
@@ -305,7 +304,7 @@ def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
             line = [sys.executable, "-m", "benchmarks.real_size", "--child", name, "--dir", place]
             line += [f"--{flag}" for flag in ("quick", "tiny") if getattr(options, flag)]
             line += ["--dtype", options.dtype] if options.dtype else []
-            # Its standard input is a pipe that nothing is written to: it ends when this process does.
+            # The child ends when its standard input closes, also if this process is killed.
             with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
                 assert child.stdout is not None
                 printed = child.stdout.read()
@@ -319,20 +318,20 @@ def _in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _end_with_parent(pipe: int, folder: Path) -> None:
-    """End this process, and remove the models, when the one that holds the other end of `pipe` has ended."""
-    os.read(pipe, 1)  # a read of sys.stdin would hold its lock when the interpreter ends
+    """Remove the models and end this process when the process at the other end of `pipe` has ended."""
+    os.read(pipe, 1)  # sys.stdin.read would hold a lock that the interpreter needs at exit
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
 def _source(folder: Path) -> Path:
-    """What settings name of a model that was written: its folder, or the one weights file there that has no config."""
+    """Return what settings name for a model: its single weights file (.pt, .pth), else its folder."""
     weights = [file for file in folder.iterdir() if file.suffix in (".pt", ".pth")]
     return weights[0] if weights else folder
 
 
 def _memory() -> dict[str, int]:
-    """Bytes by the kernel's names."""
+    """Return memory figures in bytes, by the kernel's names."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {
         words[0][:-1]: int(words[1]) * 1024
@@ -362,12 +361,12 @@ def _read(out: Path) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_size", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=tuple(MODELS), metavar="NAME", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--only", nargs="+", choices=tuple(MODELS), metavar="NAME", help=f"only: {', '.join(MODELS)}")
     parser.add_argument("--quick", action="store_true", help="512 px, one repeat")
     parser.add_argument("--tiny", action="store_true", help="small models of the same families")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the settings'")
-    parser.add_argument("--again", action="store_true", help="measure what the result file has as well")
-    parser.add_argument("--dir", type=Path, help="where models are written, 5 GB at a time (default: the system's)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the settings' dtype")
+    parser.add_argument("--again", action="store_true", help="also measure scorers already in the results file")
+    parser.add_argument("--dir", type=Path, help="folder for models, up to 5 GB (default: the temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/real_size.json")
     parser.add_argument("--child", choices=tuple(MODELS), help=argparse.SUPPRESS)
     return parser

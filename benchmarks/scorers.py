@@ -1,14 +1,14 @@
-"""What batching costs a scorer: the embedded models through LocalBackend, beside the same models called directly.
+"""Measure the overhead of batching: embedded scorers through LocalBackend against direct calls.
 
     make bench-scorers                                  -> benchmarks/results/scorers_cpu.json
-    python -m benchmarks.scorers --quick --out FILE     a few minutes less, for a look
+    python -m benchmarks.scorers --quick --out FILE     a shorter run
 
-Both sides get the same decoded images and do the same preprocessing; they take turns within one run, on one thread,
-since torch gives each thread that calls it threads of its own, and these would disturb each other. Medians are
-compared. `summary.share_of_direct` is direct time over batched time: 1 is free, the goal is 0.9. Decoding is apart: the
-gateway does it once for all scorers, and `summary.decode_ms` says what that saves each further one. `through_ray` is a
-service on the same machine, asked over msgpack by one client that waits for each answer: encoding, HTTP, decoding and
-Ray's hop included.
+Both sides get the same decoded images and do the same preprocessing. They alternate within one run on one thread,
+because torch gives every calling thread its own pool, and two pools would compete. Medians are compared:
+`summary.share_of_direct` is direct time over batched time (1 means without overhead, the goal is 0.9). Decoding is
+excluded; the gateway does it once for all scorers, and `summary.decode_ms` is its cost. `through_ray` is a service on
+the same machine, called over msgpack by one client that waits for each answer, so it includes encoding, HTTP, decoding
+and Ray.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from benchmarks.machine import command, machine
 from services import settings
 from services.backends import LocalBackend
 from services.cluster.local import RewardService, free_port
-from services.models.images import crop, distinct
 from services.scorers import registry
 from services.scorers.base import ScorerSpec, run_batch
 from services.scorers.geneval.rules import THRESHOLD
-from services.scorers.image_text import plain
+from services.scorers.shared.image_text import to_plain_text
+from services.scorers.shared.images import crop, deduplicate
 from synod.client import SynodClient
 from synod.contracts import Outcome, Pixels, Score, ScoreItem, ScoreRequest
 from synod.images import ImageLimits, decode_item
@@ -53,7 +53,7 @@ def _tier(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
 
 
 def _ber(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
-    texts = sorted({plain(item.prompt or "", item.concept) for item in items})
+    texts = sorted({to_plain_text(item.prompt or "", item.concept) for item in items})
     images = [item.pixels() for item in items]
     return lambda: (scorer._model.text_features(texts), scorer._model.image_features(images))
 
@@ -72,31 +72,31 @@ def _fer(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
 
 
 def _geneval(scorer: Any, items: Sequence[ScoreItem]) -> Callable[[], object]:
-    """The detector on all images, then the colours of the crops that its scoring asked for."""
-    asked: list[tuple[Any, ...]] = []
+    """Run the detector on all images, then the colour model on the crops that scoring classified."""
+    classified: list[tuple[Any, ...]] = []
     classify = scorer._colors.classify
 
-    def noted(crops: Any, names: Any) -> Any:
-        asked.append((list(crops), names))
-        return classify(*asked[-1])
+    def recorded(crops: Any, names: Any) -> Any:
+        classified.append((list(crops), names))
+        return classify(*classified[-1])
 
-    scorer._colors.classify = noted
+    scorer._colors.classify = recorded
     scorer.score(items)
     scorer._colors.classify = classify
     images = [item.pixels() for item in items]
-    return lambda: (scorer._detector.detect(images, least=THRESHOLD), [classify(*crops) for crops in asked])
+    return lambda: (scorer._detector.detect(images, least=THRESHOLD), [classify(*crops) for crops in classified])
 
 
 def _distinct(items: Sequence[ScoreItem]) -> Sequence[Pixels]:
-    return distinct([image for item in items for image in (item.pixels(), *item.reference_pixels())])[0]
+    return deduplicate([image for item in items for image in (item.pixels(), *item.reference_pixels())])[0]
 
 
-# How each scorer's model is called without us, after what the clock shall not see.
+# Prepares, untimed, a direct call of each scorer's models.
 DIRECT: Final[dict[str, Direct]] = {"tier": _tier, "ber": _ber, "der": _der, "fer": _fer, "geneval": _geneval}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every embedded scorer and write JSON. The exit status is 1 when an item failed."""
+    """Measure every embedded scorer and write JSON. The exit status is 1 if an item failed."""
     options = _parser().parse_args(arguments)
     batches, repeats = _plan(options)
     loaded = settings.load(CONFIG, {})
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usable: dict[str, list[ScoreItem]] = {}
     for name in options.scorers or DIRECT:
         scorer = registry.build(name, loaded.scorers[name])
-        # The samples also show what a scorer cannot measure.
+        # Some samples are examples of items that a scorer refuses.
         places = [i for i, outcome in enumerate(run_batch(scorer, items)) if isinstance(outcome, Score)]
         usable[name] = [raw[i] for i in places]
         cases += asyncio.run(_cases(name, scorer, [items[i] for i in places], batches, repeats))
@@ -127,14 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     for name, share in shares.items():
         print(f"{name:8} {share:6.1%} of direct{'' if share >= GOAL else f', below {GOAL:.0%}'}")
-    print(f"decoding {decode_ms:.2f} ms an image, once for all scorers -> {options.out}")
+    print(f"decoding {decode_ms:.2f} ms per image, once for all scorers -> {options.out}")
     for case in through_ray:
         print(f"{case['scorer']:8} {case['items_per_s']:6.1f} items/s through Ray, batches of {case['batch']}")
     return 1 if any(case["failures"] for case in (*cases, *through_ray)) else 0
 
 
 class Sides:
-    """A scorer, and in its place, when asked, the direct call: where it runs the clock is on it alone."""
+    """A scorer that runs and times the direct call instead while `direct` is set."""
 
     def __init__(self, scorer: Any) -> None:
         self.spec: ScorerSpec = scorer.spec
@@ -191,7 +191,7 @@ async def _case(
 
 
 def _through_ray(items: Mapping[str, list[ScoreItem]], batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Each scorer's items on a service of the embedded settings that keeps no scores."""
+    """Measure each scorer on a service with the embedded settings and no score store."""
     overrides = {"SYNOD__SERVER__PORT": str(free_port()), "SYNOD__STORE__MAX_SCORES": "0"}
     with tempfile.TemporaryDirectory() as folder:
         loaded = settings.load(CONFIG, overrides)
@@ -220,7 +220,7 @@ def _asked(client: SynodClient, name: str, items: list[ScoreItem], batch: int, r
 
 
 def _items() -> list[ScoreItem]:
-    """The embedded sample items, their images encoded."""
+    """Return the embedded sample items with encoded images."""
     found = [
         Source({k: v for k, v in fields.items() if k != "note"}, SAMPLES.parent, f"{SAMPLES.name}:{i}").load().item
         for i, fields in enumerate(json.loads(SAMPLES.read_text()))
@@ -229,19 +229,17 @@ def _items() -> list[ScoreItem]:
 
 
 def _plan(options: argparse.Namespace) -> tuple[list[int], int]:
-    """Batch sizes and repeats: those given, else those of a quick run or of a whole one."""
+    """Return batch sizes and repeats: the given ones, or the defaults of a quick or full run."""
     return options.batches or ([8] if options.quick else [1, 8, 32]), options.repeats or (5 if options.quick else 31)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scorers", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--scorers", nargs="+", choices=tuple(DIRECT), help="these alone")
-    parser.add_argument("--batches", nargs="+", type=int, help="items a batch (default: 1 8 32)")
-    parser.add_argument("--repeats", type=int, help="turns a case (default: 31)")
-    parser.add_argument("--no-ray", dest="ray", action="store_false", help="without a service")
-    parser.add_argument(
-        "--quick", action="store_true", help="batches of 8 alone, five repeats, where these are not given"
-    )
+    parser.add_argument("--scorers", nargs="+", choices=tuple(DIRECT), help="only these")
+    parser.add_argument("--batches", nargs="+", type=int, help="batch sizes (default: 1 8 32)")
+    parser.add_argument("--repeats", type=int, help="repeats per case (default: 31)")
+    parser.add_argument("--no-ray", dest="ray", action="store_false", help="skip the service")
+    parser.add_argument("--quick", action="store_true", help="change the defaults to batches of 8 and 5 repeats")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scorers_cpu.json")
     return parser
 

@@ -1,7 +1,7 @@
-"""How decoded images travel from a gateway to scorers: in Serve's gRPC message, or once through Ray's object store.
+"""Compare two transports of decoded images to scorers: Serve's gRPC messages and Ray's object store.
 
-`python -m benchmarks.transport` writes benchmarks/results/transport.json: per size of request, number of scorers and
-calls at once, the median milliseconds of a request by either way. The scorers read one byte of each memory page.
+`python -m benchmarks.transport` writes benchmarks/results/transport.json: the median milliseconds of a request over
+each transport, by request size, number of scorers and concurrent calls. The scorers read one byte of each memory page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from synod.contracts import ScoreItem
 
 RESULTS: Final = Path(__file__).parent / "results" / "transport.json"
 LIMIT: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"  # 4 MiB unless set
-SIZES: Final = {  # images of a request, pixels of a side
+SIZES: Final = {  # images in a request, side in pixels
     "1 x 256": (1, 256),
     "32 x 64": (32, 64),
     "8 x 128": (8, 128),
@@ -32,27 +32,27 @@ SIZES: Final = {  # images of a request, pixels of a side
     "32 x 512": (32, 512),
     "32 x 1024": (32, 1024),
 }
-SECONDS: Final = 1.5  # of measuring, per point
+SECONDS: Final = 1.5  # of measurement per point
 OBJECT_STORE_BYTES: Final = 2 * 2**30
 
 
 class Reader:
-    """A scorer that reads one byte of each page."""
+    """A scorer that reads one byte of each memory page."""
 
     async def score(self, items: Sequence[ScoreItem]) -> int:
         return sum(int(item.pixels().reshape(-1)[::4096].sum()) for item in items)
 
 
 class Sender:
-    """A gateway: sends the same items to its scorers, again and again."""
+    """A gateway that sends the same items to its scorers repeatedly."""
 
     def __init__(self, *scorers: Any) -> None:
         options = {"_by_reference": False, "request_serialization": "pickle", "response_serialization": "pickle"}
         self._by_reference = scorers
         self._by_value = [scorer.options(**options) for scorer in scorers]
 
-    async def measure(self, images: int, side: int, scorers: int, at_once: int, way: str) -> list[float]:
-        """Seconds of each request within SECONDS."""
+    async def measure(self, images: int, side: int, scorers: int, at_once: int, transport: str) -> list[float]:
+        """Send requests for SECONDS and return the seconds of each."""
         rng = np.random.default_rng(0)
         items = tuple(ScoreItem(image=rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(images))
         ends_s = time.monotonic() + SECONDS
@@ -61,17 +61,17 @@ class Sender:
         async def caller() -> None:
             while time.monotonic() < ends_s or not took:
                 began_s = time.monotonic()
-                await self._ask(items, scorers, way)
+                await self._ask(items, scorers, transport)
                 took.append(time.monotonic() - began_s)
 
-        await self._ask(items, scorers, way)
+        await self._ask(items, scorers, transport)
         await asyncio.gather(*(caller() for _ in range(at_once)))
         return took
 
-    async def _ask(self, items: tuple[ScoreItem, ...], scorers: int, way: str) -> None:
+    async def _ask(self, items: tuple[ScoreItem, ...], scorers: int, transport: str) -> None:
         import ray
 
-        if way == "grpc":
+        if transport == "grpc":
             calls = [handle.score.remote(items) for handle in self._by_value[:scorers]]
         else:
             shared = await asyncio.to_thread(ray.put, items)
@@ -81,6 +81,7 @@ class Sender:
 
 
 def main() -> None:
+    """Measure every point and write JSON."""
     os.environ.update(environment())
     os.environ[LIMIT] = str(2**31 - 1)
     import ray
@@ -106,9 +107,9 @@ def main() -> None:
                 for at_once in (1, 4):
                     found: dict[str, Any] = {"images": name, "mib": round(images * side * side * 3 / 2**20, 2)}
                     found |= {"scorers": scorers, "at_once": at_once}
-                    for way in ("grpc", "store", "grpc", "store"):
-                        took = handle.measure.remote(images, side, scorers, at_once, way).result()
-                        found.setdefault(f"{way}_ms", []).append(round(1000 * median(took), 2))
+                    for transport in ("grpc", "store", "grpc", "store"):
+                        took = handle.measure.remote(images, side, scorers, at_once, transport).result()
+                        found.setdefault(f"{transport}_ms", []).append(round(1000 * median(took), 2))
                     points.append(found)
                     print(json.dumps(found), flush=True)
     finally:

@@ -2,8 +2,8 @@
 # Check the client's wheel: `deploy/check_wheel.sh [FOLDER]` (default: a temporary one). Needs the package index.
 #   1. For Python 3.10 to 3.14, every dependency resolves to a published wheel.
 #   2. On Python 3.11, tests/unit/synod passes with the lowest and with the highest version of every dependency that
-#      pyproject.toml allows. Tests that need torch are left out.
-# The server of these tests runs in the same environment, so its own packages are installed besides.
+#      pyproject.toml allows. Tests that need torch are skipped.
+# The server of these tests runs in the same environment, so the packages that it needs are installed too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-$(mktemp -d)}

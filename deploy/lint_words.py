@@ -73,8 +73,6 @@ ALLOWED: tuple[tuple[str, str, str], ...] = (
     ("*", "plane", r"(control|data|focal|image) plane"),
     ("CONTRIBUTING.md", "*", r"^\|.*\|.*\|"),  # the glossary
     # prompts for the judge models and for the embedded policy: other words would change scores
-    ("services/scorer_settings.py", "picture", r'^\s*"Grade from 0 to 1 '),
-    ("services/scorer_settings.py", "as such", r'^\s*"Grade from 0 to 1 '),
     ("services/scorers/*.py", "picture", r"Does the picture show this"),
     ("services/scorers/*.py", "picture", r'^\s*"Grade from 0 to 1 '),
     ("services/scorers/*.py", "as such", r'^\s*"Grade from 0 to 1 '),

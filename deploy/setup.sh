@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make a virtual environment from pyproject.toml and constraints.txt: `deploy/setup.sh [DIR]`, default .venv.
-# Missing Debian packages are installed when this runs as root; otherwise it says which to install.
+# Create a virtual environment from pyproject.toml and constraints.txt: `deploy/setup.sh [DIR]`, default .venv.
+# As root it installs missing Debian packages; otherwise it prints which to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
@@ -16,7 +16,7 @@ need() { # need WHY PACKAGE...
   fi
 }
 
-want() { # want WHY PACKAGE...: as need, but what is missing stops nothing
+want() { # want WHY PACKAGE...: like need, but a missing package is not an error
   (need "$@") || echo "setup: going on without $2" >&2
 }
 

@@ -1,7 +1,7 @@
-"""`make demo`: start the service, score the shipped samples over REST, train the small policy on it, stop it all.
+"""`make demo`: start the service, score the shipped samples, train the small policy, stop.
 
-The training takes --steps steps of Sync-GRPO and is measured on --prompts held-out prompts before and after. Writes
-`summary.json` and `report.html` into --out. Ctrl-C at any moment stops everything that it started.
+The training takes --steps steps of Sync-GRPO and is evaluated on --prompts held-out prompts before and after. Writes
+`summary.json` and `report.html` into --out. Ctrl-C stops everything that the demo started.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from trainer.session import AFTER, BEFORE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
-BATCH = 8  # samples a request: several requests, so that batches form across them
+BATCH = 8  # samples per request: several requests, so that the service batches across them
 STOP_GRACE_S = 20.0
 console = Console()
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A sample with what the service said of it."""
+    """A sample with its result."""
 
     sample: Sample
     result: ItemResult
@@ -57,12 +57,16 @@ class Scored:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--port", type=int, help="HTTP port (default: the settings' own, or a free one if it is busy)")
+    parser.add_argument(
+        "--port", type=int, help="HTTP port (default: that of the settings, or a free one if it is busy)"
+    )
     parser.add_argument("--steps", type=int, default=25, help="training steps (25)")
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts before and after training (100)")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs/demo", help="where summary and report go (runs/demo)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs/demo", help="directory of summary and report (runs/demo)"
+    )
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill unwinds the `finally` below as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run the `finally` blocks, as Ctrl-C does
     try:
         run(args.out, pick_port(args.port), steps=args.steps, prompts=args.prompts)
     except KeyboardInterrupt:
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why and what to do."""
+    """The demo cannot continue; the message gives the reason and the remedy."""
 
 
 def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
@@ -98,24 +102,24 @@ def run(out: Path, port: int, *, steps: int, prompts: int) -> None:
 
 
 def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
-    """`synod train` on the service at `port`, in a run of its own; its progress bars show. Raises DemoError."""
+    """Run `synod train` with the service at `port`, with its progress bars. Raises DemoError."""
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", str(run_dir), "--steps", str(steps)]
     command += ["--url", f"http://127.0.0.1:{port}"]
-    environ = {**os.environ, "SYNOD__TRAINER__EVALUATE__PROMPTS": str(prompts)}
+    environ = {**os.environ, "SYNOD__TRAINER__EVALUATION_PROMPTS": str(prompts)}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
     try:
         code = process.wait()
     finally:
-        if process.poll() is None:  # interrupted: the run is the demo's own, so nothing of it is worth the wait
+        if process.poll() is None:  # interrupted: nobody will resume this run, so kill it
             process.kill()
             process.wait()
     if code:
-        raise DemoError(f"the training ended with code {code}; what it said is above")
+        raise DemoError(f"the training ended with exit status {code}; its messages are above")
 
 
 def trained(run_dir: Path) -> dict[str, Any]:
-    """What the training did: reward on held-out prompts before and after, steps, and what the screen saved."""
+    """Summarise the training: held-out reward before and after, steps, and what screening saved."""
     before, after = (load_evaluation(run_dir / name) for name in (BEFORE, AFTER))
     reward, records = paired(before, after)["reward"], read(run_dir)
     rates = [r["pass_rate"] for r in records if r["pass_rate"] is not None]
@@ -146,9 +150,9 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @contextmanager
 def service(port: int, run_dir: Path, seconds: dict[str, float]) -> Iterator[SynodClient]:
-    """The service as its own process, ready to score; stopped on the way out, whatever happens inside.
+    """Run the service as a process that is ready to score, and stop it on exit.
 
-    It gets its own process session: the terminal's Ctrl-C reaches the demo alone, and the order of stopping is ours.
+    It runs in its own process session, so that the terminal's Ctrl-C reaches only the demo, which then stops it.
     """
     log_path = run_dir / "service.log"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -172,17 +176,17 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> S
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 log = log_path.read_text()[-2000:]
-                raise DemoError(f"the service ended with code {process.returncode}. Its log:\n{log}")
+                raise DemoError(f"the service ended with exit status {process.returncode}. Its log:\n{log}")
             try:
                 client.wait_ready(timeout_s=1.0)
             except Unavailable:
                 continue
             return client
-    raise DemoError(f"the service was not ready in {limit_s:.0f} s; see {display(log_path)}")
+    raise DemoError(f"the service was not ready after {limit_s:.0f} s; see {display(log_path)}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask, then insist."""
+    """Terminate the process; kill it after STOP_GRACE_S."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -192,24 +196,24 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def pick_port(asked: int | None) -> int:
-    """The port asked for, else the settings' own, else (that one busy) a free one. Raises DemoError."""
-    wanted = asked or load(CONFIG).server.port
+def pick_port(requested: int | None) -> int:
+    """Return the requested port, else that of the settings, else a free one. Raises DemoError."""
+    wanted = requested or load(CONFIG).server.port
     try:
         check_port("127.0.0.1", wanted)
     except SettingsError:
-        if asked:
-            message = f"port {asked} is busy. Give another with --port, or none and a free one is taken"
+        if requested:
+            message = f"port {requested} is busy; give another --port, or omit it to use a free one"
             raise DemoError(message) from None
     else:
         return wanted
     port = free_port()
-    console.print(f"port {wanted} is busy; the demo takes {port}")
+    console.print(f"port {wanted} is busy; the demo uses port {port}")
     return port
 
 
 def score(client: SynodClient, samples: Sequence[Sample]) -> list[Scored]:
-    """Score the samples in requests of BATCH, grouped by the scorers they ask for; the samples' order is kept."""
+    """Score the samples in requests of BATCH, grouped by their scorers; results keep the samples' order."""
     groups: dict[tuple[tuple[str, ...], str | None], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.scorers, sample.ensemble), []).append(sample)
@@ -226,7 +230,7 @@ def score(client: SynodClient, samples: Sequence[Sample]) -> list[Scored]:
 
 
 def means(scored: Sequence[Scored]) -> dict[str, float]:
-    """Return the mean of each scorer's values, by its name; failures are left out."""
+    """Return the mean of each scorer's values, without failures."""
     values: dict[str, list[float]] = {}
     for entry in scored:
         for name, outcome in entry.result.scores.items():
@@ -236,7 +240,7 @@ def means(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def summarise(drawn: Sequence[Scored], photographs: Sequence[Scored], seconds: dict[str, float]) -> dict[str, Any]:
-    """Return what `summary.json` says of scoring: `scorers` are means of the drawn samples, `photographs` of those."""
+    """Return the scoring part of `summary.json`: means over the drawn samples and over the photographs."""
     scored = [*drawn, *photographs]
     outcomes = [outcome for entry in scored for outcome in entry.result.scores.values()]
     return {
@@ -260,7 +264,7 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
     names = sorted({name for s in scored for name in s.result.scores})
     table = Table("sample", "prompt", *names, "reward", title="scores of the sample images")
     for s in scored:
-        label = f"{s.sample.name} [yellow](wrong on purpose)[/]" if s.sample.note else s.sample.name
+        label = f"{s.sample.name} [yellow](deliberately wrong)[/]" if s.sample.note else s.sample.name
         cells = [cell(s.result.scores.get(name)) for name in names]
         table.add_row(label, s.sample.item.prompt or "", *cells, cell(s.result.reward))
     console.print(table)
@@ -271,10 +275,12 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
         f"{summary['images_scored']} images, {summary['score_failures']} failures; "
         f"mean {drawn}; of the photographs {photographs}"
     )
-    told = [f"{one['mean']:.3f} ± {one['stderr']:.3f}" for one in (summary["reward_before"], summary["reward_after"])]
+    rewards = [
+        f"{one['mean']:.3f} ± {one['stderr']:.3f}" for one in (summary["reward_before"], summary["reward_after"])
+    ]
     saved = summary["dgs"]["denoising_steps_saved_ratio"]
     console.print(
-        f"{summary['steps']} training steps: held-out reward {told[0]} before, {told[1]} after "
+        f"{summary['steps']} training steps: held-out reward {rewards[0]} before, {rewards[1]} after "
         f"({summary['reward_before']['n']} prompts); screening saved {100 * saved:.0f} % of the denoising steps"
     )
     console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))

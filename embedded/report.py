@@ -1,4 +1,4 @@
-"""The demo's report: one self-contained HTML page, every sample with its scores, boxes and faces drawn."""
+"""The demo's report: one self-contained HTML page of the samples with their scores, boxes and faces."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def write_report(
     summary: Mapping[str, Any],
     training: tuple[str, str] = ("", ""),
 ) -> None:
-    """Write the page. Values are shown as the service sent them; a failure is shown as its code and message.
+    """Write the page. A failure is shown as its code and message.
 
-    `training` is the (CSS, HTML) of a training's own report, which goes below the samples.
+    `training` is the (CSS, HTML) of the training's report, shown below the samples.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text())
@@ -59,7 +59,7 @@ def image(encoded: bytes, drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def boxes(result: ItemResult) -> list[dict[str, Any]]:
-    """Boxes (x0, y0, x1, y1 in pixels) that the scorers read: GenEval's objects, FER's face."""
+    """Return the boxes (x0, y0, x1, y1 in pixels) that scorers detected: GenEval's objects, FER's face."""
     drawn = []
     for outcome in result.scores.values():
         if not isinstance(outcome, Score):
@@ -73,13 +73,13 @@ def boxes(result: ItemResult) -> list[dict[str, Any]]:
 
 
 def reasons(result: ItemResult) -> list[str]:
-    """Why a score is what it is, in the scorers' own words."""
-    said: list[str] = []
+    """Return the scorers' explanations of their scores."""
+    found_reasons: list[str] = []
     for name, outcome in result.scores.items():
         if isinstance(outcome, ScoreFailure):
-            said.append(f"{name}: {outcome.message}")
+            found_reasons.append(f"{name}: {outcome.message}")
         elif "reasons" in outcome.detail:  # GenEval: by rule set
-            said += [f"{name}: {reason}" for reason in outcome.detail["reasons"][outcome.detail["rule_set"]]]
+            found_reasons += [f"{name}: {reason}" for reason in outcome.detail["reasons"][outcome.detail["rule_set"]]]
         elif "reason" in outcome.detail:
-            said.append(f"{name}: {outcome.detail['reason']}")
-    return said
+            found_reasons.append(f"{name}: {outcome.detail['reason']}")
+    return found_reasons

@@ -1,7 +1,7 @@
-"""The shipped sample items: JSON files of wire items whose images are file names, from the JSON file's folder on.
+"""The shipped sample items: JSON files of items with image paths relative to the file's folder.
 
-`SAMPLES` are drawn by the embedded world. `PHOTOGRAPHS` are scikit-image's (public domain), scored by DER alone: the
-embedded models were trained on drawings, but DER's features still tell one photographed subject from another.
+`SAMPLES` are drawings of the synthetic world. `PHOTOGRAPHS` are scikit-image's (public domain), scored by DER alone:
+the embedded models were trained on drawings, but DER's features still distinguish photographed subjects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PHOTOGRAPH_SCORERS = ("der",)
 
 @dataclass(frozen=True)
 class Sample:
-    """One item with the scorers that apply to it. `note` says what is wrong where a sample is wrong on purpose."""
+    """One item with its scorers. `note` says what is wrong in a deliberately wrong sample."""
 
     name: str
     item: ScoreItem
@@ -35,7 +35,7 @@ class Sample:
 
 
 def load_samples(path: Path) -> list[Sample]:
-    """Read every sample of a JSON file, images as their encoded bytes."""
+    """Read the samples of a JSON file, with images as encoded bytes."""
     return [_sample(path.parent, entry) for entry in json.loads(path.read_text())]
 
 

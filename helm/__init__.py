@@ -1,1 +1,1 @@
-"""The Helm chart, its profiles, and what generates parts of it."""
+"""The Helm chart, its profiles, and the scripts that generate parts of it."""

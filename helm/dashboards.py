@@ -1,4 +1,4 @@
-"""The Grafana dashboards as short tables; `make chart-docs` writes them as JSON into the chart."""
+"""Define the Grafana dashboards; `make chart-docs` writes them as JSON into the chart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEIGHT: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A time series: PromQL by legend. `unit` is Grafana's."""
+    """A time series panel: PromQL by legend. `unit` is one of Grafana's units."""
 
     title: str
     unit: str
@@ -20,7 +20,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """`chosen`: a variable, and the series whose label of that name it chooses from."""
+    """A dashboard. `chosen` is a variable, and the series from whose label of that name its values come."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -52,14 +52,14 @@ BOARDS: Final = {
         "Synod: service",
         (
             Panel("Requests", "reqps", {"{{outcome}}": "sum by (outcome) (rate(synod_requests_total[5m]))"}),
-            Panel("Time of a request", "s", _quantiles("synod_request_seconds", "route", 'route="/v1/score"')),
+            Panel("Request time", "s", _quantiles("synod_request_seconds", "route", 'route="/v1/score"')),
             Panel("Images", "ops", {"images": "sum(rate(synod_images_total[5m]))"}),
             Panel("Items", "ops", {"items": "sum(rate(synod_items_total[5m]))"}),
             Panel("Time by stage, p99", "s", dict([list(_quantiles("synod_stage_seconds", "stage").items())[1]])),
-            Panel("Requests under way", "none", {"requests": "sum(synod_open_requests)"}),
+            Panel("Requests in progress", "none", {"requests": "sum(synod_open_requests)"}),
             Panel("Refused or dropped", "ops", {"{{reason}}": "sum by (reason) (rate(synod_rejects_total[5m]))"}),
-            Panel("Scores asked for", "ops", {"{{result}}": "sum by (result) (rate(synod_cache_total[5m]))"}),
-            Panel("Shared store fails", "ops", {"{{call}}": "sum by (call) (rate(synod_store_failures_total[5m]))"}),
+            Panel("Requested scores", "ops", {"{{result}}": "sum by (result) (rate(synod_cache_total[5m]))"}),
+            Panel("Shared store failures", "ops", {"{{call}}": "sum by (call) (rate(synod_store_failures_total[5m]))"}),
             Panel("Ray: CPUs and GPUs of pods", "percent", {"{{instance}}": "ray_node_cpu_utilization"}),
         ),
     ),
@@ -72,15 +72,15 @@ BOARDS: Final = {
                 "ops",
                 {"{{scorer}} {{code}}": f"sum by (scorer, code) (rate(synod_score_failures_total{{{_SCORER}}}[5m]))"},
             ),
-            Panel("Wait for a scorer", "s", _quantiles("synod_scorer_seconds", "scorer", _SCORER)),
-            Panel("Time of a batch", "s", _quantiles("synod_batch_seconds", "scorer", _SCORER)),
+            Panel("Scorer wait", "s", _quantiles("synod_scorer_seconds", "scorer", _SCORER)),
+            Panel("Batch time", "s", _quantiles("synod_batch_seconds", "scorer", _SCORER)),
             Panel(
-                "Share of time on devices, per scorer",
+                "Device time per second, by scorer",
                 "percentunit",
                 {_BY: f"sum by (scorer) (rate(synod_batch_seconds_sum{{{_SCORER}}}[5m]))"},
             ),
             Panel(
-                "How full batches are, mean",
+                "Batch fill, mean",
                 "percentunit",
                 {
                     _BY: f"sum by (scorer) (rate(synod_batch_fill_sum{{{_SCORER}}}[5m])) / "
@@ -88,7 +88,7 @@ BOARDS: Final = {
                 },
             ),
             Panel(
-                "Items of a batch, mean",
+                "Items per batch, mean",
                 "none",
                 {
                     _BY: f"sum by (scorer) (rate(synod_batch_items_sum{{{_SCORER}}}[5m])) / "
@@ -97,12 +97,12 @@ BOARDS: Final = {
             ),
             Panel("Images in replicas", "none", {_BY: f"sum by (scorer) (synod_held_images{{{_SCORER}}})"}),
             Panel(
-                "Age of the oldest in a queue",
+                "Age of the oldest queued call",
                 "s",
                 {_BY: f"max by (scorer) (clamp_min(time() - synod_queue_oldest_timestamp_seconds{{{_SCORER}}}, 0))"},
             ),
             Panel(
-                "Replicas lost under a call",
+                "Calls repeated after a lost replica",
                 "ops",
                 {_BY: f"sum by (scorer) (rate(synod_retries_total{{{_SCORER}}}[5m]))"},
             ),
@@ -115,9 +115,9 @@ BOARDS: Final = {
             Panel("Mean, 10 minutes, in units of the range", "none", {_BY: _mean_of("total", "scores")}),
             Panel("Mean since the start", "none", {_BY: f"avg by (scorer) (synod_reward_mean{{{_SCORER}}})"}),
             Panel("Spread since the start", "none", {_BY: f"avg by (scorer) (synod_reward_std{{{_SCORER}}})"}),
-            Panel("At an end of the range", "percentunit", {_BY: _mean_of("saturated", "scores")}),
-            Panel("Groups of one score: they teach nothing", "percentunit", {_BY: _mean_of("flat_groups", "groups")}),
-            Panel("Failed", "percentunit", {_BY: f"max by (scorer) (synod_reward_error_share{{{_SCORER}}})"}),
+            Panel("Saturation, 10 minutes", "percentunit", {_BY: _mean_of("saturated", "scores")}),
+            Panel("Groups with equal scores, 10 minutes", "percentunit", {_BY: _mean_of("flat_groups", "groups")}),
+            Panel("Failure share", "percentunit", {_BY: f"max by (scorer) (synod_reward_error_share{{{_SCORER}}})"}),
             Panel(
                 "Saturation since the start",
                 "percentunit",
@@ -136,26 +136,26 @@ BOARDS: Final = {
         "Synod: training",
         (
             Panel("Step", "none", {"step": "synod_training_step"}),
-            Panel("Since the last step", "s", {"age": "time() - synod_training_last_step_timestamp_seconds"}),
+            Panel("Time since the last step", "s", {"age": "time() - synod_training_last_step_timestamp_seconds"}),
             Panel("Reward", "none", _step("reward_mean", "reward_std")),
-            Panel("Parts of the reward", "none", {"{{name}}": 'synod_training_value{name=~"components/.*"}'}),
+            Panel("Reward components", "none", {"{{name}}": 'synod_training_value{name=~"components/.*"}'}),
             Panel("Loss", "none", _step("loss_text", "loss_image")),
             Panel("KL to the reference", "none", _step("kl_text", "kl_image")),
-            Panel("Clipped", "percentunit", _step("clip_fraction_text", "clip_fraction_image")),
-            Panel("Largest ratio", "none", _step("ratio_max_text", "ratio_max_image")),
+            Panel("Clip fraction", "percentunit", _step("clip_fraction_text", "clip_fraction_image")),
+            Panel("Largest policy ratio", "none", _step("ratio_max_text", "ratio_max_image")),
             Panel("Gradient and learning rate", "none", _step("grad_norm", "lr")),
-            Panel("Screen: previews and kept", "none", _step("previews", "kept", "capped")),
+            Panel("Screen: previews drawn and kept", "none", _step("previews", "kept", "capped")),
             Panel("Screen: pass rate and threshold", "none", _step("pass_rate", "threshold")),
             Panel("Denoising steps saved", "percentunit", _step("denoising_steps_saved_ratio")),
             Panel("Masked rewards and skipped groups", "none", _step("masked", "skipped")),
-            Panel("Time of a step", "s", {"{{name}}": 'synod_training_value{name=~"seconds/.*"}'}),
+            Panel("Step time", "s", {"{{name}}": 'synod_training_value{name=~"seconds/.*"}'}),
         ),
     ),
 }
 
 
 def build(name: str, board: Board) -> dict[str, Any]:
-    """Grafana's JSON. The data source is a variable, so that any Prometheus will do."""
+    """Build Grafana's JSON. The data source is a variable, so any Prometheus can be selected."""
     source = {"type": "prometheus", "uid": "${source}"}
     panels = [
         {

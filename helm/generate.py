@@ -1,4 +1,4 @@
-"""`make chart-docs`: what of the chart follows from other files. `--check` only compares, and fails where they differ.
+"""Write the generated files of the chart (`make chart-docs`). With `--check` only compare, and fail if they differ.
 
 values.yaml's comments            -> values.schema.json and the table in README.md
 deploy/configs/embedded.toml      -> files/embedded.toml
@@ -24,19 +24,19 @@ CHART = ROOT / "helm/synod"
 EMBEDDED = ROOT / "deploy/configs/embedded.toml"
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]\w*):(?P<rest>.*)")
 _TYPES = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
-_PATTERNS = {"overrides": "^SYNOD__[A-Z0-9_]+$"}  # of the keys of a map of the user's own
+_PATTERNS = {"overrides": "^SYNOD__[A-Z0-9_]+$"}  # for the keys of maps that the user fills
 
 
 @dataclass
 class Comment:
-    """What values.yaml says of one key: a description, and a piece of JSON schema."""
+    """The comment of one key in values.yaml: a description, and a part of its JSON schema."""
 
     text: str = ""
     schema: dict[str, Any] = field(default_factory=dict)
 
 
-def comments(source: str) -> dict[tuple[str, ...], Comment]:
-    """By path. Raises ValueError for a leaf without a description."""
+def read_comments(source: str) -> dict[tuple[str, ...], Comment]:
+    """Parse the comments of values.yaml, by the path of their key."""
     found: dict[tuple[str, ...], Comment] = {}
     path: list[tuple[int, str]] = []
     lines: list[str] = []
@@ -66,25 +66,25 @@ def _comment(lines: list[str]) -> Comment:
 
 
 def leaves(
-    values: Mapping[str, Any], told: Mapping[tuple[str, ...], Comment], path: tuple[str, ...] = ()
+    values: Mapping[str, Any], comments: Mapping[tuple[str, ...], Comment], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every key with a description, and its default. Raises ValueError for a key that nothing describes."""
+    """Yield each described key and its default. Raise ValueError for a key without a description."""
     for key, value in values.items():
         here = (*path, key)
-        if told[here].text:
+        if comments[here].text:
             yield here, value
         elif isinstance(value, dict) and value:
-            yield from leaves(value, told, here)
+            yield from leaves(value, comments, here)
         else:
             raise ValueError(f"values.yaml: {'.'.join(here)} has no description; add a comment '# -- ...' above it")
 
 
-def schema(values: Mapping[str, Any], told: Mapping[tuple[str, ...], Comment], path: tuple[str, ...] = ()) -> Any:
-    """A closed JSON schema of the values; a described map is the user's own and open."""
+def schema(values: Mapping[str, Any], comments: Mapping[tuple[str, ...], Comment], path: tuple[str, ...] = ()) -> Any:
+    """Build a closed JSON schema of the values; a map with a description is filled by the user and stays open."""
     properties = {}
     for key, value in values.items():
         here = (*path, key)
-        comment = told[here]
+        comment = comments[here]
         if comment.text:
             node: dict[str, Any] = {"type": _TYPES[type(value)], "description": comment.text, **comment.schema}
             if key in _PATTERNS:
@@ -95,7 +95,7 @@ def schema(values: Mapping[str, Any], told: Mapping[tuple[str, ...], Comment], p
             if key.lower().endswith("resources"):
                 node.update(_RESOURCES)
         else:
-            node = schema(value, told, here)
+            node = schema(value, comments, here)
         properties[key] = node
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
@@ -108,25 +108,25 @@ _RESOURCES = {
 }
 
 
-def table(values: Mapping[str, Any], told: Mapping[tuple[str, ...], Comment]) -> str:
-    """The README's table: key, default, description."""
-    rows = ["| key | default | what it is |", "|---|---|---|"]
-    for path, value in leaves(values, told):
+def table(values: Mapping[str, Any], comments: Mapping[tuple[str, ...], Comment]) -> str:
+    """Build the README's table: key, default, description."""
+    rows = ["| key | default | description |", "|---|---|---|"]
+    for path, value in leaves(values, comments):
         default = f"`{json.dumps(value)}`" if value not in ("", {}, []) else ""
-        rows.append(f"| `{'.'.join(path)}` | {default} | {told[path].text.replace('|', chr(92) + '|')} |")
+        rows.append(f"| `{'.'.join(path)}` | {default} | {comments[path].text.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
 
 def generated() -> dict[Path, str]:
-    """Every generated file and what it must hold."""
+    """Return every generated file with its content."""
     source = (CHART / "values.yaml").read_text()
-    values, told = yaml.safe_load(source), comments(source)
-    closed = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema(values, told)}
-    closed["properties"]["global"] = {"type": "object", "description": "Helm's own; this chart reads nothing from it"}
+    values, comments = yaml.safe_load(source), read_comments(source)
+    closed = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema(values, comments)}
+    closed["properties"]["global"] = {"type": "object", "description": "Reserved by Helm; this chart does not use it"}
     readme = (CHART / "README.md").read_text().partition("<!-- values -->")[0]
     files = {
         CHART / "values.schema.json": json.dumps(closed, indent=2) + "\n",
-        CHART / "README.md": f"{readme}<!-- values -->\n\n{table(values, told)}\n",
+        CHART / "README.md": f"{readme}<!-- values -->\n\n{table(values, comments)}\n",
         CHART / "files/embedded.toml": EMBEDDED.read_text(),
     }
     for name, board in dashboards.BOARDS.items():
@@ -135,11 +135,11 @@ def generated() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the files, or with --check tell which differ."""
+    """Write the files, or with --check list those that differ."""
     stale = {path: text for path, text in generated().items() if not path.exists() or path.read_text() != text}
     if arguments == ["--check"]:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what it is made from: run `make chart-docs`", file=sys.stderr)
+            print(f"{path.relative_to(ROOT)} is out of date: run `make chart-docs`", file=sys.stderr)
         return 1 if stale else 0
     for path, text in stale.items():
         path.write_text(text)

@@ -1,14 +1,14 @@
-"""`python -m services`: start, stop, watch and check a service on this machine.
+"""`python -m services`: start, stop and check a service on this machine.
 
-    up CONFIG [--port N] [--run-dir DIR] [--detach]   serve until Ctrl-C or SIGTERM; a second Ctrl-C ends it at once
-    down [--run-dir DIR]                              stop the service of that directory; nothing to stop is fine
-    status [--run-dir DIR]                            who serves, where, and what is not ready; exit 1 unless ready
-    check CONFIG                                      read the settings, say what they would serve
-    golden CONFIG OUT [--items FILE]                  record what the scorers answer on the golden items
-    warm CONFIG                                       fetch every model that the settings name, and read its files
-    verify CONFIG [--pairs FILE]                      whether the scorers tell better from worse, on their own weights
+    up CONFIG [--port N] [--run-dir DIR] [--detach]   serve until Ctrl-C or SIGTERM; a second Ctrl-C stops at once
+    down [--run-dir DIR]                              stop the service of that directory, if one runs
+    status [--run-dir DIR]                            print URL, process and scorers; exit 1 unless all are ready
+    check CONFIG                                      validate the settings and print what they serve
+    golden CONFIG OUT [--items FILE]                  record the scorers' values on the golden items
+    warm CONFIG                                       download every model of the settings and check its files
+    verify CONFIG [--pairs FILE]                      check that the scorers rank good inputs above bad ones
 
-A service in the foreground ends with the process that started it; `--detach` makes one that stays.
+A service in the foreground ends with the process that started it; with `--detach` it keeps running.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from synod.scoring import show
 from synod.toml import ENV_PREFIX
 
 RUN_DIR = Path("runs/service")
-STOP_PATIENCE_S = 40.0
+STOP_TIMEOUT_S = 40.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 when it did what was asked."""
+    """Run one command and return its exit status, 0 on success."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def up(options: argparse.Namespace) -> int:
-    """Serve in the foreground, or start a process that does (`--detach`)."""
+    """Serve in the foreground, or in a process of its own with `--detach`."""
     loaded = _load(options)
-    auth.load(loaded.auth)  # a mistake in the tokens is told before anything starts
+    auth.load(loaded.auth)  # report errors in tokens and environments before anything starts
     for scorer in loaded.scorers.values():
-        environments.place(scorer)  # and so is one in an environment
+        environments.placement_of(scorer)
     run_dir = RunDir(options.run_dir)
     return _detach(options, run_dir) if options.detach else _serve(options, loaded, run_dir)
 
@@ -65,16 +65,16 @@ def up(options: argparse.Namespace) -> int:
 def down(options: argparse.Namespace) -> int:
     """Stop the service of a run directory."""
     run_dir = RunDir(options.run_dir)
-    stopped = run_dir.terminate(STOP_PATIENCE_S)
+    stopped = run_dir.terminate(STOP_TIMEOUT_S)
     if (left := run_dir.claim()) is not None:
-        _clean_after(left)
+        _clean_up(left)
     run_dir.release()
     print("stopped" if stopped else f"no service runs from {run_dir.path}")
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """Tell where the service of a run directory listens and what of it is not ready."""
+    """Print the URL of a run directory's service and which of its scorers are not ready."""
     run_dir = RunDir(options.run_dir)
     record = run_dir.running()
     if record is None:
@@ -87,7 +87,7 @@ def status(options: argparse.Namespace) -> int:
     except urllib.error.HTTPError as error:
         body = json.loads(error.read() or "{}")
     except (OSError, http.client.HTTPException, ValueError):
-        print("starting: it does not answer yet")
+        print("starting: the service does not answer yet")
         return 1
     for name, one in body.get("scorers", {}).items():
         print(f"{name:12} {one['replicas']}/{one['wanted']} {'ready' if one['ready'] else one['reason']}")
@@ -95,7 +95,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Validate settings and print what they serve."""
+    """Validate the settings and print what they serve."""
     loaded = settings.load(options.config)
     auth.load(loaded.auth)
     items = golden.load(Path(loaded.golden)) if loaded.golden else ()
@@ -103,17 +103,17 @@ def check(options: argparse.Namespace) -> int:
         spec, serving = registry.spec(name, scorer), scorer.serving
         takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
         print(f"{name:12} {takes if serving.colocate_with is None else f'with {serving.colocate_with}'}  {spec.source}")
-        if (placement := environments.place(scorer)) is not None:
+        if (placement := environments.placement_of(scorer)) is not None:
             print(f"{'':12} {placement}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
     return 0
 
 
 def record_golden(options: argparse.Namespace) -> int:
-    """Load every scorer in this process and write what it gives on the golden items."""
+    """Load every scorer in this process and record its values on the golden items."""
     loaded = settings.load(options.config, without=("golden",))
     source = options.items or options.out
-    entries, items = golden.entries_of(source), golden.load(source)
+    entries, items = golden.read_entries(source), golden.load(source)
     scorers = [registry.build(name, scorer) for name, scorer in loaded.scorers.items()]
     options.out.write_text(golden.record(entries, items, scorers))
     print(f"{len(items)} items x {', '.join(loaded.scorers)} -> {options.out}")
@@ -121,34 +121,34 @@ def record_golden(options: argparse.Namespace) -> int:
 
 
 def warm_models(options: argparse.Namespace) -> int:
-    """Fetch and prove every model that the settings name; exit 1 when one cannot be used."""
-    found, scorers = [], settings.load(options.config, without=("golden", "pairs", "auth")).scorers
+    """Download and check every model of the settings; exit 1 when one cannot be used."""
+    results, scorers = [], settings.load(options.config, without=("golden", "pairs", "auth")).scorers
     for name, scorer in scorers.items():
-        if (placement := environments.place(scorer)) is not None:
+        if (placement := environments.placement_of(scorer)) is not None:
             _say(f"{name}.serving.python: {placement}")
-    for model in warm.models(scorers):
-        _say(f"{model.where}: {model.source}")
-        found.append(warm.warm(model))
-    show.table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], map(warm.row, found))
-    failed = [one for one in found if one.error is not None]
+    for model in warm.models_of(scorers):
+        _say(f"{model.setting}: {model.source}")
+        results.append(warm.warm(model))
+    show.print_table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], map(warm.table_row, results))
+    failed = [one for one in results if one.error is not None]
     for one in failed:
-        print(f"{one.model.where}: {one.error}", file=sys.stderr)
+        print(f"{one.model.setting}: {one.error}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def verify_pairs(options: argparse.Namespace) -> int:
-    """Score pairs of items and tell which relations hold; exit 1 when one does not, or nothing was compared."""
+    """Score pairs and print which relations hold; exit 1 when one does not, or nothing was compared."""
     loaded = settings.load(options.config, without=("golden", "auth"))
     source = options.pairs or loaded.pairs
     if source is None:
-        raise SettingsError("no pairs: name a file by 'pairs' in the settings, or by --pairs; see deploy/pairs")
+        raise SettingsError("the settings name no pairs; set 'pairs' or give --pairs, such as a file of deploy/pairs")
     pairs, verdicts = verify.load(Path(source)), []
     for name, one in loaded.scorers.items():
-        if mine := verify.pairs_for(name, one.kind, pairs):  # one scorer at a time: none needs more than its own memory
-            verdicts += asyncio.run(verify.judge(registry.build(name, one), mine))
+        if own := verify.pairs_for(name, one.kind, pairs):
+            verdicts += asyncio.run(verify.score_pairs(registry.build(name, one), own))  # one in memory at a time
         else:
-            print(f"{name}: no pair is for it")
-    show.table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(verify.row, verdicts))
+            print(f"{name}: the file has no pair for this scorer")
+    show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(verify.table_row, verdicts))
     held = sum(one.holds for one in verdicts)
     print(f"{held} of {len(verdicts)} relations hold")
     return 0 if verdicts and held == len(verdicts) else 1
@@ -157,7 +157,7 @@ def verify_pairs(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> int:
     began_s = time.monotonic()
     if (left := run_dir.claim()) is not None:
-        _clean_after(left)
+        _clean_up(left)
     service = RewardService(loaded, run_dir.path)
     record = Record(os.getpid(), service.url, str(options.config), str(service.temp_dir))
     run_dir.write(record)
@@ -165,7 +165,7 @@ def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> in
     try:
         if not service.start(lambda line: _say(f"{time.monotonic() - began_s:5.1f} s  {line}"), stop.wanted):
             return 1
-        stop.install()  # ray.init has put handlers of its own
+        stop.install()  # ray.init has replaced the handlers
         ready_s = time.monotonic() - began_s
         _say(f"ready on {service.url} in {ready_s:.1f} s")
         run_dir.write(Record(record.pid, record.url, record.config, record.temp_dir, ready_s))
@@ -180,17 +180,14 @@ def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> in
 
 
 class _Stop:
-    """Whether the service should end: Ctrl-C, SIGTERM, a closed terminal, or its parent's end.
-
-    A second signal forces.
-    """
+    """Watch for Ctrl-C, SIGTERM, a closed terminal and the parent's end. A second signal kills."""
 
     def __init__(self, service: RewardService) -> None:
         import ray  # noqa: F401  (importing it replaces the SIGTERM handler)
 
         self._service = service
         self._signalled = False
-        self._parent = None if os.getsid(0) == os.getpid() else os.getppid()  # a session's leader stands alone
+        self._parent = None if os.getsid(0) == os.getpid() else os.getppid()  # a session leader runs detached
         self.install()
 
     def install(self) -> None:
@@ -208,9 +205,9 @@ class _Stop:
 
 
 def _detach(options: argparse.Namespace, run_dir: RunDir) -> int:
-    """Start `up` in a session of its own and wait until it is ready or has ended."""
+    """Start `up` in a new session and wait until it is ready or has ended."""
     if (other := run_dir.running()) is not None:
-        raise SettingsError(f"another service runs from {run_dir.path} on {other.url}: stop it with `down` first")
+        raise SettingsError(f"a service already runs from {run_dir.path} on {other.url}; stop it with `down` first")
     command = [sys.executable, "-m", "services", "up", str(options.config), "--run-dir", str(run_dir.path)]
     command += [] if options.port is None else ["--port", str(options.port)]
     with run_dir.log.open("wb") as log, run_dir.log.open() as progress:
@@ -221,7 +218,7 @@ def _detach(options: argparse.Namespace, run_dir: RunDir) -> int:
                 record = run_dir.read()
                 if record is not None and record.pid == child.pid and record.ready_s is not None:
                     print(progress.read(), end="")
-                    print(f"it runs as process {child.pid} and logs to {run_dir.log}")
+                    print(f"the service runs as process {child.pid} and logs to {run_dir.log}")
                     return 0
                 time.sleep(0.2)
         except KeyboardInterrupt:
@@ -231,8 +228,8 @@ def _detach(options: argparse.Namespace, run_dir: RunDir) -> int:
     return 1
 
 
-def _clean_after(left: Record) -> None:
-    """Remove what a service that was killed left behind."""
+def _clean_up(left: Record) -> None:
+    """Kill the processes and remove the files that a killed service left behind."""
     folder = Path(left.temp_dir)
     if folder.name.startswith(TEMP_PREFIX):
         kill_users_of(folder)
@@ -261,24 +258,26 @@ def _parser() -> argparse.ArgumentParser:
 
     one = add("up", up, "serve until Ctrl-C")
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
-    one.add_argument("--port", type=int, help="instead of [server] port")
-    one.add_argument("--detach", action="store_true", help="return once ready; `down` stops it")
+    one.add_argument("--port", type=int, help="override [server] port")
+    one.add_argument("--detach", action="store_true", help="keep running in the background; return once ready")
     for name, command, text in (
         ("down", down, "stop a service"),
-        ("status", status, "tell whether a service is ready"),
+        ("status", status, "print whether a service is ready"),
     ):
         add(name, command, text)
     for name in ("up", "down", "status"):
-        commands.choices[name].add_argument("--run-dir", type=Path, default=RUN_DIR, help="where its files are kept")
-    add("check", check, "validate settings").add_argument("config", type=Path)
+        commands.choices[name].add_argument("--run-dir", type=Path, default=RUN_DIR, help="directory of logs and state")
+    add("check", check, "validate settings and print what they serve").add_argument("config", type=Path)
     one = add("golden", record_golden, "record the golden values")
     one.add_argument("config", type=Path)
-    one.add_argument("out", type=Path, help="the file to write; its items are kept when it exists")
-    one.add_argument("--items", type=Path, help="take the items from this file instead")
-    add("warm", warm_models, "fetch every model that the settings name").add_argument("config", type=Path)
-    one = add("verify", verify_pairs, "tell whether the scorers know better from worse")
+    one.add_argument("out", type=Path, help="file to write; an existing file provides the items")
+    one.add_argument("--items", type=Path, help="read the items from this file instead")
+    add("warm", warm_models, "download every model of the settings and check its files").add_argument(
+        "config", type=Path
+    )
+    one = add("verify", verify_pairs, "check that the scorers rank good inputs above bad ones")
     one.add_argument("config", type=Path)
-    one.add_argument("--pairs", type=Path, help="instead of the settings' own")
+    one.add_argument("--pairs", type=Path, help="pairs to score (default: the file that the settings name)")
     return parser
 
 

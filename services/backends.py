@@ -13,7 +13,7 @@ from services.batching import Batcher
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from synod.contracts import ImageInput, Outcome, ScoreItem
 
-__all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost"]
+__all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost", "batch_images"]
 
 PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
 
@@ -58,15 +58,11 @@ class ScorerBackend(Protocol):
         """Lay out `items` for `scorers` calls of `score`, so that all of them share one copy. Raises Overloaded."""
         ...
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        """One outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        """Return one outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
 
-        No item reaches the device after `timeout_s` from now. The answer comes then, or later with what had begun:
-        whoever cannot wait leaves the call to itself, and cancels it some day.
-
-        `traceparent` (W3C) is the caller's span, None where nothing is traced.
+        No item reaches the device after `timeout_s`. The answer comes then, or when the running batch ends: callers
+        that cannot wait must detach from the call and cancel it later.
 
         Raises Unavailable, ReplicaLost or Overloaded when the whole call came to nothing. Cancelling drops the work.
         """
@@ -82,12 +78,22 @@ class ScorerBackend(Protocol):
 
 
 def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
-    """Images that `item` puts on the device: itself, and its references where the scorer embeds those too.
+    """Return how many images `item` puts on the device alone: its own, and its references where the scorer needs them.
 
-    Where the scorer's cost follows pixels (`spec.sized`), a decoded image counts once for each PIXELS_PER_IMAGE begun.
+    Where the scorer's cost follows pixels (`spec.sized`), a decoded image counts once per PIXELS_PER_IMAGE begun.
     """
-    images = (item.image, *(item.references if "references" in spec.needs else ()))
-    return sum(_units(image) for image in images) if spec.sized else len(images)
+    return batch_images(spec, (item,))
+
+
+def batch_images(spec: ScorerSpec, items: Sequence[ScoreItem]) -> int:
+    """Return how many images `items` put on the device together: references that items have in common count once.
+
+    Scorers embed each distinct reference once per batch; a request's equal references are decoded to one array.
+    """
+    images: list[ImageInput | None] = [item.image for item in items]
+    if "references" in spec.needs:
+        images += {id(one): one for item in items for one in item.references}.values()
+    return sum(map(_units, images)) if spec.sized else len(images)
 
 
 def _units(image: ImageInput | None) -> int:
@@ -113,7 +119,7 @@ class LocalBackend:
                 max_images=max_batch_images,
                 wait_s=batch_wait_s,
                 max_queued=max_queued_images,
-                cost=partial(batch_cost, scorer.spec),
+                cost=partial(batch_images, scorer.spec),
             )
             for name, scorer in scorers.items()
         }
@@ -125,9 +131,7 @@ class LocalBackend:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         return await self._batchers[scorer].score([staged.items[i] for i in indexes], timeout_s)
 
     async def readiness(self) -> Mapping[str, Readiness]:

@@ -1,19 +1,21 @@
-"""Items of many requests -> one queue -> one batch -> one outcome an item.
+"""Collect the items of many requests in one queue, run them in batches, and return one outcome per item.
 
-The law: whatever happens (the run raises or breaks its contract, a caller leaves, the batcher closes), every admitted
-item gets exactly one outcome, in its caller's order. Knows no model, no ray, no HTTP.
+Whatever happens (the run raises or breaks its contract, a caller leaves, the batcher closes), every admitted item gets
+exactly one outcome, in its caller's order. Knows no model, no Ray, no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from services.isolation import BatchLimit, Run, isolate, one_image
+from services.isolation import BatchLimit, Cost, Run, isolate
 from synod.contracts import Outcome, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded, Overloaded, ScorerFailed, Unavailable
 
@@ -26,12 +28,47 @@ class _Entry:
     outcome: asyncio.Future[Outcome]
 
 
-class Batcher:
-    """Collects items of concurrent `score` calls and gives them to `run`, which works in one thread of its own.
+class BatchThread:
+    """A thread that runs the batches of one or more batchers, one at a time, in the order in which they ask.
 
-    A batch closes at `max_images` images or `wait_s` after its first item arrived, whichever comes first. A larger call
-    is split; a single item that costs more than `max_images` runs alone. `max_queued` bounds the images held, those in
-    the running batch included; an idle batcher takes any one call. `cost` is what an item counts for, in images.
+    Batches of several scorers that ran at the same time would contend for the cores, the caches and the device.
+    """
+
+    def __init__(self) -> None:
+        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+        self._lock = asyncio.Lock()  # wakes its waiters in order
+        self._owner: object | None = None
+        self._changed_s = time.monotonic()
+
+    @asynccontextmanager
+    async def turn(self, owner: object) -> AsyncIterator[None]:
+        """Wait until no other batch runs, and keep others out until the context ends."""
+        async with self._lock:
+            self._set(owner)
+            try:
+                yield
+            finally:
+                self._set(None)
+
+    def free_for_s(self, owner: object) -> float:
+        """Return for how long no batch of another owner has run; 0 while one runs."""
+        return 0.0 if self._owner not in (None, owner) else time.monotonic() - self._changed_s
+
+    def close(self) -> None:
+        """Run no more batches. One in progress is not waited for."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _set(self, owner: object | None) -> None:
+        self._owner, self._changed_s = owner, time.monotonic()
+
+
+class Batcher:
+    """Collects the items of concurrent `score` calls and passes them to `run` in batches.
+
+    A batch closes at `max_images` images or `wait_s` after its first item arrived, whichever comes first, and takes
+    what has arrived when its turn comes in `thread`, which other batchers may share. A larger call is split; an item
+    that costs more than `max_images` runs alone. `max_queued` bounds the images held, including the running batch; an
+    idle batcher accepts any single call. `cost` counts the images of items that run together.
 
     A batch that runs out of memory is halved, and batches stay smaller for a while (`BatchLimit`); one that raises is
     bisected, so that an item fails only if it raises alone (`services.isolation`).
@@ -44,7 +81,8 @@ class Batcher:
         max_images: int,
         wait_s: float,
         max_queued: int,
-        cost: Callable[[ScoreItem], int] = one_image,
+        cost: Cost = len,
+        thread: BatchThread | None = None,
     ) -> None:
         self._run = run
         self._limit = BatchLimit(max_images)
@@ -54,25 +92,25 @@ class Batcher:
         self._queue: deque[_Entry] = deque()
         self._running: list[_Entry] = []
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+        self._thread, self._owns_thread = thread or BatchThread(), thread is None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def held(self) -> int:
-        """Images waiting or in the running batch."""
+        """Images that wait or run, each item counted by itself."""
         return sum(entry.images for entry in (*self._queue, *self._running))
 
     async def score(
         self, items: Sequence[ScoreItem], timeout_s: float = math.inf, *, first: bool = False
     ) -> list[Outcome]:
-        """One outcome an item, in order; what is not done `timeout_s` from now is a DeadlineExceeded failure.
+        """Return one outcome per item, in order; unfinished ones are DeadlineExceeded failures after `timeout_s`.
 
-        None of `items` begins after that. The call answers then with what is done; where nothing is, but some of it
-        runs, it answers when that has ended, so that no run was for nothing.
+        No item starts later than that. The call then returns what is done; where nothing is done but some of it runs,
+        it returns when that run ends, so that no run is wasted.
 
-        Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. A cancelled
-        call takes its items out of the queue; those that run already are only ignored. `first` goes ahead of all that
+        Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. Cancelling a
+        call removes its items from the queue; those that run are ignored. `first` queues before everything that
         waits, whether it fits or not.
         """
         late = ScoreFailure.of(DeadlineExceeded(f"not scored within {timeout_s:.3f} s; raise 'timeout_ms' or retry"))
@@ -89,7 +127,7 @@ class Batcher:
         return [outcome.result() if outcome.done() else late for outcome in outcomes]
 
     async def close(self) -> None:
-        """Resolve what waits or runs as Unavailable and admit no more. A run in progress is not waited for."""
+        """Resolve everything that waits or runs as Unavailable and admit no more. A running batch is not waited for."""
         self._closed = True
         if self._worker is not None:
             self._worker.cancel()
@@ -99,16 +137,17 @@ class Batcher:
             _resolve(entry, closing)
         self._running = []
         self._queue.clear()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._owns_thread:
+            self._thread.close()
 
     def _admit(self, items: Sequence[ScoreItem], first: bool) -> list[_Entry]:
         if self._closed:
             raise _closing()
         loop = asyncio.get_running_loop()
-        entries = [_Entry(item, self._cost(item), loop.time(), loop.create_future()) for item in items]
-        held, asked = self.held, sum(entry.images for entry in entries)
-        if held and held + asked > self._max_queued and not first:
-            raise Overloaded(f"{held} images are held and {asked} more pass the limit {self._max_queued}; retry later")
+        entries = [_Entry(item, self._cost([item]), loop.time(), loop.create_future()) for item in items]
+        held, new = self.held, sum(entry.images for entry in entries)
+        if held and held + new > self._max_queued and not first:
+            raise Overloaded(f"{held} images are held and {new} more exceed the limit {self._max_queued}; retry later")
         if first:
             self._queue.extendleft(reversed(entries))
         else:
@@ -119,7 +158,7 @@ class Batcher:
         return entries
 
     def _withdraw(self, entries: list[_Entry]) -> None:
-        """Take what still waits of `entries` out of the queue."""
+        """Remove those of `entries` that still wait from the queue."""
         gone = {entry for entry in entries if not entry.outcome.done()}
         if gone:
             self._queue = deque(entry for entry in self._queue if entry not in gone)
@@ -128,13 +167,14 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._fill()
-            self._running = self._take()
-            if self._running:
-                items = [entry.item for entry in self._running]
-                outcomes = await loop.run_in_executor(self._thread, self._outcomes, items)
-                for entry, outcome in zip(self._running, outcomes, strict=True):
-                    _resolve(entry, outcome)
-                self._running = []
+            async with self._thread.turn(self):
+                self._running = self._take()
+                if self._running:
+                    items = [entry.item for entry in self._running]
+                    outcomes = await loop.run_in_executor(self._thread.executor, self._outcomes, items)
+                    for entry, outcome in zip(self._running, outcomes, strict=True):
+                        _resolve(entry, outcome)
+                    self._running = []
 
     async def _fill(self) -> None:
         """Wait for a first item, then for a full batch or for the end of the first item's wait."""
@@ -145,7 +185,7 @@ class Batcher:
                 await self._arrived.wait()
                 continue
             left_s = self._queue[0].arrived_s + self._wait_s - loop.time()
-            if sum(entry.images for entry in self._queue) >= self._limit.images:
+            if left_s <= 0 or self._images(self._queue) >= self._limit.images:
                 return
             try:
                 await asyncio.wait_for(self._arrived.wait(), left_s)
@@ -153,7 +193,7 @@ class Batcher:
                 return
 
     def _outcomes(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        """What a batch comes to: this is the rim of the worker thread."""
+        """Return the outcomes of a batch; the error boundary of the thread."""
         try:
             return isolate(self._run, items, self._limit, self._cost)
         except BaseException as error:  # a library's SystemExit must not end the thread and leave callers waiting
@@ -161,13 +201,16 @@ class Batcher:
             return [ScoreFailure.of(broken)] * len(items)
 
     def _take(self) -> list[_Entry]:
-        """The next batch, in arrival order; empty when every waiting caller left meanwhile."""
+        """Return the next batch, in arrival order; empty when every waiting caller left meanwhile."""
         batch: list[_Entry] = []
-        room = self._limit.images
-        while self._queue and (not batch or self._queue[0].images <= room):
+        while self._queue and (not batch or self._images((*batch, self._queue[0])) <= self._limit.images):
             batch.append(self._queue.popleft())
-            room -= batch[-1].images
         return batch
+
+    def _images(self, entries: Sequence[_Entry] | deque[_Entry]) -> int:
+        """Return what `entries` cost in one batch, or their sum, an upper bound, where it is within the limit."""
+        upper = sum(entry.images for entry in entries)
+        return upper if upper <= self._limit.images else self._cost([entry.item for entry in entries])
 
 
 def _closing() -> Unavailable:

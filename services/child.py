@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from services.scorer_settings import CustomSettings, ScorerSettings
+from services.scorers.custom import CustomSettings
+from services.settings_types import ScorerSettings
 from synod import frames, records
 from synod.contracts import Outcome, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import (

@@ -1,8 +1,8 @@
-"""Golden items: what each scorer must answer before it may serve.
+"""Golden items: inputs with recorded scores that a scorer must reproduce before it may serve.
 
-The file is JSON, a list of {"item": <item as on the wire>, "scores": {scorer name: value}}. A scorer runs over every
-item; where a value is recorded for it, it must come within the settings' `golden_tolerance`, elsewhere any score or
-typed failure will do. `python -m services golden` records the values anew.
+The file is a JSON list of {"item": <item as on the wire>, "scores": {scorer name: value}}. A scorer runs over every
+item. Where a value is recorded for it, its score must be within the settings' `golden_tolerance`; elsewhere any score
+or typed failure passes. `python -m services golden` records the values again.
 """
 
 from __future__ import annotations
@@ -23,45 +23,49 @@ _LIMITS = ImageLimits(max_bytes=16 * 2**20, max_pixels=4096 * 4096)
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
+class GoldenItem:
     """A decoded item and the values recorded for it, by scorer name."""
 
     item: ScoreItem
     scores: Mapping[str, float]
 
 
-def load(path: Path) -> tuple[Golden, ...]:
-    """The golden items of a file, images decoded. Raises SettingsError for a file that cannot be used."""
-    entries = entries_of(path)
+def load(path: Path) -> tuple[GoldenItem, ...]:
+    """Read the golden items of a file and decode their images. Raises SettingsError for an invalid file."""
+    entries = read_entries(path)
     try:
         request = {"items": [entry["item"] for entry in entries], "scorers": ["golden"]}
         items = CODECS["application/json"].decode_request(json.dumps(request).encode()).items
         return tuple(
-            Golden(decode_item(item, _LIMITS), {name: float(v) for name, v in entry.get("scores", {}).items()})
+            GoldenItem(decode_item(item, _LIMITS), {name: float(v) for name, v in entry.get("scores", {}).items()})
             for item, entry in zip(items, entries, strict=True)
         )
     except (SynodError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SettingsError(f"golden file {path}: {error!r}. Record it anew: python -m services golden") from error
+        raise SettingsError(
+            f"the golden file {path} is invalid ({error!r}); record it again: python -m services golden"
+        ) from error
 
 
-def entries_of(path: Path) -> list[dict[str, Any]]:
-    """The file as it stands. Raises SettingsError when it is not a JSON list of objects with an 'item'."""
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Read a file's entries, undecoded. Raises SettingsError unless each is an object with an 'item'."""
     try:
         entries = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise SettingsError(f"golden file {path}: {error}") from error
+        raise SettingsError(f"the golden file {path} cannot be read: {error}") from error
     if not (isinstance(entries, list) and entries and all(isinstance(e, dict) and "item" in e for e in entries)):
-        raise SettingsError(f"golden file {path}: not a list of objects with an 'item' each")
+        raise SettingsError(f"the golden file {path} is not a list of objects with an 'item' each; correct it")
     return entries
 
 
-def drift(scorer: Scorer, golden: Sequence[Golden], tolerance: float) -> str | None:
-    """Why `scorer` must not serve, or None: the first golden item that it scores otherwise than recorded."""
-    return judge(scorer.spec.name, golden, score_batch(scorer, [one.item for one in golden]), tolerance)
+def find_drift(scorer: Scorer, golden: Sequence[GoldenItem], tolerance: float) -> str | None:
+    """Score the golden items; describe the first that differs from its record, or return None."""
+    return compare_outcomes(scorer.spec.name, golden, score_batch(scorer, [one.item for one in golden]), tolerance)
 
 
-def judge(name: str, golden: Sequence[Golden], outcomes: Sequence[Outcome], tolerance: float) -> str | None:
-    """The same of what scorer `name` made of the golden items, in their order."""
+def compare_outcomes(
+    name: str, golden: Sequence[GoldenItem], outcomes: Sequence[Outcome], tolerance: float
+) -> str | None:
+    """Describe the first golden item whose outcome by `name` differs from its record, or return None."""
     for i, (one, outcome) in enumerate(zip(golden, outcomes, strict=True)):
         recorded = one.scores.get(name)
         if recorded is None:
@@ -73,11 +77,11 @@ def judge(name: str, golden: Sequence[Golden], outcomes: Sequence[Outcome], tole
     return None
 
 
-def record(entries: Sequence[Mapping[str, Any]], golden: Sequence[Golden], scorers: Sequence[Scorer]) -> str:
-    """The file's new text: the same items with what `scorers` give now. A failure is left out, never a number."""
-    answers = {scorer.spec.name: score_batch(scorer, [one.item for one in golden]) for scorer in scorers}
-    renewed = []
+def record(entries: Sequence[Mapping[str, Any]], golden: Sequence[GoldenItem], scorers: Sequence[Scorer]) -> str:
+    """Return the file's new text: the same items with the scorers' present values, without failures."""
+    outcomes_by_scorer = {scorer.spec.name: score_batch(scorer, [one.item for one in golden]) for scorer in scorers}
+    updated = []
     for i, entry in enumerate(entries):
-        now = {name: o.value for name, outcomes in answers.items() if isinstance(o := outcomes[i], Score)}
-        renewed.append({"item": entry["item"], "scores": now})
-    return json.dumps(renewed, indent=1) + "\n"
+        now = {name: o.value for name, outcomes in outcomes_by_scorer.items() if isinstance(o := outcomes[i], Score)}
+        updated.append({"item": entry["item"], "scores": now})
+    return json.dumps(updated, indent=1) + "\n"

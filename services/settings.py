@@ -16,20 +16,26 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from services.scorer_settings import CustomResource, ModelSource, Node, ScorerSettings
+from services.scorers.registry import AnyScorerSettings
+from services.settings_types import CustomResource, ModelSource, Node
 from synod import toml
 from synod.contracts import ConceptKind
 from synod.errors import SettingsError
 
 STORE_BYTES_PER_PIXEL = 4  # 3 of them hold the pixel; the rest is room for other requests' items and Ray's headers
 MEMORY_BYTES_PER_PIXEL = 16  # of a gateway: a decoded image, its copies while it is decoded, and the encoded body
+DEFAULT_TIMEOUT_MS = 60_000
+MAX_TIMEOUT_MS = 600_000  # that a request may ask for
+MAX_REFERENCES = 16  # of an item
+MAX_TEXT_CHARS = 8192  # of a prompt, a reasoning text, a segment, a question or an answer
+MAX_SEGMENTS = 64  # of a reasoning; also clauses and questions of GenEval
 BASE64_SLACK_BYTES = 4096  # of a JSON body, besides its one image
 ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ServerSettings(Node):
-    """Where the gateway listens and how long a request may take.
+    """Where the gateway listens.
 
     `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
     callers reach. "proxy": Serve's HTTP proxy, which finds gateways on any node. `grpc_port` is the gateways' own.
@@ -41,8 +47,6 @@ class ServerSettings(Node):
     port: int = Field(8000, ge=1, le=65535)
     listen: Literal["gateway", "proxy"] = "gateway"
     grpc_port: int | None = Field(None, ge=1, le=65535)
-    default_timeout_ms: int = Field(60_000, gt=0)
-    max_timeout_ms: int = Field(600_000, gt=0)
     gateway_replicas: int = Field(1, ge=1)
     gateway_resource: CustomResource | None = None
     access_log: bool = False
@@ -57,12 +61,9 @@ class LimitSettings(Node):
 
     max_body_bytes: int = Field(64 * 2**20, gt=0, le=2**31 - 1)  # gRPC counts the bytes of a message in 31 bits
     max_items: int = Field(256, gt=0)
-    max_references: int = Field(16, gt=0)
     max_image_bytes: int = Field(16 * 2**20, gt=0)
     max_image_pixels: int = Field(4096 * 4096, gt=0)
     max_request_pixels: int | None = Field(None, gt=0)
-    max_text_chars: int = Field(8192, gt=0)
-    max_segments: int = Field(64, gt=0)
 
     def fitted(self, memory_bytes: float, store_bytes: float = math.inf) -> LimitSettings:
         """Return the limits with a `max_request_pixels` that a gateway with this memory and object store can hold.
@@ -167,9 +168,6 @@ class TracingSettings(Node):
 class ClusterSettings(Node):
     """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count.
 
-    A replica scores its golden items anew every `golden_period_s`, and is replaced when they are not answered within
-    `golden_timeout_s` although its device was free to.
-
     Of a scorer with `max_replicas`, one is added after `upscale_delay_s` of more work than its replicas hold, and one
     taken away after `downscale_delay_s` of less.
     """
@@ -177,9 +175,6 @@ class ClusterSettings(Node):
     num_cpus: int | None = Field(None, ge=1)
     num_gpus: int | None = Field(None, ge=0)
     object_store_bytes: int = Field(256 * 2**20, ge=80 * 2**20)
-    health_check_period_s: float = Field(1.0, gt=0)
-    golden_period_s: float = Field(60.0, gt=0)
-    golden_timeout_s: float = Field(30.0, gt=0)
     ready_timeout_s: float = Field(180.0, gt=0)
     upscale_delay_s: float = Field(10.0, gt=0)
     downscale_delay_s: float = Field(300.0, gt=0)
@@ -242,7 +237,7 @@ class Settings(Node):
     compat: CompatSettings = CompatSettings()
     tracing: TracingSettings = TracingSettings()
     cluster: ClusterSettings = ClusterSettings()
-    scorers: Mapping[ScorerName, ScorerSettings] = Field(min_length=1)
+    scorers: Mapping[ScorerName, AnyScorerSettings] = Field(min_length=1)
     ensembles: Mapping[str, EnsembleSettings] = {}
     golden: ModelSource | None = None
     pairs: ModelSource | None = None

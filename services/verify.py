@@ -1,11 +1,11 @@
-"""Whether scorers on their real weights know better from worse: pairs of items of which one must score above the other.
+"""Check that each scorer ranks known-good inputs above known-bad ones, by pairs of items.
 
-A file of pairs is JSON Lines; images are paths, from the file's folder on:
+A file of pairs is JSON Lines, with images as paths relative to the file's folder:
 
     {"name": "a cat by its name", "scorers": ["ber"], "better": {"image": "cat.jpg", "prompt": "a cat"}, "worse": {..}}
 
-`scorers` are kinds, or names of the settings. No value is expected, only the order: so the pairs hold for any weights
-that are any good, where golden values belong to one set of them.
+`scorers` are kinds, or names in the settings. Only the order is checked, so that the pairs apply to any good weights;
+golden values apply to one set of weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one scorer made of a pair. A failure on either side does not hold."""
+    """One scorer's outcomes for a pair. A failure of either item counts as a wrong order."""
 
     pair: str
     scorer: str
@@ -50,16 +50,17 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
+        """Return whether the better item scores above the worse one."""
         scored = isinstance(self.better, Score) and isinstance(self.worse, Score)
         return scored and self.better.value > self.worse.value  # type: ignore[union-attr]
 
 
 def load(path: Path) -> tuple[Pair, ...]:
-    """The pairs of a file. Raises SettingsError with file and line for one that cannot be used."""
+    """Read the pairs of a file. Raises SettingsError with the file and line of an invalid pair."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise SettingsError(f"pairs {path}: {error.strerror}") from None
+        raise SettingsError(f"the pairs file {path} cannot be read: {error.strerror}; give another file") from None
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -68,17 +69,17 @@ def load(path: Path) -> tuple[Pair, ...]:
             except (ValueError, InvalidRequest, SynodError) as error:
                 raise SettingsError(f"{path}:{number}: {error}") from None
     if not found:
-        raise SettingsError(f"pairs {path}: none there; docs/operations.md shows one")
+        raise SettingsError(f"the pairs file {path} holds no pairs; docs/operations.md shows the format")
     return tuple(found)
 
 
 def pairs_for(name: str, kind: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs for a scorer, by its name in the settings or by its kind."""
+    """Return the pairs for a scorer, by its name in the settings or by its kind."""
     return [pair for pair in pairs if {name, kind} & {*pair.scorers}]
 
 
-async def judge(scorer: Scorer, pairs: Sequence[Pair], timeout_s: float = TIMEOUT_S) -> list[Verdict]:
-    """A verdict per pair. Pairs are scored in batches, as a replica does."""
+async def score_pairs(scorer: Scorer, pairs: Sequence[Pair], timeout_s: float = TIMEOUT_S) -> list[Verdict]:
+    """Score pairs in batches, as a replica does, and return a verdict for each."""
     name = scorer.spec.name
     backend = LocalBackend({name: scorer})
     items = tuple(item for pair in pairs for item in (pair.better, pair.worse))
@@ -89,9 +90,10 @@ async def judge(scorer: Scorer, pairs: Sequence[Pair], timeout_s: float = TIMEOU
     return [Verdict(pair.name, name, *outcomes[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
 
 
-def row(one: Verdict) -> list[str]:
-    """A line of the table: scorer, pair, both outcomes, and whether the relation holds."""
-    return [one.scorer, one.pair, show.cell(one.better), show.cell(one.worse), "holds" if one.holds else "BROKEN"]
+def table_row(one: Verdict) -> list[str]:
+    """Return a row of the table: scorer, pair, both outcomes, and whether the relation holds."""
+    outcomes = map(show.format_outcome, (one.better, one.worse))
+    return [one.scorer, one.pair, *outcomes, "holds" if one.holds else "BROKEN"]
 
 
 def _pair(node: Node, folder: Path) -> Pair:

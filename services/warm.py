@@ -1,4 +1,4 @@
-"""Fetching and proving every model that a service's settings name, before a service needs them."""
+"""Download every model of a service's settings and check its files, before a service needs them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from services.scorer_settings import Node, ScorerSettings, is_source
+from services.settings_types import Node, ScorerSettings, is_source
 
-CONFIGS_ONLY: Final = ("base", "processor", "tokenizer")  # settings that name files beside the weights
+CONFIGS_ONLY: Final = ("base", "processor", "tokenizer")  # settings that name files other than weights
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that settings name: `where` is its key, `pretrained` the tag of an open_clip model's weights.
+    """A model in the settings: `setting` is its key, `pretrained` the tag of an open_clip model's weights.
 
-    `configs_only`: the scorer reads the configuration, processor or tokenizer there, and no weights.
+    `configs_only`: the scorer reads its configuration, processor or tokenizer, but no weights.
     """
 
-    where: str
+    setting: str
     source: str
     pretrained: str | None = None
     configs_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Warmed:
-    """A model with what was found of it, or why it cannot be used (`error`, and then nothing was)."""
+class WarmResult:
+    """A downloaded model's revision, size and digest, or the `error` that prevents its use."""
 
     model: Model
     revision: str = ""
@@ -39,8 +39,8 @@ class Warmed:
     error: str | None = None
 
 
-def models(scorers: Mapping[str, ScorerSettings]) -> list[Model]:
-    """Every model of the scorers' settings, those of equal source once, in the order of the settings."""
+def models_of(scorers: Mapping[str, ScorerSettings]) -> list[Model]:
+    """List the models of the scorers' settings, in order, each source once."""
     found: dict[tuple[str, str | None], Model] = {}
     for name, one in scorers.items():
         for model in _models(one, name):
@@ -48,8 +48,8 @@ def models(scorers: Mapping[str, ScorerSettings]) -> list[Model]:
     return list(found.values())
 
 
-def warm(model: Model) -> Warmed:
-    """Fetch a model, with the hub's own progress bars, and read its files. Raises nothing for the model's sake."""
+def warm(model: Model) -> WarmResult:
+    """Download a model, with the hub's progress bars, and read its files. Errors are returned, not raised."""
     began_s = time.monotonic()
     try:
         from services.models import cache
@@ -57,32 +57,32 @@ def warm(model: Model) -> Warmed:
         path, revision = _fetched(model)
         files = cache.files(path)
         if not (model.configs_only or any(file.suffix in cache.WEIGHTS for file in files)):
-            return Warmed(model, error=f"{path}: no weights there ({', '.join(cache.WEIGHTS)})")
+            return WarmResult(model, error=f"{path} holds no weights (files of type {', '.join(cache.WEIGHTS)})")
         for file in files:
-            _prove(file)
+            _validate(file)
         size = sum(file.stat().st_size for file in files)
-        return Warmed(model, revision, size, cache.digest(str(path)), time.monotonic() - began_s)
-    except Exception as error:  # a rim: the hub's and the file formats' errors are of many libraries
-        return Warmed(model, error=f"{type(error).__name__}: {error}{_way_out(error)}")
+        return WarmResult(model, revision, size, cache.digest(str(path)), time.monotonic() - began_s)
+    except Exception as error:  # error boundary: many libraries raise here
+        return WarmResult(model, error=f"{type(error).__name__}: {error}{_remedy(error)}")
 
 
-def _models(node: Node, where: str) -> Iterator[Model]:
+def _models(node: Node, setting: str) -> Iterator[Model]:
     for name, field in type(node).model_fields.items():
         value = getattr(node, name)
         if isinstance(value, Node):
-            yield from _models(value, f"{where}.{name}")
+            yield from _models(value, f"{setting}.{name}")
         elif is_source(field):
             tag = getattr(node, name.replace("model", "pretrained"), None) if "model" in name else None
             if isinstance(value, Mapping):
-                yield from (Model(f"{where}.{name}.{key}", source) for key, source in value.items())
+                yield from (Model(f"{setting}.{name}.{key}", source) for key, source in value.items())
             elif name == "architecture" and not Path(value).exists():
-                continue  # a name that open_clip knows; the weights are a source of their own
+                continue  # a name known to open_clip; its weights are another source
             elif value is not None:
-                yield Model(f"{where}.{name}", value, tag, name in CONFIGS_ONLY)
+                yield Model(f"{setting}.{name}", value, tag, name in CONFIGS_ONLY)
 
 
 def _fetched(model: Model) -> tuple[Path, str]:
-    """Where a model's files are now, and which revision of it: a commit, a tag of open_clip, "local"."""
+    """Return where a model's files are, and its revision: a commit, a tag of open_clip, or "local"."""
     from services.models import cache
 
     if Path(model.source).exists():
@@ -97,14 +97,16 @@ def _fetched(model: Model) -> tuple[Path, str]:
             return Path(model.pretrained), "local"
         known = open_clip.get_pretrained_cfg(model.source, model.pretrained)
         if not known:
-            raise ValueError(f"open_clip has no weights '{model.pretrained}' of '{model.source}'")
+            raise ValueError(
+                f"open_clip has no weights '{model.pretrained}' of '{model.source}'; see open_clip.list_pretrained()"
+            )
         return Path(open_clip.download_pretrained(known)), model.pretrained
     path = cache.resolve(model.source.removeprefix("hf-hub:"), model.configs_only)
     return path, path.name
 
 
-def _prove(file: Path) -> None:
-    """Read a file as its loader will. Raises what that raises."""
+def _validate(file: Path) -> None:
+    """Read a file as its loader will. Raises the loader's errors."""
     import torch
     from safetensors import safe_open
 
@@ -116,25 +118,25 @@ def _prove(file: Path) -> None:
         json.loads(file.read_text())
     elif file.suffix == ".safetensors":
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (it is no dict)
+            for name in tensors.keys():  # noqa: SIM118  (it is not a dict)
                 tensors.get_slice(name)
     elif file.suffix in (".bin", ".pt", ".pth"):
         torch.load(file, "cpu", weights_only=True)
 
 
-def _way_out(error: Exception) -> str:
+def _remedy(error: Exception) -> str:
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
-        return ". HF_HUB_OFFLINE is set or the hub is out of reach: run this where it is reached, and share its cache"
+        return ". HF_HUB_OFFLINE is set or the hub cannot be reached: run this where it can, and share the cache"
     if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}:
         return ". Correct the id or its @REVISION; a gated model needs HF_TOKEN"
     return ""
 
 
-def row(one: Warmed) -> list[str]:
-    """A line of the table: model, source, revision, size, digest, seconds."""
+def table_row(one: WarmResult) -> list[str]:
+    """Return a row of the table: model, source, revision, size, digest, seconds."""
     source = one.model.source if one.model.pretrained is None else f"{one.model.source} ({one.model.pretrained})"
     if one.error is not None:
-        return [one.model.where, source, "failed", "", "", ""]
+        return [one.model.setting, source, "failed", "", "", ""]
     size = f"{one.size_bytes / 2**20:.1f} MiB"
-    return [one.model.where, source, one.revision[:12], size, one.digest[:16], f"{one.seconds:.1f}"]
+    return [one.model.setting, source, one.revision[:12], size, one.digest[:16], f"{one.seconds:.1f}"]

@@ -13,7 +13,7 @@ SynodError
 │   ├── ImageTooLarge     pixels or bytes over a limit (refused before decoding)
 │   ├── MissingInput      the scorer needs a field that the item lacks
 │   └── NoReferenceFace   a reference image without a face
-├── ScorerFailed          the scorer raised, or broke the batch law, for this item
+├── ScorerFailed          the scorer raised, or broke the batch contract, for this item
 │   ├── NonFinite         the scorer produced NaN or an infinity
 │   └── JudgeBudget       the judge that scores may spend no more tokens or dollars
 └── Unavailable           try again (retryable)

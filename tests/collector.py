@@ -1,4 +1,4 @@
-"""A real OpenTelemetry collector for tests: OTLP over HTTP on a loopback port, spans kept in memory."""
+"""A real OpenTelemetry collector: OTLP over HTTP on a loopback port, with spans kept in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A span as it arrived. Ids are hexadecimal; `parent` is "" for a root, `links` are span ids."""
+    """A received span. Ids are hexadecimal, `parent` is "" for a root, `links` are span ids."""
 
     service: str
     name: str
@@ -32,7 +32,7 @@ class Seen:
 
 @dataclass
 class Collector:
-    """`answering` lets posts be answered; cleared, each is held. `bodies` and `headers` are as they came."""
+    """Received spans, bodies and headers. Posts are answered while `answering` is set and held otherwise."""
 
     url: str = ""
     spans: list[Seen] = field(default_factory=list)
@@ -42,16 +42,16 @@ class Collector:
     answering: threading.Event = field(default_factory=threading.Event)
 
     def named(self, name: str) -> list[Seen]:
-        """Spans of that name, in the order of their starts."""
+        """Return the spans with this name, in order of their start."""
         return sorted((span for span in self.spans if span.name == name), key=lambda span: span.start_ns)
 
     def one(self, name: str) -> Seen:
-        """The only span of that name."""
+        """Return the only span with this name."""
         (span,) = self.named(name)
         return span
 
     def tree(self, parent: str) -> dict[str, Any]:
-        """Names of the spans below a span id, with what is below each; there must be no two of a name."""
+        """Return the names of the spans below a span id, recursively; siblings must have different names."""
         children = [span for span in self.spans if span.parent == parent]
         assert len({span.name for span in children}) == len(children), [span.name for span in children]
         return {span.name: self.tree(span.id) for span in children}
@@ -59,7 +59,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector that answers until the block ends."""
+    """Run a collector until the block ends."""
     collector = Collector()
     collector.answering.set()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from services.cluster.local import environment
-from tests.tiny_models import TinyModels, write
+from tests.tiny_models import TinyModels
 
 ROOT: Final = Path(__file__).parents[1]
 SLOW_FOLDERS: Final = tuple(ROOT / "tests" / name for name in ("browser", "chart", "deploy", "integration"))
@@ -69,7 +69,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     pytest.importorskip("torch")
-    return write(tmp_path_factory.mktemp("tiny_models"))
+    return TinyModels(tmp_path_factory.mktemp("tiny_models"))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ PHOTOGRAPHS = {  # name -> (function of skimage.data, height, width); all sizes 
 
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, Any]:
-    """Photographs by name, uint8 [H W 3], from scikit-image's wheel: cropped around the centre and scaled down.
+    """Photographs by name, uint8 [H W 3], cropped and scaled down from scikit-image's.
 
     Read-only, like a request's decoded images. The astronaut's face, the only one, is at about (x, y) = (68, 46).
     """

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks OpenAI's chat completions, and misbehaves as it is told."""
+"""A real HTTP server for OpenAI's chat completions that can misbehave on request."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Reply = str | Response
 
 @dataclass
 class JudgeServer:
-    """Answers with the next of `script`, or else with a verdict by the image's brightness; remembers the questions.
+    """A server that answers with the next of `script`, or with a verdict by the image's redness.
 
-    A text of the script is the model's answer; a Response is sent as it is; `hang` keeps the caller waiting.
+    A text in the script is the model's answer, a Response is sent as it is, and `hang` keeps the caller waiting.
     """
 
     url: str
@@ -38,7 +38,7 @@ class JudgeServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 90, "completion_tokens": 10})
-    most_at_once: int = 0
+    max_concurrent: int = 0
     open: int = 0
     gate: threading.Event | None = None
     released: threading.Event = field(default_factory=threading.Event)
@@ -48,7 +48,7 @@ class JudgeServer:
         self.asked.append(body)
         self.headers.append(dict(request.headers))
         self.open += 1
-        self.most_at_once = max(self.most_at_once, self.open)
+        self.max_concurrent = max(self.max_concurrent, self.open)
         try:
             reply = self.script.popleft() if self.script else None
             while self.gate is not None and not self.gate.is_set():
@@ -59,13 +59,13 @@ class JudgeServer:
             if isinstance(reply, Response):
                 return reply
             if reply is None and "response_format" not in body:
-                return self.completion(*in_own_words(body))
+                return self.completion(*free_form(body))
             return self.completion(verdict(body) if reply is None else reply)
         finally:
             self.open -= 1
 
     def completion(self, text: object, first: Mapping[str, float] | None = None) -> Response:
-        """`first`: the likeliest first tokens with their probabilities."""
+        """Return a chat completion; `first`: the most likely first tokens and their probabilities."""
         choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
         if first is not None:
             ranked = [
@@ -77,14 +77,16 @@ class JudgeServer:
 
 
 def redness(image: Mapping[str, Any]) -> float:
-    """The red channel's mean over 255."""
+    """Return the red channel's mean over 255."""
     data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
     return float(np.asarray(Image.open(io.BytesIO(data)))[..., 0].mean() / 255)
 
 
-def in_own_words(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
-    """By the redness r: UnifiedReward's grade 1 + 4r in its prompt's form; or, where first tokens are asked for, "Yes"
-    and the numerals with r of the probability, and "No" with the rest."""
+def free_form(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
+    """Answer a free-form prompt by the redness r: UnifiedReward's grade 1 + 4r in its prompt's form.
+
+    If first tokens are requested: "Yes" and the numerals with r of the probability, "No" with the rest.
+    """
     image, text = body["messages"][0]["content"]
     red = redness(image)
     if "top_logprobs" in body:
@@ -99,7 +101,7 @@ def in_own_words(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]
 
 
 def verdict(body: Mapping[str, Any]) -> str:
-    """The redness; as true/false, whether the image is bright or the question says 'surely'."""
+    """Answer with the redness; as true/false, whether the image is red or the question says 'surely'."""
     text, image = body["messages"][0]["content"]
     red = redness(image)
     if "valid" in body["response_format"]["json_schema"]["schema"]["properties"]:
@@ -109,7 +111,7 @@ def verdict(body: Mapping[str, Any]) -> str:
 
 @contextmanager
 def judging() -> Iterator[JudgeServer]:
-    """The server in a thread; ended with the block."""
+    """Run the server in a thread until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     served = JudgeServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     routes = [Route("/v1/chat/completions", served.answer, methods=["POST"])]

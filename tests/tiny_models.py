@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,38 +16,25 @@ WORDS = TEXT.split()
 LABELS = ("background", "cat", "dog", "person", "face")
 
 
-@dataclass(frozen=True)
 class TinyModels:
-    """Absolute paths of model directories (or weights files), each in the format its loader expects."""
+    """Absolute paths of model directories (or weights files) by name, each written on first use, from seed 0."""
 
-    text: str
-    ernie: str
-    blip2: str
-    dinov2: str
-    clip: str
-    open_clip: str
-    semantic: str
-    mask2former: str
-    small_face: str
-    facenet: str
-    hps: str
-    aesthetic: str
-    image_reward: str
-    hpsv3: str
-    qwen2: str
-    qwen: str
-    llava: str
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
+    def __getattr__(self, name: str) -> str:
+        import torch
 
-def write(root: Path) -> TinyModels:
-    """Write every model under `root`, each from seed 0."""
-    import torch
-
-    for name, make in _MAKERS.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            make(root / name)
-    return TinyModels(**{name: str(root / name / _FILES.get(name, "")) for name in _MAKERS})
+        if name not in _MAKERS:
+            raise AttributeError(name)
+        folder = self._root / name
+        if not folder.exists():
+            if name in _BASES:
+                getattr(self, _BASES[name])
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                _MAKERS[name](folder)
+        return str(folder / _FILES.get(name, ""))
 
 
 def _tokenizer(folder: Path) -> None:
@@ -96,7 +82,7 @@ def _text(folder: Path) -> None:
 
 
 def _ernie(folder: Path) -> None:
-    """ERNIE's own class, with its task types; nghuyong/ernie-2.0-base-en and ernie-3.0-*-zh are such directories."""
+    """A model of ERNIE's own class with task types, like nghuyong/ernie-2.0-base-en and ernie-3.0-*-zh."""
     from transformers import ErnieConfig, ErnieModel
 
     config = ErnieConfig(**_encoder(), task_type_vocab_size=3, use_task_id=True)
@@ -273,7 +259,7 @@ def _facenet(folder: Path) -> None:
     model = InceptionResnetV1(pretrained=None).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # one pass sets the statistics; without them all embeddings are nearly equal
+            module.momentum = 1.0  # one pass sets the statistics, without which all embeddings are nearly equal
     with torch.no_grad():
         model(torch.randn(4, 3, 6, 6).repeat_interleave(27, 2).repeat_interleave(27, 3)[..., :160, :160])
     state = dict(model.state_dict())
@@ -282,7 +268,7 @@ def _facenet(folder: Path) -> None:
 
 
 def _hps(folder: Path) -> None:
-    """Other weights for the architecture of `open_clip`, under `state_dict` as HPS publishes them."""
+    """Other weights for `open_clip`'s architecture, under `state_dict` like the published HPS weights."""
     import open_clip
     import torch
 
@@ -292,7 +278,7 @@ def _hps(folder: Path) -> None:
 
 
 def _aesthetic(folder: Path) -> None:
-    """The public predictor's form on the 16 numbers of `clip`."""
+    """The public predictor's layers on `clip`'s features of 16 numbers."""
     import torch
 
     folder.mkdir()
@@ -316,7 +302,7 @@ _MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     "mask2former": _mask2former,
     "small_face": _small_face,
     "facenet": _facenet,
-    "hps": _hps,  # reads `open_clip`
+    "hps": _hps,
     "aesthetic": _aesthetic,
     "image_reward": tiny_rewards.image_reward,
     "qwen2": partial(tiny_vlm.qwen2, words=WORDS),
@@ -325,3 +311,4 @@ _MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     "llava": partial(tiny_vlm.llava, words=WORDS),
 }
 _FILES: Final = {"facenet": "face.pt", "hps": "hps.pt", "aesthetic": "aesthetic.pth"}
+_BASES: Final = {"hps": "open_clip", "hpsv3": "qwen2"}  # models whose maker reads another

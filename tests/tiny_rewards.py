@@ -1,4 +1,4 @@
-"""Tiny random reward models in the layout in which the full-size ones are published."""
+"""Tiny random reward models in the published formats."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ VOCABULARY = 64
 
 
 def image_reward(folder: Path) -> None:
-    """`ImageReward.pt` and `med_config.json` of two blocks a tower, image 32 px in patches of 8, with tensors that are
-    published and not used."""
+    """Write `ImageReward.pt` and `med_config.json`: two blocks a tower, 32 px in patches of 8.
+
+    Like the published file, it also holds unused tensors.
+    """
     import torch
 
     folder.mkdir()
@@ -28,7 +30,7 @@ def image_reward(folder: Path) -> None:
         "num_hidden_layers": blocks,
         "pad_token_id": 0,
         "vocab_size": VOCABULARY,
-        "encoder_width": 768,  # as published; the image encoder's own width counts
+        "encoder_width": 768,  # as published, but the image encoder's width is used
         "add_cross_attention": True,
     }
     (folder / "med_config.json").write_text(json.dumps(config))

@@ -1,5 +1,4 @@
-"""Tiny random vision-language model directories, Qwen2.5-VL, LLaVA and HPSv3 (Qwen2-VL), with processors, chat forms
-and tokenizers."""
+"""Tiny random vision-language models: Qwen2.5-VL, LLaVA and HPSv3 (Qwen2-VL), with their processors."""
 
 from __future__ import annotations
 
@@ -77,7 +76,7 @@ def llava(folder: Path, words: Sequence[str]) -> None:
 
 
 def qwen2(folder: Path, words: Sequence[str]) -> None:
-    """Configuration, processor and tokenizer of a tiny Qwen2-VL, with Qwen's chat template, and no weights."""
+    """Write the configuration, processor and tokenizer of a tiny Qwen2-VL, without weights."""
     from transformers import Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     tokenizer = _tokenizer((*_QWEN, "<|video_pad|>"), words)
@@ -97,8 +96,10 @@ def qwen2(folder: Path, words: Sequence[str]) -> None:
 
 
 def hpsv3(folder: Path) -> None:
-    """`HPSv3.safetensors` for the `qwen2` beside it, in the tensor names of transformers 4.45, with one row of the
-    vocabulary for the special token and none that is unused."""
+    """Write `HPSv3.safetensors` for the `qwen2` in the same folder.
+
+    It has the tensor names of transformers 4.45. Its vocabulary has a row for the special token and no unused rows.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoTokenizer, Qwen2VLForConditionalGeneration
@@ -119,7 +120,7 @@ def hpsv3(folder: Path) -> None:
     save_file(state, folder / "HPSv3.safetensors")
 
 
-_CHAT = (  # of Qwen2-VL: a system turn where there is none, an image between vision_start and vision_end
+_CHAT = (  # Qwen2-VL's: adds a missing system turn; an image stands between vision_start and vision_end
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}"

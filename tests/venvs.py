@@ -1,4 +1,4 @@
-"""Virtual environments that hold another package than ours and, after it, all that ours holds."""
+"""Virtual environments with other versions of some packages, on top of our own packages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ PYTHONPATH = os.pathsep.join((str(ROOT / "tests/packages"), str(ROOT)))  # `own_
 
 
 def make(folder: Path, *packages: str, rest: bool = True) -> str:
-    """The interpreter of a new environment with `packages` (`name==version`, no dependencies), and with `rest` our
-    other packages after them. Skips the test where pip reaches no registry."""
+    """Create an environment with `packages` and return its interpreter.
+
+    A package is `name==version`, installed without dependencies. With `rest`, our other packages follow on its path.
+    Skips the test if pip cannot install them.
+    """
     venv.create(folder, with_pip=False, symlinks=True)
     python = str(folder / "bin" / "python")
     if packages:

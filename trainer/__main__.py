@@ -1,4 +1,4 @@
-"""`synod train CONFIG.toml` trains a policy on the rewards of a service; `synod train report RUN` tells of a run."""
+"""`synod train CONFIG.toml` trains a policy on a service's rewards; `synod train report RUN` writes a run's page."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from trainer.settings import TrainerSettings, load
 
 DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
 
-Everything of a run is in its directory ([trainer] run_dir): checkpoints/, metrics.jsonl, tensorboard/, images/,
-evaluation/ (held-out prompts before and after), policy/ (the trained model directory) and, when it ends, report.html.
-A run that was stopped goes on from its last checkpoint with the same command; another run needs another directory.
+A run has one directory ([trainer] run_dir): checkpoints/, metrics.jsonl, samples.jsonl, images/, tensorboard/,
+evaluation/ (held-out prompts before and after) and, when it ends, policy/ (the trained model) and report.html.
+The same command resumes a stopped run from its last checkpoint; a new run needs a new directory.
 """
 EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml
   synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
   SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
-  synod train report runs/train          write runs/train/report.html, also while it trains
+  synod train report runs/train          write runs/train/report.html, even during training
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 1 for an error, 130 for an interrupt."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
@@ -48,23 +49,23 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "config", type=Path, help="settings TOML with a [trainer] table, such as deploy/configs/embedded.toml"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="instead of [trainer] steps")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="instead of [trainer] run_dir")
-    parser.add_argument("--url", help="instead of [trainer.service] url")
-    parser.add_argument("--no-evaluation", action="store_true", help="leave out the held-out prompts before and after")
+    parser.add_argument("--steps", type=int, metavar="N", help="override [trainer] steps")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="override [trainer] run_dir")
+    parser.add_argument("--url", help="override [trainer.service] url")
+    parser.add_argument("--no-evaluation", action="store_true", help="skip the held-out prompts before and after")
     options = parser.parse_args(arguments)
-    told = {
+    overrides = {
         "STEPS": options.steps,
         "RUN_DIR": options.run_dir and f'"{options.run_dir.resolve()}"',
         "SERVICE__URL": options.url,
     }
-    environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items() if value is not None}
+    environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items() if value is not None}
     return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)
 
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
     memory.keep_freed_memory()
-    from trainer.session import run  # here, so that --help and a wrong setting need no torch
+    from trainer.session import run  # imported here: --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)
 

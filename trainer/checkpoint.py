@@ -1,10 +1,10 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped. No pickle.
+"""Checkpoints: everything that a run needs to resume exactly. No pickle.
 
     <directory>/step-000020/   tensors.safetensors   every tensor of the state
-                               state.json            the rest of it, and the settings it was made with
+                               state.json            the rest of the state, and the settings of the run
 
-A checkpoint is written beside the others under another name and renamed when it is whole and on the disk: a directory
-named step-* is complete, whatever stopped the program.
+A checkpoint is written under another name, flushed to the disk and then renamed: a directory named step-* is complete,
+whatever stopped the program.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ from torch import Tensor
 from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
-# A run may go on under other values of these: they change how far and where it runs, not what it computes.
-FREE: Final = ("steps", "run_dir", "service", "checkpoint", "evaluate")
+# A run may resume with other values of these settings, which do not change what it computes.
+FREE: Final = ("steps", "run_dir", "service", "checkpoint_every", "evaluation_prompts")
+KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
 
 
 class CheckpointNotWritten(OSError):
-    """A checkpoint could not be written; those that were there are intact."""
+    """A checkpoint could not be written; earlier ones are intact."""
 
 
 class CheckpointMismatch(SettingsError):
-    """A checkpoint that was made under other settings, or cannot be read."""
+    """A checkpoint has other settings, or cannot be read."""
 
 
 def save(directory: Path, step: int, state: Mapping[str, Any], settings: TrainerSettings) -> Path:
-    """Write `state` as the checkpoint after `step` steps, and remove all but the last `settings.checkpoint.keep`.
+    """Write `state` as the checkpoint after `step` steps, and remove all but the last KEEP.
 
-    `state` is a tree of dicts with str or int keys, lists, tuples, tensors, strings, finite and other floats, ints,
-    bools and None; `load` gives the same tree back, bit for bit. A step that is there already is left as it is.
-    Raises CheckpointNotWritten (a full disk, say), TypeError for anything else in the tree.
+    `state` is a tree of dicts with str or int keys, lists, tuples, tensors, strings, floats, ints, bools and None;
+    `load` returns the same tree, bit for bit. An existing checkpoint of this step is left unchanged. Raises
+    CheckpointNotWritten, for example on a full disk, and TypeError for anything else in the tree.
     """
     target, partial = directory / _NAME.format(step), directory / f"{_PARTIAL}{step}"
     tensors: dict[str, Tensor] = {}
@@ -66,42 +67,42 @@ def save(directory: Path, step: int, state: Mapping[str, Any], settings: Trainer
         last = latest(directory)
         raise CheckpointNotWritten(
             f"the checkpoint of step {step} could not be written to {directory} ({error}); "
-            f"{'there is none before it' if last is None else f'{last.name} is intact'}. Free some space "
+            f"{'there is no earlier one' if last is None else f'{last.name} is intact'}. Free some space "
             f"(it takes {sum(t.nbytes for t in tensors.values()) / 1e6:.0f} MB) and train again"
         ) from error
-    _prune(directory, settings.checkpoint.keep)
+    _prune(directory, KEEP)
     return target
 
 
 def latest(directory: Path) -> Path | None:
-    """The newest checkpoint of `directory`; None when there is none."""
+    """Return the newest checkpoint of `directory`, or None."""
     return next(reversed(_all(directory)), None)
 
 
 def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
-    """(steps done, state) of a checkpoint, tensors on the CPU. Raises CheckpointMismatch."""
+    """Read a checkpoint: (steps done, state), with tensors on the CPU. Raises CheckpointMismatch."""
     try:
         document = json.loads((path / _STATE).read_text())
         theirs, ours = document["settings"], fingerprint(settings)
         different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
         if different:
-            told = [f"  trainer.{key}: {_shown(theirs, key)} there, {_shown(ours, key)} now" for key in different]
+            changes = [f"  trainer.{key}: {_shown(theirs, key)} there, {_shown(ours, key)} now" for key in different]
             raise CheckpointMismatch(
-                f"checkpoint {path} was made with other settings:\n" + "\n".join(told) + "\nGo on with its settings, "
-                "or give [trainer] a new `run_dir` directory to start afresh"
+                f"checkpoint {path} has other settings:\n" + "\n".join(changes) + "\nResume with its settings, or give "
+                "[trainer] a new `run_dir` to start again"
             )
         return document["step"], _join(document["state"], load_file(path / _TENSORS))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, CheckpointMismatch):
             raise
         raise CheckpointMismatch(
-            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}). Remove it to go on from the one "
-            "before, or give [trainer] a new `run_dir` directory"
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}). Remove it to resume from the "
+            "previous one, or give [trainer] a new `run_dir`"
         ) from error
 
 
 def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
-    """The settings that a run is bound to, by dotted key, as JSON carries them."""
+    """Return the settings that a checkpoint must match, as JSON values by dotted key."""
     tree = settings.model_dump(mode="json", exclude=set(FREE))
     flat: dict[str, Any] = {}
     pending = list(tree.items())
@@ -119,13 +120,13 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 
 
 def _all(directory: Path) -> list[Path]:
-    """Every checkpoint, oldest first."""
+    """Return every checkpoint, oldest first."""
     found = {int(m[1]): path for path in directory.glob("*") if (m := _COMPLETE.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]
 
 
 def _prune(directory: Path, keep: int) -> None:
-    """Remove all but the last `keep` and what was left half-written. What cannot be removed does no harm."""
+    """Remove all but the last `keep`, and incomplete ones; a failure to remove is ignored."""
     with contextlib.suppress(OSError):
         for old in _all(directory)[:-keep]:
             old.rename(directory / f"{_PARTIAL}{old.name}")
@@ -134,7 +135,7 @@ def _prune(directory: Path, keep: int) -> None:
 
 
 def _split(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`node` as JSON carries it: containers become [kind, content], tensors move to `tensors` under number and path."""
+    """Return `node` as JSON: containers become [kind, content]; tensors move to `tensors`, named by number and path."""
     if isinstance(node, Tensor):
         name = f"{len(tensors)}{path}"
         tensors[name] = node.detach()
@@ -142,15 +143,13 @@ def _split(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Mapping):
         for key in node:
             if type(key) not in (str, int):
-                raise TypeError(f"{path}: key {key!r} is no string or whole number, the only keys of a checkpoint")
+                raise TypeError(f"{path}: key {key!r} is not a string or an integer, the only keys of a checkpoint")
         return ["dict", [[key, _split(value, f"{path}/{key}", tensors)] for key, value in node.items()]]
     if type(node) in (list, tuple):
         return [type(node).__name__, [_split(value, f"{path}/{i}", tensors) for i, value in enumerate(node)]]
     if node is None or type(node) in (bool, int, float, str):
         return node
-    raise TypeError(
-        f"{path}: a {type(node).__name__} does not go into a checkpoint; give tensors, lists, dicts, scalars"
-    )
+    raise TypeError(f"{path}: a checkpoint cannot hold a {type(node).__name__}; give tensors, lists, dicts or scalars")
 
 
 def _join(node: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -166,7 +165,7 @@ def _join(node: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors, each with memory of its own (tied weights share theirs, which safetensors refuse)."""
+    """Return contiguous tensors without shared memory, which tied weights have and safetensors refuses."""
     seen: set[tuple[torch.device, int]] = set()
     own = {}
     for key, tensor in tensors.items():
@@ -178,7 +177,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flush(path: Path) -> None:
-    """To the disk, so that a rename never outruns what it names."""
+    """Flush a file or directory to the disk, so that a rename never comes before its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

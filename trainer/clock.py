@@ -1,4 +1,4 @@
-"""Seconds by phase of one training step."""
+"""Seconds spent in each phase of a training step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """`with clock("preview"): ...` adds to that phase; `lap` hands the phases over and starts anew."""
+    """Measures phases: `with clock("preview"): ...` adds to that phase."""
 
     def __init__(self) -> None:
         self._began, self._seconds = time.perf_counter(), dict[str, float]()
@@ -22,7 +22,10 @@ class Clock:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
 
     def lap(self) -> dict[str, float]:
-        """Seconds of every phase since the last lap, and `total`, which holds what no phase names too."""
+        """Return the seconds of every phase since the last lap, with their `total`, and reset them.
+
+        `total` includes time outside every phase.
+        """
         now = time.perf_counter()
         seconds = {**self._seconds, "total": now - self._began}
         self._began, self._seconds = now, {}

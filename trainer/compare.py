@@ -1,4 +1,4 @@
-"""Evaluations as records, and what changed from one to the other, pair by pair. Pure."""
+"""Records of evaluations, and the change from one to another, pair by pair. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _FULL: Final = 1 - 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image of one held-out prompt. `failure` is the code of what kept it from a reward.
+    """One image of one held-out prompt.
 
-    `right`: whether the answer names what was asked for; None when nothing was asked.
+    right    whether the answer names what was asked for; None if the task has no query
+    failure  the error code of a missing reward
     """
 
     key: str
@@ -36,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """`conditions` are the settings that decide what was drawn; `images` uint8 [H W 3] belong to the first rows."""
+    """An evaluation: the settings that decide what is drawn, rows, and images uint8 [H W 3] of the first rows."""
 
     conditions: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -45,7 +46,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean of `n` measured values and its standard error; None where they are too few: 1 for a mean, 2 for an error."""
+    """The mean of `n` values and its standard error; None below 1 and 2 values."""
 
     mean: float | None
     stderr: float | None
@@ -54,9 +55,9 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Over the `n` pairs measured on both sides; `difference` is after - before. `dropped` pairs lack a side.
+    """A comparison of `n` pairs with a value on both sides; `dropped` pairs lack one.
 
-    The standard error takes pairs as independent.
+    `difference` is the mean of after - before; its standard error assumes independent pairs.
     """
 
     before: Summary
@@ -68,12 +69,12 @@ class Paired:
 
 
 def right(answer: str, segments: Sequence[str], truth: Sequence[float]) -> bool | None:
-    """Does the answer name a true segment and no false one? None without segments; when none is true, silence is right.
+    """Return whether the answer names a true segment and no false one; None without segments.
 
-    A segment is named when its words stand in the answer, in order and side by side; case and punctuation do not count,
-    and a segment inside a longer one that is named too does not count either. This is strict: a paraphrase is wrong,
-    and what it is worth TIER tells. TIER's own arg-max would call "a blue hat" right where "a red hat" is true and no
-    other hat is among the segments.
+    If no segment is true, only an empty answer is right. A segment is named if its words occur in the answer in order
+    and next to each other; case and punctuation do not count, nor does a segment inside a longer named one. This is
+    strict: a paraphrase is wrong. TIER grades paraphrases, but its arg-max would accept "a blue hat" for "a red hat"
+    if no other segment has a hat.
     """
     if not segments:
         return None
@@ -87,23 +88,28 @@ def right(answer: str, segments: Sequence[str], truth: Sequence[float]) -> bool 
 
 
 def summary(values: Iterable[float | None]) -> Summary:
-    """Mean and standard error (sample standard deviation / sqrt n) of what was measured; None is left out."""
+    """Return mean and standard error (sample standard deviation / sqrt n); None values are left out."""
     found = [float(value) for value in values if value is not None]
     stderr = statistics.stdev(found) / sqrt(len(found)) if len(found) > 1 else None
     return Summary(statistics.fmean(found) if found else None, stderr, len(found))
 
 
 def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
-    """What changed, by name: `reward`, and it by pathway; `instruct` and `attribute`, the shares of right answers on
-    the visual and the textual pathway; each component; and of GenEval prompts `correct` (a soft score of 1: every
-    count, colour and place as asked, which is stricter than GenEval's own rules) and `geneval <tag>`.
+    """Compare two evaluations by measure.
 
-    Raises SettingsError when the two are not of the same prompts under the same conditions.
+    reward, reward PATHWAY  all rewards, and those of a pathway
+    instruct, attribute     shares of right answers on the visual and the textual pathway
+    COMPONENT               each component of the rewards
+    correct                 share of GenEval prompts with a soft score of 1: every count, colour and position as
+                            asked, which is stricter than GenEval's own rules
+    geneval TAG             the soft scores of one tag
+
+    Raises SettingsError if prompts or conditions differ.
     """
     if before.conditions != after.conditions or [_asked(r) for r in before.rows] != [_asked(r) for r in after.rows]:
         raise SettingsError(
-            f"the evaluations are not of the same prompts, seed and sampler ({len(before.rows)} rows under "
-            f"{dict(before.conditions)}, {len(after.rows)} under {dict(after.conditions)}): evaluate both again"
+            f"the evaluations differ in prompts or settings ({len(before.rows)} rows with {dict(before.conditions)}, "
+            f"{len(after.rows)} with {dict(after.conditions)}); evaluate both again"
         )
     rows = list(zip(before.rows, after.rows, strict=True))
     return {name: _compare(measure, rows) for name, measure in _measures((*before.rows, *after.rows)).items()}
@@ -111,14 +117,14 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
 
 @dataclass(frozen=True, slots=True)
 class _Measure:
-    """`value` reads a row, None where it was not measured. A pair that it `applies` to should have it."""
+    """A measure: `value` reads a row (None: missing), for the pairs that it `applies` to."""
 
     value: Callable[[Row], float | None]
     applies: Callable[[Row, Row], bool]
 
 
 def _measures(rows: Sequence[Row]) -> dict[str, _Measure]:
-    """What there is to compare, by name, in the order to show it."""
+    """Return the measures that these rows have, in display order."""
     found = {"reward": _Measure(_reward, partial(_on, None, None))}
     reasoned = {row.pathway for row in rows if row.right is not None}
     names = [(p, short) for p, short in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
@@ -145,7 +151,7 @@ def _component(name: str, row: Row) -> float | None:
 
 
 def _either(name: str, row: Row, other: Row) -> bool:
-    """Which components an image should have, the service knows; one that has it on a side should have it on both."""
+    """A component that one side of a pair has should be on both sides."""
     return name in row.components or name in other.components
 
 

@@ -1,4 +1,7 @@
-"""Held-out evaluation: the same prompts and random numbers before and after training; `trainer.compare` pairs them."""
+"""Held-out evaluation: the same prompts and random numbers before and after training.
+
+`trainer.compare` compares two evaluations pair by pair.
+"""
 
 from __future__ import annotations
 
@@ -16,50 +19,49 @@ from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.compare import Evaluation, Row, right
 from trainer.data import Source, read_concepts, read_prompts
-from trainer.grids import load_grid, save_grid, write_whole
+from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rollout import Rewards, begin, reason, reward_items
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Task
 
+SEED: Final = 0
 SHOWN: Final = 24  # images kept with an evaluation
-_HELD_OUT: Final = 2**31  # where a training step stands in the key of its random numbers: no step is that late
-_COLUMNS: Final = 8
+_HELD_OUT: Final = 2**31  # in place of the step in the key of random numbers; no training has that many steps
 
 
 def held_out(settings: TrainerSettings) -> list[Task]:
-    """The tasks of an evaluation: held-out prompts in the mix of the training, from `evaluate.seed` alone.
+    """Return the tasks of an evaluation: held-out prompts in the mix of the training, drawn from SEED.
 
-    A small pool's prompts come again, with other random numbers, when each had its turn. Raises SettingsError.
+    A small pool's prompts repeat, with other random numbers, after each was used once. Raises SettingsError.
     """
     concepts = read_concepts(settings.data.concepts)
-    prompts, chosen = read_prompts(settings.data.heldout, concepts), settings.evaluate
-    return Source(prompts, concepts, chosen.seed, chosen.prompts, settings.data.geneval_share).tasks(0)
+    prompts, count = read_prompts(settings.data.heldout, concepts), settings.evaluation_prompts
+    return Source(prompts, concepts, SEED, count, settings.data.geneval_share).tasks(0)
 
 
 def evaluate(
     policy: Policy, service: Rewards, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
 ) -> Evaluation:
-    """Draw one image a task and have it rewarded; the service works while the next batch is drawn.
+    """Draw one image for each task and get its reward; the service scores while the next batch is drawn.
 
-    The random numbers of a task follow from `evaluate.seed` and its place in `tasks` alone, so two policies are
-    compared on equal ones. A missing reward is None. `what` names the progress bar. Raises RewardServiceUnavailable,
-    InvalidRequest.
+    The random numbers of a task follow from SEED and its index, so two policies get the same ones. A missing reward
+    is None. `what` names the progress bar. Raises RewardServiceUnavailable and InvalidRequest.
     """
     answers: list[str] = []
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
     shown: list[Pixels] = []
-    batch = settings.evaluate.batch_size
+    batch = settings.screen.preview_batch_size
     with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
         for first in range(0, len(tasks), batch):
             places = range(first, min(first + batch, len(tasks)))
             rollouts, images = draw(policy, tasks, places, settings)
             answers += [rollout.answer for rollout in rollouts]
             shown += images[: max(0, SHOWN - len(shown))]
-            pending += _submit(service, tasks, rollouts, images, settings)
+            pending += _submit(service, tasks, rollouts, images)
             for _, future in pending:
                 if future.done():
-                    future.result()  # a lost service ends the evaluation now, not after the last image
+                    future.result()  # an unavailable service ends the evaluation now, not after the last image
             bar.update(len(places))
         rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
     rows = tuple(_row(task, answers[i], rewards[i]) for i, task in enumerate(tasks))
@@ -67,43 +69,43 @@ def evaluate(
 
 
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
-    """What both sides of a comparison must share, as JSON holds it."""
-    service = settings.service
+    """Return the settings that two comparable evaluations share, as JSON values."""
     return {
-        "seed": settings.evaluate.seed,
         "geneval_share": settings.data.geneval_share,
         "sampler": settings.sampler.model_dump(mode="json"),
-        "service": {"ensemble": service.ensemble, "geneval": service.geneval, "references": service.references},
+        "ensemble": settings.service.ensemble,
     }
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows as JSON, and the images beside it as a PNG of the same name; each whole or not at all."""
-    cells = [(row.prompt, image) for row, image in zip(evaluation.rows, evaluation.images, strict=False)]
-    if cells:
-        save_grid(path.with_suffix(".png"), [("", cells[i : i + _COLUMNS]) for i in range(0, len(cells), _COLUMNS)])
+    """Write the rows to `path` as JSON and the images to a directory of the same name."""
+    write_images(path.with_suffix(""), "image", evaluation.images)
     document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
     write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """What `save_evaluation` wrote. Raises FileNotFoundError without it, SettingsError for a file of another making."""
-    image = path.with_suffix(".png")
+    """Read the rows that `save_evaluation` wrote; the images stay in their files.
+
+    Raises FileNotFoundError, or SettingsError for a file that is not an evaluation.
+    """
     try:
         document = json.loads(path.read_text())
-        rows = tuple(Row(**row) for row in document["rows"])
-        drawn = load_grid(image) if image.exists() else []
-        return Evaluation(document["conditions"], rows, tuple(p for _, cells in drawn for _, p in cells))
+        return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
     except (ValueError, TypeError, KeyError) as error:
-        what = f"not an evaluation of this program ({error!r})"
-        raise SettingsError(f"{path} is {what}; remove it to evaluate again") from None
+        raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the image files of the evaluation at `path`; they belong to its first rows, in order."""
+    return sorted(path.with_suffix("").glob("image-*.png"))
 
 
 def draw(
     policy: Policy, tasks: Sequence[Task], places: range, settings: TrainerSettings
 ) -> tuple[list[Rollout], list[Pixels]]:
-    """A finished rollout and its image for each of `places` in `tasks`; each reasons for itself."""
-    key = (settings.evaluate.seed, _HELD_OUT)
+    """Return a finished rollout and its image for each of `places` in `tasks`; each has its own answer."""
+    key = (SEED, _HELD_OUT)
     texts = [reason(policy, tasks[place], settings, key, [place])[0] for place in places]
     begun = begin(policy, [tasks[place] for place in places], texts, settings, key, places)
     images = policy.denoise(begun, settings.sampler.denoising_steps)
@@ -116,13 +118,12 @@ def _submit(
     tasks: Sequence[Task],
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],
-    settings: TrainerSettings,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
-    """One request a pathway: the service scores a request by one ensemble."""
+    """Send one request for each pathway, since a request has one ensemble."""
     sent = []
     for pathway in sorted({tasks[rollout.index].pathway for rollout in rollouts}):
         chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if tasks[r.index].pathway == pathway]
-        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p], settings)]
+        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p])]
         sent.append(([r.index for r, _ in chosen], service.submit(items, pathway)))
     return sent
 

@@ -1,39 +1,38 @@
-"""`python -m trainer.exporter RUN [--port N]`: the last step of a run as Prometheus gauges, beside the trainer.
+"""`python -m trainer.exporter RUN [--port N]`: serve the last step of a run as Prometheus gauges.
 
-    synod_training_step                          the step last told of
-    synod_training_last_step_timestamp_seconds   when, in Unix time
+    synod_training_step                          the last step
+    synod_training_last_step_timestamp_seconds   when it was recorded, in Unix time
     synod_training_value{name}                   every number of that step, such as `reward_mean`, `seconds/update`
 
-What a step did not measure (null) has no series: a missing number is not a 0. Without a step there is nothing.
+A missing number (null) has no series; it is not a 0. Before the first step the page is empty.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from synod.exporter import Exporter, parser
-from trainer.metrics import METRICS
+from trainer.metrics import METRICS, scalars
 
 PORT: Final = 8002
 TAIL_BYTES: Final = 2**18  # far more than a line of metrics.jsonl
 HELP: Final = {
-    "synod_training_step": "The step last told of",
-    "synod_training_last_step_timestamp_seconds": "Unix time at which it was told",
+    "synod_training_step": "The last step",
+    "synod_training_last_step_timestamp_seconds": "Unix time at which it was recorded",
     "synod_training_value": "A number of that step",
 }
 
 
-def exposition(run: Path) -> str:
-    """The text of `/metrics` for the run in this directory; empty before its first step."""
-    path = run / METRICS
+def exposition(run_dir: Path) -> str:
+    """Return the text of `/metrics` for the run in this directory; empty before its first step."""
+    path = run_dir / METRICS
     record = last_record(path)
     if record is None:
         return ""
-    values = [f'{{name="{name}"}} {value!r}' for name, value in numbers(record) if name != "step"]
+    values = [f'{{name="{name}"}} {value!r}' for name, value in scalars(record) if name != "step"]
     samples = {
         "synod_training_step": [f" {record['step']}"],
         "synod_training_last_step_timestamp_seconds": [f" {path.stat().st_mtime!r}"],
@@ -46,24 +45,17 @@ def exposition(run: Path) -> str:
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole line of metrics.jsonl, or None where there is none yet."""
+    """Return the last complete line of metrics.jsonl, or None before the first."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return None
-    whole = [line for line in lines[:-1] if line.startswith(b"{")]  # what follows the last newline is still written
+    whole = [
+        line for line in lines[:-1] if line.startswith(b"{")
+    ]  # what follows the last newline is still being written
     return dict(json.loads(whole[-1])) if whole else None
-
-
-def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every finite number in a tree, by its path; lists and strings are left out."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield prefix + key, value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

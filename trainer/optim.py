@@ -1,4 +1,4 @@
-"""One update of the policy from scored groups: Sync-GRPO's loss (Sync-R1, eq. 9), a backward a denoising step."""
+"""One update of the policy from scored groups by Sync-GRPO's loss (Sync-R1, eq. 9)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ import torch
 from torch import nn
 
 from trainer.errors import NonFinite
-from trainer.grpo.advantage import Slope, advantages, enough, population_baseline
-from trainer.grpo.losses import LossStats, clipped, weights
+from trainer.grpo.advantage import Slope, advantages, population_baseline
+from trainer.grpo.losses import LossStats, clipped_loss, modality_weights
 from trainer.policy.base import Policy
 from trainer.rollout import Group
 from trainer.settings import LossSettings, OptimizerSettings, TrainerSettings
 from trainer.types import Modality, Reward, Rollout, Segment
 
+CLIP = 0.2  # epsilon of eq. 9
+MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
+MAX_GRAD_NORM = 1.0  # the paper's
+WEIGHT_DECAY = 1e-3  # that of the authors' code
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one update did. `skipped` groups had too few rewards; losses are sums over groups, stats over decisions."""
+    """Figures of one update.
+
+    losses   sums over groups
+    stats    over the decisions of each modality
+    skipped  groups with fewer than MIN_REWARDS rewards; `grad_norm` and `advantage_abs` are None if all were
+    """
 
     losses: dict[Modality, float]
     stats: dict[Modality, LossStats]
@@ -30,17 +40,18 @@ class Update:
 
 
 def make_optimizer(policy: Policy, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Create AdamW over the policy's trainable parameters."""
     parameters = [p for p in policy.module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY)
 
 
 def learning_rate(settings: OptimizerSettings, step: int) -> float:
-    """Of step 0, 1, ...: linear over `warmup_steps`, then constant."""
+    """Return the learning rate of step 0, 1, ...: linear over `warmup_steps`, then constant."""
     return settings.lr * min(1.0, (step + 1) / (settings.warmup_steps + 1))
 
 
-def slope_after(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
-    """The running slope of reward on surrogate score, with these groups."""
+def update_slope(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
+    """Return the running slope of reward on surrogate score, updated with these groups."""
     for group, found in zip(groups, rewards, strict=True):
         slope = slope.update(_kept_scores(group), [reward.value for reward in found])
     return slope
@@ -56,15 +67,15 @@ def policy_update(
     settings: TrainerSettings,
     step: int,
 ) -> Update:
-    """Gradients of all groups, clipped, and one step of the optimizer; no step when every group was skipped.
+    """Accumulate the gradients of all groups, clip their norm, and take one optimizer step.
 
-    Raises NonFinite before anything is changed: parameters and optimizer stay as they were.
+    Takes no step if every group is skipped. Raises NonFinite before parameters or optimizer change.
     """
     losses: dict[Modality, float] = {"text": 0.0, "image": 0.0}
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
     spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, found in enumerate(rewards) if enough(_valid(found), settings.loss.min_valid)]
+    usable = [i for i, found in enumerate(rewards) if int(_valid(found).sum()) >= MIN_REWARDS]
     for i in usable:
         advantage = _advantage(groups[i], rewards[i], slope, settings.loss)
         spread.append(float(advantage.abs().mean()))
@@ -73,12 +84,13 @@ def policy_update(
             rng = np.random.default_rng([settings.seed, step, i])
             loss, found = _backward(policy, reference, segments, advantage, modality, settings, len(usable), rng)
             if not np.isfinite(loss):
-                raise NonFinite(f"the {modality} loss is {loss} for prompt {groups[i].previews.task.prompt.text!r}", i)
+                prompt = groups[i].previews.task.prompt.text
+                raise NonFinite(f"the {modality} loss is {loss} for prompt {prompt!r}", i)
             losses[modality] += loss
             stats[modality] += found
     if not usable:
         return Update(losses, stats, None, None, len(groups))
-    norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), settings.optimizer.max_grad_norm))
+    norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
     for parameters in optimizer.param_groups:
@@ -97,29 +109,27 @@ def _backward(
     groups: int,
     rng: np.random.Generator,
 ) -> tuple[float, LossStats]:
-    """Add the gradient of one group's segments, one denoising step at a time so that one graph is held at most."""
-    scale, loss_settings = weights_of(policy, settings), settings.loss
+    """Add the gradient of one group's segments; one denoising step at a time, to hold one step's graph at most."""
     total = policy.steps(segments)
-    count = max(1, round(loss_settings.loss_step_fraction * total))
+    count = max(1, round(settings.loss.loss_step_fraction * total))
+    weight = loss_weights(policy, settings)[modality] * total / count / groups
     value, stats = 0.0, LossStats()
     for step in sorted(rng.choice(total, count, replace=False).tolist()):
         new, old, mask = policy.logprobs(segments, step)
-        if modality == "image" and loss_settings.positions == "all":
+        if modality == "image" and settings.loss.positions == "all":
             mask = torch.ones_like(mask)
         with torch.no_grad():
             ref = reference.logprobs(segments, step)[0] if reference is not None else None
-        loss, found = clipped(
-            new, old, ref, mask, advantage.to(new.device), clip=loss_settings.clip,
-            beta=loss_settings.beta if reference is not None else 0.0, weight=scale[modality] * total / count / groups,
-        )  # fmt: skip
+        beta = settings.loss.beta if reference is not None else 0.0
+        loss, found = clipped_loss(new, old, ref, mask, advantage.to(new.device), clip=CLIP, beta=beta, weight=weight)
         loss.backward()  # type: ignore[no-untyped-call]
         value, stats = value + float(loss.detach()), stats + found
     return value, stats
 
 
-def weights_of(policy: Policy, settings: TrainerSettings) -> dict[Modality, float]:
-    """alpha_j of eq. 10 for every decision of a modality."""
-    return weights(
+def loss_weights(policy: Policy, settings: TrainerSettings) -> dict[Modality, float]:
+    """Return alpha_j of eq. 10 for each decision of a modality."""
+    return modality_weights(
         settings.loss.alpha_text,
         settings.loss.alpha_image,
         settings.loss.scale,
@@ -130,7 +140,7 @@ def weights_of(policy: Policy, settings: TrainerSettings) -> dict[Modality, floa
 
 
 def _advantage(group: Group, rewards: Sequence[Reward], slope: Slope, settings: LossSettings) -> torch.Tensor:
-    """Advantages of the rollouts that have a reward, in order."""
+    """Return the advantages of the rollouts that have a reward, in order."""
     valid = _valid(rewards)
     values = torch.tensor([0.0 if reward.value is None else reward.value for reward in rewards])
     shift = 0.0

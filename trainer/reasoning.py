@@ -1,4 +1,4 @@
-"""The two reasoning pathways, the compound prompt, and what the service is asked about a rollout. Pure.
+"""The two reasoning pathways, the compound prompt, and the service's request items. Pure.
 
 Sync-R1 sec. 3.1: visual instruct reasoning answers a query about an image of the concept, I + Q -> IR; textual
 attribute reasoning picks the fact that a vague prompt hints at, Extra_info + IP -> IR. The image is then drawn from
@@ -17,29 +17,31 @@ from trainer.types import ConceptProfile, Pathway, Prompt, Query, Task
 
 
 def textual_query(facts: Sequence[str], prompt_text: str) -> str:
-    """The query of textual attribute reasoning: "{fact}. {fact}. {prompt}"."""
+    """Return the query of textual attribute reasoning: "{fact}. {fact}. {prompt}"."""
     return ". ".join((*(fact.rstrip(". ") for fact in facts), prompt_text))
 
 
 def compound(prompt_text: str, answer: str) -> str:
-    """CP = BP (+) IR: "{prompt}. {answer}", or the prompt alone when the answer says nothing."""
+    """Return CP = BP (+) IR: "{prompt}. {answer}", or the prompt alone if the answer is blank."""
     answer = answer.strip()
     return f"{prompt_text.rstrip('. ')}. {answer}" if answer else prompt_text
 
 
 def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, rng: np.random.Generator) -> Task:
-    """`prompt` made ready for one pathway.
+    """Create the task of a prompt on a pathway.
 
-    textual: the facts in an order drawn from `rng`, no image; truth marks the fact that the prompt hints at, and is
-    0 everywhere when it hints at none (then the right answer is no answer).
-    visual: a stored (query, answer) and an image, both drawn from `rng`; the segments are all stored answers, in an
-    order drawn too, and truth marks the asked one. The paper leaves the segments of this pathway open (eq. 30).
-    none: no query. Raises ValueError when the pathway needs a profile that is not there or lacks its material.
+    textual  the query lists the facts in an order drawn from `rng`, without an image; `truth` marks the fact that the
+             prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
+    visual   a stored (query, answer) and an image are drawn from `rng`; the segments are all stored answers in a random
+             order, and `truth` marks the asked one. The paper leaves this pathway's segments open (eq. 30)
+    none     no query
+
+    Raises ValueError if the pathway needs a profile, facts, answers or images that are missing.
     """
     if pathway == "none":
         return Task(f"{prompt.tag}/none", "none", prompt, profile)
     if profile is None:
-        raise ValueError(f"pathway '{pathway}' reasons about a concept; the prompt {prompt.text!r} names none")
+        raise ValueError(f"pathway '{pathway}' needs a concept, but the prompt {prompt.text!r} names none")
     key = f"{prompt.concept}/{pathway}"
     if pathway == "textual":
         if not profile.facts:
@@ -49,9 +51,8 @@ def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, 
         truth = tuple(float(i == prompt.fact) for i in order)
         return Task(key, pathway, prompt, profile, Query(textual_query(facts, prompt.text)), facts, truth)
     if not profile.answers or not profile.images:
-        raise ValueError(
-            f"{prompt.concept} has {len(profile.answers)} answers and {len(profile.images)} images; give some"
-        )
+        counts = f"{len(profile.answers)} answers and {len(profile.images)} images"
+        raise ValueError(f"{prompt.concept} has {counts}; give at least one of each")
     order = rng.permutation(len(profile.answers))
     asked = int(rng.integers(len(profile.answers)))
     image = profile.images[int(rng.integers(len(profile.images)))]
@@ -61,15 +62,18 @@ def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, 
 
 
 def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
-    """A preview uint8 [H W 3] with the original prompt: never with the model's own answer, which it could bend."""
+    """Return the request item of a preview uint8 [H W 3].
+
+    It holds the original prompt and not the model's own answer, which the policy could learn to exploit.
+    """
     return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
 
 
 def reward_item(task: Task, image: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
-    """A finished image uint8 [H W 3] with all that its reward reads.
+    """Return the request item of a finished image uint8 [H W 3], with everything that its reward reads.
 
-    The prompt is `resolved`: what a vague prompt means is the target of eq. 31, and a score against the vague words
-    would call any hat right. GenEval prompts carry their metadata, and neither references nor reasoning.
+    The prompt is `resolved`, the target of eq. 31: a score against the vague words would accept any hat. GenEval's
+    prompts carry their metadata, without references and reasoning.
     """
     prompt = task.prompt
     item = ScoreItem(image, prompt.resolved or prompt.text)

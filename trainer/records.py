@@ -1,4 +1,4 @@
-"""What a step leaves behind: its line of metrics, its images, and the group that made a loss non-finite."""
+"""The records of a step: its metrics, its images, and the group whose loss was not finite."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import NonFinite
-from trainer.metrics import Metrics, steps_saved
+from trainer.metrics import Metrics, Sample, steps_saved
 from trainer.optim import Update, learning_rate
 from trainer.rollout import Group
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Reward
 
 Record = dict[str, Any]
-SHOWN = 8  # rejected previews in a step's image
+REJECTED_SHOWN = 8  # previews of each group
 
 
 def step_record(
@@ -31,8 +31,11 @@ def step_record(
     step: int,
     seconds: Mapping[str, float],
 ) -> Record:
-    """The step's line. None stands for what was not measured. `denoising_steps_saved_ratio` is the share of denoising
-    steps that screening saved, against finishing every preview that was drawn."""
+    """Return the step's line of metrics.jsonl; None stands for a missing measurement.
+
+    `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
+    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward.
+    """
     found = [reward for group in rewards for reward in group]
     values = [reward.value for reward in found if reward.value is not None]
     names = sorted({name for reward in found for name in reward.components})
@@ -70,29 +73,29 @@ def step_record(
     }
 
 
-def keep_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-    """Finished images with their rewards and answers, the previews they came from, and some that were rejected."""
+def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Record each group's finished images with rewards and answers, their previews and some rejected previews."""
     for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
         previews = group.previews
-        kept = set(previews.screened.indices)
-        rejected = [i for i in range(len(previews.rollouts)) if i not in kept][:SHOWN]
-        rows = [
-            ("finished", [(_told(r.value), p) for r, p in zip(found, group.images, strict=True)]),
-            ("previews", [(_told(previews.scores[i]), previews.images[i]) for i in previews.screened.indices]),
+        kept = previews.screened.indices
+        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
+        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
+        finished = [
+            Sample(image, reward.value, rollout.answer)
+            for image, reward, rollout in zip(group.images, found, group.rollouts, strict=True)
         ]
-        rows += [("rejected", [(_told(previews.scores[i]), previews.images[i]) for i in rejected])] if rejected else []
-        metrics.images(step, f"group{index}", rows)
-        answers = "\n".join(
-            f"{_told(r.value)}  {rollout.answer}" for r, rollout in zip(found, group.rollouts, strict=True)
-        )
-        metrics.text(step, f"group{index}", f"{previews.task.key}: {previews.task.prompt.text}\n{answers}")
+        samples = {"finished": finished, "previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 
-def keep_failure(
-    run: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
+def save_failed_groups(
+    run_dir: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
 ) -> NonFinite:
-    """Write the offending group (or all of them) to run/failed/step-N and return the error that says so."""
-    folder = run / "failed" / f"step-{step:06d}"
+    """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N.
+
+    Returns the error with a message that names the directory.
+    """
+    folder = run_dir / "failed" / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = range(len(groups)) if error.group is None else [error.group]
     tensors: dict[str, Tensor] = {}
@@ -103,7 +106,7 @@ def keep_failure(
                     if isinstance(value := getattr(part, field), Tensor):
                         tensors[f"group{g}.rollout{rollout.index}.{name}.{field}"] = value.contiguous().clone()
     save_file(tensors, folder / "rollouts.safetensors")
-    told = [
+    document = [
         {
             "prompt": groups[g].previews.task.prompt.text,
             "key": groups[g].previews.task.key,
@@ -112,10 +115,10 @@ def keep_failure(
         }
         for g in chosen
     ]
-    (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": told}, indent=1))
+    (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": document}, indent=1))
     return NonFinite(
-        f"step {step}: {error}; nothing was updated. The group is in {folder}, the last checkpoint is intact: lower "
-        "[trainer.optimizer] lr, or look at that group's log-probabilities",
+        f"step {step}: {error}; nothing was updated. The group is in {folder} and the last checkpoint is intact. Lower "
+        "[trainer.optimizer] lr, or inspect the group's log-probabilities",
         error.group,
     )
 
@@ -132,7 +135,3 @@ def _values(rewards: Sequence[Reward]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _told(value: float | None) -> str:
-    return "missing" if value is None else f"{value:.2f}"

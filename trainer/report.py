@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 
-from synod.contracts import Pixels
 from synod.errors import SettingsError
-from synod.images import encode_png
-from trainer import curves
 from trainer.compare import Evaluation, Row, paired, summary
-from trainer.curves import Chart, Getter, Record, at
-from trainer.evaluate import load_evaluation
-from trainer.grids import load_grid, write_whole
-from trainer.metrics import TEXTS, grids, read, steps_saved
+from trainer.evaluate import image_files, load_evaluation
+from trainer.images import write_whole
+from trainer.metrics import SAMPLES, read, show, steps_saved
+
+Record = Mapping[str, Any]
+Getter = Callable[[Record], float | None]
 
 TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
+WINDOW: Final = 10  # steps of the running mean
 CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Surrogate: threshold": {"threshold": "threshold"},
     "Pass rate of previews": {"pass rate": "pass_rate"},
-    "Previews and kept images a step": {"previews": "previews", "kept": "kept"},
+    "Previews and kept images in a step": {"previews": "previews", "kept": "kept"},
     "Denoising steps saved by screening (share)": {"saved": "denoising_steps_saved_ratio"},
     "Loss": {"text": "loss_text", "image": "loss_image"},
     "KL to the reference (k3)": {"text": "kl_text", "image": "kl_image"},
@@ -42,77 +42,81 @@ LABELS: Final = {
 }
 
 
-def write_report(run: Path) -> Path:
-    """Write RUN/report.html and return its path. Raises SettingsError: no directory, or broken files in it."""
-    if not run.is_dir():
-        raise SettingsError(f"{run} is no directory of a run; give the [trainer] run_dir that was trained")
-    path = run / "report.html"
-    write_whole(path, _template().render(view=view(run)).encode())
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html and return its path.
+
+    Raises SettingsError when `run_dir` is not a directory or holds broken files.
+    """
+    if not run_dir.is_dir():
+        raise SettingsError(f"{run_dir} is not a directory; give the [trainer] run_dir of a training")
+    path = run_dir / "report.html"
+    write_whole(path, _template().render(view=view(run_dir)).encode())
     return path
 
 
-def fragment(run: Path) -> tuple[str, str]:
-    """(CSS rules, HTML without head and body) of the same report, for a page that has more to tell."""
-    shown = view(run)
+def fragment(run_dir: Path) -> tuple[str, str]:
+    """Return (CSS rules, HTML without head and body) of the report, to embed in another page."""
+    shown = view(run_dir)
     module: Any = _template().make_module({"view": shown})
     return str(module.style()), str(module.body(shown))
 
 
-def view(run: Path) -> dict[str, Any]:
-    """Everything the page shows, as plain values; a part without data is empty or None."""
-    records = read(run)
+def view(run_dir: Path) -> dict[str, Any]:
+    """Return everything that the page shows, as plain values; a part without data is empty or None."""
+    records = read(run_dir)
     return {
-        "name": run.resolve().name,
+        "name": run_dir.resolve().name,
         "steps": len(records),
-        "window": curves.WINDOW,
+        "window": WINDOW,
         "tiles": tiles(records),
         "charts": charts(records),
         "phases": phases(records),
-        "heldout": heldout(run),
-        "groups": last_groups(run),
-        "geometry": {name: getattr(curves, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")},
+        "heldout": heldout(run_dir),
+        "groups": last_groups(run_dir),
     }
 
 
 def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(label, figure): rewards at both ends, and sums or means over the run. A figure nobody measured is left out."""
+    """Return (label, figure) pairs: rewards at both ends, then sums or means over the run."""
 
     def mean(path: str, part: slice = slice(None)) -> float | None:
         return summary(map(at(path), records[part])).mean
 
-    window = max(1, min(curves.WINDOW, len(records) // 2))
+    def total(path: str) -> float | None:
+        values = [value for value in map(at(path), records) if value is not None]
+        return math.fsum(values) if values else None
+
+    window = max(1, min(WINDOW, len(records) // 2))
     found = [
         (f"reward, first {window} steps", mean("reward_mean", slice(window)), "{:.3f}"),
         (f"reward, last {window} steps", mean("reward_mean", slice(-window, None)), "{:.3f}"),
         ("pass rate", mean("pass_rate"), "{:.1%}"),
         ("previews a step", mean("previews"), "{:.1f}"),
         ("denoising steps saved", steps_saved(records), "{:.0%}"),
-        ("groups filled up at the cap", _total(records, "capped"), "{:.0f}"),
-        ("rewards missing", _total(records, "masked"), "{:.0f}"),
-        ("groups skipped", _total(records, "skipped"), "{:.0f}"),
+        ("groups topped up at the cap", total("capped"), "{:.0f}"),
+        ("rewards missing", total("masked"), "{:.0f}"),
+        ("groups skipped", total("skipped"), "{:.0f}"),
         ("seconds a step", mean("seconds.total"), "{:.1f}"),
-        ("memory at most", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
+        ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
     ]
     return [(label, form.format(value)) for label, value, form in found if value is not None]
 
 
-def charts(records: Sequence[Record]) -> list[Chart]:
-    """Those that have something to show, rewards first."""
+def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return the charts that have a measured value, rewards first."""
     components = sorted({name for record in records for name in record.get("components") or ()})
-    reward: dict[str, Getter] = {"all": at("reward_mean")}
     pathways = {path for record in records for path in record.get("pathways") or ()}
-    reward |= {label: _on(name) for name, label in PATHWAYS.items() if name in pathways and len(pathways) > 1}
-    found = [
-        curves.chart("Reward", records, reward),
-        curves.chart("Components", records, {name: at(f"components.{name}") for name in components}),
-    ]
-    for title, lines in CHARTS.items():
-        found.append(curves.chart(title, records, {label: at(path) for label, path in lines.items()}))
-    return [chart for chart in found if chart is not None]
+    reward: dict[str, Getter] = {"all": at("reward_mean")}
+    if len(pathways) > 1:
+        reward |= {label: _reward_on(name) for name, label in PATHWAYS.items() if name in pathways}
+    named = {"Reward": reward, "Components": {name: at(f"components.{name}") for name in components}}
+    named |= {title: {label: at(path) for label, path in lines.items()} for title, lines in CHARTS.items()}
+    found = [_chart(title, records, lines) for title, lines in named.items()]
+    return [chart for chart in found if chart["lines"]]
 
 
 def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
-    """(phase, mean seconds a step, share of the step), in the order of a step; `other` is what no phase names."""
+    """Return (phase, mean seconds in a step, share of the step); "other" is time outside every phase."""
     seconds = [record["seconds"] for record in records if at("seconds.total")(record)]
     total = math.fsum(spent["total"] for spent in seconds)
     names = [name for name in dict.fromkeys(name for spent in seconds for name in spent) if name != "total"]
@@ -121,76 +125,117 @@ def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
     return [(name, spent / len(seconds), spent / total) for name, spent in sums.items()] if seconds else []
 
 
-def heldout(run: Path) -> dict[str, Any] | None:
-    """The held-out evaluation before training, and compared with it the one after: None when there is none yet."""
-    before, after = (_evaluation(run, name) for name in ("before", "after"))
+def heldout(run_dir: Path) -> dict[str, Any] | None:
+    """Compare the held-out evaluations before and after training; None when neither has been made."""
+    paths = [run_dir / f"evaluation/{name}.json" for name in ("before", "after")]
+    before, after = map(_evaluation, paths)
     if before is None:
         return None
     try:
         changes = paired(before, after or before)
-    except (
-        SettingsError
-    ) as error:  # the settings of the evaluation were changed on the way: the rest of the page stands
+    except SettingsError as error:  # its settings were changed between the two; the rest of the page is still good
         return {"problem": str(error)}
-    other = after.rows if after else before.rows
-    drawn = zip(before.rows, before.images, other, after.images if after else before.images, strict=False)
-    pairs = [
-        {"prompt": a.prompt, "before": _shown(a, p), "after": _shown(b, q) if after else None} for a, p, b, q in drawn
+    sides = [
+        [_shown(row, file) for row, file in zip(evaluation.rows, image_files(path), strict=False)]
+        for evaluation, path in zip((before, after), paths, strict=True)
+        if evaluation is not None
     ]
     return {
         "problem": None,
         "done": after is not None,
         "changes": [(LABELS.get(name, name), p, _verdict(p.difference, p.stderr)) for name, p in changes.items()],
-        "pairs": pairs,
+        "pairs": list(zip(*sides, strict=False)),
     }
 
 
-def last_groups(run: Path) -> dict[str, Any] | None:
-    """Images and answers of the last step that kept some."""
-    found = grids(run)
-    if not found:
+def last_groups(run_dir: Path) -> dict[str, Any] | None:
+    """Return the images, scores and answers of the last recorded step."""
+    records = read(run_dir, SAMPLES)
+    if not records:
         return None
-    step = found[-1][2]
-    texts = {record["name"]: record["text"] for record in read(run, TEXTS) if record["step"] == step}
-    groups = []
-    for path, name, _ in (grid for grid in found if grid[2] == step):
-        title, *answers = texts.get(name, name).split("\n")
-        rows = [(row, [{"caption": c, **image(p)} for c, p in cells]) for row, cells in load_grid(path)]
-        groups.append({"title": title, "answers": answers, "rows": rows})
+    step = records[-1]["step"]
+    groups = [
+        {
+            "title": record["prompt"],
+            "rows": {
+                kind: [
+                    {**sample, "data": _embed(run_dir / sample["image"]), "caption": show(sample["score"])}
+                    for sample in samples
+                ]
+                for kind, samples in record["samples"].items()
+            },
+        }
+        for record in records
+        if record["step"] == step
+    ]
     return {"step": step, "groups": groups}
 
 
-def image(pixels: Pixels) -> dict[str, Any]:
-    return {"data": base64.b64encode(encode_png(pixels)).decode(), "width": pixels.shape[1], "height": pixels.shape[0]}
+def at(path: str) -> Getter:
+    """Return a reader of `a.b` in a record; it returns None where there is no finite number."""
+
+    def get(record: Record) -> float | None:
+        value: Any = record
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    return get
 
 
-def _shown(row: Row, pixels: Pixels) -> dict[str, Any]:
-    return {**image(pixels), "answer": row.answer, "reward": row.reward, "failure": row.failure, "right": row.right}
+def _chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter]) -> dict[str, Any]:
+    """Return points as "x,y x,y" in a square of side 100, of every value and of the running mean."""
+    found = {label: [(r["step"], v) for r in records if (v := get(r)) is not None] for label, get in lines.items()}
+    values = [value for points in found.values() for _, value in points]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    first, last = (records[0]["step"], records[-1]["step"]) if records else (0, 0)
+
+    def draw(points: Sequence[tuple[int, float]]) -> str:
+        across, up = max(last - first, 1), (high - low) or 1.0
+        places = [(100 * (x - first) / across, 100 - 100 * (y - low) / up) for x, y in points]
+        if len(places) == 1:  # a line needs two points
+            places.append((places[0][0] + 1, places[0][1]))
+        return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
+
+    shown = []
+    for label, points in found.items():
+        if points:
+            recent = [[y for _, y in points[max(0, i + 1 - WINDOW) : i + 1]] for i in range(len(points))]
+            means = [math.fsum(window) / len(window) for window in recent]
+            smooth = [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+            shown.append({"label": label, "raw": draw(points), "smooth": draw(smooth), "last": means[-1]})
+    return {"title": title, "low": low, "high": high, "first": first, "last": last, "lines": shown}
 
 
-def _evaluation(run: Path, name: str) -> Evaluation | None:
+def _embed(file: Path) -> str:
     try:
-        return load_evaluation(run / "evaluation" / f"{name}.json")
-    except FileNotFoundError:
-        return None
+        return base64.b64encode(file.read_bytes()).decode()
+    except FileNotFoundError:  # removed to save space
+        return ""
+
+
+def _shown(row: Row, file: Path) -> dict[str, Any]:
+    return {
+        "prompt": row.prompt, "data": _embed(file), "answer": row.answer, "reward": row.reward,
+        "failure": row.failure, "right": row.right,
+    }  # fmt: skip
+
+
+def _evaluation(path: Path) -> Evaluation | None:
+    return load_evaluation(path) if path.exists() else None
 
 
 def _verdict(difference: float | None, stderr: float | None) -> str:
-    """`up` or `down` for a change of more than two standard errors."""
+    """Return "up" or "down" for a change of more than two standard errors."""
     if difference is None or stderr is None or abs(difference) <= 2 * stderr:
         return ""
     return "up" if difference > 0 else "down"
 
 
-def _on(pathway: str) -> Getter:
-    """The reward of the steps whose groups were all on this pathway."""
+def _reward_on(pathway: str) -> Getter:
+    """Read the reward of the steps whose groups were all on this pathway."""
     reward = at("reward_mean")
     return lambda record: reward(record) if set(record.get("pathways") or ()) == {pathway} else None
-
-
-def _total(records: Sequence[Record], path: str) -> float | None:
-    found = [value for value in map(at(path), records) if value is not None]
-    return math.fsum(found) if found else None
 
 
 def _template() -> jinja2.Template:

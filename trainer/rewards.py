@@ -1,13 +1,12 @@
-"""The reward service as the trainer meets it: waits while it is away, masks what it cannot score, and says so.
+"""The reward service as the trainer uses it: wait for an unavailable service, mask a missing score.
 
-A missing score is `Reward(None, ..., failure)`: a mask for the advantage, never a number.
+A missing score is `Reward(None, ..., failure)`, which masks the rollout; no number stands in for it.
 
-    the service is away, full or restarting       asked again with growing pauses, up to `patience_s`; then
-    RewardServiceUnavailable
-    an item's score failed, retryably           the item is asked again up to ITEM_RETRIES times; then masked
-    an item's score failed, or time ran out     masked
-    the service broke on the request as a whole   masked
-    the request is wrong (unknown scorer ..)    raised: no later request will do better
+    service unavailable, overloaded or restarting    retry with growing pauses, for `patience_s` at most
+    an item fails retryably                          retry the item up to ITEM_RETRIES times, then mask it
+    an item fails otherwise, or its deadline passes  mask it
+    internal error of the service                    mask the request's items
+    invalid request, such as an unknown scorer       raise: no retry can succeed
 """
 
 from __future__ import annotations
@@ -31,13 +30,16 @@ from trainer.types import Pathway, Reward
 
 BACKOFF: Final = RetryPolicy(base_s=0.25, max_s=5.0)
 ITEM_RETRIES: Final = 9  # pauses of 14 s in all on average, in which a lost replica is replaced
-THREADS: Final = 16  # requests in flight, so that all of a step's are: the service batches across them
+SURROGATE: Final = "ber"  # the scorer of previews
+GENEVAL: Final = "geneval"  # the scorer of prompts without a concept
+REQUEST_TIMEOUT_S: Final = 60.0
+THREADS: Final = 16  # enough for all requests of a step at once: the service batches across requests
 
 
 class RewardService:
-    """A client that outlasts a failing, slow or restarting service. `say` tells the user; `transport` is for tests.
+    """A thread-safe client that survives a failing, slow or restarting service; `close` it when training ends.
 
-    Thread-safe. Use it as long as the training runs and `close` it.
+    `log` receives messages for the user; `transport` is for tests.
     """
 
     def __init__(
@@ -45,19 +47,19 @@ class RewardService:
         settings: ServiceSettings,
         *,
         transport: httpx.BaseTransport | None = None,
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
     ) -> None:
-        self._settings, self._say = settings, say
-        self._client = SynodClient(settings.url, timeout_s=settings.timeout_s, retries=0, transport=transport)
+        self._settings, self._log = settings, log
+        self._client = SynodClient(settings.url, timeout_s=REQUEST_TIMEOUT_S, retries=0, transport=transport)
         self._pool = ThreadPoolExecutor(THREADS, "rewards")
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
 
     def wait_ready(self) -> None:
         """Return once every replica can score.
 
-        Raises RewardServiceUnavailable after `patience_s`, saying what is missing.
+        Raises RewardServiceUnavailable, which names what is missing, after `patience_s`.
         """
         began = time.monotonic()
         while True:
@@ -66,26 +68,26 @@ class RewardService:
             except Unavailable as error:
                 self._wait(error, began, BACKOFF.backoff_s(0))
             else:
-                return self._is_back()
+                return self._log_recovery()
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        """Scores of previews by the surrogate, in order.
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        """Return the surrogate scores of previews, in order.
 
-        Raises RewardServiceUnavailable; InvalidRequest for a wrong request.
+        Raises RewardServiceUnavailable, and InvalidRequest.
         """
-        return self._rewards(items, self._settings.surrogate, None)
+        return self._rewards(items, SURROGATE, None)
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
-        """Rewards of finished images, in order, as they come: the ensemble's, or GenEval's on pathway "none".
+        """Request the rewards of finished images, in order: the ensemble's, or GenEval's on pathway "none".
 
-        The future raises what `surrogate` does.
+        The future raises what `score_previews` does.
         """
         if pathway == "none":
-            return self._pool.submit(self._rewards, tuple(items), self._settings.geneval, None)
+            return self._pool.submit(self._rewards, tuple(items), GENEVAL, None)
         return self._pool.submit(self._rewards, tuple(items), None, self._settings.ensemble)
 
     def close(self) -> None:
-        """Give up what is waiting and close the connections."""
+        """Cancel pending requests and close the connections."""
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._client.close()
@@ -102,11 +104,11 @@ class RewardService:
             left = [i for i in left if _may_recover(rewards[i])]
         found = [reward for reward in rewards if reward is not None]
         assert len(found) == len(items)
-        self._tell_masked(found)
+        self._log_missing(found)
         return found
 
     def _ask(self, request: ScoreRequest) -> list[Reward]:
-        """One request, sent until a service answers it."""
+        """Send a request until the service answers it."""
         began, attempt = time.monotonic(), 0
         while True:
             try:
@@ -119,39 +121,39 @@ class RewardService:
                 self._wait(error, began, BACKOFF.backoff_s(attempt))
                 attempt += 1
             else:
-                self._is_back()
+                self._log_recovery()
                 return [_reward(result, request) for result in response.results]
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
-        """Say once that the service is away, and pause. Raises RewardServiceUnavailable when patience is at its end."""
+        """Pause before a retry, and log the first one. Raises RewardServiceUnavailable after `patience_s`."""
         now = time.monotonic()
         with self._lock:
-            first, self._away_since = self._away_since is None, self._away_since or began
+            first, self._unavailable_since = self._unavailable_since is None, self._unavailable_since or began
         patience_s = self._settings.patience_s
         if first:
-            self._say(f"waiting up to {patience_s:g} s for the reward service: {error}")
+            self._log(f"waiting up to {patience_s:g} s for the reward service: {error}")
         if now - began + pause_s > patience_s or self._closing.wait(pause_s):
             raise RewardServiceUnavailable(
-                f"the reward service at {self._settings.url} was away for {now - began:.0f} s ({error}). Start it "
-                "(`make up`) and train again: the run goes on from its last checkpoint. [trainer.service] patience_s "
-                f"({patience_s:g}) bounds the wait"
+                f"the reward service at {self._settings.url} was unavailable for {now - began:.0f} s ({error}); "
+                f"[trainer.service] patience_s is {patience_s:g}. Start it (`make up`) and train again: the run "
+                "resumes from its last checkpoint"
             ) from error
 
-    def _is_back(self) -> None:
+    def _log_recovery(self) -> None:
         with self._lock:
-            since, self._away_since = self._away_since, None
+            since, self._unavailable_since = self._unavailable_since, None
         if since is not None:
-            self._say(f"the reward service is back after {time.monotonic() - since:.0f} s")
+            self._log(f"the reward service has recovered after {time.monotonic() - since:.0f} s")
 
-    def _tell_masked(self, rewards: Sequence[Reward]) -> None:
+    def _log_missing(self, rewards: Sequence[Reward]) -> None:
         failures = [reward.failure for reward in rewards if reward.failure is not None]
         if failures:
             first = failures[0]
-            self._say(f"{len(failures)} of {len(rewards)} scores are missing, first: {first.code}: {first.message}")
+            self._log(f"{len(failures)} of {len(rewards)} scores are missing, first: {first.code}: {first.message}")
 
 
 def _may_recover(reward: Reward | None) -> bool:
-    """A lost replica or a full queue may do better soon; a deadline that passed has used its time."""
+    """Return whether to retry: a lost replica or a full queue may recover, a deadline that passed does not."""
     failure = None if reward is None else reward.failure
     return failure is not None and failure.retryable and failure.code != DeadlineExceeded.code
 
@@ -161,5 +163,5 @@ def _reward(result: ItemResult, request: ScoreRequest) -> Reward:
     outcome: Outcome | None = result.reward if request.ensemble else result.scores[request.scorers[0]]
     if isinstance(outcome, Score):
         return Reward(outcome.value, components)
-    absent = ScoreFailure(SynodError.code, "the answer holds no reward")
+    absent = ScoreFailure(SynodError.code, "the response holds no reward")
     return Reward(None, components, outcome or absent)

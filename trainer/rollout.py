@@ -1,7 +1,7 @@
-"""From a task to a group of finished images whose rewards are on their way: reason, preview, screen, finish.
+"""From a task to a group of finished images whose rewards are requested: reason, preview, screen, finish.
 
-All random numbers of a rollout follow from (seed, step, group, its place in the draw order), so what it becomes does
-not depend on which others were kept.
+The random numbers of a rollout follow from (seed, step, group, its index in draw order), so a rollout does not depend
+on which others were kept.
 """
 
 from __future__ import annotations
@@ -23,21 +23,31 @@ from trainer.reasoning import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
 from trainer.types import ImageSegment, Pathway, Reward, Rollout, Task, TextSegment
 
+REFERENCES = 3  # images of the concept sent with each image to reward
 _TEXT, _IMAGE = 0, 1  # streams of random numbers
 
 
 class Rewards(Protocol):
-    """What a rollout needs of the reward service."""
+    """The reward service as rollouts use it."""
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]: ...
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        """Return the surrogate scores of previews, in order."""
+        ...
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]: ...
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        """Request the rewards of finished images, in order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Previews:
-    """All previews of one task in draw order: rollouts, decoded images, surrogate scores (None: missing), and
-    which of them make the group. `threshold` is the one they were screened by."""
+    """All previews of one task in draw order, and which of them make the group.
+
+    images     decoded previews, uint8 [H W 3]
+    scores     surrogate scores, None where one is missing
+    screened   the result of the screen
+    threshold  the threshold they were screened by; None keeps all
+    """
 
     task: Task
     rollouts: tuple[Rollout, ...]
@@ -48,12 +58,13 @@ class Previews:
 
     @property
     def capped(self) -> bool:
+        """Whether drawing stopped at its cap, so that rejected previews top up the group."""
         return bool(self.screened.topped_up)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """The kept rollouts, finished, with their images and the rewards to come, chunk by chunk in the same order."""
+    """The kept rollouts, finished, with their images and pending rewards in the same order."""
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
@@ -61,7 +72,7 @@ class Group:
     pending: tuple[Future[list[Reward]], ...]
 
     def rewards(self) -> list[Reward]:
-        """Wait for all of them. Raises RewardServiceUnavailable when the service stays away."""
+        """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
         return [reward for future in self.pending for reward in future.result()]
 
 
@@ -76,86 +87,81 @@ def sample_previews(
 ) -> Previews:
     """Draw previews, `preview_batch_size` at a time, until `group_size` pass the threshold or the cap is reached.
 
-    With the threshold "none" nothing is scored and exactly one group is drawn. A preview without a score does not
-    pass a threshold. At the cap the best of the rejected previews top up the group.
+    With `screen.threshold` "none" nothing is scored and exactly one group is drawn. A preview without a score does
+    not pass a threshold. At the cap the best rejected previews top up the group.
     """
-    screening, most = settings.screen, settings.screen.max_previews
-    unscreened = screening.threshold.name == "none"
+    limits = settings.screen
+    unscreened = limits.threshold == "none"
+    cap = limits.group_size if unscreened else limits.max_previews
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
     while True:
-        left = (screening.group_size if unscreened else most) - len(rollouts)
-        drawn = _preview(
-            policy,
-            task,
-            settings,
-            key,
-            range(len(rollouts), len(rollouts) + min(screening.preview_batch_size, left)),
-            clock,
-        )
+        first = len(rollouts)
+        batch = _preview(policy, task, settings, key, range(first, min(first + limits.preview_batch_size, cap)), clock)
         with clock("decode"):
-            shown = policy.images([rollout.image for rollout in drawn])
-        rollouts += drawn
-        images += shown
+            decoded = policy.images([rollout.image for rollout in batch])
+        rollouts += batch
+        images += decoded
         if unscreened:
-            scores += [None] * len(drawn)
+            scores += [None] * len(batch)
         else:
             with clock("surrogate"):
-                scores += [reward.value for reward in service.surrogate([surrogate_item(task, p) for p in shown])]
-        screened = screen(scores, threshold, screening.group_size)
-        if screened.is_full or len(rollouts) >= most:
+                scores += [r.value for r in service.score_previews([surrogate_item(task, p) for p in decoded])]
+        screened = screen(scores, threshold, limits.group_size)
+        if screened.is_full or len(rollouts) >= cap:
             break
-    screened = top_up(screened, scores, screening.group_size)
+    screened = top_up(screened, scores, limits.group_size)
     return Previews(task, tuple(rollouts), tuple(images), tuple(scores), screened, threshold)
 
 
 def finish(policy: Policy, service: Rewards, previews: Previews, settings: TrainerSettings, clock: Clock) -> Group:
-    """Take the kept previews to the last denoising step, and submit each chunk's rewards as soon as it is decoded."""
+    """Denoise the kept previews to the last step, `reward_batch_size` at a time, and request each batch's rewards.
+
+    The service scores one batch while the next is drawn.
+    """
     chosen = [previews.rollouts[i] for i in previews.screened.indices]
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     pending = []
     for first in range(0, len(chosen), settings.reward_batch_size):
-        chunk = chosen[first : first + settings.reward_batch_size]
+        batch = chosen[first : first + settings.reward_batch_size]
         with clock("finish"):
-            segments = policy.denoise([rollout.image for rollout in chunk], settings.sampler.denoising_steps)
+            segments = policy.denoise([rollout.image for rollout in batch], settings.sampler.denoising_steps)
         with clock("decode"):
-            shown = policy.images(segments)
-        done = [Rollout(r.index, r.text, image) for r, image in zip(chunk, segments, strict=True)]
-        pending.append(service.submit(reward_items(previews.task, done, shown, settings), previews.task.pathway))
-        rollouts += done
-        images += shown
+            decoded = policy.images(segments)
+        finished = [Rollout(r.index, r.text, image) for r, image in zip(batch, segments, strict=True)]
+        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.pathway))
+        rollouts += finished
+        images += decoded
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
 
 
-def reward_items(
-    task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels], settings: TrainerSettings
-) -> list[ScoreItem]:
-    """What the service is asked about finished images, with the first `service.references` images of the concept."""
-    references = task.profile.images[: settings.service.references] if task.profile is not None else ()
+def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels]) -> list[ScoreItem]:
+    """Return the request items of finished images, with the first REFERENCES images of the concept."""
+    references = task.profile.images[:REFERENCES] if task.profile is not None else ()
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 
 
 def _preview(
-    policy: Policy, task: Task, settings: TrainerSettings, key: Sequence[int], places: range, clock: Clock
+    policy: Policy, task: Task, settings: TrainerSettings, key: Sequence[int], indices: range, clock: Clock
 ) -> list[Rollout]:
-    """Rollouts number `places` of the draw order, at the screening step. Each reasons for itself."""
+    """Draw the rollouts `indices` up to the screening step, each with an answer of its own."""
     with clock("reason"):
-        texts = reason(policy, task, settings, key, places)
+        texts = reason(policy, task, settings, key, indices)
     with clock("preview"):
-        begun = begin(policy, [task] * len(places), texts, settings, key, places)
+        begun = begin(policy, [task] * len(indices), texts, settings, key, indices)
         images = policy.denoise(begun, settings.screening_step)
-    return [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
+    return [Rollout(i, text, image) for i, text, image in zip(indices, texts, images, strict=True)]
 
 
 def reason(
-    policy: Policy, task: Task, settings: TrainerSettings, key: Sequence[int], places: Sequence[int]
+    policy: Policy, task: Task, settings: TrainerSettings, key: Sequence[int], indices: Sequence[int]
 ) -> Sequence[TextSegment | None]:
-    """An answer for each of `places`; None where nothing is asked."""
+    """Sample an answer for each rollout of `indices`; None if the task has no query."""
     if task.query is None:
-        return [None] * len(places)
-    return policy.reason(task.query, uniforms(key, places, _TEXT, (settings.sampler.max_new_tokens,)))
+        return [None] * len(indices)
+    return policy.reason(task.query, uniforms(key, indices, _TEXT, (settings.sampler.max_new_tokens,)))
 
 
 def begin(
@@ -164,16 +170,16 @@ def begin(
     texts: Sequence[TextSegment | None],
     settings: TrainerSettings,
     key: Sequence[int],
-    places: Sequence[int],
+    indices: Sequence[int],
 ) -> list[ImageSegment]:
-    """An image not yet drawn for each of `places`, from its task's prompt and answer."""
+    """Return a fully masked image for each rollout of `indices`, from its task's prompt and its answer."""
     answers = ["" if text is None else text.text for text in texts]
-    prompts = [compound(e.prompt.text, answer) for e, answer in zip(tasks, answers, strict=True)]
+    prompts = [compound(task.prompt.text, answer) for task, answer in zip(tasks, answers, strict=True)]
     shape = (settings.sampler.denoising_steps, 2, policy.positions)
-    return policy.begin(prompts, uniforms(key, places, _IMAGE, shape))
+    return policy.begin(prompts, uniforms(key, indices, _IMAGE, shape))
 
 
-def uniforms(key: Sequence[int], places: Sequence[int], stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Float32 [len(places), *shape] in (0, 1), row by row from (key, place, stream)."""
-    rows = [np.random.default_rng([*key, place, stream]).random(shape, np.float32) for place in places]
+def uniforms(key: Sequence[int], indices: Sequence[int], stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Return float32 [len(indices), *shape] in (0, 1); row i follows from (key, indices[i], stream)."""
+    rows = [np.random.default_rng([*key, index, stream]).random(shape, np.float32) for index in indices]
     return torch.from_numpy(np.stack(rows).clip(2.0**-24, 1.0 - 2.0**-24))

@@ -1,70 +1,61 @@
-"""One run from its settings: load the policy, meet the service, evaluate, train, evaluate, keep model and page."""
+"""One run from its settings: create policy and service, evaluate, train, evaluate again, save model and page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.evaluate import conditions, evaluate, held_out, load_evaluation, save_evaluation
-from trainer.grpo.threshold import CONTROLLERS, ThresholdController
+from trainer.grpo.threshold import ThresholdController, make
 from trainer.policy import show_o
 from trainer.policy.base import Policy
 from trainer.report import write_report
 from trainer.rewards import RewardService
-from trainer.rollout import Rewards
 from trainer.settings import ScreenSettings, TrainerSettings
 from trainer.train import train
 
 BEFORE, AFTER = "evaluation/before.json", "evaluation/after.json"
 
 
-def run(
-    settings: TrainerSettings,
-    *,
-    evaluated: bool = True,
-    between: Callable[[Rewards], Rewards] = lambda service: service,
-) -> int:
-    """Train one run to its end, or to where it is stopped; returns the exit status 0. Raises what `train` raises.
+def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
+    """Train until the run ends or is stopped, and return the exit status 0.
 
-    `between` puts something between the training and the service, for experiments; evaluations meet the service itself.
+    `evaluated` False leaves out the held-out evaluations. Raises SettingsError, and what `train` raises.
     """
     try:
         settings.run_dir.mkdir(parents=True, exist_ok=True)
-        told = settings.model_dump(mode="json")
-        (settings.run_dir / "settings.json").write_text(json.dumps(told, indent=2) + "\n")
+        text = json.dumps(settings.model_dump(mode="json"), indent=2)
+        (settings.run_dir / "settings.json").write_text(text + "\n")
     except OSError as error:
         raise SettingsError(
             f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
         ) from None
-    policy, reference = make_policy(settings), None
-    if settings.loss.beta:
-        reference = make_policy(settings)
-        reference.module.requires_grad_(False)
-    with closing(RewardService(settings.service, say=tqdm.write)) as service:
+    policy, reference = make_policy(settings), make_reference(settings)
+    with closing(RewardService(settings.service, log=tqdm.write)) as service:
         service.wait_ready()
-        if evaluated and not _kept(settings, BEFORE):
-            _measure(policy, service, settings, BEFORE)
-        state = train(settings, policy, reference, between(service), make_controller(settings.screen))
+        before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
+        if evaluated and not _is_current(before, settings):
+            _evaluate(policy, service, settings, before)
+        state = train(settings, policy, reference, service, make_controller(settings.screen))
         if state.step >= settings.steps:
             if evaluated:
-                _measure(policy, service, settings, AFTER)
+                _evaluate(policy, service, settings, after)
             policy.save(settings.run_dir / "policy")
     tqdm.write(f"wrote {write_report(settings.run_dir)}")
     return 0
 
 
 def make_policy(settings: TrainerSettings) -> show_o.ShowO:
-    """The policy of the settings, on a GPU where there is one."""
+    """Load the policy of the settings, onto a GPU if there is one."""
     chosen, sampler = settings.policy, settings.sampler
     policy = show_o.load(
         chosen.model,
         vq=chosen.vq,
-        tokenizer=chosen.tokenizer,
         guidance_scale=sampler.guidance_scale,
         temperature=sampler.temperature,
     )
@@ -74,21 +65,28 @@ def make_policy(settings: TrainerSettings) -> show_o.ShowO:
     return policy
 
 
+def make_reference(settings: TrainerSettings) -> show_o.ShowO | None:
+    """Load the frozen reference policy of the KL term; None when `loss.beta` is 0."""
+    if not settings.loss.beta:
+        return None
+    reference = make_policy(settings)
+    reference.module.requires_grad_(False)
+    return reference
+
+
 def make_controller(settings: ScreenSettings) -> ThresholdController:
-    """The threshold law of the settings."""
-    return CONTROLLERS[settings.threshold.name](**settings.threshold.model_dump(exclude={"name"}))
+    """Create the threshold controller of the settings."""
+    return make(settings.threshold, settings.target_pass_rate)
 
 
-def _kept(settings: TrainerSettings, file: str) -> bool:
-    """Whether the run has that evaluation, as it would be made today."""
-    path = settings.run_dir / file
+def _is_current(path: Path, settings: TrainerSettings) -> bool:
+    """Return whether `path` holds the evaluation that these settings would make."""
     if not path.exists():
         return False
     found = load_evaluation(path)
-    return found.conditions == conditions(settings) and len(found.rows) == settings.evaluate.prompts
+    return found.conditions == conditions(settings) and len(found.rows) == settings.evaluation_prompts
 
 
-def _measure(policy: Policy, service: RewardService, settings: TrainerSettings, file: str) -> None:
-    path = settings.run_dir / file
+def _evaluate(policy: Policy, service: RewardService, settings: TrainerSettings, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     save_evaluation(path, evaluate(policy, service, held_out(settings), settings, f"held-out prompts {path.stem}"))

@@ -1,4 +1,4 @@
-"""All that changes while a run trains, and what of it a checkpoint keeps."""
+"""What changes while a run trains, and how a checkpoint stores it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from trainer.rollout import Previews
 
 @dataclass
 class TrainState:
-    """`step` is the number of steps done. What is drawn at a step follows from (seed, step): no generator is kept."""
+    """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
+
+    thresholds  the screening threshold of each `Task.key`
+    slope       of reward on surrogate score, for the population baseline
+    """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
@@ -24,20 +28,24 @@ class TrainState:
     slope: Slope = field(default_factory=Slope)
 
     def to_save(self) -> dict[str, Any]:
-        thresholds = {key: asdict(tracker) for key, tracker in self.thresholds.items()}
-        model, optimizer = self.policy.module.state_dict(), self.optimizer.state_dict()
-        return {"policy": model, "optimizer": optimizer, "thresholds": thresholds, "slope": asdict(self.slope)}
+        """Return the state as a tree that `checkpoint.save` accepts."""
+        return {
+            "policy": self.policy.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
+            "slope": asdict(self.slope),
+        }
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
+        """Restore the state after `step` steps from the tree that `to_save` returned."""
         self.policy.module.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.thresholds = {key: ThresholdState(**tracker) for key, tracker in saved["thresholds"].items()}
+        self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
         self.step, self.slope = step, Slope(**saved["slope"])
 
 
-def update_threshold(controller: ThresholdController, tracker: ThresholdState, found: Previews) -> ThresholdState:
-    """The task's tracker after its screen, from every surrogate score that was measured."""
-    scores = [score for score in found.scores if score is not None]
-    return controller.update(
-        tracker, scores, found.screened.drawn, min(found.screened.passed, len(scores)), found.capped
-    )
+def update_threshold(controller: ThresholdController, state: ThresholdState, previews: Previews) -> ThresholdState:
+    """Return the next threshold of a task, from every surrogate score that was measured."""
+    scores = [score for score in previews.scores if score is not None]
+    screened = previews.screened
+    return controller.update(state, scores, screened.drawn, min(screened.passed, len(scores)), previews.capped)

@@ -1,4 +1,4 @@
-"""Stopping a training from outside, between two steps."""
+"""Stop a training by a signal, between two steps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts at once. For the main thread only:
-    elsewhere the event is never set."""
+    """Yield an event that SIGTERM and the first Ctrl-C set; a second Ctrl-C raises KeyboardInterrupt.
+
+    Outside the main thread Python cannot install signal handlers, and the event is never set.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -23,7 +25,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        tqdm.write("stopping after this step; its checkpoint is written")
+        tqdm.write("stopping after this step and its checkpoint")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

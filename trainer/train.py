@@ -1,7 +1,9 @@
-"""THE LOOP: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3), top to bottom.
+"""THE LOOP: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3), on one page.
 
-Left out of the paper: several updates a rollout (ratios are 1 at the update, as in the authors' public code), and more
-than one device. Left out of that code: its judge model. What is computed otherwise, and why, is in docs/training.md.
+A step draws previews for each prompt, screens them by a surrogate score, finishes those that pass, waits for the
+rewards of the finished images, and updates the policy once. Left out of the paper: several updates per rollout (here
+every ratio is 1 at the update, as in the authors' code) and more than one device. docs/training.md lists every
+deviation with its reason.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from trainer.data import Source, read_concepts, read_prompts
 from trainer.errors import NonFinite, RewardServiceUnavailable
 from trainer.grpo.threshold import ThresholdController
 from trainer.metrics import Metrics
-from trainer.optim import make_optimizer, policy_update, slope_after
+from trainer.optim import make_optimizer, policy_update, update_slope
 from trainer.policy.base import Policy
-from trainer.records import keep_failure, keep_images, step_record
-from trainer.rollout import Rewards, finish, sample_previews
+from trainer.records import log_images, save_failed_groups, step_record
+from trainer.rollout import Group, Rewards, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState, update_threshold
 from trainer.stop import stop_on_signal
@@ -31,13 +33,13 @@ def train(
     reference: Policy | None,
     service: Rewards,
     controller: ThresholdController,
-    say: Callable[[str], None] = tqdm.write,
+    log: Callable[[str], None] = tqdm.write,
 ) -> TrainState:
-    """Train until `settings.steps`, or until SIGTERM or Ctrl-C, which end after the step at hand.
+    """Train until `settings.steps` are done, and return the final state.
 
-    Goes on from the run's last checkpoint. `reference` may be None when `loss.beta` is 0. Raises
-    RewardServiceUnavailable,
-    CheckpointMismatch, CheckpointNotWritten, NonFinite (the offending group is saved, nothing was updated).
+    Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. `reference` is the
+    frozen policy of the KL term; it may be None when `loss.beta` is 0. Raises RewardServiceUnavailable,
+    CheckpointMismatch, CheckpointNotWritten, and NonFinite, which saves the failed groups and updates nothing.
     """
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)
@@ -46,9 +48,9 @@ def train(
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
-        say(f"going on from {last}: {state.step} of {settings.steps} steps are done")
+        log(f"resuming from {last}: {state.step} of {settings.steps} steps are done")
 
-    def keep(state: TrainState) -> None:
+    def save_checkpoint() -> None:
         if state.step:
             checkpoint.save(checkpoints, state.step, state.to_save(), settings)
 
@@ -59,17 +61,19 @@ def train(
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, groups, thresholds = state.step, [], dict(state.thresholds)
+            step, thresholds = state.step, dict(state.thresholds)
+            groups: list[Group] = []
             try:
                 for index, task in enumerate(source.tasks(step)):
-                    tracker, key = thresholds.get(task.key, controller.initial_state()), (settings.seed, step, index)
-                    found = sample_previews(policy, service, task, tracker.threshold, settings, key, clock)
-                    groups.append(finish(policy, service, found, settings, clock))
-                    thresholds[task.key] = update_threshold(controller, tracker, found)
+                    previous = thresholds.get(task.key, controller.initial_state())
+                    key = (settings.seed, step, index)  # of the group's random numbers
+                    previews = sample_previews(policy, service, task, previous.threshold, settings, key, clock)
+                    groups.append(finish(policy, service, previews, settings, clock))
+                    thresholds[task.key] = update_threshold(controller, previous, previews)
                 with clock("reward_wait"):
                     rewards = [group.rewards() for group in groups]
-            except RewardServiceUnavailable:  # what was learned stays; the step at hand is drawn again
-                keep(state)
+            except RewardServiceUnavailable:  # save the finished steps; the current one is drawn again on resuming
+                save_checkpoint()
                 raise
             try:
                 with clock("update"):
@@ -77,17 +81,18 @@ def train(
                         policy, reference, state.optimizer, groups, rewards, state.slope, settings, step
                     )
             except NonFinite as error:
-                raise keep_failure(settings.run_dir, step, groups, rewards, error) from error
-            state.slope, state.thresholds = slope_after(state.slope, groups, rewards), thresholds
+                raise save_failed_groups(settings.run_dir, step, groups, rewards, error) from error
+            state.slope = update_slope(state.slope, groups, rewards)
+            state.thresholds = thresholds
             state.step += 1
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
-            keep_images(metrics, step, groups, rewards)
-            if state.step % settings.checkpoint.every == 0:
+            log_images(metrics, step, groups, rewards)
+            if state.step % settings.checkpoint_every == 0:
                 with clock("checkpoint"):
-                    keep(state)
+                    save_checkpoint()
             reward = record["reward_mean"]
             bar.set_postfix_str("no reward" if reward is None else f"reward {reward:.3f}")
             bar.update()
-        keep(state)  # here, so that a signal at any moment finds the last step kept
+        save_checkpoint()  # inside `with`: a second signal must not end the program before the last step is saved
     return state

@@ -1,4 +1,4 @@
-"""Records of the trainer. Frozen; they import nothing that does I/O.
+"""Records of the trainer. They are frozen and import nothing that does I/O.
 
 Suffixes give shapes: B rollouts, T denoising steps, N image positions, S text tokens.
 """
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from synod.contracts import Concept, GenEvalMetadata, Pixels, Reasoning, ScoreFailure
 
-Pathway = Literal["visual", "textual", "none"]  # "none": a prompt without a concept, drawn as it stands
+Pathway = Literal["visual", "textual", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One line of a prompt file. `resolved` says what a vague prompt means ("... wearing a red hat"), if it is vague.
+    """One line of a prompt file.
 
-    `fact` is the index of the concept's fact that the prompt hints at, None when it hints at none.
+    concept   the name of the concept it is about; None for GenEval's prompts, which have `geneval`
+    resolved  what a vague prompt means ("... wearing a red hat"); None for a clear one
+    fact      the index of the concept's fact that the prompt hints at; None for no fact
     """
 
     text: str
@@ -34,10 +36,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConceptProfile:
-    """A personalised concept: its name on the wire, what is known of it, its images uint8 [H W 3].
+    """A personalised concept: its contract record, a description, and its images uint8 [H W 3].
 
-    `answers` are (query, answer) pairs about the images, for visual instruct reasoning; `facts` are the extra
-    information of textual attribute reasoning, which no image shows.
+    answers  (query, answer) pairs about the images, for visual instruct reasoning
+    facts    information that the images do not show, for textual attribute reasoning
     """
 
     concept: Concept
@@ -49,7 +51,7 @@ class ConceptProfile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """What the policy is asked before it draws. `image` uint8 [H W 3]; None stands for the black image."""
+    """A question to the policy about `image`, uint8 [H W 3]; None stands for a black image."""
 
     text: str
     image: Pixels | None = None
@@ -57,9 +59,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A prompt made ready: its pathway, the query (None on pathway "none"), and what TIER judges the answer by.
+    """A prompt with its pathway, and the query that the policy answers first (None on pathway "none").
 
-    `key` names the threshold tracker: concept (or GenEval tag) and pathway.
+    key              names the screening threshold: concept (or GenEval tag) and pathway
+    segments, truth  what TIER scores the answer against: texts, and 1 for each that is right, else 0
     """
 
     key: str
@@ -71,12 +74,17 @@ class Task:
     truth: tuple[float, ...] = ()
 
     def reasoning(self, text: str) -> Reasoning:
+        """Return the contract record of an answer to this task."""
         return Reasoning(text, self.segments, self.truth)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextSegment:
-    """A sampled text. ids_S int64 (the end token included when it was drawn), logp_S float32 under the behaviour."""
+    """A sampled answer.
+
+    ids_S   int64, with the end token if it was drawn
+    logp_S  float32, log-probability of each token under the policy that sampled it
+    """
 
     query: Query
     ids_S: Tensor
@@ -86,12 +94,12 @@ class TextSegment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSegment:
-    """An image after `step` denoising steps, and everything to go on from there.
+    """An image after `step` denoising steps, with everything needed to continue.
 
-    codes_TN    int64, the full draw of each step done: codes_TN[-1] is the preview, or at the end the image
-    masked_TN   bool, the positions that were masked when step t drew: these are its decisions
-    logp_TN     float32, guided log-probability of codes_TN under the behaviour policy, at every position
-    remasked_N  bool, the positions masked for the next step (the state after re-masking, not before)
+    codes_TN    int64, the full draw of each step; codes_TN[-1] is the preview, or in the end the image
+    masked_TN   bool, True where step t sampled: only these positions are decisions
+    logp_TN     float32, guided log-probability of codes_TN under the policy that sampled it, at every position
+    remasked_N  bool, the positions masked for the next step (after re-masking)
     uniform_T2N float32 in (0, 1), every random number of the whole trajectory, drawn in advance
     """
 
@@ -112,7 +120,7 @@ Segment = TextSegment | ImageSegment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One trajectory o_i = (IR_i, I_i): `text` is None on pathway "none". `index` is its place in the draw order."""
+    """One trajectory o_i = (IR_i, I_i); `text` is None on pathway "none", `index` its place in draw order."""
 
     index: int
     text: TextSegment | None
@@ -125,7 +133,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A measured reward with its components, or `value` None with the typed failure: a mask, never a number."""
+    """A measured reward with its components; or `value` None, which masks the rollout, with the failure."""
 
     value: float | None
     components: Mapping[str, float] = field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""The proof under fault: faults are injected into a real service under load, and what callers get is counted.
+"""Fault injection: break a real service under load and count what its callers receive.
 
 python -m benchmarks.faults                      # full counts -> benchmarks/results/faults.json
-python -m benchmarks.faults --quick --out FILE   # small ones, as the tests run them
+python -m benchmarks.faults --quick --out FILE   # small counts, as the tests run them
 """

@@ -1,4 +1,4 @@
-"""Runs every fault and writes what was counted; fails when a promise was not kept."""
+"""Run every fault case and write its counts; exit with 1 if a check failed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.machine import machine
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A fault, how much of it the full run does, and how much a quick one."""
+    """A fault and its amount in full and quick runs."""
 
     inject: Callable[[Running, Any], dict[str, Any]]
     full: float
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=benchmarks.faults.__doc__)
     parser.add_argument("--quick", action="store_true", help="small counts, and a soak of seconds")
     parser.add_argument(
-        "--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="these only; the file keeps its others"
+        "--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="run these only; keep the file's other cases"
     )
     parser.add_argument("--soak-minutes", type=float, help="20; 0.1 with --quick")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
@@ -78,7 +78,7 @@ def _inject(case: Case, quick: bool, service: Running) -> dict[str, Any]:
 
 
 class _Record:
-    """What was counted, written anew after every case. `keeps` leaves what the file has of other cases."""
+    """The results file, rewritten after every case. `keeps` preserves the file's other cases."""
 
     def __init__(self, path: Path, *, keeps: bool) -> None:
         self.cases: dict[str, dict[str, Any]] = {}
@@ -86,7 +86,7 @@ class _Record:
         self._others: dict[str, Any] = json.loads(path.read_text())["cases"] if keeps and path.exists() else {}
 
     def add(self, name: str, count: Callable[[], dict[str, Any]]) -> None:
-        """Run one."""
+        """Run one case and write the file."""
         began_s = time.monotonic()
         command = " ".join(["python -m benchmarks.faults", *sys.argv[1:]])
         found = {"command": command, "took_s": 0.0, **count()}
@@ -99,10 +99,10 @@ class _Record:
 
 
 def report(found: dict[str, Any]) -> int:
-    """Says which promises were not kept; 1 if any."""
-    promises = [(name, said, kept) for name, one in found.items() for said, kept in one["held"].items()]
-    broken = [f"{name}: not so: {said}" for name, said, kept in promises if not kept]
-    print("\n".join(broken or [f"{len(found)} cases, {len(promises)} promises kept"]))
+    """Print the checks that failed; return 1 if any did."""
+    checks = [(name, check, passed) for name, one in found.items() for check, passed in one["held"].items()]
+    broken = [f"{name}: failed: {check}" for name, check, passed in checks if not passed]
+    print("\n".join(broken or [f"{len(found)} cases, {len(checks)} checks passed"]))
     return 1 if broken else 0
 
 

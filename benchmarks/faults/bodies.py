@@ -1,4 +1,4 @@
-"""Bodies that are nearly right: valid requests with odd values planted, or bytes flipped, cut, repeated and spliced."""
+"""Almost valid request bodies: with odd values, or with bytes flipped, cut, repeated or inserted."""
 
 from __future__ import annotations
 
@@ -68,24 +68,25 @@ _SPLICES: Final[Mapping[str, tuple[bytes, ...]]] = {
 
 
 def bodies(codec: Codec, *, put: bool = False) -> st.SearchStrategy[bytes]:
-    """Bodies of a score request, or of an upload, in this format."""
+    """Return a strategy for bodies of score requests, or of uploads, in this format."""
     valid = st.sampled_from([valid_body(codec, one) for one in (PUTS if put else REQUESTS)])
-    hurt = st.one_of(valid, planted(codec, put=put)) if codec is not PROTOBUF else st.one_of(valid, _shuffled(put))
+    originals = st.one_of(valid, planted(codec, put=put)) if codec is not PROTOBUF else st.one_of(valid, _shuffled(put))
     splices = st.sampled_from(_SPLICES[codec.content_type])
     places, byte = st.integers(0, 2**16), st.integers(1, 255)
     flips = st.tuples(st.just("flip"), places, byte)
     cuts = st.tuples(st.just("cut"), places, st.none())
     inserts = st.tuples(st.just("insert"), places, splices | st.binary(max_size=8))
     repeats = st.tuples(st.just("repeat"), places, st.integers(1, 64))
-    return st.builds(_hurt, hurt, st.lists(st.one_of(flips, cuts, inserts, repeats), max_size=3))
+    return st.builds(_mutate, originals, st.lists(st.one_of(flips, cuts, inserts, repeats), max_size=3))
 
 
 def valid_body(codec: Codec, record: c.ScoreRequest | c.PutImagesRequest) -> bytes:
+    """Encode a request in this format."""
     return codec.encode_put(record) if isinstance(record, c.PutImagesRequest) else codec.encode_request(record)
 
 
 def planted(codec: Codec, *, put: bool) -> st.SearchStrategy[bytes]:
-    """Valid but for one odd value, anywhere in the tree."""
+    """Return a strategy for bodies with one odd value, anywhere in the tree."""
     trees = [_tree(one) for one in (PUTS if put else REQUESTS)]
     spots = [(one, path) for one in trees for path in _paths(one)]
     odd = st.sampled_from(_ODD) | st.text(max_size=4) | st.integers(-(2**63), 2**64 - 1) | st.floats()
@@ -93,7 +94,7 @@ def planted(codec: Codec, *, put: bool) -> st.SearchStrategy[bytes]:
 
 
 def _shuffled(put: bool) -> st.SearchStrategy[bytes]:
-    """Messages one behind the other: protobuf merges them, fields occur twice."""
+    """Concatenated messages: protobuf merges them, so fields occur twice."""
     valid = [valid_body(PROTOBUF, one) for one in (*PUTS, *REQUESTS)]
     return st.lists(st.sampled_from(valid), min_size=1, max_size=3).map(b"".join)
 
@@ -116,15 +117,15 @@ def _plant(whole: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def _dump(codec: Codec, whole: Any) -> bytes:
-    """As a careless client would: NaN and all."""
+    """Encode without checks, as a careless client would."""
     if codec is JSON:
         return json.dumps(whole, default=lambda data: b64encode(data).decode()).encode()
     packed: bytes = msgpack.packb(whole, unicode_errors="surrogatepass")
     return packed
 
 
-def _hurt(body: bytes, wounds: list[tuple[str, int, Any]]) -> bytes:
-    for kind, place, how in wounds:
+def _mutate(body: bytes, mutations: list[tuple[str, int, Any]]) -> bytes:
+    for kind, place, how in mutations:
         at = place % (len(body) + 1)
         if kind == "flip" and at < len(body):
             body = body[:at] + bytes([body[at] ^ how]) + body[at + 1 :]

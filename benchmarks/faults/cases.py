@@ -1,6 +1,6 @@
-"""The faults of a service, one function each: inject, count, and say which promise held.
+"""The fault cases, one function each: inject the fault, count the outcomes, check them.
 
-Each takes the running service and how much of it to do, and returns counts with `held`: promise -> whether it was kept.
+Each takes the running service and an amount, and returns counts with `held`: check -> whether it passed.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ Result = dict[str, Any]
 Answered = tuple[int, float, float | None]  # status, seconds, Retry-After
 KIND: Final = {"content-type": MSGPACK.content_type}
 GROUP: Final = 32
-TWICE_FROM: Final = 2000  # images: fewer are scored before the service is whole again
-CUT: Final = 45  # bytes of a PNG: its header, and the first of its pixels
+TWICE_FROM: Final = 2000  # images; fewer are all scored before the killed replica is replaced
+CUT: Final = 45  # bytes of a PNG: its header and its first pixels
 
 
 def replica_killed(service: Running, images: int) -> Result:
-    """SIGKILL of one of two scorer replicas under 16 clients, and again when the service is whole."""
+    """SIGKILL one of two scorer replicas under 16 clients, and again once it is replaced."""
     return _killed(service, "colour", images)
 
 
 def gateway_killed(service: Running, images: int) -> Result:
-    """SIGKILL of one of two gateways under 16 clients, and again when the service is whole."""
+    """SIGKILL one of two gateways under 16 clients, and again once it is replaced."""
     return _killed(service, "Gateway", images)
 
 
 def _killed(service: Running, deployment: str, images: int) -> Result:
-    service.whole(deployment, 2)
+    service.await_replicas(deployment, 2)
     tally, killed, under_way = Tally(), list[int](), list[int]()
 
     def kill() -> None:
         if killed:
-            service.whole(deployment, 2, without=killed)
+            service.await_replicas(deployment, 2, without=killed)
         killed.append(min(service.pids(deployment)))
         os.kill(killed[-1], signal.SIGKILL)
         under_way.append(tally.asked - tally.done)
 
     at = {images // 4: kill} if images < TWICE_FROM else {images // 4: kill, images // 2: kill}
     seen = drive(service.url, fresh(images), "colour", tally, at=at)
-    service.whole(deployment, 2, without=killed)
+    service.await_replicas(deployment, 2, without=killed)
     held = {
-        "no score is lost, doubled, disordered or invented": tally.whole() and tally.asked >= images,
-        "every kill met work under way": len(under_way) == len(at) and all(under_way),
+        "no score is lost, doubled, disordered or invented": tally.complete() and tally.asked >= images,
+        "every kill met work in flight": len(under_way) == len(at) and all(under_way),
     }
     return tally.counts() | {"under_way_at_kills": under_way, "attempts": dict(seen), "held": held}
 
 
 def corrupt_image(service: Running, images: int) -> Result:
-    """One image of each 32 is cut off."""
+    """Truncate one image of each 32."""
     numbers = fresh(images // GROUP * GROUP)
     bad = {group[i % GROUP] for i, group in enumerate(zip(*[iter(numbers)] * GROUP, strict=True))}
 
@@ -75,13 +75,13 @@ def corrupt_image(service: Running, images: int) -> Result:
     drive(service.url, numbers, "colour", tally, image=image, per_request=GROUP)
     held = {
         "31 of 32 are scored": tally.right == len(numbers) - len(bad),
-        "the corrupt one is a bad_image": tally.failed == Counter(bad_image=len(bad)),
+        "the truncated one is a bad_image": tally.failed == Counter(bad_image=len(bad)),
     }
     return tally.counts() | {"held": held}
 
 
 def nan(service: Running, images: int) -> Result:
-    """A scorer yields NaN for 1 % of the images."""
+    """Score with a scorer that returns NaN for 1 % of the images."""
     numbers = fresh(images)
     bad = sum(number % NAN_EVERY == 0 for number in numbers)
     tally = Tally()
@@ -94,7 +94,7 @@ def nan(service: Running, images: int) -> Result:
 
 
 def overload(service: Running, seconds: float) -> Result:
-    """Requests come at twice the rate at which a scorer drains: some are refused whole, the others are scored."""
+    """Send requests at twice a scorer's throughput: some are refused whole, the others are scored."""
     from services.cluster import graph
 
     tally, answers = asyncio.run(_overload(service.url, seconds))
@@ -106,9 +106,9 @@ def overload(service: Running, seconds: float) -> Result:
     gateways = service.settings.server.gateway_replicas
     held = {
         "all are answered 200 or 429": len(admitted) + len(refused) == len(answers),
-        "some of each": bool(admitted) and bool(refused),
-        "every refusal says when to come back": len(waits) == len(refused) and min(waits, default=1) >= 1,
-        "what is admitted is scored": tally.whole(),
+        "there are both": bool(admitted) and bool(refused),
+        "every refusal has a Retry-After": len(waits) == len(refused) and min(waits, default=1) >= 1,
+        "every admitted image is scored": tally.complete(),
     }
     return tally.counts() | {
         "requests": len(answers),
@@ -116,14 +116,14 @@ def overload(service: Running, seconds: float) -> Result:
         "refused": len(refused),
         "retry_after_s": {"median": statistics.median(waits), "most": max(waits)} if waits else None,
         "admitted_p99_s": round(admitted[int(0.99 * len(admitted))], 3) if admitted else None,
-        "bound_s": round(gateways * (QUEUE + window + PER_REQUEST) / drain, 3),  # queued and under way / drain rate
+        "bound_s": round(gateways * (QUEUE + window + PER_REQUEST) / drain, 3),  # (queued + in flight) / drain rate
         "offered_over_drain": round(len(answers) * PER_REQUEST / seconds / drain, 2),
         "held": held,
     }
 
 
 async def _overload(url: str, seconds: float) -> tuple[Tally, list[Answered]]:
-    """An open loop at twice the drain rate: what every request was answered."""
+    """Send an open loop at twice the drain rate and return every request's answer."""
     tally, period_s = Tally(), PER_REQUEST / (2 * BUSY_BATCH / BUSY_BATCH_S)
     limits = httpx.Limits(max_connections=None)
 
@@ -150,43 +150,43 @@ async def _overload(url: str, seconds: float) -> tuple[Tally, list[Answered]]:
 
 
 def timeout_then_retry(service: Running, requests: int) -> Result:
-    """A client gives up while its images are on the device, and sends the same request again, at once."""
+    """Give up while the images are on the device, and send the same request again at once."""
     tally, gave_up, asked = Tally(), 0, list[int]()
     with SynodClient(service.alone_url, timeout_s=120) as again:
         for i in range(requests):
             numbers = fresh(4)
             request = ScoreRequest(_items(numbers), ("logged",), request_id=f"retry-{i}")
-            gave_up += _leaves(service, request, numbers)
+            gave_up += _disconnect(service, request, numbers)
             asked += numbers
             tally.expect(numbers)
             for number, result in zip(numbers, again.score(request).results, strict=True):
                 tally.outcome(number, result.scores["logged"])
     runs = _runs(service, asked)
     held = {
-        "every first try was given up": gave_up == requests,
-        "every retry is scored": tally.whole(),
+        "every first attempt was abandoned": gave_up == requests,
+        "every retry is scored": tally.complete(),
         "device work is done once": set(runs.values()) == {1} and len(runs) == len(asked),
     }
     return tally.counts() | {"gave_up": gave_up, "device_runs": runs.total(), "held": held}
 
 
 def client_gone(service: Running, requests: int) -> Result:
-    """A client asks for 128 images, 4 a batch, and leaves for good when the first batch is on the device."""
+    """Ask for 128 images in batches of 4 and disconnect for good when the first batch is on the device."""
     asked: list[int] = []
     tally = Tally()
     with SynodClient(service.alone_url, timeout_s=120) as other:
         for _ in range(requests):
             numbers = fresh(128)
             asked += numbers
-            _leaves(service, ScoreRequest(_items(numbers), ("logged",)), numbers)
-            score(other, fresh(1), "logged", tally, either)  # waits behind what is left of it
+            _disconnect(service, ScoreRequest(_items(numbers), ("logged",)), numbers)
+            score(other, fresh(1), "logged", tally, either)  # queued behind the abandoned work
     worked = _runs(service, asked).total()
-    held = {"most of its work is dropped": worked <= len(asked) / 2, "the next caller is served": tally.whole()}
+    held = {"most of its work is dropped": worked <= len(asked) / 2, "the next caller is served": tally.complete()}
     return {"asked": len(asked), "reached_the_device": worked, "dropped": len(asked) - worked, "held": held}
 
 
 def wrong_channel_order(service: Running, replicas: int) -> Result:
-    """A scorer that reads BGR, behind the golden gate that the others passed."""
+    """Deploy a scorer that reads BGR, behind the golden gate that the others passed."""
     from ray import serve
 
     def failed() -> bool:
@@ -194,17 +194,17 @@ def wrong_channel_order(service: Running, replicas: int) -> Result:
 
     with service.application("swapped", None, service.changed("swapped", replicas=replicas)):
         eventually(failed, "verdict on the swapped scorer")
-        told = serve.status().applications["swapped"].deployments["swapped"]
-        running = int(told.replica_states.get("RUNNING", 0))
-        message = told.message
+        status = serve.status().applications["swapped"].deployments["swapped"]
+        running = int(status.replica_states.get("RUNNING", 0))
+        message = status.message
     tally = Tally()
     drive(service.url, fresh(PER_REQUEST), "colour", tally)
     held = {
         "no replica of it serves": running == 0,
-        "its drift is told": "golden item 0 scored" in message,
-        "the others serve": tally.whole(),
+        "its drift is reported": "golden item 0 scored" in message,
+        "the others serve": tally.complete(),
     }
-    return {"replicas": replicas, "running": running, "told": message.strip().splitlines()[-1], "held": held}
+    return {"replicas": replicas, "running": running, "message": message.strip().splitlines()[-1], "held": held}
 
 
 def _items(numbers: Sequence[int]) -> tuple[ScoreItem, ...]:
@@ -212,23 +212,26 @@ def _items(numbers: Sequence[int]) -> tuple[ScoreItem, ...]:
 
 
 def _runs(service: Running, numbers: Sequence[int]) -> Counter[int]:
-    """How often each of these images reached the device of `logged`."""
+    """Count how often each of these images reached the device of `logged`."""
     wanted = set(numbers)
     logged = map(int, service.log.read_text().split()) if service.log.exists() else ()
     return Counter(number for number in logged if number in wanted)
 
 
-def _leaves(service: Running, request: ScoreRequest, numbers: Sequence[int]) -> bool:
-    """Ask, and hang up as soon as one of these images is on the device; whether no answer had come by then."""
+def _disconnect(service: Running, request: ScoreRequest, numbers: Sequence[int]) -> bool:
+    """Send the request and disconnect when one of its images is on the device.
 
-    async def leave() -> bool:
+    Returns whether no answer had come by then.
+    """
+
+    async def disconnect() -> bool:
         async with httpx.AsyncClient(base_url=service.alone_url, timeout=120) as http:
             asking = asyncio.create_task(http.post("/v1/score", content=MSGPACK.encode_request(request), headers=KIND))
             while not asking.done() and not _runs(service, numbers):
                 await asyncio.sleep(0.01)
-            left = not asking.done()
+            unanswered = not asking.done()
             asking.cancel()
             await asyncio.wait([asking])
-            return left
+            return unanswered
 
-    return asyncio.run(leave())
+    return asyncio.run(disconnect())

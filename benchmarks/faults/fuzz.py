@@ -1,4 +1,4 @@
-"""Hostile bodies on every wire of a gateway in a process of its own: it answers all, in types, and serves on."""
+"""Hostile bodies over every transport: each gets a typed answer, and the gateway keeps serving."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from synod.protobuf import ERROR_KEY, SERVICE
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TYPED_5XX: Final = (503, 504)
-OUR_FAULT: Final = (SynodError.code, ScorerFailed.code)
-GROWTH_MIB: Final = 256.0  # what bodies of 1 MiB may unfold to
+INTERNAL: Final = (SynodError.code, ScorerFailed.code)
+GROWTH_MIB: Final = 256.0  # what bodies of 1 MiB may expand to
 _ACCEPTED: Final = (*CODECS, NDJSON, "*/*", "text/html, application/json;q=0.5", "application/msgpack, x", "é", "")
 _SENT: Final = (*CODECS, "application/json; charset=utf-16", "APPLICATION/JSON", "text/plain", "multipart/x", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """Cases for one way in, how many parts of the whole it gets (0: there is one case), and how a case is sent.
+    """Cases of one transport, its share of all cases (0 for a single case), and how to send one.
 
-    `send` judges the answer and names it for the counts; it raises for one that breaks a promise.
+    `send` checks the answer and returns its name for the counts; it raises if a check fails.
     """
 
     cases: st.SearchStrategy[Any]
@@ -47,7 +47,7 @@ class Wire:
 
 
 class Target:
-    """The gateway that is fuzzed, and how to send it bytes."""
+    """The gateway under test and connections to it."""
 
     def __init__(self, process: subprocess.Popen[str], ports: dict[str, int]) -> None:
         self.pid = process.pid
@@ -56,14 +56,14 @@ class Target:
         self.channel = grpc.insecure_channel(self.rpc_url.removeprefix("grpc://"))
 
     def memory_mib(self, what: str) -> float:
-        """VmRSS or VmHWM, its peak."""
+        """Return VmRSS or VmHWM (the peak)."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(what)).split()[1]) / 1024
 
 
 @contextmanager
 def target() -> Iterator[Target]:
-    """A fresh one, ended with the context."""
+    """Start a gateway and end it with the context."""
     line = [sys.executable, "-m", "benchmarks.faults.target"]
     with subprocess.Popen(line, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -76,7 +76,7 @@ def target() -> Iterator[Target]:
 
 
 def fuzz(cases: int) -> dict[str, Any]:
-    """`cases` or more, over the OpenAPI document and every wire; what broke a promise, shrunk."""
+    """Send at least `cases` over all transports and from the OpenAPI document; report failures, shrunk."""
     sent, answers = Counter[str](), Counter[str]()
     broken: dict[str, str] = {}
     with target() as one:
@@ -86,12 +86,12 @@ def fuzz(cases: int) -> dict[str, Any]:
         for name, wire in wires.items():
             try:
                 _probe(name, wire, max(1, share * wire.parts), sent, answers)
-            except Exception as error:  # whatever it is, it goes into the record
-                told = [f"{type(error).__name__}: {error}"[:2000], *getattr(error, "__notes__", ())]
-                broken[name] = "\n".join(told)
+            except Exception as error:  # reported in the results file
+                lines = [f"{type(error).__name__}: {error}"[:2000], *getattr(error, "__notes__", ())]
+                broken[name] = "\n".join(lines)
         peak_mib = one.memory_mib("VmHWM")
         held = {
-            "no 5xx but typed 503 and 504, every error is typed": not broken,
+            "every error is typed, and every 5xx is 503 or 504": not broken,
             "the gateway serves afterwards": serves(one),
             "memory is bounded": peak_mib - began_mib < GROWTH_MIB,
         }
@@ -100,7 +100,10 @@ def fuzz(cases: int) -> dict[str, Any]:
 
 
 def _probe(name: str, wire: Wire, cases: int, sent: Counter[str], answers: Counter[str]) -> None:
-    """Send `cases`, always the same, and count. Raises the smallest that broke a promise, as Hypothesis tells it."""
+    """Send `cases`, the same in every run, and count them.
+
+    Raises for the smallest failing case, with Hypothesis' notes.
+    """
 
     @settings(
         max_examples=cases,
@@ -119,7 +122,7 @@ def _probe(name: str, wire: Wire, cases: int, sent: Counter[str], answers: Count
 
 
 def _wires(one: Target) -> dict[str, Wire]:
-    """REST by format, whole and in parts, uploads, and gRPC."""
+    """REST in each format, streamed REST, uploads, and gRPC."""
 
     def post(case: tuple[bytes, str, str]) -> str:
         return _rest(one, "POST", "/v1/score", *case)
@@ -145,14 +148,14 @@ def _wires(one: Target) -> dict[str, Wire]:
 
 
 def _documented(one: Target) -> dict[str, Wire]:
-    """What schemathesis makes of the OpenAPI document: valid cases and broken ones of every operation."""
+    """Valid and invalid cases of every operation, made by schemathesis from the OpenAPI document."""
     import schemathesis
     from schemathesis import GenerationMode
     from schemathesis.core.result import Err
 
     def send(case: Any) -> str:
         answer = case.call()
-        return judged(case.operation.path, answer.status_code, dict(answer.headers), answer.content)
+        return check(case.operation.path, answer.status_code, dict(answer.headers), answer.content)
 
     found: dict[str, Wire] = {}
     document = schemathesis.openapi.from_url(f"{one.url}/openapi.json")
@@ -168,11 +171,11 @@ def _documented(one: Target) -> dict[str, Wire]:
 def _rest(one: Target, method: str, path: str, body: bytes, kind: str, accept: str) -> str:
     headers = {b"content-type": kind.encode("latin-1"), b"accept": accept.encode("latin-1")}
     answer = one.http.request(method, path, content=body, headers=headers)
-    return judged(path, answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
+    return check(path, answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, answer.content)
 
 
-def judged(path: str, status: int, headers: dict[str, Any], body: bytes) -> str:
-    """The answer's name in the counts. Raises AssertionError, or what decoding raises, for a broken promise."""
+def check(path: str, status: int, headers: dict[str, Any], body: bytes) -> str:
+    """Return the answer's name for the counts. Raises AssertionError or a decoding error if a check fails."""
     listed = headers.get("content-type", "")
     kind = str(listed[0] if isinstance(listed, list) else listed).partition(";")[0]
     if status == 200:
@@ -193,7 +196,7 @@ def _check_parts(body: bytes) -> None:
     parts = [JSON.decode_part(line) for line in body.splitlines()]
     for part in parts:
         if isinstance(part, ScoredItem) and isinstance(part.outcome, ScoreFailure):
-            assert part.outcome.code not in OUR_FAULT, part
+            assert part.outcome.code not in INTERNAL, part
         if isinstance(part, RequestError):
             _check_error(part.error, part.error.http_status)
     assert isinstance(parts[-1], Rewards | RequestError), "the answer was cut off"
@@ -202,11 +205,11 @@ def _check_parts(body: bytes) -> None:
 def _check_scores(response: ScoreResponse) -> None:
     for result in response.results:
         for outcome in (*result.scores.values(), result.reward):
-            assert not isinstance(outcome, ScoreFailure) or outcome.code not in OUR_FAULT, outcome
+            assert not isinstance(outcome, ScoreFailure) or outcome.code not in INTERNAL, outcome
 
 
 def _check_error(error: SynodError, status: int) -> None:
-    assert error.code not in OUR_FAULT, error
+    assert error.code not in INTERNAL, error
     assert status < 500 or status in TYPED_5XX, f"{status}: {error}"
 
 
@@ -222,7 +225,7 @@ def _unary(one: Target, method: str, decode: Callable[[bytes], Any], body: bytes
 
 
 def _stream(one: Target, sent: list[bytes]) -> str:
-    """Every message of the stream is answered to its end, whatever its neighbours are."""
+    """Check that every message of the stream is answered to its end, whatever the other messages are."""
     ended = 0
     try:
         call: Any = one.channel.stream_stream(f"/{SERVICE}/ScoreStream")
@@ -238,16 +241,16 @@ def _stream(one: Target, sent: list[bytes]) -> str:
 
 
 def _check_status(method: str, failed: Any) -> str:
-    told = dict(failed.trailing_metadata() or ()).get(ERROR_KEY)
-    assert told is not None, f"an untyped status {failed.code()}: {failed.details()}"
-    error = PROTOBUF.decode_error(told)
+    encoded = dict(failed.trailing_metadata() or ()).get(ERROR_KEY)
+    assert encoded is not None, f"an untyped status {failed.code()}: {failed.details()}"
+    error = PROTOBUF.decode_error(encoded)
     _check_error(error, error.http_status)
     assert failed.code().name == error.grpc_status
     return f"{method} {failed.code().name} {error.code}"
 
 
 def _framed(body: bytes) -> bytes:
-    """A ScoreStreamRequest around a ScoreRequest: field 1, its length, itself."""
+    """Encode a ScoreStreamRequest that holds this ScoreRequest: field 1, its length, its bytes."""
     size, length = len(body), bytearray()
     while size > 127:
         length.append(size & 127 | 128)
@@ -256,7 +259,7 @@ def _framed(body: bytes) -> bytes:
 
 
 def serves(one: Target) -> bool:
-    """Whether a good request is scored rightly on every wire."""
+    """Return whether a valid request is scored correctly over every transport."""
     request = ScoreRequest((ScoreItem(PNG, "a dog"), ScoreItem(RAW, "a dog")), ("level",), request_id="after")
     wanted = [128 / 255, 77 / 255]
 

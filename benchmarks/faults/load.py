@@ -1,4 +1,4 @@
-"""Concurrent clients over numbered images, and the tally of what became of every one."""
+"""Concurrent clients that score numbered images, and a tally of the outcome of each."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _fresh = count(1)
 
 
 def fresh(amount: int) -> list[int]:
-    """Numbers that were not given before: no store knows their scores. Odd strides spread them over the colours."""
+    """Return unused numbers, whose scores no store has. The odd stride spreads them over the colours."""
     return [next(_fresh) * 7919 % NUMBERS for _ in range(amount)]
 
 
 @dataclass
 class Tally:
-    """What became of every image asked for. All but `asked`, `right` and what was planned must stay 0.
+    """Outcomes of the requested images. Only `asked`, `right` and planned failures may differ from 0.
 
-    lost: no score came, counted by the error's code in `failed`. disordered: another image's score. invented: no
-    image's score. doubled: scores beyond the first that belong to one image.
+    lost: images without a score, counted by error code in `failed`. disordered: images with another image's score.
+    invented: images with a score of no image. doubled: scores of one image beyond its first.
     """
 
     asked: int = 0
@@ -47,13 +47,13 @@ class Tally:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """These images are about to be asked for."""
+        """Record that these images are about to be requested."""
         with self._lock:
             self.asked += len(numbers)
             self._of_run.update(numbers)
 
     def outcome(self, number: int, outcome: Outcome) -> None:
-        """What came back in the place of this image."""
+        """Record the outcome returned for this image."""
         with self._lock:
             if isinstance(outcome, ScoreFailure):
                 self.lost += 1
@@ -76,17 +76,17 @@ class Tally:
         return self.right + self.lost + self.disordered + self.invented
 
     def counts(self) -> dict[str, Any]:
-        """For the record."""
+        """Return the counts for the results file."""
         names = ("asked", "right", "lost", "doubled", "disordered", "invented")
         return {name: getattr(self, name) for name in names} | {"failed": dict(self.failed)}
 
-    def whole(self) -> bool:
-        """Every image has its own score, once."""
+    def complete(self) -> bool:
+        """Return whether every image has its own score exactly once."""
         return self.right == self.asked and self.doubled == 0
 
 
 class Counting(httpx.HTTPTransport):
-    """The network, counting every attempt's status or exception: what a client's retries covered."""
+    """A transport that counts every attempt's status or exception, including those that a client retries."""
 
     def __init__(self, seen: Counter[str]) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ def drive(
     image: Callable[[int], ImageInput] | None = None,
     per_request: int = PER_REQUEST,
 ) -> Counter[str]:
-    """CLIENTS real clients score these images, into the tally; how many attempts were answered what.
+    """Score images with CLIENTS real clients; return how often each status or exception was received.
 
-    `at[n]()` is called, once, as soon as n images are done; until all have returned, fresh images follow the last
-    ones, so that none of them meets an idle service. Half of the images go as PNG, the others raw.
+    `at[n]()` is called once, when n images are done. Until all such calls have returned, further images are scored, so
+    that the service is never idle. Half of the images are sent as PNG, the others raw.
     """
     seen, plans = Counter[str](), dict(at or {})
     acting: list[Callable[[], None]] = []
@@ -151,7 +151,7 @@ def drive(
 def score(
     client: SynodClient, numbers: Sequence[int], scorer: str, tally: Tally, image: Callable[[int], ImageInput]
 ) -> None:
-    """One request, into the tally."""
+    """Send one request and record its outcomes."""
     tally.expect(numbers)
     request = ScoreRequest(tuple(ScoreItem(image(number), prompt="a colour") for number in numbers), (scorer,))
     outcomes: Sequence[Outcome]
@@ -164,5 +164,5 @@ def score(
 
 
 def either(number: int) -> ImageData:
-    """The image, raw or as PNG."""
+    """Return the image as PNG if its number is odd, else raw."""
     return encode_png(image_of(number)) if number % 2 else image_of(number)

@@ -1,6 +1,7 @@
-"""Scorers whose right answer is written in the image, each with a fault or a price. Workers import this by name.
+"""Scorers whose correct score is encoded in the image, each with a fault or a delay.
 
-Settings of a real kind stand in for theirs: the name alone tells which is built, and `model` is a folder for its log.
+Ray workers import this module by name. The scorers' settings have a real `kind`; the name decides which is built, and
+`model` is the folder of its log.
 """
 
 from __future__ import annotations
@@ -15,44 +16,45 @@ from typing import Final
 
 import numpy as np
 
-from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 NUMBERS: Final = 2**24  # an image's number is its colour
 NAN_EVERY: Final = 100
-LOG: Final = "device.log"  # one line an image that reached the device: its number
+LOG: Final = "device.log"  # the numbers of the images that reached the device, one per line
 BUSY_BATCH, BUSY_BATCH_S = 8, 0.1
 
 
 def image_of(number: int, side: int = 16) -> Pixels:
-    """uint8 [side side 3], all of one colour, which is `number` (0 <= number < NUMBERS)."""
+    """Return uint8 [side side 3] in the one colour that encodes `number` (0 <= number < NUMBERS)."""
     colour = np.frombuffer(number.to_bytes(3, "big"), np.uint8)
     return np.ascontiguousarray(np.broadcast_to(colour, (side, side, 3)))
 
 
 def value(number: int) -> float:
-    """The right score of an image, in [0, 1)."""
+    """Return the correct score of an image, in [0, 1)."""
     return number / NUMBERS
 
 
 def number_of(score: float) -> float:
-    """The number of the image that a score belongs to; a fraction for a score that belongs to none."""
+    """Return the number of the image with this score; a fraction if no image has it."""
     return score * NUMBERS
 
 
 def identity(pixels: Pixels) -> Pixels:
+    """Return the pixels unchanged."""
     return pixels
 
 
 def bgr(pixels: Pixels) -> Pixels:
-    """What a library with another channel order makes of it."""
+    """Return the pixels in reverse channel order."""
     return pixels[..., ::-1]
 
 
 @dataclass
 class Colour:
-    """Reads the colour of each image; a batch takes `batch_s` on the device."""
+    """Scorer that decodes each image's colour; a batch takes `batch_s`."""
 
     name: str
     batch_s: float = 0.0
@@ -74,7 +76,7 @@ class Colour:
 
 
 def build(name: str, settings: ScorerSettings) -> Colour:
-    """The scorer of this name."""
+    """Build the scorer of this name."""
     makers: dict[str, Callable[[], Colour]] = {
         "colour": lambda: Colour(name, batch_s=0.02),
         "nan": lambda: Colour(name, breaks=lambda number: number % NAN_EVERY == 0),

@@ -1,4 +1,4 @@
-"""A real service for the faults: Ray Serve, two gateways, scorers without models; and its processes, by deployment."""
+"""A real service to inject faults into, with two gateways and scorers without models."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from services.settings import Settings, load
 from synod.images import encode_png
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-GOLDEN_NUMBER: Final = 0xC02010  # red: of another channel order it is blue
+GOLDEN_NUMBER: Final = 0xC02010  # red; blue in BGR order
 QUEUE: Final = 64
-ALONE: Final = "alone"  # a second application, of one gateway and one scorer, so that what a request cost can be told
+ALONE: Final = "alone"  # a second application with one gateway and one scorer, which isolates a request's cost
 SETTINGS: Final = """
 golden = "./golden.json"
 [server]
@@ -33,7 +33,6 @@ gateway_replicas = 2
 [cluster]
 num_cpus = 16
 object_store_bytes = 134217728
-health_check_period_s = 0.5
 ready_timeout_s = 900
 [admission]
 max_queued_images = {queue}
@@ -52,12 +51,12 @@ kind = "ber"
 model = "./models"
 serving = {{ max_batch_images = {busy_batch} }}
 """
-PATIENCE_S: Final = 600.0  # of waits for what must come to be: generous, for a busy machine
+PATIENCE_S: Final = 600.0  # generous, for a busy machine
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A service that is up: where it answers, where it writes, and the folder that only its processes use."""
+    """A running service: its address, its folder, and the temporary folder that only its processes use."""
 
     url: str
     folder: Path
@@ -67,24 +66,24 @@ class Running:
 
     @property
     def alone_url(self) -> str:
-        """Where the application ALONE answers; it serves `logged`."""
+        """The URL of the application ALONE, which serves `logged`."""
         return f"http://127.0.0.1:{self.alone_port}"
 
     @property
     def log(self) -> Path:
-        """What reached the device of `logged`."""
+        """The file of images that reached the device of `logged`."""
         return self.folder / "models" / LOG
 
     def pids(self, deployment: str) -> set[int]:
-        """The processes of a deployment's replicas."""
+        """Return the process ids of a deployment's replicas."""
         return {pid for pid in users_of(self.temp_dir) if _title(pid).endswith(f":{deployment}")}
 
     def rss_mib(self, pids: set[int]) -> float:
-        """Their resident memory in all, MiB; 0 for those that are gone."""
+        """Return the processes' total resident memory in MiB; ended ones count as 0."""
         return sum(map(_rss_mib, pids))
 
-    def whole(self, deployment: str, replicas: int, without: Sequence[int] = ()) -> None:
-        """Return once all replicas live, none of them among `without`, and the service is ready."""
+    def await_replicas(self, deployment: str, replicas: int, without: Sequence[int] = ()) -> None:
+        """Wait until all replicas run, none of them in `without`, and the service is ready."""
 
         def restored() -> bool:
             pids = self.pids(deployment)
@@ -93,7 +92,7 @@ class Running:
         eventually(restored, f"{replicas} processes of {deployment}")
 
     def deploy(self, name: str, route: str | None, settings: Settings) -> None:
-        """Bring an application on this cluster to these settings; Serve replaces what they change, not waited for."""
+        """Deploy an application with these settings on this cluster, without waiting for it."""
         from ray import serve
 
         from services.cluster import graph
@@ -104,7 +103,7 @@ class Running:
 
     @contextmanager
     def application(self, name: str, route: str | None, settings: Settings) -> Iterator[None]:
-        """A further application on the same cluster, not waited for."""
+        """Deploy a further application, without waiting for it, and delete it at the end."""
         from ray import serve
 
         self.deploy(name, route, settings)
@@ -114,7 +113,7 @@ class Running:
             serve.delete(name)
 
     def changed(self, scorer: str, gateways: int = 1, port: int | None = None, **serving: Any) -> Settings:
-        """Settings of the same kind with one scorer, on `port` or a free one."""
+        """Return settings with one scorer only, on `port` or a free one."""
         one = self.settings.scorers["nan"]
         fresh = one.model_copy(update={"serving": one.serving.model_copy(update=serving)})
         server = self.settings.server.model_copy(update={"gateway_replicas": gateways, "port": port or free_port()})
@@ -123,7 +122,7 @@ class Running:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Running]:
-    """A service in this process's own Ray session; nothing of it is left behind."""
+    """Run a service in this process's own Ray session and stop it at the end."""
     os.environ.update(environment())  # before Ray is imported
     os.environ["PYTHONPATH"] = str(ROOT)  # workers import the scorers too
     (folder / "models").mkdir(parents=True, exist_ok=True)
@@ -148,11 +147,11 @@ def running(folder: Path) -> Iterator[Running]:
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Poll until it holds. Raises TimeoutError after PATIENCE_S."""
+    """Poll the condition until it is true. Raises TimeoutError after PATIENCE_S."""
     ends_s = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > ends_s:
-            raise TimeoutError(f"no {what} within {PATIENCE_S:g} s")
+            raise TimeoutError(f"gave up waiting for {what} after {PATIENCE_S:g} s")
         time.sleep(0.1)
 
 
@@ -164,7 +163,7 @@ def _answers(url: str) -> bool:
 
 
 def _title(pid: int) -> str:
-    """Of a Serve replica "ray::ServeReplica:APP:DEPLOYMENT", without the method that it runs."""
+    """The title "ray::ServeReplica:APP:DEPLOYMENT" of a Serve replica, without its current method, or ""."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""A long mixed load on a service whose store is full early: memory must stay where it is."""
+"""A long mixed load on a service whose store fills early: memory must stay bounded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from synod.images import encode_png
 CLIENTS: Final = 4
 PAUSE_S: Final = 0.05  # between a client's requests
 SAMPLES: Final = 240
-ROOM_MIB, ROOM_SHARE = 48.0, 0.1  # how much more memory the last third of a soak may take than the second
-JUDGED_FROM_S: Final = 300.0  # a shorter one tells of warming up only
+GROWTH_MIB, GROWTH_SHARE = 48.0, 0.1  # allowed growth from the second third of a soak to the last
+CHECKED_FROM_S: Final = 300.0  # a shorter soak only shows the warm-up
 DEPLOYMENTS: Final = ("Gateway", "colour", "nan")
 Sample = tuple[float, dict[str, float]]
 
 
 def soak(service: Running, seconds: float) -> dict[str, Any]:
-    """New images, raw, encoded, corrupt and put by digest, and NaN, for `seconds`; RSS by deployment."""
+    """Score images of every kind for `seconds` and report memory by deployment.
+
+    The images are raw, encoded, corrupt or named by digest, and some scores are NaN.
+    """
     ends_s, tally, seen = time.monotonic() + seconds, Tally(), Counter[str]()
     threads = [threading.Thread(target=_client, args=(service, i, ends_s, tally, seen)) for i in range(CLIENTS)]
     for thread in threads:
@@ -37,17 +40,17 @@ def soak(service: Running, seconds: float) -> dict[str, Any]:
     samples = _watch(service, ends_s, seconds / SAMPLES)
     for thread in threads:
         thread.join()
-    figures = {name: _figures([(at_s, rss[name]) for at_s, rss in samples]) for name in DEPLOYMENTS}
+    figures = {name: memory_figures([(at_s, rss[name]) for at_s, rss in samples]) for name in DEPLOYMENTS}
     held = {"no score is doubled, disordered or invented": not (tally.doubled + tally.disordered + tally.invented)}
     held["failures are the planned ones"] = set(tally.failed) <= {"bad_image", "non_finite"}
-    if seconds >= JUDGED_FROM_S:
+    if seconds >= CHECKED_FROM_S:
         held |= {f"memory of {name} is bounded": bounded(one) for name, one in figures.items()}
     return tally.counts() | {"seconds": seconds, "attempts": dict(seen), "rss_mib": figures, "held": held}
 
 
 def bounded(figures: dict[str, float]) -> bool:
-    """Whether the last third took no more than the second, within ROOM."""
-    return figures["last_third"] <= figures["second_third"] * (1 + ROOM_SHARE) + ROOM_MIB
+    """Return whether memory grew no more than allowed from the second third to the last."""
+    return figures["last_third"] <= figures["second_third"] * (1 + GROWTH_SHARE) + GROWTH_MIB
 
 
 def _client(service: Running, lane: int, ends_s: float, tally: Tally, seen: Counter[str]) -> None:
@@ -65,7 +68,7 @@ def _client(service: Running, lane: int, ends_s: float, tally: Tally, seen: Coun
 
 
 def _watch(service: Running, ends_s: float, period_s: float) -> list[Sample]:
-    """(seconds since the start, RSS in MiB of all processes by deployment), once a period."""
+    """Sample (seconds since the start, RSS in MiB by deployment) once per period."""
     pids = {name: service.pids(name) for name in DEPLOYMENTS}
     began_s, samples = time.monotonic(), list[Sample]()
     while time.monotonic() < ends_s or len(samples) < 3:
@@ -75,8 +78,8 @@ def _watch(service: Running, ends_s: float, period_s: float) -> list[Sample]:
     return samples
 
 
-def _figures(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """MiB: where it began, medians of its second and last thirds, the most; MiB per hour over the second half."""
+def memory_figures(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Summarise memory: first, medians of two thirds, maximum (MiB); slope of the second half."""
     rss = [mib for _, mib in samples]
     third, half = len(rss) // 3, len(rss) // 2
     hours = np.array([at_s for at_s, _ in samples[half:]]) / 3600

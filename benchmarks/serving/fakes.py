@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 BATCH_IMAGES = 32  # of the settings too: max_batch_images

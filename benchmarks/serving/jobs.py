@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.serving import fakes
-from services.scorer_settings import BerSettings, ScorerSettings
 from services.scorers.base import score_batch
+from services.scorers.ber import BerSettings
 from services.settings import load
+from services.settings_types import ScorerSettings
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Reasoning, Score, ScoreItem
 
 EMBEDDED = Path(__file__).parents[2] / "deploy/configs/embedded.toml"

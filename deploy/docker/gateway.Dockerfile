@@ -1,4 +1,4 @@
-# The gateway: Ray Serve and the web, no torch. From the repository's root:
+# The gateway: Ray Serve and the web framework, without torch. From the repository's root:
 #   docker build -f deploy/docker/gateway.Dockerfile -t synod-gateway:0.1.0 .
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build

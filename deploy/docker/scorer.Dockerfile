@@ -1,4 +1,4 @@
-# The whole reward service: scorers with torch, the embedded models, and the gateway's code too. From the repository's root:
+# The whole reward service: scorers with torch, the embedded models, and the gateway. From the repository's root:
 #   docker build -f deploy/docker/scorer.Dockerfile -t synod-scorer:0.1.0 .
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build

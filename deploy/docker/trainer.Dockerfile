@@ -18,6 +18,6 @@ ENV PATH=/opt/synod/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUN
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app
 USER 10001:10001
-# A training lives as long as its process and waits long for a service that is away: there is nothing to ask it.
+# No health check: the trainer has no port, and it may wait long for a service that is unavailable.
 HEALTHCHECK NONE
 CMD ["python", "-m", "trainer", "/app/deploy/configs/embedded.toml"]

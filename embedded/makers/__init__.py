@@ -1,1 +1,1 @@
-"""Makers of the embedded models: images of the drawn world in, ordinary model directories out."""
+"""Train the embedded models on the synthetic world and write them as ordinary model directories."""

@@ -1,11 +1,11 @@
-"""`python -m embedded.makers`: train every embedded model that is not finished, two at a time, then measure them.
+"""`python -m embedded.makers`: train the unfinished embedded models, two at a time; measure all.
 
-Two come last and alone, with both threads: the image tokenizer, whose second part looks through the detector, and the
-policy, which learns the tokenizer's tokens.
+The image tokenizer and then the policy are trained last, alone, with both threads: the tokenizer's second part needs
+the detector, and the policy needs the tokenizer.
 
-An interrupted run continues from its checkpoints in build/weights/, and a model whose checkpoint is complete is only
-written again, until its recipe changes; after a change of the world remove that folder. `--only NAME` makes one
-model, `--quick` makes toy models for tests, `--no-quality` skips measuring.
+An interrupted run resumes from its checkpoints in build/weights/. A model with a complete checkpoint is only written
+again, until its recipe changes; remove that folder after a change of the world. `--only NAME` trains one model,
+`--quick` trains toy models for tests, `--no-quality` skips the measurement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# The longest first, so that two workers finish at about the same time.
+# Longest training first, so that two workers finish at about the same time.
 SCORERS = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
 TOKENIZER, POLICY = "magvit-world", "show-o-world"
 NAMES = (*SCORERS, TOKENIZER, POLICY)
@@ -34,9 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m embedded.makers", description=__doc__)
     parser.add_argument("--only", choices=NAMES, help="train this model only, in this process")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images")
-    parser.add_argument("--no-quality", action="store_true", help="do not rewrite embedded/QUALITY.md")
-    parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights", help="where model directories go")
-    parser.add_argument("--build", type=Path, default=ROOT / "build/weights", help="where images and checkpoints go")
+    parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY.md")
+    parser.add_argument(
+        "--weights", type=Path, default=ROOT / "embedded/weights", help="directory of the model directories"
+    )
+    parser.add_argument(
+        "--build", type=Path, default=ROOT / "build/weights", help="directory of training images and checkpoints"
+    )
     parser.add_argument("--position", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only:
@@ -44,22 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     began = time.monotonic()
     try:
-        failed = _all(options)
+        failed = _train_everything(options)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     if failed:
         print(f"failed: {', '.join(failed)}; run the same command again to continue", file=sys.stderr)
         return 1
-    print(f"all models are made; this run took {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"all models are trained; this run took {(time.monotonic() - began) / 60:.1f} minutes")
     if not (options.no_quality or options.quick):
         return subprocess.call([sys.executable, "-m", "embedded.makers.quality"], cwd=ROOT)
     return 0
 
 
 def make(name: str, weights: Path, build: Path, *, quick: bool = False, position: int = 0) -> Path:
-    """Train one model, or what its checkpoints leave of it, and write its directory; training.json tells how, part by
-    part."""
+    """Train one model, from its checkpoints if there are any, and write its directory.
+
+    training.json records the recipe and seconds of each part.
+    """
     import torch
 
     from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
@@ -77,9 +83,12 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         "clip-world": [(clip.RECIPE, clip.ClipMaker)],
         "face-world": [(face.RECIPE, face.FaceMaker)],
         TOKENIZER: [(magvit.RECIPE, magvit.MagvitMaker), (magvit.DECODER_RECIPE, decoder)],
-        POLICY: [(show_o.RECIPE, start), (show_o.UNSURE_RECIPE, partial(start, mix=show_o.UNSURE, start=directory))],
+        POLICY: [
+            (show_o.RECIPE, start),
+            (show_o.UNCERTAIN_RECIPE, partial(start, mix=show_o.UNCERTAIN_MIX, start=directory)),
+        ],
     }
-    told = []
+    records = []
     torch.set_num_threads(1 if quick else _threads(name))
     directory.mkdir(parents=True, exist_ok=True)
     for number, (full, build_maker) in enumerate(parts[name], 1):
@@ -90,22 +99,24 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         seconds = fit(maker.module, maker.loss, recipe, build / f"{part}.ckpt", name=part, position=position)
         maker.module.eval()
         maker.save(directory)
-        told.append({"recipe": asdict(recipe), "seconds": round(seconds)})
-    (directory / "training.json").write_text(json.dumps(told, indent=2) + "\n")
+        records.append({"recipe": asdict(recipe), "seconds": round(seconds)})
+    (directory / "training.json").write_text(json.dumps(records, indent=2) + "\n")
     for file in directory.iterdir():
-        file.chmod(0o644)  # safetensors are written for their owner only
+        file.chmod(0o644)  # safetensors files are readable only by their owner
     return directory
 
 
-def _all(options: argparse.Namespace) -> list[str]:
-    """Draw the images, then run one process a model on WORKERS threads of work. Returns the names that failed."""
+def _train_everything(options: argparse.Namespace) -> list[str]:
+    """Render the images, then train each model in a process of its own. Returns the names that failed."""
     from embedded.makers import dataset
 
     sizes = dataset.QUICK if options.quick else dataset.FULL
     for draw in (dataset.scenes, dataset.identities, dataset.faces, dataset.colors, dataset.episodes):
         draw(options.build, sizes)
     return (
-        _together(options, SCORERS, WORKERS) or _together(options, (TOKENIZER,), 1) or _together(options, (POLICY,), 1)
+        _train_models(options, SCORERS, WORKERS)
+        or _train_models(options, (TOKENIZER,), 1)
+        or _train_models(options, (POLICY,), 1)
     )
 
 
@@ -113,24 +124,24 @@ def _threads(name: str) -> int:
     return 1 if name in SCORERS else WORKERS
 
 
-def _together(options: argparse.Namespace, names: Sequence[str], workers_at_once: int) -> list[str]:
-    lanes = Lanes(options, names)
-    workers = [threading.Thread(target=lanes.work, args=(slot,)) for slot in range(workers_at_once)]
+def _train_models(options: argparse.Namespace, names: Sequence[str], num_workers: int) -> list[str]:
+    queue = TrainingQueue(options, names)
+    workers = [threading.Thread(target=queue.work, args=(slot,)) for slot in range(num_workers)]
     for worker in workers:
         worker.start()
     try:
         for worker in workers:
             worker.join()
-    except BaseException:  # Ctrl-C: what trains stops, its checkpoint stays
-        lanes.stop()
+    except BaseException:  # Ctrl-C: stop training; checkpoints remain
+        queue.stop()
         raise
-    return lanes.failed
+    return queue.failed
 
 
-class Lanes:
-    """The models still to make, and the processes that make some now: one each, single-threaded where two run at once.
+class TrainingQueue:
+    """Models waiting to be trained, and the running process of each worker.
 
-    Two such processes beat one with two threads.
+    Two single-threaded processes are faster than one with two threads.
     """
 
     def __init__(self, options: argparse.Namespace, names: Sequence[str]) -> None:
@@ -141,14 +152,14 @@ class Lanes:
         self._lock = threading.Lock()
 
     def work(self, slot: int) -> None:
-        """Make one model after another until none waits."""
+        """Train one model after another until none waits."""
         while (started := self._start(slot)) is not None:
             name, process = started
             if process.wait():
                 self.failed.append(name)
 
     def stop(self) -> None:
-        """Start no more, and end what runs."""
+        """Clear the queue and terminate the running processes."""
         with self._lock:
             self._waiting.clear()
             for process in self._running.values():

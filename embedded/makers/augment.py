@@ -1,4 +1,4 @@
-"""What must not matter to a scorer: blur, JPEG, noise, a little light, small shifts. Colour names survive all of it."""
+"""Degradations that scorers must tolerate: blur, JPEG, noise, light, small shifts."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ Pixels = NDArray[np.uint8]
 
 
 def blur(image: Pixels, radius: float) -> Pixels:
-    """Gaussian blur of an uint8 [H W 3] image; `radius` in pixels."""
+    """Blur a uint8 [H W 3] image with a Gaussian of `radius` pixels."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def jpeg(image: Pixels, quality: int) -> Pixels:
-    """An uint8 [H W 3] image through JPEG at `quality` (1..95)."""
+    """Encode a uint8 [H W 3] image as JPEG at `quality` (1..95) and decode it."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def resample(image: Pixels, size: int) -> Pixels:
-    """A square uint8 image shrunk to `size` pixels and back: fine detail is lost as in a small image tokenizer."""
+    """Shrink a square uint8 image to `size` pixels and enlarge it, which loses detail as a tokenizer does."""
     whole = Image.fromarray(image)
     small = whole.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(small.resize(whole.size, Image.Resampling.BICUBIC))
 
 
 def light(image: Pixels, gain: float, offset: float) -> Pixels:
-    """Contrast `gain` about mid-grey and brightness `offset` (in grey levels)."""
+    """Change contrast by `gain` about mid-grey and brightness by `offset` grey levels."""
     lit: Pixels = np.clip((image.astype(np.float32) - 127.5) * gain + 127.5 + offset, 0, 255).astype(np.uint8)
     return lit
 
 
 def noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of `sigma` grey levels."""
+    """Add Gaussian noise of `sigma` grey levels."""
     return np.clip(image + rng.normal(0.0, sigma, image.shape), 0, 255).astype(np.uint8)
 
 
@@ -49,8 +49,8 @@ def shift(image: NDArray[np.uint8], dx: int, dy: int) -> NDArray[np.uint8]:
     return wide[pad - dy : pad - dy + image.shape[0], pad - dx : pad - dx + image.shape[1]]
 
 
-def spoil(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A random mixture of the above without the shift; about a third of images get each, one in seven stays clean."""
+def degrade(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Apply a random mixture of the above, without the shift; one image in seven stays clean."""
     steps: tuple[tuple[float, Callable[[Pixels], Pixels]], ...] = (
         (0.4, lambda p: light(p, rng.uniform(0.92, 1.08), rng.uniform(-8, 8))),
         (0.15, lambda p: resample(p, int(rng.integers(36, 60)))),

@@ -1,4 +1,4 @@
-"""What every maker gives the shared loop, and the pieces that several makers use.
+"""The Maker protocol of the shared training loop, and functions that several makers use.
 
 Suffixes give shapes: b batch, d width.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedded.makers.augment import shift, spoil
+from embedded.makers.augment import degrade, shift
 from embedded.makers.dataset import normalised
 from embedded.makers.loop import Recipe
 
@@ -22,7 +22,7 @@ MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 class Maker(Protocol):
-    """`module` holds all that trains (heads that only training needs included); `save` writes the model directory."""
+    """A model to train: `module` has all parameters and heads; `save` writes the model directory."""
 
     recipe: Recipe
     module: nn.Module
@@ -32,14 +32,14 @@ class Maker(Protocol):
     def save(self, directory: Path) -> None: ...
 
 
-def spoiled(images: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
-    """uint8 [B H W 3] -> augmented, normalised float32 [B 3 H W]."""
+def degraded(images: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+    """Augment and normalise images: uint8 [B H W 3] -> float32 [B 3 H W]."""
     moved = [shift(image, int(rng.integers(-2, 3)), int(rng.integers(-2, 3))) for image in images]
-    return torch.from_numpy(normalised(np.stack([spoil(image, rng) for image in moved])))
+    return torch.from_numpy(normalised(np.stack([degrade(image, rng) for image in moved])))
 
 
 def pick_individuals(kind: NDArray[np.uint8], count: int, kinds: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`count` individuals of `kinds` random classes: the others of one's own class are the hard negatives."""
+    """Pick `count` individuals of `kinds` random classes; those of the same class are hard negatives."""
     chosen = rng.choice(np.unique(kind), size=kinds, replace=False)
     pools = [np.flatnonzero(kind == one) for one in chosen]
     shares = [len(part) for part in np.array_split(np.arange(count), kinds)]
@@ -49,7 +49,7 @@ def pick_individuals(kind: NDArray[np.uint8], count: int, kinds: int, rng: np.ra
 
 
 def supervised_contrastive(embedding_bd: Tensor, identity_b: Tensor, temperature: float) -> Tensor:
-    """SupCon loss, L_out of Khosla et al. 2020 (eq. 2): positives are the other images of the same individual."""
+    """SupCon loss, L_out of Khosla et al. 2020 (eq. 2). Positives are other images of the same individual."""
     unit_bd = functional.normalize(embedding_bd, dim=-1)
     self_bb = torch.eye(len(unit_bd), dtype=torch.bool)
     logits_bb = (unit_bd @ unit_bd.T / temperature).masked_fill(self_bb, -1e9)

@@ -1,8 +1,8 @@
 """blip2-world: a small BLIP-2 retrieval model, trained image-text contrastive (ITC) for BER.
 
-Captions are what BER makes of prompts and their resolved forms. Negatives are texts known to be false of the image:
-its own one-word-off and wrong prompts, and other captions of the batch that mention something it does not show.
-The vision tower also learns to name what each patch shows, which only training needs. The ITM head stays untrained.
+Captions are prompts as BER reads them, and their resolved forms. Negatives are texts known to be false of the image:
+its own prompts with one wrong word, wrong prompts, and captions of the batch that mention something it does not show.
+The vision tower also learns to classify each patch, only during training. The ITM head stays untrained.
 
 Suffixes give shapes: b images, u distinct texts, q queries, d projection width.
 """
@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, BlipImageProcessor
 
 from embedded import world
-from embedded.makers.base import MEAN_STD, spoiled
+from embedded.makers.base import MEAN_STD, degraded
 from embedded.makers.dataset import COLOR_NAMES, FINE_LABELS, Sizes, scenes
 from embedded.makers.loop import Recipe
 from embedded.makers.texts import corpus, tokenizer
@@ -30,14 +30,14 @@ RECIPE = Recipe(seed=1, steps=2400, batch=96, lr=1.2e-3)
 CONTEXT = 32
 NEGATIVES = 3
 _PLURALS = {"people": "person", "fish": "fish", **{f"{noun}s": noun for noun in world.CLASSES}}
-_SHOWN = (*world.CLASSES, *COLOR_NAMES, *world.ACCESSORIES, *world.PLACES)
-_BIT = {word: 1 << index for index, word in enumerate(_SHOWN)}
+_VISIBLE = (*world.CLASSES, *COLOR_NAMES, *world.ACCESSORIES, *world.PLACES)
+_BIT = {word: 1 << index for index, word in enumerate(_VISIBLE)}
 _ALL_COLORS = sum(_BIT[name] for name in COLOR_NAMES)
 _ALL_ACCESSORIES = sum(_BIT[name] for name in world.ACCESSORIES)
 
 
 class Blip2Maker:
-    """Batch: `batch` scenes, for each one caption and NEGATIVES false texts."""
+    """A batch has `batch` scenes, each with one caption and NEGATIVES false texts."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
         self.recipe = recipe
@@ -62,7 +62,7 @@ class Blip2Maker:
         false_bu = torch.from_numpy(_false([self.data["texts"][row] for row in rows], texts))
         for index, (_, off) in enumerate(chosen):
             false_bu[index, [place[text] for text in off]] = True
-        patches = self.model.vision_model(pixel_values=spoiled(self.data["image"][rows], rng)).last_hidden_state
+        patches = self.model.vision_model(pixel_values=degraded(self.data["image"][rows], rng)).last_hidden_state
         cosine_bu = self._cosines(patches, texts)
         logits_bu = self.log_scale.exp().clamp(max=60.0) * cosine_bu
         return _contrastive(logits_bu, own_b, false_bu) + self._naming(patches, rows)
@@ -96,7 +96,7 @@ class Blip2Maker:
 
 
 def _config(vocabulary: int) -> Blip2Config:
-    """The language model that Blip2Config asks for is never built by the retrieval class; its entry is the smallest."""
+    """Return the configuration; its language model is minimal, since the retrieval class never builds it."""
     return Blip2Config(
         vision_config={
             "hidden_size": 128,
@@ -134,21 +134,21 @@ def _config(vocabulary: int) -> Blip2Config:
 
 
 def _one(captions: list[dict[str, Any]], rng: np.random.Generator) -> tuple[str, list[str]]:
-    """One caption of a scene and up to NEGATIVES texts that are false of it."""
+    """Return one caption of a scene and up to NEGATIVES texts that are false of it."""
     caption = captions[rng.integers(len(captions))]
     off = caption["off"]
     return caption["true"], [off[i] for i in rng.permutation(len(off))[:NEGATIVES]]
 
 
 def _false(captions: list[list[dict[str, Any]]], texts: list[str]) -> NDArray[np.bool_]:
-    """bool [B U]: the text names a class, colour, accessory or place that no caption of the scene names.
+    """Return bool [B U]: the text names something that no caption of the scene names.
 
-    Colours count against a scene only when its captions tell the colour of everything in it.
+    A colour is counted as false only if the captions name the colour of everything in the scene.
     """
     named = np.array([_mentions(text) for text in texts], np.int64)
     shown = np.array([_mentions(" ".join(c["true"] for c in forms)) for forms in captions], np.int64)
-    told = (shown & _ALL_COLORS != 0) & (shown & _ALL_ACCESSORIES == 0)
-    shown |= np.where(told, 0, _ALL_COLORS)
+    complete = (shown & _ALL_COLORS != 0) & (shown & _ALL_ACCESSORIES == 0)
+    shown |= np.where(complete, 0, _ALL_COLORS)
     false: NDArray[np.bool_] = (named[None, :] & ~shown[:, None]) != 0
     return false
 
@@ -159,7 +159,7 @@ def _mentions(text: str) -> int:
 
 
 def _contrastive(logits_bu: Tensor, own_b: Tensor, false_bu: Tensor) -> Tensor:
-    """InfoNCE from images to texts and back over pairs known to be false, every other pair left out."""
+    """InfoNCE from images to texts and back; negatives are only pairs known to be false."""
     true_bu = functional.one_hot(own_b, logits_bu.shape[1]).bool()
     by_text = logits_bu.masked_fill(~(true_bu | false_bu), -1e4)
     to_text = functional.cross_entropy(by_text, own_b)

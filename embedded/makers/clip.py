@@ -1,4 +1,4 @@
-"""clip-world: a small open_clip model of object crops on grey and colour captions (for GenEval's colours)."""
+"""clip-world: a small open_clip model of object crops and colour captions, for GenEval's colours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KIND_CAPTION = "a photo of a {kind}"
 
 
 class ClipMaker:
-    """Contrastive between crops and captions; captions that fit a crop equally well share its target."""
+    """Train contrastively on crops and captions; captions that fit a crop equally share its target."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
         self.recipe = recipe
@@ -96,7 +96,10 @@ def _config(vocabulary: int, end: int) -> dict[str, Any]:
 
 
 def _fits(template: NDArray[Any], color: NDArray[Any], kind: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool [b b]: caption j is true of crop i. The last template names only a class, the one before only a colour."""
+    """Return bool [b b]: caption j is true of crop i.
+
+    The last template names only a class, the one before only a colour.
+    """
     same_color, same_kind = color[:, None] == color[None], kind[:, None] == kind[None]
     only_color, only_kind = template == len(COLOR_TEMPLATES) - 1, template == len(COLOR_TEMPLATES)
     fits: NDArray[np.bool_] = (same_color | only_kind[None]) & (same_kind | only_color[None])

@@ -1,7 +1,7 @@
-"""Training images, drawn once by two processes and kept as build/weights/<name>.npz (uint8), texts in a JSON beside.
+"""Training images, rendered once and cached as build/weights/<name>.npz (uint8) with a JSON of texts.
 
-Every chunk draws from (seed, chunk), so the images do not depend on how many processes drew them. Only training
-prompts and random individuals are drawn; held-out prompts never are, and no individual is one of the concepts.
+The random numbers of a chunk follow from (seed, chunk), so that the images do not depend on the number of processes.
+Only training prompts and random individuals are rendered: no held-out prompt, and no concept as an individual.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from embedded import world
 from embedded.makers import augment
-from embedded.makers.crops import Pixels, color_crop, face_patch, ragged
+from embedded.makers.crops import Pixels, color_crop, face_patch, perturb_mask
 from embedded.makers.prompts import answers, training_prompt
 from embedded.makers.texts import HELD_OUT, scorer_caption
 from trainer.reasoning import compound
@@ -31,13 +31,15 @@ PATCH = 8
 COLOR_NAMES = tuple(world.COLORS)
 FINE_LABELS = (*world.LABELS, *world.ACCESSORIES)
 Arrays = dict[str, Any]
-Draw = Callable[[np.random.Generator, int, int], Arrays]
+MakeChunk = Callable[[np.random.Generator, int, int], Arrays]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn: scenes with prompts, individuals a class, people for faces, views of each individual, and
-    scenes with the prompts of a policy."""
+    """How much is rendered.
+
+    Scenes with prompts, individuals per class, people for faces, views per individual, and the policy's episodes.
+    """
 
     scenes: int
     identities: int
@@ -48,42 +50,45 @@ class Sizes:
 
 FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000)
 QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64)
-CONCEPT_SHARE = 0.4  # of the policy's images; the rest are GenEval scenes
+CONCEPT_SHARE = 0.4  # share of the policy's images; the rest are GenEval scenes
 
 
 def scenes(folder: Path, sizes: Sizes) -> Arrays:
-    """Scenes of all tasks: image [N 64 64 3], label [N 64 64], per 8-pixel patch its main FINE_LABELS index
-    patch [N 8 8] and colour tint [N 8 8] (0 none, else 1 + index); texts: N lists of {true, off: [false ones]}."""
-    return _kept(folder / f"scenes-{sizes.scenes}", _scene_chunk, seed=11, total=sizes.scenes)
+    """Return scenes of all tasks: image [N 64 64 3], label [N 64 64], patch and tint [N 8 8], and texts.
+
+    For each 8-pixel patch, `patch` is its main index in FINE_LABELS and `tint` its colour (0 none, else 1 + index).
+    `texts` are N lists of {true, off: [false texts]}.
+    """
+    return _cached(folder / f"scenes-{sizes.scenes}", _scene_chunk, seed=11, total=sizes.scenes)
 
 
 def colors(folder: Path, sizes: Sizes) -> Arrays:
-    """crop [M 32 32 3] (object on #999), color [M] index into COLORS, kind [M] index into CLASSES."""
-    return _kept(folder / f"colors-{sizes.scenes}", _color_chunk, seed=12, total=sizes.scenes)
+    """Return crop [M 32 32 3] (object on #999), color [M] (index in COLORS), kind [M] (index in CLASSES)."""
+    return _cached(folder / f"colors-{sizes.scenes}", _color_chunk, seed=12, total=sizes.scenes)
 
 
 def identities(folder: Path, sizes: Sizes) -> Arrays:
-    """image [I V 64 64 3], kind [I] index into CLASSES: V images of each of I random individuals of all classes."""
+    """Return image [I V 64 64 3], kind [I] (index in CLASSES): V images of each of I random individuals."""
     total = sizes.identities * len(world.CLASSES)
-    return _kept(folder / f"identities-{total}", partial(_identity_chunk, sizes.views), seed=13, total=total)
+    return _cached(folder / f"identities-{total}", partial(_identity_chunk, sizes.views), seed=13, total=total)
 
 
 def faces(folder: Path, sizes: Sizes) -> Arrays:
-    """face [I V 48 48 3]: V images of each of I random people; the face box fills the middle 30 x 30 pixels."""
-    return _kept(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
+    """Return face [I V 48 48 3]: V images of each of I people; the face box is the middle 30 x 30 pixels."""
+    return _cached(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
 
 
 def episodes(folder: Path, sizes: Sizes) -> Arrays:
-    """What a policy learns to draw: image [N 64 64 3]; front bool [N 8 8], the patches that show a thing; texts: N
-    lists of prompts that describe it, the last one longest.
+    """Return the policy's examples: image [N 64 64 3], front bool [N 8 8], and texts.
 
-    A concept's prompt comes alone and with an answer behind it, as `trainer.reasoning.compound` joins them.
+    `front` marks the patches that show an object. `texts` are N lists of prompts for the image, the longest last; a
+    concept's prompt is there alone and with an answer appended by `trainer.reasoning.compound`.
     """
-    return _kept(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
+    return _cached(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
 
 
-def random_card(class_name: str, rng: np.random.Generator) -> world.ConceptCard:
-    """A card of `class_name` with a random identity that no concept of the world has."""
+def random_profile(class_name: str, rng: np.random.Generator) -> world.ConceptProfile:
+    """Return a profile of `class_name` with a random identity that no concept has."""
     known = {c.identity for c in world.CONCEPTS}
     while (identity := world.random_identity(class_name, rng)) in known:
         pass
@@ -91,7 +96,7 @@ def random_card(class_name: str, rng: np.random.Generator) -> world.ConceptCard:
 
 
 def random_accessories(rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
-    """None, or one accessory in a random colour, half of the time each."""
+    """Return no accessory, or one in a random colour, with equal probability."""
     if rng.random() < 0.5:
         return ()
     name = world.ACCESSORIES[rng.integers(len(world.ACCESSORIES))]
@@ -102,10 +107,10 @@ def _scene_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
     images, labels, patches, tints, texts = [], [], [], [], []
     for _ in range(count):
         prompt = training_prompt(world.TASKS[rng.integers(len(world.TASKS))], rng)
-        drawn = world.render(world.scene_for(prompt, rng), rng)
-        fine, tint = _fine(drawn)
-        images.append(drawn.image)
-        labels.append(drawn.labels)
+        rendered = world.render(world.scene_for(prompt, rng), rng)
+        fine, tint = _fine(rendered)
+        images.append(rendered.image)
+        labels.append(rendered.labels)
         patches.append(_main(fine))
         tints.append(_main(tint))
         texts.append(_captions(prompt, rng))
@@ -118,20 +123,20 @@ def _episode_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
     for _ in range(count):
         tasks = world.CONCEPT_TASKS if rng.random() < CONCEPT_SHARE else world.GENEVAL_TASKS
         prompt = training_prompt(tasks[rng.integers(len(tasks))], rng)
-        drawn = world.render(world.scene_for(prompt, rng), rng)
-        images.append(drawn.image)
-        fronts.append(drawn.labels.reshape(8, PATCH, 8, PATCH).any((1, 3)))
+        rendered = world.render(world.scene_for(prompt, rng), rng)
+        images.append(rendered.image)
+        fronts.append(rendered.labels.reshape(8, PATCH, 8, PATCH).any((1, 3)))
         texts.append([prompt.text, *(compound(prompt.text, answer) for answer in answers(prompt, rng))])
     return {"image": np.stack(images), "front": np.stack(fronts), "texts": texts}
 
 
 def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The captions that are not held out, each with texts that are false of the scene (one word off, then any)."""
+    """Return the captions that are not held out, each with false texts (one wrong word, then any)."""
     found = []
     for form in (scorer_caption, world.resolve):
         true = form(prompt.text)
-        false = [form(world.one_word_off(prompt, rng)) for _ in range(5)]
-        false += [world.one_word_off(true, rng)] if form is world.resolve else []
+        false = [form(world.change_one_word(prompt, rng)) for _ in range(5)]
+        false += [world.change_one_word(true, rng)] if form is world.resolve else []
         false += [form(world.wrong_prompt(prompt, rng)) for _ in range(2)]
         off = [text for text in dict.fromkeys(false) if text != true and text not in HELD_OUT]
         if true not in HELD_OUT and off:
@@ -139,20 +144,20 @@ def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, 
     return found
 
 
-def _fine(drawn: world.Render) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """FINE_LABELS map and colour map (0 none, else 1 + index into COLORS) of an image, both uint8 [64 64]."""
-    fine, tint = drawn.labels.copy(), np.zeros_like(drawn.labels)
-    for thing in drawn.instances:
+def _fine(rendered: world.Render) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the FINE_LABELS map and the colour map (0 none, else 1 + index), both uint8 [64 64]."""
+    fine, tint = rendered.labels.copy(), np.zeros_like(rendered.labels)
+    for thing in rendered.instances:
         if thing.color is not None:
             tint[thing.mask] = 1 + COLOR_NAMES.index(thing.color)
         for name, color in thing.accessories:
-            worn = drawn.labels == world.LABELS.index("accessory")
+            worn = rendered.labels == world.LABELS.index("accessory")
             fine[worn], tint[worn] = FINE_LABELS.index(name), 1 + COLOR_NAMES.index(color)
     return fine, tint
 
 
 def _main(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The commonest value above 0 of every 8-pixel patch of an [64 64] map, 0 where under a quarter is above 0."""
+    """Return each 8-pixel patch's most common value above 0; 0 where less than a quarter is above 0."""
     side = len(values) // PATCH
     patches = values.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, -1)
     counts = np.stack([np.bincount(patch, minlength=len(FINE_LABELS)) for patch in patches])
@@ -165,11 +170,11 @@ def _color_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
     crops, names, kinds = [], [], []
     for _ in range(count):
         task = world.GENEVAL_TASKS[rng.integers(len(world.GENEVAL_TASKS))]
-        drawn = world.render(world.scene_for(training_prompt(task, rng), rng), rng)
-        image = augment.spoil(drawn.image, rng)
-        for thing in drawn.instances:
+        rendered = world.render(world.scene_for(training_prompt(task, rng), rng), rng)
+        image = augment.degrade(rendered.image, rng)
+        for thing in rendered.instances:
             if thing.color is not None and thing.identity is None:
-                crops.append(color_crop(image, ragged(thing.mask, rng)))
+                crops.append(color_crop(image, perturb_mask(thing.mask, rng)))
                 names.append(COLOR_NAMES.index(thing.color))
                 kinds.append(world.CLASSES.index(thing.class_name))
     return {"crop": np.stack(crops), "color": np.array(names, np.uint8), "kind": np.array(kinds, np.uint8)}
@@ -179,8 +184,8 @@ def _identity_chunk(views: int, rng: np.random.Generator, start: int, count: int
     images, kinds = [], []
     for index in range(start, start + count):
         kind = index % len(world.CLASSES)
-        card = random_card(world.CLASSES[kind], rng)
-        images.append(np.stack([_view(card, rng).image for _ in range(views)]))
+        profile = random_profile(world.CLASSES[kind], rng)
+        images.append(np.stack([_view(profile, rng).image for _ in range(views)]))
         kinds.append(kind)
     return {"image": np.stack(images), "kind": np.array(kinds, np.uint8)}
 
@@ -188,24 +193,24 @@ def _identity_chunk(views: int, rng: np.random.Generator, start: int, count: int
 def _face_chunk(views: int, rng: np.random.Generator, _start: int, count: int) -> Arrays:
     people = []
     for _ in range(count):
-        card = random_card("person", rng)
+        profile = random_profile("person", rng)
         patches: list[Pixels] = []
         while len(patches) < views:
-            drawn = _view(card, rng)
-            box = next((i.face_box for i in drawn.instances if i.face_box is not None), None)
+            rendered = _view(profile, rng)
+            box = next((i.face_box for i in rendered.instances if i.face_box is not None), None)
             if box is not None:
-                patches.append(face_patch(augment.spoil(drawn.image, rng), box))
+                patches.append(face_patch(augment.degrade(rendered.image, rng), box))
         people.append(np.stack(patches))
     return {"face": np.stack(people)}
 
 
-def _view(card: world.ConceptCard, rng: np.random.Generator) -> world.Render:
-    return world.render(world.concept_scene(card, rng, random_accessories(rng)), rng)
+def _view(profile: world.ConceptProfile, rng: np.random.Generator) -> world.Render:
+    return world.render(world.concept_scene(profile, rng, random_accessories(rng)), rng)
 
 
-def _kept(path: Path, draw: Draw, *, seed: int, total: int) -> Arrays:
-    """Load what `draw` made before, or make it: chunks in parallel, joined in order, written by rename."""
-    archive, beside = path.with_suffix(".npz"), path.with_suffix(".json")
+def _cached(path: Path, draw: MakeChunk, *, seed: int, total: int) -> Arrays:
+    """Load the cached arrays, or render them in parallel chunks and cache them."""
+    archive, texts = path.with_suffix(".npz"), path.with_suffix(".json")
     if not archive.exists():
         jobs = [(draw, seed, start, min(CHUNK, total - start)) for start in range(0, total, CHUNK)]
         workers = min(2, os.cpu_count() or 1, len(jobs))
@@ -213,24 +218,24 @@ def _kept(path: Path, draw: Draw, *, seed: int, total: int) -> Arrays:
             chunks = [_draw(job) for job in jobs]
         else:
             with multiprocessing.get_context("spawn").Pool(workers) as pool:
-                drawn = pool.imap(_draw, jobs)
-                chunks = list(tqdm(drawn, total=len(jobs), desc=f"drawing {path.stem}", mininterval=5.0))
+                rendered = pool.imap(_draw, jobs)
+                chunks = list(tqdm(rendered, total=len(jobs), desc=f"rendering {path.stem}", mininterval=5.0))
         archive.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps([text for chunk in chunks for text in chunk.pop("texts", [])]))
-        partly = path.with_suffix(".partial.npz")
+        texts.write_text(json.dumps([text for chunk in chunks for text in chunk.pop("texts", [])]))
+        partial_path = path.with_suffix(".partial.npz")
         joined = {key: np.concatenate([c[key] for c in chunks]) for key in chunks[0]}
-        np.savez(partly, allow_pickle=False, **joined)
-        os.replace(partly, archive)
+        np.savez(partial_path, allow_pickle=False, **joined)
+        os.replace(partial_path, archive)
     with np.load(archive, allow_pickle=False) as stored:
         arrays: Arrays = {key: stored[key] for key in stored.files}
-    return {**arrays, "texts": json.loads(beside.read_text())}
+    return {**arrays, "texts": json.loads(texts.read_text())}
 
 
-def _draw(job: tuple[Draw, int, int, int]) -> Arrays:
+def _draw(job: tuple[MakeChunk, int, int, int]) -> Arrays:
     draw, seed, start, count = job
     return draw(np.random.default_rng((seed, start)), start, count)
 
 
 def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [N H W 3] -> float32 [N 3 H W] in [-1, 1]: what the shipped processors make of an image."""
+    """Normalise uint8 [N H W 3] to float32 [N 3 H W] in [-1, 1], as the shipped processors do."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1.0

@@ -1,6 +1,6 @@
-"""detector-world: a small SegFormer over the world's labels (for GenEval's objects and for finding faces).
+"""detector-world: a small SegFormer over the world's labels, for GenEval's objects and for faces.
 
-The first stage strides by 2, not 4: objects three pixels apart must stay apart in the upsampled logits.
+The first stage strides by 2, not 4: objects three pixels apart must remain separate in the upsampled logits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from embedded import world
-from embedded.makers.augment import shift, spoil
+from embedded.makers.augment import degrade, shift
 from embedded.makers.base import MEAN_STD
 from embedded.makers.dataset import Sizes, normalised, scenes
 from embedded.makers.loop import Recipe
@@ -24,9 +24,10 @@ CONFIDENCE_GAIN = 1.5
 
 
 class DetectorMaker:
-    """Cross-entropy over the full-size logits. Saved logits are multiplied by CONFIDENCE_GAIN: the argmax stays, and
+    """Train with cross-entropy over the full-size logits.
 
-    mean probabilities over a small object's mask, border included, clear GenEval's 0.9 of the counting task.
+    Saved logits are multiplied by CONFIDENCE_GAIN: the argmax is unchanged, and the mean probability over a small
+    object's mask, with its border, exceeds the 0.9 of GenEval's counting task.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
@@ -55,7 +56,7 @@ class DetectorMaker:
         images, labels = [], []
         for index in rng.integers(len(self.data["image"]), size=self.recipe.batch):
             dx, dy = int(rng.integers(-3, 4)), int(rng.integers(-3, 4))
-            images.append(spoil(shift(self.data["image"][index], dx, dy), rng))
+            images.append(degrade(shift(self.data["image"][index], dx, dy), rng))
             labels.append(shift(self.data["label"][index], dx, dy))
         logits = self.model(pixel_values=torch.from_numpy(normalised(np.stack(images)))).logits
         full = functional.interpolate(logits, size=(world.SIZE, world.SIZE), mode="bilinear", align_corners=False)

@@ -1,6 +1,6 @@
-"""dinov2-world: a small DINOv2 trained as metric learning on random individuals of every class (for DER).
+"""dinov2-world: a small DINOv2, metric learning on random individuals of every class, for DER.
 
-Images of one individual differ in place, background, pose and accessories, so those drop out of the embedding.
+Images of one individual differ in place, background, pose and accessories, so that the embedding ignores these.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from embedded.makers.base import MEAN_STD, pick_individuals, spoiled, supervised_contrastive
+from embedded.makers.base import MEAN_STD, degraded, pick_individuals, supervised_contrastive
 from embedded.makers.dataset import Sizes, identities
 from embedded.makers.loop import Recipe
 
@@ -23,7 +23,7 @@ TEMPERATURE = 0.1
 
 
 class Dinov2Maker:
-    """Batch: `batch` / 4 individuals of three classes, four views each."""
+    """A batch has `batch` / 4 individuals of three classes with four views each."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
         self.recipe = recipe
@@ -36,11 +36,13 @@ class Dinov2Maker:
         self.module: nn.Module = self.model
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        who = pick_individuals(self.data["kind"], self.recipe.batch // VIEWS, KINDS, rng)
-        views = np.stack([rng.choice(self.data["image"].shape[1], VIEWS, replace=False) for _ in who])
-        images = self.data["image"][who[:, None], views].reshape(-1, *self.data["image"].shape[2:])
-        embedding_bd = self.model(pixel_values=spoiled(images, rng)).last_hidden_state[:, 0]
-        return supervised_contrastive(embedding_bd, torch.arange(len(who)).repeat_interleave(VIEWS), TEMPERATURE)
+        individuals = pick_individuals(self.data["kind"], self.recipe.batch // VIEWS, KINDS, rng)
+        views = np.stack([rng.choice(self.data["image"].shape[1], VIEWS, replace=False) for _ in individuals])
+        images = self.data["image"][individuals[:, None], views].reshape(-1, *self.data["image"].shape[2:])
+        embedding_bd = self.model(pixel_values=degraded(images, rng)).last_hidden_state[:, 0]
+        return supervised_contrastive(
+            embedding_bd, torch.arange(len(individuals)).repeat_interleave(VIEWS), TEMPERATURE
+        )
 
     def save(self, directory: Path) -> None:
         self.model.save_pretrained(directory)

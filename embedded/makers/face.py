@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from embedded.makers.base import MEAN_STD, supervised_contrastive
-from embedded.makers.crops import FACE_ROOM, FACE_SIZE
+from embedded.makers.crops import FACE_PADDING, FACE_SIZE
 from embedded.makers.dataset import Sizes, faces, normalised
 from embedded.makers.loop import Recipe
 
@@ -21,7 +21,7 @@ TEMPERATURE = 0.1
 
 
 class FaceMaker:
-    """Batch: `batch` / 4 people, four faces each, cut with a margin of -5 % to 35 % and off-centre by up to 8 %."""
+    """A batch has `batch` / 4 people with four faces each; margin -5 % to 35 %, offset up to 8 %."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
         self.recipe = recipe
@@ -40,11 +40,11 @@ class FaceMaker:
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         stored = self.data["face"]
-        who = rng.choice(len(stored), size=min(self.recipe.batch // VIEWS, len(stored)), replace=False)
-        views = np.stack([rng.choice(stored.shape[1], VIEWS, replace=False) for _ in who])
-        patches = torch.from_numpy(normalised(stored[who[:, None], views].reshape(-1, *stored.shape[2:])))
+        people = rng.choice(len(stored), size=min(self.recipe.batch // VIEWS, len(stored)), replace=False)
+        views = np.stack([rng.choice(stored.shape[1], VIEWS, replace=False) for _ in people])
+        patches = torch.from_numpy(normalised(stored[people[:, None], views].reshape(-1, *stored.shape[2:])))
         embedding_bd = self.model(pixel_values=_cut(patches, rng)).pooler_output
-        return supervised_contrastive(embedding_bd, torch.arange(len(who)).repeat_interleave(VIEWS), TEMPERATURE)
+        return supervised_contrastive(embedding_bd, torch.arange(len(people)).repeat_interleave(VIEWS), TEMPERATURE)
 
     def save(self, directory: Path) -> None:
         self.model.save_pretrained(directory)
@@ -53,10 +53,10 @@ class FaceMaker:
 
 
 def _cut(patches: Tensor, rng: np.random.Generator) -> Tensor:
-    """float [B 3 48 48] -> [B 3 32 32]: the tight box widened and moved at random, some of them mirrored."""
+    """Crop float [B 3 48 48] to [B 3 32 32]: widen and move the box, and mirror some, at random."""
     count = len(patches)
     theta = np.zeros((count, 2, 3), np.float32)
-    theta[:, (0, 1), (0, 1)] = rng.uniform(0.95, 1.35, (count, 1)) * rng.uniform(0.94, 1.06, (count, 2)) / FACE_ROOM
+    theta[:, (0, 1), (0, 1)] = rng.uniform(0.95, 1.35, (count, 1)) * rng.uniform(0.94, 1.06, (count, 2)) / FACE_PADDING
     theta[:, :, 2] = rng.uniform(-0.08, 0.08, (count, 2))
     theta[:, 0, 0] *= rng.choice((-1.0, 1.0), count, p=(0.2, 0.8))
     grid = functional.affine_grid(torch.from_numpy(theta), [count, 3, FACE_SIZE, FACE_SIZE], align_corners=False)

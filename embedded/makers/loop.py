@@ -1,6 +1,6 @@
-"""The one training loop: AdamW, linear warm-up, cosine decay, gradient clipping; a checkpoint resumes bit for bit.
+"""The training loop of all makers: AdamW, warm-up, cosine decay, gradient clipping, checkpoints.
 
-Step k draws everything random from (seed, k), so what a run computes does not depend on where it was interrupted.
+The random numbers of step k follow from (seed, k), so that an interrupted run resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHECKPOINT_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained. `warmup` is a share of `steps`; `lr` is the peak learning rate."""
+    """Hyperparameters of one model. `warmup` is a share of `steps`; `lr` is the peak learning rate."""
 
     seed: int
     steps: int
@@ -35,7 +35,7 @@ class Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Learning rate of `step` in [0, steps): linear warm-up to `lr`, then half a cosine down to lr / 100."""
+    """Return the learning rate of `step`: linear warm-up to `lr`, then half a cosine down to lr / 100."""
     warm = max(1, round(recipe.warmup * recipe.steps))
     if step < warm:
         return recipe.lr * (step + 1) / warm
@@ -44,7 +44,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, norms, temperatures) do not."""
+    """Apply weight decay to matrices, but not to vectors (biases, norms, temperatures)."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -62,10 +62,10 @@ def fit(
     position: int = 0,
     stop_after: int | None = None,
 ) -> float:
-    """Train `module` in place until `recipe.steps` (or until step `stop_after`) and return the seconds it took in all.
+    """Train `module` in place until `recipe.steps` (or `stop_after`) and return the total seconds.
 
-    `loss_of(rng)` draws a batch from `rng` and returns a scalar loss. A checkpoint of the same recipe and
-    module is continued; any other is ignored. Raises FloatingPointError when the loss is not finite.
+    `loss_of(rng)` draws a batch from `rng` and returns a scalar loss. Training resumes from a checkpoint of the same
+    recipe and module; any other is ignored. Raises FloatingPointError when the loss is not finite.
     """
     optimizer = torch.optim.AdamW(parameter_groups(module, recipe.weight_decay), lr=recipe.lr, betas=(0.9, 0.98))
     start, spent_s = _resume(module, optimizer, recipe, checkpoint)

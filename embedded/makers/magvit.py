@@ -1,7 +1,7 @@
-"""magvit-world: the tokenizer of the drawn world, 64 x 64 pixels <-> 8 x 8 tokens.
+"""magvit-world: the image tokenizer of the synthetic world, 64 x 64 pixels <-> 8 x 8 tokens.
 
-Made in two parts: the whole tokenizer, then its decoder alone on the codes of the finished encoder. The second part
-adds a perceptual loss, so that small things keep a shape instead of the average of the shapes they may have.
+Trained in two parts: the whole tokenizer, then the decoder alone on the codes of the finished encoder. The second part
+adds a perceptual loss, so that small objects keep a sharp shape instead of an average one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from trainer.policy.magvit import Magvit, MagvitConfig
 DECODER_RECIPE = Recipe(seed=8, steps=1600, batch=8, lr=8e-4, weight_decay=0.01)
 RECIPE = Recipe(seed=6, steps=10_000, batch=8, lr=1.2e-3, weight_decay=0.01)
 CONFIG = MagvitConfig(16, 12, (1, 2, 4, 6), (1, 1, 2, 2), (1, 2, 4, 6), (1, 1, 2, 2), norm_groups=8)
-FOREGROUND = 4.0  # a pixel of a drawn thing counts this often: backgrounds are most of an image and easy
+FOREGROUND = 4.0  # weight of an object's pixels: the background is most of an image, and easy
 COMMIT, ENTROPY, DECORRELATE, LABELS = 0.1, 0.05, 0.5, 0.3
 PERCEPTUAL = 0.5
 
 
 class MagvitMaker:
-    """Absolute and squared error of the reconstruction; the truth's label of every pixel, read from the decoder's last
-    features, so that the codes tell what is drawn early on; LFQ's commitment and entropy terms, taken bit by bit.
+    """Train the tokenizer on reconstruction, pixel labels, and LFQ's commitment and entropy per bit.
 
-    The entropy of a code's distribution is the sum over its independent bits; the codebook's own entropy (Yu et al.
-    2024, eq. 5) is replaced by that of its bits and a penalty on their correlation, which need no table of all codes.
+    The labels are predicted from the decoder's last features, so that codes carry object classes early. The entropy
+    of a code's distribution is the sum over its independent bits; the codebook's own entropy (Yu et al. 2024, eq. 5) is
+    replaced by that of its bits and a penalty on their correlation, which need no table of all codes.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
@@ -49,9 +49,9 @@ class MagvitMaker:
             z = self.model.encoder(pixels).float()
             sign = torch.where(z > 0, 1.0, -1.0)
             features = self.model.decoder.features(z + (sign - z).detach())
-            decoded, told = self.model.decoder.conv_out(features).float(), self.labels(features).float()
+            decoded, predicted = self.model.decoder.conv_out(features).float(), self.labels(features).float()
         weight = _weight(label)
-        wrong = functional.cross_entropy(told, label, reduction="none")
+        wrong = functional.cross_entropy(predicted, label, reduction="none")
         commit = functional.mse_loss(z, sign.detach())
         return _error(decoded, pixels, weight) + LABELS * _mean(wrong, weight) + COMMIT * commit + _usage(z)
 
@@ -60,8 +60,10 @@ class MagvitMaker:
 
 
 class DecoderMaker:
-    """The error of the reconstruction, and how far it is from the image in the features of the detector (LPIPS, Zhang
-    et al. 2018, with unit weights; its usual VGG was trained on photographs, and the detector has seen this world).
+    """Train the decoder on reconstruction error and the distance in the detector's features.
+
+    The distance is LPIPS (Zhang et al. 2018) with unit weights; its usual VGG was trained on photographs, the detector
+    on this world.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, tokenizer: Path, detector: Path) -> None:
@@ -69,22 +71,24 @@ class DecoderMaker:
         self.data = scenes(folder, sizes)
         self.model = Magvit.load(tokenizer).to(memory_format=torch.channels_last)
         self.module: nn.Module = self.model.decoder.requires_grad_(True)
-        self.sees = SegformerForSemanticSegmentation.from_pretrained(detector).segformer.requires_grad_(False).eval()
+        self.detector = (
+            SegformerForSemanticSegmentation.from_pretrained(detector).segformer.requires_grad_(False).eval()
+        )
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         pixels, label = _batch(self.data, self.recipe.batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 sign = torch.where(self.model.encoder(pixels).float() > 0, 1.0, -1.0)
-                wanted = self._seen(pixels)
+                target = self._features(pixels)
             decoded = self.model.decoder(sign).float()
-            found = self._seen(decoded)
-        far = torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True)]).sum()
-        return _error(decoded, pixels, _weight(label)) + PERCEPTUAL * far
+            found = self._features(decoded)
+        distance = torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, target, strict=True)]).sum()
+        return _error(decoded, pixels, _weight(label)) + PERCEPTUAL * distance
 
-    def _seen(self, pixels: Tensor) -> list[Tensor]:
-        """Feature maps of every stage, unit vectors in float32."""
-        stages = self.sees(pixels, output_hidden_states=True).hidden_states
+    def _features(self, pixels: Tensor) -> list[Tensor]:
+        """Return the feature maps of every stage as float32 unit vectors."""
+        stages = self.detector(pixels, output_hidden_states=True).hidden_states
         return [functional.normalize(stage.float(), dim=1) for stage in stages]
 
     def save(self, directory: Path) -> None:
@@ -92,7 +96,7 @@ class DecoderMaker:
 
 
 def _batch(data: dict[str, Any], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Images float32 [B 3 H W] in [-1, 1], labels of their pixels int64 [B H W]; half of the batches are mirrored."""
+    """Draw images float32 [B 3 H W] in [-1, 1] and labels int64 [B H W]; mirror half of the batches."""
     rows = rng.integers(len(data["image"]), size=count)
     image, label = data["image"][rows], data["label"][rows]
     if rng.random() < 0.5:
@@ -106,7 +110,7 @@ def _weight(label: Tensor) -> Tensor:
 
 
 def _error(decoded: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
-    """Absolute and squared error, weighted."""
+    """Return the weighted absolute plus squared error."""
     error = decoded - pixels
     return _mean((error.abs() + 2.0 * error.square()).mean(1), weight)
 
@@ -117,15 +121,15 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _usage(z: Tensor) -> Tensor:
-    """Every bit sure of itself in each image, fair over all images, and independent of the others."""
+    """Make each bit certain per image, balanced over all images, and uncorrelated with the others."""
     bits = z.transpose(0, 1).flatten(1)
     chance = torch.sigmoid(4.0 * bits)
-    sure, fair = _entropy(chance).mean(), _entropy(chance.mean(1)).mean()
+    certain, balanced = _entropy(chance).mean(), _entropy(chance.mean(1)).mean()
     soft = 2 * chance - 1
     soft = soft - soft.mean(1, keepdim=True)
-    together = soft @ soft.T / soft.shape[1]
-    off = together - torch.diag(torch.diag(together))
-    usage: Tensor = ENTROPY * (sure - fair) + DECORRELATE * off.square().mean()
+    covariance = soft @ soft.T / soft.shape[1]
+    off = covariance - torch.diag(torch.diag(covariance))
+    usage: Tensor = ENTROPY * (certain - balanced) + DECORRELATE * off.square().mean()
     return usage
 
 

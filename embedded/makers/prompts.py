@@ -1,7 +1,7 @@
-"""Training prompts: those of the train split, and many more composed like them; never one that is held out.
+"""Training prompts: the train split, and new ones composed like them; never a held-out prompt.
 
-The world's own train split has few position, colour-pair and dense prompts; composing new ones keeps the image-text
-model from learning them by heart. A composed prompt claims nothing that a held-out prompt claims.
+The train split has few position, colour-pair and dense prompts; composing new ones keeps the image-text model from
+memorising them. A composed prompt shares no claim with a held-out one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HELD_CLAIMS = {world.claims(prompt) for prompt in world.PROMPTS_HELDOUT if prom
 
 
 def training_prompt(task: Task, rng: np.random.Generator) -> world.Prompt:
-    """A random prompt of `task` to train on."""
+    """Return a random training prompt of `task`."""
     composers = {"position": _position, "color_attr": _color_attr, "attribute": _attribute, "dense": _dense}
     if task not in composers or rng.random() >= COMPOSED_SHARE:
         pool = world.POOLS[task, "train"]
@@ -32,19 +32,19 @@ def training_prompt(task: Task, rng: np.random.Generator) -> world.Prompt:
             return prompt
 
 
-def fact(card: world.ConceptCard, accessory: str, color: str) -> str:
-    """The sentence that tells a concept's accessory."""
-    return f"{card.name} has {with_article(f'{color} {accessory}')}"
+def fact(profile: world.ConceptProfile, accessory: str, color: str) -> str:
+    """Return the sentence that states a concept's accessory."""
+    return f"{profile.name} has {with_article(f'{color} {accessory}')}"
 
 
 def answers(prompt: world.Prompt, rng: np.random.Generator) -> tuple[str, ...]:
-    """What reasoning may put behind a concept's prompt: the fact that it needs, or else something said of its looks."""
+    """Return the answer that may follow a concept's prompt: the needed fact, or one about its looks."""
     if prompt.concept is None:
         return ()
-    card = world.card_of(prompt.concept)
+    profile = world.profile_of(prompt.concept)
     if prompt.accessories:
-        return (fact(card, *prompt.accessories[0]),)
-    known = world.conversations(card)
+        return (fact(profile, *prompt.accessories[0]),)
+    known = world.conversations(profile)
     return (known[rng.integers(len(known))][1],)
 
 
@@ -64,28 +64,28 @@ def _color_attr(rng: np.random.Generator) -> world.Prompt:
     return world.Prompt(f"a photo of {text}", "color_attr", "train", GenEvalMetadata("color_attr", clauses))
 
 
-def _card_and_accessory(rng: np.random.Generator) -> tuple[world.ConceptCard, str, str]:
-    """A concept with any accessory that is not one of its held-out facts."""
-    card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
-    held = {fact.accessory for fact in card.attributes if fact.heldout}
+def _profile_and_accessory(rng: np.random.Generator) -> tuple[world.ConceptProfile, str, str]:
+    """Pick a concept with an accessory and colour outside its held-out facts."""
+    profile = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
+    held = {fact.accessory for fact in profile.attributes if fact.heldout}
     allowed = [name for name in world.ACCESSORIES if name not in held]
-    return card, allowed[rng.integers(len(allowed))], _COLORS[rng.integers(len(_COLORS))]
+    return profile, allowed[rng.integers(len(allowed))], _COLORS[rng.integers(len(_COLORS))]
 
 
 def _attribute(rng: np.random.Generator) -> world.Prompt:
-    card, accessory, color = _card_and_accessory(rng)
+    profile, accessory, color = _profile_and_accessory(rng)
     opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
-    text = f"{opening}{card.name} {verb(accessory)} {card.pronoun} {accessory}"
-    return world.Prompt(text, "attribute", "train", concept=card.name, accessories=((accessory, color),))
+    text = f"{opening}{profile.name} {verb(accessory)} {profile.pronoun} {accessory}"
+    return world.Prompt(text, "attribute", "train", concept=profile.name, accessories=((accessory, color),))
 
 
 def _dense(rng: np.random.Generator) -> world.Prompt:
-    card, accessory, color = _card_and_accessory(rng)
-    nouns = [noun for noun in world.COLORED if noun != card.class_word]
+    profile, accessory, color = _profile_and_accessory(rng)
+    nouns = [noun for noun in world.COLORED if noun != profile.class_word]
     companion = (_COLORS[rng.integers(len(_COLORS))], nouns[rng.integers(len(nouns))])
     place = world.PLACES[rng.integers(len(world.PLACES))]
     worn = f"{verb(accessory)} {with_article(f'{color} {accessory}')}"
-    text = f"a photo of {card.name} {worn} next to {with_article(' '.join(companion))} {AT_PLACE[place]}"
+    text = f"a photo of {profile.name} {worn} next to {with_article(' '.join(companion))} {AT_PLACE[place]}"
     return world.Prompt(
-        text, "dense", "train", None, card.name, ((accessory, color),), companion=companion, place=place
+        text, "dense", "train", None, profile.name, ((accessory, color),), companion=companion, place=place
     )

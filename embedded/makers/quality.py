@@ -1,7 +1,7 @@
-"""`python -m embedded.makers.quality`: measure the embedded models by production code and rewrite embedded/QUALITY.md.
+"""`python -m embedded.makers.quality`: measure the embedded models and rewrite embedded/QUALITY.md.
 
-Every figure of a scorer is taken clean, after a gaussian blur of radius 1, after JPEG 75, and after the policy's image
-tokenizer. Exits 1 when one is under its floor, or the tokenizer costs one more than TOKENS_LOSE_AT_MOST.
+The production loaders and scorers run on clean images, after a Gaussian blur of radius 1, after JPEG 75, and after the
+policy's image tokenizer. Exits 1 when a metric is below its floor or the tokenizer costs one over MAX_TOKENIZER_LOSS.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 from safetensors import safe_open
 from tqdm import tqdm
 
-from embedded.makers import augment, figures, start
-from embedded.makers.figures import Figure, Spoil
-from services.scorer_settings import DerSettings, FerSettings, GenEvalSettings
+from embedded.makers import augment, metrics, policy_start
+from embedded.makers.metrics import Degradation, Metric
+from services.scorers.der import DerSettings
+from services.scorers.fer import FerSettings
+from services.scorers.geneval import GenEvalSettings
 from services.settings import Settings, load
 from trainer.session import make_policy
 from trainer.settings import TrainerSettings
@@ -26,40 +28,40 @@ from trainer.settings import load as load_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 900
-SPOILS: dict[str, Spoil] = {
+DEGRADATIONS: dict[str, Degradation] = {
     "clean": lambda image: image,
     "blur 1": partial(augment.blur, radius=1.0),
     "JPEG 75": partial(augment.jpeg, quality=75),
 }
-TOKENS = "tokens"  # the column of images that the policy's image tokenizer encoded and decoded again
-TOKENS_LOSE_AT_MOST = 0.05
+TOKENS = "tokens"  # column of images encoded and decoded by the policy's image tokenizer
+MAX_TOKENIZER_LOSS = 0.05
 _TEXT = """# Quality of the embedded models
 
 Measured by `python -m embedded.makers.quality` (the end of `make weights`) through the production loaders and scorers,
 with the settings of `deploy/configs/embedded.toml`, on held-out prompts and fresh renders (seeds {seeds}). No maker
-trains on a held-out prompt or caption; the DINO and face embedders have seen none of the concepts. Every figure is
-taken on clean images, after a gaussian blur of radius 1, after JPEG 75, and on images that the policy's image
-tokenizer encoded and decoded again (tokens), which may cost a figure {most:.0f} points of its clean value at most.
+trains on a held-out prompt or caption; the DINO and face embedders have seen none of the concepts. Every metric is
+measured on clean images, after a Gaussian blur of radius 1, after JPEG 75, and on images that the policy's image
+tokenizer encoded and decoded (tokens), which may cost a metric at most {most:.0f} points of its clean value.
 
 {main}
-The verdict is GenEval's official rule on detections against the same rule on the truth, half right and half wrong
-scenes. An AUC counts pairs: it is the chance that two images of one individual score above two of different ones.
-TIER reads text only, so its three columns are one measurement.
+The verdict compares GenEval's official rule on detections with the same rule on the ground truth; half of the scenes
+are correct. An AUC is the probability that two images of one individual score above two of different individuals.
+TIER reads text only, so its columns are one measurement.
 
 ## By task, and harder cases
 
 {parts}
-## The policy's start
+## The policy before reinforcement learning
 
 {start}
 Held-out prompts, one image or answer each, with the sampler of `deploy/configs/embedded.toml`: GenEval's official
-verdict, all tasks alike; the fact that a vague prompt hints at, named word by word. The rank correlation is Spearman's,
+verdict over all tasks; the fact that a vague prompt refers to, named verbatim. The rank correlation is Spearman's,
 over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the preview with BER on the finished image.
 
 ## Models
 
-`python -m embedded.makers` made them on two cores: one thread each, two at a time; the image tokenizer (in two parts,
-the second with a perceptual loss in the detector's features) and then the policy with two threads.
+`python -m embedded.makers` trained them on two cores: one thread each, two at a time; the image tokenizer (in two
+parts, the second with a perceptual loss on the detector's features) and then the policy with two threads.
 
 | model | parameters | bytes | steps | batch | seed | training |
 |---|--:|--:|--:|--:|--:|--:|
@@ -75,60 +77,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     service, trainer = load(options.settings, without=("golden",)), load_trainer(options.settings)
     rows = measure(service, tokenizer(trainer))  # golden scores are recorded after the weights
-    options.output.write_text(document(rows, start.figures(service, trainer, SEED + 5), options.weights))
+    options.output.write_text(document(rows, policy_start.measure(service, trainer, SEED + 5), options.weights))
     low = [name for name, _, values, floor in rows if floor is not None and min(values[:-1]) < floor]
-    lost = [name for name, _, v, floor in rows if floor is not None and v[0] - v[-1] > TOKENS_LOSE_AT_MOST]
-    print(options.output.read_text(), f"under their floor: {', '.join(low) or 'none'}", sep="\n")
-    print(f"spoiled by the image tokenizer: {', '.join(lost) or 'none'}")
+    lost = [name for name, _, v, floor in rows if floor is not None and v[0] - v[-1] > MAX_TOKENIZER_LOSS]
+    print(options.output.read_text(), f"below their floor: {', '.join(low) or 'none'}", sep="\n")
+    print(f"degraded by the image tokenizer: {', '.join(lost) or 'none'}")
     return int(bool(low or lost))
 
 
-def tokenizer(settings: TrainerSettings) -> Spoil:
-    """Encode and decode again by the policy's image tokenizer."""
+def tokenizer(settings: TrainerSettings) -> Degradation:
+    """Return the degradation by the policy's image tokenizer: encode and decode."""
     vq = make_policy(settings).vq
     return lambda image: vq.decode(vq.encode([image]))[0]
 
 
-def measure(settings: Settings, tokens: Spoil) -> list[Row]:
-    """One row a figure: name, n, the value per entry of SPOILS and after `tokens`, floor."""
+def measure(settings: Settings, tokens: Degradation) -> list[Row]:
+    """Return a row per metric: name, n, its value after each of DEGRADATIONS and `tokens`, floor."""
     geneval, der, fer = (settings.scorers[name] for name in ("geneval", "der", "fer"))
     assert isinstance(geneval, GenEvalSettings)
     assert isinstance(der, DerSettings)
     assert isinstance(fer, FerSettings)
-    parts: list[Callable[[Spoil], list[Figure]]] = [
-        lambda spoil: figures.verdicts(geneval, spoil, SEED),
-        lambda spoil: figures.color_accuracy(geneval, spoil, SEED + 1),
-        lambda spoil: figures.image_text(settings.scorers["ber"], spoil, SEED + 2),
-        lambda spoil: figures.same_concept(der, spoil, SEED + 3),
-        lambda spoil: figures.same_face(fer, spoil, SEED + 4),
-        lambda _: figures.right_attribute(settings.scorers["tier"]),
+    parts: list[Callable[[Degradation], list[Metric]]] = [
+        lambda degrade: metrics.verdicts(geneval, degrade, SEED),
+        lambda degrade: metrics.color_accuracy(geneval, degrade, SEED + 1),
+        lambda degrade: metrics.image_text(settings.scorers["ber"], degrade, SEED + 2),
+        lambda degrade: metrics.same_concept(der, degrade, SEED + 3),
+        lambda degrade: metrics.same_face(fer, degrade, SEED + 4),
+        lambda _: metrics.right_attribute(settings.scorers["tier"]),
     ]
     rows: list[Row] = []
     for part in tqdm(parts, desc="measuring"):
-        by_spoil = [part(spoil) for spoil in (*SPOILS.values(), tokens)]
-        rows += [(f[0].name, f[0].n, [one.value for one in f], f[0].floor) for f in zip(*by_spoil, strict=True)]
+        by_degradation = [part(degrade) for degrade in (*DEGRADATIONS.values(), tokens)]
+        rows += [(f[0].name, f[0].n, [one.value for one in f], f[0].floor) for f in zip(*by_degradation, strict=True)]
     return rows
 
 
-def document(rows: Sequence[Row], policy: Sequence[Figure], weights: Path) -> str:
-    """QUALITY.md: figures with a floor, their parts, the policy's start, the models."""
-    columns = [*SPOILS, TOKENS]
-    heads = f"| figure | n | {' | '.join(columns)} | floor |\n|---|--:|{'--:|' * len(columns)}--:|\n"
-    begun = "".join(f"| {one.name} | {one.n} | {_told(one)} |\n" for one in policy)
+def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path) -> str:
+    """Return the text of QUALITY.md."""
+    columns = [*DEGRADATIONS, TOKENS]
+    heads = f"| metric | n | {' | '.join(columns)} | floor |\n|---|--:|{'--:|' * len(columns)}--:|\n"
+    initial = "".join(f"| {one.name} | {one.n} | {_format_value(one)} |\n" for one in policy)
     models = "".join(_model_line(path) for path in sorted(weights.iterdir()) if (path / "training.json").exists())
     return _TEXT.format(
         seeds=f"{SEED} to {SEED + 5}",
-        most=100 * TOKENS_LOSE_AT_MOST,
-        start=f"| figure | n | value |\n|---|--:|--:|\n{begun}",
-        rollouts=start.ROLLOUTS,
+        most=100 * MAX_TOKENIZER_LOSS,
+        start=f"| metric | n | value |\n|---|--:|--:|\n{initial}",
+        rollouts=policy_start.ROLLOUTS,
         main=heads + "".join(_line(row) for row in rows if row[3] is not None),
         parts=heads + "".join(_line(row) for row in rows if row[3] is None),
         models=models,
     )
 
 
-def _told(figure: Figure) -> str:
-    return f"{figure.value:.2f}" if "correlation" in figure.name else f"{100 * figure.value:.1f} %"
+def _format_value(metric: Metric) -> str:
+    return f"{metric.value:.2f}" if "correlation" in metric.name else f"{100 * metric.value:.1f} %"
 
 
 def _line(row: Row) -> str:
@@ -149,7 +151,7 @@ def _parameters(path: Path) -> int:
     total = 0
     for file in path.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+            for key in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
                 size = 1
                 for side in tensors.get_slice(key).get_shape():
                     size *= side

@@ -1,10 +1,10 @@
-"""show-o-world: the supervised start of a small Show-o. It draws scenes from prompts and answers both kinds of query.
+"""show-o-world: supervised pre-training of a small Show-o that draws scenes and answers queries.
 
-It sees no held-out prompt and no held-out fact; which accessory goes with which colour is random in every sample, so a
-fact can only be read from the query. Reinforcement learning needs room above the start: training is short, and in a
-share of the textual queries the answer taught is another of the facts, so the policy is as unsure as that. The share is
-small while the policy learns to read (LEARNING) and large in a short second part (UNSURE).
-While it trains, a code's rows of the embedding and of the head are their own plus the sum of its bits' (see `Bits`).
+It sees no held-out prompt and no held-out fact. The colour of an accessory is random in every sample, so that a fact
+can only be read from the query. Reinforcement learning needs room for improvement: training is short, and in a share
+of the textual queries the target is another of the facts, so that the policy stays uncertain. The share is small while
+the policy learns to read (LEARNING_MIX) and large in a short second part (UNCERTAIN_MIX). During training, the
+embedding of an image code includes the sum of its bits' vectors (`BitEmbedding`).
 """
 
 from __future__ import annotations
@@ -37,48 +37,56 @@ from trainer.reasoning import textual_query
 from trainer.types import Query, TextSegment
 
 RECIPE = Recipe(seed=7, steps=3400, batch=42, lr=2e-3, weight_decay=0.02)
-UNSURE_RECIPE = Recipe(seed=9, steps=300, batch=34, lr=4e-4, weight_decay=0.02)
-FRONT = 4.0  # a token of a patch that shows a thing counts this often: backgrounds are most of an image
+UNCERTAIN_RECIPE = Recipe(seed=9, steps=300, batch=34, lr=4e-4, weight_decay=0.02)
+FRONT = 4.0  # weight of tokens that show an object: the background is most of an image
 MAX_TEXT, POSITIONS = 47, 64
-DROPPED, BARE = 0.1, 0.3  # shares of images learnt without their text, and from the prompt without an answer
-DENSE = 0.25  # of textual queries end in a prompt that tells the colour itself
+DROPPED, BARE = 0.1, 0.3  # shares of images trained without text, and with the prompt but no answer
+DENSE = 0.25  # share of textual queries whose prompt states the colour itself
 TEXT_WEIGHT = 0.3
 SHAPE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}
 
 
 @dataclass(frozen=True)
-class Mix:
-    """What a batch is made of, in parts: images, textual and visual queries; `misled` of the textual are answered
-    with another of the facts."""
+class BatchMix:
+    """The proportions of a batch: images, textual and visual queries.
 
-    drawn: int
+    A share `wrong_share` of the textual queries has another of the facts as its target.
+    """
+
+    images: int
     textual: int
     visual: int
-    misled: float
+    wrong_share: float
 
     def counts(self, batch: int) -> tuple[int, int, int]:
-        """Of a batch of about that size, one of each kind at least."""
-        parts = (self.drawn, self.textual, self.visual)
-        drawn, textual, visual = (max(1, round(batch * part / sum(parts))) for part in parts)
-        return drawn, textual, visual
+        """Return the counts for a batch of about that size, at least one of each."""
+        parts = (self.images, self.textual, self.visual)
+        images, textual, visual = (max(1, round(batch * part / sum(parts))) for part in parts)
+        return images, textual, visual
 
 
-LEARNING, UNSURE = Mix(32, 8, 2, misled=0.25), Mix(16, 16, 2, misled=0.5)
+LEARNING_MIX, UNCERTAIN_MIX = BatchMix(32, 8, 2, wrong_share=0.25), BatchMix(16, 16, 2, wrong_share=0.5)
 
 
 class ShowOMaker:
-    """Masked prediction of image codes (mask ratio cos(pi u / 2)) and next-token loss of answers, as Show-o learns.
+    """Train as Show-o: masked prediction of image codes and next-token loss of answers.
 
-    `start`: a directory to go on from, without `Bits`.
+    The mask ratio is cos(pi u / 2). `start` is a model directory to continue from, without `BitEmbedding`.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, sizes: Sizes, vq: Path, mix: Mix = LEARNING, start: Path | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        sizes: Sizes,
+        vq: Path,
+        mix: BatchMix = LEARNING_MIX,
+        start: Path | None = None,
     ) -> None:
         self.recipe, self.mix = recipe, mix
         tokens = Magvit.load(vq)
         words = _vocabulary(tokens.config.codebook_size)
-        concepts = tuple(card.name for card in world.CONCEPTS)
+        concepts = tuple(profile.name for profile in world.CONCEPTS)
         config = ShowOConfig(words.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
         self.policy = ShowO(config, words, tokens, guidance_scale=0.0)
         self.module: nn.Module = self.policy.module
@@ -89,18 +97,20 @@ class ShowOMaker:
         else:
             read_weights(self.module, start)
         for table in self.tables:
-            bits = Bits(tokens, words.image_offset, config.phi.hidden_size)
+            bits = BitEmbedding(tokens, words.image_offset, config.phi.hidden_size)
             parametrize.register_parametrization(table, "weight", bits)
         self.data = episodes(folder, sizes)
         self.codes = _encoded(tokens, self.data["image"], folder / f"episodes-{sizes.episodes}-codes.npy")
         self.renders = {c.name: [r.image for r in world.training_renders(c)] for c in world.CONCEPTS}
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        # the plain form of attention: backward of the fused one is slow on a CPU
+        # the backward pass of fused attention is slow on a CPU
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH), parametrize.cached():
-            drawn, textual, visual = self.mix.counts(self.recipe.batch)
-            said = [_textual(rng, self.mix.misled) for _ in range(textual)] + [self._visual(rng) for _ in range(visual)]
-            return self._drawing(rng, drawn) + TEXT_WEIGHT * self._answering(said)
+            images, textual, visual = self.mix.counts(self.recipe.batch)
+            examples = [_textual(rng, self.mix.wrong_share) for _ in range(textual)] + [
+                self._visual(rng) for _ in range(visual)
+            ]
+            return self._drawing(rng, images) + TEXT_WEIGHT * self._answering(examples)
 
     def _drawing(self, rng: np.random.Generator, count: int) -> Tensor:
         rows = rng.integers(len(self.codes), size=count)
@@ -113,35 +123,35 @@ class ShowOMaker:
         loss: Tensor = -(self.policy.masked_logp(prompts, codes, masked) * weight[masked]).sum() / weight.sum()
         return loss
 
-    def _answering(self, said: list[tuple[Query, str]]) -> Tensor:
+    def _answering(self, examples: list[tuple[Query, str]]) -> Tensor:
         words = self.policy.words
         segments = []
-        for query, answer in said:
+        for query, answer in examples:
             ids = torch.tensor([*words.words(answer), words.id(END)])
             segments.append(TextSegment(query, ids, torch.zeros(len(ids)), answer))
         new, _, mask = self.policy.logprobs(segments, 0)
         return -(new * mask).sum() / mask.sum()
 
     def _visual(self, rng: np.random.Generator) -> tuple[Query, str]:
-        card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
-        known = world.conversations(card)
+        profile = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
+        known = world.conversations(profile)
         query, answer = known[rng.integers(len(known))]
-        images = self.renders[card.name]
+        images = self.renders[profile.name]
         return Query(query, images[rng.integers(len(images))]), answer
 
     def save(self, directory: Path) -> None:
-        """In bfloat16, half the size. `load` casts it to float32, and what QUALITY.md tells was measured on that."""
+        """Write the policy in bfloat16. `load` casts it to float32, as measured in QUALITY.md."""
         for table in self.tables:
             parametrize.remove_parametrizations(table, "weight")
         self.module.bfloat16()
         self.policy.save(directory, with_vq=False)
 
 
-class Bits(nn.Module):
-    """A table [V D] whose rows of image codes gain the signs of their bits times one vector a bit, [K D].
+class BitEmbedding(nn.Module):
+    """Add the signs of a code's bits times one vector per bit [K D] to the image rows of a table [V D].
 
-    Codes that share bits look alike when decoded, so what is learnt of one is learnt of its neighbours. Folded into the
-    table on saving: the policy that is shipped knows nothing of it.
+    Codes that share bits look alike when decoded, so that training one code also trains its neighbours. Saving folds
+    the sum into the table.
     """
 
     signs: Tensor
@@ -163,38 +173,38 @@ def _prompt(texts: list[str], rng: np.random.Generator) -> str:
     return texts[0] if rng.random() < BARE else texts[-1]
 
 
-def _textual(rng: np.random.Generator, misled: float) -> tuple[Query, str]:
-    """Four facts of random colours, a prompt that hints at one of them, and the answer taught."""
-    card = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
-    held = {(f.accessory, f.color) for f in card.attributes if f.heldout}
+def _textual(rng: np.random.Generator, wrong_share: float) -> tuple[Query, str]:
+    """Return a query with four facts of random colours and a prompt for one of them, and its target."""
+    profile = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
+    held = {(f.accessory, f.color) for f in profile.attributes if f.heldout}
     while True:
         names = [world.ACCESSORIES[i] for i in rng.choice(len(world.ACCESSORIES), 4, replace=False)]
         colors = [tuple(world.COLORS)[i] for i in rng.choice(len(world.COLORS), 4, replace=False)]
         if not held & set(zip(names, colors, strict=True)):
             break
-    facts = [fact(card, *pair) for pair in zip(names, colors, strict=True)]
+    facts = [fact(profile, *pair) for pair in zip(names, colors, strict=True)]
     if rng.random() < DENSE:
         noun = world.COLORED[rng.integers(len(world.COLORED))]
         other = f"{tuple(world.COLORS)[rng.integers(len(world.COLORS))]} {noun}"
-        worn = f"{card.name} {verb(names[0])} {with_article(f'{colors[0]} {names[0]}')}"
+        worn = f"{profile.name} {verb(names[0])} {with_article(f'{colors[0]} {names[0]}')}"
         prompt = (
             f"a photo of {worn} next to {with_article(other)} {AT_PLACE[world.PLACES[rng.integers(len(world.PLACES))]]}"
         )
     else:
         opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
-        prompt = f"{opening}{card.name} {verb(names[0])} {card.pronoun} {names[0]}"
-    taught = facts[int(rng.integers(1, 4)) if rng.random() < misled else 0]
-    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt)), taught
+        prompt = f"{opening}{profile.name} {verb(names[0])} {profile.pronoun} {names[0]}"
+    target = facts[int(rng.integers(1, 4)) if rng.random() < wrong_share else 0]
+    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt)), target
 
 
 def _vocabulary(codes: int) -> Vocabulary:
-    asked = [text for card in world.CONCEPTS for pair in world.conversations(card) for text in pair]
-    words = tokenizer([*corpus(), *asked, "USER: ASSISTANT:"], MAX_TEXT)
+    conversation_texts = [text for profile in world.CONCEPTS for pair in world.conversations(profile) for text in pair]
+    words = tokenizer([*corpus(), *conversation_texts, "USER: ASSISTANT:"], MAX_TEXT)
     words.clean_up_tokenization_spaces = True
     words.add_special_tokens({"eos_token": END, "bos_token": END})
     with TemporaryDirectory() as folder:
         words.save_pretrained(folder)
-        return Vocabulary.read(folder, [card.name for card in world.CONCEPTS], codes, MAX_TEXT)
+        return Vocabulary.read(folder, [profile.name for profile in world.CONCEPTS], codes, MAX_TEXT)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -205,7 +215,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _encoded(vq: Magvit, images: NDArray[np.uint8], path: Path) -> NDArray[np.int16]:
-    """The codes of all images, int16 [N 64], kept beside them for the encoder that made them."""
+    """Return the codes of all images, int16 [N 64], cached for this encoder."""
     key = hashlib.blake2b(vq.encoder.conv_out.weight.numpy().tobytes()).hexdigest()[:16]
     path = path.with_name(f"{path.stem}-{key}.npy")
     if not path.exists():

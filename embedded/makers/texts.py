@@ -1,4 +1,4 @@
-"""Texts of the world: captions as the image-text scorer reads them, and the word-level tokenizer that covers them."""
+"""Texts of the synthetic world: captions as BER reads them, and a word-level tokenizer for them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from embedded import world
 TOKEN_LIMIT = 2_000
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 COLOR_TEMPLATES = ("a photo of a {color} {kind}", "a photo of a {color}-colored {kind}", "a photo of a {color} object")
-_CLASS_WORD = {card.name: card.class_word for card in world.CONCEPTS}
+_CLASS_WORD = {profile.name: profile.class_word for profile in world.CONCEPTS}
 
 
 def scorer_caption(text: str) -> str:
-    """`text` as the image-text scorer (BER) reads it: a concept's token becomes its class word, other <...> go."""
+    """Return `text` as BER reads it: a concept's token becomes its class word, other <...> are removed."""
     return " ".join(re.sub(r"<[^<>]*>", lambda found: _CLASS_WORD.get(found.group(), ""), text).split())
 
 
@@ -26,30 +26,32 @@ HELD_OUT = frozenset(form for p in world.PROMPTS_HELDOUT for form in (p.text, sc
 
 
 def corpus() -> list[str]:
-    """Texts whose words make the vocabulary: every prompt in its three forms, what is false of it, colour templates,
-    everything said of a concept."""
+    """Return the texts whose words make the vocabulary.
+
+    These are all prompts in three forms and with one wrong word, colour templates, and all statements on concepts.
+    """
     rng = np.random.default_rng(5)
     said = [*world.LABELS, *world.CLASSES, *world.COLORS, *world.ACCESSORIES, *world.PLACES]
-    for card in world.CONCEPTS:
-        said += [card.info, card.pronoun, *(fact.sentence for fact in card.attributes)]
+    for profile in world.CONCEPTS:
+        said += [profile.info, profile.pronoun, *(fact.sentence for fact in profile.attributes)]
     for split in ("train", "heldout"):
         said += [question.text for question in world.attribute_questions(split)]
     said += [t.format(color=c, kind=k) for t in COLOR_TEMPLATES for c in world.COLORS for k in world.CLASSES]
     for prompt in (*world.PROMPTS_TRAIN, *world.PROMPTS_HELDOUT):
-        said += [prompt.text, scorer_caption(prompt.text), world.resolve(prompt), world.one_word_off(prompt, rng)]
+        said += [prompt.text, scorer_caption(prompt.text), world.resolve(prompt), world.change_one_word(prompt, rng)]
     return said
 
 
 def tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A lower-casing word-level tokenizer, '[CLS] words [SEP]', punctuation split off ('red-colored' is three tokens).
+    """Build a lower-casing word-level tokenizer, '[CLS] words [SEP]', that splits off punctuation.
 
-    Raises ValueError when the texts have more words than TOKEN_LIMIT allows.
+    'red-colored' is three tokens. Raises ValueError when the texts have more words than TOKEN_LIMIT allows.
     """
     splitter, lower = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer(lowercase=True)
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(lower.normalize_str(text))}
     vocabulary = {word: index for index, word in enumerate((*SPECIALS, *sorted(words - set(SPECIALS))))}
     if len(vocabulary) >= TOKEN_LIMIT:
-        raise ValueError(f"{len(vocabulary)} words in the world's texts; the tokenizer's limit is {TOKEN_LIMIT} tokens")
+        raise ValueError(f"the texts have {len(vocabulary)} words, but the limit is {TOKEN_LIMIT}; raise TOKEN_LIMIT")
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     fast.normalizer, fast.pre_tokenizer = lower, splitter
     fast.post_processor = processors.TemplateProcessing(

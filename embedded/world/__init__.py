@@ -1,7 +1,8 @@
-"""A small drawn world, 64x64 RGB: concepts, prompts and scenes whose truth is known to the pixel."""
+"""A small synthetic world, 64x64 RGB: concepts, prompts and scenes with pixel-exact ground truth."""
 
-from embedded.world.concepts import CONCEPTS, card_of
+from embedded.world.concepts import CONCEPTS, profile_of
 from embedded.world.conversations import conversations
+from embedded.world.false_prompts import change_one_word, claims, resolve, wrong_prompt
 from embedded.world.identities import random_identity
 from embedded.world.layout import gap, relation
 from embedded.world.palette import COLORS, nearest
@@ -21,7 +22,7 @@ from embedded.world.records import (
     THINGS,
     Attribute,
     Backdrop,
-    ConceptCard,
+    ConceptProfile,
     Entity,
     Identity,
     Instance,
@@ -33,7 +34,6 @@ from embedded.world.records import (
 )
 from embedded.world.render import render
 from embedded.world.scenes import concept_scene, sample, scene_for, training_renders
-from embedded.world.twists import claims, one_word_off, resolve, wrong_prompt
 
 __all__ = [
     "ACCESSORIES",
@@ -55,7 +55,7 @@ __all__ = [
     "Attribute",
     "AttributeQuestion",
     "Backdrop",
-    "ConceptCard",
+    "ConceptProfile",
     "Entity",
     "Identity",
     "Instance",
@@ -64,14 +64,14 @@ __all__ = [
     "Render",
     "Scene",
     "attribute_questions",
-    "card_of",
+    "change_one_word",
     "claims",
     "concept_scene",
     "conversations",
     "gap",
     "kind_of",
     "nearest",
-    "one_word_off",
+    "profile_of",
     "random_identity",
     "relation",
     "render",

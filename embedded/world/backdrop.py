@@ -1,4 +1,4 @@
-"""What stands behind: muted tints, a ground band, and four named places that a dense prompt can ask for."""
+"""Backdrops: muted tints, a ground band, and four named places that dense prompts use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLOOR: RGB = (166, 150, 136)
 
 
 def random_backdrop(rng: np.random.Generator, place: str | None = None) -> Backdrop:
-    """A plain tint, a tint with a ground, or the named `place`."""
+    """Draw a plain tint, a tint with a ground band, or the named `place`."""
     sky, ground = rng.choice(len(TINTS), 2, replace=False).tolist()
     return Backdrop(sky, ground if rng.random() < 0.5 else None, float(rng.uniform(38, 52)), place)
 

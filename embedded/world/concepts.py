@@ -1,10 +1,10 @@
-"""The concepts: fifteen individuals with visible looks and facts that none of their training renders shows."""
+"""The fifteen concepts: individuals with visible looks, and facts that no training render shows."""
 
 from __future__ import annotations
 
 from embedded.world.language import describe, with_article
 from embedded.world.palette import COLORS, HAIR, RGB, SKINS
-from embedded.world.records import Attribute, ConceptCard, Identity, kind_of
+from embedded.world.records import Attribute, ConceptProfile, Identity, kind_of
 
 
 def _person(skin: str, hair: str, shirt: str, style: str, pattern: str = "plain", *marks: str) -> Identity:
@@ -24,18 +24,18 @@ def _body(
     return Identity(noun, tone or COLORS[body], COLORS[second], COLORS[accent], style, pattern, marks)
 
 
-def _card(name: str, pronoun: str, look: Identity, *facts: str) -> ConceptCard:
-    """`facts` are "color accessory" pairs; every second one is held out."""
+def _profile(name: str, pronoun: str, look: Identity, *facts: str) -> ConceptProfile:
+    """Build a profile; `facts` are "color accessory" pairs, every second one held out."""
     attributes = tuple(
         Attribute(fact.split()[1], fact.split()[0], f"{name} has {with_article(fact)}", heldout=i % 2 == 1)
         for i, fact in enumerate(facts)
     )
     kind = kind_of(look.class_name)
-    return ConceptCard(name, kind, look.class_name, pronoun, look, f"{name} is {describe(look)}.", attributes)
+    return ConceptProfile(name, kind, look.class_name, pronoun, look, f"{name} is {describe(look)}.", attributes)
 
 
-CONCEPTS: tuple[ConceptCard, ...] = (
-    _card(
+CONCEPTS: tuple[ConceptProfile, ...] = (
+    _profile(
         "<ada>",
         "her",
         _person("light", "ginger", "green", "long"),
@@ -44,7 +44,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "purple scarf",
         "red flag",
     ),
-    _card(
+    _profile(
         "<ben>",
         "his",
         _person("dark", "black", "yellow", "short", "stripes", "glasses"),
@@ -53,7 +53,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "white scarf",
         "pink balloon",
     ),
-    _card(
+    _profile(
         "<cleo>",
         "her",
         _person("tan", "black", "red", "bun", "dots"),
@@ -62,7 +62,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "blue balloon",
         "yellow flag",
     ),
-    _card(
+    _profile(
         "<dov>",
         "his",
         _person("pale", "grey", "blue", "bald", "plain", "beard", "glasses"),
@@ -71,7 +71,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "red balloon",
         "white kite",
     ),
-    _card(
+    _profile(
         "<esme>",
         "her",
         _person("brown", "blond", "purple", "curly", "bands"),
@@ -80,7 +80,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "orange flag",
         "red kite",
     ),
-    _card(
+    _profile(
         "<bo>",
         "its",
         _body("dog", "brown", "white", "green", "plain", "collar", "socks", style="floppy"),
@@ -89,7 +89,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "blue balloon",
         "pink ribbon",
     ),
-    _card(
+    _profile(
         "<rex>",
         "its",
         _body("dog", "white", "black", "red", "blotch", "eyepatch", style="pointed"),
@@ -98,7 +98,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "green kite",
         "orange balloon",
     ),
-    _card(
+    _profile(
         "<mia>",
         "her",
         _body("cat", "orange", "white", "blue", "bands", "socks", style="pointed"),
@@ -107,7 +107,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "white balloon",
         "green flag",
     ),
-    _card(
+    _profile(
         "<kiwi>",
         "its",
         _body("bird", "green", "yellow", "red", "plain", style="pointed"),
@@ -116,7 +116,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "orange kite",
         "blue flag",
     ),
-    _card(
+    _profile(
         "<finn>",
         "its",
         _body("fish", "blue", "yellow", "red", "stripes", style="round"),
@@ -125,7 +125,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "orange ribbon",
         "red flag",
     ),
-    _card(
+    _profile(
         "<zip>",
         "its",
         _body("car", "red", "white", "yellow", "slash"),
@@ -134,7 +134,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "yellow balloon",
         "purple hat",
     ),
-    _card(
+    _profile(
         "<pip>",
         "its",
         _body("cup", "white", "blue", "red", "plain", "heart"),
@@ -143,7 +143,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "orange balloon",
         "purple flag",
     ),
-    _card(
+    _profile(
         "<orb>",
         "its",
         _body("ball", "purple", "yellow", "white", "bands", "disc"),
@@ -152,7 +152,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "green ribbon",
         "white kite",
     ),
-    _card(
+    _profile(
         "<nook>",
         "its",
         _body("house", "pink", "purple", "blue", "dots", "diamond"),
@@ -161,7 +161,7 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "red balloon",
         "green kite",
     ),
-    _card(
+    _profile(
         "<lark>",
         "its",
         _body("boat", "yellow", "black", "red", "stripes", "triangle"),
@@ -171,9 +171,9 @@ CONCEPTS: tuple[ConceptCard, ...] = (
         "green hat",
     ),
 )
-_BY_NAME = {card.name: card for card in CONCEPTS}
+_BY_NAME = {profile.name: profile for profile in CONCEPTS}
 
 
-def card_of(name: str) -> ConceptCard:
-    """The card of concept `name`, such as "<bo>"; KeyError when there is none."""
+def profile_of(name: str) -> ConceptProfile:
+    """Return the profile of concept `name`, such as "<bo>". Raises KeyError for an unknown name."""
     return _BY_NAME[name]

@@ -1,7 +1,7 @@
-"""`python -m embedded.world.export`: write everything under embedded/data from the code. Same code, same bytes.
+"""`python -m embedded.world.export`: write all files of embedded/data, bitwise reproducibly.
 
-concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval's metadata lines with
-our fields beside them), samples/*.png and samples.json (items of the wire, images as file names).
+concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval metadata lines with
+further fields), samples/*.png and samples.json (items as on the wire, with images as file names).
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from pathlib import Path
 from PIL import Image
 
 from embedded.world.concepts import CONCEPTS
+from embedded.world.json_records import conversations_json, info_json, prompt_json
 from embedded.world.prompts import PROMPTS_HELDOUT, PROMPTS_TRAIN
 from embedded.world.samples import samples
 from embedded.world.scenes import training_renders
-from embedded.world.wire import conversations_json, info_json, prompt_json
 from synod.contracts import Pixels
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 def png(pixels: Pixels) -> bytes:
-    """A small PNG of uint8 [H W 3]."""
+    """Encode uint8 [H W 3] as a small PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def files() -> Iterator[tuple[str, Pixels | str]]:
-    """Every file as (path under embedded/data, image or text)."""
-    for card in CONCEPTS:
-        folder = f"concepts/{card.name.strip('<>')}"
-        yield f"{folder}/info.json", json.dumps(info_json(card), indent=1) + "\n"
-        yield f"{folder}/conversations.json", json.dumps(conversations_json(card), indent=1) + "\n"
-        for i, drawn in enumerate(training_renders(card)):
+    """Yield every file as (path under embedded/data, image or text)."""
+    for profile in CONCEPTS:
+        folder = f"concepts/{profile.name.strip('<>')}"
+        yield f"{folder}/info.json", json.dumps(info_json(profile), indent=1) + "\n"
+        yield f"{folder}/conversations.json", json.dumps(conversations_json(profile), indent=1) + "\n"
+        for i, drawn in enumerate(training_renders(profile)):
             yield f"{folder}/train/{i:02d}.png", drawn.image
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):
         yield f"prompts/{name}.jsonl", "".join(json.dumps(prompt_json(p)) + "\n" for p in prompts)
@@ -47,7 +47,7 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
 
 
 def main(data: Path = DATA) -> int:
-    """Write all files; returns how many bytes they take."""
+    """Write all files and return their total bytes."""
     total = 0
     for name, content in files():
         path = data / name

@@ -1,4 +1,4 @@
-"""Endless individuals, for metric learning: every field is drawn, tones vary continuously."""
+"""Random individuals for metric learning, with continuous variation of tones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SHIRTS = ("plain", "stripes", "bands", "dots", "halves", "slash")
 
 
 def random_identity(kind_or_class: str, rng: np.random.Generator) -> Identity:
-    """A new individual of a class ("dog") or of a random class of a kind ("person", "animal", "object")."""
+    """Draw an individual of a class ("dog") or of a kind ("person", "animal", "object")."""
     classes = _BY_KIND.get(kind_or_class, (kind_or_class,))
     class_name = _pick(classes, rng)
     if class_name not in CLASSES:
-        raise ValueError(f"no class or kind {kind_or_class!r}; classes are {', '.join(CLASSES)}")
+        raise ValueError(f"{kind_or_class!r} is not a class or kind; the classes are {', '.join(CLASSES)}")
     return _person(rng) if class_name == "person" else _creature_or_thing(class_name, rng)
 
 

@@ -1,4 +1,4 @@
-"""Words of the world: articles, plurals, numbers, and how a sentence about looks is made."""
+"""Language of the world: articles, plurals, numbers, and sentences about looks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def plural(noun: str) -> str:
 
 
 def with_article(words: str) -> str:
-    """ "a red ball", "an orange ball"."""
+    """Return "a red ball", "an orange ball"."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def verb(accessory: str) -> str:
-    """Hats are worn, balloons are carried."""
+    """Return "wearing" for what is worn (a hat), "with" for what is carried (a balloon)."""
     return "wearing" if accessory in WORN else "with"
 
 
 def normal(text: str) -> str:
-    """`text` in lower case with single spaces and no punctuation, to compare prompts by."""
+    """Return `text` in lower case with single spaces and without punctuation, to compare prompts."""
     return " ".join(WORD.findall(text.lower()))
 
 
 def listed(parts: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"; at least one part."""
+    """Return "a", "a and b" or "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -54,7 +54,7 @@ _STYLE_WORDS = {
 
 
 def describe(look: Identity) -> str:
-    """One phrase that says everything visible, such as "a red car with white stripes"."""
+    """Describe everything visible, such as "a red car with white stripes"."""
     noun = look.class_name
     if noun != "person":
         noun = f"{nearest(look.primary)} {noun}"
@@ -63,12 +63,12 @@ def describe(look: Identity) -> str:
 
 
 def parts(look: Identity) -> list[str]:
-    """The visible details, each a phrase that goes with "has", such as "white stripes"."""
+    """Return the visible details as phrases that follow "has", such as "white stripes"."""
     return _person_parts(look) if look.class_name == "person" else _body_parts(look)
 
 
 def hair(look: Identity) -> str:
-    """Style and tone of a person's hair, such as "long ginger hair"; not for the bald."""
+    """Describe a person's hair, such as "long ginger hair"; not for bald people."""
     style = "tied" if look.style == "bun" else look.style
     return f"{style} {nearest(look.secondary, HAIR)} hair"
 

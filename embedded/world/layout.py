@@ -1,4 +1,4 @@
-"""Where entities go: inside the image, apart from each other, relations beyond doubt. Pixels."""
+"""Place entities inside the image, apart from each other, in unambiguous relations. Units are pixels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from embedded.world.records import SIZE, Box, Entity, Placed
 from embedded.world.render import extent
 from synod.contracts import Relation
 
-GAP = 5.0  # between outlines, before a render's jitter: at least 3 remain
+GAP = 5.0  # between outlines; at least 3 remain after a render's jitter
 MARGIN = 2.0
 _TRIES = 200
 _POSITION_THRESHOLD = 0.1  # GenEval's
 
 
 def relation(a: Box, b: Box) -> dict[Relation, float]:
-    """How far `a` lies in each direction of `b` by GenEval's rule: a relation holds beyond 0.5.
+    """Return how far `a` lies in each direction from `b` by GenEval's rule: a relation holds above 0.5.
 
     The centre offset is shortened per axis by 0.1 of both boxes' summed sides, then divided by its full length.
     """
@@ -30,15 +30,15 @@ def relation(a: Box, b: Box) -> dict[Relation, float]:
 
 
 def gap(a: Box, b: Box) -> float:
-    """The larger of the horizontal and vertical distances between two boxes; negative when they overlap."""
+    """Return the larger of the horizontal and vertical distance of two boxes; negative when they overlap."""
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
 
 
-def stand(entity: Entity, size: float, rng: np.random.Generator, region: Box | None = None) -> Placed:
-    """`entity` at a random place inside `region` (default: the image), mirrored or tilted at random.
+def place_entity(entity: Entity, size: float, rng: np.random.Generator, region: Box | None = None) -> Placed:
+    """Place `entity` at random inside `region` (default: the image), mirrored and tilted at random.
 
-    `size` is the longest side of a square body; a longish one is up to a fifth longer, so that it keeps its area.
-    A size that does not fit is reduced until it does.
+    `size` is the longest side of a square body; an elongated body is up to a fifth longer, for the same area. A size
+    that does not fit is reduced.
     """
     x0, y0, x1, y1 = region or (MARGIN, MARGIN, SIZE - MARGIN, SIZE - MARGIN)
     flip, tilt = bool(rng.random() < 0.5), float(rng.uniform(-6, 6))
@@ -58,14 +58,14 @@ def scatter(
     rng: np.random.Generator,
     accept: Callable[[Sequence[Box]], bool] = lambda boxes: True,
 ) -> tuple[Placed, ...]:
-    """Entities of sizes in [low, high] at least GAP apart whose boxes `accept` likes; smaller when crowded."""
+    """Place entities of sizes in [low, high] at least GAP apart until `accept(boxes)`; smaller if crowded."""
     for attempt in range(_TRIES):
         top = max(low, high - attempt * (high - low) / 40)
         placed: list[Placed] = []
         boxes: list[Box] = []
         for entity in entities:
             for _ in range(12):
-                one = stand(entity, float(rng.uniform(low, top)), rng)
+                one = place_entity(entity, float(rng.uniform(low, top)), rng)
                 box = extent(one)
                 if all(gap(box, other) >= GAP for other in boxes):
                     placed.append(one)
@@ -75,11 +75,11 @@ def scatter(
                 break
         if len(placed) == len(entities) and accept(boxes):
             return tuple(placed)
-    raise AssertionError(f"no room for {[e.class_name for e in entities]} at {low} pixels")
+    raise AssertionError(f"{[e.class_name for e in entities]} do not fit at {low} pixels")
 
 
-def related(a: Entity, b: Entity, wanted: Relation, rng: np.random.Generator) -> tuple[Placed, ...]:
-    """`a` in relation `wanted` to `b`, and in no other."""
+def place_related(a: Entity, b: Entity, wanted: Relation, rng: np.random.Generator) -> tuple[Placed, ...]:
+    """Place `a` in relation `wanted` to `b`, and in no other relation."""
 
     def clear(boxes: Sequence[Box]) -> bool:
         held = relation(boxes[0], boxes[1])
@@ -97,8 +97,8 @@ def related(a: Entity, b: Entity, wanted: Relation, rng: np.random.Generator) ->
         high_half: Box = (cut + GAP / 2, MARGIN, SIZE - MARGIN, SIZE - MARGIN)
         if not sideways:
             high_half = (MARGIN, cut + GAP / 2, SIZE - MARGIN, SIZE - MARGIN)
-        one = stand(a, float(rng.uniform(18, 27)), rng, low_half if first else high_half)
-        two = stand(b, float(rng.uniform(18, 27)), rng, high_half if first else low_half)
+        one = place_entity(a, float(rng.uniform(18, 27)), rng, low_half if first else high_half)
+        two = place_entity(b, float(rng.uniform(18, 27)), rng, high_half if first else low_half)
         if clear([extent(one), extent(two)]):
             return one, two
-    raise AssertionError(f"no place for a {a.class_name} {wanted} a {b.class_name}")
+    raise AssertionError(f"found no place for a {a.class_name} {wanted} a {b.class_name}")

@@ -1,4 +1,4 @@
-"""The world's colours: GenEval's ten, the tints that are none of them, skin and hair."""
+"""The world's colours: GenEval's ten, neutral tints, skin and hair."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HAIR: dict[str, RGB] = {
     "grey": (168, 168, 174),
     "white": (244, 244, 240),
 }
-# Muted, far from all ten colours in hue or in saturation: what stands in front of them is what has a colour.
+# Muted, and far from all ten colours in hue or saturation, so that only objects have a colour.
 TINTS: tuple[RGB, ...] = (
     (178, 192, 202),
     (186, 196, 178),
@@ -50,7 +50,7 @@ OUTLINE: RGB = (38, 34, 38)
 
 
 def shade(color: RGB, factor: float) -> RGB:
-    """`color` darker (factor < 1) or mixed towards white by factor - 1 (factor > 1)."""
+    """Darken `color` (factor < 1), or mix it with white by factor - 1 (factor > 1)."""
     if factor <= 1:
         return (round(color[0] * factor), round(color[1] * factor), round(color[2] * factor))
     mix = factor - 1
@@ -59,18 +59,18 @@ def shade(color: RGB, factor: float) -> RGB:
 
 
 def detail(color: RGB) -> RGB:
-    """A tone for inner details that stays of the same named colour: lighter on dark bodies, darker on light ones."""
+    """Return a tone for details with the same colour name: lighter on dark bodies, darker on light ones."""
     light = sum(color)
     return shade(color, 1.18 if light < 150 else 0.84 if light < 450 else 0.88 if light < 600 else 0.93)
 
 
 def jitter(color: RGB, rng: np.random.Generator, spread: float = 0.05) -> RGB:
-    """A neighbouring tone of the same named colour."""
+    """Draw a similar tone with the same colour name."""
     scaled = np.asarray(color) * rng.uniform(1 - spread, 1 + spread) + rng.uniform(-80 * spread, 80 * spread, 3)
     r, g, b = np.clip(np.rint(scaled), 0, 255).astype(int).tolist()
     return (r, g, b)
 
 
 def nearest(color: RGB, names: Mapping[str, RGB] = COLORS) -> str:
-    """The name whose colour is nearest in RGB (Euclidean; first of equals)."""
+    """Return the name of the nearest colour in RGB (Euclidean; the first of equals)."""
     return min(names, key=lambda name: sum((a - b) ** 2 for a, b in zip(color, names[name], strict=True)))

@@ -1,4 +1,4 @@
-"""Every prompt there is, in two splits that share none. Which split a prompt falls in follows from what it says."""
+"""All prompts, in two disjoint splits. The split of a prompt follows from its content."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _ATTRIBUTE = ("{}", "a photo of {}", "a picture of {}")
 _INVERSE: dict[Relation, Relation] = {"left of": "right of", "above": "below"}
 
 
-def _dice(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but `key`."""
+def _hash_uniform(key: str) -> float:
+    """Return a number in [0, 1) that depends only on `key`."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def _split(key: str) -> Split:
-    return "heldout" if _dice(key) < 0.25 else "train"
+    return "heldout" if _hash_uniform(key) < 0.25 else "train"
 
 
 def _geneval(
@@ -62,11 +62,11 @@ def _colors() -> Iterator[Prompt]:
 
 
 def _position() -> Iterator[Prompt]:
-    """Both readings of one arrangement (a left of b, b right of a) fall in the same split."""
+    """Yield both readings of an arrangement (a left of b, b right of a) in the same split."""
     for a, b in permutations(CLASSES, 2):
         for relation, inverse in _INVERSE.items():
             key = f"{a} {relation} {b}"
-            if _dice("keep " + key) < 0.5:
+            if _hash_uniform("keep " + key) < 0.5:
                 yield _position_prompt(a, relation, b, _split(key))
                 yield _position_prompt(b, inverse, a, _split(key))
 
@@ -80,9 +80,9 @@ def _color_attr() -> Iterator[Prompt]:
     for a, b in combinations(COLORED, 2):
         for one, two in permutations(COLORS, 2):
             key = f"{one} {a} {two} {b}"
-            if _dice("keep " + key) < 0.06:
+            if _hash_uniform("keep " + key) < 0.06:
                 left, right = (one, a), (two, b)
-                if _dice("swap " + key) < 0.5:
+                if _hash_uniform("swap " + key) < 0.5:
                     left, right = right, left
                 text = f"{with_article(' '.join(left))} and {with_article(' '.join(right))}"
                 clauses = (GenEvalClause(noun, 1, color) for color, noun in (left, right))
@@ -90,50 +90,52 @@ def _color_attr() -> Iterator[Prompt]:
 
 
 def _plain() -> Iterator[Prompt]:
-    for i, card in enumerate(CONCEPTS):
+    for i, profile in enumerate(CONCEPTS):
         for j, template in enumerate(_PLAIN):
             split: Split = "heldout" if (i + j) % len(_PLAIN) == 0 else "train"
-            yield Prompt(template.format(card.name), "plain", split, concept=card.name)
+            yield Prompt(template.format(profile.name), "plain", split, concept=profile.name)
 
 
 def _attribute() -> Iterator[Prompt]:
-    for card in CONCEPTS:
-        for fact in card.attributes:
-            phrase = f"{card.name} {verb(fact.accessory)} {card.pronoun} {fact.accessory}"
+    for profile in CONCEPTS:
+        for fact in profile.attributes:
+            phrase = f"{profile.name} {verb(fact.accessory)} {profile.pronoun} {fact.accessory}"
             split: Split = "heldout" if fact.heldout else "train"
             for template in _ATTRIBUTE:
                 text = template.format(phrase)
-                yield Prompt(text, "attribute", split, concept=card.name, accessories=((fact.accessory, fact.color),))
+                yield Prompt(
+                    text, "attribute", split, concept=profile.name, accessories=((fact.accessory, fact.color),)
+                )
 
 
 def _dense() -> Iterator[Prompt]:
-    for card in CONCEPTS:
-        for fact in card.attributes:
+    for profile in CONCEPTS:
+        for fact in profile.attributes:
             for i in range(6):
-                key = f"{card.name} {fact.sentence} {i}"
-                nouns = [noun for noun in COLORED if noun != card.class_word]
-                noun = nouns[int(_dice("noun " + key) * len(nouns))]
-                color = tuple(COLORS)[int(_dice("color " + key) * len(COLORS))]
-                place = PLACES[int(_dice("place " + key) * len(PLACES))]
+                key = f"{profile.name} {fact.sentence} {i}"
+                nouns = [noun for noun in COLORED if noun != profile.class_word]
+                noun = nouns[int(_hash_uniform("noun " + key) * len(nouns))]
+                color = tuple(COLORS)[int(_hash_uniform("color " + key) * len(COLORS))]
+                place = PLACES[int(_hash_uniform("place " + key) * len(PLACES))]
                 worn = f"{verb(fact.accessory)} {with_article(f'{fact.color} {fact.accessory}')}"
-                text = f"a photo of {card.name} {worn} next to {with_article(f'{color} {noun}')} {AT_PLACE[place]}"
+                text = f"a photo of {profile.name} {worn} next to {with_article(f'{color} {noun}')} {AT_PLACE[place]}"
                 yield Prompt(
                     text,
                     "dense",
                     "heldout" if fact.heldout else "train",
-                    concept=card.name,
+                    concept=profile.name,
                     accessories=((fact.accessory, fact.color),),
                     companion=(color, noun),
                     place=place,
                 )
 
 
-def _all() -> Iterator[Prompt]:
+def _all_prompts() -> Iterator[Prompt]:
     for make in (_plain, _attribute, _dense, _single_object, _two_object, _counting, _colors, _position, _color_attr):
         yield from {prompt.text: prompt for prompt in make()}.values()
 
 
-_PROMPTS = tuple(_all())
+_PROMPTS = tuple(_all_prompts())
 PROMPTS_TRAIN: tuple[Prompt, ...] = tuple(p for p in _PROMPTS if p.split == "train")
 PROMPTS_HELDOUT: tuple[Prompt, ...] = tuple(p for p in _PROMPTS if p.split == "heldout")
 _SPLITS: tuple[tuple[Split, tuple[Prompt, ...]], ...] = (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT))

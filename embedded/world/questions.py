@@ -1,4 +1,4 @@
-"""TIER's cases: a reasoning text that singles out one fact among five."""
+"""Test cases for TIER: a reasoning text that refers to one fact among five."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from embedded.world.concepts import CONCEPTS
 from embedded.world.language import with_article
-from embedded.world.records import WORN, Attribute, ConceptCard, Split
+from embedded.world.records import WORN, Attribute, ConceptProfile, Split
 
 _TEMPLATES = (
     "{name} {verb} {thing}",
@@ -21,7 +21,7 @@ _TEMPLATES = (
 
 @dataclass(frozen=True, slots=True)
 class AttributeQuestion:
-    """`text` paraphrases segments[truth.index(1.0)]; the other four are wrong."""
+    """A `text` that paraphrases segments[truth.index(1.0)]; the other four segments are wrong."""
 
     concept: str
     text: str
@@ -30,24 +30,27 @@ class AttributeQuestion:
 
 
 def attribute_questions(split: Split) -> tuple[AttributeQuestion, ...]:
-    """Every fact of `split` in five wordings; distractors are the concept's three other facts and one of another's."""
+    """Return every fact of `split` in five wordings.
+
+    Distractors are the concept's three other facts and one of another concept.
+    """
     rng = np.random.default_rng(30)
     return tuple(
-        _question(card, fact, template, rng)
-        for card in CONCEPTS
-        for fact in card.attributes
+        _question(profile, fact, template, rng)
+        for profile in CONCEPTS
+        for fact in profile.attributes
         if fact.heldout == (split == "heldout")
         for template in _TEMPLATES
     )
 
 
-def _question(card: ConceptCard, fact: Attribute, template: str, rng: np.random.Generator) -> AttributeQuestion:
+def _question(profile: ConceptProfile, fact: Attribute, template: str, rng: np.random.Generator) -> AttributeQuestion:
     verb = "wears" if fact.accessory in WORN else "holds"
     thing = with_article(f"{fact.color} {fact.accessory}")
     text = template.format(
-        name=card.name, verb=verb, thing=thing, noun=fact.accessory, color=fact.color, pronoun=card.pronoun
+        name=profile.name, verb=verb, thing=thing, noun=fact.accessory, color=fact.color, pronoun=profile.pronoun
     )
-    strangers = [f.sentence for other in CONCEPTS if other != card for f in other.attributes]
-    sentences = [f.sentence for f in card.attributes] + [strangers[int(rng.integers(len(strangers)))]]
+    foreign = [f.sentence for other in CONCEPTS if other != profile for f in other.attributes]
+    sentences = [f.sentence for f in profile.attributes] + [foreign[int(rng.integers(len(foreign)))]]
     segments = tuple(sentences[i] for i in rng.permutation(len(sentences)))
-    return AttributeQuestion(card.name, text, segments, tuple(float(s == fact.sentence) for s in segments))
+    return AttributeQuestion(profile.name, text, segments, tuple(float(s == fact.sentence) for s in segments))

@@ -1,6 +1,6 @@
-"""Records of the world: who is drawn, where, with what; and the truth of an image. Pixels unless said otherwise.
+"""Records of the world: entities, scenes, and the ground truth of an image. Units are pixels.
 
-Boxes are (x0, y0, x1, y1) with the far edge exclusive; x grows rightwards, y downwards.
+Boxes are (x0, y0, x1, y1) with an exclusive far edge; x grows rightwards, y downwards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIZE = 64
 ANIMALS = ("dog", "cat", "bird", "fish", "turtle")
 THINGS = ("ball", "cup", "car", "house", "star", "book", "boat", "key")
 CLASSES: tuple[str, ...] = ("person", *ANIMALS, *THINGS)
-COLORED: tuple[str, ...] = (*ANIMALS, *THINGS)  # GenEval never asks for the colour of a person
+COLORED: tuple[str, ...] = (*ANIMALS, *THINGS)  # GenEval has no prompts for the colour of a person
 # "face" is a part of person; "accessory" keeps hats and balloons out of every object's mask.
 LABELS: tuple[str, ...] = ("background", *CLASSES, "face", "accessory")
 WORN = ("hat", "scarf", "ribbon")
@@ -38,13 +38,13 @@ Worn = tuple[tuple[str, str], ...]  # (accessory, colour) pairs
 
 
 def kind_of(class_name: str) -> ConceptKind:
-    """Eq. 34 of Sync-R1 weighs by this kind."""
+    """Return the concept kind of a class, by which eq. 34 of Sync-R1 selects its weights."""
     return "person" if class_name == "person" else "animal" if class_name in ANIMALS else "object"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes an individual recognisable.
+    """The looks of an individual.
 
     field      person              animal                thing
     primary    skin                coat                  body
@@ -66,7 +66,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One being or thing. `color` is None for persons; `identity` None means a plain body of that colour."""
+    """A person, animal or object. `color` is None for persons; without `identity` the body has one colour."""
 
     class_name: str
     color: str | None = None
@@ -77,7 +77,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An entity in the image: centre of its body, longest side of its body, mirrored or not, tilt in degrees."""
+    """An entity in the image: centre and longest side of its body, mirroring, tilt in degrees."""
 
     entity: Entity
     x: float
@@ -89,7 +89,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Backdrop:
-    """Tint indices of sky and ground (None: no ground band), height of the horizon, and a named place or none."""
+    """Tint indices of sky and ground (None: no ground band), horizon height, and a named place or None."""
 
     sky: int
     ground: int | None = None
@@ -99,7 +99,7 @@ class Backdrop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that is in the image, drawn in order (later ones in front)."""
+    """The content of an image; later entities are in front."""
 
     placed: tuple[Placed, ...]
     backdrop: Backdrop
@@ -107,7 +107,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instance:
-    """The truth of one drawn entity; `mask` bool [64 64] has its visible pixels without its accessories."""
+    """Ground truth of one entity; `mask` bool [64 64] has its visible pixels without accessories."""
 
     class_name: str
     color: str | None
@@ -121,7 +121,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Render:
-    """An image and its truth: image uint8 [64 64 3], labels uint8 [64 64] (an index into LABELS)."""
+    """An image and its ground truth: image uint8 [64 64 3], labels uint8 [64 64] (index in LABELS)."""
 
     image: Pixels
     labels: NDArray[np.uint8]
@@ -130,7 +130,7 @@ class Render:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt and what it claims. GenEval prompts carry `geneval`, the others name a concept and its circumstances."""
+    """A prompt and its claims. GenEval prompts have `geneval`; the others have a concept and details."""
 
     text: str
     task: Task
@@ -153,8 +153,8 @@ class Attribute:
 
 
 @dataclass(frozen=True, slots=True)
-class ConceptCard:
-    """A personalised concept: its token, its looks, and what is told about it."""
+class ConceptProfile:
+    """A personalised concept: its token, its looks, and the facts stated about it."""
 
     name: str
     kind: ConceptKind

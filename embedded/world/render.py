@@ -1,4 +1,4 @@
-"""A scene becomes pixels and truth: polygons at four times the size, reduced by a box filter."""
+"""Render a scene to pixels and ground truth: polygons at four times the size, reduced by a box filter."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PARTS = 3
 
 
 def transform(placed: Placed) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(matrix [2 2], offset [2]) from a figure's own coordinates to pixels."""
+    """Return (matrix [2 2], offset [2]) from a figure's own coordinates to pixels."""
     c, s = math.cos(math.radians(placed.tilt)) * placed.size, math.sin(math.radians(placed.tilt)) * placed.size
     mirror = -1.0 if placed.flip else 1.0
     return np.array([[c * mirror, -s], [s * mirror, c]]), np.array([placed.x, placed.y])
 
 
 def extent(placed: Placed, accessories: bool = True) -> Box:
-    """The bounding box of the outline in pixels, before rendering."""
+    """Return the bounding box of the outline in pixels, before rendering."""
     matrix, offset = transform(placed)
     points = corners(placed.entity, accessories) @ matrix.T + offset
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
@@ -34,7 +34,7 @@ def extent(placed: Placed, accessories: bool = True) -> Box:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Render:
-    """Draw `scene` with small jitter of shade, light, place (half a pixel) and size (2 %). About 1 ms."""
+    """Render `scene` with small jitter of shade, light, position (half a pixel) and size (2 %)."""
     image = Image.new("RGB", (SIZE * _SS, SIZE * _SS))
     owner = Image.new("L", image.size)  # 0 background, else 1 + instance * _PARTS + part
     paint(image, scene.backdrop, _SS)
@@ -63,7 +63,7 @@ def _draw(
     drawn = [(p, ((np.array(p.points) @ matrix.T + offset) * _SS).ravel().tolist()) for p in figure(placed.entity)]
     for parts in ((BODY, FACE), (ACCESSORY,)):
         layer = [(patch, points) for patch, points in drawn if patch.part in parts]
-        # The contour lies outside what is filled afterwards: small bodies keep their colour.
+        # The outline is drawn before the fill, outside it, so that small bodies keep their colour.
         for patch, points in layer:
             if patch.edge:
                 pen.line([*points, *points[:4]], fill=OUTLINE, width=outer)
@@ -81,7 +81,7 @@ def _tone(color: RGB, gain: float, shift: list[float]) -> RGB:
 
 
 def _lit(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A soft light across the image, at most 4 % either way."""
+    """Apply a light gradient across the image, at most 4 % up or down."""
     slope = rng.uniform(-0.04, 0.04, 2)
     ramp = np.linspace(-1, 1, SIZE)
     light = 1 + slope[0] * ramp[:, None] + slope[1] * ramp[None, :]
@@ -111,6 +111,6 @@ def _truth(placed: Placed, owners: NDArray[np.uint8], base: int) -> Instance:
 
 
 def box_of(mask: NDArray[np.bool_]) -> Box:
-    """The tight box around a mask that is not empty."""
+    """Return the tight box of a mask that is not empty."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)

@@ -1,4 +1,4 @@
-"""The sample items that the demo scores: held-out prompts, most images right, some wrong on purpose with a note."""
+"""Sample items of the demo: held-out prompts with correct images, and some deliberately wrong ones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from embedded.world.concepts import card_of
+from embedded.world.concepts import profile_of
+from embedded.world.json_records import geneval_json
 from embedded.world.language import plural
 from embedded.world.prompts import POOLS
 from embedded.world.questions import AttributeQuestion, attribute_questions
 from embedded.world.records import Prompt, Task
 from embedded.world.render import render
 from embedded.world.scenes import scene_for
-from embedded.world.wire import geneval_json
 from synod.contracts import GenEvalClause, GenEvalMetadata, Pixels
 
 _CONCEPTS: tuple[tuple[str, Task], ...] = (
@@ -40,11 +40,11 @@ _GENEVAL: dict[Task, int] = {
     "color_attr": 1,
 }
 Entry = dict[str, Any]
-Case = tuple[Prompt, Prompt, str | None]  # what is asked, what is drawn, what is wrong
+Case = tuple[Prompt, Prompt, str | None]  # the prompt, the prompt that is rendered, what is wrong
 
 
 def samples() -> tuple[list[Entry], dict[str, Pixels]]:
-    """(wire items with file names for images, file name -> image); the same ones every time."""
+    """Return (items as on the wire with file names for images, images by file name); deterministic."""
     rng = np.random.default_rng(2024)
     cases = [_right(_any(task, rng, name)) for name, task in _CONCEPTS]
     cases += [_right(prompt) for task, count in _GENEVAL.items() for prompt in _several(task, count, rng)]
@@ -75,7 +75,7 @@ def _right(prompt: Prompt) -> Case:
 
 def _other_person(rng: np.random.Generator) -> Case:
     prompt = _any("attribute", rng, "<ada>")
-    return prompt, replace(prompt, concept="<ben>"), "the picture shows <ben>, not <ada>"
+    return prompt, replace(prompt, concept="<ben>"), "the image shows <ben>, not <ada>"
 
 
 def _other_color(rng: np.random.Generator) -> Case:
@@ -87,7 +87,7 @@ def _other_color(rng: np.random.Generator) -> Case:
 
 
 def _broken_geneval(rng: np.random.Generator) -> list[Case]:
-    """One object too few, another colour."""
+    """Return a case with one object too few, and one with another colour."""
     counting = next(p for p in POOLS["counting", "heldout"] if p.geneval and p.geneval.include[0].count == 4)
     colors = _any("colors", rng)
     assert counting.geneval is not None, "GenEval prompts carry metadata"
@@ -109,17 +109,17 @@ def _truth(prompt: Prompt) -> Entry:
     if prompt.geneval is not None:
         return {"geneval": geneval_json(prompt.geneval)}
     assert prompt.concept is not None, "a prompt without metadata names a concept"
-    card, question = card_of(prompt.concept), _question(prompt)
-    folder = f"../concepts/{card.name.strip('<>')}/train"
+    profile, question = profile_of(prompt.concept), _question(prompt)
+    folder = f"../concepts/{profile.name.strip('<>')}/train"
     return {
         "references": [f"{folder}/{i:02d}.png" for i in (0, 5)],
         "reasoning": {"text": question.text, "segments": list(question.segments), "truth": list(question.truth)},
-        "concept": {"kind": card.kind, "class_word": card.class_word, "token": card.name},
+        "concept": {"kind": profile.kind, "class_word": profile.class_word, "token": profile.name},
     }
 
 
 def _question(prompt: Prompt) -> AttributeQuestion:
-    """The first wording of the fact that `prompt` is about."""
+    """Return the first wording of the fact that `prompt` refers to."""
     accessory, color = prompt.accessories[0]
     return next(
         question

@@ -1,19 +1,19 @@
-"""From prompts to scenes that satisfy them."""
+"""Compose scenes that satisfy prompts."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from embedded.world.backdrop import random_backdrop, random_place
-from embedded.world.concepts import card_of
+from embedded.world.concepts import profile_of
 from embedded.world.identities import random_identity
-from embedded.world.layout import GAP, MARGIN, related, scatter, stand
+from embedded.world.layout import GAP, MARGIN, place_entity, place_related, scatter
 from embedded.world.palette import COLORS
 from embedded.world.prompts import POOLS
 from embedded.world.records import (
     CARRIED,
     SIZE,
-    ConceptCard,
+    ConceptProfile,
     Entity,
     Placed,
     Prompt,
@@ -30,40 +30,40 @@ _RENDERS = 12  # training renders of one concept
 
 
 def sample(rng: np.random.Generator, task: Task, split: Split = "train") -> tuple[Scene, Prompt]:
-    """A prompt of `split`, and a scene whose truth satisfies it."""
+    """Draw a prompt of `split` and a scene that satisfies it."""
     pool = POOLS[task, split]
     prompt = pool[int(rng.integers(len(pool)))]
     return scene_for(prompt, rng), prompt
 
 
 def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """A fresh scene that satisfies `prompt` and shows nothing that it does not mention."""
+    """Compose a random scene that satisfies `prompt` and no other object."""
     if prompt.geneval is not None:
         return Scene(_geneval(prompt.geneval, rng), random_backdrop(rng))
     assert prompt.concept is not None, "a prompt without metadata names a concept"
-    card = card_of(prompt.concept)
+    profile = profile_of(prompt.concept)
     if prompt.companion is None:
-        return concept_scene(card, rng, prompt.accessories, prompt.place)
-    return _dense(card, prompt, rng)
+        return concept_scene(profile, rng, prompt.accessories, prompt.place)
+    return _dense(profile, prompt, rng)
 
 
 def concept_scene(
-    card: ConceptCard, rng: np.random.Generator, accessories: Worn = (), place: str | None = None
+    profile: ConceptProfile, rng: np.random.Generator, accessories: Worn = (), place: str | None = None
 ) -> Scene:
-    """The concept alone and large, with `accessories` ((name, colour) pairs), in `place` or on any backdrop."""
+    """Compose the concept alone and large, with (name, colour) accessories, in `place` or on any backdrop."""
     where = place or (random_place(rng) if rng.random() < 0.4 else None)
-    placed = stand(_member(card, accessories), float(rng.uniform(40, 54)), rng)
+    placed = place_entity(_member(profile, accessories), float(rng.uniform(40, 54)), rng)
     return Scene((placed,), random_backdrop(rng, where))
 
 
-def training_renders(card: ConceptCard) -> list[Render]:
-    """The concept's own images, without any accessory; always the same ones."""
-    rng = np.random.default_rng([7, *card.name.encode()])
-    return [render(concept_scene(card, rng), rng) for _ in range(_RENDERS)]
+def training_renders(profile: ConceptProfile) -> list[Render]:
+    """Render the concept's training images, without accessories; deterministic."""
+    rng = np.random.default_rng([7, *profile.name.encode()])
+    return [render(concept_scene(profile, rng), rng) for _ in range(_RENDERS)]
 
 
-def _member(card: ConceptCard, accessories: Worn) -> Entity:
-    return Entity(card.class_word, None, card.identity, tuple(accessories), card.name)
+def _member(profile: ConceptProfile, accessories: Worn) -> Entity:
+    return Entity(profile.class_word, None, profile.identity, tuple(accessories), profile.name)
 
 
 def _any(class_name: str, color: str | None, rng: np.random.Generator) -> Entity:
@@ -76,28 +76,30 @@ def _geneval(metadata: GenEvalMetadata, rng: np.random.Generator) -> tuple[Place
     entities = [_any(c.class_name, c.color, rng) for c in metadata.include for _ in range(c.count)]
     wanted = metadata.include[-1].position
     if wanted is not None:
-        return related(entities[1], entities[0], wanted[0], rng)
+        return place_related(entities[1], entities[0], wanted[0], rng)
     if len(entities) == 1:
-        return (stand(entities[0], float(rng.uniform(26, 54)), rng),)
+        return (place_entity(entities[0], float(rng.uniform(26, 54)), rng),)
     low, high = {2: (18, 32), 3: (17, 26), 4: (16, 23)}[len(entities)]
     return scatter(entities, low, high, rng)
 
 
-def _dense(card: ConceptCard, prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """The concept on one side, its companion in the other's lower corner, below anything that is carried."""
+def _dense(profile: ConceptProfile, prompt: Prompt, rng: np.random.Generator) -> Scene:
+    """Place the concept on one side and its companion in the other lower corner, below what is carried."""
     assert prompt.companion is not None, "a dense prompt has a second object"
     color, noun = prompt.companion
     left, cut = bool(rng.random() < 0.5), float(rng.uniform(41, 43))
     carried = any(name in CARRIED for name, _ in prompt.accessories)
-    size = float(rng.uniform(39, 41) if card.kind == "person" else rng.uniform(35, 38))
-    # What is carried is on the body's right: it must be on the companion's side.
+    size = float(rng.uniform(39, 41) if profile.kind == "person" else rng.uniform(35, 38))
+    # Carried accessories are on the body's right, which must be the companion's side.
     flip = not left if carried else bool(rng.random() < 0.5)
-    main = Placed(_member(card, prompt.accessories), 0, 0, size, flip, float(rng.uniform(-3, 3)))
+    main = Placed(_member(profile, prompt.accessories), 0, 0, size, flip, float(rng.uniform(-3, 3)))
     body, whole = extent(main, accessories=False), extent(main)
     outline = body if carried else whole
     x = MARGIN - outline[0] if left else SIZE - MARGIN - outline[2]
     y = float(rng.uniform(max(MARGIN - whole[1], SIZE - 8 - body[3]), SIZE - MARGIN - max(whole[3], body[3])))
     main = Placed(main.entity, x, y, size, flip, main.tilt)
     free = (x + outline[2] + GAP, SIZE - MARGIN) if left else (MARGIN, x + outline[0] - GAP)
-    friend = stand(_any(noun, color, rng), float(rng.uniform(17, 21)), rng, (free[0], cut, free[1], SIZE - MARGIN))
+    friend = place_entity(
+        _any(noun, color, rng), float(rng.uniform(17, 21)), rng, (free[0], cut, free[1], SIZE - MARGIN)
+    )
     return Scene((main, friend), random_backdrop(rng, prompt.place))

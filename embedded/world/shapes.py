@@ -1,4 +1,4 @@
-"""Patches (filled polygons with a part label) and the few shapes everything is made of. Unit coordinates, y down."""
+"""Patches (filled polygons with a part label) and basic shapes. Unit coordinates, y downwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BODY, FACE, ACCESSORY = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A polygon. `fill` None draws the outline only, and then it owns no pixels; `edge` False draws no outline."""
+    """A polygon. `edge` draws its outline; without `fill` there is only an outline, which owns no pixels."""
 
     points: tuple[Point, ...]
     fill: RGB | None
@@ -24,7 +24,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Where accessories go: hat (x, y of its brim, width), neck (x, y, width), ribbon (x, y)."""
+    """Positions of accessories: hat (x, y of its brim, width), neck (x, y, width), ribbon (x, y)."""
 
     hat: tuple[float, float, float]
     neck: tuple[float, float, float]
@@ -33,7 +33,7 @@ class Anchors:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Patches in drawing order, and the anchors, both in the author's own units."""
+    """Patches in drawing order, and the anchors, in arbitrary units."""
 
     patches: tuple[Patch, ...]
     anchors: Anchors
@@ -44,7 +44,7 @@ def poly(points: Iterable[Point], fill: RGB | None, part: int = BODY, edge: bool
 
 
 def arc(cx: float, cy: float, rx: float, ry: float, start: float = 0, end: float = 360, n: int = 28) -> list[Point]:
-    """Points of an ellipse's arc; degrees, 0 is right, 90 is down."""
+    """Return points of an ellipse's arc; in degrees, 0 is right, 90 is down."""
     angles = [math.radians(start + (end - start) * i / n) for i in range(n + 1)]
     return [(cx + rx * math.cos(a), cy + ry * math.sin(a)) for a in angles]
 
@@ -58,7 +58,7 @@ def rect(x0: float, y0: float, x1: float, y1: float, fill: RGB | None, part: int
 
 
 def bar(a: Point, b: Point, width: float, fill: RGB, part: int = BODY, edge: bool = True) -> Patch:
-    """A thick line from a to b."""
+    """Return a thick line from a to b."""
     length = math.dist(a, b)
     dx, dy = (b[1] - a[1]) / length * width / 2, (a[0] - b[0]) / length * width / 2
     points = ((a[0] + dx, a[1] + dy), (b[0] + dx, b[1] + dy), (b[0] - dx, b[1] - dy), (a[0] - dx, a[1] - dy))
@@ -66,7 +66,7 @@ def bar(a: Point, b: Point, width: float, fill: RGB, part: int = BODY, edge: boo
 
 
 def ring(cx: float, cy: float, outer: float, inner: float, fill: RGB) -> list[Patch]:
-    """An annulus that shows what is behind its hole."""
+    """Return an annulus with a transparent hole."""
     far, near = arc(cx, cy, outer, outer), arc(cx, cy, inner, inner)
     return [poly([*far, *reversed(near)], fill, edge=False), poly(far, None), poly(near, None)]
 
@@ -77,7 +77,7 @@ def bounds(points: Sequence[Point]) -> tuple[float, float, float, float]:
 
 
 def clip(subject: Sequence[Point], convex: Sequence[Point]) -> list[Point]:
-    """`subject` inside the convex polygon `convex` (Sutherland-Hodgman); empty when they do not meet."""
+    """Clip `subject` to the convex polygon `convex` (Sutherland-Hodgman); empty when they do not overlap."""
     turn = sum(a[0] * b[1] - b[0] * a[1] for a, b in _sides(convex))
     out = list(subject)
     for a, b in _sides(convex):

@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
+from services.observability import tracing
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
 
@@ -86,16 +87,14 @@ class RayBackend:
                 "images at once, or raise [cluster] object_store_bytes"
             ) from error
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         host = self._host[scorer]
         if staged.shared is not None:
             sent, places, handle = staged.shared, list(indexes), self._by_reference[host]
         else:
             sent, places = tuple(staged.items[i] for i in indexes), list(range(len(indexes)))
             handle = self._by_value[host]
-        response = handle.score.remote(scorer, sent, places, timeout_s, traceparent)
+        response = handle.score.remote(scorer, sent, places, timeout_s, tracing.current().traceparent)
         try:
             outcomes: list[Outcome] = await response
             return outcomes

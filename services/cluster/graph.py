@@ -18,7 +18,6 @@ from ray.serve.handle import DeploymentHandle
 
 from services import environments
 from services.cluster.backend import RayBackend
-from services.cluster.golden_probe import ProbeTimeouts
 from services.cluster.host import Host
 from services.cluster.replica import Build
 from services.cluster.store import shared
@@ -29,16 +28,17 @@ from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
 from services.observability import access_log, metrics, tracing
 from services.origin import origin
-from services.scorer_settings import ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
 from services.settings import ClusterSettings, LimitSettings, Settings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.errors import SettingsError
 
 GATEWAY = "Gateway"  # scorer names are lower case, so that none can take this one
 GATEWAY_CPUS = 0.1
 # Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
 MAX_ONGOING = 4096
+HEALTH_CHECK_PERIOD_S = 1.0
 BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
 RESOURCE_SHARE = 0.001  # of a custom resource: it says where a replica may be, not how many may
 ANSWER_BYTES = 2**30  # of a replica's answer to a gateway; Serve's default is 4 MiB, and 256 long details pass it
@@ -66,7 +66,6 @@ class Ingress:
             backend,
             settings.ensembles,
             fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
-            settings.server,
             admission=Admission(windows(settings), settings.admission.max_queued_images, report_queue),
             store=await _store(settings, app_name),
         )
@@ -122,15 +121,14 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
     cluster = settings.cluster
-    timeouts = ProbeTimeouts(cluster.golden_period_s, cluster.golden_timeout_s, settings.server.max_timeout_ms / 1000)
     hosts = {}
     for host, names in settings.hosts.items():
         serving = settings.scorers[host].serving
         actor = _actor(settings.scorers[host], env)
-        deployment = _deployment(Host, host, _count(serving, cluster), actor, cluster.health_check_period_s)
+        deployment = _deployment(Host, host, _count(serving, cluster), actor)
         members = {name: settings.scorers[name] for name in names}
         described = {name: specs[name] for name in names}
-        hosts[host] = deployment.bind(described, members, settings.golden, build, timeouts, settings.tracing)
+        hosts[host] = deployment.bind(described, members, settings.golden, build, traces=settings.tracing)
     receives = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(ANSWER_BYTES)}
     gateway_actor = {**_gateway_takes(settings), "runtime_env": {"env_vars": {**env, **receives}}}
     return _deployment(
@@ -138,18 +136,17 @@ def application(settings: Settings, metrics_dir: str, build: Build = registry.bu
         GATEWAY,
         {"num_replicas": settings.server.gateway_replicas},
         gateway_actor,
-        cluster.health_check_period_s,
     ).bind(settings, specs, hosts, Path(metrics_dir).with_name("access.jsonl"))
 
 
-def _deployment(cls: type, name: str, count: dict[str, Any], actor: dict[str, Any], health_s: float) -> Deployment:
+def _deployment(cls: type, name: str, count: dict[str, Any], actor: dict[str, Any]) -> Deployment:
     return serve.deployment(cls).options(
         name=name,
         **count,
         ray_actor_options=actor,
         max_ongoing_requests=MAX_ONGOING,
         logging_config={"enable_access_log": False},
-        health_check_period_s=health_s,  # a dead replica is replaced at the next check
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,  # a dead replica is replaced at the next check
         max_constructor_retry_count=1,  # a model that does not load will not load at the third try either
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=10,
@@ -174,9 +171,9 @@ def _count(serving: ServingSettings, cluster: ClusterSettings) -> dict[str, Any]
 
 
 def _actor(scorer: ScorerSettings, env: Mapping[str, str]) -> dict[str, Any]:
-    serving, placement = scorer.serving, environments.place(scorer)
+    serving, placement = scorer.serving, environments.placement_of(scorer)
     threads = {} if serving.threads is None else {"OMP_NUM_THREADS": str(serving.threads)}
-    python = None if placement is None or placement.child is not None else placement.environment.python
+    python = None if placement is None or placement.child_reason is not None else placement.environment.python
     return {
         "num_cpus": serving.num_cpus,
         "num_gpus": serving.num_gpus,

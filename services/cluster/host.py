@@ -1,23 +1,27 @@
-"""The deployment class of every scorer: one process, with one scorer and those whose settings put them beside it."""
+"""Host: the deployment class of every scorer; one process with one scorer and those that are colocated with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from services.backends import Loaded
+from services.batching import BatchThread
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
 from services.cluster.replica import Build, Replica
 from services.observability import tracing
-from services.scorer_settings import ScorerSettings
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings
+from services.settings_types import ScorerSettings
 from synod import memory
 from synod.contracts import Outcome, ScoreItem
 
 
 class Host:
-    """Replicas of several scorers, loaded one after the other, so that they share the models they have in common. Each
-    keeps a queue, a batch and a golden verdict of its own; when one verdict is bad, the process is replaced."""
+    """Replicas of several scorers in one process: one queue and golden verdict each, one batch at a time for all.
+
+    They load one after another and so share the models they have in common. One bad verdict replaces the process.
+    Judges, whose batches wait for another server, have threads of their own.
+    """
 
     def __init__(
         self,
@@ -30,8 +34,10 @@ class Host:
     ) -> None:
         memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
+        shared = BatchThread()
         self._replicas = {
-            name: Replica(spec, settings[name], golden_file, build, timeouts) for name, spec in specs.items()
+            name: Replica(spec, settings[name], golden_file, build, timeouts, None if settings[name].remote else shared)
+            for name, spec in specs.items()
         }
 
     async def score(
@@ -42,14 +48,15 @@ class Host:
         timeout_s: float,
         traceparent: str | None = None,
     ) -> list[Outcome]:
-        """As `Replica.score`, by the scorer of that name."""
-        return await self._replicas[scorer].score(items, indexes, timeout_s, traceparent)
+        """Score as `Replica.score` does, by the scorer of that name, within the span that `traceparent` names."""
+        with tracing.use_span(tracing.Span(traceparent)):
+            return await self._replicas[scorer].score(items, indexes, timeout_s)
 
     async def loaded(self) -> dict[str, Loaded]:
-        """Per scorer, what loading it found."""
+        """Return per scorer what loading it found."""
         return {name: replica.loaded for name, replica in self._replicas.items()}
 
     async def check_health(self) -> None:
-        """As `Replica.check_health`, of all."""
+        """Check every scorer as `Replica.check_health` does."""
         for replica in self._replicas.values():
             await replica.check_health()

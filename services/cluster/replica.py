@@ -1,4 +1,4 @@
-"""One scorer's replica: loads the scorer, proves it on the golden items, and scores in batches beside the device."""
+"""Replica: loads one scorer, checks it on the golden items, and scores in batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from services import golden
-from services.backends import Loaded, batch_cost
-from services.batching import Batcher
+from services.backends import Loaded, batch_images
+from services.batching import Batcher, BatchThread
 from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
 from services.cluster.warmup import warm_up
-from services.models.ledger import Held, noting
-from services.observability import metrics, tracing
-from services.scorer_settings import ScorerSettings
+from services.models.module_stats import ParameterStats, record_modules
+from services.observability import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 Build = Callable[[str, ScorerSettings], Scorer]
@@ -27,8 +27,11 @@ log = logging.getLogger("ray.serve")
 
 
 class Replica:
-    """What `Host` deploys of one scorer. `build` makes the scorer, `golden_file` gates it, and its scores name
-    `spec.origin`."""
+    """One scorer in the process of a `Host`; its scores name `spec.origin`.
+
+    It is healthy only while it scores the items of `golden_file` as recorded. Its batches run in `thread`, which other
+    scorers may share.
+    """
 
     def __init__(
         self,
@@ -37,53 +40,55 @@ class Replica:
         golden_file: str | None,
         build: Build,
         timeouts: ProbeTimeouts = DEFAULT_TIMEOUTS,
+        thread: BatchThread | None = None,
     ) -> None:
         began_s = time.monotonic()
+        thread = thread or BatchThread()
         name = self._name = spec.name
         self._origin = spec.origin
-        with noting() as modules:
+        with record_modules() as modules:
             self._scorer = build(name, settings)
         loaded_s = time.monotonic()
-        held = Held.by(modules)
+        held = ParameterStats.of(modules)
         self.loaded = Loaded(loaded_s - began_s, held.parameter_bytes, held.device, held.dtype)
         if settings.serving.compile:
             warm_up(self._scorer, settings.serving.max_batch_images)
         items = golden.load(Path(golden_file)) if golden_file else ()
-        drift = golden.drift(self._scorer, items, settings.golden_tolerance)
+        drift = golden.find_drift(self._scorer, items, settings.golden_tolerance)
         log.info("%s: loaded in %.1f s, golden in %.1f s", name, loaded_s - began_s, time.monotonic() - loaded_s)
         serving = settings.serving
+        self._cost = partial(batch_images, self._scorer.spec)
         self._max_images = serving.max_batch_images
         self._batcher = Batcher(
             self._run,
             max_images=serving.max_batch_images,
             wait_s=serving.batch_wait_ms / 1000,
             max_queued=serving.max_queued_images,
-            cost=partial(batch_cost, self._scorer.spec),
+            cost=self._cost,
+            thread=thread,
         )
         probe = partial(self._batcher.score, first=True)
-        self._call_spans = CallSpans(name, partial(batch_cost, self._scorer.spec), serving.max_batch_images)
-        self._golden_probe = GoldenProbe(name, items, settings.golden_tolerance, probe, timeouts, drift)
+        self._call_spans = CallSpans(name, self._cost, serving.max_batch_images)
+        free_for_s = partial(thread.free_for_s, self._batcher)
+        self._golden_probe = GoldenProbe(name, items, settings.golden_tolerance, probe, timeouts, drift, free_for_s)
 
-    async def score(
-        self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
-        """One outcome per index into `items`, as `Batcher.score` gives them, traced as a part of the span that
-        `traceparent` names. Raises Overloaded and Unavailable."""
+    async def score(self, items: Sequence[ScoreItem], indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
+        """Return one outcome per index into `items`, as `Batcher.score` does. Raises Overloaded and Unavailable."""
         held = metrics.HELD_IMAGES.labels(self._name)
         chosen = [items[i] for i in indexes]
-        cost = sum(batch_cost(self._scorer.spec, item) for item in chosen)
+        cost = self._cost(chosen)
         held.inc(cost)
         try:
-            if traceparent is None or not tracing.enabled():
-                return await self._batcher.score(chosen, timeout_s)
-            with self._call_spans.call(chosen, traceparent):
+            with self._call_spans.call(chosen):
                 return await self._batcher.score(chosen, timeout_s)
         finally:
             held.dec(cost)
 
     async def check_health(self) -> None:
-        """Serve asks before it routes to this replica, and each period after. Never waits for the device; raises the
-        stored verdict."""
+        """Raise RuntimeError for a replica that must be replaced. Serve calls it at start and periodically.
+
+        It returns the verdict of the last golden probe and never waits for the device.
+        """
         self._golden_probe.check(idle=self._batcher.held == 0)
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -94,11 +99,11 @@ class Replica:
 
     @contextmanager
     def _measured(self, items: Sequence[ScoreItem]) -> Iterator[None]:
-        """Metrics of a batch of users' items; golden ones are nobody's."""
+        """Record the metrics of a batch of users' items; golden items are not counted."""
         if not items:
             yield
             return
-        images = sum(batch_cost(self._scorer.spec, item) for item in items)
+        images = self._cost(items)
         metrics.BATCH_ITEMS.labels(self._name).observe(len(items))
         metrics.BATCH_FILL.labels(self._name).observe(images / self._max_images)
         with metrics.BATCH_SECONDS.labels(self._name).time(), metrics.STAGE_SECONDS.labels("device").time():

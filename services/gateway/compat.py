@@ -1,12 +1,12 @@
-"""Other reward servers' endpoints over this service: Tencent UniRL's `/score` and OpenRLHF's `remote_url`. JSON only.
+"""Serve the endpoints of other reward servers: Tencent UniRL's `/score` and OpenRLHF's `remote_url`. JSON only.
 
-Both are adapters: read their body into the contract's request, ask the gateway, write their answer. Images are
-base64 (never pickle, never a path or a URL). A missing score is never a number: UniRL's protocol has `errors` for it;
-OpenRLHF's has no place, so the whole answer is the typed error, with its status. Unknown fields are ignored, as both
-servers do; videos, CUDA handles and gradients are refused.
+Both read their body into a ScoreRequest, call the gateway and write their own response. Images are base64 (never
+pickle, a path or a URL). A missing score is never a number: UniRL's protocol has `errors` for it; OpenRLHF's has no
+field, so the whole response is a typed error with its status. Unknown fields are ignored, as both servers do; videos,
+CUDA handles and gradients are refused.
 
-Neither client can send a bearer token, but both send what stands in their URL: `http://any:TOKEN@service:8000` arrives
-as Basic credentials, whose password is taken for the token.
+Neither client can send a bearer token, but both send the credentials in their URL: `http://any:TOKEN@service:8000`
+arrives as Basic credentials, whose password is used as the token.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway import rest
 from services.gateway.admission import Caller
 from services.gateway.core import Gateway
+from services.gateway.http import JSON, ErrorBoundaryRoute, authenticate, cancel_on_disconnect, opened, read_body
 from services.settings import CompatSettings
 from synod.contracts import ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
@@ -40,8 +40,8 @@ _REFUSED = ("image_ipc", "video_b64", "video_path")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One of UniRL's reward requests: what to score, by which scorers and ensembles, and what to echo."""
+class UniRLRequest:
+    """One request of UniRL's batch: its item, the scorers and ensembles it names, and the fields to send back."""
 
     item: ScoreItem
     rewards: tuple[str, ...]
@@ -49,99 +49,109 @@ class Asked:
 
 
 def routers(settings: CompatSettings) -> list[APIRouter]:
-    """The endpoints that the settings ask for."""
+    """Return the endpoints that the settings enable."""
     return [*([_unirl()] if settings.unirl else []), *([_openrlhf(settings.openrlhf)] if settings.openrlhf else [])]
 
 
 def _unirl() -> APIRouter:
-    router = APIRouter(route_class=rest.ErrorBoundaryRoute)
+    router = APIRouter(route_class=ErrorBoundaryRoute)
 
     @router.post("/score", response_class=Response, summary="Tencent UniRL's reward service: score")
     async def score(http: Request) -> Response:
         """`{requests: [{history: [{text, image_b64}], required_rewards, metadata}]}` -> `{results, errors}`."""
-        caller = _caller(http)
-        asked = await asyncio.to_thread(read_unirl, await rest.read_body(http))
-        outcomes = await rest.while_there(http, _outcomes(http.app.state.gateway, asked, caller))
-        return _json(unirl_answer(asked, outcomes))
+        gateway: Gateway = http.app.state.gateway
+        caller = _authenticate(http)
+        requests = await asyncio.to_thread(read_unirl, await read_body(http))
+        named = {name for one in requests for name in one.rewards}
+        items = tuple(one.item for one in requests)
+        ensemble = next((name for name in sorted(named) if name in gateway.ensembles), None)
+        whole = ScoreRequest(items, tuple(sorted(named - gateway.ensembles.keys())), ensemble)
+        opened(http).accept(whole, gateway.backend.specs, gateway.ensembles)
+        outcomes = await cancel_on_disconnect(http, _score_all(gateway, requests, caller))
+        return _json(unirl_response(requests, outcomes))
 
     @router.get("/rewards", response_class=Response, summary="Tencent UniRL's reward service: rewards")
     async def rewards(http: Request) -> Response:
-        """The names that `required_rewards` may hold."""
-        _caller(http)
+        """Return the names that `required_rewards` may hold."""
+        _authenticate(http)
         return _json({"rewards": sorted(_served(http.app.state.gateway))})
 
     @router.get("/health", response_class=Response, summary="Tencent UniRL's reward service: health")
     async def health(http: Request) -> Response:
-        """200 with the rewards served. UniRL checks the names; readiness is `/readyz`."""
-        _caller(http)
+        """Return 200 and the rewards served. UniRL checks the names; readiness is `/readyz`."""
+        _authenticate(http)
         return _json({"status": "ok", "rewards": {name: ["ok"] for name in sorted(_served(http.app.state.gateway))}})
 
     return router
 
 
 def _openrlhf(reward: str) -> APIRouter:
-    router = APIRouter(route_class=rest.ErrorBoundaryRoute)
+    router = APIRouter(route_class=ErrorBoundaryRoute)
 
     @router.post("/openrlhf", response_class=Response, summary="OpenRLHF's remote reward model")
     async def rewards(http: Request) -> Response:
-        """`{query, prompts, labels}` -> `{rewards}`; a missing score makes the whole answer its error."""
-        caller = _caller(http)
-        items = await asyncio.to_thread(read_openrlhf, await rest.read_body(http))
+        """`{query, prompts, labels}` -> `{rewards}`; if a score is missing, the response is its error."""
         gateway: Gateway = http.app.state.gateway
-        request = _request(gateway, items, (reward,), http.state.request_id)
-        values = values_of(await rest.while_there(http, gateway.score(request, caller)), "raise")
+        caller = _authenticate(http)
+        items = await asyncio.to_thread(read_openrlhf, await read_body(http))
+        request = opened(http).accept(_request(gateway, items, (reward,)), gateway.backend.specs, gateway.ensembles)
+        values = values_of(await cancel_on_disconnect(http, gateway.score(request, caller)), "raise")
         return _json({"rewards": list(values.scores[reward] if request.scorers else values.rewards)})
 
     return router
 
 
-def read_unirl(body: bytes) -> list[Asked]:
-    """Raises InvalidRequest with the path of the first field that is wrong."""
+def read_unirl(body: bytes) -> list[UniRLRequest]:
+    """Read UniRL's batch. Raises InvalidRequest with the path of the first invalid field."""
     of = _open(_parse(body))
     version = of.get("protocol_version", Node.text) or PROTOCOL
     if version != PROTOCOL:
         raise InvalidRequest(f"protocol_version: {quote(version)}; this service speaks '{PROTOCOL}'")
     if of.get("grad_mode", Node.boolean):
-        raise InvalidRequest("grad_mode: true; scores here have no gradients")
-    return list(of.need("requests", each(_asked)))
+        raise InvalidRequest("grad_mode: true; this service computes no gradients, send false")
+    return list(of.need("requests", each(_unirl_request)))
 
 
-def unirl_answer(asked: Sequence[Asked], outcomes: Sequence[Mapping[str, Outcome]]) -> dict[str, Any]:
-    """`results[i][name]` is {"score": value}, or else `errors[i][name]` says why there is none."""
+def unirl_response(requests: Sequence[UniRLRequest], outcomes: Sequence[Mapping[str, Outcome]]) -> dict[str, Any]:
+    """Return UniRL's response: `results[i][name]` is {"score": value}, or else `errors[i][name]` gives the reason."""
     return {
         "protocol_version": PROTOCOL,
         "results": [{n: {"score": o.value} for n, o in one.items() if isinstance(o, Score)} for one in outcomes],
         "errors": [
             {n: f"{o.code}: {o.message}" for n, o in one.items() if isinstance(o, ScoreFailure)} for one in outcomes
         ],
-        "identities": [{**one.identity, "scorer_version": None} for one in asked],
+        "identities": [{**one.identity, "scorer_version": None} for one in requests],
     }
 
 
 def read_openrlhf(body: bytes) -> tuple[ScoreItem, ...]:
-    """One item per query. Raises InvalidRequest with the path of the first field that is wrong."""
+    """Return one item per query. Raises InvalidRequest with the path of the first invalid field."""
     of = _open(_parse(body))
     queries = of.need("query", each(lambda query: query))
     prompts = of.need("prompts", each(Node.text))
     labels = of.get("labels", each(lambda label: label)) or tuple(Node(None, "labels") for _ in queries)
     if not len(queries) == len(prompts) == len(labels):
-        raise InvalidRequest(f"{len(queries)} query, {len(prompts)} prompts, {len(labels)} labels; give one of each")
+        raise InvalidRequest(
+            f"{len(queries)} query, {len(prompts)} prompts, {len(labels)} labels; the numbers must be equal"
+        )
     if not queries:
-        raise InvalidRequest("query: empty; send at least one")
+        raise InvalidRequest("query: empty; send at least one query")
     return tuple(map(_rollout, queries, prompts, labels))
 
 
-async def _outcomes(gateway: Gateway, asked: Sequence[Asked], caller: Caller) -> list[dict[str, Outcome]]:
-    """The outcome of every reward of every request. Requests of equal rewards are one; an ensemble is one of its own.
+async def _score_all(gateway: Gateway, requests: Sequence[UniRLRequest], caller: Caller) -> list[dict[str, Outcome]]:
+    """Return each request's outcomes by reward. Requests for the same scorers are scored together, ensembles alone.
 
     Raises UnknownScorer, and what `Gateway.score` raises.
     """
-    if len(asked) > gateway.limits.max_items:
-        raise PayloadTooLarge(f"{len(asked)} requests, the limit is {gateway.limits.max_items}; set request_batch_size")
-    found: list[dict[str, Outcome]] = [{} for _ in asked]
+    if len(requests) > gateway.limits.max_items:
+        raise PayloadTooLarge(
+            f"{len(requests)} requests, the limit is {gateway.limits.max_items}; lower UniRL's request_batch_size"
+        )
+    found: list[dict[str, Outcome]] = [{} for _ in requests]
 
     async def score(indexes: Sequence[int], names: tuple[str, ...]) -> None:
-        request = _request(gateway, tuple(asked[i].item for i in indexes), names, None)
+        request = _request(gateway, tuple(requests[i].item for i in indexes), names)
         response = await gateway.score(request, caller)
         for i, result in zip(indexes, response.results, strict=True):
             for name in names:
@@ -149,7 +159,7 @@ async def _outcomes(gateway: Gateway, asked: Sequence[Asked], caller: Caller) ->
                 assert outcome is not None
                 found[i][name] = outcome
 
-    tasks = [asyncio.create_task(score(indexes, names)) for names, indexes in _grouped(gateway, asked).items()]
+    tasks = [asyncio.create_task(score(indexes, names)) for names, indexes in _by_rewards(gateway, requests).items()]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -158,10 +168,10 @@ async def _outcomes(gateway: Gateway, asked: Sequence[Asked], caller: Caller) ->
     return found
 
 
-def _grouped(gateway: Gateway, asked: Sequence[Asked]) -> dict[tuple[str, ...], list[int]]:
-    """Names asked for together -> the requests that ask so."""
+def _by_rewards(gateway: Gateway, requests: Sequence[UniRLRequest]) -> dict[tuple[str, ...], list[int]]:
+    """Return the indexes of the requests for each set of scorers and for each ensemble."""
     groups: dict[tuple[str, ...], list[int]] = {}
-    for i, one in enumerate(asked):
+    for i, one in enumerate(requests):
         scorers = tuple(sorted(name for name in set(one.rewards) if name in gateway.backend.specs))
         alone = sorted(set(one.rewards) - set(scorers))
         for name in alone:
@@ -175,30 +185,28 @@ def _grouped(gateway: Gateway, asked: Sequence[Asked]) -> dict[tuple[str, ...], 
     return groups
 
 
-def _request(
-    gateway: Gateway, items: tuple[ScoreItem, ...], names: tuple[str, ...], request_id: str | None
-) -> ScoreRequest:
-    """All of `names` are scorers, or it is one ensemble."""
+def _request(gateway: Gateway, items: tuple[ScoreItem, ...], names: tuple[str, ...]) -> ScoreRequest:
+    """Return the request for `names`: scorers, or one ensemble."""
     if names[0] in gateway.backend.specs:
-        return ScoreRequest(items, names, request_id=request_id)
-    return ScoreRequest(items, ensemble=names[0], request_id=request_id)
+        return ScoreRequest(items, names)
+    return ScoreRequest(items, ensemble=names[0])
 
 
 def _served(gateway: Gateway) -> set[str]:
     return {*gateway.backend.specs, *gateway.ensembles}
 
 
-def _asked(node: Node) -> Asked:
+def _unirl_request(node: Node) -> UniRLRequest:
     of = _open(node)
     if of.get("scorer_version", Node.text) is not None:
-        raise node.error("'scorer_version' cannot be pinned here; drop expected_scorer_version")
+        raise node.error("'scorer_version' cannot be pinned in this service; remove expected_scorer_version")
     rewards = of.need("required_rewards", each(Node.text))
     identity = {name: of.get(name, Node.json_value) for name in IDENTITY}
-    return Asked(_with_history(of.get("metadata", _metadata) or ScoreItem(), of), rewards, identity)
+    return UniRLRequest(_with_history(of.get("metadata", _metadata) or ScoreItem(), of), rewards, identity)
 
 
 def _with_history(item: ScoreItem, of: Fields) -> ScoreItem:
-    """The last turn is what is scored; images of the turns before it are references."""
+    """Add the history to an item: the last turn is scored, and images of earlier turns are references."""
     turns = of.need("history", each(_turn))
     if not turns:
         raise of.owner.error("'history' is empty; give a turn with its text and image_b64")
@@ -211,12 +219,12 @@ def _turn(node: Node) -> tuple[str, ImageData | None]:
     of = _open(node)
     for name in _REFUSED:
         if of.get(name, Node.text) is not None:
-            raise node.error(f"'{name}' is not read here; send image_b64")
+            raise node.error(f"'{name}' is not supported; send image_b64")
     return of.need("text", Node.text), of.get("image_b64", read_base64)
 
 
 def _metadata(node: Node) -> ScoreItem:
-    """The contract's fields, and GenEval's own where they stand at the top; everything else is the trainer's."""
+    """Read an item's fields, and GenEval's own at the top level; ignore the rest, which is for the trainer."""
     given: Mapping[str, Any] = node.table(lambda child: child.value)
     if given.get("geneval") is None and geneval.is_metadata(given):
         given = geneval.item_fields(given)
@@ -224,8 +232,11 @@ def _metadata(node: Node) -> ScoreItem:
 
 
 def _rollout(query: Node, prompt: str, label: Node) -> ScoreItem:
-    """A query is the text of prompt and answer, or {"image": base64} for an image that was drawn; a label that is an
-    object, or the text of one, gives the item's fields, and the answer is the text of its `reasoning`."""
+    """Return the item of one rollout.
+
+    A query is the text of prompt and answer, or {"image": base64} for a generated image. A label that is an object, or
+    the JSON text of one, gives the item's fields; the answer becomes the text of its `reasoning`.
+    """
     fields = {"prompt": prompt or None, **_label(label)}
     image: ImageInput | None = None
     if isinstance(query.value, Mapping):
@@ -244,12 +255,12 @@ def _label(label: Node) -> dict[str, Any]:
         try:
             value = load_json(value.encode(errors="surrogatepass"))
         except (ValueError, RecursionError) as error:
-            raise label.error(f"text that starts as an object and is none ({error})") from None
+            raise label.error(f"the text starts like a JSON object and is not valid JSON ({error})") from None
     return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _open(node: Node) -> Fields:
-    """An object of which only the known keys are read."""
+    """Return the fields of an object; unknown keys are ignored."""
     return Fields(node, node.mapping())
 
 
@@ -258,20 +269,20 @@ def _parse(body: bytes) -> Node:
         return Node(load_json(body))
     except (ValueError, RecursionError) as error:
         why = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise InvalidRequest(f"the body is no JSON: {why}") from None
+        raise InvalidRequest(f"the body is not valid JSON: {why}") from None
 
 
-def _caller(http: Request) -> Caller:
-    """Who asks, by a bearer token or by the password of Basic credentials. Raises Unauthenticated, PermissionDenied."""
+def _authenticate(http: Request) -> Caller:
+    """Return the caller, by a bearer token or by the password of Basic credentials."""
     kind, _, word = http.headers.get("authorization", "").partition(" ")
     if kind.lower() != "basic":
-        return rest.caller_of(http, "score")
+        return authenticate(http, "score")
     try:
         password = b64decode(word.strip(), validate=True).decode().partition(":")[2]
     except (binascii.Error, UnicodeDecodeError):
         password = ""
-    return rest.caller_of(http, "score", f"Bearer {password}")
+    return authenticate(http, "score", f"Bearer {password}")
 
 
 def _json(body: object) -> Response:
-    return Response(json.dumps(body, allow_nan=False), media_type=rest.JSON)
+    return Response(json.dumps(body, allow_nan=False), media_type=JSON)

@@ -21,7 +21,16 @@ from services.gateway.plan import Plan, plan_request
 from services.gateway.store import MemoryStore, Store
 from services.observability import metrics
 from services.observability.reward_health import groups_of
-from services.settings import AdmissionSettings, EnsembleSettings, LimitSettings, ServerSettings, StoreSettings
+from services.settings import (
+    DEFAULT_TIMEOUT_MS,
+    MAX_REFERENCES,
+    MAX_SEGMENTS,
+    MAX_TEXT_CHARS,
+    AdmissionSettings,
+    EnsembleSettings,
+    LimitSettings,
+    StoreSettings,
+)
 from synod.contracts import (
     Catalogue,
     EnsembleInfo,
@@ -57,7 +66,6 @@ class Gateway:
         backend: ScorerBackend,
         ensembles: Mapping[str, EnsembleSettings],
         limits: LimitSettings,
-        server: ServerSettings,
         *,
         admission: Admission | None = None,
         store: Store | None = None,
@@ -66,7 +74,6 @@ class Gateway:
         self.backend = backend
         self.ensembles = ensembles
         self.limits = limits if limits.max_request_pixels else limits.fitted(_memory_bytes())
-        self._server = server
         self._context = GatewayContext(
             backend,
             store or MemoryStore(kept.max_image_bytes, kept.max_scores),
@@ -106,8 +113,8 @@ class Gateway:
     def _admit(self, request: ScoreRequest) -> tuple[Plan, float]:
         """What is to be done, and until when (monotonic)."""
         began_s = time.monotonic()
-        plan = plan_request(request, self.backend.specs, self.ensembles, self.limits, self._server.max_timeout_ms)
-        return plan, began_s + (request.timeout_ms or self._server.default_timeout_ms) / 1000
+        plan = plan_request(request, self.backend.specs, self.ensembles, self.limits)
+        return plan, began_s + (request.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
 
     async def _parts(self, request: ScoreRequest, caller: Caller, plan: Plan, ends_s: float) -> AsyncGenerator[Part]:
         request_id = request.request_id or uuid.uuid4().hex
@@ -168,14 +175,19 @@ class Gateway:
         return Catalogue(
             tuple(replace(one, **asdict(loaded[one.name])) if one.name in loaded else one for one in scorers),
             ensembles,
-            self.limits.model_dump(mode="json"),
+            {
+                **self.limits.model_dump(mode="json"),
+                "max_references": MAX_REFERENCES,
+                "max_text_chars": MAX_TEXT_CHARS,
+                "max_segments": MAX_SEGMENTS,
+            },
         )
 
     def close(self) -> None:
         """End the decoding threads, and the calls that are still under way."""
         self._context.decoder.close()
-        for call in self._context.under_way:
-            call.cancel()
+        for task in self._context.tasks:
+            task.cancel()
 
     async def _with_images(self, items: Sequence[ScoreItem]) -> tuple[ScoreItem, ...]:
         """The items with what they name by digest put in its place. Raises UnknownImage with all that is missing."""

@@ -25,7 +25,7 @@ def check_encoding(header: str) -> str | None:
     return encoding
 
 
-def decoded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     """The content of a whole body; at most one byte more than `limit_bytes` is ever decoded.
 
     Raises PayloadTooLarge for content over the limit, InvalidRequest for a body that is cut off or of another encoding.

@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from services.combine import Missing, Weights, combine, required, weights_for
-from services.settings import EnsembleSettings, LimitSettings
+from services.settings import (
+    MAX_REFERENCES,
+    MAX_SEGMENTS,
+    MAX_TEXT_CHARS,
+    MAX_TIMEOUT_MS,
+    EnsembleSettings,
+    LimitSettings,
+)
 from synod.contracts import Outcome, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 
@@ -35,7 +42,6 @@ def plan_request(
     known: Collection[str],
     ensembles: Mapping[str, EnsembleSettings],
     limits: LimitSettings,
-    max_timeout_ms: int,
 ) -> Plan:
     """The plan of a request within the limits. An item needs the scorers named plus those its reward weighs above 0.
 
@@ -44,7 +50,7 @@ def plan_request(
     """
     _check_limits(request, limits)
     _check_names(request, known, ensembles)
-    _check_numbers(request, max_timeout_ms)
+    _check_numbers(request)
     ensemble = None if request.ensemble is None else ensembles[request.ensemble]
     weights = tuple(_weights(request, ensemble, item) for item in request.items)
     scorers_of = tuple(
@@ -75,9 +81,9 @@ def _check_names(request: ScoreRequest, known: Collection[str], ensembles: Mappi
         raise UnknownScorer(f"no ensemble '{request.ensemble}' here; this service has {_names(ensembles) or 'none'}")
 
 
-def _check_numbers(request: ScoreRequest, max_timeout_ms: int) -> None:
-    if request.timeout_ms is not None and not 0 < request.timeout_ms <= max_timeout_ms:
-        raise InvalidRequest(f"'timeout_ms' is {request.timeout_ms}; give milliseconds in 1..{max_timeout_ms}")
+def _check_numbers(request: ScoreRequest) -> None:
+    if request.timeout_ms is not None and not 0 < request.timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidRequest(f"'timeout_ms' is {request.timeout_ms}; give milliseconds in 1..{MAX_TIMEOUT_MS}")
     for name, weight in (request.weights or {}).items():
         if not (math.isfinite(weight) and weight >= 0):
             raise InvalidRequest(f"weights.{name} is {weight}; a weight is a finite number >= 0")
@@ -88,31 +94,29 @@ def _check_numbers(request: ScoreRequest, max_timeout_ms: int) -> None:
 def _check_limits(request: ScoreRequest, limits: LimitSettings) -> None:
     if not request.items:
         raise InvalidRequest("'items' is empty; send at least one item")
-    _bound("items", len(request.items), limits.max_items, "max_items")
+    _bound("items", len(request.items), limits.max_items, " ([limits] max_items)")
     for i, item in enumerate(request.items):
-        _bound(f"items[{i}].references", len(item.references), limits.max_references, "max_references")
+        _bound(f"items[{i}].references", len(item.references), MAX_REFERENCES)
         for name, text in (("prompt", item.prompt), ("source_prompt", item.source_prompt)):
-            _bound(f"items[{i}].{name}", len(text or ""), limits.max_text_chars, "max_text_chars")
+            _bound(f"items[{i}].{name}", len(text or ""), MAX_TEXT_CHARS)
         if item.reasoning is not None:
             segments = item.reasoning.segments
-            _bound(f"items[{i}].reasoning.text", len(item.reasoning.text), limits.max_text_chars, "max_text_chars")
-            _bound(f"items[{i}].reasoning.segments", len(segments), limits.max_segments, "max_segments")
+            _bound(f"items[{i}].reasoning.text", len(item.reasoning.text), MAX_TEXT_CHARS)
+            _bound(f"items[{i}].reasoning.segments", len(segments), MAX_SEGMENTS)
             longest = max((len(segment) for segment in segments), default=0)
-            _bound(f"items[{i}].reasoning.segments[..]", longest, limits.max_text_chars, "max_text_chars")
+            _bound(f"items[{i}].reasoning.segments[..]", longest, MAX_TEXT_CHARS)
         if item.geneval is not None:
             clauses = (*item.geneval.include, *item.geneval.exclude)
-            _bound(f"items[{i}].geneval", len(clauses), limits.max_segments, "max_segments")
+            _bound(f"items[{i}].geneval", len(clauses), MAX_SEGMENTS)
             questions = item.geneval.vqa_list
-            _bound(f"items[{i}].geneval.vqa_list", len(questions), limits.max_segments, "max_segments")
+            _bound(f"items[{i}].geneval.vqa_list", len(questions), MAX_SEGMENTS)
             longest = max((len(text) for question in questions for text in question), default=0)
-            _bound(f"items[{i}].geneval.vqa_list[..]", longest, limits.max_text_chars, "max_text_chars")
+            _bound(f"items[{i}].geneval.vqa_list[..]", longest, MAX_TEXT_CHARS)
 
 
-def _bound(path: str, size: int, limit: int, setting: str) -> None:
+def _bound(path: str, size: int, limit: int, setting: str = "") -> None:
     if size > limit:
-        raise PayloadTooLarge(
-            f"{path} has {size}, the limit is {limit} ([limits] {setting}); send less, or several requests"
-        )
+        raise PayloadTooLarge(f"{path} has {size}, the limit is {limit}{setting}; send less, or several requests")
 
 
 def _names(names: Collection[str]) -> str:

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
-from services.gateway.rpc import RpcServer
+from services.gateway.rpc_server import RpcServer
 from services.settings import ServerSettings
 
 BACKLOG: Final = 2048

@@ -16,8 +16,8 @@ from typing import Any, TypeVar, cast
 import torch
 from huggingface_hub import snapshot_download
 
-from services.models.ledger import note, noting
-from services.scorer_settings import DType, ServingSettings
+from services.models.module_stats import record, record_modules
+from services.settings_types import DType, ServingSettings
 
 T = TypeVar("T")
 
@@ -91,11 +91,11 @@ def shared(family: str, source: str, device: Device | str, load: Callable[[Path]
     key = (family, digest(source), as_device(device))
     with _lock:
         if key not in _loaded:
-            with noting() as modules:
+            with record_modules() as modules:
                 loaded = load(resolve(source))
             _loaded[key] = loaded, modules
         model, modules = _loaded[key]
-        note(*modules)
+        record(*modules)
         return cast(T, model)
 
 
@@ -115,7 +115,7 @@ def frozen(module: Any, device: Device | str, *run: str) -> Any:
     if device.compile:
         for part in [module.get_submodule(name) for name in run] or [module]:
             part.compile(dynamic=True)
-    note(module)
+    record(module)
     return module
 
 

@@ -5,7 +5,7 @@ N images or crops, D embedding width; a box is (x0, y0, x1, y1) in the image's p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,8 +19,9 @@ from transformers import AutoImageProcessor, AutoModel
 from services.models import detector as detectors
 from services.models import pretrained, weights
 from services.models.cache import Device, frozen, like, shared
-from services.models.detector import Box, Detector
 from services.models.images import area, by_shape, pixel_values
+from services.models.settings import DetectorSettings
+from services.models.types import Box, Detector
 from synod.contracts import Pixels
 
 _MTCNN_MIN_FACE = 20  # px, facenet-pytorch's default; smaller images would leave its pyramid empty
@@ -121,7 +122,7 @@ def finder(
     *,
     family: Literal["mtcnn", "detector"],
     device: Device | str,
-    detector: Mapping[str, Any] | None = None,
+    detector: DetectorSettings | None = None,
     class_name: str = "face",
     threshold: float = 0.3,
 ) -> FaceFinder:
@@ -129,7 +130,7 @@ def finder(
     if family == "mtcnn":
         return MtcnnFinder(device)
     assert detector is not None
-    return DetectorFinder(detectors.build(**detector, device=device), class_name, threshold)
+    return DetectorFinder(detectors.build(detector, device), class_name, threshold)
 
 
 def embedder(

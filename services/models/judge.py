@@ -7,7 +7,6 @@ Retry-After, within `patience_s`. `Budget` and `Pace` say when a request may sta
 
 from __future__ import annotations
 
-import base64
 import functools
 import math
 import ssl
@@ -15,13 +14,14 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 import httpx
 
 from services.models.rate_limit import Budget, Pace, Usage
-from services.scorer_settings import JudgeEndpoint
+from services.models.settings import JudgeEndpoint
+from services.models.types import Completion, Form, Question, Reply, Verdict, png_content
 from synod.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -37,88 +37,6 @@ from synod.secret import from_environment, from_file
 
 MAX_ANSWER_BYTES: Final = 2**20
 _RETRY: Final = RetryPolicy(max_retries=8, base_s=0.5, max_s=20.0)
-
-
-class Form(Protocol):
-    """What a verdict looks like: the JSON schema asked for, and the strict reading of what came."""
-
-    def schema(self) -> dict[str, Any]: ...
-    def read(self, verdict: Node) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """A number in [low, high]. The range is told in words: not every server's decoder knows bounds of numbers."""
-
-    low: float
-    high: float
-
-    def schema(self) -> dict[str, Any]:
-        return _schema("score", {"type": "number", "description": f"from {self.low:g} to {self.high:g}"})
-
-    def read(self, verdict: Node) -> float:
-        """Raises InvalidRequest."""
-        return verdict.fields("reason", "score").need("score", lambda score: score.number(self.low, self.high))
-
-
-@dataclass(frozen=True, slots=True)
-class TrueFalse:
-    """true is 1, false 0."""
-
-    def schema(self) -> dict[str, Any]:
-        return _schema("valid", {"type": "boolean"})
-
-    def read(self, verdict: Node) -> float:
-        """Raises InvalidRequest."""
-        return float(verdict.fields("reason", "valid").need("valid", Node.boolean))
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """`png` is the image's bytes."""
-
-    text: str
-    png: bytes
-    form: Form
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`repaired`: whether the first answer could not be read. `tokens`: all that were used, as the server counts."""
-
-    value: float
-    reason: str
-    repaired: bool
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A question that is answered in the model's own words: the image, then `text`, as published prompts have them.
-
-    `max_tokens` bounds the answer. With `top_logprobs` the server also reports that many of the likeliest first tokens.
-    """
-
-    text: str
-    png: bytes
-    max_tokens: int
-    top_logprobs: int | None = None
-
-    def body(self) -> dict[str, Any]:
-        """What a request holds besides the model."""
-        about = {} if self.top_logprobs is None else {"logprobs": True, "top_logprobs": self.top_logprobs}
-        content = [_image(self.png), {"type": "text", "text": self.text}]
-        return {"messages": [{"role": "user", "content": content}], "max_tokens": self.max_tokens, **about}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer's text. `first` holds the likeliest first tokens as (text, natural log of the probability), where they
-    were asked for. `tokens`: all that were used, as the server counts."""
-
-    text: str
-    first: tuple[tuple[str, float], ...]
-    tokens: int
 
 
 class Judge:
@@ -292,11 +210,7 @@ def _key(endpoint: JudgeEndpoint) -> str | None:
 
 
 def _content(question: Question) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": question.text}, _image(question.png)]
-
-
-def _image(png: bytes) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}}
+    return [{"type": "text", "text": question.text}, png_content(question.png)]
 
 
 def _text(choice: Mapping[str, Any]) -> str:
@@ -315,13 +229,6 @@ def _first_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
         missing = "the judge reports no log-probabilities of its first token"
         raise ScorerFailed(f"{missing}; take a server that answers 'top_logprobs', such as vLLM")
     return first
-
-
-def _schema(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The reason comes first, so that it is thought of before the verdict."""
-    properties = {"reason": {"type": "string"}, name: dict(verdict)}
-    tree = {"type": "object", "properties": properties, "required": ["reason", name], "additionalProperties": False}
-    return {"name": "verdict", "strict": True, "schema": tree}
 
 
 def _verdict(text: str, form: Form, blank: Verdict) -> Verdict:

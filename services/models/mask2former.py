@@ -22,8 +22,8 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from services.models import pretrained
 from services.models.cache import Device, shared
-from services.models.detector import Box, Detection, box_of, within
 from services.models.images import by_shape, check_finite
+from services.models.types import Box, Detection, box_of, within
 from synod.contracts import Pixels
 
 LONG_SIDE, SHORT_SIDE, STRIDE = 1333, 800, 32

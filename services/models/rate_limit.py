@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.scorer_settings import JudgeLimits
+from services.models.settings import JudgeLimits
 from synod.errors import DeadlineExceeded, JudgeBudget
 
 

@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from services.models import pretrained
 from services.models.cache import Device, shared
-from services.models.detector import Detection
 from services.models.images import by_shape, check_finite, pixel_values
+from services.models.types import Detection
 from synod.contracts import Pixels
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)

@@ -41,7 +41,6 @@ class AccessRecord:
     caller ends the span."""
 
     def __init__(self, route: str, span: Span = NO_SPAN) -> None:
-        self.request_id = ""
         self.span = span
         self._began_s = time.monotonic()
         self._fields: dict[str, object] = {"route": route}
@@ -53,23 +52,22 @@ class AccessRecord:
 
     def set_request(self, request: ScoreRequest, scorers: Container[str], ensembles: Container[str]) -> None:
         """What is asked for, of the `scorers` and `ensembles` that are served."""
-        self.request_id = request.request_id or self.request_id
         named = (*request.scorers, *(request.weights or ()))
         served = [name for name in dict.fromkeys(named) if name in scorers]
         ensemble = request.ensemble if request.ensemble in ensembles else None
         self._fields |= {"scorers": served, "ensemble": ensemble, "items": len(request.items)}
         self.span.set(scorers=served, ensemble=ensemble or "", items=len(request.items))
 
-    def finish(self, outcome: str) -> None:
+    def finish(self, outcome: str, request_id: str) -> None:
         """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, once it has ended."""
-        request_id = safe_id(self.request_id)
-        self.span.set(request_id=request_id or "")
+        shown_id = safe_id(request_id)
+        self.span.set(request_id=shown_id or "")
         self.span.set_outcome(outcome)
         if not log.isEnabledFor(logging.INFO):
             return
         line = {
             "time": round(time.time(), 3),
-            "request_id": request_id,
+            "request_id": shown_id,
             **({} if self.span.trace_id is None else {"trace_id": self.span.trace_id}),
             **self._fields,
             "ms": round(1000 * (time.monotonic() - self._began_s), 1),

@@ -1,7 +1,8 @@
-"""OpenTelemetry traces of requests, off until `start`. The only code that imports opentelemetry; the SDK, only `start`.
+"""Trace requests with OpenTelemetry. Only this module imports opentelemetry, and only `start` imports its SDK.
 
-Callers hold a `Span` and never branch: off, it is NO_SPAN; of a trace that is not sampled, it records nothing and only
-carries the trace on. Between processes travels its W3C `traceparent`, plain text. Attributes are named `synod.*`.
+Code finds the span of its request with `current` and opens a child with `span`, whether or not tracing is on: when it
+is off, every span is NO_SPAN. A span of an unsampled trace records nothing and only propagates the trace. Other
+processes receive the W3C `traceparent` string. Attribute names start with `synod.`.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 Value = str | int | float | Sequence[str]
-TRACE_ID_HEADER: Final = "x-synod-trace-id"  # of an answer; in gRPC, of its trailing metadata
-QUEUED_SPANS: Final = 2048  # what comes when so many wait pushes out the oldest
-SENT_AT_ONCE: Final = 512
-PERIOD_S: Final = 1.0  # a process that is killed loses what it has not sent
-EXPORT_S: Final = 5.0  # for one lot, its retries included
-STOP_S: Final = 2.0
+TRACE_ID_HEADER: Final = "x-synod-trace-id"  # in HTTP responses and in gRPC trailing metadata
+QUEUED_SPANS: Final = 2048  # when the queue is full, the oldest span is dropped
+EXPORT_BATCH: Final = 512
+EXPORT_PERIOD_S: Final = 1.0  # a killed process loses the spans since the last export
+EXPORT_TIMEOUT_S: Final = 5.0  # for one export with its retries
+STOP_TIMEOUT_S: Final = 2.0
 
 
 class Span:
-    """A span that records nothing, and its own child; `traceparent` tells of its trace, if there is one."""
+    """A span that records nothing and is its own child; `traceparent` identifies its trace, if it has one."""
 
     recorded: ClassVar[bool] = False
 
@@ -46,27 +47,27 @@ class Span:
 
     @property
     def trace_id(self) -> str | None:
-        """32 hexadecimal digits."""
+        """Return the trace id as 32 hexadecimal digits."""
         return None if self.traceparent is None else self.traceparent.split("-")[1]
 
     def __str__(self) -> str:
         return f"trace {self.trace_id}" if self.trace_id else "no trace"
 
     def child(self, name: str, *, links: Sequence[Span] = (), remote: bool = False, **attributes: Value) -> Span:
-        """A part of this one, begun now; `remote`: the work is another process's, which gets the `traceparent`."""
+        """Start a child span. `remote`: another process does the work and receives the `traceparent`."""
         return self
 
     def set(self, **attributes: Value) -> None:
-        """Add attributes, under `synod.`."""
+        """Add attributes, whose names get the prefix `synod.`."""
 
     def event(self, name: str, **attributes: Value) -> None:
-        """Something happened now."""
+        """Add an event that happened now."""
 
     def set_outcome(self, *outcomes: str) -> None:
-        """What it came to: codes; none is 'ok'. One of the service's own faults (HTTP 5xx) marks the span as failed."""
+        """Set the outcome: error codes, none for 'ok'. A fault of the service (HTTP 5xx) marks the span as failed."""
 
     def end(self) -> None:
-        """It ends now. Twice is fine."""
+        """End the span now. A second call does nothing."""
 
     def __enter__(self) -> Span:
         return self
@@ -123,9 +124,9 @@ _tracer: trace.Tracer | None = None
 
 
 def start(settings: TracingSettings, service: str) -> None:
-    """Trace from now on, if the settings name a collector. `service` is this process's part of the service.
+    """Start tracing if the settings name a collector. `service` names this kind of process.
 
-    Spans leave in a thread of their own, from a bounded queue: a slow or dead collector costs spans, never a request.
+    A thread exports spans from a bounded queue: a slow or dead collector loses spans and never delays a request.
     """
     global _provider, _tracer
     if settings.endpoint is None or _provider is not None:
@@ -141,32 +142,32 @@ def start(settings: TracingSettings, service: str) -> None:
         Resource.create({"service.name": service, "service.version": synod.__version__}),
         shutdown_on_exit=False,  # it would wait for a dead collector
     )
-    exporter = OTLPSpanExporter(f"{settings.endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
-    _provider.add_span_processor(BatchSpanProcessor(exporter, QUEUED_SPANS, 1000 * PERIOD_S, SENT_AT_ONCE))
+    exporter = OTLPSpanExporter(f"{settings.endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_S)
+    _provider.add_span_processor(BatchSpanProcessor(exporter, QUEUED_SPANS, 1000 * EXPORT_PERIOD_S, EXPORT_BATCH))
     _tracer = _provider.get_tracer("synod", synod.__version__)
     atexit.register(stop)
 
 
 def stop() -> None:
-    """Send what waits, within STOP_S, and trace no more."""
+    """Stop tracing, and export queued spans within STOP_TIMEOUT_S."""
     global _provider, _tracer
     ending, _provider, _tracer = _provider, None, None
     if ending is not None:
         atexit.unregister(stop)
         sending = threading.Thread(target=ending.shutdown, daemon=True)
         sending.start()
-        sending.join(STOP_S)
+        sending.join(STOP_TIMEOUT_S)
 
 
 def enabled() -> bool:
-    """Whether `start` has begun to trace."""
+    """Return whether tracing has been started."""
     return _tracer is not None
 
 
 def request_span(name: str, headers: Mapping[str, str]) -> Span:
-    """The span of what is asked of this process: in the trace of the W3C `traceparent` in `headers`, else in a new one.
+    """Start the span of an incoming request, in the trace of the `traceparent` in `headers` or else in a new one.
 
-    One that is malformed is as none. NO_SPAN when tracing is off.
+    A malformed `traceparent` is ignored. Returns NO_SPAN when tracing is off.
     """
     if _tracer is None:
         return NO_SPAN
@@ -176,18 +177,25 @@ def request_span(name: str, headers: Mapping[str, str]) -> Span:
 
 
 def current() -> Span:
-    """The span of the request at hand."""
+    """Return the current span: of this task, or of the one that created it."""
     return _current.get()
 
 
 @contextmanager
 def use_span(span: Span) -> Iterator[None]:
-    """What is begun inside, tasks included, finds `span` by `current`."""
+    """Make `span` the current one inside the block and in the tasks created there."""
     token = _current.set(span)
     try:
         yield
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def span(name: str, *, remote: bool = False, **attributes: Value) -> Iterator[Span]:
+    """Start a child of the current span and make it the current one inside the block."""
+    with current().child(name, links=(), remote=remote, **attributes) as child, use_span(child):
+        yield child
 
 
 def _traceparent(context: SpanContext) -> str:

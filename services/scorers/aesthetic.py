@@ -6,15 +6,16 @@ Schuhmann et al. 2022, section 3 (LAION-Aesthetics); the `sac+logos+ava1-l14-lin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models import clip
-from services.scorer_settings import AestheticSettings
+from services.models.settings import ClipModel
+from services.models.types import Clip
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import clipped
+from services.scorers.shared.image_text import clipped
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, ScoreItem
 
 LOW, HIGH = 0.0, 10.0
@@ -24,6 +25,14 @@ class Rater(Protocol):
     def rate(self, features: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
+class AestheticSettings(ScorerSettings):
+    """LAION's aesthetic predictor: a CLIP and the `weights` file of the layers on it."""
+
+    kind: Literal["aesthetic"]
+    model: ClipModel
+    weights: ModelSource
+
+
 def spec(name: str, settings: AestheticSettings) -> ScorerSpec:
     summary = "how people would rate the image, of 10"
     return ScorerSpec(name, ("image",), LOW, HIGH, "Schuhmann et al. 2022, LAION-Aesthetics", summary)
@@ -31,7 +40,7 @@ def spec(name: str, settings: AestheticSettings) -> ScorerSpec:
 
 def build(name: str, settings: AestheticSettings) -> Aesthetic:
     """Raises SettingsError for predictor weights that are missing, unsafe, of another form or for another CLIP."""
-    from services.models import aesthetic  # here, so that `spec` needs no torch
+    from services.models import aesthetic, clip
     from services.models.cache import pick_device
 
     rater = aesthetic.load(settings.weights, pick_device(settings.serving.device))
@@ -41,7 +50,7 @@ def build(name: str, settings: AestheticSettings) -> Aesthetic:
 
 
 class Aesthetic:
-    def __init__(self, name: str, model: clip.Clip, rater: Rater, settings: AestheticSettings) -> None:
+    def __init__(self, name: str, model: Clip, rater: Rater, settings: AestheticSettings) -> None:
         self.spec = spec(name, settings)
         self._model, self._rater = model, rater
 

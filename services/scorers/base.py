@@ -1,4 +1,4 @@
-"""What a scorer is, and the batch law that holds for all of them.
+"""What a scorer is, and the batch contract that holds for all of them.
 
 The law: same length, same order, one outcome an item; every value finite; a poison item fails alone.
 """
@@ -66,7 +66,7 @@ def run_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
 
 
 def score_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
-    """Run `scorer` over `items` under the batch law (`services.isolation`). Never raises for an item's sake."""
+    """Run `scorer` over `items` under the batch contract (`services.isolation`). Never raises for an item's sake."""
     return isolate(partial(run_batch, scorer), items)
 
 

@@ -7,14 +7,14 @@ probability that they belong together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.scorer_settings import BerSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import each_once, worded
+from services.scorers.shared.image_text import each_once, score_with_text
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 
@@ -24,13 +24,21 @@ class ImageText(Protocol):
     def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
+class BerSettings(ScorerSettings):
+    """BER (eq. 31): BLIP-2's contrastive cosine, the maximum over queries, or its matching head's probability."""
+
+    kind: Literal["ber"]
+    model: ModelSource
+    head: Literal["itc", "itm"] = "itc"
+
+
 def spec(name: str, settings: BerSettings) -> ScorerSpec:
     low = 0.0 if settings.head == "itm" else -1.0
     return ScorerSpec(name, ("image", "prompt"), low, 1.0, "Sync-R1, eq. 31", "the image against its prompt")
 
 
 def build(name: str, settings: BerSettings) -> Ber:
-    from services.models import blip2  # here, so that `spec` needs no torch
+    from services.models import blip2
     from services.models.cache import Device
 
     return Ber(name, blip2.load(settings.model, Device.of(settings.serving)), settings)
@@ -42,7 +50,7 @@ class Ber:
         self._model, self._head = model, settings.head
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return worded(items, self._match if self._head == "itm" else self._contrast)
+        return score_with_text(items, self._match if self._head == "itm" else self._contrast)
 
     def _match(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         values = self._model.match_probabilities(images, texts)

@@ -12,16 +12,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
-from services.scorer_settings import BleuSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.replies import right_answers
+from services.scorers.shared.replies import right_answers
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 WEIGHTS: Final = (0.7, 0.3)
 _EPSILON: Final = 0.1
+
+
+class BleuSettings(ScorerSettings):
+    """BLEU on characters against the right answers (UniCTokens)."""
+
+    kind: Literal["bleu"]
 
 
 def spec(name: str, settings: BleuSettings) -> ScorerSpec:

@@ -7,20 +7,28 @@ metric in Brooks et al. 2023; UniRL-Zero's `sim_direction`). The source image is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models import clip
-from services.scorer_settings import ClipDirectionSettings
+from services.models.settings import ClipModel
+from services.models.types import Clip
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import each_once, plain
-from services.scorers.references import rows_of
+from services.scorers.shared.image_text import each_once, to_plain_text
+from services.scorers.shared.references import rows_of
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 MIN_LENGTH: Final = 1e-3  # of a direction between two vectors of norm 1; below it, rounding turns the direction
+
+
+class ClipDirectionSettings(ScorerSettings):
+    """Directional CLIP similarity of an edit: references[0] and `source_prompt` are what it started from."""
+
+    kind: Literal["clip_direction"]
+    model: ClipModel
 
 
 def spec(name: str, settings: ClipDirectionSettings) -> ScorerSpec:
@@ -35,16 +43,20 @@ def spec(name: str, settings: ClipDirectionSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: ClipDirectionSettings) -> ClipDirection:
+    from services.models import clip
+
     return ClipDirection(name, clip.build(settings.model, settings.serving), settings)
 
 
 class ClipDirection:
-    def __init__(self, name: str, model: clip.Clip, settings: ClipDirectionSettings) -> None:
+    def __init__(self, name: str, model: Clip, settings: ClipDirectionSettings) -> None:
         self.spec = spec(name, settings)
         self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        prompts = [(plain(i.prompt or "", i.concept), plain(i.source_prompt or "", i.concept)) for i in items]
+        prompts = [
+            (to_plain_text(i.prompt or "", i.concept), to_plain_text(i.source_prompt or "", i.concept)) for i in items
+        ]
         texts = [text for pair in prompts for text in pair if text]
         if not texts:
             return [_wordless()] * len(items)

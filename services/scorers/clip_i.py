@@ -6,10 +6,20 @@ where the one reference is the image before the edit and the scored one went for
 
 from __future__ import annotations
 
-from services.models import clip
-from services.scorer_settings import ClipISettings
+from typing import Literal
+
+from services.models.settings import ClipModel
 from services.scorers.base import ScorerSpec
-from services.scorers.references import ReferenceCosine
+from services.scorers.shared.references import ReferenceCosine
+from services.settings_types import ScorerSettings
+
+
+class ClipISettings(ScorerSettings):
+    """CLIP-I: cosine of CLIP image features to the references, their mean or maximum."""
+
+    kind: Literal["clip_i"]
+    model: ClipModel
+    references: Literal["mean", "max"] = "mean"
 
 
 def spec(name: str, settings: ClipISettings) -> ScorerSpec:
@@ -19,5 +29,7 @@ def spec(name: str, settings: ClipISettings) -> ScorerSpec:
 
 
 def build(name: str, settings: ClipISettings) -> ReferenceCosine:
+    from services.models import clip
+
     model = clip.build(settings.model, settings.serving)
     return ReferenceCosine(spec(name, settings), model.image_features, settings.references)

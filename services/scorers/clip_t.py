@@ -6,10 +6,19 @@ prompt becomes its class word.
 
 from __future__ import annotations
 
-from services.models import clip
-from services.scorer_settings import ClipTSettings
+from typing import Literal
+
+from services.models.settings import ClipModel
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import ImageTextCosine
+from services.scorers.shared.image_text import ImageTextCosine
+from services.settings_types import ScorerSettings
+
+
+class ClipTSettings(ScorerSettings):
+    """CLIP-T: cosine of CLIP's image and text features."""
+
+    kind: Literal["clip_t"]
+    model: ClipModel
 
 
 def spec(name: str, settings: ClipTSettings) -> ScorerSpec:
@@ -17,4 +26,6 @@ def spec(name: str, settings: ClipTSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: ClipTSettings) -> ImageTextCosine:
+    from services.models import clip
+
     return ImageTextCosine(spec(name, settings), clip.build(settings.model, settings.serving))

@@ -6,12 +6,13 @@ Its author imports `synod.contracts` and nothing else of ours. docs/scorers.md i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
-from services.models.ledger import note
-from services.scorer_settings import CustomSettings
+from pydantic import Field, model_validator
+
 from services.scorers.base import ScorerSpec
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import ScorerFailed, SettingsError
 
@@ -22,6 +23,34 @@ class Own(Protocol):
     def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]: ...
 
 
+class CustomSettings(ScorerSettings):
+    """A scorer of the user's own: `load` names a function, `package.module:function`, that is called as
+    load(name, settings) and gives an object with `score(items) -> outcomes`; see docs/scorers.md.
+
+    What the gateway must know without loading it is said here: `needs` (fields of the item), `low` and `high` (the
+    value's bounds, finite), `source` and `summary` (for `GET /v1/scorers`). `models` are sources by a name of the
+    user's choice, resolved and digested as every scorer's; `options` is handed on as it stands.
+    """
+
+    kind: Literal["custom"]
+    load: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    needs: tuple[Literal["image", "prompt", "references", "reasoning", "geneval", "source_prompt"], ...] = Field(
+        min_length=1
+    )
+    low: float = Field(0.0, allow_inf_nan=False)
+    high: float = Field(1.0, allow_inf_nan=False)
+    source: str = ""
+    summary: str = ""
+    models: Mapping[str, ModelSource] = {}
+    options: Mapping[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> CustomSettings:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}: give the least and the greatest value")
+        return self
+
+
 def spec(name: str, settings: CustomSettings) -> ScorerSpec:
     about = settings.source or settings.load, settings.summary or f"a scorer of {settings.load}"
     return ScorerSpec(name, settings.needs, settings.low, settings.high, *about)
@@ -29,6 +58,8 @@ def spec(name: str, settings: CustomSettings) -> ScorerSpec:
 
 def build(name: str, settings: CustomSettings) -> Custom:
     """Call `load(name, settings)`. SettingsError when it is not there or gives no scorer, else what it raises."""
+    from services.models.module_stats import record
+
     module, _, function = settings.load.partition(":")
     told = f"scorer '{name}', load = '{settings.load}'"
     try:
@@ -42,7 +73,7 @@ def build(name: str, settings: CustomSettings) -> Custom:
     own = load(name, settings)
     if not callable(getattr(own, "score", None)):
         raise SettingsError(f"{told}: it gave {type(own).__name__}, which has no method score(items); return a scorer")
-    note(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
+    record(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
     return Custom(spec(name, settings), own)
 
 

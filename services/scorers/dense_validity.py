@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
-from services.models.judge import TrueFalse, Verdict
-from services.scorer_settings import DenseValiditySettings
+from services.models.settings import JudgeEndpoint
+from services.models.types import TrueFalse, Verdict
 from services.scorers.base import Scorer, ScorerSpec
-from services.scorers.image_text import plain, wordless
-from services.scorers.verdicts import Asked, question
+from services.scorers.shared.image_text import no_text_failure, to_plain_text
+from services.scorers.shared.verdicts import Asked, question
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SynodError
 
 RUBRIC: Final = "Does the picture show this? It counts only if all of it is there, as it is said: {prompt}"
 _BREAK: Final = re.compile(r"[,.;:!?]+(?=\s|$)|[\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f]+|\n+")
+
+
+class DenseValiditySettings(JudgeEndpoint):
+    """The share of a prompt's segments that a judge sees in the image (UnifyBench++)."""
+
+    kind: Literal["dense_validity"]
 
 
 def spec(name: str, settings: DenseValiditySettings) -> ScorerSpec:
@@ -41,7 +47,7 @@ class DenseValidity:
         self._judge = judge
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        parts = [segments(plain(item.prompt or "", item.concept)) for item in items]
+        parts = [segments(to_plain_text(item.prompt or "", item.concept)) for item in items]
         questions = [
             question(ScoreItem(prompt=segment), item.pixels(), RUBRIC, TrueFalse())
             for item, of_item in zip(items, parts, strict=True)
@@ -49,7 +55,7 @@ class DenseValidity:
         ]
         answers = iter(self._judge.ask_all(questions))
         return [
-            _mean(of_item, [next(answers) for _ in of_item]) if of_item else wordless(item.prompt)
+            _mean(of_item, [next(answers) for _ in of_item]) if of_item else no_text_failure(item.prompt)
             for item, of_item in zip(items, parts, strict=True)
         ]
 

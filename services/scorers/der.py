@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.scorer_settings import DerSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.references import ReferenceCosine
+from services.scorers.shared.references import ReferenceCosine
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Pixels
 
 
 class Embedder(Protocol):
     def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
+
+
+class DerSettings(ScorerSettings):
+    """DER (eq. 32): DINOv2 cosine to the references, their mean or maximum."""
+
+    kind: Literal["der"]
+    model: ModelSource
+    references: Literal["mean", "max"] = "mean"
 
 
 def spec(name: str, settings: DerSettings) -> ScorerSpec:
@@ -24,7 +32,7 @@ def spec(name: str, settings: DerSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: DerSettings) -> Der:
-    from services.models import dinov2  # here, so that `spec` needs no torch
+    from services.models import dinov2
     from services.models.cache import Device
 
     return Der(name, dinov2.load(settings.model, Device.of(settings.serving)), settings)

@@ -9,21 +9,68 @@ An image without a face was measured: it scores 0 with a reason. A reference wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from services.models.images import crop, distinct
-from services.scorer_settings import FerSettings
+from services.models.settings import DetectorSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.references import REDUCE
+from services.scorers.shared.images import crop, deduplicate
+from services.scorers.shared.references import REDUCE
+from services.settings_types import ModelSource, Node, ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import NoReferenceFace
 
 if TYPE_CHECKING:
-    from services.models.detector import Box
     from services.models.face import FaceEmbedder, FaceFinder
+    from services.models.types import Box
+
+
+class MtcnnFinder(Node):
+    """facenet-pytorch's MTCNN; its weights ship in the package."""
+
+    family: Literal["mtcnn"]
+
+
+class DetectorFinder(Node):
+    """Boxes of one class of a detector."""
+
+    family: Literal["detector"]
+    detector: DetectorSettings
+    class_name: str = "face"
+    threshold: float = Field(0.3, gt=0, lt=1)
+
+
+class FacenetEmbedder(Node):
+    """facenet-pytorch's InceptionResnetV1, from a weights file."""
+
+    family: Literal["facenet"]
+    weights: ModelSource
+
+
+class SmallFaceEmbedder(Node):
+    """A vision model directory; the pooled output is the embedding."""
+
+    family: Literal["small"]
+    model: ModelSource
+
+
+class DlibEmbedder(Node):
+    """dlib's 128-d embedding, from the extra `dlib`. It is compared by 1 - distance."""
+
+    family: Literal["dlib"]
+
+
+class FerSettings(ScorerSettings):
+    """FER (eq. 33): cosine of face embeddings. No face in the image scores 0 with a reason."""
+
+    kind: Literal["fer"]
+    finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
+    embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder | DlibEmbedder, Field(discriminator="family")]
+    references: Literal["mean", "max"] = "mean"
+    margin: float = Field(0.1, ge=0, lt=1)
 
 
 def spec(name: str, settings: FerSettings) -> ScorerSpec:
@@ -32,14 +79,12 @@ def spec(name: str, settings: FerSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: FerSettings) -> Fer:
-    from services.models import face  # here, so that `spec` needs no torch
+    from services.models import face
     from services.models.cache import Device
 
     device = Device.of(settings.serving)
-    finder = face.finder(**settings.finder.model_dump(), device=device)
-    return Fer(
-        name, finder, face.embedder(**settings.embedder.model_dump(), margin=settings.margin, device=device), settings
-    )
+    finder = face.finder(**dict(settings.finder), device=device)
+    return Fer(name, finder, face.embedder(**dict(settings.embedder), margin=settings.margin, device=device), settings)
 
 
 class Fer:
@@ -51,7 +96,7 @@ class Fer:
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         groups = [(item.pixels(), *item.reference_pixels()) for item in items]
-        kept, places = distinct([pixels for group in groups for pixels in group])
+        kept, places = deduplicate([pixels for group in groups for pixels in group])
         boxes = self._finder.largest(kept)
         faces = [i for i, box in enumerate(boxes) if box is not None]
         crops = [crop(kept[i], box, self._settings.margin) for i, box in enumerate(boxes) if box is not None]

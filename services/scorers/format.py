@@ -6,11 +6,18 @@ Deviations: white space may come before it, and an element with nothing in it sc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from services.scorer_settings import FormatSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.replies import answer_of
+from services.scorers.shared.replies import answer_of
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
+
+
+class FormatSettings(ScorerSettings):
+    """Whether a reply begins with `<answer>..</answer>` (UniRL-Zero)."""
+
+    kind: Literal["format"]
 
 
 def spec(name: str, settings: FormatSettings) -> ScorerSpec:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
-from services.models.judge import Completion, Reply
-from services.scorer_settings import Geneval2Settings
+from services.models.settings import JudgeEndpoint
+from services.models.types import Completion, Reply
 from services.scorers.base import Scorer, ScorerSpec
-from services.scorers.verdicts import Completing
+from services.scorers.shared.verdicts import Completing
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem, ScorerFailed, SynodError
 from synod.images import encode_png
@@ -31,6 +31,13 @@ COUNTING: Final = "How many"
 _WORDS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMERALS: Final = {word: str(number) for number, word in enumerate(_WORDS, 1)}
 Asked = Sequence[tuple[str, str]]  # questions with their expected answers
+
+
+class Geneval2Settings(JudgeEndpoint):
+    """GenEval 2's questions behind an endpoint; `method` is its evaluation's. `tifa` reads words, not probabilities."""
+
+    kind: Literal["geneval2"]
+    method: Literal["soft_tifa_gm", "soft_tifa_am", "tifa"] = "soft_tifa_gm"
 
 
 def spec(name: str, settings: Geneval2Settings) -> ScorerSpec:

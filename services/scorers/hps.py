@@ -5,9 +5,19 @@ Wu et al. 2023, section 4, without the factor 100 of its tables.
 
 from __future__ import annotations
 
-from services.scorer_settings import HpsSettings
+from typing import Literal
+
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import ImageTextCosine
+from services.scorers.shared.image_text import ImageTextCosine
+from services.settings_types import ModelSource, ScorerSettings
+
+
+class HpsSettings(ScorerSettings):
+    """HPS v2: an open_clip `architecture` (a name or a directory) with the weights of a file."""
+
+    kind: Literal["hps"]
+    architecture: ModelSource = "ViT-H-14"
+    weights: ModelSource
 
 
 def spec(name: str, settings: HpsSettings) -> ScorerSpec:
@@ -17,7 +27,7 @@ def spec(name: str, settings: HpsSettings) -> ScorerSpec:
 
 def build(name: str, settings: HpsSettings) -> ImageTextCosine:
     """Raises SettingsError for a weights file that is missing, unsafe or of another architecture."""
-    from services.models import open_clip  # here, so that `spec` needs no torch
+    from services.models import open_clip
     from services.models.cache import Device
 
     return ImageTextCosine(

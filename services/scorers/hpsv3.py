@@ -6,17 +6,25 @@ Nothing in the model bounds mu, so the value is clipped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from services.scorer_settings import Hpsv3Settings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import clipped, worded
+from services.scorers.shared.image_text import clipped, score_with_text
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, Pixels, ScoreItem
 
 if TYPE_CHECKING:
     from services.models.hpsv3 import Hpsv3
 
 LOW, HIGH = -30.0, 30.0
+
+
+class Hpsv3Settings(ScorerSettings):
+    """HPSv3: a directory with `HPSv3.safetensors`, and one with Qwen2-VL's configuration, processor and tokenizer."""
+
+    kind: Literal["hpsv3"]
+    model: ModelSource
+    base: ModelSource = "Qwen/Qwen2-VL-7B-Instruct"
 
 
 def spec(name: str, settings: Hpsv3Settings) -> ScorerSpec:
@@ -26,7 +34,7 @@ def spec(name: str, settings: Hpsv3Settings) -> ScorerSpec:
 
 def build(name: str, settings: Hpsv3Settings) -> Hpsv3Scorer:
     """Raises SettingsError for files that are missing, unsafe or of another model."""
-    from services.models import hpsv3  # here, so that `spec` needs no torch
+    from services.models import hpsv3
     from services.models.cache import Device
 
     return Hpsv3Scorer(spec(name, settings), hpsv3.load(settings.model, settings.base, Device.of(settings.serving)))
@@ -38,7 +46,7 @@ class Hpsv3Scorer:
         self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return worded(items, self._rewards)
+        return score_with_text(items, self._rewards)
 
     def _rewards(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         found = self._model.rewards(images, texts).tolist()

@@ -6,17 +6,25 @@ The reward has mean 0 and deviation 1 on the authors' data; nothing in the model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from services.scorer_settings import ImageRewardSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import clipped, worded
+from services.scorers.shared.image_text import clipped, score_with_text
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, Pixels, ScoreItem
 
 if TYPE_CHECKING:
     from services.models.image_reward import ImageReward
 
 LOW, HIGH = -10.0, 10.0
+
+
+class ImageRewardSettings(ScorerSettings):
+    """ImageReward: a directory with `ImageReward.pt` and `med_config.json`, and BERT's uncased tokenizer."""
+
+    kind: Literal["image_reward"]
+    model: ModelSource
+    tokenizer: ModelSource = "google-bert/bert-base-uncased"
 
 
 def spec(name: str, settings: ImageRewardSettings) -> ScorerSpec:
@@ -26,7 +34,7 @@ def spec(name: str, settings: ImageRewardSettings) -> ScorerSpec:
 
 def build(name: str, settings: ImageRewardSettings) -> ImageRewardScorer:
     """Raises SettingsError for files that are missing, unsafe or of another model."""
-    from services.models import image_reward  # here, so that `spec` needs no torch
+    from services.models import image_reward
     from services.models.cache import Device
 
     model = image_reward.load(settings.model, settings.tokenizer, Device.of(settings.serving))
@@ -39,7 +47,7 @@ class ImageRewardScorer:
         self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return worded(items, self._rewards)
+        return score_with_text(items, self._rewards)
 
     def _rewards(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         rewards = self._model.rewards(images, texts)

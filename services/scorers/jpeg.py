@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from PIL import Image
+from pydantic import Field
 
-from services.scorer_settings import JpegSettings
 from services.scorers.base import ScorerSpec
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 QUALITY: Final = 95
 MAX_SIDE: Final = 65_500  # pixels, libjpeg's own limit
 KB_PER_UNIT: Final = 500.0  # of compressibility
+
+
+class JpegSettings(ScorerSettings):
+    """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
+
+    kind: Literal["jpeg"]
+    direction: Literal["compressibility", "incompressibility"]
+    max_kb: float = Field(1000.0, gt=0, allow_inf_nan=False)
 
 
 def spec(name: str, settings: JpegSettings) -> ScorerSpec:

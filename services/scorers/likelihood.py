@@ -12,16 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from services.scorer_settings import LikelihoodSettings
+from pydantic import Field
+
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import worded
+from services.scorers.shared.image_text import score_with_text
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import NonFinite
 
 if TYPE_CHECKING:
     from services.models.vlm import TokenLogProbs, Vlm
+
+
+class LikelihoodSettings(ScorerSettings):
+    """The prompt's probability given the image, under a vision-language model (GvU)."""
+
+    kind: Literal["likelihood"]
+    model: ModelSource
+    question: str = Field("Describe the image in detail.", min_length=1)
 
 
 def spec(name: str, settings: LikelihoodSettings) -> ScorerSpec:
@@ -30,7 +40,7 @@ def spec(name: str, settings: LikelihoodSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: LikelihoodSettings) -> Likelihood:
-    from services.models import vlm  # here, so that `spec` needs no torch
+    from services.models import vlm
     from services.models.cache import Device
 
     return Likelihood(name, vlm.load(settings.model, Device.of(settings.serving)), settings)
@@ -42,7 +52,7 @@ class Likelihood:
         self._model, self._question = model, settings.question
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return worded(items, self._probabilities)
+        return score_with_text(items, self._probabilities)
 
     def _probabilities(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         found = self._model.log_probs(images, texts, self._question)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 
-from services.scorer_settings import OcrSettings
 from services.scorers.base import ScorerSpec
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
@@ -31,6 +31,12 @@ class Reader(Protocol):
         ...
 
 
+class OcrSettings(ScorerSettings):
+    """OCR against the text that the prompt quotes; needs the extra `ocr`."""
+
+    kind: Literal["ocr"]
+
+
 def spec(name: str, settings: OcrSettings) -> ScorerSpec:
     summary = "the text in the image against the one that the prompt quotes"
     return ScorerSpec(name, ("image", "prompt"), 0.0, 1.0, "Liu et al. 2025, Flow-GRPO, section 5", summary)
@@ -38,7 +44,7 @@ def spec(name: str, settings: OcrSettings) -> ScorerSpec:
 
 def build(name: str, settings: OcrSettings) -> Ocr:
     """Raises SettingsError when the engine is not installed."""
-    from services.models import rapid_ocr  # here, so that `spec` needs no engine
+    from services.models import rapid_ocr
 
     return Ocr(name, rapid_ocr.load(settings.serving.threads or 1), settings)
 

@@ -5,15 +5,23 @@ Kirstain et al. 2023, section 4; the divisor brings good images near 1 and is th
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
-from services.scorer_settings import PickScoreSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import ImageTextCosine
+from services.scorers.shared.image_text import ImageTextCosine
+from services.settings_types import ModelSource, ScorerSettings
 from synod.errors import SettingsError
 
 DIVISOR: Final = 26.0
 MAX_SCALE: Final = 100.0  # CLIP's training keeps exp(logit_scale) at or below it
+
+
+class PickScoreSettings(ScorerSettings):
+    """PickScore. `processor` is where image processor and tokenizer come from, when not from `model`."""
+
+    kind: Literal["pickscore"]
+    model: ModelSource
+    processor: ModelSource | None = None
 
 
 def spec(name: str, settings: PickScoreSettings) -> ScorerSpec:
@@ -23,7 +31,7 @@ def spec(name: str, settings: PickScoreSettings) -> ScorerSpec:
 
 def build(name: str, settings: PickScoreSettings) -> ImageTextCosine:
     """Raises SettingsError for weights that are no CLIPModel, or whose scale is none of CLIP's."""
-    from services.models import transformers_clip  # here, so that `spec` needs no torch
+    from services.models import transformers_clip
     from services.models.cache import Device
 
     model = transformers_clip.load(settings.model, Device.of(settings.serving), settings.processor)

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
-from services.scorer_settings import PsnrSettings
 from services.scorers.base import ScorerSpec
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
 CAP_DB: Final = 100.0
 PEAK: Final = 255.0
+
+
+class PsnrSettings(ScorerSettings):
+    """PSNR in dB against the first reference."""
+
+    kind: Literal["psnr"]
 
 
 def spec(name: str, settings: PsnrSettings) -> ScorerSpec:

@@ -6,9 +6,24 @@ such term. Ours: one grade in [0, 1] of the image alone, by the settings' rubric
 
 from __future__ import annotations
 
-from services.scorer_settings import QualitySettings
+from typing import Literal
+
+from pydantic import Field
+
+from services.models.settings import JudgeEndpoint
 from services.scorers.base import Scorer, ScorerSpec
-from services.scorers.verdicts import Grader
+from services.scorers.shared.verdicts import Grader
+
+
+class QualitySettings(JudgeEndpoint):
+    """A judge's grade of the image as such, in [0, 1] (UniRL-Zero, eq. 5)."""
+
+    kind: Literal["quality"]
+    rubric: str = Field(
+        "Grade from 0 to 1 the quality of the picture as such, whatever it shows: sharpness, light, colours, "
+        "composition, and faults such as blur, noise, broken anatomy or garbled text. 1: flawless, 0: unusable.",
+        min_length=1,
+    )
 
 
 def spec(name: str, settings: QualitySettings) -> ScorerSpec:

@@ -6,12 +6,19 @@ The "weight" of its tables is the mean of the recalls on positives and negatives
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from services.scorer_settings import RecognitionSettings
 from services.scorers.base import ScorerSpec
-from services.scorers.replies import right_yes_or_no
+from services.scorers.shared.replies import right_yes_or_no
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
+
+
+class RecognitionSettings(ScorerSettings):
+    """Whether a yes/no reply holds the right word (UniCTokens)."""
+
+    kind: Literal["recognition"]
 
 
 def spec(name: str, settings: RecognitionSettings) -> ScorerSpec:

@@ -10,12 +10,23 @@ with neither word is wrong. The third term, GenEval of the corrected image, is a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from services.scorer_settings import ReflectionSettings
+from pydantic import Field
+
 from services.scorers.base import ScorerSpec
-from services.scorers.replies import answer_of, first_yes_or_no, right_yes_or_no
+from services.scorers.shared.replies import answer_of, first_yes_or_no, right_yes_or_no
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
+
+
+class ReflectionSettings(ScorerSettings):
+    """A verdict on the own image (UniRL-Zero, sec. 5.5): the weights of its being right and in the format."""
+
+    kind: Literal["reflection"]
+    correctness: float = Field(1.0, gt=0)
+    format: float = Field(1.0, ge=0)
 
 
 def spec(name: str, settings: ReflectionSettings) -> ScorerSpec:

@@ -1,75 +1,71 @@
-"""The one table of scorers: a settings' `kind` -> the module that describes and builds it.
+"""The scorers by kind: each is the module or package of `services.scorers` that has the kind's name.
 
-Importing this loads no model library; `spec` neither. `build` imports what its kind needs and loads the models.
+Such a module has a settings class, `spec(name, settings)` and `build(name, settings)`. It imports models inside `build`
+only, so that importing this module and reading settings load no model library.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, Union, cast, get_type_hints
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from services import child, environments
-from services.scorer_settings import ScorerSettings
+from services import child, environments, scorers
 from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.custom import Custom
+from services.settings_types import ScorerSettings
 
-KINDS: dict[str, str] = {
-    "tier": "services.scorers.tier",
-    "ber": "services.scorers.ber",
-    "der": "services.scorers.der",
-    "fer": "services.scorers.fer",
-    "geneval": "services.scorers.geneval.scorer",
-    "jpeg": "services.scorers.jpeg",
-    "psnr": "services.scorers.psnr",
-    "clip_i": "services.scorers.clip_i",
-    "clip_t": "services.scorers.clip_t",
-    "clip_direction": "services.scorers.clip_direction",
-    "pickscore": "services.scorers.pickscore",
-    "hps": "services.scorers.hps",
-    "aesthetic": "services.scorers.aesthetic",
-    "image_reward": "services.scorers.image_reward",
-    "hpsv3": "services.scorers.hpsv3",
-    "ocr": "services.scorers.ocr",
-    "bleu": "services.scorers.bleu",
-    "recognition": "services.scorers.recognition",
-    "format": "services.scorers.format",
-    "reflection": "services.scorers.reflection",
-    "likelihood": "services.scorers.likelihood",
-    "judge": "services.scorers.judge",
-    "dense_validity": "services.scorers.dense_validity",
-    "quality": "services.scorers.quality",
-    "unified_reward": "services.scorers.unified_reward",
-    "geneval2": "services.scorers.geneval2",
-    "custom": "services.scorers.custom",
+_NOT_SCORERS: Final = ("base", "registry", "shared")
+
+
+class ScorerModule(Protocol):
+    """What the module of a kind has; the type of `settings` in both is the kind's own settings class."""
+
+    def spec(self, name: str, settings: Any) -> ScorerSpec:
+        """Return what the scorer `name` needs and returns, without loading a model."""
+        ...
+
+    def build(self, name: str, settings: Any) -> Scorer:
+        """Load the models and return the scorer `name`."""
+        ...
+
+
+MODULES: Final[Mapping[str, ScorerModule]] = {
+    module.name: cast("ScorerModule", importlib.import_module(f"services.scorers.{module.name}"))
+    for module in pkgutil.iter_modules(scorers.__path__)
+    if module.name not in _NOT_SCORERS
 }
+CLASSES: Final[Mapping[str, type[ScorerSettings]]] = {
+    kind: get_type_hints(module.spec)["settings"] for kind, module in MODULES.items()
+}
+if TYPE_CHECKING:
+    AnyScorerSettings = ScorerSettings
+else:
+    AnyScorerSettings = Annotated[Union[tuple(CLASSES.values())], Field(discriminator="kind")]  # noqa: UP007
+SETTINGS: Final[TypeAdapter[ScorerSettings]] = TypeAdapter(AnyScorerSettings)
 
 
 def spec(name: str, settings: ScorerSettings) -> ScorerSpec:
-    """What `name` needs and returns, without loading a model."""
-    described: ScorerSpec = _module(settings).spec(name, settings)
-    return described
+    """Return what the scorer `name` needs and returns, without loading a model."""
+    return MODULES[settings.kind].spec(name, settings)
 
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
-    """The scorer `name` with its models on its device (`serving.device`). Raises what the model libraries raise.
+    """Load the models on `serving.device` and return the scorer. Raises what the model libraries raise.
 
-    With `serving.python` other than this process's it is in a child process, and its values are held to its range.
+    With a `serving.python` other than this process's the scorer runs in a child process, and a value outside its range
+    is a failure.
     """
     python = settings.serving.python
-    if python is not None and not environments.is_own(python):
+    if python is not None and not environments.is_current_interpreter(python):
         return Custom(spec(name, settings), child.build(name, settings))
-    scorer: Scorer = _module(settings).build(name, settings)
-    return scorer
+    return MODULES[settings.kind].build(name, settings)
 
 
 def build_tree(name: str, settings: Any) -> Scorer:
-    """`build` in a child process, from the `tree` of its settings."""
-    found: ScorerSettings = TypeAdapter(ScorerSettings).validate_python(settings.tree)
-    scorer: Scorer = _module(found).build(name, found)
-    return scorer
-
-
-def _module(settings: ScorerSettings) -> Any:
-    return importlib.import_module(KINDS[settings.kind])
+    """Build a scorer in a child process, from the `tree` of its settings."""
+    found = SETTINGS.validate_python(settings.tree)
+    return MODULES[found.kind].build(name, found)

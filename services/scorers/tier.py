@@ -19,9 +19,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from services.scorer_settings import TierSettings
 from services.scorers.base import ScorerSpec
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
@@ -32,13 +33,23 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls", "pooler"]) -> NDArray[np.float32]: ...
 
 
+class TierSettings(ScorerSettings):
+    """TIER (Sync-R1 eq. 30). `softmax` is our default, `paper_clipped` is as printed (seeds: the norm exceeds 2)."""
+
+    kind: Literal["tier"]
+    model: ModelSource
+    mode: Literal["softmax", "paper_clipped"] = "softmax"
+    temperature: float = Field(0.05, gt=0)
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
+
+
 def spec(name: str, settings: TierSettings) -> ScorerSpec:
     summary = "the reasoning text against candidate segments, of which some are true"
     return ScorerSpec(name, ("reasoning",), 0.0, 1.0, "Sync-R1, eq. 30", summary)
 
 
 def build(name: str, settings: TierSettings) -> Tier:
-    from services.models import text_encoder  # here, so that `spec` needs no torch
+    from services.models import text_encoder
     from services.models.cache import Device
 
     return Tier(name, text_encoder.load(settings.model, Device.of(settings.serving)), settings)

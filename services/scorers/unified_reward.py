@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
-from services.models.judge import Completion, Reply
-from services.scorer_settings import UnifiedRewardSettings
+from services.models.settings import JudgeEndpoint
+from services.models.types import Completion, Reply
 from services.scorers.base import Scorer, ScorerSpec
-from services.scorers.image_text import worded
-from services.scorers.verdicts import Completing
+from services.scorers.shared.image_text import score_with_text
+from services.scorers.shared.verdicts import Completing
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import ScorerFailed, SynodError
 from synod.images import encode_png
@@ -56,6 +56,13 @@ FORMS: Final[Mapping[str, tuple[str, Mapping[str, re.Pattern[str]]]]] = {  # for
 }
 
 
+class UnifiedRewardSettings(JudgeEndpoint):
+    """UnifiedReward behind an endpoint. `form` is that of the model: `final_score` for 1.x, `axes` for 2.0."""
+
+    kind: Literal["unified_reward"]
+    form: Literal["final_score", "axes"] = "final_score"
+
+
 def spec(name: str, settings: UnifiedRewardSettings) -> ScorerSpec:
     summary = "a grade of alignment and quality by a model trained for it"
     return ScorerSpec(name, ("image", "prompt"), LOW, HIGH, "Wang et al. 2025, UnifiedReward", summary)
@@ -74,7 +81,7 @@ class UnifiedReward:
         self._prompt, self._scores = FORMS[settings.form]
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return worded(items, self._ask)
+        return score_with_text(items, self._ask)
 
     def _ask(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         questions = [

@@ -1,4 +1,4 @@
-"""A service's address, and one client for each event loop that asks: trainers bring their own loops."""
+"""A service's URL with one client per event loop: trainers run their own loops."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ OnAllFailed = Literal["raise", "mask"]
 
 
 class Connection:
-    """Asks one service. `options` are AsyncSynodClient's: timeout_s, retries, token, by_digest (True unless given).
+    """Call one service from any event loop.
 
-    Raises ValueError for a `url` that cannot be one.
+    `options` are AsyncSynodClient's: timeout_s, retries, token, by_digest (here True by default). Raises ValueError for
+    a `url` that is not a Synod URL.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -27,13 +28,15 @@ class Connection:
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncSynodClient] = WeakKeyDictionary()
 
     async def values(self, request: ScoreRequest, on_error: OnError) -> Values:
-        """The answer as numbers. "mask" makes a single score that failed None; "raise" raises one error that names all
-        of them. A call that fails as a whole (the service is away, after all retries) raises its SynodError either way.
+        """Score items and return numbers.
+
+        "mask" makes a score that failed None; "raise" raises one error that lists all of them. A call that fails as a
+        whole, after all retries, always raises its SynodError.
         """
         return values_of(await self._client().score(request), on_error)
 
     async def close(self) -> None:
-        """Close the running loop's connections; a later call opens them again."""
+        """Close the running loop's connections; a later call reopens them."""
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.close()
@@ -45,22 +48,27 @@ class Connection:
         return self._clients[loop]
 
 
-def asked(scorer: str | None, ensemble: str | None) -> ScoreRequest:
-    """What one number per item is asked for by: a scorer's values or an ensemble's rewards. Raises ValueError unless
-    exactly one is given."""
+def request_for(scorer: str | None, ensemble: str | None) -> ScoreRequest:
+    """Return a request without items for one scorer's values or one ensemble's rewards.
+
+    Raises ValueError unless exactly one of them is given.
+    """
     if (scorer is None) == (ensemble is None):
-        raise ValueError(f"scorer is {scorer!r} and ensemble {ensemble!r}; give one of them")
+        raise ValueError(f"scorer is {scorer!r} and ensemble is {ensemble!r}; give exactly one of them")
     return ScoreRequest((), () if scorer is None else (scorer,), ensemble)
 
 
-def numbers(values: Values, request: ScoreRequest) -> tuple[float | None, ...]:
-    """One number per item, None where there is none: the rewards, or the values of the one scorer asked for."""
+def values_per_item(values: Values, request: ScoreRequest) -> tuple[float | None, ...]:
+    """Return one number or None per item: the rewards, or the values of the requested scorer."""
     return values.rewards if request.ensemble is not None else values.scores[request.scorers[0]]
 
 
 def check_not_all_failed(values: Values) -> None:
-    """Raise where every item's score by one scorer, or every reward, failed and none retryably: a trainer that goes on
-    would train on nothing. The error is the first failure's kind and names the scorer, the codes and their counts."""
+    """Raise if all scores of a scorer, or all rewards, failed and none is retryable.
+
+    Training would have no signal. The error has the first failure's type and names the scorer and the codes with their
+    counts.
+    """
     items = len(values.response.results)
     for name in dict.fromkeys(one.what for one in values.missing):
         failed = [one for one in values.missing if one.what == name]
@@ -69,6 +77,6 @@ def check_not_all_failed(values: Values) -> None:
         codes = ", ".join(f"{code}: {count}" for code, count in Counter(one.failure.code for one in failed).items())
         error = failed[0].error()
         raise type(error)(
-            f"all {items} scores of '{name}' failed, and asking again would not help ({codes}); {error.message}; "
-            "correct what the scorer reads, or go on without these scores by on_all_failed='mask'"
+            f"all {items} scores of '{name}' failed, and a retry would not help ({codes}); {error.message}; "
+            "correct the scorer's inputs, or train without these scores with on_all_failed='mask'"
         )

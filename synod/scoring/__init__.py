@@ -1,1 +1,1 @@
-"""What `synod score` and `synod replay` do: inputs, the score log, asking in batches, comparing two answers."""
+"""`synod score` and `synod replay`: read inputs, score in batches, write a log, compare results."""

@@ -1,4 +1,4 @@
-"""PURE: one scorer's outcomes before and after, compared item by item."""
+"""Compare one scorer's outcomes before and after, item by item. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One item's outcome before and after; `where` names the item."""
+    """One item's outcome before and after; `label` names the item."""
 
-    where: str
+    label: str
     before: Outcome
     after: Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`n` items have both values; `changed` of these differ by more than the tolerance, at most by `max_difference`.
+    """`n` items have both values; `changed` of them differ by more than the tolerance.
 
-    The correlations are in -1..1; None where n < 2 or a side has no spread. `status_changed` are the items that were
-    scored and failed now, or the reverse, or failed with another code. Origins are those met, None among them.
+    `max_difference` is over all n. The correlations are in -1..1; None where n < 2 or a side is constant.
+    `status_changed` holds the items that were scored before and failed now, or the reverse, or failed with another
+    code. Origins are distinct, possibly with None.
     """
 
     n: int
@@ -41,7 +42,7 @@ class Comparison:
 
 
 def compare(pairs: Sequence[Pair], tolerance: float = 0.0) -> Comparison:
-    """`tolerance` >= 0, in the scorer's units."""
+    """Compare pairs; `tolerance` >= 0 is in the scorer's units."""
     both = [
         (p.before.value, p.after.value) for p in pairs if isinstance(p.before, Score) and isinstance(p.after, Score)
     ]
@@ -60,12 +61,12 @@ def compare(pairs: Sequence[Pair], tolerance: float = 0.0) -> Comparison:
 
 
 def status(outcome: Outcome) -> str:
-    """ "ok", or the failure's code."""
+    """Return "ok", or the failure's code."""
     return "ok" if isinstance(outcome, Score) else outcome.code
 
 
 def correlation(x: Floats, y: Floats) -> float | None:
-    """Pearson's, of n values each; None where n < 2 or one side has no spread."""
+    """Return Pearson's correlation; None for fewer than two values or a constant side."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     dx, dy = x - x.mean(), y - y.mean()
@@ -74,7 +75,7 @@ def correlation(x: Floats, y: Floats) -> float | None:
 
 
 def ranks(values: Floats) -> Floats:
-    """1 .. n from the smallest on; equal values share their mean rank."""
+    """Return ranks 1 .. n, from the smallest value; equal values share their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     mean_rank: Floats = last - (counts - 1) / 2

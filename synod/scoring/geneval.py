@@ -1,13 +1,14 @@
-"""A line of GenEval's metadata, as it is published -> items. Also GenEval++'s, as far as a detector can decide it.
+"""Read published GenEval metadata lines as items. Also GenEval++'s, where a detector can decide them.
 
     {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [..], "prompt": "a photo of two clocks"}
 
-Such a line names no image: they are those that its own generator lays out, `samples/` beside a `metadata.jsonl`,
-or `00007/samples/` beside a file of many lines for its eighth. An `image` of the line's own goes before both.
+Such a line names no image. Its images lie where GenEval's generator puts them: in `samples/` next to a
+`metadata.jsonl`, or, for the eighth line of a file, in `00007/samples/` next to that file. An `image` of the line
+itself takes precedence.
 
-GenEval++'s clauses may ask for a `region` or a `size`, and may leave out a count of one. No rule here reads a region or
-a size from boxes, and a verdict on the other half of a prompt would be none: such a line becomes an item without
-`geneval`, for a judge. A null, with which tables pad their rows, is the same as an absent key.
+GenEval++'s clauses may require a `region` or a `size`, which no detection rule decides, and may omit a count of one. A
+line with a `region` or `size` becomes an item without `geneval`, for a judge scorer. A null, with which tables fill
+their rows, equals an absent key.
 
 A line of GenEval 2 ({"prompt", "atom_count", "vqa_list": [[question, answer]..], "skills"}) keeps its questions.
 """
@@ -19,51 +20,53 @@ from pathlib import Path
 from typing import Any, Final
 
 METADATA: Final = ("tag", "include", "exclude")
-GENEVAL_2: Final = ("vqa_list", "skills", "atom_count")  # the last two are for analysis, and no scorer reads them
-FOR_A_JUDGE: Final = frozenset({"region", "size"})
+GENEVAL_2: Final = ("vqa_list", "skills", "atom_count")  # no scorer reads the last two
+JUDGE_FIELDS: Final = frozenset({"region", "size"})
 
 
 def is_metadata(fields: Mapping[str, Any]) -> bool:
-    """Whether a line is GenEval's rather than an item."""
+    """Return whether a line is GenEval metadata rather than an item."""
     return any(fields.get(name) is not None for name in ("include", "vqa_list"))
 
 
 def item_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the line as an item's fields: its metadata under `geneval`, unless it takes a judge; all else as it
-    stands, without nulls."""
-    given = _present(fields)
-    if "vqa_list" in given:
-        rest = {name: value for name, value in given.items() if name not in GENEVAL_2}
-        return {**rest, "geneval": {"tag": "geneval2", "include": [], "vqa_list": given["vqa_list"]}}
-    metadata = with_counts({name: given[name] for name in METADATA if name in given})
-    rest = {name: value for name, value in given.items() if name not in METADATA}
-    return rest if takes_a_judge(given) else {**rest, "geneval": metadata}
+    """Return a metadata line as an item's fields, without nulls.
+
+    The metadata stands under `geneval`, unless a judge must decide it; other fields stay.
+    """
+    present = _without_nulls(fields)
+    if "vqa_list" in present:
+        rest = {name: value for name, value in present.items() if name not in GENEVAL_2}
+        return {**rest, "geneval": {"tag": "geneval2", "include": [], "vqa_list": present["vqa_list"]}}
+    metadata = with_counts({name: present[name] for name in METADATA if name in present})
+    rest = {name: value for name, value in present.items() if name not in METADATA}
+    return rest if needs_judge(present) else {**rest, "geneval": metadata}
 
 
 def with_counts(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata with its clauses' counts, 1 where a clause has none, and without the clauses' nulls."""
+    """Return the metadata with a count of 1 in clauses that have none, and without the clauses' nulls."""
     return {name: _counted(value) if name in ("include", "exclude") else value for name, value in metadata.items()}
 
 
-def takes_a_judge(fields: Mapping[str, Any]) -> bool:
-    """Whether a clause asks for what no rule set decides."""
+def needs_judge(fields: Mapping[str, Any]) -> bool:
+    """Return whether a clause requires what no detection rule decides."""
     clauses = fields["include"]
     return isinstance(clauses, list) and any(
-        isinstance(c, Mapping) and any(c.get(name) is not None for name in FOR_A_JUDGE) for c in clauses
+        isinstance(c, Mapping) and any(c.get(name) is not None for name in JUDGE_FIELDS) for c in clauses
     )
 
 
-def samples(folder: Path, index: int) -> Path:
-    """Where the images of line `index` (from 0) of a file in `folder` lie."""
-    beside = folder / "samples"
-    return beside if beside.is_dir() else folder / f"{index:05d}" / "samples"
+def samples_dir(folder: Path, index: int) -> Path:
+    """Return where the images of line `index` (from 0) of a file in `folder` lie."""
+    shared = folder / "samples"
+    return shared if shared.is_dir() else folder / f"{index:05d}" / "samples"
 
 
 def _counted(clauses: object) -> object:
     if not isinstance(clauses, Sequence) or isinstance(clauses, str):
         return clauses
-    return [{"count": 1, **_present(clause)} if isinstance(clause, Mapping) else clause for clause in clauses]
+    return [{"count": 1, **_without_nulls(clause)} if isinstance(clause, Mapping) else clause for clause in clauses]
 
 
-def _present(clause: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in clause.items() if value is not None}
+def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

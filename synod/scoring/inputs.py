@@ -1,13 +1,13 @@
-"""IMAGE, DIR and JSONL arguments -> what to score.
+"""Read IMAGE, DIR and JSONL arguments.
 
-A line of a JSONL is an item as docs/wire.md spells it, whose images are paths, from the JSONL's folder on:
+A line of a JSONL is an item as in docs/wire.md, with images as paths relative to the JSONL's folder:
 
     {"image": "out/1.png", "prompt": "<bo> in a hat", "references": ["bo.png"], "concept": {"kind": "animal"}}
 
-or a line of GenEval's metadata as it is published (`synod.scoring.geneval`).
+or a published line of GenEval metadata (`synod.scoring.geneval`).
 
-All lines are read before anything is sent: a line that is no item stops the command. An image that cannot be read
-does not: its item fails alone.
+All lines are read before anything is sent, and an invalid line stops the command. An image that cannot be read fails
+only its item.
 """
 
 from __future__ import annotations
@@ -27,24 +27,37 @@ from synod.records import read_item
 from synod.scoring import geneval
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_SUFFIXES: Final = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")  # images, not scored
-Note = Callable[[str], None]
-MAX_TOLD: Final = 10  # mistakes in one message
+OTHER_SUFFIXES: Final = (
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+)  # not scored
+Notify = Callable[[str], None]
+MAX_LISTED: Final = 10  # invalid lines listed in one message
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One item to score. `fields` are the wire's, with images as paths that open from `folder`; `where` is what
-    messages call it; `digests` (by path, when known) are what the images must still be."""
+    """One item to score: the wire's `fields`, with images as paths relative to `folder`.
+
+    `label` names the item in messages. `digests`, by path, are those that the images must have, where known.
+    """
 
     fields: Mapping[str, Any]
     folder: Path
-    where: str
+    label: str
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Loaded:
-        """The item with its images read, and their digests by path. An image that cannot be read, or that is not the
-        one of `digests`, makes the item a BadImage."""
+        """Read the item's images and return it with their digests by path.
+
+        An image that cannot be read, or does not match `digests`, makes the item a BadImage.
+        """
         found: dict[str, str] = {}
 
         def read(node: Node) -> bytes:
@@ -55,7 +68,9 @@ class Source:
                 raise BadImage(f"{path}: {getattr(error, 'strerror', None) or error}") from None
             found[path] = digest_of(data)
             if self.digests.get(path, found[path]) != found[path]:
-                raise BadImage(f"{path}: not the image that was scored, which was {self.digests[path]}")
+                raise BadImage(
+                    f"{path} has changed: the digest of the scored image is {self.digests[path]}, now {found[path]}"
+                )
             return data
 
         try:
@@ -66,7 +81,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A source with its item, or why there is none; `digests` of the images that were read, by path."""
+    """A source with its item, or the error that prevents it; `digests` of the images read, by path."""
 
     source: Source
     item: ScoreItem | BadImage
@@ -78,37 +93,37 @@ def sources(
     prompt: str | None,
     references: Sequence[Path],
     source_prompt: str | None = None,
-    note: Note = lambda text: None,
+    notify: Notify = lambda text: None,
 ) -> list[Source]:
-    """What the arguments name, in order; a folder's images by name, those of its folders included. `prompt`,
-    `references` and `source_prompt` are for items without their own. Raises SettingsError with every mistake's file
-    and line.
+    """List the sources that the arguments name, in order; images of folders and subfolders by name.
 
-    Hidden files, and images of formats that are not scored, are skipped in a folder; `note` gets a sentence about them.
+    `prompt`, `references` and `source_prompt` apply to items without their own. In a folder, hidden files and images
+    of formats that are not scored are skipped; `notify` receives a sentence about them. Raises SettingsError that lists
+    the file and line of each invalid line.
     """
-    shared = [str(path.resolve()) for one in references for path in _images(one, note)]
+    shared = [str(path.resolve()) for one in references for path in _images(one, notify)]
     defaults = {"prompt": prompt, "references": shared or None, "source_prompt": source_prompt}
     found: list[Source] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            found += _lines(path, defaults, note)
+            found += _lines(path, defaults, notify)
         else:
-            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _images(path, note))
+            found += (_source({"image": str(p)}, defaults, Path(), str(p)) for p in _images(path, notify))
     return found
 
 
-def _images(path: Path, note: Note) -> list[Path]:
-    """The path itself, or the images in the folder that it is. Raises SettingsError."""
+def _images(path: Path, notify: Notify) -> list[Path]:
+    """Return the path itself or, of a folder, the images in it. Raises SettingsError."""
     if path.is_dir():
         images = [p for p in path.rglob("*") if p.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and p.is_file()]
         visible = [p for p in images if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         found = sorted(p for p in visible if p.suffix.lower() in SUFFIXES)
         skipped = _skipped(path, sorted(set(images) - set(visible)), sorted(set(visible) - set(found)))
         if not found:
-            none = f"{path}: no image in this folder; it holds none of {', '.join(SUFFIXES)}"
-            raise SettingsError("\n".join([none, *skipped]))
+            problem = f"the folder {path} holds no image; supported are {', '.join(SUFFIXES)}"
+            raise SettingsError("\n".join([problem, *skipped]))
         for sentence in skipped:
-            note(sentence)
+            notify(sentence)
         return found
     try:
         path.open("rb").close()
@@ -118,49 +133,49 @@ def _images(path: Path, note: Note) -> list[Path]:
 
 
 def _skipped(folder: Path, hidden: Sequence[Path], others: Sequence[Path]) -> Iterator[str]:
-    """A sentence for each kind of images that are not scored, with their number."""
+    """Yield a sentence with the number of hidden images, and one with that of unsupported images."""
     if hidden:
         yield (
-            f"{folder}: {len(hidden)} hidden image file(s) skipped, such as {hidden[0].relative_to(folder)}; "
-            "name a file to score it"
+            f"{len(hidden)} hidden image file(s) in {folder} were skipped, such as {hidden[0].relative_to(folder)}; "
+            "name a file on the command line to score it"
         )
     if others:
         kinds = Counter(path.suffix.lower() for path in others)
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
         yield (
-            f"{folder}: {len(others)} image file(s) of other formats skipped ({counts}); "
+            f"{len(others)} image file(s) of unsupported formats in {folder} were skipped ({counts}); "
             f"convert them to one of {', '.join(SUFFIXES)} to score them"
         )
 
 
-def _lines(path: Path, defaults: Mapping[str, Any], note: Note) -> list[Source]:
+def _lines(path: Path, defaults: Mapping[str, Any], notify: Notify) -> list[Source]:
     found, mistakes = [], []
     for number, line in _text_lines(path):
         try:
             fields = dict(Node(load_json(line)).table(lambda child: child.value))
-            for one in _items(fields, path.parent, number - 1, note):
+            for one in _items(fields, path.parent, number - 1, notify):
                 read_item(Node(one), path_only)
                 found.append(_source(one, defaults, path.parent, f"{path}:{number}"))
         except (ValueError, InvalidRequest, RecursionError) as error:
             mistakes.append(f"{path}:{number}: {'nested too deep' if isinstance(error, RecursionError) else error}")
     if mistakes:
-        more = len(mistakes) - MAX_TOLD
-        told = mistakes[:MAX_TOLD] + ([f"and {more} more"] if more > 0 else [])
-        raise SettingsError("\n".join([*told, f"nothing was scored: mend the {len(mistakes)} line(s) of {path}"]))
+        more = len(mistakes) - MAX_LISTED
+        listed = mistakes[:MAX_LISTED] + ([f"and {more} more"] if more > 0 else [])
+        raise SettingsError("\n".join([*listed, f"nothing was scored; correct the {len(mistakes)} line(s) of {path}"]))
     return found
 
 
-def _items(fields: dict[str, Any], folder: Path, index: int, note: Note) -> list[dict[str, Any]]:
-    """The items of line `index` (from 0): itself, or those of GenEval's line, one an image."""
+def _items(fields: dict[str, Any], folder: Path, index: int, notify: Notify) -> list[dict[str, Any]]:
+    """Return the items of line `index` (from 0): the line itself, or one item per image of a GenEval line."""
     if not geneval.is_metadata(fields):
         return [fields]
     item = geneval.item_fields(fields)
     if item.get("image") is not None:
         return [item]
     try:
-        found = _images(geneval.samples(folder, index), note)
+        found = _images(geneval.samples_dir(folder, index), notify)
     except SettingsError as error:
-        raise SettingsError(f"{error}; GenEval's images belong there, or give the line an 'image'") from None
+        raise SettingsError(f"{error}; put GenEval's images there, or give the line an 'image'") from None
     return [{**item, "image": str(image.relative_to(folder))} for image in found]
 
 
@@ -171,17 +186,17 @@ def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; give a file of one JSON object a line") from None
+        raise SettingsError(f"{path}: {error.strerror}; give a file with one JSON object per line") from None
 
 
-def _source(fields: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path, where: str) -> Source:
+def _source(fields: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path, label: str) -> Source:
     given = {name: value for name, value in fields.items() if value is not None}
     missing = {name: value for name, value in defaults.items() if value is not None}
-    return Source({**missing, **given}, folder, where)
+    return Source({**missing, **given}, folder, label)
 
 
 def path_only(node: Node) -> bytes:
-    """Stands in for reading an image: checks that a path is there."""
+    """Check, instead of reading an image, that the node holds a path."""
     if not isinstance(node.value, str) or not node.value:
-        raise node.error("the path of an image belongs here")
+        raise node.error("this is not the path of an image")
     return b""

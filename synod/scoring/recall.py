@@ -1,4 +1,4 @@
-"""UniCTokens' recognition "weight" from the outcomes of the scorer `recognition`. Pure."""
+"""Compute UniCTokens' recognition "weight" from outcomes of the scorer `recognition`. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RIGHT: Final = ("yes", "no")
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Recalls in [0, 1] on questions whose answer is yes, and whose answer is no; `failed` were not measured."""
+    """Recalls in [0, 1] on questions with the right answer yes, and no; `failed` counts failed outcomes."""
 
     positive: float
     negative: float
@@ -21,12 +21,12 @@ class Recall:
 
     @property
     def weight(self) -> float:
-        """The mean of both, whatever their numbers."""
+        """Return the unweighted mean of both."""
         return (self.positive + self.negative) / 2
 
 
 def recall(outcomes: Iterable[Outcome]) -> Recall:
-    """Raises ValueError where one of both kinds of question has no score: its recall does not exist."""
+    """Compute both recalls. Raises ValueError unless both kinds of question have a score."""
     found = list(outcomes)
     scores = [outcome for outcome in found if isinstance(outcome, Score)]
     values = {right: [s.value for s in scores if s.detail.get("right") == right] for right in _RIGHT}

@@ -1,4 +1,4 @@
-"""Ask a service about many items: in batches, some at once, results in the order of the items."""
+"""Score many items in concurrent batches; results keep the order of the items."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from synod.scoring.inputs import Loaded, Source
 from synod.values import failed_response
 
 BATCH_ITEMS: Final = 32
-BATCHES_AT_ONCE: Final = 4
-_NO_ITEMS_FAULT: Final = (UnknownScorer, Unauthenticated, PermissionDenied)  # no smaller batch does better
+MAX_CONCURRENT_BATCHES: Final = 4
+_REQUEST_ERRORS: Final = (UnknownScorer, Unauthenticated, PermissionDenied)  # a smaller batch would fail too
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A source and what came of it; `result` is None for one that was skipped."""
+    """A source and its result; `result` is None for one that was skipped."""
 
     loaded: Loaded
     result: ItemResult | None
@@ -31,21 +31,23 @@ class Scored:
 def score_all(
     client: SynodClient,
     sources: Iterable[Source],
-    asked: ScoreRequest,
+    template: ScoreRequest,
     skip: Callable[[Loaded], bool] = lambda loaded: False,
 ) -> Iterator[Scored]:
-    """Every source once, in order; `asked` is the request without its items. `skip` is called in order too.
+    """Yield every source's result, in order.
 
-    An item that makes its whole request invalid fails alone. Raises the SynodError of a batch that came to nothing,
-    after the results of the others that were under way.
+    `template` is the request without items. `skip` is called in the same order. An item that makes its whole request
+    invalid fails alone. Raises the SynodError of a failed batch, after the results of the batches in flight.
     """
     pending: deque[Future[list[Scored]]] = deque()
     left, failed = iter(sources), None
-    with ThreadPoolExecutor(BATCHES_AT_ONCE, "score") as pool:
+    with ThreadPoolExecutor(MAX_CONCURRENT_BATCHES, "score") as pool:
         while pending or failed is None:
-            while failed is None and len(pending) < BATCHES_AT_ONCE and (batch := list(islice(left, BATCH_ITEMS))):
+            while (
+                failed is None and len(pending) < MAX_CONCURRENT_BATCHES and (batch := list(islice(left, BATCH_ITEMS)))
+            ):
                 loaded = list(pool.map(Source.load, batch))
-                pending.append(pool.submit(_score, client, [(one, skip(one)) for one in loaded], asked))
+                pending.append(pool.submit(_score, client, [(one, skip(one)) for one in loaded], template))
             if not pending:
                 return
             try:
@@ -56,32 +58,32 @@ def score_all(
     raise failed
 
 
-def _score(client: SynodClient, batch: list[tuple[Loaded, bool]], asked: ScoreRequest) -> list[Scored]:
+def _score(client: SynodClient, batch: list[tuple[Loaded, bool]], template: ScoreRequest) -> list[Scored]:
     items = [one.item for one, skipped in batch if not skipped and isinstance(one.item, ScoreItem)]
-    results = iter(_ask(client, tuple(items), asked))
-    return [Scored(one, None if skipped else _result(one, results, asked)) for one, skipped in batch]
+    results = iter(_score_bisecting(client, tuple(items), template))
+    return [Scored(one, None if skipped else _result(one, results, template)) for one, skipped in batch]
 
 
-def _result(loaded: Loaded, results: Iterator[ItemResult], asked: ScoreRequest) -> ItemResult:
+def _result(loaded: Loaded, results: Iterator[ItemResult], template: ScoreRequest) -> ItemResult:
     if isinstance(loaded.item, ScoreItem):
         return next(results)
-    return _failed(loaded.item, asked)
+    return _failed(loaded.item, template)
 
 
-def _ask(client: SynodClient, items: tuple[ScoreItem, ...], asked: ScoreRequest) -> list[ItemResult]:
-    """One result per item. A request that is invalid as a whole is halved until the item at fault is alone."""
+def _score_bisecting(client: SynodClient, items: tuple[ScoreItem, ...], template: ScoreRequest) -> list[ItemResult]:
+    """Return one result per item; halve an invalid request until the invalid item is alone."""
     if not items:
         return []
     try:
-        return list(client.score(replace(asked, items=items)).results)
-    except _NO_ITEMS_FAULT:
+        return list(client.score(replace(template, items=items)).results)
+    except _REQUEST_ERRORS:
         raise
     except (InvalidRequest, UnknownImage) as error:
         if len(items) == 1:
-            return [_failed(error, asked)]
+            return [_failed(error, template)]
     half = len(items) // 2
-    return [*_ask(client, items[:half], asked), *_ask(client, items[half:], asked)]
+    return [*_score_bisecting(client, items[:half], template), *_score_bisecting(client, items[half:], template)]
 
 
-def _failed(error: SynodError, asked: ScoreRequest) -> ItemResult:
-    return failed_response(replace(asked, items=(ScoreItem(),)), error).results[0]
+def _failed(error: SynodError, template: ScoreRequest) -> ItemResult:
+    return failed_response(replace(template, items=(ScoreItem(),)), error).results[0]

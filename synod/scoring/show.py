@@ -1,4 +1,4 @@
-"""What the screen gets: tables and progress. rich and tqdm are loaded when something is shown."""
+"""Print tables and progress. rich and tqdm are loaded only when something is printed."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from synod.contracts import Origin, Outcome, Score
 from synod.scoring.compare import Comparison, status
 from synod.scoring.run import Scored
 
-MAX_TOLD = 10  # items named per scorer
+MAX_LISTED = 10  # items listed per scorer
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns; on a terminal within its width, elsewhere as wide as they are."""
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table, wrapped to the width of a terminal, or unwrapped elsewhere."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in headers:
-        made.add_column(header, overflow="fold")
+        columns.add_column(header, overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))
+        columns.add_row(*map(Text, row))
     if not console.is_terminal:
         console.width = 10**6
     with console.capture() as captured:
-        console.print(made)
+        console.print(columns)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def progress(scored: Iterable[Scored], total: int) -> Iterator[Scored]:
-    """The same, with a bar on a terminal's stderr."""
+    """Yield the same values, with a progress bar on stderr if it is a terminal."""
     from tqdm import tqdm
 
     yield from tqdm(scored, total=total, desc="scoring", unit="image", disable=None, file=sys.stderr)
 
 
-def say(text: str) -> None:
-    """A line for whoever runs the command."""
+def notify(text: str) -> None:
+    """Print a line for the user on stderr."""
     print(f"synod: {text}", file=sys.stderr)
 
 
-def cell(outcome: Outcome | None) -> str:
-    """A value, or a failure's code."""
+def format_outcome(outcome: Outcome | None) -> str:
+    """Return a value with four decimals, or a failure's code."""
     return "" if outcome is None else f"{outcome.value:.4f}" if isinstance(outcome, Score) else outcome.code
 
 
-def comparisons(found: Mapping[str, Comparison]) -> None:
-    """A row per scorer, then the items whose status changed and where the values came from."""
+def print_comparisons(found: Mapping[str, Comparison]) -> None:
+    """Print a row per scorer, then the items whose status changed, and the values' origins."""
     headers = ["SCORER", "N", "CHANGED", "MAX |DIFFERENCE|", "PEARSON", "SPEARMAN", "STATUS CHANGED"]
-    table(headers, [_row(name, one) for name, one in found.items()])
+    print_table(headers, [_row(name, one) for name, one in found.items()])
     for name, one in found.items():
-        for pair in one.status_changed[:MAX_TOLD]:
-            print(f"{name}: {pair.where}: {status(pair.before)} -> {status(pair.after)}")
-        if (more := len(one.status_changed) - MAX_TOLD) > 0:
+        for pair in one.status_changed[:MAX_LISTED]:
+            print(f"{name}: {pair.label}: {status(pair.before)} -> {status(pair.after)}")
+        if (more := len(one.status_changed) - MAX_LISTED) > 0:
             print(f"{name}: and {more} more")
         print(f"{name}: origin {_origins(one.origins_before)} -> {_origins(one.origins_after)}")
 
 
-def origin_text(origin: Origin | None) -> str:
-    """An origin on one line; the model by the start of its digest."""
+def format_origin(origin: Origin | None) -> str:
+    """Return an origin as one line, with the model's digest shortened."""
     if origin is None:
         return "unknown"
     kind, _, digest = origin.model.rpartition(":")
@@ -80,4 +80,4 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _origins(origins: Sequence[Origin | None]) -> str:
-    return "; ".join(map(origin_text, origins)) or "none"
+    return "; ".join(map(format_origin, origins)) or "none"

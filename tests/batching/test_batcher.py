@@ -127,7 +127,7 @@ async def test_a_short_batch_runs_after_the_wait() -> None:
 async def test_batch_size_counts_images_not_items() -> None:
     gate = Gate()
     gate.open.set()
-    subject = Batcher(gate, max_images=4, wait_s=0.0, max_queued=100, cost=number)
+    subject = Batcher(gate, max_images=4, wait_s=0.0, max_queued=100, cost=lambda items: sum(map(number, items)))
     assert values(await subject.score(numbered(3, 1, 2, 9, 1))) == [3, 1, 2, 9, 1]
     assert gate.batches == [[3, 1], [2], [9], [1]]
     await subject.close()
@@ -177,7 +177,7 @@ async def test_an_overloading_call_is_refused_whole_with_the_numbers() -> None:
     held = asyncio.create_task(subject.score(numbered(0, 1, 2, 3)))
     await gate.running()
     assert subject.held == 4
-    with pytest.raises(Overloaded, match="4 images are held and 2 more pass the limit 5"):
+    with pytest.raises(Overloaded, match="4 images are held and 2 more exceed the limit 5"):
         await subject.score(numbered(8, 9))
     last = asyncio.create_task(subject.score(numbered(4)))
     gate.open.set()

@@ -1,4 +1,4 @@
-"""Isolation of failing items: which items fail, how many runs it costs, and the batch size remembered afterwards."""
+"""Isolation of failing items: which items fail, its cost in runs, and the batch size afterwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.isolation import CLEAN_BATCHES, BatchLimit, isolate, short_of_memory
+from services.isolation import CLEAN_BATCHES, BatchLimit, is_out_of_memory, isolate
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import BadImage
 
@@ -141,7 +141,7 @@ def test_an_item_too_large_alone_does_not_lower_the_limit() -> None:
 
 def test_the_lowered_limit_counts_images() -> None:
     limit = BatchLimit(100)
-    isolate(Device(memory=2), numbered(4), limit, cost=lambda item: 10)
+    isolate(Device(memory=2), numbered(4), limit, cost=lambda items: 10 * len(items))
     assert limit.images == 20
 
 
@@ -151,14 +151,14 @@ def test_the_limit_doubles_after_enough_clean_batches() -> None:
     for expected in (8, 12, 12):
         for _ in range(CLEAN_BATCHES):
             before = limit.images
-            limit.enough()
+            limit.raise_after_success()
         assert (before, limit.images) == (min(before, expected), expected)
     limit.lower(0)
     assert limit.images == 1
     for _ in range(CLEAN_BATCHES - 1):
-        limit.enough()
+        limit.raise_after_success()
     limit.lower(1)  # restarts the count of clean batches
-    limit.enough()
+    limit.raise_after_success()
     assert limit.images == 1
 
 
@@ -182,15 +182,15 @@ def test_a_failed_run_is_freed_before_the_next() -> None:
 
 
 def test_memory_errors_are_recognised_by_class_or_name() -> None:
-    assert short_of_memory(MemoryError())
-    assert short_of_memory(OutOfMemoryError())
-    assert short_of_memory(type("Child", (OutOfMemoryError,), {})())
-    assert not short_of_memory(RuntimeError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(OutOfMemoryError())
+    assert is_out_of_memory(type("Child", (OutOfMemoryError,), {})())
+    assert not is_out_of_memory(RuntimeError("CUDA out of memory"))
 
 
 def test_torchs_memory_error_is_recognised() -> None:
     torch = pytest.importorskip("torch")
-    assert short_of_memory(torch.cuda.OutOfMemoryError())
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError())
 
 
 def test_an_interrupt_is_not_swallowed() -> None:

@@ -1,4 +1,4 @@
-"""A service on a loopback port and a Chromium that visits it; every visit is watched for what no page may do."""
+"""Fixtures: a service on a loopback port, and a Chromium page whose policy violations and requests are recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.backends import LocalBackend
 from services.gateway import app
 from services.gateway.core import Gateway
 from services.scorers.base import Need, Scorer, ScorerSpec
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Outcome, ScoreItem
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,7 +32,7 @@ Open = Callable[..., AbstractAsyncContextManager["Visit"]]
 
 @dataclass
 class Small:
-    """A scorer that answers each item by `score_one`."""
+    """A scorer that calls `score_one` for each item."""
 
     spec: ScorerSpec
     score_one: Callable[[ScoreItem], Outcome]
@@ -43,7 +43,7 @@ class Small:
 
 @pytest.fixture
 def small() -> Callable[..., Small]:
-    """`small(name, needs, score_one, low=0.0, source="a test", summary="a test")`: a scorer up to 1."""
+    """Return a function that makes a scorer with the range [low, 1]."""
 
     def make(
         name: str,
@@ -60,7 +60,7 @@ def small() -> Callable[..., Small]:
 
 @dataclass
 class Visit:
-    """A page of the console, and what it did: `complaints` of the policy and of scripts, `urls` it asked for."""
+    """A page of the console, the `complaints` of its policy and scripts, and the `urls` that it requested."""
 
     page: Any
     url: str
@@ -68,7 +68,7 @@ class Visit:
     urls: list[str] = field(default_factory=list)
 
     async def shot(self, name: str) -> None:
-        """Keep what is seen, for people to look at."""
+        """Save a screenshot for manual review."""
         SHOTS.mkdir(parents=True, exist_ok=True)
         await self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
@@ -80,7 +80,7 @@ class Visit:
 
 @pytest.fixture
 def serve() -> Serve:
-    """`serve(scorers, ensembles={}, limits=None, **of_app)`: the URL of a service, up while the block lasts."""
+    """Return a context manager that runs a service with the given scorers and yields its URL."""
 
     @asynccontextmanager
     async def serving(
@@ -90,7 +90,7 @@ def serve() -> Serve:
         **of_app: Any,
     ) -> AsyncIterator[str]:
         backend = LocalBackend(scorers)
-        gateway = Gateway(backend, ensembles or {}, limits or LimitSettings(), ServerSettings())
+        gateway = Gateway(backend, ensembles or {}, limits or LimitSettings())
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app.build(gateway, **of_app), log_level="error", ws="none"))
         task = asyncio.create_task(server.serve([listener]))
@@ -118,7 +118,7 @@ async def browser() -> AsyncIterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Open:
-    """`visit(url, **of_context)`: the page in a fresh profile; checked when the block ends."""
+    """Return a context manager that opens a URL in a new profile and checks the visit at its end."""
 
     @asynccontextmanager
     async def visiting(url: str, **of_context: Any) -> AsyncIterator[Visit]:
@@ -129,7 +129,7 @@ def visit(browser: Any) -> Open:
         page.on("request", lambda request: seen.urls.append(request.url))
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         page.on("console", lambda message: _listen(seen, message.text))
-        page.on("filechooser", lambda _: None)  # from the start: one that opens before it is listened for is lost
+        page.on("filechooser", lambda _: None)  # before any chooser opens; otherwise it is lost
         await page.add_init_script(WATCH)
         await page.goto(url)
         yield seen
@@ -140,6 +140,6 @@ def visit(browser: Any) -> Open:
 
 
 def _listen(seen: Visit, text: str) -> None:
-    """A refusal's status is in Chromium's log too, and no complaint."""
+    """Record a console message, except for the error statuses that Chromium logs."""
     if not text.startswith("Failed to load resource: the server responded with a status of"):
         seen.complaints.append(text)

@@ -1,4 +1,4 @@
-"""The console in Chromium over a real server and real scorers of the tests."""
+"""Test the console in Chromium, with a real server and the tests' own scorers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def brightness(item: ScoreItem) -> Outcome:
 
 
 def objects(item: ScoreItem) -> Outcome:
-    """GenEval's detail: a ball at the left, a cup at the right, in an image of any size."""
+    """Return GenEval's detail: a ball at the left, a cup at the right, in an image of any size."""
     height, width = item.pixels().shape[:2]
     found = [
         {"class": "ball", "score": 0.97, "box": [width / 8, height / 4, width / 2, height * 3 / 4], "color": "red"},
@@ -65,7 +65,7 @@ def scorers(small: Callable[..., Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Callable[..., Path]:
-    """`image(name, width, height, level)`: the path of a grey PNG."""
+    """Return a function that writes a grey PNG and returns its path."""
 
     def make(name: str = "grey.png", width: int = 16, height: int = 16, level: int = 51) -> Path:
         path = tmp_path / name
@@ -76,7 +76,7 @@ def image(tmp_path: Path) -> Callable[..., Path]:
 
 
 async def tab_to(page: Any, there: str) -> None:
-    """Press Tab until the element that `there` selects has the focus; every stop on the way must show it."""
+    """Press Tab until the element selected by `there` has the focus; every stop must show its focus."""
     for _ in range(60):
         await page.keyboard.press("Tab")
         assert await page.evaluate(
@@ -85,10 +85,10 @@ async def tab_to(page: Any, there: str) -> None:
                 if (getComputedStyle(at).outlineStyle !== 'none') return true;
               return document.activeElement === document.body;
             }"""
-        ), "a stop without a visible focus"
+        ), "the focus is not visible"
         if await page.evaluate("there => document.activeElement.matches(there)", there):
             return
-    raise AssertionError(f"Tab never comes to {there}")
+    raise AssertionError(f"Tab never reaches {there}")
 
 
 async def summary(page: Any, starts: str = "Done") -> str:
@@ -103,7 +103,7 @@ async def tick(page: Any, *names: str) -> None:
         await box.set_checked(await box.get_attribute("value") in names)
 
 
-async def test_an_image_is_scored_by_keyboard_alone(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
+async def test_an_image_can_be_scored_with_the_keyboard_only(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input[value=ber]:checked")
@@ -128,24 +128,20 @@ async def test_an_image_is_scored_by_keyboard_alone(serve: Any, visit: Any, scor
         await page.keyboard.press("Enter")
         assert await summary(page) == "Done: ber 0.200; tier 1.000."
         assert await page.get_attribute("#summary", "aria-live") == "polite"
+        await page.fill("#prompt", "")
+        await page.focus("#prompt")
+        await page.keyboard.type("a square")
+        await page.keyboard.press("Control+Enter")
+        await page.wait_for_function("() => document.getElementById('answer').textContent.includes('\"a square\"')")
+        await summary(page)
         card = page.locator(".card", has_text="ber").first
-        assert '"prompt": "a grey square"' in str(await card.text_content())
+        assert '"prompt": "a square"' in str(await card.text_content())
         meter = card.get_by_role("meter")
         assert [await meter.get_attribute(f"aria-value{end}") for end in ("min", "now", "max")] == ["0", "0.2", "1"]
         assert ORIGIN.model in str(await card.text_content())
 
 
-async def test_control_enter_in_a_text_scores_too(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
-    async with serve(scorers) as url, visit(url) as seen:
-        await seen.page.wait_for_selector("#scorers input")
-        await seen.page.set_input_files("#image", image())
-        await seen.page.focus("#prompt")
-        await seen.page.keyboard.type("grey")
-        await seen.page.keyboard.press("Control+Enter")
-        assert await summary(seen.page) == "Done: ber 0.200."
-
-
-async def test_fields_follow_the_scorers(serve: Any, visit: Any, scorers: Any) -> None:
+async def test_only_fields_of_selected_scorers_are_shown(serve: Any, visit: Any, scorers: Any) -> None:
     needs = {
         "ber": {"image", "prompt", "concept"},
         "geneval": {"image", "geneval"},
@@ -162,11 +158,11 @@ async def test_fields_follow_the_scorers(serve: Any, visit: Any, scorers: Any) -
             assert set(found) == shown
         await tick(seen.page)
         await seen.page.click("#score")
-        assert await seen.page.text_content("#failure") == "Tick a scorer, or pick a reward."
+        assert await seen.page.text_content("#failure") == "Select a scorer or a reward."
 
 
-@pytest.mark.parametrize(("width", "height"), [(16, 16), (400, 100), (60, 240)])
-async def test_boxes_lie_where_the_detail_says(
+@pytest.mark.parametrize(("width", "height"), [(400, 100), (60, 240)])
+async def test_boxes_are_drawn_at_their_coordinates(
     serve: Any, visit: Any, scorers: Any, image: Any, width: int, height: int
 ) -> None:
     async with serve(scorers) as url, visit(url) as seen:
@@ -205,7 +201,7 @@ async def test_boxes_lie_where_the_detail_says(
         assert "expected at least 2 cup, found 1" in await page.inner_text("#answer")
 
 
-async def test_a_bad_image_and_a_faceless_reference_fail_in_words(
+async def test_failures_are_shown_as_sentences(
     serve: Any, visit: Any, scorers: Any, image: Any, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -225,10 +221,10 @@ async def test_a_bad_image_and_a_faceless_reference_fail_in_words(
         await page.set_input_files("#references", image("dark.png", level=0))
         await page.click("#score")
         assert await summary(page, "Done: fer") == "Done: fer failed (no_reference_face)."
-        assert "A reference shows no face." in await page.inner_text(".card.failed")
+        assert "A reference image shows no face." in await page.inner_text(".card.failed")
 
 
-async def test_a_service_with_tokens_is_asked_again_with_one(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
+async def test_the_page_asks_for_a_token_and_retries(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[ann]\ntoken = "{TOKEN}"\n'})
     async with serve(scorers, authenticator=authenticator, metrics_need_token=True) as url, visit(url) as seen:
         page = seen.page
@@ -266,7 +262,7 @@ async def test_a_service_with_tokens_is_asked_again_with_one(serve: Any, visit: 
         assert all(TOKEN not in asked for asked in seen.urls)
 
 
-async def test_markup_anywhere_is_shown_as_text(serve: Any, visit: Any, small: Any, image: Any, tmp_path: Path) -> None:
+async def test_markup_is_shown_as_text(serve: Any, visit: Any, small: Any, image: Any, tmp_path: Path) -> None:
     def fails(item: ScoreItem) -> Outcome:
         raise errors.InvalidItem(f"no {item.prompt}")
 
@@ -297,7 +293,7 @@ async def test_markup_anywhere_is_shown_as_text(serve: Any, visit: Any, small: A
         assert await page.title() == "Synod console"
 
 
-async def test_what_the_policy_refuses_is_seen_by_these_tests(serve: Any, visit: Any, scorers: Any) -> None:
+async def test_violations_of_the_content_policy_fail_a_test(serve: Any, visit: Any, scorers: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         await seen.page.wait_for_selector("#scorers input")
         for planted in (
@@ -309,7 +305,7 @@ async def test_what_the_policy_refuses_is_seen_by_these_tests(serve: Any, visit:
             seen.complaints.clear()
             await seen.page.evaluate(f"() => {{ {planted} }}")
             async with asyncio.timeout(60):
-                while not any("CSP" in told for told in seen.complaints):
+                while not any("CSP" in one for one in seen.complaints):
                     await asyncio.sleep(0.01)
         seen.complaints.clear()
         seen.urls.append("http://elsewhere.example/")
@@ -318,8 +314,8 @@ async def test_what_the_policy_refuses_is_seen_by_these_tests(serve: Any, visit:
         seen.urls = [one for one in seen.urls if one.startswith(url)]
 
 
-async def test_health_is_shown_and_follows_the_service(serve: Any, visit: Any, small: Any, image: Any) -> None:
-    """Metrics are the process's, so the scorer has a name of its own."""
+async def test_health_is_shown_and_updated(serve: Any, visit: Any, small: Any, image: Any) -> None:
+    """Use a scorer name that no other test uses: all tests of the process share its metrics."""
     steady = {"steady": small("steady", ("image",), brightness)}
     service = AsyncExitStack()
     async with service, visit(await service.enter_async_context(serve(steady))) as seen:
@@ -342,7 +338,7 @@ async def test_health_is_shown_and_follows_the_service(serve: Any, visit: Any, s
         seen.complaints.clear()
 
 
-async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, image: Any) -> None:
+async def test_stop_cancels_the_request(serve: Any, visit: Any, small: Any, image: Any) -> None:
     go_on = threading.Event()
 
     def slow(item: ScoreItem) -> Outcome:
@@ -357,7 +353,7 @@ async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, image: An
             await page.set_input_files("#image", image())
             await page.focus("#score")
             await page.keyboard.press("Enter")
-            await page.wait_for_selector(".card.scored")  # the quick one is shown while the slow one is waited for
+            await page.wait_for_selector(".card.scored")  # the quick result is shown while the slow one is pending
             assert "waiting" in await page.inner_text(".card.waiting")
             assert await page.get_attribute("#results", "aria-busy") == "true"
             await tab_to(page, "#stop")
@@ -369,7 +365,7 @@ async def test_stop_drops_the_work(serve: Any, visit: Any, small: Any, image: An
         go_on.set()
 
 
-async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
+async def test_a_request_over_the_limit_is_not_sent(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers, limits=LimitSettings(max_body_bytes=200)) as url, visit(url) as seen:
         await seen.page.wait_for_selector("#scorers input")
         await seen.page.set_input_files("#image", image(width=64, height=64))
@@ -380,7 +376,7 @@ async def test_what_is_too_large_is_told_before_it_is_sent(serve: Any, visit: An
         assert not any(one.endswith("v1/score") for one in seen.urls)
 
 
-async def test_a_part_that_arrives_in_pieces_is_read_whole(serve: Any, visit: Any, small: Any, image: Any) -> None:
+async def test_a_streamed_part_may_arrive_in_pieces(serve: Any, visit: Any, small: Any, image: Any) -> None:
     def wordy(item: ScoreItem) -> Outcome:
         return Score(0.5, {"text": "né☃" * 300_000, "reason": "the end"})
 
@@ -392,36 +388,38 @@ async def test_a_part_that_arrives_in_pieces_is_read_whole(serve: Any, visit: An
         assert await seen.page.inner_text(".reasons") == "the end"
 
 
-async def test_bad_metadata_is_told_at_its_field(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
+async def test_invalid_metadata_is_reported_at_its_field(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
         page = seen.page
         await page.wait_for_selector("#scorers input")
         await tick(page, "geneval")
         await page.fill("#geneval", '{"tag": ')
         await page.click("#score")
-        assert "no JSON" in await page.inner_text("#geneval-error")
+        assert "not valid JSON" in await page.inner_text("#geneval-error")
         assert await page.evaluate("document.activeElement.id") == "geneval"
         await page.fill("#geneval", '{"tag": "x", "include": 3}')
         await page.set_input_files("#image", image())
         await page.click("#score")
-        await summary(page, "The service cannot make sense")
+        await summary(page, "The request is not valid")
         assert "items[0].geneval.include" in await page.inner_text("#failure")
 
 
-async def test_every_code_of_the_wire_has_words(serve: Any, visit: Any, scorers: Any) -> None:
+async def test_every_error_code_has_a_sentence(serve: Any, visit: Any, scorers: Any) -> None:
     async with serve(scorers) as url, visit(url) as seen:
-        words = await seen.page.evaluate(
-            "async codes => { const { inWords } = await import('/console/words.js'); return codes.map(inWords); }",
+        messages = await seen.page.evaluate(
+            "async codes => { const { describe } = await import('/console/messages.js'); return codes.map(describe); }",
             sorted(CODES),
         )
-        assert "The service refused." not in words
-        assert len(set(words)) == len(CODES)
+        assert "The service refused the request." not in messages
+        assert len(set(messages)) == len(CODES)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
-async def test_it_reads_well(serve: Any, visit: Any, scorers: Any, image: Any, scheme: str, width: int) -> None:
-    """No sideways scrolling, text of enough contrast (WCAG AA: 4.5), every field labelled; and an image to look at."""
+async def test_layout_contrast_and_labels(
+    serve: Any, visit: Any, scorers: Any, image: Any, scheme: str, width: int
+) -> None:
+    """Check for no sideways scrolling, contrast of 4.5 (WCAG AA) and labelled fields; save a screenshot."""
     ensembles = {"sync_r1": EnsembleSettings(by_kind={"animal": {"tier": 0.4, "ber": 0.3, "fer": 0.3}})}
     async with serve(scorers, ensembles) as url, visit(url, color_scheme=scheme) as seen:
         page = seen.page

@@ -1,4 +1,4 @@
-"""The console over the embedded default's own scorers: their boxes are drawn where their detail says."""
+"""Test that the console draws the boxes of the embedded scorers at their coordinates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GENEVAL = {
 
 
 async def detail(url: str, scorer: str, **item: Any) -> dict[str, Any]:
-    """What the service answers a program that asks the same."""
+    """Return the detail of the same score, requested without the console."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         answer = await client.post("/v1/score", json={"items": [item], "scorers": [scorer]})
     found: dict[str, Any] = answer.json()["results"][0]["scores"][scorer]["detail"]
@@ -36,7 +36,7 @@ def encoded(path: Path) -> str:
 
 
 async def drawn(page: Any) -> list[list[float]]:
-    """The boxes over the first image, (x0, y0, x1, y1) in its pixels."""
+    """Return the boxes over the first image, (x0, y0, x1, y1) in its pixels."""
     found: list[list[float]] = await page.eval_on_selector_all(
         "#answer figure:first-child rect",
         "all => all.map(one => { const [x, y, w, h] = ['x', 'y', 'width', 'height'].map(a => +one.getAttribute(a));"
@@ -56,7 +56,7 @@ async def score(page: Any, scorer: str) -> None:
     )
 
 
-async def test_objects_and_faces_of_the_embedded_scorers(serve: Any, visit: Any) -> None:
+async def test_boxes_of_the_embedded_scorers_are_drawn(serve: Any, visit: Any) -> None:
     settings = load(ROOT / "deploy" / "configs" / "embedded.toml")
     scorers = {name: registry.build(name, settings.scorers[name]) for name in ("geneval", "fer")}
     async with serve(scorers, settings.ensembles) as url, visit(url) as seen:

@@ -35,15 +35,15 @@ def test_what_is_generated_is_up_to_date() -> None:
 def test_every_value_is_described_and_a_silent_one_is_seen() -> None:
     source = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(source)
-    assert len(list(generate.leaves(values, generate.comments(source)))) > 80
+    assert len(list(generate.leaves(values, generate.read_comments(source)))) > 80
     silent = "a:\n  # -- told\n  b: 1\n  c: 2\n"
     with pytest.raises(ValueError, match=r"a\.c has no description"):
-        list(generate.leaves(yaml.safe_load(silent), generate.comments(silent)))
+        list(generate.leaves(yaml.safe_load(silent), generate.read_comments(silent)))
 
 
 def test_comments_become_descriptions_and_schema() -> None:
     source = '# -- One\n# two\n# @schema {"minimum": 3}\na: 4\n'
-    schema = generate.schema(yaml.safe_load(source), generate.comments(source))
+    schema = generate.schema(yaml.safe_load(source), generate.read_comments(source))
     assert schema["properties"]["a"] == {"type": "integer", "description": "One two", "minimum": 3}
     assert schema["additionalProperties"] is False
 

@@ -51,18 +51,18 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
     ("values", "message"),
     [
         ({"auth": {"generate": False}}, "auth.existingSecret, or set auth.generate=true"),
-        ({"ingress": {"enabled": True, "tlsSecret": "t"}}, "name the host"),
-        ({"ingress": {"enabled": True, "host": "h.example"}}, "tokens in the clear"),
-        ({"overrides": {"SYNOD__SERVER__HOST": "127.0.0.1"}}, "the chart's own: see gateway.port"),
-        ({"overrides": {"SYNOD__AUTH__TOKENS_FILE": "/x"}}, "the chart's own"),
-        ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN_DIR": "/x"}}}, "see trainer.run"),
+        ({"ingress": {"enabled": True, "tlsSecret": "t"}}, "set ingress.host"),
+        ({"ingress": {"enabled": True, "host": "h.example"}}, "carry tokens unencrypted"),
+        ({"overrides": {"SYNOD__SERVER__HOST": "127.0.0.1"}}, "is set by the chart: use gateway.port"),
+        ({"overrides": {"SYNOD__AUTH__TOKENS_FILE": "/x"}}, "is set by the chart"),
+        ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN_DIR": "/x"}}}, "use trainer.run"),
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
             "minReplicas 5 is above maxReplicas 4",
         ),
         (
             {"overrides": {"SYNOD__SCORERS__DER__SERVING__RESOURCE": "hpsv3"}},
-            r"scorer 'der' has resource = 'hpsv3', which is none of environments \(there are none\): add it there",
+            r"scorer 'der' has resource = 'hpsv3', which is not in environments \(there are none\): add it there",
         ),
         (
             {
@@ -72,18 +72,18 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
                 },
                 "environments": {"hpsv3": {"image": {"repository": "r", "tag": "1"}}},
             },
-            "asks for num_gpus = 1, a pod has environments.hpsv3.gpus = 0",
+            "asks for num_gpus = 1, but a pod has environments.hpsv3.gpus = 0",
         ),
-        ({"gateway": {"port": 8080}}, "gateway.port is 8080, which is Ray's"),
-        ({"gateway": {"grpcPort": 10002}}, "gateway.grpcPort is 10002, which is Ray's"),
-        ({"gateway": {"grpcPort": 8000}}, "are both 8000: give them two"),
-        ({"config": "x = = 1"}, "config is no TOML"),
+        ({"gateway": {"port": 8080}}, "gateway.port is 8080, a port that Ray uses"),
+        ({"gateway": {"grpcPort": 10002}}, "gateway.grpcPort is 10002, a port that Ray uses"),
+        ({"gateway": {"grpcPort": 8000}}, "are both 8000: choose two different ports"),
+        ({"config": "x = = 1"}, "config is not valid TOML"),
         ({"overrides": {"SYNOD__SCORERS__BR__SERVING__REPLICAS": "2"}}, r"config has no \[scorers.br\]"),
-        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "2"}}, "'ber' asks for num_gpus = 2, a pod has"),
-        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"}}, "may ask for 0.5 GPUs; the pods have 0"),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "2"}}, "'ber' asks for num_gpus = 2, but a pod has"),
+        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"}}, "may ask for 0.5 GPUs, but the pods have 0"),
         (
             {"overrides": {"SYNOD__SCORERS__BER__SERVING": "{num_gpus = 1, max_replicas = 5}"}, **GROWS},
-            "may ask for 5 GPUs; the pods have 4 .*raise scorers.gpu.maxReplicas",
+            "may ask for 5 GPUs, but the pods have 4 .*raise scorers.gpu.maxReplicas",
         ),
         (
             {
@@ -91,12 +91,15 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
                 "scorers": {"gpu": {"replicas": 1}},
                 "overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0.5"},  # instead of 0.4
             },
-            "may ask for 1.1 GPUs; the pods have 1 ",
+            "may ask for 1.1 GPUs, but the pods have 1 ",
         ),
-        ({"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}}, "may ask for 4.5 CPUs; the pods have 4 "),
+        (
+            {"overrides": {"SYNOD__SCORERS__BER__SERVING__MAX_REPLICAS": 41}},
+            "may ask for 4.5 CPUs, but the pods have 4 ",
+        ),
         (
             {**profile("one-gpu"), "config": (ROOT / "deploy/configs/one_gpu.toml").read_text()},
-            "'der' is colocated with 'ber'.* --set overrides=null",
+            "'der' is co-located with 'ber'.* --set overrides=null",
         ),
     ],
 )
@@ -127,7 +130,7 @@ def test_names_that_kubernetes_refuses(release: str, values: dict[str, Any], nam
     said = str(refused.value)
     assert named in said
     assert RULE in said
-    assert "set fullnameOverride to such a name of at most 36 characters, or choose another release name" in said
+    assert "set fullnameOverride to a valid name of at most 36 characters, or choose another release name" in said
 
 
 def test_name_override_is_a_label_too() -> None:

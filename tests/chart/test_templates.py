@@ -384,8 +384,8 @@ def test_notes_name_what_is_there() -> None:
     assert "https://synod.example.org" in told
     assert f"rayjob {of(objects, 'RayJob')['metadata']['name']}" in told
     assert f"claim {of(objects, 'PersistentVolumeClaim', 'demo-synod-checkpoints')['metadata']['name']}" in told
-    assert "RayCluster is deleted by hand" not in told
-    assert "RayCluster is deleted by hand" in notes({"ray": {"upgradeStrategy": "None"}})
+    assert "delete their RayCluster" not in told
+    assert "delete their RayCluster" in notes({"ray": {"upgradeStrategy": "None"}})
     assert "trainer" not in notes()
     for component in re.findall(r"component=([\w-]+)", told):
         assert component in dict(pod_templates(objects))

@@ -101,7 +101,7 @@ def test_a_gateways_import_closure_is_free_of_torch(program: str) -> None:
 
 
 def test_the_walk_sees_what_python_loads() -> None:
-    """The walk against the interpreter: what of ours is loaded is what was walked, and torch is not."""
+    """Compare with the interpreter: it loads all that was walked (and the scorers' modules, by name), but not torch."""
     code = (
         "import warnings, sys; warnings.simplefilter('ignore');"
         "import services.cluster.serve_app, services.cluster.exporter;"
@@ -109,7 +109,8 @@ def test_the_walk_sees_what_python_loads() -> None:
     )
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split())
     walked = closure("services.cluster.serve_app")[0] | closure("services.cluster.exporter")[0]
-    assert loaded == walked
+    assert loaded >= walked
+    assert {module.partition(".")[0] for module in loaded} == {"services", "synod"}
 
 
 @pytest.mark.parametrize(

@@ -86,4 +86,4 @@ def test_the_command_without_them_names_the_extra() -> None:
         "from synod.cli import main; sys.exit(main(['scorers']))"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "synod: the command needs rich and tqdm: pip install 'synod[cli]'\n"
+    assert done.stderr == "synod: the command needs rich and tqdm; install them: pip install 'synod[cli]'\n"

@@ -34,7 +34,6 @@ gateway_replicas = 2
 num_cpus = 8
 num_gpus = 1  # logical
 object_store_bytes = 134217728
-health_check_period_s = 0.5
 
 [tracing]
 endpoint = "{collector}"
@@ -47,9 +46,6 @@ max_scores = 0  # these tests look at the machinery below the store
 max_body_bytes = 2097152
 max_image_bytes = 1048576
 max_items = 64
-max_references = 2
-max_text_chars = 200
-max_segments = 3
 
 [scorers.bright]
 kind = "ber"

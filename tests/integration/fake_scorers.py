@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.scorer_settings import BerSettings, ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Need, Scorer, ScorerSpec
+from services.scorers.ber import BerSettings
+from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 

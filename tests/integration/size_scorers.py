@@ -11,7 +11,7 @@ from synod.contracts import Outcome, Score, ScoreItem
 
 
 def value_of(images: Sequence[Any], parity: int) -> float:
-    """Return the mean of the even (0) or odd (1) rows, in 0..1; image k weighs k + 1, so that order matters."""
+    """Return the mean of the even (0) or odd (1) rows, in 0..1; image k weighs k + 1."""
     means = [float(image[parity::2].mean(dtype=np.float64)) / 255 for image in images]
     return float(np.average(means, weights=range(1, len(means) + 1)))
 

@@ -1,4 +1,4 @@
-"""Requests of realistic size over every transport: the full matrix, its pairwise subset, and the calls.
+"""Requests of realistic size over every transport: the matrix, its pairwise subset, the calls.
 
 `make test` runs the pairwise subset, `make test-full` the whole matrix.
 """

@@ -1,4 +1,4 @@
-"""The rendered chart run without Kubernetes: Serve's config on a Ray head, the test pod's command, the job.
+"""The rendered chart without Kubernetes: Serve's config on a Ray head, the test pod, the job.
 
 Local folders replace the pods' mounts and this repository replaces the images' /app; everything else is as rendered.
 """
@@ -39,8 +39,7 @@ SMALL = {  # the smallest run that trains and evaluates
     "SYNOD__TRAINER__SCREEN__GROUP_SIZE": 2,
     "SYNOD__TRAINER__SCREEN__PREVIEW_BATCH_SIZE": 2,
     "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
-    "SYNOD__TRAINER__EVALUATE__PROMPTS": 2,
-    "SYNOD__TRAINER__EVALUATE__BATCH_SIZE": 2,
+    "SYNOD__TRAINER__EVALUATION_PROMPTS": 2,
 }
 Wait = Callable[[Callable[[], bool], float], None]
 
@@ -139,7 +138,7 @@ def pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
 
 
 def _start(pods: Pods) -> list[str]:
-    """Return the arguments of `ray start` that KubeRay derives from rayStartParams, with all groups in one node."""
+    """Return the arguments that KubeRay gives `ray start`, with all groups in one node."""
     service = of(pods.objects, "RayService")["spec"]["rayClusterConfig"]
     job = of(pods.objects, "RayJob")["spec"]["rayClusterSpec"]
     groups = {g["groupName"]: g["rayStartParams"] for g in (*service["workerGroupSpecs"], *job["workerGroupSpecs"])}

@@ -35,7 +35,7 @@ mount -o remount,bind,ro / && ! touch /opt/x 2>/dev/null && exec "$@"
 
 
 def closed_in(folder: Path) -> list[str]:
-    """Return a command prefix that makes the root read-only except for `folder`, as compose's `read_only` does.
+    """Return a command prefix that makes the root read-only except for `folder`, like `read_only`.
 
     Empty where this user may not create mount namespaces.
     """

@@ -1,4 +1,4 @@
-"""Scorers with their own Python environments: in a replica, in a child process, and in the service's own."""
+"""Scorers in other Python environments: as a replica, as a child process, and in the service's own."""
 
 from __future__ import annotations
 

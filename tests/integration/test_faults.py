@@ -1,4 +1,4 @@
-"""Load and faults on a real service: batching across requests, kill -9, deadlines, readiness, metrics, placement."""
+"""Load and faults on a real service: batching, kill -9, deadlines, readiness, metrics, placement."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_killed_replica_changes_no_answer(service: Any, eventually: Wait) -> N
 
 
 def test_readiness_follows_the_replicas(service: Any, eventually: Wait) -> None:
-    """Without a replica, requests wait for the next one, /readyz is 503 with the reason, and no counter decreases."""
+    """Without a replica, requests wait, /readyz is 503 with the reason, and no counter decreases."""
     eventually(lambda: len(pids(service, "frail")) == 2 and service.ready()["ready"])
     before = counters(service.metrics())
     doomed = pids(service, "frail")
@@ -169,7 +169,7 @@ def test_two_halves_of_a_gpu_are_placed_and_a_third_is_refused(service: Any) -> 
 
 
 def test_a_scorer_off_its_golden_value_never_serves(service: Any, eventually: Wait) -> None:
-    """Another application on the same cluster; its golden file records another value, so its deployment fails."""
+    """The deployment of an application whose golden file records another value fails."""
     import fake_scorers  # type: ignore[import-not-found]
     from ray import serve
 

@@ -1,4 +1,4 @@
-"""`benchmarks.faults --quick`: every case of the fault benchmark in small counts, on a service of its own."""
+"""`benchmarks.faults --quick`: every case of the fault benchmark in small counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of realistic size over every transport, on the session's Ray; `test_chart` runs them on `serve deploy`."""
+"""Requests of realistic size over every transport, on the session's Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two gateways of one service: stored images and scores survive either gateway, and their counters add up."""
+"""Two gateways of one service: images and scores survive either, and their counters add up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from services.cluster.processes import users_of
-from services.scorer_settings import BerSettings, ServingSettings
+from services.scorers.ber import BerSettings
 from services.settings import StoreSettings
+from services.settings_types import ServingSettings
 from synod.codec import CODECS
 from synod.contracts import ImageRef, PutImagesRequest, Score, ScoreItem, ScoreRequest, ScoreResponse
 from synod.digest import digest_of

@@ -28,6 +28,7 @@ from tests.unit.trainer.conftest import settings_from, tiny_settings, world_dir 
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines, run_loop
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vq, words  # noqa: F401
+from trainer.grpo.threshold import Quantile
 from trainer.policy.show_o import ShowO
 from trainer.settings import TrainerSettings
 from trainer.types import ImageSegment, Pathway, Query, Reward, TextSegment
@@ -40,12 +41,10 @@ BASE = {
     "REWARD_BATCH_SIZE": "4",
     "DATA__GENEVAL_SHARE": "0.25",
     "SCREEN__PREVIEW_BATCH_SIZE": "4",
-    "SCREEN__THRESHOLD": '{ name = "quantile", start = 0.5, target_pass_rate = 0.5 }',
     "LOSS__BASELINE": "population",
     "LOSS__LOSS_STEP_FRACTION": "0.5",
     "OPTIMIZER__WARMUP_STEPS": "2",
-    "CHECKPOINT__EVERY": "1",
-    "CHECKPOINT__KEEP": "9",
+    "CHECKPOINT_EVERY": "1",
 }
 CONFIGURATIONS = [
     {"REWARD_BATCH_SIZE": "3"},
@@ -75,7 +74,7 @@ class Patterned(Judge):
         super().__init__()
         self.scored, self.rewarded = 0, 0
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         rewards = []
         for item in items:
             passes = self.scored % DRAWN in (1, 3, 6, 7)
@@ -109,7 +108,8 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
     """`run(REWARD_BATCH_SIZE="1")`: one run's trajectory; with `upto`, stopped after that step and resumed."""
-    monkeypatch.setattr("trainer.train.keep_images", lambda *_: None)  # most of the time, and no part of a trajectory
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # most of the time, and no part of a trajectory
+    monkeypatch.setattr("trainer.checkpoint.KEEP", STEPS)
     made: list[TrainerSettings] = []
     policy = partial(make_policy, kind=RowByRow)
 
@@ -117,7 +117,7 @@ def run(
         for steps in sorted({upto, STEPS}):
             name = f'"run-{len(made)}"'
             settings = tiny_settings(**{**BASE, **options, "STEPS": str(steps), "RUN_DIR": name})
-            run_loop(settings, policy, Patterned())
+            run_loop(settings, policy, Patterned(), controller=Quantile(target_pass_rate=0.5, start=0.5))
         made.append(settings)
         return trajectory(settings)
 

@@ -8,8 +8,7 @@ import random
 import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-from services.scorer_settings import BleuSettings
-from services.scorers.bleu import WEIGHTS, Bleu, bleu
+from services.scorers.bleu import WEIGHTS, Bleu, BleuSettings, bleu
 from synod.contracts import Reasoning, Score, ScoreFailure, ScoreItem
 
 ALPHABET = "aab c.é中"

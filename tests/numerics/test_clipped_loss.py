@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.grpo.losses import clipped
+from trainer.grpo.losses import clipped_loss
 
 CLIP, BETA, WEIGHT = 0.2, 0.3, 0.7
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -45,7 +45,7 @@ def naive(new: Tensor, old: Tensor, ref: Tensor, mask: Tensor, advantage: Tensor
 @pytest.mark.parametrize("seed", range(20))
 def test_against_a_naive_loop(seed: int) -> None:
     values = case(seed)
-    loss, stats = clipped(*values, clip=CLIP, beta=BETA, weight=WEIGHT)
+    loss, stats = clipped_loss(*values, clip=CLIP, beta=BETA, weight=WEIGHT)
     expected, flat = naive(*values)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert stats.clipped == flat
@@ -65,7 +65,7 @@ def test_against_a_naive_loop(seed: int) -> None:
 def test_the_gradient_against_finite_differences(seed: int) -> None:
     new, old, ref, mask, advantage = case(seed)
     variable = new.clone().requires_grad_()
-    loss, _ = clipped(variable, old, ref, mask, advantage, clip=CLIP, beta=BETA, weight=WEIGHT)
+    loss, _ = clipped_loss(variable, old, ref, mask, advantage, clip=CLIP, beta=BETA, weight=WEIGHT)
     loss.backward()
     assert variable.grad is not None
     step = 1e-6
@@ -82,7 +82,7 @@ def test_gradcheck() -> None:
     new, old, ref, mask, advantage = case(7, 2, 3)
 
     def of(x: Tensor) -> Tensor:
-        return clipped(x, old, ref, mask, advantage, clip=CLIP, beta=BETA, weight=WEIGHT)[0]
+        return clipped_loss(x, old, ref, mask, advantage, clip=CLIP, beta=BETA, weight=WEIGHT)[0]
 
     assert torch.autograd.gradcheck(of, (new.requires_grad_(),))
 
@@ -90,7 +90,7 @@ def test_gradcheck() -> None:
 def test_only_the_policy_gets_a_gradient() -> None:
     tensors = case(1)
     new, old, ref, advantage = (tensors[i].clone().requires_grad_() for i in (0, 1, 2, 4))
-    loss, _ = clipped(new, old, ref, tensors[3], advantage, clip=CLIP, beta=BETA, weight=WEIGHT)
+    loss, _ = clipped_loss(new, old, ref, tensors[3], advantage, clip=CLIP, beta=BETA, weight=WEIGHT)
     loss.backward()
     assert new.grad is not None
     assert (old.grad, ref.grad, advantage.grad) == (None, None, None)
@@ -111,7 +111,7 @@ def test_k3_has_the_mean_of_kl_and_the_gradient_of_the_reversed_one() -> None:
     for a in range(len(logits)):
         one = torch.ones(1, 1, dtype=torch.bool)
         row = logp[a].reshape(1, 1)
-        loss, stats = clipped(
+        loss, stats = clipped_loss(
             row, row, reference[a].reshape(1, 1), one, torch.zeros(1), clip=CLIP, beta=1.0, weight=1.0
         )
         assert stats.kl is not None
@@ -130,7 +130,9 @@ def test_its_mean_gradient_is_that_of_the_expected_reward() -> None:
         gradient = torch.zeros_like(logits)
         for a in range(len(logits)):
             row, one = logp[a].reshape(1, 1), torch.ones(1, 1, dtype=torch.bool)
-            loss, _ = clipped(row, row, None, one, reward[a].reshape(1) - baseline, clip=CLIP, beta=0.0, weight=1.0)
+            loss, _ = clipped_loss(
+                row, row, None, one, reward[a].reshape(1) - baseline, clip=CLIP, beta=0.0, weight=1.0
+            )
             gradient += logp[a].exp().detach() * torch.autograd.grad(loss, logits, retain_graph=True)[0]
         (expected,) = torch.autograd.grad((logp.exp() * reward).sum(), logits, retain_graph=True)
         assert torch.allclose(gradient, -expected, atol=1e-14)
@@ -140,7 +142,7 @@ def test_k3_keeps_its_digits_near_0() -> None:
     """In float32 exp(d) - 1 - d of d = 1e-3 keeps some three digits; a policy that has hardly moved has such d."""
     d = 1e-3
     new, ref = torch.tensor([[-1e-3]]), torch.tensor([[0.0]])
-    _, stats = clipped(
+    _, stats = clipped_loss(
         new, new, ref, torch.ones(1, 1, dtype=torch.bool), torch.ones(1), clip=CLIP, beta=1.0, weight=1.0
     )
     assert stats.kl == pytest.approx(math.expm1(d) - d, rel=1e-3)

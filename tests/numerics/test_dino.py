@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, Dinov2Model
 
-from services.scorer_settings import DerSettings
 from services.scorers import der
+from services.scorers.der import DerSettings
 from synod.contracts import Score, ScoreItem
 
 ImageFactory = Callable[..., list[Any]]

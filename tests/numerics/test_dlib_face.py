@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from services.models.images import crop
-from services.scorer_settings import FerSettings
 from services.scorers import fer
 from services.scorers.base import score_batch
+from services.scorers.fer import FerSettings
+from services.scorers.shared.images import crop
 from synod.contracts import Score, ScoreItem
 
 dlib = pytest.importorskip("dlib", reason="the extra 'dlib' (130 MB of models) is optional: pip install 'synod[dlib]'")

@@ -12,8 +12,8 @@ from facenet_pytorch import MTCNN, InceptionResnetV1
 from PIL import Image
 from skimage import data
 
-from services.scorer_settings import FerSettings
 from services.scorers import fer
+from services.scorers.fer import FerSettings
 from synod.contracts import Score, ScoreFailure, ScoreItem
 
 ImageFactory = Callable[..., list[Any]]

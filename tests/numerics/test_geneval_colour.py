@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from services.models import open_clip
-from services.models.detector import Detection, box_of, within
+from services.models.types import Detection, box_of, within
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import COLORS
 

@@ -11,8 +11,8 @@ import torch
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
 from services.models import blip2
-from services.scorer_settings import BerSettings
 from services.scorers import ber
+from services.scorers.ber import BerSettings
 from synod.contracts import Concept, Score, ScoreItem
 
 ImageFactory = Callable[..., list[Any]]

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from skimage import data, filters
 
-from services.scorer_settings import JpegSettings
-from services.scorers.jpeg import Jpeg, kilobytes
+from services.scorers.jpeg import Jpeg, JpegSettings, kilobytes
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from services.models import vlm
-from services.scorer_settings import LikelihoodSettings
 from services.scorers import likelihood
 from services.scorers.base import score_batch
+from services.scorers.likelihood import LikelihoodSettings
 from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
 
 ImageFactory = Callable[..., list[Any]]

@@ -11,7 +11,7 @@ import torch
 from transformers import Mask2FormerForUniversalSegmentation
 
 from services.models import mask2former
-from services.models.detector import Box, box_of, within
+from services.models.types import Box, box_of, within
 from synod.errors import NonFinite
 
 ImageFactory = Callable[..., list[Any]]

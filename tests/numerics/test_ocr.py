@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
 from services.models import rapid_ocr
-from services.scorer_settings import OcrSettings
-from services.scorers.ocr import Ocr, build, edit_distance, normalised, quoted
+from services.scorers.ocr import Ocr, OcrSettings, build, edit_distance, normalised, quoted
 from synod.contracts import Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 

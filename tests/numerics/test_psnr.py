@@ -9,8 +9,7 @@ import pytest
 from skimage import data, filters
 from skimage.metrics import peak_signal_noise_ratio
 
-from services.scorer_settings import PsnrSettings
-from services.scorers.psnr import CAP_DB, Psnr
+from services.scorers.psnr import CAP_DB, Psnr, PsnrSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 
 

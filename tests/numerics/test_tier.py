@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from services.scorer_settings import TierSettings
 from services.scorers import tier
+from services.scorers.tier import TierSettings
 from synod.contracts import Reasoning, Score, ScoreFailure, ScoreItem
 
 

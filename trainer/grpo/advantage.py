@@ -1,17 +1,16 @@
-"""Advantages of a group: Dr.GRPO (Sync-R1, app. C), masks for lost rewards, a baseline that knows of the screen. Pure.
+"""Advantages of a group: Dr.GRPO (Sync-R1, app. C), masks for missing rewards, a baseline for screened groups. Pure.
 
 Suffixes: G the rollouts of one group, V those with a reward.
 
-Why a second baseline. Sync-R1's corollary 3.2 says that screening raises the gradient's signal-to-noise ratio. Its
-eq. 26 takes the signal to be proportional to E[R]; but E[grad log pi] = 0, so a mean reward adds no signal, and
-centring the group removes it anyway. The signal is Cov(R, grad log pi | kept). The screen shrinks it by the same factor
-as the variance,
+Why a second baseline. Sync-R1's corollary 3.2 states that screening raises the gradient's signal-to-noise ratio. Its
+eq. 26 assumes a signal proportional to E[R]. But E[grad log pi] = 0, so a mean reward adds no signal, and centring the
+group removes it. The signal is Cov(R, grad log pi | kept). The screen reduces it by the same factor as the variance,
 
     gamma = 1 - rho^2 (1 - v(p)),    v(p) = 1 + z lam - lam^2,    z = Phi^-1(1 - p),    lam = phi(z)/p
 
 (rho: correlation of reward and surrogate, p: pass rate; Gaussian model), so the ratio changes by gamma < 1. (Theorem
-3.1's bound, v(p) <= p, holds for p >= .2346 only.) Measured against what all previews would have earned, the kept
-rollouts have a positive advantage on average, and this is the signal that selection adds: `population_baseline`.
+3.1's bound, v(p) <= p, holds only for p >= .2346.) Relative to the mean reward of all previews, the kept rollouts
+have a positive advantage on average; this is the signal that selection adds, and `population_baseline` keeps it.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MEMORY = 0.95  # of the slope, a group: about the last 20 groups count
-EVIDENCE = 16.0  # degrees of freedom the slope needs before it is used: two full groups of 9
+MEMORY = 0.95  # decay of the slope's sums per group: about the last 20 groups count
+EVIDENCE = 16.0  # degrees of freedom before the slope is used: two full groups of 9
 
 
 def advantages(reward_G: Tensor, valid_G: Tensor, *, baseline_shift: float = 0.0) -> Tensor:
-    """A_i = R_i - (mean of the valid R + baseline_shift); 0 where the reward is missing. Shape [G], dtype of reward_G.
+    """Return A_i = R_i - (mean of the valid R + baseline_shift), and 0 where the reward is missing.
 
-    Dr.GRPO: no division by the group's standard deviation. Where valid_G (bool) is False reward_G may hold anything,
-    NaN included, and touches nothing else: the other advantages equal, bit for bit, those of the group without it.
-    ValueError: shapes that differ, a mask that is not bool, a valid reward that is NaN or infinite.
+    Dr.GRPO: no division by the group's standard deviation. Shape [G], dtype of reward_G. Where valid_G (bool) is
+    False, reward_G may hold anything, even NaN: the other advantages equal, bit for bit, those of the group without
+    it. Raises ValueError for different shapes, a mask that is not bool, or a valid reward that is not finite.
     """
     _check_group(valid_G)
     if reward_G.shape != valid_G.shape or not reward_G.is_floating_point():
@@ -44,28 +43,22 @@ def advantages(reward_G: Tensor, valid_G: Tensor, *, baseline_shift: float = 0.0
         raise ValueError(f"the baseline's shift is {baseline_shift}; give a finite number, 0 for the group's own mean")
     reward_V = reward_G[valid_G]
     if not bool(torch.isfinite(reward_V).all()):
-        raise ValueError(f"a valid reward is not finite: {reward_V.tolist()}; mask what was not measured")
+        raise ValueError(f"a valid reward is not finite: {reward_V.tolist()}; mask missing rewards")
     advantage_G = torch.zeros_like(reward_G)
     if len(reward_V):
         advantage_G[valid_G] = reward_V - (reward_V.mean() + baseline_shift)
     return advantage_G
 
 
-def enough(valid_G: Tensor, min_valid: int) -> bool:
-    """Whether `min_valid` rewards of the group are there. Below 2 a group's own mean says nothing."""
-    _check_group(valid_G)
-    return int(valid_G.sum()) >= min_valid
-
-
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """Running regression slope of the reward R on the surrogate R~. `dataclasses.asdict` gives its JSON form.
+    """The running regression slope of the reward R on the surrogate score R~.
 
-    xy, xx   sums of centred products R~ R and R~ R~, each group's weighed MEMORY less than the next one's
-    freedom  the same sum of (pairs - 1)
+    xy, xx   sums of centred products R~ R and R~ R~, decayed by MEMORY with each group
+    freedom  the decayed sum of (pairs - 1)
 
-    Centred within each group, so that prompts which are easy for both do not pass for a relation. That the rollouts
-    were selected by R~ does not bias a slope on R~.
+    Products are centred within each group: otherwise prompts that are easy for both would look like a correlation.
+    Selecting rollouts by R~ does not bias a slope on R~.
     """
 
     xy: float = 0.0
@@ -74,20 +67,20 @@ class Slope:
 
     @property
     def value(self) -> float:
-        """dR/dR~; 0 until there is evidence enough, which leaves the group's own mean as the baseline."""
+        """dR/dR~; 0 below EVIDENCE degrees of freedom, where the baseline is the group's own mean."""
         return self.xy / self.xx if self.freedom >= EVIDENCE and self.xx > 0 else 0.0
 
     def update(self, scores: Sequence[float | None], rewards: Sequence[float | None]) -> Slope:
-        """The record with one more group: the kept rollouts' surrogate scores and rewards, None where one was lost."""
+        """Add one group: surrogate scores and rewards of its kept rollouts, in order, None where one is missing."""
         if len(scores) != len(rewards):
             raise ValueError(
-                f"{len(scores)} scores and {len(rewards)} rewards; give one of each a kept rollout, in order"
+                f"{len(scores)} scores and {len(rewards)} rewards; give one of each for every kept rollout"
             )
         pairs = [(x, y) for x, y in zip(scores, rewards, strict=True) if x is not None and y is not None]
         if len(pairs) < 2:
             return self
         if not all(math.isfinite(number) for pair in pairs for number in pair):
-            raise ValueError(f"a score or reward is not finite: {pairs}; give None for what was not measured")
+            raise ValueError(f"a score or reward is not finite: {pairs}; give None for a missing one")
         x_mean = math.fsum(x for x, _ in pairs) / len(pairs)
         y_mean = math.fsum(y for _, y in pairs) / len(pairs)
         return Slope(
@@ -98,13 +91,15 @@ class Slope:
 
 
 def population_baseline(slope: Slope, kept: Sequence[float | None], drawn: Sequence[float | None]) -> float:
-    """The `baseline_shift` that turns the kept rollouts' mean reward into an estimate of all previews' mean reward.
+    """Return the shift from the kept rollouts' mean reward to an estimate of all previews' mean reward.
 
         b = mean(R kept) - slope * (mean(R~ kept) - mean(R~ all drawn))
 
-    `kept` are the surrogate scores of the rollouts that have a reward, `drawn` those of every preview, rejected ones
-    included; None where one was lost. 0 when either has no score. Use the slope of earlier groups and update it
-    afterwards: a baseline fitted to the rewards it is subtracted from would bias the gradient.
+    kept   surrogate scores of the rollouts that have a reward, None where one is missing
+    drawn  surrogate scores of every preview, rejected ones included
+
+    Returns 0 when either has no score. Use the slope of earlier groups and update it afterwards: a baseline fitted to
+    the rewards that it is subtracted from would bias the gradient.
     """
     kept_mean, drawn_mean = _mean(kept), _mean(drawn)
     return 0.0 if kept_mean is None or drawn_mean is None else -slope.value * (kept_mean - drawn_mean)
@@ -117,4 +112,4 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 
 def _check_group(valid_G: Tensor) -> None:
     if valid_G.dtype != torch.bool or valid_G.dim() != 1:
-        raise ValueError(f"valid_G is {valid_G.dtype} {list(valid_G.shape)}; give one bool a rollout")
+        raise ValueError(f"valid_G is {valid_G.dtype} {list(valid_G.shape)}; give one bool for each rollout")

@@ -1,19 +1,18 @@
-"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over the decisions of one segment kind. Pure.
+"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over the decisions of one modality. Pure.
 
 Suffixes: B rollouts of a group, D decisions of one denoising step (image positions) or of one text (tokens).
 
 Deviations, each with its reason:
 
-* Positions. Eq. 1 scores every image position at every step. At committed positions nothing was sampled, so they have
-  no place in a likelihood ratio, and the model was never trained there; of 50 x 1024 terms 35 % are such. mask_BD says
-  what counts. The choice of what to re-mask (confidence + Gumbel noise) also depends on the policy; it is treated as
-  part of the environment.
-* Scale. Eq. 9 sums, so 5e4 image terms bury some 50 text terms. `weights` divides each modality by a constant, not by
-  its own length, which keeps Dr.GRPO's freedom from length bias; `paper_sum` is the paper's form.
-* KL. Eq. 9 has it inside the weighted sum, eq. 11 outside; eq. 9 is followed. The estimator is k3. Its mean under pi is
-  KL(pi || ref), but the mean of its gradient is that of KL(ref || pi), as everywhere where k3 is used as a loss.
-* Log-ratios are clamped to [-10, 10], as in the authors' public code: beyond it a term goes flat instead of
-  overflowing.
+* Positions. Eq. 1 scores every image position at every step. At committed positions no token was sampled, so they do
+  not belong in a likelihood ratio, and the model was never trained there; they are 35 % of 50 x 1024 terms. mask_BD
+  selects the sampled ones. Which positions are re-masked (confidence + Gumbel noise) also depends on the policy; it is
+  treated as part of the environment.
+* Scale. Eq. 9 sums, so 5e4 image terms outweigh some 50 text terms. `modality_weights` divides each modality by a
+  constant rather than by its own length, which avoids length bias as in Dr.GRPO; "paper_sum" is the paper's form.
+* KL. Eq. 9 has it inside the weighted sum, eq. 11 outside; we follow eq. 9. The estimator is k3. Its mean under pi is
+  KL(pi || ref), but the mean of its gradient is that of KL(ref || pi), as in every loss that uses k3.
+* Log-ratios are clamped to [-10, 10], as in the authors' code: beyond that a term is flat instead of overflowing.
 """
 
 from __future__ import annotations
@@ -33,11 +32,13 @@ LOG_RATIO = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LossStats:
-    """Sums over decisions, so that steps and chunks add up with `+`; the properties are None without a decision.
+    """Sums over decisions, which add up over steps and batches with `+`.
 
     clipped    decisions whose ratio left [1 - clip, 1 + clip] on the side where the objective is flat
     low, high  smallest and largest ratio
     kl_sum     sum of k3, in nats; 0 without a reference
+
+    The properties are None when there is no decision.
     """
 
     decisions: int = 0
@@ -78,7 +79,7 @@ class LossStats:
         return self.kl_sum / self.decisions if self.decisions else None
 
 
-def clipped(
+def clipped_loss(
     new_BD: Tensor,
     old_BD: Tensor,
     ref_BD: Tensor | None,
@@ -88,26 +89,28 @@ def clipped(
     clip: float,
     beta: float,
     weight: float,
-    group: int | None = None,
+    group_size: int | None = None,
 ) -> tuple[Tensor, LossStats]:
-    """Eq. 9, negated so that it is minimised: the scalar loss, which carries new_BD's gradient, and its figures.
+    """Compute eq. 9, negated to be minimised: the scalar loss with new_BD's gradient, and its figures.
 
-        -(1/group) sum_i sum_j weight * (min(D_ij A_i, clip(D_ij, 1-clip, 1+clip) A_i) - beta k3_ij)
+        -(1/group_size) sum_i sum_j weight * (min(D_ij A_i, clip(D_ij, 1-clip, 1+clip) A_i) - beta k3_ij)
         D = exp(new - old),    k3 = exp(d) - d - 1,    d = ref - new
 
-    new, old, ref  log-probabilities (<= 0) under the policy, the behaviour and the reference; no gradient flows to the
-                   last two. Summed in float32 or better. ref_BD None: no KL term, for beta = 0.
-    mask_BD        bool; what is False adds exactly 0 to loss and gradient, whatever it holds (-inf and NaN too)
-    advantage_B    of each rollout; leave out rollouts without a reward, their KL would still count
-    group          rollouts the sum is divided by, B by default: give the whole group's when it comes in chunks,
-                   whose losses then add up to the group's
+    new, old, ref  log-probabilities (<= 0) under the policy, the policy that sampled, and the reference, summed in
+                   float32 or better; only `new` has a gradient. ref_BD None: no KL term, for beta = 0
+    mask_BD        bool; a False decision adds exactly 0 to loss and gradient, even if it holds -inf or NaN
+    advantage_B    of each rollout; leave out rollouts without a reward, because their KL would still count
+    group_size     the divisor, B by default; for a group in several batches give the size of the whole group, so that
+                   the batches' losses add up to the group's
+
+    Raises ValueError for shapes that do not fit, a mask that is not bool, or a clip or beta out of range.
     """
     _check(new_BD, old_BD, ref_BD, mask_BD, advantage_B, clip, beta)
-    rollouts = len(new_BD) if group is None else group
+    rollouts = len(new_BD) if group_size is None else group_size
     if rollouts < 1:
         raise ValueError(f"the loss is divided by {rollouts} rollouts; give at least one, or skip the group")
     dtype = torch.promote_types(new_BD.dtype, torch.float32)
-    new_BD = torch.where(mask_BD, new_BD.to(dtype), 0.0)  # first of all: on the way back 0 * inf is NaN
+    new_BD = torch.where(mask_BD, new_BD.to(dtype), 0.0)  # first: in the backward pass 0 * inf is NaN
     old_BD = torch.where(mask_BD, old_BD.detach().to(dtype), 0.0)
     advantage_B1 = advantage_B.detach().to(dtype)[:, None]
     ratio_BD = (new_BD - old_BD).clamp(-LOG_RATIO, LOG_RATIO).exp()
@@ -116,14 +119,14 @@ def clipped(
     if ref_BD is not None:
         ref_BD = torch.where(mask_BD, ref_BD.detach().to(dtype), 0.0)
         d_BD = (ref_BD - new_BD).clamp(-LOG_RATIO, LOG_RATIO)
-        k3_BD = d_BD.expm1() - d_BD  # expm1: k3 is second order in d, and exp(d) - 1 would round it away
+        k3_BD = d_BD.expm1() - d_BD  # k3 is second order in d: exp(d) - 1 would round it to 0
         gain_BD = gain_BD - beta * k3_BD
     loss = -weight * torch.where(mask_BD, gain_BD, 0.0).sum() / rollouts
     flat_BD = ((advantage_B1 > 0) & (ratio_BD > 1 + clip)) | ((advantage_B1 < 0) & (ratio_BD < 1 - clip))
     return loss, _stats(ratio_BD.detach(), k3_BD.detach(), flat_BD, mask_BD)
 
 
-def weights(
+def modality_weights(
     alpha_text: float,
     alpha_image: float,
     scale: Scale,
@@ -132,10 +135,10 @@ def weights(
     denoising_steps: int,
     positions: int,
 ) -> dict[Modality, float]:
-    """alpha_j of eq. 10, per decision of each modality.
+    """Return alpha_j of eq. 10, for each decision of a modality.
 
-    "paper_sum": the bare alphas. "per_modality_constant": alpha_text / max_text_tokens and
-    alpha_image / (denoising_steps * positions), constants that no rollout can change by being long or short.
+    "paper_sum": the alphas themselves. "per_modality_constant": alpha_text / max_text_tokens and
+    alpha_image / (denoising_steps * positions), which do not depend on the length of a rollout.
     """
     sizes = {"max_text_tokens": max_text_tokens, "denoising_steps": denoising_steps, "positions": positions}
     for name, size in sizes.items():
@@ -170,7 +173,7 @@ def _check(
             f"log-probabilities and mask are {shapes}, advantages {list(advantage_B.shape)}; give [B D] and [B]"
         )
     if mask_BD.dtype != torch.bool:
-        raise ValueError(f"mask_BD is {mask_BD.dtype}; give bool, True where something was decided")
+        raise ValueError(f"mask_BD is {mask_BD.dtype}; give bool, True where a token was sampled")
     if not 0 < clip < 1:
         raise ValueError(f"clip is {clip}; give a number between 0 and 1, both excluded (the usual one is .2)")
     if beta < 0 or (beta > 0 and ref_BD is None):

@@ -1,7 +1,7 @@
-"""The screen of Dynamic Group Scaling (Sync-R1, sec. 3.3): of the previews drawn so far, which make the group. Pure.
+"""The screen of Dynamic Group Scaling (Sync-R1, sec. 3.3): choose which previews make the group. Pure.
 
-A preview is known by its place in the draw order, 0 first. The paper draws until G previews pass; it names no cap. Here
-drawing stops at a cap, and `top_up` completes the group with the best of those rejected and says so.
+Previews are identified by their index in draw order. The paper draws until G previews pass and names no cap. Here
+drawing stops at a cap, and `top_up` completes the group with the best rejected previews.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class ScreenResult:
-    """What a screen keeps of `drawn` previews.
+    """Which previews a screen keeps.
 
-    indices     the previews kept, in draw order, at most the group's size
-    passed      previews that pass, those beyond the group's size included
-    drawn       all previews drawn, rejected and unscored ones included
-    num_scored  previews that could pass or fail: those with a score; without a threshold, all
-    is_full     `indices` is a full group
-    topped_up   those of `indices` that did not pass, in draw order: empty unless `top_up` added them at the cap
+    indices     the kept previews, in draw order, at most the group's size
+    passed      previews that pass, including those beyond the group's size
+    drawn       all previews drawn, including rejected and unscored ones
+    num_scored  previews with a score; without a threshold, all
+    is_full     whether `indices` is a full group
+    topped_up   those of `indices` that did not pass; empty unless `top_up` added them at the cap
     """
 
     indices: tuple[int, ...]
@@ -32,7 +32,7 @@ class ScreenResult:
 
     @property
     def pass_rate(self) -> float | None:
-        """passed / num_scored, which counts every preview drawn that has a score; None when there is none to count."""
+        """The share of scored previews that pass; None when none is scored."""
         return self.passed / self.num_scored if self.num_scored else None
 
 
@@ -54,7 +54,7 @@ def screen(scores: Sequence[float | None], threshold: float | None, group_size: 
 
 
 def top_up(kept: ScreenResult, scores: Sequence[float | None], group_size: int) -> ScreenResult:
-    """Complete `kept` to `group_size` previews at the cap, best rejected score first, ties in draw order.
+    """Complete `kept` to `group_size` previews at the cap: best rejected score first, ties in draw order.
 
     Previews without a score come last, in draw order. `topped_up` lists what was added; `passed`, and so the pass
     rate, is unchanged. With fewer previews drawn than `group_size`, all are kept and `is_full` stays False.
@@ -64,10 +64,9 @@ def top_up(kept: ScreenResult, scores: Sequence[float | None], group_size: int) 
         raise ValueError(f"{len(scores)} scores, but the screen saw {kept.drawn} previews; give the same scores")
     if kept.is_full:
         return kept
-    chosen = set(kept.indices)
-    rejected = [index for index in range(len(scores)) if index not in chosen]
-    rejected.sort(key=lambda index: _rank(scores[index]))  # stable: equal scores stay in draw order
-    added = sorted(rejected[: group_size - len(chosen)])
+    rejected = [index for index in range(len(scores)) if index not in set(kept.indices)]
+    rejected.sort(key=lambda index: _rank(scores[index]))  # stable: ties stay in draw order
+    added = sorted(rejected[: group_size - len(kept.indices)])
     indices = sorted([*kept.indices, *added])
     return replace(kept, indices=tuple(indices), is_full=len(indices) >= group_size, topped_up=tuple(added))
 
@@ -78,7 +77,7 @@ def _rank(score: float | None) -> float:
 
 def _check(scores: Sequence[float | None], group_size: int) -> None:
     if group_size < 1:
-        raise ValueError(f"group_size is {group_size}; give 1 rollout or more")
+        raise ValueError(f"group_size is {group_size}; give 1 or more")
     for index, score in enumerate(scores):
         if score is not None and not math.isfinite(score):
-            raise ValueError(f"score {index} is {score}; give None for a score that was not measured")
+            raise ValueError(f"score {index} is {score}; give None for a missing score")

@@ -274,18 +274,16 @@ class ShowO:
 
 
 def load(
-    model: str | Path,
-    *,
-    vq: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    guidance_scale: float = 5.0,
-    temperature: float = 1.0,
+    model: str | Path, *, vq: str | Path | None = None, guidance_scale: float = 5.0, temperature: float = 1.0
 ) -> ShowO:
-    """Read a Show-o directory or hub id. The image tokenizer is in its `vq` folder and the words beside it, unless told
-    otherwise. Raises SettingsError for files that are missing or do not fit."""
+    """Read a Show-o directory or hub id.
+
+    `vq` is the image tokenizer, by default the directory `vq` in the model's. The text tokenizer is the model
+    directory's, or the one that config.json names. Raises SettingsError for files that are missing or do not fit.
+    """
     directory = directory_of(model)
     config = ShowOConfig.read(directory)
-    source = tokenizer or (directory if (directory / "tokenizer_config.json").exists() else config.llm_model_path)
+    source = directory if (directory / "tokenizer_config.json").exists() else config.llm_model_path
     words = Vocabulary.read(source, config.concept_tokens, config.codebook_size, config.max_text_length)
     tokens = Magvit.load(directory_of(vq or directory / "vq"))
     policy = ShowO(config, words, tokens, guidance_scale=guidance_scale, temperature=temperature)

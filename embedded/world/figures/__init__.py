@@ -1,4 +1,4 @@
-"""Class name -> drawing. `figure` gives an entity's patches around its own centre, longest body side 1."""
+"""Drawings of all classes: `figure` returns an entity's patches around its centre."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _look(entity: Entity) -> Identity:
 
 @lru_cache(maxsize=4096)
 def figure(entity: Entity) -> tuple[Patch, ...]:
-    """Patches in drawing order, centred on the body's bounding box (longest side 1); accessories may reach out."""
+    """Return patches in drawing order, centred on the body's box, whose longest side is 1."""
     drawn = DRAWINGS[entity.class_name](_look(entity))
     x0, y0, x1, y1 = bounds([p for patch in drawn.patches for p in patch.points])
     extra = [p for name, color in entity.accessories for p in accessory(name, color, drawn.anchors, drawn.patches)]
@@ -56,6 +56,6 @@ def figure(entity: Entity) -> tuple[Patch, ...]:
 
 @lru_cache(maxsize=4096)
 def corners(entity: Entity, accessories: bool = True) -> NDArray[np.float64]:
-    """All corners [N 2] of an entity's patches, in its own coordinates."""
+    """Return all corners [N 2] of an entity's patches, in its own coordinates."""
     patches = (p for p in figure(entity) if accessories or p.part != ACCESSORY)
     return np.array([point for patch in patches for point in patch.points])

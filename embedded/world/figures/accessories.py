@@ -1,4 +1,4 @@
-"""Accessories: bold, of one colour, and never part of a body's mask."""
+"""Accessories: large, of one colour, and not part of a body's mask."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _kite(hand: tuple[float, float], unit: float, color: RGB) -> list[Patch]:
 
 
 def accessory(name: str, color: str, at: Anchors, body: tuple[Patch, ...]) -> list[Patch]:
-    """Patches of one accessory on a body; carried ones stand on its right side, above a hand at its edge."""
+    """Return an accessory's patches on a body; carried ones are on its right, above a hand at its edge."""
     x0, y0, x1, y1 = bounds([p for patch in body for p in patch.points])
     unit, paint = max(x1 - x0, y1 - y0), COLORS[color]
     worn = {"hat": _hat, "scarf": _scarf, "ribbon": _ribbon}

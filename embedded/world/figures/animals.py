@@ -1,4 +1,4 @@
-"""Animals. Silhouettes differ strongly: dog from the side, sitting cat from the front, bird, fish, turtle."""
+"""Animals with clearly different outlines: dog, sitting cat, bird, fish, turtle."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def turtle(look: Identity) -> Figure:
         disc(0.98, 0.50, 0.15, 0.13, skin),
     ]
     shell = poly(arc(0.44, 0.74, 0.42, 0.50, 180, 360), coat)
-    rim = poly([(0.0, 0.74), (0.02, 0.66), (0.86, 0.66), (0.88, 0.74), (0.82, 0.78), (0.06, 0.78)], tone)
+    border = poly([(0.0, 0.74), (0.02, 0.66), (0.86, 0.66), (0.88, 0.74), (0.82, 0.78), (0.06, 0.78)], tone)
     seams = (
         []
         if look.pattern != "plain"
@@ -148,5 +148,5 @@ def turtle(look: Identity) -> Figure:
     coats = pattern(look.pattern, shell.points, look.secondary)
     collar = [bar((0.80, 0.66), (0.96, 0.66), 0.08, look.accent)] if "collar" in look.marks else []
     eye = _eye(1.03, 0.46, 0.035, True)
-    patches = (*legs, tail, *head, shell, *coats, *seams, rim, *collar, *eye)
+    patches = (*legs, tail, *head, shell, *coats, *seams, border, *collar, *eye)
     return Figure(patches, Anchors((0.98, 0.38, 0.34), (0.84, 0.66, 0.26), (0.44, 0.22)))

@@ -29,7 +29,7 @@ PATTERNS: dict[str, Callable[[], Quads]] = {
 
 
 def pattern(name: str, canvas: Sequence[Point], color: RGB, part: int = BODY) -> list[Patch]:
-    """The pattern's patches inside `canvas` (a convex polygon)."""
+    """Return the pattern's patches inside `canvas` (a convex polygon)."""
     x0, y0, x1, y1 = bounds(canvas)
     cut = (clip([(x0 + u * (x1 - x0), y0 + v * (y1 - y0)) for u, v in shape], canvas) for shape in PATTERNS[name]())
     return [poly(shape, color, part, edge=False) for shape in cut if len(shape) > 2]
@@ -56,7 +56,7 @@ EMBLEMS: dict[str, list[Point]] = {
 
 
 def emblem(name: str, at: Point, radius: float, color: RGB) -> list[Patch]:
-    """An emblem of `radius` around `at`; "disc" is a plain round one."""
+    """Return an emblem of `radius` around `at`; "disc" is a plain round one."""
     if name == "disc":
         return [disc(*at, radius, radius, color)]
     return [poly([(at[0] + radius * u, at[1] + radius * v) for u, v in EMBLEMS[name]], color)]

@@ -1,4 +1,4 @@
-"""People: a bust, so that the face is half as wide as the figure."""
+"""People, drawn as a bust whose face is half as wide as the figure."""
 
 from __future__ import annotations
 

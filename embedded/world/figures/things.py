@@ -1,4 +1,4 @@
-"""Things: one body in one dominant colour; pattern and emblem come from the identity."""
+"""Things: one body in one dominant colour; the identity gives pattern and emblem."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def ball(look: Identity) -> Figure:
     ]
     shine = disc(0.36, 0.26, 0.08, 0.06, shade(look.primary, 1.45), edge=False)
     dress = _dress(look, body.points, (0.5, 0.52), 0.17)
-    rim = disc(0.5, 0.5, 0.46, 0.46, None)
-    return Figure((body, *(dress or seams), rim, shine), Anchors((0.5, 0.10, 0.46), (0.5, 0.74, 0.80), (0.80, 0.16)))
+    border = disc(0.5, 0.5, 0.46, 0.46, None)
+    return Figure((body, *(dress or seams), border, shine), Anchors((0.5, 0.10, 0.46), (0.5, 0.74, 0.80), (0.80, 0.16)))
 
 
 def cup(look: Identity) -> Figure:

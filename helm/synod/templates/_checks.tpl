@@ -1,8 +1,8 @@
-{{- /* The settings as the service will read them, as JSON: the TOML, and .Values.overrides over it. */}}
+{{- /* The settings as the service will read them, as JSON: the TOML with .Values.overrides applied. */}}
 {{- define "synod.settings" -}}
 {{- $settings := include "synod.config" . | fromToml -}}
 {{- if hasKey $settings "Error" -}}
-{{- fail (printf "config is no TOML: %s" $settings.Error) -}}
+{{- fail (printf "config is not valid TOML: %s" $settings.Error) -}}
 {{- end -}}
 {{- range $name, $value := .Values.overrides -}}
 {{- $read := printf "value = %v" $value | fromToml -}}
@@ -15,7 +15,7 @@
 {{- toJson $settings -}}
 {{- end }}
 
-{{- /* Fails where Kubernetes would refuse the objects' names: a Service's and a RayService's are DNS-1035 labels. */}}
+{{- /* Fail if Kubernetes would refuse the objects' names: a Service's and a RayService's are DNS-1035 labels. */}}
 {{- define "synod.checkNames" -}}
 {{- $name := include "synod.fullname" . -}}
 {{- $label := "^[a-z]([-a-z0-9]*[a-z0-9])?$" -}}
@@ -25,29 +25,29 @@
 {{- if .Values.fullnameOverride -}}
 {{- $from = printf "fullnameOverride '%s' gives" .Values.fullnameOverride -}}
 {{- end -}}
-{{- fail (printf "%s the objects the name '%s', but %s: set fullnameOverride to such a name of at most 36 characters, or choose another release name" $from $name $rule) -}}
+{{- fail (printf "%s the objects the name '%s', but %s: set fullnameOverride to a valid name of at most 36 characters, or choose another release name" $from $name $rule) -}}
 {{- end -}}
 {{- if and .Values.nameOverride (not (regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$" .Values.nameOverride)) -}}
-{{- fail (printf "nameOverride '%s' is also a label, which has at most 63 letters, digits, '-', '_' and '.', and starts and ends with a letter or digit: give such a value" .Values.nameOverride) -}}
+{{- fail (printf "nameOverride '%s' is also a label, which has at most 63 letters, digits, '-', '_' and '.', and starts and ends with a letter or digit: choose a valid value" .Values.nameOverride) -}}
 {{- end -}}
 {{- end }}
 
-{{- /* Fails where a gateway could not open its ports, because Ray has them in its pod. */}}
+{{- /* Fail if Ray uses one of the gateway's ports in its pod. */}}
 {{- define "synod.checkPorts" -}}
 {{- $port := int .Values.gateway.port -}}
 {{- $grpc := int .Values.gateway.grpcPort -}}
 {{- if eq $port $grpc -}}
-{{- fail (printf "gateway.port and gateway.grpcPort are both %d: give them two" $port) -}}
+{{- fail (printf "gateway.port and gateway.grpcPort are both %d: choose two different ports" $port) -}}
 {{- end -}}
 {{- range $field, $one := dict "port" $port "grpcPort" $grpc -}}
 {{- if or (has $one (list 8080 52365)) (and (ge $one 10002) (le $one 19999)) -}}
-{{- fail (printf "gateway.%s is %d, which is Ray's in a gateway's pod: give one that is not 8080, 52365 or from 10002 to 19999" $field $one) -}}
+{{- fail (printf "gateway.%s is %d, a port that Ray uses in the gateway's pod: choose one other than 8080, 52365 and 10002 to 19999" $field $one) -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
 
-{{- /* Fails where replicas could never find room in the scorers' pods: what [scorers.*.serving] may grow to, against what the
-groups may. A sum that fits may still not pack: a share of a GPU does not span two. */}}
+{{- /* Fail if the scorers' pods can never hold all replicas: compare the most that [scorers.*.serving] can ask for with the
+most that the groups can have. A sum that fits may still not pack, because a share of a GPU cannot span two GPUs. */}}
 {{- define "synod.checkCapacity" -}}
 {{- $auto := .Values.autoscaling.enabled -}}
 {{- $gpu := .Values.scorers.gpu -}}
@@ -62,7 +62,7 @@ groups may. A sum that fits may still not pack: a share of a GPU does not span t
 {{- $asked := dict "num_cpus" 0.0 "num_gpus" 0.0 -}}
 {{- range $name, $scorer := (include "synod.settings" . | fromJson).scorers -}}
 {{- if not $scorer.kind -}}
-{{- fail (printf "overrides.SYNOD__SCORERS__%s__...: config has no [scorers.%s]; take the override out" (upper $name) $name) -}}
+{{- fail (printf "overrides.SYNOD__SCORERS__%s__...: config has no [scorers.%s]; remove the override" (upper $name) $name) -}}
 {{- end -}}
 {{- $serving := default dict $scorer.serving -}}
 {{- if not $serving.colocate_with -}}
@@ -71,26 +71,26 @@ groups may. A sum that fits may still not pack: a share of a GPU does not span t
 {{- $group := $gpu -}}
 {{- if $serving.resource -}}
 {{- if not (dig $serving.resource "resource" "" $groups) -}}
-{{- fail (printf "scorer '%s' has resource = '%s', which is none of environments (%s): add it there or correct the name" $name $serving.resource (keys $.Values.environments | sortAlpha | join ", " | default "there are none")) -}}
+{{- fail (printf "scorer '%s' has resource = '%s', which is not in environments (%s): add it there or correct the name" $name $serving.resource (keys $.Values.environments | sortAlpha | join ", " | default "there are none")) -}}
 {{- end -}}
 {{- $group = index $groups $serving.resource -}}
 {{- if gt (float64 $share) (float64 $group.gpus) -}}
-{{- fail (printf "a replica of scorer '%s' asks for num_gpus = %v, a pod has environments.%s.gpus = %v: raise one or lower the other" $name $share $serving.resource $group.gpus) -}}
+{{- fail (printf "a replica of scorer '%s' asks for num_gpus = %v, but a pod has environments.%s.gpus = %v: raise the latter or lower the former" $name $share $serving.resource $group.gpus) -}}
 {{- end -}}
 {{- end -}}
 {{- if gt (float64 $share) (float64 $group.gpus) -}}
-{{- fail (printf "a replica of scorer '%s' asks for num_gpus = %v, a pod has scorers.gpu.gpus = %v: raise one or lower the other" $name $share $gpu.gpus) -}}
+{{- fail (printf "a replica of scorer '%s' asks for num_gpus = %v, but a pod has scorers.gpu.gpus = %v: raise the latter or lower the former" $name $share $gpu.gpus) -}}
 {{- end -}}
 {{- $_ := set $asked "num_gpus" (addf $asked.num_gpus (mulf $most $share)) -}}
 {{- $_ := set $asked "num_cpus" (addf $asked.num_cpus (mulf $most (dig "num_cpus" 0.1 $serving))) -}}
 {{- else if hasKey $serving "num_gpus" -}}
-{{- fail (printf "scorer '%s' is colocated with '%s', which says what a replica takes: take num_gpus out (a profile's overrides by --set overrides=null)" $name $serving.colocate_with) -}}
+{{- fail (printf "scorer '%s' is co-located with '%s', whose settings decide the resources of the replica: remove num_gpus (a profile's overrides by --set overrides=null)" $name $serving.colocate_with) -}}
 {{- end -}}
 {{- end -}}
 {{- if gt $asked.num_gpus (float64 $gpus) -}}
-{{- fail (printf "the scorers' replicas, max_replicas of them where that is set, may ask for %v GPUs; the pods have %v (scorers.gpu.%s = %v, each with scorers.gpu.gpus = %v): raise scorers.gpu.%s, or lower replicas, max_replicas or num_gpus of [scorers.*.serving]" $asked.num_gpus $gpus $field (index $gpu $field) $gpu.gpus $field) -}}
+{{- fail (printf "the scorers' replicas (max_replicas if set) may ask for %v GPUs, but the pods have %v (scorers.gpu.%s = %v, each with scorers.gpu.gpus = %v): raise scorers.gpu.%s, or lower replicas, max_replicas or num_gpus of [scorers.*.serving]" $asked.num_gpus $gpus $field (index $gpu $field) $gpu.gpus $field) -}}
 {{- end -}}
 {{- if gt $asked.num_cpus (float64 $cpus) -}}
-{{- fail (printf "the scorers' replicas, max_replicas of them where that is set, may ask for %v CPUs; the pods have %v (scorers.cpu and scorers.gpu, %s times logicalCpus): raise those, or lower replicas, max_replicas or num_cpus of [scorers.*.serving]" $asked.num_cpus $cpus $field) -}}
+{{- fail (printf "the scorers' replicas (max_replicas if set) may ask for %v CPUs, but the pods have %v (scorers.cpu and scorers.gpu, %s times logicalCpus): raise those, or lower replicas, max_replicas or num_cpus of [scorers.*.serving]" $asked.num_cpus $cpus $field) -}}
 {{- end -}}
 {{- end }}

@@ -4,7 +4,7 @@
 {{- default $whole .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
 {{- end }}
 
-{{- /* app.kubernetes.io/name is not among them: on a Ray pod that label is KubeRay's, whose head Service selects by it. */}}
+{{- /* app.kubernetes.io/name is left out: KubeRay sets that label on Ray pods, and its head Service selects by it. */}}
 {{- define "synod.selector" -}}
 app.kubernetes.io/part-of: {{ default .Chart.Name .Values.nameOverride | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
@@ -24,8 +24,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .image.repository }}{{ hasPrefix "@" $tag | ternary "" ":" }}{{ $tag }}
 {{- end }}
 
-{{- /* Every group of scorer pods by its name, as JSON: scorers.cpu, scorers.gpu and the environments, whose entries complete
-those. gpus is 0 where a group has none; resource is the Ray resource of an environment. */}}
+{{- /* All groups of scorer pods by name, as JSON: scorers.cpu, scorers.gpu and the environments, which default to those two.
+gpus is 0 for a group without GPUs; resource is the Ray resource of an environment. */}}
 {{- define "synod.scorerGroups" -}}
 {{- $cpu := merge (dict "gpus" 0 "gpuResource" .Values.scorers.gpu.gpuResource "image" .Values.images.scorer) .Values.scorers.cpu -}}
 {{- $gpu := merge (dict "image" .Values.images.scorer) .Values.scorers.gpu -}}
@@ -89,7 +89,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{- /* The release's own token, for those who call the service. */}}
+{{- /* The token with which the release's own pods call the service. */}}
 {{- define "synod.tokenVolume" -}}
 - name: token
   secret:
@@ -105,7 +105,7 @@ seccompProfile: {type: RuntimeDefault}
 - {name: SYNOD_TOKEN_FILE, value: /etc/synod/token/token}
 {{- end }}
 
-{{- /* Settings that the chart decides, and .Values.overrides. */}}
+{{- /* Settings that the chart sets itself, and .Values.overrides. */}}
 {{- define "synod.serviceEnv" -}}
 {{- $chart := dict
   "SYNOD__SERVER__HOST" "0.0.0.0"
@@ -120,10 +120,10 @@ seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 {{- range $name, $value := .Values.overrides -}}
 {{- if hasKey $chart $name -}}
-{{- fail (printf "overrides.%s is the chart's own: see gateway.port, gateway.grpcPort, gateway.replicas and auth" $name) -}}
+{{- fail (printf "overrides.%s is set by the chart: use gateway.port, gateway.grpcPort, gateway.replicas or auth instead" $name) -}}
 {{- end -}}
 {{- if not (hasPrefix "SYNOD__" $name) -}}
-{{- fail (printf "overrides.%s: a setting's name starts with SYNOD__; pods.extraEnv is for other variables" $name) -}}
+{{- fail (printf "overrides.%s: a setting's name starts with SYNOD__; use pods.extraEnv for other variables" $name) -}}
 {{- end -}}
 {{- $_ := set $chart $name (toString $value) -}}
 {{- end -}}

@@ -1,12 +1,12 @@
 {{- /*
 A pod template of a Ray cluster. Arguments: root; cluster (service, trainer); component; image and place (entries of the
-values); resources; and, where wanted: gpus, gpuResource, tokens (mount what gateways accept), token (mount the release's
-own), checkpoints, ports, env, probes, exporter (the command of the container that tells metrics), automount, preStop.
+values); resources; and optionally gpus, gpuResource, tokens (mount the tokens that gateways accept), token (mount the
+release's own), checkpoints, ports, env, probes, exporter (command of the metrics container), automount, preStop.
 
-Nothing here may name the chart's version: KubeRay starts a second cluster for any change of a pod.
+Do not use the chart's version here: KubeRay starts a second cluster for any change of a pod.
 
-KubeRay writes the command of the first container. Ray's own health says whether a pod lives: a replica that computes for
-long does not touch it, a dead one is Serve's to replace.
+KubeRay writes the command of the first container. Liveness checks Ray's own health, so a replica that computes for long
+is not killed; Serve replaces a dead replica.
 */}}
 {{- define "synod.pod" -}}
 {{- $root := .root -}}
@@ -180,7 +180,7 @@ spec:
     {{- end }}
 {{- end }}
 
-{{- /* Ray's health, of a pod that is head or worker: its agent answers for the raylet, the head's for the GCS too. */}}
+{{- /* Probe of Ray's health on a head or worker: the agent reports on the raylet, and on the head also on the GCS. */}}
 {{- define "synod.rayProbes" -}}
 {{- $check := dict "path" "/api/healthz" "port" 52365 -}}
 {{- dict
@@ -190,8 +190,8 @@ spec:
   | toJson -}}
 {{- end }}
 
-{{- /* A gateway is ready at first when all scorers are, and from then on when it answers: one lost scorer replica is a
-typed failure for its callers, not the end of the Service. */}}
+{{- /* A gateway becomes ready when all scorers are. After that it stays ready while it answers: a lost scorer replica is a
+typed failure for callers and must not take the Service down. */}}
 {{- define "synod.gatewayProbes" -}}
 {{- dict
   "startupProbe" (dict "httpGet" (dict "path" "/readyz" "port" "http") "periodSeconds" 5 "timeoutSeconds" 5 "failureThreshold" (div .Values.gateway.startupSeconds 5))
@@ -200,8 +200,8 @@ typed failure for its callers, not the end of the Service. */}}
   | toJson -}}
 {{- end }}
 
-{{- /* KubeRay's Services take their ports from the head's; without one named serve it reconciles no RayService, though
-nothing listens there: gateways have the chart's own Service. */}}
+{{- /* KubeRay takes its Services' ports from the head and needs one named serve to reconcile a RayService. Nothing listens
+on it: gateways have the chart's own Service. */}}
 {{- define "synod.headPorts" -}}
 {{- list
   (dict "name" "gcs-server" "containerPort" 6379)
@@ -210,7 +210,7 @@ nothing listens there: gateways have the chart's own Service. */}}
   | toJson -}}
 {{- end }}
 
-{{- /* What of a Ray cluster is the same for service and trainer. */}}
+{{- /* The part of a Ray cluster that service and trainer share. */}}
 {{- define "synod.rayCluster" -}}
 rayVersion: {{ include "synod.rayVersion" . }}
 authOptions:

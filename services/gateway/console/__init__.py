@@ -1,14 +1,14 @@
-"""The console: a page at `/` that scores one image, and the files it is made of. No framework, no build step.
+"""Serve the console: a page at `/` that scores one image. It has no framework and no build step.
 
-    index.html style.css icon.svg   what is seen
-    main.js                         wiring: the service's catalogue, Score, Stop, the token
-    api.js words.js                 the service's paths and errors; error codes in words
-    form.js images.js             what is asked: the form -> one item of `POST /v1/score`
-    results.js boxes.js             what is answered: scores, failures, boxes over the image
-    health.js dom.js                replicas and reward health, polled; elements made without markup
+    index.html style.css icon.svg   the page
+    main.js                         connects the parts: catalogue, Score, Stop, token
+    api.js messages.js              the service's paths and errors; a sentence for each error code
+    form.js images.js               the form, which becomes one item of `POST /v1/score`
+    results.js boxes.js             scores, failures, and boxes over the image
+    health.js dom.js                replicas and reward health, polled; helpers that create elements
 
-A page's policy lets it load these files and speak to this service, and nothing else; trusted types refuse any markup
-made from text. The page itself needs no token: what it asks the service for does.
+The content security policy allows only these files and this service, and trusted types refuse markup made from text.
+The page itself needs no token; the requests that it sends do.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def index() -> Response:
-    """The page."""
+    """Return the page."""
     return await asset("index.html")
 
 
 @router.get("/console/{name}")
 async def asset(name: str) -> Response:
-    """One of the page's files: read at start, so that no name reaches the disk."""
+    """Return one of the page's files. They are read at start, so a request never reaches the disk."""
     if name not in _FILES:
         return Response(status_code=404, headers=HEADERS)
     content, kind = _FILES[name]

@@ -3,7 +3,7 @@
 const JSON_TYPE = "application/json";
 const NDJSON_TYPE = "application/x-ndjson";
 
-/** An answer that is an error as a whole: a code of docs/wire.md, or "network", "cut_off", "stopped". */
+/** A request that failed as a whole: a code of docs/wire.md, or "network", "cut_off", "stopped". */
 export class ServiceError extends Error {
   constructor(code, message, retryAfterS = null) {
     super(message);
@@ -15,13 +15,13 @@ export class ServiceError extends Error {
 export class Service {
   token = "";
 
-  /** The catalogue of GET /v1/scorers. Throws ServiceError. */
+  /** Returns the catalogue of GET /v1/scorers. Throws ServiceError. */
   async scorers() {
     const answer = await this.#ask("v1/scorers", { headers: { accept: JSON_TYPE } });
     return await answer.json();
   }
 
-  /** Scores a request; `onPart` gets each part as it arrives. Throws ServiceError. */
+  /** Scores a request and passes each part to `onPart` as it arrives. Throws ServiceError. */
   async score(request, maxBodyBytes, onPart, signal) {
     const body = new Blob([JSON.stringify(request)]);
     if (body.size > maxBodyBytes) {
@@ -36,17 +36,17 @@ export class Service {
       if (last.error) throw errorOf(last.error);
       onPart(last);
     }
-    if (!last.rewards) throw new ServiceError("cut_off", "the last part is missing; ask again");
+    if (!last.rewards) throw new ServiceError("cut_off", "the last part of the answer is missing; try again");
   }
 
-  /** What GET /readyz says: {ready, scorers: {name: {ready, replicas, wanted, reason}}}. Throws ServiceError. */
+  /** Returns the body of GET /readyz: {ready, scorers: {name: {ready, replicas, wanted, reason}}}. Throws ServiceError. */
   async readiness() {
     const answer = await this.#fetch("readyz", { signal: AbortSignal.timeout(10_000) });
-    if (answer.status !== 200 && answer.status !== 503) throw await refusal(answer);
+    if (answer.status !== 200 && answer.status !== 503) throw await errorFrom(answer);
     return await answer.json();
   }
 
-  /** The text of GET /metrics. Throws ServiceError. */
+  /** Returns the text of GET /metrics. Throws ServiceError. */
   async metrics() {
     const answer = await this.#ask("metrics", { signal: AbortSignal.timeout(10_000) });
     return await answer.text();
@@ -54,7 +54,7 @@ export class Service {
 
   async #ask(path, options) {
     const answer = await this.#fetch(path, options);
-    if (!answer.ok) throw await refusal(answer);
+    if (!answer.ok) throw await errorFrom(answer);
     return answer;
   }
 
@@ -69,18 +69,18 @@ export class Service {
   }
 }
 
-/** Any error as a ServiceError: a request that was stopped, or one that found no service. */
+/** Converts any error to a ServiceError: a request that was stopped, or a service that did not answer. */
 export function asServiceError(error) {
   if (error instanceof ServiceError) return error;
-  if (error.name === "AbortError") return new ServiceError("stopped", "the service drops what was under way");
+  if (error.name === "AbortError") return new ServiceError("stopped", "the service drops the work in progress");
   return new ServiceError("network", error.message);
 }
 
-async function refusal(answer) {
+async function errorFrom(answer) {
   try {
     return errorOf((await answer.json()).error);
   } catch {
-    return new ServiceError("network", `HTTP ${answer.status} without a body that this page can read`);
+    return new ServiceError("network", `HTTP ${answer.status} with a body that this page cannot read`);
   }
 }
 

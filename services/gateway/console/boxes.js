@@ -1,8 +1,8 @@
-// Boxes over an image. A box is [x0, y0, x1, y1] in the image's pixels, as scorers put it in `detail`.
+// Boxes over an image. A box is [x0, y0, x1, y1] in the image's pixels, as in a score's `detail`.
 
 import { el, svg } from "./dom.js";
 
-/** {image: boxes, references: boxes of each}, a box being {box, label, kind}: GenEval's objects, FER's faces. */
+/** Returns {image: boxes, references: boxes of each}; a box is {box, label, kind}: GenEval's objects, FER's faces. */
 export function boxesOf(detail) {
   const objects = (Array.isArray(detail.objects) ? detail.objects : []).map((found) => ({
     box: found.box,
@@ -19,8 +19,8 @@ export function boxesOf(detail) {
 
 const isDrawable = ({ box }) => Array.isArray(box) && box.length === 4 && box.every(Number.isFinite);
 
-/** An image that boxes can be drawn over: `draw(boxes)` adds some, at once or when the image is there. */
-export class Drawn {
+/** An image with boxes over it: `draw(boxes)` adds boxes, at once or when the image has loaded. */
+export class AnnotatedImage {
   #boxes = [];
 
   constructor(file, caption) {

@@ -1,8 +1,8 @@
-// Elements made of properties and text: no string is ever read as markup.
+// Creates elements from properties and text; no string is parsed as markup.
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element. Keys of `props` that name a property are set as one, the others as attributes; null is left out. */
+/** Creates an element. Keys of `props` that name a property are set as properties, others as attributes; null is skipped. */
 export function el(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(props)) {
@@ -20,12 +20,12 @@ export function svg(tag, attributes) {
   return made;
 }
 
-/** Sets text only where it differs, so that a live region does not say the same twice. */
-export function say(element, text) {
+/** Sets the text only if it differs, so that a live region does not announce the same text twice. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** A number for people: three decimals, or two digits where those would be zeros. */
+/** Formats a number with three decimals, or with two digits if those would be zeros. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
   return value !== 0 && Math.abs(value) < 0.0005 ? value.toExponential(1) : value.toFixed(3);

@@ -1,4 +1,4 @@
-// What is asked: the catalogue makes the choices, the choices show the fields, the fields make one item.
+// The form: the catalogue gives the choices, the selected scorers decide the fields, the fields become one item.
 
 import { byId, el } from "./dom.js";
 import { Images, base64 } from "./images.js";
@@ -8,9 +8,9 @@ const GENEVAL_EXAMPLE = `{"tag": "position", "include": [
   {"class": "ball", "count": 1, "color": "red",
    "position": ["left of", 0]}
 ]}`;
-const AT_START = ["image", "prompt"]; // a scorer that needs no more is ticked
+const DEFAULT_NEEDS = ["image", "prompt"]; // scorers that need only these are selected at first
 
-/** A field that cannot be sent as it is. */
+/** A field whose content is not valid. */
 export class FieldError extends Error {
   constructor(field, message) {
     super(message);
@@ -39,8 +39,8 @@ export class Form {
     addSegment();
   }
 
-  /** Offers what the service serves. */
-  offer(catalogue) {
+  /** Shows the scorers and rewards that the service has. */
+  showCatalogue(catalogue) {
     this.#catalogue = catalogue;
     byId("scorers").querySelector(".choices").replaceChildren(...catalogue.scorers.map(choice));
     const names = Object.keys(catalogue.ensembles);
@@ -49,7 +49,7 @@ export class Form {
     this.#show();
   }
 
-  /** The scorers ticked, in the service's order. */
+  /** The selected scorers, in the service's order. */
   get chosen() {
     return [...byId("scorers").querySelectorAll("input:checked")].map((input) => input.value);
   }
@@ -58,7 +58,7 @@ export class Form {
     return byId("ensemble").value || null;
   }
 
-  /** The scorers whose outcome is to come: those ticked and those that the reward weighs above 0. */
+  /** The scorers whose outcome is expected: the selected ones and those with a weight above 0 in the reward. */
   get asked() {
     const names = new Set([...this.chosen, ...Object.keys(this.#weights()).filter((name) => this.#weights()[name] > 0)]);
     return this.#catalogue.scorers.filter((scorer) => names.has(scorer.name));
@@ -68,10 +68,10 @@ export class Form {
     return { image: this.#images.files[0] ?? null, references: this.#shown("references") ? this.#references.files : [] };
   }
 
-  /** The body of POST /v1/score. Throws FieldError for a field that cannot be sent. */
+  /** Builds the body of POST /v1/score. Throws FieldError for a field that is not valid. */
   async request() {
     if (!this.chosen.length && !this.ensemble) {
-      throw new FieldError(byId("scorers").querySelector("input"), "Tick a scorer, or pick a reward.");
+      throw new FieldError(byId("scorers").querySelector("input"), "Select a scorer or a reward.");
     }
     const { image, references } = this.files;
     const fields = {
@@ -96,7 +96,7 @@ export class Form {
     return !fieldOf(need).hidden;
   }
 
-  /** Shows the fields that the choices need, and says who reads each. */
+  /** Shows the fields that the selected scorers need, and names the scorers that use each. */
   #show() {
     const readers = {};
     for (const scorer of this.asked) for (const need of scorer.needs) (readers[need] ??= []).push(scorer.name);
@@ -104,18 +104,18 @@ export class Form {
       const names = readers[field.dataset.need] ?? [];
       const always = field.dataset.need === "image";
       field.hidden = !names.length && !always;
-      field.querySelector("[data-readers]").textContent = names.length ? `Read by ${names.join(", ")}.` : "Read by none of the ticked.";
+      field.querySelector("[data-readers]").textContent = names.length ? `Used by ${names.join(", ")}.` : "Not used by the selected scorers.";
     }
     const concept = fieldOf("concept");
     concept.hidden = !this.ensemble && !readers.prompt;
-    concept.querySelector("[data-readers]").textContent = "The class word stands in for the token in prompts; the kind picks the reward's weights.";
+    concept.querySelector("[data-readers]").textContent = "The class word replaces the token in prompts; the kind selects the reward's weights.";
     byId("ensemble-note").textContent = this.#ensembleNote();
   }
 
   #ensembleNote() {
     if (!this.ensemble) return "A reward is a weighted sum of scores.";
     const terms = Object.entries(this.#weights()).filter(([, weight]) => weight > 0);
-    if (!terms.length) return "Its weights depend on the concept's kind: pick one below.";
+    if (!terms.length) return "Its weights depend on the concept's kind: select one below.";
     return terms.map(([name, weight]) => `${weight} ${name}`).join(" + ");
   }
 }
@@ -123,7 +123,7 @@ export class Form {
 const fieldOf = (need) => document.querySelector(`[data-need=${need}]`);
 
 function choice(scorer) {
-  const checked = scorer.needs.every((need) => AT_START.includes(need));
+  const checked = scorer.needs.every((need) => DEFAULT_NEEDS.includes(need));
   const input = el("input", { type: "checkbox", value: scorer.name, checked });
   const about = `${scorer.summary} (${scorer.source})`;
   return el("label", { className: "choice" }, input, el("span", {}, el("b", {}, scorer.name), el("small", {}, about)));
@@ -152,10 +152,10 @@ function reasoning() {
     const [tick, text] = row.querySelectorAll("input");
     return { text: text.value.trim(), truth: tick.checked ? 1 : 0 };
   });
-  const given = rows.filter((row) => row.text);
+  const filled = rows.filter((row) => row.text);
   const text = byId("reasoning").value;
-  if (!text.trim() && !given.length) return null;
-  return { text, segments: given.map((row) => row.text), truth: given.map((row) => row.truth) };
+  if (!text.trim() && !filled.length) return null;
+  return { text, segments: filled.map((row) => row.text), truth: filled.map((row) => row.truth) };
 }
 
 function geneval() {
@@ -164,12 +164,12 @@ function geneval() {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new FieldError(byId("geneval"), `This is no JSON: ${error.message}`);
+    throw new FieldError(byId("geneval"), `This is not valid JSON: ${error.message}`);
   }
 }
 
 function concept() {
   const [kind, classWord, token] = ["kind", "class-word", "concept-token"].map((id) => byId(id).value.trim());
-  if (!kind && (classWord || token)) throw new FieldError(byId("kind"), "Pick the concept's kind, or empty class word and token.");
+  if (!kind && (classWord || token)) throw new FieldError(byId("kind"), "Select the concept's kind, or clear class word and token.");
   return kind && { kind, ...(classWord && { class_word: classWord }), ...(token && { token }) };
 }

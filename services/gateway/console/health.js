@@ -1,7 +1,7 @@
-// Service health, polled: replicas from /readyz, reward health from /metrics where this caller may read it.
+// Service health, polled: replicas from /readyz, reward health from /metrics if this caller may read it.
 
-import { byId, el, number, say } from "./dom.js";
-import { inWords } from "./words.js";
+import { byId, el, number, setText } from "./dom.js";
+import { describe } from "./messages.js";
 
 const EVERY_MS = 5000;
 const COLUMNS = ["errors", "saturated", "flat", "drift"];
@@ -24,7 +24,7 @@ export class Health {
     document.addEventListener("visibilitychange", () => this.poll());
   }
 
-  /** Asks now, and then every 5 s while the page is looked at. A new token may open what was refused. */
+  /** Polls now, and then every 5 s while the page is visible. A new token may give access to the metrics. */
   async poll({ newToken = false } = {}) {
     clearTimeout(this.#timer);
     if (document.hidden) return;
@@ -39,13 +39,13 @@ export class Health {
     try {
       found = await this.service.readiness();
     } catch (error) {
-      return state("down", inWords(error.code));
+      return state("down", describe(error.code));
     }
     const behind = Object.values(found.scorers).filter((one) => !one.ready).length;
     state(found.ready ? "up" : "part", found.ready ? "ready" : `${behind} of ${Object.keys(found.scorers).length} not ready`);
     const health = await this.#rewardHealth();
     byId("health-rows").replaceChildren(...Object.entries(found.scorers).map(([name, one]) => row(name, one, health[name] ?? {})));
-    say(byId("health-note"), this.#metricsRefused ?? "Since the service started; asked every 5 s.");
+    setText(byId("health-note"), this.#metricsRefused ?? "Since the service started; updated every 5 s.");
   }
 
   async #rewardHealth() {
@@ -54,13 +54,13 @@ export class Health {
       return parse(await this.service.metrics());
     } catch (error) {
       const closed = ["unauthenticated", "permission_denied"].includes(error.code);
-      if (closed) this.#metricsRefused = "Scores are not shown: /metrics needs a token with the scope 'metrics'.";
+      if (closed) this.#metricsRefused = "Scores are hidden: /metrics needs a token with the scope 'metrics'.";
       return {};
     }
   }
 }
 
-/** Prometheus text -> {scorer: {mean, std, ..}}, of the series that are shown. */
+/** Parses the displayed series of Prometheus text into {scorer: {mean, std, ..}}. */
 export function parse(text) {
   const found = {};
   for (const line of text.split("\n")) {
@@ -72,17 +72,17 @@ export function parse(text) {
 
 function state(kind, text) {
   byId("service-state").className = `pill ${kind}`;
-  say(byId("service-state"), text);
+  setText(byId("service-state"), text);
 }
 
 function row(name, { ready, replicas, wanted, reason }, health) {
   const mean = Number.isFinite(health.mean) ? `${number(health.mean)} ± ${number(health.std)}` : "–";
-  const told = el("td", { className: ready ? "up" : "down" }, `${replicas} of ${wanted} ${ready ? "ready" : (reason ?? "not ready")}`);
+  const readiness = el("td", { className: ready ? "up" : "down" }, `${replicas} of ${wanted} ${ready ? "ready" : (reason ?? "not ready")}`);
   return el(
     "tr",
     {},
     el("th", { scope: "row" }, name),
-    told,
+    readiness,
     el("td", {}, health.scores === undefined ? "–" : String(health.scores)),
     el("td", {}, mean),
     ...COLUMNS.map((column) => el("td", {}, column === "drift" ? number(health[column]) : share(health[column]))),

@@ -1,11 +1,11 @@
-// A field of images: chosen, dropped or pasted files, with a thumbnail and a way to take each out again.
+// An image field: selected, dropped or pasted files, each with a thumbnail and a button that removes it.
 
 import { el } from "./dom.js";
 
 export class Images {
   files = [];
 
-  /** `field` holds a file input, a hint and a list; an input that is not `multiple` keeps one file. */
+  /** `field` contains a file input, a hint and a list; an input that is not `multiple` keeps one file. */
   constructor(field) {
     this.input = field.querySelector("input[type=file]");
     this.list = field.querySelector(".files");

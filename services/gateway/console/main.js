@@ -1,12 +1,12 @@
-// Wiring. A refusal for want of a token asks for one and goes on where it was; everything else ends in words.
+// Connects the parts of the page. If the service needs a token, the page asks for one and repeats the request.
 
 import { Service, ServiceError, asServiceError } from "./api.js";
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { FieldError, Form } from "./form.js";
 import { Health } from "./health.js";
 import { Results, failure } from "./results.js";
 
-const KEPT = "synod.token"; // in sessionStorage: gone with the tab
+const TOKEN_KEY = "synod.token"; // in sessionStorage, which ends with the tab
 const service = new Service();
 const form = new Form();
 const results = new Results();
@@ -14,7 +14,7 @@ const health = new Health(service);
 let limits = {};
 let stop = new AbortController();
 
-service.token = sessionStorage.getItem(KEPT) ?? "";
+service.token = sessionStorage.getItem(TOKEN_KEY) ?? "";
 byId("forget-token").hidden = !service.token;
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -35,7 +35,7 @@ async function load() {
   try {
     const catalogue = await withToken(() => service.scorers());
     limits = catalogue.limits;
-    form.offer(catalogue);
+    form.showCatalogue(catalogue);
     byId("failure").replaceChildren();
   } catch (error) {
     const again = document.createElement("button");
@@ -53,9 +53,9 @@ async function score() {
   try {
     request = await form.request();
   } catch (error) {
-    return fieldError(error);
+    return showFieldError(error);
   }
-  busy(true);
+  setBusy(true);
   stop = new AbortController();
   results.begin(form.asked, form.ensemble, form.files);
   try {
@@ -64,11 +64,11 @@ async function score() {
   } catch (error) {
     results.end(asServiceError(error));
   }
-  busy(false);
+  setBusy(false);
   health.poll();
 }
 
-/** The result of `action`, asked again with another token for as long as the service refuses the one it got. */
+/** Runs `action`, and again with another token for as long as the service refuses the token. */
 async function withToken(action) {
   for (;;) {
     try {
@@ -82,7 +82,7 @@ async function withToken(action) {
 
 function askToken(why) {
   const before = document.activeElement;
-  say(byId("token-why"), why);
+  setText(byId("token-why"), why);
   byId("token-form").hidden = false;
   byId("token").focus();
   return new Promise((resolve, reject) => {
@@ -95,12 +95,12 @@ function askToken(why) {
     const options = { signal: ended.signal };
     stop.signal.addEventListener("abort", () => {
       close();
-      reject(new ServiceError("stopped", "no token was given"));
+      reject(new ServiceError("stopped", "no token was entered"));
     }, options);
     byId("token-form").addEventListener("submit", (event) => {
       event.preventDefault();
       const token = byId("token").value.trim();
-      if (!/^[\x21-\x7e]+$/.test(token)) return say(byId("token-why"), "A token is one word of plain letters, digits and signs.");
+      if (!/^[\x21-\x7e]+$/.test(token)) return setText(byId("token-why"), "A token must be one word of ASCII letters, digits and punctuation.");
       byId("token").value = "";
       close();
       useToken(token);
@@ -111,27 +111,27 @@ function askToken(why) {
 
 function useToken(token) {
   service.token = token;
-  if (token) sessionStorage.setItem(KEPT, token);
-  else sessionStorage.removeItem(KEPT);
+  if (token) sessionStorage.setItem(TOKEN_KEY, token);
+  else sessionStorage.removeItem(TOKEN_KEY);
   byId("forget-token").hidden = !token;
   health.poll({ newToken: true });
 }
 
-function busy(is) {
+function setBusy(busy) {
   const stopHadFocus = document.activeElement === byId("stop");
-  byId("stop").hidden = !is;
-  byId("score").ariaDisabled = String(is);
-  if (stopHadFocus && !is) byId("score").focus();
+  byId("stop").hidden = !busy;
+  byId("score").ariaDisabled = String(busy);
+  if (stopHadFocus && !busy) byId("score").focus();
 }
 
-function fieldError(error) {
+function showFieldError(error) {
   if (!(error instanceof FieldError)) return byId("failure").replaceChildren(...failure("unreadable_file", error.message));
   error.field?.setAttribute("aria-invalid", "true");
   error.field?.focus();
   const shown = error.field && byId(`${error.field.id}-error`);
   if (shown) {
     shown.hidden = false;
-    say(shown, error.message);
+    setText(shown, error.message);
   }
   byId("failure").textContent = error.message;
 }

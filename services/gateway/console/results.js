@@ -1,17 +1,17 @@
-// What is answered: one card a scorer, filled as its outcome arrives; boxes over the images; the reward.
+// The results: one card for each scorer, filled when its outcome arrives; boxes over the images; the reward.
 
-import { Drawn, boxesOf } from "./boxes.js";
-import { byId, el, number, say } from "./dom.js";
-import { inWords } from "./words.js";
+import { AnnotatedImage, boxesOf } from "./boxes.js";
+import { byId, el, number, setText } from "./dom.js";
+import { describe } from "./messages.js";
 
 export class Results {
   #cards = new Map();
   #images = [];
 
-  /** Empties the room and shows what is awaited: `asked` are scorers of the catalogue, `files` the images sent. */
+  /** Clears the results and shows a waiting card for each expected outcome; `asked` are scorers of the catalogue. */
   begin(asked, ensemble, { image, references }) {
     for (const image of this.#images) image.close();
-    this.#images = [image && new Drawn(image, "Image"), ...references.map((file, i) => new Drawn(file, `Reference ${i + 1}`))];
+    this.#images = [image && new AnnotatedImage(image, "Image"), ...references.map((file, i) => new AnnotatedImage(file, `Reference ${i + 1}`))];
     const shown = this.#images.filter(Boolean).map((image) => image.element);
     this.#images = this.#images.map((image) => image ?? { draw() {}, close() {} });
     this.#cards = new Map(asked.map((scorer) => [scorer.name, { scorer, element: waiting(scorer.name) }]));
@@ -22,7 +22,7 @@ export class Results {
       el("div", { className: "cards" }, ...[...this.#cards.values()].map((card) => card.element)),
     );
     byId("results").ariaBusy = "true";
-    say(byId("summary"), `Scoring: ${asked.map((scorer) => scorer.name).join(", ")} …`);
+    setText(byId("summary"), `Scoring: ${asked.map((scorer) => scorer.name).join(", ")} …`);
   }
 
   /** Adds a part of the answer. */
@@ -31,7 +31,7 @@ export class Results {
     else if (part.rewards?.[0]) this.#outcome("", part.rewards[0]);
   }
 
-  /** Ends a request; `error` is why it failed as a whole. What has arrived stays. */
+  /** Ends a request; `error` is set if it failed as a whole. Outcomes that arrived remain. */
   end(error = null) {
     byId("results").ariaBusy = "false";
     for (const card of this.#cards.values()) {
@@ -39,7 +39,7 @@ export class Results {
     }
     if (error) byId("failure").replaceChildren(...failure(error.code, error.message, error.retryAfterS));
     const said = [...this.#cards.values()].map((card) => card.said).filter(Boolean).join("; "); // in the service's order
-    say(byId("summary"), error ? `${inWords(error.code)} ${said}`.trim() : `Done: ${said || "no scores"}.`);
+    setText(byId("summary"), error ? `${describe(error.code)} ${said}`.trim() : `Done: ${said || "no scores"}.`);
   }
 
   #outcome(name, outcome) {
@@ -63,10 +63,10 @@ export class Results {
   }
 }
 
-/** A refusal in words, then what the service said, then its code. */
+/** Elements for an error: a sentence, the service's message, and the code. */
 export function failure(code, message, retryAfterS = null) {
-  const wait = retryAfterS === null ? null : el("p", {}, `It asks to wait ${Math.ceil(retryAfterS)} s.`);
-  return [el("p", { className: "words" }, inWords(code)), wait, el("p", { className: "message" }, message), el("code", {}, code)].filter(Boolean);
+  const wait = retryAfterS === null ? null : el("p", {}, `Wait ${Math.ceil(retryAfterS)} s before you try again.`);
+  return [el("p", { className: "words" }, describe(code)), wait, el("p", { className: "message" }, message), el("code", {}, code)].filter(Boolean);
 }
 
 function card(kind, name, label, ...children) {
@@ -96,7 +96,7 @@ function meter(name, value, low, high) {
   return [bar, el("p", { className: "range" }, el("span", {}, String(low)), el("span", {}, String(high)))];
 }
 
-/** Why a score is what it is, in the scorer's own words; GenEval says it by rule set. */
+/** The scorer's reasons for a score; GenEval gives them by rule set. */
 function reasonsOf(detail) {
   const said = detail.reasons?.[detail.rule_set] ?? detail.reason ?? [];
   return [said].flat().filter((reason) => typeof reason === "string");

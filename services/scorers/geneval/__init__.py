@@ -1,1 +1,5 @@
-"""GenEval: object detection, colours, and rules (Ghosh et al. 2023)."""
+"""GenEval (Ghosh et al. 2023): a detector, a colour classifier and four rule sets."""
+
+from services.scorers.geneval.scorer import GenEvalSettings, build, spec
+
+__all__ = ["GenEvalSettings", "build", "spec"]

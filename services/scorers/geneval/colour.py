@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models.detector import Detection, within
+from services.models.types import Detection, within
 from services.scorers.geneval.rules import COLORS
 from synod.contracts import Pixels
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from services.models.detector import Detection, Detector
-from services.scorer_settings import GenEvalSettings
+from services.models.settings import DetectorSettings
+from services.models.types import Detection, Detector
 from services.scorers.base import ScorerSpec
 from services.scorers.geneval import rules
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import Found
+from services.settings_types import ModelSource, ScorerSettings
 from synod.contracts import GenEvalMetadata, Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
@@ -26,6 +27,16 @@ RULE_SETS: Final[Mapping[str, Callable[[GenEvalMetadata, rules.Objects], rules.V
 }
 
 
+class GenEvalSettings(ScorerSettings):
+    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells all four."""
+
+    kind: Literal["geneval"]
+    detector: DetectorSettings
+    color_model: ModelSource
+    color_pretrained: str | None = None
+    rule_set: Literal["official", "strict", "soft", "soft_compat"] = "soft"
+
+
 def spec(name: str, settings: GenEvalSettings) -> ScorerSpec:
     summary = "objects, counts, colours and positions in the image against the prompt's metadata"
     low = rules.SOFT_COMPAT_LOW if settings.rule_set == "soft_compat" else 0.0
@@ -33,11 +44,11 @@ def spec(name: str, settings: GenEvalSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: GenEvalSettings) -> GenEval:
-    from services.models import detector, open_clip  # here, so that `spec` needs no torch
+    from services.models import detector, open_clip
     from services.models.cache import Device
 
     device = Device.of(settings.serving)
-    found = detector.build(**settings.detector.model_dump(), device=device)
+    found = detector.build(settings.detector, device)
     clip = open_clip.load(settings.color_model, settings.color_pretrained, device)
     return GenEval(name, found, ColorClassifier(clip), settings)
 

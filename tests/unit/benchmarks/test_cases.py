@@ -1,4 +1,4 @@
-"""The cases that need no process to die, on a real gateway of this process; and with a gateway that breaks its word."""
+"""Fault cases that kill no process, on a real gateway in this process, and on gateways with planted bugs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.faults import cases
 from benchmarks.faults.scorers import BUSY_BATCH, build
 from benchmarks.faults.service import QUEUE, SETTINGS, Running
 from services.backends import LocalBackend
-from services.gateway import app, fanout, rest
+from services.gateway import app, fanout, http, ndjson
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway
 from services.gateway.store import MemoryStore
@@ -31,13 +31,13 @@ with warnings.catch_warnings():
 
 
 @dataclass(frozen=True)
-class Here(Running):
-    """A gateway in a thread of this process in the place of a service."""
+class InProcess(Running):
+    """A gateway in a thread of this process instead of a service."""
 
 
 @pytest.fixture
-def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
-    """It keeps scores, unless the test says how many."""
+def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[InProcess]:
+    """A gateway whose store keeps 1,000 scores, or as many as the test's parameter says."""
     (tmp_path / "models").mkdir()
     (tmp_path / "golden.json").touch()
     config = tmp_path / "service.toml"
@@ -54,7 +54,7 @@ def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
         backend = LocalBackend(scorers, max_batch_images=BUSY_BATCH)
         admission = Admission({"busy": Window(16, 2)}, QUEUE)
         store = MemoryStore(2**20, getattr(request, "param", 1000))
-        gateway = Gateway(backend, {}, settings.limits, settings.server, admission=admission, store=store)
+        gateway = Gateway(backend, {}, settings.limits, admission=admission, store=store)
         servers.append(uvicorn.Server(uvicorn.Config(app.build(gateway), log_level="error", ws="none")))
         await servers[0].serve([listener])
         await backend.close()
@@ -62,40 +62,39 @@ def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Here]:
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     port = listener.getsockname()[1]
-    yield Here(f"http://127.0.0.1:{port}", tmp_path, settings, None, port)  # type: ignore[arg-type]
+    yield InProcess(f"http://127.0.0.1:{port}", tmp_path, settings, None, port)  # type: ignore[arg-type]
     servers[0].should_exit = True
     thread.join()
 
 
 @pytest.mark.parametrize(
     ("inject", "amount"),
-    [(cases.corrupt_image, 64), (cases.nan, 200), (cases.overload, 4.0), (cases.timeout_then_retry, 2)],
+    [(cases.corrupt_image, 64), (cases.nan, 200), (cases.overload, 2.0), (cases.timeout_then_retry, 2)],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_a_gateway_keeps_its_promises(service: Here, inject: Any, amount: float) -> None:
+def test_every_check_of_a_case_holds(service: InProcess, inject: Any, amount: float) -> None:
     found = inject(service, amount)
     assert found["held"]
     assert all(found["held"].values()), found
 
 
 @pytest.mark.parametrize("service", [0], indirect=True)
-def test_work_done_twice_is_seen(service: Here) -> None:
-    """Where no score is kept a retry measures anew, and the case says so."""
+def test_repeated_work_is_detected(service: InProcess) -> None:
+    """Without a score store a retry computes its scores again."""
     found = cases.timeout_then_retry(service, 1)
     assert found["device_runs"] == 8
     assert not found["held"]["device work is done once"]
     assert found["held"]["every retry is scored"]
 
 
-def test_the_work_of_a_client_that_left_is_dropped_and_what_goes_on_is_seen(
-    service: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_for_a_disconnected_client_is_detected(service: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = cases.client_gone(service, 1)
     assert all(kept["held"].values()), kept
 
     async def deaf(http: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(rest, "gone", deaf)
+    monkeypatch.setattr(http, "wait_for_disconnect", deaf)
+    monkeypatch.setattr(ndjson, "wait_for_disconnect", deaf)
     monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
     assert not cases.client_gone(service, 1)["held"]["most of its work is dropped"]

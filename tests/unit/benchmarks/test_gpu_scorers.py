@@ -1,4 +1,4 @@
-"""The script that is copied to a GPU machine: here it runs on a tiny model, and its full models have their sizes."""
+"""The script for GPU machines: a run on tiny models, and the sizes of its full models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ MILLION = 10**6
 
 
 @pytest.mark.slow
-def test_it_stands_alone_and_writes_what_it_measured(tmp_path: Path) -> None:
-    """From an empty folder, without the project on the path."""
+def test_the_file_runs_without_the_project(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     copied = tmp_path / FILE.name
     copied.write_text(FILE.read_text())
@@ -37,11 +36,11 @@ def test_it_stands_alone_and_writes_what_it_measured(tmp_path: Path) -> None:
         assert case["share_of_matmul"] == pytest.approx(
             one["flops_per_item"] * case["items_per_s"] / (report["matmul_tflops"] * 1e12)
         )
-        assert case["peak_bytes"] is None, "no allocator tells it on a CPU"
+        assert case["peak_bytes"] is None, "a CPU has no such figure"
 
 
 @pytest.mark.slow
-def test_scorers_run_through_the_services_own_settings(tmp_path: Path) -> None:
+def test_scorers_are_measured_alone_and_together(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     options = ["--quick", "--tiny", "--device", "cpu", "--models", "--scorers", "tier", "ber", "der", "fer"]
     assert gpu_scorers.main([*options, "--dir", str(tmp_path), "--out", str(out)]) == 0
@@ -55,12 +54,12 @@ def test_scorers_run_through_the_services_own_settings(tmp_path: Path) -> None:
     assert len([line for line in report["goals"] if "sync_r1" in line]) == 1
     assert any("peak memory" in line for line in report["missing"])
     assert "missing: models ber share_of_matmul" in report["missing"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"], "models go again"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"], "models are removed"
 
 
 @pytest.mark.parametrize(
     ("name", "published"),
     [("tier", 109), ("ber", 1172), ("der", 86.6), ("fer", 23.5), ("geneval_detector", 68.7), ("geneval_colour", 427.6)],
 )
-def test_models_have_the_size_of_the_published_ones(name: str, published: float) -> None:
+def test_models_have_their_published_sizes(name: str, published: float) -> None:
     assert gpu_scorers.parameters(name) == pytest.approx(published * MILLION, rel=0.01)

@@ -1,9 +1,8 @@
-"""The real architectures: their published sizes, and the benchmark on small models of the same families."""
+"""The benchmark of published scorers, on small models of the same families."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from benchmarks import real_models, real_size
-from services import settings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
@@ -20,17 +18,7 @@ from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 MILLION = 10**6
 
 
-@pytest.mark.parametrize("name", [*real_size.MODELS])
-def test_settings_are_sync_r1s_with_local_models(name: str, tmp_path: Path) -> None:
-    real_size.write_models(name, tmp_path, tiny=True)
-    found = real_size.settings_of(name, tmp_path, tiny=True)
-    shipped = settings.load(real_size.CONFIG, {}).scorers.get(name)
-    if shipped is not None:
-        assert found.serving == shipped.serving
-    assert str(tmp_path) in found.model_dump_json()
-
-
-def test_random_states_are_finite_and_the_same_each_time() -> None:
+def test_random_states_are_finite_and_reproducible() -> None:
     def build() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4), torch.nn.Embedding(3, 5))
 
@@ -46,7 +34,7 @@ def test_random_states_are_finite_and_the_same_each_time() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_writes_each_scorer_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_its_figures_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     line = ["--tiny", "--quick", "--only", "der", "--dir", str(tmp_path), "--out", str(out)]
     assert real_size.main(line) == 0
@@ -63,20 +51,20 @@ def test_a_run_writes_each_scorer_and_continues(tmp_path: Path, capsys: pytest.C
     assert one["other_dtype"]["seconds_per_image"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     assert real_size.main(line) == 0
-    assert "measured before" in capsys.readouterr().out
+    assert "already measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tier", "geneval", "pickscore"])
-def test_items_differ_in_what_a_scorer_reads_and_the_modules_run_again(name: str, tmp_path: Path) -> None:
+def test_items_score_differently_and_modules_can_be_rerun(name: str, tmp_path: Path) -> None:
     real_size.write_models(name, tmp_path, tiny=True)
     scorer = registry.build(name, real_size.settings_of(name, tmp_path, "float32", tiny=True))
-    case = real_size._timed(scorer, 64, quick=True)
+    case = real_size.timed(scorer, 64, quick=True)
     assert len(set(case["values"])) == 2
     assert case["batch_difference"] < 1e-4
-    with real_size._recording() as calls:
+    with real_size.recording() as calls:
         scorer.score(real_size.items_of(1, 64))
     assert calls.made
-    with real_size._recording() as again:
+    with real_size.recording() as again:
         calls.again()
     assert [module for module, *_ in again.made] == [module for module, *_ in calls.made]
 
@@ -88,12 +76,12 @@ class Constant:
         return [Score(0.5)] * len(items)
 
 
-def test_values_that_are_all_equal_are_refused() -> None:
+def test_equal_values_are_refused() -> None:
     with pytest.raises(RuntimeError, match="not all different"):
-        real_size._timed(Constant(), 8, quick=True)
+        real_size.timed(Constant(), 8, quick=True)
 
 
-def test_genevals_batch_is_compared_by_its_objects_scores() -> None:
+def test_geneval_is_compared_by_its_objects_mean_score() -> None:
     found = [{"score": 0.5, "color": "red"}, {"score": 0.7, "color": None}]
     assert real_size.compared(Score(0.0, {"objects": found})) == pytest.approx(0.6)
     assert real_size.compared(Score(0.25)) == 0.25
@@ -108,28 +96,13 @@ def test_genevals_batch_is_compared_by_its_objects_scores() -> None:
         (ScoreFailure("scorer_failed", "tired"), "tired"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(outcome: Outcome, reason: str) -> None:
+def test_incomparable_outcomes_are_refused(outcome: Outcome, reason: str) -> None:
     with pytest.raises(RuntimeError, match=reason):
         real_size.compared(outcome)
 
 
-def test_a_child_whose_parent_has_ended_removes_the_models_and_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models = tmp_path / "models"
-    models.mkdir()
-    ended: list[int] = []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    pipe, other_end = os.pipe()
-    os.close(other_end)
-    real_size._end_with_parent(pipe, models)
-    os.close(pipe)
-    assert ended == [1]
-    assert not models.exists()
-
-
 def row(name: str, one: dict[str, Any]) -> str:
-    """The line of docs/scorers.md's table of real sizes."""
+    """Return the scorer's line in the table of docs/scorers.md."""
     small, large = one["sizes"]["512"], one["sizes"]["1024"]
     cells = (
         f"{one['parameters'] / MILLION:.0f} M",
@@ -146,7 +119,7 @@ def row(name: str, one: dict[str, Any]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def test_the_documents_figures_are_those_measured() -> None:
+def test_the_docs_figures_are_the_measured_ones() -> None:
     report = json.loads((real_size.ROOT / "benchmarks/results/real_size.json").read_text())
     rows = [row(name, one) for name, one in report["scorers"].items()]
     assert rows

@@ -1,4 +1,4 @@
-"""The bench of scorers in this process: what it writes, and how it ends."""
+"""The in-process benchmark of scorers: its figures and exit status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out.read_text())
 
 
-def test_a_quick_run_measures_both_sides_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_measures_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = run(tmp_path / "new" / "it.json", "--quick", "--scorers", "der", "--repeats", "1")
     assert status == 0
     assert set(report) == {"command", "hardware", "summary", "cases", "through_ray"}
@@ -42,7 +42,7 @@ def test_a_quick_run_measures_both_sides_and_writes_them(tmp_path: Path, capsys:
 
 
 class Tiring:
-    """Scores the first call, by which the bench learns what can be measured, and no other."""
+    """A scorer that fails an item of every call but the first."""
 
     spec = ScorerSpec("der", ("image",), 0.0, 1.0, "a test", "a test")
     calls = 0
@@ -56,7 +56,7 @@ class Tiring:
     def _embed(self, images: Sequence[Any]) -> None: ...
 
 
-def test_an_item_that_fails_ends_it_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_status_is_1_if_an_item_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "build", lambda name, settings: Tiring())
     arguments = ("--scorers", "der", "--batches", "2", "3", "--repeats", "2")
     status, report = run(tmp_path / "it.json", *arguments)
@@ -64,37 +64,7 @@ def test_an_item_that_fails_ends_it_with_1(tmp_path: Path, monkeypatch: pytest.M
     assert [(case["batch"], case["repeats"], case["failures"]) for case in report["cases"]] == [(2, 2, 3), (3, 2, 3)]
 
 
-def test_the_defaults_are_what_the_shipped_results_were_measured_by() -> None:
-    options = scorers._parser().parse_args([])
-    assert options.ray
-    cases = json.loads(options.out.read_text())["cases"]
-    batches, repeats = scorers._plan(options)
-    assert {(case["scorer"], case["batch"], case["repeats"]) for case in cases} == {
-        (name, batch, repeats) for name in scorers.DIRECT for batch in batches
-    }
-
-
-@pytest.mark.parametrize(
-    ("arguments", "plan"),
-    [
-        (["--quick"], ([8], 5)),
-        (["--quick", "--repeats", "1"], ([8], 1)),
-        (["--quick", "--batches", "2", "4"], ([2, 4], 5)),
-        (["--repeats", "7"], ([1, 8, 32], 7)),
-    ],
-)
-def test_what_is_given_comes_before_what_quick_takes(arguments: list[str], plan: tuple[list[int], int]) -> None:
-    assert scorers._plan(scorers._parser().parse_args(arguments)) == plan
-
-
-def test_a_scorer_that_it_does_not_know_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        scorers.main(["--scorers", "tire"])
-    assert ended.value.code == 2
-    assert "invalid choice: 'tire'" in capsys.readouterr().err
-
-
-def test_the_documents_figures_are_those_measured() -> None:
+def test_the_docs_figures_are_the_measured_ones() -> None:
     report = json.loads((scorers.ROOT / "benchmarks/results/scorers_cpu.json").read_text())
     service = {case["scorer"]: case["items_per_s"] for case in report["through_ray"]}
     rows = [

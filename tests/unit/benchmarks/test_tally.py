@@ -1,4 +1,4 @@
-"""The instruments of the proof under fault, shown the faults that they are to see."""
+"""The fault benchmark's instruments, given the faults that they must detect."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.fuzz import judged
+from benchmarks.faults.fuzz import check
 from benchmarks.faults.load import PER_REQUEST, Tally, drive, fresh
 from benchmarks.faults.scorers import NUMBERS, Colour, bgr, image_of, value
-from benchmarks.faults.soak import _figures, bounded
+from benchmarks.faults.soak import bounded, memory_figures
 from synod.codec import CODECS, JSON, MSGPACK
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreResponse
 from synod.errors import InvalidRequest, Overloaded, SynodError, Unavailable
@@ -24,7 +24,7 @@ LIMITS = ImageLimits(2**20, 2**20)
 
 
 class RewardService(BaseHTTPRequestHandler):
-    """Scores the colour of each image; `twist` makes something else of a request's outcomes."""
+    """A service that scores each image's colour; `twist` corrupts a request's outcomes."""
 
     twist: Any = staticmethod(lambda outcomes: outcomes)
 
@@ -65,7 +65,7 @@ def url() -> Iterator[str]:
     ],
     ids=["right", "lost", "swapped", "zero", "another", "twice"],
 )
-def test_a_wrong_answer_is_counted_as_what_it_is(
+def test_each_kind_of_wrong_answer_is_counted(
     url: str, twist: Any, found: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RewardService, "twist", staticmethod(twist))
@@ -75,21 +75,21 @@ def test_a_wrong_answer_is_counted_as_what_it_is(
     wrong = {name: tally.counts()[name] for name in ("lost", "doubled", "disordered", "invented")}
     assert {name: count for name, count in wrong.items() if count} == found
     assert tally.asked == PER_REQUEST == tally.done
-    assert tally.whole() == (not found)
+    assert tally.complete() == (not found)
     assert seen == {"200": 1}
 
 
-def test_every_client_works_and_every_plan_is_carried_out_once(url: str) -> None:
+def test_every_planned_call_is_made_once(url: str) -> None:
     called: list[int] = []
     numbers = fresh(40 * PER_REQUEST)
     tally = Tally()
     seen = drive(url, numbers, "colour", tally, at={8: lambda: called.append(8), 100: lambda: called.append(100)})
-    assert tally.whole()
+    assert tally.complete()
     assert sorted(called) == [8, 100]
     assert seen["200"] == 40
 
 
-def test_the_load_goes_on_until_every_plan_has_returned(url: str) -> None:
+def test_load_continues_until_every_planned_call_returns(url: str) -> None:
     tally = Tally()
     after: list[int] = []
 
@@ -101,18 +101,18 @@ def test_the_load_goes_on_until_every_plan_has_returned(url: str) -> None:
 
     drive(url, fresh(2 * PER_REQUEST), "colour", tally, at={PER_REQUEST: slow})
     assert after
-    assert tally.whole()
+    assert tally.complete()
     assert tally.asked >= 11 * PER_REQUEST
 
 
-def test_a_call_that_fails_loses_its_images() -> None:
+def test_images_of_a_failed_call_count_as_lost() -> None:
     tally = Tally()
     seen = drive("http://127.0.0.1:1", fresh(3), "colour", tally)
     assert (tally.lost, tally.failed["unavailable"]) == (3, 3)
     assert seen["ConnectError"] == 5
 
 
-def test_numbers_are_never_given_twice_and_stand_in_their_images() -> None:
+def test_images_encode_their_unique_numbers() -> None:
     numbers = fresh(1000)
     assert len(set(numbers)) == 1000
     assert all(0 <= number < NUMBERS for number in numbers)
@@ -122,9 +122,9 @@ def test_numbers_are_never_given_twice_and_stand_in_their_images() -> None:
     assert swapped != Colour("c").score(items)
 
 
-def test_growing_memory_is_not_bounded() -> None:
-    flat = _figures([(float(t), 200.0 + t % 3) for t in range(300)])
-    grown = _figures([(float(t), 200.0 + t) for t in range(300)])
+def test_growing_memory_is_detected() -> None:
+    flat = memory_figures([(float(t), 200.0 + t % 3) for t in range(300)])
+    grown = memory_figures([(float(t), 200.0 + t) for t in range(300)])
     assert bounded(flat)
     assert abs(flat["slope_mib_per_hour"]) < 100
     assert not bounded(grown)
@@ -148,12 +148,12 @@ def test_growing_memory_is_not_bounded() -> None:
         ),
     ],
 )
-def test_an_answer_that_breaks_a_promise_is_seen(status: int, kind: str, body: bytes) -> None:
+def test_an_untyped_or_malformed_answer_is_detected(status: int, kind: str, body: bytes) -> None:
     with pytest.raises((AssertionError, SynodError, KeyError)):
-        judged("/v1/score", status, {"content-type": kind}, body)
+        check("/v1/score", status, {"content-type": kind}, body)
 
 
 @pytest.mark.parametrize("kind", list(CODECS))
-def test_a_typed_refusal_keeps_the_promise(kind: str) -> None:
-    body = CODECS[kind].encode_error(Unavailable("away"))
-    assert judged("/v1/score", 503, {"content-type": kind, "retry-after": "1"}, body) == "/v1/score 503 unavailable"
+def test_a_typed_refusal_is_accepted(kind: str) -> None:
+    body = CODECS[kind].encode_error(Unavailable("unavailable"))
+    assert check("/v1/score", 503, {"content-type": kind, "retry-after": "1"}, body) == "/v1/score 503 unavailable"

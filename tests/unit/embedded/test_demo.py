@@ -1,4 +1,4 @@
-"""The demo's own arithmetic and its page; the whole of it runs in tests/integration/test_demo.py."""
+"""The demo's summary and report; tests/integration/test_demo.py runs the whole demo."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def samples() -> list[Sample]:
     return load_samples(SAMPLES)
 
 
-def test_the_shipped_samples_cover_every_scorer_and_kind(samples: list[Sample]) -> None:
+def test_shipped_samples_cover_every_scorer_and_kind(samples: list[Sample]) -> None:
     assert {name for sample in samples for name in sample.scorers} == {"tier", "ber", "der", "fer", "geneval"}
     assert {s.item.concept.kind for s in samples if s.item.concept} == {"person", "animal", "object"}
     assert any(sample.note for sample in samples)
 
 
-def test_means_are_of_scores_alone_and_failures_are_counted(samples: list[Sample]) -> None:
+def test_means_omit_failures_and_failures_are_counted(samples: list[Sample]) -> None:
     results = [
         ItemResult({"ber": Score(0.2), "der": FAILURE}),
         ItemResult({"ber": Score(0.6), "der": Score(0.5)}),
@@ -45,7 +45,7 @@ def test_means_are_of_scores_alone_and_failures_are_counted(samples: list[Sample
     assert (summary["images_scored"], summary["score_failures"]) == (3, 2)
 
 
-def test_photographs_score_high_beside_their_subject_and_low_beside_another() -> None:
+def test_photographs_score_high_only_for_their_subject() -> None:
     photographs = load_samples(PHOTOGRAPHS)
     assert {s.scorers for s in photographs} == {("der",)}
     scorer = build("der", kind="der", model=str(ROOT / "embedded/weights/dinov2-world"))
@@ -55,7 +55,7 @@ def test_photographs_score_high_beside_their_subject_and_low_beside_another() ->
         assert outcome.value < 0.3 if sample.note else outcome.value > 0.9, sample.name
 
 
-def test_a_busy_port_asked_for_is_an_error_and_a_busy_default_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_requested_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -66,7 +66,7 @@ def test_a_busy_port_asked_for_is_an_error_and_a_busy_default_is_replaced(monkey
         assert demo.pick_port(None) != port
 
 
-def test_the_report_draws_boxes_shows_failures_and_escapes(tmp_path: Path, samples: list[Sample]) -> None:
+def test_report_shows_boxes_and_failures_and_escapes(tmp_path: Path, samples: list[Sample]) -> None:
     face, objects = [8.0, 9.0, 20.0, 21.0], [{"class": "cat", "score": 0.5, "box": [1, 2, 3, 4], "color": None}]
     reasons = {"official": [], "soft": ["expected 2 cat, found 1"]}
     geneval = Score(0.5, {"objects": objects, "reasons": reasons, "rule_set": "soft"})

@@ -1,4 +1,4 @@
-"""LocalBackend keeps the batch law per scorer."""
+"""LocalBackend keeps the batch contract per scorer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.backends import LocalBackend, batch_cost
+from services.backends import LocalBackend, batch_cost, batch_images
 from services.scorers.base import Need, ScorerSpec
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Unavailable
@@ -25,7 +25,11 @@ class Number:
         return [Score(float(item.prompt or "")) for item in items]
 
 
-def told(outcomes: Sequence[Outcome]) -> list[float | str]:
+def blank(height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def values(outcomes: Sequence[Outcome]) -> list[float | str]:
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
@@ -37,8 +41,8 @@ async def test_each_scorer_answers_for_the_indexes_asked() -> None:
     a, b = await asyncio.gather(
         backend.score("a", staged, [0, 1, 2, 3], 10.0), backend.score("b", staged, [3, 0], 10.0)
     )
-    assert told(a) == [0.1, "missing_input", "scorer_failed", 0.4]
-    assert told(b) == [0.4, 0.1]
+    assert values(a) == [0.1, "missing_input", "scorer_failed", 0.4]
+    assert values(b) == [0.4, 0.1]
     assert all(readiness.ready for readiness in (await backend.readiness()).values())
     assert set(backend.specs) == {"a", "b"}
     await backend.close()
@@ -47,35 +51,46 @@ async def test_each_scorer_answers_for_the_indexes_asked() -> None:
 
 
 async def test_references_count_where_they_are_embedded() -> None:
-    item = ScoreItem(prompt="1", references=(b"", b""))
+    item = ScoreItem(prompt="1", references=(b"a", b"b"))
     assert batch_cost(Number("a").spec, item) == 1
     assert batch_cost(Number("a", ("references",)).spec, item) == 3
     scorer = Number("a", ("prompt", "references"))
     backend = LocalBackend({"a": scorer}, max_batch_images=6)
-    staged = await backend.stage((item,) * 5, 1)
-    outcomes = await backend.score("a", staged, range(5), 10.0)
-    assert not [o for o in outcomes if isinstance(o, ScoreFailure)]
-    assert scorer.batches == [2, 2, 1]
+    apart = [ScoreItem(prompt="1", references=(bytes([i]), bytes([i, i]))) for i in range(5)]
+    for items in (apart, [item] * 5):
+        staged = await backend.stage(tuple(items), 1)
+        outcomes = await backend.score("a", staged, range(5), 10.0)
+        assert not [o for o in outcomes if isinstance(o, ScoreFailure)]
+    assert scorer.batches == [2, 2, 1, 4, 1]
     await backend.close()
 
 
 async def test_images_count_by_pixels_where_cost_follows_them() -> None:
-    def image(height: int, width: int) -> np.ndarray:
-        return np.zeros((height, width, 3), np.uint8)
-
     sized = replace(Number("a").spec, sized=True)
     counts = {(64, 64): 1, (1024, 1024): 1, (1024, 1025): 2, (4096, 4096): 16, (1, 65_000): 1}
-    assert {size: batch_cost(sized, ScoreItem(image=image(*size))) for size in counts} == counts
-    assert batch_cost(Number("a").spec, ScoreItem(image=image(4096, 4096))) == 1
+    assert {size: batch_cost(sized, ScoreItem(image=blank(*size))) for size in counts} == counts
+    assert batch_cost(Number("a").spec, ScoreItem(image=blank(4096, 4096))) == 1
     assert batch_cost(sized, ScoreItem(image=b"encoded")) == batch_cost(sized, ScoreItem()) == 1
     both = replace(sized, needs=("image", "references"))
-    assert batch_cost(both, ScoreItem(image=image(8, 8), references=(image(2048, 1024), image(8, 8)))) == 4
+    assert batch_cost(both, ScoreItem(image=blank(8, 8), references=(blank(2048, 1024), blank(8, 8)))) == 4
 
     scorer = Number("a")
     scorer.spec = sized
     backend = LocalBackend({"a": scorer}, max_batch_images=32)
-    items = [ScoreItem(prompt="1", image=image(*size)) for size in [(4096, 4096)] * 3 + [(64, 64)] * 18]
+    items = [ScoreItem(prompt="1", image=blank(*size)) for size in [(4096, 4096)] * 3 + [(64, 64)] * 18]
     staged = await backend.stage(tuple(items), 1)
     assert len(await backend.score("a", staged, range(len(items)), 10.0)) == len(items)
     assert scorer.batches == [2, 17, 2], "32 Mpx a batch: two of the large, one with 16 small ones, the rest"
     await backend.close()
+
+
+def test_common_references_count_once_in_a_batch() -> None:
+    """Equal arrays that were decoded apart are not recognised: only one array counts once."""
+    first, second = blank(8, 8), blank(8, 8)
+    items = [ScoreItem(image=blank(8, 8), references=(first, second)), ScoreItem(image=first, references=(first,))]
+    spec = Number("a", ("references",)).spec
+    assert batch_images(spec, items) == 4
+    assert batch_images(Number("a").spec, items) == 2
+    large = blank(2048, 1024)
+    sized = replace(spec, sized=True)
+    assert batch_images(sized, [ScoreItem(references=(large,)), ScoreItem(references=(large,))]) == 4

@@ -19,10 +19,9 @@ import pytest
 from services import child
 from services.backends import LocalBackend
 from services.child import Child, ChildTimeouts
-from services.scorer_settings import CustomSettings
 from services.scorers import registry
 from services.scorers.base import score_batch
-from services.scorers.custom import Custom
+from services.scorers.custom import Custom, CustomSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from tests import venvs

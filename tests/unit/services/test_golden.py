@@ -1,4 +1,4 @@
-"""The gate of readiness: drift is seen, failures are told, records round-trip."""
+"""Golden items: drift and failures are reported, records round-trip."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def write(folder: Path, entries: Any) -> Path:
     return path
 
 
-def test_within_tolerance_is_no_drift_and_a_missing_record_is_not_judged(tmp_path: Path) -> None:
+def test_no_drift_within_tolerance_or_without_record(tmp_path: Path) -> None:
     items = golden.load(write(tmp_path, ENTRIES))
-    assert golden.drift(Number(), items, 1e-3) is None
-    assert golden.drift(Number(9e-4), items, 1e-3) is None
+    assert golden.find_drift(Number(), items, 1e-3) is None
+    assert golden.find_drift(Number(9e-4), items, 1e-3) is None
 
 
 def test_drift_names_item_value_record_and_tolerance(tmp_path: Path) -> None:
     items = golden.load(write(tmp_path, ENTRIES))
-    assert golden.drift(Number(0.01), items, 1e-3) == "golden item 0 scored 0.51; recorded is 0.5 +- 0.001"
+    assert golden.find_drift(Number(0.01), items, 1e-3) == "golden item 0 scored 0.51; recorded is 0.5 +- 0.001"
 
 
 @pytest.mark.parametrize("offset", [float("nan"), float("inf")])
-def test_a_recorded_item_that_fails_now_is_drift(tmp_path: Path, offset: float) -> None:
+def test_failure_of_a_recorded_item_is_drift(tmp_path: Path, offset: float) -> None:
     items = golden.load(write(tmp_path, ENTRIES))
-    assert "golden item 0 failed (non_finite" in str(golden.drift(Number(offset), items, 1e9))
+    assert "golden item 0 failed (non_finite" in str(golden.find_drift(Number(offset), items, 1e9))
 
 
-def test_record_writes_scores_and_leaves_failures_out(tmp_path: Path) -> None:
+def test_record_omits_failures(tmp_path: Path) -> None:
     path = write(tmp_path, ENTRIES)
-    text = golden.record(golden.entries_of(path), golden.load(path), [Number(0.25)])
+    text = golden.record(golden.read_entries(path), golden.load(path), [Number(0.25)])
     assert [entry["scores"] for entry in json.loads(text)] == [{"number": 0.75}, {"number": 0.5}, {}]
     assert [entry["item"] for entry in json.loads(text)] == [entry["item"] for entry in ENTRIES]
     path.write_text(text)
-    assert golden.drift(Number(0.25), golden.load(path), 1e-9) is None
+    assert golden.find_drift(Number(0.25), golden.load(path), 1e-9) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_record_writes_scores_and_leaves_failures_out(tmp_path: Path) -> None:
     ["", "{}", "[]", "[1]", '[{"scores": {}}]', '[{"item": {"surprise": 1}}]', '[{"item": {"image": "%"}}]',
      '[{"item": {"prompt": "x"}, "scores": {"a": "high"}}]', '[{"item": {"prompt": "x"}, "scores": [1]}]'],
 )  # fmt: skip
-def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path, content: str) -> None:
+def test_invalid_golden_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "golden.json"
     path.write_text(content)
     with pytest.raises(SettingsError, match=r"golden\.json"):

@@ -1,4 +1,4 @@
-"""The commands that need no cluster, and the refusals that come before one is started."""
+"""Commands that need no cluster, and errors before one is started."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def config(folder: Path, text: str = TOML, port: int = 8000) -> str:
     return str(path)
 
 
-def test_check_tells_what_would_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_what_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", config(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "der" in told
-    assert "1 x (0.1 CPU, 0 GPU)" in told
+    output = capsys.readouterr().out
+    assert "der" in output
+    assert "1 x (0.1 CPU, 0 GPU)" in output
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_check_tells_what_would_be_served(tmp_path: Path, capsys: pytest.Capture
         ('[scorers.der]\nkind = "der"\nmodel = "./"\n[ensembles.e.by_kind]\nanimal = { der = nan }\n', "finite"),
     ],
 )
-def test_bad_settings_are_one_clear_error(
+def test_invalid_settings_are_one_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, word: str
 ) -> None:
     path = tmp_path / "service.toml"
     path.write_text(text)
     assert main(["check", str(path)]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert word in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert word in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -77,21 +77,21 @@ def test_bad_settings_are_one_clear_error(
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_is_not_given(arguments: list[str], defaults: dict[str, object]) -> None:
-    """A default is part of the interface: scripts rest on it, and the Makefile names the same directory."""
+def test_default_options(arguments: list[str], defaults: dict[str, object]) -> None:
+    """Defaults are part of the interface: scripts rely on them, and the Makefile uses the same directory."""
     options = vars(_parser().parse_args(arguments))
     assert {name: value for name, value in options.items() if name not in {"command", "config", "out"}} == defaults
     assert "RUN_DIR ?= runs/service" in (Path(__file__).parents[3] / "Makefile").read_text()
 
 
-def test_down_and_status_where_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_down_and_status_without_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", "--run-dir", str(tmp_path)]) == 0
     assert main(["down", "--run-dir", str(tmp_path)]) == 0
     assert main(["status", "--run-dir", str(tmp_path)]) == 1
     assert capsys.readouterr().out.count("no service runs from") == 3
 
 
-def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_busy_port_is_refused_before_start(tmp_path: Path) -> None:
     from services.cluster.local import check_port
     from synod.errors import SettingsError
 
@@ -105,7 +105,7 @@ def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The golden file named in the settings need not exist yet; failures are left out."""
+    """The golden file in the settings need not exist yet; failures are omitted."""
     from services.scorers import registry
     from services.scorers.base import ScorerSpec
     from synod.contracts import Score, ScoreItem
@@ -129,21 +129,19 @@ def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "up", "warm"])
-def test_an_environment_that_cannot_run_its_scorer_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_unusable_environment_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'cannot load libpython' >&2; exit 127\n")
     python.chmod(0o755)
     path = tmp_path / "service.toml"
     path.write_text('[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\nserving = { python = "./python" }\n')
     assert main([command, str(path)]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: python '{python}' ended with status 127")
-    assert "cannot load libpython; give the Python of a virtual environment" in told
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: python '{python}' ended with status 127")
+    assert "cannot load libpython; give the Python of a virtual environment" in output
 
 
-def test_one_machine_refuses_a_scorer_with_nodes_of_its_own(tmp_path: Path) -> None:
+def test_local_service_refuses_scorers_with_a_resource(tmp_path: Path) -> None:
     text = '[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\nserving = {{ resource = "hpsv3" }}\n'
     with pytest.raises(SettingsError, match="scorer 'it' has resource = 'hpsv3', which no node of this machine"):
         RewardService(load(config(tmp_path, "[server]\nport = {port}\n" + text, free_port()), {}), tmp_path)

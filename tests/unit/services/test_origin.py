@@ -9,7 +9,9 @@ import pytest
 
 from services import origin as module
 from services.origin import origin
-from services.scorer_settings import DerSettings, FerSettings, MtcnnFinder, ServingSettings, SmallFaceEmbedder
+from services.scorers.der import DerSettings
+from services.scorers.fer import FerSettings, MtcnnFinder, SmallFaceEmbedder
+from services.settings_types import ServingSettings
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Relations between scores: the shipped pairs on the embedded weights, and pairs that do not hold."""
+"""Order of scores: the shipped pairs on the embedded weights, and pairs in the wrong order."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
 
 from services import settings, verify
 from services.__main__ import main
-from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import ScorerSpec, score_batch
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 from synod.images import encode_png
-from tests.unit.services.scorers.test_registry import TREES
+from tests.building import example
 
 ROOT = Path(__file__).parents[3]
 SERVICE = '[scorers.light]\nkind = "der"\nmodel = "a/b"\n'
 
 
 class Brightness:
-    """The image's mean; black is no measurement."""
+    """Score the image's mean; fail a black image."""
 
     spec = ScorerSpec("light", ("image",), 0.0, 1.0, "a test", "a test")
 
@@ -39,7 +37,7 @@ class Brightness:
 
 @pytest.fixture
 def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three greys and settings whose one scorer measures light."""
+    """Write three grey images and settings with one scorer of brightness; return the folder."""
     for name, level in (("white", 255), ("grey", 128), ("black", 0)):
         (tmp_path / f"{name}.png").write_bytes(encode_png(np.full((8, 8, 3), level, np.uint8)))
     (tmp_path / "service.toml").write_text(SERVICE)
@@ -58,7 +56,7 @@ def pairs(folder: Path, *pairs: tuple[str, str, list[str]]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("better", "worse", "who", "status", "told"),
+    ("better", "worse", "who", "status", "expected"),
     [
         ("white", "grey", "light", 0, "holds"),
         ("white", "grey", "der", 0, "1 of 1 relations hold"),
@@ -66,48 +64,46 @@ def pairs(folder: Path, *pairs: tuple[str, str, list[str]]) -> Path:
         ("grey", "grey", "der", 1, "BROKEN"),
         ("grey", "black", "der", 1, "scorer_failed"),
         ("black", "grey", "der", 1, "0 of 1 relations hold"),
-        ("white", "grey", "ber", 1, "light: no pair is for it"),
+        ("white", "grey", "ber", 1, "light: the file has no pair for this scorer"),
     ],
 )
-def test_a_relation_holds_or_the_status_is_one(
-    light: Path, capsys: pytest.CaptureFixture[str], better: str, worse: str, who: str, status: int, told: str
+def test_exit_status_is_1_when_a_relation_fails(
+    light: Path, capsys: pytest.CaptureFixture[str], better: str, worse: str, who: str, status: int, expected: str
 ) -> None:
     path = pairs(light, (better, worse, [who]))
     assert main(["verify", str(light / "service.toml"), "--pairs", str(path)]) == status
-    assert told in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
-async def test_each_verdict_has_its_own_pairs_values() -> None:
+async def test_each_verdict_has_the_values_of_its_pair() -> None:
     def item(level: int) -> ScoreItem:
         return ScoreItem(image=np.full((4, 4, 3), level, np.uint8))
 
     asked = [verify.Pair(str(n), ("light",), item(n + 1), item(n)) for n in range(1, 200, 3)]
-    for pair, verdict in zip(asked, await verify.judge(Brightness(), asked), strict=True):
+    for pair, verdict in zip(asked, await verify.score_pairs(Brightness(), asked), strict=True):
         assert (verdict.pair, verdict.holds) == (pair.name, True)
         assert isinstance(verdict.better, Score)
         assert verdict.better.value == pytest.approx((int(pair.name) + 1) / 255)
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("{", "pairs.jsonl:1: "),
         ('{"name": "a", "scorers": ["der"], "better": {"image": "white.png"}}', "worse"),
         ('{"name": "a", "scorers": ["der"], "better": {"image": "gone.png"}, "worse": {}}', "gone.png: No such file"),
         ('{"name": "a", "scorers": ["der"], "better": {"imago": "x"}, "worse": {}}', "imago"),
-        ("", "none there"),
+        ("", "holds no pairs"),
     ],
 )
-def test_a_mistake_in_the_pairs_is_named(light: Path, line: str, told: str) -> None:
+def test_invalid_pair_is_named(light: Path, line: str, expected: str) -> None:
     (light / "pairs.jsonl").write_text(line)
     with pytest.raises(SettingsError) as caught:
         verify.load(light / "pairs.jsonl")
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_the_settings_name_the_pairs_and_the_option_comes_before_them(
-    light: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pairs_option_overrides_the_settings(light: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs(light, ("white", "grey", ["der"])).rename(light / "own.jsonl")
     (light / "service.toml").write_text(f'pairs = "./own.jsonl"\n{SERVICE}')
     assert main(["verify", str(light / "service.toml")]) == 0
@@ -118,23 +114,23 @@ def test_the_settings_name_the_pairs_and_the_option_comes_before_them(
 
 
 @pytest.mark.parametrize(
-    ("written", "arguments", "told"),
+    ("written", "arguments", "expected"),
     [
-        (None, [], "error: no pairs: name a file by 'pairs' in the settings, or by --pairs; see deploy/pairs"),
-        (None, ["--pairs", "gone.jsonl"], "error: pairs gone.jsonl: No such file or directory"),
-        ("", ["--pairs", "pairs.jsonl"], "error: pairs pairs.jsonl: none there; docs/operations.md shows one"),
+        (None, [], "error: the settings name no pairs; set 'pairs' or give --pairs"),
+        (None, ["--pairs", "gone.jsonl"], "error: the pairs file gone.jsonl cannot be read: No such file"),
+        ("", ["--pairs", "pairs.jsonl"], "error: the pairs file pairs.jsonl holds no pairs"),
         ('\n{"name": "a"}', ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:2: better: missing"),
         ("[]", ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:1: "),
         ("\xff", ["--pairs", "pairs.jsonl"], "error: pairs.jsonl:1: "),
     ],
 )
-def test_what_cannot_be_verified_is_one_line_and_status_one(
+def test_invalid_pairs_file_is_one_line_and_status_1(
     light: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     written: str | None,
     arguments: list[str],
-    told: str,
+    expected: str,
 ) -> None:
     monkeypatch.chdir(light)
     if written is not None:
@@ -142,11 +138,11 @@ def test_what_cannot_be_verified_is_one_line_and_status_one(
     assert main(["verify", "service.toml", *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(told)
+    assert printed.err.startswith(expected)
     assert printed.err.count("\n") == 1
 
 
-def test_help_and_settings_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_verify_help_and_missing_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["verify", "--help"])
     assert ended.value.code == 0
@@ -160,7 +156,7 @@ def test_help_and_settings_that_are_not_there(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_verify_runs_in_its_own_process(tmp_path: Path) -> None:
     """`synod verify` on a scorer that needs no weights; one relation of two is wrong."""
     for name, level in (("flat", 0), ("noise", 255)):
         image = np.random.default_rng(0).integers(0, level + 1, (32, 32, 3), dtype=np.uint8)
@@ -181,7 +177,7 @@ SHIPPED = pytest.mark.parametrize("path", sorted((ROOT / "deploy/pairs").glob("*
 
 
 @SHIPPED
-def test_the_shipped_pairs_load_and_ask_every_scorer_of_the_paper(path: Path) -> None:
+def test_shipped_pairs_cover_the_papers_scorers(path: Path) -> None:
     found = verify.load(path)
     assert {name for pair in found for name in pair.scorers} >= {"tier", "ber", "der", "fer", "geneval"}
     for pair in found:
@@ -189,8 +185,8 @@ def test_the_shipped_pairs_load_and_ask_every_scorer_of_the_paper(path: Path) ->
             assert item.image is None or item.pixels().shape[2] == 3
 
 
-class Content:
-    """Is content with all that reaches it."""
+class Zero:
+    """Score 0 for every item."""
 
     def __init__(self, spec: ScorerSpec) -> None:
         self.spec = spec
@@ -200,16 +196,15 @@ class Content:
 
 
 @SHIPPED
-def test_the_shipped_pairs_give_each_scorer_what_it_needs(path: Path) -> None:
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
+def test_shipped_pairs_have_the_inputs_scorers_need(path: Path) -> None:
     for pair in verify.load(path):
         for kind in pair.scorers:
-            scorer = Content(registry.spec(kind, adapter.validate_json(TREES[kind])))
+            scorer = Zero(registry.spec(kind, registry.SETTINGS.validate_python(example(kind))))
             assert score_batch(scorer, (pair.better, pair.worse)) == [Score(0.0)] * 2, pair.name
 
 
 @SHIPPED
-def test_the_shipped_pairs_have_names_of_their_own_and_straight_paths(path: Path) -> None:
+def test_shipped_pairs_have_unique_names_and_normal_paths(path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     asked = [(line["name"], scorer) for line in lines for scorer in line["scorers"]]
     assert len(asked) == len(set(asked))
@@ -220,14 +215,8 @@ def test_the_shipped_pairs_have_names_of_their_own_and_straight_paths(path: Path
     assert path.stem != "photographs" or here == files, "every photograph that is shipped is asked about"
 
 
-def test_the_photographs_ask_every_kind_that_has_weights() -> None:
-    asked = {kind for pair in verify.load(ROOT / "deploy/pairs/photographs.jsonl") for kind in pair.scorers}
-    of_replies, of_a_judge = {"bleu", "recognition", "format", "reflection"}, {"judge", "dense_validity", "quality"}
-    assert asked == set(registry.KINDS) - of_replies - of_a_judge - {"jpeg", "custom"}
-
-
 @pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "rewards_2026", "sync_r1", "unirl_zero"])
-def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
+def test_every_shipped_scorer_with_weights_has_a_pair(name: str) -> None:
     loaded = settings.load(ROOT / f"deploy/configs/{name}.toml", {})
     assert loaded.pairs is not None
     shipped = verify.load(Path(loaded.pairs))
@@ -235,25 +224,24 @@ def test_every_model_of_the_shipped_settings_has_a_pair(name: str) -> None:
     assert set(alone) <= {"jpeg", "format", "reflection"}, "those have no weights"
 
 
-async def test_the_relations_that_need_no_weights_of_ours_hold() -> None:
-    """PSNR has none, and OCR's are in its package."""
+async def test_shipped_pairs_hold_for_psnr_and_ocr() -> None:
+    """PSNR has no weights, and OCR's are in its package."""
     pytest.importorskip("rapidocr", reason="the extra 'ocr' is not installed")
-    adapter: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
     shipped = verify.load(ROOT / "deploy/pairs/photographs.jsonl")
     for kind in ("psnr", "ocr"):
-        mine = verify.pairs_for(kind, kind, shipped)
-        verdicts = await verify.judge(registry.build(kind, adapter.validate_json(TREES[kind])), mine)
+        own = verify.pairs_for(kind, kind, shipped)
+        verdicts = await verify.score_pairs(registry.build(kind, registry.SETTINGS.validate_python(example(kind))), own)
         assert verdicts
         assert [one for one in verdicts if not one.holds] == []
 
 
-async def test_the_embedded_scorers_know_better_from_worse() -> None:
+async def test_shipped_pairs_hold_for_the_embedded_scorers() -> None:
     loaded = settings.load(ROOT / "deploy/configs/embedded.toml", {})
     assert loaded.pairs is not None
     shipped = verify.load(Path(loaded.pairs))
     verdicts = []
     for name in ("ber", "der", "fer", "geneval"):  # TIER's MiniLM is the slow one to load; `synod verify` asks it too
-        mine = verify.pairs_for(name, name, shipped)
-        assert mine
-        verdicts += await verify.judge(registry.build(name, loaded.scorers[name]), mine)
+        own = verify.pairs_for(name, name, shipped)
+        assert own
+        verdicts += await verify.score_pairs(registry.build(name, loaded.scorers[name]), own)
     assert [one for one in verdicts if not one.holds] == []

@@ -1,4 +1,4 @@
-"""`warm` over a hub of our own: its one call is replaced at the edge, everything below and above is real."""
+"""`warm` with a fake hub: only the download call is replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Hub:
-    """Repositories as folders: org/name at some commits, the first of which is the default branch's."""
+    """Serve repositories from folders: org/name at two commits, the first on the default branch."""
 
     def __init__(self, folder: Path, model: str) -> None:
         self.calls: list[tuple[str, str | None]] = []
@@ -28,10 +28,10 @@ class Hub:
     def snapshot(self, name: str, *, revision: str | None = None, allow_patterns: list[str]) -> str:
         self.calls.append((name, revision))
         assert "*.safetensors" in allow_patterns
-        if name == "acme/away":
+        if name == "acme/offline":
             raise LocalEntryNotFoundError("outgoing traffic has been disabled")
         if revision == "gone":
-            raise RevisionNotFoundError("404", response=FOUR_O_FOUR)
+            raise RevisionNotFoundError("404", response=NOT_FOUND)
         snapshot = self._folder / name / "snapshots" / {None: "c0ffee", "v1": "beef"}[revision]
         if not snapshot.exists():
             shutil.copytree(self._model, snapshot)
@@ -40,7 +40,7 @@ class Hub:
         return str(snapshot)
 
 
-FOUR_O_FOUR = httpx.Response(404, request=httpx.Request("GET", "http://hub.example"))
+NOT_FOUND = httpx.Response(404, request=httpx.Request("GET", "http://hub.example"))
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def config(tmp_path: Path, **models: str) -> Path:
     return path
 
 
-def test_every_model_is_fetched_once_and_told(
+def test_every_model_is_fetched_once_and_listed(
     hub: Hub, tmp_path: Path, tiny_models: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = config(tmp_path, one="acme/dino", same="acme/dino", old="acme/dino@v1", here=tiny_models.dinov2)
     assert main(["warm", str(path)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    header = next(i for i, line in enumerate(told) if line.startswith("MODEL"))
-    rows = [line.split() for line in told[header + 1 :]]
+    output = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(output) if line.startswith("MODEL"))
+    rows = [line.split() for line in output[header + 1 :]]
     assert [row[0] for row in rows] == ["one.model", "old.model", "here.model"]
     assert [row[2] for row in rows] == ["c0ffee", "beef", "local"]
     assert set(hub.calls) == {("acme/dino", None), ("acme/dino", "v1")}
@@ -73,41 +73,39 @@ def test_every_model_is_fetched_once_and_told(
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "expected"),
     [
-        ("acme/away", "HF_HUB_OFFLINE is set or the hub is out of reach"),
+        ("acme/offline", "HF_HUB_OFFLINE is set or the hub cannot be reached"),
         ("acme/dino@gone", "Correct the id or its @REVISION"),
     ],
 )
-def test_a_model_that_cannot_be_fetched_is_one_clear_error_and_the_others_are_fetched(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, told: str
+def test_failed_download_does_not_stop_the_others(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, expected: str
 ) -> None:
     assert main(["warm", str(config(tmp_path, bad=source, good="acme/dino"))]) == 1
     said = capsys.readouterr()
-    assert told in said.err
+    assert expected in said.err
     assert said.err.startswith("bad.model: ")
     assert "c0ffee" in said.out
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected"),
     [
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "SafetensorError"),
         (lambda folder: (folder / "config.json").write_text("{"), "JSONDecodeError"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no weights there"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
         (lambda folder: (folder / "more.pt").write_bytes(b"cut off"), "UnpicklingError"),
     ],
 )
-def test_files_that_no_loader_could_read_are_found_here(
-    tmp_path: Path, tiny_models: Any, spoil: Any, told: str
-) -> None:
+def test_corrupt_model_files_are_found(tmp_path: Path, tiny_models: Any, spoil: Any, expected: str) -> None:
     folder = Path(shutil.copytree(tiny_models.dinov2, tmp_path / "model"))
     assert warm.warm(warm.Model("der.model", str(folder))).error is None
     spoil(folder)
-    assert told in str(warm.warm(warm.Model("der.model", str(folder))).error)
+    assert expected in str(warm.warm(warm.Model("der.model", str(folder))).error)
 
 
-def test_a_missing_shard_is_found_here(tmp_path: Path, tiny_models: Any) -> None:
+def test_missing_shard_is_found(tmp_path: Path, tiny_models: Any) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_models.dinov2, folder)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
@@ -118,7 +116,7 @@ def test_a_missing_shard_is_found_here(tmp_path: Path, tiny_models: Any) -> None
     assert "model-00002-of-00002.safetensors missing, of 2 shards" in found.error
 
 
-def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
+def test_models_are_found_in_nested_settings(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
     path.write_text("""
         [scorers.fer]
@@ -137,8 +135,8 @@ def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
         models = { first = "a/first", second = "a/first" }
         options = { model = "no/model" }
     """)
-    found = warm.models(settings.load(path, {}).scorers)
-    assert [(one.where, one.source, one.pretrained) for one in found] == [
+    found = warm.models_of(settings.load(path, {}).scorers)
+    assert [(one.setting, one.source, one.pretrained) for one in found] == [
         ("fer.finder.detector.model", "a/finder", None),
         ("fer.embedder.weights", "face.pt", None),
         ("geneval.detector.model", "a/detector", None),
@@ -147,9 +145,9 @@ def test_models_are_found_wherever_settings_hold_them(tmp_path: Path) -> None:
     ]
 
 
-def test_weights_that_open_clip_does_not_know_are_told() -> None:
-    told = warm.warm(warm.Model("geneval.color_model", "ViT-L-14-quickgelu", "opennai")).error
-    assert "no weights 'opennai' of 'ViT-L-14-quickgelu'" in str(told)
+def test_unknown_open_clip_weights_are_an_error() -> None:
+    message = warm.warm(warm.Model("geneval.color_model", "ViT-L-14-quickgelu", "opennai")).error
+    assert "no weights 'opennai' of 'ViT-L-14-quickgelu'" in str(message)
 
 
 def test_tokenizer_directory_without_weights_is_accepted(tmp_path: Path, tiny_models: Any) -> None:
@@ -162,12 +160,12 @@ def test_tokenizer_directory_without_weights_is_accepted(tmp_path: Path, tiny_mo
     """)
     folder = Path(shutil.copytree(tiny_models.text, tmp_path / "tokenizer"))
     (folder / "model.safetensors").unlink()
-    model, tokenizer = warm.models(settings.load(path, {}).scorers)
-    assert (model.where, model.configs_only) == ("preferred.model", False)
-    assert (tokenizer.where, tokenizer.configs_only) == ("preferred.tokenizer", True)
+    model, tokenizer = warm.models_of(settings.load(path, {}).scorers)
+    assert (model.setting, model.configs_only) == ("preferred.model", False)
+    assert (tokenizer.setting, tokenizer.configs_only) == ("preferred.tokenizer", True)
     assert warm.warm(model).error is None
     assert warm.warm(warm.Model("preferred.tokenizer", str(folder), configs_only=True)).error is None
-    assert "no weights there" in str(warm.warm(warm.Model("preferred.model", str(folder))).error)
+    assert "holds no weights" in str(warm.warm(warm.Model("preferred.model", str(folder))).error)
 
 
 def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

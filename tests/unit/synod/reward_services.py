@@ -16,7 +16,7 @@ import uvicorn
 from services.backends import LocalBackend, ScorerSpec
 from services.gateway import app
 from services.gateway.core import Gateway
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
 
 
@@ -69,7 +69,7 @@ def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: An
 
     async def serve() -> None:
         backend = LocalBackend(by_name)
-        gateway = Gateway(backend, ENSEMBLES, limits or LimitSettings(), ServerSettings())
+        gateway = Gateway(backend, ENSEMBLES, limits or LimitSettings())
         served = app.build(gateway, **options)
         config = uvicorn.Config(served, log_level="error", ws="none", timeout_graceful_shutdown=5)
         started.append(uvicorn.Server(config))

@@ -1,4 +1,4 @@
-"""The command: what it prints, what it sends, and how it ends."""
+"""The command: its output, its requests and its exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class FakeClient:
-    """Scores 1/4 times the item's place; 'fer' fails; 'none' is unknown."""
+    """Score 1/4 of the item's index; 'fer' fails; 'none' is unknown."""
 
     sent: ScoreRequest
     url: str
@@ -112,13 +112,13 @@ def test_scorers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["score", "a.png", "--scorer", "none"], 1, "synod: no scorer 'none' here; this service serves ber, fer"),
         (["score", "lost.png", "--scorer", "ber"], 2, "synod: lost.png: No such file or directory; give a PNG"),
-        (["score", "empty", "--scorer", "ber"], 2, "synod: empty: no image in this folder; it holds none of .png"),
-        (["score", "a.png"], 2, "synod: nothing to compute: give --scorers (`synod scorers` lists them) or --ensemble"),
-        (["score", "a.png", "--scorers", "ber", "--json", "--out", "x"], 2, "synod: --json and --out: give one"),
+        (["score", "empty", "--scorer", "ber"], 2, "synod: the folder empty holds no image; supported are .png"),
+        (["score", "a.png"], 2, "synod: no scorer was given; give --scorers (`synod scorers` lists"),
+        (["score", "a.png", "--scorers", "ber", "--json", "--out", "x"], 2, "synod: --json and --out exclude each"),
         (["replay", "lost.jsonl"], 2, "synod: lost.jsonl: No such file or directory; give a log that"),
-        (["replay", "x.jsonl", "--out", "a.png"], 2, "synod: a.png exists; give --out a file that does not"),
+        (["replay", "x.jsonl", "--out", "a.png"], 2, "synod: a.png already exists; give --out a new file"),
         (["score", "a.png", "--scorer", "ber", "--reference", "lost.png"], 2, "synod: lost.png: No such file"),
-        (["serve", "x.toml"], 1, "synod: the service's program ('services') is not here; run this from a checkout"),
+        (["serve", "x.toml"], 1, "synod: the package 'services' was not found; run the command from a checkout"),
     ],
 )
 def test_error_is_one_line(
@@ -137,16 +137,16 @@ def test_error_is_one_line(
     [
         ([], "the following arguments are required: COMMAND"),
         (["score", "--scorer", "ber"], "the following arguments are required: IMAGE|DIR|JSONL"),
-        (["score", "a.png", "--scorers", "ber,"], "'ber,' holds an empty name; give names such as ber,der"),
-        (["replay", "a.jsonl", "--tolerance", "-1"], "'-1' is no number from 0 on"),
-        (["replay", "a.jsonl", "--tolerance", "nan"], "'nan' is no number from 0 on"),
+        (["score", "a.png", "--scorers", "ber,"], "'ber,' contains an empty name; give names such as ber,der"),
+        (["replay", "a.jsonl", "--tolerance", "-1"], "'-1' is not a tolerance; give a number >= 0"),
+        (["replay", "a.jsonl", "--tolerance", "nan"], "'nan' is not a tolerance; give a number >= 0"),
         (
             ["scorers", "--url", "localhost:1"],
             "'localhost:1' is not a Synod URL; give one such as http://127.0.0.1:8000 or grpc://",
         ),
-        (["scorers", "--timeout", "0"], "'0' is no number of seconds above 0"),
-        (["scorers", "--timeout", "nan"], "'nan' is no number of seconds above 0"),
-        (["scorers", "--timeout", "soon"], "'soon' is no number of seconds above 0"),
+        (["scorers", "--timeout", "0"], "'0' is not a timeout; give seconds above 0"),
+        (["scorers", "--timeout", "nan"], "'nan' is not a timeout; give seconds above 0"),
+        (["scorers", "--timeout", "soon"], "'soon' is not a timeout; give seconds above 0"),
         (["teach"], "invalid choice: 'teach'"),
     ],
 )
@@ -178,7 +178,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_default_options(arguments: list[str], defaults: dict[str, Any]) -> None:
-    """A default is part of the interface: scripts rest on it."""
+    """Defaults are part of the interface: scripts rely on them."""
     options = vars(cli._parser().parse_args(arguments))
     given = {"run", "inputs", "log", "config"}
     assert {name: value for name, value in options.items() if name not in given} == defaults
@@ -207,7 +207,7 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
 def test_model_commands_run_the_service_program(
     arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program is found beside the caller, and gets the settings' full path."""
+    """The program is found in the working directory and gets the settings' absolute path."""
     Path("services").mkdir()
     Path("services/__init__.py").touch()
     Path("services/__main__.py").touch()

@@ -39,10 +39,15 @@ group_size = 4
 preview_batch_size = 4
 max_previews = 12
 screen_fraction = 0.3
-threshold = { name = "quantile", target_pass_rate = 0.5 }
+target_pass_rate = 0.5
 [trainer.optimizer]
 lr = 1e-3
 """
+
+
+@pytest.fixture(autouse=True)
+def keep_all_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.checkpoint.KEEP", 9)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 from trainer.clock import Clock
 from trainer.data import Source, read_concepts, read_prompts
+from trainer.grpo.threshold import ThresholdController
 from trainer.policy.show_o import ShowO
 from trainer.rollout import Group, Rewards, finish, sample_previews
 from trainer.session import make_controller
@@ -22,7 +23,7 @@ from trainer.types import Reward, Rollout, Task
 
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
-NO_SCREEN = '{ name = "none" }'
+NO_SCREEN = "none"
 
 
 def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
@@ -57,13 +58,17 @@ def reference(make_policy: MakePolicy) -> ShowO:
 
 
 def run_loop(
-    settings: TrainerSettings, make_policy: MakePolicy, service: Rewards, policy: ShowO | None = None
+    settings: TrainerSettings,
+    make_policy: MakePolicy,
+    service: Rewards,
+    policy: ShowO | None = None,
+    controller: ThresholdController | None = None,
 ) -> TrainState:
     """`train` with a policy of its own, as one process would."""
     policy = policy or make_policy()
     told: list[str] = []
     kept = reference(make_policy) if settings.loss.beta else None
-    return train(settings, policy, kept, service, make_controller(settings.screen), told.append)
+    return train(settings, policy, kept, service, controller or make_controller(settings.screen), told.append)
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:

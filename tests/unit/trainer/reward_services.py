@@ -36,7 +36,7 @@ class Judge:
         self.asked: list[tuple[Pathway, tuple[ScoreItem, ...]]] = []
         self._lock = threading.Lock()
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         with self._lock:
             scores = [self.surrogate_of(item) for item in items]
             self.previewed += zip(items, scores, strict=True)
@@ -53,7 +53,7 @@ class Judge:
 def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
     """What a service of this judge answers: the scorer "ber" is the surrogate, all else is the reward."""
     if request.scorers == ("ber",):
-        rewards = judge.surrogate(request.items)
+        rewards = judge.score_previews(request.items)
     else:
         rewards = judge.submit(request.items, "none" if request.scorers else "visual").result()
     outcomes: list[Outcome] = [LOST if r.value is None else Score(r.value) for r in rewards]

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.compare import Evaluation, Row
 from trainer.evaluate import save_evaluation
-from trainer.metrics import Metrics
+from trainer.metrics import Metrics, Sample
 
 PHASES = {
     "reason": 0.6,
@@ -70,9 +70,9 @@ def make_run(run: Path, steps: int, *, evaluated: tuple[str, ...] = ("before", "
     with Metrics(run) as metrics:
         for step in range(steps):
             metrics.log(step, record(step))
-            cells = [(f"0.{i}", p) for i, p in enumerate(images(9, step))]
-            metrics.images(step, "group0", [("finished", cells), ("previews", cells), ("rejected", cells[:4])])
-            metrics.text(step, "group0", f"{KEYS[step % 3][0]}: a photo\n0.41  <bo> has a red hat\n0.52  {step} & more")
+            drawn = [Sample(image, i / 10, f"<bo> & {step}" * (i == 3)) for i, image in enumerate(images(9, step))]
+            samples = {"finished": drawn, "previews": drawn, "rejected": drawn[:4]}
+            metrics.log_samples(step, 0, f"{KEYS[step % 3][0]}: a photo", samples)
     for name in evaluated:
         save_evaluation(run / "evaluation" / f"{name}.json", evaluation(0.1 if name == "after" else 0.0))
     return run

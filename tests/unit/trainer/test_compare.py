@@ -100,7 +100,7 @@ def test_other_prompts_seeds_or_samplers_are_refused() -> None:
     one = of(row(0.5), row(0.5))
     others = [of(row(0.5)), Evaluation({"seed": 1}, one.rows), of(row(0.5), replace(row(0.5), prompt="another"))]
     for other in others:
-        with pytest.raises(SettingsError, match="not of the same prompts"):
+        with pytest.raises(SettingsError, match="differ in prompts or settings"):
             paired(one, other)
     paired(one, of(row(0.1, answer="other"), row(None)))
 

@@ -45,7 +45,7 @@ def test_the_shipped_files_are_the_world() -> None:
     concepts = read_concepts(ROOT / "embedded/data/concepts")
     prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", concepts)
     assert set(concepts) == {card.name for card in world.CONCEPTS}
-    bo, ours = world.card_of("<bo>"), concepts["<bo>"]
+    bo, ours = world.profile_of("<bo>"), concepts["<bo>"]
     assert (ours.concept, ours.info) == (Concept("animal", "dog", "<bo>"), bo.info)
     assert ours.facts == tuple(fact.sentence for fact in bo.attributes)
     assert ours.answers == world.conversations(bo)

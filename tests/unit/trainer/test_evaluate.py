@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from synod.errors import SettingsError, Unavailable
-from trainer.compare import Evaluation, paired
-from trainer.evaluate import SHOWN, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.compare import paired
+from trainer.evaluate import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
 from trainer.settings import TrainerSettings
 from trainer.types import ImageSegment, Pathway, Query, Reward, Segment, Task, TextSegment
 
-TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.evaluate]\nprompts = 30\nbatch_size = 4\n"
+TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
 
 
 class Painter:
@@ -72,7 +73,7 @@ class Judge:
         self.seen: list[tuple[Pathway, ScoreItem]] = []
         self._held: list[tuple[Future[list[Reward]], list[Reward]]] = []
 
-    def surrogate(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         raise NotImplementedError
 
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
@@ -106,7 +107,7 @@ class Late(Future[list[Reward]]):
 
 @pytest.fixture
 def settings(settings_from: Callable[..., TrainerSettings]) -> TrainerSettings:
-    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4")
+    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4", EVALUATION_PROMPTS="30")
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, tasks: 
 
 
 def test_random_numbers_follow_from_seed_and_place_alone(
-    settings_from: Callable[..., TrainerSettings], settings: TrainerSettings, tasks: list[Task]
+    settings: TrainerSettings, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
         policy = Painter()
@@ -151,14 +152,14 @@ def test_random_numbers_follow_from_seed_and_place_alone(
     assert numbers.min() > 0
     assert numbers.max() < 1
     other, fewer = (
-        settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch": 7})}),
+        settings.model_copy(update={"screen": settings.screen.model_copy(update={"preview_batch_size": 7})}),
         tasks[:9],
     )
     found, said = drawn(other, fewer)
     np.testing.assert_array_equal(found, numbers[:9])
     assert said == answers[:9]
-    another = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"seed": 1})})
-    assert not np.isin(drawn(another, fewer)[0], numbers).mean() > 0.01
+    monkeypatch.setattr("trainer.evaluate.SEED", 1)
+    assert not np.isin(drawn(settings, fewer)[0], numbers).mean() > 0.01
 
 
 def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSettings, tasks: list[Task]) -> None:
@@ -182,7 +183,7 @@ def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, t
     policy = Painter()
     with pytest.raises(Unavailable, match="gone"):
         evaluate(policy, Lost(), tasks, settings)
-    assert len(policy.prompts) == settings.evaluate.batch_size
+    assert len(policy.prompts) == settings.screen.preview_batch_size
 
 
 def test_an_evaluation_comes_back_from_the_disk(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:
@@ -191,11 +192,10 @@ def test_an_evaluation_comes_back_from_the_disk(tmp_path: Path, settings: Traine
     loaded = load_evaluation(path)
     assert loaded.rows == found.rows
     assert loaded.conditions == found.conditions
-    assert len(loaded.images) == SHOWN
-    np.testing.assert_array_equal(np.stack(loaded.images), np.stack(found.images))
+    drawn = [np.asarray(Image.open(file)) for file in image_files(path)]
+    np.testing.assert_array_equal(np.stack(drawn), np.stack(found.images))
+    assert len(drawn) == SHOWN
     assert paired(found, loaded)["reward"].difference == 0.0
-    save_evaluation(tmp_path / "bare.json", Evaluation({}, found.rows))
-    assert load_evaluation(tmp_path / "bare.json").images == ()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"conditions": {}, "rows": [{"key": "k"}]}'])
@@ -214,5 +214,5 @@ def test_other_samplers_are_other_conditions(settings: TrainerSettings, tasks: l
             update={"sampler": settings.sampler.model_copy(update={"guidance_scale": guidance_scale})}
         )
         found.append(evaluate(Painter(), Judge(), tasks, changed))
-    with pytest.raises(SettingsError, match="not of the same prompts, seed and sampler"):
+    with pytest.raises(SettingsError, match="differ in prompts or settings"):
         paired(*found)

@@ -123,7 +123,7 @@ def test_a_service_out_of_reach_is_waited_for_and_then_told(
     assert main([str(toml), "--url", "http://127.0.0.1:9"]) == 1
     told = capsys.readouterr()
     assert "waiting up to 0.3 s for the reward service" in told.out
-    assert "synod train: the reward service at http://127.0.0.1:9 was away for" in told.err
+    assert "synod train: the reward service at http://127.0.0.1:9 was unavailable for" in told.err
     assert "Start it (`make up`) and train again" in told.err
     assert not (toml.parent / "run/checkpoints").exists()
 
@@ -159,7 +159,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
     assert (tmp_path / "report.html").exists()
     assert main(["report", str(tmp_path / "no")]) == 1
-    assert "is no directory of a run" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["report", "--help"])
     assert ended.value.code == 0
@@ -193,7 +193,7 @@ def test_help_from_the_synod_command_needs_no_torch() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: synod train [-h]")
-    for part in ("--no-evaluation", "goes on from its last checkpoint", "synod train report runs/train"):
+    for part in ("--no-evaluation", "resumes a stopped run", "synod train report runs/train"):
         assert part in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "trainer.settings" in imported

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from synod.errors import SettingsError
-from trainer.grids import load_grid
-from trainer.metrics import METRICS, TEXTS, Metrics, grids, read, steps_saved
+from trainer.images import write_whole
+from trainer.metrics import METRICS, SAMPLES, Metrics, Sample, read, steps_saved
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
@@ -19,8 +20,7 @@ def write(run: Path, steps: range, *, resume_at: int = 0, mark: str = "") -> Non
     with Metrics(run, resume_at=resume_at) as metrics:
         for step in steps:
             metrics.log(step, {"reward": step / 10, "mark": mark})
-            metrics.images(step, "group0", [("row", [(mark, IMAGE)])])
-            metrics.text(step, "group0", mark)
+            metrics.log_samples(step, 0, mark, {"finished": [Sample(IMAGE, 0.5)]})
 
 
 def test_a_line_is_on_the_disk_when_log_returns_and_holds_no_nan(tmp_path: Path) -> None:
@@ -40,12 +40,12 @@ def test_a_run_that_goes_on_forgets_what_is_trained_again(tmp_path: Path) -> Non
     write(tmp_path, range(3, 6), resume_at=3, mark="second")
     expected = [(0, "first"), (1, "first"), (2, "first"), (3, "second"), (4, "second"), (5, "second")]
     assert [(r["step"], r["mark"]) for r in read(tmp_path)] == expected
-    assert [(r["step"], r["text"]) for r in read(tmp_path, TEXTS)] == expected
-    assert [(step, load_grid(path)[0][1][0][0]) for path, _, step in grids(tmp_path)] == expected
+    assert [(r["step"], r["prompt"]) for r in read(tmp_path, SAMPLES)] == expected
     write(tmp_path, range(0), resume_at=2)
-    assert [len(read(tmp_path)), len(read(tmp_path, TEXTS)), len(grids(tmp_path))] == [2, 2, 2]
-    write(tmp_path, range(1), mark="anew")
-    assert [(r["step"], r["mark"]) for r in read(tmp_path)] == [(0, "anew")]
+    assert [len(read(tmp_path)), len(read(tmp_path, SAMPLES))] == [2, 2]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["000000", "000001"]
+    write(tmp_path, range(1), mark="new")
+    assert [(r["step"], r["mark"]) for r in read(tmp_path)] == [(0, "new")]
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out_and_written_over(tmp_path: Path) -> None:
@@ -60,31 +60,48 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_written_over(tmp_path: Path)
 @pytest.mark.parametrize("line", ["{}", "[1]", "nonsense", '{"step": "1"}', '{"step": 1', "\xff"])
 def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / METRICS).write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n', encoding="latin-1")
-    with pytest.raises(SettingsError, match=r"metrics\.jsonl:2: not a line"):
+    with pytest.raises(SettingsError, match=r"metrics\.jsonl:2 is not a line"):
         Metrics(tmp_path, resume_at=3)
 
 
 def test_a_run_that_has_not_begun_has_no_lines(tmp_path: Path) -> None:
     assert read(tmp_path / "nowhere") == []
-    assert grids(tmp_path / "nowhere") == []
 
 
-def test_images_come_by_step_and_name(tmp_path: Path) -> None:
+def test_samples_name_their_image_files(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     with Metrics(tmp_path) as metrics:
-        for step, name in ((10, "group1"), (2, "group0"), (10, "group0"), (1_000_000, "group0")):
-            path = metrics.images(step, name, [("", [("", IMAGE)])])
-            assert path == tmp_path / "images" / f"{name}-{step:06d}.png"
-        (tmp_path / "images/other.png").touch()
-    found = [(name, step) for _, name, step in grids(tmp_path)]
-    assert found == [("group0", 2), ("group0", 10), ("group1", 10), ("group0", 1_000_000)]
+        samples = [Sample(drawn[0], 0.25, "a <hat>"), Sample(drawn[1], None)]
+        metrics.log_samples(1_000_000, 1, "a prompt", {"finished": samples, "rejected": []})
+    (record,) = read(tmp_path, SAMPLES)
+    assert (record["step"], record["group"], record["prompt"]) == (1_000_000, 1, "a prompt")
+    found = record["samples"]["finished"]
+    assert [(one["score"], one["answer"]) for one in found] == [(0.25, "a <hat>"), (None, "")]
+    assert [one["image"] for one in found] == [f"images/1000000/group1-finished-00{i}.png" for i in range(2)]
+    for one, image in zip(found, drawn, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / one["image"])), image)
+    assert record["samples"]["rejected"] == []
+
+
+def test_a_failed_write_leaves_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "f", b"one")
+
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            write_whole(tmp_path / "f", b"two")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"one")]
 
 
 def test_tensorboard_holds_the_finite_numbers_the_images_and_the_texts(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.log(1, {"reward": 0.5, "seconds": {"total": 2}, "lost": float("nan"), "mark": "x", "none": None})
         metrics.log(2, {"reward": 0.75})
-        metrics.images(2, "group0", [("", [("", IMAGE)])])
-        metrics.text(2, "group0", "an *answer*\nand more")
+        metrics.log_samples(2, 0, "a *prompt*", {"finished": [Sample(IMAGE, 0.5, "an answer")]})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -92,8 +109,8 @@ def test_tensorboard_holds_the_finite_numbers_the_images_and_the_texts(tmp_path:
     tags = board.Tags()
     assert sorted(tags["scalars"]) == ["reward", "seconds/total"]
     assert [(e.step, e.value) for e in board.Scalars("reward")] == [(1, 0.5), (2, 0.75)]
-    assert [e.step for e in board.Images("group0")] == [2]
-    assert board.Tensors("group0/text_summary")[0].tensor_proto.string_val == [b"    an *answer*\n    and more"]
+    assert [e.step for e in board.Images("group0/finished")] == [2]
+    assert board.Tensors("group0/text_summary")[0].tensor_proto.string_val == [b"    a *prompt*\n    0.50  an answer\n"]
 
 
 def test_what_a_run_saved_is_of_all_its_steps_not_the_mean_of_their_shares() -> None:

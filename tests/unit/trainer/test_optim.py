@@ -18,13 +18,13 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, refe
 from tests.unit.trainer.reward_services import Judge
 from trainer.errors import NonFinite
 from trainer.grpo.advantage import Slope
-from trainer.optim import Update, learning_rate, make_optimizer, policy_update, slope_after
+from trainer.optim import Update, learning_rate, make_optimizer, policy_update, update_slope
 from trainer.policy.show_o import ShowO
 from trainer.rollout import Group
 from trainer.settings import OptimizerSettings, TrainerSettings
 from trainer.types import Reward
 
-STILL = {"OPTIMIZER__LR": "1e-30", "OPTIMIZER__MAX_GRAD_NORM": "1e30"}  # the gradient as it is, and no step
+STILL = {"OPTIMIZER__LR": "1e-30"}  # no step
 LOST = Reward(None, failure=ScoreFailure("scorer_failed", "planted"))
 TWO = {
     "PROMPTS_PER_STEP": "2",
@@ -32,6 +32,12 @@ TWO = {
     "SCREEN__PREVIEW_BATCH_SIZE": "4",
 }  # a visual and a textual group
 KNOWN = Slope(xy=-1.5, xx=2.0, freedom=20.0)
+
+
+@pytest.fixture(autouse=True)
+def unclipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient as it is."""
+    monkeypatch.setattr("trainer.optim.MAX_GRAD_NORM", 1e30)
 
 
 def given(*values: float | None) -> list[Reward]:
@@ -279,32 +285,34 @@ def test_a_lost_reward_leaves_the_group_without_it(
 
 
 def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__MIN_VALID="3")
+    settings = tiny_settings(PROMPTS_PER_STEP="2")
     good = given(0.1, 0.5, 0.9, None)
     alone, both, none = make_policy(), make_policy(), make_policy()
     groups, _ = draw(alone, Judge(), settings)
     ref = reference(make_policy)
     expected = update(alone, settings, groups[:1], [good], ref=ref)
-    found = update(both, settings, groups, [good, given(None, 0.2, None, 0.4)], ref=ref)
+    found = update(both, settings, groups, [good, given(None, 0.2, None, None)], ref=ref)
     assert (expected.skipped, found.skipped) == (0, 1)
     assert found == replace(expected, skipped=1)
     assert equal(weights(both), weights(alone))
 
     optimizer, before = make_optimizer(none, settings.optimizer), weights(none)
-    found = update(none, settings, groups, [given(None, 0.2, None, 0.4)] * 2, ref=ref, optimizer=optimizer)
+    found = update(none, settings, groups, [given(None, 0.2, None, None)] * 2, ref=ref, optimizer=optimizer)
     assert (found.skipped, found.grad_norm, found.advantage_abs) == (2, None, None)
     assert [stats.decisions for stats in found.stats.values()] == [0, 0]
     assert equal(weights(none), before)
     assert optimizer.state_dict()["state"] == {}  # weight decay and momentum stand still too
 
 
-def test_the_gradient_is_clipped_to_its_norm(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    policy = make_policy()
+def test_the_gradient_is_clipped_to_its_norm(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, settings = make_policy(), tiny_settings(**STILL, LOSS__BETA="0")
     groups, rewards = draw(policy, Judge(), tiny_settings())
-    free, held = ({**STILL, "OPTIMIZER__MAX_GRAD_NORM": limit, "LOSS__BETA": "0"} for limit in ("1e30", "1e-4"))
-    whole = update(policy, tiny_settings(**free), groups, rewards)
+    whole = update(policy, settings, groups, rewards)
     full = gradient(policy).clone()
-    clipped = update(policy, tiny_settings(**held), groups, rewards)
+    monkeypatch.setattr("trainer.optim.MAX_GRAD_NORM", 1e-4)
+    clipped = update(policy, settings, groups, rewards)
     assert whole.grad_norm == clipped.grad_norm == pytest.approx(float(full.norm()), rel=1e-5)
     assert float(full.norm()) > 1e-3
     assert float(gradient(policy).norm()) == pytest.approx(1e-4, rel=1e-3)
@@ -361,6 +369,6 @@ def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_sett
     scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
     settings = tiny_settings()
     groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
-    found = slope_after(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
+    found = update_slope(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
     assert found == KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0])
-    assert slope_after(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN
+    assert update_slope(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN

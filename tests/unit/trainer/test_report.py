@@ -53,7 +53,7 @@ def test_the_page_is_whole_needs_nothing_but_itself_and_escapes(run: Path, page:
     parser = Balanced()
     parser.feed(page)
     assert parser.open == []
-    assert {"svg", "path", "table", "img"} <= parser.seen
+    assert {"svg", "polyline", "table", "img"} <= parser.seen
     assert "script" not in parser.seen
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "http" not in page
@@ -76,7 +76,7 @@ def test_tiles_by_hand(run: Path) -> None:
     assert found["pass rate"] == "25.0%"
     assert found["previews a step"] == "34.0"
     assert found["rewards missing"] == "1"
-    assert found["memory at most"] == "929 MB"
+    assert found["peak memory"] == "929 MB"
     assert found["seconds a step"] == "13.0"
 
 
@@ -99,14 +99,24 @@ def test_phases_add_up_to_the_step() -> None:
 
 
 def test_charts_show_what_was_measured() -> None:
-    made = {chart.title: chart for chart in charts([{**record(k), "step": k} for k in range(STEPS)])}
-    assert [s.label for s in made["Reward"].series] == ["all", "visual", "textual", "no concept"]
-    assert [s.label for s in made["Components"].series] == ["ber", "der", "geneval", "tier"]
-    assert [s.label for s in made["Largest ratio"].series] == ["image"], "no text ratio was ever measured"
-    assert made["Surrogate: threshold"].series[0].raw.count("M") == 5, "a gap at every missing threshold"
+    made = {chart["title"]: chart for chart in charts([{**record(k), "step": k} for k in range(STEPS)])}
+    assert [line["label"] for line in made["Reward"]["lines"]] == ["all", "visual", "textual", "no concept"]
+    assert [line["label"] for line in made["Components"]["lines"]] == ["ber", "der", "geneval", "tier"]
+    assert [line["label"] for line in made["Largest ratio"]["lines"]] == ["image"], "no text ratio was ever measured"
     visual = [0.40 + 0.01 * k for k in range(0, STEPS, 3)]
-    assert made["Reward"].series[1].last == pytest.approx(np.mean(visual))
+    assert made["Reward"]["lines"][1]["last"] == pytest.approx(np.mean(visual))
     assert charts([]) == []
+
+
+def test_a_chart_by_hand() -> None:
+    """Ten points from 0 to 9 and a running mean of ten values; a missing value has no point."""
+    values: list[float | None] = [0.0, 1.0, None, *map(float, range(3, 11))]
+    (made,) = charts([{"step": 5 + k, "reward_mean": value} for k, value in enumerate(values)])
+    (line,) = made["lines"]
+    assert (made["low"], made["high"], made["first"], made["last"]) == (0, 10, 5, 15)
+    assert line["raw"].split()[:3] == ["0.00,100.00", "10.00,90.00", "30.00,70.00"]
+    assert line["smooth"].split()[:3] == ["0.00,100.00", "10.00,95.00", "30.00,86.67"]
+    assert line["last"] == pytest.approx(5.3)  # of the ten values after the first
 
 
 def test_held_out_prompts_side_by_side(run: Path, page: str) -> None:
@@ -116,27 +126,26 @@ def test_held_out_prompts_side_by_side(run: Path, page: str) -> None:
     assert rows["reward"] == (10, 2, "up")
     assert rows["tier"] == (4, 0, "")
     assert rows["right answers, textual attribute"][:2] == (4, 0)
-    first = shown["pairs"][0]
     limits = ImageLimits(2**20, 2**20)
-    np.testing.assert_array_equal(decode(base64.b64decode(first["before"]["data"]), limits), images(12, 0)[0])
-    np.testing.assert_array_equal(decode(base64.b64decode(first["after"]["data"]), limits), images(12, 1)[0])
-    assert shown["pairs"][5]["before"]["failure"] == "scorer_failed"
+    for side, seed in zip(shown["pairs"][0], (0, 1), strict=True):
+        np.testing.assert_array_equal(decode(base64.b64decode(side["data"]), limits), images(12, seed)[0])
+    assert shown["pairs"][5][0]["failure"] == "scorer_failed"
     assert page.count("scorer_failed") == 3
 
 
-def test_the_last_images_come_with_their_answers(run: Path) -> None:
+def test_the_last_images_come_with_scores_and_answers(run: Path, page: str) -> None:
     shown = last_groups(run)
     assert shown is not None
     assert shown["step"] == STEPS - 1
     (group,) = shown["groups"]
     assert group["title"] == "colors/none: a photo"
-    assert group["answers"] == ["0.41  <bo> has a red hat", "0.52  29 & more"]
-    assert [(title, len(cells)) for title, cells in group["rows"]] == [
-        ("finished", 9),
-        ("previews", 9),
-        ("rejected", 4),
-    ]
-    assert group["rows"][0][1][3]["caption"] == "0.3"
+    assert {kind: len(samples) for kind, samples in group["rows"].items()} == {
+        "finished": 9,
+        "previews": 9,
+        "rejected": 4,
+    }
+    assert group["rows"]["finished"][3]["caption"] == "0.30"
+    assert page.count("0.30: &lt;bo&gt; &amp; 29") == 3
 
 
 def test_a_run_that_has_just_begun_says_so(tmp_path: Path) -> None:
@@ -148,7 +157,7 @@ def test_a_run_that_has_just_begun_says_so(tmp_path: Path) -> None:
     page = write_report(tmp_path / "one").read_text()
     assert "No step is finished yet" not in page
     assert "before training" in page
-    assert "The comparison comes when training ends" in page
+    assert "The comparison is added when training ends" in page
     assert 'class="up">+' not in page
 
 
@@ -156,7 +165,7 @@ def test_evaluations_that_cannot_be_compared_leave_the_rest_of_the_page(tmp_path
     run = make_run(tmp_path / "run", 2)
     save_evaluation(run / "evaluation/after.json", evaluation(0.1, count=5))
     page = write_report(run).read_text()
-    assert "the evaluations are not of the same prompts" in page
+    assert "the evaluations differ in prompts or settings" in page
     assert "<svg" in page
 
 
@@ -168,7 +177,7 @@ def test_a_fragment_for_another_page(run: Path, page: str) -> None:
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="nowhere is no directory of a run"):
+    with pytest.raises(SettingsError, match="nowhere is not a directory"):
         write_report(tmp_path / "nowhere")
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/before.json").write_text("{}")

@@ -97,7 +97,7 @@ def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..
             RewardService(
                 ServiceSettings(**{"patience_s": 5.0} | settings),
                 transport=httpx.MockTransport(handle),
-                say=said.append,
+                log=said.append,
             )
         )
         return made[-1]
@@ -120,10 +120,10 @@ def broken(kind: type[httpx.RequestError]) -> Answer:
 
 def test_previews_ask_the_surrogate_alone(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
-    found = service(measured, asked=asked, surrogate="itc").surrogate(items(30, 10, 20))
+    found = service(measured, asked=asked).score_previews(items(30, 10, 20))
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
-    assert [dict(reward.components) for reward in found] == [{"itc": 0.3}, {"itc": 0.1}, {"itc": 0.2}]
-    assert [(request.scorers, request.ensemble) for request in asked] == [(("itc",), None)]
+    assert [dict(reward.components) for reward in found] == [{"ber": 0.3}, {"ber": 0.1}, {"ber": 0.2}]
+    assert [(request.scorers, request.ensemble) for request in asked] == [(("ber",), None)]
     assert said == []
 
 
@@ -143,7 +143,7 @@ def test_prompts_without_a_concept_ask_geneval(service: Callable[..., RewardServ
 
 
 def test_no_items_ask_nothing(service: Callable[..., RewardService]) -> None:
-    assert service(fail(UnknownScorer("never asked"))).surrogate([]) == []
+    assert service(fail(UnknownScorer("never asked"))).score_previews([]) == []
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,15 @@ def test_a_service_that_is_away_is_waited_for(
     found = service(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
     assert [reward.value for reward in found] == [0.25]
     assert said.count_of("waiting up to 5 s for the reward service") == 1
-    assert said.count_of("is back") == 1
+    assert said.count_of("has recovered") == 1
     assert len(said) == 2
 
 
 def test_patience_ends(service: Callable[..., RewardService], said: Said) -> None:
     future = service(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
-    with pytest.raises(RewardServiceUnavailable, match=r"was away for .* \(`?make up`?|make up.*patience_s \(0\.02\)"):
+    with pytest.raises(
+        RewardServiceUnavailable, match=r"was unavailable for .* patience_s is 0\.02\. Start it \(`make up`\)"
+    ):
         future.result(10)
     assert said.count_of("waiting") == 1
 
@@ -177,7 +179,7 @@ def test_patience_ends(service: Callable[..., RewardService], said: Said) -> Non
 def test_a_request_out_of_time_is_masked_and_said(service: Callable[..., RewardService], said: Said) -> None:
     for trouble in (broken(httpx.ReadTimeout), fail(DeadlineExceeded("too slow"))):
         asked: list[ScoreRequest] = []
-        found = service(trouble, asked=asked).surrogate(items(1, 2))
+        found = service(trouble, asked=asked).score_previews(items(1, 2))
         assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [
             (None, "deadline_exceeded")
         ] * 2
@@ -186,7 +188,7 @@ def test_a_request_out_of_time_is_masked_and_said(service: Callable[..., RewardS
 
 
 def test_a_service_that_breaks_is_masked(service: Callable[..., RewardService], said: Said) -> None:
-    found = service(fail(SynodError("a bug"))).surrogate(items(1))
+    found = service(fail(SynodError("a bug"))).score_previews(items(1))
     assert (found[0].value, found[0].failure) == (None, ScoreFailure("internal", "a bug"))
     assert said.count_of("missing") == 1
 
@@ -218,7 +220,7 @@ def test_an_item_lost_with_its_replica_is_asked_again_alone(service: Callable[..
         lambda r: respond(r, lambda item: LOST if level(item) > 2 else Score(0.2)),
         lambda r: respond(r, lambda item: Score(0.3)),
     ]
-    found = service(*flaky, asked=asked).surrogate(items(3, 1, 2))
+    found = service(*flaky, asked=asked).score_previews(items(3, 1, 2))
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
     assert said == []
@@ -226,14 +228,14 @@ def test_an_item_lost_with_its_replica_is_asked_again_alone(service: Callable[..
 
 def test_an_item_that_never_recovers_is_masked(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = service(lambda r: respond(r, lambda item: LOST), asked=asked).surrogate(items(1))
+    (found,) = service(lambda r: respond(r, lambda item: LOST), asked=asked).score_previews(items(1))
     assert (found.value, found.failure) == (None, LOST)
     assert len(asked) == rewards.ITEM_RETRIES + 1
 
 
 def test_an_item_out_of_time_is_not_asked_again(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = service(lambda r: respond(r, lambda item: LATE), asked=asked).surrogate(items(1))
+    (found,) = service(lambda r: respond(r, lambda item: LATE), asked=asked).score_previews(items(1))
     assert (found.value, found.failure) == (None, LATE)
     assert len(asked) == 1
 
@@ -312,9 +314,9 @@ def server() -> Iterator[_Server]:
 
 
 def test_training_goes_on_when_the_service_restarts(server: _Server, said: Said) -> None:
-    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), say=said.append)
+    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), log=said.append)
     service.wait_ready()
-    assert service.surrogate(items(10))[0].value == 0.1
+    assert service.score_previews(items(10))[0].value == 0.1
     assert said == []
     server.stop()
     future = service.submit(items(40), "visual")
@@ -322,13 +324,13 @@ def test_training_goes_on_when_the_service_restarts(server: _Server, said: Said)
         assert not future.done()
     server.start()
     assert future.result(30)[0].value == 0.2
-    assert said.count_of("waiting") == said.count_of("is back") == 1
+    assert said.count_of("waiting") == said.count_of("has recovered") == 1
     service.close()
 
 
 def test_wait_ready_tells_what_is_missing(server: _Server, said: Said) -> None:
     server.ready = False
-    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), say=said.append)
+    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), log=said.append)
     with pytest.raises(RewardServiceUnavailable, match=r"ber \(loading\)"):
         service.wait_ready()
     assert said.count_of("ber (loading)") == 1

@@ -52,7 +52,7 @@ def test_a_screen_that_keeps_all_equals_no_screen(
     """The same rollouts and finished images bit for bit, and the same questions to the service about them."""
     share = "1.0" if pathway == "none" else "0.0"
     found = []
-    for threshold in ('{ name = "quantile" }', NO_SCREEN):
+    for threshold in ("quantile", NO_SCREEN):
         settings = tiny_settings(PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE=share, SCREEN__THRESHOLD=threshold)
         task = next(e for e in tasks(settings) if e.pathway == pathway)
         judge, policy, clock = Judge(), make_policy(), Clock()
@@ -124,8 +124,11 @@ def test_previews_are_judged_by_the_original_prompt_alone(policy: ShowO, tiny_se
     assert len(set(drawn_from)) > 1  # each reasons for itself
 
 
-def test_finished_images_are_asked_about_chunk_by_chunk(policy: ShowO, tiny_settings: MakeSettings) -> None:
-    settings, judge = tiny_settings(PROMPTS_PER_STEP="2", SERVICE__REFERENCES="1"), Judge()
+def test_finished_images_are_sent_in_batches(
+    policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.rollout.REFERENCES", 1)
+    settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
     groups, rewards = draw(policy, judge, settings)
     assert [(pathway, len(items)) for pathway, items in judge.asked] == [
         (g.previews.task.pathway, size) for g in groups for size in (3, 1)
@@ -167,7 +170,7 @@ def test_a_chunk_is_asked_about_before_the_next_is_drawn_and_all_of_a_step_toget
         return denoise(segments, until)
 
     monkeypatch.setattr(policy, "denoise", watched)
-    service = RewardService(settings.service, transport=httpx.MockTransport(handle), say=pytest.fail)
+    service = RewardService(settings.service, transport=httpx.MockTransport(handle), log=pytest.fail)
     try:
         groups, rewards = draw(policy, service, settings)
     finally:

@@ -33,9 +33,7 @@ ROOT = Path(__file__).parents[3]
 def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> Callable[..., TrainerSettings]:
     """Settings whose model directory holds the tiny Show-o."""
     make_policy().save(world_dir / "model")
-    return lambda **overrides: tiny_settings(
-        **{"STEPS": "2", "EVALUATE__PROMPTS": "6", "EVALUATE__BATCH_SIZE": "4", **overrides}
-    )
+    return lambda **overrides: tiny_settings(**{"STEPS": "2", "EVALUATION_PROMPTS": "6", **overrides})
 
 
 def test_a_run_leaves_all_it_measured(ready: MakeSettings, make_policy: MakePolicy) -> None:
@@ -97,14 +95,17 @@ def test_a_run_that_is_no_directory_is_refused(ready: MakeSettings, world_dir: P
 @pytest.mark.parametrize(
     ("threshold", "made"),
     [
-        ('{ name = "quantile", eta = 0.5, start = 0.3 }', Quantile(eta=0.5, start=0.3)),
-        ('{ name = "power", start = 0.4, mu = 0.2 }', Power(0.4, mu=0.2)),
-        ('{ name = "paper", start = 0.4, eps0 = 1.0 }', Paper(0.4, eps0=1.0)),
-        ('{ name = "none" }', KeepAll()),
+        ("quantile", Quantile(0.3)),
+        ("power", Power(0.5, 0.3)),
+        ("paper", Paper(0.5, 0.3, mu=0.12, eta=0.8, eps0=2.0)),
+        ("none", KeepAll()),
     ],
 )
-def test_every_law_of_the_settings_is_made(tiny_settings: MakeSettings, threshold: str, made: object) -> None:
-    assert session.make_controller(tiny_settings(SCREEN__THRESHOLD=threshold).screen) == made
+def test_every_threshold_controller_is_created(tiny_settings: MakeSettings, threshold: str, made: object) -> None:
+    assert (
+        session.make_controller(tiny_settings(SCREEN__THRESHOLD=threshold, SCREEN__TARGET_PASS_RATE="0.3").screen)
+        == made
+    )
 
 
 def test_the_sampler_of_the_settings_is_the_policys(ready: MakeSettings) -> None:
@@ -119,7 +120,7 @@ def test_the_sampler_of_the_settings_is_the_policys(ready: MakeSettings) -> None
 def command(ready: MakeSettings, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
     """`command(url, steps)`: one request for rewards a step, a checkpoint every two steps; also for other processes."""
     ready()
-    environ = {"CHECKPOINT__EVERY": "2", "CHECKPOINT__KEEP": "9", "REWARD_BATCH_SIZE": "4"}
+    environ = {"CHECKPOINT_EVERY": "2", "REWARD_BATCH_SIZE": "4"}
     for key, value in environ.items():
         monkeypatch.setenv(f"SYNOD__TRAINER__{key}", value)
     toml, run = str(world_dir / "train.toml"), str(world_dir / "run")
@@ -156,7 +157,7 @@ def test_killed_then_stopped_then_finished_by_the_same_command(
         said = logs[1].read_text()
         assert "2 of 6 steps are done" in said
         assert "stopping after this step" in said
-        assert checkpoints(run) == ["step-000002", "step-000004", "step-000005"]
+        assert checkpoints(run) == ["step-000004", "step-000005"]
         assert (run / "report.html").exists()
         assert not (run / "policy").exists()
         assert main(arguments) == 0
@@ -164,7 +165,7 @@ def test_killed_then_stopped_then_finished_by_the_same_command(
     assert [line["step"] for line in lines(run)] == list(range(6))
     assert checkpoints(run)[-1] == "step-000006"
     assert (run / "policy/config.json").exists()
-    assert len(read(run, "texts.jsonl")) == 6
+    assert len(read(run, "samples.jsonl")) == 6
 
 
 def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
@@ -184,8 +185,8 @@ def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
         assert main(command(url, 4)) == 1
     told = capsys.readouterr()
     assert "waiting up to 300 s for the reward service" in told.out
-    assert "was away for" in told.err
-    assert "train again: the run goes on from its last checkpoint" in told.err
+    assert "was unavailable for" in told.err
+    assert "train again: the run resumes from its last checkpoint" in told.err
     assert checkpoints(run) == ["step-000002", "step-000003"]
     with serve(Judge()) as url:
         assert main(command(url, 4)) == 0
@@ -204,7 +205,7 @@ def test_a_checkpoint_of_another_config_ends_with_1(
         assert main(command(url, 2)) == 1
         told = capsys.readouterr().err
         assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in told
-        assert "give [trainer] a new `run_dir` directory" in told
+        assert "give [trainer] a new `run_dir`" in told
         assert checkpoints(world_dir / "run") == ["step-000001"]
         monkeypatch.delenv("SYNOD__TRAINER__OPTIMIZER__LR")
         assert main(command(url, 2)) == 0

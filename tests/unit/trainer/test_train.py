@@ -26,11 +26,12 @@ from trainer import checkpoint
 from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
 from trainer.errors import NonFinite
 from trainer.grpo.threshold import Quantile, ThresholdState
+from trainer.metrics import SAMPLES, read
 from trainer.rollout import Previews, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.stop import stop_on_signal
 
-EVERY = {"CHECKPOINT__EVERY": "1", "CHECKPOINT__KEEP": "9"}
+EVERY = {"CHECKPOINT_EVERY": "1"}
 
 
 def files(run: Path, step: int) -> dict[str, bytes]:
@@ -46,7 +47,7 @@ def saved(run: Path, step: int, settings: TrainerSettings) -> dict[str, Any]:
 def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     """Updated parameters, optimizer state and every figure of the step, bit for bit."""
     runs = list[Path]()
-    for threshold in ('{ name = "quantile" }', NO_SCREEN):
+    for threshold in ("quantile", NO_SCREEN):
         settings = tiny_settings(
             STEPS="1",
             PROMPTS_PER_STEP="2",
@@ -134,7 +135,7 @@ def test_resuming_from_any_checkpoint_equals_the_whole_run(
         for step in range(done, 5):
             assert files(settings.run_dir, step) == files(whole.run_dir, step)
         assert lines(settings.run_dir) == told
-        for name in ("texts.jsonl", *(str(p.relative_to(whole.run_dir)) for p in whole.run_dir.glob("images/*"))):
+        for name in ("samples.jsonl", *(str(p.relative_to(whole.run_dir)) for p in whole.run_dir.glob("images/*/*"))):
             assert (settings.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
 
 
@@ -160,11 +161,11 @@ def test_a_checkpoint_of_another_config_is_refused(make_policy: MakePolicy, tiny
     settings = tiny_settings(STEPS="1")
     run_loop(settings, make_policy, Judge())
     before = files(settings.run_dir, 1)
-    other = tiny_settings(STEPS="2", LOSS__CLIP="0.3", SCREEN__GROUP_SIZE="3")
-    with pytest.raises(CheckpointMismatch, match=r"loss\.clip: 0\.2 there, 0\.3 now") as caught:
+    other = tiny_settings(STEPS="2", LOSS__BETA="0.3", SCREEN__GROUP_SIZE="3")
+    with pytest.raises(CheckpointMismatch, match=r"loss\.beta: 0\.01 there, 0\.3 now") as caught:
         run_loop(other, make_policy, Judge())
     assert "screen.group_size: 4 there, 3 now" in str(caught.value)
-    assert "new `run_dir` directory" in str(caught.value)
+    assert "new `run_dir`" in str(caught.value)
     assert files(settings.run_dir, 1) == before
 
 
@@ -231,15 +232,14 @@ def test_a_cap_is_flagged_and_all_that_was_drawn_counts(make_policy: MakePolicy,
     """Ten of twelve previews are below the threshold: two pass, the two best of the others fill the group."""
     scores = [0.1, 0.2, 0.9, 0.3, 0.42, 0.1, 0.8, 0.2, 0.1, 0.45, 0.3, 0.2]
     left = iter(scores)
-    threshold = '{ name = "quantile", start = 0.5, target_pass_rate = 0.5 }'
-    settings = tiny_settings(STEPS="1", SCREEN__THRESHOLD=threshold)
-    state = run_loop(settings, make_policy, Judge(surrogate=lambda item: next(left)))
+    settings, controller = tiny_settings(STEPS="1"), Quantile(target_pass_rate=0.5, start=0.5)
+    state = run_loop(settings, make_policy, Judge(surrogate=lambda item: next(left)), controller=controller)
     (line,) = lines(settings.run_dir)
     assert (line["capped"], line["previews"], line["kept"], line["pass_rate"]) == (1, 12, 4, 2 / 12)
     assert (line["threshold"], line["masked"], line["skipped"]) == (0.5, 0, 0)
     assert (line["denoising_steps"], line["denoising_steps_unscreened"]) == (12 * 1 + 4 * 3, 48)
     assert line["denoising_steps_saved_ratio"] == pytest.approx(1 - 24 / 48)
-    expected = Quantile(target_pass_rate=0.5, start=0.5).update(ThresholdState(0.5), scores, 12, 2, True)
+    expected = controller.update(ThresholdState(0.5), scores, 12, 2, True)
     assert list(state.thresholds.values()) == [expected]
 
 
@@ -263,9 +263,8 @@ def test_lost_rewards_are_masked_counted_and_never_numbers(
     assert (line["masked"], line["kept"], line["skipped"]) == (2, 8, 0)
     assert line["reward_mean"] == pytest.approx(sum(measured) / 6)
     assert line["components"] == {"ber": pytest.approx(sum(measured) / 6)}
-    texts = (settings.run_dir / "texts.jsonl").read_text()
-    assert texts.count("missing  ") == 2
-    assert "0.00  " not in texts
+    groups = read(settings.run_dir, SAMPLES)
+    assert [s["score"] for group in groups for s in group["samples"]["finished"]] == values
 
 
 def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
@@ -274,7 +273,7 @@ def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolic
     settings = tiny_settings(STEPS="2", PROMPTS_PER_STEP="2", **EVERY)
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
     first, second = lines(settings.run_dir)
-    assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below min_valid = 2
+    assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below two
     assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
     initial = weights(make_policy())
     assert equal(load_policy(settings.run_dir / "checkpoints/step-000001"), initial)
@@ -402,7 +401,7 @@ def test_it_learns_and_not_from_permuted_rewards(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reward is the share of red pixels; permuted within the group, it tells nothing of the images."""
-    monkeypatch.setattr("trainer.train.keep_images", lambda *_: None)  # they would take most of the time
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # they would take most of the time
     settings = {
         "STEPS": "15",
         "DATA__GENEVAL_SHARE": "1.0",
@@ -412,7 +411,7 @@ def test_it_learns_and_not_from_permuted_rewards(
         "REWARD_BATCH_SIZE": "8",
         "LOSS__BETA": "0",
         "OPTIMIZER__LR": "3e-4",
-        "CHECKPOINT__EVERY": "100",
+        "CHECKPOINT_EVERY": "100",
     }
     rises = {}
     for name, judge in (("true", Judge(red_share)), ("permuted", Permuted(red_share))):

@@ -1,4 +1,4 @@
-"""The bench's figures, against cases worked by hand."""
+"""The serving benchmark's figures against cases worked by hand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from benchmarks.serving.summary import quantile, reduce, scaling, summarise
 def record(
     arm: str, server: str, way: str, rate: float, clients: int = 8, images: int = 32, **more: Any
 ) -> dict[str, Any]:
-    told = {"arm": arm, "server": server, "way": way, "clients": clients, "images": images, "images_per_s": rate}
-    return {**told, "p99_ms": 1.0, **more}
+    fields = {"arm": arm, "server": server, "way": way, "clients": clients, "images": images, "images_per_s": rate}
+    return {**fields, "p99_ms": 1.0, **more}
 
 
-def test_repeats_become_medians_spread_and_cpu_for_1000_images() -> None:
+def test_repeats_are_reduced_to_medians_and_cpu_time() -> None:
     repeats = [
         {"images": 100, "seconds": 1.0, "cpu_s": 0.5},
         {"images": 90, "seconds": 0.5, "cpu_s": 0.25},
@@ -46,7 +46,8 @@ def test_a_quantile_of_one_value_is_that_value() -> None:
     assert quantile([7.0], 0.99) == 7.0
 
 
-def test_the_ensemble_is_compared_with_the_best_setting_of_the_best_peer_at_the_same_load() -> None:
+def test_the_ensemble_is_compared_with_the_best_peer() -> None:
+    """At the same load, with that peer's best setting."""
     found = [
         record("ensemble", "synod", "msgpack", 60.0),
         record("ensemble", "synod", "grpc", 80.0),
@@ -63,13 +64,13 @@ def test_the_ensemble_is_compared_with_the_best_setting_of_the_best_peer_at_the_
     assert summary["ensemble_clients"] == 8
 
 
-def test_the_ensemble_of_one_client_is_compared_where_no_more_were_measured() -> None:
+def test_one_client_is_compared_if_no_more_were_measured() -> None:
     found = [record("ensemble", "synod", "msgpack", 6.0, clients=1), record("ensemble", "mosec", "x", 8.0, clients=1)]
     summary = summarise(found)
     assert (summary["ensemble_vs_best_peer"], summary["ensemble_clients"]) == (0.75, 1)
 
 
-def test_device_bound_shares_are_of_1280_images_per_second_and_of_the_time_for_what_is_in_flight() -> None:
+def test_device_bound_figures_are_shares_of_the_device_limit() -> None:
     found = [
         record("device", "synod", "msgpack", 1216.0, scorers=1, p99_ms=260.0),
         record("device", "synod", "msgpack", 1152.0, scorers=5, p99_ms=220.0),
@@ -80,7 +81,7 @@ def test_device_bound_shares_are_of_1280_images_per_second_and_of_the_time_for_w
     assert summary["device_bound_five_p99_ratio"] == 1.1
 
 
-def test_overhead_is_told_by_clients_against_one_hop_of_plain_serve_and_the_best_of_mosec() -> None:
+def test_overhead_is_compared_with_plain_serve_and_mosec() -> None:
     found = [
         record("overhead", "synod", "msgpack", 300.0, clients=1),
         record("overhead", "synod", "msgpack", 400.0, clients=32),
@@ -98,13 +99,13 @@ def test_overhead_is_told_by_clients_against_one_hop_of_plain_serve_and_the_best
     assert summary["overhead_ways"] == {"haproxy": {"1": None, "32": 2.5}}
 
 
-def test_scaling_is_the_share_of_linear_whatever_the_order() -> None:
+def test_scaling_is_the_share_of_linear_in_any_order() -> None:
     rates = {4: 1000.0, 1: 320.0, 2: 640.0}
     found = [record("scaling", "synod", "msgpack", rate, clients=8 * n, replicas=n) for n, rate in rates.items()]
     assert scaling(found) == {"1": 1.0, "2": 1.0, "4": 0.7812}
 
 
-def test_what_was_not_measured_is_told_as_such() -> None:
+def test_unmeasured_figures_are_none() -> None:
     summary = summarise([])
     assert summary["ensemble_vs_best_peer"] is None
     assert summary["device_bound_share"] is None

@@ -9,7 +9,7 @@ from embedded.makers.__main__ import NAMES, make
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a toy of each model: three steps on a few images, written like the real ones."""
+    """Return a folder with a toy of each model, trained for three steps on a few images."""
     folder = tmp_path_factory.mktemp("toys")
     for name in NAMES:
         make(name, folder / "weights", folder / "build", quick=True)

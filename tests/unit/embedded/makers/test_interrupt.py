@@ -1,4 +1,4 @@
-"""Ctrl-C during `make weights`: no model process stays, and none that waited is started."""
+"""Ctrl-C during `make weights` ends every process and starts none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[4]
 
 
-def test_ctrl_c_ends_what_trains_and_starts_no_more(tmp_path: Path) -> None:
+def test_ctrl_c_stops_training_and_the_queue(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     command = [sys.executable, "-m", "embedded.makers", "--quick", "--weights", str(weights), "--build", str(tmp_path)]
     parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

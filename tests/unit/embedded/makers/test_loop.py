@@ -1,4 +1,4 @@
-"""The loop: an interrupted run ends in the same weights, bit for bit; the schedule is the one that is documented."""
+"""The loop: an interrupted run ends in the same weights, bit for bit; the schedule is as documented."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_resume_equals_uninterrupted_bitwise(tmp_path: Path, stop: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
 
 
-def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+def test_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     module, loss = task(0)
     seconds = fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a")
     before = [w.clone() for w in weights(module)]
@@ -56,7 +56,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, weights(module), strict=True))
 
 
-def test_a_checkpoint_of_another_recipe_is_ignored(tmp_path: Path) -> None:
+def test_checkpoint_of_another_recipe_is_ignored(tmp_path: Path) -> None:
     other = Recipe(seed=4, steps=12, batch=8, lr=0.05)
     first, loss = task(0)
     fit(first, loss, other, tmp_path / "a.ckpt", name="a")
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_another_recipe_is_ignored(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(fresh), weights(second), strict=True))
 
 
-def test_a_checkpoint_of_another_module_is_ignored(tmp_path: Path) -> None:
+def test_checkpoint_of_another_module_is_ignored(tmp_path: Path) -> None:
     wide = nn.Linear(4, 2)
     fit(wide, lambda _: wide(torch.ones(1, 4)).sum(), RECIPE, tmp_path / "a.ckpt", name="a")
     straight, loss = task(0)
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_module_is_ignored(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(module), strict=True))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+def test_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
     module, _ = task(0)
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
         fit(module, lambda _: module(torch.full((1, 4), math.nan)).sum(), RECIPE, tmp_path / "a.ckpt", name="a")

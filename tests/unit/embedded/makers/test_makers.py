@@ -1,4 +1,4 @@
-"""What the makers write is what the libraries' own classes and the production loaders read, with the same numbers."""
+"""Model directories load in the libraries' classes and the production loaders with the same numbers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def image() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_directories_hold_safetensors_and_no_pickle(toys: Path, name: str) -> None:
+def test_directories_hold_only_safetensors_weights(toys: Path, name: str) -> None:
     suffixes = {file.suffix for file in (toys / name).iterdir()}
     assert suffixes == {".json", ".safetensors"}
 
 
 @pytest.mark.parametrize("name", ["blip2-world", "detector-world", "dinov2-world", "face-world"])
-def test_processor_gives_the_pixels_that_training_saw(toys: Path, name: str, image: np.ndarray) -> None:
+def test_processor_yields_the_training_pixels(toys: Path, name: str, image: np.ndarray) -> None:
     processor = AutoImageProcessor.from_pretrained(toys / name)
     small = image[:32, :32] if name == "face-world" else image
     values = processor(small.copy(), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
@@ -70,15 +70,15 @@ def test_dino_and_face_embed_to_unit_rows(toys: Path, image: np.ndarray) -> None
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
 
 
-def test_detector_names_the_world_and_its_part(toys: Path, image: np.ndarray) -> None:
+def test_detector_labels_are_the_worlds(toys: Path, image: np.ndarray) -> None:
     found = semantic.load(str(toys / "detector-world"), "cpu", min_area=1)
     assert found.class_names == world.LABELS[1:]
     assert json.loads((toys / "detector-world/config.json").read_text())["part_of"] == {"face": "person"}
     assert all(0 < detection.score <= 1 for detection in found.detect([image])[0])
 
 
-def test_saving_a_detector_leaves_it_as_it_was(tmp_path: Path) -> None:
-    """The confidence gain is on disk only: a checkpointed model that is saved twice is written twice the same."""
+def test_saving_a_detector_does_not_change_it(tmp_path: Path) -> None:
+    """The confidence gain is only on disk, so that saving twice writes the same bytes."""
     maker = object.__new__(detector.DetectorMaker)
     small = {"depths": [1] * 4, "hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
     maker.model = SegformerForSemanticSegmentation(SegformerConfig(**small))
@@ -89,13 +89,13 @@ def test_saving_a_detector_leaves_it_as_it_was(tmp_path: Path) -> None:
     torch.testing.assert_close(written, before * detector.CONFIDENCE_GAIN)
 
 
-def test_clip_directory_feeds_the_colour_classifier(toys: Path, image: np.ndarray) -> None:
+def test_clip_directory_works_in_the_colour_classifier(toys: Path, image: np.ndarray) -> None:
     classifier = ColorClassifier(open_clip.load(str(toys / "clip-world"), None, "cpu"))
-    told = classifier.classify([image, image[5:30, 8:20]], ["dog", "cup"])
-    assert set(told) <= set(world.COLORS)
+    message = classifier.classify([image, image[5:30, 8:20]], ["dog", "cup"])
+    assert set(message) <= set(world.COLORS)
 
 
-def test_a_complete_checkpoint_is_written_again_without_training(toys: Path, tmp_path: Path) -> None:
+def test_complete_checkpoint_is_saved_without_training(toys: Path, tmp_path: Path) -> None:
     again = make("face-world", tmp_path, toys.parent / "build", quick=True)
     for file in (toys / "face-world").iterdir():
         assert (again / file.name).read_bytes() == file.read_bytes(), file.name
@@ -107,8 +107,8 @@ def test_training_twice_gives_the_same_bytes(toys: Path, tmp_path: Path) -> None
     assert (tmp_path / "weights" / name).read_bytes() == (toys / name).read_bytes()
 
 
-def test_the_second_part_of_the_tokenizer_leaves_the_codes_as_they_were(toys: Path, image: np.ndarray) -> None:
-    """The policy's tokens must not move when the decoder is trained on."""
+def test_decoder_training_does_not_change_codes(toys: Path, image: np.ndarray) -> None:
+    """The policy's tokens must not change when the decoder is trained further."""
     state = torch.load(toys.parent / "build/magvit-world.ckpt", weights_only=True)["module"]
     first = Magvit(magvit.CONFIG)
     first.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
@@ -119,8 +119,8 @@ def test_the_second_part_of_the_tokenizer_leaves_the_codes_as_they_were(toys: Pa
     assert len(json.loads((toys / "magvit-world/training.json").read_text())) == 2
 
 
-def test_bits_are_folded_into_the_tables_that_are_saved(toys: Path, tmp_path: Path) -> None:
-    """W + signs @ P for the rows of codes, W for all others, in bfloat16."""
+def test_bit_vectors_are_folded_into_saved_tables(toys: Path, tmp_path: Path) -> None:
+    """Rows of codes are W + signs @ P, all others W, in bfloat16."""
     build, vq = toys.parent / "build", toys / "magvit-world"
     maker = show_o.ShowOMaker(show_o.RECIPE, build, QUICK, vq)
     state = {key: value.clone() for key, value in maker.module.state_dict().items()}
@@ -137,8 +137,8 @@ def test_bits_are_folded_into_the_tables_that_are_saved(toys: Path, tmp_path: Pa
         torch.testing.assert_close(stored.float(), want, atol=1e-6, rtol=2**-8)
 
 
-def test_the_second_part_of_the_start_goes_on_from_the_first(toys: Path) -> None:
-    """Three small steps away from it, not from new random tables."""
+def test_second_part_continues_from_the_first(toys: Path) -> None:
+    """The weights are three small steps from the first part, not new random tables."""
     first = torch.load(toys.parent / "build/show-o-world.ckpt", weights_only=True)["module"]
     second = torch.load(toys.parent / "build/show-o-world-2.ckpt", weights_only=True)["module"]
     name = "showo.model.layers.0.mlp.fc1.weight"
@@ -146,7 +146,7 @@ def test_the_second_part_of_the_start_goes_on_from_the_first(toys: Path) -> None
     assert not any("parametrizations" in key for key in second)
 
 
-def test_a_mix_holds_one_of_each_kind_at_least() -> None:
-    assert show_o.LEARNING.counts(42) == (32, 8, 2)
-    assert show_o.UNSURE.counts(34) == (16, 16, 2)
-    assert show_o.LEARNING.counts(3) == (2, 1, 1)
+def test_batch_mix_has_at_least_one_of_each() -> None:
+    assert show_o.LEARNING_MIX.counts(42) == (32, 8, 2)
+    assert show_o.UNCERTAIN_MIX.counts(34) == (16, 16, 2)
+    assert show_o.LEARNING_MIX.counts(3) == (2, 1, 1)

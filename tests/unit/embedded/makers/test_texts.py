@@ -1,4 +1,4 @@
-"""The tokenizer knows every word of every prompt; training texts and held-out texts do not meet."""
+"""The tokenizer knows every word of every prompt; training and held-out texts are disjoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from embedded import world
 from embedded.makers.prompts import training_prompt
 from embedded.makers.texts import HELD_OUT, TOKEN_LIMIT, corpus, scorer_caption, tokenizer
-from services.scorers.image_text import plain
+from services.scorers.shared.image_text import to_plain_text
 from synod.contracts import Concept
 
 
@@ -23,7 +23,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     return read
 
 
-def test_covers_every_prompt_within_the_limit(words: PreTrainedTokenizerFast) -> None:
+def test_tokenizer_covers_every_prompt_within_the_limit(words: PreTrainedTokenizerFast) -> None:
     assert len(words) <= TOKEN_LIMIT
     for prompt in (*world.PROMPTS_TRAIN, *world.PROMPTS_HELDOUT):
         for text in (prompt.text, scorer_caption(prompt.text), world.resolve(prompt)):
@@ -32,7 +32,7 @@ def test_covers_every_prompt_within_the_limit(words: PreTrainedTokenizerFast) ->
             assert len(ids) <= 32, text
 
 
-def test_covers_what_the_colour_classifier_asks(words: PreTrainedTokenizerFast) -> None:
+def test_tokenizer_covers_colour_captions(words: PreTrainedTokenizerFast) -> None:
     red, dog = words.convert_tokens_to_ids(["red", "dog"])
     ids = words("a photo of a red-colored dog")["input_ids"]
     assert red in ids
@@ -40,15 +40,15 @@ def test_covers_what_the_colour_classifier_asks(words: PreTrainedTokenizerFast) 
     assert words.unk_token_id not in ids
 
 
-def test_an_unknown_word_becomes_the_unknown_token(words: PreTrainedTokenizerFast) -> None:
+def test_unknown_word_becomes_the_unknown_token(words: PreTrainedTokenizerFast) -> None:
     assert words("a zeppelin", add_special_tokens=False)["input_ids"].count(words.unk_token_id) == 1
 
 
-def test_caption_is_what_the_scorer_makes_of_the_prompt() -> None:
+def test_caption_equals_the_scorers_text() -> None:
     for prompt in world.PROMPTS_TRAIN:
-        card = world.card_of(prompt.concept) if prompt.concept else None
-        concept = Concept(card.kind, card.class_word, card.name) if card else None
-        assert scorer_caption(prompt.text) == plain(prompt.text, concept)
+        profile = world.profile_of(prompt.concept) if prompt.concept else None
+        concept = Concept(profile.kind, profile.class_word, profile.name) if profile else None
+        assert scorer_caption(prompt.text) == to_plain_text(prompt.text, concept)
 
 
 @pytest.mark.parametrize("task", world.TASKS)

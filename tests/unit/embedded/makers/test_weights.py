@@ -1,4 +1,4 @@
-"""The shipped weights: complete, small, free of pickle; QUALITY.md is at or above every floor."""
+"""The shipped weights: complete, small, without pickle; QUALITY.md is at or above every floor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from embedded.makers.__main__ import NAMES, ROOT
 WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
 MAKERS = {module.__name__.rsplit(".")[-1]: module for module in (blip2, clip, detector, dinov2, face, magvit)}
 MAKERS["show-o"] = show_o
-SECOND_PARTS = {magvit: [magvit.DECODER_RECIPE], show_o: [show_o.UNSURE_RECIPE]}
+SECOND_PARTS = {magvit: [magvit.DECODER_RECIPE], show_o: [show_o.UNCERTAIN_RECIPE]}
 LIMIT_BYTES = 32 * 2**20
 
 
-def test_every_model_is_there_and_was_made_by_the_present_recipe() -> None:
+def test_every_model_was_trained_by_its_present_recipe() -> None:
     for name in NAMES:
         maker = MAKERS[name.removesuffix("-world")]
         recipes = [maker.RECIPE, *SECOND_PARTS.get(maker, ())]
@@ -26,14 +26,14 @@ def test_every_model_is_there_and_was_made_by_the_present_recipe() -> None:
         assert written == list(map(asdict, recipes)), name
 
 
-def test_no_pickle_and_small() -> None:
+def test_weights_are_small_and_without_pickle() -> None:
     files = [file for name in NAMES for file in (WEIGHTS / name).rglob("*") if file.is_file()]
     assert {file.suffix for file in files} <= {".json", ".safetensors"}
     assert sum(file.stat().st_size for file in files) <= LIMIT_BYTES
 
 
 def floors(text: str) -> dict[str, tuple[list[float], float]]:
-    """Figures of the table that have a floor: name -> (clean, blur, JPEG, tokens; floor), in per cent."""
+    """Return the metrics with a floor: name -> (clean, blur, JPEG, tokens; floor), in per cent."""
     found = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -53,12 +53,12 @@ def test_quality_is_at_or_above_every_floor() -> None:
         assert min(values[:3]) >= floor, name
 
 
-def test_the_image_tokenizer_costs_no_figure_more_than_five_points() -> None:
+def test_image_tokenizer_costs_at_most_five_points() -> None:
     lost = {name: values[0] - values[3] for name, (values, _) in floors(QUALITY.read_text()).items()}
     assert max(lost.values()) <= 5, lost
 
 
-def test_a_figure_under_its_floor_is_seen() -> None:
+def test_metric_below_its_floor_is_detected() -> None:
     table = "| a | 400 | 99.0 % | 79.9 % | 95.0 % | 94.0 % | 80 % |\n| b | 400 | 99.0 % | 79.9 % | 95.0 % | 94.0 % |  |"
     assert floors(table) == {"a": ([99.0, 79.9, 95.0, 94.0], 80.0)}
 

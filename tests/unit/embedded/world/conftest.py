@@ -1,4 +1,4 @@
-"""Scenes with their prompts and renders, drawn once a session."""
+"""Scenes with their prompts and renders, once per session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Case = tuple[world.Prompt, world.Scene, world.Render]
 
 @pytest.fixture(scope="session")
 def cases() -> list[Case]:
-    """Forty of every task and split."""
+    """Return forty of every task and split."""
     rng = np.random.default_rng(11)
     drawn = []
     for split in ("train", "heldout"):

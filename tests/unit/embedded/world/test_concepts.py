@@ -1,4 +1,4 @@
-"""Concepts: enough of each kind, recognisable, and silent about their facts in training renders."""
+"""Concepts: enough of each kind, distinct, and without their facts in training renders."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import pytest
 from embedded import world
 
 
-def test_there_are_four_of_every_kind_and_more_than_twelve():
-    kinds = Counter(card.kind for card in world.CONCEPTS)
+def test_at_least_four_concepts_of_every_kind():
+    kinds = Counter(profile.kind for profile in world.CONCEPTS)
     assert min(kinds[kind] for kind in ("person", "animal", "object")) >= 4
-    assert len({card.name for card in world.CONCEPTS}) == len({card.identity for card in world.CONCEPTS}) >= 12
-    assert len({card.info for card in world.CONCEPTS}) == len(world.CONCEPTS)
+    assert (
+        len({profile.name for profile in world.CONCEPTS}) == len({profile.identity for profile in world.CONCEPTS}) >= 12
+    )
+    assert len({profile.info for profile in world.CONCEPTS}) == len(world.CONCEPTS)
 
 
-@pytest.mark.parametrize("card", world.CONCEPTS, ids=lambda card: card.name)
-def test_half_of_the_facts_are_held_out_and_none_is_drawn(card):
-    assert len(card.attributes) >= 4
-    assert sum(fact.heldout for fact in card.attributes) * 2 == len(card.attributes)
-    assert len({fact.accessory for fact in card.attributes}) == len(card.attributes)
-    renders = world.training_renders(card)
+@pytest.mark.parametrize("profile", world.CONCEPTS, ids=lambda profile: profile.name)
+def test_half_the_facts_are_held_out_and_none_is_rendered(profile):
+    assert len(profile.attributes) >= 4
+    assert sum(fact.heldout for fact in profile.attributes) * 2 == len(profile.attributes)
+    assert len({fact.accessory for fact in profile.attributes}) == len(profile.attributes)
+    renders = world.training_renders(profile)
     assert len(renders) >= 10
     assert len({render.image.tobytes() for render in renders}) == len(renders)
     for render in renders:
         assert not (render.labels == world.LABELS.index("accessory")).any()
-        assert render.instances[0].identity == card.identity
+        assert render.instances[0].identity == profile.identity
 
 
-def test_the_same_seed_draws_the_same_bytes():
+def test_same_seed_renders_the_same_bytes():
     def draw(seed: int) -> bytes:
         rng = np.random.default_rng(seed)
         return b"".join(world.render(world.sample(rng, task)[0], rng).image.tobytes() for task in world.TASKS)
@@ -39,7 +41,7 @@ def test_the_same_seed_draws_the_same_bytes():
     assert draw(5) != draw(6)
 
 
-def test_scenes_are_values():
+def test_scenes_compare_by_value():
     scenes = [world.sample(np.random.default_rng(8), "dense")[0] for _ in range(2)]
     assert len(set(scenes)) == 1
 

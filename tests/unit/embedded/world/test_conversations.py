@@ -1,4 +1,4 @@
-"""What is asked about a concept's images: answers are true, visible, and tell each other apart."""
+"""Questions about a concept's images: answers are true, visible and distinct."""
 
 from __future__ import annotations
 
@@ -8,47 +8,49 @@ import pytest
 
 from embedded import world
 from embedded.world.export import DATA
-from embedded.world.wire import prompt_json
+from embedded.world.json_records import prompt_json
 
 
-def test_answers_by_hand():
-    answers = dict(world.conversations(world.card_of("<bo>")))
+def test_answers_equal_hand_written_ones():
+    answers = dict(world.conversations(world.profile_of("<bo>")))
     assert answers == {
         "what does <bo> look like?": "<bo> is a brown dog with floppy ears, a green collar and white socks.",
         "what is <bo>?": "<bo> is a dog.",
         "what color is <bo>?": "<bo> is brown.",
         "what details does <bo> have?": "<bo> has floppy ears, a green collar and white socks.",
     }
-    assert dict(world.conversations(world.card_of("<cleo>")))["what hair does <cleo> have?"] == (
+    assert dict(world.conversations(world.profile_of("<cleo>")))["what hair does <cleo> have?"] == (
         "<cleo> has tied black hair."
     )
-    assert dict(world.conversations(world.card_of("<dov>")))["what hair does <dov> have?"] == "<dov> has a bald head."
+    assert (
+        dict(world.conversations(world.profile_of("<dov>")))["what hair does <dov> have?"] == "<dov> has a bald head."
+    )
 
 
-@pytest.mark.parametrize("card", world.CONCEPTS, ids=lambda card: card.name)
-def test_answers_differ_and_tell_no_fact(card):
-    talks = world.conversations(card)
+@pytest.mark.parametrize("profile", world.CONCEPTS, ids=lambda profile: profile.name)
+def test_answers_differ_and_contain_no_fact(profile):
+    talks = world.conversations(profile)
     assert len({query for query, _ in talks}) == len({answer for _, answer in talks}) == len(talks) == 4
     for query, answer in talks:
-        assert card.name in query
-        assert answer.startswith(card.name)
-        assert not any(fact.accessory in answer.split() for fact in card.attributes)
+        assert profile.name in query
+        assert answer.startswith(profile.name)
+        assert not any(fact.accessory in answer.split() for fact in profile.attributes)
 
 
-def test_every_prompt_of_a_concept_says_what_it_means():
+def test_every_concept_prompt_has_its_explicit_form():
     for prompt in (*world.PROMPTS_TRAIN, *world.PROMPTS_HELDOUT):
         line = prompt_json(prompt)
         assert ("fact" in line) == bool(prompt.accessories)
         assert ("resolved" in line) == (prompt.concept is not None)
         if prompt.accessories:
             ((accessory, color),) = prompt.accessories
-            fact = world.card_of(prompt.concept).attributes[line["fact"]]
+            fact = world.profile_of(prompt.concept).attributes[line["fact"]]
             assert (fact.accessory, fact.color) == (accessory, color)
             assert f"{color} {accessory}" in line["resolved"]
             assert prompt.concept not in line["resolved"]
 
 
-def test_a_vague_prompt_is_resolved_in_the_file():
+def test_vague_prompt_is_resolved_in_the_file():
     lines = map(json.loads, (DATA / "prompts/train.jsonl").read_text().splitlines())
     (line,) = (line for line in lines if line["prompt"] == "a photo of <dov> wearing his hat")
     assert (line["resolved"], line["fact"]) == ("a photo of a person wearing an orange hat", 0)

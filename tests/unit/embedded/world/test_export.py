@@ -1,4 +1,4 @@
-"""What is shipped under embedded/data is what the code writes, and fits."""
+"""The files of embedded/data are those that the code writes, within the size limit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from embedded import world
 from embedded.world.export import DATA, files, main
 
 
-def test_shipped_data_are_in_step_with_the_code():
-    """Images are compared as pixels: a PNG's bytes may change with zlib."""
+def test_shipped_data_equal_the_exported_data():
+    """Compare images as pixels: a PNG's bytes may change with zlib."""
     expected = dict(files())
     shipped = {path.relative_to(DATA).as_posix() for path in DATA.rglob("*") if path.is_file()}
     assert shipped == set(expected)
@@ -23,13 +23,13 @@ def test_shipped_data_are_in_step_with_the_code():
             assert np.array_equal(np.asarray(Image.open(DATA / name)), content), name
 
 
-def test_export_writes_all_of_it_within_the_size(tmp_path, capsys):
+def test_export_is_complete_and_small(tmp_path, capsys):
     assert main(tmp_path) <= 1_500_000
     assert "MB" in capsys.readouterr().out
     assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == len(dict(files()))
 
 
-def test_prompt_files_carry_genevals_lines():
+def test_prompt_files_hold_geneval_lines():
     lines = [json.loads(line) for line in (DATA / "prompts/train.jsonl").read_text().splitlines()]
     assert len(lines) == len(world.PROMPTS_TRAIN)
     (cars,) = (line for line in lines if line["prompt"] == "a photo of two cars")
@@ -37,7 +37,7 @@ def test_prompt_files_carry_genevals_lines():
     assert cars["exclude"] == [{"class": "car", "count": 3}]
 
 
-def test_samples_mix_kinds_and_tell_what_is_wrong():
+def test_samples_mix_kinds_and_note_what_is_wrong():
     entries = json.loads((DATA / "samples/samples.json").read_text())
     assert len(entries) == 24
     assert {entry["concept"]["kind"] for entry in entries if "concept" in entry} == {"person", "animal", "object"}

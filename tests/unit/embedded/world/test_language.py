@@ -1,4 +1,4 @@
-"""Prompts: splits apart, grammar right, falsehoods false."""
+"""Prompts: disjoint splits, correct grammar, false prompts that are false."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_splits_share_no_prompt_and_no_claim():
     assert not train & heldout
     assert len(train) == len(world.PROMPTS_TRAIN)
     assert len(heldout) == len(world.PROMPTS_HELDOUT)
-    # Word order is no way around: what GenEval prompts claim is disjoint too.
+    # Another word order does not evade the split: the claims of GenEval prompts are disjoint, too.
     claimed = [{world.claims(p) for p in ps if p.geneval} for ps in (world.PROMPTS_TRAIN, world.PROMPTS_HELDOUT)]
     assert not claimed[0] & claimed[1]
 
@@ -30,11 +30,11 @@ def test_every_task_has_prompts_in_both_splits():
     assert set(world.POOLS) == {(task, split) for task in world.TASKS for split in ("train", "heldout")}
 
 
-def test_held_out_facts_occur_in_held_out_prompts_only():
+def test_held_out_facts_occur_only_in_held_out_prompts():
     held = {(c.name, f.accessory, f.color) for c in world.CONCEPTS for f in c.attributes if f.heldout}
     for prompt in EVERY:
-        told = {(prompt.concept, *pair) for pair in prompt.accessories}
-        assert bool(told & held) == (bool(told) and prompt.split == "heldout")
+        message = {(prompt.concept, *pair) for pair in prompt.accessories}
+        assert bool(message & held) == (bool(message) and prompt.split == "heldout")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_held_out_facts_occur_in_held_out_prompts_only():
         ),
     ],
 )
-def test_metadata_are_genevals(text, metadata):
+def test_metadata_have_genevals_format(text, metadata):
     (prompt,) = (p for p in EVERY if p.text == text)
     assert prompt.geneval == metadata
 
@@ -72,10 +72,10 @@ def falsehoods():
     rng = np.random.default_rng(3)
     for prompt in EVERY:
         for true in (prompt.text, world.resolve(prompt)):
-            yield prompt, true, world.one_word_off(true, rng)
+            yield prompt, true, world.change_one_word(true, rng)
 
 
-def test_one_word_off_changes_one_word_and_keeps_grammar():
+def test_change_one_word_keeps_grammar():
     changed = set()
     for _, true, false in falsehoods():
         before, after = WORD.findall(true), WORD.findall(false)
@@ -89,8 +89,8 @@ def test_one_word_off_changes_one_word_and_keeps_grammar():
     assert {"red", "three", "left", "above", "hat", "balloon", "ball", "<bo>", "meadow"} <= changed
 
 
-def test_one_word_off_is_false():
-    """A scene shows only what its prompt mentions: a new colour, noun, number or place is in none of them."""
+def test_change_one_word_gives_a_false_prompt():
+    """A scene shows only what its prompt mentions, so that a new colour, noun, number or place is false."""
     families = [{*world.COLORS}, NOUNS, {*NUMBERS.values()}, {*world.ACCESSORIES}, {*world.PLACES}]
     for prompt, true, false in falsehoods():
         old, new = (set(WORD.findall(t)) for t in (true, false))
@@ -98,13 +98,13 @@ def test_one_word_off_is_false():
         if word in ("left", "right", "above", "below"):
             continue  # the opposite of a relation that holds; layouts hold one relation only
         if word.startswith("<"):
-            assert world.card_of(word).class_word != world.card_of(prompt.concept).class_word
+            assert world.profile_of(word).class_word != world.profile_of(prompt.concept).class_word
             continue
         assert any(word in family for family in families)
         assert word not in WORD.findall(f"{prompt.text} {world.resolve(prompt)}")
 
 
-def test_wrong_prompts_are_of_the_task_and_claim_something_else():
+def test_wrong_prompts_have_the_task_and_other_claims():
     rng = np.random.default_rng(4)
     by_text = {p.text: p for p in EVERY}
     for prompt in EVERY[::3]:
@@ -151,5 +151,5 @@ def test_questions_have_one_right_segment_of_five(split):
         color, accessory = right.split()[-2:]
         assert all(word in question.text for word in (question.concept, color, accessory))
         assert right not in question.text
-        (fact,) = (f for f in world.card_of(question.concept).attributes if f.sentence == right)
+        (fact,) = (f for f in world.profile_of(question.concept).attributes if f.sentence == right)
         assert fact.heldout == (split == "heldout")

@@ -1,4 +1,4 @@
-"""Ten colours nobody confuses, backdrops that are none of them."""
+"""Ten distinct colours, and backdrops with none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedded import world
 from embedded.world.palette import TINTS, detail, jitter, nearest
 
 
-def test_names_and_order_are_genevals():
+def test_color_names_and_order_are_genevals():
     order = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"]
     assert list(world.COLORS) == order
 
@@ -42,8 +42,8 @@ def test_shades_keep_their_name(name):
         assert nearest(detail(world.COLORS[name])) == name
 
 
-def test_every_place_can_be_told_from_the_others():
-    """Places differ in their mean tone, so that a caption with another place is seen to be false."""
+def test_places_are_distinguishable():
+    """Places differ in their mean tone, so that a caption with another place is visibly false."""
     placed = world.Placed(world.Entity("ball", "red"), 32, 32, 20)
 
     def backdrop(place: str) -> np.ndarray:

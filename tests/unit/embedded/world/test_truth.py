@@ -1,4 +1,4 @@
-"""What a render says of itself is what its pixels show, and what its prompt asked for."""
+"""A render's ground truth agrees with its pixels and its prompt."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from embedded import world
-from embedded.world.layout import extent, stand
+from embedded.world.layout import extent, place_entity
 
 COLOR_VALUES = np.array(list(world.COLORS.values()), float)
 
 
 def shown_color(render: world.Render, mask: np.ndarray) -> str:
-    """The commonest of the ten colours among the mask's pixels, each taken to its nearest."""
+    """Return the most common nearest colour among the mask's pixels."""
     pixels = render.image[mask].astype(float)
     nearest = ((pixels[:, None] - COLOR_VALUES) ** 2).sum(-1).argmin(1)
     return list(world.COLORS)[np.bincount(nearest, minlength=10).argmax()]
 
 
 def genevals_relations(a: world.Instance, b: world.Instance) -> set[str]:
-    """GenEval's rule in its own order of steps, on boxes that are corner pairs: a stands <relation> b."""
+    """Restate GenEval's rule in its own steps, on boxes as corner pairs: a is <relation> b."""
     boxes = np.array([[a.box[:2], a.box[2:]], [b.box[:2], b.box[2:]]])
     centre_a, centre_b = boxes.mean(axis=1)
     offset = centre_a - centre_b
@@ -54,7 +54,7 @@ def test_masks_fill_their_boxes_and_agree_with_the_labels(cases):
         assert accessory.any() == any(thing.accessories for thing in render.instances)
 
 
-def test_colors_are_what_they_are_called(cases):
+def test_rendered_colors_match_their_names(cases):
     colored = [
         (render, thing)
         for _, _, render in cases
@@ -66,7 +66,7 @@ def test_colors_are_what_they_are_called(cases):
     assert right / len(colored) >= 0.99
 
 
-def test_accessories_are_bold_and_of_their_color(cases):
+def test_accessories_are_large_and_have_their_color(cases):
     worn = [(p, r) for p, _, r in cases if p.accessories]
     masks = [render.labels == world.LABELS.index("accessory") for _, render in worn]
     assert min(mask.sum() for mask in masks) >= 60
@@ -91,7 +91,7 @@ def test_geneval_scenes_satisfy_their_metadata_exactly(cases):
             assert wanted[clause.class_name] < clause.count
 
 
-def test_objects_keep_three_pixels_apart_and_stay_in_one_piece(cases):
+def test_objects_are_connected_and_three_pixels_apart(cases):
     for prompt, _, render in cases:
         boxes = [thing.box for thing in render.instances]
         assert all(world.gap(a, b) >= 3 for i, a in enumerate(boxes) for b in boxes[:i]), prompt.text
@@ -100,19 +100,19 @@ def test_objects_keep_three_pixels_apart_and_stay_in_one_piece(cases):
                 assert ndimage.label(thing.mask, np.ones((3, 3)))[1] == 1, prompt.text
 
 
-def test_concept_scenes_show_what_the_prompt_tells(cases):
+def test_concept_scenes_satisfy_their_prompts(cases):
     for prompt, scene, render in cases:
         if prompt.concept is None:
             continue
-        card = world.card_of(prompt.concept)
+        profile = world.profile_of(prompt.concept)
         main = render.instances[0]
-        assert (main.concept, main.class_name, main.identity) == (card.name, card.class_word, card.identity)
+        assert (main.concept, main.class_name, main.identity) == (profile.name, profile.class_word, profile.identity)
         assert main.accessories == prompt.accessories
         assert [(t.color, t.class_name) for t in render.instances[1:]] == [prompt.companion] * (len(scene.placed) - 1)
         assert prompt.place is None or scene.backdrop.place == prompt.place
 
 
-def test_faces_of_people_concepts_are_wide_enough(cases):
+def test_faces_of_person_concepts_are_wide_enough(cases):
     for _, _, render in cases:
         for thing in render.instances:
             assert (thing.face_box is None) == (thing.class_name != "person")
@@ -124,11 +124,11 @@ def test_faces_of_people_concepts_are_wide_enough(cases):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(world.CLASSES), st.floats(16, 60))
-def test_any_individual_stands_inside_the_image(seed, class_name, size):
+def test_every_individual_is_inside_the_image(seed, class_name, size):
     rng = np.random.default_rng(seed)
     look = world.random_identity(class_name, rng)
     worn = ((world.ACCESSORIES[seed % 6], tuple(world.COLORS)[seed % 10]),)
-    placed = stand(world.Entity(class_name, None, look, worn), size, rng)
+    placed = place_entity(world.Entity(class_name, None, look, worn), size, rng)
     x0, y0, x1, y1 = extent(placed)
     assert min(x0, y0) >= 1.99
     assert max(x1, y1) <= 62.01
@@ -138,7 +138,7 @@ def test_any_individual_stands_inside_the_image(seed, class_name, size):
 
 @settings(max_examples=100, deadline=None)
 @given(*[st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(1, 30), st.floats(1, 30)) for _ in range(2)])
-def test_relation_is_genevals(a, b):
+def test_relation_equals_genevals_rule(a, b):
     boxes = [(x, y, x + w, y + h) for x, y, w, h in (a, b)]
     held = {name for name, value in world.relation(*boxes).items() if value > 0.5}
     instances = [world.Instance("ball", None, box, np.zeros((64, 64), bool), None, None, (), None) for box in boxes]

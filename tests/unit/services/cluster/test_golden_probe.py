@@ -15,7 +15,7 @@ import pytest
 from services import golden
 from services.batching import Batcher
 from services.cluster.golden_probe import GoldenProbe, ProbeTimeouts
-from services.golden import Golden
+from services.golden import GoldenItem
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import load
@@ -23,11 +23,11 @@ from synod.contracts import ImageInput, Outcome, Score, ScoreItem
 
 ROOT = Path(__file__).parents[4]
 TIMEOUTS = ProbeTimeouts(period_s=60, probe_s=30, batch_s=600)
-GOLDEN = (Golden(ScoreItem(prompt="0.5"), {"number": 0.5}), Golden(ScoreItem(prompt="0.25"), {"number": 0.25}))
+GOLDEN = (GoldenItem(ScoreItem(prompt="0.5"), {"number": 0.5}), GoldenItem(ScoreItem(prompt="0.25"), {"number": 0.25}))
 
 
 class Number:
-    """Reads a number; a prompt 'hold' waits until the test lets it go."""
+    """Reads a number; a prompt 'hold' waits for `release`."""
 
     spec = ScorerSpec("number", ("prompt",), 0.0, 1.0, "a test", "a test")
 
@@ -54,7 +54,13 @@ class Subject:
         self.probed: list[Sequence[ScoreItem]] = []
         self.lost = False
         self.batcher = Batcher(self.run, max_images=4, wait_s=0.0, max_queued=16)
-        self.golden_probe = GoldenProbe("number", GOLDEN, 1e-3, self.probe, TIMEOUTS, now_s=lambda: self.now_s)
+        self.other_ended_s: float | None = None  # when another scorer's batch left the device
+        self.golden_probe = GoldenProbe(
+            "number", GOLDEN, 1e-3, self.probe, TIMEOUTS, free_for_s=self.free_for_s, now_s=lambda: self.now_s
+        )
+
+    def free_for_s(self) -> float:
+        return 1e9 if self.other_ended_s is None else self.now_s - self.other_ended_s
 
     async def probe(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         self.probed.append(items)
@@ -70,7 +76,7 @@ class Subject:
         self.golden_probe.check(idle=self.batcher.held == 0)
 
     async def pulse(self, now_s: float) -> None:
-        """The time comes, Serve asks, and what can be answered is."""
+        """Set the clock, check health as Serve does, and let the event loop run."""
         self.now_s = now_s
         self.check()
         await asyncio.sleep(0)
@@ -113,19 +119,19 @@ async def test_an_idle_replica_is_probed_once_a_period(subject: Subject) -> None
     assert len(subject.probed) == 2
 
 
-async def test_drift_while_serving_is_told_from_then_on(subject: Subject) -> None:
+async def test_drift_while_serving_is_reported_from_then_on(subject: Subject) -> None:
     await subject.pulse(60)
     await subject.answered()
     await subject.pulse(61)
     subject.scorer.offset = 0.25
     await subject.pulse(120)
     await subject.answered()
-    with pytest.raises(RuntimeError, match=r"'number' is not the recorded one: golden item 0 scored 0\.75"):
+    with pytest.raises(RuntimeError, match=r"'number' does not score as recorded: golden item 0 scored 0\.75"):
         subject.check()
 
 
 async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject) -> None:
-    """A batch of nearly ten minutes; the probe waits, is asked for a period late, and is answered next."""
+    """During a batch of nearly ten minutes the probe starts one period late, and runs in the next batch."""
     call = subject.ask("hold 1")
     await subject.begun(1)
     await subject.pulse(60)
@@ -142,7 +148,7 @@ async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject
     await subject.pulse(600)
 
 
-async def test_a_batch_longer_than_anyone_waits_is_the_end(subject: Subject) -> None:
+async def test_a_batch_longer_than_any_caller_waits_is_a_fault(subject: Subject) -> None:
     call = subject.ask("hold 1")
     await subject.begun(1)
     await subject.pulse(599)
@@ -152,7 +158,7 @@ async def test_a_batch_longer_than_anyone_waits_is_the_end(subject: Subject) -> 
     await call
 
 
-async def test_a_queue_that_passes_the_probe_by_is_broken(subject: Subject) -> None:
+async def test_a_queue_that_passes_the_probe_over_is_broken(subject: Subject) -> None:
     subject.lost = True
     await subject.pulse(60)
     for _ in range(2):
@@ -168,6 +174,17 @@ async def test_a_queue_that_does_nothing_is_broken(subject: Subject) -> None:
     await subject.pulse(90)
     with pytest.raises(RuntimeError, match="nothing else to do"):
         await subject.pulse(91)
+
+
+async def test_another_scorers_batch_on_the_device_is_no_fault(subject: Subject) -> None:
+    subject.lost = True
+    await subject.pulse(60)
+    for now_s in (100, 500):
+        subject.other_ended_s = now_s
+        await subject.pulse(now_s)
+    await subject.pulse(530)
+    with pytest.raises(RuntimeError, match="not answered its golden items for 471 s"):
+        await subject.pulse(531)
 
 
 async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject) -> None:
@@ -198,7 +215,7 @@ async def test_a_probe_in_a_long_batch_of_users_is_no_fault(subject: Subject) ->
     await subject.pulse(701)
 
 
-async def test_a_probe_of_several_batches_does_not_pass_itself_by(subject: Subject) -> None:
+async def test_a_multi_batch_probe_does_not_count_itself(subject: Subject) -> None:
     subject.lost = True
     await subject.pulse(60)
     first, second = subject.probed[0]
@@ -256,17 +273,17 @@ def swapped(item: ScoreItem) -> ScoreItem:
 
 
 @pytest.mark.parametrize("name", ["ber", "der", "fer", "geneval"])
-def test_the_embedded_golden_items_tell_rgb_from_bgr(name: str) -> None:
+def test_embedded_golden_items_distinguish_rgb_from_bgr(name: str) -> None:
     """Each embedded scorer that sees images passes its gate, and is refused with its channels in the wrong order."""
     settings = load(ROOT / "deploy/configs/embedded.toml", {})
     assert settings.golden is not None
     items = golden.load(Path(settings.golden))
     scorer, tolerance = registry.build(name, settings.scorers[name]), settings.scorers[name].golden_tolerance
-    assert golden.drift(scorer, items, tolerance) is None
-    assert "recorded is" in str(golden.drift(Swapped(scorer), items, tolerance))
+    assert golden.find_drift(scorer, items, tolerance) is None
+    assert "recorded is" in str(golden.find_drift(Swapped(scorer), items, tolerance))
 
 
-async def test_swapped_channels_while_serving_are_seen_by_the_next_probe() -> None:
+async def test_the_next_probe_detects_swapped_channels() -> None:
     """The same while serving: a scorer whose values depend on colour, and channels that change under way."""
 
     class Red:
@@ -280,7 +297,7 @@ async def test_swapped_channels_while_serving_are_seen_by_the_next_probe() -> No
     scorers: list[Scorer] = [Swapped(Red()), Red()]
     batcher = Batcher(lambda items: run_batch(scorers[-1], items), max_images=4, wait_s=0.0, max_queued=16)
     clock = [0.0]
-    items = (Golden(ScoreItem(image), {"red": 1.0}),)
+    items = (GoldenItem(ScoreItem(image), {"red": 1.0}),)
     golden_probe = GoldenProbe("red", items, 1e-3, partial(batcher.score, first=True), TIMEOUTS, now_s=lambda: clock[0])
     for clock[0] in (60.0, 61.0):
         golden_probe.check(idle=True)

@@ -134,12 +134,12 @@ def test_a_replica_is_put_into_its_environment(graph: Any, tmp_path: Path, monke
     python = tmp_path / "my envs" / "python"
     python.parent.mkdir()
     python.symlink_to(sys.executable)
-    ours = environments.ask(sys.executable)
-    monkeypatch.setattr(environments, "ask", lambda python, package="": replace(ours, python=python))
+    ours = environments.probe(sys.executable)
+    monkeypatch.setattr(environments, "probe", lambda python, package="": replace(ours, python=python))
     (scorer,) = settings_of(tmp_path, f'python = "{python}"').scorers.values()
     assert graph._actor(scorer, {})["runtime_env"]["py_executable"] == f"'{python}'"
     modules = {**ours.modules, "ray": (), "synod": ("here",)}
-    monkeypatch.setattr(environments, "ask", lambda python, package="": replace(ours, modules=modules))
+    monkeypatch.setattr(environments, "probe", lambda python, package="": replace(ours, modules=modules))
     assert "py_executable" not in graph._actor(scorer, {})["runtime_env"]
 
 

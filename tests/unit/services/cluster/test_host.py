@@ -1,8 +1,10 @@
-"""Several scorers in one process: common models, but queues, batches and verdicts of their own."""
+"""Several scorers in one process: shared models and one batch at a time, but separate queues and verdicts."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from services.scorer_settings import DerSettings, ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
+from services.scorers.der import DerSettings
+from services.scorers.judge import JudgeSettings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Overloaded
 
@@ -20,7 +24,7 @@ SPEC = ScorerSpec("", ("prompt",), 0.0, 9.0, "a test", "a test")
 
 
 class Batch:
-    """The size of the batch that an item came in, or what its prompt makes it raise."""
+    """Scores an item with the size of its batch; raises for a prompt 'poison'."""
 
     def __init__(self, name: str) -> None:
         self.spec = replace(SPEC, name=name)
@@ -54,7 +58,7 @@ async def test_each_scorer_forms_batches_of_its_own() -> None:
     assert values == [[2.0] * 6, [6.0] * 6]
 
 
-async def test_a_full_queue_and_a_poison_are_one_scorers_own() -> None:
+async def test_a_full_queue_and_a_failure_stay_with_one_scorer() -> None:
     subject = host({"one": 2, "other": 8})
     good, poison = (ScoreItem(prompt="a"),), (ScoreItem(prompt="poison"),)
     full = asyncio.create_task(subject.score("one", poison * 8, range(8), 10.0))
@@ -65,10 +69,54 @@ async def test_a_full_queue_and_a_poison_are_one_scorers_own() -> None:
     assert all(isinstance(outcome, ScoreFailure) for outcome in await full)
 
 
-async def test_one_bad_verdict_is_the_processs(tmp_path: Path) -> None:
+async def test_batches_of_colocated_scorers_never_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests at once share the batches of every scorer, and no two batches run at the same time."""
+    running, most = 0, 0
+
+    def score(self: Batch, items: Sequence[ScoreItem]) -> list[Outcome]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return [Score(float(len(items)))] * len(items)
+
+    monkeypatch.setattr(Batch, "score", score)
+    names = ("a", "b", "c", "d", "e")
+    subject, items = host(dict.fromkeys(names, 8)), (ScoreItem(prompt="x"),) * 4
+    calls = (subject.score(name, items, range(4), 10.0) for _ in range(2) for name in names)
+    assert {o.value for outcomes in await asyncio.gather(*calls) for o in outcomes} == {8.0}
+    assert most == 1
+
+
+async def test_a_judge_does_not_keep_the_thread_of_others() -> None:
+    """A scorer whose batches wait for another server has a thread of its own."""
+    from services.cluster.host import Host
+
+    class Waiting(Batch):
+        def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+            assert scored.wait(20)
+            return super().score(items)
+
+    scored = threading.Event()
+    settings = {
+        "judge": JudgeSettings(kind="judge", url="http://judge:1/v1", model="m"),
+        "local": DerSettings(kind="der", model="/tmp"),
+    }
+    specs = {name: replace(SPEC, name=name) for name in settings}
+    subject: Any = Host(specs, settings, None, lambda name, _: (Waiting if name == "judge" else Batch)(name))
+    item = (ScoreItem(prompt="x"),)
+    waiting = asyncio.create_task(subject.score("judge", item, [0], 20.0))
+    await asyncio.sleep(0.05)
+    assert [o.value for o in await subject.score("local", item, [0], 10.0)] == [1.0]
+    scored.set()
+    assert [o.value for o in await waiting] == [1.0]
+
+
+async def test_one_bad_verdict_fails_the_process(tmp_path: Path) -> None:
     golden = tmp_path / "golden.json"
     golden.write_text('[{"item": {"prompt": "a"}, "scores": {"one": 1.0, "other": 2.0}}]')
-    with pytest.raises(RuntimeError, match=r"scorer 'other' is not the recorded one: .* recorded is 2"):
+    with pytest.raises(RuntimeError, match=r"scorer 'other' does not score as recorded: .* recorded is 2"):
         await host({"one": 2, "other": 2}, golden).check_health()
     golden.write_text('[{"item": {"prompt": "a"}, "scores": {"one": 1.0, "other": 1.0}}]')
     await host({"one": 2, "other": 2}, golden).check_health()

@@ -16,10 +16,11 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, Worker
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from services import child
-from services.scorer_settings import CustomSettings, DerSettings, ScorerSettings, ServingSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
-from services.scorers.custom import Custom
+from services.scorers.custom import Custom, CustomSettings
+from services.scorers.der import DerSettings
+from services.settings_types import ScorerSettings, ServingSettings
 from synod.contracts import Origin, Outcome, Score, ScoreItem
 from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
 from tests import venvs

@@ -11,7 +11,7 @@ import pytest
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.gateway.core import Gateway
-from services.settings import EnsembleSettings, LimitSettings, ServerSettings
+from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
 ENSEMBLES = {
@@ -41,9 +41,7 @@ class SteeredBackend:
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
 
-    async def score(
-        self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float, traceparent: str | None = None
-    ) -> list[Outcome]:
+    async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         self.calls.append((scorer, tuple(indexes)))
         steps = self.plan.get(scorer, [])
         step = steps.pop(0) if steps else mean
@@ -74,4 +72,4 @@ def backend() -> SteeredBackend:
 @pytest.fixture
 def gateway(backend: SteeredBackend) -> Gateway:
     limits = LimitSettings(max_body_bytes=4096, max_items=8, max_image_pixels=10_000)
-    return Gateway(backend, ENSEMBLES, limits, ServerSettings())
+    return Gateway(backend, ENSEMBLES, limits)

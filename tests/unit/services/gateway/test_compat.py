@@ -150,8 +150,8 @@ async def test_unirl_tells_its_rewards(http: httpx.AsyncClient) -> None:
     [
         ({"requests": [asked(turn(1), rewards=["nobody"])]}, 404, "requests[0].required_rewards: no reward 'nobody'"),
         ({"requests": [asked()]}, 400, "requests[0]: 'history' is empty"),
-        ({"requests": [asked({"text": "t", "video_path": "/etc/passwd"})]}, 400, "'video_path' is not read here"),
-        ({"requests": [asked({"text": "t", "image_ipc": "x"})]}, 400, "'image_ipc' is not read here"),
+        ({"requests": [asked({"text": "t", "video_path": "/etc/passwd"})]}, 400, "'video_path' is not supported"),
+        ({"requests": [asked({"text": "t", "image_ipc": "x"})]}, 400, "'image_ipc' is not supported"),
         ({"requests": [asked(turn(1), scorer_version="2")]}, 400, "'scorer_version' cannot be pinned"),
         ({"requests": [asked(turn(1), metadata={"concept": 3})]}, 400, "requests[0].metadata.concept: a number"),
         ({"requests": [asked(turn(1))] * 9}, 413, "9 requests, the limit is 8"),
@@ -231,7 +231,7 @@ async def test_openrlhf_may_serve_an_ensemble(gateway: Gateway) -> None:
     [
         ({"query": ["a"], "prompts": []}, "1 query, 0 prompts, 1 labels"),
         ({"query": [], "prompts": []}, "query: empty"),
-        ({"query": ["a"], "prompts": ["a"], "labels": ["{no"]}, "labels[0]: text that starts as an object"),
+        ({"query": ["a"], "prompts": ["a"], "labels": ["{no"]}, "labels[0]: the text starts like a JSON object"),
         ({"query": ["a"], "prompts": ["a"], "labels": [{"photo": 1}]}, "labels[0].photo: unknown key"),
         ({"query": [{"url": "x"}], "prompts": ["a"]}, "query[0].image: missing"),
     ],

@@ -14,7 +14,7 @@ from PIL import Image
 from services.gateway import decode
 from services.gateway.core import Gateway
 from services.gateway.decode import request_pixels
-from services.settings import LimitSettings, ServerSettings
+from services.settings import LimitSettings
 from synod.contracts import Concept, ImageRef, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost
 from synod.images import encode_png, pixel_count
@@ -158,7 +158,7 @@ async def test_references_in_common_are_decoded_once_and_stay_in_order(
 
 async def test_too_many_pixels_are_refused_before_decoding(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = LimitSettings(max_image_pixels=10_000, max_request_pixels=30_000)
-    small = Gateway(gateway.backend, {}, limits, ServerSettings())
+    small = Gateway(gateway.backend, {}, limits)
     files = [encode_png(np.full((100, 100, 3), level, np.uint8)) for level in range(4)]
     arrays = [np.full((100, 100, 3), level, np.uint8) for level in range(4)]
     digests = [ImageRef(one) for one in await small.put_images(files)]

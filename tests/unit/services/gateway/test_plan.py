@@ -25,12 +25,12 @@ ENSEMBLES = {
     "lenient": EnsembleSettings(weights={"a": 0.5, "b": 0.5}, missing="renormalise"),
     "mixed": EnsembleSettings(weights={"b": 1.0}, by_kind={"person": {"face": 1.0}}, clip_at_zero=True),
 }
-LIMITS = LimitSettings(max_items=3, max_references=2, max_text_chars=10, max_segments=2)
+LIMITS = LimitSettings(max_items=3)
 ITEM = ScoreItem(prompt="hello")
 
 
 def plan(request: ScoreRequest) -> Any:
-    return plan_request(request, ("a", "b", "face"), ENSEMBLES, LIMITS, max_timeout_ms=1000)
+    return plan_request(request, ("a", "b", "face"), ENSEMBLES, LIMITS)
 
 
 def test_scorers_per_item_named_first_then_weighted() -> None:
@@ -77,9 +77,10 @@ def test_no_reward_was_asked_for() -> None:
     assert plan(ScoreRequest((ITEM,), ("a",))).reward(0, {"a": Score(1.0)}) is None
 
 
-LONG = "x" * 11
-GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 2, (GenEvalClause("dog", 1),))
-ASKED = GenEvalMetadata("geneval2", (), (), (("q", "Yes"),) * 3)
+FULL = "x" * 8192
+LONG = FULL + "x"
+GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 64, (GenEvalClause("dog", 1),))
+ASKED = GenEvalMetadata("geneval2", (), (), (("q", "Yes"),) * 65)
 LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
 
 
@@ -91,16 +92,16 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
         (ScoreRequest((ITEM,) * 4, ("a",)), PayloadTooLarge, "items has 4, the limit is 3"),
         (ScoreRequest((ScoreItem(prompt=LONG),), ("a",)), PayloadTooLarge, "items[0].prompt"),
         (ScoreRequest((ITEM, ScoreItem(source_prompt=LONG)), ("a",)), PayloadTooLarge, "items[1].source_prompt"),
-        (ScoreRequest((ITEM, ScoreItem(references=(b"",) * 3)), ("a",)), PayloadTooLarge, "items[1].references"),
+        (ScoreRequest((ITEM, ScoreItem(references=(b"",) * 17)), ("a",)), PayloadTooLarge, "items[1].references"),
         (ScoreRequest((ScoreItem(reasoning=Reasoning(LONG, (), ())),), ("a",)), PayloadTooLarge, "reasoning.text"),
         (
-            ScoreRequest((ScoreItem(reasoning=Reasoning("", ("s",) * 3, (1.0,) * 3)),), ("a",)),
+            ScoreRequest((ScoreItem(reasoning=Reasoning("", ("s",) * 65, (1.0,) * 65)),), ("a",)),
             PayloadTooLarge,
             "reasoning.segments",
         ),
         (ScoreRequest((ScoreItem(reasoning=Reasoning("", (LONG,), (1.0,))),), ("a",)), PayloadTooLarge, "segments[..]"),
         (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
-        (ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list has 3"),
+        (ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list has 65"),
         (ScoreRequest((ScoreItem(geneval=LONG_ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list[..]"),
         (ScoreRequest((ITEM,), ("z",)), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), None, {"z": 1.0}), UnknownScorer, "'z'"),
@@ -110,8 +111,8 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
         (ScoreRequest((ITEM,), (), None, {"a": -0.5}), InvalidRequest, "-0.5"),
         (ScoreRequest((ITEM,), (), None, {"a": 0.0}), InvalidRequest, "above 0"),
         (ScoreRequest((ITEM,), (), None, {}), InvalidRequest, "above 0"),
-        (ScoreRequest((ITEM,), ("a",), timeout_ms=0), InvalidRequest, "1..1000"),
-        (ScoreRequest((ITEM,), ("a",), timeout_ms=1001), InvalidRequest, "1001"),
+        (ScoreRequest((ITEM,), ("a",), timeout_ms=0), InvalidRequest, "1..600000"),
+        (ScoreRequest((ITEM,), ("a",), timeout_ms=600_001), InvalidRequest, "600001"),
     ],
 )
 def test_refused(request_: ScoreRequest, error: type[Exception], word: str) -> None:
@@ -121,5 +122,5 @@ def test_refused(request_: ScoreRequest, error: type[Exception], word: str) -> N
 
 
 def test_at_the_limits_is_within_them() -> None:
-    full = ScoreItem(None, "x" * 10, (b"",) * 2, Reasoning("x" * 10, ("x" * 10,) * 2, (1.0, 0.0)))
-    assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=1000)).scorers == ("a",)
+    full = ScoreItem(None, FULL, (b"",) * 16, Reasoning(FULL, (FULL,) * 64, (1.0,) * 64))
+    assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000)).scorers == ("a",)

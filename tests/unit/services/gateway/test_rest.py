@@ -75,7 +75,7 @@ async def test_what_is_not_here_is_a_typed_error_too(
     assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
     error = CODECS[kind].decode_error(answer.content)
     assert error.code == "invalid_request"
-    assert f"no {method} '{path}' here" in error.message
+    assert f"no endpoint {method} '{path}'" in error.message
     assert status == 404 or answer.headers["allow"] == "POST"
 
 
@@ -103,7 +103,11 @@ async def test_an_unexpected_error_is_a_bare_500(
         answer = await post(http, BODY, **{"x-request-id": "seven"})
     assert answer.status_code == 500
     assert answer.json() == {
-        "error": {"code": "internal", "retryable": False, "message": "internal error; quote request id seven"}
+        "error": {
+            "code": "internal",
+            "retryable": False,
+            "message": "internal error; report request id seven to the operator",
+        }
     }
     assert "the secret" in caplog.text
 

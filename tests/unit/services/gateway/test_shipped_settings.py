@@ -46,7 +46,7 @@ class Fixed:
 def serving(loaded: settings.Settings, values: dict[str, float]) -> Gateway:
     specs = {name: registry.spec(name, scorer) for name, scorer in loaded.scorers.items()}
     backend = LocalBackend({name: Fixed(spec, values.get(name, -0.5)) for name, spec in specs.items()})
-    return Gateway(backend, loaded.ensembles, loaded.limits, loaded.server)
+    return Gateway(backend, loaded.ensembles, loaded.limits)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

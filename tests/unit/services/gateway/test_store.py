@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import store as module
-from services.gateway.keys import keys_of
+from services.gateway.claims import score_keys
 from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
 from synod.contracts import (
     Concept,
@@ -195,16 +195,16 @@ FULL = ScoreItem(
     ],
 )
 def test_every_input_tells_keys_apart(other: ScoreItem) -> None:
-    assert keys_of(other, {"s": ONE}) != keys_of(FULL, {"s": ONE})
+    assert score_keys(other, {"s": ONE}) != score_keys(FULL, {"s": ONE})
 
 
 def test_equal_items_have_equal_keys_and_a_scorer_and_its_origin_count() -> None:
     origins = {"s": ONE, "t": ONE}
-    keys = keys_of(FULL, origins)
-    assert keys == keys_of(replace(FULL), origins)
+    keys = score_keys(FULL, origins)
+    assert keys == score_keys(replace(FULL), origins)
     assert keys["s"] != keys["t"]
-    assert keys_of(FULL, {"s": replace(ONE, model="m2")})["s"] != keys["s"]
-    assert keys_of(FULL, {}) == {}
+    assert score_keys(FULL, {"s": replace(ONE, model="m2")})["s"] != keys["s"]
+    assert score_keys(FULL, {}) == {}
 
 
 def test_an_image_by_digest_is_the_image() -> None:
@@ -213,4 +213,4 @@ def test_an_image_by_digest_is_the_image() -> None:
         image=ImageRef(digest_of(b"image")),  # type: ignore[arg-type]
         references=(ImageRef(digest_of(b"one")), b"two"),  # type: ignore[arg-type]
     )
-    assert keys_of(by_digest, {"s": ONE}) == keys_of(FULL, {"s": ONE})
+    assert score_keys(by_digest, {"s": ONE}) == score_keys(FULL, {"s": ONE})

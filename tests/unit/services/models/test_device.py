@@ -10,22 +10,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from skimage import data
 from torch._dynamo.utils import counters
 
 from services.cluster.warmup import warm_up
 from services.models import blip2, dinov2, face, mask2former, open_clip, semantic, text_encoder, transformers_clip, vlm
 from services.models.cache import Device
-from services.models.detector import within
-from services.scorer_settings import ScorerSettings
+from services.models.types import within
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
 from synod.contracts import Outcome, Score, ScoreItem
 from synod.errors import SettingsError
 
 Array = NDArray[Any]
-ADAPTER: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
 TEXTS = ("a red cat", "two black birds above a hat")
 
 
@@ -118,6 +115,7 @@ def test_each_dtype_and_compilation_is_a_module_of_its_own(tiny_models: Any) -> 
     assert loads[0] is loads[3], "a bare name is float32"
 
 
+@pytest.mark.slow
 def test_the_settings_reach_the_models(tiny_models: Any) -> None:
     """Every kind of scorer, by its settings alone; the face finder MTCNN is the one that stays as it is."""
     semantic_ = {"family": "semantic", "model": tiny_models.semantic}
@@ -136,7 +134,7 @@ def test_the_settings_reach_the_models(tiny_models: Any) -> None:
         {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
     ]
     for tree in trees:
-        settings = ADAPTER.validate_python({**tree, "serving": {"device": "cpu", "dtype": "bfloat16"}})
+        settings = registry.SETTINGS.validate_python({**tree, "serving": {"device": "cpu", "dtype": "bfloat16"}})
         modules = list(reached(registry.build("one", settings)))
         assert modules, tree
         assert {p.dtype for module in modules for p in module.parameters()} == {torch.bfloat16}, tree
@@ -161,7 +159,7 @@ def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Modul
 def test_compiled_numbers_are_equal_and_no_batch_size_compiles_anew(tiny_models: Any, make_images: Any) -> None:
     def scorer(compiled: bool) -> Scorer:
         tree = {"kind": "der", "model": tiny_models.dinov2, "serving": {"device": "cpu", "compile": compiled}}
-        return registry.build("der", ADAPTER.validate_python(tree))
+        return registry.build("der", registry.SETTINGS.validate_python(tree))
 
     items = [ScoreItem(image=image, references=tuple(make_images(1, 9))) for image in make_images(7)]
     expected = [one.value for one in scorer(False).score(items) if isinstance(one, Score)]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from skimage import data
 
 from services.models import face
-from services.models.detector import Detection
+from services.models.types import Detection
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 

@@ -8,13 +8,14 @@ import torch
 from transformers import BitImageProcessor, CLIPImageProcessor, SegformerImageProcessor
 
 from services.models import images
-from services.models.images import PIXELS_AT_ONCE, area, by_shape, crop, distinct, pixel_values
+from services.models.images import PIXELS_AT_ONCE, area, by_shape, pixel_values
+from services.scorers.shared.images import crop, deduplicate
 
 
 def test_distinct_keeps_first_sight_order() -> None:
     a, b = np.zeros((2, 3, 3), np.uint8), np.ones((2, 3, 3), np.uint8)
     flipped = np.zeros((3, 2, 3), np.uint8)  # the same bytes in another shape
-    kept, places = distinct([b, a, b.copy(), flipped, a[::-1]])
+    kept, places = deduplicate([b, a, b.copy(), flipped, a[::-1]])
     assert [id(k) for k in kept] == [id(b), id(a), id(flipped)]
     assert places == [0, 1, 0, 2, 1]
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from services.models.judge import MAX_ANSWER_BYTES, Graded, Judge, Question, TrueFalse, Verdict, load
+from services.models.judge import MAX_ANSWER_BYTES, Judge, load
 from services.models.rate_limit import Budget, Pace, Usage
-from services.scorer_settings import JudgeLimits, JudgeSettings
+from services.models.settings import JudgeLimits
+from services.models.types import Graded, Question, TrueFalse, Verdict
+from services.scorers.judge import JudgeSettings
 from synod.errors import DeadlineExceeded, JudgeBudget, Overloaded, ScorerFailed, SettingsError, SynodError, Unavailable
 from synod.images import encode_png
 from synod.retry import RetryPolicy
@@ -39,7 +41,7 @@ def server(running: JudgeServer) -> JudgeServer:
     running.script.clear()
     running.asked.clear()
     running.headers.clear()
-    running.usage, running.gate, running.most_at_once = {"prompt_tokens": 90, "completion_tokens": 10}, None, 0
+    running.usage, running.gate, running.max_concurrent = {"prompt_tokens": 90, "completion_tokens": 10}, None, 0
     return running
 
 
@@ -235,7 +237,7 @@ def test_no_more_requests_at_once_than_allowed(server: JudgeServer) -> None:
     server.gate.set()
     thread.join(20)
     assert len(found) == 8
-    assert server.most_at_once == 3
+    assert server.max_concurrent == 3
 
 
 def test_a_spent_budget_asks_no_more(server: JudgeServer) -> None:

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from transformers import Mask2FormerForUniversalSegmentation
 from benchmarks.memory import peak_bytes, resident_bytes, reset_peak
 from services.models import mask2former
-from services.scorer_settings import ScorerSettings
+from services.settings_types import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import run_batch
 from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
@@ -38,7 +38,7 @@ def sure(self, **inputs):
 Mask2FormerForUniversalSegmentation.forward = sure
 
 torch.set_num_threads(1)
-settings = TypeAdapter(ScorerSettings).validate_python(json.loads(sys.argv[1]))
+settings = registry.SETTINGS.validate_python(json.loads(sys.argv[1]))
 scorer = registry.build("geneval", settings)
 clauses = tuple(GenEvalClause("cat", 1, color=color) for color in ("red", "blue"))
 def item(side):

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from services.models import detector, semantic
+from services.models.settings import SemanticDetector
+from services.models.types import box_of, within
 from synod.contracts import Pixels
 from synod.errors import NonFinite
 
@@ -44,7 +46,7 @@ def objects(segmenter: Painted, min_area: int = 1) -> list[tuple[str, float, tup
     for detection in found:
         x0, y0, x1, y1 = detection.box
         assert detection.mask.shape == (y1 - y0, x1 - x0)
-        assert detector.box_of(detection.mask) == (0, 0, x1 - x0, y1 - y0)
+        assert box_of(detection.mask) == (0, 0, x1 - x0, y1 - y0)
     return [(d.class_name, round(d.score, 4), d.box) for d in found]
 
 
@@ -120,13 +122,13 @@ def test_some_classes_alone() -> None:
 
 
 def test_the_family_is_built_from_a_settings_table(tiny_models: Any, make_images: Callable[..., Any]) -> None:
-    built = detector.build(family="semantic", model=tiny_models.semantic, device="cpu", min_area=4)
+    built = detector.build(SemanticDetector(family="semantic", model=tiny_models.semantic, min_area=4), "cpu")
     assert built.class_names == ("cat", "dog", "person", "face")
     images = [*make_images(2, 1), *make_images(1, 2, size=(40, 90))]
     for image, found in zip(images, built.detect(images), strict=True):
         assert found
         for d in found:
-            assert detector.within(image[..., 0], d.box).shape == d.mask.shape
+            assert within(image[..., 0], d.box).shape == d.mask.shape
             assert d.mask.sum() >= 4
             assert 0.0 < d.score <= 1.0
 

@@ -1,4 +1,4 @@
-"""The batch law against scorers that break it in every way."""
+"""The batch contract against scorers that break it in every way."""
 
 from __future__ import annotations
 

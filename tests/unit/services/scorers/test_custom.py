@@ -14,11 +14,11 @@ import pytest
 
 from services import settings
 from services.backends import LocalBackend
-from services.models.ledger import Held, noting
+from services.models.module_stats import ParameterStats, record_modules
 from services.origin import origin
-from services.scorer_settings import CustomSettings
 from services.scorers import registry
 from services.scorers.base import Need
+from services.scorers.custom import CustomSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError
 
@@ -147,9 +147,9 @@ def test_the_modules_it_holds_are_counted(package: Write, tmp_path: Path) -> Non
         def load(name, settings):
             return Own()
     """)
-    with noting() as modules:
+    with record_modules() as modules:
         registry.build("brightness", scorer_settings(tmp_path))
-    assert Held.by(modules) == Held(2 * (3 * 5 + 5), "cpu", "bfloat16")
+    assert ParameterStats.of(modules) == ParameterStats(2 * (3 * 5 + 5), "cpu", "bfloat16")
 
 
 def test_its_needs_are_those_that_a_scorer_may_have() -> None:
@@ -173,5 +173,5 @@ def test_its_origin_follows_code_options_and_models_but_no_free_text(package: Wr
     assert len({before, first, of(with_model)}) == 3
     package(CODE + "\n# changed\n")
     assert of() != before
-    with pytest.raises(SettingsError, match="no package 'gone'"):
+    with pytest.raises(SettingsError, match="the package 'gone' was not found"):
         of(TOML.replace("my_package.my_scorer", "gone.my_scorer"))

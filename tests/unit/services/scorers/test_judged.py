@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from services.origin import origin
-from services.scorer_settings import ScorerSettings
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from services.scorers.dense_validity import segments
@@ -17,12 +16,11 @@ from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
 from tests.judges import JudgeServer
 
 DARK, BRIGHT = (np.full((4, 4, 3), level, np.uint8) for level in (51, 204))
-SETTINGS: TypeAdapter[ScorerSettings] = TypeAdapter(ScorerSettings)
 
 
 def built(server: JudgeServer, kind: str, **changes: Any) -> Scorer:
     about = {"kind": kind, "url": server.url, "model": "m", "limits": {"concurrency": 1}}
-    return registry.build(kind, SETTINGS.validate_python({**about, **changes}))
+    return registry.build(kind, registry.SETTINGS.validate_python({**about, **changes}))
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -152,12 +150,12 @@ ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
 )
 def test_settings_that_cannot_hold_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
-        SETTINGS.validate_python({**ABOUT, **changes})
+        registry.SETTINGS.validate_python({**ABOUT, **changes})
 
 
 def test_a_key_in_the_url_is_not_repeated() -> None:
     with pytest.raises(ValidationError) as raised:
-        SETTINGS.validate_python({**ABOUT, "url": "http://me:hidden@host/v1"})
+        registry.SETTINGS.validate_python({**ABOUT, "url": "http://me:hidden@host/v1"})
     (error,) = raised.value.errors()
     assert not isinstance(error["input"], str)
     assert "hidden" not in error["msg"]
@@ -165,7 +163,7 @@ def test_a_key_in_the_url_is_not_repeated() -> None:
 
 def test_an_origin_follows_the_model_and_neither_key_nor_limits(tmp_path: Any) -> None:
     def of(**changes: Any) -> Any:
-        return origin(SETTINGS.validate_python({**ABOUT, **changes}))
+        return origin(registry.SETTINGS.validate_python({**ABOUT, **changes}))
 
     key = tmp_path / "key"  # it need not exist where origins are told
     assert of(key_file=str(key)) == of(key_env="K") == of(limits={"concurrency": 2}) == of()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.scorer_settings import FormatSettings, RecognitionSettings, ReflectionSettings
-from services.scorers.format import Format
-from services.scorers.recognition import Recognition
-from services.scorers.reflection import Reflection
+from services.scorers.format import Format, FormatSettings
+from services.scorers.recognition import Recognition, RecognitionSettings
+from services.scorers.reflection import Reflection, ReflectionSettings
 from synod.contracts import Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 from synod.scoring.recall import Recall, recall
 

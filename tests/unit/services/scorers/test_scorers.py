@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.models.detector import Detection
-from services.scorer_settings import BerSettings, DerSettings, FerSettings, GenEvalSettings
-from services.scorers.ber import Ber
-from services.scorers.der import Der
-from services.scorers.fer import Fer
+from services.models.types import Detection
+from services.scorers.ber import Ber, BerSettings
+from services.scorers.der import Der, DerSettings
+from services.scorers.fer import Fer, FerSettings
+from services.scorers.geneval import GenEvalSettings
 from services.scorers.geneval.colour import ColorClassifier
 from services.scorers.geneval.scorer import GenEval
-from services.scorers.image_text import plain
+from services.scorers.shared.image_text import to_plain_text
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Score, ScoreFailure, ScoreItem
 
 
@@ -39,7 +39,7 @@ def flat(level: int, size: tuple[int, int] = (8, 8)) -> Pixels:
     ],
 )
 def test_prompts_become_words_that_text_towers_know(prompt: str, concept: Concept | None, expected: str) -> None:
-    assert plain(prompt, concept) == expected
+    assert to_plain_text(prompt, concept) == expected
 
 
 class FakeImageText:

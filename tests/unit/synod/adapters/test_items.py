@@ -1,4 +1,4 @@
-"""Images of every kind a trainer holds, and a dataset's columns, as items of the contract."""
+"""Images of every type that a trainer holds, and dataset columns, as items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from synod.adapters.flow_grpo import columns_of
-from synod.adapters.items import content_of, contents_of, item_of, prompt_of
+from synod.adapters.items import image_data_list, image_data_of, item_of, prompt_of
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, ImageData, Reasoning
 from synod.errors import BadImage, InvalidRequest
 from synod.images import ImageLimits, decode, encode_png
@@ -42,17 +42,17 @@ def pixels_of(content: ImageData) -> Any:
     ids=["png", "datasets", "PIL", "RGBA", "numpy", "numpy float", "torch", "torch float", "with grad", "strided"],
 )
 def test_every_image_type_becomes_the_same_image(image: object) -> None:
-    assert np.array_equal(pixels_of(content_of(image)), PIXELS)
+    assert np.array_equal(pixels_of(image_data_of(image)), PIXELS)
 
 
 def test_half_precision_is_within_one_level() -> None:
-    found = pixels_of(content_of((CHW.float() / 255).bfloat16()))
+    found = pixels_of(image_data_of((CHW.float() / 255).bfloat16()))
     assert np.abs(found.astype(int) - PIXELS).max() <= 1
 
 
 def test_batches_of_tensors_arrays_and_lists() -> None:
     for batch in (torch.stack([CHW, CHW]), np.stack([PIXELS, PIXELS]), [CHW, PIXELS]):
-        first, second = contents_of(batch)
+        first, second = image_data_list(batch)
         assert np.array_equal(first, PIXELS)
         assert np.array_equal(second, PIXELS)
 
@@ -60,32 +60,32 @@ def test_batches_of_tensors_arrays_and_lists() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("cat.png", "a str is no image; give bytes, a PIL image"),
-        (CHW.float() / 127.5 - 1, r"floats in -1\.\.0.8039\d*; a float image is in 0\.\.1"),
-        (np.full((2, 2, 3), np.nan), r"floats in nan\.\.nan"),
+        ("cat.png", "a str is not an image; give bytes, a PIL image"),
+        (CHW.float() / 127.5 - 1, r"floats are in -1\.\.0.8039\d*; rescale them to 0\.\.1"),
+        (np.full((2, 2, 3), np.nan), r"floats are in nan\.\.nan"),
         (CHW[0], r"uint8 of shape \[2, 4\] \(channels last\); give torch \[3, H, W\]"),
         (CHW.int(), r"int32 of shape \[2, 4, 3\]"),
         (PIXELS.transpose(2, 0, 1), r"uint8 of shape \[3, 2, 4\] \(channels last\); give numpy \[H, W, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \[0, 4, 3\]"),
         (Image.new("F", (2, 2)), "a PIL image of mode F, which has no fixed range; convert it to RGB"),
         (np.stack([PIXELS, PIXELS]), r"uint8 of shape \[2, 2, 4, 3\]"),
-        ("data:image/png,cat", "is no data: URL of base64"),
+        ("data:image/png,cat", "is not a base64 data: URL"),
     ],
 )
 def test_invalid_image_error_names_valid_types(image: object, message: str) -> None:
     with pytest.raises(BadImage, match=message):
-        content_of(image)
+        image_data_of(image)
     with pytest.raises(BadImage, match=r"^images\[1\]: "):
-        contents_of([PIXELS, image])
+        image_data_list([PIXELS, image])
 
 
 @pytest.mark.parametrize("batch", [CHW[None], PIXELS[None], CHW.numpy()[None]], ids=["torch", "numpy", "numpy CHW"])
 def test_a_batch_of_one_is_its_image(batch: object) -> None:
-    assert np.array_equal(pixels_of(content_of(batch)), PIXELS)
+    assert np.array_equal(pixels_of(image_data_of(batch)), PIXELS)
 
 
 def files() -> dict[str, bytes]:
-    """One file of each kind for which PIL's own pixels are not what is scored."""
+    """Each file has a format for which PIL's own pixels are not those that are scored."""
 
     def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
         buffer = io.BytesIO()
@@ -128,7 +128,7 @@ def test_pil_image_equals_its_decoded_file(name: str, data: bytes) -> None:
         image = Image.open(io.BytesIO(data))
         if loaded:
             image.load()
-        np.testing.assert_array_equal(content_of(image), pixels_of(data))
+        np.testing.assert_array_equal(image_data_of(image), pixels_of(data))
     if "raw profile" in name or name.endswith((" 5", " 6", " 7", " 8")):
         assert pixels_of(data).shape == (32, 16, 3)
 
@@ -140,7 +140,7 @@ def test_pil_animation_is_refused(kind: str) -> None:
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
     for image in (Image.open(buffer), buffer.getvalue()):
         with pytest.raises(BadImage, match=r"animation of 2 frames|no image this reads"):
-            pixels_of(content_of(image))
+            pixels_of(image_data_of(image))
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_prompt_is_the_last_user_message(value: Any, prompt: str | None) -> None
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([{"role": "assistant", "content": "Sure"}], "prompt: 1 messages, none of role 'user'"),
-        (3, "prompt: a int where text or a list of messages belongs"),
-        (["a", "b"], "prompt: a list where text"),
-        ([{"role": "user", "content": 5}], "a message's content is a int"),
+        ([{"role": "assistant", "content": "Sure"}], "prompt: none of the 1 messages has the role"),
+        (3, "prompt: a int is not a prompt or completion; give text"),
+        (["a", "b"], "prompt: a list is not a prompt"),
+        ([{"role": "user", "content": 5}], "the content of a message is a int"),
     ],
 )
 def test_invalid_prompt_error_names_valid_types(value: Any, message: str) -> None:
@@ -179,7 +179,7 @@ def test_invalid_prompt_error_names_valid_types(value: Any, message: str) -> Non
 def test_json_text_columns_are_parsed() -> None:
     item = item_of(None, None, {"concept": '{"kind": "animal"}', "source_prompt": "{as it is}"})
     assert (item.concept, item.source_prompt) == (Concept("animal"), "{as it is}")
-    with pytest.raises(InvalidRequest, match="concept: text that starts as a JSON object and is none"):
+    with pytest.raises(InvalidRequest, match=r"concept: the text starts with \{ but is not a JSON object"):
         item_of(None, None, {"concept": "{"})
 
 

@@ -1,4 +1,4 @@
-"""The adapters under the trainers' own code, where these are installed: trl 1.16, verl 0.9."""
+"""The adapters called by the trainers' own code, if installed: trl 1.16, verl 0.9."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grey(value: int) -> Any:
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop in a thread, as trl has it."""
+    """Run an event loop in a thread, as trl does."""
     made = asyncio.new_event_loop()
     thread = threading.Thread(target=made.run_forever)
     thread.start()
@@ -36,7 +36,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def test_trl_trainer_awaits_rewards_and_masks_missing(service: RewardService, loop: asyncio.AbstractEventLoop) -> None:
-    """`GRPOTrainer._calculate_rewards` itself, on a trainer that has only what it reads."""
+    """Call `GRPOTrainer._calculate_rewards` on a trainer with only the attributes that it reads."""
     pytest.importorskip("trl")
     from accelerate import PartialState
     from trl import GRPOTrainer
@@ -74,7 +74,7 @@ def test_trl_trainer_awaits_rewards_and_masks_missing(service: RewardService, lo
 
 
 def test_verl_reward_manager_awaits_rewards(service: RewardService) -> None:
-    """verl's own loader of custom reward functions, and its reward manager."""
+    """Use verl's loader of custom reward functions and its reward manager."""
     pytest.importorskip("verl")
     from omegaconf import OmegaConf
     from verl.experimental.reward_loop.reward_manager import NaiveRewardManager

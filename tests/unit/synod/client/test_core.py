@@ -149,9 +149,9 @@ def test_unexpected_digests_are_refused() -> None:
 
 
 def test_retry_after_in_body_wins_over_header() -> None:
-    told = WIRE.encode_error(Overloaded("full", retry_after_s=2.5))
+    message = WIRE.encode_error(Overloaded("full", retry_after_s=2.5))
     silent = WIRE.encode_error(Overloaded("full"))
-    assert error_of_response(RawResponse(429, WIRE.content_type, told, 7.0)).retry_after_s == 2.5
+    assert error_of_response(RawResponse(429, WIRE.content_type, message, 7.0)).retry_after_s == 2.5
     assert error_of_response(RawResponse(429, WIRE.content_type, silent, 7.0)).retry_after_s == 7.0
     assert error_of_response(RawResponse(429, "text/html", b"busy", 7.0)).retry_after_s == 7.0
     assert error_of_response(RawResponse(429, WIRE.content_type, silent)).retry_after_s is None

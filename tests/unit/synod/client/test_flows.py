@@ -137,7 +137,7 @@ def sizes(response: ScoreResponse) -> list[Any]:
 
 def test_retries_back_off_and_keep_the_request_id() -> None:
     service = RewardService(
-        faults=[Unavailable("away"), Overloaded("full"), ReplicaLost("died"), DeadlineExceeded("late")]
+        faults=[Unavailable("down"), Overloaded("full"), ReplicaLost("died"), DeadlineExceeded("late")]
     )
     response = service.run(flows(service).score(request()))
     assert sizes(response) == [8.0]
@@ -173,7 +173,7 @@ def test_retries_are_bounded() -> None:
     with pytest.raises(Unavailable, match=r"^2$"):
         service.run(flows(service, retries=2).score(request()))
     assert len(service.calls) == 3
-    none = RewardService(faults=[Unavailable("away")])
+    none = RewardService(faults=[Unavailable("down")])
     with pytest.raises(Unavailable):
         none.run(flows(none, retries=0).score(request()))
     assert none.pauses == []
@@ -201,7 +201,7 @@ def test_pause_beyond_the_deadline_raises_at_once() -> None:
 
 
 def test_response_time_counts_toward_the_deadline() -> None:
-    service = RewardService(faults=[Unavailable("away")] * 9, answer_s=20.0)
+    service = RewardService(faults=[Unavailable("down")] * 9, answer_s=20.0)
     with pytest.raises(Unavailable):
         service.run(flows(service, retries=9).score(request()))
     assert service.calls == ["score"] * 3
@@ -318,7 +318,7 @@ def test_unpublished_limits_are_infinite(limits: Any) -> None:
 
 
 def test_failed_chunk_is_retried_alone() -> None:
-    service = RewardService(faults=[None, Unavailable("away")])
+    service = RewardService(faults=[None, Unavailable("down")])
     response = service.run(flows(service, limits=Limits(3, 10**6)).score(request(*items(9))))
     assert sizes(response) == [float(i) for i in range(9)]
     assert len(service.calls) == 4
@@ -394,7 +394,7 @@ def test_uploads_keep_within_limits() -> None:
 
 
 def test_failed_upload_is_retried() -> None:
-    service = RewardService(faults=[Unavailable("away")])
+    service = RewardService(faults=[Unavailable("down")])
     assert service.run(flows(service).put_images([CAT])) == (digest_of(CAT),)
 
 
@@ -435,12 +435,12 @@ def test_raise_raises_the_first_failure_by_type() -> None:
     service = RewardService()
     with pytest.raises(BadImage, match=r"^items\[1\]\.size: no image$"):
         service.run(flows(service).values(request(ScoreItem(CAT), ScoreItem(prompt="bad")), "raise"))
-    lost = RewardService(faults=[Unavailable("away")])
+    lost = RewardService(faults=[Unavailable("down")])
     with pytest.raises(Unavailable):
         lost.run(flows(lost, retries=0).values(request(), "raise"))
 
 
-@pytest.mark.parametrize("error", [Unavailable("away"), SynodError("broke"), UnknownImage("?", [digest_of(b"z")])])
+@pytest.mark.parametrize("error", [Unavailable("down"), SynodError("broke"), UnknownImage("?", [digest_of(b"z")])])
 def test_mask_covers_a_failed_call(error: SynodError) -> None:
     service = RewardService(faults=[error])
     values = masked(service, ScoreItem(CAT), ScoreItem(CAT), retries=0)
@@ -449,19 +449,19 @@ def test_mask_covers_a_failed_call(error: SynodError) -> None:
 
 
 def test_failed_chunk_masks_only_its_items() -> None:
-    service = RewardService(faults=[None, Unavailable("away")])
+    service = RewardService(faults=[None, Unavailable("down")])
     values = masked(service, *items(9), retries=0, limits=Limits(3, 10**6))
     assert values.scores["size"] == (0.0, 1.0, 2.0, None, None, None, 6.0, 7.0, 8.0)
     assert [one.index for one in values.missing] == [3, 4, 5]
 
 
 def test_failed_upload_masks_every_item() -> None:
-    service = RewardService(faults=[Unavailable("away")])
+    service = RewardService(faults=[Unavailable("down")])
     assert masked(service, *rollouts(2), retries=0, by_digest=True).scores == {"size": (None, None)}
 
 
 def test_mask_covers_requested_rewards() -> None:
-    service = RewardService(faults=[Unavailable("away")])
+    service = RewardService(faults=[Unavailable("down")])
     asked = ScoreRequest((ScoreItem(CAT),), (), "sync_r1")
     values = service.run(flows(service, retries=0).values(asked, "mask"))
     assert (values.scores, values.rewards) == ({}, (None,))

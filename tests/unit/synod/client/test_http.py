@@ -227,7 +227,7 @@ def test_truncated_stream_is_unavailable(use: Use, service: RewardService) -> No
 
 
 def test_lost_response_is_retried_with_the_same_id(use: Use, service: RewardService) -> None:
-    service.faults = ["hang up", (503, "text/html", b"<h1>away</h1>")]
+    service.faults = ["hang up", (503, "text/html", b"<h1>down</h1>")]
     response = use("score", prompts(["abc"]))
     assert response.results[0].scores["length"] == Score(3.0)
     assert service.ids == [response.request_id] * 3
@@ -246,7 +246,7 @@ def test_only_foreign_5xx_responses_are_retried(use: Use, service: RewardService
 
 
 def test_retry_after_is_read_from_the_header(use: Use, service: RewardService) -> None:
-    service.faults = [(503, "text/html", b"<h1>away</h1>")]
+    service.faults = [(503, "text/html", b"<h1>down</h1>")]
     with pytest.raises(Unavailable) as raised:
         use("score", prompts(["abc"]), retries=0)
     assert raised.value.retry_after_s == 0.25

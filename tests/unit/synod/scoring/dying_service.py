@@ -18,7 +18,7 @@ import uvicorn
 from services.backends import LocalBackend
 from services.gateway import app
 from services.gateway.core import Gateway
-from services.settings import LimitSettings, ServerSettings
+from services.settings import LimitSettings
 from synod.contracts import Outcome, ScoreItem
 from tests.unit.synod.reward_services import Bright
 
@@ -33,7 +33,7 @@ class Mortal(Bright):
 
 
 async def serve(port: int) -> None:
-    gateway = Gateway(LocalBackend({"ber": Mortal("ber")}), {}, LimitSettings(), ServerSettings())
+    gateway = Gateway(LocalBackend({"ber": Mortal("ber")}), {}, LimitSettings())
     await uvicorn.Server(uvicorn.Config(app.build(gateway), port=port, log_level="error", ws="none")).serve()
 
 

@@ -1,4 +1,4 @@
-"""GenEval's and GenEval++'s lines, as they are published, become items."""
+"""Published lines of GenEval and GenEval++ become items."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_undecidable_clauses_make_judge_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         (COUNTING, "00000/samples: .*give the line an 'image'"),
         ({**COUNTING, "image": "a.png", "tags": 1}, "tags: unknown key"),
@@ -93,8 +93,8 @@ def test_undecidable_clauses_make_judge_items(tmp_path: Path) -> None:
         ({"include": [], "image": "a.png"}, "geneval.tag"),
     ],
 )
-def test_invalid_geneval_line_is_named(tmp_path: Path, line: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingsError, match=f"g.jsonl:1: .*{told}"):
+def test_invalid_geneval_line_is_named(tmp_path: Path, line: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SettingsError, match=f"g.jsonl:1: .*{expected}"):
         sources([write(tmp_path / "g.jsonl", line)], None, ())
 
 

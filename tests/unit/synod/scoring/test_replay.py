@@ -1,4 +1,4 @@
-"""`synod replay` against a second service, and the comparison against scipy's figures."""
+"""`synod replay` against a second service; the comparison equals scipy's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_status_changes_are_reported() -> None:
     before: list[Outcome] = [Score(1.0), Score(1.0), LOST, LOST, LOST]
     found = compare([Pair(str(i), a, b) for i, (a, b) in enumerate(zip(before, after, strict=True))])
     assert (found.n, found.changed, found.max_difference, found.pearson) == (1, 0, 0.0, None)
-    assert [pair.where for pair in found.status_changed] == ["1", "2", "4"]
+    assert [pair.label for pair in found.status_changed] == ["1", "2", "4"]
     empty = compare([])
     assert (empty.n, empty.changed, empty.max_difference, empty.spearman, empty.origins_after) == (0, 0, None, None, ())
 
@@ -58,7 +58,7 @@ def test_origins_are_collected() -> None:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: RewardService) -> str:
-    """A log of four items by ber and the ensemble council, one failed; its folder is not where the images are."""
+    """Write a log of four items, one failed, in another folder than the images."""
     monkeypatch.chdir(tmp_path)
     Path("logs").mkdir()
     lines = []
@@ -101,7 +101,7 @@ def test_replay_on_the_same_service_finds_no_change(
 
 
 def test_replay_compares_scorer_versions(log: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A scorer that adds 1/8 and fails what is 102; items that failed before are scored."""
+    """The second scorer adds 1/8 and fails value 102; it scores the item that failed before."""
 
     class Newer(Bright):
         def outcome(self, item: Any) -> Outcome:
@@ -148,10 +148,13 @@ def test_replay_refuses_replaced_images(log: str, service: RewardService, capsys
     ("text", "message"),
     [
         ("", "the log holds no scores"),
-        ('{"image": "a.png"}\n{"image": "a.png"}\n', "logs/bad.jsonl:1: no line of a score log (it lacks one of item"),
+        (
+            '{"image": "a.png"}\n{"image": "a.png"}\n',
+            "logs/bad.jsonl:1 is not a line of a score log (it lacks one of item",
+        ),
         (
             '{"item": {"image": 3}, "digests": {}, "scorers": [], "ensemble": null, "scores": {}}\n',
-            "logs/bad.jsonl:1: no line of a score log (item.image: the path",
+            "logs/bad.jsonl:1 is not a line of a score log (item.image: this is",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""`synod score` against a real service: every input once, whatever breaks; and nothing twice."""
+"""`synod score` against a real service: every input is scored exactly once, also after failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import httpx
 import numpy as np
 import pytest
 
-from services.settings import LimitSettings
 from synod import cli
 from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.digest import digest_of
@@ -36,7 +35,7 @@ def image(path: str, value: int) -> None:
 
 
 def items(count: int, path: str = "items.jsonl") -> str:
-    """A JSONL of `count` items, each with an image and a prompt of its own."""
+    """Write a JSONL of `count` items, each with its own image and prompt."""
     lines = []
     for i in range(count):
         image(f"images/{i}.png", i % 200 + 20)
@@ -112,7 +111,7 @@ def test_logged_items_are_not_scored_again(service: RewardService, capsys: pytes
     assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert Path("out.jsonl").read_bytes() == before
     assert service.scorers["ber"].asked == []
-    assert "0 items scored, 70 were there, no failures" in capsys.readouterr().err
+    assert "0 items scored, 70 already logged, no failures" in capsys.readouterr().err
     image("images/7.png", 250)  # another image under the same name is another item
     assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert len(logged()) == 71
@@ -139,7 +138,7 @@ def test_truncated_last_line_is_scored_again(
     Path("out.jsonl").write_bytes(b"".join(kept) + tear(last))
     assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert Path("out.jsonl").read_bytes() == whole
-    assert "its last line was cut off; that item is scored again" in capsys.readouterr().err
+    assert "the last line of out.jsonl is incomplete; its item is scored again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [b"{\n", b'{"item": {}}\n', b"[]\n", b"\xff\n"])
@@ -151,7 +150,7 @@ def test_corrupt_line_inside_the_log_is_refused(
     first, second = Path("out.jsonl").read_bytes().splitlines(keepends=True)
     Path("out.jsonl").write_bytes(first + line + second)
     assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 2
-    assert "out.jsonl:2: no line of a score log" in capsys.readouterr().err
+    assert "out.jsonl:2 is not a line of a score log" in capsys.readouterr().err
     assert Path("out.jsonl").read_bytes() == first + line + second
 
 
@@ -184,13 +183,13 @@ def test_invalid_lines_are_listed_and_nothing_is_scored(
     bad = ['{"image": "a.png"', '{"image": "a.png", "promt": "x"}', '{"image": 3}', '{"references": "a.png"}', "7"]
     Path("items.jsonl").write_text("\n".join(['{"image": "a.png"}', *bad]) + "\n")
     assert score(service, "items.jsonl", "--scorers", "ber", "--out", "out.jsonl") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert [line.removeprefix("synod: ").split(":")[:2] for line in told[:5]] == [
+    output = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("synod: ").split(":")[:2] for line in output[:5]] == [
         ["items.jsonl", str(number)] for number in range(2, 7)
     ]
-    assert "promt: unknown key" in told[1]
-    assert "image: the path of an image belongs here" in told[2]
-    assert told[5] == "nothing was scored: mend the 5 line(s) of items.jsonl"
+    assert "promt: unknown key" in output[1]
+    assert "image: this is not the path of an image" in output[2]
+    assert output[5] == "nothing was scored; correct the 5 line(s) of items.jsonl"
     assert not Path("out.jsonl").exists()
     assert service.scorers["ber"].asked == []
 
@@ -198,9 +197,9 @@ def test_invalid_lines_are_listed_and_nothing_is_scored(
 def test_invalid_item_fails_alone() -> None:
     source = items(20)
     lines = Path(source).read_text().splitlines()
-    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 300})
+    lines[4] = json.dumps({"image": "images/4.png", "prompt": "x" * 9000})
     Path(source).write_text("\n".join(lines))
-    with serving(Bright("ber"), limits=LimitSettings(max_text_chars=200)) as service:
+    with serving(Bright("ber")) as service:
         assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 1
         assert score(service, source, "--scorers", "nobody", "--out", "other.jsonl") == 1
     codes = [line["scores"]["ber"].get("error", {}).get("code") for line in logged()]
@@ -221,7 +220,7 @@ def test_retryable_failures_are_not_logged(capsys: pytest.CaptureFixture[str]) -
     with serving(late := Late("ber")) as service:
         assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 1
         assert [line["item"]["prompt"] for line in logged()] == ["p0", "p1", "p3"]
-        assert "1 items have no line yet, run this again; the first: items.jsonl:3: ber" in capsys.readouterr().err
+        assert "The first: items.jsonl:3: ber" in capsys.readouterr().err
         late.shift = 0.5
         assert score(service, source, "--scorers", "ber", "--out", "out.jsonl") == 0
     assert [line["item"]["prompt"] for line in logged()] == ["p0", "p1", "p3", "p2"]
@@ -231,7 +230,7 @@ def test_concurrent_runs_cannot_share_a_log(service: RewardService, capsys: pyte
     with Path("out.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert score(service, items(1), "--scorers", "ber", "--out", "out.jsonl") == 2
-    assert "another run is writing it" in capsys.readouterr().err
+    assert "another run is writing out.jsonl" in capsys.readouterr().err
 
 
 @contextmanager
@@ -263,7 +262,7 @@ def test_resumed_run_logs_every_item_once(
         assert service.wait(20) == -signal.SIGKILL
     first = [line["item"]["prompt"] for line in logged()]
     assert 0 < len(first) <= 200
-    assert "out.jsonl keeps what was scored; run this again to go on" in capsys.readouterr().err
+    assert "out.jsonl keeps what was scored; run the command again to continue" in capsys.readouterr().err
     scored_first = set(Path("tally").read_text().split())
     assert set(first) <= scored_first
     Path("tally").write_text("")
@@ -282,8 +281,8 @@ def test_skipped_files_are_reported(service: RewardService, capsys: pytest.Captu
     assert score(service, "in", "--scorers", "ber", "--prompt", "a") == 0
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines()] == ["IMAGE", "in/0001.png"]
-    assert "in: 2 hidden image file(s) skipped, such as ._0001.png" in printed.err
-    assert "in: 2 image file(s) of other formats skipped (1 .gif, 1 .tiff)" in printed.err
+    assert "2 hidden image file(s) in in were skipped, such as ._0001.png" in printed.err
+    assert "2 image file(s) of unsupported formats in in were skipped (1 .gif, 1 .tiff)" in printed.err
 
 
 def test_failures_of_an_earlier_run_are_reported_again(
@@ -294,8 +293,8 @@ def test_failures_of_an_earlier_run_are_reported_again(
     for _ in range(2):
         assert score(service, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
     printed = capsys.readouterr().err
-    assert "0 items scored, 2 were there, 1 failures (scorer_failed: 1)" in printed
-    assert "1 of the items that were there failed, and are not scored again" in printed
+    assert "0 items scored, 2 already logged, 1 failures (scorer_failed: 1)" in printed
+    assert "1 of the logged items failed and are not scored again" in printed
     lines = [line for line in Path("out.jsonl").read_text().splitlines() if '"error"' not in line]
     Path("out.jsonl").write_text("\n".join(lines) + "\n")
     service.scorers["ber"].asked.clear()

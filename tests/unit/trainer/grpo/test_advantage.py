@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.grpo.advantage import EVIDENCE, MEMORY, Slope, advantages, enough, population_baseline
+from trainer.grpo.advantage import EVIDENCE, MEMORY, Slope, advantages, population_baseline
 
 NAN = math.nan
 
@@ -65,12 +65,6 @@ def test_a_constant_added_to_every_reward_changes_nothing(rewards: list[tuple[fl
     valid = mask(*(v for _, v in rewards))
     reward = torch.tensor([r for r, _ in rewards], dtype=torch.float64)
     assert torch.allclose(advantages(reward, valid), advantages(reward + constant, valid), atol=1e-12)
-
-
-def test_enough() -> None:
-    assert enough(mask(1, 0, 1), 2)
-    assert not enough(mask(1, 0, 1), 3)
-    assert not enough(mask(0, 0), 1)
 
 
 def full_slope(groups: int = 3) -> tuple[Slope, list[np.ndarray], list[np.ndarray]]:
@@ -137,11 +131,11 @@ def test_kept_rollouts_of_an_informative_screen_have_positive_advantage_on_avera
         (lambda: advantages(torch.tensor([1]), mask(1)), "int64"),
         (lambda: advantages(torch.tensor([1.0]), torch.tensor([1.0])), "valid_G is torch.float32"),
         (lambda: advantages(torch.tensor([1.0]), mask(1), baseline_shift=NAN), "shift is nan"),
-        (lambda: enough(mask(1)[None], 1), r"valid_G is torch.bool \[1, 1\]"),
+        (lambda: advantages(torch.ones(1, 1), mask(1)[None]), r"valid_G is torch.bool \[1, 1\]"),
         (lambda: Slope().update([1.0], [1.0, 2.0]), "1 scores and 2 rewards"),
         (lambda: Slope().update([1.0, NAN], [1.0, 2.0]), "not finite"),
     ],
 )
-def test_what_means_nothing_is_refused_with_its_value(make: Any, words: str) -> None:
+def test_invalid_input_is_refused_with_its_value(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()

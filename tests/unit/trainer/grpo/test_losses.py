@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.grpo.losses import LossStats, clipped, weights
+from trainer.grpo.losses import LossStats, clipped_loss, modality_weights
 
 EVERY = {"clip": 0.2, "beta": 0.0, "weight": 1.0}
 
@@ -42,7 +42,7 @@ def test_both_branches_of_the_clip_for_both_signs(
     ratio: float, advantage: float, objective: float, gradient: float
 ) -> None:
     new, old = logs((0.2 * ratio,)), logs((0.2,))
-    loss, stats = clipped(new, old, None, ones(1, 1), torch.tensor([advantage]), **EVERY)
+    loss, stats = clipped_loss(new, old, None, ones(1, 1), torch.tensor([advantage]), **EVERY)
     loss.backward()
     assert loss.item() == pytest.approx(-objective, rel=1e-12)
     assert new.grad is not None
@@ -57,9 +57,9 @@ def test_two_by_two_by_hand() -> None:
     new = logs((0.2, 0.3), (0.2, 0.2))
     ref = logs((0.2, 0.3), (0.4, 0.2))  # d = 0, 0 / ln 2, 0: k3 = 2 - ln 2 - 1 once
     advantage = torch.tensor([1.0, -1.0])
-    plain, _ = clipped(new, old, None, ones(2, 2), advantage, clip=0.2, beta=0.0, weight=3.0)
+    plain, _ = clipped_loss(new, old, None, ones(2, 2), advantage, clip=0.2, beta=0.0, weight=3.0)
     assert plain.item() == pytest.approx(3 * 0.3)
-    loss, stats = clipped(new, old, ref, ones(2, 2), advantage, clip=0.2, beta=0.1, weight=3.0)
+    loss, stats = clipped_loss(new, old, ref, ones(2, 2), advantage, clip=0.2, beta=0.1, weight=3.0)
     k3 = 1 - math.log(2)
     assert loss.item() == pytest.approx(3 * (0.3 + 0.1 * k3 / 2))
     assert stats == LossStats(4, 2, pytest.approx(5.0), pytest.approx(0.5), pytest.approx(2.0), pytest.approx(k3))
@@ -72,7 +72,7 @@ def test_at_the_first_step_the_ratio_is_1_and_the_gradient_is_plain_reinforce() 
     drawn = torch.arange(12).reshape(3, 4) % 7
     new = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
     advantage = torch.tensor([0.5, -1.0, 0.5])
-    loss, stats = clipped(new, new, new, ones(3, 4), advantage, clip=0.2, beta=0.01, weight=2.0)
+    loss, stats = clipped_loss(new, new, new, ones(3, 4), advantage, clip=0.2, beta=0.01, weight=2.0)
     (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (expected,) = torch.autograd.grad(-(2.0 / 3) * (advantage[:, None] * new).sum(), logits)
     assert torch.allclose(found, expected, atol=1e-14)
@@ -96,7 +96,7 @@ def test_masked_decisions_add_exactly_nothing(
     for junk in ((new_junk, old_junk, ref_junk), (-1.0, -1.0, -1.0)):
         new, old, ref = (torch.where(mask, x, j) for x, j in zip(clean, junk, strict=True))
         new = new.requires_grad_()
-        loss, stats = clipped(new, old, ref, mask, advantage, clip=0.2, beta=0.1, weight=0.7)
+        loss, stats = clipped_loss(new, old, ref, mask, advantage, clip=0.2, beta=0.1, weight=0.7)
         with torch.autograd.set_detect_anomaly(True):  # no step of the way back may hold a NaN, not only its end
             loss.backward()
         assert new.grad is not None
@@ -113,7 +113,7 @@ def test_no_nan_reaches_the_weights_behind_a_masked_impossible_token() -> None:
     logits = torch.tensor([[[0.0, -math.inf], [0.3, 0.1]]], requires_grad=True)
     new = logits.log_softmax(-1)[..., 1]  # -inf at position 0
     mask = torch.tensor([[False, True]])
-    loss, _ = clipped(new, new.detach(), new.detach(), mask, torch.tensor([1.0]), clip=0.2, beta=0.1, weight=1.0)
+    loss, _ = clipped_loss(new, new.detach(), new.detach(), mask, torch.tensor([1.0]), clip=0.2, beta=0.1, weight=1.0)
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 0].tolist() == [0.0, 0.0]
@@ -122,14 +122,14 @@ def test_no_nan_reaches_the_weights_behind_a_masked_impossible_token() -> None:
 
 def test_an_unmasked_nan_is_not_hidden() -> None:
     new = torch.tensor([[math.nan, -1.0]])
-    loss, _ = clipped(new, torch.full((1, 2), -1.0), None, ones(1, 2), torch.tensor([1.0]), **EVERY)
+    loss, _ = clipped_loss(new, torch.full((1, 2), -1.0), None, ones(1, 2), torch.tensor([1.0]), **EVERY)
     assert math.isnan(loss.item())
 
 
 def test_far_log_ratios_go_flat_instead_of_overflowing() -> None:
     new = torch.tensor([[-0.001, -500.0]], requires_grad=True)
     old, ref = torch.tensor([[-500.0, -0.001]]), torch.tensor([[-500.0, -0.001]])
-    loss, stats = clipped(new, old, ref, ones(1, 2), torch.tensor([-1.0]), clip=0.2, beta=1.0, weight=1.0)
+    loss, stats = clipped_loss(new, old, ref, ones(1, 2), torch.tensor([-1.0]), clip=0.2, beta=1.0, weight=1.0)
     loss.backward()
     k3 = (math.exp(-10) + 9) + (math.exp(10) - 11)
     assert loss.item() == pytest.approx(math.exp(10) + 0.8 + k3, rel=1e-5)
@@ -140,7 +140,7 @@ def test_far_log_ratios_go_flat_instead_of_overflowing() -> None:
 
 def test_half_precision_is_summed_in_float32() -> None:
     new = torch.full((2, 4096), -1.0, dtype=torch.bfloat16, requires_grad=True)
-    loss, stats = clipped(new, new.detach(), None, ones(2, 4096), torch.tensor([1.0, 0.0]), **EVERY)
+    loss, stats = clipped_loss(new, new.detach(), None, ones(2, 4096), torch.tensor([1.0, 0.0]), **EVERY)
     assert loss.dtype == torch.float32
     assert loss.item() == -2048.0
     assert stats.ratio_sum == 8192.0
@@ -153,19 +153,19 @@ def test_chunks_and_steps_add_up_to_the_whole(chunk: int) -> None:
     mask = torch.rand(5, 6, generator=generator) < 0.6
     advantage = torch.randn(5, generator=generator, dtype=torch.float64)
     kind: dict[str, Any] = {"clip": 0.2, "beta": 0.1, "weight": 0.3}
-    whole, stats = clipped(new, old, ref, mask, advantage, **kind)
+    whole, stats = clipped_loss(new, old, ref, mask, advantage, **kind)
     total, summed = torch.zeros(()), LossStats()
     for i in range(0, 5, chunk):
         rows = slice(i, i + chunk)
         part = (new[rows], old[rows], ref[rows], mask[rows], advantage[rows])
-        loss, figures = clipped(*part, **kind, group=5)
+        loss, figures = clipped_loss(*part, **kind, group_size=5)
         total, summed = total + loss, summed + figures
     assert total.item() == pytest.approx(whole.item(), rel=1e-12)
     assert asdict(summed) == pytest.approx(asdict(stats), rel=1e-12)
 
 
 def test_figures_of_nothing_are_none_and_add_nothing() -> None:
-    loss, stats = clipped(logs((0.5,)), logs((0.5,)), None, ~ones(1, 1), torch.tensor([1.0]), **EVERY)
+    loss, stats = clipped_loss(logs((0.5,)), logs((0.5,)), None, ~ones(1, 1), torch.tensor([1.0]), **EVERY)
     assert loss.item() == 0.0
     assert stats == LossStats()
     assert [stats.ratio_mean, stats.ratio_min, stats.ratio_max, stats.clip_fraction, stats.kl] == [None] * 5
@@ -176,8 +176,8 @@ def test_figures_of_nothing_are_none_and_add_nothing() -> None:
 
 def test_weights_by_hand() -> None:
     sizes = {"max_text_tokens": 100, "denoising_steps": 50, "positions": 1024}
-    assert weights(0.4, 0.6, "paper_sum", **sizes) == {"text": 0.4, "image": 0.6}
-    constant = weights(0.4, 0.6, "per_modality_constant", **sizes)
+    assert modality_weights(0.4, 0.6, "paper_sum", **sizes) == {"text": 0.4, "image": 0.6}
+    constant = modality_weights(0.4, 0.6, "per_modality_constant", **sizes)
     assert constant == {"text": pytest.approx(0.004), "image": pytest.approx(0.6 / 51_200)}
     full = {"text": 100, "image": 50 * 1024}
     assert {kind: constant[kind] * full[kind] for kind in constant} == pytest.approx({"text": 0.4, "image": 0.6})
@@ -207,17 +207,17 @@ GOOD: dict[str, Any] = {
         ({"clip": 1.0}, "clip is 1.0"),
         ({"beta": -0.1}, "beta is -0.1"),
         ({"ref_BD": None}, "beta is 0.01"),
-        ({"group": 0}, "0 rollouts"),
+        ({"group_size": 0}, "0 rollouts"),
     ],
 )
 def test_what_means_nothing_is_refused_with_its_value(change: dict[str, Any], words: str) -> None:
-    clipped(**GOOD)
+    clipped_loss(**GOOD)
     with pytest.raises(ValueError, match=words):
-        clipped(**GOOD | change)
+        clipped_loss(**GOOD | change)
 
 
 @pytest.mark.parametrize("name", ["max_text_tokens", "denoising_steps", "positions"])
 def test_weights_need_sizes(name: str) -> None:
     sizes = {"max_text_tokens": 4, "denoising_steps": 5, "positions": 6} | {name: 0}
     with pytest.raises(ValueError, match=f"{name} is 0"):
-        weights(0.4, 0.6, "paper_sum", **sizes)
+        modality_weights(0.4, 0.6, "paper_sum", **sizes)

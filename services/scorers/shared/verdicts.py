@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from services.models.judge import Completion, Form, Graded, Question, Reply, Verdict
+from services.models.types import Completion, Form, Graded, Question, Reply, Verdict
 from services.scorers.base import ScorerSpec
-from services.scorers.image_text import plain
+from services.scorers.shared.image_text import to_plain_text
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import SynodError
 from synod.images import encode_png
@@ -36,7 +36,7 @@ class Grader:
 def question(item: ScoreItem, pixels: Pixels, rubric: str, form: Form) -> Question:
     """The image as PNG, and the rubric about it with the prompt in words. Raises for an image that is none: before
     anything is asked and paid."""
-    text = rubric.replace("{prompt}", plain(item.prompt or "", item.concept))
+    text = rubric.replace("{prompt}", to_plain_text(item.prompt or "", item.concept))
     return Question(text, encode_png(pixels), form)
 
 

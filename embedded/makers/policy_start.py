@@ -1,4 +1,4 @@
-"""Figures of the policy's supervised start: the room that reinforcement learning has, and what a preview foretells."""
+"""Metrics of the policy before reinforcement learning, and how well previews predict final rewards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from embedded.makers.figures import Figure, scores
+from embedded.makers.metrics import Metric, scores
 from services.scorers import registry
 from services.scorers.base import Scorer
 from services.settings import Settings
@@ -26,25 +26,28 @@ PROMPTS, PROMPTS_RANKED, ROLLOUTS = 360, 24, 24
 BATCH = 24
 
 
-def figures(service: Settings, trainer: TrainerSettings, seed: int) -> list[Figure]:
-    """On held-out prompts: GenEval's official verdict, all tasks alike; the attribute named right (textual pathway);
-    Spearman's rank correlation, over rollouts of one prompt and averaged over prompts, of BER at the screening step
-    with BER at the end."""
+def measure(service: Settings, trainer: TrainerSettings, seed: int) -> list[Metric]:
+    """Measure the policy on held-out prompts.
+
+    The metrics are GenEval's official verdict over all tasks, the attribute named correctly (textual pathway), and
+    Spearman's rank correlation of BER at the screening step with BER at the end, over the rollouts of a prompt and
+    averaged over prompts.
+    """
     policy = make_policy(trainer)
     profiles = read_concepts(trainer.data.concepts)
     prompts = read_prompts(trainer.data.heldout, profiles)
     drawn = Source(prompts, profiles, seed, PROMPTS, 1.0).tasks(0)
     concepts = Source(prompts, profiles, seed, 2 * PROMPTS, 0.0).tasks(0)
-    asked = [task for task in concepts if task.pathway == "textual"]
+    textual = [task for task in concepts if task.pathway == "textual"]
     correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn, trainer)
-    named = [_named(policy, task, place, trainer, seed) for place, task in enumerate(asked)]
+    named = [_named(policy, task, place, trainer, seed) for place, task in enumerate(textual)]
     mixed = [task for pair in zip(drawn, concepts, strict=False) for task in pair][:PROMPTS_RANKED]
     ber = registry.build("ber", service.scorers["ber"])
     ranks = [_rank(policy, ber, task, trainer, (seed, place)) for place, task in enumerate(mixed)]
     return [
-        Figure("policy: held-out GenEval prompts drawn right", float(np.mean(correct)), len(correct), None),
-        Figure("policy: right attribute named", float(np.mean(named)), len(named), None),
-        Figure("preview-to-final rank correlation of BER", float(np.mean(ranks)), len(ranks), None),
+        Metric("policy: held-out GenEval prompts drawn right", float(np.mean(correct)), len(correct), None),
+        Metric("policy: right attribute named", float(np.mean(named)), len(named), None),
+        Metric("preview-to-final rank correlation of BER", float(np.mean(ranks)), len(ranks), None),
     ]
 
 

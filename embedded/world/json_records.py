@@ -1,18 +1,18 @@
-"""The world's records as JSON: GenEval's own form of metadata, and the lines and files of embedded/data."""
+"""The world's records as JSON: GenEval metadata, and the lines and files of embedded/data."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from embedded.world.concepts import card_of
+from embedded.world.concepts import profile_of
 from embedded.world.conversations import conversations
-from embedded.world.records import ConceptCard, Prompt
-from embedded.world.twists import resolve
+from embedded.world.false_prompts import resolve
+from embedded.world.records import ConceptProfile, Prompt
 from synod.contracts import GenEvalClause, GenEvalMetadata
 
 
 def geneval_json(metadata: GenEvalMetadata) -> dict[str, Any]:
-    """GenEval's own form: `exclude` and optional fields only where they say something."""
+    """Return GenEval's format, with `exclude` and optional fields only where they are set."""
     document: dict[str, Any] = {"tag": metadata.tag, "include": [_clause(c) for c in metadata.include]}
     if metadata.exclude:
         document["exclude"] = [_clause(c) for c in metadata.exclude]
@@ -29,7 +29,10 @@ def _clause(clause: GenEvalClause) -> dict[str, Any]:
 
 
 def prompt_json(prompt: Prompt) -> dict[str, Any]:
-    """One line of the prompt files: `resolved` says what a vague prompt means, `fact` indexes the card's extra_info."""
+    """Return one line of the prompt files.
+
+    `resolved` is the explicit form of a vague prompt; `fact` is an index into the profile's extra_info.
+    """
     if prompt.geneval is not None:
         return {**geneval_json(prompt.geneval), "prompt": prompt.text}
     document: dict[str, Any] = {"tag": prompt.task, "prompt": prompt.text, "concept": prompt.concept}
@@ -47,22 +50,22 @@ def prompt_json(prompt: Prompt) -> dict[str, Any]:
 
 def _fact(prompt: Prompt) -> int:
     assert prompt.concept is not None, "only prompts about a concept have accessories"
-    facts = [(fact.accessory, fact.color) for fact in card_of(prompt.concept).attributes]
+    facts = [(fact.accessory, fact.color) for fact in profile_of(prompt.concept).attributes]
     return facts.index(prompt.accessories[0])
 
 
-def conversations_json(card: ConceptCard) -> list[dict[str, str]]:
-    """What may be asked about a concept's images, with the right answers."""
-    return [{"query": query, "answer": answer} for query, answer in conversations(card)]
+def conversations_json(profile: ConceptProfile) -> list[dict[str, str]]:
+    """Return the questions about a concept's images with their answers."""
+    return [{"query": query, "answer": answer} for query, answer in conversations(profile)]
 
 
-def info_json(card: ConceptCard) -> dict[str, Any]:
-    """What is told about a concept; `heldout` flags go with `extra_info` one by one."""
+def info_json(profile: ConceptProfile) -> dict[str, Any]:
+    """Return the facts stated about a concept; `heldout` has a flag for each entry of `extra_info`."""
     return {
-        "name": card.name,
-        "kind": card.kind,
-        "class": card.class_word,
-        "info": card.info,
-        "extra_info": [fact.sentence for fact in card.attributes],
-        "heldout": [fact.heldout for fact in card.attributes],
+        "name": profile.name,
+        "kind": profile.kind,
+        "class": profile.class_word,
+        "info": profile.info,
+        "extra_info": [fact.sentence for fact in profile.attributes],
+        "heldout": [fact.heldout for fact in profile.attributes],
     }

@@ -1,10 +1,10 @@
-"""Prompts that are false of a scene: another prompt of the task, or the same one with one word changed."""
+"""Prompts that are false of a scene: another prompt of the task, or the prompt with one word changed."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from embedded.world.concepts import CONCEPTS, card_of
+from embedded.world.concepts import CONCEPTS, profile_of
 from embedded.world.language import NUMBERS, TOKEN, WORD, plural, with_article
 from embedded.world.palette import COLORS
 from embedded.world.prompts import POOLS
@@ -16,17 +16,17 @@ Claim = tuple[object, ...]
 
 
 def resolve(prompt: Prompt | str) -> str:
-    """The prompt as a caption: tokens become their class words, "its hat" becomes "a red hat"."""
+    """Return the prompt as a caption: tokens become class words, "its hat" becomes "a red hat"."""
     words = (prompt if isinstance(prompt, str) else prompt.text).split()
     name = next((word for word in words if TOKEN.fullmatch(word)), None)
     if name is None:
         return " ".join(words)
-    card = card_of(name)
-    colors = {fact.accessory: fact.color for fact in card.attributes}
+    profile = profile_of(name)
+    colors = {fact.accessory: fact.color for fact in profile.attributes}
     out: list[str] = []
     for i, word in enumerate(words):
         if word == name:
-            out.append(with_article(card.class_word))
+            out.append(with_article(profile.class_word))
         elif word in _PRONOUNS:
             follow = words[i + 1]
             out.append(with_article(f"{colors[follow]} {follow}" if follow in colors else follow).split(" ", 1)[0])
@@ -37,7 +37,7 @@ def resolve(prompt: Prompt | str) -> str:
 
 
 def claims(prompt: Prompt) -> frozenset[Claim]:
-    """What `prompt` says of an image once concept names are read as class words. Equal claims, equal meaning."""
+    """Return the prompt's claims, with concept names as class words. Equal claims mean the same."""
     if prompt.geneval is not None:
         include = prompt.geneval.include
         position = include[-1].position
@@ -50,15 +50,15 @@ def claims(prompt: Prompt) -> frozenset[Claim]:
         return frozenset({(a, position[0], b)})
     assert prompt.concept is not None, "a prompt without metadata names a concept"
     dense = prompt.task == "dense"
-    said: set[Claim] = {("class", card_of(prompt.concept).class_word)}
-    said |= {("has", name, color if dense else None) for name, color in prompt.accessories}
-    said |= {("beside", *prompt.companion)} if prompt.companion else set()
-    said |= {("at", prompt.place)} if prompt.place else set()
-    return frozenset(said)
+    found: set[Claim] = {("class", profile_of(prompt.concept).class_word)}
+    found |= {("has", name, color if dense else None) for name, color in prompt.accessories}
+    found |= {("next to", *prompt.companion)} if prompt.companion else set()
+    found |= {("at", prompt.place)} if prompt.place else set()
+    return frozenset(found)
 
 
 def wrong_prompt(prompt: Prompt, rng: np.random.Generator) -> str:
-    """Another prompt of the same task and split that is false of every scene made for `prompt`."""
+    """Return a prompt of the same task and split that is false of every scene made for `prompt`."""
     pool, truth = POOLS[prompt.task, prompt.split], claims(prompt)
     while True:
         other = pool[int(rng.integers(len(pool)))]
@@ -66,10 +66,10 @@ def wrong_prompt(prompt: Prompt, rng: np.random.Generator) -> str:
             return other.text
 
 
-def one_word_off(prompt: Prompt | str, rng: np.random.Generator) -> str:
-    """The prompt with exactly one word replaced so that it is false: a colour, noun, number, relation, place or name.
+def change_one_word(prompt: Prompt | str, rng: np.random.Generator) -> str:
+    """Replace one word of the prompt so that it is false: a colour, noun, number, relation, place or name.
 
-    Also takes a caption from `resolve`. Grammar stays right: "an" keeps its vowel, a plural stays one.
+    Captions of `resolve` are accepted, too. The grammar stays correct: "an" precedes a vowel, plurals stay plural.
     """
     text = prompt if isinstance(prompt, str) else prompt.text
     spans = [(m.start(), m.end(), m.group()) for m in WORD.finditer(text)]
@@ -83,9 +83,9 @@ def one_word_off(prompt: Prompt | str, rng: np.random.Generator) -> str:
 
 
 def _others(words: list[str], i: int) -> list[str]:
-    """Words that make the sentence false in place of words[i]; none where grammar would suffer."""
+    """Return words that make the sentence false in place of words[i]; none if the grammar would break."""
     word, before = words[i], words[i - 1] if i else ""
-    shown = {*words, *(card_of(name).class_word for name in words if TOKEN.fullmatch(name))}
+    shown = {*words, *(profile_of(name).class_word for name in words if TOKEN.fullmatch(name))}
     found = [other for other in _family(word, before) if other not in shown]
     if before in ("a", "an"):
         found = [other for other in found if with_article(other).split()[0] == before]
@@ -96,7 +96,7 @@ def _family(word: str, before: str) -> list[str]:
     if word in _OPPOSITE:
         return [_OPPOSITE[word]]
     if TOKEN.fullmatch(word):
-        return [card.name for card in CONCEPTS if card.class_word != card_of(word).class_word]
+        return [profile.name for profile in CONCEPTS if profile.class_word != profile_of(word).class_word]
     if before in NUMBERS.values():
         return [plural(noun) for noun in CLASSES if plural(noun) != word]
     if word in CLASSES:

@@ -1,4 +1,4 @@
-"""One law suite over the whole registry: every scorer, every family, on tiny models, on drawn images and photographs.
+"""The batch contract: every scorer and model family, on tiny models, with drawn images and photographs.
 
 Length and order, finiteness and range, batch size, permutation, repetition, precision, failures that stay with their
 item.
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
 from services.models import hpsv3, mask2former
+from services.models.settings import ClipModel
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from synod.contracts import (
@@ -32,7 +33,7 @@ from synod.contracts import (
     ScoreFailure,
     ScoreItem,
 )
-from tests.building import build
+from tests.building import build, example
 from tests.judges import judging
 
 OF_IMAGES = (
@@ -43,9 +44,11 @@ OF_IMAGES = (
     *("geneval2", "geneval2_hard"),
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
+# Any further scorer of images, on the tiny CLIP where it takes one; a scorer with other models needs settings below.
+OTHERS = sorted(set(registry.MODULES) - {*OF_WORDS, *OF_IMAGES, "custom"})
 CASES = [
-    *((name, "drawn") for name in (*OF_WORDS, *OF_IMAGES)),
-    *((name, "photographs") for name in OF_IMAGES),
+    *((name, "drawn") for name in (*OF_WORDS, *OF_IMAGES, *OTHERS)),
+    *((name, "photographs") for name in (*OF_IMAGES, *OTHERS)),
 ]
 # Whose values follow a model's numbers, and do not jump where a detector's box moves by a pixel or a class wins. By how
 # much bfloat16 may move them, of what lies between the photographs' highest and lowest value.
@@ -123,8 +126,14 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     trees["geneval2"] = {"kind": "geneval2", **endpoint}
     trees["geneval2_hard"] = {"kind": "geneval2", "method": "tifa", **endpoint}
     trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
-    assert {tree["kind"] for tree in trees.values()} == set(registry.KINDS) - {"custom"}  # whose model is not ours
-    assert set(trees) == {*OF_WORDS, *OF_IMAGES}
+    for kind in OTHERS:
+        models = [
+            name
+            for name, field in registry.CLASSES[kind].model_fields.items()
+            if field.annotation == get_args(ClipModel)[0]
+        ]
+        trees[kind] = {**example(kind), **dict.fromkeys(models, clip)}
+    assert set(trees) == {*OF_WORDS, *OF_IMAGES, *OTHERS}
     return trees
 
 

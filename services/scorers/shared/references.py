@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models.images import distinct
 from services.scorers.base import ScorerSpec
+from services.scorers.shared.images import deduplicate
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 Embed = Callable[[Sequence[Pixels]], NDArray[np.float32]]
@@ -36,7 +36,7 @@ class ReferenceCosine:
 def rows_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:
     """For each item [1 + R, D]: the row of its image, then those of its R references; one call of `embed` for all."""
     images = [(item.pixels(), *item.reference_pixels()) for item in items]
-    kept, places = distinct([image for group in images for image in group])
+    kept, places = deduplicate([image for group in images for image in group])
     rows = embed(kept)[places]
     ends = np.cumsum([len(group) for group in images])[:-1]
     return list(np.split(rows, ends))

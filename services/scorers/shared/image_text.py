@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models.clip import Clip
+from services.models.types import Clip
 from services.scorers.base import ScorerSpec
 from synod.contracts import Concept, Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
@@ -25,7 +25,7 @@ class ImageTextCosine:
         self._model, self._factor = model, factor
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return worded(items, self._cosines)
+        return score_with_text(items, self._cosines)
 
     def _cosines(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         features = each_once(texts, self._model.text_features)
@@ -36,14 +36,14 @@ class ImageTextCosine:
         return outcomes
 
 
-def worded(
+def score_with_text(
     items: Sequence[ScoreItem], measure: Callable[[list[Pixels], list[str]], Sequence[Outcome]]
 ) -> list[Outcome]:
     """What `measure` makes of the images and their prompts in words; an item whose prompt has none fails alone."""
-    texts = [plain(item.prompt or "", item.concept) for item in items]
+    texts = [to_plain_text(item.prompt or "", item.concept) for item in items]
     images = [item.pixels() for item, text in zip(items, texts, strict=True) if text]
     found = iter(measure(images, [text for text in texts if text]) if images else ())
-    return [next(found) if text else wordless(item.prompt) for item, text in zip(items, texts, strict=True)]
+    return [next(found) if text else no_text_failure(item.prompt) for item, text in zip(items, texts, strict=True)]
 
 
 def clipped(value: float, low: float, high: float, detail: Mapping[str, Any]) -> Score:
@@ -59,7 +59,7 @@ def each_once(
     return dict(zip(distinct, embed(distinct), strict=True))
 
 
-def plain(prompt: str, concept: Concept | None) -> str:
+def to_plain_text(prompt: str, concept: Concept | None) -> str:
     """The prompt in words a text tower knows: the concept's token becomes its class word, other '<...>' tokens go."""
     if concept and concept.token and concept.class_word:
         token = re.escape(concept.token)
@@ -69,7 +69,7 @@ def plain(prompt: str, concept: Concept | None) -> str:
     return " ".join(_CONCEPT_TOKEN.sub(" ", prompt).split())
 
 
-def wordless(prompt: str | None) -> ScoreFailure:
+def no_text_failure(prompt: str | None) -> ScoreFailure:
     """Why a prompt whose `plain` form is empty has no score."""
     reason = "the prompt has no words besides concept tokens; give concept.class_word or a longer prompt"
     return ScoreFailure.of(InvalidItem(f"{reason}: {prompt!r}"))

@@ -1,0 +1,154 @@
+"""Serve HTTP requests: error boundary, bodies, content types and disconnects, for all endpoints.
+
+A body is JSON or msgpack by its Content-Type. The response has the type in Accept, or else the type of the body, and
+carries REQUEST_ID_HEADER: the id in the body, or else the header `x-request-id`, or else a new one. (Serve's proxy sets
+`x-request-id` on every response by itself and does not know the id in the body.) If requests are traced, all but GET
+have a span, and the response carries TRACE_ID_HEADER.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from services.gateway import auth
+from services.gateway.admission import Caller
+from services.gateway.boundary import OpenRequest
+from services.gateway.encoding import check_encoding, decompress
+from services.observability import access_log, tracing
+from synod.codec import CODECS, Codec
+from synod.errors import InvalidRequest, PayloadTooLarge, SynodError
+from synod.reader import quote
+
+T = TypeVar("T")
+JSON: Final = "application/json"
+REQUEST_ID_HEADER: Final = "x-synod-request-id"
+SMALL_BODY_BYTES: Final = 2**19
+
+
+class ErrorBoundaryRoute(APIRoute):
+    """Open a request for the handler and turn its exceptions into typed error responses."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+        methods = (self.methods or set()) - {"GET"}
+        span_name = f"{'/'.join(sorted(methods))} {self.path}" if methods else None
+
+        async def handle(http: Request) -> Response:
+            span = tracing.request_span(span_name, http.headers) if span_name else tracing.NO_SPAN
+            opened = http.state.opened = OpenRequest(self.path, span, http.headers.get("x-request-id"))
+            try:
+                with tracing.use_span(span):
+                    response = await handler(http)
+                if not opened.streaming:
+                    opened.succeed()
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as error:
+                response = error_response(http, opened.fail(error))
+            finally:
+                if not opened.streaming:
+                    opened.close()
+            if (safe_id := access_log.safe_id(opened.request_id)) is not None:
+                response.headers[REQUEST_ID_HEADER] = safe_id
+            if span.trace_id is not None:
+                response.headers[tracing.TRACE_ID_HEADER] = span.trace_id
+            return response
+
+        return handle
+
+
+def opened(http: Request) -> OpenRequest:
+    """Return the open request of a handler behind ErrorBoundaryRoute."""
+    request: OpenRequest = http.state.opened
+    return request
+
+
+def authenticate(http: Request, scope: auth.Scope, authorization: str | None = None) -> Caller:
+    """Return the caller by `authorization`, or else by the header. Raises Unauthenticated, PermissionDenied."""
+    authorization = authorization or http.headers.get("authorization")
+    return opened(http).authenticate(http.app.state.authenticator, authorization, scope)
+
+
+def accepted_types(http: Request) -> list[str]:
+    """Return the media types of the Accept header, in order, without parameters."""
+    return [kind.partition(";")[0].strip().lower() for kind in http.headers.get("accept", "").split(",")]
+
+
+def response_codec(http: Request) -> Codec:
+    """Return the codec of the first type in Accept that has one, or else of the body's type, or else of JSON."""
+    own = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return CODECS[next((kind for kind in (*accepted_types(http), own) if kind in CODECS), JSON)]
+
+
+async def read_body(http: Request) -> bytes:
+    """Read and decompress the body. The limit holds for the declared, the received and the decompressed size.
+
+    Raises PayloadTooLarge, UnsupportedMedia for an unknown encoding, InvalidRequest for invalid compressed data.
+    """
+    limit = http.app.state.gateway.limits.max_body_bytes
+    encoding = check_encoding(http.headers.get("content-encoding", ""))
+    declared = http.headers.get("content-length", "")
+    _check_size(int(declared) if declared.isdigit() else 0, limit)
+    body = bytearray()
+    async for chunk in http.stream():
+        body += chunk
+        _check_size(len(body), limit)
+    return bytes(body) if encoding is None else await asyncio.to_thread(decompress, bytes(body), encoding, limit)
+
+
+async def decode_body(decoder: Callable[[bytes], T], body: bytes) -> T:
+    """Return `decoder(body)`. A large body is decoded in a thread; a small one takes less time than the switch."""
+    return decoder(body) if len(body) <= SMALL_BODY_BYTES else await asyncio.to_thread(decoder, body)
+
+
+async def cancel_on_disconnect(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`; cancel it and raise ClientDisconnect when the client disconnects first."""
+    task, disconnect = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(http))
+    try:
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        disconnect.cancel()
+        task.cancel()
+        await asyncio.wait({task, disconnect})
+
+
+async def wait_for_disconnect(http: Request) -> None:
+    """Return when the client has disconnected. Call it after the body has been read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def error_response(http: Request, error: SynodError) -> Response:
+    """Encode an error in the type that the caller accepts, with its status and headers."""
+    codec = response_codec(http)
+    headers = {}
+    if error.retryable:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s or 1))
+    if (challenge := auth.challenge(error)) is not None:
+        headers["www-authenticate"] = challenge
+    return Response(codec.encode_error(error), error.http_status, headers, media_type=codec.content_type)
+
+
+async def not_found(http: Request, refused: HTTPException) -> Response:
+    """Return a typed error for an unknown path or method, with the status and headers of HTTP."""
+    codec = response_codec(http)
+    error = InvalidRequest(
+        f"this service has no endpoint {quote(http.method)[1:-1]} {quote(http.url.path)}; GET /docs lists all"
+    )
+    return Response(codec.encode_error(error), refused.status_code, refused.headers, media_type=codec.content_type)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise PayloadTooLarge(f"the body has {size} bytes or more, the limit is {limit}; send several requests")
