@@ -44,7 +44,7 @@ STOP_TIMEOUT_S = 40.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, 0 on success."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except (SettingsError, TimeoutError) as error:
@@ -247,8 +247,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m services", description=__doc__.partition("\n")[0])
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m services", description="Start, stop and check a service here.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
