@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 import synod
 from services.gateway import compat as compatible
-from services.gateway import console, docs, http, pages, rest, schema
+from services.gateway import console, docs, negotiation, pages, probes, rest, schema
 from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
@@ -67,10 +67,11 @@ def build(
     app.state.authenticator = guard
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
+    app.include_router(probes.router)
     app.include_router(console.router)
     for router in compatible.routers(compat or CompatSettings()):
         app.include_router(router)
-    app.exception_handler(HTTPException)(http.not_found)
+    app.exception_handler(HTTPException)(negotiation.not_found)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

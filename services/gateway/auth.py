@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
-from services.gateway.admission import Caller, Priority
+from services.gateway.admission import Priority
+from services.gateway.quota import Caller
 from services.settings import AuthSettings
 from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 from synod.secret import Secret, from_environment, from_file

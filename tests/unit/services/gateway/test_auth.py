@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway import auth
-from services.gateway.admission import Caller
+from services.gateway.quota import Caller
 from services.settings import AuthSettings
 from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 
