@@ -133,7 +133,7 @@ class Ticket:
             self._started.set_result(None)
 
     def release(self) -> None:
-        """Give the place back. A second call does nothing."""
+        """Give the place back. A second call has no effect."""
         if not self.released:
             self.released = True
             self._queue._release(self)
