@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/service
 export PYTHONPATH := $(CURDIR)
-PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile
+PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile # a file's tests share their fixtures
 
 .PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
 
@@ -21,15 +21,15 @@ setup: .venv/.installed ## Create .venv from pyproject.toml and constraints.txt
 demo: setup ## Start the service, score sample images, train briefly, write runs/demo/report.html, stop
 	@exec $(PYTHON) -m embedded.demo
 
-check: lint ## Lint, type-check and run the fast tests: units, numbers, architecture (3 minutes)
+check: lint ## Lint, type-check and run the fast tests of units, numbers and architecture (3 minutes)
 	@$(PARALLEL) -m "not slow" tests/architecture tests/batching tests/contract tests/numerics tests/unit
 
 test: lint ## Lint, type-check and run every test (15 minutes)
-	@$(PARALLEL) --ignore=tests/integration --ignore=tests/browser
-	@$(PYTHON) -m pytest tests/integration tests/browser
+	@$(PARALLEL) --ignore=tests/browser --ignore=tests/integration
+	@$(PYTHON) -m pytest tests/browser tests/integration
 
-test-full: setup lint ## The same with more random cases and faults, and a long run under load (an hour)
-	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(PYTHON) -m pytest
+test-full: ## The same with more random cases and faults, and a long run under load (an hour)
+	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(MAKE) test
 	@$(PYTHON) -m benchmarks.faults
 	@$(PYTHON) -m benchmarks.nodes
 

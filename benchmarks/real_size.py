@@ -47,6 +47,7 @@ from services import settings
 from services.models.module_stats import ParameterStats, record_modules
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
+from services.scorers.geneval import GenEvalSettings
 from services.settings_types import ScorerSettings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreItem
 
@@ -64,7 +65,7 @@ MODELS: Final[dict[str, dict[str, str]]] = {
     "ber": {"blip2": "model"},
     "der": {"dinov2": "model"},
     "fer": {"facenet": "embedder.weights"},
-    "geneval": {"mask2former": "detector.model", "clip_l": "color_model"},
+    "geneval": {"mask2former": "detector.model", "clip_l": "color_model.model"},
     "pickscore": {"pickscore": "model"},
     "hps": {"hps": "weights"},
     "aesthetic": {"aesthetic_clip": "model.model", "aesthetic_head": "weights"},
@@ -117,8 +118,10 @@ def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = 
         if dtype:
             keys[f"{start}SERVING__DTYPE"] = dtype
         found = settings.load(CONFIG, keys).scorers[name]
-        # A model directory brings its own weights.
-        return found.model_copy(update={"color_pretrained": None}) if found.kind == "geneval" else found
+        if isinstance(found, GenEvalSettings):  # a model directory brings its own weights
+            colors = found.color_model.model_copy(update={"pretrained": None})
+            return found.model_copy(update={"color_model": colors})
+        return found
     tree = json.loads(json.dumps(_OTHERS[name])) | {"serving": {"dtype": dtype or "bfloat16"}}
     if name == "hps" and tiny:
         tree["architecture"] = str(folder / "hps")
@@ -162,7 +165,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "sizes": {},
     }
     for side in SIDES[:1] if options.quick else SIDES:
-        found["sizes"][str(side)] = _timed(scorer, side, options.quick)
+        found["sizes"][str(side)] = timed(scorer, side, options.quick)
         print(f"{name}: {side} px {found['sizes'][str(side)]}", file=sys.stderr, flush=True)
     del scorer
     other = "bfloat16" if held.dtype == "float32" else "float32"
@@ -170,10 +173,11 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     return found
 
 
-def _timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+def timed(scorer: Scorer, side: int, quick: bool) -> dict[str, Any]:
+    """Measure a scorer at one image size; raise RuntimeError if its items do not differ in value."""
     items = items_of(2 if quick else BATCH, side)
     alone = [compared(outcome) for item in items for outcome in run_batch(scorer, [item])]
-    with _recording() as calls:
+    with recording() as calls:
         began_s = time.perf_counter()
         together = [compared(outcome) for outcome in run_batch(scorer, items)]
         outside_s = time.perf_counter() - began_s - calls.inside_s
@@ -229,7 +233,7 @@ class _Calls:
 
 
 @contextmanager
-def _recording() -> Iterator[_Calls]:
+def recording() -> Iterator[_Calls]:
     """Record the module calls made within the context, with their tensors."""
     calls, depth, began_s = _Calls(), 0, 0.0
 

@@ -44,7 +44,7 @@ STOP_TIMEOUT_S = 40.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, 0 on success."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except (SettingsError, TimeoutError) as error:
@@ -57,7 +57,7 @@ def up(options: argparse.Namespace) -> int:
     loaded = _load(options)
     auth.load(loaded.auth)  # report errors in tokens and environments before anything starts
     for scorer in loaded.scorers.values():
-        environments.place(scorer)
+        environments.placement_of(scorer)
     run_dir = RunDir(options.run_dir)
     return _detach(options, run_dir) if options.detach else _serve(options, loaded, run_dir)
 
@@ -103,7 +103,7 @@ def check(options: argparse.Namespace) -> int:
         spec, serving = registry.spec(name, scorer), scorer.serving
         takes = f"{serving.replicas} x ({serving.num_cpus:g} CPU, {serving.num_gpus:g} GPU)"
         print(f"{name:12} {takes if serving.colocate_with is None else f'with {serving.colocate_with}'}  {spec.source}")
-        if (placement := environments.place(scorer)) is not None:
+        if (placement := environments.placement_of(scorer)) is not None:
             print(f"{'':12} {placement}")
     print(f"{len(loaded.ensembles)} ensembles, {len(items)} golden items, port {loaded.server.port}: ok")
     return 0
@@ -124,7 +124,7 @@ def warm_models(options: argparse.Namespace) -> int:
     """Download and check every model of the settings; exit 1 when one cannot be used."""
     results, scorers = [], settings.load(options.config, without=("golden", "pairs", "auth")).scorers
     for name, scorer in scorers.items():
-        if (placement := environments.place(scorer)) is not None:
+        if (placement := environments.placement_of(scorer)) is not None:
             _say(f"{name}.serving.python: {placement}")
     for model in warm.models_of(scorers):
         _say(f"{model.setting}: {model.source}")
@@ -247,8 +247,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m services", description=__doc__.partition("\n")[0])
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m services", description="Start, stop and check a service here.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: object, text: str) -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
-"""What an interpreter is and holds, printed as one line of JSON: `python - MODULE.. < environment_probe.py`.
+"""Print an interpreter's version, packages and modules as one line of JSON.
 
-It runs in that interpreter, which may have nothing but the standard library."""
+`python - MODULE.. < environment_probe.py` runs in that interpreter and uses only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import sys
 from pathlib import Path
 
 
-def places(module: str) -> list[str]:
-    """The folders of a package, or the file of a module; none when it is not there. Nothing is imported."""
+def module_locations(module: str) -> list[str]:
+    """Return a package's folders or a module's file, without an import; empty if it is missing."""
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -28,7 +29,7 @@ def main() -> None:
         name = one.metadata["Name"]
         if name:
             packages.setdefault(name.lower().replace("_", "-"), one.version)  # the first on the path is imported
-    found = {module: places(module) for module in sys.argv[1:]}
+    found = {module: module_locations(module) for module in sys.argv[1:]}
     print(json.dumps({"version": list(sys.version_info[:3]), "packages": packages, "modules": found}))
 
 

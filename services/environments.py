@@ -1,9 +1,9 @@
-"""The Python environment that a scorer's settings name (`serving.python`): what it holds, and how a scorer runs in it.
+"""The Python environment of a scorer (`serving.python`): its contents, and how the scorer runs in it.
 
-Where it holds the Python, Ray and libraries that a replica needs, the whole replica runs in it, as a Ray runtime
-environment (`py_executable`). Otherwise the replica runs in the service's own Python and keeps a child process with
-that interpreter (`services.child`). An environment on nodes of its own (`serving.resource`) is not seen from here: the
-replica runs in its node's Python, and `python` is always a child process's.
+If it has the Python, Ray and libraries that a replica needs, the whole replica runs in it, as a Ray runtime environment
+(`py_executable`). Otherwise the replica runs in the service's Python, with a child process of that interpreter
+(`services.child`). An environment on dedicated nodes (`serving.resource`) cannot be probed from here: its replica runs
+in the node's Python, and `python` is always that of a child process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.settings_types import ScorerSettings
 from synod.errors import SettingsError
 
 PROBE: Final = Path(__file__).with_name("environment_probe.py")
-PROBE_S: Final = 60.0
+PROBE_TIMEOUT_S: Final = 60.0
 REPLICA_NEEDS: Final = ("ray", "numpy", "PIL", "msgpack", "pydantic", "prometheus_client", "opentelemetry")
 CHILD_NEEDS: Final = ("synod", "numpy", "msgpack")
 CHILD_PYTHON: Final = (3, 10)
@@ -32,7 +32,7 @@ CHILD_PYTHON: Final = (3, 10)
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An interpreter: its version, its distributions by normalised name, and where the modules asked for lie."""
+    """An interpreter: its version, distributions by normalised name, and the locations of probed modules."""
 
     python: str
     version: tuple[int, ...]
@@ -40,13 +40,13 @@ class Environment:
     modules: Mapping[str, tuple[str, ...]]
 
     @property
-    def obstacle(self) -> str | None:
-        """Why a replica cannot run in it, or None."""
-        ours, theirs = (".".join(map(str, version[:2])) for version in (sys.version_info, self.version))
-        if theirs != ours:
-            return f"it has Python {theirs}, the service has {ours}"
+    def replica_obstacle(self) -> str | None:
+        """Return why a replica cannot run in it, or None."""
+        if self.version[:2] != sys.version_info[:2]:
+            own, service = (".".join(map(str, version[:2])) for version in (self.version, sys.version_info))
+            return f"it has Python {own}, the service has {service}"
         if absent := [module for module in REPLICA_NEEDS if not self.modules[module]]:
-            return f"it has no {', '.join(absent)}"
+            return f"it lacks {', '.join(absent)}"
         for name, parts in (("ray", 3), ("numpy", 1)):  # NumPy 1 cannot read the arrays that NumPy 2 pickles
             there, here = self.packages.get(name, "none"), metadata.version(name)
             if there.split(".")[:parts] != here.split(".")[:parts]:
@@ -56,75 +56,77 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a scorer runs: `child` says why it needs a child process; None: the whole replica is in the environment."""
+    """Where a scorer runs: in a child process for `child_reason`, or (None) in a replica of the environment."""
 
     environment: Environment
-    child: str | None
+    child_reason: str | None
 
     def __str__(self) -> str:
-        how = "the replica runs in it" if self.child is None else f"in a child process: {self.child}"
+        how = "the replica runs in it" if self.child_reason is None else f"in a child process: {self.child_reason}"
         return f"{self.environment.python}: {how}"
 
 
-def place(scorer: ScorerSettings) -> Placement | None:
-    """Where a scorer with `serving.python` runs; None for one without, and for one on nodes of its own.
+def placement_of(scorer: ScorerSettings) -> Placement | None:
+    """Return where a scorer with `serving.python` runs; None without it, and on dedicated nodes.
 
-    Raises SettingsError for an environment that does not answer or lacks what the scorer needs.
+    Raises SettingsError for an environment that cannot be probed or lacks what the scorer needs.
     """
     python = scorer.serving.python
     if python is None or scorer.serving.resource is not None:
         return None
     package = package_of(scorer)
-    environment = ask(python, package)
-    obstacle = environment.obstacle
-    if obstacle is not None and environment.version < CHILD_PYTHON:
+    environment = probe(python, package)
+    replica_obstacle = environment.replica_obstacle
+    if replica_obstacle is not None and environment.version < CHILD_PYTHON:
         version = ".".join(map(str, environment.version))
-        raise SettingsError(f"python '{python}' is Python {version}; a child process needs 3.10 or later")
-    needs = () if obstacle is None else (*CHILD_NEEDS, *(() if package else ("pydantic", "PIL")))
+        raise SettingsError(
+            f"python '{python}' is Python {version}, but a child process needs 3.10 or later; use a newer environment"
+        )
+    needs = () if replica_obstacle is None else (*CHILD_NEEDS, *(() if package else ("pydantic", "PIL")))
     if absent := [module for module in needs if not environment.modules[module]]:
         raise SettingsError(
-            f"python '{python}' has no {', '.join(absent)}, which a scorer's child process needs: {python} -m pip "
+            f"python '{python}' lacks {', '.join(absent)}, which a scorer's child process needs: {python} -m pip "
             f"install {' '.join({'PIL': 'pillow'}.get(one, one) for one in absent)}"
         )
     if package and not environment.modules[package]:
         raise SettingsError(
-            f"python '{python}' finds no package '{package}' for load = '{getattr(scorer, 'load', '')}': install it "
-            "in that environment, or put its folder on PYTHONPATH, on every node"
+            f"python '{python}' does not find the package '{package}' of load = '{getattr(scorer, 'load', '')}': "
+            "install it in that environment, or put its folder on PYTHONPATH, on every node"
         )
-    return Placement(environment, obstacle)
+    return Placement(environment, replica_obstacle)
 
 
 def package_of(scorer: ScorerSettings) -> str:
-    """The top-level package of a custom scorer's `load`; empty for other kinds."""
+    """Return the top-level package of a custom scorer's `load`; empty for other kinds."""
     return scorer.load.partition(":")[0].partition(".")[0] if isinstance(scorer, CustomSettings) else ""
 
 
 @cache
-def ask(python: str, package: str = "") -> Environment:
-    """What the interpreter holds, with where `package` lies. Raises SettingsError for one that does not answer."""
+def probe(python: str, package: str = "") -> Environment:
+    """Probe an interpreter's packages and the location of `package`. Raises SettingsError if that fails."""
     modules = dict.fromkeys([*REPLICA_NEEDS, *CHILD_NEEDS, *filter(None, [package])])
     remedy = "give the Python of a virtual environment, such as envs/hpsv3/bin/python"
     try:
         with PROBE.open("rb") as program:
             ended = subprocess.run(
-                [python, "-", *modules], stdin=program, capture_output=True, timeout=PROBE_S, check=False
+                [python, "-", *modules], stdin=program, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
             )
     except subprocess.TimeoutExpired:
-        raise SettingsError(f"python '{python}' did not answer within {PROBE_S:g} s; {remedy}") from None
+        raise SettingsError(f"python '{python}' did not answer within {PROBE_TIMEOUT_S:g} s; {remedy}") from None
     except OSError as error:
         raise SettingsError(f"python '{python}': {error.strerror}; {remedy}") from None
     try:
-        found = json.loads(ended.stdout.splitlines()[-1])  # the environment's own start-up may print too
+        found = json.loads(ended.stdout.splitlines()[-1])  # the environment may print at start-up
         places = {name: tuple(place) for name, place in found["modules"].items()}
         return Environment(python, tuple(found["version"]), found["packages"], places)
     except (ValueError, KeyError, TypeError, IndexError):
-        told = ended.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
+        output = ended.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
         raise SettingsError(
             f"python '{python}' ended with status {ended.returncode} and did not report its version: "
-            f"{told[0][:200]}; {remedy}"
+            f"{output[0][:200]}; {remedy}"
         ) from None
 
 
-def is_own(python: str) -> bool:
-    """Whether it is the interpreter of this process."""
+def is_current_interpreter(python: str) -> bool:
+    """Return whether `python` is the interpreter of this process."""
     return os.path.abspath(python) == os.path.abspath(sys.executable)

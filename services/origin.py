@@ -1,10 +1,9 @@
-"""What a scorer's values depend on besides the item: its models' files, its settings, our own release and libraries.
+"""The origin of a scorer's values: model files, settings, this release and libraries.
 
-Scorers of equal kind and origin give equal values for equal items, so a score may be reused. Of how a scorer is
-deployed (`serving`) only device, dtype and compile count; how closely it is checked (`golden_tolerance`) does not. A
-hub id counts by its name, since what the hub answers is not known before a replica has it; pin one as
-'id@REVISION', or name a directory. A custom scorer's own package counts by its Python sources, an environment of a
-scorer's own (`serving.python`) by its Python and all its packages.
+Scorers of equal kind and origin give equal values for equal items, so that scores may be reused. Of `serving`, only
+device, dtype and compile are part of the origin; `golden_tolerance` is not. A hub id counts by its name, because its
+files are unknown before a replica downloads them: pin it as 'id@REVISION', or name a directory. A custom scorer's
+package counts by its Python sources, a scorer's own environment (`serving.python`) by its Python and all its packages.
 """
 
 from __future__ import annotations
@@ -29,26 +28,29 @@ LIBRARIES = (
     *("facenet-pytorch", "dlib-bin", "face-recognition-models"),
     *("rapidocr", "onnxruntime", "opencv-python-headless"),
 )
-# besides the rule set, which is told apart; `limits` and keys are how a judge is asked, not who it is
-_NO_MATTER = {"serving", "golden_tolerance", "rule_set", "limits", "key_env", "key_file"}
-_FREE = {"options", "source", "summary"}  # of a custom scorer: any text, so none is taken for a path
+# the rule set is a field of its own; `limits` and keys do not change a judge's answers
+_IRRELEVANT = {"serving", "golden_tolerance", "rule_set", "limits", "key_env", "key_file"}
+_FREE_TEXT = {"options", "source", "summary"}  # free text of a custom scorer, never a path
 _CHUNK_BYTES = 2**20
 
 
 def origin(settings: ScorerSettings) -> Origin | None:
-    """The origin of the scorer's values; its digests are BLAKE2b-128 (hex). Reads every file of the models once:
-    seconds for gigabytes. None for a scorer on nodes of its own (`serving.resource`), whose packages are not known."""
+    """Return the origin of the scorer's values, with BLAKE2b-128 digests (hex).
+
+    Every model file is read once: seconds for gigabytes. Returns None for a scorer on dedicated nodes
+    (`serving.resource`), whose packages are unknown.
+    """
     if settings.serving.resource is not None:
         return None
-    placement = environments.place(settings)
+    placement = environments.placement_of(settings)
     own = isinstance(settings, CustomSettings)
-    tree = settings.model_dump(mode="json", exclude=_NO_MATTER | (_FREE if own else set()))
+    tree = settings.model_dump(mode="json", exclude=_IRRELEVANT | (_FREE_TEXT if own else set()))
     models = {text: _content(Path(text)) for text in _texts(tree) if text.startswith("/")}
-    tree = _without_places(tree, models)
+    tree = _replace_paths(tree, models)
     if isinstance(settings, CustomSettings):
         tree |= {"options": settings.model_dump(mode="json")["options"], "code": _code(settings, placement)}
     serving = settings.serving
-    libraries = [f"{name} {_installed(name)}" for name in LIBRARIES] if placement is None else _all(placement)
+    libraries = [f"{name} {_installed(name)}" for name in LIBRARIES] if placement is None else _distributions(placement)
     about = [synod.__version__, serving.device, serving.dtype, serving.compile, *libraries]
     rules = getattr(settings, "rule_set", None)
     return Origin(
@@ -66,10 +68,10 @@ def _texts(tree: Any) -> Iterator[str]:
         yield tree
 
 
-def _without_places(tree: Any, models: dict[str, str]) -> Any:
-    """A model is its content, wherever it lies."""
+def _replace_paths(tree: Any, models: dict[str, str]) -> Any:
+    """Replace the paths of models by the digests of their content."""
     if isinstance(tree, dict):
-        return {key: _without_places(value, models) for key, value in tree.items()}
+        return {key: _replace_paths(value, models) for key, value in tree.items()}
     return models.get(tree, tree) if isinstance(tree, str) else tree
 
 
@@ -78,7 +80,7 @@ def _digest(tree: Any) -> str:
 
 
 def _content(path: Path) -> str:
-    """Digest of a file, or of all files directly in a directory, by name."""
+    """Return the digest of a file, or of all files directly in a directory, by name."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     total = hashlib.blake2b(digest_size=32)
     for file in files:
@@ -90,20 +92,22 @@ def _content(path: Path) -> str:
 
 
 def _code(settings: CustomSettings, placement: Placement | None) -> str:
-    """Digest of the Python sources of the package that a custom scorer's `load` names. Raises SettingsError."""
+    """Return the digest of the Python sources of a custom scorer's package. Raises SettingsError."""
     package = environments.package_of(settings)
-    places = environment_probe.places(package) if placement is None else placement.environment.modules[package]
+    places = (
+        environment_probe.module_locations(package) if placement is None else placement.environment.modules[package]
+    )
     if not places:
         raise SettingsError(
-            f"load = '{settings.load}': no package '{package}'. Install it, or put its folder on PYTHONPATH, on every "
-            "node"
+            f"load = '{settings.load}': the package '{package}' was not found; install it, or put its folder on "
+            "PYTHONPATH, on every node"
         )
     files = [file for place in map(Path, places) for file in (sorted(place.rglob("*.py")) or [place])]
     return _digest([[file.name, _content(file)] for file in files])
 
 
-def _all(placement: Placement) -> list[str]:
-    """Python and every distribution of an environment: any may be what a scorer computes with."""
+def _distributions(placement: Placement) -> list[str]:
+    """List the Python and all distributions of an environment, since a scorer may use any of them."""
     environment = placement.environment
     version = ".".join(map(str, environment.version))
     return [f"python {version}", *(f"{name} {at}" for name, at in sorted(environment.packages.items()))]

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["train"]:
             train(argv[1:])
-        options = _parser().parse_args(argv)
+        options = build_parser().parse_args(argv)
         return int(options.run(options))
     except (Usage, SettingsError) as error:
         return _fail(error, 2)
@@ -235,7 +235,8 @@ def _url(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="synod",
         description="Score generated images with the reward models of a Synod service.",

@@ -40,7 +40,7 @@ def soak(service: Running, seconds: float) -> dict[str, Any]:
     samples = _watch(service, ends_s, seconds / SAMPLES)
     for thread in threads:
         thread.join()
-    figures = {name: _figures([(at_s, rss[name]) for at_s, rss in samples]) for name in DEPLOYMENTS}
+    figures = {name: memory_figures([(at_s, rss[name]) for at_s, rss in samples]) for name in DEPLOYMENTS}
     held = {"no score is doubled, disordered or invented": not (tally.doubled + tally.disordered + tally.invented)}
     held["failures are the planned ones"] = set(tally.failed) <= {"bad_image", "non_finite"}
     if seconds >= CHECKED_FROM_S:
@@ -78,7 +78,7 @@ def _watch(service: Running, ends_s: float, period_s: float) -> list[Sample]:
     return samples
 
 
-def _figures(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
+def memory_figures(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Summarise memory: first, medians of two thirds, maximum (MiB); slope of the second half."""
     rss = [mib for _, mib in samples]
     third, half = len(rss) // 3, len(rss) // 2

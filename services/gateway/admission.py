@@ -1,10 +1,9 @@
-"""Who may wait, who goes first, and when to come back: one lane a scorer, counted in images. No I/O but the loop.
+"""Decide which calls wait, in which order they run, and when refused callers should retry. Counted in images.
 
-A lane lets a window of images through to the replicas, where batches form, and holds the others in order. Priority is
-strict with ageing: work goes in the order of arrival, as if evaluation had arrived PATIENCE_S later. So training
-overtakes evaluation, yet only training that arrives within PATIENCE_S of it: nobody starves, and the order of two
-waiting calls never changes, which a weighted share cannot say. Evaluation may also fill no more than its SHARE of the
-queue, so that it cannot lock training out.
+Each scorer has a queue. It lets a window of images through to the replicas, which form the batches, and holds the rest
+in order of arrival, where evaluation counts as if it had arrived AGING_S later. So training overtakes evaluation, but
+only training that arrives within AGING_S of it: nobody starves, and the order of two waiting calls never changes. (A
+weighted share guarantees neither.) Evaluation may fill only its QUEUE_SHARE, so that it cannot lock training out.
 
 A refusal says when to retry: after the time in which the waiting images are served at the rate of the last
 RATE_WINDOW_S, at most LONGEST_RETRY_S, with jitter; after a second if nothing was served lately.
@@ -27,8 +26,8 @@ from typing import Final, Literal
 from synod.errors import Overloaded, PayloadTooLarge
 
 Priority = Literal["training", "evaluation"]
-PATIENCE_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}
-SHARE: Final[Mapping[Priority, float]] = {"training": 1.0, "evaluation": 0.5}
+AGING_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}
+QUEUE_SHARE: Final[Mapping[Priority, float]] = {"training": 1.0, "evaluation": 0.5}
 RATE_WINDOW_S: Final = 30.0
 SHORTEST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0
@@ -36,20 +35,20 @@ LONGEST_RETRY_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a token's name, its priority, and how many images it may have under way (None: as many as it likes)."""
+    """A caller: the name of its token, its priority, and how many images it may have in flight (None: no limit)."""
 
     name: str = "anyone"
     priority: Priority = "training"
     max_images: int | None = None
 
 
-class Lane:
-    """The way to one scorer: `window` images or `calls` calls are under way at once, whichever are more, and
-    `max_waiting` images wait.
+class ScorerQueue:
+    """The queue of one scorer. `window` images or `calls` calls may run at once, whichever allows more; `max_waiting`
+    images may wait.
 
-    A call goes whole, to one replica, as soon as any of the window is free: large ones neither starve nor, by filling
-    the window, leave other replicas idle. An empty queue takes any one call. `changed` is told, after each change,
-    when (monotonic) the call came that is next, None when none waits.
+    A call is not split and goes to one replica. It starts as soon as any part of the window is free, so that a large
+    call neither starves nor, by filling the window, leaves other replicas idle. An empty queue accepts any call.
+    `changed` is called after each change with the time (monotonic) at which the next call arrived, None for no call.
     """
 
     def __init__(
@@ -67,23 +66,22 @@ class Lane:
         self._order = count()
 
     def reserve(self, images: int, priority: Priority = "training", *, admitted: bool = False) -> Ticket:
-        """A place in the queue. Raises Overloaded when it is full, but never for what was `admitted` already."""
-        limit = int(self._max_waiting * SHARE[priority])
+        """Reserve a place. Raises Overloaded if the queue is full, except for work that was `admitted` before."""
+        limit = int(self._max_waiting * QUEUE_SHARE[priority])
         if not admitted and self.waiting and self.waiting + images > limit:
             raise Overloaded(
-                f"{self.waiting} images wait and {images} more pass the limit {limit} of {priority}; retry later",
+                f"{self.waiting} images wait and {images} more exceed the limit {limit} of {priority}; retry later",
                 retry_after_s=self._retry_after_s(),
             )
         self.waiting += images
-        return Ticket(self, images, _now_s() + PATIENCE_S[priority])
+        return Ticket(self, images, _now_s() + AGING_S[priority])
 
     def _retry_after_s(self) -> float:
         """Estimate how long the queue takes to drain, with jitter so that refused callers do not return together."""
         self._forget_old()
         served = sum(images for _, images in self._served)
         drain_s = self.waiting * max(1.0, _now_s() - self._served[0][0]) / served if served else SHORTEST_RETRY_S
-        jitter = random.uniform(0.8, 1.2)
-        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, drain_s * jitter))
+        return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, drain_s * random.uniform(0.8, 1.2)))
 
     def _forget_old(self) -> None:
         while self._served and self._served[0][0] < _now_s() - RATE_WINDOW_S:
@@ -91,25 +89,25 @@ class Lane:
 
     def _enqueue(self, ticket: Ticket) -> None:
         heapq.heappush(self._queue, (ticket.rank_s, next(self._order), ticket))
-        self._advance()
+        self._start_calls()
 
-    def _advance(self) -> None:
-        self._drop_settled()
+    def _start_calls(self) -> None:
+        self._drop_released()
         while self._queue and (self.running < self._window or self._calls_running < self._calls):
             _, _, ticket = heapq.heappop(self._queue)
             self.waiting -= ticket.images
             self.running += ticket.images
             self._calls_running += 1
-            ticket.go()
-            self._drop_settled()
+            ticket.start()
+            self._drop_released()
         if self._changed is not None:
             self._changed(self._queue[0][2].queued_s if self._queue else None)
 
-    def _drop_settled(self) -> None:
-        while self._queue and self._queue[0][2].settled:
+    def _drop_released(self) -> None:
+        while self._queue and self._queue[0][2].released:
             heapq.heappop(self._queue)
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _release(self, ticket: Ticket) -> None:
         if ticket.running:
             self.running -= ticket.images
             self._calls_running -= 1
@@ -117,79 +115,80 @@ class Lane:
             self._forget_old()
         else:
             self.waiting -= ticket.images
-        self._advance()
+        self._start_calls()
 
 
 class Ticket:
-    """A place in a lane, until `release`; `turn` waits for the way to be free, however long."""
+    """A place in a queue, to be released in the end. `rank_s` (monotonic) orders the tickets."""
 
-    def __init__(self, lane: Lane, images: int, rank_s: float) -> None:
+    def __init__(self, queue: ScorerQueue, images: int, rank_s: float) -> None:
         self.images = images
         self.rank_s = rank_s
         self.queued_s = 0.0
         self.running = False
-        self.settled = False
-        self._lane = lane
-        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.released = False
+        self._queue = queue
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def turn(self) -> None:
         """Wait for this ticket's turn, however long. Call it once; `release` must follow."""
         self.queued_s = _now_s()
-        self._lane._enqueue(self)
-        await self._turn
+        self._queue._enqueue(self)
+        await self._started
 
-    def go(self) -> None:
-        """The lane's word that the turn has come."""
+    def start(self) -> None:
+        """Let the call run; the queue calls this."""
         self.running = True
-        if not self._turn.done():
-            self._turn.set_result(None)
+        if not self._started.done():
+            self._started.set_result(None)
 
     def release(self) -> None:
-        """Give the place up. Twice is fine."""
-        if not self.settled:
-            self.settled = True
-            self._lane._leave(self)
+        """Give the place back. A second call does nothing."""
+        if not self.released:
+            self.released = True
+            self._queue._release(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What of one scorer may be under way from one gateway: images, or calls where those are more."""
+    """How much of one scorer may run from one gateway: images, or calls if they allow more."""
 
     images: int = 128
     calls: int = 2
 
 
 class Admission:
-    """All lanes of a gateway, and what each caller has under way in it. `windows`: by scorer, others have the usual.
+    """All queues of a gateway, and the images that each caller has in flight in it.
 
-    `changed` is told the scorer and what its lane tells.
+    `windows` are by scorer; other scorers get the default. `changed` is called with the scorer and what `ScorerQueue`
+    passes to its own `changed`.
     """
 
     def __init__(
         self,
         windows: Mapping[str, Window],
         max_waiting: int,
-        changed: Callable[[str, float | None], None] = lambda scorer, came_s: None,
+        changed: Callable[[str, float | None], None] = lambda scorer, arrived_s: None,
     ) -> None:
         self._windows = windows
         self._changed = changed
         self._max_waiting = max_waiting
-        self._lanes: dict[str, Lane] = {}
-        self._under_way: Counter[str] = Counter()
+        self._queues: dict[str, ScorerQueue] = {}
+        self._in_flight: Counter[str] = Counter()
 
-    def lane(self, scorer: str) -> Lane:
-        """The lane of a scorer."""
-        if scorer not in self._lanes:
-            window = self._windows.get(scorer, Window())
-            self._lanes[scorer] = Lane(window.images, self._max_waiting, window.calls, partial(self._changed, scorer))
-        return self._lanes[scorer]
+    def queue(self, scorer: str) -> ScorerQueue:
+        """Return the queue of a scorer."""
+        if scorer not in self._queues:
+            window, changed = self._windows.get(scorer, Window()), partial(self._changed, scorer)
+            self._queues[scorer] = ScorerQueue(window.images, self._max_waiting, window.calls, changed)
+        return self._queues[scorer]
 
     def reserve(self, images: Mapping[str, int], priority: Priority) -> dict[str, Ticket]:
-        """A place in each scorer's lane, or in none. Raises Overloaded, naming the scorer."""
+        """Reserve a place in the queue of each scorer, or in none. Raises Overloaded, which names the scorer."""
         tickets: dict[str, Ticket] = {}
         try:
             for scorer, cost in images.items():
-                tickets[scorer] = self.lane(scorer).reserve(cost, priority)
+                tickets[scorer] = self.queue(scorer).reserve(cost, priority)
         except Overloaded as full:
             for ticket in tickets.values():
                 ticket.release()
@@ -198,20 +197,23 @@ class Admission:
 
     @contextmanager
     def quota(self, caller: Caller, images: int) -> Iterator[None]:
-        """Count `images` as the caller's while it lasts. Raises Overloaded, or PayloadTooLarge if they never fit."""
-        most = caller.max_images
-        if most is not None and images > most:
-            raise PayloadTooLarge(f"{images} items, the quota of '{caller.name}' is {most}; send several requests")
-        if most is not None and self._under_way[caller.name] + images > most:
+        """Count `images` against the caller's quota inside the block.
+
+        Raises Overloaded, or PayloadTooLarge for more images than the whole quota.
+        """
+        limit = caller.max_images
+        if limit is not None and images > limit:
+            raise PayloadTooLarge(f"{images} items, the quota of '{caller.name}' is {limit}; send several requests")
+        if limit is not None and self._in_flight[caller.name] + images > limit:
             raise Overloaded(
-                f"'{caller.name}' has {self._under_way[caller.name]} images under way and {images} more pass its quota "
-                f"{most}; retry later"
+                f"'{caller.name}' has {self._in_flight[caller.name]} images in flight and {images} more exceed its "
+                f"quota {limit}; retry later"
             )
-        self._under_way[caller.name] += images
+        self._in_flight[caller.name] += images
         try:
             yield
         finally:
-            self._under_way[caller.name] -= images
+            self._in_flight[caller.name] -= images
 
 
 _now_s = time.monotonic

@@ -29,8 +29,8 @@ from synod.contracts import ImageData, ImageInput, Outcome, Score, ScoreFailure,
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
 from synod.reader import Fields, Node, each, quote
+from synod.records import read_item
 from synod.scoring import geneval
-from synod.tree import read_item
 from synod.values import values_of
 
 PROTOCOL = "1"

@@ -23,6 +23,7 @@ from synod.contracts import Pixels
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _BACKGROUND = "background"
+MIN_AREA = 12  # pixels of an object; smaller components are noise
 _PIXELS_AT_ONCE: Final = 2**20  # whose probabilities are made together
 
 
@@ -114,7 +115,7 @@ def _around(extents: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
     return rows, columns
 
 
-def load(source: str, device: Device | str, min_area: int) -> SemanticDetector:
+def load(source: str, device: Device | str, min_area: int | None = None) -> SemanticDetector:
     """The detector of a model directory or hub id; the segmenter is shared per process."""
     segmenter = shared("semantic", source, device, lambda folder: Segmenter(folder, device))
-    return SemanticDetector(segmenter, min_area)
+    return SemanticDetector(segmenter, MIN_AREA if min_area is None else min_area)

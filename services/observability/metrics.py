@@ -15,6 +15,7 @@ import dataclasses
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -157,9 +158,10 @@ def _reward_sums(registry: CollectorRegistry) -> dict[str, Sums]:
     return {scorer: Sums(**sums) for scorer, sums in found.items()}
 
 
-def queue_oldest(scorer: str, unix_s: float | None) -> None:
-    """When the call that is next in this gateway's queue came; None when none waits."""
-    QUEUE_OLDEST.labels(scorer).set(math.inf if unix_s is None else unix_s)
+def report_queue(scorer: str, arrived_s: float | None) -> None:
+    """Set when (monotonic) the next call of this gateway's queue arrived; None for an empty queue."""
+    unix_s = math.inf if arrived_s is None else time.time() - (time.monotonic() - arrived_s)
+    QUEUE_OLDEST.labels(scorer).set(unix_s)
 
 
 def forget_dead(folder: Path) -> None:

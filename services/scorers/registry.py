@@ -60,7 +60,7 @@ def build(name: str, settings: ScorerSettings) -> Scorer:
     is a failure.
     """
     python = settings.serving.python
-    if python is not None and not environments.is_own(python):
+    if python is not None and not environments.is_current_interpreter(python):
         return Custom(spec(name, settings), child.build(name, settings))
     return MODULES[settings.kind].build(name, settings)
 

@@ -25,8 +25,8 @@ from synod.errors import BadImage, InvalidRequest
 from synod.formats import load_json, strict_base64
 from synod.images import pixels_of
 from synod.reader import Node, quote
+from synod.records import read_item
 from synod.scoring import geneval
-from synod.tree import read_item
 
 FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and images
 _TOLERANCE: Final = 0.01  # beyond 0..1, for half precision
@@ -76,12 +76,12 @@ def prompt_of(value: Any, path: str = "prompt") -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     turns = messages(value, path)
-    asking = [turn for turn in turns if turn.get("role") == "user"]
-    if not asking and any(turn.get("role") is not None for turn in turns):
+    user_turns = [turn for turn in turns if turn.get("role") == "user"]
+    if not user_turns and any(turn.get("role") is not None for turn in turns):
         raise InvalidRequest(
             f"{path}: none of the {len(turns)} messages has the role 'user'; add the one that asks for the image"
         )
-    return text_of((asking or turns)[-1:], path) or None
+    return text_of((user_turns or turns)[-1:], path) or None
 
 
 def text_of(value: Any, path: str = "completion") -> str:
@@ -93,11 +93,15 @@ def text_of(value: Any, path: str = "completion") -> str:
         return value or ""
     if is_image(value):
         return ""
-    spoken = [turn for turn in messages(value, path) if turn.get("role") != "tool" and turn.get("content") is not None]
-    if not spoken:
+    with_content = [
+        turn for turn in messages(value, path) if turn.get("role") != "tool" and turn.get("content") is not None
+    ]
+    if not with_content:
         return ""
-    content = spoken[-1]["content"]
-    return content if isinstance(content, str) else "".join(_part_text(part) for part in parts_of(spoken[-1], path))
+    content = with_content[-1]["content"]
+    return (
+        content if isinstance(content, str) else "".join(_part_text(part) for part in parts_of(with_content[-1], path))
+    )
 
 
 def messages(value: Any, path: str) -> list[Mapping[str, Any]]:

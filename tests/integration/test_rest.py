@@ -162,7 +162,7 @@ def test_renormalise_redistributes_a_missing_weight(service: Any) -> None:
     [
         (body(scorers=["bright"]), 400, "invalid_request", "items"),
         (body(ITEM), 400, "invalid_request", "nothing to compute"),
-        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, der, face, frail, number"),
+        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, colocated, der, face, frail, number"),
         (body(ITEM, ensemble="nobody"), 404, "unknown_scorer", "council, lenient"),
         (body(ITEM, weights={"bright": float("nan")}), 400, "invalid_request", "weights"),
         (body(ITEM, weights={"bright": -1}), 400, "invalid_request", "weights"),

@@ -75,7 +75,7 @@ def test_several_large_requests_at_once_share_the_store(target: Target) -> None:
             assert found[name] == pytest.approx(sizes.expected(cell.size, name), abs=1e-9)
 
 
-def test_one_oversized_item_is_refused_and_oversized_calls_are_split(target: Target) -> None:
+def test_an_oversized_item_is_refused_and_a_call_is_split(target: Target) -> None:
     with SynodClient(target.url, timeout_s=120) as client:
         most = httpx.get(f"{target.url}/v1/scorers").json()["limits"]["max_request_pixels"]
         assert most == 2**25  # derived from the session's object store of 128 MiB

@@ -1,4 +1,4 @@
-"""A scorer for a child process that does, on demand, what a scorer may do wrong. The prompt says what."""
+"""A scorer for child processes that fails in the way that the prompt names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from synod.errors import InvalidItem
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
+    """Has the name of torch's exception."""
 
 
 class Faulty:
+    """Calls the method named by the prompt's first word, then scores the image's mean."""
+
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
 
@@ -63,7 +65,7 @@ class Faulty:
         os.kill(os.getpid(), getattr(signal, rest))
 
     def once(self, rest: str) -> None:
-        """End the process, but only the first that is asked."""
+        """End the process, but only the first one."""
         mark = Path(self._options["folder"]) / "once"
         if not mark.exists():
             mark.touch()

@@ -54,7 +54,7 @@ def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[InProces
         backend = LocalBackend(scorers, max_batch_images=BUSY_BATCH)
         admission = Admission({"busy": Window(16, 2)}, QUEUE)
         store = MemoryStore(2**20, getattr(request, "param", 1000))
-        gateway = Gateway(backend, {}, settings.limits, settings.server, admission=admission, store=store)
+        gateway = Gateway(backend, {}, settings.limits, admission=admission, store=store)
         servers.append(uvicorn.Server(uvicorn.Config(app.build(gateway), log_level="error", ws="none")))
         await servers[0].serve([listener])
         await backend.close()

@@ -58,13 +58,13 @@ def test_a_run_writes_its_figures_and_resumes(tmp_path: Path, capsys: pytest.Cap
 def test_items_score_differently_and_modules_can_be_rerun(name: str, tmp_path: Path) -> None:
     real_size.write_models(name, tmp_path, tiny=True)
     scorer = registry.build(name, real_size.settings_of(name, tmp_path, "float32", tiny=True))
-    case = real_size._timed(scorer, 64, quick=True)
+    case = real_size.timed(scorer, 64, quick=True)
     assert len(set(case["values"])) == 2
     assert case["batch_difference"] < 1e-4
-    with real_size._recording() as calls:
+    with real_size.recording() as calls:
         scorer.score(real_size.items_of(1, 64))
     assert calls.made
-    with real_size._recording() as again:
+    with real_size.recording() as again:
         calls.again()
     assert [module for module, *_ in again.made] == [module for module, *_ in calls.made]
 
@@ -78,7 +78,7 @@ class Constant:
 
 def test_equal_values_are_refused() -> None:
     with pytest.raises(RuntimeError, match="not all different"):
-        real_size._timed(Constant(), 8, quick=True)
+        real_size.timed(Constant(), 8, quick=True)
 
 
 def test_geneval_is_compared_by_its_objects_mean_score() -> None:

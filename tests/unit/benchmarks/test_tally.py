@@ -14,7 +14,7 @@ import pytest
 from benchmarks.faults.fuzz import check
 from benchmarks.faults.load import PER_REQUEST, Tally, drive, fresh
 from benchmarks.faults.scorers import NUMBERS, Colour, bgr, image_of, value
-from benchmarks.faults.soak import _figures, bounded
+from benchmarks.faults.soak import bounded, memory_figures
 from synod.codec import CODECS, JSON, MSGPACK
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreResponse
 from synod.errors import InvalidRequest, Overloaded, SynodError, Unavailable
@@ -123,8 +123,8 @@ def test_images_encode_their_unique_numbers() -> None:
 
 
 def test_growing_memory_is_detected() -> None:
-    flat = _figures([(float(t), 200.0 + t % 3) for t in range(300)])
-    grown = _figures([(float(t), 200.0 + t) for t in range(300)])
+    flat = memory_figures([(float(t), 200.0 + t % 3) for t in range(300)])
+    grown = memory_figures([(float(t), 200.0 + t) for t in range(300)])
     assert bounded(flat)
     assert abs(flat["slope_mib_per_hour"]) < 100
     assert not bounded(grown)

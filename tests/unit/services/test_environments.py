@@ -1,4 +1,4 @@
-"""Environments of scorers: what an interpreter holds decides how a scorer runs in it; one that cannot is refused."""
+"""Environments of scorers: their packages decide how a scorer runs, or that it is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services import environments, settings
-from services.environments import CHILD_NEEDS, REPLICA_NEEDS, Environment, ask, place
+from services.environments import CHILD_NEEDS, REPLICA_NEEDS, Environment, placement_of, probe
 from services.origin import origin
 from services.scorers.custom import CustomSettings
 from services.scorers.jpeg import JpegSettings
@@ -19,7 +19,7 @@ from synod.errors import SettingsError
 from tests import venvs
 
 JPEG = {"kind": "jpeg", "direction": "compressibility"}
-OURS = ask(sys.executable)
+OURS = probe(sys.executable)
 
 
 def jpeg(**serving: Any) -> JpegSettings:
@@ -31,7 +31,7 @@ def custom(python: str, load: str = "somewhere:load") -> CustomSettings:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, environment: Environment) -> None:
-    monkeypatch.setattr(environments, "ask", lambda python, package="": environment)
+    monkeypatch.setattr(environments, "probe", lambda python, package="": environment)
 
 
 def changed(**packages: str) -> Environment:
@@ -42,9 +42,9 @@ def without(*modules: str) -> Environment:
     return dataclasses.replace(OURS, modules={**OURS.modules, **dict.fromkeys(modules, ())})
 
 
-def test_our_own_packages_carry_a_replica() -> None:
+def test_current_environment_can_run_a_replica() -> None:
     assert OURS.version == sys.version_info[:3]
-    assert OURS.obstacle is None
+    assert OURS.replica_obstacle is None
     assert {"ray", "numpy", "synod"} <= {name for name, place in OURS.modules.items() if place} | {"synod"}
 
 
@@ -54,66 +54,68 @@ def test_our_own_packages_carry_a_replica() -> None:
         (dataclasses.replace(OURS, version=(3, 12, 1)), "it has Python 3.12, the service has 3.11"),
         (changed(ray="2.59.0"), "it has ray 2.59.0, the service has 2.60.0"),
         (changed(numpy="1.26.4"), "it has numpy 1.26.4, the service has 2."),
-        (without("ray", "prometheus_client"), "it has no ray, prometheus_client"),
+        (without("ray", "prometheus_client"), "it lacks ray, prometheus_client"),
         (changed(numpy="2.0.1", transformers="4.45.2"), None),
     ],
 )
-def test_what_a_replica_needs_decides_the_way(
+def test_missing_replica_needs_require_a_child_process(
     monkeypatch: pytest.MonkeyPatch, environment: Environment, obstacle: str | None
 ) -> None:
     answering(monkeypatch, dataclasses.replace(environment, modules={**environment.modules, "synod": ("here",)}))
-    found = place(jpeg(python=sys.executable))
+    found = placement_of(jpeg(python=sys.executable))
     assert found is not None
-    assert (found.child or "").startswith(obstacle or "")
-    assert (found.child is None) == (obstacle is None)
+    assert (found.child_reason or "").startswith(obstacle or "")
+    assert (found.child_reason is None) == (obstacle is None)
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (dataclasses.replace(OURS, version=(3, 9, 1)), "is Python 3.9.1; a child process needs 3.10 or later"),
-        (without("ray", "synod", "PIL"), "has no synod, PIL, which .* -m pip install synod pillow"),
+        (dataclasses.replace(OURS, version=(3, 9, 1)), "is Python 3.9.1, but a child process needs 3.10 or later"),
+        (without("ray", "synod", "PIL"), "lacks synod, PIL, which .* -m pip install synod pillow"),
     ],
 )
-def test_what_no_way_can_run_is_refused(
+def test_environment_without_child_needs_is_refused(
     monkeypatch: pytest.MonkeyPatch, environment: Environment, message: str
 ) -> None:
     answering(monkeypatch, environment)
     with pytest.raises(SettingsError, match=message):
-        place(jpeg(python=sys.executable))
+        placement_of(jpeg(python=sys.executable))
 
 
 @pytest.mark.slow
-def test_a_package_that_the_environment_lacks_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"finds no package 'somewhere' for load = 'somewhere:load': install it"):
-        place(custom(sys.executable))
+def test_missing_custom_package_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"does not find the package 'somewhere' of load = 'somewhere:load': install it"
+    ):
+        placement_of(custom(sys.executable))
 
 
 @pytest.mark.slow
-def test_the_list_of_what_a_replica_needs_is_complete() -> None:
-    """What loading the deployment's class imports from outside the standard library."""
+def test_replica_needs_are_complete() -> None:
+    """The list holds everything that the deployment's class imports outside the standard library."""
     program = (
         "import sys; before = set(sys.modules); import services.cluster.host\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before if 'site-packages' in "
         "(getattr(sys.modules[name], '__file__', '') or '')})"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", program], cwd=venvs.ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     come_along = {"annotated_types", "pydantic_core", "typing_extensions", "typing_inspection", "google"}
-    assert set(told) - come_along <= set(REPLICA_NEEDS)
+    assert set(output) - come_along <= set(REPLICA_NEEDS)
 
 
 @pytest.mark.slow
-def test_the_child_s_half_needs_no_more_than_its_list() -> None:
+def test_child_imports_only_its_needs() -> None:
     program = (
         "import sys; before = set(sys.modules); import synod.worker\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", program], cwd=venvs.ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert {name for name in told if "cython" not in name} <= set(CHILD_NEEDS)
+    assert {name for name in output if "cython" not in name} <= set(CHILD_NEEDS)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_the_child_s_half_needs_no_more_than_its_list() -> None:
         (lambda path: path.write_text("x"), "is not executable. Name the environment's own bin/python"),
     ],
 )
-def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path, make: Any, message: str) -> None:
+def test_missing_interpreter_is_refused(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / "envs" / "bin" / "python"
     path.parent.mkdir(parents=True)
     make(path)
@@ -144,25 +146,25 @@ def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path, make: Any, 
         ("not a program", "Exec format error"),
     ],
 )
-def test_what_is_no_python_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_program_that_is_not_python_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "python"
     path.write_text(text)
     path.chmod(0o755)
     with pytest.raises(SettingsError, match=f"python '{path}'.*{message}.*give the Python of a virtual environment"):
-        ask(str(path))
+        probe(str(path))
 
 
 @pytest.mark.slow
-def test_one_that_does_not_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environments, "PROBE_S", 0.2)
+def test_unresponsive_interpreter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "PROBE_TIMEOUT_S", 0.2)
     path = tmp_path / "python"
     path.write_text("#!/bin/sh\nexec sleep 30\n")
     path.chmod(0o755)
     with pytest.raises(SettingsError, match=r"did not answer within 0.2 s"):
-        ask(str(path))
+        probe(str(path))
 
 
-def test_an_origin_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origin_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, OURS)
     before = origin(jpeg(python=sys.executable))
     assert origin(jpeg(python=sys.executable)) == before
@@ -172,7 +174,7 @@ def test_an_origin_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert origin(jpeg(resource="hpsv3")) is None  # its packages are not known here, and no score is reused
 
 
-def test_nobody_is_beside_a_scorer_with_an_environment(tmp_path: Path) -> None:
+def test_scorer_with_an_environment_cannot_be_colocated(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
     one = '[scorers.{}]\nkind = "jpeg"\ndirection = "compressibility"\nserving = {{ {} }}\n'
     path.write_text(one.format("a", f'python = "{sys.executable}"') + one.format("b", 'colocate_with = "a"'))
@@ -184,7 +186,7 @@ def test_nobody_is_beside_a_scorer_with_an_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["scorers.it.serving.resource", "server.gateway_resource"])
-def test_a_resource_of_rays_own_is_refused(tmp_path: Path, key: str) -> None:
+def test_resource_reserved_by_ray_is_refused(tmp_path: Path, key: str) -> None:
     (tmp_path / "service.toml").write_text(
         f'{key} = "GPU"\n[scorers.it]\nkind = "jpeg"\ndirection = "compressibility"\n'
         if key.startswith("server")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.__main__ import _parser, main
+from services.__main__ import build_parser, main
 from services.cluster.local import RewardService, free_port
 from services.settings import load
 from synod.errors import SettingsError
@@ -79,7 +79,7 @@ def test_invalid_settings_are_one_clear_error(
 )
 def test_default_options(arguments: list[str], defaults: dict[str, object]) -> None:
     """Defaults are part of the interface: scripts rely on them, and the Makefile uses the same directory."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(build_parser().parse_args(arguments))
     assert {name: value for name, value in options.items() if name not in {"command", "config", "out"}} == defaults
     assert "RUN_DIR ?= runs/service" in (Path(__file__).parents[3] / "Makefile").read_text()
 

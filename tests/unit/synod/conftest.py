@@ -1,4 +1,4 @@
-"""Property tests (the same examples on every machine, no limit on an example's time), and a real service."""
+"""Settings of property tests (deterministic, without a time limit per example), and a real service."""
 
 from collections.abc import Iterator
 
@@ -13,6 +13,6 @@ settings.load_profile("synod")
 
 @pytest.fixture
 def service() -> Iterator[RewardService]:
-    """Scorers ber (image, prompt), der (image, references), tier (reasoning); the ensemble council of ber and der."""
+    """Serve ber (image, prompt), der (image, references), tier (reasoning), and the ensemble council."""
     with serving(Bright("ber"), Bright("der", ("image", "references")), Bright("tier", ("reasoning",))) as one:
         yield one

@@ -1,4 +1,4 @@
-"""Real services over scorers of a test, on loopback ports."""
+"""Real services with fake scorers, on loopback ports."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
 
 @dataclass
 class Bright:
-    """A scorer: the mean of the image in 0..1, plus `shift`. Fails images whose red is 13."""
+    """Score the mean of an image in 0..1, plus `shift`; fail images whose first red value is 13."""
 
     name: str
     needs: tuple[Any, ...] = ("image", "prompt")
     shift: float = 0.0
     model: str = "m1"
-    asked: list[ScoreItem] = field(default_factory=list)
+    received: list[ScoreItem] = field(default_factory=list)
 
     @property
     def spec(self) -> ScorerSpec:
@@ -36,7 +36,7 @@ class Bright:
         return ScorerSpec(self.name, self.needs, 0.0, 2.0, "a test", "brightness", origin)
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        self.asked += items
+        self.received += items
         return [self.outcome(item) for item in items]
 
     def outcome(self, item: ScoreItem) -> Outcome:
@@ -44,7 +44,7 @@ class Bright:
             assert item.reasoning is not None
             return Score(len(item.reasoning.text) / 10)
         if item.pixels()[0, 0, 0] == 13:
-            return ScoreFailure("scorer_failed", "13 is not for me")
+            return ScoreFailure("scorer_failed", "the red value is 13")
         return Score(float(np.mean(item.pixels())) / 255 + self.shift, origin=Origin(self.model, "1"))
 
 
@@ -61,7 +61,7 @@ ENSEMBLES = {"council": EnsembleSettings(weights={"ber": 0.5, "der": 0.5})}
 
 @contextmanager
 def serving(*scorers: Bright, limits: LimitSettings | None = None, **options: Any) -> Iterator[RewardService]:
-    """A real uvicorn over a Gateway(LocalBackend) in a thread; ended with the block."""
+    """Serve a Gateway(LocalBackend) by uvicorn in a thread until the block ends."""
     by_name = {scorer.name: scorer for scorer in scorers}
     listener = socket.create_server(("127.0.0.1", 0))
     started: list[uvicorn.Server] = []

@@ -179,7 +179,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
 )
 def test_default_options(arguments: list[str], defaults: dict[str, Any]) -> None:
     """Defaults are part of the interface: scripts rely on them."""
-    options = vars(cli._parser().parse_args(arguments))
+    options = vars(cli.build_parser().parse_args(arguments))
     given = {"run", "inputs", "log", "config"}
     assert {name: value for name, value in options.items() if name not in given} == defaults
 
@@ -192,7 +192,7 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
     teaching = [cli.EXAMPLES, cli.SCORE_EXAMPLES, cli.REPLAY_EXAMPLES]
     for line in (line for text in teaching for line in text.splitlines() if line.startswith("  synod ")):
         words = shlex.split(line.strip().split("   ")[0].split("|")[0])
-        cli._parser().parse_args(words[1:])
+        cli.build_parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path)
         ("max_batch_images = 32, replicas = 3", 2, 192, 3),
         ("max_batch_images = 32, replicas = 0, max_replicas = 3", 2, 192, 3),
         ("max_batch_images = 32", 8, 32, 2),  # a gateway alone can still fill a batch
-        ("max_batch_images = 32, max_queued_images = 100", 1, 100, 2),
+        ("max_batch_images = 600", 1, 2048, 2),  # what a replica queues
     ],
 )
 def test_what_a_gateway_lets_through(
@@ -134,12 +134,12 @@ def test_a_replica_is_put_into_its_environment(graph: Any, tmp_path: Path, monke
     python = tmp_path / "my envs" / "python"
     python.parent.mkdir()
     python.symlink_to(sys.executable)
-    ours = environments.ask(sys.executable)
-    monkeypatch.setattr(environments, "ask", lambda python, package="": replace(ours, python=python))
+    ours = environments.probe(sys.executable)
+    monkeypatch.setattr(environments, "probe", lambda python, package="": replace(ours, python=python))
     (scorer,) = settings_of(tmp_path, f'python = "{python}"').scorers.values()
     assert graph._actor(scorer, {})["runtime_env"]["py_executable"] == f"'{python}'"
     modules = {**ours.modules, "ray": (), "synod": ("here",)}
-    monkeypatch.setattr(environments, "ask", lambda python, package="": replace(ours, modules=modules))
+    monkeypatch.setattr(environments, "probe", lambda python, package="": replace(ours, modules=modules))
     assert "py_executable" not in graph._actor(scorer, {})["runtime_env"]
 
 

@@ -1,10 +1,11 @@
-"""Equal work is done once: scores kept, work under way shared, images by digest; and what is never shared."""
+"""A gateway computes equal scores once: it caches scores, joins work in flight and knows images by digest."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +14,9 @@ import pytest
 from services.backends import LocalBackend
 from services.gateway import fanout
 from services.gateway.admission import Admission, Caller, Window
-from services.gateway.claims import score_keys
 from services.gateway.core import Gateway
-from services.gateway.store import Claim, MemoryStore
+from services.gateway.keys import score_keys
+from services.gateway.store import Claim, MemoryStore, ScoreKey
 from services.observability import metrics
 from services.scorers.base import ScorerSpec
 from services.settings import EnsembleSettings, LimitSettings
@@ -36,13 +37,13 @@ from synod.digest import digest_of
 from synod.errors import ImageTooLarge, Overloaded, PayloadTooLarge, UnknownImage
 from synod.images import encode_png
 
+ORIGIN = Origin("m", "p")
 ENSEMBLES = {"council": EnsembleSettings(by_kind={"person": {"a": 0.5, "b": 0.5}})}
 
 
 @dataclass
 class Steered:
-    """An image's first sample; the prompt 'poison' raises. Remembers what it measured, counts its runs, and waits for
-    `device` in each."""
+    """Scores an image by its first sample, and raises for the prompt 'poison'. Each run waits for `device`."""
 
     spec: ScorerSpec
     measured: list[float] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Steered:
 
 
 class HeldBackend(LocalBackend):
-    """A backend whose calls of a scorer wait for `open`; remembers who was cancelled before."""
+    """A backend whose calls of a scorer wait for `open`; it records the calls, and those cancelled meanwhile."""
 
     def __init__(self, scorers: dict[str, Steered]) -> None:
         super().__init__(scorers)
@@ -87,17 +88,35 @@ class HeldBackend(LocalBackend):
         return await super().score(scorer, staged, indexes, timeout_s)  # type: ignore[arg-type]
 
 
+class TrackingStore(MemoryStore):
+    """A store that knows the open claims."""
+
+    def __init__(self) -> None:
+        super().__init__(2**20, 1000)
+        self.open_claims: set[ScoreKey] = set()
+
+    async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
+        claims = await super().claim(keys, lease_s)
+        self.open_claims |= {key for key, claim in zip(keys, claims, strict=True) if claim is Claim.OWNED}
+        return claims
+
+    async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
+        self.open_claims -= set(outcomes)
+        await super().settle(outcomes)
+
+
 @dataclass
 class RewardService:
     gateway: Gateway
+    admission: Admission
     backend: HeldBackend
     a: Steered
     b: Steered
-    store: MemoryStore
+    store: TrackingStore
 
     async def values(self, *items: ScoreItem, scorers: tuple[str, ...] = ("a",)) -> list[float | str]:
         response = await self.gateway.score(ScoreRequest(items, scorers, timeout_ms=20_000))
-        return told(response, scorers[0])
+        return values_by(response, scorers[0])
 
     def start(self, *items: ScoreItem, scorers: tuple[str, ...] = ("a",)) -> asyncio.Task[list[float | str]]:
         return asyncio.create_task(self.values(*items, scorers=scorers))
@@ -106,16 +125,22 @@ class RewardService:
         await until(lambda: len(self.backend.called) >= times)
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[RewardService]:
-    a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", Origin("m", "p"))) for name in "ab")
-    backend, store = HeldBackend({"a": a, "b": b}), MemoryStore(2**20, 1000)
+@asynccontextmanager
+async def serving(origin: Origin | None = ORIGIN) -> AsyncIterator[RewardService]:
+    a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", origin)) for name in "ab")
+    backend, store = HeldBackend({"a": a, "b": b}), TrackingStore()
     limits = LimitSettings(max_items=8, max_image_bytes=10_000, max_image_pixels=10_000)
     admission = Admission({"a": Window(2, 1), "b": Window(2, 1)}, max_waiting=4)
     gateway = Gateway(backend, ENSEMBLES, limits, admission=admission, store=store)
-    yield RewardService(gateway, backend, a, b, store)
+    yield RewardService(gateway, admission, backend, a, b, store)
     gateway.close()
     await backend.close()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[RewardService]:
+    async with serving() as one:
+        yield one
 
 
 def item(level: int, prompt: str | None = None) -> ScoreItem:
@@ -126,7 +151,7 @@ def value(item: ScoreItem) -> float:
     return float(item.pixels()[0, 0, 0])
 
 
-def told(response: ScoreResponse, scorer: str) -> list[float | str]:
+def values_by(response: ScoreResponse, scorer: str) -> list[float | str]:
     outcomes = [result.scores[scorer] for result in response.results]
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
@@ -138,11 +163,11 @@ async def until(condition: object) -> None:
 
 
 def idle(service: RewardService) -> bool:
-    lanes = [service.gateway._context.admission.lane(name) for name in "ab"]
-    return not any(lane.waiting or lane.running for lane in lanes) and not service.store._leases
+    queues = [service.admission.queue(name) for name in "ab"]
+    return not any(queue.waiting or queue.running for queue in queues) and not service.store.open_claims
 
 
-async def test_a_resubmit_costs_no_device_work_and_gives_the_same_numbers(service: RewardService) -> None:
+async def test_repeated_request_returns_cached_scores(service: RewardService) -> None:
     request = ScoreRequest((item(1), item(2)), ("a", "b"), weights={"a": 0.5}, request_id="lost-reply")
     first = await service.gateway.score(request)
     assert await service.gateway.score(request) == first
@@ -150,14 +175,14 @@ async def test_a_resubmit_costs_no_device_work_and_gives_the_same_numbers(servic
     assert idle(service)
 
 
-async def test_only_what_is_new_is_measured(service: RewardService) -> None:
+async def test_only_new_items_are_computed(service: RewardService) -> None:
     await service.values(item(1), item(3))
     assert await service.values(item(1), item(2), item(3)) == [1, 2, 3]
     assert await service.values(item(1, "another prompt")) == [1]
     assert sorted(service.a.measured) == [1, 1, 2, 3]
 
 
-async def test_equal_requests_at_once_share_the_work(service: RewardService) -> None:
+async def test_concurrent_equal_requests_share_the_work(service: RewardService) -> None:
     service.backend.open["a"].clear()
     calls = [service.start(item(1), item(2)) for _ in range(5)]
     await service.until_called(1)
@@ -167,7 +192,7 @@ async def test_equal_requests_at_once_share_the_work(service: RewardService) -> 
     assert service.backend.called == ["a"]
 
 
-async def test_requests_that_overlap_share_what_they_have_in_common(service: RewardService) -> None:
+async def test_overlapping_requests_share_common_items(service: RewardService) -> None:
     service.backend.open["a"].clear()
     first = service.start(item(1), item(2))
     await service.until_called(1)
@@ -177,7 +202,7 @@ async def test_requests_that_overlap_share_what_they_have_in_common(service: Rew
     assert sorted(service.a.measured) == [1, 2, 3]
 
 
-async def test_an_item_that_occurs_twice_in_a_request_is_measured_once(service: RewardService) -> None:
+async def test_duplicate_items_are_computed_once(service: RewardService) -> None:
     assert await service.values(item(1), item(2), item(2), item(1)) == [1, 2, 2, 1]
     assert service.a.measured == [1, 2]
     poisoned = item(9, "poison")
@@ -188,28 +213,28 @@ async def test_an_item_that_occurs_twice_in_a_request_is_measured_once(service: 
     assert idle(service)
 
 
-async def test_a_failure_is_not_kept(service: RewardService) -> None:
+async def test_failures_are_not_cached(service: RewardService) -> None:
     poisoned = item(1, "poison")
     for _ in range(2):
         assert await service.values(poisoned) == ["scorer_failed"]
     assert service.a.batches == 2
 
 
-async def test_a_retryable_failure_is_its_callers_alone(service: RewardService) -> None:
-    """The one who waited asks for itself, and is answered."""
+async def test_retryable_failure_is_not_shared(service: RewardService) -> None:
+    """The waiting request calls the scorer itself."""
     service.backend.open["a"].clear()
     service.backend.next_outcome = [ScoreFailure("deadline_exceeded", "late", retryable=True)]
     first = service.start(item(1))
     await service.until_called(1)
     second = service.start(item(1))
-    await until(lambda: service.store._leases)
+    await until(lambda: service.store.open_claims)
     service.backend.open["a"].set()
     assert await first == ["deadline_exceeded"]
     assert await second == [1]
     assert idle(service)
 
 
-async def test_who_waits_for_a_caller_that_left_takes_over(
+async def test_waiting_request_takes_over_after_a_disconnect(
     service: RewardService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "LINGER_S", 0.01)
@@ -227,45 +252,43 @@ async def test_who_waits_for_a_caller_that_left_takes_over(
     assert idle(service)
 
 
-async def test_a_resubmit_finds_the_work_of_the_call_it_replaces(service: RewardService) -> None:
+async def test_repeated_request_joins_the_lingering_call(service: RewardService) -> None:
     service.backend.open["a"].clear()
     lost = service.start(item(1))
     await service.until_called(1)
     lost.cancel()
     await asyncio.wait([lost])
     again = service.start(item(1))
-    await until(lambda: service.store._leases)
+    await until(lambda: service.store.open_claims)
     service.backend.open["a"].set()
     assert await again == [1]
     assert service.backend.called == ["a"]
     assert service.backend.cancelled == []
 
 
-async def test_a_caller_that_leaves_takes_its_waiting_work_along_at_once(
-    service: RewardService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The window is 2: the third call waits in the lane, and never reaches the backend."""
+async def test_disconnect_drops_queued_work_at_once(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window is 2: the third image waits in the queue and never reaches the backend."""
     monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
     service.backend.open["a"].clear()
     under_way = service.start(item(1), item(2))
     await service.until_called(1)
     waiting = service.start(item(3))
-    await until(lambda: service.gateway._context.admission.lane("a")._queue)
+    await until(lambda: service.admission.queue("a").waiting)
     waiting.cancel()
     await asyncio.wait([waiting])
-    await until(lambda: not service.gateway._context.admission.lane("a").waiting)
+    await until(lambda: not service.admission.queue("a").waiting)
     service.backend.open["a"].set()
     assert await under_way == [1, 2]
     assert service.a.measured == [1, 2]
     await until(lambda: idle(service))
 
 
-async def test_work_whose_deadline_passes_in_the_queue_never_reaches_the_backend(service: RewardService) -> None:
+async def test_deadline_in_the_queue_never_reaches_the_backend(service: RewardService) -> None:
     service.backend.open["a"].clear()
     under_way = service.start(item(1), item(2))
     await service.until_called(1)
     late = await service.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=1000))
-    assert told(late, "a") == ["deadline_exceeded"]
+    assert values_by(late, "a") == ["deadline_exceeded"]
     service.backend.open["a"].set()
     await under_way
     assert service.a.measured == [1, 2]
@@ -273,23 +296,23 @@ async def test_work_whose_deadline_passes_in_the_queue_never_reaches_the_backend
 
 
 async def late(service: RewardService, level: int, timeout_ms: int = 500) -> None:
-    """A request whose deadline passes."""
+    """Send a request whose deadline passes."""
     response = await service.gateway.score(ScoreRequest((item(level),), ("a",), timeout_ms=timeout_ms))
     failure = response.results[0].scores["a"]
     assert isinstance(failure, ScoreFailure)
     assert (failure.code, failure.retryable) == ("deadline_exceeded", True)
 
 
-async def test_what_is_on_the_device_at_the_deadline_is_kept_and_what_waits_is_dropped(service: RewardService) -> None:
-    """The second call waits in the batcher's queue, the third in the lane. All are answered while the device runs."""
+async def test_deadline_keeps_started_work_and_drops_queued_work(service: RewardService) -> None:
+    """The second call waits in the batcher, the third in the gateway's queue. All end while the device runs."""
     service.a.device.clear()
     calls = [asyncio.create_task(late(service, 1))]
     await until(lambda: service.a.batches)
     calls += [asyncio.create_task(late(service, n, 1000)) for n in (2, 3)]
-    await until(lambda: service.gateway._context.admission.lane("a").waiting == 1)
+    await until(lambda: service.admission.queue("a").waiting == 1)
     await asyncio.gather(*calls)
-    lane = service.gateway._context.admission.lane("a")
-    await until(lambda: (lane.running, lane.waiting, len(service.store._leases)) == (1, 0, 1))
+    queue = service.admission.queue("a")
+    await until(lambda: (queue.running, queue.waiting, len(service.store.open_claims)) == (1, 0, 1))
     retry = service.start(item(1))
     await asyncio.sleep(0)
     service.a.device.set()
@@ -297,101 +320,98 @@ async def test_what_is_on_the_device_at_the_deadline_is_kept_and_what_waits_is_d
     assert await service.values(item(1)) == [1]
     assert (service.a.measured, service.a.batches) == ([1], 1)
     assert idle(service)
-    assert not service.gateway._context.tasks
     assert await service.values(item(2)) == [2]
 
 
-async def test_work_past_its_deadline_is_given_up_in_the_end(
+async def test_work_past_its_deadline_is_cancelled_after_finish_s(
     service: RewardService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "FINISH_S", 0.01)
     service.a.device.clear()
     await late(service, 1)
-    await until(lambda: idle(service) and not service.gateway._context.tasks)
+    await until(lambda: idle(service))
     service.a.device.set()
     assert await service.values(item(1)) == [1]
     assert service.a.measured == [1, 1]
 
 
-async def test_work_past_its_deadline_ends_with_its_gateway(service: RewardService) -> None:
+async def test_closing_the_gateway_cancels_work_past_its_deadline(service: RewardService) -> None:
     service.a.device.clear()
     await late(service, 1)
-    assert len(service.gateway._context.tasks) == 1
+    assert service.admission.queue("a").running == 1
     service.gateway.close()
-    await until(lambda: idle(service) and not service.gateway._context.tasks)
+    await until(lambda: idle(service))
     service.a.device.set()
 
 
-async def test_what_cannot_be_kept_ends_with_its_deadline(service: RewardService) -> None:
+async def test_work_that_cannot_be_cached_ends_at_the_deadline(service: RewardService) -> None:
     service.store.keeps_scores = False
     service.a.device.clear()
     await late(service, 1)
-    await until(lambda: idle(service) and not service.gateway._context.tasks)
+    await until(lambda: idle(service))
     service.a.device.set()
 
 
-async def test_a_full_lane_refuses_the_request_before_any_work_and_leaves_no_claim(service: RewardService) -> None:
+async def test_full_queue_refuses_before_work_and_leaves_no_claim(service: RewardService) -> None:
     service.backend.open["b"].clear()
     calls = [service.start(item(1), item(2), scorers=("b",))]
     await service.until_called(1)
     calls.append(service.start(item(3), item(4), item(5), scorers=("b",)))
-    await until(lambda: service.gateway._context.admission.lane("b").waiting == 3)
+    await until(lambda: service.admission.queue("b").waiting == 3)
     with pytest.raises(Overloaded, match="scorer 'b'") as refused:
         await service.gateway.score(ScoreRequest((item(6), item(7)), ("a", "b")))
     assert 1.0 <= refused.value.retry_after_s <= 1.2
     assert service.a.measured == []
-    assert service.gateway._context.admission.lane("a").waiting == 0
+    assert service.admission.queue("a").waiting == 0
     service.backend.open["b"].set()
     await asyncio.gather(*calls)
     assert idle(service)
     assert await service.values(item(6), item(7), scorers=("b",)) == [6, 7]
 
 
-async def test_what_is_known_is_answered_even_when_the_lane_is_full(service: RewardService) -> None:
+async def test_full_queue_does_not_refuse_cached_scores(service: RewardService) -> None:
     await service.values(item(9))
     service.backend.open["a"].clear()
     calls = [service.start(item(1), item(2))]
     await service.until_called(2)
     calls.append(service.start(item(3), item(4), item(5), item(6)))
-    await until(lambda: service.gateway._context.admission.lane("a").waiting == 4)
+    await until(lambda: service.admission.queue("a").waiting == 4)
     assert await service.values(item(9)) == [9]
     service.backend.open["a"].set()
     await asyncio.gather(*calls)
 
 
-async def test_what_another_gave_up_is_measured_even_when_the_lane_is_full(service: RewardService) -> None:
-    """As when a gateway died: its claim ends, and who waited for it was admitted long ago."""
-    origin = service.a.spec.origin
-    assert origin is not None
-    key = score_keys(item(1), {"a": origin})["a"]
+async def test_full_queue_does_not_refuse_abandoned_scores(service: RewardService) -> None:
+    """A gateway that died gives up its claim; the request that waited for it was admitted before."""
+    key = score_keys(item(1), {"a": ORIGIN})["a"]
     assert await service.store.claim([key], 60.0) == [Claim.OWNED]
     waits = service.start(item(1))
     service.backend.open["a"].clear()
     calls = [service.start(item(2), item(3))]
     await service.until_called(1)
     calls.append(service.start(item(4), item(5), item(6), item(7)))
-    await until(lambda: service.gateway._context.admission.lane("a").waiting == 4)
+    await until(lambda: service.admission.queue("a").waiting == 4)
     await service.store.settle({key: None})
-    await until(lambda: service.gateway._context.admission.lane("a").waiting == 5)
+    await until(lambda: service.admission.queue("a").waiting == 5)
     service.backend.open["a"].set()
     assert await waits == [1]
     await asyncio.gather(*calls)
     assert idle(service)
 
 
-async def test_a_quota_is_refused_by_name(service: RewardService) -> None:
+async def test_quota_refusal_names_the_caller(service: RewardService) -> None:
     service.backend.open["a"].clear()
     caller = Caller("run-7", max_images=2)
     first = asyncio.create_task(service.gateway.score(ScoreRequest((item(1), item(2)), ("a",)), caller))
     await service.until_called(1)
-    with pytest.raises(Overloaded, match="'run-7' has 2 images under way"):
+    with pytest.raises(Overloaded, match="'run-7' has 2 images in flight"):
         await service.gateway.score(ScoreRequest((item(3),), ("a",)), caller)
     service.backend.open["a"].set()
     await first
-    assert told(await service.gateway.score(ScoreRequest((item(3),), ("a",)), caller), "a") == [3]
+    assert values_by(await service.gateway.score(ScoreRequest((item(3),), ("a",)), caller), "a") == [3]
 
 
-async def test_images_by_digest_are_scored_as_if_they_were_sent(service: RewardService) -> None:
+async def test_images_by_digest_score_like_sent_images(service: RewardService) -> None:
     raw, png = np.full((4, 4, 3), 7, np.uint8), encode_png(np.full((4, 4, 3), 8, np.uint8))
     digests = await service.gateway.put_images([raw, png])
     by_digest = [ScoreItem(ImageRef(d), references=(ImageRef(digests[1]), png)) for d in digests]  # type: ignore[arg-type]
@@ -400,7 +420,7 @@ async def test_images_by_digest_are_scored_as_if_they_were_sent(service: RewardS
     assert service.a.measured == [7, 8]
 
 
-async def test_an_unknown_digest_is_told_with_all_that_are_missing(service: RewardService) -> None:
+async def test_unknown_image_names_all_missing_digests(service: RewardService) -> None:
     (here,) = await service.gateway.put_images([b"here"])
     gone = [digest_of(b"gone"), digest_of(b"lost")]
     items = tuple(ScoreItem(ImageRef(d)) for d in (gone[0], here, gone[1], gone[0]))  # type: ignore[arg-type]
@@ -421,7 +441,7 @@ async def test_uploads_have_limits(service: RewardService) -> None:
         await service.gateway.put_images([np.zeros((10_001, 1, 3), np.uint8)])
 
 
-async def test_a_stream_tells_each_scorer_as_it_ends_then_the_rewards(service: RewardService) -> None:
+async def test_stream_sends_each_scorer_then_rewards(service: RewardService) -> None:
     service.backend.open["b"].clear()
     items = tuple(ScoreItem(item(n).image, concept=Concept("person")) for n in (10, 20))
     parts = service.gateway.stream(ScoreRequest(items, ensemble="council", request_id="r"))
@@ -435,7 +455,7 @@ async def test_a_stream_tells_each_scorer_as_it_ends_then_the_rewards(service: R
     assert [reward.value for reward in rewards.rewards if isinstance(reward, Score)] == [10.0, 20.0]
 
 
-async def test_a_stream_tells_what_is_known_before_it_measures_the_rest(service: RewardService) -> None:
+async def test_stream_sends_cached_scores_first(service: RewardService) -> None:
     await service.values(item(1))
     service.backend.open["a"].clear()
     parts = service.gateway.stream(ScoreRequest((item(2), item(1)), ("a",), request_id="r"))
@@ -444,7 +464,7 @@ async def test_a_stream_tells_what_is_known_before_it_measures_the_rest(service:
     assert [part async for part in parts] == [ScoredItem("r", 0, "a", Score(2.0)), Rewards("r", (None, None))]
 
 
-async def test_a_closed_stream_abandons_its_work(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closed_stream_cancels_its_work(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "LINGER_S", 0.0)
     service.backend.open["b"].clear()
     parts = service.gateway.stream(ScoreRequest((item(1),), ("a", "b")))
@@ -458,7 +478,7 @@ def counted(name: str, **labels: str) -> float:
     return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-async def test_what_was_known_shared_measured_and_refused_is_counted(service: RewardService) -> None:
+async def test_cache_results_refusals_and_stages_are_counted(service: RewardService) -> None:
     def now() -> dict[str, float]:
         found = {result: counted("synod_cache_total", result=result) for result in ("hit", "shared", "miss")}
         found |= {code: counted("synod_rejects_total", reason=code) for code in ("unknown_image", "deadline_exceeded")}
@@ -489,7 +509,7 @@ async def test_what_was_known_shared_measured_and_refused_is_counted(service: Re
     }
 
 
-async def test_reward_health_counts_items_of_equal_prompt_as_a_group(service: RewardService) -> None:
+async def test_reward_health_groups_items_by_prompt(service: RewardService) -> None:
     def now() -> dict[str, float]:
         sums = ("scores", "failed", "groups", "flat_groups", "saturated")
         return {of: counted("synod_reward_sums_total", scorer="b", of=of) for of in sums}
@@ -501,8 +521,8 @@ async def test_reward_health_counts_items_of_equal_prompt_as_a_group(service: Re
     assert grown == {"scores": 5, "failed": 1, "groups": 2, "flat_groups": 1, "saturated": 5}
 
 
-async def test_scorers_of_unknown_origin_are_asked_every_time(service: RewardService) -> None:
-    service.backend._specs = {name: ScorerSpec(name, ("image",), 0, 1, "", "") for name in "ab"}
-    assert await service.values(item(1), item(1)) == [1, 1]
-    assert await service.values(item(1)) == [1]
-    assert service.a.measured == [1, 1, 1]
+async def test_scorer_without_origin_computes_every_time() -> None:
+    async with serving(origin=None) as service:
+        assert await service.values(item(1), item(1)) == [1, 1]
+        assert await service.values(item(1)) == [1]
+        assert service.a.measured == [1, 1, 1]

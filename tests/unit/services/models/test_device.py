@@ -126,7 +126,11 @@ def test_the_settings_reach_the_models(tiny_models: Any) -> None:
         {"kind": "ber", "model": tiny_models.blip2},
         {"kind": "der", "model": tiny_models.dinov2},
         {"kind": "fer", **faces, "embedder": {"family": "facenet", "weights": tiny_models.facenet}},
-        {"kind": "geneval", "detector": semantic_, "color_model": tiny_models.open_clip},
+        {
+            "kind": "geneval",
+            "detector": semantic_,
+            "color_model": {"family": "open_clip", "model": tiny_models.open_clip},
+        },
         *({"kind": kind, "model": clip} for kind in ("clip_i", "clip_t", "clip_direction")),
         {"kind": "clip_t", "model": {"family": "open_clip", "model": tiny_models.open_clip}},
         {"kind": "pickscore", "model": tiny_models.clip},

@@ -21,7 +21,7 @@ from synod.contracts import Score, ScoreFailure
 metrics.ITEMS.inc({items})
 metrics.BATCH_ITEMS.labels("a").observe(3)
 metrics.HELD_IMAGES.labels("a").set({held})
-metrics.queue_oldest("a", None if {items} == 1 else 1000.0 + {items})
+metrics.QUEUE_OLDEST.labels("a").set(float("inf") if {items} == 1 else 1000.0 + {items})
 metrics.count_rewards("a", [Score(-0.5), Score(0.5 * {items} - 1), ScoreFailure("x", "")], [[0, 1]], -1.0, 1.0)
 print("counted", flush=True)
 sys.stdin.readline()

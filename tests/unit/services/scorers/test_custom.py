@@ -173,5 +173,5 @@ def test_its_origin_follows_code_options_and_models_but_no_free_text(package: Wr
     assert len({before, first, of(with_model)}) == 3
     package(CODE + "\n# changed\n")
     assert of() != before
-    with pytest.raises(SettingsError, match="no package 'gone'"):
+    with pytest.raises(SettingsError, match="the package 'gone' was not found"):
         of(TOML.replace("my_package.my_scorer", "gone.my_scorer"))
