@@ -21,9 +21,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway.admission import Caller
 from services.gateway.core import Gateway
-from services.gateway.http import JSON, ErrorBoundaryRoute, authenticate, cancel_on_disconnect, opened, read_body
+from services.gateway.http import ErrorBoundaryRoute, authenticate, cancel_on_disconnect, opened, read_body
+from services.gateway.negotiation import JSON
+from services.gateway.quota import Caller
 from services.settings import CompatSettings
 from synod.contracts import ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer

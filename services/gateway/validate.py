@@ -45,7 +45,7 @@ def _check_item(path: str, item: ScoreItem) -> None:
 def _check_names(request: ScoreRequest, scorers: Collection[str], ensembles: Collection[str]) -> None:
     if not request.scorers and request.ensemble is None and request.weights is None:
         raise InvalidRequest(
-            f"the request names nothing to compute; give 'scorers' (of {_names(scorers)}), 'ensemble' or 'weights'"
+            f"the request names no scorer; give 'scorers' (of {_names(scorers)}), 'ensemble' or 'weights'"
         )
     for name in (*request.scorers, *(request.weights or ())):
         if name not in scorers:

@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.backends import LocalBackend, Readiness, ScorerSpec, Staged
 from services.gateway import app, auth, core, rpc, rpc_server
-from services.gateway.admission import Caller
 from services.gateway.core import Gateway
+from services.gateway.quota import Caller
 from services.gateway.rpc import RewardServicer
 from services.gateway.rpc_server import RpcServer
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings
