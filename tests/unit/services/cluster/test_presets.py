@@ -23,7 +23,8 @@ def preset(name: str) -> Settings:
 
 def test_one_gpu_serves_the_models_and_rewards_of_sync_r1() -> None:
     split, shared, paper = preset("sync_r1"), preset("one_gpu"), preset("sync_r1_paper")
-    assert {one.source for one in warm.models_of(shared.scorers)} == {one.source for one in warm.models_of(split.scorers)}
+    sources = [{model.source for model in warm.models_of(one.scorers)} for one in (split, shared)]
+    assert sources[0] == sources[1]
     assert split.ensembles == shared.ensembles == paper.ensembles
     for loaded in (split, shared):
         assert loaded.pairs is not None
