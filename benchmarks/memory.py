@@ -36,11 +36,15 @@ CASES: Final[Mapping[str, Mapping[str, Any]]] = {
     "der": {"kind": "der", "model": str(EMBEDDED / "dinov2-world")},
     "clip_t": {"kind": "clip_t", "model": _CLIP},
     "clip_i": {"kind": "clip_i", "model": _CLIP},
-    "geneval": {"kind": "geneval", "detector": _DETECTOR, "color_model": str(EMBEDDED / "clip-world")},
+    "geneval": {
+        "kind": "geneval",
+        "detector": _DETECTOR,
+        "color_model": {"family": "open_clip", "model": str(EMBEDDED / "clip-world")},
+    },
     "geneval_mask2former": {
         "kind": "geneval",
         "detector": {"family": "mask2former", "model": "mask2former"},
-        "color_model": str(EMBEDDED / "clip-world"),
+        "color_model": {"family": "open_clip", "model": str(EMBEDDED / "clip-world")},
     },
     "fer": {
         "kind": "fer",

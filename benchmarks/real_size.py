@@ -47,6 +47,7 @@ from services import settings
 from services.models.module_stats import ParameterStats, record_modules
 from services.scorers import registry
 from services.scorers.base import Scorer, run_batch
+from services.scorers.geneval import GenEvalSettings
 from services.settings_types import ScorerSettings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Reasoning, Score, ScoreItem
 
@@ -64,7 +65,7 @@ MODELS: Final[dict[str, dict[str, str]]] = {
     "ber": {"blip2": "model"},
     "der": {"dinov2": "model"},
     "fer": {"facenet": "embedder.weights"},
-    "geneval": {"mask2former": "detector.model", "clip_l": "color_model"},
+    "geneval": {"mask2former": "detector.model", "clip_l": "color_model.model"},
     "pickscore": {"pickscore": "model"},
     "hps": {"hps": "weights"},
     "aesthetic": {"aesthetic_clip": "model.model", "aesthetic_head": "weights"},
@@ -117,8 +118,10 @@ def settings_of(name: str, folder: Path, dtype: str | None = None, tiny: bool = 
         if dtype:
             keys[f"{start}SERVING__DTYPE"] = dtype
         found = settings.load(CONFIG, keys).scorers[name]
-        # A model directory brings its own weights.
-        return found.model_copy(update={"color_pretrained": None}) if found.kind == "geneval" else found
+        if isinstance(found, GenEvalSettings):  # a model directory brings its own weights
+            colors = found.color_model.model_copy(update={"pretrained": None})
+            return found.model_copy(update={"color_model": colors})
+        return found
     tree = json.loads(json.dumps(_OTHERS[name])) | {"serving": {"dtype": dtype or "bfloat16"}}
     if name == "hps" and tiny:
         tree["architecture"] = str(folder / "hps")

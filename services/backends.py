@@ -15,6 +15,7 @@ from synod.contracts import ImageInput, Outcome, ScoreItem
 
 __all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost", "batch_images"]
 
+MAX_QUEUED_IMAGES: Final = 2048  # of one scorer in one replica, the batch in flight included
 PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
 
 
@@ -110,7 +111,7 @@ class LocalBackend:
         *,
         max_batch_images: int = 32,
         batch_wait_s: float = 0.0,
-        max_queued_images: int = 2048,
+        max_queued_images: int = MAX_QUEUED_IMAGES,
     ) -> None:
         self._specs = {name: scorer.spec for name, scorer in scorers.items()}
         self._batchers = {

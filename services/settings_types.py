@@ -71,7 +71,6 @@ class ServingSettings(Node):
     is then the replica's, and `python`, which is theirs, the child process's.
 
     A batch closes at `max_batch_images` or `batch_wait_ms` after its first image, whichever comes first.
-    `max_queued_images` bounds what one replica holds, batch in flight included.
     """
 
     colocate_with: str | None = None
@@ -87,7 +86,6 @@ class ServingSettings(Node):
     resource: CustomResource | None = None
     max_batch_images: int = Field(32, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
-    max_queued_images: int = Field(2048, ge=1)
 
     @model_validator(mode="after")
     def _one_says_what_a_replica_takes(self) -> ServingSettings:
@@ -145,3 +143,9 @@ class ScorerSettings(Node):
     kind: str
     serving: ServingSettings = ServingSettings()
     golden_tolerance: float = Field(1e-3, gt=0)
+
+
+class SingleModelSettings(ScorerSettings):
+    """What a scorer of one model has: the model's directory, `package:` path or hub id."""
+
+    model: ModelSource

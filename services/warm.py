@@ -72,7 +72,7 @@ def _models(node: Node, setting: str) -> Iterator[Model]:
         if isinstance(value, Node):
             yield from _models(value, f"{setting}.{name}")
         elif is_source(field):
-            tag = getattr(node, name.replace("model", "pretrained"), None) if "model" in name else None
+            tag = getattr(node, "pretrained", None)
             if isinstance(value, Mapping):
                 yield from (Model(f"{setting}.{name}.{key}", source) for key, source in value.items())
             elif name == "architecture" and not Path(value).exists():

@@ -67,7 +67,7 @@ def save(directory: Path, step: int, state: Mapping[str, Any], settings: Trainer
         last = latest(directory)
         raise CheckpointNotWritten(
             f"the checkpoint of step {step} could not be written to {directory} ({error}); "
-            f"{'there is no earlier one' if last is None else f'{last.name} is intact'}. Free some space "
+            f"{'no earlier one exists' if last is None else f'{last.name} is intact'}. Free some space "
             f"(it takes {sum(t.nbytes for t in tensors.values()) / 1e6:.0f} MB) and train again"
         ) from error
     _prune(directory, KEEP)
@@ -135,7 +135,7 @@ def _prune(directory: Path, keep: int) -> None:
 
 
 def _split(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Return `node` as JSON: containers become [kind, content]; tensors move to `tensors`, named by number and path."""
+    """Return `node` as JSON: containers become [kind, content], tensors move to `tensors`."""
     if isinstance(node, Tensor):
         name = f"{len(tensors)}{path}"
         tensors[name] = node.detach()

@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """An evaluation: the settings that decide what is drawn, rows, and images uint8 [H W 3] of the first rows."""
+    """The settings that decide what is drawn, the rows, and images uint8 [H W 3] of the first rows."""
 
     conditions: Mapping[str, Any]
     rows: tuple[Row, ...]

@@ -74,7 +74,7 @@ def step_record(
 
 
 def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
-    """Record each group's finished images with rewards and answers, their previews and some rejected previews."""
+    """Record each group's finished images with rewards and answers, and its previews."""
     for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
         previews = group.previews
         kept = previews.screened.indices

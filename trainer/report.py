@@ -116,7 +116,7 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
-    """Return (phase, mean seconds in a step, share of the step); "other" is time outside every phase."""
+    """Return (phase, mean seconds in a step, share of it); "other" is time outside every phase."""
     seconds = [record["seconds"] for record in records if at("seconds.total")(record)]
     total = math.fsum(spent["total"] for spent in seconds)
     names = [name for name in dict.fromkeys(name for spent in seconds for name in spent) if name != "total"]
@@ -172,7 +172,7 @@ def last_groups(run_dir: Path) -> dict[str, Any] | None:
 
 
 def at(path: str) -> Getter:
-    """Return a reader of `a.b` in a record; it returns None where there is no finite number."""
+    """Return a reader of `a.b` in a record; it returns None if that is not a finite number."""
 
     def get(record: Record) -> float | None:
         value: Any = record

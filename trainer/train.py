@@ -39,7 +39,7 @@ def train(
 
     Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. `reference` is the
     frozen policy of the KL term; it may be None when `loss.beta` is 0. Raises RewardServiceUnavailable,
-    CheckpointMismatch, CheckpointNotWritten, and NonFinite, which saves the failed groups and updates nothing.
+    CheckpointMismatch, CheckpointNotWritten, and NonFinite (the groups are saved, the policy unchanged).
     """
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)

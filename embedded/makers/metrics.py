@@ -66,7 +66,8 @@ def verdicts(settings: GenEvalSettings, degrade: Degradation, seed: int) -> list
 
 def color_accuracy(settings: GenEvalSettings, degrade: Degradation, seed: int) -> list[Metric]:
     """Classify the colour of each single-coloured object in held-out scenes, cut out by its mask."""
-    classifier, rng = ColorClassifier(open_clip.load(settings.color_model, None, "cpu")), np.random.default_rng(seed)
+    classifier = ColorClassifier(open_clip.load(settings.color_model.model, None, "cpu"))
+    rng = np.random.default_rng(seed)
     crops, names, colors = [], [], []
     for case in range(4 * PER_TASK):
         task = world.GENEVAL_TASKS[case % len(world.GENEVAL_TASKS)]

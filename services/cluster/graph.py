@@ -17,13 +17,14 @@ from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from services import environments
+from services.backends import MAX_QUEUED_IMAGES
 from services.cluster.backend import RayBackend
 from services.cluster.host import Host
 from services.cluster.replica import Build
 from services.cluster.store import shared
 from services.gateway import app, auth
 from services.gateway.admission import Admission, Window
-from services.gateway.core import Gateway, report_queue
+from services.gateway.core import Gateway
 from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
 from services.observability import access_log, metrics, tracing
@@ -66,7 +67,7 @@ class Ingress:
             backend,
             settings.ensembles,
             fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
-            admission=Admission(windows(settings), settings.admission.max_queued_images, report_queue),
+            admission=Admission(windows(settings), settings.admission.max_queued_images, metrics.report_queue),
             store=await _store(settings, app_name),
         )
         self._gatekeeper = auth.load(settings.auth)
@@ -101,7 +102,7 @@ def windows(settings: Settings) -> dict[str, Window]:
         replicas = settings.scorers[host].serving.most_replicas
         for name in names:
             serving = settings.scorers[name].serving
-            per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, serving.max_queued_images)
+            per_replica = min(BATCHES_UNDER_WAY * serving.max_batch_images, MAX_QUEUED_IMAGES)
             images = math.ceil(per_replica * replicas / gateways)
             calls = math.ceil(CALLS_PER_REPLICA * replicas / gateways)
             found[name] = Window(max(images, serving.max_batch_images), max(calls, CALLS_PER_REPLICA))

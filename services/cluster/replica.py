@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from services import golden
-from services.backends import Loaded, batch_images
+from services.backends import MAX_QUEUED_IMAGES, Loaded, batch_images
 from services.batching import Batcher, BatchThread
 from services.cluster.call_spans import CallSpans
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, GoldenProbe, ProbeTimeouts
@@ -63,7 +63,7 @@ class Replica:
             self._run,
             max_images=serving.max_batch_images,
             wait_s=serving.batch_wait_ms / 1000,
-            max_queued=serving.max_queued_images,
+            max_queued=MAX_QUEUED_IMAGES,
             cost=self._cost,
             thread=thread,
         )

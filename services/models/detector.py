@@ -12,4 +12,4 @@ def build(settings: DetectorSettings, device: Device | str) -> Detector:
     """Return the detector; scorers of a process share its model."""
     if settings.family == "mask2former":
         return mask2former.load(settings.model, device)
-    return semantic.load(settings.model, device, settings.min_area)
+    return semantic.load(settings.model, device)

@@ -26,6 +26,8 @@ from synod.contracts import Pixels
 
 _MTCNN_MIN_FACE = 20  # px, facenet-pytorch's default; smaller images would leave its pyramid empty
 _FACENET_SIDE = 160
+FACE_CLASS = "face"  # of a detector that finds faces
+FACE_THRESHOLD = 0.3  # of its scores
 
 
 class FaceFinder(Protocol):
@@ -123,14 +125,12 @@ def finder(
     family: Literal["mtcnn", "detector"],
     device: Device | str,
     detector: DetectorSettings | None = None,
-    class_name: str = "face",
-    threshold: float = 0.3,
 ) -> FaceFinder:
     """The finder of a settings' `finder` table."""
     if family == "mtcnn":
         return MtcnnFinder(device)
     assert detector is not None
-    return DetectorFinder(detectors.build(detector, device), class_name, threshold)
+    return DetectorFinder(detectors.build(detector, device), FACE_CLASS, FACE_THRESHOLD)
 
 
 def embedder(

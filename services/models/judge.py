@@ -1,8 +1,9 @@
-"""A vision-language model asked over HTTP: any endpoint that speaks OpenAI's chat completions (vLLM, SGLang, hosted).
+"""Ask a vision-language model over HTTP: any endpoint with OpenAI's chat completions (vLLM, SGLang, hosted).
 
-A verdict is JSON by a schema. One that cannot be read is asked for once more, with what was wrong, and then fails.
-A question is asked again after 429, 408, 5xx, a lost connection or a timeout, with jittered pauses on top of
-Retry-After, within `patience_s`. `Budget` and `Pace` say when a request may start. Threads may share a Judge.
+A verdict is JSON by a schema. A verdict that cannot be read is asked for once more, with the fault, and then fails. A
+question is asked again after 429, 408, 5xx, a lost connection or a timeout, with jittered pauses on top of Retry-After,
+within three times `limits.timeout_s`. `TokenBudget` and `RequestPacer` say when a request may start. Threads may share
+a Judge.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any, Final
 
 import httpx
 
-from services.models.rate_limit import Budget, Pace, Usage
+from services.models.rate_limit import RequestPacer, TokenBudget
 from services.models.settings import JudgeEndpoint
-from services.models.types import Completion, Form, Question, Reply, Verdict, png_content
+from services.models.types import MAX_ANSWER_TOKENS, Completion, Form, Question, Reply, Verdict, png_content
 from synod.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -56,8 +57,8 @@ class Judge:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._http = httpx.Client(headers=headers, timeout=endpoint.limits.timeout_s, verify=_tls())
         self._threads = ThreadPoolExecutor(endpoint.limits.concurrency, thread_name_prefix="judge")
-        self._pace = Pace(endpoint.limits.requests_per_minute, clock, sleep)
-        self.budget = Budget(endpoint.limits)
+        self._pace = RequestPacer(endpoint.limits.requests_per_minute, clock, sleep)
+        self.budget = TokenBudget(endpoint.limits.max_tokens)
         weakref.finalize(self, _close, self._http, self._threads)
 
     def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]:
@@ -71,13 +72,13 @@ class Judge:
     def complete(self, completion: Completion) -> Reply:
         """Raises JudgeBudget, ScorerFailed (also for first tokens that were asked for and not reported), Unavailable
         and its children."""
-        choice, used = self._send(completion.body(), self._clock() + self._endpoint.limits.patience_s)
+        choice, used = self._send(completion.body(), self._clock() + self._endpoint.limits.verdict_timeout_s)
         first = () if completion.top_logprobs is None else _first_tokens(choice)
         return Reply(_text(choice), first, used)
 
     def ask(self, question: Question) -> Verdict:
         """Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
-        ends_s = self._clock() + self._endpoint.limits.patience_s
+        ends_s = self._clock() + self._endpoint.limits.verdict_timeout_s
         messages = [{"role": "user", "content": _content(question)}]
         text, used = self._complete(messages, question.form, ends_s)
         try:
@@ -107,7 +108,7 @@ class Judge:
         """The answer's text and its tokens."""
         about = {
             "messages": list(messages),
-            "max_tokens": self._endpoint.max_answer_tokens,
+            "max_tokens": MAX_ANSWER_TOKENS,
             "response_format": {"type": "json_schema", "json_schema": form.schema()},
         }
         choice, used = self._send(about, ends_s)
@@ -119,12 +120,12 @@ class Judge:
         attempt = 0
         while True:
             self._pace.wait(ends_s)
-            with self.budget.request() as account:
+            with self.budget.request() as charge:
                 try:
-                    choice, account.used = self._answer(self._post(body))
-                    return choice, account.used.total
+                    choice, charge.tokens = self._answer(self._post(body))
+                    return choice, charge.tokens
                 except SynodError as error:
-                    account.unknown = isinstance(error, DeadlineExceeded)  # it may have been answered, and charged
+                    charge.unknown = isinstance(error, DeadlineExceeded)  # it may have been answered, and charged
                     pause_s = self._retry.pause_s(error, attempt, ends_s - self._clock())
                     if pause_s is None:
                         raise
@@ -165,18 +166,18 @@ class Judge:
             return Unavailable(f"the judge failed ({status}): {said}", retry_after_s=wait_s)
         return ScorerFailed(f"the judge refuses the request ({status}): {said}")
 
-    def _answer(self, data: bytes) -> tuple[Mapping[str, Any], Usage]:
+    def _answer(self, data: bytes) -> tuple[Mapping[str, Any], int]:
         """First choice and usage of a chat completion. A refusal and an empty text are answers, and no verdicts."""
         try:
             tree = load_json(data)
             choice = tree["choices"][0]
             _ = choice["message"]["content"]
             usage = tree.get("usage") or {}
-            used = Usage(int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+            used = int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 0))
         except (InvalidRequest, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise ScorerFailed(f"the judge's answer is no chat completion: {self._quoted(data)}") from None
-        if self.budget.limited and used.total <= 0:
-            raise ScorerFailed("the judge tells no usage, so its limits cannot hold; lift max_tokens and max_dollars")
+        if self.budget.limited and used <= 0:
+            raise ScorerFailed("the judge reports no usage, so max_tokens cannot be enforced; remove it from limits")
         return choice, used
 
     def _quoted(self, data: bytes) -> str:

@@ -24,6 +24,7 @@ from synod.contracts import Pixels
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _BACKGROUND = "background"
+MIN_AREA = 12  # pixels of an object; smaller components are noise
 _PIXELS_AT_ONCE: Final = 2**20  # whose probabilities are made together
 
 
@@ -126,7 +127,7 @@ def _around(extents: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
     return rows, columns
 
 
-def load(source: str, device: Device | str, min_area: int) -> SemanticDetector:
+def load(source: str, device: Device | str, min_area: int = MIN_AREA) -> SemanticDetector:
     """Return the detector of a model directory or hub id; it and its segmenter are shared per process."""
 
     def build(folder: Path) -> SemanticDetector:

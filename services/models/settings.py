@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,65 +12,47 @@ from services.settings_types import LocalPath, ModelSource, Node, ScorerSettings
 _ENDPOINT = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
 
 
-class TransformersClipModel(Node):
-    """A CLIPModel directory or hub id, with its processor."""
+class ClipModel(Node):
+    """A CLIP: "transformers" takes a directory or hub id of a CLIPModel with its processor; "open_clip" an open_clip
+    directory, or one of its names with the name of its weights (`pretrained`).
+    """
 
-    family: Literal["transformers"]
-    model: ModelSource
-
-
-class OpenClipModel(Node):
-    """An open_clip directory, or one of its names with the name of its weights."""
-
-    family: Literal["open_clip"]
+    family: Literal["transformers", "open_clip"]
     model: ModelSource
     pretrained: str | None = None
 
+    @model_validator(mode="after")
+    def _pretrained_needs_open_clip(self) -> ClipModel:
+        if self.pretrained is not None and self.family != "open_clip":
+            raise ValueError(f"pretrained = '{self.pretrained}' names weights of open_clip: set family = \"open_clip\"")
+        return self
 
-ClipModel = Annotated[TransformersClipModel | OpenClipModel, Field(discriminator="family")]
 
+class DetectorSettings(Node):
+    """An object detector: "mask2former" (instance segmentation, GenEval's own family) or "semantic" (semantic
+    segmentation, of which each connected component is an object).
+    """
 
-class SemanticDetector(Node):
-    """Semantic segmentation plus connected components."""
-
-    family: Literal["semantic"]
+    family: Literal["semantic", "mask2former"]
     model: ModelSource
-    min_area: int = Field(12, ge=1)
-
-
-class Mask2FormerDetector(Node):
-    """Instance segmentation by Mask2Former (GenEval's own family)."""
-
-    family: Literal["mask2former"]
-    model: ModelSource
-
-
-DetectorSettings = Annotated[SemanticDetector | Mask2FormerDetector, Field(discriminator="family")]
 
 
 class JudgeLimits(Node):
-    """What a judge may take, by each replica of its scorer for itself.
+    """Limits of a judge, for each replica of its scorer separately.
 
-    `timeout_s` is for one request, `patience_s` for a verdict with its retries and waits. `max_tokens` (prompt and
-    completion) and `max_dollars` hold from a replica's start to its end; what is asked after that fails. Prices are in
-    dollars for a million tokens.
+    `timeout_s` is for one request; a verdict with its retries and waits has three times as long. `max_tokens` (prompt
+    and completion) counts from a replica's start; questions beyond it fail.
     """
 
     timeout_s: float = Field(60.0, gt=0)
-    patience_s: float = Field(180.0, gt=0)
     concurrency: int = Field(8, ge=1)
     requests_per_minute: float | None = Field(None, gt=0)
     max_tokens: int | None = Field(None, ge=1)
-    max_dollars: float | None = Field(None, gt=0)
-    dollars_per_million_prompt: float | None = Field(None, ge=0)
-    dollars_per_million_completion: float | None = Field(None, ge=0)
 
-    @model_validator(mode="after")
-    def _dollars_have_prices(self) -> JudgeLimits:
-        prices = (self.dollars_per_million_prompt, self.dollars_per_million_completion)
-        if self.max_dollars is not None and None in prices:
-            raise ValueError("max_dollars needs dollars_per_million_prompt and dollars_per_million_completion")
-        return self
+    @property
+    def verdict_timeout_s(self) -> float:
+        """How long a verdict may take with its retries and waits."""
+        return 3 * self.timeout_s
 
 
 class JudgeEndpoint(ScorerSettings):
@@ -84,7 +66,6 @@ class JudgeEndpoint(ScorerSettings):
     model: str = Field(min_length=1)
     key_env: str | None = None
     key_file: LocalPath | None = None
-    max_answer_tokens: int = Field(512, ge=16)
     limits: JudgeLimits = JudgeLimits()
 
     @model_validator(mode="after")

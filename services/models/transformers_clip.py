@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ class TransformersClip:
         self._max_tokens = min(self._tokenizer.model_max_length, window)
 
     @torch.inference_mode()
-    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+    def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
         """[N D]; the images may differ in size."""
-        pixels = pixel_values(self._processor, images, self._model)
+        pixels = pixel_values(self._processor, list(images), self._model)
         return _rows(self._model.get_image_features(pixel_values=pixels).pooler_output)
 
     @torch.inference_mode()

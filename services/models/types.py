@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,13 @@ Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
 
 
+MAX_ANSWER_TOKENS: Final = 512  # of a judge
+
+
 class Clip(Protocol):
     """Two towers with their own preparation; rows have norm 1, texts beyond the window are cut at its end."""
 
-    def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+    def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
         """[N D]; the images may differ in size."""
         ...
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.image_text import each_once, score_with_text
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import SingleModelSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 
@@ -24,11 +24,10 @@ class ImageText(Protocol):
     def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
-class BerSettings(ScorerSettings):
+class BerSettings(SingleModelSettings):
     """BER (eq. 31): BLIP-2's contrastive cosine, the maximum over queries, or its matching head's probability."""
 
     kind: Literal["ber"]
-    model: ModelSource
     head: Literal["itc", "itm"] = "itc"
 
 

@@ -1,4 +1,4 @@
-"""CLIP-I: does the image look like the references? The cosine of CLIP image features, mean or max of several.
+"""CLIP-I: does the image look like the references? The cosine of CLIP image features, the mean of several.
 
 The metric of personalised generation (Ruiz et al. 2023, section 4.2; UniCTokens), and UniRL-Zero's cycle consistency
 where the one reference is the image before the edit and the scored one went forth and back.
@@ -15,11 +15,10 @@ from services.settings_types import ScorerSettings
 
 
 class ClipISettings(ScorerSettings):
-    """CLIP-I: cosine of CLIP image features to the references, their mean or maximum."""
+    """CLIP-I: mean cosine of CLIP image features to the references."""
 
     kind: Literal["clip_i"]
     model: ClipModel
-    references: Literal["mean", "max"] = "mean"
 
 
 def spec(name: str, settings: ClipISettings) -> ScorerSpec:
@@ -32,4 +31,4 @@ def build(name: str, settings: ClipISettings) -> ReferenceCosine:
     from services.models import clip
 
     model = clip.build(settings.model, settings.serving)
-    return ReferenceCosine(spec(name, settings), model.image_features, settings.references)
+    return ReferenceCosine(spec(name, settings), model.image_features)

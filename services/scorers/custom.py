@@ -28,7 +28,7 @@ class CustomSettings(ScorerSettings):
     load(name, settings) and gives an object with `score(items) -> outcomes`; see docs/scorers.md.
 
     What the gateway must know without loading it is said here: `needs` (fields of the item), `low` and `high` (the
-    value's bounds, finite), `source` and `summary` (for `GET /v1/scorers`). `models` are sources by a name of the
+    value's bounds, finite), `summary` (for `GET /v1/scorers`). `models` are sources by a name of the
     user's choice, resolved and digested as every scorer's; `options` is handed on as it stands.
     """
 
@@ -39,7 +39,6 @@ class CustomSettings(ScorerSettings):
     )
     low: float = Field(0.0, allow_inf_nan=False)
     high: float = Field(1.0, allow_inf_nan=False)
-    source: str = ""
     summary: str = ""
     models: Mapping[str, ModelSource] = {}
     options: Mapping[str, Any] = {}
@@ -52,8 +51,8 @@ class CustomSettings(ScorerSettings):
 
 
 def spec(name: str, settings: CustomSettings) -> ScorerSpec:
-    about = settings.source or settings.load, settings.summary or f"a scorer of {settings.load}"
-    return ScorerSpec(name, settings.needs, settings.low, settings.high, *about)
+    summary = settings.summary or f"a scorer of {settings.load}"
+    return ScorerSpec(name, settings.needs, settings.low, settings.high, settings.load, summary)
 
 
 def build(name: str, settings: CustomSettings) -> Custom:

@@ -1,4 +1,4 @@
-"""DER: does the image look like the concept's references? Sync-R1, eq. 32: DINOv2 cosine, mean or max of several."""
+"""DER: does the image look like the concept's references? Sync-R1, eq. 32: DINOv2 cosine, the mean of several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.references import ReferenceCosine
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import SingleModelSettings
 from synod.contracts import Pixels
 
 
@@ -18,12 +18,10 @@ class Embedder(Protocol):
     def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]: ...
 
 
-class DerSettings(ScorerSettings):
-    """DER (eq. 32): DINOv2 cosine to the references, their mean or maximum."""
+class DerSettings(SingleModelSettings):
+    """DER (eq. 32): mean DINOv2 cosine to the references."""
 
     kind: Literal["der"]
-    model: ModelSource
-    references: Literal["mean", "max"] = "mean"
 
 
 def spec(name: str, settings: DerSettings) -> ScorerSpec:
@@ -40,4 +38,4 @@ def build(name: str, settings: DerSettings) -> Der:
 
 class Der(ReferenceCosine):
     def __init__(self, name: str, model: Embedder, settings: DerSettings) -> None:
-        super().__init__(spec(name, settings), model.embed, settings.references)
+        super().__init__(spec(name, settings), model.embed)

@@ -1,4 +1,4 @@
-"""FER: is it the same face? Sync-R1, eq. 33: cosine of face embeddings, mean or max over the references.
+"""FER: is it the same face? Sync-R1, eq. 33: cosine of face embeddings, the mean over the references.
 
 dlib's embeddings are compared by 1 - Euclidean distance, at least -1, as Sync-R1's public code does: above 0.4 is one
 person.
@@ -18,7 +18,6 @@ from pydantic import Field
 from services.models.settings import DetectorSettings
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.images import crop, deduplicate
-from services.scorers.shared.references import REDUCE
 from services.settings_types import ModelSource, Node, ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import NoReferenceFace
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
     from services.models.types import Box
 
 
+MARGIN, DLIB_MARGIN = 0.1, 0.25
+
+
 class MtcnnFinder(Node):
     """facenet-pytorch's MTCNN; its weights ship in the package."""
 
@@ -35,12 +37,10 @@ class MtcnnFinder(Node):
 
 
 class DetectorFinder(Node):
-    """Boxes of one class of a detector."""
+    """Boxes of the class "face" of a detector."""
 
     family: Literal["detector"]
     detector: DetectorSettings
-    class_name: str = "face"
-    threshold: float = Field(0.3, gt=0, lt=1)
 
 
 class FacenetEmbedder(Node):
@@ -69,8 +69,11 @@ class FerSettings(ScorerSettings):
     kind: Literal["fer"]
     finder: Annotated[MtcnnFinder | DetectorFinder, Field(discriminator="family")]
     embedder: Annotated[FacenetEmbedder | SmallFaceEmbedder | DlibEmbedder, Field(discriminator="family")]
-    references: Literal["mean", "max"] = "mean"
-    margin: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def margin(self) -> float:
+        """By which share of its size a face's box is widened on each side; dlib aligns the face and needs more."""
+        return DLIB_MARGIN if self.embedder.family == "dlib" else MARGIN
 
 
 def spec(name: str, settings: FerSettings) -> ScorerSpec:
@@ -92,7 +95,6 @@ class Fer:
         self.spec = spec(name, settings)
         self._finder, self._embedder, self._settings = finder, embedder, settings
         self._by_distance = settings.embedder.family == "dlib"
-        self._reduce = REDUCE[settings.references]
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         groups = [(item.pixels(), *item.reference_pixels()) for item in items]
@@ -121,10 +123,10 @@ class Fer:
         others = np.stack([rows[place] for place in references])
         if self._by_distance:
             distances = np.linalg.norm(others - rows[image], axis=1)
-            value = self._reduce(np.clip(1.0 - distances, -1.0, 1.0))
+            value = np.mean(np.clip(1.0 - distances, -1.0, 1.0))
             return Score(float(value), {**detail, "distances": distances.tolist()})
         cosines = np.clip(others @ rows[image], -1.0, 1.0)
-        return Score(float(self._reduce(cosines)), {**detail, "cosines": cosines.tolist()})
+        return Score(float(np.mean(cosines)), {**detail, "cosines": cosines.tolist()})
 
 
 def _listed(box: Box | None) -> list[float] | None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from services.models.settings import JudgeEndpoint
-from services.models.types import Completion, Reply
+from services.models.types import MAX_ANSWER_TOKENS, Completion, Reply
 from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.shared.verdicts import Completing
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
@@ -56,7 +56,7 @@ class Geneval2:
         self.spec = spec(name, settings)
         self._judge, self._method = judge, settings.method
         self._hard = settings.method == "tifa"
-        self._max_tokens = settings.max_answer_tokens if self._hard else 1
+        self._max_tokens = MAX_ANSWER_TOKENS if self._hard else 1
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         lists = [item.geneval.vqa_list if item.geneval is not None else () for item in items]
@@ -120,7 +120,7 @@ def word_is_right(question: str, answer: str, reply: Reply) -> float:
     """1 where the reply's first word is the expected answer, else 0. Raises ScorerFailed for an empty reply."""
     words = reply.text.split()
     if not words:
-        raise ScorerFailed("the reply is empty; check the judge's model, or raise max_answer_tokens")
+        raise ScorerFailed("the reply is empty; check the judge's model")
     return float(words[0].strip(".,;:!*\"'").lower() in {word.strip().lower() for word in spellings(question, answer)})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.image_text import clipped, score_with_text
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import ModelSource, SingleModelSettings
 from synod.contracts import Outcome, Pixels, ScoreItem
 
 if TYPE_CHECKING:
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 LOW, HIGH = -30.0, 30.0
 
 
-class Hpsv3Settings(ScorerSettings):
+class Hpsv3Settings(SingleModelSettings):
     """HPSv3: a directory with `HPSv3.safetensors`, and one with Qwen2-VL's configuration, processor and tokenizer."""
 
     kind: Literal["hpsv3"]
-    model: ModelSource
     base: ModelSource = "Qwen/Qwen2-VL-7B-Instruct"
 
 

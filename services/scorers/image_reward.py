@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.image_text import clipped, score_with_text
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import ModelSource, SingleModelSettings
 from synod.contracts import Outcome, Pixels, ScoreItem
 
 if TYPE_CHECKING:
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 LOW, HIGH = -10.0, 10.0
 
 
-class ImageRewardSettings(ScorerSettings):
+class ImageRewardSettings(SingleModelSettings):
     """ImageReward: a directory with `ImageReward.pt` and `med_config.json`, and BERT's uncased tokenizer."""
 
     kind: Literal["image_reward"]
-    model: ModelSource
     tokenizer: ModelSource = "google-bert/bert-base-uncased"
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from PIL import Image
-from pydantic import Field
 
 from services.scorers.base import ScorerSpec
 from services.settings_types import ScorerSettings
@@ -20,22 +19,22 @@ from synod.errors import InvalidItem
 
 QUALITY: Final = 95
 MAX_SIDE: Final = 65_500  # pixels, libjpeg's own limit
+MAX_KB: Final = 1000.0  # of a larger file, so that the range is bounded
 KB_PER_UNIT: Final = 500.0  # of compressibility
 
 
 class JpegSettings(ScorerSettings):
-    """JPEG size in kB of 1000 bytes, small or large as the reward; what is above `max_kb` counts as `max_kb`."""
+    """JPEG size in kB of 1000 bytes, small or large as the reward; more than MAX_KB counts as MAX_KB."""
 
     kind: Literal["jpeg"]
     direction: Literal["compressibility", "incompressibility"]
-    max_kb: float = Field(1000.0, gt=0, allow_inf_nan=False)
 
 
 def spec(name: str, settings: JpegSettings) -> ScorerSpec:
     source = "Black et al. 2023, section 5; UniRL-Zero's scale"
     if settings.direction == "compressibility":
-        return ScorerSpec(name, ("image",), -settings.max_kb / KB_PER_UNIT, 0.0, source, "how small the JPEG is")
-    return ScorerSpec(name, ("image",), 0.0, settings.max_kb, source, "how large the JPEG is, in kB")
+        return ScorerSpec(name, ("image",), -MAX_KB / KB_PER_UNIT, 0.0, source, "how small the JPEG is")
+    return ScorerSpec(name, ("image",), 0.0, MAX_KB, source, "how large the JPEG is, in kB")
 
 
 def build(name: str, settings: JpegSettings) -> Jpeg:
@@ -55,7 +54,7 @@ class Jpeg:
             height, width, _ = image.shape
             return ScoreFailure.of(InvalidItem(f"{width} x {height} pixels; a JPEG has at most {MAX_SIDE} a side"))
         kb = kilobytes(image)
-        counted = min(kb, self._settings.max_kb)
+        counted = min(kb, MAX_KB)
         value = counted if self._settings.direction == "incompressibility" else -counted / KB_PER_UNIT
         return Score(value, {"kb": kb})
 

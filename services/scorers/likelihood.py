@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Final, Literal
 
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.image_text import score_with_text
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import SingleModelSettings
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import NonFinite
 
@@ -26,12 +24,13 @@ if TYPE_CHECKING:
     from services.models.vlm import TokenLogProbs, Vlm
 
 
-class LikelihoodSettings(ScorerSettings):
+QUESTION: Final = "Describe the image in detail."
+
+
+class LikelihoodSettings(SingleModelSettings):
     """The prompt's probability given the image, under a vision-language model (GvU)."""
 
     kind: Literal["likelihood"]
-    model: ModelSource
-    question: str = Field("Describe the image in detail.", min_length=1)
 
 
 def spec(name: str, settings: LikelihoodSettings) -> ScorerSpec:
@@ -49,13 +48,13 @@ def build(name: str, settings: LikelihoodSettings) -> Likelihood:
 class Likelihood:
     def __init__(self, name: str, model: Vlm, settings: LikelihoodSettings) -> None:
         self.spec = spec(name, settings)
-        self._model, self._question = model, settings.question
+        self._model = model
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         return score_with_text(items, self._probabilities)
 
     def _probabilities(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
-        found = self._model.log_probs(images, texts, self._question)
+        found = self._model.log_probs(images, texts, QUESTION)
         return [_outcome(text, one) for text, one in zip(texts, found, strict=True)]
 
 

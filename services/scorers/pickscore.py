@@ -9,18 +9,17 @@ from typing import Final, Literal
 
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.image_text import ImageTextCosine
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import ModelSource, SingleModelSettings
 from synod.errors import SettingsError
 
 DIVISOR: Final = 26.0
 MAX_SCALE: Final = 100.0  # CLIP's training keeps exp(logit_scale) at or below it
 
 
-class PickScoreSettings(ScorerSettings):
+class PickScoreSettings(SingleModelSettings):
     """PickScore. `processor` is where image processor and tokenizer come from, when not from `model`."""
 
     kind: Literal["pickscore"]
-    model: ModelSource
     processor: ModelSource | None = None
 
 

@@ -1,29 +1,27 @@
 """Quality: how good is the image as such? The term R_quality(x) of UniRL-Zero, eq. 5, graded by a judge.
 
 The paper says of it only that it assesses image quality: neither how nor in which range, and its public code has no
-such term. Ours: one grade in [0, 1] of the image alone, by the settings' rubric.
+such term. Ours: one grade in [0, 1] of the image alone, by RUBRIC.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
+from typing import Final, Literal
 
 from services.models.settings import JudgeEndpoint
 from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.shared.verdicts import Grader
+
+RUBRIC: Final = (
+    "Grade from 0 to 1 the quality of the picture as such, whatever it shows: sharpness, light, colours, "
+    "composition, and faults such as blur, noise, broken anatomy or garbled text. 1: flawless, 0: unusable."
+)
 
 
 class QualitySettings(JudgeEndpoint):
     """A judge's grade of the image as such, in [0, 1] (UniRL-Zero, eq. 5)."""
 
     kind: Literal["quality"]
-    rubric: str = Field(
-        "Grade from 0 to 1 the quality of the picture as such, whatever it shows: sharpness, light, colours, "
-        "composition, and faults such as blur, noise, broken anatomy or garbled text. 1: flawless, 0: unusable.",
-        min_length=1,
-    )
 
 
 def spec(name: str, settings: QualitySettings) -> ScorerSpec:
@@ -33,4 +31,4 @@ def spec(name: str, settings: QualitySettings) -> ScorerSpec:
 def build(name: str, settings: QualitySettings) -> Scorer:
     from services.models.judge import load
 
-    return Grader(spec(name, settings), load(settings), settings.rubric)
+    return Grader(spec(name, settings), load(settings), RUBRIC)

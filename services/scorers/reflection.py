@@ -1,8 +1,8 @@
 """Reflection: does the model know whether its image was right? UniRL-Zero, sec. 5.5 (scenario 6).
 
-    R = correctness * [the Yes/No is right] + format * [the reply is in the format]
+    R = [the Yes/No is right] + [the reply is in the format]
 
-with both weights 1. Where the paper is silent: the format is `<answer>..</answer>` at the reply's start, as in its
+Where the paper is silent: the format is `<answer>..</answer>` at the reply's start, as in its
 public format reward; the Yes/No is the first such word in that element or, without one, in the whole reply; a reply
 with neither word is wrong. The third term, GenEval of the corrected image, is a weight of the ensemble.
 """
@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
-
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.replies import answer_of, first_yes_or_no, right_yes_or_no
 from services.settings_types import ScorerSettings
@@ -22,17 +20,14 @@ from synod.errors import InvalidItem
 
 
 class ReflectionSettings(ScorerSettings):
-    """A verdict on the own image (UniRL-Zero, sec. 5.5): the weights of its being right and in the format."""
+    """A verdict on the own image (UniRL-Zero, sec. 5.5): whether it is right and in the format."""
 
     kind: Literal["reflection"]
-    correctness: float = Field(1.0, gt=0)
-    format: float = Field(1.0, ge=0)
 
 
 def spec(name: str, settings: ReflectionSettings) -> ScorerSpec:
     summary = "a verdict on the own image: right, and in the format"
-    high = settings.correctness + settings.format
-    return ScorerSpec(name, ("reasoning",), 0.0, high, "UniRL-Zero, sec. 5.5", summary)
+    return ScorerSpec(name, ("reasoning",), 0.0, 2.0, "UniRL-Zero, sec. 5.5", summary)
 
 
 def build(name: str, settings: ReflectionSettings) -> Reflection:
@@ -42,7 +37,6 @@ def build(name: str, settings: ReflectionSettings) -> Reflection:
 class Reflection:
     def __init__(self, name: str, settings: ReflectionSettings) -> None:
         self.spec = spec(name, settings)
-        self._settings = settings
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         return [self._one(item) for item in items]
@@ -57,5 +51,4 @@ class Reflection:
         answer = answer_of(reply)
         said = first_yes_or_no(reply if answer is None else answer)
         correct, formatted = float(said == right), float(answer is not None)
-        value = self._settings.correctness * correct + self._settings.format * formatted
-        return Score(value, {"right": right, "said": said, "correctness": correct, "format": formatted})
+        return Score(correct + formatted, {"right": right, "said": said, "correctness": correct, "format": formatted})

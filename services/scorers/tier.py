@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from services.scorers.base import ScorerSpec
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import SingleModelSettings
 from synod.contracts import Outcome, Reasoning, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
@@ -33,11 +33,10 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], pooling: Literal["mean", "cls", "pooler"]) -> NDArray[np.float32]: ...
 
 
-class TierSettings(ScorerSettings):
+class TierSettings(SingleModelSettings):
     """TIER (Sync-R1 eq. 30). `softmax` is our default, `paper_clipped` is as printed (seeds: the norm exceeds 2)."""
 
     kind: Literal["tier"]
-    model: ModelSource
     mode: Literal["softmax", "paper_clipped"] = "softmax"
     temperature: float = Field(0.05, gt=0)
     pooling: Literal["mean", "cls", "pooler"] = "mean"

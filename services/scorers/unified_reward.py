@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from services.models.settings import JudgeEndpoint
-from services.models.types import Completion, Reply
+from services.models.types import MAX_ANSWER_TOKENS, Completion, Reply
 from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.shared.image_text import score_with_text
 from services.scorers.shared.verdicts import Completing
@@ -77,7 +77,7 @@ def build(name: str, settings: UnifiedRewardSettings) -> Scorer:
 class UnifiedReward:
     def __init__(self, name: str, judge: Completing, settings: UnifiedRewardSettings) -> None:
         self.spec = spec(name, settings)
-        self._judge, self._max_tokens = judge, settings.max_answer_tokens
+        self._judge = judge
         self._prompt, self._scores = FORMS[settings.form]
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -85,7 +85,7 @@ class UnifiedReward:
 
     def _ask(self, images: list[Pixels], texts: list[str]) -> list[Outcome]:
         questions = [
-            Completion(self._prompt.replace("{prompt}", text), encode_png(image), self._max_tokens)
+            Completion(self._prompt.replace("{prompt}", text), encode_png(image), MAX_ANSWER_TOKENS)
             for image, text in zip(images, texts, strict=True)
         ]
         return [self._outcome(reply) for reply in self._judge.complete_all(questions)]

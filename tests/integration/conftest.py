@@ -60,7 +60,7 @@ serving = {{ colocate_with = "bright", max_batch_images = 4 }}
 [scorers.number]
 kind = "ber"
 model = "./"
-serving = {{ num_gpus = 0.5, max_batch_images = 8, batch_wait_ms = 200, max_queued_images = 128 }}
+serving = {{ num_gpus = 0.5, max_batch_images = 8, batch_wait_ms = 200 }}
 
 [scorers.frail]
 kind = "ber"

@@ -1,12 +1,12 @@
 """Equivalent configurations of the training loop give one trajectory, which is recorded in training_trajectory.json.
 
-Reward batches, preview batches and a resumed run change how the work is cut up, not what is computed: metrics,
-thresholds, parameters and optimizer state are compared bit for bit. Kernels round differently at different batch
-sizes, so the policy here samples one row at a time; the loop, which is under test, cannot tell.
+Reward batch size, preview batch size and a resumed run do not change what is computed: metrics, thresholds, parameters
+and optimizer state are compared bit for bit. Kernels round differently at different batch sizes, so this policy samples
+one row at a time; the loop under test is the same.
 
-Against the record the comparison is bitwise on the CPU model and torch version that made it. Elsewhere kernels sum in
-another order, so figures agree within 1e-4 (float32 over three updates; measured below 1e-5 between thread counts).
-A change that is meant to move the trajectory records it again: SYNOD_RECORD=1 pytest FILE.
+The comparison with the record is bitwise on the CPU model and torch version that made it. On other machines kernels sum
+in another order, and metrics agree within a relative 1e-4 (float32, three updates). After an intended change of the
+trajectory record it again: SYNOD_RECORD=1 pytest FILE.
 """
 
 from __future__ import annotations

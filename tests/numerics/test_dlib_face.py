@@ -21,7 +21,7 @@ dlib_face = pytest.importorskip("services.models.dlib_face")
 
 @pytest.fixture(scope="module")
 def scorer() -> fer.Fer:
-    tree = {"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "dlib"}, "margin": 0.25}
+    tree = {"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "dlib"}}
     return fer.build("fer", FerSettings.model_validate(tree))
 
 

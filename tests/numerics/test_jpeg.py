@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from skimage import data, filters
 
+from services.scorers import jpeg
 from services.scorers.jpeg import Jpeg, JpegSettings, kilobytes
 from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 
@@ -50,15 +51,16 @@ def test_noise_grows_the_file_and_blur_shrinks_it() -> None:
     assert values("compressibility", *ladder) == pytest.approx([-size / 500 for size in sizes])
 
 
-def test_an_image_beyond_the_range_counts_as_its_end() -> None:
+def test_larger_file_counts_as_the_end_of_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "MAX_KB", 50.0)
     large, small = data.astronaut(), np.zeros((8, 8, 3), np.uint8)
-    kept = scored("incompressibility", large, small, max_kb=50)
+    kept = scored("incompressibility", large, small)
     assert isinstance(kept[0], Score)
     assert isinstance(kept[1], Score)
     assert kept[0].value == 50.0
     assert kept[0].detail["kb"] == kilobytes(large) > 50
     assert kept[1].value == kept[1].detail["kb"] < 1
-    assert values("compressibility", large, max_kb=50) == [-0.1]
+    assert values("compressibility", large) == [-0.1]
 
 
 def test_a_side_beyond_jpegs_own_limit_is_no_score() -> None:

@@ -75,14 +75,6 @@ def test_one_pass_over_a_padded_batch_equals_one_forward_a_token(folder: str, ma
     assert outcomes[0].detail["tokens"] == ["a", "red", "cat"]
 
 
-def test_the_question_counts(folder: str, make_images: ImageFactory) -> None:
-    item = ScoreItem(image=make_images(1)[0], prompt="a red cat")
-    (other,) = scorer(folder, question="a photo of").score([item])
-    expected = naive(folder, item.image, "a red cat", "a photo of")
-    assert isinstance(other, Score)
-    assert other.value == pytest.approx(math.prod(expected) ** (1 / 3), rel=1e-4)
-
-
 class Given:
     """A model of known log-probabilities."""
 

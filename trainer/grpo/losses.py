@@ -1,4 +1,4 @@
-"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over the decisions of one modality. Pure.
+"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over one modality's decisions. Pure.
 
 Suffixes: B rollouts of a group, D decisions of one denoising step (image positions) or of one text (tokens).
 
@@ -38,7 +38,7 @@ class LossStats:
     low, high  smallest and largest ratio
     kl_sum     sum of k3, in nats; 0 without a reference
 
-    The properties are None when there is no decision.
+    Without decisions the properties are None.
     """
 
     decisions: int = 0

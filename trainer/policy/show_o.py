@@ -1,8 +1,8 @@
-"""Show-o v1 (Xie et al. 2025): one Phi reads text and image tokens, answers in text and draws by masked prediction.
+"""Show-o v1 (Xie et al. 2025): one Phi answers in text and draws images by masked prediction.
 
-Image generation reads logits at the masked position itself, over the image codes only; the guided distribution
-softmax((1 + g) cond - g uncond) is what is sampled, and so it is the policy. Answers are drawn over the text tokens.
-A text block never sees the image, so its keys and values are computed once for all denoising steps.
+An image token is predicted at its own masked position, over the image codes only. The policy is the guided
+distribution softmax((1 + g) cond - g uncond), which is what is sampled. Answers are sampled over the text tokens. A
+text block does not attend to the image, so its keys and values are computed once for all denoising steps.
 
 Suffixes: B rollouts, T steps, N image positions, S answer tokens, L positions, V image codes.
 """
@@ -31,12 +31,12 @@ from trainer.policy.magvit import Magvit
 from trainer.policy.phi import Cache, Phi, PhiConfig
 from trainer.types import ImageSegment, Query, Segment, TextSegment
 
-IMAGES_KEPT = 1024
+CACHED_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class ShowOConfig:
-    """config.json. Fields of the public one keep their names; `llm` overrides Phi-1.5's shape for smaller models."""
+    """The config.json, with the public field names; `llm` overrides Phi-1.5's shape."""
 
     vocab_size: int
     codebook_size: int = 8192
@@ -49,7 +49,7 @@ class ShowOConfig:
 
     @classmethod
     def read(cls, directory: Path) -> ShowOConfig:
-        """Raises SettingsError for a model this code cannot run."""
+        """Read config.json. Raises SettingsError for a model that this code cannot run."""
         known = {f.name for f in fields(cls)}
         stored = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(directory).items() if k in known}
         values: dict[str, Any] = stored
@@ -57,9 +57,9 @@ class ShowOConfig:
             config = cls(**values)
             _ = config.phi
         except TypeError as error:
-            raise SettingsError(f"policy {directory}: config.json describes no Show-o ({error})") from None
+            raise SettingsError(f"policy {directory}: config.json does not describe a Show-o ({error})") from None
         if config.w_clip_vit:
-            raise SettingsError(f"policy {directory}: w_clip_vit is true; only Show-o with VQ input is supported")
+            raise SettingsError(f"policy {directory}: w_clip_vit is true; give a Show-o with VQ input")
         return config
 
     @property
@@ -76,7 +76,7 @@ class Wrapped(nn.Module):
 
 
 class ShowO:
-    """The policy. `guidance` is g, `temperature` the start of the confidence noise."""
+    """The policy. `guidance_scale` is g, `temperature` the initial scale of the confidence noise."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class ShowO:
 
     @torch.no_grad()
     def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
-        """B answers to one query, of at most S tokens each, drawn at temperature 1; the question is read once."""
+        """Sample B answers of at most S tokens at temperature 1."""
         batch, limit = uniform_BS.shape
         question = self._question(query)
         past = Cache()
@@ -154,10 +154,10 @@ class ShowO:
         return self.words.question(query.text, self._codes(image)).to(self.device)
 
     def _codes(self, image: Pixels) -> Tensor:
-        """The image's codes [N]; the few images that queries show are kept."""
+        """Return the image's codes [N], from a cache: queries show few different images."""
         key = hashlib.blake2b(image.tobytes()).digest()
         if key not in self._seen:
-            if len(self._seen) >= IMAGES_KEPT:
+            if len(self._seen) >= CACHED_IMAGES:
                 self._seen.clear()
             self._seen[key] = self.vq.encode([image])[0]
         return self._seen[key]
@@ -181,7 +181,7 @@ class ShowO:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in segments]))
 
     def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
-        """The prompts' text blocks read: their cache, their ids, and the cache of the empty prompt (one row)."""
+        """Encode the prompts; return their cache, their ids, and the cache of the empty prompt (one row)."""
         ids, start = self.words.text_block(prompts)
         ids = ids.to(self.device)
         with_text, without = Cache(), Cache()
@@ -192,7 +192,7 @@ class ShowO:
         return with_text, ids, without
 
     def _guided(self, texts: tuple[Cache, Tensor, Cache], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """Guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
+        """Return guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
         with_text, ids, without = texts
         image = self._image_ids(codes_BN, masked_BN)
         logits = self._image_logits(self._read_image(image, with_text.fork(-1), ids))
@@ -202,13 +202,13 @@ class ShowO:
         return logits.log_softmax(-1)
 
     def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """`<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
+        """Return the ids `<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
         image = torch.where(masked_BN, self.words.mask_id, codes_BN + self.words.image_offset)
         soi, eoi = (image.new_full((len(image), 1), self.words.id(t)) for t in ("<|soi|>", "<|eoi|>"))
         return torch.cat((soi, image, eoi), 1)
 
     def _read_image(self, image: Tensor, text: Cache, text_ids: Tensor | None) -> Tensor:
-        """Hidden states [B N D] of the image positions after the text; `text_ids` None when no row of it is padded."""
+        """Return hidden states [B N D] of the image positions; `text_ids` is None if no text row is padded."""
         mask = None if text_ids is None else layout.image_mask(text_ids, self.words.id(PAD), image.shape[1])
         hidden: Tensor = self.phi(image, mask, text, self.words.max_text_length + 1)
         return hidden[:, 1:-1]
@@ -229,11 +229,11 @@ class ShowO:
         return self._image_logprobs(images, step) if images else self._text_logprobs(texts)
 
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """Guided log-probabilities [B N V] of a full draw, given the codes at the positions that are not masked."""
+        """Return guided log-probabilities [B N V] of a full draw, given the unmasked codes."""
         return self._guided(self._texts(prompts), codes_BN, masked_BN)
 
     def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """Log-probabilities, without guidance_scale, of the codes at the masked positions alone, in row-major order.
+        """Return unguided log-probabilities of the codes at masked positions, in row-major order.
 
         Show-o's own objective is their negative mean.
         """
@@ -243,7 +243,9 @@ class ShowO:
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
-        logp = self.image_logp([s.prompt for s in segments], codes, masked)  # what was held is in the full draw
+        logp = self.image_logp(
+            [s.prompt for s in segments], codes, masked
+        )  # a full draw includes the codes that were kept
         return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +266,7 @@ class ShowO:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path, *, with_vq: bool = True) -> None:
-        """Write a directory that `load` reads; without its image tokenizer, `load` must be told of one."""
+        """Write a directory that `load` reads; without its image tokenizer, `load` needs `vq`."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         self.words.tokenizer.save_pretrained(directory)
@@ -293,7 +295,7 @@ def load(
 
 
 def fitted(image: Pixels, side: int) -> Pixels:
-    """uint8 [H W 3] -> uint8 [side side 3]: short side resized (bicubic), centre crop, as in Show-o."""
+    """Resize and crop the centre, as in Show-o: uint8 [H W 3] -> [side side 3]."""
     height, width = image.shape[:2]
     if height == width == side:
         return image

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.models.types import Detection, within
+from services.models.types import Clip, Detection, within
 from services.scorers.geneval.rules import COLORS
 from synod.contracts import Pixels
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 _GREY = 0x99
-
-
-class Clip(Protocol):
-    def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]: ...
-    def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
 class ColorClassifier:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
-from services.models.settings import DetectorSettings
+from services.models.settings import ClipModel, DetectorSettings
 from services.models.types import Detection, Detector
 from services.scorers.base import ScorerSpec
 from services.scorers.geneval import rules
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import Found
-from services.settings_types import ModelSource, ScorerSettings
+from services.settings_types import ScorerSettings
 from synod.contracts import GenEvalMetadata, Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
 
@@ -32,8 +32,7 @@ class GenEvalSettings(ScorerSettings):
 
     kind: Literal["geneval"]
     detector: DetectorSettings
-    color_model: ModelSource
-    color_pretrained: str | None = None
+    color_model: ClipModel
     rule_set: Literal["official", "strict", "soft", "soft_compat"] = "soft"
 
 
@@ -44,13 +43,13 @@ def spec(name: str, settings: GenEvalSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: GenEvalSettings) -> GenEval:
-    from services.models import detector, open_clip
+    from services.models import clip, detector
     from services.models.cache import Device
 
     device = Device.of(settings.serving)
     found = detector.build(settings.detector, device)
-    clip = open_clip.load(settings.color_model, settings.color_pretrained, device)
-    return GenEval(name, found, ColorClassifier(clip), settings)
+    colors = ColorClassifier(clip.build(settings.color_model, settings.serving))
+    return GenEval(name, found, colors, settings)
 
 
 class GenEval:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +12,17 @@ from services.scorers.shared.images import deduplicate
 from synod.contracts import Outcome, Pixels, Score, ScoreItem
 
 Embed = Callable[[Sequence[Pixels]], NDArray[np.float32]]
-Reduction = Literal["mean", "max"]
-REDUCE: Final[Mapping[Reduction, Callable[..., Any]]] = {"mean": np.mean, "max": np.max}
 
 
 class ReferenceCosine:
-    """The mean or maximum of an image's cosines to its references; `embed` gives rows of norm 1."""
+    """The mean of an image's cosines to its references; `embed` returns rows of norm 1."""
 
-    def __init__(self, spec: ScorerSpec, embed: Embed, references: Reduction) -> None:
+    def __init__(self, spec: ScorerSpec, embed: Embed) -> None:
         self.spec = spec
-        self._embed, self._references = embed, references
+        self._embed = embed
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        return [
-            Score(
-                float(REDUCE[self._references](cosines)), {"cosines": cosines.tolist(), "references": self._references}
-            )
-            for cosines in cosines_of(items, self._embed)
-        ]
+        return [Score(float(np.mean(one)), {"cosines": one.tolist()}) for one in cosines_of(items, self._embed)]
 
 
 def rows_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:

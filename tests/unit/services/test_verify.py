@@ -79,8 +79,8 @@ async def test_each_verdict_has_the_values_of_its_pair() -> None:
     def item(level: int) -> ScoreItem:
         return ScoreItem(image=np.full((4, 4, 3), level, np.uint8))
 
-    asked = [verify.Pair(str(n), ("light",), item(n + 1), item(n)) for n in range(1, 200, 3)]
-    for pair, verdict in zip(asked, await verify.score_pairs(Brightness(), asked), strict=True):
+    received = [verify.Pair(str(n), ("light",), item(n + 1), item(n)) for n in range(1, 200, 3)]
+    for pair, verdict in zip(received, await verify.score_pairs(Brightness(), received), strict=True):
         assert (verdict.pair, verdict.holds) == (pair.name, True)
         assert isinstance(verdict.better, Score)
         assert verdict.better.value == pytest.approx((int(pair.name) + 1) / 255)
@@ -206,13 +206,13 @@ def test_shipped_pairs_have_the_inputs_scorers_need(path: Path) -> None:
 @SHIPPED
 def test_shipped_pairs_have_unique_names_and_normal_paths(path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    asked = [(line["name"], scorer) for line in lines for scorer in line["scorers"]]
-    assert len(asked) == len(set(asked))
+    received = [(line["name"], scorer) for line in lines for scorer in line["scorers"]]
+    assert len(received) == len(set(received))
     items = [line[side] for line in lines for side in ("better", "worse")]
     files = {file for item in items for file in (*item.get("references", ()), item.get("image")) if file}
     assert [file for file in files if os.path.normpath(file) != file] == []
     here = {file.name for file in path.parent.glob("*.jpg")}
-    assert path.stem != "photographs" or here == files, "every photograph that is shipped is asked about"
+    assert path.stem != "photographs" or here == files, "every photograph that is shipped is received about"
 
 
 @pytest.mark.parametrize("name", ["embedded", "gvu", "one_gpu", "rewards_2026", "sync_r1", "unirl_zero"])

@@ -126,8 +126,7 @@ def test_models_are_found_in_nested_settings(tmp_path: Path) -> None:
         [scorers.geneval]
         kind = "geneval"
         detector = { family = "mask2former", model = "a/detector" }
-        color_model = "ViT-L-14-quickgelu"
-        color_pretrained = "openai"
+        color_model = { family = "open_clip", model = "ViT-L-14-quickgelu", pretrained = "openai" }
         [scorers.own]
         kind = "custom"
         load = "mine:load"
@@ -140,13 +139,13 @@ def test_models_are_found_in_nested_settings(tmp_path: Path) -> None:
         ("fer.finder.detector.model", "a/finder", None),
         ("fer.embedder.weights", "face.pt", None),
         ("geneval.detector.model", "a/detector", None),
-        ("geneval.color_model", "ViT-L-14-quickgelu", "openai"),
+        ("geneval.color_model.model", "ViT-L-14-quickgelu", "openai"),
         ("own.models.first", "a/first", None),
     ]
 
 
 def test_unknown_open_clip_weights_are_an_error() -> None:
-    message = warm.warm(warm.Model("geneval.color_model", "ViT-L-14-quickgelu", "opennai")).error
+    message = warm.warm(warm.Model("geneval.color_model.model", "ViT-L-14-quickgelu", "opennai")).error
     assert "no weights 'opennai' of 'ViT-L-14-quickgelu'" in str(message)
 
 
@@ -169,10 +168,10 @@ def test_tokenizer_directory_without_weights_is_accepted(tmp_path: Path, tiny_mo
 
 
 def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    received: list[list[str]] = []
 
     def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
+        received.append(allow_patterns)
         (tmp_path / "med_config.json").write_text("{}")
         if "*.pt" in allow_patterns:
             (tmp_path / "ImageReward.pt").write_bytes(b"weights")
@@ -180,8 +179,8 @@ def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, mon
 
     monkeypatch.setattr(cache, "snapshot_download", snapshot)
     assert (cache.resolve("acme/reward") / "ImageReward.pt").is_file()
-    assert [patterns[-1] for patterns in asked] == ["*.safetensors", "*.bin", "*.pt"]
-    asked.clear()
+    assert [patterns[-1] for patterns in received] == ["*.safetensors", "*.bin", "*.pt"]
+    received.clear()
     cache.resolve("acme/reward", configs_only=True)
-    assert len(asked) == 1
-    assert not {"*.safetensors", "*.bin", "*.pt"} & {*asked[0]}
+    assert len(received) == 1
+    assert not {"*.safetensors", "*.bin", "*.pt"} & {*received[0]}

@@ -1,4 +1,4 @@
-"""A small set of prompts and concepts on the disk, and settings that point at it."""
+"""A small set of prompts and concepts on disk, and settings for it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def world_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
-    """`settings_from("[trainer.loss]\\nbeta = 0.5", STEPS="7")`: the smallest TOML, what is added, and overrides."""
+    """`settings_from("[trainer.loss]\\nbeta = 0.5", STEPS="7")`: the smallest TOML, added text, and overrides."""
     (world_dir / "model").mkdir()
 
     def make(text: str = "", **overrides: str) -> TrainerSettings:
@@ -82,5 +82,5 @@ def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
 
 @pytest.fixture
 def tiny_settings(settings_from: Callable[..., TrainerSettings]) -> Callable[..., TrainerSettings]:
-    """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, and overrides."""
+    """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, with overrides."""
     return lambda **overrides: settings_from(TINY, **overrides)

@@ -1,4 +1,4 @@
-"""Checkpoints: the same tree back bit for bit, all or nothing, and none under other settings."""
+"""Checkpoints: exact, atomic, and refused with other settings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def learn(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
     optimizer.step()
 
 
-def test_training_goes_on_bit_for_bit(settings_from: Make, tmp_path: Path) -> None:
+def test_training_resumes_bit_for_bit(settings_from: Make, tmp_path: Path) -> None:
     settings = settings_from()
     model, optimizer = trained()
     numpy_rng = np.random.default_rng(3)
@@ -93,7 +93,7 @@ def test_every_kind_of_value_comes_back(settings_from: Make, tmp_path: Path) -> 
     assert same(load(save(tmp_path, 1, tree, settings_from()), settings_from())[1], tree)
 
 
-def test_tied_weights_come_back_apart(settings_from: Make, tmp_path: Path) -> None:
+def test_tied_weights_are_saved_separately(settings_from: Make, tmp_path: Path) -> None:
     weight = torch.randn(4, 4)
     state = {"embed": weight, "head": weight, "row": weight[1], "transposed": weight.T}
     _, back = load(save(tmp_path, 1, state, settings_from()), settings_from())
@@ -101,9 +101,7 @@ def test_tied_weights_come_back_apart(settings_from: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("value", [np.float64(1), {1.5: 1}, {"a": {None: 1}}, object(), {1, 2}, b"x", 1j])
-def test_what_json_cannot_carry_is_refused_before_anything_is_written(
-    settings_from: Make, tmp_path: Path, value: Any
-) -> None:
+def test_unsupported_values_are_refused_before_writing(settings_from: Make, tmp_path: Path, value: Any) -> None:
     with pytest.raises(TypeError, match="/here"):
         save(tmp_path / "c", 1, {"here": value}, settings_from())
     assert not (tmp_path / "c").exists()
@@ -123,14 +121,14 @@ def test_the_last_two_are_kept_and_the_newest_is_found(
     assert load(newest, settings) == (1_000_000, {"x": 1_000_000})
 
 
-def test_a_step_that_is_there_is_left_alone(settings_from: Make, tmp_path: Path) -> None:
+def test_an_existing_checkpoint_is_not_overwritten(settings_from: Make, tmp_path: Path) -> None:
     settings = settings_from()
     save(tmp_path, 4, {"x": 1}, settings)
     assert load(save(tmp_path, 4, {"x": 2}, settings), settings) == (4, {"x": 1})
 
 
-def test_half_written_ones_are_passed_over_and_swept(settings_from: Make, tmp_path: Path) -> None:
-    """What a SIGKILL leaves behind."""
+def test_incomplete_checkpoints_are_ignored_and_removed(settings_from: Make, tmp_path: Path) -> None:
+    """As after a SIGKILL."""
     save(tmp_path, 1, {"x": 1}, settings_from())
     for name in (".partial-2", ".partial-step-000000", "step-x"):
         (tmp_path / name).mkdir()
@@ -152,7 +150,7 @@ def small_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_last_one_intact(settings_from: Make, tmp_path: Path, small_disk: None) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(settings_from: Make, tmp_path: Path, small_disk: None) -> None:
     settings = settings_from()
     save(tmp_path / "c", 1, {"x": torch.ones(3)}, settings)
     with pytest.raises(CheckpointNotWritten, match=r"step 2 could not .*File too large.*step-000001 is intact"):
@@ -162,7 +160,7 @@ def test_a_full_disk_leaves_the_last_one_intact(settings_from: Make, tmp_path: P
 
 
 @pytest.mark.parametrize("failing", ["mkdir", "save_file", "write_text", "_flush", "rename"])
-def test_whatever_fails_the_last_one_stays(
+def test_any_write_error_keeps_the_last_checkpoint(
     settings_from: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     settings = settings_from()
@@ -181,9 +179,9 @@ def test_whatever_fails_the_last_one_stays(
     assert load(save(directory, 2, {"x": 5}, settings), settings) == (2, {"x": 5})
 
 
-def test_the_first_one_that_fails_says_that_none_is_before_it(settings_from: Make, tmp_path: Path) -> None:
+def test_a_failed_first_checkpoint_is_reported(settings_from: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointNotWritten, match="there is no earlier one"):
+    with pytest.raises(CheckpointNotWritten, match="no earlier one exists"):
         save(tmp_path / "file/c", 1, {}, settings_from())
 
 
@@ -191,22 +189,22 @@ def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path)
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from("[trainer.screen]\nthreshold = 'none'\n"))
     with pytest.raises(CheckpointMismatch) as caught:
         load(path, settings_from("[trainer.screen]\nthreshold = 'power'\n", LOSS__BETA="0.02"))
-    told = str(caught.value)
-    assert "trainer.loss.beta: 0.01 there, 0.02 now" in told
-    assert 'trainer.screen.threshold: "none" there, "power" now' in told
-    assert "a new `run_dir`" in told
-    assert "trainer.steps" not in told
+    message = str(caught.value)
+    assert "trainer.loss.beta: 0.01 there, 0.02 now" in message
+    assert 'trainer.screen.threshold: "none" there, "power" now' in message
+    assert "a new `run_dir`" in message
+    assert "trainer.steps" not in message
 
 
-def test_how_far_and_where_a_run_goes_may_change(settings_from: Make, tmp_path: Path) -> None:
+def test_free_settings_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
     free = {"STEPS": "7", "SERVICE__URL": "http://far:1", "SERVICE__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
     settings = settings_from("", RUN_DIR="elsewhere", EVALUATION_PROMPTS="3", **free)
     assert load(path, settings) == (1, {"x": 1})
 
 
-def test_all_else_is_bound(settings_from: Make) -> None:
-    """A new knob is bound until it is declared free."""
+def test_every_other_setting_is_bound(settings_from: Make) -> None:
+    """A new setting is bound until it is declared free."""
     bound = {key.split(".")[0] for key in fingerprint(settings_from())}
     assert bound | set(checkpoint.FREE) == set(TrainerSettings.model_fields)
     assert not bound & set(checkpoint.FREE)
@@ -223,7 +221,7 @@ def test_all_else_is_bound(settings_from: Make) -> None:
         lambda path: (path / "tensors.safetensors").unlink(),
     ],
 )
-def test_a_damaged_one_is_named_with_the_way_out(
+def test_a_damaged_checkpoint_is_named_with_a_remedy(
     settings_from: Make, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     path = save(tmp_path / "c", 1, {"x": torch.ones(9)}, settings_from())

@@ -82,7 +82,7 @@ def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path)
         ("max_batch_images = 32, replicas = 3", 2, 192, 3),
         ("max_batch_images = 32, replicas = 0, max_replicas = 3", 2, 192, 3),
         ("max_batch_images = 32", 8, 32, 2),  # a gateway alone can still fill a batch
-        ("max_batch_images = 32, max_queued_images = 100", 1, 100, 2),
+        ("max_batch_images = 600", 1, 2048, 2),  # what a replica queues
     ],
 )
 def test_what_a_gateway_lets_through(

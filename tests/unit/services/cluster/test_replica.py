@@ -25,7 +25,7 @@ from synod.contracts import Origin, Outcome, Score, ScoreItem
 from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
 from tests import venvs
 
-SETTINGS = DerSettings(kind="der", model="/tmp", serving=ServingSettings(max_queued_images=2, batch_wait_ms=0))
+SETTINGS = DerSettings(kind="der", model="/tmp", serving=ServingSettings(batch_wait_ms=0))
 
 
 ORIGIN = Origin("m", "p")
@@ -40,6 +40,11 @@ class Number:
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
     return Number()
+
+
+@pytest.fixture(autouse=True)
+def _short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cluster.replica.MAX_QUEUED_IMAGES", 2)
 
 
 def replica(golden: Path | None = None) -> Any:
@@ -126,7 +131,7 @@ def overview(state: str, running: int, message: str = "") -> Any:
     return DeploymentStatusOverview(DeploymentStatus(state), trigger, states, message)
 
 
-def test_readiness_counts_replicas_and_zero_wanted_keeps_the_last_verdict() -> None:
+def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
     from services.backends import Readiness
     from services.cluster.backend import readiness
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from services.gateway import decode
 from services.gateway.core import Gateway
-from services.gateway.decode import request_pixels
+from services.gateway.images import request_pixels
 from services.settings import LimitSettings
 from synod.contracts import Concept, ImageRef, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost

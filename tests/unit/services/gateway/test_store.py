@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import store as module
-from services.gateway.claims import score_keys
+from services.gateway.keys import score_keys
 from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
 from synod.contracts import (
     Concept,

@@ -14,7 +14,7 @@ import pytest
 from starlette.responses import JSONResponse, Response
 
 from services.models.judge import MAX_ANSWER_BYTES, Judge, load
-from services.models.rate_limit import Budget, Pace, Usage
+from services.models.rate_limit import RequestPacer, TokenBudget
 from services.models.settings import JudgeLimits
 from services.models.types import Graded, Question, TrueFalse, Verdict
 from services.scorers.judge import JudgeSettings
@@ -125,7 +125,7 @@ def test_a_retry_after_beyond_the_patience_is_not_waited_for(server: JudgeServer
     server.script.append(status(429, retry_after="3600"))
     waited = Pauses()
     with pytest.raises(Overloaded) as raised:
-        judge(server, waited, patience_s=100).ask(question())
+        judge(server, waited, timeout_s=33).ask(question())
     assert raised.value.retry_after_s == 3600
     assert waited == []
 
@@ -140,9 +140,9 @@ def test_a_request_that_is_refused_is_not_sent_again(server: JudgeServer, code: 
 
 def test_a_hanging_server_is_a_timeout(server: JudgeServer) -> None:
     server.script.extend(["hang"] * 4)
-    with pytest.raises(DeadlineExceeded, match=r"timeout_s = 0\.2"):
-        judge(server, timeout_s=0.2).ask(question())
-    assert len(server.asked) == 4
+    with pytest.raises(DeadlineExceeded, match=r"timeout_s = 0\.8"):
+        judge(server, timeout_s=0.8).ask(question())
+    assert len(server.asked) == 2
 
 
 def test_a_server_that_is_away_is_unavailable(server: JudgeServer) -> None:
@@ -248,14 +248,10 @@ def test_a_spent_budget_asks_no_more(server: JudgeServer) -> None:
     assert isinstance(found[3], JudgeBudget)
     assert "300 of limits.max_tokens = 250" in found[3].message
     assert not found[3].retryable
-    prices = {"dollars_per_million_prompt": 10.0, "dollars_per_million_completion": 100.0}
-    dear = judge(server, concurrency=1, max_dollars=0.003, **prices)  # 0.0019 a request
-    assert [isinstance(f, Verdict) for f in dear.ask_all([question()] * 3)] == [True, True, False]
-    assert dear.budget.dollars == pytest.approx(0.0038)
 
 
 def test_repairs_and_timeouts_are_paid_from_the_budget(server: JudgeServer) -> None:
-    asking = judge(server, concurrency=1, timeout_s=0.2, max_tokens=10_000)
+    asking = judge(server, concurrency=1, timeout_s=0.8, max_tokens=10_000)
     server.script.extend(["no verdict", GOOD])
     asking.ask(question())
     assert asking.budget.tokens == 200
@@ -270,14 +266,14 @@ def test_repairs_and_timeouts_are_paid_from_the_budget(server: JudgeServer) -> N
 def test_a_limit_needs_a_server_that_tells_its_usage(server: JudgeServer) -> None:
     server.usage = None
     assert judge(server).ask(question()).tokens == 0
-    with pytest.raises(ScorerFailed, match="tells no usage"):
+    with pytest.raises(ScorerFailed, match="reports no usage"):
         judge(server, max_tokens=1000).ask(question())
 
 
 def test_requests_in_flight_hold_their_share() -> None:
-    budget = Budget(JudgeLimits(max_tokens=300))
+    budget = TokenBudget(300)
     with budget.request() as first:
-        first.used = Usage(100, 0)
+        first.tokens = 100
     with budget.request(), budget.request(), pytest.raises(JudgeBudget), budget.request():
         pass  # 100 spent and two of 100 in flight: no room for a third
     with budget.request():
@@ -286,7 +282,7 @@ def test_requests_in_flight_hold_their_share() -> None:
 
 def test_starts_are_spaced_evenly() -> None:
     now, slept = [100.0], Pauses()
-    pace = Pace(30, lambda: now[0], slept)
+    pace = RequestPacer(30, lambda: now[0], slept)
     for _ in range(4):
         pace.wait(ends_s=106.5)
     assert slept == [2.0, 4.0, 6.0]
@@ -297,7 +293,7 @@ def test_starts_are_spaced_evenly() -> None:
     assert slept == [2.0, 4.0, 6.0]
     free = Pauses()
     for _ in range(3):
-        Pace(None, lambda: 0.0, free).wait(1.0)
+        RequestPacer(None, lambda: 0.0, free).wait(1.0)
     assert free == []
 
 

@@ -58,7 +58,7 @@ def test_geneval_on_the_largest_image_is_bounded(tiny_models: Any, family: str) 
     settings = {
         "kind": "geneval",
         "detector": {"family": family, "model": getattr(tiny_models, family)},
-        "color_model": tiny_models.open_clip,
+        "color_model": {"family": "open_clip", "model": tiny_models.open_clip},
     }
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(settings), str(SIDE)], capture_output=True, text=True, check=False

@@ -128,7 +128,7 @@ def test_openai_weights_have_one_name_in_open_clip(name: str, tag: str) -> None:
     for spelled in (name, name.replace("ViT-L-14", "ViT-L/14")):
         with pytest.raises(SettingsError, match=f"Give the name '{re.escape(name)}-quickgelu'"):
             open_clip.check(spelled, tag)
-    assert "QuickGELU" in str(warm.warm(warm.Model("geneval.color_model", name, tag)).error)
+    assert "QuickGELU" in str(warm.warm(warm.Model("geneval.color_model.model", name, tag)).error)
 
 
 def test_gelu_weights_pass_under_their_name() -> None:

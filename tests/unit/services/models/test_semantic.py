@@ -13,7 +13,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from services.models import detector, semantic
-from services.models.settings import SemanticDetector
+from services.models.settings import DetectorSettings
 from services.models.types import box_of, within
 from synod.contracts import Pixels
 from synod.errors import NonFinite
@@ -122,7 +122,7 @@ def test_some_classes_alone() -> None:
 
 
 def test_the_family_is_built_from_a_settings_table(tiny_models: Any, make_images: Callable[..., Any]) -> None:
-    built = detector.build(SemanticDetector(family="semantic", model=tiny_models.semantic, min_area=4), "cpu")
+    built = detector.build(DetectorSettings(family="semantic", model=tiny_models.semantic), "cpu")
     assert built.class_names == ("cat", "dog", "person", "face")
     images = [*make_images(2, 1), *make_images(1, 2, size=(40, 90))]
     for image, found in zip(images, built.detect(images), strict=True):

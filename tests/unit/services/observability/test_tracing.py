@@ -23,7 +23,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from services.backends import Loaded, LocalBackend, Readiness, ScorerSpec, Staged
 from services.cluster.replica import Replica
-from services.gateway import app, auth
+from services.gateway import app, auth, core
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 from services.gateway.rpc_server import RpcServer
@@ -355,7 +355,7 @@ async def test_refusals_faults_uploads_and_what_is_not_traced(
             "/v1/images", content=b'{"images": ["/9j/"]}', headers={"content-type": "application/json", **allowed}
         )
         untraced = [await client.get(path, headers=allowed) for path in ("/v1/scorers", "/healthz", "/metrics")]
-        monkeypatch.setattr(Gateway, "_admit", lambda gateway, request: 1 / 0)
+        monkeypatch.setattr(core, "validate", lambda *arguments: 1 / 0)
         broken = await post(client, body(1), **allowed)
     tracing.stop()
     assert [one.status_code for one in (refused, unknown, put, broken)] == [401, 404, 200, 500]

@@ -36,17 +36,17 @@ def test_a_grade_is_the_value_and_the_reason_is_told(server: JudgeServer) -> Non
     assert text_of(server.asked[0]).endswith("\n\na cat")
 
 
-def test_the_rubric_and_its_range_are_the_settings(server: JudgeServer) -> None:
-    scorer = built(server, "judge", rubric="Is {prompt} here, {low}?", low=-5, high=5)
-    assert (scorer.spec.low, scorer.spec.high, scorer.spec.needs) == (-5, 5, ("image", "prompt"))
+def test_rubric_is_the_settings(server: JudgeServer) -> None:
+    scorer = built(server, "judge", rubric="Is {prompt} here, {low}?")
+    assert (scorer.spec.low, scorer.spec.high, scorer.spec.needs) == (0, 1, ("image", "prompt"))
     concept = Concept("animal", "dog", "<bo>")
-    server.script.append('{"reason": "r", "score": -4.5}')
+    server.script.append('{"reason": "r", "score": 0.5}')
     (outcome,) = scorer.score([ScoreItem(image=DARK, prompt="<bo> {sits}", concept=concept)])
     assert isinstance(outcome, Score)
-    assert outcome.value == -4.5
+    assert outcome.value == 0.5
     assert text_of(server.asked[0]) == "Is dog {sits} here, {low}?"
     schema = server.asked[0]["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["score"]["description"] == "from -5 to 5"
+    assert schema["properties"]["score"]["description"] == "from 0 to 1"
     assert built(server, "judge", rubric="Is it sharp?").spec.needs == ("image",)
 
 
@@ -143,8 +143,7 @@ ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
         ({"url": "ftp://host/v1"}, "url"),
         ({"url": "http://host/v1?key=1"}, "url"),
         ({"key_env": "A", "key_file": "/b"}, "give one of them"),
-        ({"limits": {"max_dollars": 1.0}}, "dollars_per_million_prompt"),
-        ({"low": 1.0, "high": 1.0}, "low < high"),
+        ({"limits": {"max_dollars": 1.0}}, "max_dollars"),
         ({"api_key": "sk"}, "api_key"),
     ],
 )

@@ -90,16 +90,13 @@ def test_format_is_an_answer_at_the_start(reply: str, expected: float) -> None:
     ],
 )
 def test_reflection_adds_correctness_and_format(reply: str, right: str, correctness: float, formatted: float) -> None:
-    weighed = Reflection("r", ReflectionSettings(kind="reflection", correctness=0.75, format=0.25))
-    for scorer, weights in ((REFLECTION, (1.0, 1.0)), (weighed, (0.75, 0.25))):
-        (outcome,) = scorer.score([asked(reply, right)])
-        assert isinstance(outcome, Score)
-        assert outcome.value == weights[0] * correctness + weights[1] * formatted
-        assert (outcome.detail["correctness"], outcome.detail["format"]) == (correctness, formatted)
-        assert scorer.spec.high == sum(weights)
+    (outcome,) = REFLECTION.score([asked(reply, right)])
+    assert isinstance(outcome, Score)
+    assert outcome.value == correctness + formatted
+    assert (outcome.detail["correctness"], outcome.detail["format"]) == (correctness, formatted)
 
 
-def test_the_weight_is_the_mean_of_both_recalls_whatever_their_numbers() -> None:
+def test_the_weight_is_the_mean_of_both_recalls() -> None:
     outcomes = RECOGNITION.score([asked("Yes"), asked("No"), asked("no", "No."), asked("no", "No."), asked("x", "No.")])
     failed = ScoreFailure("replica_lost", "gone", True)
     found = recall([*outcomes, failed])

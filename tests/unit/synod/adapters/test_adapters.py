@@ -92,7 +92,7 @@ def test_trl_returns_values_in_order_and_none_for_missing(service: RewardService
     assert inspect.iscoroutinefunction(reward.__call__)
     assert reward.__name__ == "ber"
     assert logged == [("ber/missing_share", pytest.approx(1 / 3))]
-    assert sorted(str(item.prompt) for item in service.scorers["ber"].asked) == ["a", "b", "c"]
+    assert sorted(str(item.prompt) for item in service.scorers["ber"].received) == ["a", "b", "c"]
 
 
 def test_trl_scores_image_completions_and_reasoning_texts(service: RewardService) -> None:
@@ -134,7 +134,7 @@ def test_verl_scores_a_text(service: RewardService) -> None:
     compute = partial(verl.compute_score, url=service.url, scorer="tier")
     found = run(compute, data_source="d", solution_str="red", ground_truth={"reasoning": TIER}, extra_info={"index": 3})
     assert found == {"score": pytest.approx(0.3)}
-    assert service.scorers["tier"].asked[0].reasoning.text == "red"  # type: ignore[union-attr]
+    assert service.scorers["tier"].received[0].reasoning.text == "red"  # type: ignore[union-attr]
 
 
 def test_verl_omni_scores_an_image(service: RewardService) -> None:
@@ -144,7 +144,7 @@ def test_verl_omni_scores_an_image(service: RewardService) -> None:
     others = {"reward_router_address": None, "model_name": "m"}
     found = run(compute, data_source="d", solution_image=image, ground_truth="a cat", extra_info=extra, **others)
     assert found == {"score": pytest.approx(0.2)}
-    assert service.scorers["ber"].asked[0].prompt == "a cat"
+    assert service.scorers["ber"].received[0].prompt == "a cat"
     assert inspect.iscoroutinefunction(verl.compute_score)
 
 
@@ -174,7 +174,7 @@ def test_flow_grpo_returns_lists_by_scorer(service: RewardService, multi_score: 
         "avg": pytest.approx([-0.3, -0.6]),
     }
     assert metadata == {}
-    geneval = {item.prompt: item.geneval for item in service.scorers["ber"].asked}
+    geneval = {item.prompt: item.geneval for item in service.scorers["ber"].received}
     assert geneval["a"] is None
     assert geneval["b"] is not None
     assert geneval["b"].tag == "counting"
@@ -203,7 +203,7 @@ def test_invalid_arguments_are_refused_before_sending(service: RewardService, mu
         fn([grey(1)], ["a", "b"], {})
     with pytest.raises(InvalidRequest, match="2 ref_images for 1 images"):
         fn([grey(1)], ["a"], {}, [grey(1), grey(2)])
-    assert service.scorers["ber"].asked == []
+    assert service.scorers["ber"].received == []
     for make in (
         lambda: multi_score(None, {}, url=service.url),
         lambda: multi_score(None, {"ber": float("nan")}, url=service.url),

@@ -148,14 +148,14 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tup
 def refusal(url: str) -> tuple[SynodError, SynodError]:
     """Return the errors that the blocking and the asyncio client raise."""
 
-    async def asked() -> None:
+    async def received() -> None:
         async with AsyncSynodClient(url, timeout_s=20, retries=0) as client:
             await client.scorers()
 
     with SynodClient(url, timeout_s=20, retries=0) as client, pytest.raises(SynodError) as one:
         client.scorers()
     with pytest.raises(SynodError) as other:
-        asyncio.run(asked())
+        asyncio.run(received())
     return one.value, other.value
 
 

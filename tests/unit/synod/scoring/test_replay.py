@@ -111,7 +111,7 @@ def test_replay_compares_scorer_versions(log: str, capsys: pytest.CaptureFixture
 
     with serving(Newer("ber", shift=0.125, model="m2"), Newer("second")) as service:
         assert replay(service.url, log, "--scorers", "ber", "--ensemble", "nobody") == 1
-        assert "no ensemble 'nobody'" in capsys.readouterr().err
+        assert "unknown ensemble 'nobody'" in capsys.readouterr().err
     ensembles = [Newer("ber", shift=0.125, model="m2"), Newer("der"), Newer("second", model="m3")]
     with serving(*ensembles) as service:
         assert replay(service.url, log, "--scorers", "ber", "--out", "again.jsonl") == 1

@@ -1,4 +1,4 @@
-"""The clipped loss by hand, its masks, figures and weights. Its oracles are in tests/numerics/test_clipped_loss.py."""
+"""The clipped loss by hand, its masks, statistics and weights; see also tests/numerics/test_clipped_loss.py."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_two_by_two_by_hand() -> None:
     assert (stats.ratio_min, stats.ratio_max) == (pytest.approx(0.5), pytest.approx(2.0))
 
 
-def test_at_the_first_step_the_ratio_is_1_and_the_gradient_is_plain_reinforce() -> None:
+def test_first_step_gradient_is_reinforce() -> None:
     logits = torch.randn(3, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     drawn = torch.arange(12).reshape(3, 4) % 7
     new = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
@@ -83,7 +83,7 @@ JUNK = st.sampled_from([-math.inf, math.inf, math.nan, 0.0, -3.0])
 
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 5), JUNK, JUNK, JUNK)
-def test_masked_decisions_add_exactly_nothing(
+def test_masked_decisions_add_exactly_zero(
     data: st.DataObject, rows: int, columns: int, new_junk: float, old_junk: float, ref_junk: float
 ) -> None:
     mask = torch.tensor(
@@ -109,7 +109,7 @@ def test_masked_decisions_add_exactly_nothing(
     assert math.isfinite(results[0][0].item())
 
 
-def test_no_nan_reaches_the_weights_behind_a_masked_impossible_token() -> None:
+def test_a_masked_impossible_token_gives_no_nan_gradient() -> None:
     logits = torch.tensor([[[0.0, -math.inf], [0.3, 0.1]]], requires_grad=True)
     new = logits.log_softmax(-1)[..., 1]  # -inf at position 0
     mask = torch.tensor([[False, True]])
@@ -126,7 +126,7 @@ def test_an_unmasked_nan_is_not_hidden() -> None:
     assert math.isnan(loss.item())
 
 
-def test_far_log_ratios_go_flat_instead_of_overflowing() -> None:
+def test_large_log_ratios_are_clamped() -> None:
     new = torch.tensor([[-0.001, -500.0]], requires_grad=True)
     old, ref = torch.tensor([[-500.0, -0.001]]), torch.tensor([[-500.0, -0.001]])
     loss, stats = clipped_loss(new, old, ref, ones(1, 2), torch.tensor([-1.0]), clip=0.2, beta=1.0, weight=1.0)
@@ -147,7 +147,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
-def test_chunks_and_steps_add_up_to_the_whole(chunk: int) -> None:
+def test_batches_and_steps_add_up_to_the_group(chunk: int) -> None:
     generator = torch.Generator().manual_seed(3)
     new, old, ref = (-torch.rand(5, 6, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
     mask = torch.rand(5, 6, generator=generator) < 0.6
@@ -164,7 +164,7 @@ def test_chunks_and_steps_add_up_to_the_whole(chunk: int) -> None:
     assert asdict(summed) == pytest.approx(asdict(stats), rel=1e-12)
 
 
-def test_figures_of_nothing_are_none_and_add_nothing() -> None:
+def test_statistics_without_decisions_are_none() -> None:
     loss, stats = clipped_loss(logs((0.5,)), logs((0.5,)), None, ~ones(1, 1), torch.tensor([1.0]), **EVERY)
     assert loss.item() == 0.0
     assert stats == LossStats()
@@ -210,7 +210,7 @@ GOOD: dict[str, Any] = {
         ({"group_size": 0}, "0 rollouts"),
     ],
 )
-def test_what_means_nothing_is_refused_with_its_value(change: dict[str, Any], words: str) -> None:
+def test_invalid_input_is_refused_with_its_value(change: dict[str, Any], words: str) -> None:
     clipped_loss(**GOOD)
     with pytest.raises(ValueError, match=words):
         clipped_loss(**GOOD | change)

@@ -57,27 +57,27 @@ def test_a_text_block_by_hand(words: Vocabulary) -> None:
 
 
 @pytest.mark.parametrize(("count", "kept"), [(9, 9), (10, 10), (11, 10), (12, 10), (40, 10)])
-def test_a_text_over_the_limit_is_cut_and_ends(words: Vocabulary, count: int, kept: int) -> None:
+def test_a_long_text_is_cut_before_its_end_token(words: Vocabulary, count: int, kept: int) -> None:
     """13 columns: task, bos, at most 10 words, eos."""
     ids, start = words.text_block([" ".join(["cat"] * count)])
     assert ids.tolist() == [[words.id("<|t2i|>"), words.id(END), *[words.id("cat")] * kept, words.id(END)]]
     assert start == 13 - (kept + 3)
 
 
-def test_text_leaves_out_specials_and_what_follows_the_end(words: Vocabulary) -> None:
+def test_text_stops_at_the_end_token_without_specials(words: Vocabulary) -> None:
     said = [words.id(t) for t in ("<|soi|>", "<bo>", "has", "a", PAD, "hat", END, "dog", END)]
     assert words.text(said) == "<bo> has a hat"
     assert words.text(said[:4]) == "<bo> has a"
     assert words.text([]) == ""
 
 
-def test_every_questions_image_ends_where_the_mask_says(policy: ShowO, words: Vocabulary) -> None:
+def test_question_image_ends_at_the_mask_boundary(policy: ShowO, words: Vocabulary) -> None:
     codes = torch.arange(16)
     for text in ("", "what color is <bo>?", "is <bo> a cat? " * 5):
         ids = words.question(text, codes).tolist()
         assert ids[:2] == [words.id("<|mmu|>"), words.id("<|soi|>")]
         assert ids[2:18] == [words.image_offset + c for c in range(16)]
-        assert ids.index(words.id("<|eoi|>")) == 18 == policy._end_of_image
+        assert ids.index(words.id("<|eoi|>")) == 18
         assert ids[19] == words.id(END)
         assert ids[20:] == words.words(f"USER: \n{text} ASSISTANT:")
     assert words.words("USER:")[0] != words.id("[UNK]")

@@ -1,4 +1,4 @@
-"""Show-o with its caches, trimmed blocks and cut columns against whole sequences read naively, token by token."""
+"""Show-o with caches, trimmed blocks and cut columns against naive whole sequences."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def naive_batch(policy: ShowO, omni_mask: OmniMask, prompts: list[str], codes: T
 
 
 def some_state(policy: ShowO, uniforms: Uniforms) -> tuple[Tensor, Tensor]:
-    """Codes [4 16] and what is masked of them: nearly all, half, half, nothing."""
+    """Codes [4 16] and their masks: nearly all, half, half, none."""
     codes = (uniforms(4, 16, seed=3) * 16).long()
     return codes, uniforms(4, 16, seed=4) < torch.tensor([0.95, 0.5, 0.5, 0.0])[:, None]
 
@@ -74,7 +74,7 @@ def test_guided_log_probabilities(
 def test_masked_log_probabilities_are_unguided_and_row_major(
     policy: ShowO, omni_mask: OmniMask, uniforms: Uniforms
 ) -> None:
-    """What Show-o is trained on: the true codes at the masked positions, in the order of the images."""
+    """Show-o's training objective: the true codes at the masked positions, in the order of the images."""
     policy.module.double()
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
 
 
 def test_trimmed_pads_equal_all_pads(policy: ShowO) -> None:
-    """The same hidden states with the 13-column block and with its common pads left out, thanks to the position."""
+    """Equal hidden states with the 13-column block and without its common pads, because of the position."""
     phi, pad = policy.phi.double(), policy.words.id(PAD)
     ids, start = policy.words.text_block(["a red hat", "cat"])
     assert start == 7
