@@ -83,11 +83,6 @@ def test_a_wrong_setting_is_named(
     assert ran == []
 
 
-def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "no.toml")]) == 1
-    assert "no.toml: No such file or directory. Give a TOML" in capsys.readouterr().err
-
-
 def test_an_unreachable_service_is_awaited_then_reported(
     toml: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
