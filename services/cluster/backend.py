@@ -167,5 +167,4 @@ def gist(message: str) -> str:
 def size_of(items: Sequence[ScoreItem]) -> int:
     """Return the bytes that decoded items have in a message: their pixels, and about what their other fields have."""
     pixels = sum(len(one) if isinstance(one, bytes) else one.nbytes for item in items for one in item.images())
-    others = [(one.prompt, one.reasoning, one.geneval, one.concept, one.source_prompt) for one in items]
-    return pixels + len(ascii(others))
+    return pixels + len(ascii([one.inputs() for one in items]))
