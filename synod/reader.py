@@ -98,6 +98,8 @@ class Node:
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
         """A finite number, low <= it <= high."""
+        if self.value.__class__ is float and low <= self.value <= high and abs(self.value) != math.inf:
+            return self.value
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise self._not("a number")
         try:

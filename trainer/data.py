@@ -16,11 +16,11 @@ from typing import Final
 
 import numpy as np
 
-from synod.contracts import CONCEPT_KINDS, Concept, Pixels
+from synod.contracts import CONCEPT_KINDS, Concept, GenEvalMetadata, Pixels
 from synod.errors import InvalidRequest, SettingsError, SynodError
 from synod.images import ImageLimits, decode
 from synod.reader import Node, each
-from synod.tree import read_geneval
+from synod.records import read
 from trainer.reasoning import make_task
 from trainer.types import ConceptProfile, Pathway, Prompt, Task
 
@@ -153,7 +153,7 @@ def _read_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
         raise node.error("the prompt is empty")
     if name is None:
         metadata = {key: of.values[key] for key in ("tag", "include", "exclude") if key in of.values}
-        return Prompt(text, tag, geneval=read_geneval(Node(metadata, node.path)))
+        return Prompt(text, tag, geneval=read(GenEvalMetadata, Node(metadata, node.path)))
     if "include" in of.values:
         raise node.error("'include' and 'concept' together; give GenEval's metadata or a concept")
     if name not in concepts:

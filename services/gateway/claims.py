@@ -24,8 +24,8 @@ class Claims:
     """The claims of one request on its scores. Each owned score must be settled, at the latest by `release`.
 
     `owned` and `in_flight` hold item indexes by scorer. An item equal to an earlier one is a duplicate: it is in
-    neither, and `with_duplicates` copies the outcome of the earlier one. A scorer without an origin shares nothing: all
-    its items are owned. Claims run out at `lease_ends_s` (monotonic), so that a gateway that died blocks nobody.
+    neither, and `with_duplicates` copies the outcome of the earlier one. All items of a scorer without an origin are
+    owned: its scores are never shared. Claims expire at `lease_ends_s` (monotonic), in case this gateway dies.
     """
 
     def __init__(

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from services.backends import ScorerBackend
 from services.combine import Missing, Weights, combine, required, weights_for
 from services.gateway import counting
-from services.gateway.admission import Admission, Caller
+from services.gateway.admission import Admission
 from services.gateway.catalogue import catalogue_of
 from services.gateway.decode import Decoder
 from services.gateway.fanout import Fanout, GatewayContext
 from services.gateway.images import check_pixels, check_upload, resolve_digests
+from services.gateway.quota import Caller, Quotas
 from services.gateway.store import MemoryStore, Store
 from services.gateway.validate import validate
 from services.observability import metrics
@@ -102,6 +103,7 @@ class Gateway:
         defaults = StoreSettings()
         self.backend = backend
         self.ensembles = ensembles
+        self._quotas = Quotas()
         self.limits = limits if limits.max_request_pixels else limits.fitted(_memory_bytes())
         self._context = GatewayContext(
             backend,
@@ -147,7 +149,7 @@ class Gateway:
         ends_s = time.monotonic() + plan.timeout_s
         request_id = request.request_id or uuid.uuid4().hex
         scores: list[dict[str, Outcome]] = [{} for _ in request.items]
-        with counting.counted_request(), self._context.admission.quota(caller, len(scores)):
+        with counting.counted_request(), self._quotas.use(caller, len(scores)):
             items = await resolve_digests(request.items, self._context.store)
             await check_pixels(items, self.limits)
             counting.count_items(items)

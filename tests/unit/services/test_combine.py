@@ -128,7 +128,7 @@ def test_never_nan_and_a_lost_component_never_becomes_a_number(
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.lists(st.floats(-1, 1), min_size=4, max_size=4))
-def test_weights_that_sum_to_1_keep_the_reward_in_the_unit_interval(raw: list[float], values: list[float]) -> None:
+def test_weights_that_sum_to_1_keep_the_reward_in_0_to_1(raw: list[float], values: list[float]) -> None:
     weights = {str(i): w / sum(raw) for i, w in enumerate(raw)}
     outcome = combine({str(i): Score(v) for i, v in enumerate(values)}, weights, clip_at_zero=True)
     assert isinstance(outcome, Score)

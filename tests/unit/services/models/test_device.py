@@ -157,7 +157,7 @@ def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Modul
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler: g++")
-def test_compiled_numbers_are_equal_and_no_batch_size_compiles_anew(tiny_models: Any, make_images: Any) -> None:
+def test_compiled_values_are_equal_for_any_batch_size(tiny_models: Any, make_images: Any) -> None:
     def scorer(compiled: bool) -> Scorer:
         tree = {"kind": "der", "model": tiny_models.dinov2, "serving": {"device": "cpu", "compile": compiled}}
         return registry.build("der", registry.SETTINGS.validate_python(tree))
@@ -187,7 +187,7 @@ def test_what_cannot_be_compiled_is_told_before_it_serves() -> None:
         warm_up(Uncompiled(), 4)
 
 
-def test_warm_up_runs_one_two_and_the_most_with_no_two_items_alike() -> None:
+def test_warm_up_runs_batches_of_one_two_and_the_maximum() -> None:
     seen: list[list[ScoreItem]] = []
 
     class Listening(Uncompiled):

@@ -84,7 +84,7 @@ def test_read_into_a_dtype_equals_read_and_then_cast(tiny_models: Any, name: str
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_open_clip_without_parameter_memory_equals_the_ordinary_one(tiny_models: Any, dtype: Any) -> None:
+def test_open_clip_built_without_memory_equals_the_ordinary_one(tiny_models: Any, dtype: Any) -> None:
     folder = tiny_models.open_clip
     theirs = library.create_model(f"local-dir:{folder}").to(getattr(torch, dtype)).eval().requires_grad_(False)
     ours = open_clip.load(folder, None, Device("cpu", dtype))
@@ -97,7 +97,7 @@ def test_an_open_clip_without_parameter_memory_equals_the_ordinary_one(tiny_mode
         torch.testing.assert_close(ours._model.encode_text(texts), theirs.encode_text(texts))
 
 
-def test_parameters_on_meta_leaves_other_threads_and_buffers_alone() -> None:
+def test_parameters_on_meta_spares_other_threads_and_buffers() -> None:
     made: list[torch.nn.Module] = []
     with weights.parameters_on_meta():
         mine = torch.nn.BatchNorm1d(2)
@@ -172,7 +172,7 @@ def test_a_shard_that_is_cut_off_is_named(sharded: Path) -> None:
         dinov2.load(str(sharded), "cpu")
 
 
-def test_an_index_without_one_of_its_shards_leaves_nothing_random(sharded: Path) -> None:
+def test_a_missing_shard_is_an_error_not_random_weights(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     table = json.loads(index.read_text())
     last = max(table["weight_map"].values())
@@ -189,7 +189,7 @@ def test_an_index_that_is_none_is_refused(sharded: Path, text: str) -> None:
         dinov2.load(str(sharded), "cpu")
 
 
-def test_an_encoder_without_a_pooler_has_none_rather_than_a_random_one(copy: Callable[[str], Path]) -> None:
+def test_an_encoder_without_a_pooler_gets_no_random_one(copy: Callable[[str], Path]) -> None:
     folder = copy("text")
     file = folder / "model.safetensors"
     state = {key: value for key, value in load_file(file).items() if "pooler" not in key}
