@@ -53,7 +53,7 @@ def read_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Pr
         _prompt(_json(line, f"{path}:{number}"), concepts) for number, line in enumerate(lines, 1) if line.strip()
     )
     if not prompts:
-        raise SettingsError(f"{path}: no prompts; give one JSON object a line")
+        raise SettingsError(f"{path}: no prompts; give one JSON object per line")
     return prompts
 
 

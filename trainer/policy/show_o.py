@@ -100,7 +100,7 @@ class ShowO:
         self.config, self.vocab, self.vq = config, vocab, vq
         self.guidance_scale, self.temperature = guidance_scale, temperature
         self.module: nn.Module = Wrapped(config.phi)
-        self._seen: dict[bytes, Tensor] = {}
+        self._image_codes: dict[bytes, Tensor] = {}
 
     @property
     def phi(self) -> Phi:
@@ -116,7 +116,7 @@ class ShowO:
     def positions(self) -> int:
         return self.config.num_vq_tokens
 
-    # -- understanding ------------------------------------------------------------------------------------------------
+    # -- answers ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
@@ -150,17 +150,17 @@ class ShowO:
 
     def _question(self, query: Query) -> Tensor:
         side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
-        image = fitted(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
+        image = fit_to_square(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
         return self.vocab.question(query.text, self._codes(image)).to(self.device)
 
     def _codes(self, image: Pixels) -> Tensor:
         """Return the image's codes [N], from a cache: queries show few different images."""
         key = hashlib.blake2b(image.tobytes()).digest()
-        if key not in self._seen:
-            if len(self._seen) >= CACHED_IMAGES:
-                self._seen.clear()
-            self._seen[key] = self.vq.encode([image])[0]
-        return self._seen[key]
+        if key not in self._image_codes:
+            if len(self._image_codes) >= CACHED_IMAGES:
+                self._image_codes.clear()
+            self._image_codes[key] = self.vq.encode([image])[0]
+        return self._image_codes[key]
 
     def _text_logp(self, hidden: Tensor) -> Tensor:
         return self.phi.logits(hidden, 0, self.vocab.image_offset).float().log_softmax(-1)
@@ -216,7 +216,7 @@ class ShowO:
     def _image_logits(self, hidden: Tensor) -> Tensor:
         return self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id).float()
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- log-probabilities --------------------------------------------------------------------------------------------
 
     def steps(self, segments: Sequence[Segment]) -> int:
         first = segments[0]
@@ -243,25 +243,23 @@ class ShowO:
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
-        logp = self.image_logp(
-            [s.prompt for s in segments], codes, masked
-        )  # a full draw includes the codes that were kept
+        logp = self.image_logp([s.prompt for s in segments], codes, masked)
         return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
         questions = {id(s.query): self._question(s.query) for s in segments}
-        asked = [len(questions[id(s.query)]) for s in segments]
+        question_lengths = [len(questions[id(s.query)]) for s in segments]
         rows = [torch.cat((questions[id(s.query)], s.ids_S[:-1])) for s in segments]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.vocab.id(PAD))
         hidden = self.phi(ids, layout.question_mask(ids.shape[1], self._end_of_image, self.device))
         answers = nn.utils.rnn.pad_sequence([s.ids_S for s in segments], batch_first=True)
         old = nn.utils.rnn.pad_sequence([s.logp_S for s in segments], batch_first=True)
         lengths = torch.tensor([len(s.ids_S) for s in segments], device=self.device)
-        place = torch.arange(answers.shape[1], device=self.device)
-        columns = (torch.tensor(asked, device=self.device)[:, None] - 1 + place).clamp(max=ids.shape[1] - 1)
-        said = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
-        new = self._text_logp(said).gather(-1, answers[..., None]).squeeze(-1)
-        return new, old, place < lengths[:, None]
+        index = torch.arange(answers.shape[1], device=self.device)
+        columns = (torch.tensor(question_lengths, device=self.device)[:, None] - 1 + index).clamp(max=ids.shape[1] - 1)
+        at_answers = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        new = self._text_logp(at_answers).gather(-1, answers[..., None]).squeeze(-1)
+        return new, old, index < lengths[:, None]
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -294,7 +292,7 @@ def load(
     return policy
 
 
-def fitted(image: Pixels, side: int) -> Pixels:
+def fit_to_square(image: Pixels, side: int) -> Pixels:
     """Resize and crop the centre, as in Show-o: uint8 [H W 3] -> [side side 3]."""
     height, width = image.shape[:2]
     if height == width == side:

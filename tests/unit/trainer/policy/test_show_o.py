@@ -18,7 +18,7 @@ from trainer.policy import show_o
 from trainer.policy.layout import END, Vocabulary
 from trainer.policy.magvit import Magvit, MagvitConfig
 from trainer.policy.phi import PhiConfig
-from trainer.policy.show_o import ShowO, ShowOConfig, fitted, load
+from trainer.policy.show_o import ShowO, ShowOConfig, fit_to_square, load
 from trainer.types import ImageSegment, Query, Segment, TextSegment
 
 MakePolicy = Callable[..., ShowO]
@@ -183,11 +183,11 @@ def test_an_image_of_another_size_is_fitted(shape: tuple[int, int]) -> None:
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = np.full((*shape, 3), (0, 0, 255), np.uint8)
     image[top : top + side, left : left + side] = (255, 0, 0)
-    read = fitted(image, 8)
+    read = fit_to_square(image, 8)
     assert read.shape == (8, 8, 3)
     assert read.dtype == np.uint8
     assert (read[2:6, 2:6] == (255, 0, 0)).all()
-    assert fitted(read, 8) is read
+    assert fit_to_square(read, 8) is read
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
