@@ -85,10 +85,10 @@ class ShowOMaker:
     ) -> None:
         self.recipe, self.mix = recipe, mix
         tokens = Magvit.load(vq)
-        words = _vocabulary(tokens.config.codebook_size)
+        vocab = _vocabulary(tokens.config.codebook_size)
         concepts = tuple(profile.name for profile in world.CONCEPTS)
-        config = ShowOConfig(words.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
-        self.policy = ShowO(config, words, tokens, guidance_scale=0.0)
+        config = ShowOConfig(vocab.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
+        self.policy = ShowO(config, vocab, tokens, guidance_scale=0.0)
         self.module: nn.Module = self.policy.module
         self.tables: tuple[nn.Module, ...] = ()
         if start is None:
@@ -97,7 +97,7 @@ class ShowOMaker:
         else:
             read_weights(self.module, start)
         for table in self.tables:
-            bits = BitEmbedding(tokens, words.image_offset, config.phi.hidden_size)
+            bits = BitEmbedding(tokens, vocab.image_offset, config.phi.hidden_size)
             parametrize.register_parametrization(table, "weight", bits)
         self.data = episodes(folder, sizes)
         self.codes = _encoded(tokens, self.data["image"], folder / f"episodes-{sizes.episodes}-codes.npy")
@@ -124,10 +124,10 @@ class ShowOMaker:
         return loss
 
     def _answering(self, examples: list[tuple[Query, str]]) -> Tensor:
-        words = self.policy.words
+        vocab = self.policy.vocab
         segments = []
         for query, answer in examples:
-            ids = torch.tensor([*words.words(answer), words.id(END)])
+            ids = torch.tensor([*vocab.encode(answer), vocab.id(END)])
             segments.append(TextSegment(query, ids, torch.zeros(len(ids)), answer))
         new, _, mask = self.policy.logprobs(segments, 0)
         return -(new * mask).sum() / mask.sum()

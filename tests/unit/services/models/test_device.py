@@ -61,10 +61,7 @@ FAMILIES: dict[str, tuple[Callable[[Any, Device], Any], Callable[[Any], Array]]]
         lambda t, d: face.embedder(family="small", device=d, model=t.small_face),
         lambda m: m.embed(photos()),
     ),
-    "facenet": (
-        lambda t, d: face.embedder(family="facenet", device=d, weights=t.facenet),
-        lambda m: m.embed(photos()),
-    ),
+    "facenet": (lambda t, d: face.embedder(family="facenet", device=d, weights=t.facenet), lambda m: m.embed(photos())),
     "semantic": (
         lambda t, d: semantic.load(t.semantic, d, 4)._segmenter,
         lambda m: np.stack([logits.softmax(-1).numpy() for _, logits in sorted(m.logits(photos()), key=first)]),

@@ -106,10 +106,7 @@ def test_what_may_pass_is_asked_again(server: JudgeServer, answers: list[Respons
 
 @pytest.mark.parametrize(
     ("answer", "kind", "told"),
-    [
-        (status(429, "slow down"), Overloaded, "slow down"),
-        (status(502, "gone"), Unavailable, "502.*gone"),
-    ],
+    [(status(429, "slow down"), Overloaded, "slow down"), (status(502, "gone"), Unavailable, "502.*gone")],
 )
 def test_patience_ends_as_a_retryable_failure(
     server: JudgeServer, answer: Response, kind: type[SynodError], told: str

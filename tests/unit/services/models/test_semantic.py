@@ -51,20 +51,12 @@ def objects(segmenter: Painted, min_area: int = 1) -> list[tuple[str, float, tup
 
 
 def test_components_are_eight_connected_with_exclusive_far_edges() -> None:
-    drawing = Painted(
-        "100001",
-        "010001",
-        "000000",
-    )
+    drawing = Painted("100001", "010001", "000000")
     assert objects(drawing) == [("cat", 0.7, (0, 0, 2, 2)), ("cat", 0.7, (5, 0, 6, 2))]
 
 
 def test_a_part_belongs_to_its_whole_and_is_a_class_of_its_own() -> None:
-    drawing = Painted(
-        "0330",
-        "0220",
-        "0220",
-    )
+    drawing = Painted("0330", "0220", "0220")
     assert objects(drawing) == [("person", 0.8, (1, 0, 3, 3)), ("face", 0.7, (1, 0, 3, 1))]
     assert objects(Painted("030")) == [("person", 0.8, (1, 0, 2, 1)), ("face", 0.7, (1, 0, 2, 1))]
 
