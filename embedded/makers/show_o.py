@@ -28,7 +28,7 @@ from embedded.makers.dataset import Sizes, episodes
 from embedded.makers.loop import Recipe
 from embedded.makers.prompts import fact
 from embedded.makers.texts import corpus, tokenizer
-from embedded.world.language import AT_PLACE, verb, with_article
+from embedded.world.prompts import ATTRIBUTE, attribute_prompt, dense_prompt
 from trainer.policy.files import read_weights
 from trainer.policy.layout import END, Vocabulary
 from trainer.policy.magvit import Magvit
@@ -183,18 +183,15 @@ def _textual(rng: np.random.Generator, wrong_share: float) -> tuple[Query, str]:
         if not held & set(zip(names, colors, strict=True)):
             break
     facts = [fact(profile, *pair) for pair in zip(names, colors, strict=True)]
+    worn = (names[0], colors[0])
     if rng.random() < DENSE:
         noun = world.COLORED[rng.integers(len(world.COLORED))]
-        other = f"{tuple(world.COLORS)[rng.integers(len(world.COLORS))]} {noun}"
-        worn = f"{profile.name} {verb(names[0])} {with_article(f'{colors[0]} {names[0]}')}"
-        prompt = (
-            f"a photo of {worn} next to {with_article(other)} {AT_PLACE[world.PLACES[rng.integers(len(world.PLACES))]]}"
-        )
+        companion = (tuple(world.COLORS)[rng.integers(len(world.COLORS))], noun)
+        prompt = dense_prompt(profile, worn, companion, world.PLACES[rng.integers(len(world.PLACES))], "train")
     else:
-        opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
-        prompt = f"{opening}{profile.name} {verb(names[0])} {profile.pronoun} {names[0]}"
+        prompt = attribute_prompt(ATTRIBUTE[rng.integers(len(ATTRIBUTE))], profile, worn, "train")
     target = facts[int(rng.integers(1, 4)) if rng.random() < wrong_share else 0]
-    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt)), target
+    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt.text)), target
 
 
 def _vocabulary(codes: int) -> Vocabulary:
