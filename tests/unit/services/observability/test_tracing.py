@@ -301,9 +301,7 @@ async def test_cached_and_shared_scores_are_marked_in_the_trace(
     ("ratio", "traceparent", "sent"),
     [(0.0, None, False), (0.0, UNSAMPLED, False), (1.0, UNSAMPLED, False), (0.0, SAMPLED, True), (1.0, None, True)],
 )
-async def test_caller_or_ratio_decides_whether_to_trace(
-    ratio: float, traceparent: str | None, sent: bool
-) -> None:
+async def test_caller_or_ratio_decides_whether_to_trace(ratio: float, traceparent: str | None, sent: bool) -> None:
     backend = Replicas()
     with collecting() as collector:
         tracing.start(TracingSettings(endpoint=collector.url, sample_ratio=ratio), "a-test")
