@@ -108,7 +108,7 @@ def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
         ("[a]\nmax_images = 0\n", "2 error(s)"),
     ],
 )
-def test_a_source_that_cannot_be_used_is_told_without_its_secrets(text: str, told: str) -> None:
+def test_an_unusable_token_source_is_reported_without_secrets(text: str, told: str) -> None:
     with pytest.raises(SettingsError) as refused:
         authenticator(text)
     assert told in str(refused.value)

@@ -190,9 +190,7 @@ async def test_one_stream_answers_many_requests_side_by_side(url: str, backend: 
     assert type(unread.error) is InvalidRequest
 
 
-async def test_more_requests_than_are_answered_at_once_are_all_answered(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_beyond_the_concurrency_are_all_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "CONCURRENT_REQUESTS", 2)
     monkeypatch.setattr(rpc, "BUFFERED_PARTS", 1)
     bodies = [PROTOBUF.encode_stream_request(ScoreRequest((grey(i),), ("max",), request_id=str(i))) for i in range(20)]
@@ -453,7 +451,7 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
-async def test_a_status_of_another_server_is_asked_again_and_the_services_own_error_is_not(
+async def test_foreign_statuses_are_retried_and_our_errors_are_not(
     code: grpc.StatusCode, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy ends the calls of a gateway that died; a service's own internal error would only come again."""

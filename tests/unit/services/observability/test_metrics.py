@@ -77,7 +77,7 @@ def test_sums_survive_a_kill_and_gauges_follow_the_living(
     assert [s.get('synod_held_images{scorer="a"}') for s in samples] == [30, 20, 60, None]
 
 
-def test_reward_health_and_the_queues_age_are_those_of_all_processes(
+def test_reward_health_and_queue_age_cover_all_processes(
     tmp_path: Path, worker: Callable[[int], subprocess.Popen[str]]
 ) -> None:
     """Scores -0.5, -0.5 in one process, -0.5, 1.0 in the other; the first has no queue."""

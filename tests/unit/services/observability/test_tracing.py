@@ -273,7 +273,7 @@ async def test_retries_are_events_of_the_call(collector: Collector) -> None:
     assert [told and told[: len(SAMPLED) - 3] for told in backend.told] == [f"00-{call.trace}-{call.id}"] * 3
 
 
-async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(
+async def test_cached_and_shared_scores_are_marked_in_the_trace(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first request is measured once the second waits for it."""
@@ -301,9 +301,7 @@ async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(
     ("ratio", "traceparent", "sent"),
     [(0.0, None, False), (0.0, UNSAMPLED, False), (1.0, UNSAMPLED, False), (0.0, SAMPLED, True), (1.0, None, True)],
 )
-async def test_the_caller_or_the_ratio_decides_and_the_trace_is_carried_on(
-    ratio: float, traceparent: str | None, sent: bool
-) -> None:
+async def test_caller_or_ratio_decides_whether_to_trace(ratio: float, traceparent: str | None, sent: bool) -> None:
     backend = Replicas()
     with collecting() as collector:
         tracing.start(TracingSettings(endpoint=collector.url, sample_ratio=ratio), "a-test")
