@@ -43,7 +43,7 @@ def scrape(folder: Path) -> dict[str, float]:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
-    """Start a process that counts n items, holds 10 n images, and then waits."""
+    """Start a process that counts n items, holds 10 n images and waits."""
     started = []
 
     def work(n: int) -> subprocess.Popen[str]:
@@ -59,7 +59,7 @@ def worker(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_sums_survive_a_kill_and_gauges_follow_the_living(
+def test_counters_survive_a_kill_and_gauges_do_not(
     tmp_path: Path, worker: Callable[[int], subprocess.Popen[str]]
 ) -> None:
     killed, ended = worker(1), worker(2)
@@ -77,7 +77,7 @@ def test_sums_survive_a_kill_and_gauges_follow_the_living(
     assert [s.get('synod_held_images{scorer="a"}') for s in samples] == [30, 20, 60, None]
 
 
-def test_reward_health_and_the_queues_age_are_those_of_all_processes(
+def test_reward_health_and_queue_age_cover_all_processes(
     tmp_path: Path, worker: Callable[[int], subprocess.Popen[str]]
 ) -> None:
     """Scores -0.5, -0.5 in one process, -0.5, 1.0 in the other; the first has no queue."""
@@ -93,7 +93,7 @@ def test_reward_health_and_the_queues_age_are_those_of_all_processes(
     }
     for name, value in expected.items():
         assert samples[f'synod_reward_{name}{{scorer="a"}}'] == pytest.approx(value), name
-    assert 'synod_reward_drift{scorer="a"}' not in samples  # nothing came after the baseline
+    assert 'synod_reward_drift{scorer="a"}' not in samples  # all scores are in the baseline
     assert samples['synod_queue_oldest_timestamp_seconds{scorer="a"}'] == 1004
     for process in (second, first):
         process.kill()
