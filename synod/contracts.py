@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
@@ -162,11 +162,18 @@ class ScoreItem:
         """Return the references and the image, except those given by digest."""
         return tuple([p for p in (*self.references, self.image) if isinstance(p, (bytes, np.ndarray))])
 
+    def inputs(self) -> dict[str, object]:
+        """Return all fields by name, except `image` and `references`, which hold the item's images."""
+        return {name: getattr(self, name) for name in ITEM_FIELDS if name not in ("image", "references")}
+
     def reference_pixels(self) -> tuple[Pixels, ...]:
         """Return the decoded references, each uint8 [H W 3]."""
         decoded = tuple(r for r in self.references if isinstance(r, np.ndarray))
         assert len(decoded) == len(self.references), "reference_pixels() before synod.images.decode_item"
         return decoded
+
+
+ITEM_FIELDS: Final = tuple(one.name for one in fields(ScoreItem))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ def score_keys(item: ScoreItem, origins: Mapping[str, Origin]) -> dict[str, Scor
         return {}
     image = "" if item.image is None else _digest(item.image)
     references = tuple(map(_digest, item.references))
-    texts = (item.prompt, item.source_prompt)
-    inputs = _hash(repr((texts, references, item.reasoning, item.geneval, item.concept)))
+    inputs = _hash(repr((references, item.inputs())))
     return {name: ScoreKey(image, inputs, _hash(repr((name, origin)))) for name, origin in origins.items()}
 
 

@@ -9,6 +9,7 @@ from services.combine import required
 from services.settings import MAX_REFERENCES, MAX_SEGMENTS, MAX_TEXT_CHARS, MAX_TIMEOUT_MS, LimitSettings
 from synod.contracts import ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
+from synod.records import texts
 
 
 def validate(
@@ -26,20 +27,13 @@ def validate(
 
 def _check_item(path: str, item: ScoreItem) -> None:
     _check_size(f"{path}.references", len(item.references), MAX_REFERENCES)
-    _check_size(f"{path}.prompt", len(item.prompt or ""), MAX_TEXT_CHARS)
-    _check_size(f"{path}.source_prompt", len(item.source_prompt or ""), MAX_TEXT_CHARS)
     if item.reasoning is not None:
-        segments = item.reasoning.segments
-        _check_size(f"{path}.reasoning.text", len(item.reasoning.text), MAX_TEXT_CHARS)
-        _check_size(f"{path}.reasoning.segments", len(segments), MAX_SEGMENTS)
-        longest = max((len(segment) for segment in segments), default=0)
-        _check_size(f"{path}.reasoning.segments[..]", longest, MAX_TEXT_CHARS)
+        _check_size(f"{path}.reasoning.segments", len(item.reasoning.segments), MAX_SEGMENTS)
     if item.geneval is not None:
-        questions = item.geneval.vqa_list
         _check_size(f"{path}.geneval", len(item.geneval.include) + len(item.geneval.exclude), MAX_SEGMENTS)
-        _check_size(f"{path}.geneval.vqa_list", len(questions), MAX_SEGMENTS)
-        longest = max((len(text) for question in questions for text in question), default=0)
-        _check_size(f"{path}.geneval.vqa_list[..]", longest, MAX_TEXT_CHARS)
+        _check_size(f"{path}.geneval.vqa_list", len(item.geneval.vqa_list), MAX_SEGMENTS)
+    for text_path, text in texts(item, path):
+        _check_size(text_path, len(text), MAX_TEXT_CHARS)
 
 
 def _check_names(request: ScoreRequest, scorers: Collection[str], ensembles: Collection[str]) -> None:

@@ -25,10 +25,10 @@ from synod.errors import BadImage, InvalidRequest
 from synod.formats import load_json, strict_base64
 from synod.images import pixels_of
 from synod.reader import Node, quote
-from synod.records import read_item
+from synod.records import Field, fields_of, read_item
 from synod.scoring import geneval
 
-FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and images
+FIELDS: Final = {f.key: f for f in fields_of(ScoreItem) if f.name not in ("image", "prompt", "references")}
 _TOLERANCE: Final = 0.01  # beyond 0..1, for half precision
 
 
@@ -38,10 +38,7 @@ def item_of(image: object, prompt: str | None, columns: Mapping[str, Any]) -> Sc
     A None equals an absent column. Raises BadImage for an invalid image, InvalidRequest with the path of another
     invalid field.
     """
-    fields = {name: to_builtin(columns[name]) for name in FIELDS if columns.get(name) is not None}
-    fields = {
-        name: value if name == "source_prompt" else parse_json_object(value, name) for name, value in fields.items()
-    }
+    fields = {key: _column(field, columns[key]) for key, field in FIELDS.items() if columns.get(key) is not None}
     if isinstance(fields.get("geneval"), Mapping):
         fields["geneval"] = geneval.with_counts(fields["geneval"])
     item = read_item(Node(fields), _refuse_image)
@@ -260,6 +257,12 @@ def _data_url(url: str) -> bytes:
     raise BadImage(
         f"{quote(url)} is not a base64 data: URL; give 'data:image/png;base64,' followed by the bytes in base64"
     )
+
+
+def _column(field: Field, value: Any) -> Any:
+    """Convert a column's value for a field; the text of a column may be JSON unless the field is text itself."""
+    value = to_builtin(value)
+    return value if field.kind.type is str else parse_json_object(value, field.key)
 
 
 def _refuse_image(node: Node) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -114,6 +116,34 @@ def test_paths_and_names_in_the_code_exist(page: Path) -> None:
         return  # the chart's values have dotted names too
     for name in re.findall(r"`((?:synod|services|trainer|embedded)\.[\w.]+)`", text):
         assert name.startswith("synod.v1.") or name.endswith((".py", ".toml", ".X")) or defined(name), name
+
+
+def setting_names() -> set[str]:
+    """Return the name of every key that the settings of service, scorers and trainer have."""
+    for path in (*ROOT.glob("services/scorers/*.py"), *ROOT.glob("services/scorers/*/__init__.py")):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    for module in ("services.settings", "trainer.settings"):
+        importlib.import_module(module)
+    found: set[str] = set()
+    todo = [BaseModel]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        if kind.__module__.startswith(("services", "trainer", "synod")):
+            found |= set(kind.model_fields)
+    return found
+
+
+def test_settings_in_the_documents_exist() -> None:
+    names = setting_names()
+    for page in (*PAGES, ROOT / "helm/synod/values.yaml"):
+        if page.name == "log.md":
+            continue  # it reports what was measured with the settings of its day
+        text = page.read_text()
+        keys = re.findall(r"`\[[\w.*]+\] (\w+)", text)
+        keys += [name.lower() for name in re.findall(r"\bSYNOD__\w+?__([A-Z0-9_]+?)(?=\b(?!__))", text)]
+        unknown = {key.rpartition("__")[2] for key in keys} - names
+        assert not unknown, f"{page.relative_to(ROOT)}: {unknown}"
 
 
 def indented(text: str) -> list[str]:

@@ -65,7 +65,7 @@ def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
 
 
 @contextmanager
-def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None) -> Iterator[str]:
+def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None, port: int = 0) -> Iterator[str]:
     """Yield the URL of a service; `rewarding` is called before it answers reward request 0, 1, ..."""
     count, lock = [0], threading.Lock()
 
@@ -94,7 +94,7 @@ def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None) 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *args: object) -> None: ...  # a client that was killed
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -61,7 +60,6 @@ def test_options_override_environment_and_file(
     ("text", "options", "parts"),
     [
         ("[trainer.screen]\ngropu = 3", (), ("trainer.screen.gropu", "unknown key; remove it or correct its spelling")),
-        ('[trainer.loss]\npositions = "some"', (), ("trainer.loss.positions", "'masked' or 'all'")),
         ("", ("--steps", "0"), ("trainer.steps", "greater than or equal to 1 (given: 0)")),
         ("", ("--url", "service:8000"), ("trainer.service.url",)),
     ],
@@ -83,36 +81,6 @@ def test_a_wrong_setting_is_named(
     assert message.startswith(f"synod train: settings file {toml}")
     assert all(part in message for part in parts), message
     assert ran == []
-
-
-@pytest.mark.parametrize(("gone", "key"), [("model", "policy.model"), ("concepts", "data.concepts")])
-def test_a_missing_directory_is_named(
-    toml: Path, capsys: pytest.CaptureFixture[str], ran: list[tuple[TrainerSettings, bool]], gone: str, key: str
-) -> None:
-    (toml.parent / gone).rename(toml.parent / "elsewhere")
-    assert main([str(toml)]) == 1
-    message = capsys.readouterr().err
-    assert f"trainer.{key}" in message
-    assert str(toml.parent / gone) in message
-    assert "Give a directory that exists" in message
-
-
-def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "no.toml")]) == 1
-    assert "no.toml: No such file or directory. Give a TOML" in capsys.readouterr().err
-
-
-def test_a_vocabulary_that_does_not_fit_is_reported(
-    toml: Path, make_policy: MakePolicy, capsys: pytest.CaptureFixture[str]
-) -> None:
-    policy = make_policy()
-    policy.save(toml.parent / "model")
-    config = json.loads((toml.parent / "model/config.json").read_text())
-    (toml.parent / "model/config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 3}))
-    assert main([str(toml)]) == 1
-    message = capsys.readouterr().err
-    assert "the vocabulary does not fit: tokenizer" in message
-    assert f"= {policy.words.size}, but config.json says vocab_size {policy.words.size + 3}" in message
 
 
 def test_an_unreachable_service_is_awaited_then_reported(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ from synod.codec import CODECS
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
 from synod.retry import RetryPolicy
+from tests.unit.trainer.reward_services import Judge, serve
 from trainer import rewards
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards import RewardService
@@ -261,74 +261,25 @@ def test_close_cancels_pending_requests(service: Callable[..., RewardService], s
         future.result(10)
 
 
-class _Server:
-    """An HTTP server with /readyz and /v1/score that can stop and restart on its port."""
-
-    def __init__(self) -> None:
-        self.port, self._http = 0, None
-        self.ready = True
-
-    def start(self) -> None:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, body = (
-                    (200, b"{}")
-                    if outer.ready
-                    else (503, b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}')
-                )
-                self._send(status, "application/json", body)
-
-            def do_POST(self) -> None:
-                request = WIRE.decode_request(self.rfile.read(int(self.headers["content-length"])))
-                self._send(200, WIRE.content_type, WIRE.encode_response(measured(request)))
-
-            def _send(self, status: int, kind: str, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("content-type", kind)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._http.server_address[1]
-        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        assert self._http is not None
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[_Server]:
-    one = _Server()
-    one.start()
-    yield one
-    one.stop()
-
-
-def test_training_continues_after_a_service_restart(server: _Server, said: Said) -> None:
-    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), log=said.append)
-    service.wait_ready()
-    assert service.score_previews(items(10))[0].value == 0.1
-    assert said == []
-    server.stop()
-    future = service.submit(items(40), "visual")
+def test_training_continues_after_a_service_restart(said: Said) -> None:
+    with serve(Judge()) as url:
+        service = RewardService(ServiceSettings(url=url, patience_s=60), log=said.append)
+        service.wait_ready()
+        assert service.score_previews(items(51))[0].value == 0.2
+        assert said == []
+    future = service.submit(items(102), "visual")
     while not said:
         assert not future.done()
-    server.start()
-    assert future.result(30)[0].value == 0.2
+    with serve(Judge(), port=int(url.rpartition(":")[2])):
+        assert future.result(30)[0].value == 0.4
     assert said.count_of("waiting") == said.count_of("has recovered") == 1
     service.close()
 
 
-def test_wait_ready_names_what_is_missing(server: _Server, said: Said) -> None:
-    server.ready = False
-    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), log=said.append)
+def test_wait_ready_names_what_is_missing(said: Said) -> None:
+    body = b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}'
+    transport = httpx.MockTransport(lambda request: httpx.Response(503, content=body))
+    service = RewardService(ServiceSettings(patience_s=0.3), transport=transport, log=said.append)
     with pytest.raises(RewardServiceUnavailable, match=r"ber \(loading\)"):
         service.wait_ready()
     assert said.count_of("ber (loading)") == 1

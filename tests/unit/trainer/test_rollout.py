@@ -15,11 +15,9 @@ import torch
 from synod.contracts import ScoreItem
 from tests.unit.trainer.loops import (
     NO_SCREEN,
-    MakePolicy,
     MakeSettings,
     draw,
     same_images,
-    same_rollouts,
     tasks,
 )
 from tests.unit.trainer.reward_services import WIRE, Judge, judged
@@ -30,7 +28,6 @@ from trainer.reasoning import compound
 from trainer.rewards import RewardService
 from trainer.rollout import Previews, finish, sample_previews, uniforms
 from trainer.settings import TrainerSettings
-from trainer.types import Pathway
 
 KEY = (0, 0, 0)
 
@@ -45,42 +42,14 @@ def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: 
     return sample_previews(policy, judge, tasks(settings)[0], threshold, settings, KEY, Clock())
 
 
-@pytest.mark.parametrize("pathway", ["visual", "textual", "none"])
-def test_a_screen_that_keeps_all_equals_no_screen(
-    make_policy: MakePolicy, tiny_settings: MakeSettings, pathway: Pathway
-) -> None:
-    """Equal rollouts, finished images and requests, bit for bit."""
-    share = "1.0" if pathway == "none" else "0.0"
-    found = []
-    for threshold in ("quantile", NO_SCREEN):
-        settings = tiny_settings(PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE=share, SCREEN__THRESHOLD=threshold)
-        task = next(e for e in tasks(settings) if e.pathway == pathway)
-        judge, policy, clock = Judge(), make_policy(), Clock()
-        group = finish(policy, judge, sample_previews(policy, judge, task, None, settings, KEY, clock), settings, clock)
-        found.append((group, judge))
-    (screened, with_law), (plain, without) = found
-    assert len(screened.rollouts) == 4
-    assert same_rollouts(screened.rollouts, plain.rollouts)
-    assert same_rollouts(screened.previews.rollouts, plain.previews.rollouts)
-    assert same_images(screened.images, plain.images)
-    assert screened.rewards() == plain.rewards()
-    assert len(with_law.previewed) == 4
-    assert without.previewed == []  # nothing is scored without a threshold
-    assert plain.previews.scores == (None,) * 4
-    assert not plain.previews.capped
-
-
 @pytest.mark.parametrize(
     ("scores", "threshold", "cap", "indices", "filled", "passed", "judged", "rate"),
     [
         pytest.param((0.1, 0.9, 0.2, 0.8, 0.3, 0.7), 0.5, 12, (1, 3, 5), (), 3, 6, 0.5, id="first G in draw order"),
-        pytest.param((0.6, 0.1, 0.1, 0.7, 0.8, 0.9), 0.5, 12, (0, 3, 4), (), 4, 6, 4 / 6, id="more pass than G"),
         pytest.param((0.1, 0.9, 0.2, 0.4, 0.4), 0.5, 5, (1, 3, 4), (3, 4), 1, 5, 0.2, id="filled at the cap"),
-        pytest.param((0.1, 0.9, 0.2, 0.8, 0.7), 0.5, 5, (1, 3, 4), (), 3, 5, 0.6, id="enough at the cap"),
         pytest.param((0.5, 0.5, 0.5, 0.6, 0.6), 0.5, 5, (0, 3, 4), (0,), 2, 5, 0.4, id="a tie does not pass"),
         pytest.param((None, 0.9, None, 0.8, 0.7), 0.5, 5, (1, 3, 4), (), 3, 3, 1.0, id="lost scores do not pass"),
         pytest.param((None, 0.9, None, 0.2, None), 0.5, 5, (0, 1, 3), (0, 3), 1, 2, 0.5, id="lost scores fill last"),
-        pytest.param((None,) * 5, 0.5, 5, (0, 1, 2), (0, 1, 2), 0, 0, None, id="all lost"),
         pytest.param((0.1, None, 0.3), None, 12, (0, 1, 2), (), 3, 3, 1.0, id="no threshold keeps all"),
     ],
 )
@@ -113,7 +82,7 @@ def test_screening_by_hand(
 
 def test_previews_are_scored_with_the_original_prompt(policy: ShowO, tiny_settings: MakeSettings) -> None:
     settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
-    policy.phi.lm_head.bias.data[policy.words.id(END)] -= 4.0  # so that all say something
+    policy.phi.lm_head.bias.data[policy.vocab.id(END)] -= 4.0  # so that all say something
     textual = next(e for e in tasks(settings) if e.pathway == "textual")
     found = sample_previews(policy, judge, textual, None, settings, KEY, Clock())
     assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}

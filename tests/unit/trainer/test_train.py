@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -12,15 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from synod.contracts import ScoreItem
-from synod.errors import SettingsError
 from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, reference, run_loop, weights
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from trainer import checkpoint
-from trainer.checkpoint import CheckpointNotWritten
 from trainer.errors import NonFinite
 from trainer.grpo.threshold import Quantile, ThresholdState
 from trainer.metrics import SAMPLES, read
@@ -237,28 +234,6 @@ def test_a_non_finite_loss_stops_and_saves_the_group(
 GENEVAL = {f"a photo of {i} cats" for i in range(3)} | {"a photo of two dogs"}
 
 
-def test_training_resumes_after_a_full_disk(
-    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tiny_settings(STEPS="3", **EVERY)
-    count = iter(range(9))
-
-    def full(tensors: Any, path: Path) -> None:
-        if next(count) == 1:
-            path.write_bytes(b"the first part")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_file(tensors, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("trainer.checkpoint.save_file", full)
-        with pytest.raises(CheckpointNotWritten, match=r"step 2 .*No space left.*step-000001 is intact") as caught:
-            run_loop(settings, make_policy, Judge())
-    assert isinstance(caught.value.__cause__, OSError)
-    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000001"]
-    assert run_loop(settings, make_policy, Judge()).step == 3
-    assert [line["step"] for line in lines(settings.run_dir)] == [0, 1, 2]
-
-
 # -- stopping ---------------------------------------------------------------------------------------------------------
 
 
@@ -343,12 +318,6 @@ class Permuted(Judge):
     def submit(self, items: Any, pathway: Any) -> Any:
         order = np.random.default_rng(len(self.asked)).permutation(len(items))
         return super().submit([items[i] for i in order], pathway)
-
-
-def test_an_empty_prompt_pool_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> None:
-    (world_dir / "prompts.jsonl").write_text(json.dumps({"tag": "plain", "prompt": "photo of <bo>", "concept": "<bo>"}))
-    with pytest.raises(SettingsError, match="with a fact"):
-        run_loop(tiny_settings(), make_policy, Judge())
 
 
 def test_kl_needs_a_reference(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:

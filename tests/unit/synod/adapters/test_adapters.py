@@ -149,11 +149,7 @@ def test_verl_omni_scores_an_image(service: RewardService) -> None:
 
 
 def test_verl_raises_on_missing_scores(service: RewardService, nobody: str) -> None:
-    sample = {
-        "data_source": "d",
-        "ground_truth": "a cat",
-        "solution_image": torch.full((3, 2, 2), 13).byte(),
-    }
+    sample = {"data_source": "d", "ground_truth": "a cat", "solution_image": torch.full((3, 2, 2), 13).byte()}
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: the red value is 13"):
         run(partial(verl.compute_score, url=service.url, scorer="ber"), **sample)
     with pytest.raises(ScorerFailed, match=r"items\[0\]\.reward"):
@@ -258,42 +254,3 @@ def test_batch_without_any_score_is_raised(service: RewardService, multi_score: 
         multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask")([BAD, BAD + 0], ["a", "b"], {})
     masked = multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask", on_all_failed="mask")
     assert masked([BAD, BAD + 0], ["a", "b"], {})[0]["ber"] == [None, None]
-
-
-async def multi_reward(entry: dict[str, Any], **given: Any) -> float:
-    """Restate verl-omni's MultiVisualRewardManager.run_single for one entry of reward.reward_functions.
-
-    An error of an entry that is not required counts 0.
-    """
-    fields = {key: value for key, value in entry.items() if key not in ("path", "name", "weight", "required")}
-    try:
-        result = await verl.compute_score(**given, **fields)
-        score = float(result["score"])
-    except Exception as error:
-        if entry.get("required", False):
-            raise RuntimeError(f"Required sub-reward failed: {error}") from error
-        score = 0.0
-    return float(entry.get("weight", 1.0)) * score
-
-
-def test_verl_omni_raises_where_the_reward_is_required(service: RewardService) -> None:
-    entry = {
-        "path": "pkg://synod.adapters.verl",
-        "name": "compute_score",
-        "weight": 0.5,
-        "url": service.url,
-        "scorer": "ber",
-    }
-    sample = {"data_source": "d", "ground_truth": "a", "extra_info": {"num_turns": None, "rollout_reward_scores": {}}}
-
-    async def once(value: int, **more: Any) -> float:
-        try:
-            image = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
-            return await multi_reward({**entry, **more}, solution_image=image, **sample)
-        finally:
-            await verl_close()
-
-    assert asyncio.run(once(51, required=True)) == pytest.approx(0.1)
-    assert asyncio.run(once(13)) == 0.0  # the loop as it is: why docs/adapters.md asks for required
-    with pytest.raises(RuntimeError, match=r"Required sub-reward failed: .*the red value is 13"):
-        asyncio.run(once(13, required=True))

@@ -218,12 +218,6 @@ def test_command_reaches_loopback_without_proxy(
     assert "ber" in capsys.readouterr().out
 
 
-def test_command_names_the_proxy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("http_proxy", "gopher://proxy.corp")
-    assert cli.main(["scorers", "--url", HOST]) == 2
-    assert capsys.readouterr().err.startswith("synod: http_proxy=gopher://proxy.corp has an unsupported scheme")
-
-
 def test_certificates_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "not.pem").write_text("not a certificate")
     monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/not.pem")

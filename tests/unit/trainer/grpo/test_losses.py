@@ -51,22 +51,6 @@ def test_both_branches_of_the_clip_for_both_signs(
     assert stats.clipped == (gradient == 0.0 and advantage != 0.0)
 
 
-def test_two_by_two_by_hand() -> None:
-    """Ratios 1, 1.5 / .5, 2 and advantages 1, -1: minima 1, 1.2 / -.8, -2; -.6 is halved, weighed, negated."""
-    old = logs((0.2, 0.2), (0.4, 0.1))
-    new = logs((0.2, 0.3), (0.2, 0.2))
-    ref = logs((0.2, 0.3), (0.4, 0.2))  # d = 0, 0 / ln 2, 0: k3 = 2 - ln 2 - 1 once
-    advantage = torch.tensor([1.0, -1.0])
-    plain, _ = clipped_loss(new, old, None, ones(2, 2), advantage, clip=0.2, beta=0.0, weight=3.0)
-    assert plain.item() == pytest.approx(3 * 0.3)
-    loss, stats = clipped_loss(new, old, ref, ones(2, 2), advantage, clip=0.2, beta=0.1, weight=3.0)
-    k3 = 1 - math.log(2)
-    assert loss.item() == pytest.approx(3 * (0.3 + 0.1 * k3 / 2))
-    assert stats == LossStats(4, 2, pytest.approx(5.0), pytest.approx(0.5), pytest.approx(2.0), pytest.approx(k3))
-    assert (stats.ratio_mean, stats.clip_fraction, stats.kl) == (pytest.approx(1.25), 0.5, pytest.approx(k3 / 4))
-    assert (stats.ratio_min, stats.ratio_max) == (pytest.approx(0.5), pytest.approx(2.0))
-
-
 def test_first_step_gradient_is_reinforce() -> None:
     logits = torch.randn(3, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     drawn = torch.arange(12).reshape(3, 4) % 7
@@ -76,7 +60,7 @@ def test_first_step_gradient_is_reinforce() -> None:
     (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (expected,) = torch.autograd.grad(-(2.0 / 3) * (advantage[:, None] * new).sum(), logits)
     assert torch.allclose(found, expected, atol=1e-14)
-    assert (stats.ratio_min, stats.ratio_max, stats.ratio_mean, stats.kl, stats.clipped) == (1.0, 1.0, 1.0, 0.0, 0)
+    assert (stats.low, stats.high, stats.kl, stats.clipped) == (1.0, 1.0, 0.0, 0)
 
 
 JUNK = st.sampled_from([-math.inf, math.inf, math.nan, 0.0, -3.0])
@@ -135,15 +119,14 @@ def test_large_log_ratios_are_clamped() -> None:
     assert loss.item() == pytest.approx(math.exp(10) + 0.8 + k3, rel=1e-5)
     assert new.grad is not None
     assert new.grad.tolist() == [[0.0, 0.0]]
-    assert (stats.ratio_max, stats.ratio_min) == (pytest.approx(math.exp(10)), pytest.approx(math.exp(-10)))
+    assert (stats.high, stats.low) == (pytest.approx(math.exp(10)), pytest.approx(math.exp(-10)))
 
 
 def test_half_precision_is_summed_in_float32() -> None:
     new = torch.full((2, 4096), -1.0, dtype=torch.bfloat16, requires_grad=True)
-    loss, stats = clipped_loss(new, new.detach(), None, ones(2, 4096), torch.tensor([1.0, 0.0]), **EVERY)
+    loss, _ = clipped_loss(new, new.detach(), None, ones(2, 4096), torch.tensor([1.0, 0.0]), **EVERY)
     assert loss.dtype == torch.float32
     assert loss.item() == -2048.0
-    assert stats.ratio_sum == 8192.0
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
@@ -168,8 +151,8 @@ def test_statistics_without_decisions_are_none() -> None:
     loss, stats = clipped_loss(logs((0.5,)), logs((0.5,)), None, ~ones(1, 1), torch.tensor([1.0]), **EVERY)
     assert loss.item() == 0.0
     assert stats == LossStats()
-    assert [stats.ratio_mean, stats.ratio_min, stats.ratio_max, stats.clip_fraction, stats.kl] == [None] * 5
-    some = LossStats(2, 1, 2.5, 0.5, 2.0, 0.1)
+    assert [stats.ratio_max, stats.clip_fraction, stats.kl] == [None] * 3
+    some = LossStats(2, 1, 0.5, 2.0, 0.1)
     assert stats + some == some == some + stats
     assert json.loads(json.dumps(asdict(some))) == asdict(some)
 
@@ -214,10 +197,3 @@ def test_invalid_input_is_refused_with_its_value(change: dict[str, Any], words: 
     clipped_loss(**GOOD)
     with pytest.raises(ValueError, match=words):
         clipped_loss(**GOOD | change)
-
-
-@pytest.mark.parametrize("name", ["max_text_tokens", "denoising_steps", "positions"])
-def test_weights_need_sizes(name: str) -> None:
-    sizes = {"max_text_tokens": 4, "denoising_steps": 5, "positions": 6} | {name: 0}
-    with pytest.raises(ValueError, match=f"{name} is 0"):
-        modality_weights(0.4, 0.6, "paper_sum", **sizes)
