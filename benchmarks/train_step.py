@@ -1,9 +1,9 @@
-"""Where a training step's time goes, from a run's metrics, and what a group costs in memory, on a running service.
+"""Measure the time of each phase of a training step, and the memory of each group size.
 
     make up && synod train deploy/configs/embedded.toml
     python -m benchmarks.train_step runs/train
 
-Memory is the largest resident size of a process of its own that trains two steps with that group size.
+Memory is the peak resident size of a separate process that trains two steps with that group size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def seconds(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and median seconds a step of every phase, and its share of all time."""
+    """Return mean and median seconds per step of every phase, and its share of the time."""
     names = sorted({name for record in records for name in record["seconds"]})
     found = {}
     for name in names:
@@ -63,8 +63,8 @@ def _share(records: Sequence[dict[str, Any]], name: str) -> float:
 
 def _memory(group: int, url: str) -> float:
     with TemporaryDirectory() as folder:
-        told = {"SCREEN__GROUP_SIZE": group, "SCREEN__MAX_PREVIEWS": max(36, group)}
-        environ = {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in told.items()}}
+        overrides = {"SCREEN__GROUP_SIZE": group, "SCREEN__MAX_PREVIEWS": max(36, group)}
+        environ = {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items()}}
         line = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", folder, "--steps", "2", "--url", url]
         subprocess.run([*line, "--no-evaluation"], cwd=ROOT, env=environ, check=True)
         return max(float(record["max_rss_mb"]) for record in read(Path(folder)))

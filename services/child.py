@@ -24,8 +24,8 @@ from typing import Any, Final
 
 from services.scorers.custom import CustomSettings
 from services.settings_types import ScorerSettings
-from synod import answers, frames, tree
-from synod.contracts import Outcome, ScoreFailure, ScoreItem, ScoreRequest
+from synod import frames, records
+from synod.contracts import Outcome, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -152,13 +152,14 @@ class Child:
         found = iter(answer)
         return [one if isinstance(one, ScoreFailure) else next(found) for one in sent]
 
-    def _packed(self, item: ScoreItem) -> tree.Tree | ScoreFailure:
+    def _packed(self, item: ScoreItem) -> records.Tree | ScoreFailure:
         size = sum(len(one) if isinstance(one, bytes) else one.nbytes for one in item.images())
         if size > ITEM_BYTES:
             why = f"the item's images hold {size} bytes; a scorer in a child process takes {ITEM_BYTES} at most"
             return ScoreFailure.of(ImageTooLarge(f"{why}. Send smaller images or fewer references"))
         try:
-            return tree.request_tree(ScoreRequest((item,)), lambda data: data)
+            tree: records.Tree = records.write(ScoreRequest, ScoreRequest((item,)), lambda data: data)
+            return tree
         except InvalidRequest as error:
             return ScoreFailure.of(error)
 
@@ -243,13 +244,13 @@ class _Process:
                 return
             if isinstance(answer, dict) and "memory" in answer:
                 raise Lost(f"it ran out of memory while it loaded: {answer['memory']}")
-            raise Lost(f"it cannot load: {answers.read_error(Node(answer)).message}")
+            raise Lost(f"it cannot load: {records.read_error(Node(answer)).message}")
         except TimeoutError:
             raise Lost(f"it did not {waits[0]} within {waits[1]:g} s") from None
         except (InvalidRequest, OSError) as error:
             raise self._lost(error) from None
 
-    def score(self, trees: Sequence[tree.Tree], timeout_s: float) -> list[Outcome] | Exception:
+    def score(self, trees: Sequence[records.Tree], timeout_s: float) -> list[Outcome] | Exception:
         """Its outcomes, or what the scorer raised. Raises Lost and TimeoutError."""
         ends_s = time.monotonic() + timeout_s
         try:
@@ -261,8 +262,9 @@ class _Process:
             if isinstance(answer, dict) and "memory" in answer:
                 return MemoryError(str(answer["memory"]))
             if isinstance(answer, dict) and "error" in answer:
-                return answers.read_error(Node(answer))
-            results = answers.read_response(Node(answer)).results
+                return records.read_error(Node(answer))
+            response: ScoreResponse = records.read(ScoreResponse, Node(answer))
+            results = response.results
             if [list(one.scores) for one in results] != [[SCORER]] * len(trees):
                 raise InvalidRequest(f"{len(results)} results for {len(trees)} items")
         except TimeoutError:

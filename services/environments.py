@@ -42,9 +42,9 @@ class Environment:
     @property
     def replica_obstacle(self) -> str | None:
         """Return why a replica cannot run in it, or None."""
-        ours, theirs = (".".join(map(str, version[:2])) for version in (sys.version_info, self.version))
-        if theirs != ours:
-            return f"it has Python {theirs}, the service has {ours}"
+        if self.version[:2] != sys.version_info[:2]:
+            own, service = (".".join(map(str, version[:2])) for version in (self.version, sys.version_info))
+            return f"it has Python {own}, the service has {service}"
         if absent := [module for module in REPLICA_NEEDS if not self.modules[module]]:
             return f"it lacks {', '.join(absent)}"
         for name, parts in (("ray", 3), ("numpy", 1)):  # NumPy 1 cannot read the arrays that NumPy 2 pickles

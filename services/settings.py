@@ -27,7 +27,7 @@ MEMORY_BYTES_PER_PIXEL = 16  # of a gateway: a decoded image, its copies while i
 DEFAULT_TIMEOUT_MS = 60_000
 MAX_TIMEOUT_MS = 600_000  # that a request may ask for
 MAX_REFERENCES = 16  # of an item
-MAX_TEXT_CHARS = 8192  # of a prompt, a reasoning text, a segment, a question or an answer
+MAX_TEXT_CHARS = 8192  # of each text of an item
 MAX_SEGMENTS = 64  # of a reasoning; also clauses and questions of GenEval
 BASE64_SLACK_BYTES = 4096  # of a JSON body, besides its one image
 ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]

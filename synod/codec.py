@@ -1,17 +1,17 @@
-"""The wire formats: bytes <-> records, and the table from content type to codec. Pure; no file, no net.
+"""Encode and decode records in the three wire formats, and find the codec of a content type. Pure: no file, no network.
 
-`synod.tree` and `synod.answers` say which fields there are, `synod.formats` and `synod.protobuf` how each format
-carries them. All are read strictly and bounded: an unknown or a repeated key, a wrong type, NaN, or too many values
-is an InvalidRequest that names the path (protobuf skips unknown fields). Equal bodies give equal records.
+`synod.records` reads and writes the fields, `synod.formats` and `synod.protobuf` the bytes of each format. Reading is
+strict and bounded: an unknown or a repeated key, a wrong type, NaN, or too many values is an InvalidRequest that names
+the path (protobuf skips unknown fields). Equal bodies give equal records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from synod import answers, formats, protobuf, tree
+from synod import formats, protobuf, records
 from synod.contracts import (
     Catalogue,
     Part,
@@ -23,6 +23,8 @@ from synod.contracts import (
 from synod.errors import InvalidRequest, SynodError, UnsupportedMedia
 from synod.reader import Node, quote
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
@@ -33,81 +35,90 @@ class Codec:
 
     content_type: str
     loads: Callable[[bytes, str], Any]
-    dumps: Callable[[tree.Tree, str], bytes]
-    read_bytes: tree.ReadBytes
-    pack_bytes: tree.PackBytes
+    dumps: Callable[[records.Tree, str], bytes]
+    read_bytes: records.ReadBytes
+    pack_bytes: records.PackBytes
 
     def decode_request(self, data: bytes) -> ScoreRequest:
         """Raw images are read-only views of what was read. Raises InvalidRequest, PayloadTooLarge."""
-        return tree.read_request(self._parse(data, "ScoreRequest"), self.read_bytes)
+        return self._decode(ScoreRequest, data, "ScoreRequest")
 
     def encode_request(self, request: ScoreRequest) -> bytes:
-        """Raises InvalidRequest for an image, weight or truth that no service would take."""
-        return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreRequest")
+        """Raises InvalidRequest for an image, weight, truth or timeout that every service would refuse."""
+        return self._encode_sent(request, "ScoreRequest")
 
     def decode_stream_request(self, data: bytes) -> ScoreRequest:
-        """One of the requests of a gRPC stream; elsewhere a request like any. Raises as `decode_request`."""
-        return tree.read_request(self._parse(data, "ScoreStreamRequest"), self.read_bytes)
+        """Read a request of a gRPC stream; the other formats have no message of its own for it. Raises as
+        `decode_request`."""
+        return self._decode(ScoreRequest, data, "ScoreStreamRequest")
 
     def encode_stream_request(self, request: ScoreRequest) -> bytes:
         """Raises as `encode_request`."""
-        return self._dump(tree.request_tree(request, self.pack_bytes), "ScoreStreamRequest")
+        return self._encode_sent(request, "ScoreStreamRequest")
 
     def decode_response(self, data: bytes) -> ScoreResponse:
         """Raises InvalidRequest."""
-        return answers.read_response(self._parse(data, "ScoreResponse"))
+        return self._decode(ScoreResponse, data, "ScoreResponse")
 
     def encode_response(self, response: ScoreResponse) -> bytes:
-        """Never raises: a score that cannot be carried is sent as a failure, beside its neighbours' scores."""
-        return self.dumps(answers.response_tree(response), "ScoreResponse")
+        """Never raises: a score that no format can carry is sent as a failure beside the other scores."""
+        return self._encode(ScoreResponse, response, "ScoreResponse")
 
     def decode_error(self, data: bytes) -> SynodError:
-        """The error of a body {"error": {code, retryable, message, ..}}. Raises InvalidRequest when it is none."""
-        return answers.read_error(self._parse(data, "Error"))
+        """Return the error of a body {"error": {code, retryable, message, ..}}. Raises InvalidRequest otherwise."""
+        return records.read_error(self._parse(data, "Error"))
 
     def encode_error(self, error: SynodError) -> bytes:
-        """The body {"error": {code, retryable, message, ..}}; the status is the error's `http_status`."""
-        return self.dumps(answers.error_tree(error), "Error")
+        """Return the body {"error": {code, retryable, message, ..}}; the status is the error's `http_status`."""
+        return self.dumps(records.error_tree(error), "Error")
 
     def decode_part(self, data: bytes) -> Part:
-        """A part of a streamed answer: a line of NDJSON, a message of gRPC. Raises InvalidRequest."""
-        return answers.read_part(self._parse(data, "ScoreStreamResponse"))
+        """Read a part of a streamed answer: a line of NDJSON, a message of gRPC. Raises InvalidRequest."""
+        part: Part = records.read(Part, self._parse(data, "ScoreStreamResponse"))
+        return part
 
     def encode_part(self, part: Part) -> bytes:
         """Never raises. JSON gives one line, without its end."""
-        return self.dumps(answers.part_tree(part), "ScoreStreamResponse")
+        return self._encode(Part, part, "ScoreStreamResponse")
 
     def decode_put(self, data: bytes) -> PutImagesRequest:
         """Raises InvalidRequest, PayloadTooLarge."""
-        return tree.read_put(self._parse(data, "PutImagesRequest"), self.read_bytes)
+        return self._decode(PutImagesRequest, data, "PutImagesRequest")
 
     def encode_put(self, request: PutImagesRequest) -> bytes:
-        """Raises InvalidRequest for an image that no service would take."""
-        return self._dump(tree.put_tree(request, self.pack_bytes), "PutImagesRequest")
+        """Raises InvalidRequest for an image that every service would refuse."""
+        return self._encode_sent(request, "PutImagesRequest")
 
     def decode_digests(self, data: bytes) -> PutImagesResponse:
         """Raises InvalidRequest."""
-        return answers.read_digests(self._parse(data, "PutImagesResponse"))
+        return self._decode(PutImagesResponse, data, "PutImagesResponse")
 
     def encode_digests(self, response: PutImagesResponse) -> bytes:
-        """Never raises."""
-        return self.dumps(answers.digests_tree(response), "PutImagesResponse")
+        """Never raises for digests of `synod.digest`."""
+        return self._encode(PutImagesResponse, response, "PutImagesResponse")
 
     def decode_catalogue(self, data: bytes) -> Catalogue:
         """Raises InvalidRequest."""
-        return answers.read_catalogue(self._parse(data, "ListScorersResponse"))
+        return self._decode(Catalogue, data, "ListScorersResponse")
 
     def encode_catalogue(self, catalogue: Catalogue) -> bytes:
-        """Never raises."""
-        return self.dumps(answers.catalogue_tree(catalogue), "ListScorersResponse")
+        """Never raises for what a service's settings allow."""
+        return self._encode(Catalogue, catalogue, "ListScorersResponse")
 
     def decode_object(self, data: bytes) -> dict[str, Any]:
-        """An object of free-form fields: the answer of `GET /v1/scorers`, or of ListScorers. Raises InvalidRequest."""
+        """Read an object of free-form fields: the answer of `GET /v1/scorers`, or of ListScorers. Raises
+        InvalidRequest."""
         return self._parse(data, "ListScorersResponse").table(Node.json_value)
 
-    def _dump(self, body: tree.Tree, message: str) -> bytes:
+    def _decode(self, kind: type[T], data: bytes, message: str) -> T:
+        return records.read(kind, self._parse(data, message), self.read_bytes)
+
+    def _encode(self, kind: Any, record: object, message: str) -> bytes:
+        return self.dumps(records.write(kind, record, self.pack_bytes), message)
+
+    def _encode_sent(self, record: object, message: str) -> bytes:
         try:
-            return self.dumps(body, message)
+            return self._encode(type(record), record, message)
         except (ValueError, TypeError, OverflowError) as error:
             raise InvalidRequest(f"the request cannot be sent as {self.content_type}: {error}") from None
 

@@ -16,11 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from synod.contracts import ImageData, is_raw
+from synod.contracts import DIGEST_PREFIX, ImageData, is_raw
 from synod.errors import BadImage
 
-PREFIX: Final = "blake2b-256:"
-_DIGEST: Final = re.compile(PREFIX + r"[0-9a-f]{64}")
+_DIGEST: Final = re.compile(DIGEST_PREFIX + r"[0-9a-f]{64}")
 
 
 def digest_of(image: ImageData) -> str:
@@ -41,4 +40,4 @@ def is_digest(text: str) -> bool:
 def _digest(header: bytes, data: bytes | memoryview) -> str:
     found = blake2b(header, digest_size=32)
     found.update(data)
-    return PREFIX + found.hexdigest()
+    return DIGEST_PREFIX + found.hexdigest()

@@ -5,8 +5,8 @@ The replica starts it with one end of a socket pair (`--fd`); they exchange fram
     child    {protocol, synod}
     replica  {load: "module:function", name, settings, path: [folder..]}
     child    {ready: true}, or an error
-    replica  {score: n}, then n requests of one item each (`synod.tree`)
-    child    a response of n results (`synod.answers`), {memory: text} when it ran out of memory, or an error
+    replica  {score: n}, then n requests of one item each (`synod.records`)
+    child    a response of n results, {memory: text} when it ran out of memory, or an error
 
 Standard output and error are the replica's log. The process ends with its connection, whatever it does then.
 """
@@ -25,8 +25,8 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import synod
-from synod import answers, frames, tree
-from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreResponse
+from synod import frames, records
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import PayloadTooLarge, ScorerFailed, SynodError, error_of
 from synod.formats import read_bin
 from synod.reader import Node
@@ -87,11 +87,12 @@ def _serve(connection: socket.socket) -> int:
 
 
 def _item(message: object) -> ScoreItem:
-    (item,) = tree.read_request(Node(message), read_bin).items
+    request: ScoreRequest = records.read(ScoreRequest, Node(message), read_bin)
+    (item,) = request.items
     return item
 
 
-def _scored(scorer: Any, items: Sequence[ScoreItem]) -> tree.Tree:
+def _scored(scorer: Any, items: Sequence[ScoreItem]) -> records.Tree:
     try:
         outcomes: list[Outcome] = list(scorer.score(items))
         others = sorted({type(one).__name__ for one in outcomes if not isinstance(one, (Score, ScoreFailure))})
@@ -100,17 +101,19 @@ def _scored(scorer: Any, items: Sequence[ScoreItem]) -> tree.Tree:
             raise ScorerFailed(f"the scorer gave {what} for {len(items)} items")
     except Exception as error:
         return _failed(error)
-    return answers.response_tree(ScoreResponse(tuple(ItemResult({SCORER: one}) for one in outcomes), ""))
+    response = ScoreResponse(tuple(ItemResult({SCORER: one}) for one in outcomes), "")
+    tree: records.Tree = records.write(ScoreResponse, response)
+    return tree
 
 
-def _failed(error: Exception) -> tree.Tree:
+def _failed(error: Exception) -> records.Tree:
     text = str(error)[:MAX_TEXT].encode(errors="replace").decode()
     if isinstance(error, SynodError):
-        return answers.error_tree(error_of(error.code, text, retryable=error.retryable))
+        return records.error_tree(error_of(error.code, text, retryable=error.retryable))
     text = f"{type(error).__name__}: {text}"
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return {"memory": text}
-    return answers.error_tree(ScorerFailed(f"the scorer raised {text}"))
+    return records.error_tree(ScorerFailed(f"the scorer raised {text}"))
 
 
 def _end_with(connection: socket.socket) -> None:

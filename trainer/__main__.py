@@ -1,4 +1,4 @@
-"""`synod train CONFIG.toml` trains a policy on a service's rewards; `synod train report RUN` writes a run's page."""
+"""The commands `synod train CONFIG.toml` and `synod train report RUN`."""
 
 from __future__ import annotations
 

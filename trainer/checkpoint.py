@@ -27,7 +27,7 @@ from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
 # A run may resume with other values of these settings, which do not change what it computes.
-FREE: Final = ("steps", "run_dir", "service", "checkpoint_every", "evaluation_prompts")
+FREE: Final = {"steps", "run_dir", "service.url", "service.patience_s", "checkpoint_every", "evaluation_prompts"}
 KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
@@ -67,7 +67,7 @@ def save(directory: Path, step: int, state: Mapping[str, Any], settings: Trainer
         last = latest(directory)
         raise CheckpointNotWritten(
             f"the checkpoint of step {step} could not be written to {directory} ({error}); "
-            f"{'there is no earlier one' if last is None else f'{last.name} is intact'}. Free some space "
+            f"{'no earlier one exists' if last is None else f'{last.name} is intact'}. Free some space "
             f"(it takes {sum(t.nbytes for t in tensors.values()) / 1e6:.0f} MB) and train again"
         ) from error
     _prune(directory, KEEP)
@@ -103,14 +103,13 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
 
 def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that a checkpoint must match, as JSON values by dotted key."""
-    tree = settings.model_dump(mode="json", exclude=set(FREE))
     flat: dict[str, Any] = {}
-    pending = list(tree.items())
+    pending = list(settings.model_dump(mode="json").items())
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
-        else:
+        elif key not in FREE:
             flat[key] = value
     return flat
 
@@ -135,7 +134,7 @@ def _prune(directory: Path, keep: int) -> None:
 
 
 def _split(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Return `node` as JSON: containers become [kind, content]; tensors move to `tensors`, named by number and path."""
+    """Return `node` as JSON: containers become [kind, content], tensors move to `tensors`."""
     if isinstance(node, Tensor):
         name = f"{len(tensors)}{path}"
         tensors[name] = node.detach()

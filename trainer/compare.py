@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """An evaluation: the settings that decide what is drawn, rows, and images uint8 [H W 3] of the first rows."""
+    """The settings that decide what is drawn, the rows, and images uint8 [H W 3] of the first rows."""
 
     conditions: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -111,60 +111,37 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
             f"the evaluations differ in prompts or settings ({len(before.rows)} rows with {dict(before.conditions)}, "
             f"{len(after.rows)} with {dict(after.conditions)}); evaluate both again"
         )
-    rows = list(zip(before.rows, after.rows, strict=True))
-    return {name: _compare(measure, rows) for name, measure in _measures((*before.rows, *after.rows)).items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Measure:
-    """A measure: `value` reads a row (None: missing), for the pairs that it `applies` to."""
-
-    value: Callable[[Row], float | None]
-    applies: Callable[[Row, Row], bool]
-
-
-def _measures(rows: Sequence[Row]) -> dict[str, _Measure]:
-    """Return the measures that these rows have, in display order."""
-    found = {"reward": _Measure(_reward, partial(_on, None, None))}
+    pairs, rows = list(zip(before.rows, after.rows, strict=True)), (*before.rows, *after.rows)
     reasoned = {row.pathway for row in rows if row.right is not None}
-    names = [(p, short) for p, short in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
-    found |= {f"reward {pathway}": _Measure(_reward, partial(_on, pathway, None)) for pathway, _ in names}
-    found |= {short: _Measure(lambda row: row.right, partial(_on, pathway, None)) for pathway, short in names}
+    names = [(p, name) for p, name in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
+    by_pathway = {p: [pair for pair in pairs if pair[0].pathway == p] for p in ("visual", "textual", "none")}
+    found = {"reward": _compare(pairs, _reward)}
+    found |= {f"reward {pathway}": _compare(by_pathway[pathway], _reward) for pathway, _ in names}
+    found |= {name: _compare(by_pathway[pathway], lambda row: row.right) for pathway, name in names}
     for name in sorted({name for row in rows for name in row.components}):
-        found[name] = _Measure(partial(_component, name), partial(_either, name))
-    tags = sorted({row.tag for row in rows if row.pathway == "none"})
-    if tags:
-        found["correct"] = _Measure(_correct, partial(_on, "none", None))
-    return found | {f"geneval {tag}": _Measure(_reward, partial(_on, "none", tag)) for tag in tags}
+        scored = [pair for pair in pairs if any(name in row.components for row in pair)]
+        found[name] = _compare(scored, partial(_component, name))
+    geneval = by_pathway["none"]
+    if geneval:
+        found["correct"] = _compare(geneval, lambda row: None if row.reward is None else row.reward >= _FULL)
+    for tag in sorted({row.tag for row, _ in geneval}):
+        found[f"geneval {tag}"] = _compare([pair for pair in geneval if pair[0].tag == tag], _reward)
+    return found
 
 
 def _reward(row: Row) -> float | None:
     return row.reward
 
 
-def _correct(row: Row) -> bool | None:
-    return None if row.reward is None else row.reward >= _FULL
-
-
 def _component(name: str, row: Row) -> float | None:
     return row.components.get(name)
 
 
-def _either(name: str, row: Row, other: Row) -> bool:
-    """A component that one side of a pair has should be on both sides."""
-    return name in row.components or name in other.components
-
-
-def _on(pathway: str | None, tag: str | None, row: Row, _other: Row) -> bool:
-    return pathway in (None, row.pathway) and tag in (None, row.tag)
-
-
-def _compare(measure: _Measure, rows: Sequence[tuple[Row, Row]]) -> Paired:
-    read = [(measure.value(row), measure.value(other)) for row, other in rows if measure.applies(row, other)]
-    pairs = [(a, b) for a, b in read if a is not None and b is not None]
+def _compare(rows: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> Paired:
+    pairs = [(a, b) for row, other in rows if (a := value(row)) is not None and (b := value(other)) is not None]
     change = summary(b - a for a, b in pairs)
     before, after = summary(a for a, _ in pairs), summary(b for _, b in pairs)
-    return Paired(before, after, change.mean, change.stderr, change.n, len(read) - len(pairs))
+    return Paired(before, after, change.mean, change.stderr, change.n, len(rows) - len(pairs))
 
 
 def _asked(row: Row) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Prompts and concepts from files, and which of them come at a step: that follows from (seed, step) alone.
+"""Read prompts and concepts from files, and choose the tasks of each step from (seed, step).
 
 prompts.jsonl         a line is GenEval's metadata ({tag, include, exclude, prompt}), or {tag, prompt, concept} with
-                      `resolved` (what a vague prompt means) and `fact` (which of the concept's facts it hints at)
+                      `resolved` (what a vague prompt means) and `fact` (the index of the fact that it hints at)
 concepts/<name>/      info.json {name, kind, class, info, extra_info}, conversations.json [{query, answer}..],
                       train/*.png
 """
@@ -16,24 +16,27 @@ from typing import Final
 
 import numpy as np
 
-from synod.contracts import CONCEPT_KINDS, Concept, Pixels
+from synod.contracts import CONCEPT_KINDS, Concept, GenEvalMetadata, Pixels
 from synod.errors import InvalidRequest, SettingsError, SynodError
 from synod.images import ImageLimits, decode
 from synod.reader import Node, each
-from synod.tree import read_geneval
+from synod.records import read
 from trainer.reasoning import make_task
 from trainer.types import ConceptProfile, Pathway, Prompt, Task
 
 _MILLION: Final = 1_000_000
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _LIMITS: Final = ImageLimits(64 * 2**20, 8192 * 8192)
-_CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # what a prompt claims; the service judges that, not we
-# One stream of random numbers each; a new one goes at the end, so that the others stay as they are.
+_CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # claims of a prompt; the service judges them
+# Streams of random numbers; append new ones, so that the existing ones stay the same.
 _COIN, _VISUAL, _TEXTUAL, _TAG, _GENEVAL, _REASON = range(6)
 
 
 def read_concepts(directory: Path) -> dict[str, ConceptProfile]:
-    """Every concept of `directory` by its name. Raises SettingsError that names the file and what is wrong in it."""
+    """Return every concept of `directory` by name.
+
+    Raises SettingsError, which names the file and the mistake.
+    """
     folders = sorted(path for path in directory.iterdir() if path.is_dir())
     concepts = dict(_concept(folder) for folder in folders)
     if len(concepts) != len(folders) or not concepts:
@@ -44,30 +47,30 @@ def read_concepts(directory: Path) -> dict[str, ConceptProfile]:
 
 
 def read_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Prompt, ...]:
-    """Every line of a prompt file. Raises SettingsError that names file, line and what is wrong."""
+    """Return the prompts of a file. Raises SettingsError, which names file, line and mistake."""
     lines = _text(path).splitlines()
     prompts = tuple(
         _prompt(_json(line, f"{path}:{number}"), concepts) for number, line in enumerate(lines, 1) if line.strip()
     )
     if not prompts:
-        raise SettingsError(f"{path}: no prompts; give one JSON object a line")
+        raise SettingsError(f"{path}: no prompts; give one JSON object per line")
     return prompts
 
 
 @dataclass(frozen=True)
 class Source:
-    """Prompts in the order in which training meets them. Nothing is kept: a step's tasks follow from its number.
+    """The sequence of training tasks; it holds no state, because a step's tasks follow from its number.
 
-    Concept prompts alternate in pairs of one visual and one textual pathway, in random order (Sync-R1's 1:1): prompts
-    that hint at a fact are textual, the others visual. `geneval_share` of all prompts are GenEval's, in rounds of one
-    prompt a tag. Each pool is walked in random order, once before any prompt comes again.
-    Raises SettingsError when a pool that is needed is empty.
+    Concept prompts come in pairs of one visual and one textual pathway, in random order (1:1 in Sync-R1): prompts that
+    hint at a fact are textual, the others visual. `geneval_share` of all prompts are GenEval's, in rounds of one
+    prompt of each tag. Each pool is shuffled for every pass over it. Raises SettingsError if a needed pool is
+    empty.
     """
 
     prompts: Sequence[Prompt]
     concepts: Mapping[str, ConceptProfile]
     seed: int
-    groups: int = 1
+    prompts_per_step: int = 1
     geneval_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,13 +80,14 @@ class Source:
         empty = [name for name, pool in pools.items() if not pool]
         if empty:
             raise SettingsError(
-                f"no prompt {' and none '.join(empty)} among {len(self.prompts)}, at geneval_share "
+                f"no prompt {' and none '.join(empty)} among {len(self.prompts)}, with geneval_share "
                 f"{self.geneval_share:g}; add some or change the share"
             )
 
     def tasks(self, step: int) -> list[Task]:
-        """The `groups` tasks of step 0, 1, ..."""
-        return [self._at(index) for index in range(step * self.groups, (step + 1) * self.groups)]
+        """Return the `prompts_per_step` tasks of step 0, 1, ..."""
+        first = step * self.prompts_per_step
+        return [self._task(index) for index in range(first, first + self.prompts_per_step)]
 
     @property
     def _millionths(self) -> int:
@@ -105,8 +109,8 @@ class Source:
                 found.setdefault(prompt.tag, []).append(prompt)
         return found
 
-    def _at(self, index: int) -> Task:
-        """The prompt number `index` of the run; `before` of those ahead of it are GenEval's, spread evenly."""
+    def _task(self, index: int) -> Task:
+        """Return task number `index` of the run; GenEval's tasks are spread evenly."""
         before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
         pathway: Pathway = "none"
         if after > before:
@@ -116,7 +120,7 @@ class Source:
             first_is_visual = bool(self._rng(_COIN, pair).integers(2))
             pathway = "visual" if first_is_visual != bool(second) else "textual"
             pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
-            prompt = self._walk(pool, pair, stream)
+            prompt = self._pick(pool, pair, stream)
         profile = None if prompt.concept is None else self.concepts[prompt.concept]
         return make_task(prompt, profile, pathway, self._rng(_REASON, index))
 
@@ -125,9 +129,9 @@ class Source:
         names = sorted(by_tag)
         turn, place = divmod(index, len(names))
         tag = int(self._rng(_TAG, turn).permutation(len(names))[place])
-        return self._walk(by_tag[names[tag]], turn, _GENEVAL, tag)
+        return self._pick(by_tag[names[tag]], turn, _GENEVAL, tag)
 
-    def _walk(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
+    def _pick(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
         epoch, place = divmod(index, len(pool))
         return pool[int(self._rng(*stream, epoch).permutation(len(pool))[place])]
 
@@ -139,21 +143,21 @@ def _prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     try:
         return _read_prompt(node, concepts)
     except InvalidRequest as error:
-        raise SettingsError(f"{error}. A line is a JSON object; see embedded/data/prompts for the form") from None
+        raise SettingsError(f"{error}. A line is a JSON object, as in embedded/data/prompts") from None
 
 
 def _read_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     of = node.fields("tag", "prompt", "concept", "resolved", "fact", "include", "exclude", *_CIRCUMSTANCES)
     text, tag, name = of.need("prompt", Node.text), of.need("tag", Node.text), of.get("concept", Node.text)
     if not text.strip():
-        raise node.error("an empty prompt")
+        raise node.error("the prompt is empty")
     if name is None:
         metadata = {key: of.values[key] for key in ("tag", "include", "exclude") if key in of.values}
-        return Prompt(text, tag, geneval=read_geneval(Node(metadata, node.path)))
+        return Prompt(text, tag, geneval=read(GenEvalMetadata, Node(metadata, node.path)))
     if "include" in of.values:
-        raise node.error("'include' beside 'concept'; a prompt is GenEval's or a concept's")
+        raise node.error("'include' and 'concept' together; give GenEval's metadata or a concept")
     if name not in concepts:
-        raise node.error(f"unknown concept {name!r}; there are {', '.join(sorted(concepts))}")
+        raise node.error(f"unknown concept {name!r}; give one of {', '.join(sorted(concepts))}")
     last = len(concepts[name].facts) - 1
     return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
 
@@ -162,7 +166,7 @@ def _concept(folder: Path) -> tuple[str, ConceptProfile]:
     try:
         return _read_concept(folder)
     except InvalidRequest as error:
-        raise SettingsError(f"{error}. See embedded/data/concepts for the form") from None
+        raise SettingsError(f"{error}. See embedded/data/concepts for an example") from None
 
 
 def _read_concept(folder: Path) -> tuple[str, ConceptProfile]:
@@ -171,7 +175,7 @@ def _read_concept(folder: Path) -> tuple[str, ConceptProfile]:
     talks = _json(_text(folder / "conversations.json"), str(folder / "conversations.json"))
     files = sorted(p for p in (folder / "train").glob("*") if p.suffix.lower() in _IMAGES)
     if not files:
-        raise SettingsError(f"{folder / 'train'}: no images ({', '.join(_IMAGES)}); a concept needs one or more")
+        raise SettingsError(f"{folder / 'train'}: no images; give at least one file of {', '.join(_IMAGES)}")
     name, kind = of.need("name", Node.text), of.need("kind", lambda kind: kind.choice(CONCEPT_KINDS))
     concept = Concept(kind, of.need("class", Node.text), name)
     facts = of.get("extra_info", each(Node.text)) or ()
@@ -189,16 +193,16 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; a concept needs info.json and conversations.json") from None
+        raise SettingsError(f"{path}: {error.strerror}; give each concept info.json and conversations.json") from None
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise SettingsError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def _json(text: str, where: str) -> Node:
     try:
         return Node(json.loads(text), where)
     except ValueError as error:
-        raise SettingsError(f"{where}: not JSON ({error})") from None
+        raise SettingsError(f"{where} is not valid JSON ({error})") from None
 
 
 def _image(path: Path) -> Pixels:

@@ -8,7 +8,7 @@ class RewardServiceUnavailable(RuntimeError):
 
 
 class NonFinite(ArithmeticError):
-    """A loss or gradient is NaN or infinite; `group` is the index of the loss's group, None for the gradient."""
+    """A loss or gradient is NaN or infinite; `group` is the loss's group, None for the gradient."""
 
     def __init__(self, message: str, group: int | None) -> None:
         super().__init__(message)

@@ -9,16 +9,14 @@ A missing number (null) has no series; it is not a 0. Before the first step the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from synod.exporter import Exporter, parser
-from trainer.metrics import METRICS, scalars
+from trainer.metrics import METRICS, read, scalars
 
 PORT: Final = 8002
-TAIL_BYTES: Final = 2**18  # far more than a line of metrics.jsonl
 HELP: Final = {
     "synod_training_step": "The last step",
     "synod_training_last_step_timestamp_seconds": "Unix time at which it was recorded",
@@ -28,34 +26,20 @@ HELP: Final = {
 
 def exposition(run_dir: Path) -> str:
     """Return the text of `/metrics` for the run in this directory; empty before its first step."""
-    path = run_dir / METRICS
-    record = last_record(path)
-    if record is None:
+    records = read(run_dir)
+    if not records:
         return ""
+    record = records[-1]
     values = [f'{{name="{name}"}} {value!r}' for name, value in scalars(record) if name != "step"]
     samples = {
         "synod_training_step": [f" {record['step']}"],
-        "synod_training_last_step_timestamp_seconds": [f" {path.stat().st_mtime!r}"],
+        "synod_training_last_step_timestamp_seconds": [f" {(run_dir / METRICS).stat().st_mtime!r}"],
         "synod_training_value": values,
     }
     lines = []
     for name, found in samples.items():
         lines += [f"# HELP {name} {HELP[name]}", f"# TYPE {name} gauge", *(name + sample for sample in found)]
     return "\n".join(lines) + "\n"
-
-
-def last_record(path: Path) -> dict[str, Any] | None:
-    """Return the last complete line of metrics.jsonl, or None before the first."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    whole = [
-        line for line in lines[:-1] if line.startswith(b"{")
-    ]  # what follows the last newline is still being written
-    return dict(json.loads(whole[-1])) if whole else None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -61,7 +61,7 @@ class Metrics:
         self._board = SummaryWriter(run_dir / "tensorboard", purge_step=resume_at)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record numbers, strings and lists of them, in mappings of any depth. NaN and infinities become null."""
+        """Record a tree of numbers, strings and lists. NaN and infinities become null."""
         self._metrics.write(_line({"step": step, **values}))
         self._metrics.flush()
         for name, value in scalars(values):

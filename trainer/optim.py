@@ -109,7 +109,7 @@ def _backward(
     groups: int,
     rng: np.random.Generator,
 ) -> tuple[float, LossStats]:
-    """Add the gradient of one group's segments; one denoising step at a time, to hold one step's graph at most."""
+    """Add the gradient of one group's segments, one denoising step at a time to save memory."""
     total = policy.steps(segments)
     count = max(1, round(settings.loss.loss_step_fraction * total))
     weight = loss_weights(policy, settings)[modality] * total / count / groups

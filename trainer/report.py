@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 
 from synod.errors import SettingsError
-from trainer.compare import Evaluation, Row, paired, summary
+from trainer.compare import paired, summary
 from trainer.evaluate import image_files, load_evaluation
 from trainer.images import write_whole
 from trainer.metrics import SAMPLES, read, show, steps_saved
@@ -91,12 +92,12 @@ def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
         (f"reward, first {window} steps", mean("reward_mean", slice(window)), "{:.3f}"),
         (f"reward, last {window} steps", mean("reward_mean", slice(-window, None)), "{:.3f}"),
         ("pass rate", mean("pass_rate"), "{:.1%}"),
-        ("previews a step", mean("previews"), "{:.1f}"),
+        ("previews per step", mean("previews"), "{:.1f}"),
         ("denoising steps saved", steps_saved(records), "{:.0%}"),
         ("groups topped up at the cap", total("capped"), "{:.0f}"),
         ("rewards missing", total("masked"), "{:.0f}"),
         ("groups skipped", total("skipped"), "{:.0f}"),
-        ("seconds a step", mean("seconds.total"), "{:.1f}"),
+        ("seconds per step", mean("seconds.total"), "{:.1f}"),
         ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
     ]
     return [(label, form.format(value)) for label, value, form in found if value is not None]
@@ -116,7 +117,7 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
-    """Return (phase, mean seconds in a step, share of the step); "other" is time outside every phase."""
+    """Return (phase, mean seconds in a step, share of it); "other" is time outside every phase."""
     seconds = [record["seconds"] for record in records if at("seconds.total")(record)]
     total = math.fsum(spent["total"] for spent in seconds)
     names = [name for name in dict.fromkeys(name for spent in seconds for name in spent) if name != "total"]
@@ -128,7 +129,7 @@ def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
 def heldout(run_dir: Path) -> dict[str, Any] | None:
     """Compare the held-out evaluations before and after training; None when neither has been made."""
     paths = [run_dir / f"evaluation/{name}.json" for name in ("before", "after")]
-    before, after = map(_evaluation, paths)
+    before, after = (load_evaluation(path) if path.exists() else None for path in paths)
     if before is None:
         return None
     try:
@@ -136,7 +137,7 @@ def heldout(run_dir: Path) -> dict[str, Any] | None:
     except SettingsError as error:  # its settings were changed between the two; the rest of the page is still good
         return {"problem": str(error)}
     sides = [
-        [_shown(row, file) for row, file in zip(evaluation.rows, image_files(path), strict=False)]
+        [{**asdict(row), "data": _embed(file)} for row, file in zip(evaluation.rows, image_files(path), strict=False)]
         for evaluation, path in zip((before, after), paths, strict=True)
         if evaluation is not None
     ]
@@ -172,7 +173,7 @@ def last_groups(run_dir: Path) -> dict[str, Any] | None:
 
 
 def at(path: str) -> Getter:
-    """Return a reader of `a.b` in a record; it returns None where there is no finite number."""
+    """Return a reader of `a.b` in a record; it returns None if that is not a finite number."""
 
     def get(record: Record) -> float | None:
         value: Any = record
@@ -212,17 +213,6 @@ def _embed(file: Path) -> str:
         return base64.b64encode(file.read_bytes()).decode()
     except FileNotFoundError:  # removed to save space
         return ""
-
-
-def _shown(row: Row, file: Path) -> dict[str, Any]:
-    return {
-        "prompt": row.prompt, "data": _embed(file), "answer": row.answer, "reward": row.reward,
-        "failure": row.failure, "right": row.right,
-    }  # fmt: skip
-
-
-def _evaluation(path: Path) -> Evaluation | None:
-    return load_evaluation(path) if path.exists() else None
 
 
 def _verdict(difference: float | None, stderr: float | None) -> str:

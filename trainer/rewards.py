@@ -37,9 +37,9 @@ THREADS: Final = 16  # enough for all requests of a step at once: the service ba
 
 
 class RewardService:
-    """A thread-safe client that survives a failing, slow or restarting service; `close` it when training ends.
+    """A thread-safe client that survives a failing, slow or restarting service.
 
-    `log` receives messages for the user; `transport` is for tests.
+    `log` receives messages for the user; `transport` is for tests. `close` it when training ends.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class RewardService:
                 return [_reward(result, request) for result in response.results]
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
-        """Pause before a retry, and log the first one. Raises RewardServiceUnavailable after `patience_s`."""
+        """Pause before a retry. Raises RewardServiceUnavailable after `patience_s`."""
         now = time.monotonic()
         with self._lock:
             first, self._unavailable_since = self._unavailable_since is None, self._unavailable_since or began
@@ -153,7 +153,7 @@ class RewardService:
 
 
 def _may_recover(reward: Reward | None) -> bool:
-    """Return whether to retry: a lost replica or a full queue may recover, a deadline that passed does not."""
+    """Return whether to retry: a lost replica or full queue may recover, a passed deadline does not."""
     failure = None if reward is None else reward.failure
     return failure is not None and failure.retryable and failure.code != DeadlineExceeded.code
 

@@ -1,4 +1,4 @@
-"""From a task to a group of finished images whose rewards are requested: reason, preview, screen, finish.
+"""From a task to a group of finished images: reason, preview, screen, finish, request rewards.
 
 The random numbers of a rollout follow from (seed, step, group, its index in draw order), so a rollout does not depend
 on which others were kept.
@@ -85,10 +85,11 @@ def sample_previews(
     key: Sequence[int],
     clock: Clock,
 ) -> Previews:
-    """Draw previews, `preview_batch_size` at a time, until `group_size` pass the threshold or the cap is reached.
+    """Draw previews until `group_size` pass the threshold or the cap is reached.
 
-    With `screen.threshold` "none" nothing is scored and exactly one group is drawn. A preview without a score does
-    not pass a threshold. At the cap the best rejected previews top up the group.
+    They are drawn `preview_batch_size` at a time. With `screen.threshold` "none" nothing is scored and exactly one
+    group is drawn. A preview without a score does not pass a threshold. At the cap the best rejected previews top up
+    the group.
     """
     limits = settings.screen
     unscreened = limits.threshold == "none"
@@ -116,7 +117,7 @@ def sample_previews(
 
 
 def finish(policy: Policy, service: Rewards, previews: Previews, settings: TrainerSettings, clock: Clock) -> Group:
-    """Denoise the kept previews to the last step, `reward_batch_size` at a time, and request each batch's rewards.
+    """Finish the kept previews and request their rewards, `reward_batch_size` at a time.
 
     The service scores one batch while the next is drawn.
     """
@@ -172,7 +173,7 @@ def begin(
     key: Sequence[int],
     indices: Sequence[int],
 ) -> list[ImageSegment]:
-    """Return a fully masked image for each rollout of `indices`, from its task's prompt and its answer."""
+    """Return a fully masked image for each rollout of `indices`, from its prompt and answer."""
     answers = ["" if text is None else text.text for text in texts]
     prompts = [compound(task.prompt.text, answer) for task, answer in zip(tasks, answers, strict=True)]
     shape = (settings.sampler.denoising_steps, 2, policy.positions)

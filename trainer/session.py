@@ -1,4 +1,4 @@
-"""One run from its settings: create policy and service, evaluate, train, evaluate again, save model and page."""
+"""One run: create policy and service, evaluate, train, evaluate again, save model and page."""
 
 from __future__ import annotations
 

@@ -56,14 +56,14 @@ class _Node(BaseModel):
 
 
 class PolicySettings(_Node):
-    """A Show-o directory or hub id. `vq` is its image tokenizer; null: the directory `vq` inside `model`."""
+    """A Show-o directory or hub id, and its image tokenizer; null: the directory `vq` in `model`."""
 
     model: ModelSource
     vq: ModelSource | None = None
 
 
 class DataSettings(_Node):
-    """Prompts and concepts. `geneval_share` of the training prompts are GenEval's, which have no concept."""
+    """Prompts and concepts. `geneval_share` of the training prompts are GenEval's."""
 
     prompts: PromptFile
     heldout: PromptFile
@@ -72,7 +72,7 @@ class DataSettings(_Node):
 
 
 class SamplerSettings(_Node):
-    """MaskGIT sampling; guided logits are (1 + guidance_scale) * conditional - guidance_scale * unconditional."""
+    """MaskGIT sampling; logits are (1 + g) * conditional - g * unconditional, with g `guidance_scale`."""
 
     denoising_steps: int = Field(50, ge=2)
     guidance_scale: float = Field(5.0, ge=0)
@@ -115,10 +115,11 @@ class ScreenSettings(_Node):
 
 
 class LossSettings(_Node):
-    """Sync-GRPO, eq. 9. `positions` "masked" scores sampled positions, "all" every position as in the paper.
+    """Sync-GRPO, eq. 9.
 
-    `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the denoising steps
-    enter the loss, drawn at random and reweighted.
+    `positions` "masked" scores sampled positions, "all" every position as in the paper. `scale` divides each modality
+    by a constant, or sums as the paper does. `loss_step_fraction` of the denoising steps enter the loss, drawn at
+    random and reweighted.
     """
 
     alpha_text: float = Field(0.4, ge=0)

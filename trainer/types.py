@@ -120,7 +120,7 @@ Segment = TextSegment | ImageSegment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One trajectory o_i = (IR_i, I_i); `text` is None on pathway "none", `index` its place in draw order."""
+    """One trajectory o_i = (IR_i, I_i), number `index` in draw order; pathway "none" has no text."""
 
     index: int
     text: TextSegment | None
@@ -133,7 +133,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A measured reward with its components; or `value` None, which masks the rollout, with the failure."""
+    """A reward with its components; or `value` None, which masks the rollout, and the failure."""
 
     value: float | None
     components: Mapping[str, float] = field(default_factory=dict)

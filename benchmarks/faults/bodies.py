@@ -7,7 +7,6 @@ import math
 from base64 import b64encode
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any, Final
 
 import msgpack
@@ -15,9 +14,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from synod import contracts as c
-from synod import tree
+from synod import records
 from synod.codec import JSON, MSGPACK, PROTOBUF, Codec
-from synod.digest import PREFIX, digest_of
+from synod.digest import digest_of
 from synod.images import encode_png
 
 RAW: Final = np.full((2, 3, 3), 77, np.uint8)
@@ -42,7 +41,12 @@ for _ in range(200):
 _ODD: Final[tuple[Any, ...]] = (
     *(None, True, -1, 0, 0.5, 2**63, -(2**63), 1e308, math.nan, math.inf, "", "x" * 600, "level", "\x00", "é" * 40),
     *([], {}, [[]] * 70, {"": ""}, _DEEP, b"", b"\x89PNG\r\n\x1a\n", PNG[:-20]),
-    *({"digest": PREFIX + "0" * 64}, {"digest": "md5:0"}, {"digest": 7}, {"digest": digest_of(PNG), "shape": [1]}),
+    *(
+        {"digest": c.DIGEST_PREFIX + "0" * 64},
+        {"digest": "md5:0"},
+        {"digest": 7},
+        {"digest": digest_of(PNG), "shape": [1]},
+    ),
     *({"data": b"", "shape": shape} for shape in ([0, 0, 3], [-1, -1, 3], [2**40, 2**40, 3], [1, 1], [1, 1, 3.0])),
     *("http://127.0.0.1/cat.png", "data:image/png;base64,AAAA"),
 )
@@ -96,9 +100,7 @@ def _shuffled(put: bool) -> st.SearchStrategy[bytes]:
 
 
 def _tree(record: c.ScoreRequest | c.PutImagesRequest) -> Any:
-    if isinstance(record, c.PutImagesRequest):
-        return tree.put_tree(record, bytes)
-    return tree.request_tree(replace(record), bytes)
+    return records.write(type(record), record)
 
 
 def _paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -70,8 +70,8 @@ def _named(policy: Policy, task: Task, place: int, settings: TrainerSettings, se
 def _rank(policy: Policy, ber: Scorer, task: Task, settings: TrainerSettings, key: Sequence[int]) -> float:
     steps, places = settings.sampler.denoising_steps, range(ROLLOUTS)
     texts = reason(policy, task, settings, key, places)
-    begun = begin(policy, [task] * ROLLOUTS, texts, settings, key, places)
-    previews = policy.denoise(begun, settings.screening_step)
+    started = begin(policy, [task] * ROLLOUTS, texts, settings, key, places)
+    previews = policy.denoise(started, settings.screening_step)
     early, late = (
         [score.value for score in scores(ber, [surrogate_item(task, p) for p in policy.images(images)])]
         for images in (previews, policy.denoise(previews, steps))

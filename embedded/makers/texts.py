@@ -31,15 +31,15 @@ def corpus() -> list[str]:
     These are all prompts in three forms and with one wrong word, colour templates, and all statements on concepts.
     """
     rng = np.random.default_rng(5)
-    said = [*world.LABELS, *world.CLASSES, *world.COLORS, *world.ACCESSORIES, *world.PLACES]
+    texts = [*world.LABELS, *world.CLASSES, *world.COLORS, *world.ACCESSORIES, *world.PLACES]
     for profile in world.CONCEPTS:
-        said += [profile.info, profile.pronoun, *(fact.sentence for fact in profile.attributes)]
+        texts += [profile.info, profile.pronoun, *(fact.sentence for fact in profile.attributes)]
     for split in ("train", "heldout"):
-        said += [question.text for question in world.attribute_questions(split)]
-    said += [t.format(color=c, kind=k) for t in COLOR_TEMPLATES for c in world.COLORS for k in world.CLASSES]
+        texts += [question.text for question in world.attribute_questions(split)]
+    texts += [t.format(color=c, kind=k) for t in COLOR_TEMPLATES for c in world.COLORS for k in world.CLASSES]
     for prompt in (*world.PROMPTS_TRAIN, *world.PROMPTS_HELDOUT):
-        said += [prompt.text, scorer_caption(prompt.text), world.resolve(prompt), world.change_one_word(prompt, rng)]
-    return said
+        texts += [prompt.text, scorer_caption(prompt.text), world.resolve(prompt), world.change_one_word(prompt, rng)]
+    return texts
 
 
 def tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:

@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
+from services.cluster.host import SharedItems
 from services.observability import tracing
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
@@ -80,7 +81,7 @@ class RayBackend:
         if size < SHARE_FROM_BYTES:
             return Staged(items)
         try:
-            return Staged(items, await asyncio.to_thread(ray.put, items))
+            return Staged(items, SharedItems(await asyncio.to_thread(ray.put, items)))
         except (ObjectStoreFullError, OutOfDiskError) as error:
             raise Overloaded(
                 f"the object store has no room for {size} bytes ({type(error).__name__}); retry later, send fewer "
@@ -167,5 +168,4 @@ def gist(message: str) -> str:
 def size_of(items: Sequence[ScoreItem]) -> int:
     """Return the bytes that decoded items have in a message: their pixels, and about what their other fields have."""
     pixels = sum(len(one) if isinstance(one, bytes) else one.nbytes for item in items for one in item.images())
-    others = [(one.prompt, one.reasoning, one.geneval, one.concept, one.source_prompt) for one in items]
-    return pixels + len(ascii(others))
+    return pixels + len(ascii([one.inputs() for one in items]))

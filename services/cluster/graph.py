@@ -24,7 +24,7 @@ from services.cluster.replica import Build
 from services.cluster.store import shared
 from services.gateway import app, auth
 from services.gateway.admission import Admission, Window
-from services.gateway.core import Gateway, report_queue
+from services.gateway.core import Gateway
 from services.gateway.ports import Ports
 from services.gateway.store import MemoryStore, Store
 from services.observability import access_log, metrics, tracing
@@ -67,7 +67,7 @@ class Ingress:
             backend,
             settings.ensembles,
             fitted(settings.limits, await asyncio.to_thread(ray.nodes)),
-            admission=Admission(windows(settings), settings.admission.max_queued_images, report_queue),
+            admission=Admission(windows(settings), settings.admission.max_queued_images, metrics.report_queue),
             store=await _store(settings, app_name),
         )
         self._gatekeeper = auth.load(settings.auth)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import ray
 
 from services.backends import Loaded
 from services.batching import BatchThread
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
 from services.cluster.replica import Build, Replica
+from services.models.image_memo import MEMO
 from services.observability import tracing
 from services.scorers.base import ScorerSpec
 from services.settings import TracingSettings
 from services.settings_types import ScorerSettings
 from synod import memory
 from synod.contracts import Outcome, ScoreItem
+
+
+@dataclass(frozen=True, slots=True)
+class SharedItems:
+    """Items in Ray's object store, as a reference that Ray does not resolve again for each call."""
+
+    reference: ray.ObjectRef[tuple[ScoreItem, ...]]
 
 
 class Host:
@@ -34,6 +47,9 @@ class Host:
     ) -> None:
         memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
+        MEMO.enabled = len(specs) > 1
+        self._fetches: WeakValueDictionary[str, asyncio.Task[tuple[ScoreItem, ...]]] = WeakValueDictionary()
+        self._pending: set[asyncio.Task[tuple[ScoreItem, ...]]] = set()
         shared = BatchThread()
         self._replicas = {
             name: Replica(spec, settings[name], golden_file, build, timeouts, None if settings[name].remote else shared)
@@ -43,14 +59,27 @@ class Host:
     async def score(
         self,
         scorer: str,
-        items: Sequence[ScoreItem],
+        sent: Sequence[ScoreItem] | SharedItems,
         indexes: Sequence[int],
         timeout_s: float,
         traceparent: str | None = None,
     ) -> list[Outcome]:
         """Score as `Replica.score` does, by the scorer of that name, within the span that `traceparent` names."""
+        fetch = self._fetch(sent) if isinstance(sent, SharedItems) else None  # held until the end, for the other calls
+        items = sent if fetch is None else await asyncio.shield(fetch)
+        assert not isinstance(items, SharedItems)
         with tracing.use_span(tracing.Span(traceparent)):
             return await self._replicas[scorer].score(items, indexes, timeout_s)
+
+    def _fetch(self, sent: SharedItems) -> asyncio.Task[tuple[ScoreItem, ...]]:
+        """Return the one fetch of a request's items, which its calls in progress share, and so the arrays in them."""
+        key = sent.reference.hex()
+        fetch = self._fetches.get(key)
+        if fetch is None:
+            fetch = self._fetches[key] = asyncio.ensure_future(_get(sent.reference))
+            self._pending.add(fetch)
+            fetch.add_done_callback(self._pending.discard)
+        return fetch
 
     async def loaded(self) -> dict[str, Loaded]:
         """Return per scorer what loading it found."""
@@ -60,3 +89,8 @@ class Host:
         """Check every scorer as `Replica.check_health` does."""
         for replica in self._replicas.values():
             await replica.check_health()
+
+
+async def _get(reference: ray.ObjectRef[tuple[ScoreItem, ...]]) -> tuple[ScoreItem, ...]:
+    items: tuple[ScoreItem, ...] = await reference
+    return items

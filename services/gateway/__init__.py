@@ -1,1 +1,1 @@
-"""The gateway: admit, fan out, gather, combine. Knows neither torch nor ray."""
+"""The gateway: validate requests, fan them out to scorers, combine scores. It imports neither torch nor ray."""

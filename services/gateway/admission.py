@@ -15,15 +15,14 @@ import asyncio
 import heapq
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Final, Literal
 
-from synod.errors import Overloaded, PayloadTooLarge
+from synod.errors import Overloaded
 
 Priority = Literal["training", "evaluation"]
 AGING_S: Final[Mapping[Priority, float]] = {"training": 0.0, "evaluation": 10.0}
@@ -31,15 +30,6 @@ QUEUE_SHARE: Final[Mapping[Priority, float]] = {"training": 1.0, "evaluation": 0
 RATE_WINDOW_S: Final = 30.0
 SHORTEST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A caller: the name of its token, its priority, and how many images it may have in flight (None: no limit)."""
-
-    name: str = "anyone"
-    priority: Priority = "training"
-    max_images: int | None = None
 
 
 class ScorerQueue:
@@ -143,7 +133,7 @@ class Ticket:
             self._started.set_result(None)
 
     def release(self) -> None:
-        """Give the place back. A second call does nothing."""
+        """Give the place back. A second call has no effect."""
         if not self.released:
             self.released = True
             self._queue._release(self)
@@ -158,7 +148,7 @@ class Window:
 
 
 class Admission:
-    """All queues of a gateway, and the images that each caller has in flight in it.
+    """All queues of a gateway.
 
     `windows` are by scorer; other scorers get the default. `changed` is called with the scorer and what `ScorerQueue`
     passes to its own `changed`.
@@ -174,7 +164,6 @@ class Admission:
         self._changed = changed
         self._max_waiting = max_waiting
         self._queues: dict[str, ScorerQueue] = {}
-        self._in_flight: Counter[str] = Counter()
 
     def queue(self, scorer: str) -> ScorerQueue:
         """Return the queue of a scorer."""
@@ -194,26 +183,6 @@ class Admission:
                 ticket.release()
             raise Overloaded(f"scorer '{scorer}': {full}", retry_after_s=full.retry_after_s) from None
         return tickets
-
-    @contextmanager
-    def quota(self, caller: Caller, images: int) -> Iterator[None]:
-        """Count `images` against the caller's quota inside the block.
-
-        Raises Overloaded, or PayloadTooLarge for more images than the whole quota.
-        """
-        limit = caller.max_images
-        if limit is not None and images > limit:
-            raise PayloadTooLarge(f"{images} items, the quota of '{caller.name}' is {limit}; send several requests")
-        if limit is not None and self._in_flight[caller.name] + images > limit:
-            raise Overloaded(
-                f"'{caller.name}' has {self._in_flight[caller.name]} images in flight and {images} more exceed its "
-                f"quota {limit}; retry later"
-            )
-        self._in_flight[caller.name] += images
-        try:
-            yield
-        finally:
-            self._in_flight[caller.name] -= images
 
 
 _now_s = time.monotonic

@@ -1,4 +1,4 @@
-"""Wiring: a Gateway -> the FastAPI application that serves it."""
+"""Build the FastAPI application of a gateway."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from starlette.exceptions import HTTPException
 
 import synod
 from services.gateway import compat as compatible
-from services.gateway import console, docs, http, pages, rest, schema
+from services.gateway import console, docs, negotiation, pages, probes, rest, schema
 from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 from services.settings import CompatSettings
 
-DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # no script at all
+DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # scripts are not allowed
 
 
 class Api(FastAPI):
-    """FastAPI, whose document also says how callers are told apart."""
+    """FastAPI with the security schemes in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -38,12 +38,11 @@ def build(
     ports: Ports | None = None,
     compat: CompatSettings | None = None,
 ) -> FastAPI:
-    """The whole HTTP face of a service: scoring, discovery, health, metrics, the console at `/`, and `/docs`.
-    Neither page needs another site.
+    """Return the application: scoring, discovery, health, metrics, the console at `/` and the pages at `/docs`.
 
-    `authenticator` (None: everyone may come in) guards scoring, uploads and discovery, and `/metrics` where
-    `metrics_need_token`; health, readiness and the documents are open. While the application runs, it listens on
-    `ports` too, besides who serves it. `compat` adds other servers' endpoints.
+    `authenticator` (None: all callers are accepted) guards scoring, uploads and discovery, and `/metrics` if
+    `metrics_need_token`. Health, readiness and documents need no token. While the application runs, it listens on
+    `ports` as well as where its server does. `compat` adds the endpoints of other reward servers.
     """
     guard = authenticator or Authenticator()
 
@@ -67,10 +66,11 @@ def build(
     app.state.authenticator = guard
     app.state.metrics_need_token = metrics_need_token
     app.include_router(rest.router)
+    app.include_router(probes.router)
     app.include_router(console.router)
     for router in compatible.routers(compat or CompatSettings()):
         app.include_router(router)
-    app.exception_handler(HTTPException)(http.not_found)
+    app.exception_handler(HTTPException)(negotiation.not_found)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

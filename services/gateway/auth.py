@@ -1,15 +1,15 @@
-"""Bearer tokens: who may come in, under which name, with which priority, quota and scopes.
+"""Authenticate callers by bearer tokens, which have a name, a priority, a quota and scopes.
 
-Tokens are a TOML text, in a file or an environment variable; the settings name only where. One table a name:
+Tokens are TOML, in a file or an environment variable that the settings name. Each name has a table:
 
     [run-7]
     token = "at least 16 characters"     # python -c "import secrets; print(secrets.token_urlsafe(32))"
     priority = "training"                # or "evaluation"; training goes first
-    max_images = 4096                    # under way at once in one gateway; absent: no bound
+    max_images = 4096                    # in flight at once in one gateway; absent: no limit
     scopes = ["score"]                   # "score", "metrics"
 
-Only SHA-256 digests stay in memory, and no message or log ever holds a token. (A plain hash is enough for what is
-random; a token of 16 characters or more is no password to be guessed.)
+Only SHA-256 digests stay in memory, and no message or log holds a token. (A plain hash is enough for a random token of
+16 characters or more, which cannot be guessed like a password.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
-from services.gateway.admission import Caller, Priority
+from services.gateway.admission import Priority
+from services.gateway.quota import Caller
 from services.settings import AuthSettings
 from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 from synod.secret import Secret, from_environment, from_file
@@ -33,7 +34,7 @@ Scope = Literal["score", "metrics"]
 ANONYMOUS = Caller()
 
 
-class _Entry(BaseModel):
+class _Token(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     token: Annotated[SecretStr, Field(min_length=16)]
@@ -42,7 +43,7 @@ class _Entry(BaseModel):
     scopes: frozenset[Scope] = frozenset({"score"})
 
 
-_ENTRIES = TypeAdapter(dict[str, _Entry], config=ConfigDict(hide_input_in_errors=True))
+_TOKENS = TypeAdapter(dict[str, _Token], config=ConfigDict(hide_input_in_errors=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +54,25 @@ class _Known:
 
 
 class Authenticator:
-    """Tells callers by their tokens; without any token it lets everyone in (loopback only: the settings see to it)."""
+    """Finds the caller of a token. Without tokens, it accepts everyone; the settings allow that on loopback only."""
 
     def __init__(self, known: tuple[_Known, ...] = ()) -> None:
         self._known = known
 
     def authenticate(self, authorization: str | None, scope: Scope) -> Caller:
-        """Who sends this Authorization header. Raises Unauthenticated, or PermissionDenied for want of `scope`.
+        """Return the caller of an Authorization header. Raises Unauthenticated, or PermissionDenied without `scope`.
 
-        Every known digest is compared, each in constant time, so that the time taken tells nothing of any.
+        All digests are compared, each in constant time, so that the time taken reveals none.
         """
         if not self._known:
             return ANONYMOUS
         kind, _, token = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not token.strip():
-            raise Unauthenticated("no bearer token; send 'Authorization: Bearer TOKEN'")
+            raise Unauthenticated("the request has no bearer token; send 'Authorization: Bearer TOKEN'")
         given = _digest(token.strip())
         matching = [known for known in self._known if hmac.compare_digest(known.digest, given)]
         if not matching:
-            raise Unauthenticated("an unknown bearer token; ask who runs the service for one")
+            raise Unauthenticated("the bearer token is unknown; ask the operator of the service for one")
         if scope not in matching[0].scopes:
             raise PermissionDenied(f"token '{matching[0].caller.name}' has no scope '{scope}'")
         return matching[0].caller
@@ -87,7 +88,7 @@ def load(settings: AuthSettings, environ: Mapping[str, str] = os.environ) -> Aut
 
 
 def challenge(error: Exception) -> str | None:
-    """The WWW-Authenticate header of an answer to `error` (RFC 6750), if it needs one."""
+    """Return the WWW-Authenticate header for an error (RFC 6750), None if it needs none."""
     if isinstance(error, Unauthenticated):
         return 'Bearer realm="synod"'
     if isinstance(error, PermissionDenied):
@@ -98,18 +99,18 @@ def challenge(error: Exception) -> str | None:
 def _read(secret: Secret) -> tuple[_Known, ...]:
     source = secret.source
     try:
-        entries = _ENTRIES.validate_python(tomllib.loads(secret.text))
+        entries = _TOKENS.validate_python(tomllib.loads(secret.text))
     except tomllib.TOMLDecodeError:  # its message may quote the text
-        raise SettingsError(f"{source}: no valid TOML; see `services/gateway/auth.py` for an example") from None
+        raise SettingsError(f"{source} is not valid TOML; see `services/gateway/auth.py` for an example") from None
     except ValidationError as error:
-        told = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise SettingsError(f"{source} has {len(told)} error(s):\n" + "\n".join(told)) from None
+        errors = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise SettingsError(f"{source} has {len(errors)} error(s):\n" + "\n".join(errors)) from None
     known = tuple(
         _Known(_digest(entry.token.get_secret_value()), Caller(name, entry.priority, entry.max_images), entry.scopes)
         for name, entry in entries.items()
     )
     if not known:
-        raise SettingsError(f"{source} holds no token; give at least one table with a 'token'")
+        raise SettingsError(f"{source} has no tokens; give at least one table with a 'token'")
     if len({one.digest for one in known}) < len(known):
         raise SettingsError(f"{source}: two names share a token; give each its own")
     return known

@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Container
 from dataclasses import replace
 
-from services.gateway.admission import Caller
 from services.gateway.auth import Authenticator, Scope
+from services.gateway.quota import Caller
 from services.observability import access_log, metrics
 from services.observability.tracing import NO_SPAN, Span
 from synod.contracts import ScoreRequest

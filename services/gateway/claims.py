@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Final
 
+from services.gateway.keys import score_keys
 from services.gateway.store import Claim, ScoreKey, Store
 from services.observability import metrics
-from synod.contracts import ImageInput, ImageRef, Origin, Outcome, Score, ScoreFailure, ScoreItem
-from synod.digest import digest_of
+from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
 
 Outcomes = dict[int, Outcome]  # by item index
 _CACHE_RESULT: Final = {Claim.OWNED: "miss", Claim.IN_FLIGHT: "shared"}
@@ -25,8 +24,8 @@ class Claims:
     """The claims of one request on its scores. Each owned score must be settled, at the latest by `release`.
 
     `owned` and `in_flight` hold item indexes by scorer. An item equal to an earlier one is a duplicate: it is in
-    neither, and `with_duplicates` copies the outcome of the earlier one. A scorer without an origin shares nothing: all
-    its items are owned. Claims run out at `lease_ends_s` (monotonic), so that a gateway that died blocks nobody.
+    neither, and `with_duplicates` copies the outcome of the earlier one. All items of a scorer without an origin are
+    owned: its scores are never shared. Claims expire at `lease_ends_s` (monotonic), in case this gateway dies.
     """
 
     def __init__(
@@ -66,6 +65,14 @@ class Claims:
             else:
                 (self.owned if claim is Claim.OWNED else self.in_flight).setdefault(name, []).append(i)
         return cached
+
+    def open_scorers(self) -> list[str]:
+        """Return the scorers with scores that are owned or in flight."""
+        return sorted({name for claimed in (self.owned, self.in_flight) for name, found in claimed.items() if found})
+
+    def open_items(self) -> list[int]:
+        """Return the indexes of items with a score that is owned or in flight."""
+        return sorted({i for indexes in (*self.owned.values(), *self.in_flight.values()) for i in indexes})
 
     async def claim_abandoned(self, name: str, indexes: Sequence[int]) -> tuple[Outcomes, list[int], list[int]]:
         """Claim scores that other requests gave up. Returns (cached outcomes, owned indexes, indexes in flight)."""
@@ -138,27 +145,5 @@ class Claims:
         ]
 
 
-def score_keys(item: ScoreItem, origins: Mapping[str, Origin]) -> dict[str, ScoreKey]:
-    """Return the key of the item's score by each scorer of `origins`. All inputs of an item count.
-
-    An image counts by the digest of what was sent: a PNG file and its pixels have different keys.
-    """
-    if not origins:
-        return {}
-    image = "" if item.image is None else _digest(item.image)
-    references = tuple(map(_digest, item.references))
-    texts = (item.prompt, item.source_prompt)
-    inputs = _hash(repr((texts, references, item.reasoning, item.geneval, item.concept)))
-    return {name: ScoreKey(image, inputs, _hash(repr((name, origin)))) for name, origin in origins.items()}
-
-
 def _pick(failures: Mapping[int, ScoreFailure], indexes: Iterable[int]) -> Outcomes:
     return {i: failures[i] for i in indexes if i in failures}
-
-
-def _digest(image: ImageInput) -> str:
-    return image.digest if isinstance(image, ImageRef) else digest_of(image)
-
-
-def _hash(text: str) -> str:
-    return blake2b(text.encode(errors="surrogatepass"), digest_size=32).hexdigest()

@@ -21,21 +21,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway.admission import Caller
 from services.gateway.core import Gateway
-from services.gateway.http import JSON, ErrorBoundaryRoute, authenticate, cancel_on_disconnect, opened, read_body
+from services.gateway.http import ErrorBoundaryRoute, authenticate, cancel_on_disconnect, opened, read_body
+from services.gateway.negotiation import JSON
+from services.gateway.quota import Caller
 from services.settings import CompatSettings
-from synod.contracts import ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import ITEM_FIELDS, ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
 from synod.reader import Fields, Node, each, quote
+from synod.records import read_item
 from synod.scoring import geneval
-from synod.tree import read_item
 from synod.values import values_of
 
 PROTOCOL = "1"
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")
-ITEM_FIELDS = ("references", "reasoning", "geneval", "concept", "source_prompt")
+_METADATA = tuple(name for name in ITEM_FIELDS if name not in ("image", "prompt"))
 _REFUSED = ("image_ipc", "video_b64", "video_path")
 
 
@@ -228,7 +229,7 @@ def _metadata(node: Node) -> ScoreItem:
     given: Mapping[str, Any] = node.table(lambda child: child.value)
     if given.get("geneval") is None and geneval.is_metadata(given):
         given = geneval.item_fields(given)
-    return read_item(Node({name: given[name] for name in ITEM_FIELDS if name in given}, node.path), read_base64)
+    return read_item(Node({name: given[name] for name in _METADATA if name in given}, node.path), read_base64)
 
 
 def _rollout(query: Node, prompt: str, label: Node) -> ScoreItem:

@@ -1,118 +1,91 @@
-"""Images of a request -> pixels, in threads, each once, bounded in size and time. A bad one fails its item alone."""
+"""Decode the images of a request in threads, each once, within limits of size and time. A bad one fails its item."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 
+from services.gateway.images import encoded_references
 from services.settings import LimitSettings
-from synod.contracts import ImageInput, ScoreFailure, ScoreItem, UnreadableImage
-from synod.errors import BadImage, DeadlineExceeded, ImageTooLarge, PayloadTooLarge, SynodError
-from synod.images import ImageLimits, decode_item, pixel_count
+from synod.contracts import ScoreFailure, ScoreItem, UnreadableImage
+from synod.errors import BadImage, DeadlineExceeded, ImageTooLarge, SynodError
+from synod.images import ImageLimits, decode_item
 
-HEADERS_HERE = 8  # read in the event loop; more of them in a thread
+Decoded = ScoreItem | ScoreFailure
 
 
 class Decoder:
-    """The decoding threads of a gateway, until `close`."""
+    """Decodes in a pool of threads, until `close`. `limits` must have `max_request_pixels`."""
 
     def __init__(self, limits: LimitSettings) -> None:
         self._limits = ImageLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
-        assert limits.max_request_pixels is not None, "limits that were fitted to the machine"
-        self._max_pixels = limits.max_request_pixels
+        assert limits.max_request_pixels is not None
+        self._max_bytes = 3 * limits.max_request_pixels
         self._threads = ThreadPoolExecutor(thread_name_prefix="decode")
 
     def close(self) -> None:
-        """End the threads; what they have begun is not waited for."""
+        """End the threads without waiting for the images that they are decoding."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def check(self, items: Sequence[ScoreItem]) -> None:
-        """Raise PayloadTooLarge for more pixels than `max_request_pixels`, before any of them is decoded."""
-        headers = sum(isinstance(one, bytes) for item in items for one in item.images())
-        count = partial(request_pixels, items, self._limits.max_pixels)
-        found = count() if headers <= HEADERS_HERE else await asyncio.to_thread(count)
-        if found > self._max_pixels:
-            raise PayloadTooLarge(
-                f"the images of this request have {found} pixels, references included; the limit is "
-                f"{self._max_pixels} ([limits] max_request_pixels): send fewer images in each request"
-            )
+    async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[Decoded]:
+        """Return each item with its images decoded, or its failure. References that items share are decoded once.
 
-    async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[ScoreItem | ScoreFailure]:
-        """Each item with its images decoded, or why not. References that items have in common are decoded once.
-
-        Items of raw images alone are only checked, here and now.
+        What is not decoded by `ends_s` (monotonic) fails. Items without encoded images are only checked, at once.
         """
-        room = _Room(3 * self._max_pixels)
-        found = {i: _decode_one(item, self._limits, room) for i, item in enumerate(items) if not _has_encoded(item)}
+        budget = _PixelBudget(self._max_bytes)
+        found = {i: _decode(item, self._limits, budget) for i, item in enumerate(items) if not _has_encoded(item)}
         encoded = {i: item for i, item in enumerate(items) if i not in found}
         if encoded:
-            found |= dict(zip(encoded, await self._unfold(list(encoded.values()), room, ends_s), strict=True))
+            found |= dict(zip(encoded, await self._decode_all(list(encoded.values()), budget, ends_s), strict=True))
         return [found[i] for i in range(len(items))]
 
-    async def _unfold(self, items: Sequence[ScoreItem], room: _Room, ends_s: float) -> list[ScoreItem | ScoreFailure]:
-        """The same for items with encoded images, in the threads."""
+    async def _decode_all(self, items: Sequence[ScoreItem], budget: _PixelBudget, ends_s: float) -> list[Decoded]:
         loop = asyncio.get_running_loop()
 
-        def work(item: ScoreItem) -> asyncio.Future[ScoreItem | ScoreFailure]:
-            return loop.run_in_executor(self._threads, _decode_one, item, self._limits, room)
+        def start(item: ScoreItem) -> asyncio.Future[Decoded]:
+            return loop.run_in_executor(self._threads, _decode, item, self._limits, budget)
 
-        common = {references: work(ScoreItem(references=references)) for references in set(map(_encoded, items))}
-        own = [work(replace(item, references=()) if _encoded(item) else item) for item in items]
+        shared = {
+            references: start(ScoreItem(references=references)) for references in set(map(encoded_references, items))
+        }
+        own = [start(replace(item, references=()) if encoded_references(item) else item) for item in items]
         late = ScoreFailure.of(DeadlineExceeded("the images were not decoded in time; raise 'timeout_ms' or retry"))
         try:
-            await asyncio.wait([*common.values(), *own], timeout=max(0.0, ends_s - time.monotonic()))
-            done = {future: future.result() if future.done() else late for future in (*common.values(), *own)}
-            return [_joined(done[one], done[common[_encoded(item)]]) for item, one in zip(items, own, strict=True)]
+            await asyncio.wait([*shared.values(), *own], timeout=max(0.0, ends_s - time.monotonic()))
+            done = {future: future.result() if future.done() else late for future in (*shared.values(), *own)}
+            references = [done[shared[encoded_references(item)]] for item in items]
+            return [_join(done[one], refs) for one, refs in zip(own, references, strict=True)]
         finally:
-            for future in (*common.values(), *own):
+            for future in (*shared.values(), *own):
                 future.cancel()
 
 
-def request_pixels(items: Iterable[ScoreItem], max_image_pixels: int) -> int:
-    """Return the pixels that items have when decoded, by headers alone.
-
-    Equal references of several items count once, as files are decoded and arrays by digest are kept once. An image over
-    `max_image_pixels` counts nothing: it is never decoded, and fails its item alone.
-    """
-    total, seen = 0, set[tuple[object, ...]]()
-    for item in items:
-        images: tuple[ImageInput, ...] = () if item.image is None else (item.image,)
-        shared = tuple(one if isinstance(one, bytes) else id(one) for one in item.references)
-        mixed = not _encoded(item) and any(isinstance(one, bytes) for one in item.references)
-        if mixed or shared not in seen:
-            images += item.references
-            seen.add(shared)
-        total += sum(size for size in map(pixel_count, images) if size <= max_image_pixels)
-    return total
-
-
 @dataclass(slots=True)
-class _Room:
-    """Bytes of pixels that a request may still unfold to: a hostile file may declare its size twice."""
+class _PixelBudget:
+    """Bytes that the pixels of a request may still take. A hostile file may be larger than its header says."""
 
     left_bytes: int
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self) -> None:
         if self.left_bytes < 0:
-            raise ImageTooLarge("the images of this request are too large together; send fewer at once")
+            raise ImageTooLarge("the images of this request are too large together; send fewer in each request")
 
     def take(self, item: ScoreItem) -> None:
         with self._lock:
             self.left_bytes -= sum(image.nbytes for image in item.images() if not isinstance(image, bytes))
 
 
-def _decode_one(item: ScoreItem, limits: ImageLimits, room: _Room) -> ScoreItem | ScoreFailure:
+def _decode(item: ScoreItem, limits: ImageLimits, budget: _PixelBudget) -> Decoded:
     try:
-        room.check()
+        budget.check()
         _check_readable(item)
         decoded = decode_item(item, limits)
-        room.take(decoded)
+        budget.take(decoded)
         return decoded
     except SynodError as error:
         return ScoreFailure.of(error)
@@ -129,15 +102,10 @@ def _has_encoded(item: ScoreItem) -> bool:
     return any(isinstance(image, bytes) for image in item.images())
 
 
-def _encoded(item: ScoreItem) -> tuple[bytes, ...]:
-    """The item's references when all of them are encoded, so that equal ones are seen; else none."""
-    encoded = tuple(reference for reference in item.references if isinstance(reference, bytes))
-    return encoded if len(encoded) == len(item.references) else ()
-
-
-def _joined(own: ScoreItem | ScoreFailure, common: ScoreItem | ScoreFailure) -> ScoreItem | ScoreFailure:
-    if isinstance(own, ScoreFailure):
-        return own
-    if isinstance(common, ScoreFailure):
-        return common
-    return replace(own, references=own.references or common.references)
+def _join(item: Decoded, references: Decoded) -> Decoded:
+    """Put shared references into an item decoded without them."""
+    if isinstance(item, ScoreFailure):
+        return item
+    if isinstance(references, ScoreFailure):
+        return references
+    return replace(item, references=item.references or references.references)

@@ -1,4 +1,4 @@
-"""PURE: an OpenAPI document -> one HTML page that loads nothing from elsewhere, so it works without the internet."""
+"""Render an OpenAPI document as one HTML page that loads no other file, so that it works offline. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLE = (
 
 
 def page(openapi: Mapping[str, Any]) -> str:
-    """Every operation with its description, request and answers, then the schemas they refer to."""
+    """Return the page: each operation with its description, request and responses, then the schemas."""
     info = openapi["info"]
     operations = [
         _operation(path, method, operation)

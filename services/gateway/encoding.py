@@ -1,4 +1,4 @@
-"""Content-Encoding of request bodies: gzip and deflate, decoded no further than the limit of a body. Pure."""
+"""Decompress request bodies (Content-Encoding gzip and deflate), never beyond the limit of a body. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENCODINGS: Final = ("gzip", "deflate")
 
 
 def check_encoding(header: str) -> str | None:
-    """The one encoding that a Content-Encoding header names, None for none. Raises UnsupportedMedia for another."""
+    """Return the encoding that a Content-Encoding header names, None for none. Raises UnsupportedMedia for others."""
     encoding = header.strip().lower()
     if encoding in ("", "identity"):
         return None
@@ -26,9 +26,9 @@ def check_encoding(header: str) -> str | None:
 
 
 def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
-    """The content of a whole body; at most one byte more than `limit_bytes` is ever decoded.
+    """Return the content of a body, producing at most one byte more than `limit_bytes`.
 
-    Raises PayloadTooLarge for content over the limit, InvalidRequest for a body that is cut off or of another encoding.
+    Raises PayloadTooLarge for content over the limit, InvalidRequest for a body that is truncated or invalid.
     """
     inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:

@@ -11,6 +11,7 @@ then it is cancelled. In all cases every claim is settled and every place in a q
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +21,19 @@ from services.backends import ScorerBackend, Staged, batch_cost
 from services.gateway.admission import Admission, Priority, Ticket
 from services.gateway.claims import Claims, Outcomes
 from services.gateway.decode import Decoder
-from services.gateway.plan import Plan
-from services.gateway.retry import score_with_retries
 from services.gateway.store import Store
 from services.observability import metrics, tracing
-from synod.contracts import ScoreFailure, ScoreItem
-from synod.errors import DeadlineExceeded
+from synod.contracts import Outcome, ScoreFailure, ScoreItem
+from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
+from synod.retry import RetryPolicy
 
 LINGER_S: Final = 1.0
 FINISH_S: Final = 30.0
 LEASE_SLACK_S: Final = 5.0
+RESPONSE_MARGIN_S: Final = 0.1  # a replica responds this long before the deadline, so that its scores arrive in time
+BACKOFF: Final = RetryPolicy(base_s=0.1, max_s=1.0)
+RETRIED_CODES: Final = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
+log = logging.getLogger("synod.gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +50,25 @@ class GatewayContext:
 class Fanout:
     """The scoring of one request. Read `parts` once; closing it early abandons the request.
 
-    `sent` holds the items as they arrived, `items` the same with digests replaced by images. `ends_s` is monotonic.
+    `scorers_of[i]` are the scorers of item i. `sent` holds the items as they arrived, `items` the same with digests
+    replaced by images. `ends_s` is monotonic.
     """
 
     def __init__(
         self,
         context: GatewayContext,
-        plan: Plan,
+        scorers_of: Sequence[Sequence[str]],
         sent: Sequence[ScoreItem],
         items: Sequence[ScoreItem],
         priority: Priority,
         ends_s: float,
     ) -> None:
-        self._context, self._plan, self._items = context, plan, items
+        self._context, self._items = context, items
         self._priority: Priority = priority
         self._ends_s = ends_s
         self._specs = context.backend.specs
         origins = {name: spec.origin for name, spec in self._specs.items() if spec.origin}
-        self._claims = Claims(context.store, sent, plan.scorers_of, origins, ends_s + FINISH_S + LEASE_SLACK_S)
+        self._claims = Claims(context.store, sent, scorers_of, origins, ends_s + FINISH_S + LEASE_SLACK_S)
         self._tickets: dict[str, Ticket] = {}
         self._staged = Staged(())
 
@@ -80,8 +85,7 @@ class Fanout:
             failed = await self._decode()
             for name, outcomes in failed.items():
                 yield name, self._claims.with_duplicates(name, outcomes)
-            open_scorers = [n for n in self._plan.scorers if self._claims.owned.get(n) or self._claims.in_flight.get(n)]
-            tasks = {asyncio.create_task(self._score(name)): name for name in open_scorers}
+            tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.open_scorers()}
             pending = set(tasks)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -96,8 +100,7 @@ class Fanout:
 
     async def _decode(self) -> dict[str, Outcomes]:
         """Decode and stage the items that still need scores; return the failures of those that cannot be decoded."""
-        by_scorer = (*self._claims.owned.values(), *self._claims.in_flight.values())
-        needed = sorted({i for indexes in by_scorer for i in indexes})
+        needed = self._claims.open_items()
         with metrics.STAGE_SECONDS.labels("decode").time(), tracing.span("decode", items=len(needed)):
             found = await self._context.decoder.decode([self._items[i] for i in needed], self._ends_s)
         decoded = dict(zip(needed, found, strict=True))
@@ -186,3 +189,48 @@ def _cancel_after(delay_s: float, work: asyncio.Task[None]) -> None:
 
 def _late(why: str) -> ScoreFailure:
     return ScoreFailure.of(DeadlineExceeded(f"{why}; raise 'timeout_ms' or retry"))
+
+
+async def score_with_retries(
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], ends_s: float, outcomes: Outcomes
+) -> None:
+    """Add an outcome for each index into the staged items to `outcomes`; retry what a replica lost or refused.
+
+    Never raises an error. No call starts after `ends_s` (monotonic); one that has started may end later. Only admitted
+    work is sent, so a replica is full just for a moment, as when it still works for a gateway that died.
+    """
+    attempt = 0
+    with metrics.SCORER_SECONDS.labels(scorer).time():
+        while True:
+            outcomes.update(zip(indexes, await _call_backend(backend, scorer, staged, indexes, ends_s), strict=True))
+            indexes = [i for i in indexes if _is_retried(outcomes[i])]
+            pause_s = BACKOFF.backoff_s(attempt)
+            if not indexes or time.monotonic() + pause_s >= ends_s:
+                return
+            metrics.RETRIES.labels(scorer).inc()
+            tracing.current().event("retry", items=len(indexes))
+            await asyncio.sleep(pause_s)
+            attempt += 1
+
+
+async def _call_backend(
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], ends_s: float
+) -> list[Outcome]:
+    """Call the backend once and return one outcome per index, whatever it raises."""
+    left_s = ends_s - time.monotonic()
+    error: SynodError
+    try:
+        outcomes = await backend.score(scorer, staged, indexes, left_s - min(RESPONSE_MARGIN_S, left_s / 10))
+        if len(outcomes) == len(indexes):
+            return outcomes
+        error = ScorerFailed(f"scorer '{scorer}' returned {len(outcomes)} outcomes for {len(indexes)} items")
+    except SynodError as known:
+        error = known
+    except Exception as unknown:  # an error boundary: the failure of one scorer must not lose the scores of the others
+        log.exception("scorer '%s' failed", scorer)
+        error = ScorerFailed(f"scorer '{scorer}' failed with {type(unknown).__name__}")
+    return [ScoreFailure.of(error)] * len(indexes)
+
+
+def _is_retried(outcome: Outcome) -> bool:
+    return isinstance(outcome, ScoreFailure) and outcome.code in RETRIED_CODES

@@ -1,34 +1,29 @@
-"""Serve HTTP requests: error boundary, bodies, content types and disconnects, for all endpoints.
+"""Serve HTTP requests: error boundary, bodies and disconnects, for all endpoints.
 
-A body is JSON or msgpack by its Content-Type. The response has the type in Accept, or else the type of the body, and
-carries REQUEST_ID_HEADER: the id in the body, or else the header `x-request-id`, or else a new one. (Serve's proxy sets
-`x-request-id` on every response by itself and does not know the id in the body.) If requests are traced, all but GET
-have a span, and the response carries TRACE_ID_HEADER.
+Every response carries REQUEST_ID_HEADER: the id in the body, or else the header `x-request-id`, or else a new one.
+(Serve's proxy sets `x-request-id` on every response by itself and does not know the id in the body.) If requests are
+traced, all but GET have a span, and the response carries TRACE_ID_HEADER.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.gateway import auth
-from services.gateway.admission import Caller
 from services.gateway.boundary import OpenRequest
 from services.gateway.encoding import check_encoding, decompress
+from services.gateway.negotiation import error_response
+from services.gateway.quota import Caller
 from services.observability import access_log, tracing
-from synod.codec import CODECS, Codec
-from synod.errors import InvalidRequest, PayloadTooLarge, SynodError
-from synod.reader import quote
+from synod.errors import PayloadTooLarge
 
 T = TypeVar("T")
-JSON: Final = "application/json"
 REQUEST_ID_HEADER: Final = "x-synod-request-id"
 SMALL_BODY_BYTES: Final = 2**19
 
@@ -77,17 +72,6 @@ def authenticate(http: Request, scope: auth.Scope, authorization: str | None = N
     return opened(http).authenticate(http.app.state.authenticator, authorization, scope)
 
 
-def accepted_types(http: Request) -> list[str]:
-    """Return the media types of the Accept header, in order, without parameters."""
-    return [kind.partition(";")[0].strip().lower() for kind in http.headers.get("accept", "").split(",")]
-
-
-def response_codec(http: Request) -> Codec:
-    """Return the codec of the first type in Accept that has one, or else of the body's type, or else of JSON."""
-    own = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return CODECS[next((kind for kind in (*accepted_types(http), own) if kind in CODECS), JSON)]
-
-
 async def read_body(http: Request) -> bytes:
     """Read and decompress the body. The limit holds for the declared, the received and the decompressed size.
 
@@ -127,26 +111,6 @@ async def wait_for_disconnect(http: Request) -> None:
     """Return when the client has disconnected. Call it after the body has been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-def error_response(http: Request, error: SynodError) -> Response:
-    """Encode an error in the type that the caller accepts, with its status and headers."""
-    codec = response_codec(http)
-    headers = {}
-    if error.retryable:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s or 1))
-    if (challenge := auth.challenge(error)) is not None:
-        headers["www-authenticate"] = challenge
-    return Response(codec.encode_error(error), error.http_status, headers, media_type=codec.content_type)
-
-
-async def not_found(http: Request, refused: HTTPException) -> Response:
-    """Return a typed error for an unknown path or method, with the status and headers of HTTP."""
-    codec = response_codec(http)
-    error = InvalidRequest(
-        f"this service has no endpoint {quote(http.method)[1:-1]} {quote(http.url.path)}; GET /docs lists all"
-    )
-    return Response(codec.encode_error(error), refused.status_code, refused.headers, media_type=codec.content_type)
 
 
 def _check_size(size: int, limit: int) -> None:

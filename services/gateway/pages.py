@@ -1,4 +1,4 @@
-"""PURE: the headers of what a browser shows. Nothing comes from elsewhere, nobody frames it, no address leaks."""
+"""Build the security headers of pages: no foreign content, no framing, no referrer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-
 
 
 def headers(*allowed: str) -> dict[str, str]:
-    """The headers of a page that may load only what `allowed` says, each a directive such as "script-src 'self'"."""
+    """Return the headers of a page that may load only what the directives allow, such as "script-src 'self'"."""
     return {
         "content-security-policy": "; ".join((_NOTHING_ELSE, *allowed)),
         "x-content-type-options": "nosniff",

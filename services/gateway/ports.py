@@ -1,7 +1,7 @@
-"""A gateway's own ports, HTTP and gRPC, opened in the event loop that answers; the gateways of a node share them.
+"""Listen on a gateway's own HTTP and gRPC ports, in its event loop; the gateways of a node share them.
 
-Serve's proxy would copy every body through one more process. `listen = "proxy"` leaves HTTP to it all the same: it
-reaches gateways on other nodes too.
+Serve's proxy would copy each body through one more process. With `listen = "proxy"` it serves HTTP instead: it can
+reach gateways on other nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRACE_S: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where a gateway listens by itself; None: not at all."""
+    """The ports that a gateway listens on; None: it does not."""
 
     host: str = "127.0.0.1"
     http: int | None = None
@@ -41,7 +41,8 @@ class Ports:
 
 @asynccontextmanager
 async def serving(ports: Ports, app: FastAPI, gateway: Gateway, authenticator: Authenticator) -> AsyncIterator[None]:
-    """Listen until left; requests under way then have GRACE_S to end. Raises OSError, RuntimeError for a taken port."""
+    """Listen inside the block; requests in progress then have GRACE_S to end. Raises OSError or RuntimeError for a
+    port in use."""
     http = None if ports.http is None else _Http(app, ports.host, ports.http)
     grpc = None if ports.grpc is None else RpcServer(gateway, gateway.limits.max_body_bytes, authenticator)
     try:
@@ -58,7 +59,7 @@ async def serving(ports: Ports, app: FastAPI, gateway: Gateway, authenticator: A
 
 
 class _Http(uvicorn.Server):
-    """Uvicorn as a guest: in a loop that runs already, without a hand on signals, the app's lifespan or its logging."""
+    """Uvicorn in an event loop that runs already; it leaves signals, the app's lifespan and logging alone."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         super().__init__(
@@ -81,7 +82,7 @@ class _Http(uvicorn.Server):
             await asyncio.wait([self._task], timeout=0.01)
             if self._task.done():
                 self._task.result()
-                raise RuntimeError("the HTTP server ended before it had begun")
+                raise RuntimeError("the HTTP server stopped before it started")
 
     async def stop(self) -> None:
         self.should_exit = True
@@ -91,12 +92,12 @@ class _Http(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the host's."""
+        """Leave signals to the process."""
         yield
 
 
 def _shared(host: str, port: int) -> socket.socket:
-    """A bound socket whose address others of our own may bind too; the kernel spreads connections over them."""
+    """Return a bound socket; other gateways may bind its address too, and the kernel distributes connections."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,10 +16,10 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
-from services.gateway.admission import Caller
 from services.gateway.auth import Authenticator
 from services.gateway.boundary import OpenRequest
 from services.gateway.core import Gateway
+from services.gateway.quota import Caller
 from services.observability import tracing
 from synod.codec import PROTOBUF
 from synod.contracts import PutImagesResponse, RequestError, ScoreRequest

@@ -1,11 +1,10 @@
-"""Images by digest, and scores by what was measured: nothing is sent twice, nothing is measured twice.
+"""Store images by digest and scores by what they were computed from, so that nothing is sent or computed twice.
 
-A score is known by the digests of its image, of the item's other inputs and of its scorer. Whoever first asks for one
-that is not there claims it and measures; who asks meanwhile waits for it. A failure is never kept: one that a retry
-cannot help is handed to those who wait, after any other they may claim it themselves.
+The first request that needs a missing score claims it and computes it; other requests wait for it meanwhile. A failure
+is never stored: the waiting requests receive it if a retry cannot help, and else may claim the score themselves.
 
-`MemoryStore` is a gateway's own. All methods take many at once and return plain records, so that a store behind a
-remote call can serve several gateways (`services.cluster.store`); a claim is a lease: a gateway may die with it.
+A gateway has its own `MemoryStore`. All methods take many keys at once and return plain records, so that a store behind
+a remote call can serve several gateways (`services.cluster.store`). A claim is a lease, since its gateway may die.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from synod.contracts import ImageData, Outcome, Pixels, Score, ScoreFailure
 from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
-ENTRY_BYTES: Final = 256  # what an image costs besides its bytes
+ENTRY_BYTES: Final = 256  # the overhead of an image
 MIN_LEASES: Final = 1024
 
 
 class ScoreKey(NamedTuple):
-    """What a score depends on, by digest: the image, the item's other inputs, the scorer's models and rules."""
+    """The digests of what a score depends on: the image, the item's other inputs, the scorer's models and rules."""
 
     image: str
     inputs: str
@@ -36,26 +35,26 @@ class ScoreKey(NamedTuple):
 
 
 class Claim(Enum):
-    """The answer for a score that is not there: yours to measure, or measured by someone else right now."""
+    """The state of a missing score: owned by the claiming request, or in flight in another one."""
 
     OWNED = "owned"
     IN_FLIGHT = "in_flight"
 
 
 class Store(Protocol):
-    """Shared memory of the gateways. Every method answers in the order of its arguments.
+    """Stores images and scores. Every method returns its results in the order of its arguments.
 
-    `keeps_scores` False: scores are measured anew, and nothing needs to be claimed.
+    If `keeps_scores` is False, scores are always computed, and none needs to be claimed.
     """
 
     keeps_scores: bool
 
     async def put(self, images: Sequence[ImageData]) -> list[str]:
-        """Keep images, as the most recently used. Raises PayloadTooLarge when they do not fit together."""
+        """Store images and return their digests. Raises PayloadTooLarge if they do not fit together."""
         ...
 
     async def get(self, digests: Sequence[str]) -> list[ImageData | None]:
-        """The images of these digests; None for one that was never put, or is gone."""
+        """Return the images of these digests; None for one that was never stored or has been dropped."""
         ...
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
@@ -63,11 +62,11 @@ class Store(Protocol):
         ...
 
     async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
-        """What became of claimed keys: a score is kept, a failure is not; None gives the claim up."""
+        """End claims: a score is stored, a failure is not, and None gives the claim up."""
         ...
 
     async def wait(self, keys: Sequence[ScoreKey], timeout_s: float) -> list[Outcome | None]:
-        """What others' claims came to; None where the claim was given up, ran out, or is open after `timeout_s`."""
+        """Wait for the outcomes of other claims. None: given up, expired, or still open after `timeout_s`."""
         ...
 
 
@@ -78,8 +77,8 @@ class _Lease:
 
 
 class MemoryStore:
-    """The store of one process and event loop: images up to `max_bytes`, `max_scores` scores, least recently used
-    out first."""
+    """A store in this process, for one event loop. Beyond `max_bytes` of images and `max_scores` scores, it drops the
+    least recently used."""
 
     def __init__(self, max_bytes: int, max_scores: int) -> None:
         self._max_bytes = max_bytes
@@ -95,7 +94,7 @@ class MemoryStore:
         if size > self._max_bytes:
             raise PayloadTooLarge(
                 f"{len(images)} images take {size} bytes, the store holds {self._max_bytes} "
-                "([store] max_image_bytes); put fewer at once, or send them with the request"
+                "([store] max_image_bytes); upload fewer at once, or send them with the request"
             )
         digests = await asyncio.to_thread(lambda: [digest_of(image) for image in images])
         for digest, image in zip(digests, images, strict=True):
@@ -117,7 +116,7 @@ class MemoryStore:
                 self._scores[key] = outcome
                 self._scores.move_to_end(key)
             if (lease := self._leases.pop(key, None)) is not None:
-                lease.outcome.set_result(_handed_on(outcome))
+                lease.outcome.set_result(_for_waiting(outcome))
         while len(self._scores) > self._max_scores:
             self._scores.popitem(last=False)
 
@@ -137,7 +136,7 @@ class MemoryStore:
             self._scores.move_to_end(key)
             return known
         loop = asyncio.get_running_loop()
-        if len(self._leases) > max(self._max_scores, MIN_LEASES):  # those that dead gateways left
+        if len(self._leases) > max(self._max_scores, MIN_LEASES):  # drop those of dead gateways
             self._leases = {key: lease for key, lease in self._leases.items() if lease.ends_s > loop.time()}
         held = self._leases.get(key)
         if held is not None and held.ends_s > loop.time():
@@ -161,11 +160,11 @@ def _size(image: ImageData) -> int:
 
 
 def _own(pixels: Pixels) -> Pixels:
-    """A read-only copy: what came off the wire is a view that would keep the whole body alive."""
+    """Return a read-only copy: pixels from the wire are a view that would keep the whole body in memory."""
     copy = np.array(pixels, order="C")
     copy.setflags(write=False)
     return copy
 
 
-def _handed_on(outcome: Outcome | None) -> Outcome | None:
+def _for_waiting(outcome: Outcome | None) -> Outcome | None:
     return None if isinstance(outcome, ScoreFailure) and outcome.retryable else outcome

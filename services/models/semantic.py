@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from services.models import pretrained
 from services.models.cache import Device, shared
+from services.models.image_memo import MEMO
 from services.models.images import by_shape, check_finite, pixel_values
 from services.models.types import Detection
 from synod.contracts import Pixels
@@ -64,21 +65,31 @@ class SemanticDetector:
             name: [segmenter.labels.index(n) for n in (name, *(part for part, whole in parts if whole == name))]
             for name in self.class_names
         }
+        self._ever_wanted: set[str] = set()
 
     def detect(
         self, images: Sequence[Pixels], classes: Collection[str] | None = None, least: float = 0.0
     ) -> list[list[Detection]]:
-        """Components of at least `min_area` pixels; score = the class's mean probability over the component."""
+        """Return components of at least `min_area` pixels; score = the class's mean probability over the component.
+
+        Where images are remembered (`services.models.image_memo`), an image not seen before is searched for all classes
+        that this detector was ever asked for, so that the process's other scorers find theirs.
+        """
         wanted = [name for name in self.class_names if classes is None or name in classes]
-        found = {i: self._objects(logits, wanted) for i, logits in self._segmenter.logits(images)}
-        return [[d for d in found[i] if np.float32(d.score) >= least] for i in range(len(images))]
+        self._ever_wanted.update(wanted)
+        searched = [name for name in self.class_names if name in (self._ever_wanted if MEMO.enabled else wanted)]
+        found: list[dict[str, list[Detection]]] = [MEMO.of(image, self) for image in images]
+        new = [i for i, known in enumerate(found) if not known.keys() >= set(wanted)]
+        for k, logits in self._segmenter.logits([images[i] for i in new]):
+            found[new[k]].update(self._objects(logits, searched))
+        return [[d for name in wanted for d in known[name] if np.float32(d.score) >= least] for known in found]
 
     @torch.inference_mode()
-    def _objects(self, logits: torch.Tensor, wanted: Sequence[str]) -> list[Detection]:
-        """Only where a class wins are its pixels looked at, and probabilities are made of a component's alone."""
+    def _objects(self, logits: torch.Tensor, wanted: Sequence[str]) -> dict[str, list[Detection]]:
+        """Return the detections by class. Probabilities are computed only within components."""
         winner: NDArray[np.int32] = logits.argmax(dim=-1).int().cpu().numpy()
         extents = ndimage.find_objects(winner + 1, max_label=logits.shape[-1])
-        found: list[Detection] = []
+        found: dict[str, list[Detection]] = {name: [] for name in wanted}
         for name in wanted:
             members = self._members[name]
             present = [extents[member] for member in members if extents[member] is not None]
@@ -92,7 +103,8 @@ class SemanticDetector:
                     continue
                 rows, columns = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(inside, place, strict=True))
                 box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-                found.append(Detection.of(name, _score(logits[rows, columns], component, members), box, component))
+                score = _score(logits[rows, columns], component, members)
+                found[name].append(Detection.of(name, score, box, component))
         return found
 
 
@@ -115,7 +127,10 @@ def _around(extents: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
     return rows, columns
 
 
-def load(source: str, device: Device | str, min_area: int | None = None) -> SemanticDetector:
-    """The detector of a model directory or hub id; the segmenter is shared per process."""
-    segmenter = shared("semantic", source, device, lambda folder: Segmenter(folder, device))
-    return SemanticDetector(segmenter, MIN_AREA if min_area is None else min_area)
+def load(source: str, device: Device | str, min_area: int = MIN_AREA) -> SemanticDetector:
+    """Return the detector of a model directory or hub id; it and its segmenter are shared per process."""
+
+    def build(folder: Path) -> SemanticDetector:
+        return SemanticDetector(shared("semantic", source, device, lambda _: Segmenter(folder, device)), min_area)
+
+    return shared(f"semantic, min_area {min_area}", source, device, build)

@@ -1,7 +1,7 @@
-"""What is told of a request, in its line of the access log and in its span: never a token, a prompt, an image, or a
-name that the service does not serve.
+"""Write one JSON line per request to the access log, and the same facts to its span.
 
-The log is off until `open_log`; then several gateways append to one file, a JSON line a write.
+Neither ever holds a token, a prompt, an image, or a scorer's name that the service does not know. The log is off until
+`open_log`. Several gateways may append to one file: each line is a single write.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from synod.contracts import ScoreRequest
 
 log = logging.getLogger("synod.access")
 log.setLevel(logging.CRITICAL)
-_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")  # for a header and for a line
+_SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}")  # safe in a header and in a line
 
 
 def open_log(path: Path) -> None:
-    """Append to `path` from now on; it may be moved away at any time (log rotation)."""
+    """Append to `path` from now on. Log rotation may rename the file at any time."""
     handler = WatchedFileHandler(path)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
@@ -32,17 +32,16 @@ def open_log(path: Path) -> None:
 
 
 def safe_id(request_id: str) -> str | None:
-    """The id where it can be repeated; callers choose theirs."""
+    """Return the id, which callers choose, if it can be repeated in a header or a line."""
     return request_id if _SAFE_ID.fullmatch(request_id) else None
 
 
 class AccessRecord:
-    """One request, from its beginning. `by` and `asked` add what is known of it, `told` writes the line. Its
-    caller ends the span."""
+    """The record of one request, from its arrival until `finish`. The creator of the span ends it."""
 
     def __init__(self, route: str, span: Span = NO_SPAN) -> None:
         self.span = span
-        self._began_s = time.monotonic()
+        self._started_s = time.monotonic()
         self._fields: dict[str, object] = {"route": route}
 
     def set_caller(self, name: str) -> None:
@@ -51,15 +50,15 @@ class AccessRecord:
         self.span.set(caller=name)
 
     def set_request(self, request: ScoreRequest, scorers: Container[str], ensembles: Container[str]) -> None:
-        """What is asked for, of the `scorers` and `ensembles` that are served."""
+        """Add the scorers and the ensemble that the request names, if the service knows them."""
         named = (*request.scorers, *(request.weights or ()))
-        served = [name for name in dict.fromkeys(named) if name in scorers]
+        known = [name for name in dict.fromkeys(named) if name in scorers]
         ensemble = request.ensemble if request.ensemble in ensembles else None
-        self._fields |= {"scorers": served, "ensemble": ensemble, "items": len(request.items)}
-        self.span.set(scorers=served, ensemble=ensemble or "", items=len(request.items))
+        self._fields |= {"scorers": known, "ensemble": ensemble, "items": len(request.items)}
+        self.span.set(scorers=known, ensemble=ensemble or "", items=len(request.items))
 
     def finish(self, outcome: str, request_id: str) -> None:
-        """What it came to: 'ok', an error's code, or 'client_gone'; of an answer in parts, once it has ended."""
+        """Write the line. `outcome` is 'ok', an error's code, or 'client_gone'."""
         shown_id = safe_id(request_id)
         self.span.set(request_id=shown_id or "")
         self.span.set_outcome(outcome)
@@ -70,7 +69,7 @@ class AccessRecord:
             "request_id": shown_id,
             **({} if self.span.trace_id is None else {"trace_id": self.span.trace_id}),
             **self._fields,
-            "ms": round(1000 * (time.monotonic() - self._began_s), 1),
+            "ms": round(1000 * (time.monotonic() - self._started_s), 1),
             "outcome": outcome,
         }
         log.info(json.dumps(line))

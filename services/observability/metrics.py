@@ -1,12 +1,12 @@
-"""The service's Prometheus metrics, summed over all its processes: gateways and scorer replicas.
+"""Define the service's Prometheus metrics, summed over all its processes: gateways and scorer replicas.
 
-Each process keeps its values in memory-mapped files of its own (prometheus_client's multiprocess mode), so a counter
-survives the process that counted: after `kill -9` or a restart the sums never go back. Gauges count only processes that
-live. The files lie in the folder METRICS_DIR_ENV names, which `up` empties and which a process must know before it
-imports this module; without it the metrics are this process's alone.
+Each process writes its values to its own memory-mapped files (prometheus_client's multiprocess mode), so that a counter
+survives its process: the sums never decrease, not even after `kill -9` or a restart. Gauges count live processes only.
+The files are in the directory that METRICS_DIR_ENV names; `up` empties it, and the variable must be set before this
+module is imported. Without it, the metrics are those of this process.
 
-Limits: one node and one process-id namespace (a scrape of a cluster sums its own node); one small file a process and
-kind, kept until the service starts anew; a dead process's gauge is forgotten unless its id was reused meanwhile.
+Limits: one node and one process-id namespace (a scrape of a cluster sums its own node); one small file per process and
+kind, kept until the service restarts; a dead process's gauge is dropped unless its process id has been reused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from synod.contracts import Outcome
 METRICS_DIR_ENV = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 REGISTRY = CollectorRegistry()
-if _folder := os.environ.get(METRICS_DIR_ENV):  # on a node of a cluster, whoever comes first makes it
+if _folder := os.environ.get(METRICS_DIR_ENV):  # on a cluster node, the first process creates it
     Path(_folder).mkdir(parents=True, exist_ok=True)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -37,7 +38,10 @@ _SHARES = (0.0625, 0.125, 0.25, 0.5, 0.75, 1)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 REQUESTS = Counter(
-    "synod_requests", "Requests by outcome: 'ok' or an error's code", ["route", "outcome"], registry=REGISTRY
+    "synod_requests",
+    "Requests by outcome: 'ok', an error's code or 'client_gone'",
+    ["route", "outcome"],
+    registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
     "synod_request_seconds", "Time to answer a request", ["route"], buckets=_SECONDS, registry=REGISTRY
@@ -69,34 +73,34 @@ HELD_IMAGES = Gauge(
 )
 
 
-IMAGES = Counter("synod_images", "Images that came in, references included", registry=REGISTRY)
+IMAGES = Counter("synod_images", "Images received, references included", registry=REGISTRY)
 STAGE_SECONDS = Histogram(
     "synod_stage_seconds",
-    "Latency by stage: decode (a request's images), queue (a call's wait for its turn), device (a batch), total",
+    "Latency by stage: decode (images of a request), queue (a call's wait for its turn), device (a batch), total",
     ["stage"],
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 BATCH_FILL = Histogram(
-    "synod_batch_fill", "Images in a batch over the most it may hold", ["scorer"], buckets=_SHARES, registry=REGISTRY
+    "synod_batch_fill", "Images in a batch, as a share of its maximum", ["scorer"], buckets=_SHARES, registry=REGISTRY
 )
 QUEUE_OLDEST = Gauge(
     "synod_queue_oldest_timestamp_seconds",
-    "Unix time at which the call that is next in a gateway's queue came; +Inf when none waits",
+    "Unix time at which the next call of a gateway's queue arrived; +Inf for an empty queue",
     ["scorer"],
     multiprocess_mode="livemin",
     registry=REGISTRY,
 )
-REJECTS = Counter("synod_rejects", "Work refused or dropped before a device saw it", ["reason"], registry=REGISTRY)
+REJECTS = Counter("synod_rejects", "Work refused or dropped before it reached a device", ["reason"], registry=REGISTRY)
 CACHE = Counter(
-    "synod_cache", "Scores asked for: 'hit', 'shared' with work under way, or 'miss'", ["result"], registry=REGISTRY
+    "synod_cache", "Scores requested: 'hit', 'shared' with work in flight, or 'miss'", ["result"], registry=REGISTRY
 )
 STORE_FAILURES = Counter(
-    "synod_store_failures", "Calls of the gateways' shared store that came to nothing", ["call"], registry=REGISTRY
+    "synod_store_failures", "Failed calls of the gateways' shared store", ["call"], registry=REGISTRY
 )
 REWARD_SUMS = Counter(
     "synod_reward_sums",
-    "What reward health is made of (services/observability/reward_health.py)",
+    "Sums from which reward health is computed (services/observability/reward_health.py)",
     ["scorer", "of"],
     registry=REGISTRY,
 )
@@ -104,9 +108,9 @@ _HEALTH_HELP = {
     "mean": "Mean of the scores",
     "std": "Standard deviation of the scores",
     "saturation": "Share of scores within 1 % of either end of the range",
-    "zero_spread": "Share of groups (equal prompt in one request) whose scores are all the same",
+    "zero_spread": "Share of groups (equal prompt in one request) whose scores are all equal",
     "error_share": "Share of outcomes that failed",
-    "drift": "Mean since the baseline less the baseline's, in its standard deviations",
+    "drift": "Mean since the baseline minus the mean of the baseline, in standard deviations of the baseline",
 }
 _seen: dict[str, float] = {}
 
@@ -114,7 +118,7 @@ _seen: dict[str, float] = {}
 def count_rewards(
     scorer: str, outcomes: Sequence[Outcome], groups: Sequence[Sequence[int]], low: float, high: float
 ) -> None:
-    """Add one request's outcomes of a scorer; `groups` are indexes into them, the range is the scorer's."""
+    """Add one request's outcomes of a scorer. `groups` are indexes into them; `low`, `high` are the scorer's range."""
     sums = sums_of(outcomes, groups, low, high, _seen.get(scorer, 0.0))
     _seen[scorer] = _seen.get(scorer, 0.0) + sums.scores
     for of, value in dataclasses.asdict(sums).items():
@@ -122,8 +126,7 @@ def count_rewards(
 
 
 def render(ranges: Mapping[str, tuple[float, float]] | None = None) -> bytes:
-    """The text exposition of all processes together, with the reward health of the scorers of which `ranges` tells
-    (low, high)."""
+    """Return the text exposition of all processes, with the reward health of the scorers in `ranges`: (low, high)."""
     folder = os.environ.get(METRICS_DIR_ENV)
     everything = REGISTRY
     if folder is not None:
@@ -157,13 +160,14 @@ def _reward_sums(registry: CollectorRegistry) -> dict[str, Sums]:
     return {scorer: Sums(**sums) for scorer, sums in found.items()}
 
 
-def queue_oldest(scorer: str, unix_s: float | None) -> None:
-    """When the call that is next in this gateway's queue came; None when none waits."""
-    QUEUE_OLDEST.labels(scorer).set(math.inf if unix_s is None else unix_s)
+def report_queue(scorer: str, arrived_s: float | None) -> None:
+    """Set when (monotonic) the next call of this gateway's queue arrived; None for an empty queue."""
+    unix_s = math.inf if arrived_s is None else time.time() - (time.monotonic() - arrived_s)
+    QUEUE_OLDEST.labels(scorer).set(unix_s)
 
 
 def forget_dead(folder: Path) -> None:
-    """Drop the gauges of processes that ended; their counters stay."""
+    """Drop the gauges of processes that have ended; keep their counters."""
     pids = {int(found[1]) for path in folder.glob("gauge_live*.db") if (found := re.search(r"_(\d+)\.db$", path.name))}
     for pid in pids:
         if not Path(f"/proc/{pid}").exists():

@@ -1,8 +1,8 @@
-"""PURE: outcomes -> sums that add up over requests and processes -> whether a reward still means something.
+"""Compute reward health: whether a reward is saturated, flat within groups, drifting or failing. No I/O.
 
-Sums are taken in units of the scorer's range, u = (value - low) / (high - low) clipped to [0, 1], so that none ever
-falls, as counters must not. A reward that is saturated, or flat within groups, teaches nothing; one that drifts or
-fails is to be looked at.
+Outcomes become sums, which add up over requests and processes. Values enter in units of the scorer's range,
+u = (value - low) / (high - low) clipped to [0, 1], so that no sum decreases, as counters require. A policy cannot learn
+from a reward that is saturated or flat within groups.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final
 from synod.contracts import Outcome, Score, ScoreItem
 
 SATURATED: Final = 0.01  # of the range, from either end
-FLAT: Final = 1e-9  # of the range: a group whose values differ by no more has no spread
+FLAT: Final = 1e-9  # of the range: a group whose values differ by at most this has no spread
 BASELINE: Final = 1000  # the scores that drift is measured from
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """All >= 0. `first_*` cover the first BASELINE scores of each process; groups count with two scores or more."""
+    """Sums >= 0. `first_*` cover the first BASELINE scores of each process; a group counts if it has two scores."""
 
     scores: float = 0.0
     total: float = 0.0
@@ -37,10 +37,10 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of all scores since the service started. None: not known yet.
+    """The health of a scorer's rewards since the service started. None: not known yet.
 
-    `mean`, `std` (population) are in the scorer's own units; `saturation`, `zero_spread` (of groups) and `error_share`
-    (of outcomes) lie in [0, 1]; `drift` is the mean of what came after the baseline less the baseline's, in its std.
+    `mean`, `std` (population) are in the scorer's units; `saturation`, `zero_spread` (of groups) and `error_share`
+    (of outcomes) are in [0, 1]; `drift` is the mean after the baseline minus its mean, in its standard deviations.
     """
 
     mean: float | None
@@ -54,8 +54,10 @@ class Health:
 def sums_of(
     outcomes: Sequence[Outcome], groups: Iterable[Sequence[int]], low: float, high: float, seen: float = 0.0
 ) -> Sums:
-    """The sums of one request and scorer. `groups` are indexes into `outcomes`; `seen` scores came before in this
-    process. A range that is empty or not finite gives nothing but counts."""
+    """Return the sums of one request and scorer. `groups` are indexes into `outcomes`.
+
+    `seen` is the number of earlier scores in this process. With an empty or infinite range, only counts are above 0.
+    """
     unit = {i: _unit(outcome.value, low, high) for i, outcome in enumerate(outcomes) if isinstance(outcome, Score)}
     spreads = [max(us) - min(us) for group in groups if len(us := [unit[i] for i in group if i in unit]) > 1]
     us = list(unit.values())
@@ -75,7 +77,7 @@ def sums_of(
 
 
 def groups_of(items: Sequence[ScoreItem]) -> list[list[int]]:
-    """Indexes of items with an equal prompt, which is how a group of rollouts looks from here."""
+    """Return the indexes of items by prompt: the gateway recognises a group of rollouts by its prompt."""
     by_prompt: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         if item.prompt is not None:
@@ -84,7 +86,7 @@ def groups_of(items: Sequence[ScoreItem]) -> list[list[int]]:
 
 
 def health_of(sums: Sums, low: float, high: float) -> Health:
-    """What the sums say."""
+    """Return the health that the sums give."""
     width = high - low
     mean, std = _moments(sums.scores, sums.total, sums.squares)
     first_mean, first_std = _moments(sums.first_scores, sums.first_total, sums.first_squares)
@@ -103,7 +105,7 @@ def health_of(sums: Sums, low: float, high: float) -> Health:
 
 
 def healths(found: Mapping[str, Sums], ranges: Mapping[str, tuple[float, float]]) -> dict[str, Health]:
-    """By scorer, of those whose range is known."""
+    """Return the health of each scorer whose range is known."""
     return {name: health_of(sums, *ranges[name]) for name, sums in found.items() if name in ranges}
 
 

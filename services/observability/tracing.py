@@ -1,7 +1,7 @@
 """Trace requests with OpenTelemetry. Only this module imports opentelemetry, and only `start` imports its SDK.
 
 Code finds the span of its request with `current` and opens a child with `span`, whether or not tracing is on: when it
-is off, every span is NO_SPAN. A span of an unsampled trace records nothing and only propagates the trace. Other
+is off, every span is NO_SPAN. A span of an unsampled trace only propagates the trace. Other
 processes receive the W3C `traceparent` string. Attribute names start with `synod.`.
 """
 
@@ -38,7 +38,7 @@ STOP_TIMEOUT_S: Final = 2.0
 
 
 class Span:
-    """A span that records nothing and is its own child; `traceparent` identifies its trace, if it has one."""
+    """A span that is not recorded and is its own child; `traceparent` identifies its trace, if it has one."""
 
     recorded: ClassVar[bool] = False
 
@@ -67,7 +67,7 @@ class Span:
         """Set the outcome: error codes, none for 'ok'. A fault of the service (HTTP 5xx) marks the span as failed."""
 
     def end(self) -> None:
-        """End the span now. A second call does nothing."""
+        """End the span now. A second call has no effect."""
 
     def __enter__(self) -> Span:
         return self

@@ -25,10 +25,10 @@ from synod.errors import BadImage, InvalidRequest
 from synod.formats import load_json, strict_base64
 from synod.images import pixels_of
 from synod.reader import Node, quote
+from synod.records import Field, fields_of, read_item
 from synod.scoring import geneval
-from synod.tree import read_item
 
-FIELDS: Final[tuple[str, ...]] = ("reasoning", "geneval", "concept", "source_prompt")  # besides prompt and images
+FIELDS: Final = {f.key: f for f in fields_of(ScoreItem) if f.name not in ("image", "prompt", "references")}
 _TOLERANCE: Final = 0.01  # beyond 0..1, for half precision
 
 
@@ -38,10 +38,7 @@ def item_of(image: object, prompt: str | None, columns: Mapping[str, Any]) -> Sc
     A None equals an absent column. Raises BadImage for an invalid image, InvalidRequest with the path of another
     invalid field.
     """
-    fields = {name: to_builtin(columns[name]) for name in FIELDS if columns.get(name) is not None}
-    fields = {
-        name: value if name == "source_prompt" else parse_json_object(value, name) for name, value in fields.items()
-    }
+    fields = {key: _column(field, columns[key]) for key, field in FIELDS.items() if columns.get(key) is not None}
     if isinstance(fields.get("geneval"), Mapping):
         fields["geneval"] = geneval.with_counts(fields["geneval"])
     item = read_item(Node(fields), _refuse_image)
@@ -76,12 +73,12 @@ def prompt_of(value: Any, path: str = "prompt") -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     turns = messages(value, path)
-    asking = [turn for turn in turns if turn.get("role") == "user"]
-    if not asking and any(turn.get("role") is not None for turn in turns):
+    user_turns = [turn for turn in turns if turn.get("role") == "user"]
+    if not user_turns and any(turn.get("role") is not None for turn in turns):
         raise InvalidRequest(
             f"{path}: none of the {len(turns)} messages has the role 'user'; add the one that asks for the image"
         )
-    return text_of((asking or turns)[-1:], path) or None
+    return text_of((user_turns or turns)[-1:], path) or None
 
 
 def text_of(value: Any, path: str = "completion") -> str:
@@ -93,11 +90,15 @@ def text_of(value: Any, path: str = "completion") -> str:
         return value or ""
     if is_image(value):
         return ""
-    spoken = [turn for turn in messages(value, path) if turn.get("role") != "tool" and turn.get("content") is not None]
-    if not spoken:
+    with_content = [
+        turn for turn in messages(value, path) if turn.get("role") != "tool" and turn.get("content") is not None
+    ]
+    if not with_content:
         return ""
-    content = spoken[-1]["content"]
-    return content if isinstance(content, str) else "".join(_part_text(part) for part in parts_of(spoken[-1], path))
+    content = with_content[-1]["content"]
+    return (
+        content if isinstance(content, str) else "".join(_part_text(part) for part in parts_of(with_content[-1], path))
+    )
 
 
 def messages(value: Any, path: str) -> list[Mapping[str, Any]]:
@@ -256,6 +257,12 @@ def _data_url(url: str) -> bytes:
     raise BadImage(
         f"{quote(url)} is not a base64 data: URL; give 'data:image/png;base64,' followed by the bytes in base64"
     )
+
+
+def _column(field: Field, value: Any) -> Any:
+    """Convert a column's value for a field; the text of a column may be JSON unless the field is text itself."""
+    value = to_builtin(value)
+    return value if field.kind.type is str else parse_json_object(value, field.key)
 
 
 def _refuse_image(node: Node) -> bytes:

@@ -23,20 +23,11 @@ from synod.digest import digest_of
 from synod.errors import BadImage, InvalidRequest, SettingsError
 from synod.formats import load_json
 from synod.reader import Node
+from synod.records import read_item
 from synod.scoring import geneval
-from synod.tree import read_item
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_SUFFIXES: Final = (
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jxl",
-)  # not scored
+OTHER_SUFFIXES: Final = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")  # not scored
 Notify = Callable[[str], None]
 MAX_LISTED: Final = 10  # invalid lines listed in one message
 

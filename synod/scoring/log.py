@@ -19,13 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from synod.answers import read_response, response_tree
-from synod.contracts import ItemResult, Outcome, ScoreFailure, ScoreRequest, ScoreResponse
+from synod.contracts import Digest, ItemResult, Outcome, ScoreFailure, ScoreRequest
 from synod.errors import InvalidRequest, SettingsError
 from synod.formats import dump_json, load_json
 from synod.reader import Node, each
+from synod.records import Tree, read, read_item, write
 from synod.scoring.inputs import Loaded, Source, path_only
-from synod.tree import Tree, read_digest, read_item
 
 KEYS = ("item", "digests", "scorers", "ensemble")  # the request: equal in two lines for the same work
 
@@ -110,8 +109,8 @@ def request_tree(loaded: Loaded, template: ScoreRequest, folder: Path) -> Tree:
 
 def result_tree(result: ItemResult) -> Tree:
     """Return {scores, reward} as on the wire."""
-    (tree,) = response_tree(ScoreResponse((result,), ""))["results"]
-    return dict(tree)
+    tree: Tree = write(ItemResult, result)
+    return tree
 
 
 def outcomes(result: ItemResult) -> dict[str, Outcome]:
@@ -178,15 +177,15 @@ def _read_line(path: Path, number: int, line: bytes) -> Line:
     tree = _parsed(path, number, line)
     try:
         result = {"scores": tree["scores"], "reward": tree.get("reward")}
-        (read,) = read_response(Node({"request_id": "", "results": [result]})).results
+        found: ItemResult = read(ItemResult, Node(result))
         fields = Node(tree["item"], "item").table(lambda child: child.value)
         read_item(Node(fields, "item"), path_only)
-        digests = Node(tree["digests"], "digests").table(read_digest)
+        digests = Node(tree["digests"], "digests").table(lambda one: str(read(Digest, one)))
         scorers = each(Node.text)(Node(tree["scorers"], "scorers"))
     except InvalidRequest as error:
         raise _invalid_line(path, number, error) from None
     ensemble = tree["ensemble"]
-    return Line(Source(fields, path.parent, f"{path}:{number}", digests), scorers, ensemble, read)
+    return Line(Source(fields, path.parent, f"{path}:{number}", digests), scorers, ensemble, found)
 
 
 def _invalid_line(path: Path, number: int, why: object) -> SettingsError:

@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API server as Helm asks for: discovery, and objects that are kept as they are sent."""
+"""A fake Kubernetes API server with what Helm needs: discovery, and storage of the objects that are sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Groups = dict[str, dict[str, str]]  # apiVersion -> kind -> its plural, as in a 
 
 @contextmanager
 def api_server(objects: Iterable[Object]) -> Iterator[tuple[str, Stored]]:
-    """(kubeconfig, what it holds) of a server on loopback that knows the kinds of `objects`."""
+    """Run a server on loopback that knows the kinds of `objects`; yield its kubeconfig and its stored objects."""
     groups: Groups = {}
     for one in objects:
         kind = one["kind"].lower()
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(discovery(path, self.groups) or self.stored.get(path))
 
     def do_PATCH(self) -> None:
-        """What is applied is sent whole. A Secret's `stringData` is for writing only."""
+        """Store an applied object, which is sent whole. Convert a Secret's `stringData`, which is write-only."""
         path = urlsplit(self.path).path
         one: Object = yaml.safe_load(self._body())
         assert self.headers["content-type"].startswith("application/apply-patch")
@@ -78,11 +78,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+        """Do not log."""
 
 
 def kubeconfig(url: str) -> str:
-    """A kubeconfig of one cluster without credentials."""
+    """Return a kubeconfig of one cluster without credentials."""
     return yaml.safe_dump(
         {
             "apiVersion": "v1",
@@ -96,7 +96,7 @@ def kubeconfig(url: str) -> str:
 
 
 def discovery(path: str, groups: Groups) -> Object | None:
-    """What a client asks to learn which kinds there are."""
+    """Return the discovery document of a path, from which a client learns the available kinds."""
     if path == "/version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
     if path == "/api":

@@ -1,4 +1,4 @@
-"""The chart as a client of Helm's own library renders it; no cluster and no helm binary."""
+"""Render the chart with Helm's own library; this needs neither a cluster nor the helm command."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Object = dict[str, Any]
 
 
 def profile(name: str) -> Object:
-    """The values of a shipped profile; "default" has none of its own."""
+    """Return the values of a shipped profile; "default" is empty."""
     return {} if name == "default" else dict(yaml.safe_load((ROOT / f"helm/values-{name}.yaml").read_text()))
 
 
 def render(values: Mapping[str, Any] | None = None, name: str = "demo", namespace: str = "prod") -> list[Object]:
-    """Every object. Raises what Helm raises."""
+    """Return every rendered object. Raise what Helm raises."""
     return copy.deepcopy(_render(json.dumps(values or {}, sort_keys=True), name, namespace)[0])
 
 
 def notes(values: Mapping[str, Any] | None = None) -> str:
-    """NOTES.txt."""
+    """Return the rendered NOTES.txt."""
     return _render(json.dumps(values or {}, sort_keys=True), "demo", "prod")[1]
 
 
@@ -38,13 +38,13 @@ def notes(values: Mapping[str, Any] | None = None) -> str:
 def _render(values: str, name: str, namespace: str) -> tuple[list[Object], str]:
     with helm_python.Chart.load(str(CHART)) as chart:
         texts = chart.render(json.loads(values), name=name, namespace=namespace)
-    told = next(text for path, text in texts.items() if path.endswith("NOTES.txt"))
+    notes_text = next(text for path, text in texts.items() if path.endswith("NOTES.txt"))
     files = [text for path, text in texts.items() if not path.endswith("NOTES.txt")]
-    return [one for text in files for one in yaml.load_all(text, yaml.CSafeLoader) if one], told
+    return [one for text in files for one in yaml.load_all(text, yaml.CSafeLoader) if one], notes_text
 
 
 def nested(dotted: str, value: Any) -> Object:
-    """`nested("a.b", 1)` is {"a": {"b": 1}}."""
+    """Return {"a": {"b": 1}} for `nested("a.b", 1)`."""
     *parents, leaf = dotted.split(".")
     tree: Object = {leaf: value}
     for key in reversed(parents):
@@ -53,7 +53,7 @@ def nested(dotted: str, value: Any) -> Object:
 
 
 def merged(*trees: Mapping[str, Any]) -> Object:
-    """Trees merged as Helm merges values: maps key by key, all else replaced."""
+    """Merge trees as Helm merges values: maps key by key, everything else is replaced."""
     found: Object = {}
     for tree in trees:
         for key, value in tree.items():
@@ -63,14 +63,14 @@ def merged(*trees: Mapping[str, Any]) -> Object:
 
 
 def of(objects: list[Object], kind: str, name: str | None = None) -> Object:
-    """The one object of a kind (and name)."""
+    """Return the only object of a kind (and name)."""
     found = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
     assert len(found) == 1, (kind, name, [o["metadata"]["name"] for o in found])
     return found[0]
 
 
 def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """(component, {metadata, spec}) of every pod that the objects make."""
+    """Yield (component, {metadata, spec}) of every pod that the objects create."""
     for one in objects:
         if one["kind"] == "Pod":
             yield "test", one
@@ -82,13 +82,13 @@ def pod_templates(objects: list[Object]) -> Iterator[tuple[str, Object]]:
 
 
 def let_through() -> list[str]:
-    """What .dockerignore lets into an image, of what is there."""
+    """Return the existing paths that .dockerignore admits to an image."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     return [line[1:] for line in lines if line.startswith("!") and (ROOT / line[1:]).exists()]
 
 
 def unpack(image: str, app: Path) -> None:
-    """Lay out what an image's Dockerfile copies below /app as links below `app`, and nothing else of the repository."""
+    """Link below `app` what an image's Dockerfile copies to /app, and nothing else of the repository."""
     copied = re.findall(r"^COPY (\S+) /app/?(\S*)$", (ROOT / f"deploy/docker/{image}.Dockerfile").read_text(), re.M)
     for source, target in copied:
         for path in let_through():
@@ -101,6 +101,6 @@ def unpack(image: str, app: Path) -> None:
 
 
 def serve_config(objects: list[Object]) -> Object:
-    """What the RayService tells Serve."""
+    """Return the Serve configuration of the RayService."""
     found: Object = yaml.safe_load(of(objects, "RayService")["spec"]["serveConfigV2"])
     return found

@@ -27,16 +27,16 @@ ALERTS = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
 SERIES = re.compile(r"\b(?:synod|ray)_[a-z_]+\b")
 
 
-def test_what_is_generated_is_up_to_date() -> None:
+def test_generated_files_are_up_to_date() -> None:
     assert [path.name for path, text in generate.generated().items() if path.read_text() != text] == []
     assert {path.stem for path in (CHART / "dashboards").iterdir()} == set(dashboards.BOARDS)
 
 
-def test_every_value_is_described_and_a_silent_one_is_seen() -> None:
+def test_every_value_has_a_description() -> None:
     source = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(source)
     assert len(list(generate.leaves(values, generate.read_comments(source)))) > 80
-    silent = "a:\n  # -- told\n  b: 1\n  c: 2\n"
+    silent = "a:\n  # -- described\n  b: 1\n  c: 2\n"
     with pytest.raises(ValueError, match=r"a\.c has no description"):
         list(generate.leaves(yaml.safe_load(silent), generate.read_comments(silent)))
 
@@ -48,7 +48,7 @@ def test_comments_become_descriptions_and_schema() -> None:
     assert schema["additionalProperties"] is False
 
 
-def test_versions_are_the_projects() -> None:
+def test_versions_match_the_project() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"ray[serve]=={chart['annotations']['synod/ray-version']}" in project["optional-dependencies"]["service"]
@@ -58,22 +58,20 @@ def test_versions_are_the_projects() -> None:
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Ray's own, at import
+    warnings.simplefilter("ignore")  # raised by Ray at import
     from services.cluster.graph import Demand, check_capacity
 
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Path:
-    """A folder as the head's /app, where the TOML's relative paths resolve to what its image holds."""
+    """Return a folder like /app in the head's image, in which the TOML's relative paths resolve."""
     unpack("scorer", tmp_path)
     (tmp_path / "deploy/release").mkdir()
     return tmp_path
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_service_reads_what_is_rendered_and_its_pods_hold_it(
-    name: str, mounted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rendered_settings_load_and_fit_the_pods(name: str, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render({**profile(name), "auth": {"generate": True}})
     (mounted / "deploy/release/service.toml").write_text(
         of(objects, "ConfigMap", "demo-synod-config")["data"]["service.toml"]
@@ -94,8 +92,8 @@ def test_the_service_reads_what_is_rendered_and_its_pods_hold_it(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_chart_refuses_what_no_packing_could_hold(seed: int, mounted: Path) -> None:
-    """By the service's own count of what its replicas ask for: the chart leaves the packing to Ray."""
+def test_the_chart_refuses_what_the_pods_cannot_hold(seed: int, mounted: Path) -> None:
+    """Compare with the service's own sum of its replicas' resources; Ray decides how they are packed."""
     draw = random.Random(seed)
     servings = [
         {
@@ -123,15 +121,15 @@ def test_the_chart_refuses_what_no_packing_could_hold(seed: int, mounted: Path) 
             render(values)
 
 
-def test_a_service_without_tokens_would_not_start(mounted: Path) -> None:
-    """The chart's default is safe because the settings refuse the alternative."""
+def test_a_service_without_tokens_does_not_start(mounted: Path) -> None:
+    """The settings refuse a public service without tokens, on which the chart relies."""
     (mounted / "deploy/release/service.toml").write_text(generate.EMBEDDED.read_text())
     with pytest.raises(SettingsError, match="nobody needs a token"):
         settings.load(mounted / "deploy/release/service.toml", {"SYNOD__SERVER__HOST": "0.0.0.0"})
 
 
 def known_series() -> set[str]:
-    """Every name that a scrape may hold: of the service, the trainer, and the one of Ray's that is used."""
+    """Return the names of all series of service and trainer, and the one series of Ray that is used."""
     found = set(exporter.HELP) | {"ray_node_cpu_utilization"}
     for family in metrics.REGISTRY.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
@@ -148,27 +146,27 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield name, board.chosen[1] if board.chosen else ""
 
 
-def test_every_series_that_is_asked_for_exists() -> None:
+def test_every_queried_series_exists() -> None:
     known = known_series()
     assert {name: found for name, expr in expressions() if (found := set(SERIES.findall(expr)) - known)} == {}
 
 
-def test_every_reward_sum_that_is_asked_for_exists() -> None:
+def test_every_queried_reward_sum_exists() -> None:
     asked = {of for _, expr in expressions() for of in re.findall(r'of="(\w+)"', expr)}
     assert asked
     assert asked <= set(Sums.__dataclass_fields__)
 
 
-def test_every_number_of_training_that_is_asked_for_is_one_that_a_step_tells() -> None:
-    """Names are those of `trainer.records.step_record` and `trainer.train`, read from their sources."""
+def test_every_queried_training_value_is_recorded() -> None:
+    """The names come from `trainer.records.step_record` and `trainer.train`, read from their sources."""
     asked = {n for _, expr in expressions() for name in re.findall(r'name=~?"([^"]+)"', expr) for n in name.split("|")}
     sources = "".join((ROOT / f"trainer/{part}.py").read_text() for part in ("records", "train"))
-    told = set(re.findall(r'"(\w+)"', sources))
-    told |= {f"{n}_{m}" for n in ("loss", "kl", "clip_fraction", "ratio_max") for m in ("text", "image")}
-    assert {one.partition("/")[0] for one in asked} <= told
+    recorded = set(re.findall(r'"(\w+)"', sources))
+    recorded |= {f"{n}_{m}" for n in ("loss", "kl", "clip_fraction", "ratio_max") for m in ("text", "image")}
+    assert {one.partition("/")[0] for one in asked} <= recorded
 
 
-def test_every_ray_series_that_is_asked_for_is_rays_own() -> None:
+def test_every_queried_ray_series_exists() -> None:
     import ray
 
     source = (Path(ray.__file__).parent / "dashboard/modules/reporter/reporter_agent.py").read_text()
@@ -183,20 +181,20 @@ def alerts() -> list[Object]:
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=lambda alert: str(alert["alert"]))
-def test_every_alert_has_a_severity_a_summary_and_a_runbook_entry(alert: Object) -> None:
+def test_every_alert_has_severity_summary_and_runbook(alert: Object) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning", "info")
     assert alert["annotations"]["summary"]
     runbook = (ROOT / "docs/operations.md").read_text().partition("## Alerts")[2].partition("\n## ")[0]
     assert re.search(rf"^\| `{alert['alert']}` \|[^|]+\|[^|]+\|$", runbook, re.M)
 
 
-def test_the_runbook_has_no_alert_that_is_not_there() -> None:
+def test_the_runbook_lists_only_existing_alerts() -> None:
     runbook = (ROOT / "docs/operations.md").read_text().partition("## Alerts")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", runbook, re.M)) == {alert["alert"] for alert in alerts()}
 
 
 @pytest.mark.parametrize("name", dashboards.BOARDS)
-def test_a_dashboard_is_whole(name: str) -> None:
+def test_dashboards_are_well_formed(name: str) -> None:
     board = json.loads((CHART / f"dashboards/{name}.json").read_text())
     assert board["uid"] == f"synod-{name}"
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]

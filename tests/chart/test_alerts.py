@@ -1,4 +1,4 @@
-"""The alerts as Prometheus evaluates them, by its own tool (Debian package prometheus)."""
+"""Evaluate the alerts with Prometheus' own tool (Debian package prometheus)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ FIRE: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
 
 
 def firing(tmp_path: Path, series: dict[str, str], alert: str, at: str, *, expected: bool) -> str:
-    """What promtool says of a test that expects the alert to fire, or not to; empty when it is so."""
+    """Run promtool on a test that expects the alert to fire, or not to; return its complaint, or an empty text."""
     expr = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
     test: dict[str, Any] = {
         "interval": "1m",
@@ -102,7 +102,7 @@ def firing(tmp_path: Path, series: dict[str, str], alert: str, at: str, *, expec
 
 
 @pytest.mark.parametrize("alert", FIRE)
-def test_an_alert_fires_when_it_should_and_only_then(alert: str, tmp_path: Path) -> None:
+def test_an_alert_fires_only_on_its_condition(alert: str, tmp_path: Path) -> None:
     bad, good, at = FIRE[alert]
     assert firing(tmp_path, bad, alert, at, expected=True) == ""
     assert firing(tmp_path, good, alert, at, expected=False) == ""

@@ -1,4 +1,4 @@
-"""What the KubeRay operator (ray-operator/controllers) asks of pods that no schema of its CRDs tells."""
+"""Test the requirements of the KubeRay operator (ray-operator/controllers) that its CRDs' schemas do not state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def heads(objects: list[Object]) -> list[Object]:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_ports_of_a_head_are_those_that_the_operators_services_are_made_of(name: str) -> None:
+def test_a_head_has_the_ports_that_the_operator_needs(name: str) -> None:
     """BuildServeService fails without one named serve, and the reconciling of the RayService with it; the dashboard is
     found by its name."""
     for template in heads(render(merged(profile(name), ON))):
@@ -24,15 +24,15 @@ def test_the_ports_of_a_head_are_those_that_the_operators_services_are_made_of(n
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_labels_by_which_the_operator_selects_are_its_own(name: str) -> None:
-    """A RayService's head Service selects app.kubernetes.io/name=kuberay, which a label of ours would replace."""
+def test_pods_do_not_override_the_operators_labels(name: str) -> None:
+    """A RayService's head Service selects app.kubernetes.io/name=kuberay, which the chart must not replace."""
     for component, template in pod_templates(render(merged(profile(name), ON))):
-        taken = OPERATORS if component == "test" else OPERATORS | {"app.kubernetes.io/name"}
-        assert not taken & set(template["metadata"]["labels"]), component
+        reserved = OPERATORS if component == "test" else OPERATORS | {"app.kubernetes.io/name"}
+        assert not reserved & set(template["metadata"]["labels"]), component
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_first_container_is_rays_and_its_command_is_left_to_the_operator(name: str) -> None:
+def test_the_operator_sets_the_command_of_the_ray_container(name: str) -> None:
     for component, template in pod_templates(render(merged(profile(name), ON))):
         if component != "test":
             first = template["spec"]["containers"][0]
@@ -42,8 +42,8 @@ def test_the_first_container_is_rays_and_its_command_is_left_to_the_operator(nam
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_a_budget_can_be_counted_and_lets_one_pod_go(name: str) -> None:
-    """RayCluster has no scale subresource: of maxUnavailable and of percentages Kubernetes makes "none may go"."""
+def test_a_disruption_budget_lets_one_pod_go(name: str) -> None:
+    """Kubernetes cannot evaluate maxUnavailable or percentages, because RayCluster has no scale subresource."""
     objects = render(profile(name))
     groups = of(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     fewest = {g["template"]["metadata"]["labels"]["app.kubernetes.io/component"]: g["minReplicas"] for g in groups}

@@ -1,4 +1,4 @@
-"""What holds for every container of every profile: limits, probes, no rights, nothing writable but what is mounted."""
+"""Check every container of every profile: limits, probes, no privileges, and only mounts are writable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.chart.rendering import PROFILES, Object, pod_templates, profile, render
 
-RUN_TO_THEIR_END = ("test",)  # pods to which probes do not apply
+RUN_TO_COMPLETION = ("test",)  # pods to which probes do not apply
 
 
 def containers(name: str) -> Iterator[tuple[str, Object, Object]]:
@@ -19,7 +19,7 @@ def containers(name: str) -> Iterator[tuple[str, Object, Object]]:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_container_is_bounded_and_without_rights(name: str) -> None:
+def test_every_container_has_limits_and_no_privileges(name: str) -> None:
     seen = set()
     for component, _, container in containers(name):
         seen.add((component, container["name"]))
@@ -35,9 +35,9 @@ def test_every_container_is_bounded_and_without_rights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_container_that_stays_has_probes(name: str) -> None:
+def test_every_long_running_container_has_probes(name: str) -> None:
     for component, _, container in containers(name):
-        if component in RUN_TO_THEIR_END:
+        if component in RUN_TO_COMPLETION:
             assert not {"livenessProbe", "readinessProbe"} & set(container)
         else:
             assert {"livenessProbe", "readinessProbe"} <= set(container), (component, container["name"])
@@ -48,21 +48,21 @@ def test_every_container_that_stays_has_probes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_pod_runs_as_nobody_and_holds_no_credentials(name: str) -> None:
+def test_every_pod_runs_without_root_and_credentials(name: str) -> None:
     for component, template in pod_templates(render(profile(name))):
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        autoscaler = component == "head" and name == "production"  # asks the API server for pods
+        autoscaler = component == "head" and name == "production"  # creates pods through the API server
         assert spec["automountServiceAccountToken"] is autoscaler
-        assert ("serviceAccountName" in spec) is not autoscaler  # then KubeRay names its own
+        assert ("serviceAccountName" in spec) is not autoscaler  # KubeRay then sets its own
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
         assert all("hostPath" not in volume for volume in spec.get("volumes", []))
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_mount_has_its_volume_and_scratch_is_writable(name: str) -> None:
+def test_every_mount_has_a_volume_and_scratch_is_writable(name: str) -> None:
     for component, spec, container in containers(name):
         volumes = {volume["name"] for volume in spec.get("volumes", [])}
         mounts = {mount["name"]: mount for mount in container.get("volumeMounts", [])}
@@ -74,15 +74,13 @@ def test_every_mount_has_its_volume_and_scratch_is_writable(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_only_those_who_check_tokens_can_read_them(name: str) -> None:
+def test_only_containers_that_check_tokens_mount_them(name: str) -> None:
     for component, spec, container in containers(name):
         reads = any(mount["name"] == "tokens" for mount in container.get("volumeMounts", []))
         assert reads == (component in ("head", "gateway") and container["name"] == "ray"), component
         owns = any(mount["name"] == "token" for mount in container.get("volumeMounts", []))
         assert owns == ((component, container["name"]) in (("trainer", "ray"), ("test", "score"))), component
-        assert not any(
-            "secretKeyRef" in str(one) for one in container.get("env", [])
-        )  # files do not leak as variables do
+        assert not any("secretKeyRef" in str(one) for one in container.get("env", []))  # files leak less than variables
         if reads:
             tokens = next(volume for volume in spec["volumes"] if volume["name"] == "tokens")
             assert [item["key"] for item in tokens["secret"]["items"]] == ["tokens.toml"]

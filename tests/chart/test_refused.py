@@ -1,4 +1,4 @@
-"""Values that cannot work are refused before anything is installed, and the message says what to do."""
+"""Test that values that cannot work are refused before installation, with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GROWS = {"autoscaling": {"enabled": True}}
         ("config", {"server": {}}, "string"),
     ],
 )
-def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
+def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) -> None:
     with pytest.raises(helm_python.HelmError, match=f"(?s){message}"):
         render(nested(path, value))
 
@@ -103,7 +103,7 @@ def test_the_schema_refuses(path: str, value: Any, message: str) -> None:
         ),
     ],
 )
-def test_a_template_refuses(values: dict[str, Any], message: str) -> None:
+def test_a_template_refuses_impossible_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(helm_python.HelmError, match=message):
         render(values)
 
@@ -124,29 +124,29 @@ RULE = "has lower-case letters, digits and '-' only, starts with a letter"
         ("demo", {"fullnameOverride": "-a"}, "fullnameOverride '-a' gives"),
     ],
 )
-def test_names_that_kubernetes_refuses(release: str, values: dict[str, Any], named: str) -> None:
+def test_invalid_names_are_refused(release: str, values: dict[str, Any], named: str) -> None:
     with pytest.raises(helm_python.HelmError) as refused:
         render(values, name=release)
-    said = str(refused.value)
-    assert named in said
-    assert RULE in said
-    assert "set fullnameOverride to a valid name of at most 36 characters, or choose another release name" in said
+    message = str(refused.value)
+    assert named in message
+    assert RULE in message
+    assert "set fullnameOverride to a valid name of at most 36 characters, or choose another release name" in message
 
 
-def test_name_override_is_a_label_too() -> None:
+def test_name_override_must_be_a_valid_label() -> None:
     with pytest.raises(helm_python.HelmError, match="nameOverride 'my service' is also a label"):
         render({"nameOverride": "my service", "fullnameOverride": "service"})
 
 
 @pytest.mark.parametrize("release", ["82ac5612-3bd9", "my.service", "123"])
-def test_fullname_override_makes_any_release_name_work(release: str) -> None:
+def test_fullname_override_allows_any_release_name(release: str) -> None:
     objects = render({"fullnameOverride": "service"}, name=release)
     assert all(str(one["metadata"]["name"]).startswith("service") for one in objects)
     assert all(one["metadata"]["labels"]["app.kubernetes.io/instance"] == release for one in objects)
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_lint_finds_nothing_but_the_missing_icon(name: str) -> None:
+def test_lint_finds_only_the_missing_icon(name: str) -> None:
     found = helm_python.lint(str(CHART), profile(name), strict=True)
     assert found["errors"] == []
     assert [one["error"] for one in found["messages"]] == ["icon is recommended"]

@@ -1,4 +1,4 @@
-"""A release over its life, by Helm itself against a server that keeps what it is told."""
+"""Install, upgrade and uninstall a release with Helm, against a server that stores the objects."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_an_upgrade_keeps_the_generated_token(release: Release) -> None:
     assert tomllib.loads(before["tokens.toml"])["release"]["token"] == before["token"]
     assert len(before["token"]) == 48
     cluster = release.stored["/apis/ray.io/v1/namespaces/prod/rayservices/demo-synod"]["spec"]["rayClusterConfig"]
-    assert cluster["workerGroupSpecs"][0]["replicas"] == 2  # the upgrades did come through
+    assert cluster["workerGroupSpecs"][0]["replicas"] == 2  # the upgrades were applied
 
 
-def test_a_secret_that_was_deleted_is_made_anew(release: Release) -> None:
+def test_a_deleted_secret_is_created_again(release: Release) -> None:
     release.config.install(str(CHART), "demo", {}, namespace="prod")
     before = release.secret()
     del release.stored[TOKENS]
@@ -58,7 +58,7 @@ def test_a_secret_that_was_deleted_is_made_anew(release: Release) -> None:
     assert release.secret()["token"] not in (before["token"], "")
 
 
-def test_a_secret_of_ones_own_takes_the_place_of_the_generated_one(release: Release) -> None:
+def test_an_existing_secret_replaces_the_generated_one(release: Release) -> None:
     release.config.install(str(CHART), "demo", {}, namespace="prod")
     release.config.upgrade(str(CHART), "demo", {"auth": {"existingSecret": "mine"}}, namespace="prod")
     assert TOKENS not in release.stored

@@ -1,5 +1,5 @@
-"""Every object of every profile is one that a Kubernetes API server takes: core kinds by the published schemas of three
-versions, the rest by the schemas inside their own CRDs (crds/: KubeRay and the Prometheus operator, Apache-2.0)."""
+"""Validate every object of every profile: core kinds with the published schemas of three Kubernetes versions, the rest
+with the schemas in their own CRDs (crds/: KubeRay and the Prometheus operator, Apache-2.0)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def crd_schema(kind: str, version: str) -> Any:
 
 
 def closed(schema: Any) -> Any:
-    """A structural schema as JSON schema: what it does not name is an error, as it is pruned by the API server."""
+    """Convert a structural schema to a JSON schema that refuses unknown fields, which the API server would drop."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):
@@ -54,7 +54,7 @@ def closed(schema: Any) -> Any:
 
 
 def errors(one: Object, version: str = "1.32") -> list[str]:
-    """What an API server would say of an object."""
+    """Return the errors that an API server would report for an object."""
     if one["kind"] in CRDS:
         schema = crd_schema(one["kind"], one["apiVersion"].partition("/")[2])
         return [f"{'.'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in schema.iter_errors(one)]
@@ -70,7 +70,7 @@ def errors(one: Object, version: str = "1.32") -> list[str]:
 def test_every_object_is_valid(name: str, version: str) -> None:
     objects = render(EVERYTHING if name == "everything" else profile(name))
     found = {f"{one['kind']} {one['metadata']['name']}": errors(one, version) for one in objects}
-    assert {key: told for key, told in found.items() if told} == {}
+    assert {key: text for key, text in found.items() if text} == {}
     assert {"RayService", "Service", "ConfigMap", "NetworkPolicy"} <= {one["kind"] for one in objects}
 
 
@@ -82,14 +82,14 @@ def test_every_pod_template_is_a_valid_pod(name: str, version: str) -> None:
         assert errors(pod, version) == []
 
 
-def test_planted_mistakes_are_seen() -> None:
+def test_planted_mistakes_are_found() -> None:
     service = of(render(), "RayService")
     service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplicas"] = "one"
     service["spec"]["serveConfig"] = "old"
     del service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
-    told = errors(service)
-    assert len(told) == 3
-    assert any("serveConfig" in one for one in told)
+    found = errors(service)
+    assert len(found) == 3
+    assert any("serveConfig" in one for one in found)
     policy = of(render(), "Service")
     policy["spec"]["selectors"] = {}
     assert errors(policy)

@@ -1,4 +1,4 @@
-"""The compose file: valid, closed, agreeing with the chart; and what its services run, run here without containers."""
+"""Test the compose file: valid, restricted, in agreement with the chart; and run its commands without containers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OURS = ("service", "service-gpu", "ready", "trainer", "trainer-metrics")
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is missing: the Debian package")
-def test_docker_compose_reads_it() -> None:
+def test_docker_compose_accepts_the_file() -> None:
     done = subprocess.run(["docker-compose", "config", "--services"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == set(SERVICES)
@@ -36,7 +36,7 @@ def test_docker_compose_reads_it() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_closed_in(name: str) -> None:
+def test_every_service_is_restricted(name: str) -> None:
     one = SERVICES[name]
     assert one["cap_drop"] == ["ALL"]
     assert one["security_opt"] == ["no-new-privileges:true"]
@@ -57,7 +57,7 @@ def test_no_secret_is_in_the_environment() -> None:
             assert not re.search("TOKEN|PASSWORD|SECRET", name) or str(value).startswith("/run/secrets/"), name
 
 
-def test_prometheus_and_grafana_read_the_charts_own_files() -> None:
+def test_monitoring_uses_the_files_of_the_chart() -> None:
     mounts = [mount for name in ("prometheus", "grafana") for mount in SERVICES[name]["volumes"]]
     assert any(mount.startswith("./helm/synod/files/alerts.yaml:") for mount in mounts)
     assert any(mount.startswith("./helm/synod/dashboards:") for mount in mounts)
@@ -71,8 +71,8 @@ def test_prometheus_and_grafana_read_the_charts_own_files() -> None:
 AFTER = {"trainer": "ready", "prometheus": "ready", "grafana": "prometheus"}
 
 
-def test_what_starts_after_what() -> None:
-    """Each waits for the health, or the end, of a service that its profiles start too; both services have one name."""
+def test_services_start_in_order() -> None:
+    """Each waits for the health or the end of a service in its own profiles; both services share a name."""
     waits = {name: one["depends_on"] for name, one in SERVICES.items() if "depends_on" in one}
     assert {name: next(iter(on)) for name, on in waits.items()} == AFTER
     for name, on in waits.items():
@@ -84,7 +84,7 @@ def test_what_starts_after_what() -> None:
         assert SERVICES[service]["networks"] == {"default": {"aliases": ["service"]}}
 
 
-def test_ready_ends_once_the_service_is_and_not_before(tmp_path: Path) -> None:
+def test_ready_ends_only_when_the_service_is_ready(tmp_path: Path) -> None:
     status = tmp_path / "status"
 
     class RewardService(BaseHTTPRequestHandler):
@@ -128,7 +128,7 @@ def test_a_gpu_is_reserved_and_shared_among_all_scorers() -> None:
 
 
 def test_models_and_state_are_in_named_volumes() -> None:
-    """What a container fetches or learns is there for the next one; caches lie where the chart's pods have them."""
+    """Downloads and state remain for the next container; caches are where the chart's pods have them."""
     for name in ("service", "service-gpu"):
         mounted = {volume.partition(":")[2] for volume in SERVICES[name]["volumes"]}
         assert {"/models", "/run/synod"} <= mounted
@@ -138,7 +138,7 @@ def test_models_and_state_are_in_named_volumes() -> None:
 
 
 def read_for(name: str, folder: Path, **more: str) -> tuple[list[str], dict[str, str]]:
-    """A service's command and environment with its paths inside the container as paths here."""
+    """Return a service's command and environment, with paths in the container replaced by local ones."""
     mounts = {"/app/": f"{ROOT}/", "/run/secrets/": f"{folder}/secrets/", "/checkpoints": f"{folder}/checkpoints",
               "/run/synod": f"{folder}/run", "/models": f"{folder}/models"}  # fmt: skip
 
@@ -153,7 +153,7 @@ def read_for(name: str, folder: Path, **more: str) -> tuple[list[str], dict[str,
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    """What the head of the compose file says to do."""
+    """Create the secrets with the commands at the head of the compose file."""
     (tmp_path / "secrets").mkdir()
     head = (ROOT / "docker-compose.yml").read_text().partition("version:")[0]
     script = "\n".join(line.removeprefix("#").strip() for line in head.splitlines() if "token" in line)
@@ -174,7 +174,7 @@ def test_a_services_settings_load_with_its_environment(
     assert ("0.2 GPU" in capsys.readouterr().out) is (name == "service-gpu")
 
 
-def test_the_tokens_of_the_compose_files_head_open_the_service(secrets: Path) -> None:
+def test_the_documented_tokens_are_accepted(secrets: Path) -> None:
     from services.gateway import auth
     from services.settings import AuthSettings
     from synod.client.headers import find_token
@@ -185,7 +185,7 @@ def test_the_tokens_of_the_compose_files_head_open_the_service(secrets: Path) ->
     assert authenticator.authenticate(f"Bearer {token}", "metrics").name == "compose"
 
 
-def test_the_trainers_settings_load_and_it_says_that_the_service_is_away(secrets: Path) -> None:
+def test_the_trainer_reports_an_unavailable_service(secrets: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     command, environment = read_for("trainer", secrets, SYNOD__TRAINER__SERVICE__PATIENCE_S="0.1", HOME=str(secrets))
     environment["SYNOD__TRAINER__SERVICE__URL"] = url
@@ -202,7 +202,7 @@ def test_the_trainers_settings_load_and_it_says_that_the_service_is_away(secrets
     assert "Traceback" not in done.stderr
 
 
-def test_the_trainers_metrics_are_served_and_its_health_check_agrees(secrets: Path) -> None:
+def test_the_trainers_metrics_and_health_check_work(secrets: Path) -> None:
     command, environment = read_for("trainer-metrics", secrets)
     port = str(free_port())
     command[command.index("8001")] = port

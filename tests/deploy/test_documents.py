@@ -1,8 +1,9 @@
-"""What the documents say can be done: links lead somewhere, blocks of commands, Python and TOML are well-formed."""
+"""Check the documents: links, commands, paths and names exist; blocks of shell, Python and TOML are well-formed."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -44,13 +46,13 @@ def blocks() -> list[Block]:
 
 
 def anchors(page: Path) -> set[str]:
-    """As the common hosts make them of headings."""
+    """Return the anchors of a page's headings, as Git hosts form them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for link in LINK.findall(page.read_text()):
         if re.match(r"[a-z]+:", link):
             continue
@@ -72,8 +74,8 @@ def test_blocks_are_well_formed(block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_are_there(page: Path) -> None:
-    """Make targets, `python -m` modules, `synod` commands and shipped files that commands name."""
+def test_commands_exist(page: Path) -> None:
+    """Check make targets, `python -m` modules, `synod` commands and files that commands use."""
     text = page.read_text()
     shell = "\n".join([*(b.text for b in blocks() if b.page == page and b.language == "bash"), *indented(text)])
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
@@ -83,6 +85,65 @@ def test_commands_are_there(page: Path) -> None:
     assert set(re.findall(r"^\.venv/bin/synod (\w+)", shell, flags=re.MULTILINE)) <= COMMANDS
     for path in re.findall(r"(?<![\w/.])((?:deploy|embedded|helm)/[\w./-]+\.\w+)", shell):
         assert (ROOT / path).exists(), path
+
+
+def defined(name: str) -> bool:
+    """Return whether a dotted name is a module, or something defined at the top of a module or class."""
+    parts = name.split(".")
+    for i in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:i])
+        source = next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+        if source is None:
+            continue
+        body: list[ast.stmt] = ast.parse(source.read_text()).body
+        for part in parts[i:]:
+            names = [
+                n for n in body if part in (getattr(n, "name", None), getattr(getattr(n, "target", None), "id", None))
+            ]
+            if not names and not any(part in ast.unparse(n).partition("\n")[0] for n in body):
+                return False
+            body = getattr(names[0], "body", []) if names else []
+        return True
+    return (ROOT / "/".join(parts)).is_dir()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_and_names_in_the_code_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"`((?:synod|services|trainer|embedded|benchmarks|helm|deploy|tests)/[\w./*-]+)`", text):
+        assert list(ROOT.glob(path.rstrip("/"))), path
+    if page.parent.name == "synod":
+        return  # the chart's values have dotted names too
+    for name in re.findall(r"`((?:synod|services|trainer|embedded)\.[\w.]+)`", text):
+        assert name.startswith("synod.v1.") or name.endswith((".py", ".toml", ".X")) or defined(name), name
+
+
+def setting_names() -> set[str]:
+    """Return the name of every key that the settings of service, scorers and trainer have."""
+    for path in (*ROOT.glob("services/scorers/*.py"), *ROOT.glob("services/scorers/*/__init__.py")):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    for module in ("services.settings", "trainer.settings"):
+        importlib.import_module(module)
+    found: set[str] = set()
+    todo = [BaseModel]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        if kind.__module__.startswith(("services", "trainer", "synod")):
+            found |= set(kind.model_fields)
+    return found
+
+
+def test_settings_in_the_documents_exist() -> None:
+    names = setting_names()
+    for page in (*PAGES, ROOT / "helm/synod/values.yaml"):
+        if page.name == "log.md":
+            continue  # it reports what was measured with the settings of its day
+        text = page.read_text()
+        keys = re.findall(r"`\[[\w.*]+\] (\w+)", text)
+        keys += [name.lower() for name in re.findall(r"\bSYNOD__\w+?__([A-Z0-9_]+?)(?=\b(?!__))", text)]
+        unknown = {key.rpartition("__")[2] for key in keys} - names
+        assert not unknown, f"{page.relative_to(ROOT)}: {unknown}"
 
 
 def indented(text: str) -> list[str]:

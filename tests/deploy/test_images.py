@@ -1,4 +1,4 @@
-"""The images hold what their programs import, and no more than they should; their Dockerfiles are clean."""
+"""Check that the images contain what their programs import, and no torch where it is not needed; lint Dockerfiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAVY = ("torch", "torchvision", "transformers", "open_clip", "facenet_pytorch",
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports when it is imported: not inside functions, not for type checking."""
+    """Return the modules that importing a file imports: not those inside functions or for type checking."""
     found: set[str] = set()
     todo: list[ast.stmt] = list(ast.parse(path.read_text()).body)
     while todo:
@@ -43,7 +43,7 @@ def file_of(module: str, root: Path) -> Path | None:
 
 
 def closure(start: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
-    """(our modules, outside packages) that importing a module of ours loads."""
+    """Return (our modules, outside packages) that importing one of our modules loads."""
     ours: set[str] = set()
     outside: set[str] = set()
     todo = [start]
@@ -64,7 +64,7 @@ def closure(start: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
 
 
 def distributions(extra: str) -> set[str]:
-    """Packages that `pip install '.[extra]'` brings, by the metadata of what is installed here."""
+    """Return the packages that `pip install '.[extra]'` installs, by the metadata of this environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     todo = [*project["dependencies"], *(d for one in extra.split(",") for d in project["optional-dependencies"][one])]
     found: set[str] = set()
@@ -94,13 +94,13 @@ def distributions(extra: str) -> set[str]:
 @pytest.mark.parametrize(
     "program", ["services.cluster.serve_app", "services.gateway.app", "services.cluster.exporter", "synod.cli"]
 )
-def test_a_gateways_import_closure_is_free_of_torch(program: str) -> None:
+def test_the_gateway_does_not_import_torch(program: str) -> None:
     ours, outside = closure(program)
     assert len(ours) > 1
     assert outside & set(HEAVY) == set()
 
 
-def test_the_walk_sees_what_python_loads() -> None:
+def test_the_import_walk_agrees_with_python() -> None:
     """Compare with the interpreter: it loads all that was walked (and the scorers' modules, by name), but not torch."""
     code = (
         "import warnings, sys; warnings.simplefilter('ignore');"
@@ -118,7 +118,7 @@ def test_the_walk_sees_what_python_loads() -> None:
     [("import torch", True), ("try:\n    from torch import nn\nexcept ImportError:\n    nn = None", True),
      ("def f():\n    import torch", False)],
 )  # fmt: skip
-def test_a_planted_import_is_seen(tmp_path: Path, planted: str, seen: bool) -> None:
+def test_a_planted_import_is_found(tmp_path: Path, planted: str, seen: bool) -> None:
     (tmp_path / "services").mkdir()
     (tmp_path / "services/__init__.py").touch()
     (tmp_path / "services/a.py").write_text("from services import b")
@@ -134,18 +134,18 @@ def test_a_planted_import_is_seen(tmp_path: Path, planted: str, seen: bool) -> N
         ("trainer,job", ("trainer.session", "trainer.exporter")),
     ],
 )
-def test_an_image_installs_what_its_programs_import(extra: str, programs: tuple[str, ...]) -> None:
+def test_an_image_installs_its_programs_imports(extra: str, programs: tuple[str, ...]) -> None:
     owners = metadata.packages_distributions()
     brought = distributions(extra)
     for program in programs:
         for package in closure(program)[1]:
             names = {name.lower().replace("_", "-") for name in owners[package]}
-            assert names & brought, f"{program} imports {package}, which '.[{extra}]' does not bring"
+            assert names & brought, f"{program} imports {package}, which '.[{extra}]' does not install"
     assert ("torch" in brought) is (extra != "gateway")
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
-def test_a_dockerfile_is_clean_and_runs_as_nobody(path: Path) -> None:
+def test_a_dockerfile_passes_lint_and_runs_without_root(path: Path) -> None:
     done = subprocess.run([Path(sys.executable).parent / "hadolint", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     text = path.read_text()
@@ -158,7 +158,7 @@ def test_a_dockerfile_is_clean_and_runs_as_nobody(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
-def test_what_a_dockerfile_copies_is_there_and_let_through(path: Path) -> None:
+def test_files_copied_by_a_dockerfile_exist(path: Path) -> None:
     for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", path.read_text(), re.M):
         for source in sources.split():
             assert (ROOT / source).exists(), source

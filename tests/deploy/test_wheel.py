@@ -1,4 +1,4 @@
-"""The client's wheel: ranges of versions, any Python from 3.10 on, no rich or tqdm unless the command runs."""
+"""Check the client's wheel: version ranges, Python from 3.10 on, rich and tqdm only for the command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def test_the_client_needs_ranges_that_hold_what_the_programs_pin() -> None:
+def test_the_clients_ranges_include_the_pinned_versions() -> None:
     assert PROJECT["requires-python"] == ">=3.10"
     for one in CLIENT:
         operators = {part.operator for part in one.specifier}
@@ -60,7 +60,7 @@ def test_check_wheel_tries_the_lowest_versions_declared() -> None:
     }
 
 
-def test_the_code_is_syntax_of_python_3_10() -> None:
+def test_the_code_parses_as_python_3_10() -> None:
     for path in (ROOT / "synod").rglob("*.py"):
         ast.parse(path.read_text(), str(path), feature_version=(3, 10))
 
@@ -79,7 +79,7 @@ def test_the_library_imports_neither_rich_nor_tqdm() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_without_them_names_the_extra() -> None:
+def test_the_command_names_a_missing_extra() -> None:
     done = run(
         "import importlib.util; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name: None if name in ('rich', 'tqdm') else find(name)\n"

@@ -1,4 +1,4 @@
-"""The workflows: actionlint finds nothing, they have no more rights than they need, what they name is there."""
+"""Check the workflows with actionlint, their permissions, and the files that they use."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").iterdir())
 
 
 def findings(text: str) -> str:
-    """What actionlint prints of a workflow; empty when there is nothing to say. Programs of steps are left to their own
-    tests: its helpers for them may be installed or not."""
+    """Return actionlint's findings for a workflow. Steps' scripts are not checked: its helpers may not be installed."""
     command = [str(Path(sys.executable).parent / "actionlint"), "-no-color", "-shellcheck=", "-pyflakes=", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT).stdout
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_actionlint_finds_nothing(path: Path) -> None:
+def test_workflows_pass_actionlint(path: Path) -> None:
     assert findings(path.read_text()) == ""
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "told"),
+    ("right", "wrong", "message"),
     [
         ("timeout-minutes:", "timeout:", "unexpected key"),
         ("runs-on: ubuntu-24.04", "runs-on: ubuntu-4.24", "unknown"),
@@ -35,21 +34,21 @@ def test_actionlint_finds_nothing(path: Path) -> None:
         ("permissions: {contents: read}", "permissions: {contents: reed}", "reed"),
     ],
 )
-def test_a_planted_mistake_is_found(right: str, wrong: str, told: str) -> None:
+def test_a_planted_mistake_is_found(right: str, wrong: str, message: str) -> None:
     text = (ROOT / ".github/workflows/test.yml").read_text()
     assert right in text
-    assert told in findings(text.replace(right, wrong))
+    assert message in findings(text.replace(right, wrong))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_may_only_read_and_ends_in_time(path: Path) -> None:
+def test_workflows_are_read_only_and_have_a_timeout(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     assert all("permissions" not in job and job["timeout-minutes"] <= 120 for job in workflow["jobs"].values())
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_what_its_steps_name_is_there(path: Path) -> None:
+def test_files_used_by_steps_exist(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     for job in workflow["jobs"].values():
         images = job.get("strategy", {}).get("matrix", {}).get("image", [])

@@ -161,7 +161,7 @@ def test_renormalise_redistributes_a_missing_weight(service: Any) -> None:
     ("sent", "status", "code", "word"),
     [
         (body(scorers=["bright"]), 400, "invalid_request", "items"),
-        (body(ITEM), 400, "invalid_request", "nothing to compute"),
+        (body(ITEM), 400, "invalid_request", "names no scorer"),
         (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, colocated, der, face, frail, number"),
         (body(ITEM, ensemble="nobody"), 404, "unknown_scorer", "council, lenient"),
         (body(ITEM, weights={"bright": float("nan")}), 400, "invalid_request", "weights"),

@@ -252,7 +252,7 @@ def values(outcomes: Sequence[Outcome]) -> list[float]:
     return [o.value for o in outcomes if isinstance(o, Score)]
 
 
-def test_every_item_gets_one_finite_score_within_the_declared_range(scorer: Scorer, items: list[ScoreItem]) -> None:
+def test_every_item_gets_one_finite_score_in_range(scorer: Scorer, items: list[ScoreItem]) -> None:
     outcomes = score_batch(scorer, items)
     assert len(outcomes) == len(items)
     spec = scorer.spec
@@ -287,7 +287,7 @@ def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreIte
 
 
 @pytest.mark.parametrize("case", [(name, "photographs") for name in SMOOTH], ids=lambda case: case[0])
-def test_bfloat16_moves_a_value_by_little_of_what_tells_items_apart(
+def test_bfloat16_changes_little_of_the_spread_between_items(
     case: tuple[str, str], scorer: Scorer, items: list[ScoreItem], trees: dict[str, dict[str, Any]]
 ) -> None:
     half = build(case[0], **{**trees[case[0]], "serving": {"device": "cpu", "dtype": "bfloat16"}})

@@ -86,7 +86,7 @@ def test_an_image_without_a_face_scores_zero_with_a_reason(
         assert outcome.detail["reference_boxes"][0] is not None
 
 
-def test_a_reference_without_a_face_is_an_input_error_of_its_item_alone(
+def test_a_reference_without_a_face_fails_only_its_item(
     tiny_models: Any, astronaut: np.ndarray, make_images: ImageFactory
 ) -> None:
     bad = ScoreItem(image=astronaut, references=(astronaut, *make_images(1)))

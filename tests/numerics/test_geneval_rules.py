@@ -173,7 +173,7 @@ def test_soft_compat_by_hand(objects: dict[str, tuple[Found, ...]], value: float
     assert rules.soft_compat(one(RED_TWO), objects).value == value
 
 
-def test_soft_compat_of_a_wrong_count_adds_one_zero_for_colour_and_position_together() -> None:
+def test_soft_compat_of_a_wrong_count_adds_a_single_zero() -> None:
     metadata = GenEvalMetadata("position", (GenEvalClause("dog", 1), GenEvalClause("cat", 2, "red", ("above", 0))))
     assert rules.soft_compat(metadata, {**found("dog", 1), **found("cat", 1)}).value == pytest.approx((1 + 0.5 + 0) / 3)
     assert rules.soft(metadata, {**found("dog", 1), **found("cat", 1)}).value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
@@ -202,7 +202,7 @@ def _pair(
 LEFT = GenEvalMetadata("position", (GenEvalClause("cat", 1), GenEvalClause("dog", 1, None, ("left of", 0))))
 
 
-def test_a_failed_position_is_worth_nothing_where_the_lineage_gave_half() -> None:
+def test_a_failed_position_scores_zero_not_half() -> None:
     objects = _pair((0, 0, 10, 10), (40, 0, 50, 10))  # the dog is right of the cat
     verdict = rules.soft(LEFT, objects)
     assert verdict.value == pytest.approx(2 / 3)  # two count terms of 1, one position term of 0
@@ -227,7 +227,7 @@ def test_a_missing_target_fails_the_position() -> None:
     )
 
 
-def test_official_looks_at_the_most_confident_only_and_soft_at_all() -> None:
+def test_official_reads_the_most_confident_and_soft_reads_all() -> None:
     clause = GenEvalClause("cat", 1, "red")
     objects = {"cat": (Found("cat", 0.9, (0, 0, 5, 5), 0, "red"), Found("cat", 0.8, (9, 0, 14, 5), 1, "blue"))}
     assert rules.official(one(clause), objects).value == 1.0
@@ -258,7 +258,7 @@ def test_thresholds_are_strict_and_single_precision(tag: str, score: float, kept
     assert bool(rules.select([Found("cat", score, (0, 0, 1, 1), 0)], tag)) is kept
 
 
-def test_at_most_sixteen_a_class_and_of_equals_the_later_comes_first() -> None:
+def test_sixteen_a_class_at_most_and_later_ties_first() -> None:
     candidates = [Found("cat", 0.5, (0, 0, 1, 1), i) for i in range(20)] + [Found("cat", 0.6, (0, 0, 1, 1), 20)]
     assert [f.index for f in rules.select(candidates, "colors")["cat"]] == [20, *range(19, 4, -1)]
 
@@ -282,7 +282,7 @@ def test_relations_by_hand(a: tuple[float, float, float, float], expected: set[s
     assert rules.relations(Found("a", 1, a, 0), Found("b", 1, (0, 0, 10, 10), 1)) == expected
 
 
-def test_only_objects_that_a_color_clause_decides_on_are_classified() -> None:
+def test_only_objects_of_color_clauses_are_classified() -> None:
     objects = {**found("cat", 3), "dog": (Found("dog", 0.9, (0, 0, 5, 5), 7),)}
     metadata = GenEvalMetadata("color_attr", (GenEvalClause("cat", 2, "red"), GenEvalClause("dog", 1)))
     assert [f.index for f in rules.color_needs(metadata, objects)] == [0, 1]

@@ -143,7 +143,7 @@ def test_file_in_later_tensor_names_gives_the_same(tiny_models: Any, items: list
     assert values(subject(tiny_models, tmp_path), items) == values(subject(tiny_models), items)
 
 
-def test_bfloat16_keeps_the_head_and_the_rotary_frequencies_in_float32(tiny_models: Any) -> None:
+def test_bfloat16_keeps_head_and_rotary_frequencies_float32(tiny_models: Any) -> None:
     model = hpsv3.load(tiny_models.hpsv3, tiny_models.qwen2, Device("cpu", "bfloat16"))
     assert {p.dtype for p in model._model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model._head.parameters()} == {torch.float32}
@@ -155,7 +155,7 @@ def test_bfloat16_keeps_the_head_and_the_rotary_frequencies_in_float32(tiny_mode
     torch.testing.assert_close(model._model.language_model.rotary_emb.inv_freq, expected, rtol=1e-6, atol=0)
 
 
-def test_image_of_extreme_sides_and_prompt_beyond_the_window_fail_alone(tiny_models: Any) -> None:
+def test_extreme_sides_and_a_long_prompt_fail_alone(tiny_models: Any) -> None:
     image = data.astronaut()
     items = [
         ScoreItem(image=image, prompt="a cat"),

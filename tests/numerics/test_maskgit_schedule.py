@@ -1,4 +1,4 @@
-"""MaskGIT's schedule as Show-o runs it: published counts, noise scales, and a naive sampler position by position."""
+"""MaskGIT's schedule as in Show-o: published counts, noise scales, and a naive sampler."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trainer.policy import maskgit
 @pytest.mark.parametrize(
     ("after", "count"), [(1, 1023), (5, 1011), (10, 973), (20, 828), (30, 601), (40, 316), (49, 32), (50, 1)]
 )
-def test_positions_left_masked_of_1024_in_50_steps(after: int, count: int) -> None:
+def test_masked_counts_of_1024_positions_in_50_steps(after: int, count: int) -> None:
     assert maskgit.to_remask(1024, 1024, after - 1, 50) == count
 
 
-def test_the_cosine_is_taken_in_float32() -> None:
+def test_schedule_uses_float32_cosine() -> None:
     """At ratio 2/3 the float64 cosine gives 512, the public code's float32 one 511."""
     assert math.floor(1024 * math.cos(math.pi / 2 * 12 / 18)) == 512
     assert maskgit.to_remask(1024, 1024, 11, 18) == 511
 
 
-def test_counts_at_the_edges() -> None:
+def test_masked_counts_at_the_limits() -> None:
     assert maskgit.to_remask(16, 5, 0, 50) == 4  # at least one of the masked is committed
     assert maskgit.to_remask(16, 1, 0, 50) == 1  # and one stays, as in the public code
     assert maskgit.to_remask(1024, 700, 49, 50) == 1
 
 
-def test_the_noise_scale_compounds() -> None:
+def test_noise_scale_is_cumulative() -> None:
     assert maskgit.noise_scale(0, 50) == pytest.approx(0.98)
     for steps_done, scale in ((10, 0.30537), (15, 0.068), (20, 0.00721)):
         assert maskgit.noise_scale(steps_done - 1, 50) == pytest.approx(scale, abs=5e-6 if steps_done != 15 else 5e-4)
@@ -52,16 +52,16 @@ def test_33078_of_51200_terms_are_decisions() -> None:
 
 
 def table(codes_BN: torch.Tensor, masked_BN: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [B N 8] that depend on every committed code and its place."""
+    """Log-probabilities [B N 8] that depend on every committed code and its position."""
     batch, positions = codes_BN.shape
     held = torch.where(masked_BN, -1, codes_BN).double()
-    told = (held * torch.arange(1, positions + 1)).sum(-1)[:, None, None]
+    weighted = (held * torch.arange(1, positions + 1)).sum(-1)[:, None, None]
     place, code = torch.arange(positions)[None, :, None], torch.arange(8)[None, None, :]
-    return (2.0 * torch.sin(told + 3.0 * place + 5.0 * code)).float().expand(batch, -1, -1).log_softmax(-1)
+    return (2.0 * torch.sin(weighted + 3.0 * place + 5.0 * code)).float().expand(batch, -1, -1).log_softmax(-1)
 
 
 def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
-    """The sampler with Python loops over positions: full draws, what was masked, log-probabilities."""
+    """The sampler with Python loops over positions: full draws, masks, log-probabilities."""
     count = uniform.shape[-1]
     codes, masked, scale = [0] * count, [True] * count, start
     draws, masks, logps = [], [], []

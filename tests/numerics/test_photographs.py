@@ -69,7 +69,7 @@ def test_a_jpeg_grows_with_noise_and_shrinks_with_blur(photographs: Photographs,
 
 
 @pytest.mark.parametrize("kind", ["clip_i", "clip_i_open", "der"])
-def test_a_photograph_is_one_with_itself_and_nearer_to_its_noise_than_to_any_other(
+def test_a_photograph_is_most_similar_to_itself_then_its_noise(
     tiny_models: Any, photographs: Photographs, kind: str
 ) -> None:
     tree: dict[str, Any] = {

@@ -39,7 +39,7 @@ def test_a_text_beyond_the_window_is_cut_at_its_end(tiny_models: Any) -> None:
     assert long == pytest.approx(longer, abs=1e-6)
 
 
-def test_the_pooler_is_the_first_tokens_vector_through_a_dense_layer(tiny_models: Any) -> None:
+def test_the_pooler_is_a_dense_layer_on_the_first_token(tiny_models: Any) -> None:
     state = AutoModel.from_pretrained(tiny_models.text, dtype=torch.float32).eval().pooler.dense
     encoder = text_encoder.TextEncoder(Path(tiny_models.text), "cpu")
     (first,), (pooled,) = (encoder._forward(TEXTS[:1], name) for name in ("cls", "pooler"))  # type: ignore[arg-type]

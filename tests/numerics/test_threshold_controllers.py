@@ -1,4 +1,4 @@
-"""Threshold controllers in closed loop, against known figures; and what eq. 7 of Sync-R1 does as printed.
+"""Threshold controllers in closed loop against known figures, and eq. 7 of Sync-R1 as printed.
 
 Previews score ~ N(m, s) and are drawn until 9 exceed T or 144 are drawn. The error of T against the true quantile,
 (T - (m + .6745 s))/s, is averaged over iterations 20 to 99. SYNOD_FULL=1 takes ten times the seeds.
@@ -35,7 +35,7 @@ class Outcome:
 def run(
     controller: ThresholdController, seed: int, *, mean: Level, sd: float = 0.1, jitter: float = 0.0
 ) -> tuple[Outcome, list[float]]:
-    """One run of 100 iterations, and its thresholds. `jitter`: each prompt's own offset, in units of sd."""
+    """Simulate 100 iterations. `jitter` is the offset of each prompt, in units of sd."""
     rng = np.random.default_rng(seed)
     tracker: ThresholdState = controller.initial_state()
     thresholds, errors, rates, previews, capped = [], [], [], [], []
@@ -101,12 +101,12 @@ def jump(k: int) -> float:
         (Paper(0.5, eps0=0), {"mean": drift}, 6.25),
     ],
 )
-def test_the_known_errors_of_each_law(controller: ThresholdController, setting: dict[str, Any], rms: float) -> None:
+def test_rms_error_of_each_controller(controller: ThresholdController, setting: dict[str, Any], rms: float) -> None:
     assert average(controller, 40, **setting).rms == pytest.approx(rms, abs=0.03)
 
 
-def test_eq_7_as_printed_wanders_by_a_sigma_and_holds_no_pass_rate() -> None:
-    """Half of the runs stay near an RMS of .6 and some go far: hence many seeds, and three standard errors."""
+def test_eq_7_as_printed_does_not_hold_the_pass_rate() -> None:
+    """Half of the runs have an RMS near .6 and some a large one: hence many seeds, and three standard errors."""
     outcome = average(Paper(0.5), 400, mean=steady)
     assert outcome.rms == pytest.approx(0.98, abs=0.05 if FULL else 0.16)
     assert outcome.bias == pytest.approx(0.69, abs=0.06 if FULL else 0.18)
@@ -116,15 +116,15 @@ def test_eq_7_as_printed_wanders_by_a_sigma_and_holds_no_pass_rate() -> None:
 
 
 @pytest.mark.parametrize("controller", [Quantile(), Power(0.5)])
-def test_the_corrected_laws_hold_the_target_without_the_cap(controller: ThresholdController) -> None:
+def test_corrected_controllers_hold_the_target(controller: ThresholdController) -> None:
     outcome = average(controller, 40, mean=steady)
     assert outcome.pass_rate == pytest.approx(0.25, abs=0.015)
     assert outcome.previews == pytest.approx(36, abs=2.5)
     assert outcome.capped < 0.005
 
 
-def test_eq_7_without_damping_runs_away_from_the_target_on_either_side() -> None:
-    """Its target is .5674. The same start and steps under the corrected sign stay within two sigma of it."""
+def test_eq_7_without_damping_diverges() -> None:
+    """The target is .5674. With the corrected sign the same start and steps stay within two sigma of it."""
     for seed in range(10):
         below, above = (run(Paper(start, eps0=0), seed, mean=steady)[1] for start in (0.5, 0.65))
         assert below[-1] < 0.05
@@ -133,7 +133,7 @@ def test_eq_7_without_damping_runs_away_from_the_target_on_either_side() -> None
             assert abs(run(Power(start), seed, mean=steady)[1][-1] - 0.5674) < 0.05
 
 
-def test_the_linearised_error_of_eq_7_grows_and_that_of_its_repair_shrinks() -> None:
+def test_linearised_error_of_eq_7_grows_and_of_power_shrinks() -> None:
     """dT'/dT at the fixed point by finite differences, with the pass rate in expectation: 1 -+ mu f(T) T ln T."""
     score, n = NormalDist(0.5, 0.1), 20_000
     target, width = score.inv_cdf(0.75), 0.01
@@ -152,8 +152,8 @@ def test_the_linearised_error_of_eq_7_grows_and_that_of_its_repair_shrinks() -> 
     assert 1 - curvature == pytest.approx(1.123, abs=5e-4)
 
 
-def test_counting_passes_until_the_group_is_full_overestimates_the_pass_rate() -> None:
-    """E[9/N] = .272 at p = .25; E[8/(N-1)] = .250, which `Power` takes, and .248 in batches of 12."""
+def test_stopping_at_a_full_group_biases_the_pass_rate() -> None:
+    """E[9/N] = .272 at p = .25; E[8/(N-1)] = .250, which `Power` uses, and .248 in batches of 12."""
     rng = np.random.default_rng(0)
     passes = rng.random((15_000, 240)) < 0.25
     last = np.argmax(np.cumsum(passes, axis=1) == GROUP, axis=1) + 1

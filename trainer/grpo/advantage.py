@@ -1,4 +1,4 @@
-"""Advantages of a group: Dr.GRPO (Sync-R1, app. C), masks for missing rewards, a baseline for screened groups. Pure.
+"""Advantages of a group: Dr.GRPO (Sync-R1, app. C), masks, and a baseline for screened groups. Pure.
 
 Suffixes: G the rollouts of one group, V those with a reward.
 
@@ -71,7 +71,7 @@ class Slope:
         return self.xy / self.xx if self.freedom >= EVIDENCE and self.xx > 0 else 0.0
 
     def update(self, scores: Sequence[float | None], rewards: Sequence[float | None]) -> Slope:
-        """Add one group: surrogate scores and rewards of its kept rollouts, in order, None where one is missing."""
+        """Add one group: scores and rewards of its kept rollouts, in order; None where one is missing."""
         if len(scores) != len(rewards):
             raise ValueError(
                 f"{len(scores)} scores and {len(rewards)} rewards; give one of each for every kept rollout"

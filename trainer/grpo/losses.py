@@ -1,4 +1,4 @@
-"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over the decisions of one modality. Pure.
+"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over one modality's decisions. Pure.
 
 Suffixes: B rollouts of a group, D decisions of one denoising step (image positions) or of one text (tokens).
 
@@ -38,12 +38,11 @@ class LossStats:
     low, high  smallest and largest ratio
     kl_sum     sum of k3, in nats; 0 without a reference
 
-    The properties are None when there is no decision.
+    Without decisions the properties are None.
     """
 
     decisions: int = 0
     clipped: int = 0
-    ratio_sum: float = 0.0
     low: float = math.inf
     high: float = -math.inf
     kl_sum: float = 0.0
@@ -52,19 +51,10 @@ class LossStats:
         return LossStats(
             self.decisions + other.decisions,
             self.clipped + other.clipped,
-            self.ratio_sum + other.ratio_sum,
             min(self.low, other.low),
             max(self.high, other.high),
             self.kl_sum + other.kl_sum,
         )
-
-    @property
-    def ratio_mean(self) -> float | None:
-        return self.ratio_sum / self.decisions if self.decisions else None
-
-    @property
-    def ratio_min(self) -> float | None:
-        return self.low if self.decisions else None
 
     @property
     def ratio_max(self) -> float | None:
@@ -140,10 +130,6 @@ def modality_weights(
     "paper_sum": the alphas themselves. "per_modality_constant": alpha_text / max_text_tokens and
     alpha_image / (denoising_steps * positions), which do not depend on the length of a rollout.
     """
-    sizes = {"max_text_tokens": max_text_tokens, "denoising_steps": denoising_steps, "positions": positions}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; give 1 or more")
     if scale == "paper_sum":
         return {"text": alpha_text, "image": alpha_image}
     return {"text": alpha_text / max_text_tokens, "image": alpha_image / (denoising_steps * positions)}
@@ -153,9 +139,9 @@ def _stats(ratio_BD: Tensor, k3_BD: Tensor, flat_BD: Tensor, mask_BD: Tensor) ->
     ratio, k3 = ratio_BD[mask_BD], k3_BD[mask_BD]
     if not len(ratio):
         return LossStats()
-    sums = torch.stack([flat_BD[mask_BD].sum().to(ratio.dtype), ratio.sum(), ratio.min(), ratio.max(), k3.sum()])
-    flat, ratio_sum, ratio_min, ratio_max, kl_sum = sums.tolist()  # one transfer from the device
-    return LossStats(len(ratio), int(flat), ratio_sum, ratio_min, ratio_max, kl_sum)
+    sums = torch.stack([flat_BD[mask_BD].sum().to(ratio.dtype), ratio.min(), ratio.max(), k3.sum()])
+    flat, low, high, kl_sum = sums.tolist()  # one transfer from the device
+    return LossStats(len(ratio), int(flat), low, high, kl_sum)
 
 
 def _check(

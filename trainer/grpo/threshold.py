@@ -1,4 +1,4 @@
-"""The screening threshold T of Dynamic Group Scaling: controllers that hold the pass rate near its target. Pure.
+"""The screening threshold T of Dynamic Group Scaling, and controllers that move it. Pure.
 
 A preview passes when its surrogate score exceeds T. After each iteration a controller moves T towards the
 (1 - target_pass_rate) quantile of the scores. Concepts and pathways differ in level, so each has its own state.
@@ -106,7 +106,7 @@ class Quantile:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Eq. 7 with its sign corrected and without its damping: T' = T^(1 - mu*Delta), T clamped to [.001, .999].
+    """Eq. 7, sign corrected, without damping: T' = T^(1 - mu*Delta), T clamped to [.001, .999].
 
     Delta = (passed - 1)/(n - 1) - target_pass_rate over the n scores: unbiased when drawing stops at the group's last
     pass, within .006 when it stops at the end of a batch of 12. At the cap the count does not depend on the passes, so

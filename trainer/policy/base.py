@@ -1,4 +1,4 @@
-"""What the trainer asks of a policy. A decision is a token; `logprobs` masks what was not one.
+"""The interface of a policy. A decision is a sampled token; `logprobs` masks other positions.
 
 Suffixes: B rollouts, D decisions of one denoising step (N image positions) or of one text (S tokens), H W pixels.
 """
@@ -18,43 +18,44 @@ from trainer.types import ImageSegment, Query, Segment, TextSegment
 class Policy(Protocol):
     """A unified multimodal model that answers queries in text and draws images step by step.
 
-    Randomness comes in as uniforms in (0, 1), so a rollout depends on nothing but weights, prompt and uniforms.
+    Random numbers are arguments, uniforms in (0, 1): a rollout follows from weights, prompt and uniforms.
     """
 
-    module: nn.Module  # all that trains
+    module: nn.Module  # the trainable parameters
 
     @property
     def positions(self) -> int:
-        """N, the tokens of an image."""
+        """N, the number of image tokens."""
         ...
 
     def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
-        """B answers to one query, of at most S tokens each."""
+        """Sample B answers to one query, of at most S tokens each."""
         ...
 
     def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
-        """Fully masked images, one a prompt."""
+        """Return a fully masked image for each prompt."""
         ...
 
     def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
-        """The segments, all at the same step, taken on to step `until` <= T."""
+        """Denoise the segments, all at the same step, up to step `until` <= T."""
         ...
 
     def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
-        """The last full draw of each, decoded to uint8 [H W 3]."""
+        """Decode the last full draw of each segment to uint8 [H W 3]."""
         ...
 
     def steps(self, segments: Sequence[Segment]) -> int:
-        """How many calls of `logprobs` cover all decisions: 1 for texts, T for finished images."""
+        """Return how many calls of `logprobs` cover all decisions: 1 for texts, T for finished images."""
         ...
 
     def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(new_BD, old_BD, mask_BD) of one step, for segments of one kind; new_BD carries the gradient.
+        """Return log-probabilities (new_BD, old_BD, mask_BD) of one step, for segments of one modality.
 
-        Images: under the guided distribution, which is the policy. mask_BD is True where something was decided.
+        new_BD has the gradient, old_BD is the value at sampling, mask_BD is True at decisions. An image's are those of
+        the guided distribution, which is the policy.
         """
         ...
 
     def save(self, directory: Path) -> None:
-        """Write a model directory that the same loader reads."""
+        """Write a model directory that the policy's loader reads."""
         ...

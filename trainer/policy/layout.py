@@ -1,4 +1,4 @@
-"""Show-o's vocabulary, prompt layout and attention masks. Every id follows from the tokenizer's length.
+"""Show-o's vocabulary, prompt layout and attention masks. All ids follow from the tokenizer's length.
 
     0 .. base - 1                       the language model's tokens; `<|endoftext|>` begins and ends texts
     base ..                             [PAD], then SPECIALS in order, then the concepts' tokens
@@ -27,7 +27,7 @@ END = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer that has all special tokens, and what the image codes add to it."""
+    """A tokenizer with all special tokens, and the ids that image codes add to it."""
 
     tokenizer: Any
     codebook_size: int
@@ -35,9 +35,9 @@ class Vocabulary:
 
     @classmethod
     def read(cls, source: str | Path, concepts: Sequence[str], codebook_size: int, max_text_length: int) -> Vocabulary:
-        """The tokenizer of a directory or hub id, with [PAD], SPECIALS and `concepts` added where it lacks them.
+        """Load a tokenizer, and add [PAD], SPECIALS and `concepts` if it lacks them.
 
-        Raises SettingsError: no tokenizer there, or one without the token that begins and ends texts.
+        Raises SettingsError for no tokenizer, or one without the token that begins and ends texts.
         """
         from transformers import AutoTokenizer
 
@@ -69,54 +69,54 @@ class Vocabulary:
         found: int = self.tokenizer.convert_tokens_to_ids(token)
         return found
 
-    def words(self, text: str) -> list[int]:
-        """Ids of `text` without any special token around it."""
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` without special tokens around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def text(self, ids: Sequence[int]) -> str:
-        """What was said: up to the end token, special tokens left out, concepts' tokens kept."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids up to the end token, without special tokens but with the concepts'."""
         ids = list(ids)
         ids = ids[: ids.index(self.id(END))] if self.id(END) in ids else ids
         said: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
         return said.strip()
 
     def text_block(self, prompts: Sequence[str]) -> tuple[Tensor, int]:
-        """Left-padded `<|t2i|> bos text eos` of every prompt, int64 [B P], and the position of its first column.
+        """Return left-padded `<|t2i|> bos text eos`, int64 [B P], and the position of column 0.
 
-        A block has max_text_length + 1 columns; a longer text is cut before its eos. Pads that every row has are left
-        out and counted in the position: no row sees them, and positions count them.
+        A block has max_text_length + 1 columns; a longer text is cut before its eos. Columns that are padding in every
+        row are left out, since no row attends to them; the position counts them.
         """
         task, end, limit = self.id("<|t2i|>"), self.id(END), self.max_text_length
-        rows = [[task, end, *self.words(prompt), end] for prompt in prompts]
+        rows = [[task, end, *self.encode(prompt), end] for prompt in prompts]
         rows = [row if len(row) <= limit + 1 else [*row[:limit], end] for row in rows]
         width = max(map(len, rows))
         padded = [[self.id(PAD)] * (width - len(row)) + row for row in rows]
         return torch.tensor(padded), limit + 1 - width
 
     def question(self, text: str, codes_N: Tensor) -> Tensor:
-        """`<|mmu|> <|soi|> codes <|eoi|> bos USER: \\n text ASSISTANT:` as ids [L]."""
+        """Return `<|mmu|> <|soi|> codes <|eoi|> bos USER: \\n text ASSISTANT:` as ids [L]."""
         head = torch.tensor([self.id("<|mmu|>"), self.id("<|soi|>")])
-        said = self.words(f"USER: \n{text} ASSISTANT:")
+        said = self.encode(f"USER: \n{text} ASSISTANT:")
         tail = torch.tensor([self.id("<|eoi|>"), self.id(END), *said])
         return torch.cat((head, codes_N.cpu() + self.image_offset, tail))
 
 
 def text_mask(ids_BP: Tensor, pad: int) -> Tensor:
-    """Rows of a text block, bool [B 1 P P]: causal, no pad is seen; a pad's own row stays causal (never empty)."""
+    """Return the mask of a text block, bool [B 1 P P]: causal without pads; a pad's row is causal."""
     seen = ids_BP != pad
     causal = torch.ones(ids_BP.shape[1], ids_BP.shape[1], dtype=torch.bool, device=ids_BP.device).tril()
     return (causal & (seen[:, None, :] | ~seen[:, :, None]))[:, None]
 
 
 def image_mask(ids_BP: Tensor, pad: int, rows: int) -> Tensor:
-    """Rows soi .. eoi after a text block, bool [B 1 rows P + rows]: all of the text but its pads, all of the image."""
+    """Return the mask of rows soi .. eoi, bool [B 1 rows P + rows]: text without pads, and image."""
     seen = torch.cat((ids_BP != pad, ids_BP.new_ones((len(ids_BP), rows), dtype=torch.bool)), 1)
     return seen[:, None, None, :].expand(-1, 1, rows, -1)
 
 
 def question_mask(length: int, end_of_image: int, device: torch.device) -> Tensor:
-    """Rows of a question (and an answer), bool [1 1 L L]: everything up to `<|eoi|>`, otherwise causal."""
+    """Return the mask of a question (and answer), bool [1 1 L L]: causal after `<|eoi|>`."""
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask[:, : end_of_image + 1] = True
     return mask[None, None]

@@ -1,4 +1,4 @@
-"""MAGVIT-v2's image tokenizer with lookup-free quantisation (Yu et al. 2024), under the public one's state-dict keys.
+"""MAGVIT-v2's image tokenizer (Yu et al. 2024), with the public state-dict keys.
 
 A code of K bits stands for a vector of K signs; bit 0 of the vector (channel 0) is the most significant one. Suffixes:
 B images, C channels, H W pixels, h w positions of the token grid, N = h w, K bits.
@@ -23,7 +23,7 @@ from trainer.policy.files import read_config, read_weights, write_weights
 
 @dataclass(frozen=True)
 class MagvitConfig:
-    """Shape of the tokenizer; the defaults are showlab/magvitv2. One more level halves the grid once more."""
+    """The shape of the tokenizer, by default showlab/magvitv2's. Each further level halves the grid."""
 
     channels: int = 128
     bits: int = 13
@@ -35,7 +35,7 @@ class MagvitConfig:
 
     @property
     def patch(self) -> int:
-        """Pixels a side that one token stands for."""
+        """The side of a token in pixels."""
         return int(2 ** (len(self.encoder_multipliers) - 1))
 
     @property
@@ -61,7 +61,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One head over all positions of the grid."""
+    """Single-head attention over all positions of the grid."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Middle(nn.Module):
 
 
 class Resample(nn.Module):
-    """Half the size (zeros padded right and below, stride 2) or twice the size (nearest), then a 3x3 convolution."""
+    """Resampling to half the size (zero padding right and below) or twice the size (nearest)."""
 
     def __init__(self, channels: int, *, up: bool) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, and the way to the next one (`downsample` or `upsample`)."""
+    """Residual blocks of one resolution, and the resampling to the next."""
 
     def __init__(self, widths: Sequence[tuple[int, int]], groups: int, resample: str | None) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         return out
 
     def features(self, z: Tensor) -> Tensor:
-        """[B K h w] -> what the last convolution reads, [B C H W]."""
+        """Return the input of the last convolution: [B K h w] -> [B C H W]."""
         x = self.mid(self.conv_in(self.post_quant_conv(z)))
         for level in reversed(self.up):
             x = level(x)
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Signs <-> codes. The buffers are those of the public state dict."""
+    """Conversion between signs and codes. The buffers are those of the public state dict."""
 
     embedding: Tensor
     power_vals: Tensor
@@ -191,18 +191,18 @@ class Quantizer(nn.Module):
         self.register_buffer("embedding", ((torch.arange(2**bits)[:, None] & power) > 0).float() * 2 - 1)
 
     def codes(self, z: Tensor) -> Tensor:
-        """[B K h w] -> int64 [B N]: bit i is 1 where channel i is above 0."""
+        """Return codes: [B K h w] -> int64 [B N]; bit i is 1 where channel i is above 0."""
         bits = (z > 0).flatten(2).transpose(1, 2).long()
         return (bits * self.power_vals.long()).sum(-1)
 
     def vectors(self, codes_BN: Tensor, grid: tuple[int, int]) -> Tensor:
-        """int64 [B N] -> +-1 [B K h w]."""
+        """Return the signs of codes: int64 [B N] -> +-1 [B K h w]."""
         bits = (codes_BN[..., None] & self.power_vals.long()) > 0
         return (bits.float() * 2 - 1).transpose(1, 2).reshape(len(codes_BN), -1, *grid)
 
 
 class Magvit(nn.Module):
-    """The whole tokenizer. Square images only."""
+    """The tokenizer of square images."""
 
     def __init__(self, config: MagvitConfig) -> None:
         super().__init__()
@@ -212,13 +212,13 @@ class Magvit(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Sequence[Pixels]) -> Tensor:
-        """uint8 [H W 3] each, all of one size that `patch` divides -> codes int64 [B N]."""
+        """Encode images uint8 [H W 3], of one size that `patch` divides, to codes int64 [B N]."""
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self._like) / 127.5 - 1.0
         return self.quantize.codes(self.encoder(pixels))
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> list[Pixels]:
-        """Codes int64 [B N] -> B images uint8 [H W 3]."""
+        """Decode codes int64 [B N] to B images uint8 [H W 3]."""
         side = round(codes_BN.shape[1] ** 0.5)
         decoded = self.decoder(self.quantize.vectors(codes_BN, (side, side)).to(self._like))
         pixels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -230,9 +230,9 @@ class Magvit(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> Magvit:
-        """Read a model directory. Raises SettingsError: no config.json, no weights, missing or left-over keys.
+        """Read a model directory. Raises SettingsError for missing files, and missing or unknown keys.
 
-        The public config.json names none of our fields, which then keep the public shape.
+        The public config.json has none of our fields, which then keep their defaults, the public shape.
         """
         stored = read_config(directory)
         fields = MagvitConfig.__annotations__

@@ -1,4 +1,4 @@
-"""MaskGIT sampling (Chang et al. 2022) as Show-o does it, resumable after any step, with all randomness passed in.
+"""MaskGIT sampling (Chang et al. 2022) as in Show-o, resumable after any step.
 
 Suffixes: B images, T steps, N positions, V codes.
 """
@@ -17,10 +17,13 @@ Guided = Callable[[Tensor, Tensor], Tensor]  # (codes_BN, masked_BN) -> guided l
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """B images after the same number of steps t. Every field of the steps done has t in its second dimension.
+    """B images after the same number of steps t, the size of T in the first three fields.
 
-    codes_BTN int64 full draws; masked_BTN bool, masked when step t drew; logp_BTN of codes under the guided
-    distribution; remasked_BN bool, masked for the next step; uniform_BT2N in (0, 1): [draw, confidence noise].
+    codes_BTN    int64, the full draw of each step
+    masked_BTN   bool, the positions that were masked when step t sampled
+    logp_BTN     log-probabilities of the codes under the guided distribution
+    remasked_BN  bool, the positions masked for the next step
+    uniform_BT2N in (0, 1): [draw, confidence noise] of every step
     """
 
     codes_BTN: Tensor
@@ -35,7 +38,7 @@ class State:
 
 
 def begin(uniform_BT2N: Tensor) -> State:
-    """Nothing drawn yet, every position masked."""
+    """Return the state before the first step: every position is masked."""
     batch, _, _, positions = uniform_BT2N.shape
     empty = uniform_BT2N.new_zeros((batch, 0, positions))
     masked = torch.ones((batch, positions), dtype=torch.bool, device=empty.device)
@@ -43,16 +46,17 @@ def begin(uniform_BT2N: Tensor) -> State:
 
 
 def denoise(state: State, guided: Guided, until: int, temperature: float = 1.0) -> State:
-    """Take the state on to step `until` (at most T); what the last step leaves re-masked is kept in the state."""
+    """Denoise up to step `until` (at most T); the state keeps what the last step re-masked."""
     while state.step < until:
         state = _step(state, guided, temperature)
     return state
 
 
 def to_remask(positions: int, masked: int, step: int, steps: int) -> int:
-    """How many of N `positions` stay masked after `step` in [0, steps): max(1, min(masked - 1, floor(N cos(pi/2 r)))).
+    """Return how many of N `positions` stay masked after `step` in [0, steps).
 
-    r = (step + 1) / steps, the cosine in float32 as in the public code (one count differs from float64 at r = 2/3).
+    max(1, min(masked - 1, floor(N cos(pi/2 r)))) with r = (step + 1) / steps. The cosine is float32 as in the public
+    code (in float64 one count differs, at r = 2/3).
     """
     ratio = torch.tensor((step + 1) / steps, dtype=torch.float32)
     wanted = int(torch.floor(positions * torch.cos(ratio * (math.pi * 0.5))))
@@ -60,12 +64,12 @@ def to_remask(positions: int, masked: int, step: int, steps: int) -> int:
 
 
 def noise_scale(step: int, steps: int, start: float = 1.0) -> float:
-    """Scale of the confidence noise in `step`: it compounds, t_k = t_{k-1} (1 - (k + 1) / T), from `start`."""
+    """Return the confidence noise's scale in `step`: t_k = t_{k-1} (1 - (k + 1) / T), from `start`."""
     return start * math.prod(1.0 - (k + 1) / steps for k in range(step + 1))
 
 
 def draw(logp_BNV: Tensor, uniform_BN: Tensor) -> Tensor:
-    """One code per position by inversion of the distribution function: int64 [B N]."""
+    """Sample one code for each position by inversion of the distribution function: int64 [B N]."""
     reached = logp_BNV.double().exp().cumsum(-1)
     return torch.searchsorted(reached, (uniform_BN.double() * reached[..., -1])[..., None]).squeeze(-1)
 
@@ -80,7 +84,7 @@ def _step(state: State, guided: Guided, temperature: float) -> State:
     logp = logp_BNV.gather(-1, codes[..., None]).squeeze(-1)
     gumbel = -torch.log(-torch.log(noise.double()))
     confidence = logp.double() + noise_scale(step, steps, temperature) * gumbel
-    confidence = confidence.masked_fill(~masked, math.inf)  # what is committed stays
+    confidence = confidence.masked_fill(~masked, math.inf)  # committed positions stay
     count = to_remask(masked.shape[1], int(masked[0].sum()), step, steps)
     lowest = confidence.argsort(dim=-1, stable=True)[:, :count]
     return replace(

@@ -1,6 +1,6 @@
-"""Phi as Show-o uses it: LayerNorm on every head's queries and keys, a biased output head, any attention mask.
+"""Phi as in Show-o: LayerNorm on queries and keys, a biased output head, any attention mask.
 
-transformers' Phi has the same blocks but no bias in its head and builds its own masks, so the block is written here.
+transformers' Phi has the same blocks, but no bias in its head, and builds its own masks.
 Suffixes: B sequences, L positions, M columns of keys, D width, V vocabulary, H heads, E width of a head.
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class PhiConfig:
-    """Shape of the decoder; the defaults are microsoft/phi-1_5's. `vocab_size` counts the codes and the mask token."""
+    """The decoder's shape, by default microsoft/phi-1_5's; `vocab_size` includes image codes and mask."""
 
     vocab_size: int
     hidden_size: int = 2048
@@ -28,7 +28,7 @@ class PhiConfig:
 
 
 class Cache:
-    """Keys and values of the positions seen, [B H M E] a layer."""
+    """Keys and values of previous positions, [B H M E] for each layer."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -41,12 +41,12 @@ class Cache:
         return key, value
 
     def fork(self, count: int) -> Cache:
-        """The same past for `count` sequences (-1: as many as there are), to go on from without touching this one."""
-        grown = Cache()
-        grown.layers = {
+        """Return an independent copy expanded to `count` sequences (-1: unchanged)."""
+        copy = Cache()
+        copy.layers = {
             i: (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for i, (k, v) in self.layers.items()
         }
-        return grown
+        return copy
 
 
 class Attention(nn.Module):
@@ -59,10 +59,10 @@ class Attention(nn.Module):
             nn.LayerNorm(width // self.heads, eps=config.layer_norm_eps) for _ in range(2)
         )
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
         shape = (*x.shape[:2], self.heads, -1)
-        query = self._turned(self.q_layernorm(self.q_proj(x).view(shape)).transpose(1, 2), turn)
-        key = self._turned(self.k_layernorm(self.k_proj(x).view(shape)).transpose(1, 2), turn)
+        query = self._rotate(self.q_layernorm(self.q_proj(x).view(shape)).transpose(1, 2), rotation)
+        key = self._rotate(self.k_layernorm(self.k_proj(x).view(shape)).transpose(1, 2), rotation)
         value = self.v_proj(x).view(shape).transpose(1, 2)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
@@ -70,12 +70,12 @@ class Attention(nn.Module):
         out: Tensor = self.dense(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def _turned(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotary embedding of the first `rotary` dimensions of each head, halves as pairs."""
-        cos, sin = (part.to(x.dtype) for part in turn)
-        moved, still = x[..., : self.rotary], x[..., self.rotary :]
-        first, second = moved.chunk(2, -1)
-        return torch.cat((moved * cos + torch.cat((-second, first), -1) * sin, still), -1)
+    def _rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotate the first `rotary` dimensions of each head, with halves as pairs."""
+        cos, sin = (part.to(x.dtype) for part in rotation)
+        rotated, rest = x[..., : self.rotary], x[..., self.rotary :]
+        first, second = rotated.chunk(2, -1)
+        return torch.cat((rotated * cos + torch.cat((-second, first), -1) * sin, rest), -1)
 
 
 class Mlp(nn.Module):
@@ -90,16 +90,16 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP side by side, from one norm."""
+    """Attention and MLP in parallel, from one norm."""
 
     def __init__(self, config: PhiConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn, self.mlp = Attention(config, layer), Mlp(config)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
         normed = self.input_layernorm(x)
-        out: Tensor = x + self.self_attn(normed, turn, mask, cache) + self.mlp(normed)
+        out: Tensor = x + self.self_attn(normed, rotation, mask, cache) + self.mlp(normed)
         return out
 
 
@@ -121,27 +121,27 @@ class Phi(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, ids_BL: Tensor, mask: Tensor | None, cache: Cache | None = None, start: int = 0) -> Tensor:
-        """Final hidden states [B L D]; the first of the L tokens stands at position `start`.
+        """Return final hidden states [B L D]; the first of the L tokens has position `start`.
 
-        `mask` is bool [B 1 L M], True where row L sees column M (the cache's columns come first), or None for
-        attention to everything. A cache is extended by the L tokens.
+        `mask` is bool [B 1 L M], True where row L attends to column M (the cache's columns come first); None attends
+        to everything. The cache is extended by the L tokens.
         """
         x = self.model.embed_tokens(ids_BL)
-        turn = self._turn(start, ids_BL.shape[1])
+        rotation = self._rotation(start, ids_BL.shape[1])
         for layer in self.model.layers:
-            x = layer(x, turn, mask, cache)
+            x = layer(x, rotation, mask, cache)
         out: Tensor = self.model.final_layernorm(x)
         return out
 
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
-        """Columns [first, last) of the head's logits: [... D] -> [... last - first]."""
+        """Return columns [first, last) of the head's logits: [... D] -> [... last - first]."""
         return functional.linear(hidden, self.lm_head.weight[first:last], self.lm_head.bias[first:last])
 
-    def _turn(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [L rotary] of positions start .. start + length - 1, in float32."""
+    def _rotation(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin [L rotary] of positions start .. start + length - 1, in float32."""
         device = self.lm_head.weight.device
         rotary = int(self.config.hidden_size // self.config.num_attention_heads * self.config.partial_rotary_factor)
         rates = self.config.rope_theta ** (-torch.arange(0, rotary, 2, device=device, dtype=torch.float32) / rotary)
         angles = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * rates
-        twice = torch.cat((angles, angles), -1)
-        return twice.cos(), twice.sin()
+        doubled = torch.cat((angles, angles), -1)
+        return doubled.cos(), doubled.sin()

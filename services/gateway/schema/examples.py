@@ -79,7 +79,7 @@ PARTS_EXAMPLE = (
     '{"request_id":"3f2a","rewards":[null]}\n'
 )
 UNKNOWN_IMAGE_EXAMPLE: dict[str, Any] = {
-    "error": {"code": "unknown_image", "retryable": True, "message": "1 images are not here", "digests": [DIGEST]}
+    "error": {"code": "unknown_image", "retryable": True, "message": "1 image is unknown", "digests": [DIGEST]}
 }
 OVERLOADED_EXAMPLE: dict[str, Any] = {
     "error": {"code": "overloaded", "retryable": True, "message": "the queue of 'ber' is full", "retry_after_s": 2.5}

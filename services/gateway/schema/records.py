@@ -1,28 +1,27 @@
-"""JSON Schema of the wire's records. What is optional in a request may also be null; answers hold no null but `reward`.
+"""JSON Schema of the wire's records, made of the types and metadata of `synod.contracts`.
 
-The schema says what the shape of a body is; what a shape cannot say (as many truth values as segments, bytes that fill
-their shape, targets that exist) the codec checks besides.
+What is optional in a request may also be null; an answer holds no null but `reward`. The schema describes each field by
+itself. Rules between fields (as many truth values as segments, bytes that fill their shape, targets that exist) are
+checked by the codec alone.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args, get_origin
 
-from synod.answers import MISSING
-from synod.contracts import CONCEPT_KINDS, RELATIONS
+from synod import contracts as c
+from synod.errors import SynodError
 from synod.reader import INT64
+from synod.records import IMAGE, IMAGE_DATA, OUTCOME, Field, Kind, fields_of, kind_of
 
 Schema = dict[str, Any]
+_SCALARS: Final[Mapping[Any, str]] = {str: "string", float: "number", int: "integer", bool: "boolean"}
 
 
 def _object(required: list[str], **properties: Schema) -> Schema:
     return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
-
-
-def _given(required: list[str], **properties: Schema) -> Schema:
-    """An object of a request: absent and null are the same."""
-    nullable = {name: one if name in required else _or_null(one) for name, one in properties.items()}
-    return _object(required, **nullable)
 
 
 def _or_null(of: Schema) -> Schema:
@@ -33,139 +32,89 @@ def _list(of: Schema, **more: Any) -> Schema:
     return {"type": "array", "items": of, **more}
 
 
-def _table(of: Schema, **more: Any) -> Schema:
-    return {"type": "object", "additionalProperties": of, **more}
+def _record(record: type, *, answer: bool, without: str = "") -> Schema:
+    known = [field for field in fields_of(record) if field.name != without]
+    required = [field.key for field in known if (field.always if answer else field.required)]
+    return _object(required, **{field.key: _field(field, answer) for field in known})
 
 
-def _pair(first: Schema, second: Schema, **more: Any) -> Schema:
-    return {"type": "array", "prefixItems": [first, second], "minItems": 2, "maxItems": 2, **more}
+def _field(field: Field, answer: bool) -> Schema:
+    of = _schema(field.kind, answer)
+    if field.kind.about:
+        of = of | {"description": field.kind.about}
+    null = field.always and field.kind.nullable if answer else not field.required
+    return _or_null(of) if null else of
 
 
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
-_WEIGHT: Schema = {"type": "number", "minimum": 0}
-_INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": INT64.stop - 1}
-_COUNT: Schema = _INDEX | {"minimum": 1}
+def _schema(kind: Kind, answer: bool) -> Schema:
+    """The schema of a kind where it is not null."""
+    if kind.members:
+        unions = {IMAGE: _IMAGE, IMAGE_DATA: _IMAGE_DATA, OUTCOME: _OUTCOME}
+        return unions[kind.members]
+    origin = get_origin(kind.type)
+    if kind.type in _SCALARS:
+        return {"type": _SCALARS[kind.type], **_limits(kind)}
+    if kind.type is SynodError:
+        return _record(c.ErrorFields, answer=answer)
+    if origin is Literal:
+        return {"enum": list(get_args(kind.type))}
+    if origin is Mapping:
+        value = kind.entries[1]
+        return {"type": "object", **({} if value.type is Any else {"additionalProperties": _schema(value, answer)})}
+    if origin is tuple:
+        return _tuple(kind, answer)
+    return _record(kind.type, answer=answer)
+
+
+def _tuple(kind: Kind, answer: bool) -> Schema:
+    entries = [_or_null(_schema(one, answer)) if one.nullable else _schema(one, answer) for one in kind.entries]
+    if Ellipsis in get_args(kind.type):
+        return _list(entries[0], **({} if kind.not_empty is None else {"minItems": 1}))
+    length = {"minItems": len(entries), "maxItems": len(entries)}
+    return {"type": "array", "prefixItems": entries, **length, **({"description": kind.about} if kind.about else {})}
+
+
+def _limits(kind: Kind) -> Schema:
+    if kind.pattern is not None:
+        return {"pattern": f"^{kind.pattern.regex}$"}
+    low, high = kind.bounds.low, kind.bounds.high
+    if kind.type is int:
+        return {"minimum": max(low, INT64.start), "maximum": min(high, INT64.stop - 1)}
+    return {name: one for name, one in (("minimum", low), ("maximum", high)) if math.isfinite(one)}
+
+
 _BASE64: Schema = {
     "type": "string",
     "contentEncoding": "base64",
     "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
     "description": "PNG, JPEG or WebP; bytes in msgpack and protobuf",
 }
-_DIGEST: Schema = {
-    "type": "string",
-    "pattern": "^blake2b-256:[0-9a-f]{64}$",
-    "description": "BLAKE2b-256 of a header line and the bytes as they were sent (docs/wire.md)",
+_SIDE = _schema(kind_of(c.Count), False)
+_SHAPE: Schema = {"type": "array", "prefixItems": [_SIDE, _SIDE, {"const": 3}], "minItems": 3, "maxItems": 3}
+_RAW = _object(["data", "shape"], data=_BASE64, shape=_SHAPE) | {
+    "description": "raw uint8 RGB rows; shape is [H, W, 3]"
 }
-_RAW = _object(
-    ["data", "shape"],
-    data=_BASE64,
-    shape={"type": "array", "prefixItems": [_COUNT, _COUNT, {"const": 3}], "minItems": 3, "maxItems": 3},
-) | {"description": "raw uint8 RGB rows; shape is [H, W, 3]"}
-_REFERENCE = _object(["digest"], digest=_DIGEST) | {"description": "an image that PUT /v1/images put before"}
-_CONTENT: Schema = {"anyOf": [_BASE64, _RAW]}
+_REFERENCE = _record(c.ImageRef, answer=False) | {"description": "an image that PUT /v1/images stored before"}
+_IMAGE_DATA: Schema = {"anyOf": [_BASE64, _RAW]}
 _IMAGE: Schema = {"anyOf": [_BASE64, _RAW, _REFERENCE]}
+_FAILURE = _object(["error"], error=_record(c.ScoreFailure, answer=True))
+_OUTCOME: Schema = {"anyOf": [_record(c.Score, answer=True), _FAILURE]}
 
-_CLAUSE = _given(
-    ["class", "count"],
-    **{
-        "class": _TEXT,
-        "count": _COUNT,
-        "color": _TEXT,
-        "position": _pair(
-            {"enum": list(RELATIONS)},
-            _INDEX,
-            description="relation, index of the include clause it relates to",
-        ),
-    },
-)
-_QUESTION = _list(_TEXT, minItems=2, maxItems=2) | {"description": "a question and its expected answer (GenEval 2)"}
-_GENEVAL = _given(
-    ["tag", "include"], tag=_TEXT, include=_list(_CLAUSE), exclude=_list(_CLAUSE), vqa_list=_list(_QUESTION)
-)
-_REASONING = _object(
-    ["text", "segments", "truth"],
-    text=_TEXT,
-    segments=_list(_TEXT),
-    truth=_list({"type": "number", "minimum": 0, "maximum": 1}),
-)
-_CONCEPT = _given(["kind"], kind={"enum": list(CONCEPT_KINDS)}, class_word=_TEXT, token=_TEXT)
-_ITEM = _given(
-    [],
-    image=_IMAGE,
-    prompt=_TEXT,
-    references=_list(_IMAGE),
-    reasoning=_REASONING | {"description": "truth has one entry per segment: 1 where it is a right one, else 0"},
-    geneval=_GENEVAL,
-    concept=_CONCEPT,
-    source_prompt=_TEXT | {"description": "what the image shows that was edited: the first of references"},
-)
-REQUEST = _given(
-    ["items"],
-    items=_list(_ITEM, minItems=1),
-    scorers=_list(_TEXT) | {"description": "names of GET /v1/scorers"},
-    ensemble=_TEXT | {"description": "adds a reward per item"},
-    weights=_table(_WEIGHT, description="scorer name -> weight; replaces the ensemble's own"),
-    timeout_ms=_COUNT | {"description": "bounds the whole request"},
-    request_id=_TEXT,
-)
-PUT = _object(["images"], images=_list(_CONTENT, minItems=1))
-DIGESTS = _object(["digests"], digests=_list(_DIGEST))
-
-_FAILURE = {"code": _TEXT, "retryable": {"type": "boolean"}, "message": _TEXT}
-_ERROR = _object(
-    ["code", "retryable", "message"],
-    **_FAILURE,
-    digests=_list(_DIGEST) | {"description": "of unknown_image: what to upload before asking again"},
-    retry_after_s={"type": "number", "minimum": 0, "description": "seconds to wait, where the service knows"},
-)
-FAILED = _object(["error"], error=_ERROR)
-_ORIGIN = _object(["model", "preprocessing"], model=_TEXT, preprocessing=_TEXT, rule_set=_TEXT) | {
-    "description": "who measured it: scores of equal origin are comparable"
-}
-_SCORE = _object(["value", "detail"], value=_NUMBER, detail={"type": "object"}, origin=_ORIGIN)
-_OUTCOME: Schema = {"anyOf": [_SCORE, _object(["error"], error=_object(["code", "retryable", "message"], **_FAILURE))]}
-RESPONSE = _object(
-    ["request_id", "results"],
-    request_id=_TEXT,
-    results=_list(_object(["scores", "reward"], scores=_table(_OUTCOME), reward=_or_null(_OUTCOME))),
-)
-_SCORED = _object(["index", "scorer", "outcome"], index=_INDEX, scorer=_TEXT, outcome=_OUTCOME)
+REQUEST = _record(c.ScoreRequest, answer=False)
+PUT = _record(c.PutImagesRequest, answer=False)
+DIGESTS = _record(c.PutImagesResponse, answer=True)
+FAILED = _object(["error"], error=_record(c.ErrorFields, answer=True))
+RESPONSE = _record(c.ScoreResponse, answer=True)
+_SCORED = _record(c.ScoredItem, answer=True, without="request_id")
 PART: Schema = {
     "anyOf": [
-        _object(["request_id", "scored"], request_id=_TEXT, scored=_SCORED),
-        _object(["request_id", "rewards"], request_id=_TEXT, rewards=_list(_or_null(_OUTCOME))),
-        _object(["request_id", "error"], request_id=_TEXT, error=_ERROR),
+        _object(["request_id", "scored"], request_id={"type": "string"}, scored=_SCORED),
+        _record(c.Rewards, answer=True),
+        _record(c.RequestError, answer=True),
     ],
     "description": "one line of the answer: an outcome, or at the end the rewards or an error",
 }
-_SCORER = _object(
-    ["name", "needs", "low", "high", "source", "summary"],
-    name=_TEXT,
-    needs=_list(_TEXT),
-    low=_NUMBER,
-    high=_NUMBER,
-    source=_TEXT,
-    summary=_TEXT,
-    model=_TEXT | {"description": "digest of its models' files, as in a score's origin"},
-    device=_TEXT | {"description": "of a replica that is ready, as all below; absent while there is none"},
-    dtype=_TEXT,
-    load_s={"type": "number", "minimum": 0},
-    parameter_bytes=_INDEX,
-)
-_ENSEMBLE = _object(
-    ["by_kind", "missing", "clip_at_zero"],
-    weights=_table(_WEIGHT, description="of any item; absent where there are weights by concept kind only"),
-    by_kind=_table(_table(_WEIGHT), description="of items with a concept of a kind: these replace 'weights'"),
-    missing={"enum": list(MISSING)},
-    clip_at_zero={"type": "boolean", "description": "whether a negative value counts as 0"},
-)
-CATALOGUE = _object(
-    ["scorers", "ensembles", "limits"],
-    scorers=_list(_SCORER),
-    ensembles=_table(_ENSEMBLE),
-    limits=_table(_INDEX),
-)
+CATALOGUE = _record(c.Catalogue, answer=True)
 ALIVE = _object(["alive"], alive={"type": "boolean"})
 _READINESS = _object(
     ["ready", "replicas", "wanted", "reason"],
@@ -174,4 +123,8 @@ _READINESS = _object(
     wanted={"type": "integer"},
     reason={"type": ["string", "null"]},
 )
-READINESS = _object(["ready", "scorers"], ready={"type": "boolean"}, scorers=_table(_READINESS))
+READINESS = _object(
+    ["ready", "scorers"],
+    ready={"type": "boolean"},
+    scorers={"type": "object", "additionalProperties": _READINESS},
+)

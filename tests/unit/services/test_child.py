@@ -183,7 +183,7 @@ def test_a_scorer_that_does_not_load_stops_the_start(make: Make, tmp_path: Path,
     assert message in str(told.value)
 
 
-def test_a_start_that_fails_later_is_unavailable_until_it_is_time(make: Make, tmp_path: Path) -> None:
+def test_a_failed_restart_is_unavailable_until_its_backoff(make: Make, tmp_path: Path) -> None:
     now = [0.0]
     make()  # sets the path
     asked = {"options": {"folder": str(tmp_path / "sub"), "load": "dies later"}, "serving": {}}

@@ -106,9 +106,7 @@ def test_flat_weights_are_for_any_item_that_no_kind_claims() -> None:
 
 NAMES = st.sampled_from(["tier", "ber", "der", "fer"])
 OUTCOMES = st.one_of(
-    st.floats(allow_nan=True, allow_infinity=True).map(Score),
-    st.floats(-1, 1).map(Score),
-    st.sampled_from([LOST, BAD]),
+    st.floats(allow_nan=True, allow_infinity=True).map(Score), st.floats(-1, 1).map(Score), st.sampled_from([LOST, BAD])
 )
 WEIGHTS = st.dictionaries(NAMES, st.floats(0, allow_nan=False, allow_infinity=False), max_size=4)
 MISSING: Any = st.sampled_from(["fail", "renormalise"])
@@ -130,7 +128,7 @@ def test_never_nan_and_a_lost_component_never_becomes_a_number(
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.lists(st.floats(-1, 1), min_size=4, max_size=4))
-def test_weights_that_sum_to_1_keep_the_reward_in_the_unit_interval(raw: list[float], values: list[float]) -> None:
+def test_weights_that_sum_to_1_keep_the_reward_in_0_to_1(raw: list[float], values: list[float]) -> None:
     weights = {str(i): w / sum(raw) for i, w in enumerate(raw)}
     outcome = combine({str(i): Score(v) for i, v in enumerate(values)}, weights, clip_at_zero=True)
     assert isinstance(outcome, Score)

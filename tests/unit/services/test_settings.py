@@ -117,7 +117,7 @@ def test_the_environment_overrides_and_is_checked_the_same(write: Write) -> None
     ("host", "auth"),
     [("127.0.0.1", ""), ("127.8.8.8", ""), ("::1", ""), ("localhost", ""), ("0.0.0.0", '[auth]\ntokens_env = "T"\n')],
 )
-def test_loopback_needs_no_token_and_elsewhere_one_source_will_do(write: Write, host: str, auth: str) -> None:
+def test_loopback_needs_no_token_and_others_any_source(write: Write, host: str, auth: str) -> None:
     assert load(write(f'[server]\nhost = "{host}"\n{auth}{MINIMAL}'), {}).server.host == host
 
 

@@ -168,10 +168,10 @@ def test_tokenizer_directory_without_weights_is_accepted(tmp_path: Path, tiny_mo
 
 
 def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    received: list[list[str]] = []
 
     def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
+        received.append(allow_patterns)
         (tmp_path / "med_config.json").write_text("{}")
         if "*.pt" in allow_patterns:
             (tmp_path / "ImageReward.pt").write_bytes(b"weights")
@@ -179,8 +179,8 @@ def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, mon
 
     monkeypatch.setattr(cache, "snapshot_download", snapshot)
     assert (cache.resolve("acme/reward") / "ImageReward.pt").is_file()
-    assert [patterns[-1] for patterns in asked] == ["*.safetensors", "*.bin", "*.pt"]
-    asked.clear()
+    assert [patterns[-1] for patterns in received] == ["*.safetensors", "*.bin", "*.pt"]
+    received.clear()
     cache.resolve("acme/reward", configs_only=True)
-    assert len(asked) == 1
-    assert not {"*.safetensors", "*.bin", "*.pt"} & {*asked[0]}
+    assert len(received) == 1
+    assert not {"*.safetensors", "*.bin", "*.pt"} & {*received[0]}

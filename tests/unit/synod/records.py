@@ -9,7 +9,6 @@ import numpy as np
 from hypothesis import strategies as st
 
 from synod import contracts as c
-from synod.digest import PREFIX
 from synod.errors import Overloaded, SynodError, Unauthenticated, UnknownImage
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -21,7 +20,7 @@ raw = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
     )
 )
 contents: st.SearchStrategy[c.ImageData] = st.one_of(st.binary(max_size=20), raw)
-digests = st.binary(min_size=32, max_size=32).map(lambda data: PREFIX + data.hex())
+digests = st.binary(min_size=32, max_size=32).map(lambda data: c.DIGEST_PREFIX + data.hex())
 images: st.SearchStrategy[c.ImageInput] = st.one_of(contents, st.builds(c.ImageRef, digests))
 reasonings = st.lists(st.tuples(texts, st.floats(0, 1)), max_size=3).flatmap(
     lambda pairs: st.builds(

@@ -28,7 +28,7 @@ class Bright:
     needs: tuple[Any, ...] = ("image", "prompt")
     shift: float = 0.0
     model: str = "m1"
-    asked: list[ScoreItem] = field(default_factory=list)
+    received: list[ScoreItem] = field(default_factory=list)
 
     @property
     def spec(self) -> ScorerSpec:
@@ -36,7 +36,7 @@ class Bright:
         return ScorerSpec(self.name, self.needs, 0.0, 2.0, "a test", "brightness", origin)
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        self.asked += items
+        self.received += items
         return [self.outcome(item) for item in items]
 
     def outcome(self, item: ScoreItem) -> Outcome:

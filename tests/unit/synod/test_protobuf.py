@@ -16,8 +16,8 @@ from synod import contracts as c
 from synod.codec import PROTOBUF
 from synod.contracts import CONCEPT_KINDS, RELATIONS, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge
+from synod.protobuf.messages import number, word
 from synod.protobuf.meter import MAX_FIELDS, meter
-from synod.protobuf.words import number, word
 from synod.v1 import reward_pb2 as pb
 from tests.unit.synod.records import requests
 
@@ -137,10 +137,10 @@ def test_the_meter_refuses_nothing_that_parses(data: bytes) -> None:
 
 
 def test_every_word_of_the_records_has_its_enum_value() -> None:
-    for enum, words in ((pb.Relation, RELATIONS), (pb.ConceptKind, CONCEPT_KINDS)):
+    for enum, words in ((pb.Relation.DESCRIPTOR, RELATIONS), (pb.ConceptKind.DESCRIPTOR, CONCEPT_KINDS)):
         values = [number(enum, one) for one in words]
         assert [word(enum, value) for value in values] == list(words)
-        assert sorted(values) == list(range(1, len(enum.keys())))
+        assert sorted(values) == list(range(1, len(enum.values)))
 
 
 @pytest.mark.parametrize(

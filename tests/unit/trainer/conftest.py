@@ -1,4 +1,4 @@
-"""A small set of prompts and concepts on the disk, and settings that point at it."""
+"""A small set of prompts and concepts on disk, and settings for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from synod.images import encode_png
-from tests.unit.trainer.tiny_show_o import image, make_policy, policy, tokenizer_of, uniforms, vq, words  # noqa: F401
+from tests.unit.trainer.tiny_show_o import image, make_policy, policy, tokenizer_of, uniforms, vocab, vq  # noqa: F401
 from trainer.settings import TrainerSettings, load
 
 settings.register_profile("synod", deadline=None, derandomize=True)
@@ -66,7 +66,7 @@ def world_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
-    """`settings_from("[trainer.loss]\\nbeta = 0.5", STEPS="7")`: the smallest TOML, what is added, and overrides."""
+    """`settings_from("[trainer.loss]\\nbeta = 0.5", STEPS="7")`: the smallest TOML, added text, and overrides."""
     (world_dir / "model").mkdir()
 
     def make(text: str = "", **overrides: str) -> TrainerSettings:
@@ -82,5 +82,5 @@ def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
 
 @pytest.fixture
 def tiny_settings(settings_from: Callable[..., TrainerSettings]) -> Callable[..., TrainerSettings]:
-    """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, and overrides."""
+    """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, with overrides."""
     return lambda **overrides: settings_from(TINY, **overrides)

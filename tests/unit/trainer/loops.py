@@ -1,4 +1,4 @@
-"""Short ways into the loop, shared by its tests."""
+"""Helpers to run parts of the training loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_SCREEN = "none"
 
 
 def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
-    """Those of one training step."""
+    """The tasks of one training step."""
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)
     return Source(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share).tasks(step)
@@ -64,15 +64,15 @@ def run_loop(
     policy: ShowO | None = None,
     controller: ThresholdController | None = None,
 ) -> TrainState:
-    """`train` with a policy of its own, as one process would."""
+    """Run `train` with a new policy, as one process does."""
     policy = policy or make_policy()
-    told: list[str] = []
+    message: list[str] = []
     kept = reference(make_policy) if settings.loss.beta else None
-    return train(settings, policy, kept, service, controller or make_controller(settings.screen), told.append)
+    return train(settings, policy, kept, service, controller or make_controller(settings.screen), message.append)
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:
-    """metrics.jsonl, but for what differs between two runs of the same numbers, and `without`."""
+    """metrics.jsonl without timings, memory, and the keys `without`."""
     left_out = {"seconds", "max_rss_mb", *without}
     text = (run / "metrics.jsonl").read_text()
     return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in text.splitlines()]
@@ -83,12 +83,12 @@ def weights(policy: ShowO) -> dict[str, torch.Tensor]:
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit."""
+    """Compare bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def same_rollouts(a: Sequence[Rollout], b: Sequence[Rollout]) -> bool:
-    """Bit for bit, texts and images."""
+    """Compare texts and images bit for bit."""
     return len(a) == len(b) and all(
         x.index == y.index and x.answer == y.answer and x.image.prompt == y.image.prompt and _same(x, y)
         for x, y in zip(a, b, strict=True)

@@ -1,4 +1,4 @@
-"""Reward services at the edge of the loop: a judge of pixels in this process, and a real HTTP server before one."""
+"""Reward services for tests: a judge of pixels in this process, and an HTTP server in front of one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def redness(item: ScoreItem) -> float:
 
 
 class Judge:
-    """Scores finished images by `reward` and previews by `surrogate`, at once; keeps what it was asked."""
+    """Scores finished images by `reward` and previews by `surrogate`; records its requests."""
 
     def __init__(self, reward: Measure = brightness, surrogate: Measure = redness) -> None:
         self.reward, self.surrogate_of = reward, surrogate
@@ -51,7 +51,7 @@ class Judge:
 
 
 def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
-    """What a service of this judge answers: the scorer "ber" is the surrogate, all else is the reward."""
+    """The response of a service: the scorer "ber" is the surrogate, anything else the reward."""
     if request.scorers == ("ber",):
         rewards = judge.score_previews(request.items)
     else:
@@ -65,8 +65,8 @@ def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
 
 
 @contextmanager
-def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None) -> Iterator[str]:
-    """The URL of a service that asks `judge`. `rewarding` is called before it answers reward request 0, 1, ..."""
+def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None, port: int = 0) -> Iterator[str]:
+    """Yield the URL of a service; `rewarding` is called before it answers reward request 0, 1, ..."""
     count, lock = [0], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -94,7 +94,7 @@ def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None) 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *args: object) -> None: ...  # a client that was killed
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""A made-up run of known numbers, through the same writers that training uses."""
+"""A synthetic run of known numbers, written by the same code as a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired differences against numpy and by hand; missing scores drop pairs and never become numbers."""
+"""Paired differences against numpy and by hand; missing scores drop pairs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_pair_by_hand() -> None:
 
 @settings(max_examples=40)
 @given(values=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=9), lost=st.integers(0, 8))
-def test_the_difference_is_that_of_the_sides_and_turns_with_them(values: list[tuple[float, float]], lost: int) -> None:
+def test_difference_is_antisymmetric(values: list[tuple[float, float]], lost: int) -> None:
     before, after = of(*(row(a) for a, _ in values)), of(*(row(b) for _, b in values))
     one, other = paired(before, after)["reward"], paired(after, before)["reward"]
     assert one.difference is not None
@@ -63,7 +63,7 @@ def test_the_difference_is_that_of_the_sides_and_turns_with_them(values: list[tu
     assert fewer["reward"].difference == pytest.approx(np.mean([b - a for a, b in without]), abs=1e-12)
 
 
-def test_every_name_reads_its_own_rows() -> None:
+def test_measures_read_their_own_rows() -> None:
     before = of(
         row(0.4, "visual", "plain", components={"ber": 0.1, "fer": 0.3}, right=False),
         row(0.6, "textual", "dense", components={"ber": 0.3, "tier": 0.5}, right=True),

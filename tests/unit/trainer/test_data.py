@@ -1,4 +1,4 @@
-"""Prompts and concepts from files, and the order in which they come."""
+"""Prompts and concepts from files, and the order of tasks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[
     return [task for step in range(steps) for task in source.tasks(step)]
 
 
-def told(task: Task) -> tuple[object, ...]:
-    """All that a task says."""
+def described(task: Task) -> tuple[object, ...]:
+    """Everything that a task contains."""
     return task.key, task.prompt.text, task.query and task.query.text, task.segments, task.truth
 
 
-def test_the_shipped_files_are_the_world() -> None:
+def test_shipped_files_match_the_synthetic_world() -> None:
     concepts = read_concepts(ROOT / "embedded/data/concepts")
     prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", concepts)
     assert set(concepts) == {card.name for card in world.CONCEPTS}
@@ -62,7 +62,7 @@ def test_the_shipped_files_are_the_world() -> None:
             assert prompt.resolved == world.resolve(theirs)
 
 
-def test_cards_and_prompts_of_a_small_world(world_dir: Path) -> None:
+def test_concepts_and_prompts_are_read(world_dir: Path) -> None:
     concepts = read_concepts(world_dir / "concepts")
     assert concepts["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
     assert [image[0, 0, 0] for image in concepts["<bo>"].images] == [0, 60]
@@ -72,48 +72,48 @@ def test_cards_and_prompts_of_a_small_world(world_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "a list where an object belongs"),
         ('{"tag": "plain"}', ".prompt: missing"),
         ('{"prompt": "x", "concept": "<bo>"}', ".tag: missing"),
-        ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "an empty prompt"),
-        ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; there are <bo>"),
+        ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "the prompt is empty"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; give one of <bo>"),
         ('{"tag": "plain", "prompt": "x"}', ".include: missing"),
         ('{"tag": "plain", "prompt": "x", "consept": "<bo>"}', ".consept: unknown key"),
         ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "fact": 2}', ".fact: 2; give a whole number from 0 to 1"),
-        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "include": []}', "'include' beside 'concept'"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "include": []}', "'include' and 'concept' together"),
         ('{"tag": "c", "prompt": "x", "include": [{"class": "cat", "count": 0}]}', ".include[0].count: 0"),
     ],
 )
-def test_a_bad_line_is_named(world_dir: Path, line: str, told: str) -> None:
+def test_a_bad_line_is_named(world_dir: Path, line: str, message: str) -> None:
     path = world_dir / "prompts.jsonl"
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(SettingsError) as caught:
         read_prompts(path, read_concepts(world_dir / "concepts"))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "prompts.jsonl:13" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
-        ("info.json", "{", "info.json: not JSON"),
+        ("info.json", "{", "info.json is not valid JSON"),
         ("info.json", '{"name": "<bo>", "kind": "plant", "class": "fern", "info": ""}', "info.json.kind: 'plant'"),
         ("conversations.json", '[{"query": "q"}]', "conversations.json[0].answer: missing"),
         ("conversations.json", '{"query": "q"}', "an object where a list belongs"),
         ("train/0.png", "GIF", "train/0.png: "),
     ],
 )
-def test_a_bad_concept_is_named(world_dir: Path, name: str, content: str, told: str) -> None:
+def test_a_bad_concept_is_named(world_dir: Path, name: str, content: str, message: str) -> None:
     (world_dir / "concepts/bo" / name).write_text(content)
     with pytest.raises(SettingsError) as caught:
         read_concepts(world_dir / "concepts")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_a_concept_lacks_is_named(world_dir: Path) -> None:
+def test_missing_parts_of_a_concept_are_named(world_dir: Path) -> None:
     folder = world_dir / "concepts/bo"
     (folder / "conversations.json").unlink()
     with pytest.raises(SettingsError, match=r"conversations\.json: No such file"):
@@ -145,13 +145,13 @@ def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 300), st.integers(0, 10**6), st.integers(1, 4))
 def test_a_step_follows_from_seed_and_number_alone(step: int, seed: int, groups: int) -> None:
-    """A resumed run meets what the uninterrupted one meets, and prompts a step do not change their order."""
+    """A resumed run gets the same tasks, and `prompts_per_step` does not change their order."""
     source = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
     again = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
-    assert [told(e) for e in source.tasks(step)] == [told(e) for e in again.tasks(step)]
+    assert [described(e) for e in source.tasks(step)] == [described(e) for e in again.tasks(step)]
     single = Source(EVERY, {"<bo>": BO}, seed, 1, 0.4)
     one_by_one = [single.tasks(i)[0] for i in range(step * groups, (step + 1) * groups)]
-    assert [told(e) for e in source.tasks(step)] == [told(e) for e in one_by_one]
+    assert [described(e) for e in source.tasks(step)] == [described(e) for e in one_by_one]
 
 
 @settings(max_examples=20)
@@ -175,14 +175,14 @@ def test_facts_make_a_prompt_textual() -> None:
 
 
 @pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
-def test_no_prompt_comes_twice_before_all_came_once(pathway: str, pool: list[Prompt]) -> None:
+def test_prompts_repeat_only_after_a_full_pass(pathway: str, pool: list[Prompt]) -> None:
     texts = [e.prompt.text for e in run(200, seed=5) if e.pathway == pathway]
     epochs = [texts[i : i + len(pool)] for i in range(0, len(texts) - len(pool), len(pool))]
     assert all(sorted(epoch) == sorted(p.text for p in pool) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 5
 
 
-def test_geneval_tasks_are_balanced_whatever_their_size() -> None:
+def test_geneval_tags_are_balanced() -> None:
     met = [e.prompt for e in run(90, share=1.0)]
     rounds = [tuple(p.tag for p in met[i : i + 3]) for i in range(0, 90, 3)]
     assert all(sorted(turn) == ["colors", "counting", "position"] for turn in rounds)
@@ -192,27 +192,27 @@ def test_geneval_tasks_are_balanced_whatever_their_size() -> None:
 
 
 def test_seeds_differ() -> None:
-    assert [told(e) for e in run(20, 0)] != [told(e) for e in run(20, 1)]
+    assert [described(e) for e in run(20, 0)] != [described(e) for e in run(20, 1)]
 
 
-def test_the_same_prompt_met_again_is_asked_anew() -> None:
+def test_a_repeated_prompt_gets_a_new_query() -> None:
     queries = {(e.prompt.text, e.segments) for e in run(200) if e.pathway == "textual"}
     assert len(queries) > len(VAGUE)
 
 
 @pytest.mark.parametrize(
-    ("prompts", "share", "told"),
+    ("prompts", "share", "message"),
     [
         (PLAIN, 0.0, "no prompt with a fact among 4"),
-        (GENEVAL, 0.5, "no prompt without a fact and none with a fact among 16, at geneval_share 0.5"),
+        (GENEVAL, 0.5, "no prompt without a fact and none with a fact among 16, with geneval_share 0.5"),
         ([*PLAIN, *VAGUE], 0.1, "no prompt of GenEval"),
     ],
 )
-def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         Source(prompts, {"<bo>": BO}, 0, 1, share)
 
 
-def test_a_pool_that_is_not_needed_may_be_empty() -> None:
+def test_an_unused_pool_may_be_empty() -> None:
     assert Source(GENEVAL, {}, 0, 2, 1.0).tasks(3)[0].pathway == "none"
     assert Source([*PLAIN, *VAGUE], {"<bo>": BO}, 0).tasks(0)[0].pathway != "none"

@@ -1,4 +1,4 @@
-"""Evaluation with a policy of a few lines: draws follow from seed and place alone, and rewards find their rows."""
+"""Evaluation with a fake policy: random numbers follow from seed and index, rewards match their rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.scr
 
 
 class Painter:
-    """Answers with what it was asked, paints the mean of its random numbers; keeps what it was given."""
+    """Answers with its query and paints the mean of its random numbers; records its inputs."""
 
     module = nn.Module()
     positions = 5
@@ -66,7 +66,7 @@ class Painter:
 
 
 class Judge:
-    """The brightness of an image as its reward, answered late and out of order; `broken` images have none."""
+    """Rewards brightness, late and out of order; `broken` images have no reward."""
 
     def __init__(self, gain: float = 0.0, broken: Sequence[int] = ()) -> None:
         self.gain, self.broken = gain, broken
@@ -94,7 +94,7 @@ class Judge:
 
 
 class Late(Future[list[Reward]]):
-    """Is answered when somebody waits for it."""
+    """A future that is answered on `result`."""
 
     def __init__(self, judge: Judge) -> None:
         super().__init__()
@@ -119,11 +119,11 @@ def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, tas
     pathways = [task.pathway for task in tasks]
     assert [pathways.count(p) for p in ("visual", "textual", "none")] == [9, 9, 12]
     assert {task.prompt.tag for task in tasks if task.pathway == "none"} == {"colors", "counting"}
-    told = [(e.key, e.prompt.text, e.query and e.query.text) for e in tasks]
-    assert told == [(e.key, e.prompt.text, e.query and e.query.text) for e in held_out(settings)]
+    message = [(e.key, e.prompt.text, e.query and e.query.text) for e in tasks]
+    assert message == [(e.key, e.prompt.text, e.query and e.query.text) for e in held_out(settings)]
 
 
-def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, tasks: list[Task]) -> None:
+def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: list[Task]) -> None:
     policy, judge = Painter(), Judge()
     found = evaluate(policy, judge, tasks, settings)
     assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in tasks]
@@ -139,7 +139,7 @@ def test_each_row_is_of_its_episode_and_image(settings: TrainerSettings, tasks: 
     assert all(len(item.references) == (0 if pathway == "none" else 2) for pathway, item in judge.seen)
 
 
-def test_random_numbers_follow_from_seed_and_place_alone(
+def test_random_numbers_follow_from_seed_and_index(
     settings: TrainerSettings, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
@@ -162,7 +162,7 @@ def test_random_numbers_follow_from_seed_and_place_alone(
     assert not np.isin(drawn(settings, fewer)[0], numbers).mean() > 0.01
 
 
-def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSettings, tasks: list[Task]) -> None:
+def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: list[Task]) -> None:
     before = evaluate(Painter(), Judge(), tasks, settings)
     after = evaluate(Painter(), Judge(gain=0.25, broken=(4, 11)), tasks, settings)
     lost = [row for row in after.rows if row.reward is None]
@@ -173,7 +173,7 @@ def test_a_missing_reward_is_none_and_drops_its_pair_alone(settings: TrainerSett
     assert change.stderr == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, tasks: list[Task]) -> None:
+def test_an_unavailable_service_ends_the_evaluation(settings: TrainerSettings, tasks: list[Task]) -> None:
     class Lost(Judge):
         def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
             future: Future[list[Reward]] = Future()
@@ -186,7 +186,7 @@ def test_a_lost_service_ends_the_evaluation_at_once(settings: TrainerSettings, t
     assert len(policy.prompts) == settings.screen.preview_batch_size
 
 
-def test_an_evaluation_comes_back_from_the_disk(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:
+def test_an_evaluation_is_saved_and_loaded(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:
     found, path = evaluate(Painter(), Judge(broken=(2,)), tasks, settings), tmp_path / "evaluation/before.json"
     save_evaluation(path, found)
     loaded = load_evaluation(path)

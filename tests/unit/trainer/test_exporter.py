@@ -1,4 +1,4 @@
-"""A run's last step as Prometheus reads it."""
+"""A run's last step as Prometheus gauges."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def samples(text: str) -> dict[str, float]:
     }
 
 
-def test_the_last_steps_numbers_and_no_others(tmp_path: Path) -> None:
+def test_only_the_last_step_is_exported(tmp_path: Path) -> None:
     found = samples(exposition(written(tmp_path)))
-    told = found.pop("synod_training_last_step_timestamp_seconds")
-    assert told == pytest.approx((tmp_path / "metrics.jsonl").stat().st_mtime)
+    message = found.pop("synod_training_last_step_timestamp_seconds")
+    assert message == pytest.approx((tmp_path / "metrics.jsonl").stat().st_mtime)
     assert found == {"synod_training_step": 1, "reward_mean": 0.5, "components/ber": 0.75}
 
 
-def test_a_line_that_is_still_written_is_not_read(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_not_read(tmp_path: Path) -> None:
     assert samples(exposition(written(tmp_path, '{"step": 2, "rew')))["synod_training_step"] == 1
 
 
-def test_before_the_first_step_there_is_nothing(tmp_path: Path) -> None:
+def test_no_series_before_the_first_step(tmp_path: Path) -> None:
     assert exposition(tmp_path) == ""
     (tmp_path / "metrics.jsonl").touch()
     assert exposition(tmp_path) == ""

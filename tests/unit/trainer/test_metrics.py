@@ -1,4 +1,4 @@
-"""The lines of a run: never NaN, cut where a run goes on, readable after a kill; TensorBoard holds the same."""
+"""The records of a run: without NaN, truncated on resuming, readable after a kill; TensorBoard has the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(run: Path, steps: range, *, resume_at: int = 0, mark: str = "") -> Non
             metrics.log_samples(step, 0, mark, {"finished": [Sample(IMAGE, 0.5)]})
 
 
-def test_a_line_is_on_the_disk_when_log_returns_and_holds_no_nan(tmp_path: Path) -> None:
+def test_log_writes_a_line_without_nan(tmp_path: Path) -> None:
     with Metrics(tmp_path / "new/run") as metrics:
         values = {"a": float("nan"), "b": {"c": [np.float32("inf"), np.float64(0.5), 2, True]}, "d": None, "e": "<ö>"}
         metrics.log(3, values)
@@ -35,7 +35,7 @@ def test_a_line_is_on_the_disk_when_log_returns_and_holds_no_nan(tmp_path: Path)
     assert read(tmp_path / "new/run") == [json.loads(text)]
 
 
-def test_a_run_that_goes_on_forgets_what_is_trained_again(tmp_path: Path) -> None:
+def test_resuming_removes_later_records(tmp_path: Path) -> None:
     write(tmp_path, range(5), mark="first")
     write(tmp_path, range(3, 6), resume_at=3, mark="second")
     expected = [(0, "first"), (1, "first"), (2, "first"), (3, "second"), (4, "second"), (5, "second")]
@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_forgets_what_is_trained_again(tmp_path: Path) -> Non
     assert [(r["step"], r["mark"]) for r in read(tmp_path)] == [(0, "new")]
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out_and_written_over(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_ignored_and_overwritten(tmp_path: Path) -> None:
     write(tmp_path, range(2))
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 2, "rew')
@@ -64,7 +64,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
         Metrics(tmp_path, resume_at=3)
 
 
-def test_a_run_that_has_not_begun_has_no_lines(tmp_path: Path) -> None:
+def test_a_run_without_files_has_no_records(tmp_path: Path) -> None:
     assert read(tmp_path / "nowhere") == []
 
 
@@ -97,7 +97,7 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path: Path, monkeypatch: py
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"one")]
 
 
-def test_tensorboard_holds_the_finite_numbers_the_images_and_the_texts(tmp_path: Path) -> None:
+def test_tensorboard_has_numbers_images_and_texts(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.log(1, {"reward": 0.5, "seconds": {"total": 2}, "lost": float("nan"), "mark": "x", "none": None})
         metrics.log(2, {"reward": 0.75})
@@ -113,7 +113,7 @@ def test_tensorboard_holds_the_finite_numbers_the_images_and_the_texts(tmp_path:
     assert board.Tensors("group0/text_summary")[0].tensor_proto.string_val == [b"    a *prompt*\n    0.50  an answer\n"]
 
 
-def test_what_a_run_saved_is_of_all_its_steps_not_the_mean_of_their_shares() -> None:
+def test_steps_saved_is_a_share_of_all_steps() -> None:
     """Steps of 10 and of 90: a mean of shares would be (.5 + .0) / 2."""
     steps = [
         {"denoising_steps": 5, "denoising_steps_unscreened": 10},

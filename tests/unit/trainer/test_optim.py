@@ -1,4 +1,4 @@
-"""The update against eq. 9 written out term by term, what lost rewards change, what a step that fails leaves."""
+"""The update against eq. 9 term by term, missing rewards, and a failing step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KNOWN = Slope(xy=-1.5, xx=2.0, freedom=20.0)
 
 @pytest.fixture(autouse=True)
 def unclipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient as it is."""
+    """Leave the gradient unclipped."""
     monkeypatch.setattr("trainer.optim.MAX_GRAD_NORM", 1e30)
 
 
@@ -65,7 +65,7 @@ def gradient(policy: ShowO) -> Tensor:
 
 
 def without(group: Group, place: int) -> Group:
-    """The group as if that rollout had never been kept."""
+    """The group as if that rollout had not been kept."""
     left = [i for i in range(len(group.rollouts)) if i != place]
     kept = replace(group.previews.screened, indices=tuple(group.previews.screened.indices[i] for i in left))
     return replace(
@@ -90,7 +90,7 @@ def eq9(
     slope: float = 0.0,
     steps: Sequence[int] = range(4),
 ) -> Tensor:
-    """Minus the objective, one rollout, step and position at a time; the mean over groups with two rewards or more."""
+    """Eq. 9 negated, one rollout, step and position at a time; the mean over groups with two rewards or more."""
     used = [(g, r) for g, r in zip(groups, rewards, strict=True) if sum(value is not None for value in r) >= 2]
     total = torch.zeros((), dtype=torch.float64)
     for group, found in used:
@@ -129,15 +129,15 @@ Exact = Callable[[dict[str, str]], tuple[ShowO, ShowO, TrainerSettings, list[Gro
 
 @pytest.fixture
 def exact(make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> Exact:
-    """Groups that the reference drew, and a policy that has moved away from it, both in float64 from now on."""
+    """Groups drawn by the reference, and a policy that differs from it, both converted to float64."""
 
     def make(options: dict[str, str]) -> tuple[ShowO, ShowO, TrainerSettings, list[Group]]:
         settings = tiny_settings(**STILL, LOSS__BETA="0.5", **options)
         policy, ref = make_policy(), reference(make_policy)
         groups, _ = draw(ref, Judge(), settings)
-        policy._seen.update(ref._seen)  # images' codes: the image tokenizer stays in float32
+        policy._image_codes.update(ref._image_codes)  # images' codes: the image tokenizer stays in float32
         head = "_text_logp", "_image_logits"
-        ends = (0, policy.words.image_offset), (policy.words.image_offset, policy.words.mask_id)
+        ends = (0, policy.vocab.image_offset), (policy.vocab.image_offset, policy.vocab.mask_id)
         monkeypatch.setattr(ShowO, head[0], lambda self, hidden: self.phi.logits(hidden, *ends[0]).log_softmax(-1))
         monkeypatch.setattr(ShowO, head[1], lambda self, hidden: self.phi.logits(hidden, *ends[1]))
         generator = torch.Generator().manual_seed(3)
@@ -169,7 +169,7 @@ PER_MODALITY = {"text": 0.4 / 4, "image": 0.6 / (4 * 16)}
 def test_the_gradient_is_that_of_equation_9(
     exact: Exact, options: dict[str, str], alpha: dict[str, float], more: dict[str, Any]
 ) -> None:
-    """Two groups, one reward lost, ratios on both sides of the clip, KL to a reference: term by term in float64."""
+    """Two groups, a missing reward, ratios on both sides of the clip, and KL, in float64."""
     policy, ref, settings, groups = exact({**TWO, **options})
     values = [(0.75, 0.25, 0.5), (None, 0.125, 1.0)]
     plain = eq9(policy, ref, groups, values, alpha=alpha, **more)
@@ -185,8 +185,8 @@ def test_the_gradient_is_that_of_equation_9(
     assert found.stats["image"].decisions == (5 * 4 * 16 if "everywhere" in more else 5 * (16 + 14 + 11 + 6))
 
 
-def test_a_share_of_the_steps_gives_the_same_gradient_on_average(exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over the six ways to choose two of four steps, all as likely; each counts its steps twice."""
+def test_a_fraction_of_steps_is_unbiased(exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over the six equally likely choices of two of four steps."""
     policy, ref, settings, groups = exact({"DATA__GENEVAL_SHARE": "1.0", "LOSS__LOSS_STEP_FRACTION": "0.5"})
     values = (0.75, 0.25, 0.5, 0.5)
 
@@ -261,10 +261,10 @@ def test_ratios_are_1_at_the_update(
         assert stats.kl == pytest.approx(0, abs=limit**2)
 
 
-def test_a_lost_reward_leaves_the_group_without_it(
+def test_a_missing_reward_equals_a_group_without_it(
     policy: ShowO, make_policy: MakePolicy, tiny_settings: MakeSettings
 ) -> None:
-    """The update equals, bit for bit, that of a group in which the rollout never was, and is not that of a 0."""
+    """Bit for bit the update of a group without the rollout, and not that of a reward of 0."""
     settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__BASELINE="population")
     groups, _ = draw(policy, Judge(), settings)
     other = given(0.1, 0.2, 0.9, 0.3)

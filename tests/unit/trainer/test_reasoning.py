@@ -1,4 +1,4 @@
-"""The pathways: queries by hand, segments that mark the right one, and what the service is asked."""
+"""The pathways: queries by hand, truth marks, and request items."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAWN = np.full((4, 4, 3), 200, np.uint8)
 seeds = st.integers(0, 2**32)
 
 
-def test_texts_by_hand() -> None:
+def test_query_and_compound_prompt() -> None:
     assert textual_query(("<bo> has a hat", "<bo> has a kite."), "a photo of <bo> with its kite") == (
         "<bo> has a hat. <bo> has a kite. a photo of <bo> with its kite"
     )
@@ -52,7 +52,7 @@ def test_visual_marks_the_answer_to_its_query(seed: int) -> None:
     assert any(made.query.image is image for image in IMAGES)
 
 
-def test_every_order_query_and_image_comes() -> None:
+def test_all_orders_queries_and_images_are_drawn() -> None:
     textual = [make_task(VAGUE, BO, "textual", np.random.default_rng(i)) for i in range(200)]
     visual = [make_task(PLAIN, BO, "visual", np.random.default_rng(i)) for i in range(200)]
     assert len({made.segments for made in textual}) == 6
@@ -65,20 +65,20 @@ def test_a_prompt_that_hints_at_nothing_has_no_right_segment() -> None:
     assert make_task(PLAIN, BO, "textual", np.random.default_rng(0)).truth == (0.0, 0.0, 0.0)
 
 
-def test_without_material_there_is_no_pathway() -> None:
+def test_a_pathway_without_material_is_refused() -> None:
     bare = ConceptProfile(BO.concept, "", (), (), ())
     for prompt, profile, pathway in ((TWO, None, "visual"), (PLAIN, bare, "visual"), (VAGUE, bare, "textual")):
         with pytest.raises(ValueError, match=r"<bo>|two cats"):
             make_task(prompt, profile, pathway, np.random.default_rng(0))  # type: ignore[arg-type]
 
 
-def test_the_surrogate_never_sees_the_answer() -> None:
+def test_surrogate_items_exclude_the_answer() -> None:
     item = surrogate_item(make_task(VAGUE, BO, "textual", np.random.default_rng(0)), DRAWN)
     assert (item.prompt, item.concept, item.reasoning, item.references) == (VAGUE.text, BO.concept, None, ())
     assert item.image is DRAWN
 
 
-def test_the_reward_is_asked_about_what_the_prompt_means() -> None:
+def test_reward_items_use_the_resolved_prompt() -> None:
     made = make_task(VAGUE, BO, "textual", np.random.default_rng(0))
     item = reward_item(made, DRAWN, "<bo> has a blue kite", IMAGES[:2])
     assert (item.prompt, item.concept, len(item.references)) == (VAGUE.resolved, BO.concept, 2)
@@ -91,7 +91,7 @@ def test_the_reward_is_asked_about_what_the_prompt_means() -> None:
     assert reward_item(make_task(PLAIN, BO, "visual", np.random.default_rng(0)), DRAWN, "", ()).prompt == PLAIN.text
 
 
-def test_a_geneval_prompt_carries_its_metadata_alone() -> None:
+def test_geneval_items_have_metadata_only() -> None:
     made = make_task(TWO, None, "none", np.random.default_rng(0))
     assert (made.key, made.query) == ("counting/none", None)
     item = reward_item(made, DRAWN, "", IMAGES)

@@ -1,4 +1,4 @@
-"""The page of a made-up run: its figures, its images, what it says when there is nothing yet."""
+"""The page of a synthetic run: figures, images, and a run without steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def page(run: Path) -> str:
 
 
 class Balanced(HTMLParser):
-    """Fails when a tag closes what is not open."""
+    """Fails when tags are not balanced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_needs_nothing_but_itself_and_escapes(run: Path, page: str) -> None:
+def test_page_is_self_contained_and_escaped(run: Path, page: str) -> None:
     parser = Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -74,10 +74,10 @@ def test_tiles_by_hand(run: Path) -> None:
     assert found["reward, first 10 steps"] == "0.445"
     assert found["reward, last 10 steps"] == "0.645"
     assert found["pass rate"] == "25.0%"
-    assert found["previews a step"] == "34.0"
+    assert found["previews per step"] == "34.0"
     assert found["rewards missing"] == "1"
     assert found["peak memory"] == "929 MB"
-    assert found["seconds a step"] == "13.0"
+    assert found["seconds per step"] == "13.0"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_the_last_images_come_with_scores_and_answers(run: Path, page: str) -> N
     assert page.count("0.30: &lt;bo&gt; &amp; 29") == 3
 
 
-def test_a_run_that_has_just_begun_says_so(tmp_path: Path) -> None:
+def test_page_of_a_new_run(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text()
     assert "No step is finished yet" in page
     assert "<svg" not in page
@@ -161,7 +161,7 @@ def test_a_run_that_has_just_begun_says_so(tmp_path: Path) -> None:
     assert 'class="up">+' not in page
 
 
-def test_evaluations_that_cannot_be_compared_leave_the_rest_of_the_page(tmp_path: Path) -> None:
+def test_incomparable_evaluations_keep_the_rest_of_the_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 2)
     save_evaluation(run / "evaluation/after.json", evaluation(0.1, count=5))
     page = write_report(run).read_text()
@@ -176,7 +176,7 @@ def test_a_fragment_for_another_page(run: Path, page: str) -> None:
     assert "<html" not in body
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nowhere is not a directory"):
         write_report(tmp_path / "nowhere")
     (tmp_path / "evaluation").mkdir()

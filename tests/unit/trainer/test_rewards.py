@@ -1,10 +1,9 @@
-"""The service as the trainer meets it: slow, full, gone, restarting, breaking single items. No missing score is a 0."""
+"""A slow, overloaded, unavailable, restarting and failing service; a missing score is never 0."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ from synod.codec import CODECS
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
 from synod.retry import RetryPolicy
+from tests.unit.trainer.reward_services import Judge, serve
 from trainer import rewards
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards import RewardService
@@ -36,7 +36,7 @@ def level(item: ScoreItem) -> int:
 
 
 def respond(request: ScoreRequest, outcome: Callable[[ScoreItem], Outcome]) -> ScoreResponse:
-    """Each item's outcome by every scorer asked; an ensemble adds `tier` = 1 and a reward of outcome / 2."""
+    """Each item's outcome for every scorer; an ensemble adds `tier` = 1 and a reward of outcome / 2."""
     results = []
     for item in request.items:
         found = outcome(item)
@@ -65,7 +65,7 @@ def to_http(answer: ScoreResponse | SynodError | httpx.Response) -> httpx.Respon
 
 
 class Said(list[str]):
-    """What the service told the user."""
+    """The log messages."""
 
     def count_of(self, part: str) -> int:
         return sum(part in line for line in self)
@@ -78,7 +78,7 @@ def said() -> Said:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..., RewardService]]:
-    """`service(answer, answer, ..)`: asked in turn, the last one for ever."""
+    """`service(answer, answer, ..)`: one answer for each request, the last one repeated."""
     monkeypatch.setattr(rewards, "BACKOFF", RetryPolicy(base_s=0.001, max_s=0.03))
     made: list[RewardService] = []
 
@@ -118,7 +118,7 @@ def broken(kind: type[httpx.RequestError]) -> Answer:
     return answer
 
 
-def test_previews_ask_the_surrogate_alone(service: Callable[..., RewardService], said: Said) -> None:
+def test_previews_are_scored_by_the_surrogate(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
     found = service(measured, asked=asked).score_previews(items(30, 10, 20))
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
@@ -128,21 +128,21 @@ def test_previews_ask_the_surrogate_alone(service: Callable[..., RewardService],
 
 
 @pytest.mark.parametrize("pathway", ["visual", "textual"])
-def test_concepts_ask_the_ensemble(service: Callable[..., RewardService], pathway: Any) -> None:
+def test_concept_images_are_scored_by_the_ensemble(service: Callable[..., RewardService], pathway: Any) -> None:
     asked: list[ScoreRequest] = []
     (found,) = service(measured, asked=asked).submit(items(30), pathway).result(10)
     assert (found.value, dict(found.components), found.failure) == (0.15, {"tier": 1.0, "ber": 0.3}, None)
     assert [(request.scorers, request.ensemble) for request in asked] == [((), "sync_r1")]
 
 
-def test_prompts_without_a_concept_ask_geneval(service: Callable[..., RewardService]) -> None:
+def test_prompts_without_concept_are_scored_by_geneval(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
     (found,) = service(measured, asked=asked).submit(items(0), "none").result(10)
     assert (found.value, dict(found.components)) == (0.0, {"geneval": 0.0})  # a measured 0 is a 0
     assert [(request.scorers, request.ensemble) for request in asked] == [(("geneval",), None)]
 
 
-def test_no_items_ask_nothing(service: Callable[..., RewardService]) -> None:
+def test_no_items_send_no_request(service: Callable[..., RewardService]) -> None:
     assert service(fail(UnknownScorer("never asked"))).score_previews([]) == []
 
 
@@ -157,9 +157,7 @@ def test_no_items_ask_nothing(service: Callable[..., RewardService]) -> None:
         lambda request: httpx.Response(502, content=b"<html>bad gateway"),
     ],
 )
-def test_a_service_that_is_away_is_waited_for(
-    service: Callable[..., RewardService], said: Said, trouble: Answer
-) -> None:
+def test_an_unavailable_service_is_retried(service: Callable[..., RewardService], said: Said, trouble: Answer) -> None:
     found = service(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
     assert [reward.value for reward in found] == [0.25]
     assert said.count_of("waiting up to 5 s for the reward service") == 1
@@ -167,7 +165,7 @@ def test_a_service_that_is_away_is_waited_for(
     assert len(said) == 2
 
 
-def test_patience_ends(service: Callable[..., RewardService], said: Said) -> None:
+def test_waiting_ends_after_patience_s(service: Callable[..., RewardService], said: Said) -> None:
     future = service(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
     with pytest.raises(
         RewardServiceUnavailable, match=r"was unavailable for .* patience_s is 0\.02\. Start it \(`make up`\)"
@@ -176,7 +174,7 @@ def test_patience_ends(service: Callable[..., RewardService], said: Said) -> Non
     assert said.count_of("waiting") == 1
 
 
-def test_a_request_out_of_time_is_masked_and_said(service: Callable[..., RewardService], said: Said) -> None:
+def test_a_timed_out_request_is_masked_and_logged(service: Callable[..., RewardService], said: Said) -> None:
     for trouble in (broken(httpx.ReadTimeout), fail(DeadlineExceeded("too slow"))):
         asked: list[ScoreRequest] = []
         found = service(trouble, asked=asked).score_previews(items(1, 2))
@@ -187,7 +185,7 @@ def test_a_request_out_of_time_is_masked_and_said(service: Callable[..., RewardS
     assert said.count_of("2 of 2 scores are missing, first: deadline_exceeded") == 2
 
 
-def test_a_service_that_breaks_is_masked(service: Callable[..., RewardService], said: Said) -> None:
+def test_an_internal_error_is_masked(service: Callable[..., RewardService], said: Said) -> None:
     found = service(fail(SynodError("a bug"))).score_previews(items(1))
     assert (found[0].value, found[0].failure) == (None, ScoreFailure("internal", "a bug"))
     assert said.count_of("missing") == 1
@@ -199,7 +197,7 @@ def test_a_wrong_request_is_raised(service: Callable[..., RewardService], error:
         service(fail(error)).submit(items(1), "textual").result(10)
 
 
-def test_a_failed_item_masks_itself_alone(service: Callable[..., RewardService], said: Said) -> None:
+def test_a_failed_item_masks_only_itself(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
     found = (
         service(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
@@ -213,7 +211,7 @@ def test_a_failed_item_masks_itself_alone(service: Callable[..., RewardService],
     assert said == ["1 of 3 scores are missing, first: bad_image: not an image"]
 
 
-def test_an_item_lost_with_its_replica_is_asked_again_alone(service: Callable[..., RewardService], said: Said) -> None:
+def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
     flaky = [
         lambda r: respond(r, lambda item: LOST if level(item) > 1 else Score(0.1)),
@@ -233,15 +231,15 @@ def test_an_item_that_never_recovers_is_masked(service: Callable[..., RewardServ
     assert len(asked) == rewards.ITEM_RETRIES + 1
 
 
-def test_an_item_out_of_time_is_not_asked_again(service: Callable[..., RewardService]) -> None:
+def test_a_timed_out_item_is_not_retried(service: Callable[..., RewardService]) -> None:
     asked: list[ScoreRequest] = []
     (found,) = service(lambda r: respond(r, lambda item: LATE), asked=asked).score_previews(items(1))
     assert (found.value, found.failure) == (None, LATE)
     assert len(asked) == 1
 
 
-def test_requests_run_beside_one_another(service: Callable[..., RewardService]) -> None:
-    """Three chunks meet in the service at the same time: none waits for another's answer."""
+def test_requests_run_in_parallel(service: Callable[..., RewardService]) -> None:
+    """Three requests are in the service at the same time."""
     together = threading.Barrier(3, timeout=10)
 
     def meet(request: ScoreRequest) -> ScoreResponse:
@@ -253,7 +251,7 @@ def test_requests_run_beside_one_another(service: Callable[..., RewardService]) 
     assert [future.result(10)[0].value for future in futures] == [0.1, 0.2, 0.3]
 
 
-def test_close_ends_what_waits(service: Callable[..., RewardService], said: Said) -> None:
+def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:
     one = service(broken(httpx.ConnectError), patience_s=600.0)
     future = one.submit(items(1), "visual")
     while not said:
@@ -263,74 +261,25 @@ def test_close_ends_what_waits(service: Callable[..., RewardService], said: Said
         future.result(10)
 
 
-class _Server:
-    """A real HTTP server that answers /readyz and /v1/score, and can go away and come back on its port."""
-
-    def __init__(self) -> None:
-        self.port, self._http = 0, None
-        self.ready = True
-
-    def start(self) -> None:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, body = (
-                    (200, b"{}")
-                    if outer.ready
-                    else (503, b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}')
-                )
-                self._send(status, "application/json", body)
-
-            def do_POST(self) -> None:
-                request = WIRE.decode_request(self.rfile.read(int(self.headers["content-length"])))
-                self._send(200, WIRE.content_type, WIRE.encode_response(measured(request)))
-
-            def _send(self, status: int, kind: str, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("content-type", kind)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._http.server_address[1]
-        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        assert self._http is not None
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[_Server]:
-    one = _Server()
-    one.start()
-    yield one
-    one.stop()
-
-
-def test_training_goes_on_when_the_service_restarts(server: _Server, said: Said) -> None:
-    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=60), log=said.append)
-    service.wait_ready()
-    assert service.score_previews(items(10))[0].value == 0.1
-    assert said == []
-    server.stop()
-    future = service.submit(items(40), "visual")
+def test_training_continues_after_a_service_restart(said: Said) -> None:
+    with serve(Judge()) as url:
+        service = RewardService(ServiceSettings(url=url, patience_s=60), log=said.append)
+        service.wait_ready()
+        assert service.score_previews(items(51))[0].value == 0.2
+        assert said == []
+    future = service.submit(items(102), "visual")
     while not said:
         assert not future.done()
-    server.start()
-    assert future.result(30)[0].value == 0.2
+    with serve(Judge(), port=int(url.rpartition(":")[2])):
+        assert future.result(30)[0].value == 0.4
     assert said.count_of("waiting") == said.count_of("has recovered") == 1
     service.close()
 
 
-def test_wait_ready_tells_what_is_missing(server: _Server, said: Said) -> None:
-    server.ready = False
-    service = RewardService(ServiceSettings(url=f"http://127.0.0.1:{server.port}", patience_s=0.3), log=said.append)
+def test_wait_ready_names_what_is_missing(said: Said) -> None:
+    body = b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}'
+    transport = httpx.MockTransport(lambda request: httpx.Response(503, content=body))
+    service = RewardService(ServiceSettings(patience_s=0.3), transport=transport, log=said.append)
     with pytest.raises(RewardServiceUnavailable, match=r"ber \(loading\)"):
         service.wait_ready()
     assert said.count_of("ber (loading)") == 1

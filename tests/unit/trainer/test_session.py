@@ -1,4 +1,4 @@
-"""A run against a service over HTTP: what it leaves behind, and how it goes on after a kill, a stop, a lost service."""
+"""A run with an HTTP service: its files, and resuming after a kill, a stop, and an unavailable service."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> Callable[..., TrainerSettings]:
-    """Settings whose model directory holds the tiny Show-o."""
+    """Settings with the tiny Show-o in the model directory."""
     make_policy().save(world_dir / "model")
     return lambda **overrides: tiny_settings(**{"STEPS": "2", "EVALUATION_PROMPTS": "6", **overrides})
 
 
-def test_a_run_leaves_all_it_measured(ready: MakeSettings, make_policy: MakePolicy) -> None:
+def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy) -> None:
     judge = Judge()
     with serve(judge) as url:
         settings = ready(SERVICE__URL=url, DATA__GENEVAL_SHARE="0.5")
@@ -86,7 +86,7 @@ def test_a_reference_is_loaded_only_for_a_kl(
     assert not (settings.run_dir / "evaluation").exists()
 
 
-def test_a_run_that_is_no_directory_is_refused(ready: MakeSettings, world_dir: Path) -> None:
+def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Path) -> None:
     (world_dir / "run").write_text("a file")
     with pytest.raises(SettingsError, match=r"\[trainer\] run_dir = .*/run: .*give a directory"):
         session.run(ready())
@@ -108,17 +108,17 @@ def test_every_threshold_controller_is_created(tiny_settings: MakeSettings, thre
     )
 
 
-def test_the_sampler_of_the_settings_is_the_policys(ready: MakeSettings) -> None:
+def test_policy_uses_the_sampler_settings(ready: MakeSettings) -> None:
     policy = session.make_policy(ready(SAMPLER__GUIDANCE_SCALE="3.5", SAMPLER__TEMPERATURE="0.7"))
     assert (policy.guidance_scale, policy.temperature) == (3.5, 0.7)
 
 
-# -- going on ---------------------------------------------------------------------------------------------------------
+# -- resuming ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def command(ready: MakeSettings, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
-    """`command(url, steps)`: one request for rewards a step, a checkpoint every two steps; also for other processes."""
+    """`command(url, steps)`: arguments for one reward request a step and a checkpoint every two steps."""
     ready()
     environ = {"CHECKPOINT_EVERY": "2", "REWARD_BATCH_SIZE": "4"}
     for key, value in environ.items():
@@ -132,11 +132,10 @@ def checkpoints(run: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_then_stopped_then_finished_by_the_same_command(
+def test_same_command_resumes_after_kill_and_stop(
     command: Callable[[str, int], list[str]], world_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL in the fourth step: on from the second, the last checkpoint. SIGTERM in the fifth: that step is done
-    and kept, and the program ends with 0. Then the rest."""
+    """SIGKILL in the fourth step: resume after the second. SIGTERM in the fifth: finish and save it, exit with 0."""
     run, started = world_dir / "run", list[subprocess.Popen[bytes]]()
     logs = [world_dir / "killed.log", world_dir / "stopped.log"]
 
@@ -168,7 +167,7 @@ def test_killed_then_stopped_then_finished_by_the_same_command(
     assert len(read(run, "samples.jsonl")) == 6
 
 
-def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
+def test_run_resumes_after_the_service_was_unavailable(
     command: Callable[[str, int], list[str]],
     world_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,17 +182,17 @@ def test_a_service_that_is_lost_ends_the_run_which_goes_on_when_it_is_back(
     run = world_dir / "run"
     with serve(Judge(), rewarding) as url:
         assert main(command(url, 4)) == 1
-    told = capsys.readouterr()
-    assert "waiting up to 300 s for the reward service" in told.out
-    assert "was unavailable for" in told.err
-    assert "train again: the run resumes from its last checkpoint" in told.err
+    message = capsys.readouterr()
+    assert "waiting up to 300 s for the reward service" in message.out
+    assert "was unavailable for" in message.err
+    assert "train again: the run resumes from its last checkpoint" in message.err
     assert checkpoints(run) == ["step-000002", "step-000003"]
     with serve(Judge()) as url:
         assert main(command(url, 4)) == 0
     assert [line["step"] for line in lines(run)] == [0, 1, 2, 3]
 
 
-def test_a_checkpoint_of_another_config_ends_with_1(
+def test_a_checkpoint_with_other_settings_ends_with_1(
     command: Callable[[str, int], list[str]],
     world_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -203,9 +202,9 @@ def test_a_checkpoint_of_another_config_ends_with_1(
         assert main(command(url, 1)) == 0
         monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "0.5")
         assert main(command(url, 2)) == 1
-        told = capsys.readouterr().err
-        assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in told
-        assert "give [trainer] a new `run_dir`" in told
+        message = capsys.readouterr().err
+        assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in message
+        assert "give [trainer] a new `run_dir`" in message
         assert checkpoints(world_dir / "run") == ["step-000001"]
         monkeypatch.delenv("SYNOD__TRAINER__OPTIMIZER__LR")
         assert main(command(url, 2)) == 0

@@ -1,4 +1,4 @@
-"""The trainer's settings: the paper's values by default, and every mistake one error with its way out."""
+"""The trainer's settings: defaults are the paper's values, and a mistake is an error with a remedy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
     assert (settings.screen.threshold, settings.screen.target_pass_rate) == ("quantile", 0.25)
 
 
-def test_the_papers_file_is_the_paper_where_our_defaults_are_not() -> None:
+def test_paper_toml_has_the_papers_form() -> None:
     paper = load(ROOT / "deploy/configs/sync_r1_paper.toml", {})
     assert (paper.loss.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
     assert (paper.screen.threshold, paper.screen.target_pass_rate) == ("paper", 0.25)
@@ -55,7 +55,7 @@ def test_paths_resolve_from_the_tomls_folder(settings_from: Make, world_dir: Pat
     assert settings.run_dir == world_dir / "run"  # it need not be there yet
 
 
-def test_a_hub_id_stays(settings_from: Make) -> None:
+def test_a_hub_id_is_not_a_path(settings_from: Make) -> None:
     assert settings_from(POLICY__MODEL="showlab/show-o-512x512").policy.model == "showlab/show-o-512x512"
 
 
@@ -65,7 +65,7 @@ def test_the_environment_overrides(settings_from: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[trainer.loss]\nclipp = 0.1\n", "trainer.loss.clipp: unknown key"),
         ("[trainer.loss]\npositions = 'some'\n", "trainer.loss.positions"),
@@ -79,14 +79,14 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
     ],
 )
-def test_a_mistake_is_named(settings_from: Make, text: str, told: str) -> None:
+def test_a_mistake_is_named(settings_from: Make, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings_from(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("POLICY__MODEL", "./gone", "'./gone': no such model directory"),
         ("POLICY__VQ", "/no/vq", "trainer.policy.vq: '/no/vq': no such model directory"),
@@ -96,13 +96,13 @@ def test_a_mistake_is_named(settings_from: Make, text: str, told: str) -> None:
         ("STEPS__MORE", "1", "SYNOD__TRAINER__STEPS__MORE: 'steps' is a value, not a table"),
     ],
 )
-def test_what_is_missing_is_named(settings_from: Make, key: str, value: str, told: str) -> None:
+def test_missing_paths_are_named(settings_from: Make, key: str, value: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings_from("", STEPS="3", **{key: value})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_file_without_the_table_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_file_without_the_table_names_the_missing_key(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
     path.write_text("[server]\nport = 8000\n")
     with pytest.raises(SettingsError, match=r"trainer\.run_dir: Field required"):
@@ -117,7 +117,7 @@ def test_the_service_ignores_the_trainers_table(tmp_path: Path) -> None:
     assert load_service(path, {}).scorers["der"].kind == "der"
 
 
-def test_settings_do_not_change(settings_from: Make) -> None:
+def test_settings_are_frozen(settings_from: Make) -> None:
     with pytest.raises(ValueError, match="frozen"):
         settings_from().steps = 1  # type: ignore[misc]
 

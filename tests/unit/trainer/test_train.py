@@ -1,33 +1,26 @@
-"""The loop: no screen, resuming, thresholds, failures, stopping, and that it learns."""
+"""The training loop: screen, thresholds, failures, signals, and that the policy learns."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
-import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from synod.contracts import ScoreItem
-from synod.errors import SettingsError
 from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, reference, run_loop, weights
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from trainer import checkpoint
-from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten
 from trainer.errors import NonFinite
 from trainer.grpo.threshold import Quantile, ThresholdState
 from trainer.metrics import SAMPLES, read
-from trainer.rollout import Previews, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.stop import stop_on_signal
 
@@ -35,7 +28,7 @@ EVERY = {"CHECKPOINT_EVERY": "1"}
 
 
 def files(run: Path, step: int) -> dict[str, bytes]:
-    """A checkpoint, byte by byte."""
+    """The bytes of each file of a checkpoint."""
     folder = run / f"checkpoints/step-{step:06d}"
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -45,7 +38,7 @@ def saved(run: Path, step: int, settings: TrainerSettings) -> dict[str, Any]:
 
 
 def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """Updated parameters, optimizer state and every figure of the step, bit for bit."""
+    """Parameters, optimizer state and metrics are equal, bit for bit."""
     runs = list[Path]()
     for threshold in ("quantile", NO_SCREEN):
         settings = tiny_settings(
@@ -68,113 +61,29 @@ def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_
         assert one[f"clip_fraction_{modality}"] == 0
 
 
-def test_every_group_has_random_numbers_of_its_own(
-    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys = []
-
-    def spied(*given: Any) -> Previews:
-        keys.append(given[5])
-        return sample_previews(*given)
-
-    monkeypatch.setattr("trainer.train.sample_previews", spied)
-    run_loop(tiny_settings(STEPS="2", PROMPTS_PER_STEP="2", SEED="7"), make_policy, Judge())
-    assert keys == [(7, 0, 0), (7, 0, 1), (7, 1, 0), (7, 1, 1)]
-
-
 def load_policy(folder: Path) -> dict[str, torch.Tensor]:
     stored = load_file(folder / "tensors.safetensors")
     return {key.partition("/policy/")[2]: value for key, value in stored.items() if "/policy/" in key}
 
 
-# -- resuming ---------------------------------------------------------------------------------------------------------
-
-
-def test_resuming_from_any_checkpoint_equals_the_whole_run(
-    make_policy: MakePolicy, tiny_settings: MakeSettings
-) -> None:
-    """Weights, optimizer, thresholds, slope, figures, texts and images: bit for bit, with the rewards on record.
-
-    All pathways, two groups a step, lost scores and rewards, a share of the denoising steps, a baseline with memory.
-    """
-    options = {
-        **EVERY,
-        "STEPS": "4",
-        "PROMPTS_PER_STEP": "2",
-        "DATA__GENEVAL_SHARE": "0.25",
-        "SCREEN__GROUP_SIZE": "5",
-        "SCREEN__PREVIEW_BATCH_SIZE": "5",
-        "LOSS__BASELINE": "population",
-        "LOSS__LOSS_STEP_FRACTION": "0.5",
-        "OPTIMIZER__WARMUP_STEPS": "3",
-    }
-    tape: dict[tuple[str, bytes], float | None] = {}
-    rng = np.random.default_rng(5)
-
-    def record(what: str) -> Callable[[ScoreItem], float | None]:
-        return lambda item: tape.setdefault((what, _print(item)), None if rng.random() < 0.1 else float(rng.random()))
-
-    def replay(what: str) -> Callable[[ScoreItem], float | None]:
-        return lambda item: tape[what, _print(item)]  # an image that the whole run did not draw is a KeyError
-
-    whole = tiny_settings(**options)
-    run_loop(whole, make_policy, Judge(record("reward"), record("surrogate")))
-    told = lines(whole.run_dir)
-    assert {pathway for line in told for pathway in line["pathways"]} == {"visual", "textual", "none"}
-    assert sum(line["masked"] for line in told) > 0
-    state = saved(whole.run_dir, 4, whole)
-    assert state["slope"]["freedom"] > 16  # the baseline's memory is in use
-    assert len(state["thresholds"]) >= 3
-    for done in (1, 2, 3):
-        settings = tiny_settings(**options, RUN_DIR=f'"from-{done}"')
-        shutil.copytree(whole.run_dir, settings.run_dir, ignore=shutil.ignore_patterns("tensorboard"))
-        for step in range(done + 1, 5):
-            shutil.rmtree(settings.run_dir / f"checkpoints/step-{step:06d}")
-        end = run_loop(settings, make_policy, Judge(replay("reward"), replay("surrogate")))
-        assert end.step == 4
-        for step in range(done, 5):
-            assert files(settings.run_dir, step) == files(whole.run_dir, step)
-        assert lines(settings.run_dir) == told
-        for name in ("samples.jsonl", *(str(p.relative_to(whole.run_dir)) for p in whole.run_dir.glob("images/*/*"))):
-            assert (settings.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
-
-
-def _print(item: ScoreItem) -> bytes:
-    said = "" if item.reasoning is None else item.reasoning.text
-    return hashlib.blake2b(item.pixels().tobytes() + f"{item.prompt}|{said}".encode()).digest()
-
-
-def test_a_run_that_is_done_stays_as_it_is(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+def test_a_finished_run_is_not_changed(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(STEPS="1")
     run_loop(settings, make_policy, Judge())
-    before, told, asked = files(settings.run_dir, 1), lines(settings.run_dir), Judge()
+    before, message, asked = files(settings.run_dir, 1), lines(settings.run_dir), Judge()
     state = run_loop(settings, make_policy, asked)
     assert (state.step, asked.asked, asked.previewed) == (1, [], [])
     assert files(settings.run_dir, 1) == before
-    assert lines(settings.run_dir) == told
+    assert lines(settings.run_dir) == message
     longer = tiny_settings(STEPS="2")
     assert run_loop(longer, make_policy, Judge()).step == 2
-    assert lines(settings.run_dir)[:1] == told
-
-
-def test_a_checkpoint_of_another_config_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    settings = tiny_settings(STEPS="1")
-    run_loop(settings, make_policy, Judge())
-    before = files(settings.run_dir, 1)
-    other = tiny_settings(STEPS="2", LOSS__BETA="0.3", SCREEN__GROUP_SIZE="3")
-    with pytest.raises(CheckpointMismatch, match=r"loss\.beta: 0\.01 there, 0\.3 now") as caught:
-        run_loop(other, make_policy, Judge())
-    assert "screen.group_size: 4 there, 3 now" in str(caught.value)
-    assert "new `run_dir`" in str(caught.value)
-    assert files(settings.run_dir, 1) == before
+    assert lines(settings.run_dir)[:1] == message
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------
 
 
 def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """Surrogate scores differ by ten between the pathways; every third one is lost. The thresholds follow from the
-    scores that were measured under their key alone, and figures count all that was drawn."""
+    """Surrogate scores differ by ten between the pathways, and every third one is missing."""
     drawn: dict[str, list[list[float | None]]] = {"<bo>/visual": [], "<bo>/textual": []}
     count = iter(range(10_000))
 
@@ -220,7 +129,7 @@ def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings:
 
 
 def _quantile(tracker: ThresholdState, scores: list[float]) -> ThresholdState:
-    """The default threshold's first five iterations: the running mean of the medians, and its trend."""
+    """The default controller in its first five iterations: the running mean of the medians, and its trend."""
     middle = float(np.median(scores))
     if tracker.threshold is None:
         return ThresholdState(middle, 0.0, 1)
@@ -228,8 +137,8 @@ def _quantile(tracker: ThresholdState, scores: list[float]) -> ThresholdState:
     return ThresholdState(tracker.threshold + move, 0.8 * tracker.trend + 0.2 * move, tracker.iteration + 1)
 
 
-def test_a_cap_is_flagged_and_all_that_was_drawn_counts(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """Ten of twelve previews are below the threshold: two pass, the two best of the others fill the group."""
+def test_a_capped_group_is_counted(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Ten of twelve previews are below the threshold: two pass, the two best of the others top up the group."""
     scores = [0.1, 0.2, 0.9, 0.3, 0.42, 0.1, 0.8, 0.2, 0.1, 0.45, 0.3, 0.2]
     left = iter(scores)
     settings, controller = tiny_settings(STEPS="1"), Quantile(target_pass_rate=0.5, start=0.5)
@@ -246,9 +155,7 @@ def test_a_cap_is_flagged_and_all_that_was_drawn_counts(make_policy: MakePolicy,
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_lost_rewards_are_masked_counted_and_never_numbers(
-    make_policy: MakePolicy, tiny_settings: MakeSettings
-) -> None:
+def test_missing_rewards_are_masked_and_counted(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     count = iter(range(100))
     values: list[float | None] = []
 
@@ -267,8 +174,8 @@ def test_lost_rewards_are_masked_counted_and_never_numbers(
     assert [s["score"] for group in groups for s in group["samples"]["finished"]] == values
 
 
-def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """The service loses every reward of the first step; the second one is trained as ever."""
+def test_a_step_without_rewards_changes_no_weights(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """All rewards of the first step but one are missing; the second step trains as usual."""
     count = iter(range(100))
     settings = tiny_settings(STEPS="2", PROMPTS_PER_STEP="2", **EVERY)
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
@@ -284,10 +191,10 @@ def test_a_step_without_rewards_moves_nothing_and_goes_on(make_policy: MakePolic
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_group(
+def test_a_non_finite_loss_stops_and_saves_the_group(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """In step 1, of GenEval and concept groups: nothing moves, and the rollouts with their rewards are on the disk."""
+    """In step 1, of GenEval and concept groups: weights stay, and rollouts with rewards are saved."""
     settings = tiny_settings(STEPS="3", PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE="0.5", **EVERY)
     policy, judge = make_policy(), Judge()
     logprobs, calls = policy.logprobs, iter(range(1000))
@@ -308,45 +215,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_group(
     assert equal(weights(policy), load_policy(settings.run_dir / "checkpoints/step-000001"))
     assert checkpoint.latest(settings.run_dir / "checkpoints") == settings.run_dir / "checkpoints/step-000001"
     assert [line["step"] for line in lines(settings.run_dir)] == [0]
-    told = json.loads((folder / "groups.json").read_text())
+    message = json.loads((folder / "groups.json").read_text())
     tensors = load_file(folder / "rollouts.safetensors")
     if where == "loss":
-        (group,) = told["groups"]
+        (group,) = message["groups"]
         assert group["key"].endswith("/none")
         assert len(group["rollouts"]) == 4
         assert {name.split(".")[0] for name in tensors} == {f"group{caught.value.group}"}
     else:
-        assert len(told["groups"]) == 2
+        assert len(message["groups"]) == 2
         assert {name.split(".")[0] for name in tensors} == {"group0", "group1"}
         assert sum(".text.ids_S" in name for name in tensors) == 4  # of the concept's group
     images = [value for name, value in tensors.items() if name.endswith(".image.codes_TN")]
-    assert [tuple(value.shape) for value in images] == [(4, 16)] * (4 * len(told["groups"]))
-    assert all(reward["value"] is not None for group in told["groups"] for reward in group["rewards"])
+    assert [tuple(value.shape) for value in images] == [(4, 16)] * (4 * len(message["groups"]))
+    assert all(reward["value"] is not None for group in message["groups"] for reward in group["rewards"])
 
 
 GENEVAL = {f"a photo of {i} cats" for i in range(3)} | {"a photo of two dogs"}
-
-
-def test_a_full_disk_names_itself_and_leaves_the_last_checkpoint(
-    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tiny_settings(STEPS="3", **EVERY)
-    count = iter(range(9))
-
-    def full(tensors: Any, path: Path) -> None:
-        if next(count) == 1:
-            path.write_bytes(b"the first part")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_file(tensors, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("trainer.checkpoint.save_file", full)
-        with pytest.raises(CheckpointNotWritten, match=r"step 2 .*No space left.*step-000001 is intact") as caught:
-            run_loop(settings, make_policy, Judge())
-    assert isinstance(caught.value.__cause__, OSError)
-    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000001"]
-    assert run_loop(settings, make_policy, Judge()).step == 3
-    assert [line["step"] for line in lines(settings.run_dir)] == [0, 1, 2]
 
 
 # -- stopping ---------------------------------------------------------------------------------------------------------
@@ -354,7 +239,7 @@ def test_a_full_disk_names_itself_and_leaves_the_last_checkpoint(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("when", ["while drawing", "between two steps"])
-def test_a_signal_ends_after_the_step_at_hand(
+def test_a_signal_stops_after_the_current_step(
     make_policy: MakePolicy,
     tiny_settings: MakeSettings,
     monkeypatch: pytest.MonkeyPatch,
@@ -362,7 +247,7 @@ def test_a_signal_ends_after_the_step_at_hand(
     number: signal.Signals,
     when: str,
 ) -> None:
-    """No step that was done is lost, though a checkpoint is due every ten steps only."""
+    """No finished step is lost, although a checkpoint is due only every ten steps."""
     settings = tiny_settings(STEPS="9", SCREEN__THRESHOLD=NO_SCREEN, REWARD_BATCH_SIZE="4")
     count, update, before = iter(range(99)), tqdm.update, signal.getsignal(number)
 
@@ -385,23 +270,23 @@ def test_a_signal_ends_after_the_step_at_hand(
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_interrupts_at_once() -> None:
+def test_a_second_ctrl_c_interrupts() -> None:
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(10)
-        os.kill(os.getpid(), signal.SIGTERM)  # patient: another SIGTERM changes nothing
+        os.kill(os.getpid(), signal.SIGTERM)  # a second SIGTERM has no effect
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-# -- the point --------------------------------------------------------------------------------------------------------
+# -- learning ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_and_not_from_permuted_rewards(
+def test_policy_learns_and_not_from_permuted_rewards(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reward is the share of red pixels; permuted within the group, it tells nothing of the images."""
-    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # they would take most of the time
+    """The reward is the share of red pixels; permuted within the group, it is independent of the images."""
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # which takes most of the time
     settings = {
         "STEPS": "15",
         "DATA__GENEVAL_SHARE": "1.0",
@@ -435,14 +320,8 @@ class Permuted(Judge):
         return super().submit([items[i] for i in order], pathway)
 
 
-def test_nothing_to_train_on_is_said(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> None:
-    (world_dir / "prompts.jsonl").write_text(json.dumps({"tag": "plain", "prompt": "photo of <bo>", "concept": "<bo>"}))
-    with pytest.raises(SettingsError, match="with a fact"):
-        run_loop(tiny_settings(), make_policy, Judge())
-
-
-def test_without_a_reference_there_is_no_kl(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    """beta = 0 needs no second model; with one, the KL grows as the policy moves away."""
+def test_kl_needs_a_reference(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """beta = 0 needs no reference; with one, the KL grows as the policy changes."""
     settings = tiny_settings(STEPS="2", LOSS__BETA="0", RUN_DIR='"free"')
     run_loop(settings, make_policy, Judge())
     assert [line["kl_image"] for line in lines(settings.run_dir)] == [0, 0]

@@ -1,7 +1,4 @@
-"""A tiny Show-o: 2 layers 64 wide, 16 codes, 4 x 4 image tokens of 2 x 2 pixels, its own words, random weights.
-
-Fixtures; `conftest.py` hands them to every test of the trainer.
-"""
+"""Fixtures of a tiny Show-o: 2 layers of width 64, 16 codes, 4 x 4 image tokens of 2 x 2 pixels, random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 @pytest.fixture(scope="session")
 def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
-    """`tokenizer_of(tokens)`: the directory of a word tokenizer whose ids are their places in the list."""
+    """`tokenizer_of(tokens)`: the directory of a word tokenizer; ids are indices of the list."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -42,7 +39,7 @@ def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str
 
 
 @pytest.fixture(scope="session")
-def words(tokenizer_of: Callable[[list[str]], Path]) -> Vocabulary:
+def vocab(tokenizer_of: Callable[[list[str]], Path]) -> Vocabulary:
     return Vocabulary.read(tokenizer_of(["[UNK]", *WORDS, END]), CONCEPTS, 16, LIMIT)
 
 
@@ -54,15 +51,15 @@ def vq() -> Magvit:
 
 
 @pytest.fixture
-def make_policy(words: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
+def make_policy(vocab: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
     """`make_policy(guidance_scale=2.0)`: the same weights every time, spread out so that mistakes show."""
 
     def make(kind: type[ShowO] = ShowO, **options: Any) -> ShowO:
-        config = ShowOConfig(words.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
-        policy = kind(config, words, vq, **{"guidance_scale": 2.0, **options})
+        config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
+        policy = kind(config, vocab, vq, **{"guidance_scale": 2.0, **options})
         _random(policy.module)
         policy.phi.lm_head.weight.data *= 3.0
-        policy.phi.lm_head.bias.data[words.id(END)] += 2.0  # some answers end, some do not
+        policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not
         return policy
 
     return make
@@ -90,7 +87,7 @@ def image() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _random(module: Any) -> Any:
-    """The same values every time; gains and biases are not left at 1 and 0."""
+    """Fill with reproducible random values; gains and biases differ from 1 and 0."""
     generator = torch.Generator().manual_seed(0)
     for key, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -51,7 +51,7 @@ def get(url: str) -> str:
         return text
 
 
-def test_it_tells_what_a_replica_counted_and_forgets_the_gauges_of_the_dead(url: str, tmp_path: Path) -> None:
+def test_the_exporter_drops_the_gauges_of_ended_replicas(url: str, tmp_path: Path) -> None:
     replica = subprocess.Popen(
         [sys.executable, "-c", COUNT],
         stdin=subprocess.PIPE,

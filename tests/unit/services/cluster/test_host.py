@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Sequence
@@ -139,3 +140,67 @@ async def test_scorers_of_one_model_share_its_weights(tiny_models: Any) -> None:
     assert 0 < loaded["other"].load_s < 600
     first, second = (replicas[name]._scorer._embed for name in ("one", "other"))  # type: ignore[attr-defined]
     assert first == second  # the method of one model
+
+
+class Reference:
+    """A reference into the object store; counts how often it is fetched."""
+
+    def __init__(self, items: tuple[ScoreItem, ...] | Exception) -> None:
+        self.items, self.fetched = items, 0
+
+    def hex(self) -> str:
+        return "ab" * 28
+
+    def __await__(self) -> Any:
+        self.fetched += 1
+        yield from asyncio.sleep(0.01).__await__()
+        if isinstance(self.items, Exception):
+            raise self.items
+        return self.items
+
+
+async def test_calls_of_one_request_share_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The items are fetched once for the calls in progress, and are gone after the last."""
+    from services.cluster.host import SharedItems
+
+    seen: set[int] = set()
+
+    def score(self: Batch, items: Sequence[ScoreItem]) -> list[Outcome]:
+        seen.update(id(item) for item in items)
+        return [Score(1.0)] * len(items)
+
+    monkeypatch.setattr(Batch, "score", score)
+    subject, items = host({"one": 2, "other": 8}), tuple(ScoreItem(prompt=str(n)) for n in range(4))
+    reference = Reference(items)
+    calls = [subject.score(name, SharedItems(reference), range(4), 10.0) for name in ("one", "other")]  # type: ignore[arg-type]
+    assert [len(outcomes) for outcomes in await asyncio.gather(*calls)] == [4, 4]
+    assert reference.fetched == 1
+    assert seen == set(map(id, items))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not subject._fetches
+
+
+async def test_a_cancelled_call_leaves_the_fetch_to_the_others() -> None:
+    from services.cluster.host import SharedItems
+
+    subject, reference = host({"one": 2, "other": 8}), Reference((ScoreItem(prompt="a"),))
+    cancelled, kept = (
+        asyncio.create_task(subject.score(name, SharedItems(reference), [0], 10.0))  # type: ignore[arg-type]
+        for name in ("one", "other")
+    )
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert [o.value for o in await kept] == [1.0]
+    assert reference.fetched == 1
+
+
+async def test_lost_items_are_the_error_of_every_call() -> None:
+    from ray.exceptions import ObjectLostError
+
+    from services.cluster.host import SharedItems
+
+    subject, reference = host({"one": 2, "other": 8}), Reference(ObjectLostError("ab" * 28, "", ""))
+    calls = [subject.score(name, SharedItems(reference), [0], 10.0) for name in ("one", "other")]  # type: ignore[arg-type]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, ObjectLostError) for error in found)

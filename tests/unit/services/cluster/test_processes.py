@@ -18,7 +18,7 @@ def sleeper(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_users_are_found_by_command_line_and_open_files_and_killed(tmp_path: Path) -> None:
+def test_users_are_found_by_command_line_and_open_files(tmp_path: Path) -> None:
     folder = tmp_path / "synod-x"
     folder.mkdir()
     stranger = sleeper()

@@ -131,7 +131,7 @@ def overview(state: str, running: int, message: str = "") -> Any:
     return DeploymentStatusOverview(DeploymentStatus(state), trigger, states, message)
 
 
-def test_readiness_counts_replicas_and_zero_wanted_keeps_the_last_verdict() -> None:
+def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
     from services.backends import Readiness
     from services.cluster.backend import readiness
 

@@ -75,7 +75,7 @@ def test_the_callers_of_other_servers_endpoints_are_named(gateway: Gateway, line
     assert [(line["route"], line.get("caller")) for line in lines()] == [("/rewards", "run-7"), ("/rewards", None)]
 
 
-def test_what_is_refused_is_told_and_nothing_that_the_caller_made_up(gateway: Gateway, lines: Lines) -> None:
+def test_refused_requests_are_logged_without_callers_text(gateway: Gateway, lines: Lines) -> None:
     assert post(gateway, body(scorers=("a secret prompt",), request_id="a\nb")) == 404
     assert post(gateway, b"{") == 400
     first, second = lines()

@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import admission
-from services.gateway.admission import (
-    AGING_S,
-    LONGEST_RETRY_S,
-    RATE_WINDOW_S,
-    Admission,
-    Caller,
-    Priority,
-    ScorerQueue,
-    Window,
-)
+from services.gateway.admission import AGING_S, LONGEST_RETRY_S, RATE_WINDOW_S, Admission, Priority, ScorerQueue, Window
+from services.gateway.quota import Caller, Quotas
 from synod.errors import Overloaded, PayloadTooLarge
 
 
@@ -286,14 +278,14 @@ async def test_places_are_reserved_in_all_queues_or_none(clock: Clock) -> None:
 
 
 def test_quota_counts_images_in_flight_by_name() -> None:
-    subject = Admission({}, 100)
+    subject = Quotas()
     caller, other = Caller("run-7", max_images=10), Caller("run-8", max_images=10)
-    with pytest.raises(PayloadTooLarge, match="quota of 'run-7' is 10"), subject.quota(caller, 11):
+    with pytest.raises(PayloadTooLarge, match="quota of 'run-7' is 10"), subject.use(caller, 11):
         pass
-    with subject.quota(caller, 6):
-        with pytest.raises(Overloaded, match="'run-7' has 6 images in flight and 5 more"), subject.quota(caller, 5):
+    with subject.use(caller, 6):
+        with pytest.raises(Overloaded, match="'run-7' has 6 images in flight and 5 more"), subject.use(caller, 5):
             pass
-        with subject.quota(caller, 4), subject.quota(other, 10):
+        with subject.use(caller, 4), subject.use(other, 10):
             pass
-    with subject.quota(caller, 10), subject.quota(Caller(), 10**6):
+    with subject.use(caller, 10), subject.use(Caller(), 10**6):
         pass

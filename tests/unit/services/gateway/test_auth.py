@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway import auth
-from services.gateway.admission import Caller
+from services.gateway.quota import Caller
 from services.settings import AuthSettings
 from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 
@@ -99,8 +99,8 @@ def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "holds no token"),
-        (f"[a]\ntoken = {TRAINER}\n", "no valid TOML"),
+        ("", "has no tokens"),
+        (f"[a]\ntoken = {TRAINER}\n", "is not valid TOML"),
         (f'[a]\ntoken = "{TRAINER}"\n[b]\ntoken = "{TRAINER}"\n', "two names share a token"),
         (f'[a]\ntoken = "{TRAINER[:15]}"\n', "a.token: Value should have at least 16"),
         (f'[a]\ntoken = "{TRAINER}"\npriority = "{TRAINER}"\n', "a.priority"),
@@ -108,7 +108,7 @@ def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
         ("[a]\nmax_images = 0\n", "2 error(s)"),
     ],
 )
-def test_a_source_that_cannot_be_used_is_told_without_its_secrets(text: str, told: str) -> None:
+def test_an_unusable_token_source_is_reported_without_secrets(text: str, told: str) -> None:
     with pytest.raises(SettingsError) as refused:
         authenticator(text)
     assert told in str(refused.value)

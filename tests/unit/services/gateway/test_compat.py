@@ -76,7 +76,7 @@ async def test_unirl_asks_for_equal_rewards_together(http: httpx.AsyncClient, ba
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1))]
 
 
-async def test_unirl_reads_history_and_metadata_as_the_contracts_fields(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_unirl_history_and_metadata_become_contract_fields(http: httpx.AsyncClient, backend: Any) -> None:
     seen: list[ScoreItem] = []
 
     def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -126,9 +126,7 @@ async def test_unirls_metadata_may_be_a_padded_line_of_geneval(
     assert [item.geneval for item in seen] == [expected]
 
 
-async def test_unirls_missing_scores_are_errors_and_their_neighbours_stay(
-    http: httpx.AsyncClient, backend: Any
-) -> None:
+async def test_unirls_missing_scores_are_errors_of_their_items(http: httpx.AsyncClient, backend: Any) -> None:
     failed = ScoreFailure("deadline_exceeded", "late", True)
     backend.plan["b"] = [lambda items: [failed] * len(items)]
     bad = {"text": "a cat", "image_b64": b64encode(b"no image").decode()}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from services.gateway import decode
 from services.gateway.core import Gateway
-from services.gateway.decode import request_pixels
+from services.gateway.images import request_pixels
 from services.settings import LimitSettings
 from synod.contracts import Concept, ImageRef, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost
@@ -32,7 +32,7 @@ def table(results: Sequence[ItemResult]) -> list[dict[str, float | str | None]]:
     return [{name: told(outcome) for name, outcome in result.scores.items()} for result in results]
 
 
-async def test_scorers_are_asked_once_each_and_only_for_items_that_need_them(gateway: Gateway, backend: Any) -> None:
+async def test_each_scorer_is_called_once_for_the_items_that_need_it(gateway: Gateway, backend: Any) -> None:
     request = ScoreRequest((item(51, "person"), item(102, "animal"), item(153)), ("b",), "council")
     response = await gateway.score(request)
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1, 2)), ("face", (0,))]
@@ -198,9 +198,7 @@ def test_common_references_count_once_as_they_are_decoded() -> None:
 
 
 @pytest.mark.parametrize("step", [RuntimeError("secret"), lambda items: []])
-async def test_a_backend_that_breaks_its_word_is_a_failure_of_that_scorer(
-    gateway: Gateway, backend: Any, step: Any
-) -> None:
+async def test_a_backends_contract_violation_fails_that_scorer(gateway: Gateway, backend: Any, step: Any) -> None:
     backend.plan["a"] = [step]
     response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
     assert table(response.results) == [{"a": "scorer_failed", "b": 0.2}]

@@ -84,7 +84,7 @@ async def test_parts_arrive_as_each_scorer_ends(http: httpx.AsyncClient, backend
     assert rest[-1] == {"request_id": "r", "rewards": [None]}
 
 
-async def test_a_request_that_is_bad_as_a_whole_has_its_status_in_a_stream_too(http: httpx.AsyncClient) -> None:
+async def test_a_bad_request_has_its_status_in_a_stream_too(http: httpx.AsyncClient) -> None:
     answer = await http.post("/v1/score", json=BODY | {"scorers": ["nobody"]}, headers=NDJSON)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_scorer")
 
@@ -201,7 +201,7 @@ async def test_a_refusal_tells_when_to_come_back(
         assert (answer.status_code, answer.headers["retry-after"]) == (status, header)
 
 
-async def test_every_door_asks_for_a_token_but_those_of_health_and_documents(guarded: httpx.AsyncClient) -> None:
+async def test_every_route_but_health_and_docs_needs_a_token(guarded: httpx.AsyncClient) -> None:
     for method, path in (("POST", "/v1/score"), ("PUT", "/v1/images"), ("GET", "/v1/scorers"), ("GET", "/metrics")):
         for headers in ({}, bearer("x" * 24)):
             answer = await guarded.request(method, path, headers=headers, json=BODY)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from services.gateway.plan import plan_request
+from services.gateway.core import Plan, plan_request
+from services.gateway.validate import validate
 from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import (
     Concept,
@@ -29,15 +28,15 @@ LIMITS = LimitSettings(max_items=3)
 ITEM = ScoreItem(prompt="hello")
 
 
-def plan(request: ScoreRequest) -> Any:
-    return plan_request(request, ("a", "b", "face"), ENSEMBLES, LIMITS)
+def plan(request: ScoreRequest) -> Plan:
+    validate(request, ("a", "b", "face"), ENSEMBLES, LIMITS)
+    return plan_request(request, ENSEMBLES)
 
 
 def test_scorers_per_item_named_first_then_weighted() -> None:
     items = (ScoreItem(concept=Concept("person")), ScoreItem(concept=Concept("animal")), ScoreItem())
     made = plan(ScoreRequest(items, ("b", "a"), "council"))
     assert made.scorers_of == (("b", "a", "face"), ("b", "a"), ("b", "a"))
-    assert made.scorers == ("b", "a", "face")
     assert isinstance(made.weights[2], ScoreFailure)
 
 
@@ -99,10 +98,10 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
             PayloadTooLarge,
             "reasoning.segments",
         ),
-        (ScoreRequest((ScoreItem(reasoning=Reasoning("", (LONG,), (1.0,))),), ("a",)), PayloadTooLarge, "segments[..]"),
+        (ScoreRequest((ScoreItem(reasoning=Reasoning("", (LONG,), (1.0,))),), ("a",)), PayloadTooLarge, "segments[0]"),
         (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
         (ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list has 65"),
-        (ScoreRequest((ScoreItem(geneval=LONG_ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list[..]"),
+        (ScoreRequest((ScoreItem(geneval=LONG_ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list[0][0]"),
         (ScoreRequest((ITEM,), ("z",)), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), None, {"z": 1.0}), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), "z"), UnknownScorer, "council, lenient, mixed"),
@@ -123,4 +122,4 @@ def test_refused(request_: ScoreRequest, error: type[Exception], word: str) -> N
 
 def test_at_the_limits_is_within_them() -> None:
     full = ScoreItem(None, FULL, (b"",) * 16, Reasoning(FULL, (FULL,) * 64, (1.0,) * 64))
-    assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000)).scorers == ("a",)
+    assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000)).scorers_of == (("a",),) * 3

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from services.gateway import app, schema
-from services.gateway.admission import Caller
 from services.gateway.core import Gateway
+from services.gateway.quota import Caller
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import SynodError

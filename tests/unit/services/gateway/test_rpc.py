@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.backends import LocalBackend, Readiness, ScorerSpec, Staged
-from services.gateway import app, auth, rpc, rpc_server
-from services.gateway.admission import Caller
+from services.gateway import app, auth, core, rpc, rpc_server
 from services.gateway.core import Gateway
+from services.gateway.quota import Caller
 from services.gateway.rpc import RewardServicer
 from services.gateway.rpc_server import RpcServer
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings
@@ -190,9 +190,7 @@ async def test_one_stream_answers_many_requests_side_by_side(url: str, backend: 
     assert type(unread.error) is InvalidRequest
 
 
-async def test_more_requests_than_are_answered_at_once_are_all_answered(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_beyond_the_concurrency_are_all_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "CONCURRENT_REQUESTS", 2)
     monkeypatch.setattr(rpc, "BUFFERED_PARTS", 1)
     bodies = [PROTOBUF.encode_stream_request(ScoreRequest((grey(i),), ("max",), request_id=str(i))) for i in range(20)]
@@ -331,15 +329,14 @@ async def test_a_keepalive_of_a_second_survives(url: str, backend: HeldBackend) 
 @pytest.mark.parametrize("call", ["score", "stream"])
 async def test_unexpected_error_reveals_only_the_request_id(
     client: AsyncSynodClient,
-    gateway: Gateway,
     caplog: pytest.LogCaptureFixture,
     call: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def explode(items: Sequence[ScoreItem]) -> Any:
+    async def explode(items: Sequence[ScoreItem], store: Any) -> Any:
         raise RuntimeError("the secret")
 
-    monkeypatch.setattr(gateway, "_with_images", explode)
+    monkeypatch.setattr(core, "resolve_digests", explode)
     asking = client.score(BOTH) if call == "score" else anext(client.stream(BOTH))
     with (
         caplog.at_level(logging.ERROR, "synod.gateway"),
@@ -447,14 +444,14 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
             request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
             assert merge_parts(client.stream(request), 2) == client.score(request)
             assert client.put_images([b"x"]) == (digest_of(b"x"),)
-            with pytest.raises(UnknownScorer, match="no scorer 'lost' here"):
+            with pytest.raises(UnknownScorer, match="unknown scorer 'lost'"):
                 client.score(ScoreRequest((grey(1),), ("lost",)))
 
     await asyncio.to_thread(use)
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
-async def test_a_status_of_another_server_is_asked_again_and_the_services_own_error_is_not(
+async def test_foreign_statuses_are_retried_and_our_errors_are_not(
     code: grpc.StatusCode, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy ends the calls of a gateway that died; a service's own internal error would only come again."""

@@ -13,9 +13,10 @@ import pytest
 
 from services.backends import LocalBackend
 from services.gateway import fanout
-from services.gateway.admission import Admission, Caller, Window
-from services.gateway.claims import score_keys
+from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway
+from services.gateway.keys import score_keys
+from services.gateway.quota import Caller
 from services.gateway.store import Claim, MemoryStore, ScoreKey
 from services.observability import metrics
 from services.scorers.base import ScorerSpec

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import store as module
-from services.gateway.claims import score_keys
+from services.gateway.keys import score_keys
 from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
 from synod.contracts import (
     Concept,
@@ -198,7 +198,7 @@ def test_every_input_tells_keys_apart(other: ScoreItem) -> None:
     assert score_keys(other, {"s": ONE}) != score_keys(FULL, {"s": ONE})
 
 
-def test_equal_items_have_equal_keys_and_a_scorer_and_its_origin_count() -> None:
+def test_keys_depend_on_item_scorer_and_provenance() -> None:
     origins = {"s": ONE, "t": ONE}
     keys = score_keys(FULL, origins)
     assert keys == score_keys(replace(FULL), origins)

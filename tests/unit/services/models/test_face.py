@@ -62,7 +62,7 @@ def test_a_finder_class_that_the_detector_lacks_is_refused() -> None:
         face.DetectorFinder(Fixed(), "nose", 0.3)
 
 
-def test_facenet_weights_are_read_without_pickle_and_without_their_classifier(
+def test_facenet_weights_load_without_pickle_or_classifier(
     tiny_models: Any, tmp_path: Path, make_images: ImageFactory
 ) -> None:
     embedder = face.embedder(family="facenet", weights=tiny_models.facenet, device="cpu")

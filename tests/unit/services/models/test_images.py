@@ -50,7 +50,7 @@ class Processor:
         return {"pixel_values": torch.zeros(len(images), 3, 2, 2)}
 
 
-def test_read_only_images_reach_torch_writable_and_others_uncopied() -> None:
+def test_only_read_only_images_are_copied_for_torch() -> None:
     mine, off_the_wire = np.zeros((3, 1, 3), np.uint8), np.frombuffer(bytes(9), np.uint8).reshape(3, 1, 3)
     processor, model = Processor(), torch.nn.Linear(1, 1).half()
     model.device, model.dtype = torch.device("cpu"), torch.float16  # as transformers' modules have

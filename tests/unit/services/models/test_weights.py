@@ -55,30 +55,13 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
         weights.check_keys(tmp_path, {"z"}, {"a", "b", "c", "d", "e"})
 
 
-@pytest.fixture
-def copy(tiny_models: Any, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_models.clip, tmp_path / "clip"))
-
-
-def test_a_clip_directory_with_a_wrong_key_is_refused(copy: Path) -> None:
-    file = copy / "model.safetensors"
-    state = load_file(file)
-    state["visual_projection.bias"] = state.pop("visual_projection.weight")
-    save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(SettingsError, match=r"missing visual_projection\.weight; unexpected visual_projection\.bias"):
-        transformers_clip.load(str(copy), "cpu")
-
-
-def test_old_position_buffers_are_no_mistake(copy: Path) -> None:
+def test_old_position_buffers_are_accepted(tiny_models: Any, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_models.clip, tmp_path / "clip"))
     file = copy / "model.safetensors"
     state = load_file(file)
     state["text_model.embeddings.position_ids"] = torch.arange(16)[None]
     save_file(state, file, metadata={"format": "pt"})
     transformers_clip.load(str(copy), "cpu")
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
-def test_a_clip_directory_without_a_file_is_refused(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises((OSError, ValueError)):
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(OSError, match="preprocessor_config"):
         transformers_clip.load(str(copy), "cpu")

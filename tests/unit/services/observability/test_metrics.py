@@ -21,7 +21,7 @@ from synod.contracts import Score, ScoreFailure
 metrics.ITEMS.inc({items})
 metrics.BATCH_ITEMS.labels("a").observe(3)
 metrics.HELD_IMAGES.labels("a").set({held})
-metrics.queue_oldest("a", None if {items} == 1 else 1000.0 + {items})
+metrics.QUEUE_OLDEST.labels("a").set(float("inf") if {items} == 1 else 1000.0 + {items})
 metrics.count_rewards("a", [Score(-0.5), Score(0.5 * {items} - 1), ScoreFailure("x", "")], [[0, 1]], -1.0, 1.0)
 print("counted", flush=True)
 sys.stdin.readline()
@@ -77,7 +77,7 @@ def test_sums_survive_a_kill_and_gauges_follow_the_living(
     assert [s.get('synod_held_images{scorer="a"}') for s in samples] == [30, 20, 60, None]
 
 
-def test_reward_health_and_the_queues_age_are_those_of_all_processes(
+def test_reward_health_and_queue_age_cover_all_processes(
     tmp_path: Path, worker: Callable[[int], subprocess.Popen[str]]
 ) -> None:
     """Scores -0.5, -0.5 in one process, -0.5, 1.0 in the other; the first has no queue."""

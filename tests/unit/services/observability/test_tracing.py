@@ -23,7 +23,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from services.backends import Loaded, LocalBackend, Readiness, ScorerSpec, Staged
 from services.cluster.replica import Replica
-from services.gateway import app, auth
+from services.gateway import app, auth, core
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 from services.gateway.rpc_server import RpcServer
@@ -273,7 +273,7 @@ async def test_retries_are_events_of_the_call(collector: Collector) -> None:
     assert [told and told[: len(SAMPLED) - 3] for told in backend.told] == [f"00-{call.trace}-{call.id}"] * 3
 
 
-async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(
+async def test_cached_and_shared_scores_are_marked_in_the_trace(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first request is measured once the second waits for it."""
@@ -301,9 +301,7 @@ async def test_what_is_known_is_not_asked_for_and_what_is_shared_is_told(
     ("ratio", "traceparent", "sent"),
     [(0.0, None, False), (0.0, UNSAMPLED, False), (1.0, UNSAMPLED, False), (0.0, SAMPLED, True), (1.0, None, True)],
 )
-async def test_the_caller_or_the_ratio_decides_and_the_trace_is_carried_on(
-    ratio: float, traceparent: str | None, sent: bool
-) -> None:
+async def test_caller_or_ratio_decides_whether_to_trace(ratio: float, traceparent: str | None, sent: bool) -> None:
     backend = Replicas()
     with collecting() as collector:
         tracing.start(TracingSettings(endpoint=collector.url, sample_ratio=ratio), "a-test")
@@ -355,7 +353,7 @@ async def test_refusals_faults_uploads_and_what_is_not_traced(
             "/v1/images", content=b'{"images": ["/9j/"]}', headers={"content-type": "application/json", **allowed}
         )
         untraced = [await client.get(path, headers=allowed) for path in ("/v1/scorers", "/healthz", "/metrics")]
-        monkeypatch.setattr(Gateway, "_admit", lambda gateway, request: 1 / 0)
+        monkeypatch.setattr(core, "validate", lambda *arguments: 1 / 0)
         broken = await post(client, body(1), **allowed)
     tracing.stop()
     assert [one.status_code for one in (refused, unknown, put, broken)] == [401, 404, 200, 500]

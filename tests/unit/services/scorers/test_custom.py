@@ -156,7 +156,7 @@ def test_its_needs_are_those_that_a_scorer_may_have() -> None:
     assert get_args(get_args(CustomSettings.model_fields["needs"].annotation)[0]) == get_args(Need)
 
 
-def test_its_origin_follows_code_options_and_models_but_no_free_text(package: Write, tmp_path: Path) -> None:
+def test_provenance_covers_code_options_and_models_only(package: Write, tmp_path: Path) -> None:
     def of(text: str = TOML) -> Any:
         return origin(scorer_settings(tmp_path, text))
 

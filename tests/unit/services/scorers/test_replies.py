@@ -96,7 +96,7 @@ def test_reflection_adds_correctness_and_format(reply: str, right: str, correctn
     assert (outcome.detail["correctness"], outcome.detail["format"]) == (correctness, formatted)
 
 
-def test_the_weight_is_the_mean_of_both_recalls_whatever_their_numbers() -> None:
+def test_the_weight_is_the_mean_of_both_recalls() -> None:
     outcomes = RECOGNITION.score([asked("Yes"), asked("No"), asked("no", "No."), asked("no", "No."), asked("x", "No.")])
     failed = ScoreFailure("replica_lost", "gone", True)
     found = recall([*outcomes, failed])

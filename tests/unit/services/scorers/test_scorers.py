@@ -57,7 +57,7 @@ class FakeImageText:
         return np.array([len(text) / 100 for text in texts], np.float32)
 
 
-def test_a_prompt_of_tokens_alone_fails_and_a_shared_prompt_is_read_once() -> None:
+def test_a_prompt_without_words_fails_and_equal_ones_run_once() -> None:
     model = FakeImageText()
     items = [ScoreItem(image=flat(1), prompt=p) for p in ("a cat", "<bo>", "a cat", "a dog")]
     outcomes = Ber("ber", model, BerSettings(kind="ber", model="a/b")).score(items)
@@ -194,7 +194,7 @@ def geneval(rule_set: str, colors: Colors) -> GenEval:
     return GenEval("geneval", Drawn(), colors, settings)
 
 
-def test_geneval_classifies_what_is_asked_in_one_call_and_tells_all_verdicts() -> None:
+def test_geneval_classifies_all_crops_in_one_call() -> None:
     red_cat = GenEvalMetadata("colors", (GenEvalClause("cat", 1, "red"),))
     blue_dog = GenEvalMetadata("color_attr", (GenEvalClause("cat", 1), GenEvalClause("dog", 1, "blue")))
     colors = Colors()

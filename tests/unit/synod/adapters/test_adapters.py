@@ -92,7 +92,7 @@ def test_trl_returns_values_in_order_and_none_for_missing(service: RewardService
     assert inspect.iscoroutinefunction(reward.__call__)
     assert reward.__name__ == "ber"
     assert logged == [("ber/missing_share", pytest.approx(1 / 3))]
-    assert sorted(str(item.prompt) for item in service.scorers["ber"].asked) == ["a", "b", "c"]
+    assert sorted(str(item.prompt) for item in service.scorers["ber"].received) == ["a", "b", "c"]
 
 
 def test_trl_scores_image_completions_and_reasoning_texts(service: RewardService) -> None:
@@ -134,7 +134,7 @@ def test_verl_scores_a_text(service: RewardService) -> None:
     compute = partial(verl.compute_score, url=service.url, scorer="tier")
     found = run(compute, data_source="d", solution_str="red", ground_truth={"reasoning": TIER}, extra_info={"index": 3})
     assert found == {"score": pytest.approx(0.3)}
-    assert service.scorers["tier"].asked[0].reasoning.text == "red"  # type: ignore[union-attr]
+    assert service.scorers["tier"].received[0].reasoning.text == "red"  # type: ignore[union-attr]
 
 
 def test_verl_omni_scores_an_image(service: RewardService) -> None:
@@ -144,16 +144,12 @@ def test_verl_omni_scores_an_image(service: RewardService) -> None:
     others = {"reward_router_address": None, "model_name": "m"}
     found = run(compute, data_source="d", solution_image=image, ground_truth="a cat", extra_info=extra, **others)
     assert found == {"score": pytest.approx(0.2)}
-    assert service.scorers["ber"].asked[0].prompt == "a cat"
+    assert service.scorers["ber"].received[0].prompt == "a cat"
     assert inspect.iscoroutinefunction(verl.compute_score)
 
 
 def test_verl_raises_on_missing_scores(service: RewardService, nobody: str) -> None:
-    sample = {
-        "data_source": "d",
-        "ground_truth": "a cat",
-        "solution_image": torch.full((3, 2, 2), 13).byte(),
-    }
+    sample = {"data_source": "d", "ground_truth": "a cat", "solution_image": torch.full((3, 2, 2), 13).byte()}
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: the red value is 13"):
         run(partial(verl.compute_score, url=service.url, scorer="ber"), **sample)
     with pytest.raises(ScorerFailed, match=r"items\[0\]\.reward"):
@@ -174,7 +170,7 @@ def test_flow_grpo_returns_lists_by_scorer(service: RewardService, multi_score: 
         "avg": pytest.approx([-0.3, -0.6]),
     }
     assert metadata == {}
-    geneval = {item.prompt: item.geneval for item in service.scorers["ber"].asked}
+    geneval = {item.prompt: item.geneval for item in service.scorers["ber"].received}
     assert geneval["a"] is None
     assert geneval["b"] is not None
     assert geneval["b"].tag == "counting"
@@ -203,7 +199,7 @@ def test_invalid_arguments_are_refused_before_sending(service: RewardService, mu
         fn([grey(1)], ["a", "b"], {})
     with pytest.raises(InvalidRequest, match="2 ref_images for 1 images"):
         fn([grey(1)], ["a"], {}, [grey(1), grey(2)])
-    assert service.scorers["ber"].asked == []
+    assert service.scorers["ber"].received == []
     for make in (
         lambda: multi_score(None, {}, url=service.url),
         lambda: multi_score(None, {"ber": float("nan")}, url=service.url),
@@ -258,42 +254,3 @@ def test_batch_without_any_score_is_raised(service: RewardService, multi_score: 
         multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask")([BAD, BAD + 0], ["a", "b"], {})
     masked = multi_score(None, {"ber": 1.0}, url=service.url, on_error="mask", on_all_failed="mask")
     assert masked([BAD, BAD + 0], ["a", "b"], {})[0]["ber"] == [None, None]
-
-
-async def multi_reward(entry: dict[str, Any], **given: Any) -> float:
-    """Restate verl-omni's MultiVisualRewardManager.run_single for one entry of reward.reward_functions.
-
-    An error of an entry that is not required counts 0.
-    """
-    fields = {key: value for key, value in entry.items() if key not in ("path", "name", "weight", "required")}
-    try:
-        result = await verl.compute_score(**given, **fields)
-        score = float(result["score"])
-    except Exception as error:
-        if entry.get("required", False):
-            raise RuntimeError(f"Required sub-reward failed: {error}") from error
-        score = 0.0
-    return float(entry.get("weight", 1.0)) * score
-
-
-def test_verl_omni_raises_where_the_reward_is_required(service: RewardService) -> None:
-    entry = {
-        "path": "pkg://synod.adapters.verl",
-        "name": "compute_score",
-        "weight": 0.5,
-        "url": service.url,
-        "scorer": "ber",
-    }
-    sample = {"data_source": "d", "ground_truth": "a", "extra_info": {"num_turns": None, "rollout_reward_scores": {}}}
-
-    async def once(value: int, **more: Any) -> float:
-        try:
-            image = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
-            return await multi_reward({**entry, **more}, solution_image=image, **sample)
-        finally:
-            await verl_close()
-
-    assert asyncio.run(once(51, required=True)) == pytest.approx(0.1)
-    assert asyncio.run(once(13)) == 0.0  # the loop as it is: why docs/adapters.md asks for required
-    with pytest.raises(RuntimeError, match=r"Required sub-reward failed: .*the red value is 13"):
-        asyncio.run(once(13, required=True))

@@ -55,7 +55,7 @@ class RewardService:
     kept: dict[str, ImageData] = field(default_factory=dict)
     answer_s: float = 0.0
     now_s: float = 100.0
-    asked: list[ScoreRequest] = field(default_factory=list)
+    received: list[ScoreRequest] = field(default_factory=list)
     puts: list[tuple[ImageData, ...]] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class RewardService:
             self.kept.update(zip(digests, images, strict=True))
             return RawResponse(200, self.codec.content_type, self.codec.encode_digests(PutImagesResponse(digests)))
         request = self.codec.decode_request(call.body)
-        self.asked.append(request)
+        self.received.append(request)
         unknown = [r.digest for i in request.items for r in i.references if isinstance(r, ImageRef)]
         unknown = [digest for digest in dict.fromkeys(unknown) if digest not in self.kept]
         if unknown:
@@ -143,7 +143,8 @@ def test_retries_back_off_and_keep_the_request_id() -> None:
     assert sizes(response) == [8.0]
     assert service.pauses == [1.0, 2.0, 4.0, 4.0]  # doubled, then capped
     assert response.request_id
-    assert [one.request_id for one in service.asked] == [response.request_id]
+    assert [one.request_id for one in service.received] == [response.request_id]
+    assert service.run(flows(service).score(request())).request_id != response.request_id
 
 
 def test_each_attempt_carries_the_remaining_time() -> None:
@@ -160,12 +161,6 @@ def test_each_attempt_carries_the_remaining_time() -> None:
     service.run(flows(service).score(request(request_id="mine", timeout_ms=20_000)))
     assert {one.request_id for one in seen} == {"mine"}
     assert [one.timeout_ms for one in seen] == [20_000, 17_000, 13_000]
-
-
-def test_generated_request_ids_differ() -> None:
-    service = RewardService()
-    client = flows(service)
-    assert service.run(client.score(request())).request_id != service.run(client.score(request())).request_id
 
 
 def test_retries_are_bounded() -> None:
@@ -234,36 +229,39 @@ def test_large_request_is_chunked_and_results_keep_order(codec: Codec) -> None:
     assert sizes(response) == [float(i) for i in range(100)]
     assert response.request_id == "r"
     assert service.calls[0] == "scorers"
-    assert all(len(one.items) <= 3 and len(codec.encode_request(one)) <= 4096 for one in service.asked)
-    assert [one.request_id for one in service.asked] == [f"r/{i}" for i in range(len(service.asked))]
-    assert service.gather_sizes == [len(service.asked)]
+    assert all(len(one.items) <= 3 and len(codec.encode_request(one)) <= 4096 for one in service.received)
+    assert [one.request_id for one in service.received] == [f"r/{i}" for i in range(len(service.received))]
+    assert service.gather_sizes == [len(service.received)]
 
 
-def test_limits_are_fetched_once() -> None:
+def test_limits_are_fetched_once_and_only_for_large_requests() -> None:
     service = RewardService()
     client = flows(service)
-    service.run(client.score(request(*items(65))))
-    service.run(client.score(request(*items(65))))
-    service.run(client.score(request(*items(2))))
-    assert service.calls.count("scorers") == 1
-    assert "/" not in (service.asked[-1].request_id or "/")
-
-
-def test_small_request_fetches_no_limits() -> None:
-    service = RewardService()
-    service.run(flows(service).score(request(*items(64))))
+    service.run(client.score(request(*items(64))))
     assert service.calls == ["score"]
+    for count in (65, 65, 2):
+        service.run(client.score(request(*items(count))))
+    assert service.calls.count("scorers") == 1
+    assert "/" not in (service.received[-1].request_id or "/")
 
 
-def test_chunks_keep_within_max_body_bytes() -> None:
-    service = RewardService()
-    client = flows(service, limits=Limits(100, 4096))
-    raw = ScoreItem(np.zeros((20, 20, 3), np.uint8))
-    four = [ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 2000), raw, ScoreItem()]
-    service.run(client.score(request(*four * 3)))
-    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in service.asked)
-    assert sum(len(one.items) for one in service.asked) == 12
-    assert len(service.asked) < 12
+FOUR = (ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 2000), ScoreItem(np.zeros((20, 20, 3), np.uint8)), ScoreItem())
+
+
+@pytest.mark.parametrize(
+    ("sent", "weights", "counts"),
+    [
+        (FOUR * 3, None, [2, 3, 3, 2, 2]),
+        ((ScoreItem(b"x" * 900),) * 6, {"s" * 1500: 1.0}, [2, 2, 2]),  # the weights count in every chunk
+        ((ScoreItem(CAT), ScoreItem(b"x" * 9000), ScoreItem(CAT)), None, [1, 1, 1]),  # over by itself: sent alone
+    ],
+)
+def test_chunks_keep_within_max_body_bytes(sent: tuple[ScoreItem, ...], weights: Any, counts: list[int]) -> None:
+    whole = request(*sent, request_id="r", weights=weights)
+    pieces = split_request(whole, MSGPACK, Limits(100, 4096))
+    assert [len(piece.items) for piece in pieces] == counts
+    assert all(len(MSGPACK.encode_request(piece)) <= 4096 for piece in pieces if len(piece.items) > 1)
+    assert [id(item) for piece in pieces for item in piece.items] == list(map(id, sent))
 
 
 def test_chunks_keep_within_max_request_pixels() -> None:
@@ -280,24 +278,6 @@ def test_chunks_keep_within_max_request_pixels() -> None:
     pieces = split_request(request, MSGPACK, Limits(max_request_pixels=300), {digest: array})
     assert [len(piece.items) for piece in pieces] == [3, 1, 1, 1]  # the fifth is over by itself and stays alone
     assert [item for piece in pieces for item in piece.items] == list(items)
-
-
-def test_shared_fields_count_in_every_chunk() -> None:
-    service = RewardService()
-    weights = {"s" * 1500: 1.0}
-    service.run(flows(service, limits=Limits(100, 4096)).score(request(*[ScoreItem(b"x" * 900)] * 6, weights=weights)))
-    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in service.asked)
-    assert [len(one.items) for one in service.asked] == [2, 2, 2]
-
-
-def test_oversized_item_is_sent_alone() -> None:
-    service = RewardService()
-    large = ScoreItem(b"x" * 9000)
-    response = service.run(
-        flows(service, limits=Limits(100, 4096)).score(request(ScoreItem(CAT), large, ScoreItem(CAT)))
-    )
-    assert sizes(response) == [8.0, 9000.0, 8.0]
-    assert [len(one.items) for one in service.asked] == [1, 1, 1]
 
 
 def test_refused_large_request_is_sent_in_chunks() -> None:
@@ -339,7 +319,7 @@ def test_references_are_uploaded_once(codec: Codec) -> None:
         assert sizes(service.run(client.score(request(*rollouts(4))))) == [20.0, 21.0, 22.0, 23.0]
     [put] = service.puts
     assert [digest_of(image) for image in put] == [digest_of(CAT), digest_of(DOG)]
-    sent = [reference for one in service.asked for item in one.items for reference in item.references]
+    sent = [reference for one in service.received for item in one.items for reference in item.references]
     assert sent == [ImageRef(digest_of(CAT)), ImageRef(digest_of(DOG))] * 12
 
 
@@ -347,7 +327,7 @@ def test_references_are_sent_inline_by_default() -> None:
     service = RewardService()
     service.run(flows(service).score(request(*rollouts(1))))
     assert service.puts == []
-    assert service.asked[0].items[0].references[0] == CAT
+    assert service.received[0].items[0].references[0] == CAT
 
 
 def test_evicted_references_are_uploaded_again() -> None:
@@ -357,7 +337,7 @@ def test_evicted_references_are_uploaded_again() -> None:
     del service.kept[digest_of(DOG)]
     assert sizes(service.run(client.score(request(*rollouts(2), request_id="r")))) == [20.0, 21.0]
     assert [len(put) for put in service.puts] == [2, 1]
-    assert [one.request_id for one in service.asked[1:]] == ["r", "r"]
+    assert [one.request_id for one in service.received[1:]] == ["r", "r"]
     assert service.pauses == []
 
 
@@ -391,11 +371,6 @@ def test_uploads_keep_within_limits() -> None:
     heavy = RewardService()
     heavy.run(flows(heavy).put_images([bytes(2**21), bytes(10)]))
     assert heavy.calls == ["scorers", "put_images", "put_images"]
-
-
-def test_failed_upload_is_retried() -> None:
-    service = RewardService(faults=[Unavailable("down")])
-    assert service.run(flows(service).put_images([CAT])) == (digest_of(CAT),)
 
 
 def test_bad_reference_error_names_its_path() -> None:
@@ -462,8 +437,8 @@ def test_failed_upload_masks_every_item() -> None:
 
 def test_mask_covers_requested_rewards() -> None:
     service = RewardService(faults=[Unavailable("down")])
-    asked = ScoreRequest((ScoreItem(CAT),), (), "sync_r1")
-    values = service.run(flows(service, retries=0).values(asked, "mask"))
+    received = ScoreRequest((ScoreItem(CAT),), (), "sync_r1")
+    values = service.run(flows(service, retries=0).values(received, "mask"))
     assert (values.scores, values.rewards) == ({}, (None,))
     assert [(one.scorer, one.failure.code) for one in values.missing] == [(None, "unavailable")]
 

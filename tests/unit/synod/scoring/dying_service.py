@@ -1,6 +1,6 @@
 """A service as a process of its own: `python -m tests.unit.synod.scoring.dying_service PORT TALLY [DIES_AFTER]`.
 
-Appends each prompt that it scored to the file TALLY, and kills itself (SIGKILL) when it was asked for more than
+Appends each prompt that it scored to the file TALLY, and kills itself (SIGKILL) when it was received for more than
 DIES_AFTER items.
 """
 
@@ -25,7 +25,7 @@ from tests.unit.synod.reward_services import Bright
 
 class Mortal(Bright):
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        if DIES_AFTER is not None and len(self.asked) + len(items) > DIES_AFTER:
+        if DIES_AFTER is not None and len(self.received) + len(items) > DIES_AFTER:
             os.kill(os.getpid(), signal.SIGKILL)
         with TALLY.open("a") as tally:
             tally.writelines(f"{item.prompt}\n" for item in items)

@@ -111,7 +111,7 @@ def test_replay_compares_scorer_versions(log: str, capsys: pytest.CaptureFixture
 
     with serving(Newer("ber", shift=0.125, model="m2"), Newer("second")) as service:
         assert replay(service.url, log, "--scorers", "ber", "--ensemble", "nobody") == 1
-        assert "no ensemble 'nobody'" in capsys.readouterr().err
+        assert "unknown ensemble 'nobody'" in capsys.readouterr().err
     ensembles = [Newer("ber", shift=0.125, model="m2"), Newer("der"), Newer("second", model="m3")]
     with serving(*ensembles) as service:
         assert replay(service.url, log, "--scorers", "ber", "--out", "again.jsonl") == 1
@@ -148,13 +148,10 @@ def test_replay_refuses_replaced_images(log: str, service: RewardService, capsys
     ("text", "message"),
     [
         ("", "the log holds no scores"),
-        (
-            '{"image": "a.png"}\n{"image": "a.png"}\n',
-            "logs/bad.jsonl:1 is not a line of a score log (it lacks one of item",
-        ),
+        ('{"image": "a.png"}\n{"image": "a.png"}\n', "bad.jsonl:1 is not a line of a score log (it lacks one of item"),
         (
             '{"item": {"image": 3}, "digests": {}, "scorers": [], "ensemble": null, "scores": {}}\n',
-            "logs/bad.jsonl:1 is not a line of a score log (item.image: this is",
+            "bad.jsonl:1 is not a line of a score log (item.image: this is",
         ),
     ],
 )

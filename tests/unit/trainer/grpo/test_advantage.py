@@ -1,4 +1,4 @@
-"""Advantages by hand, masks that touch nothing else, and the slope against numpy's."""
+"""Advantages by hand, masks, and the slope against numpy's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_advantages_by_hand() -> None:
     assert reward.tolist() == [1.0, 2.0, 6.0]
 
 
-def test_no_standard_deviation_divides_them() -> None:
+def test_advantages_are_not_divided_by_std() -> None:
     small = advantages(torch.tensor([0.001, 0.003]), mask(1, 1))
     assert small.tolist() == pytest.approx([-0.001, 0.001])
 
@@ -42,7 +42,7 @@ JUNK = st.sampled_from([NAN, math.inf, -math.inf, 0.0, 1e30])
 
 
 @given(REWARDS, JUNK, st.sampled_from([torch.float32, torch.float64]), st.floats(-1, 1))
-def test_a_lost_reward_leaves_the_others_as_in_the_group_without_it(
+def test_a_missing_reward_does_not_change_other_advantages(
     rewards: list[tuple[float, bool]], junk: float, dtype: torch.dtype, shift: float
 ) -> None:
     valid = mask(*(v for _, v in rewards))
@@ -61,7 +61,7 @@ def test_a_lost_reward_leaves_the_others_as_in_the_group_without_it(
 
 
 @given(REWARDS, st.floats(-5, 5))
-def test_a_constant_added_to_every_reward_changes_nothing(rewards: list[tuple[float, bool]], constant: float) -> None:
+def test_advantages_are_invariant_to_a_constant(rewards: list[tuple[float, bool]], constant: float) -> None:
     valid = mask(*(v for _, v in rewards))
     reward = torch.tensor([r for r, _ in rewards], dtype=torch.float64)
     assert torch.allclose(advantages(reward, valid), advantages(reward + constant, valid), atol=1e-12)
@@ -71,7 +71,7 @@ def full_slope(groups: int = 3) -> tuple[Slope, list[np.ndarray], list[np.ndarra
     rng = np.random.default_rng(0)
     slope, xs, ys = Slope(), [], []
     for _ in range(groups):
-        x = rng.standard_normal(9) + 10 * rng.standard_normal()  # the prompts' levels differ a lot, and tell nothing
+        x = rng.standard_normal(9) + 10 * rng.standard_normal()  # prompts differ in level, which is not a correlation
         y = 0.7 * x + 0.1 * rng.standard_normal(9) - 20 * x.mean()
         slope = slope.update(x.tolist(), y.tolist())
         xs.append(x)
@@ -79,7 +79,7 @@ def full_slope(groups: int = 3) -> tuple[Slope, list[np.ndarray], list[np.ndarra
     return slope, xs, ys
 
 
-def test_the_slope_is_the_weighted_least_squares_slope_within_groups() -> None:
+def test_slope_is_weighted_least_squares_within_groups() -> None:
     slope, xs, ys = full_slope()
     weight = np.repeat([MEMORY**2, MEMORY, 1.0], 9)
     x = np.concatenate([v - v.mean() for v in xs])
@@ -92,7 +92,7 @@ def test_the_slope_is_the_weighted_least_squares_slope_within_groups() -> None:
     assert Slope(**json.loads(json.dumps(asdict(slope)))) == slope
 
 
-def test_the_slope_waits_for_evidence_and_ignores_pairs_with_a_lost_half() -> None:
+def test_slope_needs_evidence_and_complete_pairs() -> None:
     two = full_slope(2)[0]
     assert two.xx > 0
     assert two.freedom < EVIDENCE
@@ -112,12 +112,12 @@ def test_the_population_baseline_by_hand() -> None:
     assert population_baseline(Slope(), [3.0], [1.0, 3.0]) == 0.0
 
 
-def test_a_screen_that_rejects_nothing_shifts_nothing() -> None:
+def test_a_screen_without_rejections_has_no_shift() -> None:
     scores = [0.1, 0.7, 0.3]
     assert population_baseline(Slope(1.0, 2.0, 99.0), scores, scores) == 0.0
 
 
-def test_kept_rollouts_of_an_informative_screen_have_positive_advantage_on_average() -> None:
+def test_kept_rollouts_have_positive_mean_advantage() -> None:
     shift = population_baseline(Slope(1.0, 2.0, 99.0), [0.8, 0.9], [0.8, 0.9, 0.1, 0.2])
     assert shift == pytest.approx(-0.5 * 0.35)
     assert float(advantages(torch.tensor([0.4, 0.6]), mask(1, 1), baseline_shift=shift).mean()) == pytest.approx(0.175)

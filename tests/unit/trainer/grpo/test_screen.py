@@ -1,4 +1,4 @@
-"""The screen by hand, against a naive reading of its words, and what holds for any scores."""
+"""The screen by hand, against a naive loop, and its properties for any scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.grpo.screen import ScreenResult, screen, top_up
 MIXED = [0.9, None, 0.5, 0.6, 0.5, 0.7, None, 0.8]
 
 
-def test_the_first_that_pass_are_kept_not_the_best() -> None:
+def test_first_passing_previews_are_kept() -> None:
     kept = screen(MIXED, 0.5, 3)
     assert kept == ScreenResult(indices=(0, 3, 5), passed=4, drawn=8, num_scored=6, is_full=True, topped_up=())
     assert kept.pass_rate == pytest.approx(4 / 6)
@@ -24,23 +24,23 @@ def test_a_score_at_the_threshold_does_not_pass() -> None:
     assert screen([0.5, 0.5 + 1e-12], 0.5, 1).indices == (1,)
 
 
-def test_too_few_pass() -> None:
+def test_screen_with_too_few_passes() -> None:
     assert screen(MIXED, 0.75, 3) == ScreenResult((0, 7), passed=2, drawn=8, num_scored=6, is_full=False)
 
 
-def test_without_a_threshold_all_pass_in_draw_order_scored_or_not() -> None:
+def test_all_previews_pass_without_a_threshold() -> None:
     assert screen(MIXED, None, 3) == ScreenResult((0, 1, 2), passed=8, drawn=8, num_scored=8, is_full=True)
     assert screen([None, None], None, 3) == ScreenResult((0, 1), passed=2, drawn=2, num_scored=2, is_full=False)
 
 
-def test_nothing_scored_has_no_pass_rate() -> None:
+def test_pass_rate_without_scores_is_none() -> None:
     kept = screen([None, None], 0.5, 1)
     assert kept == ScreenResult((), passed=0, drawn=2, num_scored=0, is_full=False)
     assert kept.pass_rate is None
     assert screen([], 0.5, 1).pass_rate is None
 
 
-def test_fill_takes_the_best_rejected_ties_by_draw_order_unscored_last() -> None:
+def test_top_up_order() -> None:
     kept = screen(MIXED, 0.75, 5)
     assert kept.indices == (0, 7)
     filled = top_up(kept, MIXED, 5)  # .7 at 5, .6 at 3, then the first of the two .5
@@ -49,7 +49,7 @@ def test_fill_takes_the_best_rejected_ties_by_draw_order_unscored_last() -> None
     assert filled.pass_rate == kept.pass_rate
 
 
-def test_fill_leaves_a_full_group_alone_and_keeps_what_there_is() -> None:
+def test_top_up_of_full_and_short_groups() -> None:
     full = screen(MIXED, 0.5, 3)
     assert top_up(full, MIXED, 3) is full
     short = top_up(screen([0.1, None], 0.5, 9), [0.1, None], 9)
@@ -62,7 +62,7 @@ GROUPS = st.integers(1, 12)
 
 
 @given(SCORES, THRESHOLDS, GROUPS)
-def test_the_screen_is_what_its_words_say(scores: list[float | None], threshold: float | None, group_size: int) -> None:
+def test_screen_against_a_naive_loop(scores: list[float | None], threshold: float | None, group_size: int) -> None:
     kept = screen(scores, threshold, group_size)
     expected: list[int] = []
     passed = 0
@@ -78,7 +78,7 @@ def test_the_screen_is_what_its_words_say(scores: list[float | None], threshold:
 
 
 @given(SCORES, THRESHOLDS, GROUPS, st.integers(0, 40))
-def test_later_previews_change_no_earlier_choice(
+def test_later_previews_do_not_change_earlier_choices(
     scores: list[float | None], threshold: float | None, group_size: int, cut: int
 ) -> None:
     early, late = screen(scores[:cut], threshold, group_size), screen(scores, threshold, group_size)
@@ -87,7 +87,7 @@ def test_later_previews_change_no_earlier_choice(
 
 
 @given(SCORES, GROUPS)
-def test_a_screen_below_every_score_is_no_screen(scores: list[float | None], group_size: int) -> None:
+def test_a_threshold_below_every_score_keeps_all(scores: list[float | None], group_size: int) -> None:
     measured = [score for score in scores if score is not None]
     low, none = screen(measured, -2.0, group_size), screen(measured, None, group_size)
     assert low == none
@@ -95,7 +95,7 @@ def test_a_screen_below_every_score_is_no_screen(scores: list[float | None], gro
 
 
 @given(SCORES, THRESHOLDS, GROUPS)
-def test_a_filled_group_is_as_full_as_can_be_and_no_rejected_one_was_better(
+def test_top_up_takes_the_best_rejected_previews(
     scores: list[float | None], threshold: float | None, group_size: int
 ) -> None:
     kept = screen(scores, threshold, group_size)
@@ -121,6 +121,6 @@ def test_a_filled_group_is_as_full_as_can_be_and_no_rejected_one_was_better(
         (lambda: top_up(screen([0.1], 0.5, 2), [0.1, 0.2], 2), "2 scores, but the screen saw 1"),
     ],
 )
-def test_what_means_nothing_is_refused_with_its_value(make: Any, words: str) -> None:
+def test_invalid_input_is_refused_with_its_value(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()

@@ -1,4 +1,4 @@
-"""One step of each controller by hand, and what holds for any scores."""
+"""One step of each controller by hand, and its properties for any scores."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_power_by_hand() -> None:
     assert none.threshold == pytest.approx(0.5 ** (1 + 0.12 * 0.25))
 
 
-def test_power_moves_t_the_right_way_and_eq_7_the_wrong_way() -> None:
+def test_direction_of_power_and_of_eq_7() -> None:
     """Too many pass: T must rise."""
     many, few = {"scores": FIVE * 4, "passed": 15}, {"scores": FIVE * 4, "passed": 1}
     for controller, sign in ((Power(0.5), 1), (PAPER, -1)):
@@ -95,7 +95,7 @@ def test_powers_are_clamped(controller: ThresholdController, low: float, high: f
     assert ends == {low, high}
 
 
-def test_no_law_keeps_all() -> None:
+def test_keep_all() -> None:
     assert advance(KeepAll(), KeepAll().initial_state(), FIVE) == ThresholdState(None, 0.0, 1)
     assert KeepAll().update(ThresholdState(), [], 9, 9, False).threshold is None
 

@@ -15,7 +15,7 @@ from trainer.policy.files import directory_of, read_config, read_weights, state_
 
 
 class Opaque:
-    """What weights_only refuses to unpickle."""
+    """An object that weights_only refuses to unpickle."""
 
 
 @pytest.fixture
@@ -75,11 +75,11 @@ def test_keys_and_shapes_must_match(module: nn.Module, tmp_path: Path) -> None:
         save_file({key: value for key, value in state.items() if value is not None}, tmp_path / "model.safetensors")
         return tmp_path
 
-    with pytest.raises(SettingsError, match=r"misses 0\.bias, 1\.weight: is it a Sequential"):
+    with pytest.raises(SettingsError, match=r"lacks 0\.bias, 1\.weight; give a Sequential"):
         read_weights(fresh(), written(**{"0_bias": None, "1_weight": None}))
-    with pytest.raises(SettingsError, match=r"has unknown a, b, c and 1 more"):
+    with pytest.raises(SettingsError, match=r"has unknown keys a, b, c and 1 more"):
         read_weights(fresh(), written(a=torch.ones(1), b=torch.ones(1), c=torch.ones(1), d=torch.ones(1)))
-    with pytest.raises(SettingsError, match=r"other shapes in 0\.bias \(5,\) for \(4,\)"):
+    with pytest.raises(SettingsError, match=r"other shapes: 0\.bias \(5,\) for \(4,\)"):
         read_weights(again := fresh(), written(**{"0_bias": torch.ones(5)}))
     kept = {key: value.clone() for key, value in again.state_dict().items()}
     with pytest.raises(SettingsError):
@@ -88,7 +88,7 @@ def test_keys_and_shapes_must_match(module: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_directory_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"holds no weights; expected one of pytorch_model\.safetensors"):
+    with pytest.raises(SettingsError, match=r"has no weights; give one of pytorch_model\.safetensors"):
         state_dict(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "part-1.bin"}}))
     with pytest.raises(SettingsError, match=r"lacks part-1\.bin"):
@@ -100,7 +100,7 @@ def test_a_directory_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     assert directory_of(tmp_path) == tmp_path
-    with pytest.raises(SettingsError, match="no/such/place/at/all' is no directory here and cannot be downloaded"):
+    with pytest.raises(SettingsError, match="no/such/place/at/all' is not a directory and cannot be downloaded"):
         directory_of("no/such/place/at/all")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: f"/cache/{name}")
     assert directory_of("showlab/show-o") == Path("/cache/showlab/show-o")
@@ -113,7 +113,7 @@ def test_a_directory_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         directory_of("showlab/show-o")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[1]", "holds a list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[1]", "holds a list")])
 def test_a_config_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=r"no config\.json"):
         read_config(tmp_path)

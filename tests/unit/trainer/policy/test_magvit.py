@@ -89,7 +89,7 @@ def test_channel_0_is_the_most_significant_bit() -> None:
     assert quantizer.codes(torch.zeros(1, 13, 1, 1)).tolist() == [[0]]  # 0 is not above 0
 
 
-def test_codes_and_signs_are_one_to_one_and_agree_with_the_stored_table() -> None:
+def test_codes_and_signs_are_one_to_one() -> None:
     quantizer = Quantizer(6)
     codes = torch.arange(64).reshape(4, 16)
     signs = quantizer.vectors(codes, (4, 4))
@@ -208,5 +208,5 @@ def test_a_directory_that_does_not_fit(vq: Magvit, tmp_path: Path) -> None:
         Magvit.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**vars(vq.config), "bits": 5}))
     write_weights(vq, tmp_path)
-    with pytest.raises(SettingsError, match=r"other shapes in .*decoder\.conv_in"):
+    with pytest.raises(SettingsError, match=r"other shapes: .*decoder\.conv_in"):
         Magvit.load(tmp_path)

@@ -1,4 +1,4 @@
-"""The sampler's laws: inversion, resuming, what is committed stays. tests/numerics holds its published numbers."""
+"""The sampler: inversion, resuming, committed positions. tests/numerics has its published numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_draw_by_hand() -> None:
 
 
 def test_draw_follows_the_distribution_exactly() -> None:
-    """A fine grid of uniforms hits every code as often as its probability says, within one."""
+    """A fine grid of uniforms hits every code in proportion to its probability, within one."""
     logp = torch.randn(7, generator=torch.Generator().manual_seed(0)).mul(2).log_softmax(-1)
     count = 20_000
     grid = (torch.arange(count, dtype=torch.float64) + 0.5) / count
@@ -52,10 +52,10 @@ def test_draw_takes_only_possible_codes(weights: list[float], place: int) -> Non
 
 
 def guided(codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-    """Depends on every code that is held, and on where."""
-    told = torch.where(masked_BN, 0.5, codes_BN.float()).cumsum(-1).sum(-1)
+    """Log-probabilities that depend on every committed code and its position."""
+    weighted = torch.where(masked_BN, 0.5, codes_BN.float()).cumsum(-1).sum(-1)
     waves = torch.arange(6) * (1.0 + torch.arange(codes_BN.shape[1])[:, None])
-    return (3.0 * torch.sin(told[:, None, None] + waves)).log_softmax(-1)
+    return (3.0 * torch.sin(weighted[:, None, None] + waves)).log_softmax(-1)
 
 
 def everything(state: maskgit.State) -> list[Tensor]:
@@ -63,7 +63,7 @@ def everything(state: maskgit.State) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("cuts", [(2, 10), (1, 2, 9, 10), (10, 10)])
-def test_going_on_after_a_stop_equals_going_through(uniforms: Uniforms, cuts: tuple[int, ...]) -> None:
+def test_resumed_denoising_equals_uninterrupted(uniforms: Uniforms, cuts: tuple[int, ...]) -> None:
     uniform = uniforms(4, 10, 2, 25)
     state = maskgit.begin(uniform)
     for until in cuts:
@@ -72,7 +72,7 @@ def test_going_on_after_a_stop_equals_going_through(uniforms: Uniforms, cuts: tu
     assert all(torch.equal(a, b) for a, b in zip(everything(state), everything(whole), strict=True))
 
 
-def test_going_on_touches_nothing_of_the_state_before(uniforms: Uniforms) -> None:
+def test_denoising_does_not_change_the_previous_state(uniforms: Uniforms) -> None:
     state = maskgit.denoise(maskgit.begin(uniforms(2, 10, 2, 25)), guided, 3)
     before = [tensor.clone() for tensor in everything(state)]
     maskgit.denoise(state, guided, 10)
@@ -80,7 +80,7 @@ def test_going_on_touches_nothing_of_the_state_before(uniforms: Uniforms) -> Non
 
 
 def test_a_stopped_state_is_re_masked(uniforms: Uniforms) -> None:
-    """The preview is a full draw, but the state goes on from what was committed: not from the preview."""
+    """The preview is a full draw, but the state continues from the committed codes only."""
     state = maskgit.denoise(maskgit.begin(uniforms(3, 10, 2, 100)), guided, 2)
     assert (state.codes_BTN[:, -1] >= 0).all()
     assert state.remasked_BN.sum(-1).tolist() == [maskgit.to_remask(100, 99, 1, 10)] * 3
@@ -94,7 +94,7 @@ def test_a_stopped_state_is_re_masked(uniforms: Uniforms) -> None:
     assert torch.equal(seen[0], state.remasked_BN)
 
 
-def test_what_is_committed_stays(uniforms: Uniforms) -> None:
+def test_committed_positions_stay(uniforms: Uniforms) -> None:
     done = maskgit.denoise(maskgit.begin(uniforms(4, 12, 2, 50)), guided, 12)
     assert done.masked_BTN[:, 0].all()
     for t in range(1, 12):
@@ -106,7 +106,7 @@ def test_what_is_committed_stays(uniforms: Uniforms) -> None:
         ).all()
 
 
-def test_recorded_logp_is_that_of_the_draw_at_every_position(uniforms: Uniforms) -> None:
+def test_recorded_logp_is_that_of_the_draw(uniforms: Uniforms) -> None:
     done = maskgit.denoise(maskgit.begin(uniforms(2, 6, 2, 9)), guided, 6)
     for t in range(6):
         held = done.codes_BTN[:, t - 1] if t else torch.zeros(2, 9, dtype=torch.long)
@@ -116,7 +116,7 @@ def test_recorded_logp_is_that_of_the_draw_at_every_position(uniforms: Uniforms)
                 assert done.logp_BTN[b, t, n] == logp[b, n, done.codes_BTN[b, t, n]]
 
 
-def test_each_row_stands_for_itself(uniforms: Uniforms) -> None:
+def test_rows_are_independent(uniforms: Uniforms) -> None:
     uniform = uniforms(5, 8, 2, 20)
     together = maskgit.denoise(maskgit.begin(uniform), guided, 8)
     for b in range(5):

@@ -1,13 +1,11 @@
-"""The decoder: its keys, its cache, the columns of its head. tests/numerics compares it with transformers."""
+"""The decoder: keys, cache and head columns. tests/numerics compares it with transformers."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
-from trainer.policy.phi import Cache, Phi, PhiConfig
+from trainer.policy.phi import Cache, PhiConfig
 from trainer.policy.show_o import ShowO, Wrapped
 
 LAYER = [
@@ -47,7 +45,7 @@ def test_cache_equals_no_cache(policy: ShowO) -> None:
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=0)
 
 
-def test_a_fork_leaves_the_cache_alone(policy: ShowO) -> None:
+def test_a_fork_does_not_change_the_cache(policy: ShowO) -> None:
     phi, past = policy.phi, Cache()
     phi(torch.tensor([[1, 2, 3]]), None, past)
     before = {i: (k.clone(), v.clone()) for i, (k, v) in past.layers.items()}
@@ -62,26 +60,15 @@ def test_a_fork_leaves_the_cache_alone(policy: ShowO) -> None:
     assert [k.shape[0] for k, _ in forked.fork(-1).layers.values()] == [4, 4]
 
 
-def test_rotary_by_hand() -> None:
-    """Positions 0, 1, 2 and 8 rotary dimensions: pair (i, i + 4) turns by p * theta ** (-i / 4)."""
-    phi = Phi(PhiConfig(8, 32, 32, 1, 2, rope_theta=100.0))
-    attention = phi.model.layers[0].self_attn
-    x = torch.randn(1, 1, 3, 16, generator=torch.Generator().manual_seed(0))
-    turned = attention._turned(x, phi._turn(5, 3))  # type: ignore[operator, union-attr]
-    for p in range(3):
-        for i in range(4):
-            angle = (5 + p) * 100.0 ** (-i / 4)
-            a, b = x[0, 0, p, i].item(), x[0, 0, p, i + 4].item()
-            assert turned[0, 0, p, i].item() == pytest.approx(a * math.cos(angle) - b * math.sin(angle), abs=1e-5)
-            assert turned[0, 0, p, i + 4].item() == pytest.approx(b * math.cos(angle) + a * math.sin(angle), abs=1e-5)
-        assert torch.equal(turned[0, 0, p, 8:], x[0, 0, p, 8:])
-
-
 def test_logits_are_columns_of_the_whole_head(policy: ShowO) -> None:
     phi = policy.phi
     hidden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
     whole = phi.lm_head(hidden)
-    for first, last in ((0, 5), (policy.words.image_offset, policy.words.mask_id), (0, policy.words.size)):
+    for first, last in (
+        (0, 5),
+        (policy.vocab.image_offset, policy.vocab.mask_id),
+        (0, policy.vocab.size),
+    ):
         found = phi.logits(hidden, first, last)
         torch.testing.assert_close(found, whole[..., first:last], atol=1e-5, rtol=0)
         assert found.shape == (2, 3, last - first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from synod.errors import SettingsError
 from trainer.policy import show_o
-from trainer.policy.base import Policy
 from trainer.policy.layout import END, Vocabulary
 from trainer.policy.magvit import Magvit, MagvitConfig
 from trainer.policy.phi import PhiConfig
-from trainer.policy.show_o import ShowO, ShowOConfig, fitted, load
+from trainer.policy.show_o import ShowO, ShowOConfig, fit_to_square, load
 from trainer.types import ImageSegment, Query, Segment, TextSegment
 
 MakePolicy = Callable[..., ShowO]
@@ -36,16 +34,6 @@ def drawn(policy: ShowO, uniforms: Uniforms, steps: int = 5) -> list[ImageSegmen
 
 def equal(a: ImageSegment, b: ImageSegment) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
-
-
-def test_it_is_a_policy(policy: ShowO) -> None:
-    as_policy: Policy = policy
-    assert as_policy.positions == 16
-    members = {name for name, value in vars(Policy).items() if inspect.isfunction(value) and name[0] != "_"}
-    assert {"reason", "begin", "denoise", "images", "steps", "logprobs", "save"} <= members
-    for name in members:
-        asked = list(inspect.signature(getattr(Policy, name)).parameters)
-        assert list(inspect.signature(getattr(ShowO, name)).parameters)[: len(asked)] == asked, name
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
@@ -73,9 +61,7 @@ def test_the_ratio_of_an_image_moves_with_the_weights(policy: ShowO, uniforms: U
     assert ((new - old)[mask].abs() > 1e-3).any()
 
 
-def test_an_answers_recorded_log_probabilities_are_those_recomputed(
-    policy: ShowO, uniforms: Uniforms, image: Any
-) -> None:
+def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
     """Questions and answers of several lengths in one batch."""
     segments = [
         *policy.reason(Query("what color is <bo>?", image), uniforms(5, 9)),
@@ -95,13 +81,13 @@ def test_an_answers_recorded_log_probabilities_are_those_recomputed(
 
 
 def test_an_answer_ends_with_its_end_token_or_is_cut(policy: ShowO, uniforms: Uniforms) -> None:
-    end = policy.words.id(END)
+    end = policy.vocab.id(END)
     for segment in policy.reason(Query("what is <bo>?"), uniforms(12, 8)):
         ids = segment.ids_S.tolist()
         assert end not in ids[:-1]
         assert ids[-1] == end or len(ids) == 8
         assert len(segment.logp_S) == len(ids)
-        assert max(ids) < policy.words.image_offset  # words only
+        assert max(ids) < policy.vocab.image_offset  # words only
 
 
 def test_logprobs_of_one_kind_at_a_time(policy: ShowO, uniforms: Uniforms) -> None:
@@ -165,16 +151,17 @@ def test_images_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> Non
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-# -- what a query shows -----------------------------------------------------------------------------------------------
+# -- images of queries ------------------------------------------------------------------------------------------------
 
 
-def test_no_image_is_the_black_image(policy: ShowO, image: Any) -> None:
+def test_a_query_without_image_uses_a_black_image(policy: ShowO, image: Any, uniforms: Uniforms) -> None:
     black = np.zeros((8, 8, 3), np.uint8)
-    assert torch.equal(policy._question(Query("a?")), policy._question(Query("a?", black)))
-    assert not torch.equal(policy._question(Query("a?")), policy._question(Query("a?", image)))
+    none, dark, other = (policy.reason(Query("a?", shown), uniforms(1, 4))[0].logp_S for shown in (None, black, image))
+    assert torch.equal(none, dark)
+    assert not torch.equal(none, other)
 
 
-def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch, uniforms: Uniforms) -> None:
     seen: list[int] = []
     encode = Magvit.encode
 
@@ -183,26 +170,24 @@ def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch
         return encode(self, images)
 
     monkeypatch.setattr(Magvit, "encode", counted)
-    monkeypatch.setattr(show_o, "IMAGES_KEPT", 2)
+    monkeypatch.setattr(show_o, "CACHED_IMAGES", 2)
     for value in (1, 2, 1, 2, 3, 3, 1):
-        policy._question(Query("a?", np.full((8, 8, 3), value, np.uint8)))
+        policy.reason(Query("a?", np.full((8, 8, 3), value, np.uint8)), uniforms(1, 1))
     assert seen == [1, 2, 3, 1]
-    assert len(policy._seen) <= 2
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 16), (16, 48), (60, 20), (9, 8), (5, 7)])
-def test_an_image_of_another_size_is_fitted(policy: ShowO, shape: tuple[int, int]) -> None:
-    """The middle square in red, the rest blue: what is read is red."""
+def test_an_image_of_another_size_is_fitted(shape: tuple[int, int]) -> None:
+    """The centre square is red, the rest blue: the fitted image is red."""
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = np.full((*shape, 3), (0, 0, 255), np.uint8)
     image[top : top + side, left : left + side] = (255, 0, 0)
-    read = fitted(image, 8)
+    read = fit_to_square(image, 8)
     assert read.shape == (8, 8, 3)
     assert read.dtype == np.uint8
     assert (read[2:6, 2:6] == (255, 0, 0)).all()
-    assert len(policy._question(Query("a?", image))) == len(policy._question(Query("a?")))
-    assert fitted(read, 8) is read
+    assert fit_to_square(read, 8) is read
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -223,7 +208,7 @@ def edit(directory: Path, **changes: Any) -> Path:
 def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: Any) -> None:
     again = load(saved, guidance_scale=policy.guidance_scale, temperature=policy.temperature)
     assert again.config == policy.config
-    assert again.words.size == policy.words.size
+    assert again.vocab.size == policy.vocab.size
     assert not again.module.training
     state, stored = policy.module.state_dict(), again.module.state_dict()
     assert list(state) == list(stored)
@@ -236,8 +221,8 @@ def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: An
     assert {p.name for p in saved.iterdir()} >= {"config.json", "pytorch_model.safetensors", "tokenizer.json", "vq"}
 
 
-def test_parts_kept_elsewhere(policy: ShowO, saved: Path, tmp_path: Path) -> None:
-    """The published model: .bin weights, words named in config.json, an image tokenizer of its own."""
+def test_tokenizers_in_other_directories(policy: ShowO, saved: Path, tmp_path: Path) -> None:
+    """The published model: .bin weights, a tokenizer named in config.json, and a separate image tokenizer."""
     torch.save(policy.module.state_dict(), saved / "pytorch_model.bin")
     (saved / "pytorch_model.safetensors").unlink()
     (tmp_path / "words").mkdir()
@@ -271,45 +256,45 @@ def test_the_published_config(tmp_path: Path) -> None:
         ({"vocab_size": 58_498}, r"tokenizer \d+ \+ codes 16 \+ mask 1 = \d+, but config.json says vocab_size 58498"),
         ({"concept_tokens": ["<bo>", "<cy>", "<more>"]}, "the vocabulary does not fit"),
         ({"codebook_size": 32, "vocab_size": 71}, "the image tokenizer has 16 codes, the policy 32"),
-        ({"llm": {"layers": 2}}, r"describes no Show-o .*layers"),
+        ({"llm": {"layers": 2}}, r"does not describe a Show-o .*layers"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 3}},
-         r"misses showo\.model\.layers\.2"),
+         r"lacks showo\.model\.layers\.2"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 1}},
-         r"has unknown showo\.model\.layers\.1"),
+         r"has unknown keys showo\.model\.layers\.1"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}},
-         r"has other shapes in showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
+         r"has other shapes: showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
     ],
 )  # fmt: skip
 def test_a_config_that_does_not_fit(policy: ShowO, saved: Path, changes: dict[str, Any], message: str) -> None:
     if "codebook_size" in changes:
-        changes = {**changes, "vocab_size": policy.words.image_offset + 33}
+        changes = {**changes, "vocab_size": policy.vocab.image_offset + 33}
     with pytest.raises(SettingsError, match=message):
         load(edit(saved, **changes))
 
 
 def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is no directory here"):
+    with pytest.raises(SettingsError, match="is not a directory"):
         load(tmp_path / "nowhere")
     shutil.move(saved / "vq", tmp_path / "vq")
-    with pytest.raises(SettingsError, match="vq' is no directory here"):
+    with pytest.raises(SettingsError, match="vq' is not a directory"):
         load(saved)
     (saved / "pytorch_model.safetensors").unlink()
-    with pytest.raises(SettingsError, match="holds no weights"):
+    with pytest.raises(SettingsError, match="has no weights"):
         load(saved, vq=tmp_path / "vq")
     (saved / "config.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"describes no Show-o .*vocab_size"):
+    with pytest.raises(SettingsError, match=r"does not describe a Show-o .*vocab_size"):
         load(saved)
     (saved / "config.json").unlink()
     with pytest.raises(SettingsError, match=r"no config\.json"):
         load(saved)
 
 
-def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, words: Vocabulary) -> None:
+def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, vocab: Vocabulary) -> None:
     other = Magvit(MagvitConfig(8, 5, (1, 2), (1, 1), (1, 2), (1, 1), norm_groups=4))
     with pytest.raises(SettingsError, match="the image tokenizer has 32 codes, the policy 16"):
-        ShowO(policy.config, words, other)
+        ShowO(policy.config, vocab, other)
 
 
-def test_texts_and_images_are_the_only_kinds(policy: ShowO, uniforms: Uniforms) -> None:
+def test_segments_of_two_kinds_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
     assert all(isinstance(s, TextSegment) for s in policy.reason(Query("a?"), uniforms(2, 3)))
     assert all(isinstance(s, ImageSegment) for s in drawn(policy, uniforms, 2))

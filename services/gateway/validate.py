@@ -1,0 +1,67 @@
+"""Validate a request against the limits and the names that are served."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from services.combine import required
+from services.settings import MAX_REFERENCES, MAX_SEGMENTS, MAX_TEXT_CHARS, MAX_TIMEOUT_MS, LimitSettings
+from synod.contracts import ScoreItem, ScoreRequest
+from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
+from synod.records import texts
+
+
+def validate(
+    request: ScoreRequest, scorers: Collection[str], ensembles: Collection[str], limits: LimitSettings
+) -> None:
+    """Raise PayloadTooLarge, UnknownScorer, or InvalidRequest for a request without items, scorers or valid numbers."""
+    if not request.items:
+        raise InvalidRequest("'items' is empty; send at least one item")
+    _check_size("items", len(request.items), limits.max_items, " ([limits] max_items)")
+    for i, item in enumerate(request.items):
+        _check_item(f"items[{i}]", item)
+    _check_names(request, scorers, ensembles)
+    _check_numbers(request)
+
+
+def _check_item(path: str, item: ScoreItem) -> None:
+    _check_size(f"{path}.references", len(item.references), MAX_REFERENCES)
+    if item.reasoning is not None:
+        _check_size(f"{path}.reasoning.segments", len(item.reasoning.segments), MAX_SEGMENTS)
+    if item.geneval is not None:
+        _check_size(f"{path}.geneval", len(item.geneval.include) + len(item.geneval.exclude), MAX_SEGMENTS)
+        _check_size(f"{path}.geneval.vqa_list", len(item.geneval.vqa_list), MAX_SEGMENTS)
+    for text_path, text in texts(item, path):
+        _check_size(text_path, len(text), MAX_TEXT_CHARS)
+
+
+def _check_names(request: ScoreRequest, scorers: Collection[str], ensembles: Collection[str]) -> None:
+    if not request.scorers and request.ensemble is None and request.weights is None:
+        raise InvalidRequest(
+            f"the request names no scorer; give 'scorers' (of {_names(scorers)}), 'ensemble' or 'weights'"
+        )
+    for name in (*request.scorers, *(request.weights or ())):
+        if name not in scorers:
+            raise UnknownScorer(f"unknown scorer '{name}'; this service has {_names(scorers)}")
+    if request.ensemble is not None and request.ensemble not in ensembles:
+        raise UnknownScorer(f"unknown ensemble '{request.ensemble}'; this service has {_names(ensembles) or 'none'}")
+
+
+def _check_numbers(request: ScoreRequest) -> None:
+    if request.timeout_ms is not None and not 0 < request.timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidRequest(f"'timeout_ms' is {request.timeout_ms}; give milliseconds in 1..{MAX_TIMEOUT_MS}")
+    for name, weight in (request.weights or {}).items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InvalidRequest(f"weights.{name} is {weight}; give a finite number >= 0")
+    if request.weights is not None and not required(request.weights):
+        raise InvalidRequest("'weights' has no weight above 0; weigh at least one scorer, or omit 'weights'")
+
+
+def _check_size(path: str, size: int, limit: int, setting: str = "") -> None:
+    if size > limit:
+        raise PayloadTooLarge(f"{path} has {size}, the limit is {limit}{setting}; send less, or several requests")
+
+
+def _names(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))
