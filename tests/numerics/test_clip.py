@@ -64,7 +64,7 @@ def test_clip_t_is_the_cosine_of_the_forward_pass(tiny_models: Any, make_images:
         expected.append(float(row @ words))
     outcomes = scorer(tiny_models, "clip_t", family).score(items)
     assert [value(outcome) for outcome in outcomes] == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
+    assert max(expected) - min(expected) > 0.01, "the items differ"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -68,7 +68,7 @@ def test_normalised_text_has_one_case_one_form_and_no_space() -> None:
 
 
 class Told:
-    """Reads what it is told to, and remembers how many images it was given."""
+    """Returns fixed texts and counts the images that it was given."""
 
     def __init__(self, *lines: list[str]) -> None:
         self.lines, self.asked = list(lines), 0

@@ -36,7 +36,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("not weights")
     (tmp_path / "text.safetensors").write_text("not weights")
-    for name, told in (
+    for name, message in (
         ("code.pt", "not weights that can be read safely"),
         ("list.pt", "no table of tensors"),
         ("text.pt", "not weights that can be read safely"),

@@ -137,7 +137,7 @@ ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"url": "http://me:secret@host/v1"}, "url"),
         ({"url": "ftp://host/v1"}, "url"),
@@ -147,8 +147,8 @@ ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
         ({"api_key": "sk"}, "api_key"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_settings_that_cannot_hold_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         registry.SETTINGS.validate_python({**ABOUT, **changes})
 
 
@@ -164,7 +164,7 @@ def test_an_origin_follows_the_model_and_neither_key_nor_limits(tmp_path: Any) -
     def of(**changes: Any) -> Any:
         return origin(registry.SETTINGS.validate_python({**ABOUT, **changes}))
 
-    key = tmp_path / "key"  # it need not exist where origins are told
+    key = tmp_path / "key"  # it need not exist where origins are computed
     assert of(key_file=str(key)) == of(key_env="K") == of(limits={"concurrency": 2}) == of()
     assert of(model="n") != of()
     assert of(rubric="Is it sharp?") != of()

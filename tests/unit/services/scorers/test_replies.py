@@ -33,7 +33,7 @@ def value(outcome: Outcome) -> float:
         ("no", "No.", 1.0),
         ("", "Yes", 0.0),
         ("Perhaps", "No.", 0.0),
-        ("I do not know", "No.", 1.0),  # "no" inside other words: the paper's reading, told in `said`
+        ("I do not know", "No.", 1.0),  # "no" inside other words: the paper's reading, listed in `said`
         ("Yes, no doubt", "No.", 1.0),
     ],
 )
