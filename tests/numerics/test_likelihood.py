@@ -113,10 +113,10 @@ def test_a_prompt_beyond_the_window_fails_alone_and_is_not_cut(folder: str, make
     assert isinstance(long, ScoreFailure)
     assert long.code == "invalid_item"
     assert "140 of text: the model reads 128" in long.message
-    for alone, beside in zip(whole, (first, last), strict=True):
+    for alone, joint in zip(whole, (first, last), strict=True):
         assert isinstance(alone, Score)
-        assert isinstance(beside, Score)
-        assert beside.value == pytest.approx(alone.value, abs=1e-6)
+        assert isinstance(joint, Score)
+        assert joint.value == pytest.approx(alone.value, abs=1e-6)
 
 
 def test_concept_tokens_become_words(folder: str, make_images: ImageFactory) -> None:

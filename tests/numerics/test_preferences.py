@@ -124,7 +124,7 @@ def test_hps_weights_of_another_model_are_refused(tiny_models: Any, tmp_path: Pa
         ("renamed.pt", "missing text_projection; unexpected projection"),
         ("wide.pt", "mismatched text_projection"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}.*another model: {told}"):
+        with pytest.raises(SettingsError, match=f"{name}.*another model: {message}"):
             build(kind="hps", architecture=tiny_models.open_clip, weights=str(tmp_path / name))
     with pytest.raises(SettingsError, match="xswu/HPSv2: no such weights file"):
         build(kind="hps", architecture=tiny_models.open_clip, weights="xswu/HPSv2")
@@ -191,7 +191,7 @@ def test_a_predictor_of_another_form_is_refused(tiny_models: Any, tmp_path: Path
         ("bias.pth", "mismatched layers.2.bias"),
         ("wide.pth", "reads 768, the CLIP model gives 16 numbers"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}.*{told}"):
+        with pytest.raises(SettingsError, match=f"{name}.*{message}"):
             build(kind="aesthetic", model=model, weights=str(tmp_path / name))
     with pytest.raises(SettingsError, match=r"gone\.pth: no such weights file"):
         build(kind="aesthetic", model=model, weights="gone.pth")

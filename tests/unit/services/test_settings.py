@@ -84,7 +84,7 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         ),
         ('[server]\nhost = "0.0.0.0"\n' + MINIMAL, "or listen on 127.0.0.1"),
         ('[server]\nhost = "::"\n' + MINIMAL, "[auth] tokens_file or tokens_env"),
-        ('[server]\nhost = "service.example"\n' + MINIMAL, "'service.example' is reachable from elsewhere"),
+        ('[server]\nhost = "service.example"\n' + MINIMAL, "'service.example' is not loopback"),
         ('[auth]\ntokens_file = "./model"\ntokens_env = "T"\n' + MINIMAL, "give one of them"),
         ('[auth]\ntokens_file = "./gone.toml"\n' + MINIMAL, "./gone.toml"),
         ('[auth]\nmetrics = "token"\n' + MINIMAL, "without a source of tokens"),

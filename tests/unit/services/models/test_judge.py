@@ -180,7 +180,7 @@ def test_boolean_verdicts_are_not_numbers(server: JudgeServer) -> None:
 )
 def test_answer_that_is_not_a_completion_fails(server: JudgeServer, answer: Response) -> None:
     server.script.append(answer)
-    with pytest.raises(ScorerFailed, match=r"no chat completion|over 1048576 bytes"):
+    with pytest.raises(ScorerFailed, match=r"not a chat completion|over 1048576 bytes"):
         judge(server).ask(question())
 
 

@@ -42,7 +42,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
         ("text.pt", "not weights that can be read safely"),
         ("text.safetensors", "not weights that can be read safely"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}: {told}"):
+        with pytest.raises(SettingsError, match=f"{name}: {message}"):
             weights.read(tmp_path / name)
     for source in (str(tmp_path / "gone.pt"), str(tmp_path), "laion/a-hub-id"):
         with pytest.raises(SettingsError, match=f"{source}: no such weights file"):
