@@ -119,11 +119,6 @@ def test_trl_error_names_every_missing_item(service: RewardService) -> None:
         run(reward, prompts=["a"] * 3, completions=[BAD, grey(1), BAD + 0])
 
 
-def test_trl_raises_when_every_score_failed(nobody: str) -> None:
-    with pytest.raises(Unavailable):
-        run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
-
-
 def test_reward_function_works_in_successive_event_loops(service: RewardService) -> None:
     reward = reward_function(service.url, "ber")
     for _ in range(2):
@@ -187,10 +182,11 @@ def test_flow_grpo_raises_or_masks_missing_scores(service: RewardService, multi_
         torch.as_tensor(scores["avg"])
 
 
-def test_flow_grpo_raises_when_the_service_is_unavailable(nobody: str, multi_score: Any) -> None:
-    fn = multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)
+def test_unavailable_service_is_raised_even_when_masking(nobody: str, multi_score: Any) -> None:
     with pytest.raises(Unavailable):
-        fn([grey(1)], ["a"], {})
+        multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)([grey(1)], ["a"], {})
+    with pytest.raises(Unavailable):
+        run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
 
 
 def test_invalid_arguments_are_refused_before_sending(service: RewardService, multi_score: Any) -> None:
