@@ -108,7 +108,7 @@ async def test_what_is_no_measurement_is_a_typed_failure(
         (CODE, "my_package.my_scorer:lode", "has no function 'lode'"),
         ("load = 3\n", "my_package.my_scorer:load", "has no function 'load'"),
         ("import no_such_dependency\n", "my_package.my_scorer:load", "no_such_dependency"),
-        ("def load(name, settings): return None\n", "my_package.my_scorer:load", "returned a NoneType, which has no method"),
+        ("def load(name, settings): return None\n", "my_package.my_scorer:load", "a NoneType, which has no method"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_clear_error(
