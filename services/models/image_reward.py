@@ -180,7 +180,7 @@ def _config(file: Path) -> Mapping[str, Any]:
     try:
         tree = load_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{file}: {error}; give the published {CONFIG_FILE} beside {WEIGHTS_FILE}") from None
+        raise SettingsError(f"{file}: {error}; give the published {CONFIG_FILE} next to {WEIGHTS_FILE}") from None
     return tree if isinstance(tree, Mapping) else {}
 
 

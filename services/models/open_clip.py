@@ -66,8 +66,8 @@ def _loaded(name: str, pretrained: str | None, device: Device | str, weights_fil
         try:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, weights_only=True)
         except RuntimeError as error:
-            told = " ".join(str(error).split())[:300]
-            raise SettingsError(f"{file}: not weights of {name} ({told}); give the model's own weights") from None
+            reason = " ".join(str(error).split())[:300]
+            raise SettingsError(f"{file}: not weights of {name} ({reason}); give the model's own weights") from None
     else:
         weights.load_into(model, state, file, getattr(torch, as_device(device).dtype))
     return model, transform
@@ -141,7 +141,7 @@ def check(source: str, pretrained: str | None) -> None:
 
     OpenAI's CLIP and some later weights were trained with QuickGELU, which open_clip has under names of their own
     ("ViT-L-14-quickgelu"); with GELU the same weights give other features. For a file there is evidence in the archive,
-    in the configuration beside it, and in its name and hub repository; without any, the name of the architecture holds.
+    in the configuration next to it, and in its name and hub repository; else the architecture name decides.
     """
     if Path(source).is_dir() or source.startswith("hf-hub:"):
         if pretrained is not None:
@@ -164,13 +164,13 @@ def _check_file(architecture: str, file: Path) -> None:
     GELU."""
     if _by_openai(file):
         raise SettingsError(
-            f"{file}: the file that OpenAI published, which holds code or settings beside the weights. "
+            f"{file}: the file that OpenAI published, which holds code or settings besides the weights. "
             f"Give the name '{architecture.removesuffix(_QUICK)}{_QUICK}' with pretrained = 'openai'"
         )
     config = file.parent / CONFIG
     if config.is_file():
         if json.loads(config.read_text()).get("model_cfg", {}).get("quick_gelu"):
-            _refuse_gelu(architecture, f"the weights of {file}, by the {CONFIG} beside it,")
+            _refuse_gelu(architecture, f"the weights of {file}, by the {CONFIG} next to it,")
         return
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     named = [tag for tag in tags if _is_named(file, tag, open_clip.get_pretrained_cfg(architecture, tag))]

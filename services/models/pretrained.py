@@ -1,6 +1,6 @@
 """Model directories in transformers' layout: checked file by file, and read straight into the dtype that they run in.
 
-transformers maps a whole file and casts its tensors beside it: 1.5 times a float32 file for a bfloat16 model. It only
+transformers maps a whole file and casts its tensors in addition: 1.5 times a float32 file for a bfloat16 model. It only
 warns when keys are missing, and goes on with random weights. Here tensors are read one at a time, and such a directory
 is refused by name.
 """

@@ -1,4 +1,4 @@
-"""Records and protocols of the models, free of torch: what scorers give to a model and get from it."""
+"""Records and protocols that scorers exchange with models. Loads no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_ANSWER_TOKENS: Final = 512  # of a judge
 
 
 class Clip(Protocol):
-    """Two towers with their own preparation; rows have norm 1, texts beyond the window are cut at its end."""
+    """An image and a text encoder with their preparation. Rows have norm 1; long texts are cut at the window's end."""
 
     def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
         """[N D]; the images may differ in size."""
@@ -91,7 +91,7 @@ class Form(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """A number in [low, high]. The range is told in words: not every server's decoder knows bounds of numbers."""
+    """A number in [low, high]. The range is a description, because not every server enforces bounds of numbers."""
 
     low: float
     high: float

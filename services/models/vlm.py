@@ -86,7 +86,7 @@ class Vlm:
         read = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
         tails = {"input_ids": ids, "attention_mask": read}
         for name, values in inputs.items():
-            if values.shape == shape:  # others, as mm_token_type_ids, tell text from image: 0 is text
+            if values.shape == shape:  # others, as mm_token_type_ids, mark image tokens: 0 is text
                 tail = tails.get(name, torch.zeros_like(ids)).to(values)
                 inputs[name] = torch.cat([values, tail], dim=1)
 
