@@ -94,7 +94,7 @@ class Bench:
         yield self._service(
             "ensemble own core",
             EMBEDDED,
-            [({**base, "server": "synod_own_core"}, "msgpack", REWARDS, loads)],
+            [({**base, "server": "synod_own_core"}, "msgpack", REWARDS, [(1, 32), (8, 32)])],
             inputs.ensemble_items,
             scorers_alone=True,
         )

@@ -46,7 +46,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def summarise(found: Sequence[Record]) -> dict[str, Any]:
     """The figures, from whatever was measured."""
-    loads = {one["clients"] for one in found if one["arm"] == "ensemble"}
+    loads = {one["clients"] for one in found if one["arm"] == "ensemble" and one["server"] == "synod"}
     asked = CLIENTS if CLIENTS in loads else min(loads, default=CLIENTS)
     ensemble = [one for one in found if one["arm"] == "ensemble" and _at(one, asked)]
     best = max((one for one in ensemble if one["server"] not in OWN), key=_rate, default=None)
@@ -57,7 +57,7 @@ def summarise(found: Sequence[Record]) -> dict[str, Any]:
         "ensemble_vs_best_peer": ratio(_one(ensemble, "synod", WAY), best),
         "ensemble_vs_best_five_posts": ratio(_one(ensemble, "synod", WAY), _best(ensemble, together=False)),
         "ensemble_vs_best_together": ratio(_one(ensemble, "synod", WAY), _best(ensemble, together=True)),
-        "direct_shares": {f"{one['server']} {one['way']}".strip(): ratio(one, direct) for one in ensemble},
+        "direct_shares": {_name(one): ratio(one, direct) for one in found if one["arm"] == "ensemble"},
         "ensemble_best_peer": None if best is None else f"{best['server']} {best['way']}".strip(),
         "ensemble_clients": asked,
         "ensemble_ways": {one["way"]: ratio(one, best) for one in ensemble if one["server"] == "synod"},
@@ -72,6 +72,10 @@ def summarise(found: Sequence[Record]) -> dict[str, Any]:
         },
         "replica_scaling": scaling(found),
     }
+
+
+def _name(one: Record) -> str:
+    return " ".join(str(one[key]) for key in ("server", "way", "clients", "images") if one[key] != "")
 
 
 def _best(ensemble: Sequence[Record], *, together: bool) -> Record | None:

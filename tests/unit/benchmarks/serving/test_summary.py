@@ -73,8 +73,13 @@ def test_every_server_is_compared_with_the_direct_limit() -> None:
         record("ensemble", "mosec_all", "batch=1", 50.0),
     ]
     summary = summarise(found)
-    shares = {"synod msgpack": 0.8, "synod_own_core msgpack": 0.96, "mosec batch=1": 0.4, "mosec_all batch=1": 1.0}
-    assert summary["direct_shares"] == shares
+    assert summary["direct_shares"] == {
+        "direct 1 32": 1.0,
+        "synod msgpack 8 32": 0.8,
+        "synod_own_core msgpack 8 32": 0.96,
+        "mosec batch=1 8 32": 0.4,
+        "mosec_all batch=1 8 32": 1.0,
+    }
     assert (summary["ensemble_vs_best_five_posts"], summary["ensemble_vs_best_together"]) == (2.0, 0.8)
     assert summary["ensemble_ways"] == {"msgpack": 0.8}
 
