@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import ray
 from ray import serve
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatusOverview
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.cluster.host import SharedItems
+from services.cluster.ray_errors import translate
+from services.cluster.readiness import readiness
 from services.observability import tracing
 from synod.contracts import Outcome, ScoreItem
-from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
+from synod.errors import Overloaded
 
 APP = "synod"
-FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
 # Below this, a copy in a gRPC message to each scorer is faster than the object store, above it slower, for one scorer
 # too (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
 SHARE_FROM_BYTES = 2**20
 ASK_S = 2.0  # for what a replica knows without its device
-LOST = (
-    RayActorError,
-    WorkerCrashedError,
-    NodeDiedError,
-    ObjectLostError,
-    TaskCancelledError,  # not by us: the replica went away with the call
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
 
 
 class RayBackend:
@@ -129,40 +109,6 @@ class RayBackend:
                 return answer
         except Exception:  # it went away meanwhile, or is too busy to say
             return {}
-
-
-def translate(scorer: str, error: Exception) -> SynodError:
-    """Ray's exception as one of ours: lost replicas may be asked again, a full queue says so, the rest has failed."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, SynodError):
-        return cause
-    if isinstance(cause, LOST):
-        return ReplicaLost(f"a replica of scorer '{scorer}' was lost while it scored; retry")
-    if isinstance(cause, BackPressureError):
-        return Overloaded(f"the queue of scorer '{scorer}' is full; retry later")
-    return ScorerFailed(f"scorer '{scorer}' failed with {type(cause).__name__}: {str(cause)[:200]}")
-
-
-def readiness(status: DeploymentStatusOverview | None, wanted: int, last: Readiness) -> Readiness:
-    """Of one scorer, from what Serve says of its deployment (None: nothing yet) and what was said `last`."""
-    states = {} if status is None else status.replica_states
-    running = int(states.get("RUNNING", 0))
-    if wanted == 0 and not any(states.values()) and not (status and status.status.value in FAILED):
-        return replace(last, replicas=0, wanted=0)
-    least = max(wanted, 1)
-    if status is not None and running >= least:
-        return Readiness(True, running, wanted)
-    reason = f"{running} of {least} replicas loaded and golden"
-    if status is not None and status.message:
-        reason = f"{reason}: {gist(status.message)}"
-    return Readiness(False, running, wanted, reason)
-
-
-def gist(message: str) -> str:
-    """What Serve says of a deployment, without the traceback inside: its last unindented lines."""
-    lines = message.strip().splitlines()
-    traced = [i for i, line in enumerate(lines) if line.startswith("  ")]
-    return "\n".join(lines[traced[-1] + 1 :] if traced else lines)
 
 
 def size_of(items: Sequence[ScoreItem]) -> int:

@@ -158,7 +158,7 @@ class RewardService:
 
     def _reason(self, deployments: Mapping[str, Any]) -> str:
         """Why the deployments that failed did not come up."""
-        from services.cluster.backend import gist
+        from services.cluster.readiness import gist
 
         failed = [f"'{name}': {gist(one.message)}" for name, one in deployments.items() if "FAIL" in one.status.value]
         return "\n".join(["the service did not start:", *failed, f"the whole story is in {self._run_dir / 'logs'}"])
