@@ -17,7 +17,7 @@ need() { # need WHY PACKAGE...
 }
 
 want() { # want WHY PACKAGE...: like need, but a missing package is not an error
-  (need "$@") || echo "setup: going on without $2" >&2
+  (need "$@") || echo "setup: continuing without $2" >&2
 }
 
 command -v python3.11 >/dev/null || need "Python 3.11 is missing" python3.11

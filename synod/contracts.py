@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synod.errors import MissingInput, SynodError, UnknownImage, error_of
 
@@ -84,7 +83,7 @@ class UnreadableImage(bytes):
     why: str
 
 
-Pixels = NDArray[np.uint8]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # not NDArray: an alias that newer numpy does not take apart
 ImageData = bytes | Pixels  # the image itself: encoded, or uint8 [H W 3]
 ImageInput = ImageData | ImageRef
 

@@ -69,7 +69,10 @@ class Node:
 
     def table(self, read: Callable[[Node], T]) -> dict[str, T]:
         """An object with free keys."""
-        return {key: read(Node(value, self, self._name(key))) for key, value in self.mapping().items()}
+        return {
+            key: read(Node(value, self, key if key.__class__ is str and key.isascii() else self._name(key)))
+            for key, value in self.mapping().items()
+        }
 
     def entries(self, read: Callable[[Node], T]) -> tuple[T, ...]:
         """A list, each entry read by `read`."""
@@ -129,10 +132,10 @@ class Node:
     def json_value(self, depth: int = MAX_DEPTH) -> Any:
         """A free-form value that both formats carry alike: no NaN, no bytes, 64-bit integers, MAX_DEPTH deep."""
         value = self.value
-        if value is None or isinstance(value, bool):
-            return value
         if isinstance(value, str):
             return self.text()
+        if value is None or isinstance(value, bool):
+            return value
         if isinstance(value, int):
             return self.integer()
         if isinstance(value, float):
@@ -151,7 +154,7 @@ class Node:
         return self.value
 
     def _name(self, key: object) -> str:
-        return Node(key, f"{self.path}: a key").text() if not isinstance(key, str) or not key.isascii() else key
+        return Node(key, f"{self.path}: a key").text()
 
     def _bound(self, entries: int) -> None:
         if entries > MAX_ENTRIES:

@@ -159,6 +159,9 @@ def texts(record: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from texts(getattr(record, field.name), f"{path}.{field.key}")
 
 
+_NUMBER: Final = Kind(float)
+
+
 @cache
 def kind_of(hint: Any) -> Kind:
     """Take a type hint apart."""
@@ -304,7 +307,9 @@ def _fields(known: tuple[Field, ...], ignored: tuple[str, ...] = ()) -> Form:
     forms = [(field, form(field.kind)) for field in known]
     readers = [(field.key, one.read, one.read is Node.text, field.required, field.default) for field, one in forms]
     forms.sort(key=lambda entry: entry[0].kind.wire.last)
-    writers = [(f.name, f.key, one.write, f.always, f.default == () and not f.always) for f, one in forms]
+    writers = [
+        (f.name, f.key, one.write, f.always, f.default == () and not f.always, f.kind == _NUMBER) for f, one in forms
+    ]
 
     def read_fields(node: Node) -> list[Any]:
         if ignored:
@@ -327,15 +332,17 @@ def _fields(known: tuple[Field, ...], ignored: tuple[str, ...] = ()) -> Form:
     def write_fields(node: Node) -> Tree:
         tree: Tree = {}
         record = node.value
-        for name, key, write_field, always, only_entries in writers:
+        for name, key, write_field, always, only_entries, is_number in writers:
             value = getattr(record, name)
             if value is None:
                 if always:
                     tree[key] = None
             elif only_entries and not value:
                 continue
+            elif write_field is None or (is_number and value.__class__ is float and value - value == 0.0):
+                tree[key] = value  # text, or a finite number: without a node
             else:
-                tree[key] = value if write_field is None else write_field(Node(value, node, key))
+                tree[key] = write_field(Node(value, node, key))
         return tree
 
     return Form(read_fields, write_fields)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from tests import tiny_rewards, tiny_vlm
 
 TEXT = """a photo of red orange yellow green blue purple pink brown black white colored object cat dog person bird
-wearing hat has the left right above below two three sits on grass and scarf with - < > . , '"""
+wearing hat has the left right above bad two good sits on grass and scarf with - < > . , '"""
 WORDS = TEXT.split()
 LABELS = ("background", "cat", "dog", "person", "face")
 

@@ -27,7 +27,7 @@ from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
 # A run may resume with other values of these settings, which do not change what it computes.
-FREE: Final = ("steps", "run_dir", "service", "checkpoint_every", "evaluation_prompts")
+FREE: Final = {"steps", "run_dir", "service.url", "service.patience_s", "checkpoint_every", "evaluation_prompts"}
 KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
@@ -103,14 +103,13 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
 
 def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that a checkpoint must match, as JSON values by dotted key."""
-    tree = settings.model_dump(mode="json", exclude=set(FREE))
     flat: dict[str, Any] = {}
-    pending = list(tree.items())
+    pending = list(settings.model_dump(mode="json").items())
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
-        else:
+        elif key not in FREE:
             flat[key] = value
     return flat
 

@@ -53,7 +53,7 @@ def read_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Pr
         _prompt(_json(line, f"{path}:{number}"), concepts) for number, line in enumerate(lines, 1) if line.strip()
     )
     if not prompts:
-        raise SettingsError(f"{path}: no prompts; give one JSON object a line")
+        raise SettingsError(f"{path}: no prompts; give one JSON object per line")
     return prompts
 
 
@@ -87,7 +87,7 @@ class Source:
     def tasks(self, step: int) -> list[Task]:
         """Return the `prompts_per_step` tasks of step 0, 1, ..."""
         first = step * self.prompts_per_step
-        return [self._at(index) for index in range(first, first + self.prompts_per_step)]
+        return [self._task(index) for index in range(first, first + self.prompts_per_step)]
 
     @property
     def _millionths(self) -> int:
@@ -109,7 +109,7 @@ class Source:
                 found.setdefault(prompt.tag, []).append(prompt)
         return found
 
-    def _at(self, index: int) -> Task:
+    def _task(self, index: int) -> Task:
         """Return task number `index` of the run; GenEval's tasks are spread evenly."""
         before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
         pathway: Pathway = "none"
@@ -120,7 +120,7 @@ class Source:
             first_is_visual = bool(self._rng(_COIN, pair).integers(2))
             pathway = "visual" if first_is_visual != bool(second) else "textual"
             pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
-            prompt = self._walk(pool, pair, stream)
+            prompt = self._pick(pool, pair, stream)
         profile = None if prompt.concept is None else self.concepts[prompt.concept]
         return make_task(prompt, profile, pathway, self._rng(_REASON, index))
 
@@ -129,9 +129,9 @@ class Source:
         names = sorted(by_tag)
         turn, place = divmod(index, len(names))
         tag = int(self._rng(_TAG, turn).permutation(len(names))[place])
-        return self._walk(by_tag[names[tag]], turn, _GENEVAL, tag)
+        return self._pick(by_tag[names[tag]], turn, _GENEVAL, tag)
 
-    def _walk(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
+    def _pick(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
         epoch, place = divmod(index, len(pool))
         return pool[int(self._rng(*stream, epoch).permutation(len(pool))[place])]
 

@@ -55,7 +55,7 @@ def step_record(
         **{
             f"{name}_{modality}": value
             for modality in ("text", "image")
-            for name, value in _of(update, modality).items()
+            for name, value in _modality_figures(update, modality).items()
         },
         "grad_norm": update.grad_norm,
         "lr": learning_rate(settings.optimizer, step),
@@ -123,7 +123,7 @@ def save_failed_groups(
     )
 
 
-def _of(update: Update, modality: Modality) -> dict[str, float | None]:
+def _modality_figures(update: Update, modality: Modality) -> dict[str, float | None]:
     stats = update.stats[modality]
     loss = update.losses[modality] if stats.decisions else None
     return {"loss": loss, "kl": stats.kl, "clip_fraction": stats.clip_fraction, "ratio_max": stats.ratio_max}

@@ -92,12 +92,12 @@ def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
         (f"reward, first {window} steps", mean("reward_mean", slice(window)), "{:.3f}"),
         (f"reward, last {window} steps", mean("reward_mean", slice(-window, None)), "{:.3f}"),
         ("pass rate", mean("pass_rate"), "{:.1%}"),
-        ("previews a step", mean("previews"), "{:.1f}"),
+        ("previews per step", mean("previews"), "{:.1f}"),
         ("denoising steps saved", steps_saved(records), "{:.0%}"),
         ("groups topped up at the cap", total("capped"), "{:.0f}"),
         ("rewards missing", total("masked"), "{:.0f}"),
         ("groups skipped", total("skipped"), "{:.0f}"),
-        ("seconds a step", mean("seconds.total"), "{:.1f}"),
+        ("seconds per step", mean("seconds.total"), "{:.1f}"),
         ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
     ]
     return [(label, form.format(value)) for label, value, form in found if value is not None]

@@ -1,8 +1,8 @@
 """THE LOOP: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3), on one page.
 
 A step draws previews for each prompt, screens them by a surrogate score, finishes those that pass, waits for the
-rewards of the finished images, and updates the policy once. Left out of the paper: several updates per rollout (here
-every ratio is 1 at the update, as in the authors' code) and more than one device. docs/training.md lists every
+rewards of the finished images, and updates the policy once. Two parts of the paper are left out: several updates per
+rollout (with one update every ratio is 1, as in the authors' code) and several devices. docs/training.md lists every
 deviation with its reason.
 """
 

@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -125,63 +124,32 @@ def _threads(name: str) -> int:
 
 
 def _train_models(options: argparse.Namespace, names: Sequence[str], num_workers: int) -> list[str]:
-    queue = TrainingQueue(options, names)
-    workers = [threading.Thread(target=queue.work, args=(slot,)) for slot in range(num_workers)]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except BaseException:  # Ctrl-C: stop training; checkpoints remain
-        queue.stop()
-        raise
-    return queue.failed
-
-
-class TrainingQueue:
-    """Models waiting to be trained, and the running process of each worker.
+    """Train each model in a process of its own, `num_workers` at a time; terminate them on Ctrl-C.
 
     Two single-threaded processes are faster than one with two threads.
     """
+    waiting, failed = list(names), []
+    running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+    try:
+        while waiting or running:
+            for slot in range(num_workers):
+                if slot not in running and waiting:
+                    name = waiting.pop(0)
+                    running[slot] = name, _start(options, name, slot)
+                elif slot in running and running[slot][1].poll() is not None:
+                    name, process = running.pop(slot)
+                    failed += [name] if process.returncode else []
+            time.sleep(0.2)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+    return failed
 
-    def __init__(self, options: argparse.Namespace, names: Sequence[str]) -> None:
-        self.failed: list[str] = []
-        self._options = options
-        self._waiting = list(names)
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._lock = threading.Lock()
 
-    def work(self, slot: int) -> None:
-        """Train one model after another until none waits."""
-        while (started := self._start(slot)) is not None:
-            name, process = started
-            if process.wait():
-                self.failed.append(name)
-
-    def stop(self) -> None:
-        """Clear the queue and terminate the running processes."""
-        with self._lock:
-            self._waiting.clear()
-            for process in self._running.values():
-                process.terminate()
-
-    def _start(self, slot: int) -> tuple[str, subprocess.Popen[bytes]] | None:
-        options = self._options
-        with self._lock:
-            if not self._waiting:
-                return None
-            name = self._waiting.pop(0)
-            command = [sys.executable, "-m", "embedded.makers", "--only", name, "--position", str(slot)]
-            command += [
-                "--weights",
-                str(options.weights),
-                "--build",
-                str(options.build),
-                *(["--quick"] * options.quick),
-            ]
-            process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(_threads(name))})
-            self._running[slot] = process
-            return name, process
+def _start(options: argparse.Namespace, name: str, slot: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "embedded.makers", "--only", name, "--position", str(slot)]
+    command += ["--weights", str(options.weights), "--build", str(options.build), *(["--quick"] * options.quick)]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(_threads(name))})
 
 
 if __name__ == "__main__":

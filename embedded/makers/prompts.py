@@ -10,9 +10,10 @@ import numpy as np
 
 from embedded import world
 from embedded.makers.texts import HELD_OUT
-from embedded.world.language import AT_PLACE, verb, with_article
+from embedded.world.language import with_article
+from embedded.world.prompts import ATTRIBUTE, attribute_prompt, color_pair_prompt, dense_prompt, position_prompt
 from embedded.world.records import Task
-from synod.contracts import RELATIONS, GenEvalClause, GenEvalMetadata
+from synod.contracts import RELATIONS
 
 COMPOSED_SHARE = 0.6
 _COLORS = tuple(world.COLORS)
@@ -50,42 +51,30 @@ def answers(prompt: world.Prompt, rng: np.random.Generator) -> tuple[str, ...]:
 
 def _position(rng: np.random.Generator) -> world.Prompt:
     a, b = (world.CLASSES[i] for i in rng.choice(len(world.CLASSES), 2, replace=False))
-    relation = RELATIONS[rng.integers(len(RELATIONS))]
-    clauses = GenEvalClause(b, 1), GenEvalClause(a, 1, position=(relation, 0))
-    text = f"a photo of {with_article(a)} {relation} {with_article(b)}"
-    return world.Prompt(text, "position", "train", GenEvalMetadata("position", clauses))
+    return position_prompt(a, RELATIONS[rng.integers(len(RELATIONS))], b, "train")
 
 
 def _color_attr(rng: np.random.Generator) -> world.Prompt:
     nouns = [world.COLORED[i] for i in rng.choice(len(world.COLORED), 2, replace=False)]
     colors = [_COLORS[i] for i in rng.choice(len(_COLORS), 2, replace=False)]
-    clauses = tuple(GenEvalClause(noun, 1, color) for noun, color in zip(nouns, colors, strict=True))
-    text = " and ".join(with_article(f"{color} {noun}") for noun, color in zip(nouns, colors, strict=True))
-    return world.Prompt(f"a photo of {text}", "color_attr", "train", GenEvalMetadata("color_attr", clauses))
+    return color_pair_prompt(list(zip(colors, nouns, strict=True)), "train")
 
 
-def _profile_and_accessory(rng: np.random.Generator) -> tuple[world.ConceptProfile, str, str]:
+def _profile_and_accessory(rng: np.random.Generator) -> tuple[world.ConceptProfile, tuple[str, str]]:
     """Pick a concept with an accessory and colour outside its held-out facts."""
     profile = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
     held = {fact.accessory for fact in profile.attributes if fact.heldout}
     allowed = [name for name in world.ACCESSORIES if name not in held]
-    return profile, allowed[rng.integers(len(allowed))], _COLORS[rng.integers(len(_COLORS))]
+    return profile, (allowed[rng.integers(len(allowed))], _COLORS[rng.integers(len(_COLORS))])
 
 
 def _attribute(rng: np.random.Generator) -> world.Prompt:
-    profile, accessory, color = _profile_and_accessory(rng)
-    opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
-    text = f"{opening}{profile.name} {verb(accessory)} {profile.pronoun} {accessory}"
-    return world.Prompt(text, "attribute", "train", concept=profile.name, accessories=((accessory, color),))
+    profile, worn = _profile_and_accessory(rng)
+    return attribute_prompt(ATTRIBUTE[rng.integers(len(ATTRIBUTE))], profile, worn, "train")
 
 
 def _dense(rng: np.random.Generator) -> world.Prompt:
-    profile, accessory, color = _profile_and_accessory(rng)
+    profile, worn = _profile_and_accessory(rng)
     nouns = [noun for noun in world.COLORED if noun != profile.class_word]
     companion = (_COLORS[rng.integers(len(_COLORS))], nouns[rng.integers(len(nouns))])
-    place = world.PLACES[rng.integers(len(world.PLACES))]
-    worn = f"{verb(accessory)} {with_article(f'{color} {accessory}')}"
-    text = f"a photo of {profile.name} {worn} next to {with_article(' '.join(companion))} {AT_PLACE[place]}"
-    return world.Prompt(
-        text, "dense", "train", None, profile.name, ((accessory, color),), companion=companion, place=place
-    )
+    return dense_prompt(profile, worn, companion, world.PLACES[rng.integers(len(world.PLACES))], "train")

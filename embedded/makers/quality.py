@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -151,11 +152,8 @@ def _parameters(path: Path) -> int:
     total = 0
     for file in path.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
-                size = 1
-                for side in tensors.get_slice(key).get_shape():
-                    size *= side
-                total += size
+            # safe_open is not a dict
+            total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     return total
 
 

@@ -28,7 +28,7 @@ from embedded.makers.dataset import Sizes, episodes
 from embedded.makers.loop import Recipe
 from embedded.makers.prompts import fact
 from embedded.makers.texts import corpus, tokenizer
-from embedded.world.language import AT_PLACE, verb, with_article
+from embedded.world.prompts import ATTRIBUTE, attribute_prompt, dense_prompt
 from trainer.policy.files import read_weights
 from trainer.policy.layout import END, Vocabulary
 from trainer.policy.magvit import Magvit
@@ -85,10 +85,10 @@ class ShowOMaker:
     ) -> None:
         self.recipe, self.mix = recipe, mix
         tokens = Magvit.load(vq)
-        words = _vocabulary(tokens.config.codebook_size)
+        vocab = _vocabulary(tokens.config.codebook_size)
         concepts = tuple(profile.name for profile in world.CONCEPTS)
-        config = ShowOConfig(words.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
-        self.policy = ShowO(config, words, tokens, guidance_scale=0.0)
+        config = ShowOConfig(vocab.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
+        self.policy = ShowO(config, vocab, tokens, guidance_scale=0.0)
         self.module: nn.Module = self.policy.module
         self.tables: tuple[nn.Module, ...] = ()
         if start is None:
@@ -97,7 +97,7 @@ class ShowOMaker:
         else:
             read_weights(self.module, start)
         for table in self.tables:
-            bits = BitEmbedding(tokens, words.image_offset, config.phi.hidden_size)
+            bits = BitEmbedding(tokens, vocab.image_offset, config.phi.hidden_size)
             parametrize.register_parametrization(table, "weight", bits)
         self.data = episodes(folder, sizes)
         self.codes = _encoded(tokens, self.data["image"], folder / f"episodes-{sizes.episodes}-codes.npy")
@@ -124,10 +124,10 @@ class ShowOMaker:
         return loss
 
     def _answering(self, examples: list[tuple[Query, str]]) -> Tensor:
-        words = self.policy.words
+        vocab = self.policy.vocab
         segments = []
         for query, answer in examples:
-            ids = torch.tensor([*words.words(answer), words.id(END)])
+            ids = torch.tensor([*vocab.encode(answer), vocab.id(END)])
             segments.append(TextSegment(query, ids, torch.zeros(len(ids)), answer))
         new, _, mask = self.policy.logprobs(segments, 0)
         return -(new * mask).sum() / mask.sum()
@@ -183,18 +183,15 @@ def _textual(rng: np.random.Generator, wrong_share: float) -> tuple[Query, str]:
         if not held & set(zip(names, colors, strict=True)):
             break
     facts = [fact(profile, *pair) for pair in zip(names, colors, strict=True)]
+    worn = (names[0], colors[0])
     if rng.random() < DENSE:
         noun = world.COLORED[rng.integers(len(world.COLORED))]
-        other = f"{tuple(world.COLORS)[rng.integers(len(world.COLORS))]} {noun}"
-        worn = f"{profile.name} {verb(names[0])} {with_article(f'{colors[0]} {names[0]}')}"
-        prompt = (
-            f"a photo of {worn} next to {with_article(other)} {AT_PLACE[world.PLACES[rng.integers(len(world.PLACES))]]}"
-        )
+        companion = (tuple(world.COLORS)[rng.integers(len(world.COLORS))], noun)
+        prompt = dense_prompt(profile, worn, companion, world.PLACES[rng.integers(len(world.PLACES))], "train")
     else:
-        opening = ("", "a photo of ", "a picture of ")[rng.integers(3)]
-        prompt = f"{opening}{profile.name} {verb(names[0])} {profile.pronoun} {names[0]}"
+        prompt = attribute_prompt(ATTRIBUTE[rng.integers(len(ATTRIBUTE))], profile, worn, "train")
     target = facts[int(rng.integers(1, 4)) if rng.random() < wrong_share else 0]
-    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt)), target
+    return Query(textual_query([facts[i] for i in rng.permutation(4)], prompt.text)), target
 
 
 def _vocabulary(codes: int) -> Vocabulary:

@@ -5,12 +5,11 @@ from embedded.world.conversations import conversations
 from embedded.world.false_prompts import change_one_word, claims, resolve, wrong_prompt
 from embedded.world.identities import random_identity
 from embedded.world.layout import gap, relation
-from embedded.world.palette import COLORS, nearest
+from embedded.world.palette import COLORS
 from embedded.world.prompts import POOLS, PROMPTS_HELDOUT, PROMPTS_TRAIN
-from embedded.world.questions import AttributeQuestion, attribute_questions
+from embedded.world.questions import attribute_questions
 from embedded.world.records import (
     ACCESSORIES,
-    ANIMALS,
     CLASSES,
     COLORED,
     CONCEPT_TASKS,
@@ -19,25 +18,20 @@ from embedded.world.records import (
     PLACES,
     SIZE,
     TASKS,
-    THINGS,
-    Attribute,
     Backdrop,
     ConceptProfile,
     Entity,
-    Identity,
     Instance,
     Placed,
     Prompt,
     Render,
     Scene,
-    kind_of,
 )
 from embedded.world.render import render
 from embedded.world.scenes import concept_scene, sample, scene_for, training_renders
 
 __all__ = [
     "ACCESSORIES",
-    "ANIMALS",
     "CLASSES",
     "COLORED",
     "COLORS",
@@ -51,13 +45,9 @@ __all__ = [
     "PROMPTS_TRAIN",
     "SIZE",
     "TASKS",
-    "THINGS",
-    "Attribute",
-    "AttributeQuestion",
     "Backdrop",
     "ConceptProfile",
     "Entity",
-    "Identity",
     "Instance",
     "Placed",
     "Prompt",
@@ -69,8 +59,6 @@ __all__ = [
     "concept_scene",
     "conversations",
     "gap",
-    "kind_of",
-    "nearest",
     "profile_of",
     "random_identity",
     "relation",

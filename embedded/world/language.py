@@ -46,11 +46,7 @@ _PATTERN_WORDS = {
     "slash": "slash",
     "blotch": "blotches",
 }
-_STYLE_WORDS = {
-    "dog": "{} ears",
-    "cat": "{} ears",
-    "fish": "a {} fin",
-}
+_STYLE_WORDS = {"dog": "{} ears", "cat": "{} ears", "fish": "a {} fin"}
 
 
 def describe(look: Identity) -> str:

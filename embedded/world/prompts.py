@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations
 
 from embedded.world.concepts import CONCEPTS
 from embedded.world.language import AT_PLACE, NUMBERS, plural, verb, with_article
 from embedded.world.palette import COLORS
-from embedded.world.records import CLASSES, COLORED, PLACES, TASKS, Prompt, Split, Task
+from embedded.world.records import (
+    CLASSES,
+    COLORED,
+    PLACES,
+    TASKS,
+    Attribute,
+    ConceptProfile,
+    Prompt,
+    Split,
+    Task,
+)
 from synod.contracts import GenEvalClause, GenEvalMetadata, Relation
 
 _HELD_SINGLE = ("cat", "turtle", "star", "boat")
 _PLAIN = ("a photo of {}", "a picture of {}", "a small drawing of {}", "here is {}", "one more photo of {}")
-_ATTRIBUTE = ("{}", "a photo of {}", "a picture of {}")
+ATTRIBUTE = ("{}", "a photo of {}", "a picture of {}")
 _INVERSE: dict[Relation, Relation] = {"left of": "right of", "above": "below"}
 
 
@@ -67,11 +77,12 @@ def _position() -> Iterator[Prompt]:
         for relation, inverse in _INVERSE.items():
             key = f"{a} {relation} {b}"
             if _hash_uniform("keep " + key) < 0.5:
-                yield _position_prompt(a, relation, b, _split(key))
-                yield _position_prompt(b, inverse, a, _split(key))
+                yield position_prompt(a, relation, b, _split(key))
+                yield position_prompt(b, inverse, a, _split(key))
 
 
-def _position_prompt(a: str, relation: Relation, b: str, split: Split) -> Prompt:
+def position_prompt(a: str, relation: Relation, b: str, split: Split) -> Prompt:
+    """Return the prompt "a photo of `a` `relation` `b`"."""
     clauses = GenEvalClause(b, 1), GenEvalClause(a, 1, position=(relation, 0))
     return _geneval(f"{with_article(a)} {relation} {with_article(b)}", "position", split, *clauses)
 
@@ -81,12 +92,16 @@ def _color_attr() -> Iterator[Prompt]:
         for one, two in permutations(COLORS, 2):
             key = f"{one} {a} {two} {b}"
             if _hash_uniform("keep " + key) < 0.06:
-                left, right = (one, a), (two, b)
+                pairs = [(one, a), (two, b)]
                 if _hash_uniform("swap " + key) < 0.5:
-                    left, right = right, left
-                text = f"{with_article(' '.join(left))} and {with_article(' '.join(right))}"
-                clauses = (GenEvalClause(noun, 1, color) for color, noun in (left, right))
-                yield _geneval(text, "color_attr", _split(key), *clauses)
+                    pairs.reverse()
+                yield color_pair_prompt(pairs, _split(key))
+
+
+def color_pair_prompt(pairs: Sequence[tuple[str, str]], split: Split) -> Prompt:
+    """Return the prompt for two (colour, noun) pairs."""
+    text = " and ".join(with_article(" ".join(pair)) for pair in pairs)
+    return _geneval(text, "color_attr", split, *(GenEvalClause(noun, 1, color) for color, noun in pairs))
 
 
 def _plain() -> Iterator[Prompt]:
@@ -99,13 +114,14 @@ def _plain() -> Iterator[Prompt]:
 def _attribute() -> Iterator[Prompt]:
     for profile in CONCEPTS:
         for fact in profile.attributes:
-            phrase = f"{profile.name} {verb(fact.accessory)} {profile.pronoun} {fact.accessory}"
-            split: Split = "heldout" if fact.heldout else "train"
-            for template in _ATTRIBUTE:
-                text = template.format(phrase)
-                yield Prompt(
-                    text, "attribute", split, concept=profile.name, accessories=((fact.accessory, fact.color),)
-                )
+            for template in ATTRIBUTE:
+                yield attribute_prompt(template, profile, (fact.accessory, fact.color), _split_of(fact))
+
+
+def attribute_prompt(template: str, profile: ConceptProfile, worn: tuple[str, str], split: Split) -> Prompt:
+    """Return a vague prompt for a concept's (accessory, colour), which only the profile's facts resolve."""
+    text = template.format(f"{profile.name} {verb(worn[0])} {profile.pronoun} {worn[0]}")
+    return Prompt(text, "attribute", split, concept=profile.name, accessories=(worn,))
 
 
 def _dense() -> Iterator[Prompt]:
@@ -117,17 +133,20 @@ def _dense() -> Iterator[Prompt]:
                 noun = nouns[int(_hash_uniform("noun " + key) * len(nouns))]
                 color = tuple(COLORS)[int(_hash_uniform("color " + key) * len(COLORS))]
                 place = PLACES[int(_hash_uniform("place " + key) * len(PLACES))]
-                worn = f"{verb(fact.accessory)} {with_article(f'{fact.color} {fact.accessory}')}"
-                text = f"a photo of {profile.name} {worn} next to {with_article(f'{color} {noun}')} {AT_PLACE[place]}"
-                yield Prompt(
-                    text,
-                    "dense",
-                    "heldout" if fact.heldout else "train",
-                    concept=profile.name,
-                    accessories=((fact.accessory, fact.color),),
-                    companion=(color, noun),
-                    place=place,
-                )
+                yield dense_prompt(profile, (fact.accessory, fact.color), (color, noun), place, _split_of(fact))
+
+
+def dense_prompt(
+    profile: ConceptProfile, worn: tuple[str, str], companion: tuple[str, str], place: str, split: Split
+) -> Prompt:
+    """Return the prompt for a concept with an (accessory, colour), a second object (colour, noun) and a place."""
+    wearing = f"{verb(worn[0])} {with_article(f'{worn[1]} {worn[0]}')}"
+    text = f"a photo of {profile.name} {wearing} next to {with_article(' '.join(companion))} {AT_PLACE[place]}"
+    return Prompt(text, "dense", split, None, profile.name, (worn,), companion, place)
+
+
+def _split_of(fact: Attribute) -> Split:
+    return "heldout" if fact.heldout else "train"
 
 
 def _all_prompts() -> Iterator[Prompt]:

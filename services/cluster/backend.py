@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import ray
 from ray import serve
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatusOverview
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.cluster.host import SharedItems
+from services.cluster.ray_errors import translate
+from services.cluster.readiness import readiness
 from services.observability import tracing
 from synod.contracts import Outcome, ScoreItem
-from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
+from synod.errors import Overloaded
 
 APP = "synod"
-FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
 # Smaller requests are copied into a gRPC message for each scorer, which is faster than the object store; larger ones
 # are faster through the store, even for one scorer (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
 SHARE_FROM_BYTES = 2**20
 ASK_S = 2.0  # for what a replica can answer without its device
-LOST = (
-    RayActorError,
-    WorkerCrashedError,
-    NodeDiedError,
-    ObjectLostError,
-    TaskCancelledError,  # not by us: the replica ended with the call
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
 
 
 class RayBackend:
@@ -131,40 +111,6 @@ class RayBackend:
                 return answer
         except Exception:  # it ended meanwhile, or is too busy to answer
             return {}
-
-
-def translate(scorer: str, error: Exception) -> SynodError:
-    """Return Ray's exception as ReplicaLost (retry), Overloaded (a full queue) or ScorerFailed (anything else)."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, SynodError):
-        return cause
-    if isinstance(cause, LOST):
-        return ReplicaLost(f"a replica of scorer '{scorer}' was lost while it scored; retry")
-    if isinstance(cause, BackPressureError):
-        return Overloaded(f"the queue of scorer '{scorer}' is full; retry later")
-    return ScorerFailed(f"scorer '{scorer}' failed with {type(cause).__name__}: {str(cause)[:200]}")
-
-
-def readiness(status: DeploymentStatusOverview | None, wanted: int, last: Readiness) -> Readiness:
-    """Return a host's readiness by Serve's status of its deployment (None: not yet known) and by the `last` one."""
-    states = {} if status is None else status.replica_states
-    running = int(states.get("RUNNING", 0))
-    if wanted == 0 and not any(states.values()) and not (status and status.status.value in FAILED):
-        return replace(last, replicas=0, wanted=0)
-    least = max(wanted, 1)
-    if status is not None and running >= least:
-        return Readiness(True, running, wanted)
-    reason = f"{running} of {least} replicas loaded and golden"
-    if status is not None and status.message:
-        reason = f"{reason}: {gist(status.message)}"
-    return Readiness(False, running, wanted, reason)
-
-
-def gist(message: str) -> str:
-    """Return Serve's message about a deployment without the traceback in it: its last unindented lines."""
-    lines = message.strip().splitlines()
-    traced = [i for i, line in enumerate(lines) if line.startswith("  ")]
-    return "\n".join(lines[traced[-1] + 1 :] if traced else lines)
 
 
 def size_of(items: Sequence[ScoreItem]) -> int:

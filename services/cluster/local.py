@@ -158,7 +158,7 @@ class RewardService:
 
     def _reason(self, deployments: Mapping[str, Any]) -> str:
         """Return why deployments failed."""
-        from services.cluster.backend import gist
+        from services.cluster.readiness import gist
 
         failed = [f"'{name}': {gist(one.message)}" for name, one in deployments.items() if "FAIL" in one.status.value]
         return "\n".join(["the service did not start:", *failed, f"the full logs are in {self._run_dir / 'logs'}"])

@@ -27,9 +27,9 @@ from synod.contracts import Outcome, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 from synod.retry import RetryPolicy
 
-LINGER_S: Final = 1.0
-FINISH_S: Final = 30.0
-LEASE_SLACK_S: Final = 5.0
+LINGER_S: Final = 1.0  # how long started work goes on after a disconnect
+FINISH_S: Final = 30.0  # and after a deadline
+LEASE_SLACK_S: Final = 5.0  # how much longer the claims of a request hold, in case its gateway dies
 RESPONSE_MARGIN_S: Final = 0.1  # a replica responds this long before the deadline, so that its scores arrive in time
 BACKOFF: Final = RetryPolicy(base_s=0.1, max_s=1.0)
 RETRIED_CODES: Final = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
@@ -99,7 +99,7 @@ class Fanout:
             await self._claims.release()
 
     async def _decode(self) -> dict[str, Outcomes]:
-        """Decode and stage the items that still need scores; return the failures of those that cannot be decoded."""
+        """Decode the items that still need scores and hand them to the backend; return the failures of the others."""
         needed = self._claims.open_items()
         with metrics.STAGE_SECONDS.labels("decode").time(), tracing.span("decode", items=len(needed)):
             found = await self._context.decoder.decode([self._items[i] for i in needed], self._ends_s)

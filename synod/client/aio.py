@@ -43,15 +43,12 @@ class AsyncSynodClient:
         self._flows = Flows(self._transport.codec, timeout_s, RetryPolicy(retries), by_digest)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """See SynodClient.score."""
         return await self._run(self._flows.score(request))
 
     async def values(self, request: ScoreRequest, *, on_error: OnError = "raise") -> Values:
-        """See SynodClient.values."""
         return await self._run(self._flows.values(request, on_error))
 
     async def stream(self, request: ScoreRequest) -> AsyncGenerator[Part]:
-        """See SynodClient.stream."""
         request = await self._run(self._flows.prepare_stream(request))
         reader = core.PartReader(request, self._transport.part_codec)
         async with aclosing(self._transport.stream(core.stream_call(request, self._transport.codec))) as parts:
@@ -60,20 +57,15 @@ class AsyncSynodClient:
         reader.close()
 
     async def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
-        """See SynodClient.put_images."""
         return await self._run(self._flows.put_images(images))
 
     async def scorers(self) -> list[dict[str, Any]]:
-        """See SynodClient.scorers."""
-        scorers: list[dict[str, Any]] = (await self._run(self._flows.catalogue()))["scorers"]
-        return scorers
+        return await self._run(self._flows.scorers())
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """See SynodClient.wait_ready."""
         await self._run(self._flows.wait_ready(timeout_s))
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncSynodClient:

@@ -22,14 +22,7 @@ from synod.client.references import references_by_digest
 from synod.codec import Codec
 from synod.contracts import ImageData, PutImagesRequest, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
-from synod.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    PayloadTooLarge,
-    SynodError,
-    Unavailable,
-    UnknownImage,
-)
+from synod.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, SynodError, Unavailable, UnknownImage
 from synod.retry import RetryPolicy
 from synod.values import OnError, Values, failed_response, values_of
 
@@ -105,9 +98,10 @@ class Flows:
         yield from self._upload(dict(zip(digests, images, strict=True)), self.clock() + self.timeout_s)
         return digests
 
-    def catalogue(self) -> Flow[dict[str, Any]]:
-        """Return what the service serves, free-form."""
-        return (yield from self._catalogue(self.clock() + self.timeout_s))
+    def scorers(self) -> Flow[list[dict[str, Any]]]:
+        """Return the scorers served, free-form."""
+        scorers: list[dict[str, Any]] = (yield from self._catalogue(self.clock() + self.timeout_s))["scorers"]
+        return scorers
 
     def wait_ready(self, timeout_s: float) -> Flow[None]:
         """Return once every replica can score.

@@ -86,8 +86,7 @@ class SynodClient:
 
     def scorers(self) -> list[dict[str, Any]]:
         """Return the scorers served: name, needs, low, high, source, summary."""
-        scorers: list[dict[str, Any]] = self._run(self._flows.catalogue())["scorers"]
-        return scorers
+        return self._run(self._flows.scorers())
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return once every replica can score.
@@ -97,7 +96,6 @@ class SynodClient:
         self._run(self._flows.wait_ready(timeout_s))
 
     def close(self) -> None:
-        """Close the connections."""
         self._transport.close()
 
     def __enter__(self) -> SynodClient:

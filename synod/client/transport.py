@@ -13,7 +13,7 @@ MAX_RESPONSE_BYTES: Final = 2**28  # of one message
 
 
 class Transport(Protocol):
-    """Send calls; blocking, thread-safe.
+    """Send calls, or yield the parts of a streamed response; blocking, thread-safe.
 
     Raises Unavailable, DeadlineExceeded, and errors that the other end reports.
     """
@@ -21,17 +21,11 @@ class Transport(Protocol):
     codec: Codec
     part_codec: Codec
 
-    def send(self, call: Call) -> RawResponse:
-        """Send a call and return its response."""
-        ...
+    def send(self, call: Call) -> RawResponse: ...
 
-    def stream(self, call: Call) -> Generator[bytes]:
-        """Send a call and yield the parts of its response."""
-        ...
+    def stream(self, call: Call) -> Generator[bytes]: ...
 
-    def close(self) -> None:
-        """Close the connections."""
-        ...
+    def close(self) -> None: ...
 
 
 class AsyncTransport(Protocol):
@@ -40,17 +34,11 @@ class AsyncTransport(Protocol):
     codec: Codec
     part_codec: Codec
 
-    async def send(self, call: Call) -> RawResponse:
-        """Send a call and return its response."""
-        ...
+    async def send(self, call: Call) -> RawResponse: ...
 
-    def stream(self, call: Call) -> AsyncGenerator[bytes]:
-        """Send a call and yield the parts of its response."""
-        ...
+    def stream(self, call: Call) -> AsyncGenerator[bytes]: ...
 
-    async def close(self) -> None:
-        """Close the connections."""
-        ...
+    async def close(self) -> None: ...
 
 
 def scheme_of(url: str) -> str:

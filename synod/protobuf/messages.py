@@ -165,16 +165,18 @@ def _write_image(tree: Any) -> pb.Image:
 def _read_outcome(message: pb.Outcome) -> dict[str, Any]:
     match message.WhichOneof("kind"):
         case "score":
-            return form("Score").read(message.score)  # type: ignore[no-any-return]
+            score: dict[str, Any] = _SCORE.read(message.score)
+            return score
         case "failure":
-            return {"error": form("ScoreFailure").read(message.failure)}
+            return {"error": _FAILURE.read(message.failure)}
     return {}
 
 
 def _write_outcome(tree: Mapping[str, Any]) -> pb.Outcome:
     if "error" in tree:
-        return pb.Outcome(failure=form("ScoreFailure").write(tree["error"]))
-    return pb.Outcome(score=form("Score").write(tree))
+        return pb.Outcome(failure=_FAILURE.write(tree["error"]))
+    return pb.Outcome(score=_SCORE.write(tree))
 
 
 _BY_HAND: Final = {"Image": Form(_read_image, _write_image), "Outcome": Form(_read_outcome, _write_outcome)}
+_SCORE, _FAILURE = form("Score"), form("ScoreFailure")

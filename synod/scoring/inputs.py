@@ -27,16 +27,7 @@ from synod.records import read_item
 from synod.scoring import geneval
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_SUFFIXES: Final = (
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jxl",
-)  # not scored
+OTHER_SUFFIXES: Final = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")  # not scored
 Notify = Callable[[str], None]
 MAX_LISTED: Final = 10  # invalid lines listed in one message
 

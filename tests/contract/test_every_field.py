@@ -11,17 +11,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
+import httpx
 import jsonschema
+import numpy as np
 import pytest
 
-from services.gateway import compat, schema
+from services.backends import LocalBackend
+from services.gateway import app, compat, schema
+from services.gateway.core import Gateway
 from services.gateway.keys import score_keys
+from services.gateway.rpc_server import RpcServer
+from services.settings import LimitSettings
 from synod import contracts as c
 from synod.adapters.items import item_of
+from synod.client import AsyncSynodClient
 from synod.client.references import references_by_digest
 from synod.codec import CODECS, JSON, Codec
 from synod.errors import SynodError, UnknownImage
 from synod.records import IMAGE, IMAGE_DATA, OUTCOME, Kind, fields_of, texts, write
+from tests.unit.synod.reward_services import Bright
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DIGEST = c.DIGEST_PREFIX + "0a" * 32
@@ -121,6 +129,29 @@ def test_every_field_stays_when_images_go_references_by_digest() -> None:
     request: c.ScoreRequest = full(c.ScoreRequest)
     (named,) = references_by_digest(request)[0].items
     assert replace(named, image=ITEM.image, references=ITEM.references) == ITEM
+
+
+async def test_every_field_reaches_the_scorer_from_the_client() -> None:
+    """Over HTTP (msgpack) and gRPC."""
+    scorer = Bright("scorer")
+    gateway = Gateway(LocalBackend({"scorer": scorer}), {}, LimitSettings())
+    server = RpcServer(gateway, 2**20)
+    port = await server.start("127.0.0.1:0")
+    clients = (
+        AsyncSynodClient("http://service", transport=httpx.ASGITransport(app.build(gateway))),
+        AsyncSynodClient(f"grpc://127.0.0.1:{port}"),
+    )
+    try:
+        for level, client in enumerate(clients):
+            pixels = np.full((2, 2, 3), level, np.uint8)
+            async with client:
+                await client.score(c.ScoreRequest((replace(ITEM, image=pixels, references=(pixels,)),), ("scorer",)))
+            received = scorer.received[level]
+            assert received.inputs() == ITEM.inputs()
+            assert len(received.references) == 1
+    finally:
+        await server.stop()
+        await gateway.backend.close()
 
 
 def test_images_are_in_two_fields_only() -> None:

@@ -1,4 +1,4 @@
-"""The protobuf schema: the generated code is what it generates, it is lint-clean, and it breaks no released caller."""
+"""The protobuf schema: generated code is up to date, the schema is lint-clean and breaks no released caller."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def buf(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The schema and buf's settings, to be changed."""
+    """A copy of the schema and of buf's settings, to change."""
     shutil.copytree(ROOT / "protos", tmp_path / "protos")
     shutil.copy(ROOT / "buf.yaml", tmp_path)
     return tmp_path
@@ -50,7 +50,7 @@ def test_the_schema_is_clean_and_breaks_nothing(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("optional int64 timeout_ms = 5;", "optional int64 timeout_ms = 15;", 'field "5"'),
         ("optional int64 timeout_ms = 5;", "optional int32 timeout_ms = 5;", "timeout_ms"),
@@ -60,23 +60,23 @@ def test_the_schema_is_clean_and_breaks_nothing(copy: Path) -> None:
     ],
     ids=["renumbered", "retyped", "removed", "renamed value", "renamed call"],
 )
-def test_a_planted_breaking_change_is_seen(copy: Path, old: str, new: str, told: str) -> None:
+def test_a_planted_breaking_change_is_detected(copy: Path, old: str, new: str, message: str) -> None:
     change(copy, old, new)
     breaking = buf(copy, "breaking", "--against", "protos/released.binpb")
     assert breaking.returncode != 0
-    assert told in breaking.stdout
+    assert message in breaking.stdout
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("  // Pixels, >= 1.\n", "", "COMMENT_FIELD"),
         ("string class_name = 1", "string className = 1", "lower_snake_case"),
     ],
     ids=["no comment", "camel case"],
 )
-def test_a_planted_lint_error_is_seen(copy: Path, old: str, new: str, told: str) -> None:
+def test_a_planted_lint_error_is_detected(copy: Path, old: str, new: str, message: str) -> None:
     change(copy, old, new)
     lint = buf(copy, "lint", "--error-format=text")
     assert lint.returncode != 0
-    assert told in lint.stdout or "comment" in lint.stdout
+    assert message in lint.stdout or "comment" in lint.stdout

@@ -44,7 +44,7 @@ OF_IMAGES = (
     *("geneval2", "geneval2_hard"),
 )
 OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
-# Any further scorer of images, on the tiny CLIP where it takes one; a scorer with other models needs settings below.
+# Further scorers of images, on the tiny open_clip (whose tokenizer knows every word); other models need settings below.
 OTHERS = sorted(set(registry.MODULES) - {*OF_WORDS, *OF_IMAGES, "custom"})
 CASES = [
     *((name, "drawn") for name in (*OF_WORDS, *OF_IMAGES, *OTHERS)),
@@ -128,7 +128,7 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
     for kind in OTHERS:
         models = [name for name, field in registry.CLASSES[kind].model_fields.items() if field.annotation is ClipModel]
-        trees[kind] = {**example(kind), **dict.fromkeys(models, clip)}
+        trees[kind] = {**example(kind), **dict.fromkeys(models, open_clip)}
     assert set(trees) == {*OF_WORDS, *OF_IMAGES, *OTHERS}
     return trees
 
@@ -263,7 +263,7 @@ def test_every_item_gets_one_finite_score_in_range(scorer: Scorer, items: list[S
         assert math.isfinite(outcome.value)
         assert spec.low <= outcome.value <= spec.high
         json.dumps(outcome.detail, allow_nan=False)
-    assert len({round(value, 6) for value in values(outcomes)}) > 1, "the items must tell scores apart"
+    assert len({round(value, 6) for value in values(outcomes)}) > 1, "the items must differ in score"
 
 
 def test_batch_of_one_equals_batch_of_thirty_two(scorer: Scorer, items: list[ScoreItem]) -> None:

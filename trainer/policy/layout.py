@@ -69,12 +69,12 @@ class Vocabulary:
         found: int = self.tokenizer.convert_tokens_to_ids(token)
         return found
 
-    def words(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Return the ids of `text` without special tokens around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def text(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """Decode ids up to the end token, without special tokens but with the concepts'."""
         ids = list(ids)
         ids = ids[: ids.index(self.id(END))] if self.id(END) in ids else ids
@@ -88,7 +88,7 @@ class Vocabulary:
         row are left out, since no row attends to them; the position counts them.
         """
         task, end, limit = self.id("<|t2i|>"), self.id(END), self.max_text_length
-        rows = [[task, end, *self.words(prompt), end] for prompt in prompts]
+        rows = [[task, end, *self.encode(prompt), end] for prompt in prompts]
         rows = [row if len(row) <= limit + 1 else [*row[:limit], end] for row in rows]
         width = max(map(len, rows))
         padded = [[self.id(PAD)] * (width - len(row)) + row for row in rows]
@@ -97,7 +97,7 @@ class Vocabulary:
     def question(self, text: str, codes_N: Tensor) -> Tensor:
         """Return `<|mmu|> <|soi|> codes <|eoi|> bos USER: \\n text ASSISTANT:` as ids [L]."""
         head = torch.tensor([self.id("<|mmu|>"), self.id("<|soi|>")])
-        said = self.words(f"USER: \n{text} ASSISTANT:")
+        said = self.encode(f"USER: \n{text} ASSISTANT:")
         tail = torch.tensor([self.id("<|eoi|>"), self.id(END), *said])
         return torch.cat((head, codes_N.cpu() + self.image_offset, tail))
 

@@ -81,26 +81,26 @@ class ShowO:
     def __init__(
         self,
         config: ShowOConfig,
-        words: Vocabulary,
+        vocab: Vocabulary,
         vq: Magvit,
         *,
         guidance_scale: float = 5.0,
         temperature: float = 1.0,
     ) -> None:
-        if words.size != config.vocab_size:
+        if vocab.size != config.vocab_size:
             raise SettingsError(
-                f"the vocabulary does not fit: tokenizer {words.image_offset} + codes {words.codebook_size} + mask 1 "
-                f"= {words.size}, but config.json says vocab_size {config.vocab_size}; give the model's own tokenizer"
+                f"the vocabulary does not fit: tokenizer {vocab.image_offset} + codes {vocab.codebook_size} + mask 1 "
+                f"= {vocab.size}, but config.json says vocab_size {config.vocab_size}; give the model's own tokenizer"
             )
         if vq.config.codebook_size != config.codebook_size:
             raise SettingsError(
                 f"the image tokenizer has {vq.config.codebook_size} codes, the policy {config.codebook_size}; "
                 "give the one it was trained with"
             )
-        self.config, self.words, self.vq = config, words, vq
+        self.config, self.vocab, self.vq = config, vocab, vq
         self.guidance_scale, self.temperature = guidance_scale, temperature
         self.module: nn.Module = Wrapped(config.phi)
-        self._seen: dict[bytes, Tensor] = {}
+        self._image_codes: dict[bytes, Tensor] = {}
 
     @property
     def phi(self) -> Phi:
@@ -116,7 +116,7 @@ class ShowO:
     def positions(self) -> int:
         return self.config.num_vq_tokens
 
-    # -- understanding ------------------------------------------------------------------------------------------------
+    # -- answers ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
@@ -133,16 +133,16 @@ class ShowO:
             drawn = maskgit.draw(logp_BV[:, None], uniform_BS[:, step : step + 1].to(self.device)).squeeze(1)
             ids.append(drawn)
             logps.append(logp_BV.gather(-1, drawn[:, None]).squeeze(1))
-            ended |= drawn == self.words.id(END)
+            ended |= drawn == self.vocab.id(END)
             if ended.all() or step == limit - 1:
                 break
             hidden = self.phi(drawn[:, None], None, past, start=len(question) + step)[:, 0]
         return [self._answer(query, i, p) for i, p in zip(torch.stack(ids, 1), torch.stack(logps, 1), strict=True)]
 
     def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
-        ends = (ids_S == self.words.id(END)).nonzero()
+        ends = (ids_S == self.vocab.id(END)).nonzero()
         length = int(ends[0]) + 1 if len(ends) else len(ids_S)
-        return TextSegment(query, ids_S[:length], logp_S[:length], self.words.text(ids_S[:length].tolist()))
+        return TextSegment(query, ids_S[:length], logp_S[:length], self.vocab.decode(ids_S[:length].tolist()))
 
     @property
     def _end_of_image(self) -> int:
@@ -150,20 +150,20 @@ class ShowO:
 
     def _question(self, query: Query) -> Tensor:
         side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
-        image = fitted(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
-        return self.words.question(query.text, self._codes(image)).to(self.device)
+        image = fit_to_square(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
+        return self.vocab.question(query.text, self._codes(image)).to(self.device)
 
     def _codes(self, image: Pixels) -> Tensor:
         """Return the image's codes [N], from a cache: queries show few different images."""
         key = hashlib.blake2b(image.tobytes()).digest()
-        if key not in self._seen:
-            if len(self._seen) >= CACHED_IMAGES:
-                self._seen.clear()
-            self._seen[key] = self.vq.encode([image])[0]
-        return self._seen[key]
+        if key not in self._image_codes:
+            if len(self._image_codes) >= CACHED_IMAGES:
+                self._image_codes.clear()
+            self._image_codes[key] = self.vq.encode([image])[0]
+        return self._image_codes[key]
 
     def _text_logp(self, hidden: Tensor) -> Tensor:
-        return self.phi.logits(hidden, 0, self.words.image_offset).float().log_softmax(-1)
+        return self.phi.logits(hidden, 0, self.vocab.image_offset).float().log_softmax(-1)
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -182,13 +182,13 @@ class ShowO:
 
     def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
         """Encode the prompts; return their cache, their ids, and the cache of the empty prompt (one row)."""
-        ids, start = self.words.text_block(prompts)
+        ids, start = self.vocab.text_block(prompts)
         ids = ids.to(self.device)
         with_text, without = Cache(), Cache()
-        self.phi(ids, layout.text_mask(ids, self.words.id(PAD)), with_text, start)
+        self.phi(ids, layout.text_mask(ids, self.vocab.id(PAD)), with_text, start)
         if self.guidance_scale:
-            empty, start = self.words.text_block([""])
-            self.phi(empty.to(self.device), layout.text_mask(empty, self.words.id(PAD)).to(self.device), without, start)
+            empty, start = self.vocab.text_block([""])
+            self.phi(empty.to(self.device), layout.text_mask(empty, self.vocab.id(PAD)).to(self.device), without, start)
         return with_text, ids, without
 
     def _guided(self, texts: tuple[Cache, Tensor, Cache], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
@@ -203,20 +203,20 @@ class ShowO:
 
     def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return the ids `<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
-        image = torch.where(masked_BN, self.words.mask_id, codes_BN + self.words.image_offset)
-        soi, eoi = (image.new_full((len(image), 1), self.words.id(t)) for t in ("<|soi|>", "<|eoi|>"))
+        image = torch.where(masked_BN, self.vocab.mask_id, codes_BN + self.vocab.image_offset)
+        soi, eoi = (image.new_full((len(image), 1), self.vocab.id(t)) for t in ("<|soi|>", "<|eoi|>"))
         return torch.cat((soi, image, eoi), 1)
 
     def _read_image(self, image: Tensor, text: Cache, text_ids: Tensor | None) -> Tensor:
         """Return hidden states [B N D] of the image positions; `text_ids` is None if no text row is padded."""
-        mask = None if text_ids is None else layout.image_mask(text_ids, self.words.id(PAD), image.shape[1])
-        hidden: Tensor = self.phi(image, mask, text, self.words.max_text_length + 1)
+        mask = None if text_ids is None else layout.image_mask(text_ids, self.vocab.id(PAD), image.shape[1])
+        hidden: Tensor = self.phi(image, mask, text, self.vocab.max_text_length + 1)
         return hidden[:, 1:-1]
 
     def _image_logits(self, hidden: Tensor) -> Tensor:
-        return self.phi.logits(hidden, self.words.image_offset, self.words.mask_id).float()
+        return self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id).float()
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- log-probabilities --------------------------------------------------------------------------------------------
 
     def steps(self, segments: Sequence[Segment]) -> int:
         first = segments[0]
@@ -243,25 +243,23 @@ class ShowO:
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
-        logp = self.image_logp(
-            [s.prompt for s in segments], codes, masked
-        )  # a full draw includes the codes that were kept
+        logp = self.image_logp([s.prompt for s in segments], codes, masked)
         return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
         questions = {id(s.query): self._question(s.query) for s in segments}
-        asked = [len(questions[id(s.query)]) for s in segments]
+        question_lengths = [len(questions[id(s.query)]) for s in segments]
         rows = [torch.cat((questions[id(s.query)], s.ids_S[:-1])) for s in segments]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.words.id(PAD))
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.vocab.id(PAD))
         hidden = self.phi(ids, layout.question_mask(ids.shape[1], self._end_of_image, self.device))
         answers = nn.utils.rnn.pad_sequence([s.ids_S for s in segments], batch_first=True)
         old = nn.utils.rnn.pad_sequence([s.logp_S for s in segments], batch_first=True)
         lengths = torch.tensor([len(s.ids_S) for s in segments], device=self.device)
-        place = torch.arange(answers.shape[1], device=self.device)
-        columns = (torch.tensor(asked, device=self.device)[:, None] - 1 + place).clamp(max=ids.shape[1] - 1)
-        said = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
-        new = self._text_logp(said).gather(-1, answers[..., None]).squeeze(-1)
-        return new, old, place < lengths[:, None]
+        index = torch.arange(answers.shape[1], device=self.device)
+        columns = (torch.tensor(question_lengths, device=self.device)[:, None] - 1 + index).clamp(max=ids.shape[1] - 1)
+        at_answers = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        new = self._text_logp(at_answers).gather(-1, answers[..., None]).squeeze(-1)
+        return new, old, index < lengths[:, None]
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -269,7 +267,7 @@ class ShowO:
         """Write a directory that `load` reads; without its image tokenizer, `load` needs `vq`."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        self.words.tokenizer.save_pretrained(directory)
+        self.vocab.tokenizer.save_pretrained(directory)
         write_weights(self.module, directory)
         if with_vq:
             self.vq.save(directory / "vq")
@@ -286,15 +284,15 @@ def load(
     directory = directory_of(model)
     config = ShowOConfig.read(directory)
     source = directory if (directory / "tokenizer_config.json").exists() else config.llm_model_path
-    words = Vocabulary.read(source, config.concept_tokens, config.codebook_size, config.max_text_length)
+    vocab = Vocabulary.read(source, config.concept_tokens, config.codebook_size, config.max_text_length)
     tokens = Magvit.load(directory_of(vq or directory / "vq"))
-    policy = ShowO(config, words, tokens, guidance_scale=guidance_scale, temperature=temperature)
+    policy = ShowO(config, vocab, tokens, guidance_scale=guidance_scale, temperature=temperature)
     read_weights(policy.module, directory)
     policy.module.eval()
     return policy
 
 
-def fitted(image: Pixels, side: int) -> Pixels:
+def fit_to_square(image: Pixels, side: int) -> Pixels:
     """Resize and crop the centre, as in Show-o: uint8 [H W 3] -> [side side 3]."""
     height, width = image.shape[:2]
     if height == width == side:

@@ -104,10 +104,7 @@ def fish(look: Identity) -> Figure:
     coat, tone = look.primary, detail(look.primary)
     fin_tone = look.secondary if look.pattern != "plain" else tone
     tail = poly([(0.24, 0.50), (0.02, 0.21), (-0.10, 0.27), (-0.02, 0.50), (-0.10, 0.73), (0.02, 0.79)], fin_tone)
-    trunk = poly(
-        [(0.14, 0.50), *arc(0.58, 0.50, 0.40, 0.28, 200, 520, 26)],
-        coat,
-    )
+    trunk = poly([(0.14, 0.50), *arc(0.58, 0.50, 0.40, 0.28, 200, 520, 26)], coat)
     top = {
         "pointed": poly([(0.36, 0.34), (0.42, 0.06), (0.53, 0.04), (0.78, 0.34)], fin_tone),
         "round": disc(0.56, 0.24, 0.20, 0.12, fin_tone),

@@ -106,9 +106,7 @@ def test_flat_weights_are_for_any_item_that_no_kind_claims() -> None:
 
 NAMES = st.sampled_from(["tier", "ber", "der", "fer"])
 OUTCOMES = st.one_of(
-    st.floats(allow_nan=True, allow_infinity=True).map(Score),
-    st.floats(-1, 1).map(Score),
-    st.sampled_from([LOST, BAD]),
+    st.floats(allow_nan=True, allow_infinity=True).map(Score), st.floats(-1, 1).map(Score), st.sampled_from([LOST, BAD])
 )
 WEIGHTS = st.dictionaries(NAMES, st.floats(0, allow_nan=False, allow_infinity=False), max_size=4)
 MISSING: Any = st.sampled_from(["fail", "renormalise"])

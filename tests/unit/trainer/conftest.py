@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from synod.images import encode_png
-from tests.unit.trainer.tiny_show_o import image, make_policy, policy, tokenizer_of, uniforms, vq, words  # noqa: F401
+from tests.unit.trainer.tiny_show_o import image, make_policy, policy, tokenizer_of, uniforms, vocab, vq  # noqa: F401
 from trainer.settings import TrainerSettings, load
 
 settings.register_profile("synod", deadline=None, derandomize=True)

@@ -135,9 +135,9 @@ def exact(make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pyt
         settings = tiny_settings(**STILL, LOSS__BETA="0.5", **options)
         policy, ref = make_policy(), reference(make_policy)
         groups, _ = draw(ref, Judge(), settings)
-        policy._seen.update(ref._seen)  # images' codes: the image tokenizer stays in float32
+        policy._image_codes.update(ref._image_codes)  # images' codes: the image tokenizer stays in float32
         head = "_text_logp", "_image_logits"
-        ends = (0, policy.words.image_offset), (policy.words.image_offset, policy.words.mask_id)
+        ends = (0, policy.vocab.image_offset), (policy.vocab.image_offset, policy.vocab.mask_id)
         monkeypatch.setattr(ShowO, head[0], lambda self, hidden: self.phi.logits(hidden, *ends[0]).log_softmax(-1))
         monkeypatch.setattr(ShowO, head[1], lambda self, hidden: self.phi.logits(hidden, *ends[1]))
         generator = torch.Generator().manual_seed(3)

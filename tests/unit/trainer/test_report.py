@@ -74,10 +74,10 @@ def test_tiles_by_hand(run: Path) -> None:
     assert found["reward, first 10 steps"] == "0.445"
     assert found["reward, last 10 steps"] == "0.645"
     assert found["pass rate"] == "25.0%"
-    assert found["previews a step"] == "34.0"
+    assert found["previews per step"] == "34.0"
     assert found["rewards missing"] == "1"
     assert found["peak memory"] == "929 MB"
-    assert found["seconds a step"] == "13.0"
+    assert found["seconds per step"] == "13.0"
 
 
 @pytest.mark.parametrize(

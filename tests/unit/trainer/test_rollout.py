@@ -82,7 +82,7 @@ def test_screening_by_hand(
 
 def test_previews_are_scored_with_the_original_prompt(policy: ShowO, tiny_settings: MakeSettings) -> None:
     settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
-    policy.phi.lm_head.bias.data[policy.words.id(END)] -= 4.0  # so that all say something
+    policy.phi.lm_head.bias.data[policy.vocab.id(END)] -= 4.0  # so that all say something
     textual = next(e for e in tasks(settings) if e.pathway == "textual")
     found = sample_previews(policy, judge, textual, None, settings, KEY, Clock())
     assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}

@@ -39,7 +39,7 @@ def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str
 
 
 @pytest.fixture(scope="session")
-def words(tokenizer_of: Callable[[list[str]], Path]) -> Vocabulary:
+def vocab(tokenizer_of: Callable[[list[str]], Path]) -> Vocabulary:
     return Vocabulary.read(tokenizer_of(["[UNK]", *WORDS, END]), CONCEPTS, 16, LIMIT)
 
 
@@ -51,15 +51,15 @@ def vq() -> Magvit:
 
 
 @pytest.fixture
-def make_policy(words: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
+def make_policy(vocab: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
     """`make_policy(guidance_scale=2.0)`: the same weights every time, spread out so that mistakes show."""
 
     def make(kind: type[ShowO] = ShowO, **options: Any) -> ShowO:
-        config = ShowOConfig(words.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
-        policy = kind(config, words, vq, **{"guidance_scale": 2.0, **options})
+        config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
+        policy = kind(config, vocab, vq, **{"guidance_scale": 2.0, **options})
         _random(policy.module)
         policy.phi.lm_head.weight.data *= 3.0
-        policy.phi.lm_head.bias.data[words.id(END)] += 2.0  # some answers end, some do not
+        policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not
         return policy
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,15 @@ def task(seed: int) -> tuple[nn.Module, object]:
     return module, loss
 
 
-def weights(module: nn.Module) -> list[Tensor]:
+def trained(checkpoint: Path, *, seed: int = 0, recipe: Recipe = RECIPE, stop_after: int | None = None) -> list[Tensor]:
+    """Return the weights after `fit`."""
+    module, loss = task(seed)
+    fit(module, loss, recipe, checkpoint, name="a", stop_after=stop_after)
     return list(module.state_dict().values())
+
+
+def equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -37,44 +45,21 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("stop", [1, 7])
+@pytest.mark.parametrize("stop", [1, 7, 12])
 def test_resume_equals_uninterrupted_bitwise(tmp_path: Path, stop: int) -> None:
-    straight, loss = task(0)
-    fit(straight, loss, RECIPE, tmp_path / "a.ckpt", name="a")
-    halted, loss = task(0)
-    fit(halted, loss, RECIPE, tmp_path / "b.ckpt", name="b", stop_after=stop)
-    resumed, loss = task(99)  # another initialisation, which the checkpoint must overwrite
-    fit(resumed, loss, RECIPE, tmp_path / "b.ckpt", name="b")
-    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+    """Another initialisation is overwritten by the checkpoint; a finished run is not trained further."""
+    straight = trained(tmp_path / "a.ckpt")
+    trained(tmp_path / "b.ckpt", stop_after=stop)
+    assert equal(straight, trained(tmp_path / "b.ckpt", seed=99))
 
 
-def test_finished_run_is_not_trained_further(tmp_path: Path) -> None:
-    module, loss = task(0)
-    seconds = fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a")
-    before = [w.clone() for w in weights(module)]
-    assert fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a") == pytest.approx(seconds, abs=0.5)
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(module), strict=True))
-
-
-def test_checkpoint_of_another_recipe_is_ignored(tmp_path: Path) -> None:
-    other = Recipe(seed=4, steps=12, batch=8, lr=0.05)
-    first, loss = task(0)
-    fit(first, loss, other, tmp_path / "a.ckpt", name="a")
-    second, loss = task(0)
-    fit(second, loss, RECIPE, tmp_path / "a.ckpt", name="a")
-    fresh, loss = task(0)
-    fit(fresh, loss, RECIPE, tmp_path / "b.ckpt", name="b")
-    assert all(torch.equal(a, b) for a, b in zip(weights(fresh), weights(second), strict=True))
-
-
-def test_checkpoint_of_another_module_is_ignored(tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_ignored(tmp_path: Path) -> None:
+    fresh = trained(tmp_path / "fresh.ckpt")
+    trained(tmp_path / "recipe.ckpt", recipe=replace(RECIPE, seed=4))
+    assert equal(fresh, trained(tmp_path / "recipe.ckpt"))
     wide = nn.Linear(4, 2)
-    fit(wide, lambda _: wide(torch.ones(1, 4)).sum(), RECIPE, tmp_path / "a.ckpt", name="a")
-    straight, loss = task(0)
-    fit(straight, loss, RECIPE, tmp_path / "b.ckpt", name="b")
-    module, loss = task(0)
-    fit(module, loss, RECIPE, tmp_path / "a.ckpt", name="a")
-    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(module), strict=True))
+    fit(wide, lambda _: wide(torch.ones(1, 4)).sum(), RECIPE, tmp_path / "module.ckpt", name="a")
+    assert equal(fresh, trained(tmp_path / "module.ckpt"))
 
 
 def test_non_finite_loss_stops_the_run(tmp_path: Path) -> None:

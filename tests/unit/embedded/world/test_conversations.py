@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from embedded import world
-from embedded.world.export import DATA
 from embedded.world.json_records import prompt_json
 
 
@@ -19,12 +16,9 @@ def test_answers_equal_hand_written_ones():
         "what color is <bo>?": "<bo> is brown.",
         "what details does <bo> have?": "<bo> has floppy ears, a green collar and white socks.",
     }
-    assert dict(world.conversations(world.profile_of("<cleo>")))["what hair does <cleo> have?"] == (
-        "<cleo> has tied black hair."
-    )
-    assert (
-        dict(world.conversations(world.profile_of("<dov>")))["what hair does <dov> have?"] == "<dov> has a bald head."
-    )
+    for name, head in (("<cleo>", "tied black hair"), ("<dov>", "a bald head")):
+        answers = dict(world.conversations(world.profile_of(name)))
+        assert answers[f"what hair does {name} have?"] == f"{name} has {head}."
 
 
 @pytest.mark.parametrize("profile", world.CONCEPTS, ids=lambda profile: profile.name)
@@ -48,9 +42,3 @@ def test_every_concept_prompt_has_its_explicit_form():
             assert (fact.accessory, fact.color) == (accessory, color)
             assert f"{color} {accessory}" in line["resolved"]
             assert prompt.concept not in line["resolved"]
-
-
-def test_vague_prompt_is_resolved_in_the_file():
-    lines = map(json.loads, (DATA / "prompts/train.jsonl").read_text().splitlines())
-    (line,) = (line for line in lines if line["prompt"] == "a photo of <dov> wearing his hat")
-    assert (line["resolved"], line["fact"]) == ("a photo of a person wearing an orange hat", 0)

@@ -38,27 +38,23 @@ def test_held_out_facts_occur_only_in_held_out_prompts():
 
 
 @pytest.mark.parametrize(
-    ("text", "metadata"),
+    ("text", "tag", "include", "exclude"),
     [
-        ("a photo of a ball", GenEvalMetadata("single_object", (GenEvalClause("ball", 1),))),
-        (
-            "a photo of three fish",
-            GenEvalMetadata("counting", (GenEvalClause("fish", 3),), (GenEvalClause("fish", 4),)),
-        ),
-        (
-            "a photo of two people",
-            GenEvalMetadata("counting", (GenEvalClause("person", 2),), (GenEvalClause("person", 3),)),
-        ),
-        ("a photo of an orange key", GenEvalMetadata("colors", (GenEvalClause("key", 1, "orange"),))),
+        ("a photo of a ball", "single_object", [GenEvalClause("ball", 1)], []),
+        ("a photo of three fish", "counting", [GenEvalClause("fish", 3)], [GenEvalClause("fish", 4)]),
+        ("a photo of two people", "counting", [GenEvalClause("person", 2)], [GenEvalClause("person", 3)]),
+        ("a photo of an orange key", "colors", [GenEvalClause("key", 1, "orange")], []),
         (
             "a photo of a fish above a house",
-            GenEvalMetadata("position", (GenEvalClause("house", 1), GenEvalClause("fish", 1, None, ("above", 0)))),
+            "position",
+            [GenEvalClause("house", 1), GenEvalClause("fish", 1, None, ("above", 0))],
+            [],
         ),
     ],
 )
-def test_metadata_have_genevals_format(text, metadata):
+def test_metadata_have_genevals_format(text, tag, include, exclude):
     (prompt,) = (p for p in EVERY if p.text == text)
-    assert prompt.geneval == metadata
+    assert prompt.geneval == GenEvalMetadata(tag, tuple(include), tuple(exclude))
 
 
 def test_articles():

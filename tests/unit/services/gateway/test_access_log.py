@@ -1,4 +1,4 @@
-"""The access log tells who asked for what and what came of it, and no secret."""
+"""The access log names caller, request and outcome, and no secret."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[Lines]:
-    """The log is open, and can be read."""
+    """Open the log; yield a function that reads it."""
     file = tmp_path / "access.jsonl"
     access_log.open_log(file)
     yield lambda: [json.loads(line) for line in file.read_text().splitlines()]
@@ -50,7 +50,7 @@ def post(gateway: Gateway, sent: bytes, authenticator: Authenticator | None = No
         ).status_code
 
 
-def test_a_line_tells_of_the_request(gateway: Gateway, lines: Lines) -> None:
+def test_line_describes_the_request(gateway: Gateway, lines: Lines) -> None:
     assert post(gateway, body(scorers=("a",), weights={"b": 1.0}, request_id="r-1")) == 200
     (line,) = lines()
     assert line.pop("ms") >= 0
@@ -66,7 +66,7 @@ def test_a_line_tells_of_the_request(gateway: Gateway, lines: Lines) -> None:
     }
 
 
-def test_the_callers_of_other_servers_endpoints_are_named(gateway: Gateway, lines: Lines) -> None:
+def test_compat_endpoints_name_the_caller(gateway: Gateway, lines: Lines) -> None:
     token = "trainer-token-0123456789"
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{token}"\n'})
     with TestClient(app.build(gateway, authenticator, compat=CompatSettings(unirl=True))) as client:
@@ -75,7 +75,7 @@ def test_the_callers_of_other_servers_endpoints_are_named(gateway: Gateway, line
     assert [(line["route"], line.get("caller")) for line in lines()] == [("/rewards", "run-7"), ("/rewards", None)]
 
 
-def test_refused_requests_are_logged_without_callers_text(gateway: Gateway, lines: Lines) -> None:
+def test_refused_request_is_logged_without_unknown_names(gateway: Gateway, lines: Lines) -> None:
     assert post(gateway, body(scorers=("a secret prompt",), request_id="a\nb")) == 404
     assert post(gateway, b"{") == 400
     first, second = lines()
@@ -84,12 +84,12 @@ def test_refused_requests_are_logged_without_callers_text(gateway: Gateway, line
     assert second["request_id"]
 
 
-def test_no_token_and_no_prompt_is_written(gateway: Gateway, lines: Lines) -> None:
+def test_line_holds_neither_token_nor_prompt(gateway: Gateway, lines: Lines) -> None:
     post(gateway, body(scorers=("a",), request_id="r"), authorization="Bearer a-secret-token")
     assert "secret" not in json.dumps(lines())
 
 
-def test_it_is_off_by_default(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_is_off_by_default(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert post(gateway, body(scorers=("a",))) == 200
     assert [record for record in caplog.records if record.name == "synod.access"] == []

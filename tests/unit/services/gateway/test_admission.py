@@ -1,4 +1,4 @@
-"""Order, bounds, quotas and the way back in, on a clock that the test turns."""
+"""Queues keep order, limits and quotas, and say when to retry, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Calls:
-    """Calls that wait in a queue, remember the order in which they went, and stay under way until ended."""
+    """Calls that wait in a queue, record the order in which they start, and run until `end`."""
 
     def __init__(self, queue: ScorerQueue) -> None:
-        self.queue, self.went = queue, list[str]()
+        self.queue, self.started = queue, list[str]()
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -45,7 +45,7 @@ class Calls:
         async def call() -> None:
             try:
                 await ticket.turn()
-                self.went.append(name)
+                self.started.append(name)
                 await self.ends[name].wait()
             finally:
                 ticket.release()
@@ -68,10 +68,10 @@ async def test_queue_fills_its_window_in_order_of_arrival(clock: Clock) -> None:
     calls = Calls(ScorerQueue(window=4, max_waiting=100))
     for name, images in (("a", 3), ("b", 3), ("c", 1), ("d", 1)):
         await calls.start(name, images)
-    assert calls.went == ["a", "b"]  # b went while there was any room
+    assert calls.started == ["a", "b"]  # b starts while any part of the window is free
     assert (calls.queue.running, calls.queue.waiting) == (6, 2)
     await calls.end("a")
-    assert calls.went == ["a", "b", "c"]
+    assert calls.started == ["a", "b", "c"]
     for name in "bcd":
         await calls.end(name)
     assert (calls.queue.running, calls.queue.waiting) == (0, 0)
@@ -81,9 +81,9 @@ async def test_large_calls_run_side_by_side(clock: Clock) -> None:
     calls = Calls(ScorerQueue(window=4, max_waiting=10_000, calls=2))
     for name in "abc":
         await calls.start(name, 256)
-    assert calls.went == ["a", "b"]
+    assert calls.started == ["a", "b"]
     await calls.end("a")
-    assert calls.went == ["a", "b", "c"]
+    assert calls.started == ["a", "b", "c"]
     await calls.end("b")
     await calls.end("c")
     assert (calls.queue.running, calls.queue.waiting) == (0, 0)
@@ -97,19 +97,19 @@ async def test_training_overtakes_waiting_evaluation(clock: Clock) -> None:
     await calls.start("training")
     for name in ("running", "training", "evaluation"):
         await calls.end(name)
-    assert calls.went == ["running", "training", "evaluation"]
+    assert calls.started == ["running", "training", "evaluation"]
 
 
 async def test_evaluation_does_not_starve(clock: Clock) -> None:
-    """A training call a second, each one second under way: evaluation goes once its patience is over."""
+    """A training call arrives each second and runs for a second; evaluation starts after its aging time."""
     calls = Calls(ScorerQueue(1, 100))
     await calls.start("t0")
     await calls.start("evaluation", priority="evaluation")
     for second in range(1, 30):
         clock.now_s += 1
         await calls.start(f"t{second}")
-        await calls.end(calls.went[-1])
-    assert calls.went.index("evaluation") == 10
+        await calls.end(calls.started[-1])
+    assert calls.started.index("evaluation") == 10
     for task in calls.tasks.values():
         task.cancel()
 
@@ -122,23 +122,23 @@ def test_only_work_within_the_aging_time_overtakes(arrivals: list[tuple[Priority
     async def scenario() -> tuple[list[str], list[float]]:
         calls = Calls(ScorerQueue(1, 10_000))
         await calls.start("running")
-        came = []
+        arrived = []
         for n, (priority, pause_s) in enumerate(arrivals):
             clock.now_s += pause_s
-            came.append(clock.now_s)
+            arrived.append(clock.now_s)
             await calls.start(str(n), priority=priority)
         await calls.end("running")
         for _ in arrivals:
-            await calls.end(calls.went[-1])
-        return calls.went[1:], came
+            await calls.end(calls.started[-1])
+        return calls.started[1:], arrived
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(admission, "_now_s", clock)
-        went, came = asyncio.run(scenario())
-    assert sorted(went, key=int) == [str(n) for n in range(len(arrivals))]
-    for place, name in enumerate(went):
-        overtaken_by = [came[int(earlier)] for earlier in went[:place]]
-        assert all(other <= came[int(name)] + AGING_S["evaluation"] for other in overtaken_by)
+        started, arrived = asyncio.run(scenario())
+    assert sorted(started, key=int) == [str(n) for n in range(len(arrivals))]
+    for place, name in enumerate(started):
+        overtaken_by = [arrived[int(earlier)] for earlier in started[:place]]
+        assert all(other <= arrived[int(name)] + AGING_S["evaluation"] for other in overtaken_by)
 
 
 async def test_retry_after_is_the_time_to_drain(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ async def test_cancelled_ticket_is_never_admitted(clock: Clock) -> None:
     await asyncio.wait([calls.tasks["left"]])
     assert queue.waiting == 1
     await calls.end("running")
-    assert calls.went == ["running", "last"]
+    assert calls.started == ["running", "last"]
     await calls.end("last")
     assert (queue.running, queue.waiting) == (0, 0)
 
@@ -235,9 +235,9 @@ async def test_ticket_cancelled_at_its_turn_starts_the_next(clock: Clock) -> Non
     calls.ends["first"].set()
     while not queue.running or len(queue._queue) == 2:
         await asyncio.sleep(0)
-    calls.tasks["second"].cancel()  # its turn is granted, it has not run since
+    calls.tasks["second"].cancel()  # it may start, but has not run yet
     await settled()
-    assert calls.went == ["first", "third"]
+    assert calls.started == ["first", "third"]
     await calls.end("third")
     assert (queue.running, queue.waiting) == (0, 0)
 
@@ -251,19 +251,19 @@ async def test_ticket_may_be_released_twice(clock: Clock) -> None:
 
 
 async def test_each_change_reports_the_arrival_of_the_next_call(clock: Clock) -> None:
-    told: list[float | None] = []
-    calls = Calls(ScorerQueue(1, 100, changed=told.append))
+    reported: list[float | None] = []
+    calls = Calls(ScorerQueue(1, 100, changed=reported.append))
     await calls.start("running")
     clock.now_s += 3
     await calls.start("first")
     clock.now_s += 3
     await calls.start("second")
-    assert told[-3:] == [None, 1003, 1003]
+    assert reported[-3:] == [None, 1003, 1003]
     await calls.end("running")
-    assert told[-1] == 1006
+    assert reported[-1] == 1006
     calls.tasks["second"].cancel()
     await settled()
-    assert told[-1] is None
+    assert reported[-1] is None
     await calls.end("first")
 
 

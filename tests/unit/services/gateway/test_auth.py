@@ -1,4 +1,4 @@
-"""Who may come in, and what no message ever holds."""
+"""Bearer tokens identify callers, and no message holds a token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def authenticator(text: str = TOKENS) -> auth.Authenticator:
     return auth.load(SOURCE, {"SYNOD_TOKENS": text})
 
 
-def test_a_token_tells_name_priority_and_quota() -> None:
+def test_token_gives_name_priority_and_quota() -> None:
     assert authenticator().authenticate(f"Bearer {TRAINER}", "score") == Caller("run-7", "evaluation", 64)
     assert authenticator().authenticate(f"bearer  {TRAINER} ", "score").name == "run-7"
     assert authenticator().authenticate(f"Bearer {PROMETHEUS}", "metrics") == Caller("prometheus")
@@ -42,14 +42,14 @@ def test_a_token_tells_name_priority_and_quota() -> None:
     "header",
     [None, "", "Bearer", "Bearer  ", f"Basic {TRAINER}", TRAINER, f"Bearer {TRAINER}x", f"Bearer {TRAINER[:-1]}"],
 )
-def test_without_a_known_token_nobody_comes_in(header: str | None) -> None:
+def test_unknown_token_is_refused(header: str | None) -> None:
     with pytest.raises(Unauthenticated) as refused:
         authenticator().authenticate(header, "score")
     assert TRAINER[:-1] not in str(refused.value)
     assert auth.challenge(refused.value) == 'Bearer realm="synod"'
 
 
-def test_a_token_without_the_scope_is_refused_by_name() -> None:
+def test_missing_scope_is_named() -> None:
     with pytest.raises(PermissionDenied, match="'prometheus' has no scope 'score'") as refused:
         authenticator().authenticate(f"Bearer {PROMETHEUS}", "score")
     assert "insufficient_scope" in (auth.challenge(refused.value) or "")
@@ -58,7 +58,7 @@ def test_a_token_without_the_scope_is_refused_by_name() -> None:
     assert auth.challenge(RuntimeError()) is None
 
 
-def test_every_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_digests_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
     compare = hmac.compare_digest
 
@@ -72,7 +72,7 @@ def test_every_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPat
     assert len(compared) == 2
 
 
-def test_no_token_stays_in_memory() -> None:
+def test_tokens_are_not_kept_in_memory() -> None:
     subject = authenticator()
     gc.collect()
     seen, todo = set(), [subject]
@@ -86,18 +86,18 @@ def test_no_token_stays_in_memory() -> None:
         assert len(seen) < 100_000
 
 
-def test_without_a_source_everyone_may() -> None:
+def test_without_tokens_everyone_is_accepted() -> None:
     assert auth.load(AuthSettings()).authenticate(None, "score") == Caller()
 
 
-def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
+def test_tokens_are_read_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(TOKENS)
     assert auth.load(AuthSettings(tokens_file=str(path))).authenticate(f"Bearer {TRAINER}", "score").name == "run-7"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("", "has no tokens"),
         (f"[a]\ntoken = {TRAINER}\n", "is not valid TOML"),
@@ -108,17 +108,17 @@ def test_a_file_is_read_as_the_environment_is(tmp_path: Path) -> None:
         ("[a]\nmax_images = 0\n", "2 error(s)"),
     ],
 )
-def test_an_unusable_token_source_is_reported_without_secrets(text: str, told: str) -> None:
+def test_unusable_tokens_are_reported_without_secrets(text: str, reason: str) -> None:
     with pytest.raises(SettingsError) as refused:
         authenticator(text)
-    assert told in str(refused.value)
+    assert reason in str(refused.value)
     assert "SYNOD_TOKENS" in str(refused.value)
     shown = "".join(traceback.format_exception(refused.value))
     assert f'"{TRAINER[:15]}' not in shown
     assert f"'{TRAINER[:15]}" not in shown
 
 
-def test_a_missing_source_is_named(tmp_path: Path) -> None:
+def test_missing_token_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"tokens_env SYNOD_TOKENS.*no such environment variable"):
         auth.load(SOURCE, {})
     with pytest.raises(SettingsError, match=r"tokens_file .*gone: No such file or directory"):

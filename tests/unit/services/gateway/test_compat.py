@@ -1,4 +1,4 @@
-"""Other reward servers' endpoints: their documented bodies in, their answers out, never a number for nothing."""
+"""Endpoints of other reward servers read their documented bodies and write their documented responses."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ async def test_unirl_scores_each_request_by_what_it_requires(http: httpx.AsyncCl
     assert sorted(backend.calls) == [("a", (0,)), ("a", (0,)), ("a", (0,)), ("b", (0,)), ("b", (0,))]
 
 
-async def test_unirl_asks_for_equal_rewards_together(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_unirl_scores_requests_with_equal_rewards_together(http: httpx.AsyncClient, backend: Any) -> None:
     body = await unirl(http, asked(turn(0), rewards=["b", "a"]), asked(turn(255), rewards=["a", "b", "a"]))
     assert [one["a"]["score"] for one in body["results"]] == [0, 1]
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1))]
 
 
-async def test_unirl_history_and_metadata_become_contract_fields(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_unirl_history_and_metadata_become_item_fields(http: httpx.AsyncClient, backend: Any) -> None:
     seen: list[ScoreItem] = []
 
     def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -112,7 +112,7 @@ async def test_unirl_history_and_metadata_become_contract_fields(http: httpx.Asy
         ),
     ],
 )
-async def test_unirls_metadata_may_be_a_padded_line_of_geneval(
+async def test_unirl_metadata_may_be_a_geneval_line(
     http: httpx.AsyncClient, backend: Any, metadata: dict[str, Any], expected: GenEvalMetadata
 ) -> None:
     seen: list[ScoreItem] = []
@@ -126,7 +126,7 @@ async def test_unirls_metadata_may_be_a_padded_line_of_geneval(
     assert [item.geneval for item in seen] == [expected]
 
 
-async def test_unirls_missing_scores_are_errors_of_their_items(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_unirl_missing_score_is_an_error_of_its_item_only(http: httpx.AsyncClient, backend: Any) -> None:
     failed = ScoreFailure("deadline_exceeded", "late", True)
     backend.plan["b"] = [lambda items: [failed] * len(items)]
     bad = {"text": "a cat", "image_b64": b64encode(b"no image").decode()}
@@ -137,7 +137,7 @@ async def test_unirls_missing_scores_are_errors_of_their_items(http: httpx.Async
     assert list(body["errors"][1]) == ["a", "b"]
 
 
-async def test_unirl_tells_its_rewards(http: httpx.AsyncClient) -> None:
+async def test_unirl_lists_its_rewards(http: httpx.AsyncClient) -> None:
     assert (await http.get("/rewards")).json() == {"rewards": ["a", "b", "council", "face"]}
     health = (await http.get("/health")).json()
     assert (health["status"], sorted(health["rewards"])) == ("ok", ["a", "b", "council", "face"])
@@ -168,7 +168,7 @@ async def test_unirl_refuses_what_it_cannot_score(
 
 
 @pytest.mark.parametrize("path", ["/score", "/openrlhf"])
-async def test_no_pickle_and_no_broken_body(http: httpx.AsyncClient, backend: Any, path: str) -> None:
+async def test_pickle_and_invalid_bodies_are_refused(http: httpx.AsyncClient, backend: Any, path: str) -> None:
     pickled = b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93\x94\x8c\x04true\x94\x85\x94R\x94."
     for body in (pickled, b"", b"{", b"[" * 100_00, b'{"requests": NaN}', b'{"a": 1, "a": 2}'):
         answer = await http.post(path, content=body)
@@ -184,7 +184,7 @@ async def test_openrlhf_gets_a_reward_per_query(http: httpx.AsyncClient, backend
     assert backend.calls == [("a", (0, 1, 2))]
 
 
-async def test_openrlhfs_answer_is_the_text_that_reasons(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_openrlhf_answer_becomes_the_reasoning_text(http: httpx.AsyncClient, backend: Any) -> None:
     seen: list[ScoreItem] = []
 
     def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
@@ -204,7 +204,7 @@ async def test_openrlhfs_answer_is_the_text_that_reasons(http: httpx.AsyncClient
     ("failure", "status"),
     [(ScoreFailure("scorer_failed", "broke"), 500), (ScoreFailure("deadline_exceeded", "late", True), 504)],
 )
-async def test_openrlhfs_missing_score_is_the_answers_error(
+async def test_openrlhf_missing_score_fails_the_response(
     http: httpx.AsyncClient, backend: Any, failure: ScoreFailure, status: int
 ) -> None:
     backend.plan["a"] = [lambda items: [Score(1.0), failure, failure]]
@@ -240,7 +240,7 @@ async def test_openrlhf_refuses_what_it_cannot_score(http: httpx.AsyncClient, bo
     assert message in answer.json()["error"]["message"]
 
 
-async def test_an_overloaded_service_says_so_to_them_too(
+async def test_overload_has_its_status_on_compat_endpoints(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*args: Any) -> Any:
@@ -252,13 +252,13 @@ async def test_an_overloaded_service_says_so_to_them_too(
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
 
 
-async def test_they_exist_only_where_the_settings_ask_for_them(gateway: Gateway) -> None:
+async def test_endpoints_exist_only_if_enabled(gateway: Gateway) -> None:
     for compat, paths in ((None, ["/score", "/openrlhf"]), (CompatSettings(unirl=True), ["/openrlhf"])):
         async with client(gateway, compat) as http:
             assert [(await http.post(path, json={})).status_code for path in paths] == [404] * len(paths)
 
 
-async def test_a_token_in_the_url_opens_them(gateway: Gateway) -> None:
+async def test_token_in_the_url_is_accepted(gateway: Gateway) -> None:
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"\n'})
     async with client(gateway, BOTH, authenticator=authenticator) as http:
         body = {"requests": [asked(turn(1))]}
@@ -271,7 +271,7 @@ async def test_a_token_in_the_url_opens_them(gateway: Gateway) -> None:
         assert (await http.get("/health", auth=("any", TOKEN))).status_code == 200
 
 
-def test_the_reward_of_openrlhf_is_served() -> None:
+def test_openrlhf_reward_must_be_served() -> None:
     scorers = {"tier": {"kind": "tier", "model": "hub/model"}}
     Settings.model_validate({"scorers": scorers, "compat": {"openrlhf": "tier"}})
     with pytest.raises(ValueError, match=r"openrlhf is 'ber'; name a scorer \(tier\) or an ensemble \(there is none\)"):

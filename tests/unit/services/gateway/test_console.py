@@ -1,4 +1,4 @@
-"""The console's files without a browser: what is served, under which headers, and what they may not hold."""
+"""The console's files, their headers and what they must not contain, without a browser."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TOKENS = '[ann]\ntoken = "researcher-token-0123456789"\n'
 
 @pytest.fixture
 async def guarded(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    """The page is open where the service is not: it is what asks for the token."""
+    """The page needs no token: it asks the user for one."""
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
     transport = httpx.ASGITransport(app.build(gateway, authenticator))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
 
 
-async def test_every_file_is_served_under_the_policy(guarded: httpx.AsyncClient) -> None:
+async def test_every_console_file_has_the_security_headers(guarded: httpx.AsyncClient) -> None:
     for path, kind in [("/", "text/html"), *((f"/console/{one.name}", KINDS[one.suffix]) for one in FILES)]:
         answer = await guarded.get(path)
         assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, kind)
@@ -49,12 +49,12 @@ async def test_every_file_is_served_under_the_policy(guarded: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "..%2fapp.py", "..%2F..%2Fsettings.py", "%2e%2e", "missing.js", "a/b"])
-async def test_no_other_file_is_served(guarded: httpx.AsyncClient, name: str) -> None:
+async def test_only_console_files_are_served(guarded: httpx.AsyncClient, name: str) -> None:
     assert (await guarded.get(f"/console/{name}")).status_code == 404
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_names_only_its_neighbours(path: Path) -> None:
+def test_console_files_refer_only_to_each_other(path: Path) -> None:
     text = path.read_text()
     named = re.findall(r"""(?:src|href)="console/([^"]+)"|from "\./([^"]+)"|url\((.*?)\)""", text)
     assert {one for groups in named for one in groups if one} <= {file.name for file in FILES}
@@ -62,6 +62,6 @@ def test_a_file_names_only_its_neighbours(path: Path) -> None:
     assert re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|localStorage|cookie", text) == []
 
 
-def test_the_page_holds_no_script_and_no_style_of_its_own() -> None:
+def test_page_has_no_inline_script_or_style() -> None:
     page = next(path for path in FILES if path.name == "index.html").read_text()
     assert re.findall(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:", page) == []

@@ -1,4 +1,4 @@
-"""Fan out, gather, retry, deadline: against a backend that misbehaves on cue."""
+"""A gateway fans out, retries and keeps deadlines, with a backend that the test controls."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ def item(level: int, kind: Any = None) -> ScoreItem:
     return ScoreItem(np.full((4, 4, 3), level, np.uint8), concept=kind and Concept(kind))
 
 
-def told(outcome: Outcome | None) -> float | str | None:
+def value_or_code(outcome: Outcome | None) -> float | str | None:
     return outcome.value if isinstance(outcome, Score) else outcome and outcome.code
 
 
 def table(results: Sequence[ItemResult]) -> list[dict[str, float | str | None]]:
-    return [{name: told(outcome) for name, outcome in result.scores.items()} for result in results]
+    return [{name: value_or_code(outcome) for name, outcome in result.scores.items()} for result in results]
 
 
-async def test_each_scorer_is_called_once_for_the_items_that_need_it(gateway: Gateway, backend: Any) -> None:
+async def test_each_scorer_is_called_once_for_its_items(gateway: Gateway, backend: Any) -> None:
     request = ScoreRequest((item(51, "person"), item(102, "animal"), item(153)), ("b",), "council")
     response = await gateway.score(request)
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1, 2)), ("face", (0,))]
     assert table(response.results) == [{"b": 0.2, "a": 0.2, "face": 0.2}, {"b": 0.4, "a": 0.4}, {"b": 0.6}]
-    assert [told(result.reward) for result in response.results] == [
+    assert [value_or_code(result.reward) for result in response.results] == [
         pytest.approx(0.2),
         pytest.approx(0.4),
         "missing_input",
     ]
 
 
-async def test_a_scorer_named_outright_is_asked_whatever_its_weight(gateway: Gateway, backend: Any) -> None:
+async def test_named_scorer_is_called_even_with_weight_zero(gateway: Gateway, backend: Any) -> None:
     await gateway.score(ScoreRequest((item(0, "animal"),), ("face",), "council"))
     assert sorted(backend.calls) == [("a", (0,)), ("b", (0,)), ("face", (0,))]
 
 
-async def test_a_bad_image_fails_alone_and_reaches_no_scorer(gateway: Gateway, backend: Any) -> None:
+async def test_bad_image_fails_alone_and_reaches_no_scorer(gateway: Gateway, backend: Any) -> None:
     bad = ScoreItem(b"no image", concept=Concept("animal"))
     large = ScoreItem(np.zeros((101, 100, 3), np.uint8), concept=Concept("animal"))
     response = await gateway.score(ScoreRequest((item(51, "animal"), bad, large), ensemble="council"))
@@ -58,17 +58,17 @@ async def test_a_bad_image_fails_alone_and_reaches_no_scorer(gateway: Gateway, b
         {"a": "bad_image", "b": "bad_image"},
         {"a": "image_too_large", "b": "image_too_large"},
     ]
-    assert [told(r.reward) for r in response.results] == [pytest.approx(0.2), "bad_image", "image_too_large"]
+    assert [value_or_code(r.reward) for r in response.results] == [pytest.approx(0.2), "bad_image", "image_too_large"]
     assert sorted(backend.calls) == [("a", (0,)), ("b", (0,))]
 
 
-async def test_nothing_good_asks_nobody(gateway: Gateway, backend: Any) -> None:
+async def test_request_of_bad_images_calls_no_scorer(gateway: Gateway, backend: Any) -> None:
     response = await gateway.score(ScoreRequest((ScoreItem(b"x"),), ("a",)))
     assert table(response.results) == [{"a": "bad_image"}]
     assert backend.calls == []
 
 
-async def test_a_lost_replica_is_asked_again(gateway: Gateway, backend: Any) -> None:
+async def test_lost_replica_is_retried(gateway: Gateway, backend: Any) -> None:
     backend.plan["a"] = [ReplicaLost("gone"), ReplicaLost("gone again")]
     response = await gateway.score(ScoreRequest((item(51), item(102)), ("a", "b")))
     assert table(response.results) == [{"a": 0.2, "b": 0.2}, {"a": 0.4, "b": 0.4}]
@@ -76,8 +76,8 @@ async def test_a_lost_replica_is_asked_again(gateway: Gateway, backend: Any) -> 
     assert backend.calls.count(("b", (0, 1))) == 1
 
 
-async def test_only_what_was_lost_is_asked_again(gateway: Gateway, backend: Any) -> None:
-    """A partial answer is kept: a number once given is never replaced."""
+async def test_only_lost_items_are_retried(gateway: Gateway, backend: Any) -> None:
+    """Scores of a partial response are kept."""
     lost = ScoreFailure("replica_lost", "gone", retryable=True)
     own = ScoreFailure("scorer_failed", "poison")
     backend.plan["a"] = [lambda items: [Score(0.125), lost, own]]
@@ -86,7 +86,7 @@ async def test_only_what_was_lost_is_asked_again(gateway: Gateway, backend: Any)
     assert backend.calls == [("a", (0, 1, 2)), ("a", (1,))]
 
 
-async def test_a_full_replica_is_asked_again_for_what_was_admitted(gateway: Gateway, backend: Any) -> None:
+async def test_full_replica_is_retried(gateway: Gateway, backend: Any) -> None:
     backend.plan["a"] = [Overloaded("full"), Overloaded("still full")]
     response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
     assert table(response.results) == [{"a": 0.2, "b": 0.2}]
@@ -102,7 +102,7 @@ async def test_retries_end_with_the_deadline(gateway: Gateway, backend: Any) -> 
     assert 2 <= len(backend.calls) < 20
 
 
-async def test_what_the_first_try_found_survives_a_second_that_is_late(gateway: Gateway, backend: Any) -> None:
+async def test_scores_of_the_first_try_survive_a_late_retry(gateway: Gateway, backend: Any) -> None:
     lost = ScoreFailure("replica_lost", "gone", retryable=True)
     backend.plan["a"] = [lambda items: [Score(0.125), lost], 3600.0]
     response = await gateway.score(ScoreRequest((item(51), item(102)), ("a",), timeout_ms=600))
@@ -110,15 +110,15 @@ async def test_what_the_first_try_found_survives_a_second_that_is_late(gateway: 
     assert table(response.results) == [{"a": 0.125}, {"a": "replica_lost"}]
 
 
-async def test_the_deadline_keeps_the_others_and_cancels_the_work(gateway: Gateway, backend: Any) -> None:
+async def test_deadline_fails_one_scorer_and_cancels_its_work(gateway: Gateway, backend: Any) -> None:
     backend.plan["a"] = [3600.0]
     response = await gateway.score(ScoreRequest((item(51, "animal"),), ensemble="council", timeout_ms=100))
     assert table(response.results) == [{"a": "deadline_exceeded", "b": 0.2}]
-    assert told(response.results[0].reward) == "deadline_exceeded"
+    assert value_or_code(response.results[0].reward) == "deadline_exceeded"
     assert backend.cancelled == ["a"]
 
 
-async def test_images_that_decode_too_slowly_are_late(
+async def test_slow_decoding_fails_at_the_deadline(
     gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import threading
@@ -132,7 +132,7 @@ async def test_images_that_decode_too_slowly_are_late(
     assert table(response.results)[1] == {"a": "deadline_exceeded"}
 
 
-async def test_references_in_common_are_decoded_once_and_stay_in_order(
+async def test_shared_references_are_decoded_once_in_order(
     gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
@@ -173,7 +173,7 @@ async def test_too_many_pixels_are_refused_before_decoding(gateway: Gateway, mon
     for images in (files, arrays, digests):  # exactly the limit
         response = await small.score(ScoreRequest(tuple(map(ScoreItem, images[:3])), ("a",)))
         assert [row["a"] for row in table(response.results)] == [0.0, 1 / 255, 2 / 255]
-    over = encode_png(np.zeros((100, 101, 3), np.uint8))  # is never decoded: fails alone
+    over = encode_png(np.zeros((100, 101, 3), np.uint8))  # never decoded; it fails alone
     response = await small.score(ScoreRequest(tuple(map(ScoreItem, (*files[:3], over))), ("a",)))
     assert [row["a"] for row in table(response.results)] == [0.0, 1 / 255, 2 / 255, "image_too_large"]
     small.close()
@@ -187,7 +187,7 @@ def test_pixel_count_reads_the_header_alone(kind: str) -> None:
     assert pixel_count(buffer.getvalue()[:10]) == 0
 
 
-def test_common_references_count_once_as_they_are_decoded() -> None:
+def test_shared_references_count_once() -> None:
     file, array = encode_png(np.zeros((10, 10, 3), np.uint8)), np.zeros((10, 10, 3), np.uint8)
     for references in ((file, file), (array, array)):
         items = [ScoreItem(file, references=references)] * 3
@@ -198,14 +198,14 @@ def test_common_references_count_once_as_they_are_decoded() -> None:
 
 
 @pytest.mark.parametrize("step", [RuntimeError("secret"), lambda items: []])
-async def test_a_backends_contract_violation_fails_that_scorer(gateway: Gateway, backend: Any, step: Any) -> None:
+async def test_wrong_number_of_outcomes_fails_that_scorer(gateway: Gateway, backend: Any, step: Any) -> None:
     backend.plan["a"] = [step]
     response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
     assert table(response.results) == [{"a": "scorer_failed", "b": 0.2}]
     assert "secret" not in str(response)
 
 
-async def test_the_request_id_is_kept_or_made(gateway: Gateway) -> None:
+async def test_request_id_is_kept_or_generated(gateway: Gateway) -> None:
     assert (await gateway.score(ScoreRequest((item(1),), ("a",), request_id="x"))).request_id == "x"
     first, second = [(await gateway.score(ScoreRequest((item(1),), ("a",)))).request_id for _ in range(2)]
     assert first != second

@@ -57,7 +57,7 @@ def send(http: TestClient, name: str, encoding: str, body: bytes) -> Any:
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("encoding", ENCODERS)
-def test_a_compressed_body_is_read(http: TestClient, name: str, encoding: str) -> None:
+def test_compressed_body_is_read(http: TestClient, name: str, encoding: str) -> None:
     answer = send(http, name, encoding, ENCODERS[encoding](BODIES[name][3]))
     assert answer.status_code == 200, answer.text
     assert b'error"' not in answer.content
@@ -65,7 +65,7 @@ def test_a_compressed_body_is_read(http: TestClient, name: str, encoding: str) -
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress"])
-def test_another_encoding_is_refused_by_name(http: TestClient, name: str, encoding: str) -> None:
+def test_unknown_encoding_is_named(http: TestClient, name: str, encoding: str) -> None:
     answer = send(http, name, encoding, BODIES[name][3])
     assert answer.status_code == 415
     assert f"content encoding '{encoding}'; send one of gzip, deflate".encode() in answer.content
@@ -73,8 +73,8 @@ def test_another_encoding_is_refused_by_name(http: TestClient, name: str, encodi
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_bomb_is_refused(http: TestClient, name: str, encoding: str) -> None:
-    """A thousand zero bytes and more a byte: 4 MiB from about 4 kB, which is within the limit of 4096 bytes."""
+def test_decompression_bomb_is_refused(http: TestClient, name: str, encoding: str) -> None:
+    """4 MiB of zeros compress to about 4 kB, which is within the limit of 4096 bytes."""
     body = ENCODERS[encoding](b"0" * 3 * 2**20)
     assert len(body) < 4096
     answer = send(http, name, encoding, body)
@@ -82,7 +82,7 @@ def test_a_bomb_is_refused(http: TestClient, name: str, encoding: str) -> None:
     assert b"decode to more than 4096 bytes" in answer.content
 
 
-def test_a_bomb_is_never_unfolded() -> None:
+def test_decompression_bomb_is_not_expanded() -> None:
     body = gzip.compress(bytes(2**28))
     tracemalloc.start()
     with pytest.raises(PayloadTooLarge):
@@ -102,13 +102,13 @@ def test_a_bomb_is_never_unfolded() -> None:
         ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "4 bytes follow the gzip body"),
     ],
 )
-def test_a_broken_body_is_refused(encoding: str, body: bytes, why: str) -> None:
+def test_invalid_compressed_body_is_refused(encoding: str, body: bytes, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         decompress(body, encoding, 2**16)
 
 
 @pytest.mark.parametrize("size", [99, 100, 101])
-def test_the_limit_is_exact(size: int) -> None:
+def test_decompressed_limit_is_exact(size: int) -> None:
     body = gzip.compress(bytes(size))
     if size <= 100:
         assert decompress(body, "gzip", 100) == bytes(size)
@@ -117,7 +117,7 @@ def test_the_limit_is_exact(size: int) -> None:
             decompress(body, "gzip", 100)
 
 
-def test_the_document_says_so(http: TestClient) -> None:
+def test_openapi_document_names_the_encodings(http: TestClient) -> None:
     document = http.get("/openapi.json").json()
     for path, method in (("/v1/score", "post"), ("/v1/images", "put")):
         (header,) = document["paths"][path][method]["parameters"]
@@ -125,8 +125,8 @@ def test_the_document_says_so(http: TestClient) -> None:
         assert header["schema"]["enum"] == ["gzip", "deflate"]
 
 
-def test_only_the_item_that_is_not_base64_fails(http: TestClient) -> None:
-    """Line breaks, as `base64` and `encodebytes` write them, are skipped; a cut text fails its own item."""
+def test_item_with_invalid_base64_fails_alone(http: TestClient) -> None:
+    """Line breaks, as `base64` and `encodebytes` write them, are skipped; a truncated text fails its item."""
     items = [{"image": encodebytes(PNG).decode()}, {"image": TEXT[:-1]}, {"image": TEXT}]
     answer = http.post("/v1/score", json={"items": items, "scorers": ["a"]})
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""The HTTP face on a real server: answers in parts, clients that leave, tokens, uploads, headers."""
+"""HTTP on a real server: streamed parts, disconnects, tokens, uploads, headers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NDJSON = {"accept": "application/x-ndjson"}
 async def serving(
     gateway: Gateway, authenticator: Authenticator | None = None, **options: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A uvicorn on a loopback port, ended with the test."""
+    """Run uvicorn on a loopback port until the test ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app.build(gateway, authenticator, **options), log_level="error", ws="none")
     server = uvicorn.Server(config)
@@ -84,12 +84,12 @@ async def test_parts_arrive_as_each_scorer_ends(http: httpx.AsyncClient, backend
     assert rest[-1] == {"request_id": "r", "rewards": [None]}
 
 
-async def test_a_bad_request_has_its_status_in_a_stream_too(http: httpx.AsyncClient) -> None:
+async def test_invalid_request_has_its_status_in_a_stream_too(http: httpx.AsyncClient) -> None:
     answer = await http.post("/v1/score", json=BODY | {"scorers": ["nobody"]}, headers=NDJSON)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_scorer")
 
 
-async def test_an_error_in_mid_stream_is_the_last_line(
+async def test_error_after_first_part_is_the_last_line(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = gateway.stream
@@ -109,10 +109,10 @@ async def test_an_error_in_mid_stream_is_the_last_line(
 
 
 @pytest.mark.parametrize("headers", [{}, NDJSON])
-async def test_a_client_that_leaves_cancels_its_work(
+async def test_disconnect_cancels_the_work(
     http: httpx.AsyncClient, backend: Any, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # for what can be kept: these scorers have no origin
+    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # these scorers have no origin, so their work does not linger
     backend.plan["a"] = backend.plan["b"] = [3600.0, 3600.0]
     call = asyncio.create_task(http.post("/v1/score", json=BODY, headers=headers))
     await until(lambda: len(backend.calls) == 2)
@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_cancels_its_work(
     await until(lambda: sorted(backend.cancelled) == ["a", "b"])
 
 
-async def test_a_client_that_leaves_in_mid_stream_cancels_the_rest(
+async def test_disconnect_during_a_stream_cancels_the_rest(
     http: httpx.AsyncClient, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
@@ -130,7 +130,7 @@ async def test_a_client_that_leaves_in_mid_stream_cancels_the_rest(
     await until(lambda: backend.cancelled == ["b"])
 
 
-async def test_a_server_goes_on_after_clients_left(http: httpx.AsyncClient, backend: Any) -> None:
+async def test_server_continues_after_disconnects(http: httpx.AsyncClient, backend: Any) -> None:
     backend.plan["a"] = [3600.0]
     call = asyncio.create_task(http.post("/v1/score", json=BODY))
     await until(lambda: backend.calls)
@@ -140,7 +140,7 @@ async def test_a_server_goes_on_after_clients_left(http: httpx.AsyncClient, back
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
-async def test_images_are_put_once_and_named_by_digest(http: httpx.AsyncClient, kind: str) -> None:
+async def test_images_are_uploaded_once_and_named_by_digest(http: httpx.AsyncClient, kind: str) -> None:
     png, pixels = encode_png(np.full((4, 4, 3), 9, np.uint8)), np.full((2, 3, 3), 5, np.uint8)
     if kind == "application/json":
         import base64
@@ -184,7 +184,7 @@ async def test_no_image_is_fetched(http: httpx.AsyncClient, backend: Any) -> Non
     assert visits == []
 
 
-async def test_a_refusal_tells_when_to_come_back(
+async def test_refusal_has_retry_after(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for raised, status, header in (
@@ -201,7 +201,7 @@ async def test_a_refusal_tells_when_to_come_back(
         assert (answer.status_code, answer.headers["retry-after"]) == (status, header)
 
 
-async def test_every_route_but_health_and_docs_needs_a_token(guarded: httpx.AsyncClient) -> None:
+async def test_only_health_and_documents_need_no_token(guarded: httpx.AsyncClient) -> None:
     for method, path in (("POST", "/v1/score"), ("PUT", "/v1/images"), ("GET", "/v1/scorers"), ("GET", "/metrics")):
         for headers in ({}, bearer("x" * 24)):
             answer = await guarded.request(method, path, headers=headers, json=BODY)
@@ -209,10 +209,10 @@ async def test_every_route_but_health_and_docs_needs_a_token(guarded: httpx.Asyn
             assert answer.headers["www-authenticate"] == 'Bearer realm="synod"'
     for path in ("/v1/health", "/healthz", "/docs", "/openapi.json"):
         assert (await guarded.get(path)).status_code == 200
-    assert (await guarded.get("/readyz")).status_code == 503  # open, and not ready
+    assert (await guarded.get("/readyz")).status_code == 503  # needs no token; not ready
 
 
-async def test_a_token_opens_what_its_scopes_name(guarded: httpx.AsyncClient, backend: Any) -> None:
+async def test_token_allows_its_scopes(guarded: httpx.AsyncClient, backend: Any) -> None:
     assert (await guarded.post("/v1/score", json=BODY, headers=bearer(TRAINER))).status_code == 200
     assert (await guarded.get("/v1/scorers", headers=bearer(TRAINER))).status_code == 200
     assert (await guarded.get("/metrics", headers=bearer(PROMETHEUS))).status_code == 200
@@ -224,11 +224,11 @@ async def test_a_token_opens_what_its_scopes_name(guarded: httpx.AsyncClient, ba
 
 
 async def test_an_unauthenticated_body_is_not_read(guarded: httpx.AsyncClient) -> None:
-    """5 kB are over the limit of 4096, and nobody gets as far as to count them."""
+    """The body has 5 kB, over the limit of 4096, but is not read."""
     assert (await guarded.post("/v1/score", content=b" " * 5000)).status_code == 401
 
 
-async def test_metrics_are_open_where_no_token_is_asked_for_them(http: httpx.AsyncClient) -> None:
+async def test_metrics_need_no_token_by_default(http: httpx.AsyncClient) -> None:
     assert (await http.get("/metrics")).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Who is asked for what, and what is refused before any work."""
+"""A plan names the scorers and weights of each item; invalid requests are refused."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def plan(request: ScoreRequest) -> Plan:
     return plan_request(request, ENSEMBLES)
 
 
-def test_scorers_per_item_named_first_then_weighted() -> None:
+def test_item_needs_named_then_weighted_scorers() -> None:
     items = (ScoreItem(concept=Concept("person")), ScoreItem(concept=Concept("animal")), ScoreItem())
     made = plan(ScoreRequest(items, ("b", "a"), "council"))
     assert made.scorers_of == (("b", "a", "face"), ("b", "a"), ("b", "a"))
     assert isinstance(made.weights[2], ScoreFailure)
 
 
-def test_weights_override_the_ensembles_and_need_no_kind() -> None:
+def test_weights_override_the_ensemble() -> None:
     made = plan(ScoreRequest((ITEM,), (), "council", {"b": 2.0, "face": 0.0}))
     assert made.scorers_of == (("b",),)
     reward = made.reward(0, {"b": Score(0.25)})
@@ -48,14 +48,14 @@ def test_weights_override_the_ensembles_and_need_no_kind() -> None:
     assert reward.value == 0.5
 
 
-def test_the_ensembles_policy_holds_for_overridden_weights_too() -> None:
+def test_missing_policy_holds_for_overriding_weights() -> None:
     made = plan(ScoreRequest((ITEM,), (), "lenient", {"a": 1.0, "b": 1.0}))
     reward = made.reward(0, {"a": Score(0.5), "b": ScoreFailure("bad_image", "no")})
     assert isinstance(reward, Score)
     assert reward.value == pytest.approx(1.0)  # 0.5 at the whole weight of 2
 
 
-def test_by_kind_replaces_the_flat_weights_of_its_kinds_only() -> None:
+def test_by_kind_replaces_flat_weights_of_its_kinds() -> None:
     items = (ITEM, ScoreItem(concept=Concept("animal")), ScoreItem(concept=Concept("person")))
     assert plan(ScoreRequest(items, (), "mixed")).scorers_of == (("b",), ("b",), ("face",))
 
@@ -64,7 +64,7 @@ def test_by_kind_replaces_the_flat_weights_of_its_kinds_only() -> None:
     ("ensemble", "weights", "expected"),
     [("mixed", None, 0.0), ("mixed", {"b": 2.0}, 0.0), ("council", {"b": 2.0}, -3.0), (None, {"b": 2.0}, -3.0)],
 )
-def test_only_an_ensemble_that_clips_clips(
+def test_clipping_is_the_ensembles_choice(
     ensemble: str | None, weights: dict[str, float] | None, expected: float
 ) -> None:
     reward = plan(ScoreRequest((ITEM,), (), ensemble, weights)).reward(0, {"b": Score(-1.5)})
@@ -72,7 +72,7 @@ def test_only_an_ensemble_that_clips_clips(
     assert reward.value == expected
 
 
-def test_no_reward_was_asked_for() -> None:
+def test_request_without_ensemble_has_no_reward() -> None:
     assert plan(ScoreRequest((ITEM,), ("a",))).reward(0, {"a": Score(1.0)}) is None
 
 
@@ -114,12 +114,12 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
         (ScoreRequest((ITEM,), ("a",), timeout_ms=600_001), InvalidRequest, "600001"),
     ],
 )
-def test_refused(request_: ScoreRequest, error: type[Exception], word: str) -> None:
+def test_invalid_requests_are_refused(request_: ScoreRequest, error: type[Exception], word: str) -> None:
     with pytest.raises(error) as caught:
         plan(request_)
     assert word in str(caught.value)
 
 
-def test_at_the_limits_is_within_them() -> None:
+def test_request_at_the_limits_is_accepted() -> None:
     full = ScoreItem(None, FULL, (b"",) * 16, Reasoning(FULL, (FULL,) * 64, (1.0,) * 64))
     assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000)).scorers_of == (("a",),) * 3

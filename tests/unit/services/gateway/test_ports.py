@@ -1,4 +1,4 @@
-"""A gateway's own ports: opened with the application, shared with the next gateway, closed with it."""
+"""A gateway's own ports open with the application, are shared with the next gateway, and close."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TOKEN = "a-token-that-is-long-enough"
 REQUEST = ScoreRequest((ScoreItem(np.full((2, 2, 3), 51, np.uint8)),), ("a",), request_id="r")
 
 
-def test_who_listens_follows_the_settings() -> None:
+def test_ports_follow_the_settings() -> None:
     assert Ports.of(ServerSettings(port=81, grpc_port=82)) == Ports("127.0.0.1", 81, 82)
     assert Ports.of(ServerSettings(port=81, listen="proxy")) == Ports("127.0.0.1", None, None)
 
 
-async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(gateway: Gateway) -> None:
+async def test_http_and_grpc_give_equal_responses_and_need_a_token(gateway: Gateway) -> None:
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"'})
     ports = Ports("127.0.0.1", free_port(), free_port())
     built = app.build(gateway, authenticator, ports=ports)
@@ -47,7 +47,7 @@ async def test_http_and_grpc_give_one_answer_and_ask_for_one_token(gateway: Gate
             await asyncio.open_connection("127.0.0.1", port)
 
 
-async def test_gateways_share_a_port_and_the_second_goes_on_alone(gateway: Gateway) -> None:
+async def test_gateways_share_a_port(gateway: Gateway) -> None:
     ports = Ports("127.0.0.1", free_port())
     first, second = app.build(gateway, ports=ports), app.build(gateway, ports=ports)
 
@@ -61,7 +61,7 @@ async def test_gateways_share_a_port_and_the_second_goes_on_alone(gateway: Gatew
         assert {await alive() for _ in range(20)} == {200}
 
 
-async def test_a_port_of_someone_else_stops_the_start(gateway: Gateway) -> None:
+async def test_port_in_use_stops_the_start(gateway: Gateway) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

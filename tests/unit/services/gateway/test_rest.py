@@ -1,4 +1,4 @@
-"""The HTTP face over a steered backend, without a server: types, limits, errors, health, documents."""
+"""HTTP without a server: content types, limits, errors, health, documents."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ async def test_both_formats_round_trip(http: httpx.AsyncClient) -> None:
         ("text/html", MSGPACK, MSGPACK),
     ],
 )
-async def test_the_answers_type(http: httpx.AsyncClient, accept: str, sent: str, answered: str) -> None:
+async def test_response_type_follows_accept_and_body(
+    http: httpx.AsyncClient, accept: str, sent: str, answered: str
+) -> None:
     body = CODECS[sent].encode_request(CODECS[JSON].decode_request(BODY))
     answer = await post(http, body, sent, accept=accept)
     assert answer.headers["content-type"] == answered
@@ -68,7 +70,7 @@ async def test_the_answers_type(http: httpx.AsyncClient, accept: str, sent: str,
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("DELETE", "/v1/score", 405)])
 @pytest.mark.parametrize("kind", list(CODECS))
-async def test_what_is_not_here_is_a_typed_error_too(
+async def test_unknown_path_or_method_is_a_typed_error(
     http: httpx.AsyncClient, method: str, path: str, status: int, kind: str
 ) -> None:
     answer = await http.request(method, path, headers={"accept": kind})
@@ -79,7 +81,7 @@ async def test_what_is_not_here_is_a_typed_error_too(
     assert status == 404 or answer.headers["allow"] == "POST"
 
 
-async def test_the_body_limit_counts_what_arrives_not_what_is_declared(http: httpx.AsyncClient) -> None:
+async def test_body_limit_counts_received_bytes(http: httpx.AsyncClient) -> None:
     async def stream() -> AsyncIterator[bytes]:
         for _ in range(5):
             yield b" " * 1000
@@ -92,7 +94,7 @@ async def test_the_body_limit_counts_what_arrives_not_what_is_declared(http: htt
     assert lying.status_code == 413
 
 
-async def test_an_unexpected_error_is_a_bare_500(
+async def test_unexpected_error_is_a_500_without_details(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def explode(request: ScoreRequest, caller: Caller) -> ScoreResponse:
@@ -128,7 +130,7 @@ async def test_each_error_of_the_tree_has_its_status(
         assert (read.code, read.retryable, read.message) == (error.code, error.retryable, "why")
 
 
-async def test_a_request_id_that_no_header_can_carry_stays_in_the_body(http: httpx.AsyncClient) -> None:
+async def test_unsafe_request_id_stays_out_of_the_header(http: httpx.AsyncClient) -> None:
     body = json.dumps({"items": [{"image": schema.RED_PNG}], "scorers": ["a"], "request_id": "ü\n"}).encode()
     answer = await post(http, body)
     assert answer.json()["request_id"] == "ü\n"
@@ -144,14 +146,14 @@ async def test_health_readiness_discovery(http: httpx.AsyncClient) -> None:
     scorers = (await http.get("/v1/scorers")).json()
     assert [one["name"] for one in scorers["scorers"]] == ["a", "b", "face"]
     assert scorers["limits"]["max_items"] == 8
-    told = {"device": "cuda:0", "dtype": "bfloat16", "load_s": 1.5, "parameter_bytes": 4096}
-    assert {key: scorers["scorers"][0][key] for key in told} == told
-    assert not told.keys() & scorers["scorers"][1].keys(), "it is still loading"
+    loaded = {"device": "cuda:0", "dtype": "bfloat16", "load_s": 1.5, "parameter_bytes": 4096}
+    assert {key: scorers["scorers"][0][key] for key in loaded} == loaded
+    assert not loaded.keys() & scorers["scorers"][1].keys(), "it is still loading"
     assert "synod_requests_total" in (await http.get("/metrics")).text
 
 
-async def test_the_document_describes_what_the_codec_reads(http: httpx.AsyncClient) -> None:
-    """Every example decodes, validates against the schema, and the page shows all of it without another site."""
+async def test_document_describes_what_the_codec_reads(http: httpx.AsyncClient) -> None:
+    """Each example can be decoded and validates; the page shows all without another site."""
     document = (await http.get("/openapi.json")).json()
     body = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]
     for example in body["examples"].values():
@@ -167,7 +169,7 @@ async def test_the_document_describes_what_the_codec_reads(http: httpx.AsyncClie
     assert "<script" not in page
 
 
-def test_what_the_codec_writes_validates_against_the_document() -> None:
+def test_written_responses_validate_against_the_document() -> None:
     outcomes = {"a": Score(0.5, {"x": [1]}), "b": ScoreFailure("bad_image", "no", False)}
     response = ScoreResponse((ItemResult(outcomes, Score(1.0)), ItemResult(outcomes)), "r")
     jsonschema.validate(json.loads(CODECS[JSON].encode_response(response)), schema.RESPONSE)

@@ -1,4 +1,4 @@
-"""The gRPC face over a real gateway with real scorers in this process, on a real loopback port."""
+"""gRPC on a loopback port, with a real gateway and scorers in this process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ENSEMBLES = {"council": EnsembleSettings(by_kind={"animal": {"mean": 0.5, "max":
 
 
 class Pixel:
-    """Scores an image by one number of its pixels."""
+    """Scores an image by the mean or the maximum of its pixels."""
 
     def __init__(self, name: str) -> None:
         self.spec = ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test")
@@ -68,7 +68,7 @@ class Pixel:
 
 
 class HeldBackend(LocalBackend):
-    """`gates` holds scorers back by name; `dropped` names those that were given up while they were held."""
+    """`gates` block scorers by name; `dropped` are those cancelled meanwhile."""
 
     def __init__(self) -> None:
         super().__init__({name: Pixel(name) for name in ("mean", "max")})
@@ -118,7 +118,7 @@ def grey(level: int) -> ScoreItem:
 
 
 class Aborted(Exception):
-    """A context that keeps what a call was ended with."""
+    """A context that records how a call was aborted."""
 
     code: grpc.StatusCode
     details: str
@@ -129,7 +129,7 @@ class Aborted(Exception):
         raise self
 
     def bytes_on_the_wire(self) -> int:
-        """Keys and values as HTTP/2 counts them: 32 bytes a field, bytes in base64, the message percent-encoded."""
+        """Return the size as HTTP/2 counts it: 32 bytes per field, base64 bytes, the message percent-encoded."""
         fields = [(key, b64encode(v) if isinstance(v, bytes) else v) for key, v in self.metadata]
         message = quote(self.details, safe="")
         return sum(32 + len(key) + len(value) for key, value in (*fields, ("grpc-message", message)))
@@ -148,14 +148,14 @@ async def test_score(client: AsyncSynodClient) -> None:
     assert last.scores["mean"] == Score(0.4)
 
 
-async def test_a_stream_in_parts_makes_the_answer_of_one_call(client: AsyncSynodClient) -> None:
+async def test_merged_parts_equal_the_unary_response(client: AsyncSynodClient) -> None:
     request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
     parts = [part async for part in client.stream(request)]
     assert isinstance(parts[-1], Rewards)
     assert merge_parts(parts, 2) == await client.score(request)
 
 
-async def test_a_part_comes_as_soon_as_its_scorer_ends(client: AsyncSynodClient, backend: HeldBackend) -> None:
+async def test_part_arrives_as_soon_as_its_scorer_ends(client: AsyncSynodClient, backend: HeldBackend) -> None:
     backend.gates["mean"] = asyncio.Event()
     stream = client.stream(BOTH)
     early = [await anext(stream) for _ in range(4)]
@@ -165,8 +165,8 @@ async def test_a_part_comes_as_soon_as_its_scorer_ends(client: AsyncSynodClient,
     assert len([part async for part in stream]) == 3
 
 
-async def test_one_stream_answers_many_requests_side_by_side(url: str, backend: HeldBackend) -> None:
-    """A request held back does not hold back its neighbours; one that is bad does not end the stream."""
+async def test_requests_of_a_stream_are_scored_concurrently(url: str, backend: HeldBackend) -> None:
+    """A blocked request does not block others; an invalid one does not end the stream."""
     backend.gates["mean"] = asyncio.Event()
     held = ScoreRequest((grey(51),), ("mean",), request_id="held")
     quick = ScoreRequest((grey(102),), ("max",), request_id="quick")
@@ -190,7 +190,7 @@ async def test_one_stream_answers_many_requests_side_by_side(url: str, backend: 
     assert type(unread.error) is InvalidRequest
 
 
-async def test_requests_beyond_the_concurrency_are_all_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_beyond_the_concurrency_are_all_scored(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "CONCURRENT_REQUESTS", 2)
     monkeypatch.setattr(rpc, "BUFFERED_PARTS", 1)
     bodies = [PROTOBUF.encode_stream_request(ScoreRequest((grey(i),), ("max",), request_id=str(i))) for i in range(20)]
@@ -202,7 +202,7 @@ async def test_requests_beyond_the_concurrency_are_all_answered(url: str, monkey
     assert len(parts) == 40
 
 
-async def test_a_caller_that_leaves_drops_its_work(client: AsyncSynodClient, backend: HeldBackend) -> None:
+async def test_disconnect_drops_the_work(client: AsyncSynodClient, backend: HeldBackend) -> None:
     backend.gates["mean"] = asyncio.Event()
     stream = client.stream(BOTH)
     await anext(stream)
@@ -212,7 +212,7 @@ async def test_a_caller_that_leaves_drops_its_work(client: AsyncSynodClient, bac
     assert backend.dropped == ["mean"]
 
 
-async def test_a_call_that_is_cancelled_drops_its_work(
+async def test_cancelled_call_drops_its_work(
     client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, dropped = asyncio.Event(), asyncio.Event()
@@ -231,7 +231,7 @@ async def test_a_call_that_is_cancelled_drops_its_work(
     await dropped.wait()
 
 
-async def test_all_formats_over_both_transports_give_one_answer(client: AsyncSynodClient, gateway: Gateway) -> None:
+async def test_all_formats_and_transports_give_equal_responses(client: AsyncSynodClient, gateway: Gateway) -> None:
     by_grpc = await client.score(BOTH)
     transport = httpx.ASGITransport(app.build(gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
@@ -255,11 +255,11 @@ async def test_each_error_of_the_tree_has_its_status(
             await channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(BOTH))
     assert caught.value.code() is grpc.StatusCode[error.grpc_status]
     assert caught.value.details() == ("why" * 1000)[:1024]
-    told = PROTOBUF.decode_error(dict(caught.value.trailing_metadata())[ERROR_KEY])
-    assert (type(told), told.message) == (error, "why" * 1000)
+    received = PROTOBUF.decode_error(dict(caught.value.trailing_metadata())[ERROR_KEY])
+    assert (type(received), received.message) == (error, "why" * 1000)
 
 
-async def test_waiting_time_and_the_first_digests_arrive(
+async def test_error_carries_retry_after_and_first_digests(
     client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = [digest_of(str(i).encode()) for i in range(256 * 16)]
@@ -281,8 +281,8 @@ async def test_waiting_time_and_the_first_digests_arrive(
 
 
 @pytest.mark.parametrize("count", [1, 24, 25, 40, 60, 120, 1000])
-async def test_a_stock_client_learns_of_unknown_images(url: str, count: int) -> None:
-    """With gRPC's own limit of 8 KiB, which it enforces at random below 16 KiB; so the size is checked as well."""
+async def test_stock_client_receives_unknown_image_errors(url: str, count: int) -> None:
+    """gRPC enforces its limit of 8 KiB only at random below 16 KiB, so the size is checked too."""
     digests = [digest_of(str(i).encode()) for i in range(count)]
     request = ScoreRequest(tuple(ScoreItem(ImageRef(digest), "a") for digest in digests[:64]), ("mean",))
     context = Aborted()
@@ -301,7 +301,7 @@ async def test_a_stock_client_learns_of_unknown_images(url: str, count: int) -> 
 
 
 @pytest.mark.parametrize("letter", ["x", "%", "\n", "é", "\U0001f600"])
-async def test_any_long_message_fits(letter: str) -> None:
+async def test_long_messages_are_cut_to_fit(letter: str) -> None:
     context = Aborted()
     with pytest.raises(Aborted):
         await rpc.abort(context, UnknownScorer(letter * 5000))
@@ -310,8 +310,8 @@ async def test_any_long_message_fits(letter: str) -> None:
     assert isinstance(PROTOBUF.decode_error(context.metadata[0][1]), UnknownScorer)
 
 
-async def test_a_keepalive_of_a_second_survives(url: str, backend: HeldBackend) -> None:
-    """A server of gRPC's defaults ends this call after 4 to 6 s ("too_many_pings"): a client pings every second."""
+async def test_keepalive_every_second_is_accepted(url: str, backend: HeldBackend) -> None:
+    """With gRPC's defaults the server ends this call after 4 to 6 s ("too_many_pings")."""
     backend.gates["mean"] = asyncio.Event()
     options = [
         ("grpc.keepalive_time_ms", 1000),
@@ -347,7 +347,7 @@ async def test_unexpected_error_reveals_only_the_request_id(
     assert "the secret" in caplog.text
 
 
-async def test_images_are_kept_and_scored_by_their_digests(client: AsyncSynodClient) -> None:
+async def test_images_are_stored_and_scored_by_digest(client: AsyncSynodClient) -> None:
     image = np.full((2, 3, 3), 51, np.uint8)
     digests = await client.put_images([b"\x89PNG", image])
     assert digests == (digest_of(b"\x89PNG"), digest_of(image))
@@ -357,7 +357,7 @@ async def test_images_are_kept_and_scored_by_their_digests(client: AsyncSynodCli
     assert good.scores["mean"] == Score(0.2)
 
 
-async def test_an_image_that_is_not_kept_is_named(client: AsyncSynodClient) -> None:
+async def test_unknown_image_is_named(client: AsyncSynodClient) -> None:
     unknown = digest_of(b"x")
     with pytest.raises(UnknownImage) as refused:
         await client.score(ScoreRequest((ScoreItem(ImageRef(unknown)), grey(51)), ("mean",)))
@@ -368,7 +368,7 @@ async def test_scorers_and_limits(client: AsyncSynodClient) -> None:
     assert [one["name"] for one in await client.scorers()] == ["mean", "max"]
 
 
-async def test_a_body_over_the_limit_never_reaches_the_gateway(
+async def test_oversized_body_never_reaches_the_gateway(
     client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unreachable(request: ScoreRequest, caller: Caller) -> Any:
@@ -381,14 +381,16 @@ async def test_a_body_over_the_limit_never_reaches_the_gateway(
         await client._transport.send(Call("score", 20.0, b"\x0a\x00" * (2**18 + 1)))
 
 
-async def test_more_items_than_the_limit_go_in_chunks(client: AsyncSynodClient) -> None:
+async def test_client_splits_requests_over_the_item_limit(client: AsyncSynodClient) -> None:
     levels = [i % 256 for i in range(3 * LIMITS.max_items + 1)]
     response = await client.score(ScoreRequest(tuple(map(grey, levels)), ("max",), request_id="r"))
     assert response.request_id == "r"
     assert [result.scores["max"] for result in response.results] == [Score(level / 255) for level in levels]
 
 
-async def test_health_tells_alive_from_ready(url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_distinguishes_alive_from_ready(
+    url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rpc_server, "HEALTH_PERIOD_S", 0.01)
     response = health_pb2.HealthCheckResponse
 
@@ -409,7 +411,7 @@ async def test_health_tells_alive_from_ready(url: str, gateway: Gateway, monkeyp
         watch.cancel()
 
 
-async def test_reflection_lists_the_services_and_describes_ours(url: str) -> None:
+async def test_reflection_describes_the_service(url: str) -> None:
     request = reflection_pb2.ServerReflectionRequest
     async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -420,14 +422,14 @@ async def test_reflection_lists_the_services_and_describes_ours(url: str) -> Non
     assert b"PutImages" in described.file_descriptor_response.file_descriptor_proto[0]
 
 
-async def test_only_callers_with_a_token_come_in(gateway: Gateway) -> None:
+async def test_calls_need_a_token(gateway: Gateway) -> None:
     token = "a-token-that-is-long-enough"
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{token}"\nmax_images = 1\n'})
     server = RpcServer(gateway, LIMITS.max_body_bytes, authenticator)
     url = f"grpc://127.0.0.1:{await server.start('127.0.0.1:0')}"
     async with AsyncSynodClient(url, token=token, retries=0) as client:
         assert (await client.score(ScoreRequest((grey(51),), ("mean",)))).results[0].scores["mean"] == Score(0.2)
-        with pytest.raises(PayloadTooLarge, match="run"):  # the quota of this caller, so its name came along
+        with pytest.raises(PayloadTooLarge, match="run"):  # the message names the caller
             await client.score(ScoreRequest((grey(51), grey(52)), ("mean",)))
     async with AsyncSynodClient(url, token="another-token-of-that-length", retries=0) as client:
         one = ScoreRequest((grey(51),), ("mean",))
@@ -437,7 +439,7 @@ async def test_only_callers_with_a_token_come_in(gateway: Gateway) -> None:
     await server.stop()
 
 
-async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
+async def test_blocking_client_works(url: str) -> None:
     def use() -> None:
         with SynodClient(url, timeout_s=20) as client:
             client.wait_ready(20)
@@ -451,10 +453,10 @@ async def test_the_blocking_client_speaks_to_it_too(url: str) -> None:
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
-async def test_foreign_statuses_are_retried_and_our_errors_are_not(
+async def test_only_foreign_internal_status_is_retried(
     code: grpc.StatusCode, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy ends the calls of a gateway that died; a service's own internal error would only come again."""
+    """A proxy ends the calls of a gateway that died: retry. The service's own internal error would recur."""
     score, ids = gateway.score, list[str | None]()
     faults = [True, True, False]
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document against codec and gateway: it allows what they take, and tells all that they give."""
+"""The OpenAPI document allows what codec and gateway accept, and describes all that they return."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def allows(of: schema.Schema, body: object) -> bool:
 
 
 def taken(body: object) -> str | None:
-    """None when the codec takes a request, else why it does not."""
+    """Return why the codec refuses a request, None if it accepts it."""
     try:
         JSON.decode_request(json.dumps(body).encode())
     except SynodError as error:
@@ -73,7 +73,7 @@ def at(body: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def places(body: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str | int]]:
-    """Every (path of a container, key in it) of a tree."""
+    """Yield every (path of a container, key in it) of a tree."""
     for key in body if isinstance(body, dict) else range(len(body)) if isinstance(body, list) else ():
         yield path, key
         yield from places(body[key], (*path, key))
@@ -94,13 +94,13 @@ def places(body: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[
 )
 @FEW
 @given(st.data())
-def test_what_the_codec_writes_validates(records: Any, encode: Any, of: schema.Schema, data: st.DataObject) -> None:
+def test_written_messages_validate(records: Any, encode: Any, of: schema.Schema, data: st.DataObject) -> None:
     jsonschema.Draft202012Validator(of).validate(json.loads(encode(data.draw(records))))
 
 
 @FEW
 @given(requests, st.data(), ODD)
-def test_a_changed_request_is_taken_where_the_schema_allows_it(request: Any, data: st.DataObject, odd: object) -> None:
+def test_mutated_request_is_read_if_the_schema_allows_it(request: Any, data: st.DataObject, odd: object) -> None:
     body = json.loads(JSON.encode_request(request))
     path, key = data.draw(st.sampled_from(list(places(body))))
     at(body, path)[key] = odd
@@ -112,7 +112,7 @@ def test_a_changed_request_is_taken_where_the_schema_allows_it(request: Any, dat
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=[case["why"] for case in REFUSED])
-def test_a_refused_document_fails_the_schema_where_it_can(case: dict[str, Any]) -> None:
+def test_schema_refuses_what_the_codec_refuses(case: dict[str, Any]) -> None:
     why = taken(case["body"])
     assert why is not None
     beyond = any(re.search(pattern, why) for pattern in BEYOND_SHAPE)
@@ -120,7 +120,7 @@ def test_a_refused_document_fails_the_schema_where_it_can(case: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(("name", "path"), [*OPTIONAL, *REQUIRED], ids=lambda one: str(one))
-def test_null_is_absent_where_absent_is_allowed(name: str, path: tuple[str | int, ...]) -> None:
+def test_null_equals_absent(name: str, path: tuple[str | int, ...]) -> None:
     body = copy.deepcopy(SMALL)
     at(body, path)[name] = None
     optional = (name, path) in OPTIONAL
@@ -128,7 +128,7 @@ def test_null_is_absent_where_absent_is_allowed(name: str, path: tuple[str | int
     assert (taken(body) is None) == optional
 
 
-def test_every_schema_is_one() -> None:
+def test_every_schema_is_valid() -> None:
     for of in (schema.REQUEST, schema.PUT, schema.RESPONSE, schema.PART, schema.FAILED, schema.CATALOGUE):
         jsonschema.Draft202012Validator.check_schema(of)
 
@@ -145,7 +145,7 @@ async def document(http: httpx.AsyncClient) -> dict[str, Any]:
     return found
 
 
-async def test_every_type_of_the_document_is_spoken(http: httpx.AsyncClient) -> None:
+async def test_every_documented_type_is_served(http: httpx.AsyncClient) -> None:
     image = np.full((2, 2, 3), 9, np.uint8)
     written = {
         "/v1/score": lambda codec: codec.encode_request(ScoreRequest((ScoreItem(image),), ("a",))),
@@ -176,7 +176,7 @@ async def test_every_type_of_the_document_is_spoken(http: httpx.AsyncClient) -> 
                     assert read[path](CODECS[accept], answer.content)
 
 
-WHOLE = (  # errors that may answer a whole request; the others are outcomes of items
+WHOLE = (  # errors of a whole request; the others are outcomes of items
     SynodError,
     InvalidRequest,
     *InvalidRequest.__subclasses__(),
@@ -188,7 +188,7 @@ WHOLE = (  # errors that may answer a whole request; the others are outcomes of 
 
 
 @pytest.mark.parametrize("kind", WHOLE, ids=lambda kind: kind.code)
-async def test_every_refusal_is_in_the_document(
+async def test_every_error_status_is_documented(
     http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, kind: type[SynodError]
 ) -> None:
     digests = {"digests": ["blake2b-256:" + "0" * 64]} if kind is UnknownImage else {}
@@ -200,9 +200,9 @@ async def test_every_refusal_is_in_the_document(
     answers = (await document(http))["paths"]["/v1/score"]["post"]["responses"]
     body = json.dumps({"items": [{}], "scorers": ["a"]}).encode()
     answer = await http.post("/v1/score", content=body, headers={"content-type": JSON.content_type})
-    told = answers[str(answer.status_code)]
-    assert set(told["content"]) == set(CODECS)
-    jsonschema.validate(answer.json(), told["content"][JSON.content_type]["schema"])
+    documented = answers[str(answer.status_code)]
+    assert set(documented["content"]) == set(CODECS)
+    jsonschema.validate(answer.json(), documented["content"][JSON.content_type]["schema"])
     assert answer.json()["error"] == {
         "code": kind.code,
         "retryable": kind.retryable,
@@ -211,10 +211,10 @@ async def test_every_refusal_is_in_the_document(
         **digests,
     }
     for header in ("retry-after", "www-authenticate", "x-synod-request-id"):
-        assert (header in answer.headers) == (header in told["headers"]), header
+        assert (header in answer.headers) == (header in documented["headers"]), header
 
 
-async def test_the_examples_of_answers_are_answers(http: httpx.AsyncClient) -> None:
+async def test_example_responses_are_valid(http: httpx.AsyncClient) -> None:
     answers = (await document(http))["paths"]["/v1/score"]["post"]["responses"]
     lines = answers["200"]["content"][NDJSON]["example"].splitlines()
     assert [list(json.loads(line))[1] for line in lines] == ["scored", "rewards"]
@@ -227,7 +227,7 @@ async def test_the_examples_of_answers_are_answers(http: httpx.AsyncClient) -> N
         assert JSON.decode_error(json.dumps(example).encode()).http_status == int(status)
 
 
-async def test_a_token_is_asked_for_where_the_document_says(gateway: Gateway) -> None:
+async def test_token_is_needed_where_the_document_says(gateway: Gateway) -> None:
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
     transport = httpx.ASGITransport(app.build(gateway, authenticator, metrics_need_token=True))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as guarded:
@@ -241,7 +241,7 @@ async def test_a_token_is_asked_for_where_the_document_says(gateway: Gateway) ->
         for path, methods in found["paths"].items():
             for method, operation in methods.items():
                 stranger = await guarded.request(method, path)
-                known = await guarded.request(method, path, headers=bearer)  # of no scope
+                known = await guarded.request(method, path, headers=bearer)  # a token without scopes
                 secured = {"bearer": []} in operation.get("security", [])
                 assert (stranger.status_code == 401) == (known.status_code == 403) == secured, path
                 assert not secured or {"401", "403"} <= set(operation["responses"])

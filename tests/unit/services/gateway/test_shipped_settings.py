@@ -34,7 +34,7 @@ SYNC_R1_VALUES = {"tier": 0.5, "ber": -0.25, "der": 0.75, "fer": 1.0}
 
 @dataclass
 class Fixed:
-    """A scorer with a shipped scorer's spec, and one value for every item."""
+    """A scorer with the spec of a shipped one, which scores every item equally."""
 
     spec: ScorerSpec
     value: float

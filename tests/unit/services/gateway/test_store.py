@@ -1,4 +1,4 @@
-"""What is kept, what is pushed out, and who measures what when several ask at once."""
+"""The store keeps images and scores within limits, and lets one request compute each score."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOST = ScoreFailure("replica_lost", "gone", retryable=True)
 
 
 def store(images: int = 3, scores: int = 2) -> MemoryStore:
-    """Room for `images` of 100 bytes."""
+    """Return the size of a store for this many images of 100 bytes."""
     return MemoryStore(images * (100 + ENTRY_BYTES), scores)
 
 
@@ -41,7 +41,7 @@ def image(level: int) -> bytes:
     return bytes([level]) * 100
 
 
-async def test_images_come_back_as_they_were_put() -> None:
+async def test_stored_images_are_returned_unchanged() -> None:
     subject = store(1000)
     raw = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     digests = await subject.put([b"file", raw, raw[::-1]])
@@ -56,7 +56,7 @@ async def test_images_come_back_as_they_were_put() -> None:
     assert await subject.get(["blake2b-256:00"]) == [None]
 
 
-async def test_a_kept_image_is_no_view_of_the_body_it_came_in() -> None:
+async def test_stored_image_does_not_keep_the_body_alive() -> None:
     body = bytearray(range(48))
     subject = store(1000)
     (digest,) = await subject.put([np.frombuffer(body, np.uint8, 24).reshape(2, 4, 3)])
@@ -69,7 +69,7 @@ async def test_a_kept_image_is_no_view_of_the_body_it_came_in() -> None:
         kept[0, 0, 0] = 1
 
 
-async def test_the_least_recently_used_image_goes_first() -> None:
+async def test_least_recently_used_image_is_dropped_first() -> None:
     subject = store(3)
     digests = await subject.put([image(0), image(1), image(2)])
     await subject.get(digests[:1])
@@ -80,7 +80,7 @@ async def test_the_least_recently_used_image_goes_first() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=12))
-def test_the_bound_holds_and_the_newest_are_there(puts: list[list[int]]) -> None:
+def test_store_keeps_the_newest_within_its_limit(puts: list[list[int]]) -> None:
     async def scenario() -> None:
         subject = store(3)
         for levels in puts:
@@ -92,7 +92,7 @@ def test_the_bound_holds_and_the_newest_are_there(puts: list[list[int]]) -> None
     asyncio.run(scenario())
 
 
-async def test_what_can_never_fit_is_refused_and_pushes_nothing_out() -> None:
+async def test_oversized_upload_is_refused_and_drops_no_image() -> None:
     subject = store(3)
     digests = await subject.put([image(0)])
     with pytest.raises(PayloadTooLarge, match="max_image_bytes"):
@@ -100,7 +100,7 @@ async def test_what_can_never_fit_is_refused_and_pushes_nothing_out() -> None:
     assert await subject.get(digests) == [image(0)]
 
 
-async def test_a_score_is_measured_once() -> None:
+async def test_score_is_computed_once() -> None:
     subject = store()
     assert await subject.claim([A, A, B], 10) == [Claim.OWNED, Claim.IN_FLIGHT, Claim.OWNED]
     waiting = asyncio.create_task(subject.wait([A, B], 10))
@@ -113,7 +113,7 @@ async def test_a_score_is_measured_once() -> None:
     assert await subject.wait([A], 10) == [Score(0.5)]
 
 
-async def test_no_failure_is_kept_and_only_final_ones_are_handed_on() -> None:
+async def test_only_final_failures_reach_waiting_requests() -> None:
     subject = store()
     await subject.claim([A, B, C], 10)
     waiting = asyncio.create_task(subject.wait([A, B, C], 10))
@@ -123,7 +123,7 @@ async def test_no_failure_is_kept_and_only_final_ones_are_handed_on() -> None:
     assert await subject.claim([A, B, C], 10) == [Claim.OWNED] * 3
 
 
-async def test_a_dead_claimers_lease_runs_out() -> None:
+async def test_expired_claim_is_free_again() -> None:
     subject = store()
     await subject.claim([A], 0.01)
     assert await subject.wait([A], 60) == [None]
@@ -131,14 +131,14 @@ async def test_a_dead_claimers_lease_runs_out() -> None:
     assert await subject.claim([A], 10) == [Claim.IN_FLIGHT]
 
 
-async def test_a_wait_ends_in_time_and_leaves_the_claim() -> None:
+async def test_wait_times_out_and_keeps_the_claim() -> None:
     subject = store()
     await subject.claim([A], 60)
     assert await subject.wait([A], 0.01) == [None]
     assert await subject.claim([A], 60) == [Claim.IN_FLIGHT]
 
 
-async def test_a_waiter_that_leaves_disturbs_nobody() -> None:
+async def test_cancelled_wait_does_not_affect_others() -> None:
     subject = store()
     await subject.claim([A], 60)
     gone, stays = (asyncio.create_task(subject.wait([A], 60)) for _ in range(2))
@@ -149,7 +149,7 @@ async def test_a_waiter_that_leaves_disturbs_nobody() -> None:
     assert await stays == [Score(1.0)]
 
 
-async def test_scores_are_bounded_least_recently_used_out_first() -> None:
+async def test_least_recently_used_score_is_dropped_first() -> None:
     subject = store(scores=2)
     await subject.settle({A: Score(0.0), B: Score(1.0)})
     await subject.claim([A], 10)
@@ -157,7 +157,7 @@ async def test_scores_are_bounded_least_recently_used_out_first() -> None:
     assert await subject.claim([A, C, B], 10) == [Score(0.0), Score(2.0), Claim.OWNED]
 
 
-async def test_leases_that_nobody_settles_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_abandoned_claims_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_LEASES", 4)
     subject = store()
     for n in range(50):
@@ -194,11 +194,11 @@ FULL = ScoreItem(
         replace(FULL, prompt="before", source_prompt="prompt"),
     ],
 )
-def test_every_input_tells_keys_apart(other: ScoreItem) -> None:
+def test_every_input_changes_the_key(other: ScoreItem) -> None:
     assert score_keys(other, {"s": ONE}) != score_keys(FULL, {"s": ONE})
 
 
-def test_keys_depend_on_item_scorer_and_provenance() -> None:
+def test_key_depends_on_item_scorer_and_origin() -> None:
     origins = {"s": ONE, "t": ONE}
     keys = score_keys(FULL, origins)
     assert keys == score_keys(replace(FULL), origins)
@@ -207,7 +207,7 @@ def test_keys_depend_on_item_scorer_and_provenance() -> None:
     assert score_keys(FULL, {}) == {}
 
 
-def test_an_image_by_digest_is_the_image() -> None:
+def test_digest_and_image_have_equal_keys() -> None:
     by_digest = replace(
         FULL,
         image=ImageRef(digest_of(b"image")),  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 
 from services.models import cache, dinov2
+from services.models.cache import Device
 
 
 def test_digest_is_of_the_content_not_of_the_path(tiny_models: Any, tmp_path: Path) -> None:
@@ -24,7 +25,7 @@ def test_digest_is_of_the_content_not_of_the_path(tiny_models: Any, tmp_path: Pa
     assert cache.digest(str(copy)) != before
 
 
-def test_digest_tells_names_and_boundaries_apart(tmp_path: Path) -> None:
+def test_digest_distinguishes_names_and_boundaries_apart(tmp_path: Path) -> None:
     digests = set()
     for i, files in enumerate([{"a.json": "xy"}, {"b.json": "xy"}, {"a.json": "x", "b.json": "y"}, {"a.json": ""}]):
         folder = tmp_path / str(i)
@@ -33,10 +34,6 @@ def test_digest_tells_names_and_boundaries_apart(tmp_path: Path) -> None:
             (folder / name).write_text(text)
         digests.add(cache.digest(str(folder)))
     assert len(digests) == 4
-
-
-def test_a_weights_file_has_a_digest_too(tiny_models: Any) -> None:
-    assert len(cache.digest(tiny_models.facenet)) == 64
 
 
 def test_two_scorers_share_a_module_by_content_and_device(tiny_models: Any, tmp_path: Path) -> None:
@@ -53,13 +50,12 @@ def test_two_scorers_share_a_module_by_content_and_device(tiny_models: Any, tmp_
     assert cache.shared("test", tiny_models.dinov2, "cuda:0", load) is not first
     assert cache.shared("other", tiny_models.dinov2, "cpu", load) is not first
     assert len(loaded) == 3
-    assert dinov2.load(tiny_models.dinov2, "cpu") is dinov2.load(str(copy), "cpu")
-
-
-def test_a_loaded_module_is_in_eval_mode_without_gradients(tiny_models: Any) -> None:
-    module = dinov2.load(tiny_models.dinov2, "cpu")._model
-    assert not module.training
-    assert not any(parameter.requires_grad for parameter in module.parameters())
+    model = dinov2.load(tiny_models.dinov2, "cpu")
+    assert dinov2.load(str(copy), Device("cpu")) is model, "a bare name is float32"
+    for device in (Device("cpu", "bfloat16"), Device("cpu", compile=True)):
+        assert dinov2.load(tiny_models.dinov2, device) is not model
+    assert not model._model.training
+    assert not any(parameter.requires_grad for parameter in model._model.parameters())
 
 
 @pytest.fixture

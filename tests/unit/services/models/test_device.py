@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from services.cluster.warmup import warm_up
 from services.models import blip2, dinov2, face, mask2former, open_clip, semantic, text_encoder, transformers_clip, vlm
 from services.models.cache import Device
+from services.models.module_stats import record_modules
 from services.models.types import within
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec
@@ -61,10 +62,7 @@ FAMILIES: dict[str, tuple[Callable[[Any, Device], Any], Callable[[Any], Array]]]
         lambda t, d: face.embedder(family="small", device=d, model=t.small_face),
         lambda m: m.embed(photos()),
     ),
-    "facenet": (
-        lambda t, d: face.embedder(family="facenet", device=d, weights=t.facenet),
-        lambda m: m.embed(photos()),
-    ),
+    "facenet": (lambda t, d: face.embedder(family="facenet", device=d, weights=t.facenet), lambda m: m.embed(photos())),
     "semantic": (
         lambda t, d: semantic.load(t.semantic, d, 4)._segmenter,
         lambda m: np.stack([logits.softmax(-1).numpy() for _, logits in sorted(m.logits(photos()), key=first)]),
@@ -106,56 +104,32 @@ def test_rotary_frequencies_stay_float32(tiny_models: Any) -> None:
     assert set(kept.values()) == {torch.float32}
 
 
-def test_each_dtype_and_compilation_is_a_module_of_its_own(tiny_models: Any) -> None:
-    loads = [
-        dinov2.load(tiny_models.dinov2, device)
-        for device in (Device("cpu"), Device("cpu", "bfloat16"), Device("cpu", compile=True), "cpu")
-    ]
-    assert len({id(one) for one in loads}) == 3
-    assert loads[0] is loads[3], "a bare name is float32"
-
-
 @pytest.mark.slow
 def test_the_settings_reach_the_models(tiny_models: Any) -> None:
     """Every kind of scorer, by its settings alone; the face finder MTCNN is the one that stays as it is."""
-    semantic_ = {"family": "semantic", "model": tiny_models.semantic}
-    faces = {"finder": {"family": "detector", "detector": semantic_}}
-    clip = {"family": "transformers", "model": tiny_models.clip}
+    segmenter = {"family": "semantic", "model": tiny_models.semantic}
+    finder = {"family": "detector", "detector": segmenter}
+    clip, open_ = (
+        {"family": f, "model": m} for f, m in (("transformers", tiny_models.clip), ("open_clip", tiny_models.open_clip))
+    )
     trees: list[dict[str, Any]] = [
         {"kind": "tier", "model": tiny_models.text},
         {"kind": "ber", "model": tiny_models.blip2},
         {"kind": "der", "model": tiny_models.dinov2},
-        {"kind": "fer", **faces, "embedder": {"family": "facenet", "weights": tiny_models.facenet}},
-        {
-            "kind": "geneval",
-            "detector": semantic_,
-            "color_model": {"family": "open_clip", "model": tiny_models.open_clip},
-        },
+        {"kind": "fer", "finder": finder, "embedder": {"family": "facenet", "weights": tiny_models.facenet}},
+        {"kind": "geneval", "detector": segmenter, "color_model": open_},
         *({"kind": kind, "model": clip} for kind in ("clip_i", "clip_t", "clip_direction")),
-        {"kind": "clip_t", "model": {"family": "open_clip", "model": tiny_models.open_clip}},
+        {"kind": "clip_t", "model": open_},
         {"kind": "pickscore", "model": tiny_models.clip},
         {"kind": "likelihood", "model": tiny_models.qwen},
         {"kind": "hps", "architecture": tiny_models.open_clip, "weights": tiny_models.hps},
     ]
     for tree in trees:
         settings = registry.SETTINGS.validate_python({**tree, "serving": {"device": "cpu", "dtype": "bfloat16"}})
-        modules = list(reached(registry.build("one", settings)))
+        with record_modules() as modules:
+            registry.build("one", settings)
         assert modules, tree
         assert {p.dtype for module in modules for p in module.parameters()} == {torch.bfloat16}, tree
-
-
-def reached(thing: Any, seen: set[int] | None = None) -> Iterator[torch.nn.Module]:
-    """The modules that an object of ours holds, however deep; a bound method holds its object."""
-    seen = set() if seen is None else seen
-    thing = getattr(thing, "__self__", thing)
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, torch.nn.Module):
-        yield thing
-    elif type(thing).__module__.startswith("services."):
-        for value in vars(thing).values() if hasattr(thing, "__dict__") else ():
-            yield from reached(value, seen)
 
 
 @pytest.mark.slow
@@ -185,7 +159,7 @@ class Uncompiled:
         raise RuntimeError("No C++ compiler")
 
 
-def test_what_cannot_be_compiled_is_told_before_it_serves() -> None:
+def test_compile_failure_is_reported_before_serving() -> None:
     with pytest.raises(SettingsError, match=r"(?s)scorer 'sick' .*No C.. compiler.*compile = false"):
         warm_up(Uncompiled(), 4)
 

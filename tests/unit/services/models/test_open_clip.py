@@ -20,6 +20,7 @@ from synod.errors import SettingsError
 
 OPENAI = [(name, tag) for name, tag in library.list_pretrained() if tag == "openai"]
 IMAGE = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
+LOADS: tuple[Any, ...] = (open_clip.load, open_clip.load_file)
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
@@ -61,10 +62,6 @@ def directly(name: str, file: Path) -> list[float]:
     return [*image[0].tolist(), *text[0].tolist()]
 
 
-def loaded(load: Any, name: str, file: Path) -> Any:
-    return load(name, str(file), "cpu")
-
-
 @pytest.mark.parametrize("by", ["tag", "file"])
 def test_quickgelu_name_computes_with_quickgelu(weights: Path, by: str) -> None:
     expected = directly("tiny-quickgelu", weights)
@@ -86,18 +83,18 @@ def test_file_known_by_its_name_is_refused(
     file = tmp_path / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(weights.read_bytes())
-    for load in (open_clip.load, open_clip.load_file):
+    for load in LOADS:
         with pytest.raises(SettingsError, match=r"by its name open_clip's 'openai'.*'tiny-quickgelu'"):
-            loaded(load, "tiny", file)
+            load("tiny", str(file), "cpu")
     open_clip.load_file("tiny-quickgelu", str(file), "cpu")
 
 
-def test_configuration_beside_a_file_decides(weights: Path) -> None:
-    beside = weights.parent / open_clip.CONFIG
-    beside.write_text(json.dumps({"model_cfg": {**CONFIG, "quick_gelu": True}}))
-    with pytest.raises(SettingsError, match=f"by the {open_clip.CONFIG} beside it.*'tiny-quickgelu'"):
+def test_configuration_next_to_a_file_decides(weights: Path) -> None:
+    config = weights.parent / open_clip.CONFIG
+    config.write_text(json.dumps({"model_cfg": {**CONFIG, "quick_gelu": True}}))
+    with pytest.raises(SettingsError, match=f"by the {open_clip.CONFIG} next to it.*'tiny-quickgelu'"):
         open_clip.load_file("tiny", str(weights), "cpu")
-    beside.write_text(json.dumps({"model_cfg": CONFIG}))
+    config.write_text(json.dumps({"model_cfg": CONFIG}))
     named = weights.rename(weights.with_name("openai.pt"))
     assert features(open_clip.load_file("tiny", str(named), "cpu")) == pytest.approx(directly("tiny", named), abs=1e-6)
 
@@ -106,7 +103,7 @@ def test_configuration_beside_a_file_decides(weights: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("form", ["archive", "state dict"])
 def test_openai_file_is_refused(weights: Path, tmp_path: Path, name: str, form: str) -> None:
-    """By another file name: what tells is inside."""
+    """By another file name: the content decides."""
     file = tmp_path / "clip.pt"
     if form == "archive":
         jit: Any = torch.jit
@@ -114,9 +111,9 @@ def test_openai_file_is_refused(weights: Path, tmp_path: Path, name: str, form: 
     else:
         state = torch.load(weights, weights_only=True)
         torch.save({**state, **{key: torch.tensor(1) for key in open_clip._OPENAI_KEYS}}, file)
-    for load in (open_clip.load, open_clip.load_file):
+    for load in LOADS:
         with pytest.raises(SettingsError, match=r"OpenAI published.*'tiny-quickgelu' with pretrained = 'openai'"):
-            loaded(load, name, file)
+            load(name, str(file), "cpu")
 
 
 @pytest.mark.parametrize(("name", "tag"), OPENAI)
@@ -140,6 +137,7 @@ def test_gelu_weights_pass_under_their_name() -> None:
     ("source", "tag", "message"),
     [
         ("ViT-B-32", None, "'ViT-B-32' without 'pretrained' would have random weights.*laion2b_s34b_b79k"),
+        ("ViT-B-32", "nowhere", "ViT-B-32: no weights 'nowhere'; open_clip has openai, "),
         ("hf-hub:some/clip", "openai", "pretrained = 'openai': 'hf-hub:some/clip' has weights of its own"),
     ],
 )

@@ -36,13 +36,13 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("not weights")
     (tmp_path / "text.safetensors").write_text("not weights")
-    for name, told in (
+    for name, message in (
         ("code.pt", "not weights that can be read safely"),
         ("list.pt", "no table of tensors"),
         ("text.pt", "not weights that can be read safely"),
         ("text.safetensors", "not weights that can be read safely"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}: {told}"):
+        with pytest.raises(SettingsError, match=f"{name}: {message}"):
             weights.read(tmp_path / name)
     for source in (str(tmp_path / "gone.pt"), str(tmp_path), "laion/a-hub-id"):
         with pytest.raises(SettingsError, match=f"{source}: no such weights file"):
@@ -55,30 +55,13 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
         weights.check_keys(tmp_path, {"z"}, {"a", "b", "c", "d", "e"})
 
 
-@pytest.fixture
-def copy(tiny_models: Any, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_models.clip, tmp_path / "clip"))
-
-
-def test_a_clip_directory_with_a_wrong_key_is_refused(copy: Path) -> None:
-    file = copy / "model.safetensors"
-    state = load_file(file)
-    state["visual_projection.bias"] = state.pop("visual_projection.weight")
-    save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(SettingsError, match=r"missing visual_projection\.weight; unexpected visual_projection\.bias"):
-        transformers_clip.load(str(copy), "cpu")
-
-
-def test_old_position_buffers_are_no_mistake(copy: Path) -> None:
+def test_old_position_buffers_are_accepted(tiny_models: Any, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_models.clip, tmp_path / "clip"))
     file = copy / "model.safetensors"
     state = load_file(file)
     state["text_model.embeddings.position_ids"] = torch.arange(16)[None]
     save_file(state, file, metadata={"format": "pt"})
     transformers_clip.load(str(copy), "cpu")
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
-def test_a_clip_directory_without_a_file_is_refused(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises((OSError, ValueError)):
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(OSError, match="preprocessor_config"):
         transformers_clip.load(str(copy), "cpu")

@@ -43,7 +43,7 @@ def scrape(folder: Path) -> dict[str, float]:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
-    """Start a process that counts n items, holds 10 n images, and then waits."""
+    """Start a process that counts n items, holds 10 n images and waits."""
     started = []
 
     def work(n: int) -> subprocess.Popen[str]:
@@ -59,7 +59,7 @@ def worker(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_sums_survive_a_kill_and_gauges_follow_the_living(
+def test_counters_survive_a_kill_and_gauges_do_not(
     tmp_path: Path, worker: Callable[[int], subprocess.Popen[str]]
 ) -> None:
     killed, ended = worker(1), worker(2)
@@ -93,7 +93,7 @@ def test_reward_health_and_queue_age_cover_all_processes(
     }
     for name, value in expected.items():
         assert samples[f'synod_reward_{name}{{scorer="a"}}'] == pytest.approx(value), name
-    assert 'synod_reward_drift{scorer="a"}' not in samples  # nothing came after the baseline
+    assert 'synod_reward_drift{scorer="a"}' not in samples  # all scores are in the baseline
     assert samples['synod_queue_oldest_timestamp_seconds{scorer="a"}'] == 1004
     for process in (second, first):
         process.kill()

@@ -19,7 +19,7 @@ OUTCOMES = st.lists(st.one_of(VALUES.map(Score), st.just(FAILED)), min_size=1, m
 
 
 def added(*parts: Sums) -> Sums:
-    """As counters of several processes add up."""
+    """Add sums as counters of several processes add up."""
     return Sums(*map(sum, zip(*map(astuple, parts), strict=True)))
 
 
@@ -29,7 +29,7 @@ def values(outcomes: list[Outcome]) -> np.ndarray:  # type: ignore[type-arg]
 
 @settings(deadline=None)
 @given(st.lists(OUTCOMES, min_size=1, max_size=6))
-def test_moments_and_shares_are_numpys(requests: list[list[Outcome]]) -> None:
+def test_moments_and_shares_equal_numpy(requests: list[list[Outcome]]) -> None:
     found = health_of(added(*(sums_of(one, [], LOW, HIGH) for one in requests)), LOW, HIGH)
     every = [outcome for one in requests for outcome in one]
     measured = values(every)
@@ -45,8 +45,8 @@ def test_moments_and_shares_are_numpys(requests: list[list[Outcome]]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["cat", "dog", "owl"]), st.sampled_from([0.0, 0.5, None])), max_size=20))
-def test_the_share_of_groups_without_spread(rollouts: list[tuple[str, float | None]]) -> None:
-    """Few values, so that flat groups are common; a failure leaves its group, a group of one is none."""
+def test_zero_spread_is_the_share_of_flat_groups(rollouts: list[tuple[str, float | None]]) -> None:
+    """Few distinct values, so that flat groups are common. Failures do not count; a group needs two scores."""
     outcomes: list[Outcome] = [FAILED if value is None else Score(value) for _, value in rollouts]
     items = [ScoreItem(prompt=prompt) for prompt, _ in rollouts]
     found = health_of(sums_of(outcomes, groups_of(items), LOW, HIGH), LOW, HIGH)
@@ -59,7 +59,7 @@ def test_the_share_of_groups_without_spread(rollouts: list[tuple[str, float | No
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 3000), st.integers(1, 400), st.floats(-0.2, 0.2))
-def test_drift_is_the_later_mean_less_the_baselines_in_its_std(count: int, chunk: int, shift: float) -> None:
+def test_drift_is_in_baseline_standard_deviations(count: int, chunk: int, shift: float) -> None:
     rng = np.random.default_rng(count)
     stream = np.clip(rng.normal(0.5, 0.1, count) + shift * (np.arange(count) >= BASELINE), LOW, HIGH)
     sums = Sums()
@@ -74,18 +74,18 @@ def test_drift_is_the_later_mean_less_the_baselines_in_its_std(count: int, chunk
         assert found == pytest.approx((later.mean() - first.mean()) / first.std(), abs=1e-6)
 
 
-def test_a_constant_baseline_has_no_drift_to_tell() -> None:
+def test_constant_baseline_has_no_drift() -> None:
     sums = sums_of([Score(0.5)] * BASELINE, [], 0.0, 1.0)
     later = sums_of([Score(0.9)] * 5, [], 0.0, 1.0, seen=BASELINE)
     assert health_of(added(sums, later), 0.0, 1.0).drift is None
 
 
 @given(OUTCOMES, st.sampled_from([(0.0, 0.5), (0.0, 0.0), (1.0, -1.0), (0.0, float("inf"))]))
-def test_no_sum_is_ever_negative_whatever_the_range(outcomes: list[Outcome], bounds: tuple[float, float]) -> None:
+def test_sums_are_never_negative(outcomes: list[Outcome], bounds: tuple[float, float]) -> None:
     sums = sums_of(outcomes, [range(len(outcomes))], *bounds)
     assert min(astuple(sums)) >= 0
 
 
-def test_items_without_a_prompt_are_in_no_group() -> None:
+def test_items_without_prompt_form_no_group() -> None:
     items = [ScoreItem(prompt=p) for p in ("a", None, "b", "a", None)]
     assert groups_of(items) == [[0, 3], [2]]

@@ -38,8 +38,10 @@ def pixels_of(content: ImageData) -> Any:
         CHW.float() / 255,
         (CHW.double() / 255).requires_grad_(),
         CHW.permute(0, 2, 1).contiguous().permute(0, 2, 1),
+        CHW[None],
+        PIXELS[None],
+        CHW.numpy()[None],
     ],
-    ids=["png", "datasets", "PIL", "RGBA", "numpy", "numpy float", "torch", "torch float", "with grad", "strided"],
 )
 def test_every_image_type_becomes_the_same_image(image: object) -> None:
     assert np.array_equal(pixels_of(image_data_of(image)), PIXELS)
@@ -77,11 +79,6 @@ def test_invalid_image_error_names_valid_types(image: object, message: str) -> N
         image_data_of(image)
     with pytest.raises(BadImage, match=r"^images\[1\]: "):
         image_data_list([PIXELS, image])
-
-
-@pytest.mark.parametrize("batch", [CHW[None], PIXELS[None], CHW.numpy()[None]], ids=["torch", "numpy", "numpy CHW"])
-def test_a_batch_of_one_is_its_image(batch: object) -> None:
-    assert np.array_equal(pixels_of(image_data_of(batch)), PIXELS)
 
 
 def files() -> dict[str, bytes]:
@@ -208,10 +205,6 @@ PADDED: dict[str, Any] = {
 }
 RED_CUP = GenEvalMetadata("color", (GenEvalClause("cup", 1, "red"),))
 QUESTIONS = GenEvalMetadata("geneval2", (), (), (("Is there a cup?", "Yes"),))
-
-
-def test_padded_geneval_column_defaults_count_to_one() -> None:
-    assert item_of(None, None, {"geneval": PADDED}).geneval == RED_CUP
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from synod.client.core import (
@@ -66,11 +65,6 @@ def test_call_timeout_adds_a_grace_period(codec: Codec) -> None:
     assert (streamed.operation, codec.decode_stream_request(streamed.body)) == ("stream", sent)
 
 
-def test_unencodable_request_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"items\[0\]\.image"):
-        score_call(ScoreRequest((ScoreItem(np.zeros((3, 8, 8), np.uint8)),), timeout_ms=1), WIRE)
-
-
 @pytest.mark.parametrize("content_type", CODECS)
 def test_response_is_decoded_by_its_content_type(content_type: str) -> None:
     body = CODECS[content_type].encode_response(RESPONSE)
@@ -117,10 +111,7 @@ def test_foreign_error_maps_by_status(status: int, kind: type[SynodError], conte
         (ok(ScoreResponse(RESPONSE.results, "s")), "holds 2 results for request 's', but 2 items were sent as 'r'"),
         (ok(ScoreResponse((ItemResult({}), ItemResult({})), "r")), "lacks the outcome of ber for some item"),
         (RawResponse(200, "application/msgpack", b"\x80"), "the response cannot be read: results: missing; check"),
-        (
-            RawResponse(200, "text/html", b"<html>"),
-            "^HTTP 200 of type 'text/html': '<html>'; check that",
-        ),
+        (RawResponse(200, "text/html", b"<html>"), "^HTTP 200 of type 'text/html': '<html>'; check that"),
     ],
 )
 def test_invalid_response_is_an_error(answer: RawResponse, message: str) -> None:
@@ -183,11 +174,7 @@ def test_parts_merge_to_the_response() -> None:
 @pytest.mark.parametrize(
     ("parts", "kind", "message"),
     [
-        (
-            PARTS[:2],
-            Unavailable,
-            r"request 'r' ended after 2 parts, .*; send the request again with the same",
-        ),
+        (PARTS[:2], Unavailable, r"request 'r' ended after 2 parts, .*; send the request again with the same"),
         ([], Unavailable, "ended after 0 parts"),
         ([PARTS[0], PARTS[0]], SynodError, "the outcome of 'ber' for item 1 came twice"),
         ([ScoredItem("r", 2, "ber", Score(0.5))], SynodError, "a part is of item 2, but only 2 items were sent"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +145,7 @@ def test_retries_back_off_and_keep_the_request_id() -> None:
     assert service.pauses == [1.0, 2.0, 4.0, 4.0]  # doubled, then capped
     assert response.request_id
     assert [one.request_id for one in service.received] == [response.request_id]
+    assert service.run(flows(service).score(request())).request_id != response.request_id
 
 
 def test_each_attempt_carries_the_remaining_time() -> None:
@@ -162,49 +164,27 @@ def test_each_attempt_carries_the_remaining_time() -> None:
     assert [one.timeout_ms for one in seen] == [20_000, 17_000, 13_000]
 
 
-def test_generated_request_ids_differ() -> None:
-    service = RewardService()
-    client = flows(service)
-    assert service.run(client.score(request())).request_id != service.run(client.score(request())).request_id
+PERMANENT = (InvalidRequest, UnknownScorer, Unauthenticated, SynodError, ScorerFailed)
 
 
-def test_retries_are_bounded() -> None:
-    service = RewardService(faults=[Unavailable(str(i)) for i in range(9)])
-    with pytest.raises(Unavailable, match=r"^2$"):
-        service.run(flows(service, retries=2).score(request()))
-    assert len(service.calls) == 3
-    none = RewardService(faults=[Unavailable("down")])
-    with pytest.raises(Unavailable):
-        none.run(flows(none, retries=0).score(request()))
-    assert none.pauses == []
-
-
-@pytest.mark.parametrize("kind", [InvalidRequest, UnknownScorer, Unauthenticated, SynodError, ScorerFailed])
-def test_permanent_errors_are_not_retried(kind: type[SynodError]) -> None:
-    service = RewardService(faults=[kind("no")])
-    with pytest.raises(kind, match=r"^no$"):
-        service.run(flows(service).score(request()))
-    assert service.calls == ["score"]
-
-
-def test_retry_after_is_obeyed() -> None:
-    service = RewardService(faults=[Overloaded("full", retry_after_s=7.0), Overloaded("full", retry_after_s=0.5)])
-    service.run(flows(service).score(request()))
-    assert service.pauses == [7.0 + 1.0, 0.5 + 2.0]
-
-
-def test_pause_beyond_the_deadline_raises_at_once() -> None:
-    service = RewardService(faults=[Overloaded("full", retry_after_s=59.5)])
-    with pytest.raises(Overloaded):
-        service.run(flows(service).score(request()))
-    assert (service.pauses, service.calls) == ([], ["score"])
-
-
-def test_response_time_counts_toward_the_deadline() -> None:
-    service = RewardService(faults=[Unavailable("down")] * 9, answer_s=20.0)
-    with pytest.raises(Unavailable):
-        service.run(flows(service, retries=9).score(request()))
-    assert service.calls == ["score"] * 3
+@pytest.mark.parametrize(
+    ("faults", "retries", "answer_s", "pauses", "raised"),
+    [
+        ([Overloaded("", retry_after_s=7.0), Overloaded("", retry_after_s=0.5)], 4, 0.0, [7.0 + 1.0, 0.5 + 2.0], None),
+        ([Unavailable(str(i)) for i in range(9)], 2, 0.0, [1.0, 2.0], Unavailable),
+        ([Unavailable("")], 0, 0.0, [], Unavailable),
+        ([Overloaded("", retry_after_s=59.5)], 4, 0.0, [], Overloaded),  # the pause would pass the deadline
+        ([Unavailable("")] * 9, 9, 20.0, [1.0, 2.0], Unavailable),  # the time of responses counts toward the deadline
+        *(([kind("")], 4, 0.0, [], kind) for kind in PERMANENT),
+    ],
+)
+def test_retries_and_pauses(faults: Any, retries: int, answer_s: float, pauses: list[float], raised: Any) -> None:
+    service = RewardService(faults=list(faults), answer_s=answer_s)
+    with contextlib.nullcontext() if raised is None else pytest.raises(raised) as error:
+        service.run(flows(service, retries=retries).score(request()))
+    assert error is None or error.value is faults[len(pauses)]
+    assert service.pauses == pauses
+    assert service.calls == ["score"] * (len(pauses) + 1)
 
 
 def test_jitter_is_full() -> None:
@@ -239,31 +219,34 @@ def test_large_request_is_chunked_and_results_keep_order(codec: Codec) -> None:
     assert service.gather_sizes == [len(service.received)]
 
 
-def test_limits_are_fetched_once() -> None:
+def test_limits_are_fetched_once_and_only_for_large_requests() -> None:
     service = RewardService()
     client = flows(service)
-    service.run(client.score(request(*items(65))))
-    service.run(client.score(request(*items(65))))
-    service.run(client.score(request(*items(2))))
+    service.run(client.score(request(*items(64))))
+    assert service.calls == ["score"]
+    for count in (65, 65, 2):
+        service.run(client.score(request(*items(count))))
     assert service.calls.count("scorers") == 1
     assert "/" not in (service.received[-1].request_id or "/")
 
 
-def test_small_request_fetches_no_limits() -> None:
-    service = RewardService()
-    service.run(flows(service).score(request(*items(64))))
-    assert service.calls == ["score"]
+FOUR = (ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 2000), ScoreItem(np.zeros((20, 20, 3), np.uint8)), ScoreItem())
 
 
-def test_chunks_keep_within_max_body_bytes() -> None:
-    service = RewardService()
-    client = flows(service, limits=Limits(100, 4096))
-    raw = ScoreItem(np.zeros((20, 20, 3), np.uint8))
-    four = [ScoreItem(b"x" * 1500), ScoreItem(DOG, "p" * 2000), raw, ScoreItem()]
-    service.run(client.score(request(*four * 3)))
-    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in service.received)
-    assert sum(len(one.items) for one in service.received) == 12
-    assert len(service.received) < 12
+@pytest.mark.parametrize(
+    ("sent", "weights", "counts"),
+    [
+        (FOUR * 3, None, [2, 3, 3, 2, 2]),
+        ((ScoreItem(b"x" * 900),) * 6, {"s" * 1500: 1.0}, [2, 2, 2]),  # the weights count in every chunk
+        ((ScoreItem(CAT), ScoreItem(b"x" * 9000), ScoreItem(CAT)), None, [1, 1, 1]),  # over by itself: sent alone
+    ],
+)
+def test_chunks_keep_within_max_body_bytes(sent: tuple[ScoreItem, ...], weights: Any, counts: list[int]) -> None:
+    whole = request(*sent, request_id="r", weights=weights)
+    pieces = split_request(whole, MSGPACK, Limits(100, 4096))
+    assert [len(piece.items) for piece in pieces] == counts
+    assert all(len(MSGPACK.encode_request(piece)) <= 4096 for piece in pieces if len(piece.items) > 1)
+    assert [id(item) for piece in pieces for item in piece.items] == list(map(id, sent))
 
 
 def test_chunks_keep_within_max_request_pixels() -> None:
@@ -280,24 +263,6 @@ def test_chunks_keep_within_max_request_pixels() -> None:
     pieces = split_request(request, MSGPACK, Limits(max_request_pixels=300), {digest: array})
     assert [len(piece.items) for piece in pieces] == [3, 1, 1, 1]  # the fifth is over by itself and stays alone
     assert [item for piece in pieces for item in piece.items] == list(items)
-
-
-def test_shared_fields_count_in_every_chunk() -> None:
-    service = RewardService()
-    weights = {"s" * 1500: 1.0}
-    service.run(flows(service, limits=Limits(100, 4096)).score(request(*[ScoreItem(b"x" * 900)] * 6, weights=weights)))
-    assert all(len(MSGPACK.encode_request(one)) <= 4096 for one in service.received)
-    assert [len(one.items) for one in service.received] == [2, 2, 2]
-
-
-def test_oversized_item_is_sent_alone() -> None:
-    service = RewardService()
-    large = ScoreItem(b"x" * 9000)
-    response = service.run(
-        flows(service, limits=Limits(100, 4096)).score(request(ScoreItem(CAT), large, ScoreItem(CAT)))
-    )
-    assert sizes(response) == [8.0, 9000.0, 8.0]
-    assert [len(one.items) for one in service.received] == [1, 1, 1]
 
 
 def test_refused_large_request_is_sent_in_chunks() -> None:
@@ -391,11 +356,6 @@ def test_uploads_keep_within_limits() -> None:
     heavy = RewardService()
     heavy.run(flows(heavy).put_images([bytes(2**21), bytes(10)]))
     assert heavy.calls == ["scorers", "put_images", "put_images"]
-
-
-def test_failed_upload_is_retried() -> None:
-    service = RewardService(faults=[Unavailable("down")])
-    assert service.run(flows(service).put_images([CAT])) == (digest_of(CAT),)
 
 
 def test_bad_reference_error_names_its_path() -> None:

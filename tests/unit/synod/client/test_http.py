@@ -1,4 +1,4 @@
-"""Both clients over HTTP, against real sockets."""
+"""Both clients over HTTP, against real sockets and a failing transport."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from synod.client import AsyncSynodClient, SynodClient
@@ -30,7 +32,7 @@ from synod.contracts import (
     ScoreResponse,
 )
 from synod.digest import digest_of
-from synod.errors import Overloaded, SynodError, Unavailable, UnknownScorer
+from synod.errors import DeadlineExceeded, Overloaded, SynodError, Unavailable, UnknownScorer
 
 
 @dataclass
@@ -185,14 +187,11 @@ def prompts(texts: Sequence[str], *scorers: str, request_id: str | None = None) 
 
 def test_score_scorers_put_and_ready(use: Use, service: RewardService) -> None:
     assert use("score", prompts(["a", "bcd"], request_id="r")) == respond(prompts(["a", "bcd"], request_id="r"))
+    assert use("values", prompts(["a", "bcd"])).scores == {"length": (1.0, 3.0)}
     assert use("scorers") == [{"name": "length"}]
     assert use("put_images", [b"cat"]) == (digest_of(b"cat"),)
     use("wait_ready", 20)
     assert service.polls == 3
-
-
-def test_values(use: Use) -> None:
-    assert use("values", prompts(["a", "bcd"])).scores == {"length": (1.0, 3.0)}
 
 
 def test_stream_equals_the_response_of_score(use: Use) -> None:
@@ -207,11 +206,7 @@ def test_stream_equals_the_response_of_score(use: Use) -> None:
     [
         ("lost", UnknownScorer, "^no scorer 'lost'$"),
         ("broken", Overloaded, "^full$"),
-        (
-            "odd",
-            SynodError,
-            "^the response is of type application/json, but application/x-ndjson was",
-        ),
+        ("odd", SynodError, "^the response is of type application/json, but application/x-ndjson was"),
     ],
 )
 def test_stream_raises_refusals_and_failures(use: Use, scorer: str, kind: type[SynodError], message: str) -> None:
@@ -246,10 +241,24 @@ def test_only_foreign_5xx_responses_are_retried(use: Use, service: RewardService
 
 
 def test_retry_after_is_read_from_the_header(use: Use, service: RewardService) -> None:
-    service.faults = [(503, "text/html", b"<h1>down</h1>")]
+    service.faults = [(503, "text/html", b"<h1>down</h1>"), "hang up"]
     with pytest.raises(Unavailable) as raised:
         use("score", prompts(["abc"]), retries=0)
     assert raised.value.retry_after_s == 0.25
+    with pytest.raises(Unavailable, match=r"the connection to http://127\.0\.0\.1:\d+ broke .*; retry"):
+        use("score", prompts(["abc"]), retries=0)
+
+
+def test_wait_ready_says_what_is_missing(use: Use, service: RewardService) -> None:
+    service.polls = -10_000
+    with pytest.raises(Unavailable, match=r"not ready after 0\.3 s, waiting for: length \(loading\)"):
+        use("wait_ready", 0.3)
+
+
+def test_one_client_serves_many_threads(url: str) -> None:
+    with SynodClient(url, timeout_s=20) as client, ThreadPoolExecutor(8) as pool:
+        requests = [prompts(["x" * i], request_id=str(i)) for i in range(32)]
+        assert list(pool.map(client.score, requests)) == list(map(respond, requests))
 
 
 def test_every_call_sends_the_token_if_there_is_one(use: Use, service: RewardService) -> None:
@@ -281,8 +290,31 @@ def test_unreachable_service_is_unavailable() -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for scheme in ("http", "grpc"):
+            message = f"no service responds at {scheme}://{address} .*; start one, or correct the URL$"
             for connect in (blocking, awaited):
-                with pytest.raises(
-                    Unavailable, match=f"^no service responds at {scheme}://{address} .*; start one, or correct"
-                ):
+                with pytest.raises(Unavailable, match=f"^{message}"):
                     connect(f"{scheme}://{address}")("scorers", retries=0)
+                with pytest.raises(Unavailable, match=rf"^not ready after 0\.1 s, waiting for: {message}"):
+                    connect(f"{scheme}://{address}")("wait_ready", 0.1)
+
+
+@pytest.mark.parametrize("connect", [blocking, awaited])
+def test_read_timeouts_and_redirects_are_errors(connect: Callable[[str], Use]) -> None:
+    def reply(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        if request.extensions["timeout"]["read"] == 5.5:
+            raise httpx.ReadTimeout("", request=request)
+        return httpx.Response(302, headers={"location": "http://evil"})
+
+    use, options = connect("http://service"), {"retries": 0, "transport": httpx.MockTransport(reply)}
+    with pytest.raises(SynodError, match=r"^HTTP 302"):
+        use("score", prompts(["a"]), **options)
+    with pytest.raises(DeadlineExceeded, match=r"did not answer /v1/score within 5\.5 s"):
+        use("score", replace(prompts(["a"]), timeout_ms=500), **options)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://service", "grpc:service", "http://", "HTTP"])
+def test_invalid_url_is_refused(url: str) -> None:
+    for client in (SynodClient, AsyncSynodClient):
+        with pytest.raises(ValueError, match="is not a Synod URL; give one such as http://127"):
+            client(url)

@@ -57,20 +57,19 @@ def test_published_geneval_file_finds_generated_images(tmp_path: Path) -> None:
     assert first.prompt == "a photo of two clocks"
     assert first.geneval == GenEvalMetadata("counting", (GenEvalClause("clock", 2),), (GenEvalClause("clock", 3),))
     assert third.geneval is not None
+    assert loaded(write(tmp_path / "00001/metadata.jsonl", POSITION)) == [third]
     assert third.geneval.include[1] == GenEvalClause("pizza", 1, None, ("right of", 0))
 
 
-def test_metadata_next_to_its_samples(tmp_path: Path) -> None:
-    image(tmp_path / "00007/samples/0000.png")
-    (item,) = loaded(write(tmp_path / "00007/metadata.jsonl", POSITION))
-    assert item.prompt == POSITION["prompt"]
-
-
-def test_geneval_line_may_name_its_image(tmp_path: Path) -> None:
+def test_lines_may_name_images_and_have_null_columns(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
-    (item,) = loaded(write(tmp_path / "lines.jsonl", {**COUNTING, "image": "a.png", "concept": {"kind": "object"}}))
-    assert item.geneval is not None
-    assert item.concept is not None
+    padded = {**COUNTING, "vqa_list": None, "skills": None, "concept": {"kind": "object"}}
+    second = {"tag": None, "include": None, "exclude": None, "prompt": "a cat", "vqa_list": [["Is it?", "Yes"]]}
+    lines = ({**line, "image": "a.png"} for line in (padded, second))
+    first, asked = loaded(write(tmp_path / "lines.jsonl", *lines))
+    assert first.geneval == GenEvalMetadata("counting", (GenEvalClause("clock", 2),), (GenEvalClause("clock", 3),))
+    assert first.concept is not None
+    assert asked.geneval == GenEvalMetadata("geneval2", (), (), (("Is it?", "Yes"),))
 
 
 def test_undecidable_clauses_make_judge_items(tmp_path: Path) -> None:
@@ -96,24 +95,3 @@ def test_undecidable_clauses_make_judge_items(tmp_path: Path) -> None:
 def test_invalid_geneval_line_is_named(tmp_path: Path, line: dict[str, Any], expected: str) -> None:
     with pytest.raises(SettingsError, match=f"g.jsonl:1: .*{expected}"):
         sources([write(tmp_path / "g.jsonl", line)], None, ())
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (
-            {**COUNTING, "vqa_list": None, "skills": None, "atom_count": None},
-            GenEvalMetadata("counting", (GenEvalClause("clock", 2),), (GenEvalClause("clock", 3),)),
-        ),
-        (
-            {"tag": None, "include": None, "exclude": None, "prompt": "a cat", "vqa_list": [["Is it?", "Yes"]]},
-            GenEvalMetadata("geneval2", (), (), (("Is it?", "Yes"),)),
-        ),
-    ],
-)
-def test_mixed_geneval_formats_ignore_null_columns(
-    tmp_path: Path, line: dict[str, Any], expected: GenEvalMetadata
-) -> None:
-    image(tmp_path / "a.png")
-    (item,) = loaded(write(tmp_path / "g.jsonl", {**line, "image": "a.png"}))
-    assert item.geneval == expected

@@ -148,13 +148,10 @@ def test_replay_refuses_replaced_images(log: str, service: RewardService, capsys
     ("text", "message"),
     [
         ("", "the log holds no scores"),
-        (
-            '{"image": "a.png"}\n{"image": "a.png"}\n',
-            "logs/bad.jsonl:1 is not a line of a score log (it lacks one of item",
-        ),
+        ('{"image": "a.png"}\n{"image": "a.png"}\n', "bad.jsonl:1 is not a line of a score log (it lacks one of item"),
         (
             '{"item": {"image": 3}, "digests": {}, "scorers": [], "ensemble": null, "scores": {}}\n',
-            "logs/bad.jsonl:1 is not a line of a score log (item.image: this is",
+            "bad.jsonl:1 is not a line of a score log (item.image: this is",
         ),
     ],
 )

@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 
 from synod import cli
-from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.digest import digest_of
 from synod.images import encode_png
-from synod.scoring.inputs import sources
 from tests.unit.synod.reward_services import Bright, RewardService, serving
 
 ROOT = Path(__file__).parents[4]
@@ -250,9 +248,7 @@ def process(port: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.slow
-def test_resumed_run_logs_every_item_once(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_resumed_run_logs_every_item_once(capsys: pytest.CaptureFixture[str]) -> None:
     source, count = items(400), 400
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -300,14 +296,3 @@ def test_failures_of_an_earlier_run_are_reported_again(
     service.scorers["ber"].received.clear()
     assert score(service, "in", "--scorers", "ber", "--prompt", "a", "--out", "out.jsonl") == 1
     assert len(service.scorers["ber"].received) == 1
-
-
-def test_a_geneval_line_padded_with_nulls() -> None:
-    clause = {"class": "ball", "count": None, "color": "red", "region": None, "size": None}
-    line = {"tag": "color", "include": [clause], "exclude": None, "prompt": "a red ball", "image": "a.png"}
-    Path("padded.jsonl").write_text(json.dumps(line) + "\n")
-    image("a.png", 51)
-    (source,) = sources([Path("padded.jsonl")], None, [])
-    item = source.load().item
-    assert isinstance(item, ScoreItem)
-    assert item.geneval == GenEvalMetadata("color", (GenEvalClause("ball", 1, "red"),))

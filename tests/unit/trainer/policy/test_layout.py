@@ -29,7 +29,7 @@ def test_ids_of_the_public_model_and_of_25_concept_tokens(tokenizer_of: Tokenize
     personal = Vocabulary.read(folder, concept, 8192, 128)
     assert [personal.id(token) for token in concept] == [*range(50_305, 50_330)]
     assert (personal.image_offset, personal.mask_id, personal.size) == (50_330, 58_522, 58_523)
-    assert personal.words("w7 <bo> w8<token_3>") == [7, 50_305, 8, 50_309]
+    assert personal.encode("w7 <bo> w8<token_3>") == [7, 50_305, 8, 50_309]
 
     personal.tokenizer.save_pretrained(folder)
     again = Vocabulary.read(folder, concept, 8192, 128)
@@ -45,9 +45,9 @@ def test_a_tokenizer_that_cannot_serve_is_refused(tokenizer_of: TokenizerOf, tmp
         Vocabulary.read(tmp_path / "nowhere", (), 16, 12)
 
 
-def test_a_text_block_by_hand(words: Vocabulary) -> None:
-    ids, start = words.text_block(["a red cat", "", "<bo>"])
-    pad, task, end, a, red, cat, bo = (words.id(t) for t in (PAD, "<|t2i|>", END, "a", "red", "cat", "<bo>"))
+def test_a_text_block_by_hand(vocab: Vocabulary) -> None:
+    ids, start = vocab.text_block(["a red cat", "", "<bo>"])
+    pad, task, end, a, red, cat, bo = (vocab.id(t) for t in (PAD, "<|t2i|>", END, "a", "red", "cat", "<bo>"))
     assert ids.tolist() == [
         [task, end, a, red, cat, end],
         [pad, pad, pad, task, end, end],
@@ -57,30 +57,30 @@ def test_a_text_block_by_hand(words: Vocabulary) -> None:
 
 
 @pytest.mark.parametrize(("count", "kept"), [(9, 9), (10, 10), (11, 10), (12, 10), (40, 10)])
-def test_a_long_text_is_cut_before_its_end_token(words: Vocabulary, count: int, kept: int) -> None:
+def test_a_long_text_is_cut_before_its_end_token(vocab: Vocabulary, count: int, kept: int) -> None:
     """13 columns: task, bos, at most 10 words, eos."""
-    ids, start = words.text_block([" ".join(["cat"] * count)])
-    assert ids.tolist() == [[words.id("<|t2i|>"), words.id(END), *[words.id("cat")] * kept, words.id(END)]]
+    ids, start = vocab.text_block([" ".join(["cat"] * count)])
+    assert ids.tolist() == [[vocab.id("<|t2i|>"), vocab.id(END), *[vocab.id("cat")] * kept, vocab.id(END)]]
     assert start == 13 - (kept + 3)
 
 
-def test_text_stops_at_the_end_token_without_specials(words: Vocabulary) -> None:
-    said = [words.id(t) for t in ("<|soi|>", "<bo>", "has", "a", PAD, "hat", END, "dog", END)]
-    assert words.text(said) == "<bo> has a hat"
-    assert words.text(said[:4]) == "<bo> has a"
-    assert words.text([]) == ""
+def test_text_stops_at_the_end_token_without_specials(vocab: Vocabulary) -> None:
+    said = [vocab.id(t) for t in ("<|soi|>", "<bo>", "has", "a", PAD, "hat", END, "dog", END)]
+    assert vocab.decode(said) == "<bo> has a hat"
+    assert vocab.decode(said[:4]) == "<bo> has a"
+    assert vocab.decode([]) == ""
 
 
-def test_question_image_ends_at_the_mask_boundary(policy: ShowO, words: Vocabulary) -> None:
+def test_question_image_ends_at_the_mask_boundary(policy: ShowO, vocab: Vocabulary) -> None:
     codes = torch.arange(16)
     for text in ("", "what color is <bo>?", "is <bo> a cat? " * 5):
-        ids = words.question(text, codes).tolist()
-        assert ids[:2] == [words.id("<|mmu|>"), words.id("<|soi|>")]
-        assert ids[2:18] == [words.image_offset + c for c in range(16)]
-        assert ids.index(words.id("<|eoi|>")) == 18
-        assert ids[19] == words.id(END)
-        assert ids[20:] == words.words(f"USER: \n{text} ASSISTANT:")
-    assert words.words("USER:")[0] != words.id("[UNK]")
+        ids = vocab.question(text, codes).tolist()
+        assert ids[:2] == [vocab.id("<|mmu|>"), vocab.id("<|soi|>")]
+        assert ids[2:18] == [vocab.image_offset + c for c in range(16)]
+        assert ids.index(vocab.id("<|eoi|>")) == 18
+        assert ids[19] == vocab.id(END)
+        assert ids[20:] == vocab.encode(f"USER: \n{text} ASSISTANT:")
+    assert vocab.encode("USER:")[0] != vocab.id("[UNK]")
 
 
 @pytest.mark.parametrize(("pads", "rows"), [([0], 1), ([3, 0, 6], 4), ([1, 1], 2), ([6, 5, 4, 3, 2, 1, 0], 3)])

@@ -64,7 +64,11 @@ def test_logits_are_columns_of_the_whole_head(policy: ShowO) -> None:
     phi = policy.phi
     hidden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
     whole = phi.lm_head(hidden)
-    for first, last in ((0, 5), (policy.words.image_offset, policy.words.mask_id), (0, policy.words.size)):
+    for first, last in (
+        (0, 5),
+        (policy.vocab.image_offset, policy.vocab.mask_id),
+        (0, policy.vocab.size),
+    ):
         found = phi.logits(hidden, first, last)
         torch.testing.assert_close(found, whole[..., first:last], atol=1e-5, rtol=0)
         assert found.shape == (2, 3, last - first)

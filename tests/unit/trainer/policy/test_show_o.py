@@ -18,7 +18,7 @@ from trainer.policy import show_o
 from trainer.policy.layout import END, Vocabulary
 from trainer.policy.magvit import Magvit, MagvitConfig
 from trainer.policy.phi import PhiConfig
-from trainer.policy.show_o import ShowO, ShowOConfig, fitted, load
+from trainer.policy.show_o import ShowO, ShowOConfig, fit_to_square, load
 from trainer.types import ImageSegment, Query, Segment, TextSegment
 
 MakePolicy = Callable[..., ShowO]
@@ -81,13 +81,13 @@ def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Un
 
 
 def test_an_answer_ends_with_its_end_token_or_is_cut(policy: ShowO, uniforms: Uniforms) -> None:
-    end = policy.words.id(END)
+    end = policy.vocab.id(END)
     for segment in policy.reason(Query("what is <bo>?"), uniforms(12, 8)):
         ids = segment.ids_S.tolist()
         assert end not in ids[:-1]
         assert ids[-1] == end or len(ids) == 8
         assert len(segment.logp_S) == len(ids)
-        assert max(ids) < policy.words.image_offset  # words only
+        assert max(ids) < policy.vocab.image_offset  # words only
 
 
 def test_logprobs_of_one_kind_at_a_time(policy: ShowO, uniforms: Uniforms) -> None:
@@ -183,11 +183,11 @@ def test_an_image_of_another_size_is_fitted(shape: tuple[int, int]) -> None:
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = np.full((*shape, 3), (0, 0, 255), np.uint8)
     image[top : top + side, left : left + side] = (255, 0, 0)
-    read = fitted(image, 8)
+    read = fit_to_square(image, 8)
     assert read.shape == (8, 8, 3)
     assert read.dtype == np.uint8
     assert (read[2:6, 2:6] == (255, 0, 0)).all()
-    assert fitted(read, 8) is read
+    assert fit_to_square(read, 8) is read
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def edit(directory: Path, **changes: Any) -> Path:
 def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: Any) -> None:
     again = load(saved, guidance_scale=policy.guidance_scale, temperature=policy.temperature)
     assert again.config == policy.config
-    assert again.words.size == policy.words.size
+    assert again.vocab.size == policy.vocab.size
     assert not again.module.training
     state, stored = policy.module.state_dict(), again.module.state_dict()
     assert list(state) == list(stored)
@@ -267,7 +267,7 @@ def test_the_published_config(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_config_that_does_not_fit(policy: ShowO, saved: Path, changes: dict[str, Any], message: str) -> None:
     if "codebook_size" in changes:
-        changes = {**changes, "vocab_size": policy.words.image_offset + 33}
+        changes = {**changes, "vocab_size": policy.vocab.image_offset + 33}
     with pytest.raises(SettingsError, match=message):
         load(edit(saved, **changes))
 
@@ -289,10 +289,10 @@ def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
         load(saved)
 
 
-def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, words: Vocabulary) -> None:
+def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, vocab: Vocabulary) -> None:
     other = Magvit(MagvitConfig(8, 5, (1, 2), (1, 1), (1, 2), (1, 1), norm_groups=4))
     with pytest.raises(SettingsError, match="the image tokenizer has 32 codes, the policy 16"):
-        ShowO(policy.config, words, other)
+        ShowO(policy.config, vocab, other)
 
 
 def test_segments_of_two_kinds_are_refused(policy: ShowO, uniforms: Uniforms) -> None:

@@ -32,15 +32,15 @@ def whole_logits(policy: ShowO, ids: list[int], mask: list[list[bool]]) -> Tenso
 
 def naive_guided(policy: ShowO, omni_mask: OmniMask, prompt: str, codes: list[int], masked: list[bool]) -> Tensor:
     """log softmax((1 + g) cond - g uncond) [N V] from two whole sequences: 13 text ids, soi, the image, eoi."""
-    words, g = policy.words, policy.guidance_scale
-    image = [words.mask_id if m else words.image_offset + c for c, m in zip(codes, masked, strict=True)]
+    vocab, g = policy.vocab, policy.guidance_scale
+    image = [vocab.mask_id if m else vocab.image_offset + c for c, m in zip(codes, masked, strict=True)]
     logits = []
     for text in (prompt, ""):
-        said = words.words(text)[: 13 - 3]
-        block = [words.id("<|t2i|>"), words.id(END), *said, words.id(END)]
-        ids = [words.id(PAD)] * (13 - len(block)) + block + [words.id("<|soi|>"), *image, words.id("<|eoi|>")]
-        read = whole_logits(policy, ids, omni_mask(ids, words.id(PAD), range(13, len(ids))))
-        logits.append(read[14:-1, words.image_offset : words.mask_id])
+        said = vocab.encode(text)[: 13 - 3]
+        block = [vocab.id("<|t2i|>"), vocab.id(END), *said, vocab.id(END)]
+        ids = [vocab.id(PAD)] * (13 - len(block)) + block + [vocab.id("<|soi|>"), *image, vocab.id("<|eoi|>")]
+        read = whole_logits(policy, ids, omni_mask(ids, vocab.id(PAD), range(13, len(ids))))
+        logits.append(read[14:-1, vocab.image_offset : vocab.mask_id])
     return ((1 + g) * logits[0] - g * logits[1]).log_softmax(-1)
 
 
@@ -87,8 +87,8 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
 
 def test_trimmed_pads_equal_all_pads(policy: ShowO) -> None:
     """Equal hidden states with the 13-column block and without its common pads, because of the position."""
-    phi, pad = policy.phi.double(), policy.words.id(PAD)
-    ids, start = policy.words.text_block(["a red hat", "cat"])
+    phi, pad = policy.phi.double(), policy.vocab.id(PAD)
+    ids, start = policy.vocab.text_block(["a red hat", "cat"])
     assert start == 7
     full = torch.cat((torch.full((2, start), pad), ids), 1)
     with torch.no_grad():
@@ -118,20 +118,20 @@ def test_a_whole_image(make_policy: MakePolicy, omni_mask: OmniMask, uniforms: U
 
 def naive_answer(policy: ShowO, query: Query, uniform: list[float]) -> tuple[list[int], list[float]]:
     """The whole sequence is read again for every token; inversion by a running sum."""
-    words = policy.words
+    vocab = policy.vocab
     codes = policy.vq.encode([query.image if query.image is not None else np.zeros((8, 8, 3), np.uint8)])[0]
-    ids, end_of_image = words.question(query.text, codes).tolist(), 18
+    ids, end_of_image = vocab.question(query.text, codes).tolist(), 18
     said: list[int] = []
     logps: list[float] = []
     for u in uniform:
         mask = [[j <= end_of_image or j <= i for j in range(len(ids))] for i in range(len(ids))]
-        logp = whole_logits(policy, ids, mask)[-1, : words.image_offset].log_softmax(-1)
+        logp = whole_logits(policy, ids, mask)[-1, : vocab.image_offset].log_softmax(-1)
         reached = np.cumsum(np.exp(logp.numpy()))
         token = int(np.argmax(reached >= u * reached[-1]))
         ids.append(token)
         said.append(token)
         logps.append(float(logp[token]))
-        if token == words.id(END):
+        if token == vocab.id(END):
             break
     return said, logps
 
@@ -151,7 +151,7 @@ def test_answers(policy: ShowO, uniforms: Uniforms, image: Any, sharpness: float
                 ids, logps = naive_answer(policy, query, row)
             assert segment.query is query
             assert segment.ids_S.tolist() == ids
-            assert segment.text == policy.words.text(ids)
+            assert segment.text == policy.vocab.decode(ids)
             np.testing.assert_allclose(segment.logp_S.numpy(), logps, atol=1e-5)
             lengths.append(len(ids))
     if sharpness == 1.0:
