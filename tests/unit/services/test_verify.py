@@ -129,11 +129,6 @@ def test_invalid_pairs_file_is_one_line_and_status_1(
     assert printed.err.count("\n") == 1
 
 
-def test_missing_settings_file_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["verify", str(tmp_path / "gone.toml")]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-
-
 @pytest.mark.slow
 def test_verify_runs_in_its_own_process(tmp_path: Path) -> None:
     """`synod verify` on a scorer that needs no weights; one relation of two is wrong."""
