@@ -74,6 +74,7 @@ ALLOWED: tuple[tuple[str, str, str], ...] = (
     ("CONTRIBUTING.md", "*", r"^\|.*\|.*\|"),  # the glossary
     # prompts for the judge models and for the embedded policy: other words would change scores
     ("services/scorers/*.py", "picture", r"Does the picture show this"),
+    ("services/models/judge.py", "is no", r"That is no verdict"),
     ("services/scorers/*.py", "picture", r'^\s*"Grade from 0 to 1 '),
     ("services/scorers/*.py", "as such", r'^\s*"Grade from 0 to 1 '),
     ("embedded/*.py", "picture", r"a picture of "),

@@ -6,14 +6,14 @@ the embedded models were trained on drawings, but DER's features still distingui
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synod.codec import CODECS
 from synod.contracts import ScoreItem
+from synod.reader import Node
+from synod.records import read_item
 
 DATA = Path(__file__).parent / "data"
 SAMPLES = DATA / "samples/samples.json"
@@ -40,15 +40,10 @@ def load_samples(path: Path) -> list[Sample]:
 
 
 def _sample(folder: Path, entry: dict[str, Any]) -> Sample:
-    def encoded(name: str) -> str:
-        return base64.b64encode((folder / name).read_bytes()).decode()
+    def read(node: Node) -> bytes:
+        return (folder / node.text()).read_bytes()
 
-    wire = {key: value for key, value in entry.items() if key != "note"}
-    wire["image"] = encoded(entry["image"])
-    if "references" in entry:
-        wire["references"] = [encoded(name) for name in entry["references"]]
-    document = json.dumps({"items": [wire], "scorers": ["ber"]}).encode()
-    item = CODECS["application/json"].decode_request(document).items[0]
+    item = read_item(Node({name: value for name, value in entry.items() if name != "note"}), read)
     scorers: tuple[str, ...]
     if item.concept is None:
         scorers = GENEVAL_SCORERS if item.geneval else PHOTOGRAPH_SCORERS

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from services.isolation import BatchLimit, Cost, Run, isolate
+from services.batch_limit import BatchLimit
+from services.isolation import Cost, Run, isolate
 from synod.contracts import Outcome, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded, Overloaded, ScorerFailed, Unavailable
 

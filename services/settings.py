@@ -1,8 +1,8 @@
 """The service's settings: one frozen typed tree, read from one TOML.
 
-Relative paths resolve from the TOML's folder. `SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is read
-as TOML where it parses as such, else as a string. An unknown key, a bad value or a missing model directory is a
-SettingsError that names the key, the value and the way out.
+Relative paths resolve from the TOML's folder. `SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is parsed
+as TOML if it can be, else it is a string. An unknown key, a bad value or a missing model directory is a
+SettingsError that names the key, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class ServerSettings(Node):
     """Where the gateway listens.
 
-    `listen`: who answers on `port`. "gateway": every gateway itself, which is fastest; all must then run on nodes that
-    callers reach. "proxy": Serve's HTTP proxy, which finds gateways on any node. `grpc_port` is the gateways' own.
-    `access_log`: whether each request leaves a line. `gateway_resource`: a custom Ray resource of which each gateway
-    takes 1, and no CPU, for a cluster that keeps nodes for gateways.
+    `listen`: which process accepts connections on `port`. "gateway": every gateway itself, which is fastest, but all
+    their nodes must be reachable. "proxy": Serve's HTTP proxy, which finds gateways on any node. The gateways listen on
+    `grpc_port` themselves. `access_log`: whether each request is logged. `gateway_resource`: a custom Ray resource of
+    which each gateway takes 1, and no CPU, for a cluster that reserves nodes for gateways.
     """
 
     host: str = "127.0.0.1"
@@ -53,7 +53,7 @@ class ServerSettings(Node):
 
 
 class LimitSettings(Node):
-    """What a request may carry. Each limit is checked before the work it bounds.
+    """Limits of a request. Each is checked before the work that it bounds.
 
     `max_request_pixels` bounds the decoded pixels of all images of a request, references included; references that
     items have in common count once. None: as many as the machine holds (`fitted`).
@@ -93,13 +93,13 @@ class LimitSettings(Node):
 
 
 class AdmissionSettings(Node):
-    """`max_queued_images` bounds what waits for one scorer in one gateway; beyond it, callers are told to come back."""
+    """`max_queued_images` bounds the images that wait for one scorer in one gateway; further requests get 429."""
 
     max_queued_images: int = Field(4096, ge=1)
 
 
 class StoreSettings(Node):
-    """What a gateway keeps by digest. `max_scores = 0` measures every score anew, however often it is asked for."""
+    """What a gateway stores by digest. With `max_scores = 0` no score is reused."""
 
     max_image_bytes: int = Field(256 * 2**20, ge=0)
     max_scores: int = Field(100_000, ge=0)
@@ -108,7 +108,7 @@ class StoreSettings(Node):
 class AuthSettings(Node):
     """Where the bearer tokens are: in a TOML file, or in an environment variable that holds such a TOML. Never here.
 
-    With neither, everyone may come in, which is refused unless the gateway listens on loopback only. `metrics` says
+    With neither, every caller is accepted, which is allowed on loopback only. `metrics` says
     whether `/metrics` is open or asks for a token with the scope "metrics".
     """
 
@@ -126,7 +126,7 @@ class AuthSettings(Node):
 
     @property
     def required(self) -> bool:
-        """Whether callers need a token."""
+        """Return whether callers need a token."""
         return self.tokens_file is not None or self.tokens_env is not None
 
 
@@ -159,7 +159,7 @@ class TracingSettings(Node):
             raise ValueError("'endpoint' holds a secret: give it as a header in OTEL_EXPORTER_OTLP_HEADERS")
         if url.scheme not in ("http", "https") or not url.hostname or url.path.rstrip("/").endswith("/v1/traces"):
             raise ValueError(
-                f"'endpoint' is no base URL: '{self.endpoint}'; give one such as 'http://collector:4318', "
+                f"'endpoint' is not a base URL: '{self.endpoint}'; give one such as 'http://collector:4318', "
                 "without /v1/traces"
             )
         return self
@@ -168,8 +168,8 @@ class TracingSettings(Node):
 class ClusterSettings(Node):
     """The Ray head that `up` starts on this machine. `num_cpus` and `num_gpus` are logical; None lets Ray count.
 
-    Of a scorer with `max_replicas`, one is added after `upscale_delay_s` of more work than its replicas hold, and one
-    taken away after `downscale_delay_s` of less.
+    Of a scorer with `max_replicas`, a replica is added after `upscale_delay_s` of more work than its replicas hold, and
+    one is removed after `downscale_delay_s` of less.
     """
 
     num_cpus: int | None = Field(None, ge=1)
@@ -196,7 +196,7 @@ class EnsembleSettings(Node):
 
     @property
     def tables(self) -> dict[str, Mapping[str, float]]:
-        """Every table of weights, by its name in the settings."""
+        """Return every table of weights by its name in the settings."""
         flat = {} if self.weights is None else {"weights": self.weights}
         return flat | {f"by_kind.{kind}": weights for kind, weights in self.by_kind.items()}
 
@@ -225,8 +225,8 @@ class EnsembleSettings(Node):
 class Settings(Node):
     """The whole service. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
 
-    `pairs` is a file of items that the scorers must tell apart, for `synod verify`. `trainer` belongs to the other
-    program, which reads it from the same file; the service leaves it alone.
+    `pairs` is a file of pairs of items that the scorers must rank, for `synod verify`. The service ignores
+    `trainer`, which the trainer reads from the same file.
     """
 
     server: ServerSettings = ServerSettings()
@@ -247,7 +247,7 @@ class Settings(Node):
     def _only_loopback_is_open_to_all(self) -> Settings:
         if not self.auth.required and not _is_loopback(self.server.host):
             raise ValueError(
-                f"[server] host '{self.server.host}' is reachable from elsewhere and nobody needs a token: name a "
+                f"[server] host '{self.server.host}' is not loopback and no token is required: name a "
                 "source of tokens by [auth] tokens_file or tokens_env, or listen on 127.0.0.1"
             )
         return self
@@ -286,7 +286,7 @@ class Settings(Node):
 
     @property
     def hosts(self) -> dict[str, tuple[str, ...]]:
-        """The scorers in each replica, itself first, by the name of the one that says what the replica takes."""
+        """Return the scorers of each replica, by the scorer that owns the replica (listed first)."""
         return {
             host: (host, *(name for name, one in self.scorers.items() if one.serving.colocate_with == host))
             for host, scorer in self.scorers.items()

@@ -1,4 +1,4 @@
-"""Building blocks of the service's settings: the record, types of fields, and what every scorer's settings have."""
+"""Building blocks of the service's settings: the frozen record, types of fields, and what all scorers have."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def _resolve_path(place: str, info: ValidationInfo) -> str:
 
 def _custom_resource(name: str) -> str:
     if name in ("CPU", "GPU", "memory", "object_store_memory"):
-        raise ValueError(f"'{name}' is a resource of Ray's own; name a custom one that the nodes declare")
+        raise ValueError(f"'{name}' is a built-in resource of Ray; name a custom resource that the nodes declare")
     return name
 
 
 CustomResource = Annotated[str, Field(min_length=1), AfterValidator(_custom_resource)]
-LocalPath = Annotated[str, AfterValidator(_resolve_path)]  # from the TOML's folder on; need not exist yet
+LocalPath = Annotated[str, AfterValidator(_resolve_path)]  # relative to the TOML's folder; need not exist yet
 ModelSource = Annotated[str, AfterValidator(_resolve_source)]
 
 
 def is_source(field: FieldInfo) -> bool:
-    """Whether a field of a record holds model sources: one, or a table of them."""
+    """Return whether a field holds a model source, or a table of them."""
     return _names_sources(field.annotation) or any(_resolves(one) for one in field.metadata)
 
 
@@ -48,24 +48,24 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 class Node(BaseModel):
-    """A record of the service's TOML: frozen, and an unknown key is an error."""
+    """A table of the service's TOML. It is frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ServingSettings(Node):
-    """One scorer's deployment: replicas, what each takes of a machine, and how its batches form.
+    """One scorer's deployment: its replicas, the resources of each, and how batches form.
 
-    `num_gpus` per replica is a share of one GPU, or a whole number of them. `dtype` is what its models hold and compute
-    in; `compile` runs them through torch.compile, which a replica pays for before it is ready.
+    `num_gpus` per replica is a fraction of one GPU, or a whole number. `dtype` is the type of weights and activations;
+    `compile` runs the models through torch.compile, which happens before the replica is ready.
 
-    With `max_replicas` there are `replicas`, which may be 0 then, to `max_replicas`, as the calls under way need;
-    `[cluster]` tells how fast.
+    With `max_replicas`, the number of replicas follows the load between `replicas` (which may then be 0) and
+    `max_replicas`; `[cluster]` has the delays.
 
     `colocate_with` names another scorer, whose replicas then run this one too and whose settings say what a replica
     takes of a machine. Small scorers thus share a process, a share of a GPU, and the models that they have in common.
 
-    `python` is the interpreter of another environment, for a scorer whose packages cannot be installed beside ours: the
+    `python` is the interpreter of another environment, for a scorer whose packages conflict with the service's: the
     replica runs in it, or keeps a child process in it (`services.environments` says when). `resource` is a custom Ray
     resource of which each replica takes a little, for a cluster whose nodes differ in what they hold: their own Python
     is then the replica's, and `python`, which is theirs, the child process's.
@@ -88,19 +88,19 @@ class ServingSettings(Node):
     batch_wait_ms: float = Field(5.0, ge=0)
 
     @model_validator(mode="after")
-    def _one_says_what_a_replica_takes(self) -> ServingSettings:
+    def _host_decides_the_resources(self) -> ServingSettings:
         own = sorted(
             {"replicas", "max_replicas", "num_cpus", "num_gpus", "threads", "python", "resource"}
             & self.model_fields_set
         )
         if self.colocate_with is not None and own:
             raise ValueError(
-                f"{', '.join(own)} with colocate_with = '{self.colocate_with}': say it in that scorer's serving"
+                f"{', '.join(own)} with colocate_with = '{self.colocate_with}': set it in that scorer's serving"
             )
         return self
 
     @model_validator(mode="after")
-    def _some_replica(self) -> ServingSettings:
+    def _replicas_in_order(self) -> ServingSettings:
         if self.most_replicas < max(self.replicas, 1):
             raise ValueError(
                 f"replicas = {self.replicas}, max_replicas = {self.max_replicas}: give 1 or more, in order"
@@ -108,7 +108,7 @@ class ServingSettings(Node):
         return self
 
     @model_validator(mode="after")
-    def _python_is_there(self) -> ServingSettings:
+    def _python_exists(self) -> ServingSettings:
         if self.python is None or self.resource is not None:  # with a resource it is on the nodes that have that
             return self
         path = Path(self.python)
@@ -125,19 +125,19 @@ class ServingSettings(Node):
 
     @property
     def most_replicas(self) -> int:
-        """How many there may be."""
+        """Return the largest number of replicas."""
         return self.replicas if self.max_replicas is None else self.max_replicas
 
     @field_validator("num_gpus")
     @classmethod
-    def _share_or_whole(cls, num_gpus: float) -> float:
+    def _fraction_or_whole(cls, num_gpus: float) -> float:
         if num_gpus > 1 and num_gpus != int(num_gpus):
             raise ValueError(f"{num_gpus} GPUs for a replica: give a share up to 1, or a whole number")
         return num_gpus
 
 
 class ScorerSettings(Node):
-    """What all scorers have; a subclass beside each scorer adds its own, in `services.scorers.<kind>`."""
+    """Settings of every scorer. `services.scorers.<kind>` adds its own in a subclass."""
 
     remote: ClassVar[bool] = False  # whether another server computes the scores
     kind: str

@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from embedded.world.concepts import CONCEPTS
-from embedded.world.json_records import conversations_json, info_json, prompt_json
+from embedded.world.conversations import conversations
+from embedded.world.json_records import info_json, prompt_json
 from embedded.world.prompts import PROMPTS_HELDOUT, PROMPTS_TRAIN
 from embedded.world.samples import samples
 from embedded.world.scenes import training_renders
@@ -35,7 +36,8 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
     for profile in CONCEPTS:
         folder = f"concepts/{profile.name.strip('<>')}"
         yield f"{folder}/info.json", json.dumps(info_json(profile), indent=1) + "\n"
-        yield f"{folder}/conversations.json", json.dumps(conversations_json(profile), indent=1) + "\n"
+        talks = [{"query": query, "answer": answer} for query, answer in conversations(profile)]
+        yield f"{folder}/conversations.json", json.dumps(talks, indent=1) + "\n"
         for i, drawn in enumerate(training_renders(profile)):
             yield f"{folder}/train/{i:02d}.png", drawn.image
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):

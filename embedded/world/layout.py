@@ -85,20 +85,14 @@ def place_related(a: Entity, b: Entity, wanted: Relation, rng: np.random.Generat
         held = relation(boxes[0], boxes[1])
         return held[wanted] > 0.62 and all(value < 0.35 for name, value in held.items() if name != wanted)
 
-    sideways = wanted in ("left of", "right of")
-    first = wanted in ("left of", "above")
-    cut = float(rng.uniform(29, 35))
+    cut, edge = float(rng.uniform(29, 35)), SIZE - MARGIN
+    halves: tuple[Box, Box] = (MARGIN, MARGIN, edge, cut - GAP / 2), (MARGIN, cut + GAP / 2, edge, edge)
+    if wanted in ("left of", "right of"):
+        halves = (MARGIN, MARGIN, cut - GAP / 2, edge), (cut + GAP / 2, MARGIN, edge, edge)
+    here, there = halves if wanted in ("left of", "above") else halves[::-1]
     for _ in range(_TRIES):
-        low_half: Box = (
-            (MARGIN, MARGIN, cut - GAP / 2, SIZE - MARGIN)
-            if sideways
-            else (MARGIN, MARGIN, SIZE - MARGIN, cut - GAP / 2)
-        )
-        high_half: Box = (cut + GAP / 2, MARGIN, SIZE - MARGIN, SIZE - MARGIN)
-        if not sideways:
-            high_half = (MARGIN, cut + GAP / 2, SIZE - MARGIN, SIZE - MARGIN)
-        one = place_entity(a, float(rng.uniform(18, 27)), rng, low_half if first else high_half)
-        two = place_entity(b, float(rng.uniform(18, 27)), rng, high_half if first else low_half)
+        one = place_entity(a, float(rng.uniform(18, 27)), rng, here)
+        two = place_entity(b, float(rng.uniform(18, 27)), rng, there)
         if clear([extent(one), extent(two)]):
             return one, two
     raise AssertionError(f"found no place for a {a.class_name} {wanted} a {b.class_name}")

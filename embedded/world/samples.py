@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from embedded.world.concepts import profile_of
-from embedded.world.json_records import geneval_json
 from embedded.world.language import plural
 from embedded.world.prompts import POOLS
 from embedded.world.questions import AttributeQuestion, attribute_questions
@@ -16,6 +15,7 @@ from embedded.world.records import Prompt, Task
 from embedded.world.render import render
 from embedded.world.scenes import scene_for
 from synod.contracts import GenEvalClause, GenEvalMetadata, Pixels
+from synod.records import write
 
 _CONCEPTS: tuple[tuple[str, Task], ...] = (
     ("<ada>", "attribute"),
@@ -107,7 +107,7 @@ def _showing(prompt: Prompt, clause: GenEvalClause) -> Prompt:
 
 def _truth(prompt: Prompt) -> Entry:
     if prompt.geneval is not None:
-        return {"geneval": geneval_json(prompt.geneval)}
+        return {"geneval": write(GenEvalMetadata, prompt.geneval)}
     assert prompt.concept is not None, "a prompt without metadata names a concept"
     profile, question = profile_of(prompt.concept), _question(prompt)
     folder = f"../concepts/{profile.name.strip('<>')}/train"

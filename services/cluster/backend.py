@@ -1,53 +1,35 @@
-"""RayBackend: the ScorerBackend over Serve deployment handles. Ray's errors end here; the gateway sees ours."""
+"""RayBackend: the ScorerBackend over Serve deployment handles; it translates Ray's errors to Synod's."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import ray
 from ray import serve
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatusOverview
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.cluster.host import SharedItems
+from services.cluster.ray_errors import translate
+from services.cluster.readiness import readiness
 from services.observability import tracing
 from synod.contracts import Outcome, ScoreItem
-from synod.errors import Overloaded, ReplicaLost, ScorerFailed, SynodError
+from synod.errors import Overloaded
 
 APP = "synod"
-FAILED = frozenset({"UNHEALTHY", "DEPLOY_FAILED"})
-# Below this, a copy in a gRPC message to each scorer is faster than the object store, above it slower, for one scorer
-# too (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
+# Smaller requests are copied into a gRPC message for each scorer, which is faster than the object store; larger ones
+# are faster through the store, even for one scorer (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
 SHARE_FROM_BYTES = 2**20
-ASK_S = 2.0  # for what a replica knows without its device
-LOST = (
-    RayActorError,
-    WorkerCrashedError,
-    NodeDiedError,
-    ObjectLostError,
-    TaskCancelledError,  # not by us: the replica went away with the call
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
+ASK_S = 2.0  # for what a replica can answer without its device
 
 
 class RayBackend:
-    """Scores through `handles`, one per host, all of Serve's application `app`. `wanted`: how many replicas each must
-    have to be ready; `hosts`: the scorers in each."""
+    """Scores through `handles`, one per host of Serve's application `app`.
+
+    `wanted` is how many replicas each host must have to be ready, `hosts` the scorers in each.
+    """
 
     def __init__(
         self,
@@ -73,7 +55,7 @@ class RayBackend:
         return self._specs
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Put large items into the object store once; each replica maps the same memory.
+        """Put large items into the object store once, for all replicas to map.
 
         Raises Overloaded when the store has no room for them now.
         """
@@ -106,9 +88,9 @@ class RayBackend:
             raise translate(scorer, error) from error
 
     async def readiness(self) -> Mapping[str, Readiness]:
-        """A replica that Serve calls RUNNING has loaded its models and passed its golden items (`Replica`).
+        """Return per scorer whether it can serve. A RUNNING replica has loaded its models and passed its golden items.
 
-        A scorer of which no replica is wanted, and none is there, is as ready as when one last was.
+        A scorer that is scaled to 0 replicas is as ready as when it last had one.
         """
         applications = (await asyncio.to_thread(serve.status)).applications
         deployments = applications[self._app].deployments if self._app in applications else {}
@@ -127,42 +109,8 @@ class RayBackend:
             async with asyncio.timeout(ASK_S):
                 answer: Mapping[str, Loaded] = await self._by_value[host].loaded.remote()
                 return answer
-        except Exception:  # it went away meanwhile, or is too busy to say
+        except Exception:  # it ended meanwhile, or is too busy to answer
             return {}
-
-
-def translate(scorer: str, error: Exception) -> SynodError:
-    """Ray's exception as one of ours: lost replicas may be asked again, a full queue says so, the rest has failed."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, SynodError):
-        return cause
-    if isinstance(cause, LOST):
-        return ReplicaLost(f"a replica of scorer '{scorer}' was lost while it scored; retry")
-    if isinstance(cause, BackPressureError):
-        return Overloaded(f"the queue of scorer '{scorer}' is full; retry later")
-    return ScorerFailed(f"scorer '{scorer}' failed with {type(cause).__name__}: {str(cause)[:200]}")
-
-
-def readiness(status: DeploymentStatusOverview | None, wanted: int, last: Readiness) -> Readiness:
-    """Of one scorer, from what Serve says of its deployment (None: nothing yet) and what was said `last`."""
-    states = {} if status is None else status.replica_states
-    running = int(states.get("RUNNING", 0))
-    if wanted == 0 and not any(states.values()) and not (status and status.status.value in FAILED):
-        return replace(last, replicas=0, wanted=0)
-    least = max(wanted, 1)
-    if status is not None and running >= least:
-        return Readiness(True, running, wanted)
-    reason = f"{running} of {least} replicas loaded and golden"
-    if status is not None and status.message:
-        reason = f"{reason}: {gist(status.message)}"
-    return Readiness(False, running, wanted, reason)
-
-
-def gist(message: str) -> str:
-    """What Serve says of a deployment, without the traceback inside: its last unindented lines."""
-    lines = message.strip().splitlines()
-    traced = [i for i, line in enumerate(lines) if line.startswith("  ")]
-    return "\n".join(lines[traced[-1] + 1 :] if traced else lines)
 
 
 def size_of(items: Sequence[ScoreItem]) -> int:

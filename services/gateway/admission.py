@@ -44,12 +44,8 @@ class ScorerQueue:
     def __init__(
         self, window: int, max_waiting: int, calls: int = 1, changed: Callable[[float | None], None] | None = None
     ) -> None:
-        self.waiting = 0
-        self.running = 0
-        self._calls_running = 0
-        self._window = window
-        self._calls = calls
-        self._max_waiting = max_waiting
+        self.waiting = self.running = self._calls_running = 0
+        self._window, self._calls, self._max_waiting = window, calls, max_waiting
         self._changed = changed
         self._served: deque[tuple[float, int]] = deque()  # (when, images) within RATE_WINDOW_S
         self._queue: list[tuple[float, int, Ticket]] = []
@@ -112,11 +108,8 @@ class Ticket:
     """A place in a queue, to be released in the end. `rank_s` (monotonic) orders the tickets."""
 
     def __init__(self, queue: ScorerQueue, images: int, rank_s: float) -> None:
-        self.images = images
-        self.rank_s = rank_s
-        self.queued_s = 0.0
-        self.running = False
-        self.released = False
+        self.images, self.rank_s, self.queued_s = images, rank_s, 0.0
+        self.running = self.released = False
         self._queue = queue
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -160,9 +153,7 @@ class Admission:
         max_waiting: int,
         changed: Callable[[str, float | None], None] = lambda scorer, arrived_s: None,
     ) -> None:
-        self._windows = windows
-        self._changed = changed
-        self._max_waiting = max_waiting
+        self._windows, self._max_waiting, self._changed = windows, max_waiting, changed
         self._queues: dict[str, ScorerQueue] = {}
 
     def queue(self, scorer: str) -> ScorerQueue:

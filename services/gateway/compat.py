@@ -22,7 +22,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from services.gateway.core import Gateway
-from services.gateway.http import ErrorBoundaryRoute, authenticate, cancel_on_disconnect, opened, read_body
+from services.gateway.disconnect import cancel_on_disconnect
+from services.gateway.http import ErrorBoundaryRoute, authenticate, opened, read_body
 from services.gateway.negotiation import JSON
 from services.gateway.quota import Caller
 from services.settings import CompatSettings

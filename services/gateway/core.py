@@ -101,10 +101,11 @@ class Gateway:
         store: Store | None = None,
     ) -> None:
         defaults = StoreSettings()
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.backend = backend
         self.ensembles = ensembles
         self._quotas = Quotas()
-        self.limits = limits if limits.max_request_pixels else limits.fitted(_memory_bytes())
+        self.limits = limits if limits.max_request_pixels else limits.fitted(memory_bytes)
         self._context = GatewayContext(
             backend,
             store or MemoryStore(defaults.max_image_bytes, defaults.max_scores),
@@ -177,7 +178,3 @@ class Gateway:
         self._context.decoder.close()
         for task in self._context.tasks:
             task.cancel()
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -27,9 +27,9 @@ from synod.contracts import Outcome, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 from synod.retry import RetryPolicy
 
-LINGER_S: Final = 1.0
-FINISH_S: Final = 30.0
-LEASE_SLACK_S: Final = 5.0
+LINGER_S: Final = 1.0  # how long started work goes on after a disconnect
+FINISH_S: Final = 30.0  # and after a deadline
+LEASE_SLACK_S: Final = 5.0  # how much longer the claims of a request hold, in case its gateway dies
 RESPONSE_MARGIN_S: Final = 0.1  # a replica responds this long before the deadline, so that its scores arrive in time
 BACKOFF: Final = RetryPolicy(base_s=0.1, max_s=1.0)
 RETRIED_CODES: Final = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
@@ -99,7 +99,7 @@ class Fanout:
             await self._claims.release()
 
     async def _decode(self) -> dict[str, Outcomes]:
-        """Decode and stage the items that still need scores; return the failures of those that cannot be decoded."""
+        """Decode the items that still need scores and hand them to the backend; return the failures of the others."""
         needed = self._claims.open_items()
         with metrics.STAGE_SECONDS.labels("decode").time(), tracing.span("decode", items=len(needed)):
             found = await self._context.decoder.decode([self._items[i] for i in needed], self._ends_s)
@@ -137,25 +137,25 @@ class Fanout:
         return outcomes
 
     async def _compute(self, name: str, indexes: list[int]) -> Outcomes:
-        """Compute owned scores until the deadline; an item without an outcome by then fails as late."""
+        """Compute owned scores; items that are not scored by the deadline are DeadlineExceeded failures."""
         ticket = self._tickets.pop(name, None)
         if ticket is None:  # another request gave these up; they were admitted before, so no limit applies
             queue = self._context.admission.queue(name)
             ticket = queue.reserve(self._cost(name, indexes), self._priority, admitted=True)
         outcomes: Outcomes = {}
-        can_be_kept = self._claims.hand_over(name, indexes)
+        cacheable = self._claims.hand_over(name, indexes)
         work = asyncio.create_task(self._call(name, indexes, ticket, outcomes))
         self._context.tasks.add(work)
         work.add_done_callback(self._context.tasks.discard)
         try:
             await asyncio.wait([work], timeout=max(0.0, self._ends_s - time.monotonic()))
         except asyncio.CancelledError:
-            _cancel_after(LINGER_S if ticket.running and can_be_kept else 0.0, work)
+            _cancel_after(LINGER_S if ticket.running and cacheable else 0.0, work)
             raise
         if work.done():
             work.result()
             return outcomes
-        _cancel_after(FINISH_S if ticket.running and can_be_kept else 0.0, work)
+        _cancel_after(FINISH_S if ticket.running and cacheable else 0.0, work)
         if ticket.running:
             late = _late(f"scorer '{name}' did not respond in time")
         else:
@@ -164,7 +164,7 @@ class Fanout:
         return {i: outcomes.get(i, late) for i in indexes}
 
     async def _call(self, name: str, indexes: list[int], ticket: Ticket, outcomes: Outcomes) -> None:
-        """Wait for the scorer's turn, fill `outcomes`, and settle the claims on them."""
+        """Wait for the turn of this call, add its outcomes to `outcomes`, and settle the claims on them."""
         queued_s = time.monotonic()
         try:
             with tracing.span("queue", images=ticket.images):

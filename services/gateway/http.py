@@ -1,4 +1,4 @@
-"""Serve HTTP requests: error boundary, bodies and disconnects, for all endpoints.
+"""Serve HTTP requests: error boundary, callers and bodies, for all endpoints.
 
 Every response carries REQUEST_ID_HEADER: the id in the body, or else the header `x-request-id`, or else a new one.
 (Serve's proxy sets `x-request-id` on every response by itself and does not know the id in the body.) If requests are
@@ -91,26 +91,6 @@ async def read_body(http: Request) -> bytes:
 async def decode_body(decoder: Callable[[bytes], T], body: bytes) -> T:
     """Return `decoder(body)`. A large body is decoded in a thread; a small one takes less time than the switch."""
     return decoder(body) if len(body) <= SMALL_BODY_BYTES else await asyncio.to_thread(decoder, body)
-
-
-async def cancel_on_disconnect(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`; cancel it and raise ClientDisconnect when the client disconnects first."""
-    task, disconnect = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(http))
-    try:
-        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        disconnect.cancel()
-        task.cancel()
-        await asyncio.wait({task, disconnect})
-
-
-async def wait_for_disconnect(http: Request) -> None:
-    """Return when the client has disconnected. Call it after the body has been read."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _check_size(size: int, limit: int) -> None:

@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.boundary import OpenRequest
-from services.gateway.http import wait_for_disconnect
+from services.gateway.disconnect import wait_for_disconnect
 from services.observability import tracing
 from synod.codec import JSON
 from synod.contracts import Part, RequestError

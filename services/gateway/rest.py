@@ -1,7 +1,4 @@
-"""Define the HTTP endpoints: each decodes its body, calls the gateway and encodes the result.
-
-No image is fetched: the images to score are in the body, or were uploaded before.
-"""
+"""Define the HTTP endpoints: each decodes its body, calls the gateway and encodes the result. No URL is fetched."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from services.gateway import schema
 from services.gateway.core import Gateway
-from services.gateway.http import ErrorBoundaryRoute, authenticate, cancel_on_disconnect, decode_body, opened, read_body
+from services.gateway.disconnect import cancel_on_disconnect
+from services.gateway.http import ErrorBoundaryRoute, authenticate, decode_body, opened, read_body
 from services.gateway.ndjson import NDJSON, Ndjson
 from services.gateway.negotiation import accepted_types, response_codec
 from synod.codec import codec_for

@@ -62,22 +62,24 @@ class Judge:
         weakref.finalize(self, _close, self._http, self._threads)
 
     def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]:
-        """One verdict a question, in order, or why there is none; at most `concurrency` requests at a time."""
+        """Return a verdict or an error for each question, in order; at most `concurrency` requests at a time."""
         return list(self._threads.map(self._settle, questions))
 
     def complete_all(self, completions: Sequence[Completion]) -> list[Reply | SynodError]:
-        """One reply a completion, in order, or why there is none; at most `concurrency` requests at a time."""
+        """Return a reply or an error for each completion, in order; at most `concurrency` requests at a time."""
         return list(self._threads.map(self._settle_completion, completions))
 
     def complete(self, completion: Completion) -> Reply:
-        """Raises JudgeBudget, ScorerFailed (also for first tokens that were asked for and not reported), Unavailable
-        and its children."""
+        """Ask for a completion. Raises JudgeBudget, ScorerFailed, Unavailable and its children.
+
+        ScorerFailed is also raised if first tokens were requested and not reported.
+        """
         choice, used = self._send(completion.body(), self._clock() + self._endpoint.limits.verdict_timeout_s)
         first = () if completion.top_logprobs is None else _first_tokens(choice)
         return Reply(_text(choice), first, used)
 
     def ask(self, question: Question) -> Verdict:
-        """Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
+        """Ask for a verdict. Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
         ends_s = self._clock() + self._endpoint.limits.verdict_timeout_s
         messages = [{"role": "user", "content": _content(question)}]
         text, used = self._complete(messages, question.form, ends_s)
@@ -105,7 +107,7 @@ class Judge:
             return error
 
     def _complete(self, messages: Sequence[Mapping[str, Any]], form: Form, ends_s: float) -> tuple[str, int]:
-        """The answer's text and its tokens."""
+        """Return the answer's text and its tokens."""
         about = {
             "messages": list(messages),
             "max_tokens": MAX_ANSWER_TOKENS,
@@ -115,7 +117,7 @@ class Judge:
         return _text(choice), used
 
     def _send(self, about: Mapping[str, Any], ends_s: float) -> tuple[Mapping[str, Any], int]:
-        """The first choice of the chat completion, and its tokens; asked again as the module says."""
+        """Return the first choice and its tokens. Retries as described above."""
         body = {"model": self._endpoint.model, "temperature": 0.0, **about}
         attempt = 0
         while True:
@@ -133,7 +135,7 @@ class Judge:
             attempt += 1
 
     def _post(self, body: Mapping[str, Any]) -> bytes:
-        """The body of a 200. Raises what every other answer comes to."""
+        """Return the body of a 200. Raises the error of any other answer."""
         late_s = self._clock() + self._endpoint.limits.timeout_s
         try:
             with self._http.stream("POST", self._url, json=body) as response:
@@ -161,13 +163,13 @@ class Judge:
             return ScorerFailed(f"the judge at {self._url} refuses the key ({status}); see key_env and key_file")
         said = self._quoted(data)
         if status == 429:
-            return Overloaded(f"the judge has no room ({status}): {said}", retry_after_s=wait_s)
+            return Overloaded(f"the judge is overloaded ({status}): {said}", retry_after_s=wait_s)
         if status == 408 or status >= 500:
             return Unavailable(f"the judge failed ({status}): {said}", retry_after_s=wait_s)
         return ScorerFailed(f"the judge refuses the request ({status}): {said}")
 
     def _answer(self, data: bytes) -> tuple[Mapping[str, Any], int]:
-        """First choice and usage of a chat completion. A refusal and an empty text are answers, and no verdicts."""
+        """Return the first choice and its tokens. A refusal or an empty text is an answer without a verdict."""
         try:
             tree = load_json(data)
             choice = tree["choices"][0]
@@ -175,13 +177,13 @@ class Judge:
             usage = tree.get("usage") or {}
             used = int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 0))
         except (InvalidRequest, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            raise ScorerFailed(f"the judge's answer is no chat completion: {self._quoted(data)}") from None
+            raise ScorerFailed(f"the judge's answer is not a chat completion: {self._quoted(data)}") from None
         if self.budget.limited and used <= 0:
             raise ScorerFailed("the judge reports no usage, so max_tokens cannot be enforced; remove it from limits")
         return choice, used
 
     def _quoted(self, data: bytes) -> str:
-        """What a message may repeat of an answer: its start, without the key."""
+        """Return what a message may quote of an answer: its start, without the key."""
         text = data.decode(errors="replace")
         return quote(text.replace(self._key, "***") if self._key else text, 200)
 
@@ -198,7 +200,7 @@ def _close(http: httpx.Client, threads: ThreadPoolExecutor) -> None:
 
 
 def load(endpoint: JudgeEndpoint) -> Judge:
-    """A judge with its key, of the environment variable or file that the settings name. Raises SettingsError."""
+    """Return the judge with its key, from the settings' environment variable or file. Raises SettingsError."""
     return Judge(endpoint, _key(endpoint))
 
 
@@ -220,7 +222,7 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 
 def _first_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """The likeliest first tokens of a choice. Raises ScorerFailed where the server reported none."""
+    """Return the likeliest first tokens of a choice. Raises ScorerFailed where the server reported none."""
     try:
         tokens = choice["logprobs"]["content"][0]["top_logprobs"]
         first = tuple((str(one["token"]), float(one["logprob"])) for one in tokens)
@@ -233,7 +235,7 @@ def _first_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _verdict(text: str, form: Form, blank: Verdict) -> Verdict:
-    """`blank` with value and reason. Raises InvalidRequest, ValueError, RecursionError."""
+    """Return `blank` with value and reason. Raises InvalidRequest, ValueError, RecursionError."""
     node = Node(load_json(text.encode()), "verdict")
     value = form.read(node)
     reason = node.table(lambda child: child).get("reason")
@@ -241,5 +243,5 @@ def _verdict(text: str, form: Form, blank: Verdict) -> Verdict:
 
 
 def _seconds(text: str) -> float | None:
-    """A Retry-After in seconds; its other form, a date, is taken as no hint."""
+    """Return a Retry-After in seconds; None for its other form, a date."""
     return float(text) if text.isascii() and text.replace(".", "", 1).isdigit() else None

@@ -51,14 +51,14 @@ class JudgeLimits(Node):
 
     @property
     def verdict_timeout_s(self) -> float:
-        """How long a verdict may take with its retries and waits."""
+        """Return how long a verdict may take with its retries and waits."""
         return 3 * self.timeout_s
 
 
 class JudgeEndpoint(ScorerSettings):
-    """A model behind OpenAI's chat completions: `url` ends where `/chat/completions` begins, as "http://host:8000/v1".
+    """A model behind OpenAI's chat completions API; `url` is the part before `/chat/completions`.
 
-    The key is in an environment variable or a file (never here); without either, none is sent.
+    The key comes from an environment variable or a file, never from the TOML; without either, none is sent.
     """
 
     remote: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class JudgeEndpoint(ScorerSettings):
             raise ValueError("both 'key_env' and 'key_file': give one of them")
         return self
 
-    @model_validator(mode="after")  # not of the field: such a mistake's value would be shown, and it may hold a key
+    @model_validator(mode="after")  # of the table: a field's error would show the URL, which may hold a key
     def _plain_url(self) -> JudgeEndpoint:
         if not _ENDPOINT.fullmatch(self.url):
             raise ValueError(

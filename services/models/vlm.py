@@ -43,7 +43,7 @@ class Vlm:
 
     @torch.inference_mode()
     def log_probs(self, images: Sequence[Pixels], texts: Sequence[str], question: str) -> list[TokenLogProbs]:
-        """One teacher-forced pass over all N. Texts are read whole: raises InvalidItem for one beyond the window."""
+        """Run one teacher-forced pass over all N. Raises InvalidItem for a text beyond the window."""
         inputs = self._prefixes(images, question)
         answers: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         for text, answer, read in zip(texts, answers, inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
@@ -79,18 +79,18 @@ class Vlm:
         return {k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def _append(self, inputs: dict[str, torch.Tensor], answers: Sequence[Sequence[int]], longest: int) -> None:
-        """The answers after the prefixes, in all inputs that have an entry a token: [N P] -> [N P+T]."""
+        """Append the answers to the prefixes, in all inputs that have an entry a token: [N P] -> [N P+T]."""
         shape = inputs["input_ids"].shape
         pad: int = self._tokenizer.pad_token_id
         ids = torch.tensor([[*answer, *[pad] * (longest - len(answer))] for answer in answers])
         read = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
         tails = {"input_ids": ids, "attention_mask": read}
         for name, values in inputs.items():
-            if values.shape == shape:  # others, as mm_token_type_ids, tell text from image: 0 is text
+            if values.shape == shape:  # others, as mm_token_type_ids, mark image tokens: 0 is text
                 tail = tails.get(name, torch.zeros_like(ids)).to(values)
                 inputs[name] = torch.cat([values, tail], dim=1)
 
 
 def load(source: str, device: Device | str) -> Vlm:
-    """The model of a model directory or hub id, shared per process."""
+    """Return the model of a model directory or hub id, shared per process."""
     return shared("vlm", source, device, lambda folder: Vlm(folder, device))

@@ -15,20 +15,22 @@ from synod.errors import SettingsError
 
 # Buffers that some versions of the libraries save and others compute: they hold no weights.
 _BUFFERS: Final = ("position_ids", "relative_position_index", "num_batches_tracked", "rotary_emb.inv_freq")
-_TOLD: Final = 4
+_MAX_NAMES: Final = 4
 
 
 def file(source: str) -> Path:
-    """The weights file of a settings' source, which is no hub id. Raises SettingsError when there is none."""
+    """Return the weights file of a source, which is not a hub id. Raises SettingsError if there is none."""
     if not Path(source).is_file():
         raise SettingsError(f"{source}: no such weights file; give the path of a .safetensors, .pt, .pth or .bin file")
     return Path(source)
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` or `torch.save` file on the CPU, by name; those under `state_dict` where there is
-    one. Each tensor has memory of its own, not a map of the file: it is freed alone, and a file that is overwritten
-    later does not change a loaded model. Raises SettingsError for a file that is none."""
+    """Return the tensors of a `.safetensors` or `torch.save` file on the CPU, by name (under `state_dict` if any).
+
+    Each tensor has its own memory instead of a map of the file: it is freed alone, and overwriting the file does not
+    change a loaded model. Raises SettingsError for any other file.
+    """
     safe = file.suffix == ".safetensors"
     try:
         state = load_file(file, backend="pread") if safe else torch.load(file, "cpu", weights_only=True)
@@ -42,9 +44,9 @@ def read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def unreadable(file: Path, error: Exception) -> SettingsError:
-    """The error for a file that its reader refuses, cut off or of another format."""
-    told = str(error).partition("\n")[0]
-    reason = f"{file}: not weights that can be read safely ({told})"
+    """Return the error for a file that its reader refuses: cut off, or of another format."""
+    cause = str(error).partition("\n")[0]
+    reason = f"{file}: not weights that can be read safely ({cause})"
     return SettingsError(f"{reason}; give a table of tensors, or copy the file again if it was cut off")
 
 
@@ -86,17 +88,17 @@ def load_into(
 
 
 def check_keys(where: Path, found: Collection[str], wanted: Collection[str]) -> None:
-    """Raises SettingsError when a key is missing or unexpected."""
+    """Raise SettingsError if a key is missing or unexpected."""
     check_complete(where, {"missing_keys": set(wanted) - set(found), "unexpected_keys": set(found) - set(wanted)})
 
 
 def check_complete(where: Path, info: Mapping[str, Any]) -> None:
-    """Raises SettingsError when transformers' loading info tells of keys that are missing, unexpected or misshapen:
-    the library would go on with random weights."""
+    """Raise SettingsError if transformers' loading info lists missing, unexpected or mismatched keys: the library
+    would continue with random weights."""
     wrong = {kind: _names(info.get(f"{kind}_keys", ())) for kind in ("missing", "unexpected", "mismatched")}
-    told = "; ".join(f"{kind} {_some(names)}" for kind, names in wrong.items() if names)
-    if told:
-        raise SettingsError(f"{where}: these weights are of another model: {told}. Give the model this family reads")
+    problems = "; ".join(f"{kind} {_some(names)}" for kind, names in wrong.items() if names)
+    if problems:
+        raise SettingsError(f"{where}: these weights are of another model: {problems}. Give a model of this family")
 
 
 def _names(keys: Collection[Any]) -> list[str]:
@@ -105,5 +107,5 @@ def _names(keys: Collection[Any]) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

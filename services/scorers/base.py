@@ -1,6 +1,6 @@
-"""What a scorer is, and the batch contract that holds for all of them.
+"""The Scorer protocol and the batch contract.
 
-The law: same length, same order, one outcome an item; every value finite; a poison item fails alone.
+The contract: as many outcomes as items, in the same order; every value is finite; an item that fails fails alone.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _PRESENT: dict[Need, Callable[[ScoreItem], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
-    """A scorer's public face, served by `GET /v1/scorers`.
+    """Description of a scorer, served by `GET /v1/scorers`.
 
     `low`, `high` bound the value; higher is better. `source` names paper and equation. `origin` is all that a value
     depends on besides the item (models, preprocessing, rules); None when unknown, and then no score is reused.
-    `sized`: its models work at an image's own size, so that a batch is bounded by pixels (`services.backends`).
+    `sized`: its models work at the image's own size, so a batch is bounded by pixels (`services.backends`).
     """
 
     name: str
@@ -46,7 +46,7 @@ class ScorerSpec:
 
 
 class Scorer(Protocol):
-    """`score` gets items whose needs are present and pixels decoded; it may raise, and then the batch is bisected."""
+    """Scores items that have what `spec.needs` names, with decoded pixels. If `score` raises, the batch is bisected."""
 
     spec: ScorerSpec
 
@@ -54,7 +54,7 @@ class Scorer(Protocol):
 
 
 def run_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
-    """One run of `scorer` over `items`. Those that lack a need fail without reaching it. Raises what it raises."""
+    """Run `scorer` over `items`; an item that lacks a need fails without reaching it. Raises what `score` raises."""
     absent = [_missing(scorer.spec, item) for item in items]
     ready = [item for item, failure in zip(items, absent, strict=True) if failure is None]
     measured = list(scorer.score(ready)) if ready else []
@@ -66,7 +66,7 @@ def run_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
 
 
 def score_batch(scorer: Scorer, items: Sequence[ScoreItem]) -> list[Outcome]:
-    """Run `scorer` over `items` under the batch contract (`services.isolation`). Never raises for an item's sake."""
+    """Run `scorer` over `items` under the batch contract (`services.isolation`). An item's error is its outcome."""
     return isolate(partial(run_batch, scorer), items)
 
 

@@ -58,7 +58,7 @@ class Bleu:
 
 
 def bleu(references: Sequence[str], reply: str) -> float:
-    """In [0, 1]; 0 for a reply that shares no character with any of the references (one or more)."""
+    """Return BLEU in [0, 1]; 0 for a reply that shares no character with any reference."""
     first, *_ = precisions = [_precision(references, reply, n) for n in range(1, len(WEIGHTS) + 1)]
     if not first[0]:
         return 0.0
@@ -68,7 +68,7 @@ def bleu(references: Sequence[str], reply: str) -> float:
 
 
 def _precision(references: Sequence[str], reply: str, n: int) -> tuple[int, int]:
-    """The reply's n-grams that a reference has too, each as often as the one with most of it; and all, at least 1."""
+    """Return the clipped count of the reply's n-grams that a reference has, and the count of all, at least 1."""
     counts = _ngrams(reply, n)
     most: Counter[str] = Counter()
     for reference in references:

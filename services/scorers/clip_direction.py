@@ -59,11 +59,11 @@ class ClipDirection:
         ]
         texts = [text for pair in prompts for text in pair if text]
         if not texts:
-            return [_wordless()] * len(items)
+            return [_no_text()] * len(items)
         features = each_once(texts, self._model.text_features)
         images = rows_of(items, self._model.image_features)
         return [
-            _one(rows[0] - rows[1], features[new] - features[old]) if new and old else _wordless()
+            _one(rows[0] - rows[1], features[new] - features[old]) if new and old else _no_text()
             for rows, (new, old) in zip(images, prompts, strict=True)
         ]
 
@@ -73,12 +73,12 @@ def _one(image: NDArray[np.float32], text: NDArray[np.float32]) -> Outcome:
     for what, length in lengths.items():
         if not length >= MIN_LENGTH:
             reason = f"the {what} and its source are the same to CLIP (their features differ by {length:.1e}"
-            way_out = "give an edit, and prompts that differ"
-            return ScoreFailure.of(InvalidItem(f"{reason}, the least is {MIN_LENGTH:g}): no direction; {way_out}"))
+            remedy = "give an edit, and prompts that differ"
+            return ScoreFailure.of(InvalidItem(f"{reason}, the least is {MIN_LENGTH:g}): no direction; {remedy}"))
     cosine = float(image @ text) / (lengths["image"] * lengths["text"])
     return Score(min(max(cosine, -1.0), 1.0), {"lengths": lengths})
 
 
-def _wordless() -> ScoreFailure:
+def _no_text() -> ScoreFailure:
     reason = "prompt or source_prompt has no words besides concept tokens; give concept.class_word or longer prompts"
     return ScoreFailure.of(InvalidItem(reason))

@@ -1,6 +1,6 @@
-"""A user's own scorer: a function named in the TOML makes it, and its values are held to the bounds it declared.
+"""A user's own scorer: a function named in the TOML builds it, and its values are checked against their bounds.
 
-Its author imports `synod.contracts` and nothing else of ours. docs/scorers.md is the recipe.
+Its module needs nothing of this project but `synod.contracts`. docs/scorers.md has a recipe.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import ScorerFailed, SettingsError
 
 
-class Own(Protocol):
-    """What `load` gives: `score` gets items whose `needs` are present, images as uint8 [H W 3], and may raise."""
+class UserScorer(Protocol):
+    """What `load` returns. `score` gets items that have all `needs`, images as uint8 [H W 3]; it may raise."""
 
     def score(self, items: Sequence[ScoreItem]) -> Sequence[Outcome]: ...
 
 
 class CustomSettings(ScorerSettings):
-    """A scorer of the user's own: `load` names a function, `package.module:function`, that is called as
-    load(name, settings) and gives an object with `score(items) -> outcomes`; see docs/scorers.md.
+    """A user's scorer. `load` names a function, `package.module:function`, that is called as load(name, settings) and
+    returns an object with `score(items) -> outcomes`; see docs/scorers.md.
 
-    What the gateway must know without loading it is said here: `needs` (fields of the item), `low` and `high` (the
-    value's bounds, finite), `summary` (for `GET /v1/scorers`). `models` are sources by a name of the
-    user's choice, resolved and digested as every scorer's; `options` is handed on as it stands.
+    The gateway does not load it, so the settings have its `needs` (fields of the item), the finite bounds `low` and
+    `high` of its values, and `summary` (for `GET /v1/scorers`). `models` are sources by names of the user's choice,
+    resolved and digested as every scorer's; `options` is passed through.
     """
 
     kind: Literal["custom"]
@@ -46,7 +46,7 @@ class CustomSettings(ScorerSettings):
     @model_validator(mode="after")
     def _bounds_in_order(self) -> CustomSettings:
         if self.low >= self.high:
-            raise ValueError(f"low {self.low:g} is not below high {self.high:g}: give the least and the greatest value")
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}: give the lowest and the highest value")
         return self
 
 
@@ -56,28 +56,30 @@ def spec(name: str, settings: CustomSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: CustomSettings) -> Custom:
-    """Call `load(name, settings)`. SettingsError when it is not there or gives no scorer, else what it raises."""
+    """Call `load(name, settings)`. Raises SettingsError if it is missing or returns no scorer, and what it raises."""
     from services.models.module_stats import record
 
     module, _, function = settings.load.partition(":")
-    told = f"scorer '{name}', load = '{settings.load}'"
+    where = f"scorer '{name}', load = '{settings.load}'"
     try:
         load = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise SettingsError(
-            f"{told}: {error}. Install the package, or put its folder on PYTHONPATH, on every node"
+            f"{where}: {error}. Install the package, or put its folder on PYTHONPATH, on every node"
         ) from error
     if not callable(load):
-        raise SettingsError(f"{told}: '{module}' has no function '{function}'; name one that takes (name, settings)")
+        raise SettingsError(f"{where}: '{module}' has no function '{function}'; name one that takes (name, settings)")
     own = load(name, settings)
     if not callable(getattr(own, "score", None)):
-        raise SettingsError(f"{told}: it gave {type(own).__name__}, which has no method score(items); return a scorer")
+        raise SettingsError(
+            f"{where}: it returned a {type(own).__name__}, which has no method score(items); return a scorer"
+        )
     record(*(part for part in getattr(own, "__dict__", {}).values() if callable(getattr(part, "parameters", None))))
     return Custom(spec(name, settings), own)
 
 
 class Custom:
-    def __init__(self, described: ScorerSpec, own: Own) -> None:
+    def __init__(self, described: ScorerSpec, own: UserScorer) -> None:
         self.spec = described
         self._own = own
 
@@ -86,7 +88,7 @@ class Custom:
 
     def _bounded(self, outcome: Outcome) -> Outcome:
         low, high = self.spec.low, self.spec.high
-        if not isinstance(outcome, Score) or not (outcome.value < low or outcome.value > high):  # NaN is isolation's
+        if not isinstance(outcome, Score) or not (outcome.value < low or outcome.value > high):  # isolation refuses NaN
             return outcome
-        reason = f"scorer '{self.spec.name}' gave {outcome.value:g}, outside its range [{low:g}, {high:g}]"
-        return ScoreFailure.of(ScorerFailed(f"{reason}; mend it, or set low and high"))
+        reason = f"scorer '{self.spec.name}' returned {outcome.value:g}, outside its range [{low:g}, {high:g}]"
+        return ScoreFailure.of(ScorerFailed(f"{reason}; correct it, or set low and high"))

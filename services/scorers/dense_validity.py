@@ -61,7 +61,7 @@ class DenseValidity:
 
 
 def segments(prompt: str) -> list[str]:
-    """The parts between punctuation that hold a letter or digit."""
+    """Return the parts between punctuation that contain a letter or digit."""
     return [part.strip() for part in _BREAK.split(prompt) if any(map(str.isalnum, part))]
 
 

@@ -95,7 +95,7 @@ class Geneval2:
 
 
 def spellings(question: str, answer: str) -> set[str]:
-    """The first tokens that count as the expected answer."""
+    """Return the first tokens that count as the expected answer."""
     words = {"Yes", "yes"}
     if question.startswith(COUNTING):
         words = {answer, answer.capitalize(), NUMERALS.get(answer, answer)}
@@ -103,7 +103,7 @@ def spellings(question: str, answer: str) -> set[str]:
 
 
 def probability(question: str, answer: str, reply: Reply) -> float:
-    """The expected answer's, in [0, 1], or its bound. Raises ScorerFailed where the bound is too loose."""
+    """Return the expected answer's probability or its bound. Raises ScorerFailed if the bound is too loose."""
     expected = spellings(question, answer)
     found = [math.exp(logprob) for token, logprob in reply.first if token in expected]
     if found:
@@ -117,7 +117,7 @@ def probability(question: str, answer: str, reply: Reply) -> float:
 
 
 def word_is_right(question: str, answer: str, reply: Reply) -> float:
-    """1 where the reply's first word is the expected answer, else 0. Raises ScorerFailed for an empty reply."""
+    """Return 1 if the reply's first word is the expected answer, else 0. Raises ScorerFailed for an empty reply."""
     words = reply.text.split()
     if not words:
         raise ScorerFailed("the reply is empty; check the judge's model")
@@ -125,12 +125,12 @@ def word_is_right(question: str, answer: str, reply: Reply) -> float:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """0 where one value is 0."""
+    """Return the geometric mean; 0 if one value is 0."""
     return math.exp(math.fsum(map(math.log, values)) / len(values)) if all(values) else 0.0
 
 
 def _refusal(asked: Asked) -> InvalidItem | None:
-    """Why the questions cannot be asked, or None."""
+    """Return why the questions cannot be asked, or None."""
     if not asked:
         return InvalidItem("geneval.vqa_list is empty; give GenEval 2's questions, [[question, answer], ..]")
     for question, answer in asked:

@@ -1,7 +1,7 @@
 """JPEG size as a reward: the decoded image is encoded again (quality 95, 4:2:0) and measured in kB of 1000 bytes.
 
 Black et al. 2023, section 5 (compressibility); scaled as UniRL-Zero does: compressibility = -kB / 500,
-incompressibility = kB. How the image came (PNG or JPEG, how hard it was pressed) does not count, only its pixels.
+incompressibility = kB. Only the pixels count, not the format or compression in which the image was sent.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Jpeg:
 
 
 def kilobytes(image: Pixels) -> float:
-    """The size of uint8 [H W 3] as a baseline JPEG, in units of 1000 bytes."""
+    """Return the size of uint8 [H W 3] as a baseline JPEG, in units of 1000 bytes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY, subsampling="4:2:0")
-    return buffer.tell() / 1000
+    return buffer.getbuffer().nbytes / 1000

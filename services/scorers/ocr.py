@@ -27,7 +27,7 @@ QUOTES: Final = (
 
 class Reader(Protocol):
     def read(self, images: Sequence[Pixels]) -> list[list[str]]:
-        """For each image the lines of text in it, from the top."""
+        """Return the lines of text in each image, from the top."""
         ...
 
 
@@ -43,7 +43,7 @@ def spec(name: str, settings: OcrSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: OcrSettings) -> Ocr:
-    """Raises SettingsError when the engine is not installed."""
+    """Load the models. Raises SettingsError when the engine is not installed."""
     from services.models import rapid_ocr
 
     return Ocr(name, rapid_ocr.load(settings.serving.threads or 1), settings)
@@ -65,18 +65,18 @@ class Ocr:
 
 
 def quoted(prompt: str) -> str | None:
-    """The first text in double quotes, straight before curly, else in single ones; None without any."""
+    """Return the first text in double quotes (straight before curly), else in single quotes; None without any."""
     found = (re.search(pattern, prompt) for pattern in QUOTES)
     return next((match[1] for match in found if match), None)
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, without white space."""
+    """Return the text in NFKC, case folded, without white space."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions and substitutions that make `b` of `a`. O(len(a)) steps on rows of len(b)."""
+    """Return the fewest insertions, deletions and substitutions from `a` to `b`. O(len(a)) steps on rows."""
     columns = np.arange(len(b) + 1)
     letters = np.array(list(b), dtype="<U1")
     row = columns

@@ -1,7 +1,7 @@
 """PSNR: how well an image was reconstructed. 10 log10(255^2 / MSE) in dB over all samples, against references[0].
 
-The textbook's (ITU-T J.340); UniRL-Zero's reconstruction reward. Equal images, whose PSNR is infinite, score CAP_DB.
-So do images of 51 263 pixels and more that differ in one sample by 1: nothing else comes so near.
+As in ITU-T J.340; UniRL-Zero's reconstruction reward. Equal images, whose PSNR is infinite, score CAP_DB. So do images
+of 51 263 pixels and more that differ in one sample by 1.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ def _one(image: Pixels, reference: Pixels) -> Outcome:
 
 
 def mean_squared_error(image: Pixels, reference: Pixels) -> float:
-    """Over all samples of two uint8 [H W 3], in squared levels of 0..255; exact, whatever the size."""
+    """Return the mean over all samples of two uint8 [H W 3], in squared levels of 0..255; exact for any size."""
     difference = image.astype(np.int32) - reference
     return int(np.sum(difference * difference, dtype=np.int64)) / image.size

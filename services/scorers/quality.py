@@ -1,7 +1,7 @@
-"""Quality: how good is the image as such? The term R_quality(x) of UniRL-Zero, eq. 5, graded by a judge.
+"""Quality: how good is the image itself? The term R_quality(x) of UniRL-Zero, eq. 5, graded by a judge.
 
-The paper says of it only that it assesses image quality: neither how nor in which range, and its public code has no
-such term. Ours: one grade in [0, 1] of the image alone, by RUBRIC.
+The paper says only that it assesses image quality, neither how nor in which range, and its public code has no such
+term. Here it is one grade in [0, 1] of the image alone, by RUBRIC.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RUBRIC: Final = (
 
 
 class QualitySettings(JudgeEndpoint):
-    """A judge's grade of the image as such, in [0, 1] (UniRL-Zero, eq. 5)."""
+    """A judge's grade of the image alone, in [0, 1] (UniRL-Zero, eq. 5)."""
 
     kind: Literal["quality"]
 

@@ -1,4 +1,4 @@
-"""TIER: does a reasoning text single out the right segments? Sync-R1, eq. 30.
+"""TIER: does a reasoning text match the right segments? Sync-R1, eq. 30.
 
 s = cosines of the text to the l segments, y = the truth. Two forms:
 
@@ -89,12 +89,12 @@ class Tier:
 
 
 def paper(similarities: Vector, truth: Vector) -> float:
-    """(2 - ||s - y||) / 2 as printed, before clipping: at most 1, below 0 for long lists."""
+    """Return (2 - ||s - y||) / 2 as printed, before clipping: at most 1, below 0 for long lists."""
     return float((2.0 - np.linalg.norm(similarities - truth)) / 2.0)
 
 
 def softmax(similarities: Vector, truth: Vector, temperature: float) -> tuple[float, Vector]:
-    """(2 - ||p - y / sum(y)||^2) / 2 in [0, 1], and p. `truth` must have a positive sum."""
+    """Return (2 - ||p - y / sum(y)||^2) / 2 in [0, 1], and p. `truth` must have a positive sum."""
     weights = np.exp((similarities - similarities.max()) / temperature)
     probabilities = weights / weights.sum()
     return float((2.0 - np.sum((probabilities - truth / truth.sum()) ** 2)) / 2.0), probabilities

@@ -10,7 +10,7 @@ import httpx
 
 from synod.client.core import CHECK_URL, Call, Operation, RawResponse, error_of_response, error_type_of_status
 from synod.client.headers import trace_headers
-from synod.client.proxy import Proxy, find_proxy
+from synod.client.proxy import find_proxy
 from synod.codec import JSON, MSGPACK
 from synod.errors import DeadlineExceeded, SettingsError, SynodError, Unavailable
 
@@ -34,14 +34,20 @@ class _Http:
     codec = MSGPACK
     part_codec = JSON
 
-    def __init__(self, base_url: str, token: str | None, proxy: Proxy | None) -> None:
+    def __init__(self, base_url: str, token: str | None, transport: Any, network: Any, client: Any) -> None:
         self._base_url = base_url
-        self._proxy = proxy
-        self._options: dict[str, Any] = {
-            "base_url": base_url,
-            "headers": {"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {}),
-            "follow_redirects": False,
-        }
+        self._proxy = None if transport is not None else find_proxy(base_url)
+        try:
+            transport = transport or network(proxy=None if self._proxy is None else self._proxy.url)
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
+            if self._proxy is None:
+                raise
+            raise SettingsError(
+                f"{self._proxy.setting}: cannot be used as a proxy ({error}); correct or unset it, "
+                "or add the service's host to no_proxy"
+            ) from None
+        headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {})
+        self._http: Any = client(transport=transport, base_url=base_url, headers=headers, follow_redirects=False)
 
     def _request(self, call: Call) -> dict[str, Any]:
         method, path, accept = _ROUTES[call.operation]
@@ -95,10 +101,7 @@ class HttpTransport(_Http):
     """Send calls over HTTP; blocking. `transport` replaces the network, for tests."""
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
-        super().__init__(base_url, token, None if transport is not None else find_proxy(base_url))
-        with _proxy_errors(self._proxy):
-            transport = transport or httpx.HTTPTransport(proxy=None if self._proxy is None else self._proxy.url)
-        self._http = httpx.Client(transport=transport, **self._options)
+        super().__init__(base_url, token, transport, httpx.HTTPTransport, httpx.Client)
 
     def send(self, call: Call) -> RawResponse:
         with self._errors(call):
@@ -121,10 +124,7 @@ class AsyncHttpTransport(_Http):
     """Send calls over HTTP from one event loop. `transport` replaces the network, for tests."""
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        super().__init__(base_url, token, None if transport is not None else find_proxy(base_url))
-        with _proxy_errors(self._proxy):
-            transport = transport or httpx.AsyncHTTPTransport(proxy=None if self._proxy is None else self._proxy.url)
-        self._http = httpx.AsyncClient(transport=transport, **self._options)
+        super().__init__(base_url, token, transport, httpx.AsyncHTTPTransport, httpx.AsyncClient)
 
     async def send(self, call: Call) -> RawResponse:
         with self._errors(call):
@@ -147,20 +147,6 @@ class AsyncHttpTransport(_Http):
 def _is_stream(response: httpx.Response) -> bool:
     kind: str = response.headers.get("content-type", "")
     return response.status_code == 200 and kind.partition(";")[0].strip().lower() == NDJSON
-
-
-@contextlib.contextmanager
-def _proxy_errors(proxy: Proxy | None) -> Iterator[None]:
-    """Raise SettingsError for a proxy that httpx cannot use."""
-    try:
-        yield
-    except (httpx.InvalidURL, ValueError, ImportError) as error:
-        if proxy is None:
-            raise
-        raise SettingsError(
-            f"{proxy.setting}: cannot be used as a proxy ({error}); correct or unset it, "
-            "or add the service's host to no_proxy"
-        ) from None
 
 
 def _refusal_type(refusal: str) -> type[SynodError]:

@@ -60,16 +60,24 @@ class _Rpc:
     codec = PROTOBUF
     part_codec = PROTOBUF
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, library: Any) -> None:
         self._url = url
-        self._target = urlsplit(url).netloc
         self._proxy = find_proxy(url)
         by_proxy = ("grpc.enable_http_proxy", 0) if self._proxy is None else ("grpc.http_proxy", self._proxy.url)
-        self._channel_options = (*_OPTIONS, by_proxy)
+        target, options = urlsplit(url).netloc, (*_OPTIONS, by_proxy)
+        self._channel: Any = (
+            library.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
+            if url.startswith("grpcs:")
+            else library.insecure_channel(target, options=options)
+        )
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def _options(self, call: Call) -> dict[str, Any]:
         return {"timeout": call.timeout_s, "metadata": (*self._metadata, *trace_headers().items())}
+
+    def _unary(self, call: Call) -> Any:
+        body = _HEALTH_OF_SERVICE if call.operation == "ready" else call.body
+        return self._channel.unary_unary(_METHODS[call.operation])(body, **self._options(call))
 
     def _raw(self, call: Call, body: bytes) -> RawResponse:
         if call.operation != "ready":
@@ -104,24 +112,16 @@ class RpcTransport(_Rpc):
     """Send calls over gRPC; blocking, thread-safe."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        super().__init__(url, token)
-        self._channel = (
-            grpc.secure_channel(self._target, grpc.ssl_channel_credentials(), options=self._channel_options)
-            if url.startswith("grpcs:")
-            else grpc.insecure_channel(self._target, options=self._channel_options)
-        )
+        super().__init__(url, token, grpc)
 
     def send(self, call: Call) -> RawResponse:
-        body = _HEALTH_OF_SERVICE if call.operation == "ready" else call.body
-        method: Any = self._channel.unary_unary(_METHODS[call.operation])
         try:
-            return self._raw(call, method(body, **self._options(call)))
+            return self._raw(call, self._unary(call))
         except grpc.RpcError as error:
             raise self._error(call, error) from None
 
     def stream(self, call: Call) -> Generator[bytes]:
-        method: Any = self._channel.stream_stream(_METHODS[call.operation])
-        parts = method(iter([call.body]), **self._options(call))
+        parts = self._channel.stream_stream(_METHODS[call.operation])(iter([call.body]), **self._options(call))
         try:
             yield from parts
         except grpc.RpcError as error:
@@ -137,24 +137,16 @@ class AsyncRpcTransport(_Rpc):
     """Send calls over gRPC from one event loop."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        super().__init__(url, token)
-        self._channel = (
-            grpc.aio.secure_channel(self._target, grpc.ssl_channel_credentials(), options=self._channel_options)
-            if url.startswith("grpcs:")
-            else grpc.aio.insecure_channel(self._target, options=self._channel_options)
-        )
+        super().__init__(url, token, grpc.aio)
 
     async def send(self, call: Call) -> RawResponse:
-        body = _HEALTH_OF_SERVICE if call.operation == "ready" else call.body
-        method: Any = self._channel.unary_unary(_METHODS[call.operation])
         try:
-            return self._raw(call, await method(body, **self._options(call)))
+            return self._raw(call, await self._unary(call))
         except grpc.RpcError as error:
             raise self._error(call, error) from None
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes]:
-        method: Any = self._channel.stream_stream(_METHODS[call.operation])
-        parts = method(iter([call.body]), **self._options(call))
+        parts = self._channel.stream_stream(_METHODS[call.operation])(iter([call.body]), **self._options(call))
         try:
             async for part in parts:
                 yield part

@@ -66,7 +66,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("program", SETTINGS)
 def test_list_of_settings_is_frozen(program: str) -> None:
-    """The list changes only on purpose. A scorer's own settings stand beside it and are not listed."""
+    """The list changes only on purpose. A scorer's own settings, in its module, are not listed."""
     records = {
         cls.__name__: list(cls.model_fields)
         for module in SETTINGS[program]

@@ -46,7 +46,7 @@ RULES = (
     Rule(r"synod(\..+)?", may=(), never=("torch", "ray", "pydantic", *WEB)),
     Rule(r"services\.environment_probe", may=(), never=("numpy", "torch", "ray", "pydantic", *WEB)),
     Rule(
-        r"services\.(batching|isolation|combine|backends)",
+        r"services\.(batching|batch_limit|isolation|combine|backends)",
         may=("synod", "services.scorers.base"),
         never=("torch", "ray", *WEB),
     ),

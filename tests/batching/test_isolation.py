@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.isolation import CLEAN_BATCHES, BatchLimit, is_out_of_memory, isolate
+from services.batch_limit import CLEAN_BATCHES, BatchLimit
+from services.isolation import is_out_of_memory, isolate
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import BadImage
 

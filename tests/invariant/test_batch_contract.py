@@ -263,7 +263,7 @@ def test_every_item_gets_one_finite_score_in_range(scorer: Scorer, items: list[S
         assert math.isfinite(outcome.value)
         assert spec.low <= outcome.value <= spec.high
         json.dumps(outcome.detail, allow_nan=False)
-    assert len({round(value, 6) for value in values(outcomes)}) > 1, "the items must tell scores apart"
+    assert len({round(value, 6) for value in values(outcomes)}) > 1, "the items must differ in score"
 
 
 def test_batch_of_one_equals_batch_of_thirty_two(scorer: Scorer, items: list[ScoreItem]) -> None:

@@ -64,7 +64,7 @@ def test_clip_t_is_the_cosine_of_the_forward_pass(tiny_models: Any, make_images:
         expected.append(float(row @ words))
     outcomes = scorer(tiny_models, "clip_t", family).score(items)
     assert [value(outcome) for outcome in outcomes] == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
+    assert max(expected) - min(expected) > 0.01, "the items differ"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,7 +91,7 @@ def test_the_direction_is_from_source_to_edit(tiny_models: Any, make_images: Ima
     wrong = ScoreItem(image=image, prompt="a red cat", references=(source,), source_prompt="two black birds")
     outcomes = scorer(tiny_models, "clip_direction", family).score([item, back, wrong])
     assert [value(one) for one in outcomes] == pytest.approx([expected, expected, -expected], abs=1e-4)
-    assert abs(expected) > 0.01, "the case must tell the signs apart"
+    assert abs(expected) > 0.01, "the sign matters"
 
 
 def test_an_edit_that_changes_nothing_has_no_direction(tiny_models: Any, make_images: ImageFactory) -> None:

@@ -108,7 +108,7 @@ def test_mu_equals_the_authors_way_of_running_it(tiny_models: Any, items: list[S
     public = Public(tiny_models)
     expected = [public.mu(item) for item in items]
     assert values(subject(tiny_models), items) == pytest.approx(expected, abs=2e-4)
-    assert max(expected) - min(expected) > 0.1, "the case must tell items apart"
+    assert max(expected) - min(expected) > 0.1, "the items differ"
 
 
 def test_instruction_is_the_published_one() -> None:

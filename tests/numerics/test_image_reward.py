@@ -127,7 +127,7 @@ def test_reward_equals_the_forward_pass_in_tensors(tiny_models: Any, items: list
     state, tokenizer = published(tiny_models), AutoTokenizer.from_pretrained(tiny_models.text)
     expected = [reward(state, tokenizer, item.pixels(), str(item.prompt)) for item in items]
     assert values(subject(tiny_models), items) == pytest.approx(expected, abs=2e-4)
-    assert max(expected) - min(expected) > 0.1, "the case must tell items apart"
+    assert max(expected) - min(expected) > 0.1, "the items differ"
 
 
 def test_names_map_one_to_one_both_ways(tiny_models: Any) -> None:

@@ -113,22 +113,22 @@ def test_a_prompt_beyond_the_window_fails_alone_and_is_not_cut(folder: str, make
     assert isinstance(long, ScoreFailure)
     assert long.code == "invalid_item"
     assert "140 of text: the model reads 128" in long.message
-    for alone, beside in zip(whole, (first, last), strict=True):
+    for alone, joint in zip(whole, (first, last), strict=True):
         assert isinstance(alone, Score)
-        assert isinstance(beside, Score)
-        assert beside.value == pytest.approx(alone.value, abs=1e-6)
+        assert isinstance(joint, Score)
+        assert joint.value == pytest.approx(alone.value, abs=1e-6)
 
 
 def test_concept_tokens_become_words(folder: str, make_images: ImageFactory) -> None:
     image = make_images(1)[0]
     concept = Concept("animal", "dog", "<bo>")
-    named, wordless = scorer(folder).score(
+    named, without_text = scorer(folder).score(
         [ScoreItem(image=image, prompt="a photo of <bo>", concept=concept), ScoreItem(image=image, prompt="<bo>")]
     )
     assert isinstance(named, Score)
     assert named.detail["text"] == "a photo of dog"
-    assert isinstance(wordless, ScoreFailure)
-    assert wordless.code == "invalid_item"
+    assert isinstance(without_text, ScoreFailure)
+    assert without_text.code == "invalid_item"
 
 
 def test_a_processor_without_a_chat_form_is_refused(tiny_models: Any, tmp_path: Any) -> None:

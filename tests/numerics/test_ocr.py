@@ -67,8 +67,8 @@ def test_normalised_text_has_one_case_one_form_and_no_space() -> None:
     assert normalised("\ufb01ne") == "fine"  # a ligature
 
 
-class Told:
-    """Reads what it is told to, and remembers how many images it was given."""
+class FixedReader:
+    """Returns fixed texts and counts the images that it was given."""
 
     def __init__(self, *lines: list[str]) -> None:
         self.lines, self.asked = list(lines), 0
@@ -90,14 +90,14 @@ class Told:
     ],
 )
 def test_the_score_by_hand(lines: list[str], expected: float) -> None:
-    (outcome,) = Ocr("ocr", Told(lines), SETTINGS).score([ScoreItem(image=BLANK, prompt='"Hello World"')])
+    (outcome,) = Ocr("ocr", FixedReader(lines), SETTINGS).score([ScoreItem(image=BLANK, prompt='"Hello World"')])
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx(expected)
     assert outcome.detail["lines"] == lines
 
 
 def test_a_prompt_that_quotes_nothing_fails_alone_and_unread() -> None:
-    reader = Told(["cat"], ["dog"])
+    reader = FixedReader(["cat"], ["dog"])
     prompts = ('"cat"', "a cat", '" "', '"dog"')
     outcomes = Ocr("ocr", reader, SETTINGS).score([ScoreItem(image=BLANK, prompt=prompt) for prompt in prompts])
     assert [one.value for one in outcomes if isinstance(one, Score)] == [1.0, 1.0]

@@ -64,7 +64,7 @@ def rescaled(source: str, target: Path, logit_scale: float) -> str:
 def test_pickscore_is_the_models_logit_over_26(tiny_models: Any, items: list[ScoreItem]) -> None:
     expected = [logits(tiny_models.clip, item) / 26 for item in items]
     assert values(build(kind="pickscore", model=tiny_models.clip), items) == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
+    assert max(expected) - min(expected) > 0.01, "the items differ"
 
 
 def test_pickscore_takes_the_processor_from_elsewhere(tiny_models: Any, items: list[ScoreItem], tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_hps_weights_of_another_model_are_refused(tiny_models: Any, tmp_path: Pa
     renamed = {key.replace("text_projection", "projection"): value for key, value in state.items()}
     torch.save(renamed, tmp_path / "renamed.pt")
     torch.save({**state, "text_projection": torch.zeros(32, 17)}, tmp_path / "wide.pt")
-    for name, told in (
+    for name, message in (
         ("renamed.pt", "missing text_projection; unexpected projection"),
         ("wide.pt", "mismatched text_projection"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}.*another model: {told}"):
+        with pytest.raises(SettingsError, match=f"{name}.*another model: {message}"):
             build(kind="hps", architecture=tiny_models.open_clip, weights=str(tmp_path / name))
     with pytest.raises(SettingsError, match="xswu/HPSv2: no such weights file"):
         build(kind="hps", architecture=tiny_models.open_clip, weights="xswu/HPSv2")
@@ -156,7 +156,7 @@ def test_the_aesthetic_score_is_the_public_predictors(tiny_models: Any, items: l
     model_table = {"family": "transformers", "model": tiny_models.clip}
     subject = build(kind="aesthetic", model=model_table, weights=tiny_models.aesthetic)
     assert values(subject, items) == pytest.approx(expected, abs=1e-4)
-    assert max(expected) - min(expected) > 0.01, "the case must tell items apart"
+    assert max(expected) - min(expected) > 0.01, "the items differ"
     assert all(0 < value < 10 for value in expected)
 
 
@@ -185,13 +185,13 @@ def test_a_predictor_of_another_form_is_refused(tiny_models: Any, tmp_path: Path
     changed(tiny_models.aesthetic, tmp_path / "broken.pth", **{"layers.2.weight": torch.zeros(10, 13)})
     changed(tiny_models.aesthetic, tmp_path / "bias.pth", **{"layers.2.bias": torch.zeros(11)})
     changed(tiny_models.aesthetic, tmp_path / "wide.pth", **{"layers.0.weight": torch.zeros(12, 768)})
-    for name, told in (
+    for name, message in (
         ("moved.pth", "missing layers.7.bias, layers.7.weight; unexpected layers.8.bias"),
         ("broken.pth", r"layers of \[\(12, 16\), \(10, 13\)"),
         ("bias.pth", "mismatched layers.2.bias"),
         ("wide.pth", "reads 768, the CLIP model gives 16 numbers"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}.*{told}"):
+        with pytest.raises(SettingsError, match=f"{name}.*{message}"):
             build(kind="aesthetic", model=model, weights=str(tmp_path / name))
     with pytest.raises(SettingsError, match=r"gone\.pth: no such weights file"):
         build(kind="aesthetic", model=model, weights="gone.pth")

@@ -56,7 +56,7 @@ def test_paper_form_goes_negative_for_eight_segments() -> None:
 
 
 @pytest.mark.parametrize(("length", "right", "wrong"), [(5, 0.991, 0.139), (16, 0.941, 0.296)])
-def test_softmax_form_tells_right_from_wrong_at_any_length(length: int, right: float, wrong: float) -> None:
+def test_softmax_ranks_right_above_wrong_at_any_length(length: int, right: float, wrong: float) -> None:
     assert tier.softmax(*case(length, True), 0.05)[0] == pytest.approx(right, abs=5e-4)
     assert tier.softmax(*case(length, False), 0.05)[0] == pytest.approx(wrong, abs=5e-4)
 

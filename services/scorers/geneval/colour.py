@@ -23,8 +23,7 @@ class ColorClassifier:
         self._directions: dict[str, NDArray[np.float32]] = {}
 
     def classify(self, crops: Iterable[Pixels], class_names: Sequence[str]) -> list[str]:
-        """One of the ten colours for each crop of an object of the class; all crops in one forward. A crop is not held
-        once it has the model's size."""
+        """Return one of the ten colours for each crop of an object of the class; all crops in one forward."""
         if not class_names:
             return []
         rows = self._clip.image_features(crops)
@@ -40,5 +39,5 @@ class ColorClassifier:
 
 
 def cutout(image: Pixels, detection: Detection) -> Pixels:
-    """The object alone: everything outside its mask painted #999, cropped to its box."""
+    """Crop the object to its box and paint everything outside its mask #999."""
     return np.where(detection.mask[..., None], within(image, detection.box), np.uint8(_GREY))

@@ -1,6 +1,6 @@
-"""GenEval: are the asked objects there, in the asked numbers, colours and places? Ghosh et al. 2023.
+"""GenEval: does the image show the objects, counts, colours and positions asked for? Ghosh et al. 2023.
 
-The detector sees each batch once; then one CLIP forward tells the colours of the objects that some clause asks about.
+The detector runs once a batch; then one CLIP forward classifies the colours that some clause asks for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RULE_SETS: Final[Mapping[str, Callable[[GenEvalMetadata, rules.Objects], rules.V
 
 
 class GenEvalSettings(ScorerSettings):
-    """GenEval: detector + colours + rules. `rule_set` picks the value, `detail` tells all four."""
+    """GenEval: detector + colours + rules. `rule_set` picks the value; `detail` has all four."""
 
     kind: Literal["geneval"]
     detector: DetectorSettings

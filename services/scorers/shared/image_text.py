@@ -1,4 +1,4 @@
-"""What scorers share that hold an image against a text: prompts in words, and the cosine of two towers."""
+"""Shared by scorers of an image and a text: plain text of a prompt, and the cosine of their features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONCEPT_TOKEN = re.compile(r"<[^<>\s]+>")
 
 
 class ImageTextCosine:
-    """`factor` * cosine of the image's and the prompt's features; a prompt that many images share is read once."""
+    """Scores `factor` * cosine of image and prompt features. A prompt that several images share is embedded once."""
 
     def __init__(self, spec: ScorerSpec, model: Clip, factor: float = 1.0) -> None:
         self.spec = spec
@@ -39,7 +39,7 @@ class ImageTextCosine:
 def score_with_text(
     items: Sequence[ScoreItem], measure: Callable[[list[Pixels], list[str]], Sequence[Outcome]]
 ) -> list[Outcome]:
-    """What `measure` makes of the images and their prompts in words; an item whose prompt has none fails alone."""
+    """Score the images and plain texts of `items` with `measure`. An item whose prompt has no text fails alone."""
     texts = [to_plain_text(item.prompt or "", item.concept) for item in items]
     images = [item.pixels() for item, text in zip(items, texts, strict=True) if text]
     found = iter(measure(images, [text for text in texts if text]) if images else ())
@@ -47,20 +47,20 @@ def score_with_text(
 
 
 def clipped(value: float, low: float, high: float, detail: Mapping[str, Any]) -> Score:
-    """A score of the value, or of the end of the range that it is beyond; NaN stays. `detail` has the unclipped one."""
+    """Return a score clipped to [low, high]; NaN stays. `detail` should have the unclipped value."""
     return Score(value if np.isnan(value) else min(max(value, low), high), detail)
 
 
 def each_once(
     texts: Sequence[str], embed: Callable[[Sequence[str]], NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float32]]:
-    """The row of each text; one that comes often is embedded once."""
+    """Return the row of each text; repeated texts are embedded once."""
     distinct = sorted(set(texts))
     return dict(zip(distinct, embed(distinct), strict=True))
 
 
 def to_plain_text(prompt: str, concept: Concept | None) -> str:
-    """The prompt in words a text tower knows: the concept's token becomes its class word, other '<...>' tokens go."""
+    """Replace the concept's token by its class word and remove other '<...>' tokens."""
     if concept and concept.token and concept.class_word:
         token = re.escape(concept.token)
         if not concept.token.startswith("<"):
@@ -70,6 +70,6 @@ def to_plain_text(prompt: str, concept: Concept | None) -> str:
 
 
 def no_text_failure(prompt: str | None) -> ScoreFailure:
-    """Why a prompt whose `plain` form is empty has no score."""
+    """Return the failure of a prompt whose plain text is empty."""
     reason = "the prompt has no words besides concept tokens; give concept.class_word or a longer prompt"
     return ScoreFailure.of(InvalidItem(f"{reason}: {prompt!r}"))

@@ -1,4 +1,4 @@
-"""What scorers do with images besides asking a model: deduplicate and crop."""
+"""Deduplicate and crop images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from synod.contracts import Pixels
 
 
 def deduplicate(images: Sequence[Pixels]) -> tuple[list[Pixels], list[int]]:
-    """The distinct images in order of first sight, and for each input its index among them.
+    """Return the distinct images in order of appearance, and for each input its index among them.
 
-    A group of rollouts carries the same references on every item; so each is embedded once a batch.
+    The items of a group share their references, so each reference is embedded once a batch.
     """
     seen: dict[tuple[tuple[int, ...], bytes], int] = {}
     kept: list[Pixels] = []
@@ -27,7 +27,7 @@ def deduplicate(images: Sequence[Pixels]) -> tuple[list[Pixels], list[int]]:
 
 
 def crop(image: Pixels, box: Box, margin: float) -> Pixels:
-    """The box widened on each side by `margin` times its size, inside the image; at least one pixel."""
+    """Cut out the box widened on each side by `margin` times its size, inside the image; at least one pixel."""
     height, width, _ = image.shape
     dx, dy = margin * (box[2] - box[0]), margin * (box[3] - box[1])
     x0, y0 = min(max(round(box[0] - dx), 0), width - 1), min(max(round(box[1] - dy), 0), height - 1)

@@ -1,4 +1,4 @@
-"""What scorers share that hold an image against references: each distinct image is embedded once a batch."""
+"""Shared by scorers of an image and its references. Each distinct image of a batch is embedded once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReferenceCosine:
 
 
 def rows_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:
-    """For each item [1 + R, D]: the row of its image, then those of its R references; one call of `embed` for all."""
+    """Return [1 + R, D] for each item: the row of its image, then of its R references. Calls `embed` once."""
     images = [(item.pixels(), *item.reference_pixels()) for item in items]
     kept, places = deduplicate([image for group in images for image in group])
     rows = embed(kept)[places]
@@ -35,5 +35,5 @@ def rows_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32
 
 
 def cosines_of(items: Sequence[ScoreItem], embed: Embed) -> list[NDArray[np.float32]]:
-    """For each item [R]: the cosines of its image to its references, in [-1, 1]; `embed` gives rows of norm 1."""
+    """Return [R] for each item: the cosines of its image to its references. `embed` returns rows of norm 1."""
     return [np.clip(rows[1:] @ rows[0], -1.0, 1.0) for rows in rows_of(items, embed)]

@@ -1,4 +1,4 @@
-"""What the scorers of replies share: the right answers of an item, and what a reply says. Pure.
+"""Shared by scorers of replies: the right answers of an item and the answer of a reply. Pure functions.
 
 A reply is `reasoning.text`; its right answers are the segments whose truth is above 0.
 """
@@ -17,7 +17,7 @@ _YES_NO: Final = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
 
 
 def right_answers(reasoning: Reasoning) -> tuple[str, ...]:
-    """At least one. Raises InvalidItem."""
+    """Return the true segments, at least one. Raises InvalidItem."""
     if len(reasoning.truth) != len(reasoning.segments):
         count, truths = len(reasoning.segments), len(reasoning.truth)
         raise InvalidItem(f"reasoning has {count} segments but {truths} truth values; give one for each")
@@ -28,7 +28,7 @@ def right_answers(reasoning: Reasoning) -> tuple[str, ...]:
 
 
 def right_yes_or_no(reasoning: Reasoning) -> YesNo:
-    """The true segment where it is "Yes" or "No", case and full stop aside. Raises InvalidItem."""
+    """Return the true segment if it is "Yes" or "No", ignoring case and a full stop. Raises InvalidItem."""
     found = {answer.strip().rstrip(".").lower() for answer in right_answers(reasoning)}
     if found == {"yes"}:
         return "yes"
@@ -38,7 +38,7 @@ def right_yes_or_no(reasoning: Reasoning) -> YesNo:
 
 
 def answer_of(reply: str) -> str | None:
-    """What stands in `<answer>..</answer>` at the reply's start, white space aside; None where absent or empty."""
+    """Return the content of `<answer>..</answer>` at the reply's start, stripped; None if absent or empty."""
     reply = reply.lstrip()
     end = reply.find(_CLOSE)
     if not reply.startswith(_OPEN) or end < 0:
@@ -47,7 +47,7 @@ def answer_of(reply: str) -> str | None:
 
 
 def first_yes_or_no(text: str) -> YesNo | None:
-    """The first of the words yes and no, whole and in any case."""
+    """Return the first whole word yes or no, in any case."""
     found = _YES_NO.search(text)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""What the judged scorers share: rubrics filled in, images encoded once, and a grade as an outcome."""
+"""Shared by scorers that ask a judge: questions from a rubric, and outcomes from verdicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Completing(Protocol):
 
 
 class Grader:
-    """One grade an image. `rubric` may hold `{prompt}`, and then says what the prompt asks for."""
+    """Asks a judge for one grade an image. `{prompt}` in the rubric stands for the prompt."""
 
     def __init__(self, spec: ScorerSpec, judge: Asked, rubric: str) -> None:
         self.spec = spec
@@ -34,8 +34,7 @@ class Grader:
 
 
 def question(item: ScoreItem, pixels: Pixels, rubric: str, form: Form) -> Question:
-    """The image as PNG, and the rubric about it with the prompt in words. Raises for an image that is none: before
-    anything is asked and paid."""
+    """Return the question: the image as PNG and the filled-in rubric. An invalid image raises before a request."""
     text = rubric.replace("{prompt}", to_plain_text(item.prompt or "", item.concept))
     return Question(text, encode_png(pixels), form)
 

@@ -18,7 +18,7 @@ from benchmarks.faults import cases
 from benchmarks.faults.scorers import BUSY_BATCH, build
 from benchmarks.faults.service import QUEUE, SETTINGS, Running
 from services.backends import LocalBackend
-from services.gateway import app, fanout, http, ndjson
+from services.gateway import app, disconnect, fanout, ndjson
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway
 from services.gateway.store import MemoryStore
@@ -94,7 +94,7 @@ def test_work_for_a_disconnected_client_is_detected(service: InProcess, monkeypa
     async def deaf(http: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(http, "wait_for_disconnect", deaf)
+    monkeypatch.setattr(disconnect, "wait_for_disconnect", deaf)
     monkeypatch.setattr(ndjson, "wait_for_disconnect", deaf)
     monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
     assert not cases.client_gone(service, 1)["held"]["most of its work is dropped"]

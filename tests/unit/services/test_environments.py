@@ -180,5 +180,5 @@ def test_scorer_with_an_environment_cannot_be_colocated(tmp_path: Path) -> None:
 def test_resource_reserved_by_ray_is_refused(tmp_path: Path, place: str) -> None:
     text = 'scorers.it.kind = "jpeg"\nscorers.it.direction = "compressibility"\n'
     (tmp_path / "service.toml").write_text(f'{text}{place} = "GPU"\n')
-    with pytest.raises(SettingsError, match="'GPU' is a resource of Ray's own; name a custom one"):
+    with pytest.raises(SettingsError, match="'GPU' is a built-in resource of Ray; name a custom resource"):
         settings.load(tmp_path / "service.toml", {})

@@ -1,4 +1,4 @@
-"""Settings: every mistake a user can make is one error that names the key, the value and the way out."""
+"""Settings: every mistake a user can make is one error that names the key, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (MINIMAL + "colour = 1\n", "scorers.der.der.colour: unknown key"),
         ("[server]\nprot = 1\n" + MINIMAL, "server.prot: unknown key"),
@@ -84,17 +84,17 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         ),
         ('[server]\nhost = "0.0.0.0"\n' + MINIMAL, "or listen on 127.0.0.1"),
         ('[server]\nhost = "::"\n' + MINIMAL, "[auth] tokens_file or tokens_env"),
-        ('[server]\nhost = "service.example"\n' + MINIMAL, "'service.example' is reachable from elsewhere"),
+        ('[server]\nhost = "service.example"\n' + MINIMAL, "'service.example' is not loopback"),
         ('[auth]\ntokens_file = "./model"\ntokens_env = "T"\n' + MINIMAL, "give one of them"),
         ('[auth]\ntokens_file = "./gone.toml"\n' + MINIMAL, "./gone.toml"),
         ('[auth]\nmetrics = "token"\n' + MINIMAL, "without a source of tokens"),
         ('[auth]\ntoken = "a secret of mine"\n' + MINIMAL, "auth.token: unknown key"),
     ],
 )
-def test_a_mistake_is_named(write: Write, text: str, told: str) -> None:
+def test_a_mistake_is_named(write: Write, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(write(text), {})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_pixels_that_cannot_work_are_refused_with_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[limits]\nmax_image_bytes = 3000000\nmax_body_bytes = 4000000\n", r"is 3000000, .*4004096.*is 4000000"),
         ("[store]\nmax_image_bytes = 1000\n", r"max_image_bytes is 16777216, .*holds 1000 \(\[store\]"),
         ("[limits]\nmax_body_bytes = 2147483648\n", r"limits\.max_body_bytes.*2147483647"),
     ],
 )
-def test_layers_that_contradict_each_other_are_refused(write: Write, text: str, told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+def test_layers_that_contradict_each_other_are_refused(write: Write, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         load(write(text + MINIMAL), {})

@@ -133,7 +133,7 @@ def overview(state: str, running: int, message: str = "") -> Any:
 
 def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
     from services.backends import Readiness
-    from services.cluster.backend import readiness
+    from services.cluster.readiness import readiness
 
     unknown = Readiness(True, 0, 0)
     assert not readiness(None, 1, unknown).ready
@@ -163,7 +163,7 @@ def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
     ],
 )
 def test_rays_errors_become_ours(raised: Exception, ours: type[Exception]) -> None:
-    from services.cluster.backend import translate
+    from services.cluster.ray_errors import translate
 
     error = translate("number", raised)
     assert type(error) is ours
@@ -171,7 +171,7 @@ def test_rays_errors_become_ours(raised: Exception, ours: type[Exception]) -> No
 
 
 def test_the_gist_of_serves_message_is_the_exception() -> None:
-    from services.cluster.backend import gist
+    from services.cluster.readiness import gist
 
     traced = "Failed. Error:\nray::X()\n  File 'a'\nRuntimeError: T:\n  File 'b'\n    c()\nOSError: no\nmodel\n"
     assert gist(traced) == "OSError: no\nmodel"

@@ -159,7 +159,7 @@ class Uncompiled:
         raise RuntimeError("No C++ compiler")
 
 
-def test_what_cannot_be_compiled_is_told_before_it_serves() -> None:
+def test_compile_failure_is_reported_before_serving() -> None:
     with pytest.raises(SettingsError, match=r"(?s)scorer 'sick' .*No C.. compiler.*compile = false"):
         warm_up(Uncompiled(), 4)
 

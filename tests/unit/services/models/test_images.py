@@ -58,7 +58,7 @@ def test_only_read_only_images_are_copied_for_torch() -> None:
     assert batch.dtype == torch.float16
     assert processor.images[0] is mine
     assert all(image.flags.writeable for image in processor.images)
-    assert processor.options["input_data_format"] == "channels_last"  # 3 rows are no channels
+    assert processor.options["input_data_format"] == "channels_last"  # so that 3 rows are not taken for channels
 
 
 def test_area() -> None:

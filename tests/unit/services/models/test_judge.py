@@ -180,7 +180,7 @@ def test_boolean_verdicts_are_not_numbers(server: JudgeServer) -> None:
 )
 def test_answer_that_is_not_a_completion_fails(server: JudgeServer, answer: Response) -> None:
     server.script.append(answer)
-    with pytest.raises(ScorerFailed, match=r"no chat completion|over 1048576 bytes"):
+    with pytest.raises(ScorerFailed, match=r"not a chat completion|over 1048576 bytes"):
         judge(server).ask(question())
 
 
@@ -190,8 +190,8 @@ def test_key_is_not_in_errors_or_logs(server: JudgeServer, code: int, caplog: py
     server.script.extend([status(code, f"bad key {KEY}")] * 4)
     with pytest.raises(SynodError) as raised:
         judge(server).ask(question())
-    told = str(raised.value) + repr(raised.value.__cause__) + caplog.text
-    assert "very-secret" not in told
+    message = str(raised.value) + repr(raised.value.__cause__) + caplog.text
+    assert "very-secret" not in message
     if code in (401, 403):
         assert "key_env" in str(raised.value)
 
@@ -276,11 +276,11 @@ def test_keys_come_from_a_file_or_the_environment(
     for place in ({"key_file": str(tmp_path / "key")}, {"key_env": "JUDGE_KEY"}):
         load(JudgeSettings.model_validate(about | place)).ask(question())
         assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
-    for place, told in (
+    for place, message in (
         ({"key_file": str(tmp_path / "none")}, "No such file"),
         ({"key_env": "NONE"}, "key_env NONE: no such environment variable"),
     ):
-        with pytest.raises(SettingsError, match=told):
+        with pytest.raises(SettingsError, match=message):
             load(JudgeSettings.model_validate(about | place))
     (tmp_path / "key").write_text("two\nlines of secret")
     with pytest.raises(SettingsError) as raised:

@@ -89,12 +89,12 @@ def test_file_known_by_its_name_is_refused(
     open_clip.load_file("tiny-quickgelu", str(file), "cpu")
 
 
-def test_configuration_beside_a_file_decides(weights: Path) -> None:
-    beside = weights.parent / open_clip.CONFIG
-    beside.write_text(json.dumps({"model_cfg": {**CONFIG, "quick_gelu": True}}))
-    with pytest.raises(SettingsError, match=f"by the {open_clip.CONFIG} beside it.*'tiny-quickgelu'"):
+def test_configuration_next_to_a_file_decides(weights: Path) -> None:
+    config = weights.parent / open_clip.CONFIG
+    config.write_text(json.dumps({"model_cfg": {**CONFIG, "quick_gelu": True}}))
+    with pytest.raises(SettingsError, match=f"by the {open_clip.CONFIG} next to it.*'tiny-quickgelu'"):
         open_clip.load_file("tiny", str(weights), "cpu")
-    beside.write_text(json.dumps({"model_cfg": CONFIG}))
+    config.write_text(json.dumps({"model_cfg": CONFIG}))
     named = weights.rename(weights.with_name("openai.pt"))
     assert features(open_clip.load_file("tiny", str(named), "cpu")) == pytest.approx(directly("tiny", named), abs=1e-6)
 
@@ -103,7 +103,7 @@ def test_configuration_beside_a_file_decides(weights: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("form", ["archive", "state dict"])
 def test_openai_file_is_refused(weights: Path, tmp_path: Path, name: str, form: str) -> None:
-    """By another file name: what tells is inside."""
+    """By another file name: the content decides."""
     file = tmp_path / "clip.pt"
     if form == "archive":
         jit: Any = torch.jit

@@ -36,13 +36,13 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("not weights")
     (tmp_path / "text.safetensors").write_text("not weights")
-    for name, told in (
+    for name, message in (
         ("code.pt", "not weights that can be read safely"),
         ("list.pt", "no table of tensors"),
         ("text.pt", "not weights that can be read safely"),
         ("text.safetensors", "not weights that can be read safely"),
     ):
-        with pytest.raises(SettingsError, match=f"{name}: {told}"):
+        with pytest.raises(SettingsError, match=f"{name}: {message}"):
             weights.read(tmp_path / name)
     for source in (str(tmp_path / "gone.pt"), str(tmp_path), "laion/a-hub-id"):
         with pytest.raises(SettingsError, match=f"{source}: no such weights file"):

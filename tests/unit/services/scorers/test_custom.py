@@ -79,7 +79,7 @@ RETURNS = """
 
 
 @pytest.mark.parametrize(
-    ("returns", "codes", "told"),
+    ("returns", "codes", "message"),
     [
         ("[Score(float('nan') if i == 1 else 0.5) for i in range(len(items))]", ("", "non_finite", ""), "nan"),
         ("[Score(1.5 if i == 1 else 0.5) for i in range(len(items))]", ("", "scorer_failed", ""), "1.5"),
@@ -92,36 +92,36 @@ RETURNS = """
     ],
 )
 async def test_what_is_no_measurement_is_a_typed_failure(
-    package: Write, tmp_path: Path, returns: str, codes: tuple[str, ...], told: str
+    package: Write, tmp_path: Path, returns: str, codes: tuple[str, ...], message: str
 ) -> None:
     package(RETURNS.format(returns))
     outcomes = await scored(scorer_settings(tmp_path))
     assert tuple("" if isinstance(o, Score) else o.code for o in outcomes) == codes
-    assert any(told in o.message for o in outcomes if isinstance(o, ScoreFailure)), outcomes
+    assert any(message in o.message for o in outcomes if isinstance(o, ScoreFailure)), outcomes
 
 
 @pytest.mark.parametrize(
-    ("code", "load", "told"),
+    ("code", "load", "message"),
     [
         (CODE, "my_package.gone:load", "No module named 'my_package.gone'"),
         (CODE, "no_such_package.scorer:load", "on PYTHONPATH, on every node"),
         (CODE, "my_package.my_scorer:lode", "has no function 'lode'"),
         ("load = 3\n", "my_package.my_scorer:load", "has no function 'load'"),
         ("import no_such_dependency\n", "my_package.my_scorer:load", "no_such_dependency"),
-        ("def load(name, settings): return None\n", "my_package.my_scorer:load", "gave NoneType, which has no method"),
+        ("def load(name, settings): return None\n", "my_package.my_scorer:load", "a NoneType, which has no method"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_clear_error(
-    package: Write, tmp_path: Path, code: str, load: str, told: str
+    package: Write, tmp_path: Path, code: str, load: str, message: str
 ) -> None:
     package(code)
     described = scorer_settings(tmp_path, TOML.replace("my_package.my_scorer:load", load))
-    with pytest.raises(SettingsError, match=re.escape(told)):
+    with pytest.raises(SettingsError, match=re.escape(message)):
         registry.build("brightness", described)
 
 
 @pytest.mark.parametrize(
-    ("was", "now", "told"),
+    ("was", "now", "message"),
     [
         ('needs = ["image"]', 'needs = ["photo"]', "needs"),
         ('needs = ["image"]', "needs = []", "needs"),
@@ -131,8 +131,8 @@ def test_what_cannot_be_loaded_is_one_clear_error(
         ('needs = ["image"]', 'needs = ["image"]\nmodels = { a = "./gone" }', "no such model directory"),
     ],
 )
-def test_a_mistake_in_the_settings_is_named(tmp_path: Path, was: str, now: str, told: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(told)):
+def test_a_mistake_in_the_settings_is_named(tmp_path: Path, was: str, now: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
         scorer_settings(tmp_path, TOML.replace(was, now))
 
 

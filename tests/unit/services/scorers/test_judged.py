@@ -28,7 +28,7 @@ def text_of(body: dict[str, Any]) -> str:
     return text
 
 
-def test_a_grade_is_the_value_and_the_reason_is_told(server: JudgeServer) -> None:
+def test_grade_is_the_value_and_detail_has_the_reason(server: JudgeServer) -> None:
     dark, bright = built(server, "judge").score([ScoreItem(image=p, prompt="a cat") for p in (DARK, BRIGHT)])
     assert dark == Score(0.2, {"reason": "seen", "repaired": False, "tokens": 100})
     assert isinstance(bright, Score)
@@ -68,7 +68,7 @@ def test_a_verdict_out_of_range_is_a_failure_and_never_zero(server: JudgeServer)
     assert len(server.asked) == 3  # the neighbour was not asked, and paid, twice
 
 
-def test_an_image_that_is_none_costs_no_question(server: JudgeServer) -> None:
+def test_invalid_image_is_not_sent(server: JudgeServer) -> None:
     items = [ScoreItem(image=BRIGHT, prompt="a"), ScoreItem(image=np.full((4, 4), "x"), prompt="b")]  # type: ignore[arg-type]
     good, bad = score_batch(built(server, "judge"), items)
     assert isinstance(good, Score)
@@ -137,7 +137,7 @@ ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"url": "http://me:secret@host/v1"}, "url"),
         ({"url": "ftp://host/v1"}, "url"),
@@ -147,8 +147,8 @@ ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}
         ({"api_key": "sk"}, "api_key"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_invalid_judge_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         registry.SETTINGS.validate_python({**ABOUT, **changes})
 
 
@@ -164,7 +164,7 @@ def test_an_origin_follows_the_model_and_neither_key_nor_limits(tmp_path: Any) -
     def of(**changes: Any) -> Any:
         return origin(registry.SETTINGS.validate_python({**ABOUT, **changes}))
 
-    key = tmp_path / "key"  # it need not exist where origins are told
+    key = tmp_path / "key"  # it need not exist where origins are computed
     assert of(key_file=str(key)) == of(key_env="K") == of(limits={"concurrency": 2}) == of()
     assert of(model="n") != of()
     assert of(rubric="Is it sharp?") != of()

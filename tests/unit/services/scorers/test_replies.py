@@ -33,7 +33,7 @@ def value(outcome: Outcome) -> float:
         ("no", "No.", 1.0),
         ("", "Yes", 0.0),
         ("Perhaps", "No.", 0.0),
-        ("I do not know", "No.", 1.0),  # "no" inside other words: the paper's reading, told in `said`
+        ("I do not know", "No.", 1.0),  # "no" inside other words: the paper's reading, listed in `said`
         ("Yes, no doubt", "No.", 1.0),
     ],
 )
@@ -41,7 +41,7 @@ def test_recognition_is_by_substring(reply: str, right: str, expected: float) ->
     assert value(RECOGNITION.score([asked(reply, right)])[0]) == expected
 
 
-def test_recognition_tells_what_was_said() -> None:
+def test_recognition_detail_lists_the_words() -> None:
     (outcome,) = RECOGNITION.score([asked("Yes, no doubt")])
     assert isinstance(outcome, Score)
     assert outcome.detail == {"right": "yes", "said": ["yes", "no"]}

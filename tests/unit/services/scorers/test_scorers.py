@@ -136,7 +136,7 @@ class ByGrey:
 def test_fer_by_distance_is_at_least_minus_one() -> None:
     tree = {"kind": "fer", "finder": {"family": "mtcnn"}, "embedder": {"family": "dlib"}}
     scorer = Fer("fer", CornerFace(), ByGrey(), FerSettings.model_validate(tree))
-    item = ScoreItem(image=flat(10), references=(flat(60), flat(130), flat(250)))  # 0.5, 1.2 and 2.4 away
+    item = ScoreItem(image=flat(10), references=(flat(60), flat(130), flat(250)))  # at distances 0.5, 1.2 and 2.4
     (outcome,) = scorer.score([item])
     assert isinstance(outcome, Score)
     assert outcome.detail["distances"] == pytest.approx([0.5, 1.2, 2.4])

@@ -106,22 +106,10 @@ def test_trl_scores_image_completions_and_reasoning_texts(service: RewardService
     assert run(council, prompts=["a"], completions=[grey(51)], **columns) == pytest.approx([0.2])
 
 
-def test_trl_reads_conversations() -> None:
-    prompt = [{"role": "system", "content": "draw"}, {"role": "user", "content": [{"type": "text", "text": "a cat"}]}]
-    completion = [{"role": "assistant", "content": [{"text": "so"}, {"image": b"png"}]}]
-    assert item_of_row(prompt, completion, {}) == ScoreItem(b"png", "a cat")
-    assert item_of_row("", "text", {"image": b"png"}) == ScoreItem(b"png")
-
-
 def test_trl_error_names_every_missing_item(service: RewardService) -> None:
     reward = reward_function(service.url, "ber", on_error="raise")
     with pytest.raises(ScorerFailed, match=r"^items\[0\]\.ber: the red value is 13; also missing: items\[2\]\.ber$"):
         run(reward, prompts=["a"] * 3, completions=[BAD, grey(1), BAD + 0])
-
-
-def test_trl_raises_when_every_score_failed(nobody: str) -> None:
-    with pytest.raises(Unavailable):
-        run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
 
 
 def test_reward_function_works_in_successive_event_loops(service: RewardService) -> None:
@@ -187,10 +175,11 @@ def test_flow_grpo_raises_or_masks_missing_scores(service: RewardService, multi_
         torch.as_tensor(scores["avg"])
 
 
-def test_flow_grpo_raises_when_the_service_is_unavailable(nobody: str, multi_score: Any) -> None:
-    fn = multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)
+def test_unavailable_service_is_raised_even_when_masking(nobody: str, multi_score: Any) -> None:
     with pytest.raises(Unavailable):
-        fn([grey(1)], ["a"], {})
+        multi_score(None, {"ber": 1.0}, url=nobody, on_error="mask", retries=0)([grey(1)], ["a"], {})
+    with pytest.raises(Unavailable):
+        run(reward_function(nobody, "ber", retries=0), prompts=["a"], completions=[grey(1)])
 
 
 def test_invalid_arguments_are_refused_before_sending(service: RewardService, multi_score: Any) -> None:
@@ -211,23 +200,34 @@ def test_invalid_arguments_are_refused_before_sending(service: RewardService, mu
             make()
 
 
-def test_trl_reads_tool_turns_prefill_images_and_data_urls() -> None:
-    tool = [
-        {"role": "assistant", "content": [{"type": "image", "image": b"png"}]},
-        {"role": "assistant", "content": None},
-    ]
-    assert item_of_row("a", tool, {}) == ScoreItem(b"png", "a")
-    assert item_of_row("a", [*tool, {"role": "assistant", "tool_calls": []}], {}) == ScoreItem(b"png", "a")
-    prefilled = [{"role": "user", "content": "a cup"}, {"role": "assistant", "content": "Sure:"}]
-    assert item_of_row(prefilled, b"png", {}) == ScoreItem(b"png", "a cup")
-    assert item_of_row("a", "text", {"images": [{"bytes": b"png"}]}) == ScoreItem(b"png", "a")
-    url = [
-        {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,cG5n"}}]}
-    ]
-    assert item_of_row("a", url, {}) == ScoreItem(b"png", "a")
-    url[0]["content"][0]["image_url"]["url"] = "https://example.org/a.png"  # type: ignore[index]
+SYSTEM, DRAW = {"role": "system", "content": "draw"}, {"role": "user", "content": [{"type": "text", "text": "a cup"}]}
+ANSWER = {"role": "assistant", "content": [{"text": "so"}, {"image": b"png"}]}
+EMPTY, TOOL = {"role": "assistant", "content": None}, {"role": "assistant", "tool_calls": []}
+
+
+def linked(url: str) -> list[Any]:
+    return [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "row"),
+    [
+        ([SYSTEM, DRAW], [ANSWER], {}),
+        ("a cup", "text", {"image": b"png"}),
+        ("a cup", "text", {"images": [{"bytes": b"png"}]}),
+        ("a cup", [ANSWER, EMPTY], {}),
+        ("a cup", [ANSWER, EMPTY, TOOL], {}),
+        ([DRAW, {"role": "assistant", "content": "Sure:"}], b"png", {}),
+        ("a cup", linked("data:image/png;base64,cG5n"), {}),
+    ],
+)
+def test_trl_finds_prompt_and_image(prompt: Any, completion: Any, row: dict[str, Any]) -> None:
+    assert item_of_row(prompt, completion, row) == ScoreItem(b"png", "a cup")
+
+
+def test_trl_refuses_links_and_several_images() -> None:
     with pytest.raises(BadImage, match=r"image_url .https://example.org/a.png. is not fetched"):
-        item_of_row("a", url, {})
+        item_of_row("a", linked("https://example.org/a.png"), {})
     with pytest.raises(InvalidRequest, match="images: the column holds 2 images"):
         item_of_row("a", "text", {"images": [b"1", b"2"]})
 

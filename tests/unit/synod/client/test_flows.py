@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,43 +164,27 @@ def test_each_attempt_carries_the_remaining_time() -> None:
     assert [one.timeout_ms for one in seen] == [20_000, 17_000, 13_000]
 
 
-def test_retries_are_bounded() -> None:
-    service = RewardService(faults=[Unavailable(str(i)) for i in range(9)])
-    with pytest.raises(Unavailable, match=r"^2$"):
-        service.run(flows(service, retries=2).score(request()))
-    assert len(service.calls) == 3
-    none = RewardService(faults=[Unavailable("down")])
-    with pytest.raises(Unavailable):
-        none.run(flows(none, retries=0).score(request()))
-    assert none.pauses == []
+PERMANENT = (InvalidRequest, UnknownScorer, Unauthenticated, SynodError, ScorerFailed)
 
 
-@pytest.mark.parametrize("kind", [InvalidRequest, UnknownScorer, Unauthenticated, SynodError, ScorerFailed])
-def test_permanent_errors_are_not_retried(kind: type[SynodError]) -> None:
-    service = RewardService(faults=[kind("no")])
-    with pytest.raises(kind, match=r"^no$"):
-        service.run(flows(service).score(request()))
-    assert service.calls == ["score"]
-
-
-def test_retry_after_is_obeyed() -> None:
-    service = RewardService(faults=[Overloaded("full", retry_after_s=7.0), Overloaded("full", retry_after_s=0.5)])
-    service.run(flows(service).score(request()))
-    assert service.pauses == [7.0 + 1.0, 0.5 + 2.0]
-
-
-def test_pause_beyond_the_deadline_raises_at_once() -> None:
-    service = RewardService(faults=[Overloaded("full", retry_after_s=59.5)])
-    with pytest.raises(Overloaded):
-        service.run(flows(service).score(request()))
-    assert (service.pauses, service.calls) == ([], ["score"])
-
-
-def test_response_time_counts_toward_the_deadline() -> None:
-    service = RewardService(faults=[Unavailable("down")] * 9, answer_s=20.0)
-    with pytest.raises(Unavailable):
-        service.run(flows(service, retries=9).score(request()))
-    assert service.calls == ["score"] * 3
+@pytest.mark.parametrize(
+    ("faults", "retries", "answer_s", "pauses", "raised"),
+    [
+        ([Overloaded("", retry_after_s=7.0), Overloaded("", retry_after_s=0.5)], 4, 0.0, [7.0 + 1.0, 0.5 + 2.0], None),
+        ([Unavailable(str(i)) for i in range(9)], 2, 0.0, [1.0, 2.0], Unavailable),
+        ([Unavailable("")], 0, 0.0, [], Unavailable),
+        ([Overloaded("", retry_after_s=59.5)], 4, 0.0, [], Overloaded),  # the pause would pass the deadline
+        ([Unavailable("")] * 9, 9, 20.0, [1.0, 2.0], Unavailable),  # the time of responses counts toward the deadline
+        *(([kind("")], 4, 0.0, [], kind) for kind in PERMANENT),
+    ],
+)
+def test_retries_and_pauses(faults: Any, retries: int, answer_s: float, pauses: list[float], raised: Any) -> None:
+    service = RewardService(faults=list(faults), answer_s=answer_s)
+    with contextlib.nullcontext() if raised is None else pytest.raises(raised) as error:
+        service.run(flows(service, retries=retries).score(request()))
+    assert error is None or error.value is faults[len(pauses)]
+    assert service.pauses == pauses
+    assert service.calls == ["score"] * (len(pauses) + 1)
 
 
 def test_jitter_is_full() -> None:

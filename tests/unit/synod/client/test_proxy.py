@@ -183,14 +183,11 @@ def test_bad_gateway_of_a_proxy_is_retried(monkeypatch: pytest.MonkeyPatch, sche
             assert f"proxy http_proxy={proxy}" in str(error)
 
 
-def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_and_its_pages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for error in refusal("http://rewards.invalid"):
         assert type(error) is Unavailable
         assert "cannot be reached through the proxy http_proxy=http://127.0.0.1:9" in str(error)
-
-
-def test_html_page_from_a_proxy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(200, {"content-type": "text/html"}, b"<html>log in</html>") as (proxy, _):
         monkeypatch.setenv("http_proxy", proxy)
         for error in refusal("http://rewards.invalid"):
