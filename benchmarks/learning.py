@@ -31,7 +31,7 @@ from trainer.compare import paired
 from trainer.evaluate import evaluate, held_out, load_evaluation, save_evaluation
 from trainer.metrics import read
 from trainer.rewards import RewardService
-from trainer.rollout import Rewards
+from trainer.rollout import RewardBackend
 from trainer.session import AFTER, BEFORE, make_controller, make_policy, make_reference, run
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
@@ -45,7 +45,7 @@ _AFTER = shutil.ignore_patterns(f"{Path(AFTER).stem}*")
 class Permuted:
     """A service that permutes rewards within each group of `group` images."""
 
-    def __init__(self, service: Rewards, group: int, seed: int) -> None:
+    def __init__(self, service: RewardBackend, group: int, seed: int) -> None:
         self._service, self._group, self._rng = service, group, np.random.default_rng(seed)
         self._open: list[Future[list[Reward]]] = []
         self._count = 0

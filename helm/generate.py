@@ -1,7 +1,7 @@
 """Write the generated files of the chart (`make chart-docs`). With `--check` only compare, and fail if they differ.
 
 values.yaml's comments            -> values.schema.json and the table in README.md
-deploy/configs/embedded.toml      -> files/embedded.toml
+deploy/configs/embedded.toml      -> files/embedded.toml, each scorer with replicas of its own
 helm/dashboards.py                -> dashboards/*.json
 """
 
@@ -117,6 +117,12 @@ def table(values: Mapping[str, Any], comments: Mapping[tuple[str, ...], Comment]
     return "\n".join(rows)
 
 
+def separate(settings: str) -> str:
+    """Return a settings TOML without `colocate_with`: on a cluster each scorer has replicas, and their resources."""
+    settings = re.sub(r'colocate_with = "\w+",? ?', "", settings)
+    return re.sub(r"^serving = \{ *\}\n", "", settings, flags=re.MULTILINE)
+
+
 def generated() -> dict[Path, str]:
     """Return every generated file with its content."""
     source = (CHART / "values.yaml").read_text()
@@ -127,7 +133,7 @@ def generated() -> dict[Path, str]:
     files = {
         CHART / "values.schema.json": json.dumps(closed, indent=2) + "\n",
         CHART / "README.md": f"{readme}<!-- values -->\n\n{table(values, comments)}\n",
-        CHART / "files/embedded.toml": EMBEDDED.read_text(),
+        CHART / "files/embedded.toml": separate(EMBEDDED.read_text()),
     }
     for name, board in dashboards.BOARDS.items():
         files[CHART / f"dashboards/{name}.json"] = json.dumps(dashboards.build(name, board), indent=1) + "\n"

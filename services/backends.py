@@ -1,4 +1,4 @@
-"""Where scores come from: the `ScorerBackend` protocol, and `LocalBackend`, which runs scorers in this process."""
+"""ScorerBackend: the protocol by which the gateway gets scores; and LocalBackend, which scores in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A request's decoded items, laid out once for all its scorers. `shared` is the backend's own handle to them."""
+    """A request's decoded items, prepared once for all its scorers. `shared` is the backend's handle to them."""
 
     items: tuple[ScoreItem, ...]
     shared: object | None = None
@@ -39,7 +39,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a replica found when it loaded a scorer: where its models run (None: it has none that we know of)."""
+    """What a replica found when it loaded a scorer; None for a scorer without known models."""
 
     load_s: float
     parameter_bytes: int
@@ -48,7 +48,7 @@ class Loaded:
 
 
 class ScorerBackend(Protocol):
-    """Scores many items by one named scorer. Scoring is idempotent: a caller may ask again after a failure."""
+    """Scores many items by one named scorer. Scoring is idempotent, so a caller may retry after a failure."""
 
     @property
     def specs(self) -> Mapping[str, ScorerSpec]:
@@ -56,7 +56,7 @@ class ScorerBackend(Protocol):
         ...
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Lay out `items` for `scorers` calls of `score`, so that all of them share one copy. Raises Overloaded."""
+        """Prepare one copy of `items` for `scorers` calls of `score`. Raises Overloaded."""
         ...
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
@@ -70,11 +70,11 @@ class ScorerBackend(Protocol):
         ...
 
     async def readiness(self) -> Mapping[str, Readiness]:
-        """Per scorer, whether all of it can serve."""
+        """Return per scorer whether all its replicas can serve."""
         ...
 
     async def loaded(self) -> Mapping[str, Loaded]:
-        """Of the scorers that have a ready replica, what one found. Never raises and waits for no one that loads."""
+        """Return what a replica found, for each scorer that has a ready one. Never raises, nor waits for loading."""
         ...
 
 
@@ -102,8 +102,7 @@ def _units(image: ImageInput | None) -> int:
 
 
 class LocalBackend:
-    """Scorers of this process, each behind its own batcher: for tests and for scoring without a cluster. It makes no
-    spans."""
+    """Scorers in this process with one batcher each, for tests and for scoring without a cluster. Records no spans."""
 
     def __init__(
         self,
@@ -142,6 +141,6 @@ class LocalBackend:
         return {}
 
     async def close(self) -> None:
-        """End the batchers; what waits becomes an Unavailable failure."""
+        """Close the batchers; items that wait become Unavailable failures."""
         for batcher in self._batchers.values():
             await batcher.close()

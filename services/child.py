@@ -1,8 +1,8 @@
-"""A scorer in a child process, for an environment that cannot hold a replica: its other half is `synod.worker`.
+"""Child: a scorer in a child process, for an environment that cannot run a replica; `synod.worker` is the other end.
 
-The replica's batches go through it as through any scorer, so that isolation, golden items and metrics are the same. A
-process that dies, hangs or breaks the protocol is replaced. Items that it held are scored again by its successor, in
-the groups that isolation forms; one that ends two processes alone has failed.
+The replica's batches go through it as through any scorer, with the same isolation, golden items and metrics. A process
+that dies, hangs or breaks the protocol is replaced. Its successor scores the lost items again, in the groups that
+isolation forms; an item that ends two processes alone has failed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from synod.worker import PROTOCOL, SCORER
 ROOT: Final = Path(__file__).parents[1]
 KINDS: Final = "services.scorers.registry:build_tree"  # loads every kind but custom
 ITEM_BYTES: Final = frames.MAX_REQUEST_BYTES - 2**26  # of an item's images; the rest of its frame is text
-DEATHS: Final = 12  # in a row without an answer, before it is left alone for a while; a search for one item takes fewer
+MAX_DEATHS: Final = 12  # in a row without an answer, before restarts are delayed; bisecting for one item takes fewer
 MAX_WAIT_S: Final = 60.0
 END_S: Final = 5.0
 TAIL_LINES: Final = 5
@@ -51,7 +51,7 @@ log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class ChildTimeouts:
-    """Seconds for a process to begin, to load its scorer, and to score a batch: longer than any caller waits."""
+    """Seconds for a process to start, to load its scorer, and to score a batch (longer than any caller waits)."""
 
     begin_s: float = 60.0
     load_s: float = 1800.0
@@ -62,7 +62,7 @@ DEFAULT_TIMEOUTS: Final = ChildTimeouts()
 
 
 class Lost(Exception):
-    """The process ended or cannot be understood any more. `killed`: by SIGKILL, as the kernel does without memory."""
+    """The process ended or broke the protocol. `killed`: by SIGKILL, as the kernel does when memory runs out."""
 
     def __init__(self, why: str, *, killed: bool = False) -> None:
         super().__init__(why)
@@ -70,7 +70,7 @@ class Lost(Exception):
 
 
 def build(name: str, settings: ScorerSettings, times: ChildTimeouts = DEFAULT_TIMEOUTS) -> Child:
-    """The scorer in a process of `serving.python`. Raises SettingsError when it does not begin or load there."""
+    """Return the scorer in a process of `serving.python`. Raises SettingsError when it does not start or load."""
     python, described = str(settings.serving.python), settings.model_dump(mode="json")
     if isinstance(settings, CustomSettings):
         return Child(name, python, settings.load, described, (), times)
@@ -78,10 +78,10 @@ def build(name: str, settings: ScorerSettings, times: ChildTimeouts = DEFAULT_TI
 
 
 class Child:
-    """A scorer as custom ones are: `score` may be called by one thread at a time, and may raise.
+    """A scorer whose `score` may be called by one thread at a time, and may raise.
 
-    Outcomes are the process's own. Without a process that lives they are Unavailable: after DEATHS deaths in a row or
-    a start that failed, the next start waits a second, then twice as long each time, up to MAX_WAIT_S.
+    Without a living process its outcomes are Unavailable: after MAX_DEATHS deaths in a row or a failed start, the next
+    start waits a second, then twice as long each time, up to MAX_WAIT_S.
     """
 
     def __init__(
@@ -106,27 +106,27 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that lives, or None."""
+        """Return the id of the living process, or None."""
         return None if self._process is None else self._process.pid
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        """One outcome an item. Raises ReplicaLost or MemoryError when a process was lost with more than one item."""
+        """Return one outcome per item. Raises ReplicaLost or MemoryError when a process was lost with several items."""
         try:
             return self._once(items)
         except Lost as lost:
-            if len(items) > 1:  # isolation finds whose fault it was
-                raise self._told(lost, f"while it scored {len(items)} items; retry") from None
+            if len(items) > 1:  # isolation finds the item that caused it
+                raise self._error(lost, f"while it scored {len(items)} items; retry") from None
         try:
             return self._once(items)
         except Lost as lost:
-            raise self._told(lost, "twice on this item alone", ScorerFailed) from None
+            raise self._error(lost, "twice on this item alone", ScorerFailed) from None
 
     def close(self) -> None:
         """End the process."""
         self._end()
         self._process = None
 
-    def _told(self, lost: Lost, when: str, kind: type[SynodError] = ReplicaLost) -> Exception:
+    def _error(self, lost: Lost, when: str, kind: type[SynodError] = ReplicaLost) -> Exception:
         text = f"the process of scorer '{self._name}' was lost {when}: {lost}"
         return MemoryError(text) if lost.killed else kind(text)
 
@@ -164,7 +164,7 @@ class Child:
             return ScoreFailure.of(error)
 
     def _revive(self) -> ScoreFailure | None:
-        """Start a process where none lives and it is time to; why there is none."""
+        """Start a process if there is none and a start is due; return a failure where there is none."""
         if self._process is not None:
             return None
         why = f"its process died {self._deaths} times in a row"
@@ -173,7 +173,7 @@ class Child:
                 self._process = self._start()
                 return None
             except Lost as lost:
-                self._deaths = max(self._deaths, DEATHS)  # no load is tried twice for one batch
+                self._deaths = max(self._deaths, MAX_DEATHS)  # one batch tries to load once
                 self._lose()
                 why = str(lost)
         wait_s = max(self._not_before_s - self._now_s(), 0.0)
@@ -183,8 +183,8 @@ class Child:
     def _lose(self) -> None:
         self.close()
         self._deaths += 1
-        if self._deaths > DEATHS:
-            self._not_before_s = self._now_s() + min(2.0 ** (self._deaths - DEATHS - 1), MAX_WAIT_S)
+        if self._deaths > MAX_DEATHS:
+            self._not_before_s = self._now_s() + min(2.0 ** (self._deaths - MAX_DEATHS - 1), MAX_WAIT_S)
 
     def _start(self) -> _Process:
         process = _Process(self._name, self._command)
@@ -198,7 +198,7 @@ class Child:
 
 
 class _Process:
-    """One process, from its start to its end. What it prints is logged."""
+    """One child process. Its output is logged."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self._name, self._python = name, command[0]
@@ -227,7 +227,7 @@ class _Process:
         return self._popen.pid
 
     def load(self, asked: Mapping[str, Any], times: ChildTimeouts) -> None:
-        """Wait for its greeting and let it load the scorer. Raises Lost."""
+        """Wait for the greeting and have the scorer loaded. Raises Lost."""
         waits = "begin", times.begin_s
         try:
             greeting = Node(self._receive(times.begin_s)).fields("protocol", "synod")
@@ -251,7 +251,7 @@ class _Process:
             raise self._lost(error) from None
 
     def score(self, trees: Sequence[records.Tree], timeout_s: float) -> list[Outcome] | Exception:
-        """Its outcomes, or what the scorer raised. Raises Lost and TimeoutError."""
+        """Return its outcomes, or what the scorer raised. Raises Lost and TimeoutError."""
         ends_s = time.monotonic() + timeout_s
         try:
             self._connection.settimeout(timeout_s)
@@ -274,7 +274,7 @@ class _Process:
         return [one.scores[SCORER] for one in results]
 
     def end(self) -> None:
-        """Close the connection, at which it ends; kill it when it does not."""
+        """Close the connection, which ends the process; kill it if it does not end."""
         self._connection.close()
         try:
             self._popen.wait(END_S)
@@ -290,8 +290,8 @@ class _Process:
             raise self._lost(error) from None
 
     def _lost(self, error: Exception) -> Lost:
-        """Why it was lost: how it ended, or what is wrong with what it sent."""
-        if not isinstance(error, frames.BadFrame | InvalidRequest):  # it has hung up: its end is near
+        """Return why it was lost: how it ended, or what is wrong with its message."""
+        if not isinstance(error, frames.BadFrame | InvalidRequest):  # it closed the connection and is about to end
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1.0)
         status = self._popen.poll()

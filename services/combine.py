@@ -1,4 +1,4 @@
-"""PURE: named outcomes + weights + what a missing one means -> one reward.
+"""Combine an item's scores into one reward, by weights and a rule for missing scores. Pure.
 
     reward = sum over components k of w_k * value_k
 
@@ -6,7 +6,7 @@ The weights are not rescaled. Sync-R1's reward (eq. 34) differs in two ways, whi
 depend on the item's concept kind ((TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for animals and objects, (0.4, 0.2, 0.2,
 0.2) for people), and each value is clipped at zero, max(0, value_k), so that with values <= 1 the reward lies in
 [0, sum of w]. The paper does not say what an unmeasured component does; here the reward fails too, or its weight is
-spread (`Missing`).
+redistributed (`Missing`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def combine(
     """
     names = required(weights)
     if not names:
-        return ScoreFailure.of(InvalidItem("no weight is above 0, so there is no reward; weigh at least one scorer"))
+        return ScoreFailure.of(InvalidItem("all weights are 0, so the reward is undefined; weigh at least one scorer"))
     measured = {name: value for name in names if (value := _finite_value(scores.get(name))) is not None}
     lost = [name for name in names if name not in measured]
     if lost and (missing == "fail" or not measured):

@@ -1,11 +1,11 @@
-"""What an image is called when it is given by digest. Pure.
+"""Compute the digest by which a request names a stored image. Pure.
 
 The digest is BLAKE2b with 256 bits over one header line and the image's bytes as they are sent:
 
     encoded    "encoded\n" and the file            { printf 'encoded\n'; cat cat.png; } | b2sum -l 256
     raw        "raw H W 3\n" and H * W * 3 bytes   { printf 'raw 480 640 3\n'; cat cat.rgb; } | b2sum -l 256
 
-It names bytes, not content: a PNG and the pixels it decodes to have two digests.
+It identifies bytes, not content: a PNG and its decoded pixels have different digests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIGEST: Final = re.compile(DIGEST_PREFIX + r"[0-9a-f]{64}")
 
 
 def digest_of(image: ImageData) -> str:
-    """The digest of encoded bytes, or of uint8 [H W 3] in any memory layout. Raises BadImage for another array."""
+    """Return the digest of encoded bytes, or of uint8 [H W 3] in any memory layout. Raises BadImage otherwise."""
     if isinstance(image, bytes):
         return _digest(b"encoded\n", image)
     if not is_raw(image):
@@ -33,7 +33,7 @@ def digest_of(image: ImageData) -> str:
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` has the form of a digest."""
+    """Return whether `text` has the form of a digest."""
     return _DIGEST.fullmatch(text) is not None
 
 

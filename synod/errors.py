@@ -1,27 +1,27 @@
-"""The one error tree, and its one table to HTTP status and gRPC status code.
+"""Define the error tree, with the HTTP status and the gRPC status code of each error.
 
 SynodError
-├── InvalidRequest        the whole request cannot be read or means nothing; sending it again will not help
-│   ├── UnknownScorer     a scorer or ensemble that this service does not serve
+├── InvalidRequest        the whole request is unreadable or invalid; sending it again will not help
+│   ├── UnknownScorer     the service does not have this scorer or ensemble
 │   ├── PayloadTooLarge   body, item count or text over a limit
 │   ├── UnsupportedMedia  a content type without a codec
-│   ├── Unauthenticated   no token, or one that the service does not know
-│   └── PermissionDenied  a token that may not do this
-├── UnknownImage          a digest that the service does not keep: upload it, then ask again (retryable)
-├── InvalidItem           one item is unusable; its neighbours are scored
+│   ├── Unauthenticated   no token, or an unknown one
+│   └── PermissionDenied  the token has no permission for this
+├── UnknownImage          the service does not store this digest: upload it, then ask again (retryable)
+├── InvalidItem           one item is unusable; the others are scored
 │   ├── BadImage          bytes that do not decode to an image
 │   ├── ImageTooLarge     pixels or bytes over a limit (refused before decoding)
 │   ├── MissingInput      the scorer needs a field that the item lacks
 │   └── NoReferenceFace   a reference image without a face
 ├── ScorerFailed          the scorer raised, or broke the batch contract, for this item
 │   ├── NonFinite         the scorer produced NaN or an infinity
-│   └── JudgeBudget       the judge that scores may spend no more tokens or dollars
+│   └── JudgeBudget       the scorer's judge has spent its budget of tokens or dollars
 └── Unavailable           try again (retryable)
     ├── Overloaded        a queue is full
     ├── ReplicaLost       the replica died while scoring
-    └── DeadlineExceeded  `timeout_ms` passed first
+    └── DeadlineExceeded  `timeout_ms` passed before the score was ready
 
-`SettingsError` stands apart: it never travels, it stops a program at start.
+`SettingsError` is separate: it is never sent, it stops a program at start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import ClassVar
 
 
 class SynodError(Exception):
-    """Base of every error that may travel: a stable `code`, its statuses, and whether a retry can help.
+    """The base of every error that may be sent: a stable `code`, its statuses, and whether a retry can help.
 
     `grpc_status` is a name of `grpc.StatusCode`. `retry_after_s` (>= 0) is set where the service knows how long to
     wait.
@@ -134,7 +134,7 @@ class DeadlineExceeded(Unavailable):
 
 
 class SettingsError(ValueError):
-    """A settings file that cannot be used: names the key, the value and the way out."""
+    """A settings file is invalid; the message names the key, the value and the remedy."""
 
 
 def error_of(
@@ -145,7 +145,7 @@ def error_of(
     digests: Iterable[str] = (),
     retry_after_s: float | None = None,
 ) -> SynodError:
-    """The error that a code on the wire stands for. A code unknown to this version stays in the message."""
+    """Return the error of a code on the wire. A code unknown to this version is kept in the message."""
     kind = _BY_CODE.get(code)
     if kind is UnknownImage:
         return UnknownImage(message, digests, retry_after_s=retry_after_s)
@@ -163,4 +163,4 @@ def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 _BY_CODE = {kind.code: kind for kind in _family(SynodError)}
 SERVER_ERROR_CODES = frozenset(
     code for code, kind in _BY_CODE.items() if kind.http_status >= 500
-)  # the service's, not the caller's
+)  # the service is at fault, not the caller

@@ -1,8 +1,7 @@
-"""JSON and msgpack: bytes <-> trees, strictly and bounded. Pure.
+"""Read and write JSON and msgpack: bytes to trees and back, strictly and bounded. Pure.
 
-JSON carries bytes as base64 (RFC 4648, padded; line breaks and other ASCII whitespace are skipped), msgpack as they
-are. A repeated key is an InvalidRequest, more than
-MAX_VALUES values a PayloadTooLarge.
+JSON carries bytes as base64 (RFC 4648, padded; ASCII whitespace is skipped), msgpack carries them as they are. A
+repeated key is an InvalidRequest, more than MAX_VALUES values are a PayloadTooLarge.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from synod.errors import InvalidRequest, PayloadTooLarge
 from synod.reader import MAX_ENTRIES, Node, quote
 
 _NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/=]")
-MAX_VALUES: Final = 2**22  # of one body: bounds what a small hostile body can unfold to
+MAX_VALUES: Final = 2**22  # of one body: a small hostile body can unfold to many
 
 
 def load_json(data: bytes) -> Any:
@@ -37,7 +36,7 @@ def dump_json(tree: object) -> bytes:
 
 
 def read_base64(node: Node) -> bytes:
-    """The bytes, or an UnreadableImage of what is not base64. Raises InvalidRequest for what is not a string."""
+    """Return the bytes, or an UnreadableImage of text that is not base64. Raises InvalidRequest for other types."""
     text = node.value
     if not isinstance(text, str):
         raise node.error('base64 text, {"data", "shape"} or {"digest"} belongs here')
@@ -56,7 +55,7 @@ def read_base64(node: Node) -> bytes:
 
 
 def strict_base64(text: str | bytes) -> bytes:
-    """The bytes of padded base64 text without anything else in it. Raises ValueError."""
+    """Decode padded base64 text that holds nothing else. Raises ValueError."""
     if sys.version_info >= (3, 11):
         return binascii.a2b_base64(text, strict_mode=True)
     if len(text) % 4:
@@ -65,7 +64,7 @@ def strict_base64(text: str | bytes) -> bytes:
 
 
 def _base64_fault(packed: bytes) -> str | None:
-    """What is wrong with base64 text without whitespace, and the remedy; None where binascii knows better."""
+    """Describe what is wrong with base64 text, and the remedy; None if binascii describes it better."""
     if packed.startswith(b"data:"):
         return "it begins with 'data:'; send what stands behind the comma"
     found = _NOT_BASE64.search(packed)

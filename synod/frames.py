@@ -1,4 +1,4 @@
-"""Messages over a stream socket: each a frame of magic, length and msgpack. No pickle; both sides bound what they read.
+"""Send and receive messages over a stream socket: frames of magic, length and msgpack. Both sides bound their reads.
 
 frame   "SYN1", the payload's length (4 bytes, big endian, at most the reader's limit), the payload
 """
@@ -24,11 +24,11 @@ class Closed(Exception):
 
 
 class BadFrame(Exception):
-    """The stream holds something else than a frame within the limit; nothing after it can be read."""
+    """The stream does not hold a frame within the limit; the rest cannot be read."""
 
 
 def send(connection: socket.socket, message: object, limit: int) -> None:
-    """Send one message. Raises PayloadTooLarge, before a byte is sent, and what the socket raises."""
+    """Send one message. Raises PayloadTooLarge, before a byte is sent, and any error of the socket."""
     payload = dump_msgpack(message)
     if len(payload) > limit:
         raise PayloadTooLarge(f"a message of {len(payload)} bytes passes the limit of {limit}")
@@ -37,7 +37,7 @@ def send(connection: socket.socket, message: object, limit: int) -> None:
 
 
 def receive(connection: socket.socket, limit: int, timeout_s: float | None = None) -> Any:
-    """The next message. Raises Closed, BadFrame, TimeoutError and what else the socket raises."""
+    """Return the next message. Raises Closed, BadFrame, TimeoutError and any error of the socket."""
     ends_s = None if timeout_s is None else time.monotonic() + timeout_s
     magic, length = HEADER.unpack(_exactly(connection, HEADER.size, ends_s))
     if magic != MAGIC:

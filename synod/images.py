@@ -1,22 +1,22 @@
-"""The only place where bytes become pixels: encoded or raw -> uint8 [H W 3] RGB. Limits first, decoding second.
+"""Convert encoded or raw images to uint8 [H W 3] RGB. Limits are checked before decoding; no other module decodes.
 
-| what comes | what is done with it |
+| input | result |
 |---|---|
-| PNG, JPEG, WebP | told by their first bytes, whatever the file's name; any other format is BadImage |
+| PNG, JPEG, WebP | recognised by their first bytes, not by the file's name; any other format is BadImage |
 | more than `max_bytes` encoded, or a header of more than `max_pixels` | ImageTooLarge, before a pixel is decoded |
-| truncated or corrupt | BadImage (of a JPEG: as far as `synod.jpeg.check_scans` can tell) |
+| truncated or corrupt | BadImage (of a JPEG: as far as `synod.jpeg.check_scans` can detect) |
 | CMYK or YCCK JPEG | converted to RGB by (255 - c)(255 - k) / 255, Adobe's inversion assumed; no colour management |
 | alpha, a transparent palette entry, a transparent colour key | composited onto white |
 | palette, 1-bit, greyscale | expanded to RGB |
 | 16 bits a channel | the high byte, v // 256; a colour key of 16-bit samples is ignored |
 | EXIF orientation 1..8, SHORT or LONG, or in `Raw profile type exif` | applied; absent or unreadable is 1 |
 | animation of two or more frames (WebP, APNG) | BadImage: no score of one frame is the score of the whole |
-| animation of one frame, or of none | that image (APNG: the default image) |
+| animation of at most one frame | that image (APNG: the default image) |
 | JPEG with further images behind the first (MPO) | the first; the others are its previews or depths |
 | ICC profile, gamma, text, other metadata | ignored, whatever its size |
 
-The plugin classes are opened directly rather than by `Image.open`, whose limits are process-wide and warn: ours are
-arguments, and what this module does with an image depends on no warning filter. Thread-safe.
+The plugin classes are opened directly rather than by `Image.open`, whose limits are process-wide and only warn. Here
+limits are arguments, and warning filters change nothing. Thread-safe.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ImageLimits:
 
 
 def decode(data: bytes, limits: ImageLimits) -> Pixels:
-    """Encoded bytes -> uint8 [H W 3], writable and contiguous. Raises BadImage, ImageTooLarge."""
+    """Decode bytes to uint8 [H W 3], writable and contiguous. Raises BadImage, ImageTooLarge."""
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"{len(data)} encoded bytes, the limit is {limits.max_bytes}; send a smaller image")
     kind = _kind(data)
@@ -66,17 +66,17 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
                 check_scans(data, image)
     except InvalidItem:
         raise
-    except Exception as error:  # a rim: Pillow raises some ten kinds over hostile bytes, and promises none of them
+    except Exception as error:  # Pillow raises some ten undocumented kinds for hostile bytes
         why = str(error) or type(error).__name__
         raise BadImage(f"{len(data)} bytes of {kind} are truncated or corrupt ({why}); send the whole file") from None
     return _upright(pixels, _orientation(exif))
 
 
 def pixels_of(image: Image.Image) -> Pixels:
-    """A PIL image -> uint8 [H W 3] by the rules for the bytes it came from: EXIF orientation, white behind alpha.
+    """Convert a PIL image to uint8 [H W 3] as its file would be: EXIF orientation applied, white behind alpha.
 
-    A PNG whose colour key is not of 8 bits and a damaged JPEG are told only before Pillow has loaded them: it keeps
-    neither the depth nor the coded data.
+    A PNG's colour key that is not of 8 bits and damage of a JPEG are detected only before Pillow has loaded them: then
+    it drops the depth and the coded data.
     Raises BadImage for an animation, a mode without a fixed range (I, F), or a file that cannot be read.
     """
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -94,14 +94,14 @@ def pixels_of(image: Image.Image) -> Pixels:
         return _upright(_rgb(image), _orientation(_exif(image.info)))
     except InvalidItem:
         raise
-    except Exception as error:  # a rim: as in `decode`
+    except Exception as error:  # as in `decode`
         why = str(error) or type(error).__name__
         raise BadImage(f"a PIL image of mode {image.mode} cannot be read ({why}); convert it to RGB") from None
 
 
 def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
-    """The item with its image and references as uint8 [H W 3]. Raises BadImage, ImageTooLarge, naming which of them;
-    UnknownImage for one that is still a digest."""
+    """Decode the item's image and references to uint8 [H W 3]. Raises BadImage or ImageTooLarge that names the image,
+    and UnknownImage for one that is still a digest."""
     image = None if item.image is None else _image(item.image, limits, "image")
     references = tuple([_image(r, limits, f"references[{i}]") for i, r in enumerate(item.references)])
     if image is item.image and not references:
@@ -110,7 +110,7 @@ def decode_item(item: ScoreItem, limits: ImageLimits) -> ScoreItem:
 
 
 def check_pixels(pixels: Pixels, limits: ImageLimits) -> Pixels:
-    """A raw image as it came, C-contiguous, if it is uint8 [H W 3] within `max_pixels`. It may be a read-only view.
+    """Return a raw image, C-contiguous, if it is uint8 [H W 3] within `max_pixels`. It may be a read-only view.
 
     Raises BadImage, ImageTooLarge.
     """
@@ -139,7 +139,7 @@ def pixel_count(image: ImageInput) -> int:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """uint8 [H W 3] -> PNG, lossless."""
+    """Encode uint8 [H W 3] as PNG, lossless."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -162,7 +162,7 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _kind(data: bytes) -> str:
-    """One of FORMATS, by the first bytes."""
+    """Return one of FORMATS, by the first bytes."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -174,7 +174,7 @@ def _kind(data: bytes) -> str:
 
 
 def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
-    """The header read, no pixel decoded."""
+    """Open an image: its header is read, no pixel is decoded."""
     if kind == "JPEG":
         return QuietJpeg(io.BytesIO(data))
     if kind == "WebP":
@@ -205,7 +205,7 @@ def _settle_colour_key(image: PngImageFile, depth: int) -> None:
 
 
 def _with_settled_key(image: PngImageFile) -> PngImageFile:
-    """The same file with its colour key settled, as far as Pillow tells the depth. `info` of the caller's is kept."""
+    """Return the file with its colour key settled, where Pillow shows the depth. The caller's `info` stays."""
     key = image.info.get("transparency")
     raw = str(image.tile[0].args) if image.tile else ""
     depth = 16 if "16" in raw or (isinstance(key, tuple) and max(key) > 255) else 8
@@ -217,8 +217,8 @@ def _with_settled_key(image: PngImageFile) -> PngImageFile:
 
 
 def _still_png(data: bytes) -> tuple[bytes, str | None]:
-    """The file with only the chunks that change its pixels, so that the default image of an animation is decoded and
-    metadata has no limit; and the text of ImageMagick's EXIF profile. Raises BadImage for two frames or more."""
+    """Return the file with only the chunks that change its pixels, so that the default image of an animation is decoded
+    and metadata has no limit; and the text of ImageMagick's EXIF profile. Raises BadImage for two frames or more."""
     kept, at, profile = [data[:8]], 8, None
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -233,12 +233,12 @@ def _still_png(data: bytes) -> tuple[bytes, str | None]:
         if kind == b"IEND":
             break
     else:
-        kept.append(data[at:])  # what a truncated file ends with, for Pillow to refuse
+        kept.append(data[at:])  # the rest of a truncated file, for Pillow to refuse
     return b"".join(kept), profile
 
 
 def _profile(body: bytes, *, compressed: bool) -> str | None:
-    """The text of a tEXt or zTXt chunk after its keyword; None where it cannot be inflated."""
+    """Return the text of a tEXt or zTXt chunk after its keyword; None if it cannot be inflated."""
     try:
         text = zlib.decompressobj().decompress(body[1:], _MAX_PROFILE) if compressed else body[:_MAX_PROFILE]
     except zlib.error:
@@ -247,7 +247,7 @@ def _profile(body: bytes, *, compressed: bool) -> str | None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the canvas. Read here because Pillow's WebP decoder allocates its canvas on opening."""
+    """Return (width, height) of the canvas. Read here because Pillow's WebP decoder allocates its canvas on opening."""
     kind, body = data[12:16], data[20:30]
     if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", body, 6)
@@ -272,7 +272,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _exif(info: Mapping[Any, Any]) -> bytes:
-    """The EXIF bytes in Pillow's `info`, or those of ImageMagick's profile; empty where there are none to read."""
+    """Return the EXIF bytes in Pillow's `info`, or those of ImageMagick's profile; empty if none are readable."""
     exif = info.get("exif")
     if isinstance(exif, bytes):
         return exif
@@ -286,7 +286,7 @@ def _exif(info: Mapping[Any, Any]) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """EXIF orientation 1..8 from the first directory of the TIFF structure; 1 where there is none to read."""
+    """Return the EXIF orientation 1..8 in the first directory of the TIFF structure; 1 if none is readable."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

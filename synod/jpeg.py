@@ -1,6 +1,6 @@
-"""Whether a JPEG's coded data is whole. libjpeg only warns where it is not, and Pillow hides its warnings.
+"""Check that a JPEG's coded data is complete. libjpeg only warns where it is not, and Pillow hides its warnings.
 
-Copies of the file are decoded and looked at. Files that are not progressive are decoded at an eighth of the size, where
+Copies of the file are decoded and compared. Files that are not progressive are decoded at an eighth of the size, where
 the cost is nearly that of the Huffman codes alone.
 
 1. The image declared one row of MCUs taller (files with one scan). Whole data ends with the last MCU: the first MCU of
@@ -9,9 +9,9 @@ the cost is nearly that of the Huffman codes alone.
 2. PADDING before every marker of the coded data, where 1 does not prove that none is missing. The decoder has stopped
    before it where the data is whole; where data is missing, it goes on into the padding, and the pixels change.
 
-Restart markers must come in order and number, and the scans of a progressive file must give every coefficient. Damage
-that leaves the number of blocks between two markers as it was is not seen: JPEG has no checksum. Nor is data left over
-in a scan of a progressive file or before a restart marker, nor damage to arithmetic coding.
+Restart markers must come in order and number, and the scans of a progressive file must give every coefficient. Not
+detected are damage that keeps the number of blocks between two markers (JPEG has no checksum), data left over in a scan
+of a progressive file or before a restart marker, and damage to arithmetic coding.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class QuietJpeg(JpegImageFile):
 
 
 def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
-    """Raise BadImage for a JPEG, which Pillow decodes, whose coded data is seen to be damaged.
+    """Raise BadImage for a JPEG that Pillow decodes, but whose coded data is damaged.
 
-    `decoded` is what Pillow makes of `data` at full size and in the file's own mode. A progressive file is decoded once
-    more without it.
+    `decoded` is Pillow's image of `data` at full size and in the file's own mode. Without it, a progressive file is
+    decoded once more.
     """
     ends: list[int] = []  # of coded data: where its markers are
     exact: set[tuple[int, int]] = set()  # (component, coefficient) that a progressive scan brought to its last bit
@@ -67,7 +67,7 @@ def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
         if marker != 0xDA:
             continue
         if not frame or data[frame + 1] > 0xC2:
-            return  # lossless, hierarchical or arithmetic: other markers may stand there, and none of the tricks holds
+            return  # lossless, hierarchical or arithmetic: other markers may stand there, and the checks do not hold
         scans += 1
         if len(header) >= 6 and header[-1] & 15 == 0:
             exact.update((header[1 + 2 * i], k) for i in range(header[0]) for k in range(header[-3], header[-2] + 1))
@@ -83,7 +83,7 @@ def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
                 raise _damaged(f"a restart marker FF{number:02X} out of its order")
             restarts += 1
         else:
-            raise _damaged("no marker ends it")  # zeros, as of a download that was not finished, decode too
+            raise _damaged("no marker ends it")  # the zeros of an unfinished download decode too
         total, restarts = restarts, 0
     if not scans:
         return  # Pillow refuses it

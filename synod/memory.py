@@ -1,7 +1,7 @@
-"""The C library's memory where models run: what one batch frees, the next one uses again.
+"""Keep memory that a batch frees for the next batch.
 
-By default glibc hands large blocks back to the system and maps them anew, page fault by page fault, in every batch, up
-to 40 % of FER's time (docs/log.md). Replicas and the trainer meet the same shapes again and again, so they keep them.
+By default glibc returns large blocks to the system, and every batch maps and faults them in again: up to 40 % of FER's
+time (docs/log.md). Replicas and the trainer see the same shapes in each batch, so they keep the blocks.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _NO_MMAP: Final = (-4, 0)
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep up to 1 GiB that it freed, best before threads and models allocate.
+    """Make this process keep up to 1 GiB that it frees; call it before threads and models allocate.
 
-    False where the C library is not glibc: then nothing changed.
+    Returns False if the C library is not glibc, and then changes nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*option) for option in (_ONE_ARENA, _TRIM_ABOVE, _NO_MMAP))

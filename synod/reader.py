@@ -1,6 +1,6 @@
-"""A strict reader of parsed JSON or msgpack: each getter checks one type and names the path of what is wrong.
+"""Read parsed JSON or msgpack strictly: each getter checks one type, and an error names the path of the value.
 
-Absent and null are the same. A bool is no number, a float is no integer, NaN and infinities are nothing at all.
+Absent and null are the same. Booleans are not numbers, floats are not integers, and NaN and infinities are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KINDS: Final = (
 
 
 def quote(value: object, limit: int = 60) -> str:
-    """A string or number as a message may quote it: printable ASCII, cut to about `limit` characters."""
+    """Quote a string or number for a message: printable ASCII, cut to about `limit` characters."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     text = ascii(value[: limit + 1] if isinstance(value, (str, bytes)) else value)
@@ -38,7 +38,7 @@ def quote(value: object, limit: int = 60) -> str:
 
 @dataclass(slots=True)  # not frozen: a body has thousands of them, and a frozen one takes twice as long to make
 class Node:
-    """A value and where it stands. Every getter raises InvalidRequest.
+    """A value and its path. Every getter raises InvalidRequest.
 
     `above` is the path, or, for the value of `key` in an object or a list, that one's node.
     """
@@ -49,18 +49,18 @@ class Node:
 
     @property
     def path(self) -> str:
-        """Such as `items[3].reasoning.truth`."""
+        """The path, such as `items[3].reasoning.truth`."""
         above = self.above if isinstance(self.above, str) else self.above.path
         if self.key is None:
             return above
         return f"{above}[{self.key}]" if isinstance(self.key, int) else join(above, self.key)
 
     def error(self, why: str) -> InvalidRequest:
-        """What is wrong with this value, for the caller to raise."""
+        """Return the error for this value, for the caller to raise."""
         return InvalidRequest(f"{self.path or 'the body'}: {why}")
 
     def fields(self, *known: str) -> Fields:
-        """An object with no key outside `known`."""
+        """Return the fields of an object that has no key outside `known`."""
         values = self.mapping()
         for key in values:
             if key not in known:
@@ -68,21 +68,21 @@ class Node:
         return Fields(self, values)
 
     def table(self, read: Callable[[Node], T]) -> dict[str, T]:
-        """An object with free keys."""
+        """Read an object with free keys, each value by `read`."""
         return {
             key: read(Node(value, self, key if key.__class__ is str and key.isascii() else self._name(key)))
             for key, value in self.mapping().items()
         }
 
     def entries(self, read: Callable[[Node], T]) -> tuple[T, ...]:
-        """A list, each entry read by `read`."""
+        """Read a list, each entry by `read`."""
         if not isinstance(self.value, (list, tuple)):
             raise self._not("a list")
         self._bound(len(self.value))
         return tuple([read(Node(entry, self, i)) for i, entry in enumerate(self.value)])
 
     def text(self) -> str:
-        """A string that UTF-8 can carry."""
+        """Return a string that UTF-8 can carry."""
         if not isinstance(self.value, str):
             raise self._not("a string")
         if not self.value.isascii():
@@ -93,14 +93,14 @@ class Node:
         return self.value
 
     def choice(self, options: tuple[C, ...]) -> C:
-        """One of `options`."""
+        """Return a string that is one of `options`."""
         text = self.text()
         if text not in options:
             raise self.error(f"{quote(text)}; give one of {', '.join(options)}")
         return next(option for option in options if option == text)
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number, low <= it <= high."""
+        """Return a finite number, low <= it <= high."""
         if self.value.__class__ is float and low <= self.value <= high and abs(self.value) != math.inf:
             return self.value
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
@@ -116,7 +116,7 @@ class Node:
         return number
 
     def integer(self, low: int = INT64.start, high: int = INT64.stop - 1) -> int:
-        """A whole number, low <= it <= high."""
+        """Return a whole number, low <= it <= high."""
         if isinstance(self.value, bool) or not isinstance(self.value, int):
             raise self._not("a whole number")
         if not low <= self.value <= high:
@@ -124,13 +124,13 @@ class Node:
         return self.value
 
     def boolean(self) -> bool:
-        """true or false."""
+        """Return true or false."""
         if not isinstance(self.value, bool):
             raise self._not("a boolean")
         return self.value
 
     def json_value(self, depth: int = MAX_DEPTH) -> Any:
-        """A free-form value that both formats carry alike: no NaN, no bytes, 64-bit integers, MAX_DEPTH deep."""
+        """Return a free-form value that all formats carry: no NaN, no bytes, 64-bit integers, MAX_DEPTH deep."""
         value = self.value
         if isinstance(value, str):
             return self.text()
@@ -147,7 +147,7 @@ class Node:
         return list(self.entries(lambda child: child.json_value(depth - 1)))
 
     def mapping(self) -> Mapping[str, Any]:
-        """An object as it is: its keys may be anything, and its values are unread."""
+        """Return an object with its keys and values unchecked."""
         if not is_object(self.value):
             raise self._not("an object")
         self._bound(len(self.value))
@@ -173,29 +173,29 @@ class Fields:
     values: Mapping[str, Any]
 
     def need(self, key: str, read: Callable[[Node], T]) -> T:
-        """The value of `key`. Raises InvalidRequest when it is absent or null."""
+        """Read the value of `key`. Raises InvalidRequest if it is absent or null."""
         value = self.values.get(key)
         if value is None:
             raise Node(None, self.owner, key).error("missing")
         return read(Node(value, self.owner, key))
 
     def get(self, key: str, read: Callable[[Node], T]) -> T | None:
-        """The value of `key`; None when it is absent or null."""
+        """Read the value of `key`; None if it is absent or null."""
         value = self.values.get(key)
         return None if value is None else read(Node(value, self.owner, key))
 
 
 def each(read: Callable[[Node], T]) -> Callable[[Node], tuple[T, ...]]:
-    """The reader of a list whose entries `read` reads."""
+    """Return a reader of lists whose entries `read` reads."""
     return lambda node: node.entries(read)
 
 
 def is_object(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    """Whether a value is an object."""
+    """Return whether a value is an object."""
     return type(value) is dict or isinstance(value, Mapping)  # the first is quick, and nearly always so
 
 
 def join(path: str, key: str) -> str:
-    """The path of `key` inside the object at `path`."""
+    """Return the path of `key` inside the object at `path`."""
     shown = quote(key)[1:-1]
     return f"{path}.{shown}" if path else shown

@@ -1,4 +1,4 @@
-"""Secrets, from an environment variable or a file. A message tells where one comes from, and never holds it."""
+"""Read secrets from an environment variable or a file. Messages name the source, never the secret."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WORD = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A text, and in words where it was found."""
+    """A secret text, and the source to name in messages."""
 
     source: str
     text: str = field(repr=False)
 
     def token(self) -> str:
-        """The text without the space around it, as a header carries it. Raises SettingsError where it is no word."""
+        """Return the text, stripped, for a header. Raises SettingsError unless it is printable ASCII without spaces."""
         word = self.text.strip()
         if not _WORD.fullmatch(word):
             raise SettingsError(
@@ -31,14 +31,14 @@ class Secret:
 
 
 def from_environment(setting: str, variable: str, environ: Mapping[str, str] = os.environ) -> Secret:
-    """What `variable` holds, which `setting` names. Raises SettingsError where it is not set."""
+    """Read the environment variable that `setting` names. Raises SettingsError if it is not set."""
     if variable not in environ:
         raise SettingsError(f"{setting} {variable}: no such environment variable; set it where the program starts")
     return Secret(f"{setting} {variable}", environ[variable])
 
 
 def from_file(setting: str, path: str) -> Secret:
-    """What the file holds, which `setting` names. Raises SettingsError where it cannot be read as UTF-8."""
+    """Read the file that `setting` names. Raises SettingsError if it cannot be read as UTF-8."""
     try:
         return Secret(f"{setting} {path}", Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

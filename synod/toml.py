@@ -1,7 +1,7 @@
-"""What the programs' settings share: one TOML, environment overrides, model sources, and how a mistake is worded.
+"""Read the settings TOML of a program, with environment overrides, model sources and error messages.
 
-`SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is read as TOML where it parses as such, else as a
-string. Nothing here knows a settings class: a program validates the tree and hands its validator's errors back.
+`SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is TOML if it parses, else a
+string. This module knows no settings class: each program validates the tree itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENV_PREFIX: Final = "SYNOD__"
 
 
 def read(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The file's tree with overrides from `environ` (None: the process's own). Raises SettingsError."""
+    """Return the file's tree with overrides from `environ` (None: the process's own). Raises SettingsError."""
     try:
         tree = tomllib.loads(path.read_text())
     except OSError as error:
@@ -40,8 +40,8 @@ def read(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]
 
 
 def settings_error(path: Path, errors: Sequence[Mapping[str, Any]], table: str = "") -> SettingsError:
-    """The error that tells what pydantic found wrong in `path` (its `errors()`), keys counted from `table`."""
-    lines = [f"  {'.'.join(str(p) for p in (*table.split(), *e['loc']))}: {_told(e)}" for e in errors]
+    """Return the error that lists pydantic's `errors()` for `path`, with keys relative to `table`."""
+    lines = [f"  {'.'.join(str(p) for p in (*table.split(), *e['loc']))}: {_describe(e)}" for e in errors]
     return SettingsError(f"settings file {path} has {len(lines)} error(s):\n" + "\n".join(lines))
 
 
@@ -65,8 +65,8 @@ def model_source(source: str, folder: Path) -> str:
     return str(path)
 
 
-def _told(error: Mapping[str, Any]) -> str:
-    """What is wrong with one key: the rule it breaks, and the value where that is a short one."""
+def _describe(error: Mapping[str, Any]) -> str:
+    """Describe what is wrong with one key: the rule that it breaks, and the value if it is short."""
     if error["type"] == "extra_forbidden":
         return "unknown key; remove it or correct its spelling"
     given, message = error["input"], str(error["msg"])

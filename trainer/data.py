@@ -58,7 +58,7 @@ def read_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Pr
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSampler:
     """The sequence of training tasks; it holds no state, because a step's tasks follow from its number.
 
     Concept prompts come in pairs of one visual and one textual pathway, in random order (1:1 in Sync-R1): prompts that

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class RewardServiceUnavailable(RuntimeError):
     """The reward service was unavailable for longer than `patience_s`."""
@@ -13,3 +15,11 @@ class NonFinite(ArithmeticError):
     def __init__(self, message: str, group: int | None) -> None:
         super().__init__(message)
         self.group = group
+
+    def saved(self, step: int, folder: Path) -> NonFinite:
+        """Return this error with the step, the folder that holds the failed groups, and what to do."""
+        return NonFinite(
+            f"step {step}: {self}; nothing was updated. The group is in {folder} and the last checkpoint is intact. "
+            "Lower [trainer.optimizer] lr, or inspect the group's log-probabilities",
+            self.group,
+        )

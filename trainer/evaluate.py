@@ -18,10 +18,10 @@ from tqdm import tqdm
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.compare import Evaluation, Row, right
-from trainer.data import Source, read_concepts, read_prompts
+from trainer.data import TaskSampler, read_concepts, read_prompts
 from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
-from trainer.rollout import Rewards, begin, reason, reward_items
+from trainer.rollout import RewardBackend, begin, reason, reward_items
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Task
 
@@ -37,11 +37,11 @@ def held_out(settings: TrainerSettings) -> list[Task]:
     """
     concepts = read_concepts(settings.data.concepts)
     prompts, count = read_prompts(settings.data.heldout, concepts), settings.evaluation_prompts
-    return Source(prompts, concepts, SEED, count, settings.data.geneval_share).tasks(0)
+    return TaskSampler(prompts, concepts, SEED, count, settings.data.geneval_share).tasks(0)
 
 
 def evaluate(
-    policy: Policy, service: Rewards, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
+    policy: Policy, service: RewardBackend, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
 ) -> Evaluation:
     """Draw one image for each task and get its reward; the service scores while the next batch is drawn.
 
@@ -114,7 +114,7 @@ def draw(
 
 
 def _submit(
-    service: Rewards,
+    service: RewardBackend,
     tasks: Sequence[Task],
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],

@@ -50,7 +50,7 @@ def learning_rate(settings: OptimizerSettings, step: int) -> float:
     return settings.lr * min(1.0, (step + 1) / (settings.warmup_steps + 1))
 
 
-def update_slope(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
+def update_reward_slope(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
     """Return the running slope of reward on surrogate score, updated with these groups."""
     for group, found in zip(groups, rewards, strict=True):
         slope = slope.update(_kept_scores(group), [reward.value for reward in found])

@@ -90,11 +90,8 @@ def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Se
 
 def save_failed_groups(
     run_dir: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
-) -> NonFinite:
-    """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N.
-
-    Returns the error with a message that names the directory.
-    """
+) -> Path:
+    """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N; return that."""
     folder = run_dir / "failed" / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = range(len(groups)) if error.group is None else [error.group]
@@ -116,11 +113,7 @@ def save_failed_groups(
         for g in chosen
     ]
     (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": document}, indent=1))
-    return NonFinite(
-        f"step {step}: {error}; nothing was updated. The group is in {folder} and the last checkpoint is intact. Lower "
-        "[trainer.optimizer] lr, or inspect the group's log-probabilities",
-        error.group,
-    )
+    return folder
 
 
 def _modality_figures(update: Update, modality: Modality) -> dict[str, float | None]:

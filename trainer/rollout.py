@@ -27,7 +27,7 @@ REFERENCES = 3  # images of the concept sent with each image to reward
 _TEXT, _IMAGE = 0, 1  # streams of random numbers
 
 
-class Rewards(Protocol):
+class RewardBackend(Protocol):
     """The reward service as rollouts use it."""
 
     def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
@@ -78,7 +78,7 @@ class Group:
 
 def sample_previews(
     policy: Policy,
-    service: Rewards,
+    service: RewardBackend,
     task: Task,
     threshold: float | None,
     settings: TrainerSettings,
@@ -116,7 +116,9 @@ def sample_previews(
     return Previews(task, tuple(rollouts), tuple(images), tuple(scores), screened, threshold)
 
 
-def finish(policy: Policy, service: Rewards, previews: Previews, settings: TrainerSettings, clock: Clock) -> Group:
+def finish(
+    policy: Policy, service: RewardBackend, previews: Previews, settings: TrainerSettings, clock: Clock
+) -> Group:
     """Finish the kept previews and request their rewards, `reward_batch_size` at a time.
 
     The service scores one batch while the next is drawn.

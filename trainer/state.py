@@ -17,15 +17,15 @@ from trainer.rollout import Previews
 class TrainState:
     """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
 
-    thresholds  the screening threshold of each `Task.key`
-    slope       of reward on surrogate score, for the population baseline
+    thresholds    the threshold controller's state for each `Task.key`
+    reward_slope  the running regression slope of reward on surrogate score, for the population baseline
     """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
-    slope: Slope = field(default_factory=Slope)
+    reward_slope: Slope = field(default_factory=Slope)
 
     def to_save(self) -> dict[str, Any]:
         """Return the state as a tree that `checkpoint.save` accepts."""
@@ -33,7 +33,7 @@ class TrainState:
             "policy": self.policy.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
-            "slope": asdict(self.slope),
+            "slope": asdict(self.reward_slope),
         }
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class TrainState:
         self.policy.module.load_state_dict(saved["policy"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
-        self.step, self.slope = step, Slope(**saved["slope"])
+        self.step, self.reward_slope = step, Slope(**saved["slope"])
 
 
 def update_threshold(controller: ThresholdController, state: ThresholdState, previews: Previews) -> ThresholdState:

@@ -1,9 +1,9 @@
-"""THE LOOP: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3), on one page.
+"""The training loop: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3).
 
-A step draws previews for each prompt, screens them by a surrogate score, finishes those that pass, waits for the
-rewards of the finished images, and updates the policy once. Two parts of the paper are left out: several updates per
-rollout (with one update every ratio is 1, as in the authors' code) and several devices. docs/training.md lists every
-deviation with its reason.
+Each step samples previews for a few prompts, filters them with a surrogate score, finishes denoising those that pass,
+waits for the rewards of the finished images, and updates the policy once. Two parts of the paper are left out: multiple
+updates per rollout (with a single update, as in the authors' code, the importance ratio is always 1) and training on
+multiple devices. docs/training.md lists every deviation with its reason.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from trainer import checkpoint
 from trainer.clock import Clock
-from trainer.data import Source, read_concepts, read_prompts
+from trainer.data import TaskSampler, read_concepts, read_prompts
 from trainer.errors import NonFinite, RewardServiceUnavailable
 from trainer.grpo.threshold import ThresholdController
 from trainer.metrics import Metrics
-from trainer.optim import make_optimizer, policy_update, update_slope
+from trainer.optim import make_optimizer, policy_update, update_reward_slope
 from trainer.policy.base import Policy
 from trainer.records import log_images, save_failed_groups, step_record
-from trainer.rollout import Group, Rewards, finish, sample_previews
+from trainer.rollout import Group, RewardBackend, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState, update_threshold
 from trainer.stop import stop_on_signal
@@ -31,7 +31,7 @@ def train(
     settings: TrainerSettings,
     policy: Policy,
     reference: Policy | None,
-    service: Rewards,
+    service: RewardBackend,
     controller: ThresholdController,
     log: Callable[[str], None] = tqdm.write,
 ) -> TrainState:
@@ -39,11 +39,11 @@ def train(
 
     Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. `reference` is the
     frozen policy of the KL term; it may be None when `loss.beta` is 0. Raises RewardServiceUnavailable,
-    CheckpointMismatch, CheckpointNotWritten, and NonFinite (the groups are saved, the policy unchanged).
+    CheckpointMismatch, CheckpointNotWritten, and NonFinite after saving the failed groups, with the policy unchanged.
     """
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)
-    source = Source(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share)
+    sampler = TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share)
     state = TrainState(policy, make_optimizer(policy, settings.optimizer))
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
@@ -61,29 +61,32 @@ def train(
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, thresholds = state.step, dict(state.thresholds)
+            step, threshold_states = state.step, dict(state.thresholds)
             groups: list[Group] = []
             try:
-                for index, task in enumerate(source.tasks(step)):
-                    previous = thresholds.get(task.key, controller.initial_state())
-                    key = (settings.seed, step, index)  # of the group's random numbers
-                    previews = sample_previews(policy, service, task, previous.threshold, settings, key, clock)
+                for index, task in enumerate(sampler.tasks(step)):
+                    threshold_state = threshold_states.get(task.key, controller.initial_state())
+                    rng_key = (settings.seed, step, index)
+                    previews = sample_previews(
+                        policy, service, task, threshold_state.threshold, settings, rng_key, clock
+                    )
                     groups.append(finish(policy, service, previews, settings, clock))
-                    thresholds[task.key] = update_threshold(controller, previous, previews)
+                    threshold_states[task.key] = update_threshold(controller, threshold_state, previews)
                 with clock("reward_wait"):
                     rewards = [group.rewards() for group in groups]
-            except RewardServiceUnavailable:  # save the finished steps; the current one is drawn again on resuming
+            except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
                 save_checkpoint()
                 raise
             try:
                 with clock("update"):
                     update = policy_update(
-                        policy, reference, state.optimizer, groups, rewards, state.slope, settings, step
+                        policy, reference, state.optimizer, groups, rewards, state.reward_slope, settings, step
                     )
             except NonFinite as error:
-                raise save_failed_groups(settings.run_dir, step, groups, rewards, error) from error
-            state.slope = update_slope(state.slope, groups, rewards)
-            state.thresholds = thresholds
+                folder = save_failed_groups(settings.run_dir, step, groups, rewards, error)
+                raise error.saved(step, folder) from error
+            state.reward_slope = update_reward_slope(state.reward_slope, groups, rewards)
+            state.thresholds = threshold_states
             state.step += 1
             record = step_record(groups, rewards, update, settings, step, clock.lap())
             metrics.log(step, record)
@@ -94,5 +97,5 @@ def train(
             reward = record["reward_mean"]
             bar.set_postfix_str("no reward" if reward is None else f"reward {reward:.3f}")
             bar.update()
-        save_checkpoint()  # inside `with`: a second signal must not end the program before the last step is saved
+        save_checkpoint()  # still inside `stop_on_signal`: a second SIGTERM must not interrupt the final save
     return state

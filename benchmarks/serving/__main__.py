@@ -32,11 +32,11 @@ from typing import Any
 import msgpack
 
 from benchmarks.machine import command
-from benchmarks.serving import environment
-from benchmarks.serving.arms import Bench, Group, Point
+from benchmarks.serving import environment, usage
+from benchmarks.serving.arms import DIRECT, REWARDS, Bench, Group, Point
 from benchmarks.serving.load import Load
 from benchmarks.serving.results import Results
-from benchmarks.serving.servers import ROOT, BenchError, Running, post, serving
+from benchmarks.serving.servers import ONE_THREAD, ROOT, BenchError, Running, post, serving
 from benchmarks.serving.summary import reduce
 from synod.codec import JSON, MSGPACK, PROTOBUF
 from synod.contracts import Score
@@ -89,6 +89,9 @@ def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -
     try:
         with serving(group.launches, lambda: _first(group), log, told["server_cores"] if pinned else ()) as running:
             results.tell_server(group.name, running.facts())
+            if pinned and group.scorers_alone:
+                scorers = usage.scorer_replicas(running.pids)
+                usage.pin(set(usage.tree(running.pids)) - set(scorers), told["client_cores"])
             for point in points:
                 record = measure(point, running, told)
                 if "scores" in record:
@@ -105,7 +108,8 @@ def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -
 def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str, Any]:
     """A point's record. Raises BenchError when the client could not measure, or answers do not hold what was asked."""
     clients, images = point.labels["clients"], point.labels["images"]
-    cores = told["client_cores"] if told["pinned"] else ()
+    direct = point.calls[0].url == DIRECT
+    cores = told["server_cores" if direct else "client_cores"] if told["pinned"] else ()
     with TemporaryDirectory() as folder:
         load = Load(
             point.calls,
@@ -118,7 +122,7 @@ def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str
             running.pids,
             cores,
         )
-        raw = _client(load, Path(folder))
+        raw = _client(load, Path(folder), "direct" if direct else "load")
         answers = [path.read_bytes() for path in sorted(Path(folder).glob("*.answer"))]
     if len(raw["repeats"]) < load.repeats or len(answers) < len(point.calls):
         raise BenchError(f"{point.name}: {len(raw['repeats'])} of {load.repeats} repeats; {raw['first_failure']}")
@@ -131,12 +135,13 @@ def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str
     return {**point.labels, **reduce(raw), "first_failure": raw["first_failure"], **kept}
 
 
-def _client(load: Load, folder: Path) -> dict[str, Any]:
-    """What the client's process measured; its own failure is told as one of a request."""
+def _client(load: Load, folder: Path, module: str = "load") -> dict[str, Any]:
+    """Return what the client's process measured; its own failure counts as one of a request."""
     path = folder / "load.json"
     path.write_text(json.dumps(asdict(load)))
-    line = [sys.executable, "-m", "benchmarks.serving.load", str(path)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", f"benchmarks.serving.{module}", str(path)]
+    direct = {**ONE_THREAD, "BENCH_SCORERS": ",".join(REWARDS)} if module == "direct" else {}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **direct}
     client = subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     if client.returncode:
         return {"repeats": [], "first_failure": client.stderr}

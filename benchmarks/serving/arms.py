@@ -27,6 +27,7 @@ from synod.codec import MSGPACK
 from synod.contracts import PutImagesRequest, ScoreItem
 
 REWARDS = ("tier", "ber", "der", "fer", "geneval")
+DIRECT = "direct"  # instead of a URL: the scorers called in a process of their own
 WAITING = tuple(f"wait_{i}" for i in range(5))
 REPLICAS = (1, 2, 4, 8)
 Items = Callable[[int], tuple[ScoreItem, ...]]
@@ -52,12 +53,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Group:
-    """Servers that run together and the points measured on them. `prepare` runs before the first request."""
+    """Servers that run together and the points measured on them. `prepare` runs before the first request.
+
+    `scorers_alone`: the service's scorers have the server cores, and its other processes share the client's.
+    """
 
     name: str
     launches: Sequence[Launch]
     points: Sequence[Point]
     prepare: Callable[[], object] = field(default=lambda: None)
+    scorers_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,31 @@ class Bench:
             [(base, way, REWARDS, loads) for way in ("msgpack", "json", "grpc")],
             inputs.ensemble_items,
         )
+        yield self._service(
+            "ensemble own core",
+            EMBEDDED,
+            [({**base, "server": "synod_own_core"}, "msgpack", REWARDS, [(1, 32), (8, 32)])],
+            inputs.ensemble_items,
+            scorers_alone=True,
+        )
+        yield self._direct()
         for name, peer in PEERS.items():
             for setting in peer.ensemble:
                 yield self._peer("ensemble", name, REWARDS, setting, loads, inputs.ensemble_items)
         for setting in PEERS["mosec"].ensemble:
             yield self._peer("ensemble", "mosec", REWARDS, setting, loads, inputs.ensemble_items, together=True)
+
+    def _direct(self) -> Group:
+        """The same scorers called directly in one process, which needs no server."""
+        bodies = self._bodies(
+            "peer-msgpack",
+            REWARDS,
+            inputs.ensemble_items,
+            inputs.ITEMS,
+            lambda some: inputs.peer_body(some, REWARDS, "msgpack"),
+        )
+        labels = {"arm": "ensemble", "server": "direct", "way": "", "clients": 1, "images": inputs.ITEMS}
+        return Group("ensemble direct", [], [Point([Call(DIRECT, bodies, {})], "msgpack", labels)])
 
     def _device(self) -> Group:
         chosen = (WAITING[:1], WAITING)
@@ -125,6 +150,8 @@ class Bench:
         asked: Sequence[tuple[Mapping[str, Any], str, Sequence[str], Sequence[tuple[int, int]]]],
         items: Items,
         environ: Mapping[str, str] | None = None,
+        *,
+        scorers_alone: bool = False,
     ) -> Group:
         """A service with all of its features on: tokens, limits, digests, metrics; but every score is measured anew."""
         port, grpc_port, token = free_port(), free_port(), secrets.token_urlsafe(32)
@@ -157,7 +184,7 @@ class Bench:
 
         points = [point(labels, way, s, c, n) for labels, way, s, loads in asked for c, n in loads]
         prepare = put if items is inputs.ensemble_items else lambda: None
-        return Group(f"synod {name}", [Launch(command, told)], points, prepare)
+        return Group(f"synod {name}", [Launch(command, told)], points, prepare, scorers_alone)
 
     def _peer(
         self,

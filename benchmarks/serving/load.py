@@ -87,6 +87,16 @@ class Recorder:
             self.repeats.append({"images": images, "seconds": spent_s, "cpu_s": cpu_s - self._cpu_s})
         self._warm, self._count, self._began_s, self._cpu_s = True, 0, time.monotonic(), cpu_s
 
+    def result(self, bytes_per_image: float) -> dict[str, Any]:
+        """Return what was measured, the first failure in words."""
+        return {
+            "repeats": self.repeats,
+            "latencies_s": self.latencies_s,
+            "bytes_per_image": bytes_per_image,
+            "failed": len(self.failures),
+            "first_failure": self.failures[0] if self.failures else None,
+        }
+
 
 async def measure(load: Load) -> dict[str, Any]:
     """The repeats, the latencies (seconds) of all of them together, and what failed, the first in words."""
@@ -99,14 +109,7 @@ async def measure(load: Load) -> dict[str, Any]:
             for k in range(load.clients)
         ]
         await asyncio.gather(*clients)
-    sent = sum(len(body[0]) for body in bodies)
-    return {
-        "repeats": recorder.repeats,
-        "latencies_s": recorder.latencies_s,
-        "bytes_per_image": sent / load.images,
-        "failed": len(recorder.failures),
-        "first_failure": recorder.failures[0] if recorder.failures else None,
-    }
+    return recorder.result(sum(len(body[0]) for body in bodies) / load.images)
 
 
 async def _client(k: int, senders: Sequence[Send], bodies: Sequence[bytes], recorder: Recorder) -> None:
@@ -153,11 +156,17 @@ async def _sender(call: Call, stack: AsyncExitStack) -> Send:
     return post
 
 
-def main() -> int:
-    tree = json.loads(Path(sys.argv[1]).read_text())
+def read_load(path: str) -> Load:
+    """Read a load from JSON, and stay on its cores."""
+    tree = json.loads(Path(path).read_text())
     load = Load(**{**tree, "calls": [Call(**call) for call in tree["calls"]]})
     if load.cores:
         os.sched_setaffinity(0, load.cores)
+    return load
+
+
+def main() -> int:
+    load = read_load(sys.argv[1])
     print(json.dumps(uvloop.run(measure(load))))
     return 0
 

@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 WAY = "msgpack"
 CLIENTS, IMAGES = 8, 32
 DEVICE_LIMIT = 1280.0  # images/s
-OWN = ("synod",)
+OWN = ("synod", "synod_own_core", "direct")
 PLAIN = "serve"  # Serve's default proxy, one hop
 MOSEC = "mosec"
 
@@ -46,17 +46,21 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def summarise(found: Sequence[Record]) -> dict[str, Any]:
     """The figures, from whatever was measured."""
-    loads = {one["clients"] for one in found if one["arm"] == "ensemble"}
+    loads = {one["clients"] for one in found if one["arm"] == "ensemble" and one["server"] == "synod"}
     asked = CLIENTS if CLIENTS in loads else min(loads, default=CLIENTS)
     ensemble = [one for one in found if one["arm"] == "ensemble" and _at(one, asked)]
     best = max((one for one in ensemble if one["server"] not in OWN), key=_rate, default=None)
+    direct = next((one for one in found if one["server"] == "direct"), None)
     by_clients = sorted({one["clients"] for one in found if one["arm"] == "overhead" and one["images"] == IMAGES})
     ways = sorted({one["way"] for one in found if one["arm"] == "overhead" and one["server"] in OWN})
     return {
         "ensemble_vs_best_peer": ratio(_one(ensemble, "synod", WAY), best),
+        "ensemble_vs_best_five_posts": ratio(_one(ensemble, "synod", WAY), _best(ensemble, together=False)),
+        "ensemble_vs_best_together": ratio(_one(ensemble, "synod", WAY), _best(ensemble, together=True)),
+        "direct_shares": {_name(one): ratio(one, direct) for one in found if one["arm"] == "ensemble"},
         "ensemble_best_peer": None if best is None else f"{best['server']} {best['way']}".strip(),
         "ensemble_clients": asked,
-        "ensemble_ways": {one["way"]: ratio(one, best) for one in ensemble if one["server"] in OWN},
+        "ensemble_ways": {one["way"]: ratio(one, best) for one in ensemble if one["server"] == "synod"},
         "device_bound_share": device_share(found, 1),
         "device_bound_five_share": device_share(found, 5),
         "device_bound_p99_ratio": device_p99(found, 1),
@@ -68,6 +72,16 @@ def summarise(found: Sequence[Record]) -> dict[str, Any]:
         },
         "replica_scaling": scaling(found),
     }
+
+
+def _name(one: Record) -> str:
+    return " ".join(str(one[key]) for key in ("server", "way", "clients", "images") if one[key] != "")
+
+
+def _best(ensemble: Sequence[Record], *, together: bool) -> Record | None:
+    """Return the fastest other server with all scorers in one process (`together`) or one process for each."""
+    peers = [one for one in ensemble if one["server"] not in OWN and one["server"].endswith("_all") == together]
+    return max(peers, key=_rate, default=None)
 
 
 def ratio(one: Record | None, other: Record | None) -> float | None:

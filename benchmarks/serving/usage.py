@@ -57,6 +57,20 @@ def pin(pids: Iterable[int], cores: Sequence[int]) -> None:
                     os.sched_setaffinity(int(thread.name), cores)
 
 
+def scorer_replicas(roots: Iterable[int]) -> list[int]:
+    """Return the processes among `roots` and their descendants that run scorers of a Synod service."""
+    return [
+        pid for pid in tree(roots) if (title := _title(pid)).startswith("ray::ServeReplica") and "Gateway" not in title
+    ]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; none for a process that is gone or a zombie."""
     try:

@@ -13,7 +13,7 @@ from services.scorers.base import Scorer
 from services.settings import Settings
 from synod.contracts import ScoreItem
 from trainer.compare import right
-from trainer.data import Source, read_concepts, read_prompts
+from trainer.data import TaskSampler, read_concepts, read_prompts
 from trainer.evaluate import draw
 from trainer.policy.base import Policy
 from trainer.reasoning import surrogate_item
@@ -36,8 +36,8 @@ def measure(service: Settings, trainer: TrainerSettings, seed: int) -> list[Metr
     policy = make_policy(trainer)
     profiles = read_concepts(trainer.data.concepts)
     prompts = read_prompts(trainer.data.heldout, profiles)
-    drawn = Source(prompts, profiles, seed, PROMPTS, 1.0).tasks(0)
-    concepts = Source(prompts, profiles, seed, 2 * PROMPTS, 0.0).tasks(0)
+    drawn = TaskSampler(prompts, profiles, seed, PROMPTS, 1.0).tasks(0)
+    concepts = TaskSampler(prompts, profiles, seed, 2 * PROMPTS, 0.0).tasks(0)
     textual = [task for task in concepts if task.pathway == "textual"]
     correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn, trainer)
     named = [_named(policy, task, place, trainer, seed) for place, task in enumerate(textual)]

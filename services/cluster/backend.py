@@ -1,4 +1,4 @@
-"""RayBackend: the ScorerBackend over Serve deployment handles. Ray's errors end here; the gateway sees ours."""
+"""RayBackend: the ScorerBackend over Serve deployment handles; it translates Ray's errors to Synod's."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded
 
 APP = "synod"
-# Below this, a copy in a gRPC message to each scorer is faster than the object store, above it slower, for one scorer
-# too (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
+# Smaller requests are copied into a gRPC message for each scorer, which is faster than the object store; larger ones
+# are faster through the store, even for one scorer (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
 SHARE_FROM_BYTES = 2**20
-ASK_S = 2.0  # for what a replica knows without its device
+ASK_S = 2.0  # for what a replica can answer without its device
 
 
 class RayBackend:
-    """Scores through `handles`, one per host, all of Serve's application `app`. `wanted`: how many replicas each must
-    have to be ready; `hosts`: the scorers in each."""
+    """Scores through `handles`, one per host of Serve's application `app`.
+
+    `wanted` is how many replicas each host must have to be ready, `hosts` the scorers in each.
+    """
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class RayBackend:
         return self._specs
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Put large items into the object store once; each replica maps the same memory.
+        """Put large items into the object store once, for all replicas to map.
 
         Raises Overloaded when the store has no room for them now.
         """
@@ -86,9 +88,9 @@ class RayBackend:
             raise translate(scorer, error) from error
 
     async def readiness(self) -> Mapping[str, Readiness]:
-        """A replica that Serve calls RUNNING has loaded its models and passed its golden items (`Replica`).
+        """Return per scorer whether it can serve. A RUNNING replica has loaded its models and passed its golden items.
 
-        A scorer of which no replica is wanted, and none is there, is as ready as when one last was.
+        A scorer that is scaled to 0 replicas is as ready as when it last had one.
         """
         applications = (await asyncio.to_thread(serve.status)).applications
         deployments = applications[self._app].deployments if self._app in applications else {}
@@ -107,7 +109,7 @@ class RayBackend:
             async with asyncio.timeout(ASK_S):
                 answer: Mapping[str, Loaded] = await self._by_value[host].loaded.remote()
                 return answer
-        except Exception:  # it went away meanwhile, or is too busy to say
+        except Exception:  # it ended meanwhile, or is too busy to answer
             return {}
 
 

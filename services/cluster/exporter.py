@@ -1,7 +1,7 @@
-"""`python -m services.cluster.exporter [--port N]`: the metrics of a node on which no gateway answers `/metrics`.
+"""`python -m services.cluster.exporter [--port N]`: export the metrics of a node that has no gateway.
 
-It reads the files that the replicas of its node write (PROMETHEUS_MULTIPROC_DIR names their folder), and must see their
-process ids. Reward health is not among them: gateways count it.
+It reads the files that the node's replicas write (PROMETHEUS_MULTIPROC_DIR names their folder), and must see their
+process ids. Reward health is missing from them: gateways count it.
 """
 
 from __future__ import annotations

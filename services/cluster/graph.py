@@ -1,4 +1,4 @@
-"""Settings -> the Serve application: a gateway as ingress, one deployment a host; and whether a cluster holds it."""
+"""Build the Serve application from settings: a gateway, a deployment per host. Check the cluster's capacity."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ GATEWAY_CPUS = 0.1
 # Serve's own queue stays open (its default of 5 starves batches): the batcher counts images, and refuses too many
 MAX_ONGOING = 4096
 HEALTH_CHECK_PERIOD_S = 1.0
-BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the way; what is more waits in the gateway, in order
-RESOURCE_SHARE = 0.001  # of a custom resource: it says where a replica may be, not how many may
+BATCHES_UNDER_WAY = 4  # per replica: one runs, one forms, two hide the latency; more waits in the gateway, in order
+RESOURCE_SHARE = 0.001  # of a custom resource, which decides where replicas run, not how many
 ANSWER_BYTES = 2**30  # of a replica's answer to a gateway; Serve's default is 4 MiB, and 256 long details pass it
-CALLS_PER_REPLICA = 2  # one is measured while the next waits
+CALLS_PER_REPLICA = 2  # one runs while the next waits
 
 
 @serve.ingress()
 class Ingress:
-    """One gateway process. The application is built here, in the replica, over handles to the scorers."""
+    """One gateway process. It builds the web application in the replica, over handles to the scorers."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
@@ -85,7 +85,7 @@ class Ingress:
 
 
 async def _store(settings: Settings, app_name: str) -> Store:
-    """A gateway alone keeps its own; several share one."""
+    """Return a single gateway's own store, or the store that several share."""
     if settings.server.gateway_replicas == 1:
         return MemoryStore(settings.store.max_image_bytes, settings.store.max_scores)
     store = shared(app_name, settings.store)
@@ -94,8 +94,11 @@ async def _store(settings: Settings, app_name: str) -> Store:
 
 
 def windows(settings: Settings) -> dict[str, Window]:
-    """What of each scorer a gateway lets through at once: its share of BATCHES_UNDER_WAY batches per replica, but at
-    least a batch and no more than the replicas queue; and its share of two calls per replica, but at least two."""
+    """Return how much work for each scorer a gateway admits at once.
+
+    Images: its share of BATCHES_UNDER_WAY batches per replica, at least one batch, at most what the replicas queue.
+    Calls: its share of CALLS_PER_REPLICA per replica, at least CALLS_PER_REPLICA.
+    """
     gateways = settings.server.gateway_replicas
     found = {}
     for host, names in settings.hosts.items():
@@ -110,15 +113,17 @@ def windows(settings: Settings) -> dict[str, Window]:
 
 
 def specs_of(settings: Settings) -> dict[str, ScorerSpec]:
-    """What each scorer needs and returns, and where its values come from."""
+    """Return what each scorer needs and returns, with the origin of its values."""
     return {
         name: replace(registry.spec(name, scorer), origin=origin(scorer)) for name, scorer in settings.scorers.items()
     }
 
 
 def application(settings: Settings, metrics_dir: str, build: Build = registry.build) -> Application:
-    """The service as one Serve application. `metrics_dir` is shared by all its processes on a node; the access log lies
-    beside it."""
+    """Return the service as one Serve application.
+
+    All processes of a node share `metrics_dir`; the access log is next to it.
+    """
     env = {metrics.METRICS_DIR_ENV: metrics_dir}
     specs = specs_of(settings)
     cluster = settings.cluster
@@ -155,7 +160,7 @@ def _deployment(cls: type, name: str, count: dict[str, Any], actor: dict[str, An
 
 
 def _count(serving: ServingSettings, cluster: ClusterSettings) -> dict[str, Any]:
-    """How many replicas, as Serve is told. Serve counts calls, in the gateways' handles and in the replicas."""
+    """Return Serve's options for the number of replicas. Serve scales by the calls in gateways and replicas."""
     if serving.max_replicas is None:
         return {"num_replicas": serving.replicas}
     return {
@@ -193,7 +198,7 @@ def _gateway_takes(settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a service asks of a cluster: logical CPUs in all, and GPUs per scorer replica."""
+    """The resources that a service needs: logical CPUs in all, and GPUs per scorer replica."""
 
     cpus: float
     gpus: tuple[float, ...]
@@ -207,9 +212,10 @@ class Demand:
 
 
 def check_capacity(demand: Demand, cpus: float, gpus_of_nodes: Sequence[int]) -> None:
-    """Raises SettingsError, with the numbers, for a service that would wait for ever for its resources.
+    """Raise SettingsError for a service that would wait for resources forever.
 
-    A share of a GPU cannot span two, nor whole GPUs two nodes: the largest replica comes first, where least is left.
+    A share of a GPU cannot span two GPUs, nor whole GPUs two nodes. The largest replica is placed first, where the
+    least is left.
     """
     if demand.cpus > cpus + 1e-9:
         raise SettingsError(
@@ -224,7 +230,7 @@ def check_capacity(demand: Demand, cpus: float, gpus_of_nodes: Sequence[int]) ->
 
 
 def fitted(limits: LimitSettings, nodes: Sequence[Mapping[str, Any]]) -> LimitSettings:
-    """Return the limits of a request that each node holds, as `ray.nodes()` describes them. Raises SettingsError."""
+    """Return the limits of a request that every node of `ray.nodes()` can hold. Raises SettingsError."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     store, memory = (min(node.get(name, math.inf) for node in resources) for name in ("object_store_memory", "memory"))
     return limits.fitted(memory, store)

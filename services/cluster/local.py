@@ -1,6 +1,6 @@
-"""The service on this machine: a Ray head of its own on loopback, started and stopped with its process.
+"""RewardService: the service on this machine, with its own Ray head on loopback.
 
-Ray is imported inside functions, once a Service has set `environment`: it reads some variables when it is imported.
+Ray is imported inside functions, after RewardService has set `environment`: it reads some variables on import.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class RewardService:
-    """One service: `start` returns once every replica is ready, `stop` leaves no process and no temporary file.
+    """A local service: `start` returns once every replica is ready, `stop` leaves no process and no temporary file.
 
-    Raises SettingsError, before anything starts, for a port in use and for a scorer that asks for nodes of its own.
+    Raises SettingsError, before anything starts, for a port in use and for a scorer that needs a custom resource.
     """
 
     def __init__(self, settings: Settings, run_dir: Path, build: Callable[..., Any] | None = None) -> None:
@@ -54,7 +54,7 @@ class RewardService:
         self.url = f"http://{settings.server.host}:{settings.server.port}"
 
     def start(self, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False) -> bool:
-        """Start and wait for readiness, telling of progress; False when `stopping` became true meanwhile.
+        """Start, report progress through `say` and wait for readiness; return False when `stopping` became true.
 
         Raises SettingsError for settings this machine cannot serve and TimeoutError past `ready_timeout_s`.
         """
@@ -134,7 +134,7 @@ class RewardService:
         return False
 
     def stop(self) -> None:
-        """Drain and end what `start` started, however far it came. Serve's logs are kept in the run directory."""
+        """Drain and stop what `start` started, also partly. Serve's logs are kept in the run directory."""
         try:
             import ray
             from ray import serve
@@ -148,7 +148,7 @@ class RewardService:
             self.kill()
 
     def kill(self) -> None:
-        """End at once whatever of the service still lives, and clean up."""
+        """Kill every process of the service that is left, and clean up."""
         logs = self.temp_dir / "session_latest" / "logs" / "serve"
         kill_users_of(self.temp_dir)
         if logs.is_dir():
@@ -157,14 +157,14 @@ class RewardService:
         shutil.rmtree(self.temp_dir, ignore_errors=True)
 
     def _reason(self, deployments: Mapping[str, Any]) -> str:
-        """Why the deployments that failed did not come up."""
+        """Return why deployments failed."""
         from services.cluster.readiness import gist
 
         failed = [f"'{name}': {gist(one.message)}" for name, one in deployments.items() if "FAIL" in one.status.value]
-        return "\n".join(["the service did not start:", *failed, f"the whole story is in {self._run_dir / 'logs'}"])
+        return "\n".join(["the service did not start:", *failed, f"the full logs are in {self._run_dir / 'logs'}"])
 
     def _wait(self, say: Callable[[str], None], stopping: Callable[[], bool], ends_s: float) -> bool:
-        """Poll Serve until all is running, then the HTTP face until it says so."""
+        """Poll Serve until every deployment runs, then the HTTP endpoint until it is ready."""
         from ray import serve
 
         from services.cluster.backend import APP
@@ -192,7 +192,7 @@ class RewardService:
 
 
 def check_port(host: str, port: int, setting: str = "--port or [server] port") -> None:
-    """Raises SettingsError when something listens there already."""
+    """Raise SettingsError when something already listens there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -205,7 +205,7 @@ def check_port(host: str, port: int, setting: str = "--port or [server] port") -
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """Return an unused port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -213,13 +213,13 @@ def free_port() -> int:
 
 
 def ask(url: str, timeout_s: float) -> http.client.HTTPResponse:
-    """GET a URL of a service on this machine, never through a proxy. Raises what `urllib.request.urlopen` does."""
+    """GET a URL of a local service, never through a proxy. Raises what `urllib.request.urlopen` does."""
     answer: http.client.HTTPResponse = _no_proxy.open(url, timeout=timeout_s)
     return answer
 
 
 def answers_ready(url: str) -> bool:
-    """Whether `url`/readyz answers 200."""
+    """Return whether `url`/readyz answers 200."""
     try:
         with ask(f"{url}/readyz", timeout_s=5) as answer:
             return bool(answer.status == 200)
@@ -228,7 +228,7 @@ def answers_ready(url: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Ray's settings that only the environment carries; every process of the service inherits them."""
+    """Return Ray's settings that only environment variables carry; every process of the service inherits them."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
         "RAY_AUTH_MODE": "token",

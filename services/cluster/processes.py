@@ -1,4 +1,4 @@
-"""Processes found by what they hold open: how a service makes sure that none of its own is left behind."""
+"""Find processes by the files they hold open, so that a service leaves none of its own behind."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def users_of(folder: Path) -> list[int]:
-    """Ids of other processes of this user that name `folder` on their command line or hold a file of it open."""
+    """Return the ids of other processes that name `folder` on their command line or hold a file in it open."""
     needle = str(folder)
     return [pid for pid in _others() if needle in _command(pid) or any(needle in path for path in _open_files(pid))]
 
 
 def kill_users_of(folder: Path, patience_s: float = 5.0) -> None:
-    """SIGKILL them until none is left: Ray's daemons outlive neither their cluster's folder nor its process."""
+    """Kill the users of `folder` until none is left, for at most `patience_s`."""
     ends_s = time.monotonic() + patience_s
     while (pids := users_of(folder)) and time.monotonic() < ends_s:
         for pid in pids:

@@ -1,4 +1,4 @@
-"""A service's run directory: who runs from it, told by a lock that dies with its holder, and where to reach it."""
+"""RunDir: the directory of a running service, with a lock that ends with its holder and a record of where it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synod.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What `up` writes for `status` and `down`. `ready_s`: start-up time once ready, else None."""
+    """What `up` writes for `status` and `down`. `ready_s` is the start-up time, None until ready."""
 
     pid: int
     url: str
@@ -26,7 +26,7 @@ class Record:
 
 
 class RunDir:
-    """Holds service.json (the record), service.lock, service.log (of a detached service), logs/ and metrics/."""
+    """A directory with service.json (the record), service.lock, service.log (if detached), logs/ and metrics/."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -37,9 +37,9 @@ class RunDir:
         self._lock: TextIO | None = None
 
     def claim(self) -> Record | None:
-        """Become the one service here; the record of a predecessor that died without cleaning up, or None.
+        """Lock the directory, and return the record of a predecessor that died without cleaning up, or None.
 
-        Raises SettingsError when another service lives here.
+        Raises SettingsError when another service runs here.
         """
         lock = self._lock_path.open("a")
         try:
@@ -54,27 +54,27 @@ class RunDir:
         return self.read()
 
     def write(self, record: Record) -> None:
-        """Replace the record at once, so that a reader never sees half of it."""
+        """Replace the record atomically."""
         fresh = self._record.with_suffix(".new")
         fresh.write_text(json.dumps(asdict(record)) + "\n")
         fresh.replace(self._record)
 
     def read(self) -> Record | None:
-        """The record, or None where there is none."""
+        """Return the record, or None where there is none."""
         try:
             return Record(**json.loads(self._record.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def release(self) -> None:
-        """Forget the record and let the next one in."""
+        """Remove the record and unlock the directory."""
         self._record.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def running(self) -> Record | None:
-        """The record of the service that lives here now, or None."""
+        """Return the record of the service that runs here now, or None."""
         with self._lock_path.open("a") as probe:
             try:
                 fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +83,7 @@ class RunDir:
         return None
 
     def terminate(self, patience_s: float) -> bool:
-        """SIGTERM the service here and wait for its end, SIGKILL it past `patience_s`. False when none ran."""
+        """Stop the service here: SIGTERM, and SIGKILL after `patience_s`. Return False when none runs."""
         record = self.running()
         if record is None:
             return False

@@ -1,4 +1,4 @@
-"""The service as an application that Serve builds by itself, from a config: what `serve deploy` and a RayService need.
+"""Build the service from a Serve config, as `serve deploy` and a RayService need.
 
     applications:
     - name: synod
@@ -6,7 +6,7 @@
       route_prefix: /
       args: {config: /app/deploy/release/service.toml, metrics_dir: /run/synod/metrics}
 
-Serve builds it in a process of its own on the head's node, whose environment may override settings (`SYNOD__...`).
+Serve builds it in its own process on the head's node, whose environment may override settings (`SYNOD__...`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from synod.errors import SettingsError
 class Arguments(BaseModel):
     """`config`: the settings TOML. `metrics_dir`: a directory that every process of a node sees.
 
-    `sha256`: of the TOML that is meant. A mounted file follows what it is mounted from only after a while (the kubelet
-    looks once a minute), and so it is waited for, `patience_s` at most.
+    `sha256`: of the expected TOML. A mounted file follows its source with a delay (the kubelet syncs once a minute), so
+    the build waits for it, `patience_s` at most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,8 +41,8 @@ class Arguments(BaseModel):
 
 
 def service(args: Mapping[str, Any]) -> Application:
-    """The application of the settings in `Arguments.config`. Raises SettingsError; ValidationError for wrong `args`."""
-    arguments = Arguments.model_validate(args)  # Serve does so only where the annotation is no string
+    """Return the application of `Arguments.config`. Raises SettingsError, and ValidationError for wrong `args`."""
+    arguments = Arguments.model_validate(args)  # Serve skips it: the annotation is a string
     if arguments.sha256 is not None:
         wait_for(arguments.config, arguments.sha256, arguments.patience_s)
     return graph.application(settings.load(arguments.config), str(arguments.metrics_dir))
@@ -55,12 +55,12 @@ def wait_for(
     now_s: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Return once the file has this SHA-256. Raises SettingsError when it has another for `patience_s`."""
+    """Wait until the file has this SHA-256. Raises SettingsError after `patience_s`."""
     ends_s = now_s() + patience_s
     while (found := _digest(path)) != digest:
         if now_s() >= ends_s:
             raise SettingsError(
-                f"settings file {path} has SHA-256 {found}, {digest} is meant, for {patience_s:g} s: see whether it is "
+                f"settings file {path} has SHA-256 {found} after {patience_s:g} s, expected {digest}: check that it is "
                 "mounted from what was deployed, or raise 'patience_s'"
             )
         sleep(1.0)

@@ -1,4 +1,4 @@
-"""Batches that nobody asked for, run before a replica is ready: what compiling costs is paid before callers wait."""
+"""Warm-up batches: trigger compilation before the replica reports ready."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SIDE = 256  # px
 
 
 def warm_up(scorer: Scorer, max_images: int) -> None:
-    """Run a batch of one, of two and of the most. No two items share an image or a text, which scorers embed once.
+    """Run batches of 1, 2 and `max_images` items, of which no two share an image or a text.
 
-    A compiled module has one graph for one and one for many (`services.models.cache.frozen`); golden items, which a
-    replica runs next, reach what noise does not, such as the embedder of faces. Raises SettingsError where the scorer
-    raises.
+    A compiled module has one graph for a batch of one and one for any other (`services.models.cache.frozen`). The
+    golden items, which a replica runs next, reach what noise does not, such as the embedder of faces. Raises
+    SettingsError where the scorer raises.
     """
     for size in sorted({1, 2, max_images}):
         items = list(_items(size))

@@ -137,25 +137,25 @@ class Fanout:
         return outcomes
 
     async def _compute(self, name: str, indexes: list[int]) -> Outcomes:
-        """Compute owned scores until the deadline; an item without an outcome by then fails as late."""
+        """Compute owned scores; items that are not scored by the deadline are DeadlineExceeded failures."""
         ticket = self._tickets.pop(name, None)
         if ticket is None:  # another request gave these up; they were admitted before, so no limit applies
             queue = self._context.admission.queue(name)
             ticket = queue.reserve(self._cost(name, indexes), self._priority, admitted=True)
         outcomes: Outcomes = {}
-        can_be_kept = self._claims.hand_over(name, indexes)
+        cacheable = self._claims.hand_over(name, indexes)
         work = asyncio.create_task(self._call(name, indexes, ticket, outcomes))
         self._context.tasks.add(work)
         work.add_done_callback(self._context.tasks.discard)
         try:
             await asyncio.wait([work], timeout=max(0.0, self._ends_s - time.monotonic()))
         except asyncio.CancelledError:
-            _cancel_after(LINGER_S if ticket.running and can_be_kept else 0.0, work)
+            _cancel_after(LINGER_S if ticket.running and cacheable else 0.0, work)
             raise
         if work.done():
             work.result()
             return outcomes
-        _cancel_after(FINISH_S if ticket.running and can_be_kept else 0.0, work)
+        _cancel_after(FINISH_S if ticket.running and cacheable else 0.0, work)
         if ticket.running:
             late = _late(f"scorer '{name}' did not respond in time")
         else:
@@ -164,7 +164,7 @@ class Fanout:
         return {i: outcomes.get(i, late) for i in indexes}
 
     async def _call(self, name: str, indexes: list[int], ticket: Ticket, outcomes: Outcomes) -> None:
-        """Wait for the scorer's turn, fill `outcomes`, and settle the claims on them."""
+        """Wait for the turn of this call, add its outcomes to `outcomes`, and settle the claims on them."""
         queued_s = time.monotonic()
         try:
             with tracing.span("queue", images=ticket.images):

@@ -41,7 +41,7 @@ class Predictor:
 
     @torch.inference_mode()
     def rate(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N D] of norm 1 -> [N]. Raises SettingsError for another D than the predictor's."""
+        """Return [N D] of norm 1 -> [N]. Raises SettingsError for another D than the predictor's."""
         if features.shape[1] != self._width:
             made = f"the CLIP model gives {features.shape[1]} numbers an image"
             raise SettingsError(f"{self._file}: this predictor reads {self._width}, {made}; give the CLIP it is for")
@@ -53,5 +53,5 @@ class Predictor:
 
 
 def load(source: str, device: str) -> Predictor:
-    """The predictor of a weights file, shared per process by content."""
+    """Return the predictor of a weights file, shared per process by content."""
     return shared("aesthetic", str(weights.file(source)), device, lambda file: Predictor(file, device))

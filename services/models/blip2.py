@@ -34,7 +34,7 @@ class Blip2:
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N Q D]: one normalised vector per query."""
+        """Return [N Q D]: one normalised vector per query."""
         model = self._model
         patches = self._patches(images)
         queries = model.qformer(
@@ -46,7 +46,7 @@ class Blip2:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N D]: the first token's projection. Texts longer than the Q-Former's window are cut at its end."""
+        """Return [N D]: the first token's projection. Texts longer than the Q-Former's window are cut at its end."""
         model = self._model
         tokens = self._tokens(texts)
         hidden = model.qformer(
@@ -58,7 +58,7 @@ class Blip2:
 
     @torch.inference_mode()
     def match_probabilities(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N]: for image i and text i, the softmax of the two-way head's logits averaged over the queries; class 1.
+        """Return [N]: the two-way head's match probability of image i and text i, logits averaged over queries.
 
         Queries and words attend to one another, so nothing is shared between pairs. Texts are cut as above.
         """
@@ -94,5 +94,5 @@ def _features(projection: torch.nn.Module, hidden: torch.Tensor) -> NDArray[np.f
 
 
 def load(source: str, device: Device | str) -> Blip2:
-    """The retrieval model of a model directory or hub id, shared per process."""
+    """Return the retrieval model of a model directory or hub id, shared per process."""
     return shared("blip2", source, device, lambda folder: Blip2(folder, device))

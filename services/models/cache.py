@@ -38,17 +38,17 @@ class Device:
 
     @classmethod
     def of(cls, serving: ServingSettings) -> Device:
-        """As a scorer's settings say."""
+        """Return the device of a scorer's settings."""
         return cls(pick_device(serving.device), serving.dtype, serving.compile)
 
 
 def pick_device(name: str | None) -> str:
-    """The settings' device; None takes 'cuda' where there is one, else 'cpu'."""
+    """Return the settings' device; None takes 'cuda' where there is one, else 'cpu'."""
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve(source: str, configs_only: bool = False) -> Path:
-    """The local file or directory of a model source; a hub id is downloaded into the hub cache (HF_HUB_OFFLINE holds).
+    """Return the local path of a model source. A hub id is downloaded into the hub cache unless HF_HUB_OFFLINE is set.
 
     'org/name@REVISION' is that branch, tag or commit, else the repository's default branch is meant.
     Safetensors are preferred; a repository without any is fetched with its `.bin` weights, or else its `.pt` weights,
@@ -71,7 +71,7 @@ def resolve(source: str, configs_only: bool = False) -> Path:
 
 
 def files(path: Path) -> list[Path]:
-    """A model's weight and config files, by name: those directly in a directory, or the file itself."""
+    """Return a model's weight and config files, by name: those directly in a directory, or the file itself."""
     return [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHTS + _CONFIGS)
 
 
@@ -87,7 +87,7 @@ def digest(source: str) -> str:
 
 
 def shared(family: str, source: str, device: Device | str, load: Callable[[Path], T]) -> T:
-    """`load(local path)`, once per process for a family, the content of `source` and a device."""
+    """Call `load(local path)` once per process for a family, the content of `source` and a device."""
     key = (family, digest(source), as_device(device))
     with _lock:
         if key not in _loaded:
@@ -100,7 +100,7 @@ def shared(family: str, source: str, device: Device | str, load: Callable[[Path]
 
 
 def frozen(module: Any, device: Device | str, *run: str) -> Any:
-    """The module on its device and in its dtype, in eval mode, without gradients.
+    """Return the module on its device and in its dtype, in eval mode, without gradients.
 
     `run` names the submodules that callers run, where they do not call the module itself: those are what is compiled.
     The frequencies of rotary embeddings stay float32: rounded to bfloat16, position 1000 is off by about a radian.
@@ -120,10 +120,10 @@ def frozen(module: Any, device: Device | str, *run: str) -> Any:
 
 
 def like(module: Any, batch: torch.Tensor) -> torch.Tensor:
-    """The batch on the module's device and in its dtype."""
+    """Return the batch on the module's device and in its dtype."""
     return batch.to(next(module.parameters()))
 
 
 def as_device(device: Device | str) -> Device:
-    """The device; a name alone is that device in float32."""
+    """Return the device; a name alone is that device in float32."""
     return Device(device) if isinstance(device, str) else device

@@ -26,12 +26,12 @@ class Dinov2:
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N D], L2-normalised."""
+        """Return [N D], L2-normalised."""
         hidden = self._model(pixel_values=pixel_values(self._processor, images, self._model)).last_hidden_state
         rows: NDArray[np.float32] = torch.nn.functional.normalize(hidden[:, 0].float(), dim=-1).cpu().numpy()
         return rows
 
 
 def load(source: str, device: Device | str) -> Dinov2:
-    """The model of a directory or hub id, shared per process."""
+    """Return the model of a directory or hub id, shared per process."""
     return shared("dinov2", source, device, lambda folder: Dinov2(folder, device))

@@ -35,7 +35,7 @@ class DlibEmbedder:
         self._network: Any = dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
 
     def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N 128]; all chips in one call."""
+        """Return [N 128]; all chips in one call."""
         rows = self._network.compute_face_descriptor([self._chip(np.array(crop, order="C")) for crop in crops])
         return np.array(rows, np.float32).reshape(len(crops), -1)
 

@@ -32,13 +32,13 @@ FACE_THRESHOLD = 0.3  # of its scores
 
 class FaceFinder(Protocol):
     def largest(self, images: Sequence[Pixels]) -> list[Box | None]:
-        """The box of the largest face of each image, None where there is none."""
+        """Return the box of the largest face of each image, None where there is none."""
         ...
 
 
 class FaceEmbedder(Protocol):
     def embed(self, crops: Sequence[Pixels]) -> NDArray[np.float32]:
-        """[N D], L2-normalised but for dlib's; the crops may differ in size."""
+        """Return [N D], L2-normalised but for dlib's; the crops may differ in size."""
         ...
 
 
@@ -126,7 +126,7 @@ def finder(
     device: Device | str,
     detector: DetectorSettings | None = None,
 ) -> FaceFinder:
-    """The finder of a settings' `finder` table."""
+    """Return the finder of a settings' `finder` table."""
     if family == "mtcnn":
         return MtcnnFinder(device)
     assert detector is not None
@@ -141,7 +141,7 @@ def embedder(
     weights: str | None = None,
     margin: float = 0.0,
 ) -> FaceEmbedder:
-    """The embedder of a settings' `embedder` table, shared per process but for dlib's, which runs on the CPU."""
+    """Return the embedder of a settings' `embedder` table, shared per process except dlib's, which runs on the CPU."""
     if family == "dlib":
         from services.models.dlib_face import DlibEmbedder  # here, since the extra `dlib` may be missing
 

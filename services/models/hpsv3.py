@@ -85,8 +85,10 @@ class Hpsv3:
 
     @torch.inference_mode()
     def rewards(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N 2]: mu and log(sigma) of image i for text i. Texts are read whole: raises InvalidItem for one beyond the
-        window, and for an image whose sides differ by more than 1 to 200."""
+        """Return [N 2]: mu and log(sigma) of image i for text i.
+
+        Raises InvalidItem for a text beyond the window, and for an image whose sides differ by more than 1 to 200.
+        """
         batch = self._images(
             images=[self._resized(image) for image in images], do_resize=False, return_tensors="pt"
         ).to(self._model.device)
@@ -107,7 +109,7 @@ class Hpsv3:
         return found
 
     def _resized(self, image: Pixels) -> Image.Image:
-        """To `IMAGE_TOKENS` tokens, sides in multiples of a token's, bicubic."""
+        """Resize to `IMAGE_TOKENS` tokens, sides in multiples of a token's, bicubic."""
         height, width, _ = image.shape
         if max(height, width) > MAX_RATIO * min(height, width):
             raise InvalidItem(
@@ -134,7 +136,7 @@ class Hpsv3:
         return ids
 
     def _form(self, processor: Any) -> tuple[tuple[list[int], str], tuple[str, list[int]]]:
-        """The chat form around a prompt: (tokens, text just before it), (text just after it, tokens).
+        """Return the chat form around a prompt: (tokens, text just before it), (text just after it, tokens).
 
         The tokenizer splits at control tokens before anything else; so it gives the same tokens when only the run of
         text that holds the prompt is read apart from the rest."""
@@ -152,8 +154,7 @@ class Hpsv3:
 
 
 def our_name(published: str) -> str:
-    """The name in Qwen2VLModel of a tensor of the file: of transformers 4.45's layout, in which it was published, or of
-    later ones."""
+    """Return the name in Qwen2VLModel of a tensor of the file, in transformers 4.45's layout or a later one."""
     if published.startswith("visual."):
         return published
     name = published.removeprefix("model.")
@@ -161,8 +162,10 @@ def our_name(published: str) -> str:
 
 
 def build(state: Mapping[str, torch.Tensor], base: Path, where: Path, device: Device) -> tuple[Any, nn.Module]:
-    """The tower and the head of the file `where`, whose tensors are `state`; sizes are those of `base`'s configuration
-    and, for the vocabulary, of the file, to which the special token was added. Raises SettingsError."""
+    """Build the tower and the head from the tensors `state` of the file `where`. Raises SettingsError.
+
+    Sizes come from `base`'s configuration; the vocabulary's comes from the file, to which a special token was added.
+    """
     tower = {our_name(key): value for key, value in state.items() if key != _UNUSED and not key.startswith(_HEAD)}
     head_state = {key.removeprefix(_HEAD): value for key, value in state.items() if key.startswith(_HEAD)}
     config = AutoConfig.from_pretrained(base)
@@ -187,6 +190,9 @@ def build(state: Mapping[str, torch.Tensor], base: Path, where: Path, device: De
 
 
 def load(source: str, base: str, device: Device) -> Hpsv3:
-    """The model of a directory or hub id with `HPSv3.safetensors`, shared per process; `base` is where Qwen2-VL's
-    configuration, processor and tokenizer are. Raises SettingsError for files that are missing or of another model."""
+    """Return the model of a directory or hub id with `HPSv3.safetensors`, shared per process.
+
+    `base` has Qwen2-VL's configuration, processor and tokenizer. Raises SettingsError for files that are missing or of
+    another model.
+    """
     return shared(f"hpsv3 {base}", source, device, lambda folder: Hpsv3(folder, base, device))

@@ -72,7 +72,7 @@ class ImageReward:
 
     @torch.inference_mode()
     def rewards(self, images: Sequence[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N]: the normalised reward of image i for text i. Texts are cut at 35 tokens, special tokens included."""
+        """Return [N]: the normalised reward of image i for text i. Texts are cut at 35 tokens, special included."""
         pixels = torch.stack([self._prepare(Image.fromarray(image)) for image in images])
         patches = self._vision(pixel_values=like(self._vision, pixels)).last_hidden_state  # [N P W]
         tokens = self._tokenizer(
@@ -97,7 +97,7 @@ class ImageReward:
 
 
 def our_name(published: str) -> str:
-    """The name in our modules of a tensor of `ImageReward.pt`. Raises KeyError for one of another model."""
+    """Return the name in our modules of a tensor of `ImageReward.pt`. Raises KeyError for one of another model."""
     for theirs, ours in _NAMES:
         if published.startswith(theirs):
             name = ours + published.removeprefix(theirs)
@@ -111,7 +111,7 @@ def our_name(published: str) -> str:
 
 
 def published_name(ours: str) -> str:
-    """The inverse of `our_name`."""
+    """Return the inverse of `our_name`."""
     name = ours
     if name.startswith("vision.encoder.layers."):
         for theirs, mine in _IN_LAYER:
@@ -123,9 +123,10 @@ def published_name(ours: str) -> str:
 
 
 def build(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: Path) -> dict[str, nn.Module]:
-    """The modules `vision`, `text` and `head` whose sizes are those of `state` (in our names) and of `med_config.json`.
+    """Build the modules `vision`, `text` and `head` with the sizes of `state` (in our names) and `med_config.json`.
 
-    Raises SettingsError when they cannot be read from it."""
+    Raises SettingsError if the sizes cannot be read.
+    """
     try:
         patches = state["vision.embeddings.patch_embedding.weight"]  # [W 3 size size]
         positions = state["vision.embeddings.position_embedding"].shape[1] - 1
@@ -167,7 +168,7 @@ _TEXT_SIZES: Final = (
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors in our names, without those of BLIP's pre-training. Raises SettingsError."""
+    """Return the tensors in our names, without those of BLIP's pre-training. Raises SettingsError."""
     state = weights.read(weights.file(str(file)))
     kept = {name: tensor for name, tensor in state.items() if not _UNUSED.search(name)}
     try:
@@ -192,7 +193,7 @@ def _preparation(side: int) -> Any:
 
 
 def load(source: str, tokenizer: str, device: Device) -> ImageReward:
-    """The model of a directory or hub id, shared per process; `tokenizer` is another (BERT's, uncased). Raises
+    """Return the model of a directory or hub id, shared per process; `tokenizer` is another (BERT's, uncased). Raises
     SettingsError for files that are missing or of another model."""
     family = f"image_reward {tokenizer}"
     return shared(family, source, device, lambda folder: ImageReward(folder, tokenizer, device))

@@ -36,7 +36,7 @@ def check_finite(*outputs: Any) -> None:
 
 
 def pixel_values(processor: Any, images: Sequence[Pixels], model: Any) -> Any:
-    """The [N 3 h w] batch that the model's own processor makes, on the model's device and in its dtype.
+    """Return the [N 3 h w] batch that the model's own processor makes, on the model's device and in its dtype.
 
     Images are prepared a few at a time, since a processor copies them all, some in float32. Images that came off a wire
     are read-only, which torch warns of: those are copied.
@@ -52,7 +52,7 @@ def pixel_values(processor: Any, images: Sequence[Pixels], model: Any) -> Any:
 
 
 def _parts(images: Sequence[Pixels]) -> list[list[Pixels]]:
-    """The images in order, in parts of at most PIXELS_AT_ONCE pixels or one image."""
+    """Return the images in order, in parts of at most PIXELS_AT_ONCE pixels or one image."""
     parts: list[list[Pixels]] = []
     left = 0
     for image in images:

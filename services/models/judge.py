@@ -70,14 +70,16 @@ class Judge:
         return list(self._threads.map(self._settle_completion, completions))
 
     def complete(self, completion: Completion) -> Reply:
-        """Raises JudgeBudget, ScorerFailed (also for first tokens that were asked for and not reported), Unavailable
-        and its children."""
+        """Ask for a completion. Raises JudgeBudget, ScorerFailed, Unavailable and its children.
+
+        ScorerFailed is also raised if first tokens were requested and not reported.
+        """
         choice, used = self._send(completion.body(), self._clock() + self._endpoint.limits.verdict_timeout_s)
         first = () if completion.top_logprobs is None else _first_tokens(choice)
         return Reply(_text(choice), first, used)
 
     def ask(self, question: Question) -> Verdict:
-        """Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
+        """Ask for a verdict. Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
         ends_s = self._clock() + self._endpoint.limits.verdict_timeout_s
         messages = [{"role": "user", "content": _content(question)}]
         text, used = self._complete(messages, question.form, ends_s)
@@ -105,7 +107,7 @@ class Judge:
             return error
 
     def _complete(self, messages: Sequence[Mapping[str, Any]], form: Form, ends_s: float) -> tuple[str, int]:
-        """The answer's text and its tokens."""
+        """Return the answer's text and its tokens."""
         about = {
             "messages": list(messages),
             "max_tokens": MAX_ANSWER_TOKENS,
@@ -220,7 +222,7 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 
 def _first_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """The likeliest first tokens of a choice. Raises ScorerFailed where the server reported none."""
+    """Return the likeliest first tokens of a choice. Raises ScorerFailed where the server reported none."""
     try:
         tokens = choice["logprobs"]["content"][0]["top_logprobs"]
         first = tuple((str(one["token"]), float(one["logprob"])) for one in tokens)
@@ -233,7 +235,7 @@ def _first_tokens(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _verdict(text: str, form: Form, blank: Verdict) -> Verdict:
-    """`blank` with value and reason. Raises InvalidRequest, ValueError, RecursionError."""
+    """Return `blank` with value and reason. Raises InvalidRequest, ValueError, RecursionError."""
     node = Node(load_json(text.encode()), "verdict")
     value = form.read(node)
     reason = node.table(lambda child: child).get("reason")
@@ -241,5 +243,5 @@ def _verdict(text: str, form: Form, blank: Verdict) -> Verdict:
 
 
 def _seconds(text: str) -> float | None:
-    """A Retry-After in seconds; its other form, a date, is taken as no hint."""
+    """Return a Retry-After in seconds; None for its other form, a date."""
     return float(text) if text.isascii() and text.replace(".", "", 1).isdigit() else None

@@ -45,7 +45,7 @@ _GENEVAL_NAMES = {
 
 
 def resized(height: int, width: int) -> tuple[int, int]:
-    """The largest size (height, width) of the same ratio within 1333 x 800."""
+    """Return the largest size (height, width) of the same ratio within 1333 x 800."""
     scale = min(LONG_SIDE / max(height, width), SHORT_SIDE / min(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
@@ -88,12 +88,12 @@ class Mask2Former:
         return batch.to(self._model.dtype)
 
     def _resized(self, image: Pixels, inner: tuple[int, int]) -> torch.Tensor:
-        """[1 3 h w], one image at a time: in float32 it takes 12 bytes a pixel of the image as given."""
+        """Return [1 3 h w], one image at a time: in float32 it takes 12 bytes a pixel of the image as given."""
         pixels = torch.tensor(image).to(self._model.device)[None].permute(0, 3, 1, 2)
         return interpolate(pixels.float(), inner, mode="bilinear")
 
     def _pairs(self, logits: torch.Tensor, wanted: torch.Tensor, least: float) -> list[tuple[int, int, float]]:
-        """(query, class, probability) of the best pairs of `logits` [Q C+1]: classes `wanted` [C], at least `least`."""
+        """Return (query, class, probability) of the best pairs of `logits` [Q C+1], in classes `wanted` [C]."""
         probabilities = logits.softmax(dim=-1)[:, :-1].flatten().cpu()  # the last class is "no object"
         best, pairs = probabilities.topk(min(MAX_PAIRS, len(probabilities)))
         kept = wanted[pairs % len(wanted)] & (best >= least)
@@ -108,7 +108,7 @@ class Mask2Former:
         inner: tuple[int, int],
         outer: tuple[int, int],
     ) -> list[Detection]:
-        """The pairs of one image whose masks, of `mask_logits` [Q h w], are not empty."""
+        """Return the pairs of one image whose masks, of `mask_logits` [Q h w], are not empty."""
         shapes: dict[int, _Shape | None] = {}
         found: list[Detection] = []
         for query, label, probability in pairs:
@@ -132,7 +132,7 @@ class _Shape:
 def _shape(
     logits: torch.Tensor, padded: tuple[int, int], inner: tuple[int, int], outer: tuple[int, int]
 ) -> _Shape | None:
-    """The mask of `logits` [1 1 h w] at the image's size; None where it is empty."""
+    """Return the mask of `logits` [1 1 h w] at the image's size; None where it is empty."""
     large = interpolate(logits, padded, mode="bilinear")[:, :, : inner[0], : inner[1]]
     large = interpolate(large, outer, mode="bilinear")[0, 0]
     positive = large > 0
@@ -149,5 +149,5 @@ def _padded(side: int) -> int:
 
 
 def load(source: str, device: Device | str) -> Mask2Former:
-    """The model of a directory or hub id, shared per process."""
+    """Return the model of a directory or hub id, shared per process."""
     return shared("mask2former", source, device, lambda folder: Mask2Former(folder, device))

@@ -43,18 +43,18 @@ class OpenClip:
 
     @torch.inference_mode()
     def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
-        """[N D]; the images may differ in size, and none is held once it has the model's size."""
+        """Return [N D]; the images may differ in size, and none is held once it has the model's size."""
         pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images])
         return _rows(self._model.encode_image(like(self._model, pixels)))
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N D]."""
+        """Return [N D]."""
         return _rows(self._model.encode_text(self._tokenize(list(texts)).to(next(self._model.parameters()).device)))
 
 
 def _loaded(name: str, pretrained: str | None, device: Device | str, weights_file: Path | None) -> tuple[Any, Any]:
-    """The model and its transform, with the weights of `weights_file` where one is given, else those of `name`."""
+    """Return the model and its transform, with the weights of `weights_file` if given, else those of `name`."""
     file = weights_file or _checkpoint(name, pretrained)
     with weights.parameters_on_meta(), _without_its_warning():
         model, _, transform = open_clip.create_model_and_transforms(
@@ -89,7 +89,7 @@ def _without_its_warning() -> Iterator[None]:
 
 
 def _checkpoint(name: str, pretrained: str | None) -> Path:
-    """The weights file that open_clip resolves, fetched where it is not local.
+    """Return the weights file that open_clip resolves, fetched where it is not local.
 
     Raises SettingsError where there is none: open_clip only logs that, and goes on with random weights.
     """
@@ -118,8 +118,10 @@ def _rows(features: torch.Tensor) -> NDArray[np.float32]:
 
 
 def load(source: str, pretrained: str | None, device: Device | str) -> OpenClip:
-    """A directory is shared per process by content; open_clip resolves and caches names and hub ids itself. Raises
-    SettingsError as `check` does."""
+    """Load the model. Raises SettingsError as `check` does.
+
+    A directory is shared per process by content; open_clip resolves and caches names and hub ids itself.
+    """
     check(source, pretrained)
     if Path(source).is_dir():
         return shared("open_clip", source, device, lambda folder: OpenClip(f"local-dir:{folder}", None, device))
@@ -127,8 +129,10 @@ def load(source: str, pretrained: str | None, device: Device | str) -> OpenClip:
 
 
 def load_file(architecture: str, source: str, device: Device | str) -> OpenClip:
-    """An architecture (a built-in name or a directory) with the weights of a file, shared per process by the file's
-    content. Raises SettingsError when the file is missing, unsafe, of another architecture or another activation."""
+    """Load an architecture (a built-in name or a directory) with a file's weights, shared per process by content.
+
+    Raises SettingsError if the file is missing, unsafe, or of another architecture or activation.
+    """
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
     place = weights.file(source)
     if name == architecture:
@@ -189,7 +193,7 @@ def _refuse_gelu(architecture: str, what: str) -> None:
 
 
 def _by_openai(file: Path) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI's are, or the state dict of one."""
+    """Return whether a file is a TorchScript archive, as OpenAI's are, or the state dict of one."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -200,6 +204,6 @@ def _by_openai(file: Path) -> bool:
 
 
 def _is_named(file: Path, tag: str, known: dict[str, Any]) -> bool:
-    """Whether the file's name holds the tag, or its folder in the hub's cache is the tag's repository."""
+    """Return whether the file's name holds the tag, or its folder in the hub's cache is the tag's repository."""
     repository = known.get("hf_hub", "").strip("/").replace("/", "--")
     return tag in file.name.lower() or f"models--{repository}" in file.parts

@@ -32,7 +32,7 @@ _NAMES: Final = (
 def load(
     kind: Any, folder: Path, device: Device | str, *run: str, optional: str | None = None, heads: bool = False
 ) -> Any:
-    """The model of class `kind` in a directory, as `cache.frozen` makes it.
+    """Return the model of class `kind` in a directory, as `cache.frozen` makes it.
 
     `optional` names a submodule that is None where the files have none of its keys, as published encoders lack the
     pooler. With `heads` the files may have keys that the class does not read: the heads of pretraining. Raises
@@ -62,7 +62,7 @@ def load(
 
 
 def tensor(folder: Path, key: str) -> torch.Tensor:
-    """One tensor of a directory's weights in the dtype in which it is stored. Raises SettingsError when it has none."""
+    """Return one tensor of a directory's weights in its stored dtype. Raises SettingsError if there is none."""
     for file in files(folder):
         if file.suffix == ".safetensors":
             with _opened(file) as opened:
@@ -76,8 +76,10 @@ def tensor(folder: Path, key: str) -> torch.Tensor:
 
 
 def files(folder: Path) -> list[Path]:
-    """The weights files that transformers would read of a directory. Raises SettingsError where there are none, and for
-    a shard that is missing of those that an index names."""
+    """Return the weights files that transformers would read from a directory.
+
+    Raises SettingsError if there are none, or if a shard that an index names is missing.
+    """
     name = next((name for name in _NAMES if (folder / name).is_file()), None)
     if name is None:
         raise SettingsError(f"{folder}: no weights ({' or '.join(_NAMES)}); copy or fetch the whole model directory")
@@ -85,7 +87,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index names, all of which are there. Raises SettingsError."""
+    """Return the files that an index names, all of which are there. Raises SettingsError."""
     found = [index.parent / shard for shard in sorted(set(_weight_map(index).values()))]
     absent = [file.name for file in found if not file.is_file()]
     if absent:
@@ -97,7 +99,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def _of(kind: Any, config: Any) -> Any:
-    """The class itself, or the one that an Auto class takes for a config."""
+    """Return the class itself, or the one that an Auto class chooses for a config."""
     mapping = getattr(kind, "_model_mapping", None)
     if mapping is None:
         return kind
@@ -108,7 +110,7 @@ def _of(kind: Any, config: Any) -> Any:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The shard of each key."""
+    """Return the shard of each key."""
     try:
         found = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError):
@@ -121,7 +123,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _slices(found: list[Path], stack: ExitStack) -> dict[str, Any]:
-    """Of each key, what reads its tensor when asked."""
+    """Return a lazy reader of each key's tensor."""
     state: dict[str, Any] = {}
     for file in found:
         opened = stack.enter_context(_opened(file))

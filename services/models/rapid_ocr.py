@@ -42,11 +42,11 @@ class RapidOcr:
         )
 
     def read(self, images: Sequence[Pixels]) -> list[list[str]]:
-        """For each image the lines read with a confidence of 0.5 or more, from the top, then from the left."""
+        """Return for each image the lines read with a confidence of 0.5 or more, from the top, then from the left."""
         return [list(self._engine(Image.fromarray(image)).txts or ()) for image in images]
 
 
 @cache
 def load(threads: int) -> RapidOcr:
-    """The reader, shared per process. Raises SettingsError when it is not installed."""
+    """Return the reader, shared per process. Raises SettingsError when it is not installed."""
     return RapidOcr(threads)

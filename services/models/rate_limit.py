@@ -34,7 +34,7 @@ class TokenBudget:
 
     @property
     def limited(self) -> bool:
-        """Whether there is a limit."""
+        """Return whether there is a limit."""
         return self._max_tokens is not None
 
     @contextmanager

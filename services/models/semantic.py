@@ -40,8 +40,10 @@ class Segmenter:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Pixels]) -> Iterator[tuple[int, torch.Tensor]]:
-        """For each image, in any order, its index and [H W C], upsampled bilinearly to it, float32 on the model's
-        device. One at a time: these are 4 C bytes a pixel."""
+        """Yield for each image, in any order, its index and float32 [H W C], upsampled bilinearly, on the device.
+
+        Images are yielded one at a time, because these are 4 C bytes a pixel.
+        """
         for group in by_shape(images):
             batch = pixel_values(self._processor, [images[i] for i in group], self._model)
             logits_of = self._model(pixel_values=batch).logits
@@ -109,7 +111,7 @@ class SemanticDetector:
 
 
 def _score(logits: torch.Tensor, component: NDArray[np.bool_], members: Sequence[int]) -> float:
-    """The mean over the component's pixels [h w] of the classes' summed probability, of `logits` [h w C]."""
+    """Return the mean over the component's pixels [h w] of the classes' summed probability, of `logits` [h w C]."""
     rows = max(1, _PIXELS_AT_ONCE // component.shape[1])
     parts = []
     for start in range(0, len(component), rows):
@@ -120,7 +122,7 @@ def _score(logits: torch.Tensor, component: NDArray[np.bool_], members: Sequence
 
 
 def _around(extents: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
-    """The smallest rectangle around all."""
+    """Return the smallest rectangle around all."""
     rows, columns = (
         slice(min(e.start for e in axis), max(e.stop for e in axis)) for axis in zip(*extents, strict=True)
     )

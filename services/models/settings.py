@@ -51,7 +51,7 @@ class JudgeLimits(Node):
 
     @property
     def verdict_timeout_s(self) -> float:
-        """How long a verdict may take with its retries and waits."""
+        """Return how long a verdict may take with its retries and waits."""
         return 3 * self.timeout_s
 
 

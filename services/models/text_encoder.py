@@ -33,7 +33,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
-        """[N D], L2-normalised. Texts longer than the model's window are cut at its end."""
+        """Return [N D], L2-normalised. Texts longer than the model's window are cut at its end."""
         shortest_first = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in each forward
         rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
         for start in range(0, len(texts), _TEXTS_PER_FORWARD):
@@ -62,5 +62,5 @@ class TextEncoder:
 
 
 def load(source: str, device: Device | str) -> TextEncoder:
-    """The encoder of a model directory or hub id, shared per process."""
+    """Return the encoder of a model directory or hub id, shared per process."""
     return shared("text_encoder", source, device, lambda folder: TextEncoder(folder, device))

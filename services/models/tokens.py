@@ -22,7 +22,7 @@ class TextTokenizer:
         self._control = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
 
     def __call__(self, texts: Sequence[str], return_tensors: str | None = None, **options: Any) -> Any:
-        """The BatchEncoding that the tokenizer makes with `options`."""
+        """Return the BatchEncoding that the tokenizer makes with `options`."""
         encoded = self._tokenizer(list(texts), split_special_tokens=True, return_special_tokens_mask=True, **options)
         unknown = self._tokenizer.unk_token_id
         for ids, own in zip(encoded["input_ids"], encoded.pop("special_tokens_mask"), strict=True):
@@ -35,7 +35,7 @@ class TextTokenizer:
 
 
 def of_open_clip(tokenizer: Any) -> Any:
-    """An open_clip tokenizer, changed so that it takes control tokens within a text for text."""
+    """Change an open_clip tokenizer to read control tokens within a text as text."""
     if hasattr(tokenizer, "tokenizer"):  # one of transformers' within
         tokenizer.tokenizer = TextTokenizer(tokenizer.tokenizer)
     else:  # open_clip's own byte pairs: control tokens are whole words of its cache

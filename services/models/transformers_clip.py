@@ -32,13 +32,13 @@ class TransformersClip:
 
     @torch.inference_mode()
     def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
-        """[N D]; the images may differ in size."""
+        """Return [N D]; the images may differ in size."""
         pixels = pixel_values(self._processor, list(images), self._model)
         return _rows(self._model.get_image_features(pixel_values=pixels).pooler_output)
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N D]. Texts longer than the window (77 tokens in the published models) are cut at its end."""
+        """Return [N D]. Texts longer than the window (77 tokens in the published models) are cut at its end."""
         tokens = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
         ).to(self._model.device)
@@ -52,7 +52,10 @@ def _rows(features: torch.Tensor) -> NDArray[np.float32]:
 
 
 def load(source: str, device: Device | str, processor: str | None = None) -> TransformersClip:
-    """The model of a directory or hub id, shared per process. `processor` is another directory or hub id to take image
-    processor and tokenizer from. Raises SettingsError when the weights are not a whole CLIPModel."""
+    """Return the model of a directory or hub id, shared per process.
+
+    `processor` is another source of the image processor and the tokenizer. Raises SettingsError if the weights are not
+    a complete CLIPModel.
+    """
     family = f"transformers_clip {processor or ''}"
     return shared(family, source, device, lambda folder: TransformersClip(folder, processor or folder, device))

@@ -25,11 +25,11 @@ class Clip(Protocol):
     """An image and a text encoder with their preparation. Rows have norm 1; long texts are cut at the window's end."""
 
     def image_features(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
-        """[N D]; the images may differ in size."""
+        """Return [N D]; the images may differ in size."""
         ...
 
     def text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N D]."""
+        """Return [N D]."""
         ...
 
 
@@ -47,12 +47,12 @@ class Detection:
 
     @classmethod
     def of(cls, class_name: str, score: float, box: Box, mask: Mask) -> Detection:
-        """The object with the mask `mask` [h w] within its box, whose edges are whole pixels."""
+        """Return the object with the mask `mask` [h w] within its box, whose edges are whole pixels."""
         return cls(class_name, score, box, np.packbits(mask))
 
     @property
     def mask(self) -> Mask:
-        """[h w]: the mask within the box."""
+        """Return [h w]: the mask within the box."""
         x0, y0, x1, y1 = map(round, self.box)
         flat = np.unpackbits(self.bits, count=(y1 - y0) * (x1 - x0))
         return flat.view(np.bool_).reshape(y1 - y0, x1 - x0)
@@ -71,13 +71,13 @@ class Detector(Protocol):
 
 
 def box_of(mask: Mask) -> Box:
-    """The tight box around a mask that is not empty."""
+    """Return the tight box around a mask that is not empty."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
 
 
 def within(image: NDArray[T], box: Box) -> NDArray[T]:
-    """The part of an image or a mask [H W ..] within a box whose edges are whole pixels."""
+    """Return the part of an image or a mask [H W ..] within a box whose edges are whole pixels."""
     x0, y0, x1, y1 = map(round, box)
     return image[y0:y1, x0:x1]
 
@@ -100,7 +100,7 @@ class Graded:
         return _schema("score", {"type": "number", "description": f"from {self.low:g} to {self.high:g}"})
 
     def read(self, verdict: Node) -> float:
-        """Raises InvalidRequest."""
+        """Return the value. Raises InvalidRequest."""
         return verdict.fields("reason", "score").need("score", lambda score: score.number(self.low, self.high))
 
 
@@ -112,7 +112,7 @@ class TrueFalse:
         return _schema("valid", {"type": "boolean"})
 
     def read(self, verdict: Node) -> float:
-        """Raises InvalidRequest."""
+        """Return the value. Raises InvalidRequest."""
         return float(verdict.fields("reason", "valid").need("valid", Node.boolean))
 
 
@@ -148,7 +148,7 @@ class Completion:
     top_logprobs: int | None = None
 
     def body(self) -> dict[str, Any]:
-        """What a request holds besides the model."""
+        """Return the request without the model."""
         about = {} if self.top_logprobs is None else {"logprobs": True, "top_logprobs": self.top_logprobs}
         content = [png_content(self.png), {"type": "text", "text": self.text}]
         return {"messages": [{"role": "user", "content": content}], "max_tokens": self.max_tokens, **about}
@@ -169,7 +169,7 @@ def png_content(png: bytes) -> dict[str, Any]:
 
 
 def _schema(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The reason comes first, so that it is thought of before the verdict."""
+    """Return the schema of a verdict. The reason comes first, so that the model gives it before the verdict."""
     properties = {"reason": {"type": "string"}, name: dict(verdict)}
     tree = {"type": "object", "properties": properties, "required": ["reason", name], "additionalProperties": False}
     return {"name": "verdict", "strict": True, "schema": tree}

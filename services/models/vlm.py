@@ -43,7 +43,7 @@ class Vlm:
 
     @torch.inference_mode()
     def log_probs(self, images: Sequence[Pixels], texts: Sequence[str], question: str) -> list[TokenLogProbs]:
-        """One teacher-forced pass over all N. Texts are read whole: raises InvalidItem for one beyond the window."""
+        """Run one teacher-forced pass over all N. Raises InvalidItem for a text beyond the window."""
         inputs = self._prefixes(images, question)
         answers: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         for text, answer, read in zip(texts, answers, inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
@@ -79,7 +79,7 @@ class Vlm:
         return {k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def _append(self, inputs: dict[str, torch.Tensor], answers: Sequence[Sequence[int]], longest: int) -> None:
-        """The answers after the prefixes, in all inputs that have an entry a token: [N P] -> [N P+T]."""
+        """Append the answers to the prefixes, in all inputs that have an entry a token: [N P] -> [N P+T]."""
         shape = inputs["input_ids"].shape
         pad: int = self._tokenizer.pad_token_id
         ids = torch.tensor([[*answer, *[pad] * (longest - len(answer))] for answer in answers])
@@ -92,5 +92,5 @@ class Vlm:
 
 
 def load(source: str, device: Device | str) -> Vlm:
-    """The model of a model directory or hub id, shared per process."""
+    """Return the model of a model directory or hub id, shared per process."""
     return shared("vlm", source, device, lambda folder: Vlm(folder, device))

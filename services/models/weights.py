@@ -26,9 +26,11 @@ def file(source: str) -> Path:
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` or `torch.save` file on the CPU, by name; those under `state_dict` where there is
-    one. Each tensor has memory of its own, not a map of the file: it is freed alone, and a file that is overwritten
-    later does not change a loaded model. Raises SettingsError for a file that is none."""
+    """Return the tensors of a `.safetensors` or `torch.save` file on the CPU, by name (under `state_dict` if any).
+
+    Each tensor has its own memory instead of a map of the file: it is freed alone, and overwriting the file does not
+    change a loaded model. Raises SettingsError for any other file.
+    """
     safe = file.suffix == ".safetensors"
     try:
         state = load_file(file, backend="pread") if safe else torch.load(file, "cpu", weights_only=True)
@@ -86,7 +88,7 @@ def load_into(
 
 
 def check_keys(where: Path, found: Collection[str], wanted: Collection[str]) -> None:
-    """Raises SettingsError when a key is missing or unexpected."""
+    """Raise SettingsError if a key is missing or unexpected."""
     check_complete(where, {"missing_keys": set(wanted) - set(found), "unexpected_keys": set(found) - set(wanted)})
 
 

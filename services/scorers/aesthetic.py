@@ -39,7 +39,7 @@ def spec(name: str, settings: AestheticSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: AestheticSettings) -> Aesthetic:
-    """Raises SettingsError for predictor weights that are missing, unsafe, of another form or for another CLIP."""
+    """Load both models. Raises SettingsError for predictor weights that are missing, unsafe or for another CLIP."""
     from services.models import aesthetic, clip
     from services.models.cache import pick_device
 

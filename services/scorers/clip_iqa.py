@@ -51,5 +51,5 @@ class ClipIqa:
 
 
 def _outcome(good: float, bad: float) -> Score:
-    """The softmax of both cosines; the difference decides, so that no exponential overflows."""
+    """Return the softmax of both cosines; the difference decides, so that no exponential overflows."""
     return Score(1 / (1 + math.exp(SCALE * (bad - good))), {"good": good, "bad": bad})

@@ -72,7 +72,7 @@ class FerSettings(ScorerSettings):
 
     @property
     def margin(self) -> float:
-        """By which share of its size a face's box is widened on each side; dlib aligns the face and needs more."""
+        """Return the share of its size by which a face's box is widened on each side; dlib needs more to align it."""
         return DLIB_MARGIN if self.embedder.family == "dlib" else MARGIN
 
 

@@ -26,7 +26,7 @@ def spec(name: str, settings: HpsSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: HpsSettings) -> ImageTextCosine:
-    """Raises SettingsError for a weights file that is missing, unsafe or of another architecture."""
+    """Load the models. Raises SettingsError for a weights file that is missing, unsafe or of another architecture."""
     from services.models import open_clip
     from services.models.cache import Device
 

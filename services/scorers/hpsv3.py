@@ -32,7 +32,7 @@ def spec(name: str, settings: Hpsv3Settings) -> ScorerSpec:
 
 
 def build(name: str, settings: Hpsv3Settings) -> Hpsv3Scorer:
-    """Raises SettingsError for files that are missing, unsafe or of another model."""
+    """Load the models. Raises SettingsError for files that are missing, unsafe or of another model."""
     from services.models import hpsv3
     from services.models.cache import Device
 

@@ -32,7 +32,7 @@ def spec(name: str, settings: ImageRewardSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: ImageRewardSettings) -> ImageRewardScorer:
-    """Raises SettingsError for files that are missing, unsafe or of another model."""
+    """Load the models. Raises SettingsError for files that are missing, unsafe or of another model."""
     from services.models import image_reward
     from services.models.cache import Device
 

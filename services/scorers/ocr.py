@@ -43,7 +43,7 @@ def spec(name: str, settings: OcrSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: OcrSettings) -> Ocr:
-    """Raises SettingsError when the engine is not installed."""
+    """Load the models. Raises SettingsError when the engine is not installed."""
     from services.models import rapid_ocr
 
     return Ocr(name, rapid_ocr.load(settings.serving.threads or 1), settings)

@@ -29,7 +29,7 @@ def spec(name: str, settings: PickScoreSettings) -> ScorerSpec:
 
 
 def build(name: str, settings: PickScoreSettings) -> ImageTextCosine:
-    """Raises SettingsError for weights that are not a CLIPModel, or whose scale is not a CLIP's."""
+    """Load the models. Raises SettingsError for weights that are not a CLIPModel, or whose scale is not a CLIP's."""
     from services.models import transformers_clip
     from services.models.cache import Device
 

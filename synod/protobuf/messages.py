@@ -32,7 +32,7 @@ class Form(NamedTuple):
 class _Field(NamedTuple):
     name: str
     key: str
-    optional: bool  # tells unset from empty
+    optional: bool  # unset differs from empty
     read: Callable[[Any], Any]
     write: Callable[[Any], Any]
 

@@ -1,4 +1,4 @@
-"""Counts what a message holds before it is parsed: two bytes on the wire can cost a hundred in memory. Pure."""
+"""Count the fields of a message before it is parsed: two bytes on the wire can cost a hundred in memory. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INNER: dict[str, dict[int, Any]] = {}
 
 
 def meter(data: bytes, kind: type[Message]) -> None:
-    """Raises PayloadTooLarge for more than MAX_FIELDS fields and packed numbers, ValueError for what is no protobuf."""
+    """Raise PayloadTooLarge for more than MAX_FIELDS fields and packed numbers, ValueError for invalid protobuf."""
     try:
         _count(data, _inner(kind.DESCRIPTOR), 0, len(data), 0)
     except IndexError:
@@ -32,7 +32,7 @@ def _inner(kind: Any) -> _Inner:
 
 
 def _count(data: bytes, inner: _Inner, at: int, end: int, fields: int) -> int:
-    """`fields` and those in data[at:end]; strings and bytes are stepped over. Raises IndexError past the end."""
+    """Return `fields` plus those in data[at:end]; strings and bytes are skipped. Raises IndexError past the end."""
     while at < end:
         fields += 1
         tag, at = _varint(data, at)
@@ -50,14 +50,14 @@ def _count(data: bytes, inner: _Inner, at: int, end: int, fields: int) -> int:
         elif wire_type in (_FIXED64, _FIXED32):
             at += 8 if wire_type == _FIXED64 else 4
         else:
-            raise ValueError(f"a field of wire type {wire_type}, which no message of this schema has")
+            raise ValueError(f"a field has wire type {wire_type}, which this schema does not use")
         if fields > MAX_FIELDS:
             raise PayloadTooLarge(f"the body holds more than {MAX_FIELDS} fields; send several requests")
     return fields
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at data[at], and where the next thing begins."""
+    """Return the number at data[at] and the offset after it."""
     byte = data[at]
     if byte < 128:
         return byte, at + 1

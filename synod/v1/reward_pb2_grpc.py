@@ -56,7 +56,7 @@ class RewardServiceServicer:
 
     def ScoreStream(self, request_iterator, context):
         """The same in parts: each item's outcome by a scorer as soon as it is known, then the rewards. Requests of one stream
-        are answered side by side, their parts told apart by `request_id`; one that fails does not end the stream.
+        are answered concurrently; `request_id` says to which one a part belongs; one that fails does not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

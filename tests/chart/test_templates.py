@@ -12,7 +12,6 @@ import yaml
 from helm import generate
 from tests.chart.rendering import (
     CHART,
-    ROOT,
     Object,
     merged,
     nested,
@@ -167,7 +166,7 @@ EVERYTHING = merged(profile("production"), {"networkPolicy": {"restrictEgress": 
 PEER = [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 # Values that the marker below cannot stand for, by key.
 OTHER_VALUES: Object = {
-    "config": (ROOT / "deploy/configs/embedded.toml").read_text() + "# marker",
+    "config": (CHART / "files/embedded.toml").read_text() + "# marker",
     "overrides": {"SYNOD__MARKER": "marker"},
     "environments": OWN["environments"],
     "pullPolicy": "Always",
@@ -225,7 +224,7 @@ def test_the_toml_is_mounted_and_its_digest_given_to_serve() -> None:
     objects = render({"config": text})
     assert of(objects, "ConfigMap")["data"]["service.toml"] == text
     assert serve_config(objects)["applications"][0]["args"]["sha256"] == sha256(text.encode()).hexdigest()
-    assert of(render(), "ConfigMap")["data"]["service.toml"] == (ROOT / "deploy/configs/embedded.toml").read_text()
+    assert of(render(), "ConfigMap")["data"]["service.toml"] == (CHART / "files/embedded.toml").read_text()
 
 
 def test_changed_settings_change_no_pod() -> None:

@@ -30,19 +30,19 @@ Operation = dict[str, Any]
 SECURITY_SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the service (docs/operations.md)"}
 }
-_SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {}]  # a service without tokens lets everyone in
+_SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {}]  # a service without tokens accepts every caller
 _MEANINGS: Final[tuple[tuple[type[SynodError], str], ...]] = (
     (InvalidRequest, "The request cannot be read, or asks for nothing"),
-    (Unauthenticated, "No token, or one that the service does not know"),
-    (PermissionDenied, "A token that may not do this"),
-    (UnknownScorer, "A scorer or ensemble that is not served here"),
-    (UnknownImage, "Images that the service does not keep: upload `digests`, then ask again"),
+    (Unauthenticated, "No token, or an unknown one"),
+    (PermissionDenied, "The token has no permission for this"),
+    (UnknownScorer, "The service does not have this scorer or ensemble"),
+    (UnknownImage, "Images that the service does not store: upload `digests`, then ask again"),
     (PayloadTooLarge, "Body, item count or text over a limit"),
     (UnsupportedMedia, "A content type without a codec, or a content encoding that is not read"),
     (ImageTooLarge, "An image over a limit"),
     (Overloaded, "A queue or a quota is full: ask again after `retry_after_s`"),
     (SynodError, "The service failed; quote the request id"),
-    (Unavailable, "Away just now: ask again"),
+    (Unavailable, "Temporarily unavailable: ask again"),
     (DeadlineExceeded, "`timeout_ms` passed first"),
 )
 _EXAMPLES: Final = {UnknownImage: examples.UNKNOWN_IMAGE_EXAMPLE, Overloaded: examples.OVERLOADED_EXAMPLE}

@@ -61,7 +61,7 @@ class Verdict:
 
 
 def check(metadata: GenEvalMetadata, class_names: Sequence[str]) -> None:
-    """Raises InvalidItem for a class, colour, relation, count or target that no rule can decide on."""
+    """Raise InvalidItem for a class, colour, relation, count or target that no rule can decide on."""
     if not metadata.include:
         raise InvalidItem("geneval.include is empty; give at least one clause")
     for number, clause in enumerate((*metadata.include, *metadata.exclude)):
@@ -81,7 +81,7 @@ def check(metadata: GenEvalMetadata, class_names: Sequence[str]) -> None:
 
 
 def select(candidates: Sequence[Found], tag: str) -> dict[str, tuple[Found, ...]]:
-    """By class: candidates above the tag's threshold, most confident first (of equals the later one), at most 16."""
+    """Return by class up to 16 candidates above the tag's threshold, most confident first (of equals the later)."""
     threshold = np.float32(_COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     chosen: dict[str, list[Found]] = {}
     for found in sorted(candidates, key=lambda f: (np.float32(f.score), f.index), reverse=True):
@@ -92,7 +92,7 @@ def select(candidates: Sequence[Found], tag: str) -> dict[str, tuple[Found, ...]
 
 
 def color_needs(metadata: GenEvalMetadata, objects: Objects) -> list[Found]:
-    """The objects whose colour a rule set will read: the top `count` of every colour clause that has that many."""
+    """Return the objects whose colour a rule set reads: the top `count` of every colour clause that has that many."""
     needed: dict[int, Found] = {}
     for clause in metadata.include:
         found = objects.get(clause.class_name, ())
@@ -102,7 +102,7 @@ def color_needs(metadata: GenEvalMetadata, objects: Objects) -> list[Found]:
 
 
 def official(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
-    """1.0 when every include clause holds and no exclude clause does, else 0.0."""
+    """Return 1.0 if every include clause holds and no exclude clause does, else 0.0."""
     reasons: list[str] = []
     matched: list[Sequence[Found] | None] = []
     for clause in metadata.include:
@@ -122,13 +122,13 @@ def official(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
 
 
 def strict(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
-    """1.0 when every include clause holds for exactly `count` objects, else 0.0."""
+    """Return 1.0 if every include clause holds for exactly `count` objects, else 0.0."""
     reasons = _reasons(_exact(metadata, objects))
     return Verdict(float(not reasons), reasons)
 
 
 def soft(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
-    """The mean of the include clauses' terms; how many terms there are depends on the metadata alone."""
+    """Return the mean of the include clauses' terms; how many terms there are depends on the metadata alone."""
     readings = _exact(metadata, objects)
     terms: list[float] = []
     for reading in readings:
@@ -140,7 +140,7 @@ def soft(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
 
 
 def soft_compat(metadata: GenEvalMetadata, objects: Objects) -> Verdict:
-    """The mean of reward-server's terms; how many there are depends on what fails."""
+    """Return the mean of reward-server's terms; how many there are depends on what fails."""
     readings = _exact(metadata, objects)
     terms: list[float] = []
     for reading in readings:
@@ -203,7 +203,7 @@ def _reasons(readings: Sequence[_Reading]) -> tuple[str, ...]:
 
 
 def relations(a: Found, b: Found) -> set[str]:
-    """Where `a` is relative to `b`: none, one or two of the four relations. In float32, as GenEval's boxes are.
+    """Return where `a` is relative to `b`: none, one or two of the four relations. In float32, as GenEval's boxes are.
 
     The offset of the centres, less a tenth of the summed sizes per axis, over the norm of the full offset: beyond
     0.5 on an axis is a relation.

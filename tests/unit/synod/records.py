@@ -108,7 +108,7 @@ catalogues = st.builds(
 
 
 def comparable(value: Any) -> Any:
-    """Records with pixels as (shape, bytes) and errors as what they tell, so that == means equal."""
+    """Records with pixels as (shape, bytes) and errors as their fields, so that == means equal."""
     if isinstance(value, np.ndarray):
         assert value.dtype == np.uint8
         return ("raw", value.shape, value.tobytes())

@@ -41,14 +41,14 @@ DIGEST = "blake2b-256:" + "0a" * 32
 @pytest.mark.parametrize("kind", [Overloaded, InvalidRequest, PayloadTooLarge, SynodError])
 @ALL
 def test_errors_come_back_as_their_class(codec: Any, kind: type[SynodError]) -> None:
-    told = codec.decode_error(codec.encode_error(kind("queue 'ber' holds 9")))
-    assert (type(told), told.message) == (kind, "queue 'ber' holds 9")
+    got = codec.decode_error(codec.encode_error(kind("queue 'ber' holds 9")))
+    assert (type(got), got.message) == (kind, "queue 'ber' holds 9")
 
 
 @ALL
 def test_an_unknown_error_code_keeps_name_and_retryability(codec: Any) -> None:
-    told = codec.decode_error(codec.dumps({"error": {"code": "tired", "retryable": True, "message": "later"}}, "Error"))
-    assert (told.retryable, told.message) == (True, "tired: later")
+    got = codec.decode_error(codec.dumps({"error": {"code": "tired", "retryable": True, "message": "later"}}, "Error"))
+    assert (got.retryable, got.message) == (True, "tired: later")
 
 
 def test_msgpack_shares_its_bytes_with_the_pixels() -> None:

@@ -24,8 +24,8 @@ PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     ids=["encoded", "empty", "raw"],
 )
 def test_the_digest_is_blake2b_of_header_and_bytes(image: bytes, hashed: bytes) -> None:
-    told = subprocess.run(["b2sum", "-l", "256"], input=hashed, capture_output=True, check=True).stdout
-    assert digest_of(image) == "blake2b-256:" + told.split()[0].decode()
+    found = subprocess.run(["b2sum", "-l", "256"], input=hashed, capture_output=True, check=True).stdout
+    assert digest_of(image) == "blake2b-256:" + found.split()[0].decode()
 
 
 def test_the_memory_layout_does_not_matter() -> None:

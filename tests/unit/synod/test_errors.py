@@ -25,8 +25,8 @@ RETRIED_GRPC = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 @pytest.mark.parametrize("kind", TREE)
 def test_every_error_comes_back_from_its_code(kind: type[SynodError]) -> None:
-    told = error_of(kind.code, "why")
-    assert (type(told), told.message) == (kind, "why")
+    found = error_of(kind.code, "why")
+    assert (type(found), found.message) == (kind, "why")
 
 
 def test_codes_are_unique_and_every_error_is_drawn() -> None:
@@ -66,13 +66,13 @@ def test_an_error_survives_a_copy_between_processes(kind: type[SynodError]) -> N
     error = kind("why", retry_after_s=2.5)
     if isinstance(error, errors.UnknownImage):
         error.digests = ("blake2b-256:00",)
-    told = copy.copy(error)
-    assert (type(told), told.message, told.__dict__) == (kind, "why", error.__dict__)
+    found = copy.copy(error)
+    assert (type(found), found.message, found.__dict__) == (kind, "why", error.__dict__)
 
 
 def test_waiting_time_and_digests_come_back_from_the_wire() -> None:
-    told = error_of("unknown_image", "why", digests=["d"], retry_after_s=3.0)
-    assert isinstance(told, errors.UnknownImage)
-    assert (told.digests, told.retry_after_s) == (("d",), 3.0)
+    found = error_of("unknown_image", "why", digests=["d"], retry_after_s=3.0)
+    assert isinstance(found, errors.UnknownImage)
+    assert (found.digests, found.retry_after_s) == (("d",), 3.0)
     assert error_of("overloaded", "why", retry_after_s=0.5).retry_after_s == 0.5
     assert error_of("later", "why", retryable=True, retry_after_s=0.5).retry_after_s == 0.5

@@ -55,7 +55,7 @@ def jpeg_with_exif(exif: bytes) -> bytes:
 
 
 def webp_header(width: int, height: int) -> bytes:
-    """An extended WebP that declares a canvas and holds nothing."""
+    """An extended WebP that declares a canvas but has no image data."""
     canvas = b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + canvas
 

@@ -1,4 +1,4 @@
-"""A secret is told by where it stands, never by what it is."""
+"""Messages name the source of a secret, never the secret."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_what_is_not_there_is_refused_in_that_form(tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.write_bytes(b"\xff" + HIDDEN.encode())
     for path, why in ((odd, "not UTF-8"), (tmp_path, "Is a directory"), (tmp_path / "no", "No such file or directory")):
-        told = f"^key_file {path}: {why}; give a file that the program can read$"
-        with pytest.raises(SettingsError, match=told) as raised:
+        found = f"^key_file {path}: {why}; give a file that the program can read$"
+        with pytest.raises(SettingsError, match=found) as raised:
             from_file("key_file", str(path))
         assert raised.value.__cause__ is None  # a decoder's error holds what it read
         assert raised.value.__suppress_context__

@@ -32,19 +32,19 @@ def test_the_process_environment_is_the_default(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("content", "environ", "told"),
+    ("content", "environ", "found"),
     [
         (b"[a\n", {}, "a.toml: Expected"),
         (b"a = '\xff'\n", {}, "a.toml: 'utf-8'"),
         (b"a = 1\n", {"SYNOD__A__B": "2"}, "SYNOD__A__B: 'a' is a value, not a table"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, environ: dict[str, str], told: str) -> None:
+def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, environ: dict[str, str], found: str) -> None:
     path = tmp_path / "a.toml"
     path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
         read(path, environ)
-    assert told in str(caught.value)
+    assert found in str(caught.value)
 
 
 def test_a_mistake_is_told_with_key_rule_and_value() -> None:
@@ -67,6 +67,6 @@ def test_model_sources(tmp_path: Path) -> None:
     assert model_source("./model", tmp_path / "elsewhere/..") == str(tmp_path / "model")
     assert model_source("org/model", tmp_path) == "org/model"
     assert Path(model_source("package:synod/client", tmp_path)).name == "client"
-    for source, told in (("./gone", "no such model directory"), ("package:no_such/x", "pip install no-such")):
-        with pytest.raises(ValueError, match=told):
+    for source, found in (("./gone", "no such model directory"), ("package:no_such/x", "pip install no-such")):
+        with pytest.raises(ValueError, match=found):
             model_source(source, tmp_path)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from trainer.clock import Clock
-from trainer.data import Source, read_concepts, read_prompts
+from trainer.data import TaskSampler, read_concepts, read_prompts
 from trainer.grpo.threshold import ThresholdController
 from trainer.policy.show_o import ShowO
-from trainer.rollout import Group, Rewards, finish, sample_previews
+from trainer.rollout import Group, RewardBackend, finish, sample_previews
 from trainer.session import make_controller
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
@@ -30,11 +30,13 @@ def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
     """The tasks of one training step."""
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)
-    return Source(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share).tasks(step)
+    return TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share).tasks(
+        step
+    )
 
 
 def draw(
-    policy: ShowO, service: Rewards, settings: TrainerSettings, threshold: float | None = None
+    policy: ShowO, service: RewardBackend, settings: TrainerSettings, threshold: float | None = None
 ) -> tuple[list[Group], list[list[Reward]]]:
     """The groups of step 0 and their rewards."""
     clock = Clock()
@@ -60,7 +62,7 @@ def reference(make_policy: MakePolicy) -> ShowO:
 def run_loop(
     settings: TrainerSettings,
     make_policy: MakePolicy,
-    service: Rewards,
+    service: RewardBackend,
     policy: ShowO | None = None,
     controller: ThresholdController | None = None,
 ) -> TrainState:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from embedded import world
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from synod.errors import SettingsError
-from trainer.data import Source, read_concepts, read_prompts
+from trainer.data import TaskSampler, read_concepts, read_prompts
 from trainer.types import ConceptProfile, Prompt, Task
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +32,7 @@ EVERY = [*PLAIN, *VAGUE, *GENEVAL]
 
 
 def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[Task]:
-    source = Source(EVERY, {"<bo>": BO}, seed, groups, share)
+    source = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, share)
     return [task for step in range(steps) for task in source.tasks(step)]
 
 
@@ -146,10 +146,10 @@ def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
 @given(st.integers(0, 300), st.integers(0, 10**6), st.integers(1, 4))
 def test_a_step_follows_from_seed_and_number_alone(step: int, seed: int, groups: int) -> None:
     """A resumed run gets the same tasks, and `prompts_per_step` does not change their order."""
-    source = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
-    again = Source(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    source = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    again = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, 0.4)
     assert [described(e) for e in source.tasks(step)] == [described(e) for e in again.tasks(step)]
-    single = Source(EVERY, {"<bo>": BO}, seed, 1, 0.4)
+    single = TaskSampler(EVERY, {"<bo>": BO}, seed, 1, 0.4)
     one_by_one = [single.tasks(i)[0] for i in range(step * groups, (step + 1) * groups)]
     assert [described(e) for e in source.tasks(step)] == [described(e) for e in one_by_one]
 
@@ -210,9 +210,9 @@ def test_a_repeated_prompt_gets_a_new_query() -> None:
 )
 def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        Source(prompts, {"<bo>": BO}, 0, 1, share)
+        TaskSampler(prompts, {"<bo>": BO}, 0, 1, share)
 
 
 def test_an_unused_pool_may_be_empty() -> None:
-    assert Source(GENEVAL, {}, 0, 2, 1.0).tasks(3)[0].pathway == "none"
-    assert Source([*PLAIN, *VAGUE], {"<bo>": BO}, 0).tasks(0)[0].pathway != "none"
+    assert TaskSampler(GENEVAL, {}, 0, 2, 1.0).tasks(3)[0].pathway == "none"
+    assert TaskSampler([*PLAIN, *VAGUE], {"<bo>": BO}, 0).tasks(0)[0].pathway != "none"

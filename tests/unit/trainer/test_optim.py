@@ -18,7 +18,7 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, refe
 from tests.unit.trainer.reward_services import Judge
 from trainer.errors import NonFinite
 from trainer.grpo.advantage import Slope
-from trainer.optim import Update, learning_rate, make_optimizer, policy_update, update_slope
+from trainer.optim import Update, learning_rate, make_optimizer, policy_update, update_reward_slope
 from trainer.policy.show_o import ShowO
 from trainer.rollout import Group
 from trainer.settings import OptimizerSettings, TrainerSettings
@@ -369,6 +369,6 @@ def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_sett
     scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
     settings = tiny_settings()
     groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
-    found = update_slope(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
+    found = update_reward_slope(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
     assert found == KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0])
-    assert update_slope(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN
+    assert update_reward_slope(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN

@@ -64,6 +64,26 @@ def test_the_ensemble_is_compared_with_the_best_peer() -> None:
     assert summary["ensemble_clients"] == 8
 
 
+def test_every_server_is_compared_with_the_direct_limit() -> None:
+    found = [
+        record("ensemble", "direct", "", 50.0, clients=1),
+        record("ensemble", "synod", "msgpack", 40.0),
+        record("ensemble", "synod_own_core", "msgpack", 48.0),
+        record("ensemble", "mosec", "batch=1", 20.0),
+        record("ensemble", "mosec_all", "batch=1", 50.0),
+    ]
+    summary = summarise(found)
+    assert summary["direct_shares"] == {
+        "direct 1 32": 1.0,
+        "synod msgpack 8 32": 0.8,
+        "synod_own_core msgpack 8 32": 0.96,
+        "mosec batch=1 8 32": 0.4,
+        "mosec_all batch=1 8 32": 1.0,
+    }
+    assert (summary["ensemble_vs_best_five_posts"], summary["ensemble_vs_best_together"]) == (2.0, 0.8)
+    assert summary["ensemble_ways"] == {"msgpack": 0.8}
+
+
 def test_one_client_is_compared_if_no_more_were_measured() -> None:
     found = [record("ensemble", "synod", "msgpack", 6.0, clients=1), record("ensemble", "mosec", "x", 8.0, clients=1)]
     summary = summarise(found)

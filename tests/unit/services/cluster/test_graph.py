@@ -130,6 +130,7 @@ def test_what_fits_is_never_more_than_there_is(asked: list[float], nodes: list[i
         assert _fits(asked[1:], nodes)
 
 
+@pytest.mark.slow
 def test_a_replica_is_put_into_its_environment(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "my envs" / "python"
     python.parent.mkdir()
