@@ -232,5 +232,21 @@ class Flows:
             attempt += 1
 
 
+def run_flow(flow: Flow[T], do: Callable[[Step], object]) -> T:
+    """Run a flow to its end; `do` performs one step and returns its result, or raises its SynodError."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                outcome = do(step)
+            except SynodError as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(outcome)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))

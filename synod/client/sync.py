@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 import httpx
 
 from synod.client import core
-from synod.client.flows import MAX_CONCURRENT_CHUNKS, Flow, Flows, Gather, Sleep, Step
+from synod.client.flows import MAX_CONCURRENT_CHUNKS, Flow, Flows, Gather, Sleep, Step, run_flow
 from synod.client.headers import find_token
 from synod.client.http import HttpTransport
 from synod.client.transport import Transport, scheme_of
 from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
-from synod.errors import SynodError
 from synod.retry import RetryPolicy
 from synod.values import OnError, Values
 
@@ -107,18 +106,7 @@ class SynodClient:
         self.close()
 
     def _run(self, flow: Flow[T]) -> T:
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    outcome = self._do(step)
-                except SynodError as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(outcome)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+        return run_flow(flow, self._do)
 
     def _do(self, step: Step) -> object:
         if isinstance(step, Sleep):

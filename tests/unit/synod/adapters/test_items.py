@@ -210,16 +210,12 @@ QUESTIONS = GenEvalMetadata("geneval2", (), (), (("Is there a cup?", "Yes"),))
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (PADDED, RED_CUP),
         ({**PADDED, "include": np.array(PADDED["include"], object), "vqa_list": None, "skills": None}, RED_CUP),
-        ({"vqa_list": [["Is there a cup?", "Yes"]], "skills": ["object"], "atom_count": 1}, QUESTIONS),
         ({"vqa_list": np.array([["Is there a cup?", "Yes"]], object), "tag": None, "include": None}, QUESTIONS),
-        ({"tag": "size", "include": [{"class": "cup", "count": 1, "size": "large"}]}, None),
         ({"geneval": PADDED, "tag": "mine", "include": []}, RED_CUP),
     ],
-    ids=["padded", "array", "geneval2", "geneval2 padded", "for a judge", "of the contract"],
 )
-def test_flow_grpo_and_synod_score_read_the_same_lines(row: dict[str, Any], expected: GenEvalMetadata | None) -> None:
+def test_flow_grpo_reads_genevals_lines_and_the_contracts(row: dict[str, Any], expected: GenEvalMetadata) -> None:
     assert item_of(None, "a cup", columns_of(row)).geneval == expected
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from synod.client.chunks import Limits, split_request
 from synod.client.core import Call, RawResponse
-from synod.client.flows import Flow, Flows, Gather, Sleep, Step
+from synod.client.flows import Flow, Flows, Gather, Sleep, Step, run_flow
 from synod.codec import JSON, MSGPACK, PROTOBUF, Codec
 from synod.contracts import (
     ImageData,
@@ -63,17 +63,7 @@ class RewardService:
     gather_sizes: list[int] = field(default_factory=list)
 
     def run(self, flow: Flow[Any]) -> Any:
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    outcome = self.do(step)
-                except SynodError as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(outcome)
-        except StopIteration as done:
-            return done.value
+        return run_flow(flow, self.do)
 
     def do(self, step: Step) -> object:
         if isinstance(step, Sleep):
@@ -96,6 +86,9 @@ class RewardService:
     def answer(self, call: Call) -> RawResponse:
         if call.operation == "scorers":
             return RawResponse(200, JSON.content_type, JSON.dumps(LIMITS, ""))
+        if call.operation == "ready":
+            scorers = {"size": {"ready": False, "reason": "loading"}}
+            return RawResponse(503, JSON.content_type, JSON.dumps({"scorers": scorers}, ""))
         if call.operation == "put_images":
             images = self.codec.decode_put(call.body).images
             self.puts.append(images)
@@ -185,6 +178,13 @@ def test_retries_and_pauses(faults: Any, retries: int, answer_s: float, pauses: 
     assert error is None or error.value is faults[len(pauses)]
     assert service.pauses == pauses
     assert service.calls == ["score"] * (len(pauses) + 1)
+
+
+def test_wait_ready_polls_and_says_what_is_missing() -> None:
+    service = RewardService(faults=[Unavailable("down")])
+    with pytest.raises(Unavailable, match=r"^not ready after 1 s, waiting for: size \(loading\)$"):
+        service.run(flows(service).wait_ready(1.0))
+    assert service.pauses == [0.2] * 4
 
 
 def test_jitter_is_full() -> None:

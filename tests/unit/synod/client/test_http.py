@@ -249,14 +249,8 @@ def test_retry_after_is_read_from_the_header(use: Use, service: RewardService) -
         use("score", prompts(["abc"]), retries=0)
 
 
-def test_wait_ready_says_what_is_missing(use: Use, service: RewardService) -> None:
-    service.polls = -10_000
-    with pytest.raises(Unavailable, match=r"not ready after 0\.3 s, waiting for: length \(loading\)"):
-        use("wait_ready", 0.3)
-
-
 def test_one_client_serves_many_threads(url: str) -> None:
-    with SynodClient(url, timeout_s=20) as client, ThreadPoolExecutor(8) as pool:
+    with SynodClient(url, timeout_s=20) as client, ThreadPoolExecutor(4) as pool:
         requests = [prompts(["x" * i], request_id=str(i)) for i in range(32)]
         assert list(pool.map(client.score, requests)) == list(map(respond, requests))
 
