@@ -222,7 +222,7 @@ def test_the_child_ends_when_the_replica_is_killed(make: Make, tmp_path: Path) -
         time.sleep(0.02)
 
 
-def test_rays_environment_variables_are_not_passed_on(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rays_variables_are_not_passed_on(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     own = make()._own
