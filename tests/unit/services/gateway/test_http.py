@@ -121,25 +121,6 @@ async def test_disconnect_cancels_the_work(
     await until(lambda: sorted(backend.cancelled) == ["a", "b"])
 
 
-async def test_disconnect_during_a_stream_cancels_the_rest(
-    http: httpx.AsyncClient, backend: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
-    backend.plan["b"] = [3600.0]
-    async with http.stream("POST", "/v1/score", json=BODY, headers=NDJSON) as answer:
-        await anext(answer.aiter_lines())
-    await until(lambda: backend.cancelled == ["b"])
-
-
-async def test_server_continues_after_disconnects(http: httpx.AsyncClient, backend: Any) -> None:
-    backend.plan["a"] = [3600.0]
-    call = asyncio.create_task(http.post("/v1/score", json=BODY))
-    await until(lambda: backend.calls)
-    call.cancel()
-    await until(lambda: backend.cancelled)
-    assert (await http.post("/v1/score", json=BODY)).status_code == 200
-
-
 @pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
 async def test_images_are_uploaded_once_and_named_by_digest(http: httpx.AsyncClient, kind: str) -> None:
     png, pixels = encode_png(np.full((4, 4, 3), 9, np.uint8)), np.full((2, 3, 3), 5, np.uint8)
