@@ -138,12 +138,7 @@ class SettingsError(ValueError):
 
 
 def error_of(
-    code: str,
-    message: str,
-    *,
-    retryable: bool = False,
-    digests: Iterable[str] = (),
-    retry_after_s: float | None = None,
+    code: str, message: str, *, retryable: bool = False, digests: Iterable[str] = (), retry_after_s: float | None = None
 ) -> SynodError:
     """Return the error of a code on the wire. A code unknown to this version is kept in the message."""
     kind = _BY_CODE.get(code)
@@ -161,6 +156,4 @@ def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _family(SynodError)}
-SERVER_ERROR_CODES = frozenset(
-    code for code, kind in _BY_CODE.items() if kind.http_status >= 500
-)  # the service is at fault, not the caller
+SERVER_ERROR_CODES = frozenset(code for code, kind in _BY_CODE.items() if kind.http_status >= 500)

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synod.digest import digest_of, is_digest
+from synod.contracts import Digest
+from synod.digest import digest_of
 from synod.errors import BadImage
+from synod.reader import Node
+from synod.records import read
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -39,10 +42,10 @@ def test_shape_and_kind_are_part_of_the_name(data: bytes) -> None:
     images = [data, b"raw 1 4 3\n" + data, *(raw.reshape(*side, 3) for side in ((1, 4), (2, 2), (4, 1)))]
     digests = {digest_of(image) for image in images}
     assert len(digests) == len(images)
-    assert all(map(is_digest, digests))
+    assert all(read(Digest, Node(digest)) for digest in digests)
 
 
 @pytest.mark.parametrize("pixels", [PIXELS.astype(np.int16), PIXELS[0], PIXELS[..., :2], PIXELS[:0]])
-def test_an_array_that_is_no_image_has_no_name(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_an_array_that_is_not_an_image_has_no_name(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
     with pytest.raises(BadImage, match=r"a raw image is uint8 \[H, W, 3\]"):
         digest_of(pixels)

@@ -29,7 +29,7 @@ def test_every_error_comes_back_from_its_code(kind: type[SynodError]) -> None:
     assert (type(found), found.message) == (kind, "why")
 
 
-def test_codes_are_unique_and_every_error_is_drawn() -> None:
+def test_codes_are_unique_and_every_error_is_in_the_drawing() -> None:
     codes = [kind.code for kind in TREE]
     assert len(set(codes)) == len(codes)
     drawing = (errors.__doc__ or "").partition("`SettingsError`")[0]
@@ -53,7 +53,7 @@ def test_every_error_has_a_grpc_status(kind: type[SynodError]) -> None:
     assert grpc.StatusCode[kind.grpc_status] not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN)
 
 
-def test_both_tables_tell_the_same_story() -> None:
+def test_http_and_grpc_statuses_agree_on_retries() -> None:
     """A proxy or a generic client that knows only statuses decides alike on both transports."""
     again = {kind: kind.grpc_status in RETRIED_GRPC for kind in TREE}
     assert again == {kind: kind.http_status in RETRIED_HTTP for kind in TREE}

@@ -1,4 +1,4 @@
-"""What both programs' settings share; the words of a mistake are tested with the programs."""
+"""What both programs' settings share; the error messages are tested with the programs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, environ: d
     assert found in str(caught.value)
 
 
-def test_a_mistake_is_told_with_key_rule_and_value() -> None:
+def test_an_error_names_key_rule_and_value() -> None:
     errors = [
         {"type": "extra_forbidden", "loc": ("b",), "msg": "Extra inputs", "input": 1},
         {"type": "value_error", "loc": ("c", 0), "msg": "Value error, too big", "input": 9},
