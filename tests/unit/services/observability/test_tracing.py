@@ -21,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from services.backends import Loaded, LocalBackend, Readiness, ScorerSpec, Staged
-from services.cluster.replica import Replica
+from services.cluster.hosted_scorer import HostedScorer
 from services.gateway import app, auth, core
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
@@ -95,7 +95,7 @@ class Replicas:
         def build(name: str, settings: ScorerSettings) -> Scorer:
             return self.scorer
 
-        self.replica = Replica(SPEC, settings, None, build)
+        self.replica = HostedScorer(SPEC, settings, None, build)
 
     @property
     def specs(self) -> Mapping[str, ScorerSpec]:
