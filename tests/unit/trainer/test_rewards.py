@@ -223,19 +223,6 @@ def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], sai
     assert said == []
 
 
-def test_requests_run_in_parallel(service: Callable[..., RewardService]) -> None:
-    """Three requests are in the service at the same time."""
-    together = threading.Barrier(3, timeout=10)
-
-    def meet(request: ScoreRequest) -> ScoreResponse:
-        together.wait()
-        return measured(request)
-
-    one = service(meet)
-    futures = [one.submit(items(chunk), "none") for chunk in (10, 20, 30)]
-    assert [future.result(10)[0].value for future in futures] == [0.1, 0.2, 0.3]
-
-
 def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:
     one = service(broken(httpx.ConnectError), patience_s=600.0)
     future = one.submit(items(1), "visual")

@@ -26,31 +26,6 @@ def ones(rows: int, columns: int) -> torch.Tensor:
     return torch.ones(rows, columns, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "objective", "gradient"),
-    [
-        (1.1, 2.0, 2.2, 2.2),  # inside: D A
-        (1.5, 2.0, 2.4, 0.0),  # too likely already, and good: flat at 1.2 A
-        (0.5, 2.0, 1.0, 1.0),  # good but has become less likely: pulled back
-        (0.9, -2.0, -1.8, -1.8),  # inside
-        (0.5, -2.0, -1.6, 0.0),  # bad, and unlikely enough: flat at .8 A
-        (1.5, -2.0, -3.0, -3.0),  # bad and has become more likely: pushed down
-        (1.5, 0.0, 0.0, 0.0),
-    ],
-)
-def test_both_branches_of_the_clip_for_both_signs(
-    ratio: float, advantage: float, objective: float, gradient: float
-) -> None:
-    new, old = logs((0.2 * ratio,)), logs((0.2,))
-    loss, stats = clipped_loss(new, old, None, ones(1, 1), torch.tensor([advantage]), **EVERY)
-    loss.backward()
-    assert loss.item() == pytest.approx(-objective, rel=1e-12)
-    assert new.grad is not None
-    assert new.grad.item() == pytest.approx(-gradient, rel=1e-12)
-    assert old.grad is None
-    assert stats.clipped == (gradient == 0.0 and advantage != 0.0)
-
-
 JUNK = st.sampled_from([-math.inf, math.inf, math.nan, 0.0, -3.0])
 
 

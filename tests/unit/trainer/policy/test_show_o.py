@@ -206,10 +206,6 @@ def test_the_published_config(tmp_path: Path) -> None:
         ({"concept_tokens": ["<bo>", "<cy>", "<more>"]}, "the vocabulary does not fit"),
         ({"codebook_size": 32, "vocab_size": 71}, "the image tokenizer has 16 codes, the policy 32"),
         ({"llm": {"layers": 2}}, r"does not describe a Show-o .*layers"),
-        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 3}},
-         r"lacks showo\.model\.layers\.2"),
-        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 1}},
-         r"has unknown keys showo\.model\.layers\.1"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}},
          r"has other shapes: showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
     ],
@@ -227,12 +223,6 @@ def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
     shutil.move(saved / "vq", tmp_path / "vq")
     with pytest.raises(SettingsError, match="vq' is not a directory"):
         load(saved)
-    (saved / "pytorch_model.safetensors").unlink()
-    with pytest.raises(SettingsError, match="has no weights"):
-        load(saved, vq=tmp_path / "vq")
     (saved / "config.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"does not describe a Show-o .*vocab_size"):
-        load(saved)
-    (saved / "config.json").unlink()
-    with pytest.raises(SettingsError, match=r"no config\.json"):
         load(saved)

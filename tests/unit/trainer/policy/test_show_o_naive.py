@@ -67,8 +67,8 @@ def test_guided_log_probabilities(
         expected = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     assert found.shape == (4, 16, 16)
     assert expected.std() > 0.5
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 16).double(), atol=1e-12, rtol=0)
 
 
 def test_masked_log_probabilities_are_unguided_and_row_major(
@@ -82,7 +82,7 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
         policy.guidance_scale = 0.0
         naive = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     expected = [naive[b, n, codes[b, n]] for b in range(4) for n in range(16) if masked[b, n]]
-    torch.testing.assert_close(found.double(), torch.stack(expected), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-12, rtol=0)
 
 
 def test_a_whole_image(make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms) -> None:
