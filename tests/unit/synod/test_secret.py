@@ -30,7 +30,7 @@ def test_a_missing_secret_is_an_error_with_its_source(tmp_path: Path) -> None:
             from_file("key_file", str(path))
         assert raised.value.__cause__ is None  # a decoder's error holds what it read
         assert raised.value.__suppress_context__
-    with pytest.raises(SettingsError, match=r"^key_env KEY: no such environment variable; set it where"):
+    with pytest.raises(SettingsError, match=r"^key_env KEY: no such environment variable; set it for"):
         from_environment("key_env", "KEY", {"OTHER": HIDDEN})
 
 
