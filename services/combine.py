@@ -6,7 +6,7 @@ The weights are not rescaled. Sync-R1's reward (eq. 34) differs in two ways, whi
 depend on the item's concept kind ((TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for animals and objects, (0.4, 0.2, 0.2,
 0.2) for people), and each value is clipped at zero, max(0, value_k), so that with values <= 1 the reward lies in
 [0, sum of w]. The paper does not say what an unmeasured component does; here the reward fails too, or its weight is
-redistributed (`Missing`).
+redistributed (`MissingPolicy`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 from synod.contracts import Concept, ConceptKind, Outcome, Score, ScoreFailure
 from synod.errors import InvalidItem, MissingInput, NonFinite
 
-Missing = Literal["fail", "renormalise"]
+MissingPolicy = Literal["fail", "renormalise"]
 Weights = Mapping[str, float]
 
 
@@ -49,7 +49,7 @@ def required(weights: Weights) -> tuple[str, ...]:
 
 
 def combine(
-    scores: Mapping[str, Outcome], weights: Weights, missing: Missing = "fail", *, clip_at_zero: bool = False
+    scores: Mapping[str, Outcome], weights: Weights, missing: MissingPolicy = "fail", *, clip_at_zero: bool = False
 ) -> Outcome:
     """Return one item's reward. `weights` are finite and >= 0; a component weighted 0 is neither required nor read.
 
