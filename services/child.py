@@ -1,8 +1,8 @@
-"""Child: a scorer in a child process, for an environment that cannot run a replica; `synod.worker` is the other end.
+"""Run a scorer in a child process, for a Python environment that cannot run a replica itself.
 
-The replica's batches go through it as through any scorer, with the same isolation, golden items and metrics. A process
-that dies, hangs or breaks the protocol is replaced. Its successor scores the lost items again, in the groups that
-isolation forms; an item that ends two processes alone has failed.
+The child runs `synod.worker`. The replica treats it like any other scorer: same batches, isolation, golden items and
+metrics. A process that dies, hangs or breaks the protocol is replaced, and the items of its batch are scored again in
+the smaller groups that isolation forms. An item that is scored alone and ends two processes in a row fails.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from synod.worker import PROTOCOL, SCORER
 
 ROOT: Final = Path(__file__).parents[1]
 KINDS: Final = "services.scorers.registry:build_tree"  # loads every kind but custom
-ITEM_BYTES: Final = frames.MAX_REQUEST_BYTES - 2**26  # of an item's images; the rest of its frame is text
-MAX_DEATHS: Final = 12  # in a row without an answer, before restarts are delayed; bisecting for one item takes fewer
-MAX_WAIT_S: Final = 60.0
-END_S: Final = 5.0
-TAIL_LINES: Final = 5
+MAX_IMAGE_BYTES: Final = frames.MAX_REQUEST_BYTES - 2**26  # per item; the rest of the frame is for its text
+MAX_DEATHS: Final = 12  # in a row without an answer, before restarts are delayed; one bisection takes fewer
+MAX_BACKOFF_S: Final = 60.0
+SHUTDOWN_S: Final = 5.0  # between closing the connection and SIGKILL
+TAIL_LINES: Final = 5  # of the process's output, quoted in errors
 log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
 class ChildTimeouts:
-    """Seconds for a process to start, to load its scorer, and to score a batch (longer than any caller waits)."""
+    """Limits for a process to start, to load its scorer, and to score a batch (longer than any caller waits)."""
 
-    begin_s: float = 60.0
+    start_s: float = 60.0
     load_s: float = 1800.0
     batch_s: float = 600.0
 
@@ -61,8 +61,8 @@ class ChildTimeouts:
 DEFAULT_TIMEOUTS: Final = ChildTimeouts()
 
 
-class Lost(Exception):
-    """The process ended or broke the protocol. `killed`: by SIGKILL, as the kernel does when memory runs out."""
+class ProcessLost(Exception):
+    """The process ended or broke the protocol. `killed`: SIGKILL ended it, which the kernel sends to free memory."""
 
     def __init__(self, why: str, *, killed: bool = False) -> None:
         super().__init__(why)
@@ -70,18 +70,18 @@ class Lost(Exception):
 
 
 def build(name: str, settings: ScorerSettings, times: ChildTimeouts = DEFAULT_TIMEOUTS) -> Child:
-    """Return the scorer in a process of `serving.python`. Raises SettingsError when it does not start or load."""
-    python, described = str(settings.serving.python), settings.model_dump(mode="json")
+    """Start a process of `serving.python` and load the scorer in it. Raises SettingsError if either fails."""
+    python, tree = str(settings.serving.python), settings.model_dump(mode="json")
     if isinstance(settings, CustomSettings):
-        return Child(name, python, settings.load, described, (), times)
-    return Child(name, python, KINDS, described, (str(ROOT),), times)
+        return Child(name, python, settings.load, tree, (), times)
+    return Child(name, python, KINDS, tree, (str(ROOT),), times)
 
 
 class Child:
-    """A scorer whose `score` may be called by one thread at a time, and may raise.
+    """A scorer in a child process. One thread at a time may call `score`, which may raise.
 
-    Without a living process its outcomes are Unavailable: after MAX_DEATHS deaths in a row or a failed start, the next
-    start waits a second, then twice as long each time, up to MAX_WAIT_S.
+    After MAX_DEATHS deaths in a row, or a failed start, the next start is delayed: by one second, then by twice as long
+    each time, up to MAX_BACKOFF_S. Until then every outcome is an Unavailable failure.
     """
 
     def __init__(
@@ -96,66 +96,67 @@ class Child:
     ) -> None:
         self._name, self._times, self._now_s = name, times, now_s
         self._command = (python, "-m", "synod.worker")
-        self._asked = {"load": load, "name": name, "settings": dict(settings), "path": list(path)}
+        self._load_message = {"load": load, "name": name, "settings": dict(settings), "path": list(path)}
         self._deaths = 0  # in a row
         self._not_before_s = 0.0
         try:
             self._process: _Process | None = self._start()
-        except Lost as lost:
+        except ProcessLost as lost:
             raise SettingsError(f"scorer '{name}' in {python}: {lost}") from None
 
     @property
     def pid(self) -> int | None:
-        """Return the id of the living process, or None."""
+        """The id of the running process, or None."""
         return None if self._process is None else self._process.pid
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        """Return one outcome per item. Raises ReplicaLost or MemoryError when a process was lost with several items."""
+        """Return one outcome per item. Raises ReplicaLost or MemoryError if the process dies with several items."""
         try:
-            return self._once(items)
-        except Lost as lost:
+            return self._score_once(items)
+        except ProcessLost as lost:
             if len(items) > 1:  # isolation finds the item that caused it
-                raise self._error(lost, f"while it scored {len(items)} items; retry") from None
+                raise self._lost_error(lost, f"while it scored {len(items)} items; retry") from None
         try:
-            return self._once(items)
-        except Lost as lost:
-            raise self._error(lost, "twice on this item alone", ScorerFailed) from None
+            return self._score_once(items)
+        except ProcessLost as lost:
+            raise self._lost_error(lost, "twice on this item alone", ScorerFailed) from None
 
     def close(self) -> None:
         """End the process."""
         self._end()
         self._process = None
 
-    def _error(self, lost: Lost, when: str, kind: type[SynodError] = ReplicaLost) -> Exception:
+    def _lost_error(self, lost: ProcessLost, when: str, kind: type[SynodError] = ReplicaLost) -> Exception:
         text = f"the process of scorer '{self._name}' was lost {when}: {lost}"
         return MemoryError(text) if lost.killed else kind(text)
 
-    def _once(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        if (failure := self._revive()) is not None:
+    def _score_once(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        if (failure := self._ensure_process()) is not None:
             return [failure] * len(items)
         assert self._process is not None
-        sent = [self._packed(item) for item in items]
-        ready = [one for one in sent if isinstance(one, dict)]
+        packed = [self._pack(item) for item in items]
+        trees = [one for one in packed if isinstance(one, dict)]
         try:
-            answer = self._process.score(ready, self._times.batch_s) if ready else []
+            answer = self._process.score(trees, self._times.batch_s) if trees else []
         except TimeoutError:
-            self._lose()
-            late = f"scorer '{self._name}' did not score {len(ready)} items within {self._times.batch_s:g} s"
+            self._discard_process()
+            late = f"scorer '{self._name}' did not score {len(trees)} items within {self._times.batch_s:g} s"
             stopped = DeadlineExceeded(f"{late}, and its process was ended. Send fewer or smaller images at a time")
             return [ScoreFailure.of(stopped)] * len(items)
         except BaseException:
-            self._lose()
+            self._discard_process()
             raise
         self._deaths = 0
         if isinstance(answer, Exception):
             raise answer
-        found = iter(answer)
-        return [one if isinstance(one, ScoreFailure) else next(found) for one in sent]
+        outcomes = iter(answer)
+        return [one if isinstance(one, ScoreFailure) else next(outcomes) for one in packed]
 
-    def _packed(self, item: ScoreItem) -> records.Tree | ScoreFailure:
+    def _pack(self, item: ScoreItem) -> records.Tree | ScoreFailure:
+        """Return `item` as a message, or a failure if it does not fit into one or is invalid."""
         size = sum(len(one) if isinstance(one, bytes) else one.nbytes for one in item.images())
-        if size > ITEM_BYTES:
-            why = f"the item's images hold {size} bytes; a scorer in a child process takes {ITEM_BYTES} at most"
+        if size > MAX_IMAGE_BYTES:
+            why = f"the item's images hold {size} bytes; a scorer in a child process takes {MAX_IMAGE_BYTES} at most"
             return ScoreFailure.of(ImageTooLarge(f"{why}. Send smaller images or fewer references"))
         try:
             tree: records.Tree = records.write(ScoreRequest, ScoreRequest((item,)), lambda data: data)
@@ -163,8 +164,11 @@ class Child:
         except InvalidRequest as error:
             return ScoreFailure.of(error)
 
-    def _revive(self) -> ScoreFailure | None:
-        """Start a process if there is none and a start is due; return a failure where there is none."""
+    def _ensure_process(self) -> ScoreFailure | None:
+        """Start a process if none is running and the back-off has passed.
+
+        Return None if a process runs, else a failure that says why none does.
+        """
         if self._process is not None:
             return None
         why = f"its process died {self._deaths} times in a row"
@@ -172,25 +176,25 @@ class Child:
             try:
                 self._process = self._start()
                 return None
-            except Lost as lost:
-                self._deaths = max(self._deaths, MAX_DEATHS)  # one batch tries to load once
-                self._lose()
+            except ProcessLost as lost:
+                self._deaths = max(self._deaths, MAX_DEATHS)  # so that the next start is delayed
+                self._discard_process()
                 why = str(lost)
         wait_s = max(self._not_before_s - self._now_s(), 0.0)
         text = f"scorer '{self._name}' has no process: {why}. It is started again in {wait_s:.0f} s; retry then"
         return ScoreFailure.of(Unavailable(text, retry_after_s=wait_s))
 
-    def _lose(self) -> None:
+    def _discard_process(self) -> None:
         self.close()
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
-            self._not_before_s = self._now_s() + min(2.0 ** (self._deaths - MAX_DEATHS - 1), MAX_WAIT_S)
+            self._not_before_s = self._now_s() + min(2.0 ** (self._deaths - MAX_DEATHS - 1), MAX_BACKOFF_S)
 
     def _start(self) -> _Process:
         process = _Process(self._name, self._command)
         self._end = weakref.finalize(self, process.end)
         try:
-            process.load(self._asked, self._times)
+            process.load(self._load_message, self._times)
         except BaseException:
             process.end()
             raise
@@ -198,60 +202,60 @@ class Child:
 
 
 class _Process:
-    """One child process. Its output is logged."""
+    """One child process and its connection. Its output goes to the replica's log."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self._name, self._python = name, command[0]
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._connection, theirs = socket.socketpair()
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}  # Ray's token is ours
-        with theirs:
+        self._connection, child_end = socket.socketpair()
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}  # keep Ray's token
+        with child_end:
             try:
                 self._popen = subprocess.Popen(
-                    [*command, "--fd", str(theirs.fileno())],
+                    [*command, "--fd", str(child_end.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[child_end.fileno()],
                     env={**environ, "PYTHONUNBUFFERED": "1"},
-                    start_new_session=True,  # Ctrl-C is the replica's to handle
+                    start_new_session=True,  # so that Ctrl-C reaches only the replica
                 )
             except OSError as error:
                 self._connection.close()
-                raise Lost(f"it cannot be started: {error}") from None
-        self._reader = threading.Thread(target=self._read, daemon=True)
+                raise ProcessLost(f"it cannot be started: {error}") from None
+        self._reader = threading.Thread(target=self._log_output, daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
         return self._popen.pid
 
-    def load(self, asked: Mapping[str, Any], times: ChildTimeouts) -> None:
-        """Wait for the greeting and have the scorer loaded. Raises Lost."""
-        waits = "begin", times.begin_s
+    def load(self, message: Mapping[str, Any], times: ChildTimeouts) -> None:
+        """Receive the greeting, send the load message and wait until the scorer is loaded. Raises ProcessLost."""
+        step, limit_s = "start", times.start_s
         try:
-            greeting = Node(self._receive(times.begin_s)).fields("protocol", "synod")
+            greeting = Node(self._receive(limit_s)).fields("protocol", "synod")
             protocol = greeting.need("protocol", Node.integer)
             if protocol != PROTOCOL:
-                raise Lost(
+                raise ProcessLost(
                     f"its synod {greeting.get('synod', Node.text)} speaks protocol {protocol}, the service {PROTOCOL}: "
                     f"install the service's release in {self._python}"
                 )
-            waits = "load the scorer", times.load_s
-            frames.send(self._connection, asked, frames.MAX_REQUEST_BYTES)
-            answer = self._receive(times.load_s)
+            step, limit_s = "load the scorer", times.load_s
+            frames.send(self._connection, message, frames.MAX_REQUEST_BYTES)
+            answer = self._receive(limit_s)
             if answer == {"ready": True}:
                 return
             if isinstance(answer, dict) and "memory" in answer:
-                raise Lost(f"it ran out of memory while it loaded: {answer['memory']}")
-            raise Lost(f"it cannot load: {records.read_error(Node(answer)).message}")
+                raise ProcessLost(f"it ran out of memory while it loaded: {answer['memory']}")
+            raise ProcessLost(f"it cannot load: {records.read_error(Node(answer)).message}")
         except TimeoutError:
-            raise Lost(f"it did not {waits[0]} within {waits[1]:g} s") from None
+            raise ProcessLost(f"it did not {step} within {limit_s:g} s") from None
         except (InvalidRequest, OSError) as error:
-            raise self._lost(error) from None
+            raise self._process_lost(error) from None
 
     def score(self, trees: Sequence[records.Tree], timeout_s: float) -> list[Outcome] | Exception:
-        """Return its outcomes, or what the scorer raised. Raises Lost and TimeoutError."""
+        """Return the outcomes, or the exception that the scorer raised. Raises ProcessLost and TimeoutError."""
         ends_s = time.monotonic() + timeout_s
         try:
             self._connection.settimeout(timeout_s)
@@ -270,27 +274,27 @@ class _Process:
         except TimeoutError:
             raise
         except (InvalidRequest, OSError) as error:
-            raise self._lost(error) from None
+            raise self._process_lost(error) from None
         return [one.scores[SCORER] for one in results]
 
     def end(self) -> None:
-        """Close the connection, which ends the process; kill it if it does not end."""
+        """Close the connection, which ends the process; kill it if it still runs after SHUTDOWN_S."""
         self._connection.close()
         try:
-            self._popen.wait(END_S)
+            self._popen.wait(SHUTDOWN_S)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
-        self._reader.join(END_S)  # what it started may hold its output open
+        self._reader.join(SHUTDOWN_S)  # a process that it started may hold its output open
 
     def _receive(self, timeout_s: float) -> Any:
         try:
             return frames.receive(self._connection, frames.MAX_REPLY_BYTES, timeout_s)
         except (frames.Closed, frames.BadFrame) as error:
-            raise self._lost(error) from None
+            raise self._process_lost(error) from None
 
-    def _lost(self, error: Exception) -> Lost:
-        """Return why it was lost: how it ended, or what is wrong with its message."""
+    def _process_lost(self, error: Exception) -> ProcessLost:
+        """Return the reason of the loss: how the process ended, or what is wrong with its message."""
         if not isinstance(error, frames.BadFrame | InvalidRequest):  # it closed the connection and is about to end
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1.0)
@@ -298,12 +302,12 @@ class _Process:
         self._reader.join(0.0 if status is None else 1.0)
         last = f"; it printed last: {' | '.join(self._tail)}" if self._tail else ""
         if status is None:
-            return Lost(f"it broke the protocol: {error}{last}")
-        how = f"it ended with status {status}" if status >= 0 else f"it was ended by {_signal(-status)}"
-        hint = ", as by the kernel when memory runs out" if status == -signal.SIGKILL else ""
-        return Lost(f"{how}{hint}{last}", killed=status == -signal.SIGKILL)
+            return ProcessLost(f"it broke the protocol: {error}{last}")
+        how = f"it ended with status {status}" if status >= 0 else f"it was ended by {_signal_name(-status)}"
+        hint = ", which the kernel sends when memory runs out" if status == -signal.SIGKILL else ""
+        return ProcessLost(f"{how}{hint}{last}", killed=status == -signal.SIGKILL)
 
-    def _read(self) -> None:
+    def _log_output(self) -> None:
         assert self._popen.stdout is not None
         with self._popen.stdout as stream:
             while line := stream.readline(4096):
@@ -312,7 +316,7 @@ class _Process:
                 log.warning("%s: %s", self._name, text)
 
 
-def _signal(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

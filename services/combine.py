@@ -1,12 +1,14 @@
-"""Combine an item's scores into one reward, by weights and a rule for missing scores. Pure.
+"""Combine an item's scores into one reward. Pure functions.
 
     reward = sum over components k of w_k * value_k
 
-The weights are not rescaled. Sync-R1's reward (eq. 34) differs in two ways, which an ensemble may ask for: its weights
-depend on the item's concept kind ((TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for animals and objects, (0.4, 0.2, 0.2,
-0.2) for people), and each value is clipped at zero, max(0, value_k), so that with values <= 1 the reward lies in
-[0, sum of w]. The paper does not say what an unmeasured component does; here the reward fails too, or its weight is
-redistributed (`MissingPolicy`).
+The weights are used as given; they need not sum to 1. Sync-R1's reward (eq. 34) differs in two ways, which an ensemble
+may ask for. Its weights depend on the kind of the item's concept: (TIER, BER, DER, FER) = (0.4, 0.3, 0.3, 0) for
+animals and objects, (0.4, 0.2, 0.2, 0.2) for people. And each value is clipped at zero, max(0, value_k), so that with
+values <= 1 the reward lies in [0, sum of w].
+
+The paper does not define the reward when a component has no score. Here (`MissingPolicy`) the reward fails, or the other
+weights are scaled up to the same sum ('renormalise').
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ Weights = Mapping[str, float]
 def weights_for(
     ensemble: str, weights: Weights | None, by_kind: Mapping[ConceptKind, Weights], concept: Concept | None
 ) -> Weights | ScoreFailure:
-    """Return the weights that `ensemble` gives an item: those of its concept's kind if there are any, else `weights`.
+    """Return the item's weights: those for the kind of its concept, or `weights` if `by_kind` does not have the kind.
 
-    An ensemble without `weights` gives a MissingInput failure for an item without a concept of a kind in `by_kind`.
+    If `weights` is None as well, return a MissingInput failure.
     """
     if concept is not None and concept.kind in by_kind:
         return by_kind[concept.kind]
@@ -44,52 +46,52 @@ def weights_for(
 
 
 def required(weights: Weights) -> tuple[str, ...]:
-    """The scorers whose value the reward depends on: those weighted above 0, in order."""
+    """List the scorers that the reward depends on: those with a weight above 0, in order."""
     return tuple(name for name, weight in weights.items() if weight > 0)
 
 
 def combine(
     scores: Mapping[str, Outcome], weights: Weights, missing: MissingPolicy = "fail", *, clip_at_zero: bool = False
 ) -> Outcome:
-    """Return one item's reward. `weights` are finite and >= 0; a component weighted 0 is neither required nor read.
+    """Return one item's reward. `weights` are finite and >= 0; a component of weight 0 is ignored.
 
-    `clip_at_zero` counts a negative value as 0 (eq. 34); without it, a negative value lowers the reward. A required
-    component that failed or is absent: under 'fail' the reward is a failure (retryable only if every such component
-    is); under 'renormalise' the measured components' weights are scaled to the same total, and the reward is a
-    failure only when none was measured. `detail` holds per component its value, weight and contribution.
+    `clip_at_zero` counts a negative value as 0 (eq. 34); without it, a negative value lowers the reward. `missing` says
+    what happens if a component failed or is absent. 'fail': the reward is a failure, retryable only if each of those
+    components is. 'renormalise': the weights of the others are scaled up to the same sum, and the reward is a failure
+    only if no component has a score. `detail` holds the value, weight and contribution of each component.
     """
     names = required(weights)
     if not names:
         return ScoreFailure.of(InvalidItem("all weights are 0, so the reward is undefined; weigh at least one scorer"))
-    measured = {name: value for name in names if (value := _finite_value(scores.get(name))) is not None}
-    lost = [name for name in names if name not in measured]
-    if lost and (missing == "fail" or not measured):
-        return _failed(scores, weights, lost)
-    scale = sum(weights[n] for n in names) / sum(weights[n] for n in measured) if lost else 1.0
+    values = {name: value for name in names if (value := _finite_value(scores.get(name))) is not None}
+    absent = [name for name in names if name not in values]
+    if absent and (missing == "fail" or not values):
+        return _reward_failure(scores, weights, absent)
+    scale = sum(weights[n] for n in names) / sum(weights[n] for n in values) if absent else 1.0
     components = {}
-    for name, value in measured.items():
+    for name, value in values.items():
         weight = weights[name] * scale
         contribution = weight * (max(0.0, value) if clip_at_zero else value)
         components[name] = {"value": value, "weight": weight, "contribution": contribution}
     reward = sum(component["contribution"] for component in components.values())
     if not math.isfinite(reward):  # huge finite weights can still overflow
-        return ScoreFailure.of(NonFinite(f"the reward of {', '.join(measured)} is {reward}; give smaller weights"))
-    return Score(reward, {"components": components, "missing": lost} if lost else {"components": components})
+        return ScoreFailure.of(NonFinite(f"the reward of {', '.join(values)} is {reward}; give smaller weights"))
+    return Score(reward, {"components": components, "missing": absent} if absent else {"components": components})
 
 
 def _finite_value(outcome: Outcome | None) -> float | None:
     return outcome.value if isinstance(outcome, Score) and math.isfinite(outcome.value) else None
 
 
-def _failed(scores: Mapping[str, Outcome], weights: Weights, lost: list[str]) -> ScoreFailure:
-    """One failure for the reward: the first reason that no retry helps, else the first reason."""
-    reasons = [(name, _reason(scores.get(name))) for name in lost]
-    name, worst = next((reason for reason in reasons if not reason[1].retryable), reasons[0])
-    message = f"the reward needs '{name}' (weight {weights[name]:g}), which failed: {worst.message}"
-    return ScoreFailure(worst.code, message, worst.retryable)
+def _reward_failure(scores: Mapping[str, Outcome], weights: Weights, absent: list[str]) -> ScoreFailure:
+    """Return the failure of the first component in `absent` that cannot be retried, or of the first one."""
+    failures = [(name, _component_failure(scores.get(name))) for name in absent]
+    name, cause = next((pair for pair in failures if not pair[1].retryable), failures[0])
+    message = f"the reward needs '{name}' (weight {weights[name]:g}), which failed: {cause.message}"
+    return ScoreFailure(cause.code, message, cause.retryable)
 
 
-def _reason(outcome: Outcome | None) -> ScoreFailure:
+def _component_failure(outcome: Outcome | None) -> ScoreFailure:
     if isinstance(outcome, ScoreFailure):
         return outcome
     return ScoreFailure.of(

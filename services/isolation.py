@@ -1,9 +1,9 @@
-"""Run one batch, return one outcome per item: halve a batch that runs out of memory, bisect one that raises.
+"""Run one batch and return one outcome per item: halve a batch that runs out of memory, bisect one that raises.
 
-An item fails only after it has raised alone, so it never fails because of its neighbours, not even in a batch whose
-items raise only together. n items with one that raises cost at most ceil(log2 n) + 2 runs beyond the first: the search
-runs one half per level and infers the other, then the suspect alone, then everything set aside in one run. k such items
-cost at most k times that.
+An item fails only if it raises in a run of its own, never because of the other items of its batch, even if some items
+raise only together. In a batch of n items, finding one that raises costs at most ceil(log2 n) + 2 runs beyond the
+first: one half at each level of the bisection, the suspect alone, and then all items set aside in one run. Finding k
+such items costs at most k times as much.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import NonFinite, ScorerFailed, SynodError
 
 Run = Callable[[Sequence[ScoreItem]], Sequence[Outcome]]
-Cost = Callable[[Sequence[ScoreItem]], int]  # images that items put on the device when they run together
+Cost = Callable[[Sequence[ScoreItem]], int]  # how many images the items put on the device in one batch
 
 
 def isolate(run: Run, items: Sequence[ScoreItem], limit: BatchLimit | None = None, cost: Cost = len) -> list[Outcome]:
     """Return one outcome per item, in order; values that are not finite become NonFinite failures. Raises no Exception.
 
-    `run` may raise, run out of memory (MemoryError, or an error class named OutOfMemoryError, such as torch's), or
-    return the wrong number or kind of outcomes: that fails the whole run, since they cannot be assigned to items.
-    `limit` is adjusted after batches that ran out of memory; `cost` counts the images of items.
+    `run` may raise, also for lack of memory (MemoryError, or a class named OutOfMemoryError, such as torch's). A wrong
+    number or type of outcomes fails all items of the run, since outcomes cannot be assigned to items. `limit` is
+    lowered after a batch that ran out of memory and raised after others.
     """
     work = _Work(run, items, cost)
-    work.settle(list(range(len(items))))
+    work.run(list(range(len(items))))
     assert len(work.outcomes) == len(items)
     if limit is not None:
         work.adjust(limit)
@@ -41,8 +41,8 @@ class _Work:
         self._largest_run = 0  # images of the largest run that had enough memory
         self.outcomes: dict[int, Outcome] = {}
 
-    def settle(self, group: list[int]) -> None:
-        """Find an outcome for every index in `group`."""
+    def run(self, group: list[int]) -> None:
+        """Run the items at the indices in `group` until each has an outcome."""
         while group:
             failure = self._attempt(group)
             if failure is None:
@@ -53,20 +53,20 @@ class _Work:
             group = self._halve(group) if failure is _OUT_OF_MEMORY else self._bisect(group)
 
     def adjust(self, limit: BatchLimit) -> None:
-        """Raise or lower `limit` by what this batch found."""
+        """Lower `limit` if this batch ran out of memory, else raise it."""
         if not self._out_of_memory:
             limit.raise_after_success()
         elif all(outcome is not _OUT_OF_MEMORY for outcome in self.outcomes.values()):
             limit.lower(self._largest_run)
 
     def _halve(self, group: list[int]) -> list[int]:
-        """Settle the first half and return the second."""
+        """Run the first half and return the second."""
         middle = len(group) // 2
-        self.settle(group[:middle])
+        self.run(group[:middle])
         return group[middle:]
 
     def _bisect(self, group: list[int]) -> list[int]:
-        """Find one item of `group` that raises, and return those whose outcome is still open."""
+        """Find one item of `group` that raises, and return those that have no outcome yet."""
         aside: list[int] = []
         failure: ScoreFailure | None = None
         while len(group) > 1:
@@ -82,9 +82,9 @@ class _Work:
         return aside
 
     def _attempt(self, group: list[int]) -> ScoreFailure | None:
-        """Run `group`: keep its outcomes and return None, or return a failure for what it raised.
+        """Run `group` once: keep its outcomes and return None, or return the failure for what it raised.
 
-        The caller reacts after the exception is gone, together with the memory that its frames hold.
+        The exception is not returned, so that the memory that its frames hold is free before the next run.
         """
         items = [self._items[i] for i in group]
         try:
@@ -102,7 +102,7 @@ class _Work:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` means exhausted memory, by its class or its class's name and so without torch."""
+    """Return whether `error` reports exhausted memory. Classes are compared by name, to avoid importing torch."""
     return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
 
 
@@ -112,13 +112,13 @@ _OUT_OF_MEMORY = ScoreFailure.of(
 
 
 def _validated(outcomes: Sequence[Outcome], expected: int) -> list[Outcome]:
-    """Return the outcomes of a run, as failures where it broke the batch contract."""
-    found = list(outcomes)
-    unexpected_types = sorted({type(o).__name__ for o in found if not isinstance(o, Score | ScoreFailure)})
-    if len(found) == expected and not unexpected_types:
-        return [_finite(outcome) for outcome in found]
-    what = f"{unexpected_types} among its outcomes" if unexpected_types else f"{len(found)} outcomes"
-    return [ScoreFailure.of(ScorerFailed(f"the scorer gave {what} for {expected} items"))] * expected
+    """Return the outcomes of a run, or a failure for each item if they break the batch contract."""
+    returned = list(outcomes)
+    unexpected_types = sorted({type(o).__name__ for o in returned if not isinstance(o, Score | ScoreFailure)})
+    if len(returned) == expected and not unexpected_types:
+        return [_finite(outcome) for outcome in returned]
+    what = f"{unexpected_types} among its outcomes" if unexpected_types else f"{len(returned)} outcomes"
+    return [ScoreFailure.of(ScorerFailed(f"the scorer returned {what} for {expected} items"))] * expected
 
 
 def _finite(outcome: Outcome) -> Outcome:

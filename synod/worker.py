@@ -1,6 +1,6 @@
-"""`synod-scorer`: one scorer in an environment of its own, as a child process of the service's replica.
+"""`synod-scorer`: run one scorer in its own Python environment, as a child process of a replica of the service.
 
-The replica starts it with one end of a socket pair (`--fd`); they exchange frames (`synod.frames`):
+The replica starts it with one end of a socket pair (`--fd`). They exchange frames (`synod.frames`):
 
     child    {protocol, synod}
     replica  {load: "module:function", name, settings, path: [folder..]}
@@ -8,7 +8,7 @@ The replica starts it with one end of a socket pair (`--fd`); they exchange fram
     replica  {score: n}, then n requests of one item each (`synod.records`)
     child    a response of n results, {memory: text} when it ran out of memory, or an error
 
-Standard output and error are the replica's log. The process ends with its connection, whatever it does then.
+The replica logs what it prints. The process ends at once when the connection closes, even in the middle of a batch.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from synod.formats import read_bin
 from synod.reader import Node
 
 PROTOCOL: Final = 1
-MAX_TEXT: Final = 2000  # characters of an error
+MAX_ERROR_CHARACTERS: Final = 2000
 SCORER: Final = "scorer"  # the one key of a result's scores
 
 
 class Settings(SimpleNamespace):
-    """A scorer's settings by attribute, as in the service: `name.options["power"]`, `name.serving.device`."""
+    """The settings of a scorer, by attribute as in the service: `settings.serving.device`."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         super().__init__(**{**tree, "serving": SimpleNamespace(**tree.get("serving", {}))})
@@ -45,13 +45,13 @@ class Settings(SimpleNamespace):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load one scorer and score until the connection closes; 1 when it could not be loaded."""
-    parser = argparse.ArgumentParser(prog="synod-scorer", description="one scorer, for the replica that started this")
+    """Load one scorer and score until the connection closes. Return 1 if it cannot be loaded."""
+    parser = argparse.ArgumentParser(prog="synod-scorer", description="run one scorer for the replica that starts this")
     parser.add_argument("--fd", type=int, required=True, help="descriptor of a connected stream socket")
     descriptor = parser.parse_args(arguments).fd
-    os.set_inheritable(descriptor, False)  # what a scorer starts must not keep the connection open
+    os.set_inheritable(descriptor, False)  # processes that the scorer starts must not keep the connection open
     with socket.socket(fileno=descriptor) as connection:
-        threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+        threading.Thread(target=_exit_on_hang_up, args=(connection,), daemon=True).start()
         try:
             frames.send(connection, {"protocol": PROTOCOL, "synod": synod.__version__}, frames.MAX_REPLY_BYTES)
             return _serve(connection)
@@ -60,54 +60,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(name: str, function: str, settings: Mapping[str, Any]) -> Any:
-    """The scorer that `function` ("module:function") gives for (name, settings). Raises ScorerFailed, or as it does."""
+    """Call `function` ("module:function") with (name, settings) and return its scorer.
+
+    Raises what `function` raises, and ScorerFailed if it does not return a scorer.
+    """
     module, _, attribute = function.partition(":")
     scorer = getattr(importlib.import_module(module), attribute)(name, Settings(settings))
     if not callable(getattr(scorer, "score", None)):
-        raise ScorerFailed(f"it gave {type(scorer).__name__}, which has no method score(items); return a scorer")
+        raise ScorerFailed(f"it returned {type(scorer).__name__}, which has no method score(items); return a scorer")
     return scorer
 
 
 def _serve(connection: socket.socket) -> int:
-    asked = frames.receive(connection, frames.MAX_REQUEST_BYTES)
-    sys.path.extend(asked["path"])  # last: the environment's own packages come first
+    request = frames.receive(connection, frames.MAX_REQUEST_BYTES)
+    sys.path.extend(request["path"])  # at the end, so that the environment's own packages come first
     try:
-        scorer = load(asked["name"], asked["load"], asked["settings"])
+        scorer = load(request["name"], request["load"], request["settings"])
     except Exception as error:
-        frames.send(connection, _failed(error), frames.MAX_REPLY_BYTES)
+        frames.send(connection, _error_tree(error), frames.MAX_REPLY_BYTES)
         return 1
     frames.send(connection, {"ready": True}, frames.MAX_REPLY_BYTES)
     while True:
         count = frames.receive(connection, frames.MAX_REQUEST_BYTES)["score"]
-        items = [_item(frames.receive(connection, frames.MAX_REQUEST_BYTES)) for _ in range(count)]
+        items = [_read_item(frames.receive(connection, frames.MAX_REQUEST_BYTES)) for _ in range(count)]
         try:
-            frames.send(connection, _scored(scorer, items), frames.MAX_REPLY_BYTES)
+            frames.send(connection, _score(scorer, items), frames.MAX_REPLY_BYTES)
         except PayloadTooLarge as error:
-            frames.send(connection, _failed(ScorerFailed(f"{error}; return less detail")), frames.MAX_REPLY_BYTES)
+            frames.send(connection, _error_tree(ScorerFailed(f"{error}; return less detail")), frames.MAX_REPLY_BYTES)
 
 
-def _item(message: object) -> ScoreItem:
+def _read_item(message: object) -> ScoreItem:
     request: ScoreRequest = records.read(ScoreRequest, Node(message), read_bin)
     (item,) = request.items
     return item
 
 
-def _scored(scorer: Any, items: Sequence[ScoreItem]) -> records.Tree:
+def _score(scorer: Any, items: Sequence[ScoreItem]) -> records.Tree:
     try:
         outcomes: list[Outcome] = list(scorer.score(items))
-        others = sorted({type(one).__name__ for one in outcomes if not isinstance(one, (Score, ScoreFailure))})
-        if others or len(outcomes) != len(items):
-            what = f"{others} among its outcomes" if others else f"{len(outcomes)} outcomes"
-            raise ScorerFailed(f"the scorer gave {what} for {len(items)} items")
+        unexpected_types = sorted({type(o).__name__ for o in outcomes if not isinstance(o, (Score, ScoreFailure))})
+        if unexpected_types or len(outcomes) != len(items):
+            what = f"{unexpected_types} among its outcomes" if unexpected_types else f"{len(outcomes)} outcomes"
+            raise ScorerFailed(f"the scorer returned {what} for {len(items)} items")
     except Exception as error:
-        return _failed(error)
+        return _error_tree(error)
     response = ScoreResponse(tuple(ItemResult({SCORER: one}) for one in outcomes), "")
     tree: records.Tree = records.write(ScoreResponse, response)
     return tree
 
 
-def _failed(error: Exception) -> records.Tree:
-    text = str(error)[:MAX_TEXT].encode(errors="replace").decode()
+def _error_tree(error: Exception) -> records.Tree:
+    text = str(error)[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
     if isinstance(error, SynodError):
         return records.error_tree(error_of(error.code, text, retryable=error.retryable))
     text = f"{type(error).__name__}: {text}"
@@ -116,10 +119,10 @@ def _failed(error: Exception) -> records.Tree:
     return records.error_tree(ScorerFailed(f"the scorer raised {text}"))
 
 
-def _end_with(connection: socket.socket) -> None:
-    """End the process when the other side hangs up, also in the middle of a batch."""
+def _exit_on_hang_up(connection: socket.socket) -> None:
+    """End the process when the other side closes the connection, even in the middle of a batch."""
     poll = select.poll()
-    poll.register(connection, getattr(select, "POLLRDHUP", 0))  # a hang-up alone, no data
+    poll.register(connection, getattr(select, "POLLRDHUP", 0))  # wait for a hang-up only, not for data
     poll.poll()
     os._exit(1)
 

@@ -14,18 +14,17 @@ from synod.records import write
 def prompt_json(prompt: Prompt) -> dict[str, Any]:
     """Return one line of the prompt files.
 
-    `resolved` is the explicit form of a vague prompt; `fact` is an index into the profile's extra_info.
+    `resolved` is the explicit form of a prompt about a concept; `fact` is an index into the profile's extra_info.
     """
     if prompt.geneval is not None:
         return {**write(GenEvalMetadata, prompt.geneval), "prompt": prompt.text}
     assert prompt.concept is not None, "a prompt without metadata names a concept"
     facts = [(fact.accessory, fact.color) for fact in profile_of(prompt.concept).attributes]
-    resolved = resolve(prompt)
     document = {
         "tag": prompt.task,
         "prompt": prompt.text,
         "concept": prompt.concept,
-        "resolved": None if resolved == prompt.text else resolved,
+        "resolved": resolve(prompt),
         "fact": facts.index(prompt.accessories[0]) if prompt.accessories else None,
         "accessories": [list(pair) for pair in prompt.accessories] or None,
         "companion": prompt.companion,

@@ -137,8 +137,8 @@ async def test_batch_size_counts_images_not_items() -> None:
     ("run", "word"),
     [
         (lambda items: 1 / 0, "ZeroDivisionError"),
-        (lambda items: echo(items)[1:], "gave 1 outcomes for 2"),
-        (lambda items: [*echo(items), Score(0.0)], "gave 3 outcomes for 2"),
+        (lambda items: echo(items)[1:], "returned 1 outcomes for 2"),
+        (lambda items: [*echo(items), Score(0.0)], "returned 3 outcomes for 2"),
         (lambda items: None, "TypeError"),
         (lambda items: [0.5 for _ in items], "float"),
         (lambda items: exec("raise SystemExit(3)"), "SystemExit"),

@@ -107,8 +107,8 @@ def test_a_non_finite_score_fails_its_item(value: float) -> None:
 @pytest.mark.parametrize(
     ("run", "word"),
     [
-        (lambda items: [Score(9.0)] * (len(items) - 1), "gave 2 outcomes for 3"),
-        (lambda items: [Score(9.0)] * (len(items) + 1), "gave 4 outcomes for 3"),
+        (lambda items: [Score(9.0)] * (len(items) - 1), "returned 2 outcomes for 3"),
+        (lambda items: [Score(9.0)] * (len(items) + 1), "returned 4 outcomes for 3"),
         (lambda items: [0.5 for _ in items], "float"),
         (lambda items: None, "TypeError"),
     ],

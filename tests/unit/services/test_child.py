@@ -1,4 +1,4 @@
-"""A scorer in a child process: every way in which the process may fail ends in a typed failure, neighbours scored."""
+"""A scorer in a child process: each way of failing gives a typed failure, and the other items get scores."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def item(prompt: str, grey: int = 51) -> ScoreItem:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Scorers of `own_scorer` in processes of this Python, and all of them ended afterwards."""
+    """Load scorers of `own_scorer` in child processes, which end with the test."""
     monkeypatch.setenv("PYTHONPATH", venvs.PYTHONPATH)
     made: list[Child] = []
 
@@ -74,7 +74,7 @@ def test_values_are_those_of_the_scorer_in_order(make: Make) -> None:
     assert {one.detail["pid"] for one in outcomes if isinstance(one, Score)}.isdisjoint({os.getpid()})
 
 
-def test_what_it_prints_is_logged_and_corrupts_nothing(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_output_is_logged_and_leaves_the_protocol_intact(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("ray.serve").propagate = True
     scorer = make()
     assert codes(score_batch(scorer, [item("prints hello"), item("fine")])) == ["score", "score"]
@@ -97,7 +97,7 @@ def test_what_it_prints_is_logged_and_corrupts_nothing(make: Make, caplog: pytes
         ("nan", "scorer_failed", "nan"),
     ],
 )
-def test_a_bad_item_fails_alone_and_typed(make: Make, prompt: str, code: str, message: str) -> None:
+def test_a_bad_item_fails_alone_with_its_code(make: Make, prompt: str, code: str, message: str) -> None:
     items = [item("fine", grey) for grey in GREYS]
     outcomes = score_batch(make(), [*items[:2], item(prompt), *items[2:]])
     bad = outcomes.pop(2)
@@ -108,26 +108,26 @@ def test_a_bad_item_fails_alone_and_typed(make: Make, prompt: str, code: str, me
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
-def test_an_accident_costs_no_score(make: Make, tmp_path: Path, name: str) -> None:
+def test_one_crash_loses_no_score(make: Make, tmp_path: Path, name: str) -> None:
     outcomes = score_batch(make(), [item("fine", 0), item(f"once {name}", 51), item("fine", 255)])
     assert [one.value for one in outcomes if isinstance(one, Score)] == pytest.approx([0.0, 0.2, 1.0])
     assert len(lines(tmp_path / "loads")) == 2
 
 
-def test_memory_that_runs_out_halves_the_batch(make: Make, tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_batch(make: Make, tmp_path: Path) -> None:
     assert codes(score_batch(make(most=2), [item("fine")] * 6)) == ["score"] * 6
     assert len(lines(tmp_path / "loads")) == 1
     assert max(map(int, lines(tmp_path / "runs")[1:])) == 3
 
 
-def test_a_list_of_another_length_is_a_failure(make: Make) -> None:
+def test_a_wrong_number_of_outcomes_is_a_failure(make: Make) -> None:
     outcomes = score_batch(make(short=1), [item("fine")] * 2)
     assert [one.message for one in outcomes if isinstance(one, ScoreFailure)] == [
-        "the scorer gave 0 outcomes for 1 items"
+        "the scorer returned 0 outcomes for 1 items"
     ] * 2
 
 
-def test_a_process_that_hangs_is_ended_at_the_deadline(make: Make, tmp_path: Path) -> None:
+def test_a_hung_process_is_killed_at_the_deadline(make: Make, tmp_path: Path) -> None:
     scorer = make(ChildTimeouts(batch_s=1.0))
     outcomes = score_batch(scorer, [item("fine"), item("hangs")])
     assert codes(outcomes) == ["deadline_exceeded"] * 2
@@ -136,8 +136,8 @@ def test_a_process_that_hangs_is_ended_at_the_deadline(make: Make, tmp_path: Pat
     assert len(lines(tmp_path / "loads")) == 2
 
 
-def test_an_item_above_the_frame_is_refused_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "ITEM_BYTES", 100)
+def test_only_the_too_large_item_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "MAX_IMAGE_BYTES", 100)
     large = ScoreItem(image=np.zeros((6, 6, 3), np.uint8), prompt="fine")
     outcomes = score_batch(make(), [item("fine"), large])
     assert codes(outcomes) == ["score", "image_too_large"]
@@ -151,10 +151,10 @@ def test_an_item_above_the_frame_is_refused_alone(make: Make, monkeypatch: pytes
         ({"entry": "own_scorer:other"}, "it cannot load: .*has no attribute 'other'"),
         ({"load": "raises"}, r"it cannot load: the scorer raised RuntimeError: no weights in \./nowhere"),
         ({"load": "dies"}, "it was ended by SIGSEGV"),
-        ({"load": "nothing"}, "it gave object, which has no method score"),
+        ({"load": "nothing"}, "it returned object, which has no method score"),
     ],
 )
-def test_a_scorer_that_does_not_load_stops_the_start(make: Make, options: Any, message: str) -> None:
+def test_a_scorer_that_fails_to_load_stops_the_start(make: Make, options: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=f"scorer 'own' in .*{message}"):
         make(**options)
 
@@ -171,10 +171,10 @@ def test_an_interpreter_without_synod_stops_the_start(make: Make, tmp_path: Path
 
 def test_a_failed_restart_is_unavailable_until_its_backoff(make: Make, tmp_path: Path) -> None:
     now = [0.0]
-    make()  # sets the path
-    asked = {"options": {"folder": str(tmp_path / "sub"), "load": "dies later"}, "serving": {}}
+    make()  # sets PYTHONPATH
+    described = {"options": {"folder": str(tmp_path / "sub"), "load": "dies later"}, "serving": {}}
     (tmp_path / "sub").mkdir()
-    one = Child("own", sys.executable, "own_scorer:load", asked, now_s=lambda: now[0])
+    one = Child("own", sys.executable, "own_scorer:load", described, now_s=lambda: now[0])
     try:
         assert one.pid is not None
         os.kill(one.pid, signal.SIGKILL)
@@ -185,7 +185,7 @@ def test_a_failed_restart_is_unavailable_until_its_backoff(make: Make, tmp_path:
             waits.append(outcomes[0].message)  # type: ignore[union-attr]
             now[0] += 1.5
         loads = len(lines(tmp_path / "sub" / "loads"))
-        assert loads == 4  # at 0, 0 (the batch that was lost), 1.5 and 4.5 s; not at 3
+        assert loads == 4  # at 0 s (at first, and after the kill), 1.5 s and 4.5 s, but not at 3 s
         assert "it ended with status 3" in waits[0]
         assert "started again in 1 s" in waits[0]
     finally:
@@ -196,14 +196,14 @@ def _described() -> CustomSettings:
     return CustomSettings(kind="custom", load="own_scorer:load", needs=("image",))
 
 
-def test_the_process_ends_with_the_replica(make: Make, tmp_path: Path) -> None:
-    """Killed in the middle of a batch, as a replica is that Serve or the kernel ends."""
+def test_the_child_ends_when_the_replica_is_killed(make: Make, tmp_path: Path) -> None:
+    """The replica is killed in the middle of a batch, as Serve or the kernel may do."""
     program = textwrap.dedent(f"""
         import sys
         from services.child import Child
         from tests.unit.services.test_child import item
-        asked = {{"options": {{"folder": {str(tmp_path)!r}}}, "serving": {{}}}}
-        one = Child("own", sys.executable, "own_scorer:load", asked)
+        described = {{"options": {{"folder": {str(tmp_path)!r}}}, "serving": {{}}}}
+        one = Child("own", sys.executable, "own_scorer:load", described)
         print(one.pid, flush=True)
         one.score([item("hangs")])
     """)
@@ -222,7 +222,7 @@ def test_the_process_ends_with_the_replica(make: Make, tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_ray_s_secrets_do_not_reach_it(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rays_variables_are_not_passed_on(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     own = make()._own
@@ -232,8 +232,8 @@ def test_ray_s_secrets_do_not_reach_it(make: Make, monkeypatch: pytest.MonkeyPat
     assert not [one for one in given if one.startswith(b"RAY_")]
 
 
-async def test_every_other_kind_runs_in_it_too(tmp_path: Path) -> None:
-    """With another interpreter of equal packages: the value is that of the same scorer here."""
+async def test_a_built_in_kind_runs_in_a_child_too(tmp_path: Path) -> None:
+    """In another interpreter with the same packages it returns the same outcome as in this process."""
     from tests.building import build
 
     python = venvs.make(tmp_path / "same")

@@ -1,4 +1,4 @@
-"""Eq. 34 by hand, and what holds for any weights and outcomes."""
+"""The reward: equation 34 computed by hand, and properties for any weights and outcomes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_eq_34_by_hand(weights: dict[str, float], values: dict[str, float], rewa
     assert sum(c["contribution"] for c in outcome.detail["components"].values()) == pytest.approx(outcome.value)
 
 
-def test_a_negative_value_counts_as_it_is_unless_clipped() -> None:
+def test_a_negative_value_lowers_the_reward_unless_clipped() -> None:
     scores, weights = measured(pickscore=0.5, jpeg=-40.0), {"pickscore": 2.0, "jpeg": 0.25}
     plain, clipped = combine(scores, weights), combine(scores, weights, clip_at_zero=True)
     assert isinstance(plain, Score)
@@ -50,24 +50,24 @@ def test_a_negative_value_counts_as_it_is_unless_clipped() -> None:
     assert clipped.detail["components"]["jpeg"] == {"value": -40.0, "weight": 0.25, "contribution": 0.0}
 
 
-def test_a_component_weighted_0_is_neither_required_nor_read() -> None:
+def test_a_component_of_weight_0_is_ignored() -> None:
     assert required(ANIMAL) == ("tier", "ber", "der")
     with_failure = measured(tier=0.5, ber=0.4, der=0.6) | {"fer": BAD}
     assert combine(with_failure, ANIMAL) == combine(measured(tier=0.5, ber=0.4, der=0.6), ANIMAL)
 
 
-def test_a_lost_component_fails_the_reward_with_its_reason() -> None:
+def test_a_failed_component_fails_the_reward_with_its_code() -> None:
     outcome = combine(measured(tier=1.0, ber=1.0, der=1.0) | {"fer": LOST}, PERSON)
     assert outcome == ScoreFailure("replica_lost", "the reward needs 'fer' (weight 0.2), which failed: gone", True)
 
 
-def test_a_reason_that_no_retry_helps_comes_first() -> None:
+def test_a_failure_that_cannot_be_retried_comes_first() -> None:
     outcome = combine({"tier": LOST, "ber": BAD, "der": LOST}, {"tier": 1, "ber": 1, "der": 1})
     assert isinstance(outcome, ScoreFailure)
     assert (outcome.code, outcome.retryable) == ("bad_image", False)
 
 
-def test_renormalise_scales_what_was_measured_to_the_same_total() -> None:
+def test_renormalise_scales_the_other_weights_to_the_same_sum() -> None:
     outcome = combine(measured(tier=0.5, ber=0.25, der=1.0) | {"fer": BAD}, PERSON, "renormalise")
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx((0.4 * 0.5 + 0.2 * 0.25 + 0.2 * 1.0) / 0.8)
@@ -75,17 +75,17 @@ def test_renormalise_scales_what_was_measured_to_the_same_total() -> None:
     assert outcome.detail["components"]["tier"]["weight"] == pytest.approx(0.5)
 
 
-def test_renormalise_with_nothing_measured_is_a_failure() -> None:
+def test_renormalise_without_any_score_is_a_failure() -> None:
     assert isinstance(combine(dict.fromkeys(PERSON, BAD), PERSON, "renormalise"), ScoreFailure)
 
 
-def test_a_component_that_was_never_scored_is_missing() -> None:
+def test_an_absent_component_is_a_missing_input() -> None:
     outcome = combine(measured(tier=1.0), {"tier": 0.5, "ber": 0.5})
     assert isinstance(outcome, ScoreFailure)
     assert outcome.code == "missing_input"
 
 
-def test_weights_by_kind() -> None:
+def test_weights_by_kind_depend_on_the_concept() -> None:
     by_kind: Any = {"person": PERSON, "animal": ANIMAL}
     assert weights_for("sync_r1", None, by_kind, Concept("person")) == PERSON
     unweighted = weights_for("sync_r1", None, by_kind, Concept("object"))
@@ -97,7 +97,7 @@ def test_weights_by_kind() -> None:
         assert "for the concept kinds animal, person only" in failure.message
 
 
-def test_flat_weights_are_for_any_item_that_no_kind_claims() -> None:
+def test_default_weights_apply_where_no_kind_matches() -> None:
     flat, by_kind = {"ber": 1.0}, {"person": PERSON}
     for concept, expected in ((None, flat), (Concept("object"), flat), (Concept("person"), PERSON)):
         assert weights_for("mixed", flat, by_kind, concept) == expected  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ MISSING: Any = st.sampled_from(["fail", "renormalise"])
 
 
 @given(st.dictionaries(NAMES, OUTCOMES), WEIGHTS, MISSING, st.booleans())
-def test_never_nan_and_a_lost_component_never_becomes_a_number(
+def test_rewards_are_finite_and_failures_never_count_as_0(
     scores: dict[str, Outcome], weights: dict[str, float], missing: Any, clip: bool
 ) -> None:
     outcome = combine(scores, weights, missing, clip_at_zero=clip)
