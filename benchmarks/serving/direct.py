@@ -1,5 +1,7 @@
 """The limit of one process: the scorers called directly, without a server; decoding included.
 
+Scorers share what they find in an image, as colocated scorers of the service do.
+
 `python -m benchmarks.serving.direct LOAD.json` reads a `Load` of one call and prints the measurements of
 `benchmarks.serving.load`.
 """
@@ -19,12 +21,14 @@ import torch
 
 from benchmarks.serving.jobs import Job, read_items
 from benchmarks.serving.load import Load, Recorder, read_load
+from services.models.image_memo import MEMO
 from synod import memory
 
 
 def measure(load: Load) -> dict[str, Any]:
     """Score the bodies in turn until the repeats are complete."""
     memory.keep_freed_memory()
+    MEMO.enabled = True
     torch.set_num_threads(1)
     job, recorder = Job(), Recorder(replace(load, servers=[os.getpid()]))
     (call,) = load.calls
