@@ -7,7 +7,7 @@ may ask for. Its weights depend on the kind of the item's concept: (TIER, BER, D
 animals and objects, (0.4, 0.2, 0.2, 0.2) for people. And each value is clipped at zero, max(0, value_k), so that with
 values <= 1 the reward lies in [0, sum of w].
 
-The paper does not define the reward when a component has no score. Here (`MissingPolicy`) the reward fails, or the other
+The paper does not define the reward when a component has no score. Under `MissingPolicy` the reward fails, or the other
 weights are scaled up to the same sum ('renormalise').
 """
 
