@@ -267,3 +267,4 @@ async def test_disconnect_after_first_part_is_recorded_alike(service: Service) -
 
     observed = await service.observe_all(encode, leave=lambda: len(service.backend.calls) > called)
     assert observed == alike(service, "client_gone", {"decode": {}, "scorer a": CALL}, **ASKED, items=2)
+    assert service.backend.cancelled == ["a"] * len(service.transports), "work goes on for a caller that has gone"

@@ -45,6 +45,19 @@ async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
         yield one
 
 
+@pytest.fixture
+def seen(backend: Any) -> list[ScoreItem]:
+    """Return the list to which scorer 'a' appends the items of its first call."""
+    seen: list[ScoreItem] = []
+
+    def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
+        seen.extend(items)
+        return [Score(0.5)] * len(items)
+
+    backend.plan["a"] = [keep]
+    return seen
+
+
 async def unirl(http: httpx.AsyncClient, *requests: dict[str, Any], **more: Any) -> Any:
     answer = await http.post("/score", json={"protocol_version": "1", "requests": list(requests), **more})
     return answer.json() | {"status": answer.status_code}
@@ -76,14 +89,7 @@ async def test_unirl_scores_requests_with_equal_rewards_together(http: httpx.Asy
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1))]
 
 
-async def test_unirl_history_and_metadata_become_item_fields(http: httpx.AsyncClient, backend: Any) -> None:
-    seen: list[ScoreItem] = []
-
-    def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
-        seen.extend(items)
-        return [Score(0.5)] * len(items)
-
-    backend.plan["a"] = [keep]
+async def test_unirl_history_and_metadata_become_item_fields(http: httpx.AsyncClient, seen: list[ScoreItem]) -> None:
     geneval = {"tag": "counting", "include": [{"class": "cup", "count": 2}], "prompt": "two cups"}
     geneval["source_prompt"] = "a cup"
     await unirl(http, asked(turn(1, "old"), turn(2, "new"), metadata=geneval), asked(turn(3, "")))
@@ -113,15 +119,8 @@ async def test_unirl_history_and_metadata_become_item_fields(http: httpx.AsyncCl
     ],
 )
 async def test_unirl_metadata_may_be_a_geneval_line(
-    http: httpx.AsyncClient, backend: Any, metadata: dict[str, Any], expected: GenEvalMetadata
+    http: httpx.AsyncClient, seen: list[ScoreItem], metadata: dict[str, Any], expected: GenEvalMetadata
 ) -> None:
-    seen: list[ScoreItem] = []
-
-    def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
-        seen.extend(items)
-        return [Score(0.5)] * len(items)
-
-    backend.plan["a"] = [keep]
     await unirl(http, asked(turn(1, "a cup"), metadata=metadata))
     assert [item.geneval for item in seen] == [expected]
 
@@ -184,14 +183,7 @@ async def test_openrlhf_gets_a_reward_per_query(http: httpx.AsyncClient, backend
     assert backend.calls == [("a", (0, 1, 2))]
 
 
-async def test_openrlhf_answer_becomes_the_reasoning_text(http: httpx.AsyncClient, backend: Any) -> None:
-    seen: list[ScoreItem] = []
-
-    def keep(items: Sequence[ScoreItem]) -> list[Outcome]:
-        seen.extend(items)
-        return [Score(0.5)] * len(items)
-
-    backend.plan["a"] = [keep]
+async def test_openrlhf_answer_becomes_the_reasoning_text(http: httpx.AsyncClient, seen: list[ScoreItem]) -> None:
     label = {"image": image(1), "reasoning": {"segments": ["hat"], "truth": [1]}}
     body = {"query": ["what? a hat"], "prompts": ["what?"], "labels": [label]}
     assert (await http.post("/openrlhf", json=body)).json() == {"rewards": [0.5]}

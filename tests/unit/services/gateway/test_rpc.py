@@ -68,20 +68,15 @@ class Pixel:
 
 
 class HeldBackend(LocalBackend):
-    """`gates` block scorers by name; `dropped` are those cancelled meanwhile."""
+    """`gates` block scorers by name."""
 
     def __init__(self) -> None:
         super().__init__({name: Pixel(name) for name in ("mean", "max")})
         self.gates: dict[str, asyncio.Event] = {}
-        self.dropped: list[str] = []
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
-        try:
-            if scorer in self.gates:
-                await self.gates[scorer].wait()
-        except asyncio.CancelledError:
-            self.dropped.append(scorer)
-            raise
+        if scorer in self.gates:
+            await self.gates[scorer].wait()
         return await super().score(scorer, staged, indexes, timeout_s)
 
 
@@ -111,6 +106,16 @@ async def url(gateway: Gateway) -> AsyncIterator[str]:
 async def client(url: str) -> AsyncIterator[AsyncSynodClient]:
     async with AsyncSynodClient(url, timeout_s=20, retries=0) as client:
         yield client
+
+
+@pytest.fixture
+async def channel(url: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+        yield channel
+
+
+def score_call(channel: grpc.aio.Channel, body: bytes) -> Any:
+    return channel.unary_unary(f"/{SERVICE}/Score")(body)
 
 
 def grey(level: int) -> ScoreItem:
@@ -148,13 +153,6 @@ async def test_score(client: AsyncSynodClient) -> None:
     assert last.scores["mean"] == Score(0.4)
 
 
-async def test_merged_parts_equal_the_unary_response(client: AsyncSynodClient) -> None:
-    request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
-    parts = [part async for part in client.stream(request)]
-    assert isinstance(parts[-1], Rewards)
-    assert merge_parts(parts, 2) == await client.score(request)
-
-
 async def test_part_arrives_as_soon_as_its_scorer_ends(client: AsyncSynodClient, backend: HeldBackend) -> None:
     backend.gates["mean"] = asyncio.Event()
     stream = client.stream(BOTH)
@@ -165,22 +163,24 @@ async def test_part_arrives_as_soon_as_its_scorer_ends(client: AsyncSynodClient,
     assert len([part async for part in stream]) == 3
 
 
-async def test_requests_of_a_stream_are_scored_concurrently(url: str, backend: HeldBackend) -> None:
+def score_stream(channel: grpc.aio.Channel, bodies: Sequence[bytes]) -> Any:
+    return channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter(bodies))
+
+
+async def test_requests_of_a_stream_are_scored_concurrently(channel: grpc.aio.Channel, backend: HeldBackend) -> None:
     """A blocked request does not block others; an invalid one does not end the stream."""
     backend.gates["mean"] = asyncio.Event()
     held = ScoreRequest((grey(51),), ("mean",), request_id="held")
     quick = ScoreRequest((grey(102),), ("max",), request_id="quick")
     wrong = ScoreRequest((grey(1),), ("lost",), request_id="wrong")
     bodies = [PROTOBUF.encode_stream_request(one) for one in (held, wrong, quick)]
-    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter([bodies[0], b"\xff", *bodies[1:]]))
-        seen: dict[str, list[Part]] = {}
-        async for data in call:
-            part = PROTOBUF.decode_part(data)
-            seen.setdefault(part.request_id, []).append(part)
-            if sum(map(len, seen.values())) == 4:
-                assert "held" not in seen
-                backend.gates["mean"].set()
+    seen: dict[str, list[Part]] = {}
+    async for data in score_stream(channel, [bodies[0], b"\xff", *bodies[1:]]):
+        part = PROTOBUF.decode_part(data)
+        seen.setdefault(part.request_id, []).append(part)
+        if sum(map(len, seen.values())) == 4:
+            assert "held" not in seen
+            backend.gates["mean"].set()
     assert seen["held"] == [ScoredItem("held", 0, "mean", Score(0.2)), Rewards("held", (None,))]
     assert seen["quick"] == [ScoredItem("quick", 0, "max", Score(0.4)), Rewards("quick", (None,))]
     [unknown], [unread] = seen["wrong"], seen[""]
@@ -190,45 +190,16 @@ async def test_requests_of_a_stream_are_scored_concurrently(url: str, backend: H
     assert type(unread.error) is InvalidRequest
 
 
-async def test_requests_beyond_the_concurrency_are_all_scored(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_beyond_the_concurrency_are_all_scored(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rpc, "CONCURRENT_REQUESTS", 2)
     monkeypatch.setattr(rpc, "BUFFERED_PARTS", 1)
     bodies = [PROTOBUF.encode_stream_request(ScoreRequest((grey(i),), ("max",), request_id=str(i))) for i in range(20)]
-    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter(bodies))
-        parts = [PROTOBUF.decode_part(data) async for data in call]
+    parts = [PROTOBUF.decode_part(data) async for data in score_stream(channel, bodies)]
     values = {p.request_id: p.outcome for p in parts if isinstance(p, ScoredItem)}
     assert values == {str(i): Score(i / 255) for i in range(20)}
     assert len(parts) == 40
-
-
-async def test_disconnect_drops_the_work(client: AsyncSynodClient, backend: HeldBackend) -> None:
-    backend.gates["mean"] = asyncio.Event()
-    stream = client.stream(BOTH)
-    await anext(stream)
-    await stream.aclose()
-    while not backend.dropped:
-        await asyncio.sleep(0.01)
-    assert backend.dropped == ["mean"]
-
-
-async def test_cancelled_call_drops_its_work(
-    client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, dropped = asyncio.Event(), asyncio.Event()
-
-    async def endless(request: ScoreRequest, caller: Caller) -> Any:
-        began.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            dropped.set()
-
-    monkeypatch.setattr(gateway, "score", endless)
-    asking = asyncio.create_task(client.score(BOTH))
-    await began.wait()
-    asking.cancel()
-    await dropped.wait()
 
 
 async def test_all_formats_and_transports_give_equal_responses(client: AsyncSynodClient, gateway: Gateway) -> None:
@@ -244,15 +215,14 @@ async def test_all_formats_and_transports_give_equal_responses(client: AsyncSyno
 
 @pytest.mark.parametrize("error", [c for c in SynodError.__subclasses__() for c in (c, *c.__subclasses__())])
 async def test_each_error_of_the_tree_has_its_status(
-    url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
+    channel: grpc.aio.Channel, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
 ) -> None:
     async def refuse(request: ScoreRequest, caller: Caller) -> Any:
         raise error("why" * 1000)
 
     monkeypatch.setattr(gateway, "score", refuse)
-    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(BOTH))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await score_call(channel, PROTOBUF.encode_request(BOTH))
     assert caught.value.code() is grpc.StatusCode[error.grpc_status]
     assert caught.value.details() == ("why" * 1000)[:1024]
     received = PROTOBUF.decode_error(dict(caught.value.trailing_metadata())[ERROR_KEY])
@@ -281,7 +251,7 @@ async def test_error_carries_retry_after_and_first_digests(
 
 
 @pytest.mark.parametrize("count", [1, 24, 25, 40, 60, 120, 1000])
-async def test_stock_client_receives_unknown_image_errors(url: str, count: int) -> None:
+async def test_stock_client_receives_unknown_image_errors(channel: grpc.aio.Channel, count: int) -> None:
     """gRPC enforces its limit of 8 KiB only at random below 16 KiB, so the size is checked too."""
     digests = [digest_of(str(i).encode()) for i in range(count)]
     request = ScoreRequest(tuple(ScoreItem(ImageRef(digest), "a") for digest in digests[:64]), ("mean",))
@@ -294,9 +264,8 @@ async def test_stock_client_receives_unknown_image_errors(url: str, count: int) 
     assert isinstance(error, UnknownImage)
     assert (len(error.digests) == count) is (count <= 24)
     assert error.message.startswith(f"{count} are not here: ")
-    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(request))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await score_call(channel, PROTOBUF.encode_request(request))
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -319,7 +288,7 @@ async def test_keepalive_every_second_is_accepted(url: str, backend: HeldBackend
         ("grpc.http2.max_pings_without_data", 0),
     ]
     async with grpc.aio.insecure_channel(url.removeprefix("grpc://"), options=options) as channel:
-        call = channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(BOTH))
+        call = score_call(channel, PROTOBUF.encode_request(BOTH))
         await asyncio.sleep(7)
         backend.gates["mean"].set()
         response = PROTOBUF.decode_response(await call)
@@ -328,10 +297,7 @@ async def test_keepalive_every_second_is_accepted(url: str, backend: HeldBackend
 
 @pytest.mark.parametrize("call", ["score", "stream"])
 async def test_unexpected_error_reveals_only_the_request_id(
-    client: AsyncSynodClient,
-    caplog: pytest.LogCaptureFixture,
-    call: str,
-    monkeypatch: pytest.MonkeyPatch,
+    client: AsyncSynodClient, caplog: pytest.LogCaptureFixture, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def explode(items: Sequence[ScoreItem], store: Any) -> Any:
         raise RuntimeError("the secret")
@@ -347,7 +313,7 @@ async def test_unexpected_error_reveals_only_the_request_id(
     assert "the secret" in caplog.text
 
 
-async def test_images_are_stored_and_scored_by_digest(client: AsyncSynodClient) -> None:
+async def test_stored_images_are_scored_and_missing_ones_named(client: AsyncSynodClient) -> None:
     image = np.full((2, 3, 3), 51, np.uint8)
     digests = await client.put_images([b"\x89PNG", image])
     assert digests == (digest_of(b"\x89PNG"), digest_of(image))
@@ -355,17 +321,10 @@ async def test_images_are_stored_and_scored_by_digest(client: AsyncSynodClient) 
     bad, good = (await client.score(ScoreRequest(tuple(ScoreItem(ImageRef(d)) for d in digests), ("mean",)))).results
     assert isinstance(bad.scores["mean"], ScoreFailure)
     assert good.scores["mean"] == Score(0.2)
-
-
-async def test_unknown_image_is_named(client: AsyncSynodClient) -> None:
     unknown = digest_of(b"x")
     with pytest.raises(UnknownImage) as refused:
         await client.score(ScoreRequest((ScoreItem(ImageRef(unknown)), grey(51)), ("mean",)))
     assert refused.value.digests == (unknown,)
-
-
-async def test_scorers_and_limits(client: AsyncSynodClient) -> None:
-    assert [one["name"] for one in await client.scorers()] == ["mean", "max"]
 
 
 async def test_oversized_body_never_reaches_the_gateway(
@@ -381,15 +340,8 @@ async def test_oversized_body_never_reaches_the_gateway(
         await client._transport.send(Call("score", 20.0, b"\x0a\x00" * (2**18 + 1)))
 
 
-async def test_client_splits_requests_over_the_item_limit(client: AsyncSynodClient) -> None:
-    levels = [i % 256 for i in range(3 * LIMITS.max_items + 1)]
-    response = await client.score(ScoreRequest(tuple(map(grey, levels)), ("max",), request_id="r"))
-    assert response.request_id == "r"
-    assert [result.scores["max"] for result in response.results] == [Score(level / 255) for level in levels]
-
-
 async def test_health_distinguishes_alive_from_ready(
-    url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    channel: grpc.aio.Channel, client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc_server, "HEALTH_PERIOD_S", 0.01)
     response = health_pb2.HealthCheckResponse
@@ -397,26 +349,23 @@ async def test_health_distinguishes_alive_from_ready(
     async def loading() -> dict[str, Readiness]:
         return {"mean": Readiness(ready=False, replicas=0, wanted=1, reason="loading")}
 
-    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-        assert (await watch.read()).status == response.SERVING
-        monkeypatch.setattr(gateway.backend, "readiness", loading)
-        assert (await watch.read()).status == response.NOT_SERVING
-        alive = await stub.Check(health_pb2.HealthCheckRequest(service=""))
-        assert alive.status == response.SERVING
-        monkeypatch.undo()
-        async with AsyncSynodClient(url) as client:
-            await client.wait_ready(30)
-        watch.cancel()
+    stub = health_pb2_grpc.HealthStub(channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    assert (await watch.read()).status == response.SERVING
+    monkeypatch.setattr(gateway.backend, "readiness", loading)
+    assert (await watch.read()).status == response.NOT_SERVING
+    alive = await stub.Check(health_pb2.HealthCheckRequest(service=""))
+    assert alive.status == response.SERVING
+    monkeypatch.undo()
+    await client.wait_ready(30)
+    watch.cancel()
 
 
-async def test_reflection_describes_the_service(url: str) -> None:
+async def test_reflection_describes_the_service(channel: grpc.aio.Channel) -> None:
     request = reflection_pb2.ServerReflectionRequest
-    async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        asked = iter([request(list_services=""), request(file_containing_symbol=SERVICE)])
-        listed, described = [answer async for answer in stub.ServerReflectionInfo(asked)]
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = iter([request(list_services=""), request(file_containing_symbol=SERVICE)])
+    listed, described = [answer async for answer in stub.ServerReflectionInfo(asked)]
     names = {service.name for service in listed.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} == names
     assert b"PutImages" in described.file_descriptor_response.file_descriptor_proto[0]
@@ -443,6 +392,7 @@ async def test_blocking_client_works(url: str) -> None:
     def use() -> None:
         with SynodClient(url, timeout_s=20) as client:
             client.wait_ready(20)
+            assert [one["name"] for one in client.scorers()] == ["mean", "max"]
             request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
             assert merge_parts(client.stream(request), 2) == client.score(request)
             assert client.put_images([b"x"]) == (digest_of(b"x"),)

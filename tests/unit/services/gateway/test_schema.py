@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.gateway import app, auth, schema
+from services.gateway import app, auth
 from services.gateway.core import Gateway
+from services.gateway.schema import records as schema
 from services.settings import AuthSettings
 from synod.codec import CODECS, JSON
 from synod.contracts import PutImagesRequest, ScoreItem, ScoreRequest, UnreadableImage

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +18,17 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from services.backends import Loaded, LocalBackend, Readiness, ScorerSpec, Staged
-from services.cluster.replica import Replica
+from services.backends import Loaded, Readiness, ScorerSpec, Staged
+from services.cluster.hosted_scorer import HostedScorer
+from services.cluster.local import free_port
 from services.gateway import app, auth, core
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
-from services.gateway.rpc_server import RpcServer
 from services.gateway.store import MemoryStore
 from services.observability import tracing
-from services.scorers.base import Scorer
 from services.scorers.ber import BerSettings
-from services.settings import AuthSettings, LimitSettings, TracingSettings
-from services.settings_types import ScorerSettings, ServingSettings
+from services.settings import AuthSettings, LimitSettings, TracingSettings, load
+from services.settings_types import ServingSettings
 from synod.client import SynodClient
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
@@ -45,7 +42,8 @@ PROMPT = "a secret prompt"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 SERVER, CLIENT = 2, 3  # opentelemetry.proto.trace.v1.Span.SpanKind
-SPEC = ScorerSpec("number", ("image",), 0.0, 1.0, "a test", "a test")
+SPEC = ScorerSpec("number", ("image",), 0.0, 1.0, "a test", "a test", Origin("m", "p"))
+ITEM = ScoreItem(np.full((2, 2, 3), 1, np.uint8), PROMPT)
 
 
 class Number:
@@ -64,42 +62,17 @@ class Number:
         return [Score(level / 255) for level in levels]
 
 
-class Originated(Number):
-    """A scorer whose scores may be cached, and which waits for `go`."""
-
-    spec = replace(SPEC, origin=Origin("m", "p"))
-
-    def __init__(self, go: threading.Event) -> None:
-        super().__init__()
-        self._go = go
-
-    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        self._go.wait()
-        return super().score(items)
-
-
-@dataclass
 class Replicas:
     """A backend of one replica. `received` are the traceparents of its calls, `plan` what the first calls raise."""
 
-    full: int = 1
-    wait_ms: float = 0.0
-    received: list[str | None] = field(default_factory=list)
-    plan: list[Exception] = field(default_factory=list)
+    specs: Mapping[str, ScorerSpec] = {"number": SPEC}
 
-    def __post_init__(self) -> None:
-        serving = ServingSettings(max_batch_images=self.full, batch_wait_ms=self.wait_ms)
+    def __init__(self, full: int = 1, wait_ms: float = 0.0, plan: Sequence[Exception] = ()) -> None:
+        self.received: list[str | None] = []
+        self.plan, self.scorer = list(plan), Number()
+        serving = ServingSettings(max_batch_images=full, batch_wait_ms=wait_ms)
         settings = BerSettings(kind="ber", model="/tmp", serving=serving)
-        self.scorer = Number()
-
-        def build(name: str, settings: ScorerSettings) -> Scorer:
-            return self.scorer
-
-        self.replica = Replica(SPEC, settings, None, build)
-
-    @property
-    def specs(self) -> Mapping[str, ScorerSpec]:
-        return {"number": SPEC}
+        self.replica = HostedScorer(SPEC, settings, None, lambda name, settings: self.scorer)
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)
@@ -117,27 +90,27 @@ class Replicas:
         return {"number": Readiness(True, 1, 1)}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a collector that responds, however busy the machine is."""
     monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 60.0)
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    """Trace to a real collector until the test ends."""
-    with collecting() as one:
-        tracing.start(TracingSettings(endpoint=one.url), "a-test")
+@contextmanager
+def traced(**settings: Any) -> Iterator[Collector]:
+    """Trace to a real collector inside the block; the spans are there after the block or after `tracing.stop`."""
+    with collecting() as collector:
+        tracing.start(TracingSettings(endpoint=f"{collector.url}/", **settings), "a-test")
         try:
-            yield one
+            yield collector
         finally:
             tracing.stop()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with traced() as collector:
+        yield collector
 
 
 @asynccontextmanager
@@ -156,49 +129,39 @@ def body(*levels: int, **fields: Any) -> bytes:
     return JSON.encode_request(ScoreRequest(items, ("number",), **fields))
 
 
-async def post(
-    client: httpx.AsyncClient, sent: bytes, traceparent: str | None = None, **headers: str
-) -> httpx.Response:
-    headers |= {} if traceparent is None else {"traceparent": traceparent}
-    return await client.post("/v1/score", content=sent, headers={"content-type": "application/json", **headers})
+async def post(client: httpx.AsyncClient, sent: bytes, traceparent: str | None = None, **more: str) -> httpx.Response:
+    headers = {"content-type": "application/json", **more, **({"traceparent": traceparent} if traceparent else {})}
+    return await client.post("/v1/score", content=sent, headers=headers)
+
+
+async def ask(backend: Replicas, *sent: bytes, traceparent: str | None = None) -> list[httpx.Response]:
+    """Post bodies at the same time, and export the spans."""
+    async with http(backend) as client:
+        answers = await asyncio.gather(*(post(client, one, traceparent) for one in sent))
+    tracing.stop()
+    return answers
 
 
 async def test_one_trace_spans_gateway_and_replica(collector: Collector) -> None:
     async with http(Replicas(full=8), guarded=True) as client:
-        sent = body(51, 102, request_id="r-1")
-        answer = await post(client, sent, SAMPLED, authorization=f"Bearer {TOKEN}")
-    assert answer.status_code == 200
+        answer = await post(client, body(51, 102, request_id="r-1"), SAMPLED, authorization=f"Bearer {TOKEN}")
     assert answer.headers["x-synod-trace-id"] == TRACE
     tracing.stop()
-    assert collector.tree(SPAN) == {
-        "POST /v1/score": {
-            "decode": {},
-            "scorer number": {
-                "queue": {},
-                "call": {"replica number": {"wait": {}, "batch number": {}, "device": {}}},
-            },
-        }
-    }
+    replica_spans = {"replica number": {"wait": {}, "batch number": {}, "device": {}}}
+    scorer_spans = {"scorer number": {"queue": {}, "call": replica_spans}}
+    assert collector.tree(SPAN) == {"POST /v1/score": {"decode": {}, **scorer_spans}}
     assert {(span.trace, span.service) for span in collector.spans} == {(TRACE, "a-test")}
-    root, replica, batch = (collector.one(name) for name in ("POST /v1/score", "replica number", "batch number"))
-    assert root.attributes == {
-        "synod.request_id": "r-1",
-        "synod.caller": "run-7",
-        "synod.scorers": ["number"],
-        "synod.ensemble": "",
-        "synod.items": 2,
-        "synod.known": 0,
-        "synod.outcome": "ok",
-    }
+    root, call, replica, batch = map(collector.one, ("POST /v1/score", "call", "replica number", "batch number"))
+    request = {"request_id": "r-1", "caller": "run-7", "scorers": ["number"], "ensemble": "", "items": 2, "known": 0}
+    assert root.attributes == {f"synod.{name}": value for name, value in (request | {"outcome": "ok"}).items()}
     assert collector.one("scorer number").attributes == {"synod.items": 2, "synod.outcome": "ok"}
     assert replica.attributes == {"synod.items": 2, "synod.images": 2}
     assert batch.attributes == {"synod.items": 2, "synod.images": 2, "synod.fill": 0.25}
-    assert (root.kind, collector.one("call").kind, replica.kind) == (SERVER, CLIENT, SERVER)
+    assert (root.kind, call.kind, replica.kind) == (SERVER, CLIENT, SERVER)
     assert not any(span.failed for span in collector.spans)
     for span in collector.spans:
         above = [one for one in collector.spans if one.id == span.parent]
         assert all(one.start_ns <= span.start_ns <= span.end_ns <= one.end_ns for one in above), span
-    assert collector.one("wait").end_ns <= batch.start_ns
     everything = b"".join(collector.bodies)
     assert b"r-1" in everything
     assert not any(secret in everything for secret in (TOKEN.encode(), PROMPT.encode(), b"[[["))
@@ -206,85 +169,60 @@ async def test_one_trace_spans_gateway_and_replica(collector: Collector) -> None
 
 async def test_batch_links_to_all_its_calls(collector: Collector) -> None:
     """Three images fill the batch, so that it holds both requests."""
-    backend = Replicas(full=3, wait_ms=60_000)
-    async with http(backend) as client:
-        answers = await asyncio.gather(post(client, body(1)), post(client, body(2, 3)))
-    tracing.stop()
-    assert backend.scorer.seen == [3]
-    batch, replicas, devices = (collector.named(name) for name in ("batch number", "replica number", "device"))
-    assert batch[0].attributes == {"synod.items": 3, "synod.images": 3, "synod.fill": 1.0}
+    answers = await ask(Replicas(full=3, wait_ms=60_000), body(1), body(2, 3))
+    replicas, devices = collector.named("replica number"), collector.named("device")
+    batch = collector.one("batch number")
+    assert batch.attributes == {"synod.items": 3, "synod.images": 3, "synod.fill": 1.0}
     assert len(replicas) == 2
-    assert sorted(batch[0].links) == sorted(span.id for span in replicas)
-    assert batch[0].parent in {span.id for span in replicas}
-    assert len(batch) == 1
-    assert {span.parent for span in devices} == {span.id for span in replicas}
-    assert all(span.links == (batch[0].id,) for span in devices)
+    assert sorted(batch.links) == sorted(span.id for span in replicas) == sorted(span.parent for span in devices)
+    assert batch.parent in batch.links
+    assert all(span.links == (batch.id,) for span in devices)
     assert {span.trace for span in devices} == {answer.headers["x-synod-trace-id"] for answer in answers}
-    assert all(wait.end_ns <= batch[0].start_ns for wait in collector.named("wait"))
-
-
-async def test_split_call_has_a_span_per_batch(collector: Collector) -> None:
-    async with http(Replicas(full=2)) as client:
-        await post(client, body(1, 2, 3))
-    tracing.stop()
-    fills = [span.attributes["synod.fill"] for span in collector.named("batch number")]
-    assert fills == [1.0, 0.5]
-    assert len(collector.named("device")) == 2
-    assert len(collector.named("wait")) == 1
+    assert all(wait.end_ns <= batch.start_ns for wait in collector.named("wait"))
 
 
 async def test_failed_batch_marks_batch_and_scorer_spans(collector: Collector) -> None:
-    async with http(Replicas(full=2)) as client:
-        answer = JSON.decode_response((await post(client, body(1, 13))).content)
-    tracing.stop()
-    assert isinstance(answer.results[1].scores["number"], ScoreFailure)
-    assert [span.failed for span in collector.named("batch number")] == [True, False, True]
+    (answer,) = await ask(Replicas(full=2), body(1, 13, 2))
+    assert isinstance(JSON.decode_response(answer.content).results[1].scores["number"], ScoreFailure)
+    batches = [(span.failed, span.attributes["synod.fill"]) for span in collector.named("batch number")]
+    assert batches[:3] == [(True, 1.0), (False, 0.5), (True, 0.5)]
     scorer = collector.one("scorer number")
     assert (scorer.attributes["synod.outcome"], scorer.failed) == ("scorer_failed", True)
     assert (collector.one("POST /v1/score").failed, collector.one("decode").failed) == (False, False)
 
 
 async def test_finished_call_is_not_linked_by_later_batches(collector: Collector) -> None:
-    backend, items = Replicas(), (ScoreItem(np.zeros((2, 2, 3), np.uint8)),)
+    backend = Replicas()
     for traceparent in (SAMPLED, UNSAMPLED, None):
         with tracing.use_span(tracing.Span(traceparent)):
-            await backend.replica.score(items, [0], 10.0)
+            await backend.replica.score((ITEM,), [0], 10.0)
     tracing.stop()
     assert backend.scorer.seen == [1, 1, 1]
     assert len(collector.named("batch number")) == len(collector.named("replica number")) == 1
 
 
 async def test_call_that_never_runs_has_only_a_wait_span(collector: Collector) -> None:
-    async with http(Replicas(full=8, wait_ms=60_000)) as client:
-        await post(client, body(1, timeout_ms=200))
-    tracing.stop()
+    await ask(Replicas(full=8, wait_ms=60_000), body(1, timeout_ms=200))
     assert collector.tree(collector.one("replica number").id) == {"wait": {}}
     assert collector.one("scorer number").attributes["synod.outcome"] == "deadline_exceeded"
 
 
 async def test_uploads_are_traced_and_gets_are_not(collector: Collector) -> None:
     async with http(Replicas()) as client:
-        upload = {"content": b'{"images": ["/9j/"]}', "headers": {"content-type": "application/json"}}
-        put = await client.put("/v1/images", **upload)  # type: ignore[arg-type]
+        put = await client.put("/v1/images", json={"images": ["/9j/"]})
         untraced = [await client.get(path) for path in ("/v1/scorers", "/healthz", "/metrics")]
     tracing.stop()
     assert all("x-synod-trace-id" not in one.headers for one in untraced)
     (span,) = collector.spans
-    assert (span.name, span.trace, span.attributes["synod.items"]) == (
-        "PUT /v1/images",
-        put.headers["x-synod-trace-id"],
-        1,
-    )
+    assert (span.name, span.attributes["synod.items"]) == ("PUT /v1/images", 1)
+    assert span.trace == put.headers["x-synod-trace-id"]
 
 
 async def test_internal_error_marks_the_span_and_logs_the_trace(
     collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with http(Replicas()) as client:
-        refused = await post(client, b"{}")
-        monkeypatch.setattr(core, "validate", lambda *arguments: 1 / 0)
-        broken = await post(client, body(1))
-    tracing.stop()
+    monkeypatch.setattr(core, "validate", lambda *arguments: 1 / 0)
+    refused, broken = await ask(Replicas(), b"{}", body(1))
     failed = {span.trace: span.failed for span in collector.spans}
     assert failed == {refused.headers["x-synod-trace-id"]: False, broken.headers["x-synod-trace-id"]: True}
     assert broken.headers["x-synod-trace-id"] in caplog.text
@@ -292,36 +230,27 @@ async def test_internal_error_marks_the_span_and_logs_the_trace(
 
 async def test_retries_are_events_of_the_call(collector: Collector) -> None:
     backend = Replicas(plan=[ReplicaLost("gone"), ReplicaLost("gone")])
-    async with http(backend) as client:
-        assert (await post(client, body(1))).status_code == 200
-    tracing.stop()
+    await ask(backend, body(1))
     call = collector.one("call")
     assert call.events == (("retry", {"synod.items": 1}),) * 2
-    assert [one and one[: len(SAMPLED) - 3] for one in backend.received] == [f"00-{call.trace}-{call.id}"] * 3
+    assert [one and one[:-3] for one in backend.received] == [f"00-{call.trace}-{call.id}"] * 3
 
 
 async def test_cached_scores_have_no_call_and_shared_ones_a_span(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first request is scored once the second waits for it."""
-    go, really_wait = threading.Event(), MemoryStore.wait
-
-    async def wait(*given: Any) -> Any:
-        go.set()
-        return await really_wait(*given)
-
-    monkeypatch.setattr(MemoryStore, "wait", wait)
-    backend = LocalBackend({"number": Originated(go)})
-    async with http(backend, keeps=8) as client:
-        await asyncio.gather(post(client, body(1)), post(client, body(1)))
+    """The third request, which completes the batch, is sent when the second waits for the first."""
+    waits, wait = asyncio.Event(), MemoryStore.wait
+    monkeypatch.setattr(MemoryStore, "wait", lambda *given: waits.set() or wait(*given))
+    async with http(Replicas(full=2, wait_ms=60_000), keeps=8) as client:
+        equal = asyncio.gather(post(client, body(1)), post(client, body(1)))
+        await waits.wait()
+        await asyncio.gather(equal, post(client, body(2)))
         await post(client, body(1))
-    await backend.close()
     tracing.stop()
-    known = [span.attributes["synod.known"] for span in collector.named("POST /v1/score")]
-    assert known == [0, 0, 1]
-    assert len(collector.named("call")) == 1
-    assert len(collector.named("shared")) == 1
-    assert len(collector.named("scorer number")) == 2
+    assert [span.attributes["synod.known"] for span in collector.named("POST /v1/score")] == [0, 0, 0, 1]
+    counts = {name: len(collector.named(name)) for name in ("call", "shared", "scorer number")}
+    assert counts == {"call": 2, "shared": 1, "scorer number": 3}
 
 
 @pytest.mark.parametrize(
@@ -330,12 +259,8 @@ async def test_cached_scores_have_no_call_and_shared_ones_a_span(
 )
 async def test_caller_or_ratio_decides_what_is_sampled(ratio: float, traceparent: str | None, sent: bool) -> None:
     backend = Replicas()
-    with collecting() as collector:
-        tracing.start(TracingSettings(endpoint=collector.url, sample_ratio=ratio), "a-test")
-        async with http(backend) as client:
-            answer = await post(client, body(1), traceparent)
-        tracing.stop()
-    assert answer.status_code == 200
+    with traced(sample_ratio=ratio) as collector:
+        (answer,) = await ask(backend, body(1), traceparent=traceparent)
     trace_id = answer.headers["x-synod-trace-id"]
     assert trace_id == TRACE if traceparent else len(trace_id) == 32
     assert backend.received[0] is not None
@@ -346,57 +271,23 @@ async def test_caller_or_ratio_decides_what_is_sampled(ratio: float, traceparent
 
 
 @pytest.mark.parametrize(
-    "malformed",
-    [
-        f"00-{TRACE}-{SPAN}",
-        f"00-{'0' * 32}-{SPAN}-01",
-        f"ff-{TRACE}-{SPAN}-01",
-        "00-" * 10_000,
-    ],
+    "malformed", [f"00-{TRACE}-{SPAN}", f"00-{'0' * 32}-{SPAN}-01", f"ff-{TRACE}-{SPAN}-01", "00-" * 10_000]
 )
 async def test_malformed_traceparent_is_ignored(collector: Collector, malformed: str) -> None:
-    async with http(Replicas()) as client:
-        answer = await post(client, body(1), malformed)
-    tracing.stop()
+    (answer,) = await ask(Replicas(), body(1), traceparent=malformed)
     assert answer.status_code == 200
     root = collector.one("POST /v1/score")
     assert (root.parent, root.trace) == ("", answer.headers["x-synod-trace-id"])
     assert root.trace != TRACE
 
 
-async def test_grpc_trailing_metadata_names_the_trace(collector: Collector) -> None:
-    gateway = Gateway(Replicas(), {}, LimitSettings(), store=MemoryStore(2**20, 0))
-    server = RpcServer(gateway, 2**20)
-    port = await server.start("127.0.0.1:0")
-    request = JSON.decode_request(body(1))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        metadata = (("traceparent", SAMPLED),)
-        calls = [
-            channel.unary_unary(f"/{SERVICE}/Score")(PROTOBUF.encode_request(request), metadata=metadata),
-            channel.unary_unary(f"/{SERVICE}/Score")(b"\xff", metadata=metadata),
-            channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter([PROTOBUF.encode_stream_request(request)])),
-            channel.unary_unary(f"/{SERVICE}/ListScorers")(b"", metadata=metadata),
-        ]
-        assert len([part async for part in calls[2]]) == 2
-        traces = [dict(await call.trailing_metadata()).get("x-synod-trace-id") for call in calls]
-    await server.stop()
-    gateway.close()
-    tracing.stop()
-    stream, request_span = collector.one("ScoreStream"), collector.one("request")
-    assert traces == [TRACE, TRACE, stream.trace, None]
-    assert [span.parent for span in collector.named("Score")] == [SPAN, SPAN]
-    assert (request_span.parent, request_span.trace) == (stream.id, stream.trace)
-
-
 async def test_hanging_collector_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first export hangs while all requests are scored; then no more spans arrive than the queue holds."""
-    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 60.0)
-    monkeypatch.setattr(tracing, "EXPORT_PERIOD_S", 0.01)
-    monkeypatch.setattr(tracing, "QUEUED_SPANS", 32)
+    for name, value in (("EXPORT_TIMEOUT_S", 60.0), ("EXPORT_PERIOD_S", 0.01), ("QUEUED_SPANS", 32)):
+        monkeypatch.setattr(tracing, name, value)
     monkeypatch.setattr(tracing, "EXPORT_BATCH", 16)
-    with collecting() as collector:
+    with traced() as collector:
         collector.answering.clear()
-        tracing.start(TracingSettings(endpoint=collector.url), "a-test")
         async with http(Replicas()) as client:
             for _ in range(30):
                 assert (await post(client, body(1))).status_code == 200
@@ -404,53 +295,62 @@ async def test_hanging_collector_delays_no_request(monkeypatch: pytest.MonkeyPat
             await asyncio.sleep(0.01)
         assert collector.begun == 1
         collector.answering.set()
-        tracing.stop()
     assert 32 <= len(collector.spans) <= 32 + 16
 
 
 async def test_stop_does_not_wait_for_a_hanging_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 0.2)
     monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 20.0)
-    with collecting() as collector:
+    with traced() as collector:
         collector.answering.clear()
-        tracing.start(TracingSettings(endpoint=collector.url), "a-test")
         tracing.request_span("one", {}).end()
         tracing.stop()
         sending = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
-        assert sending, "it still waits, and nobody for it"
+        assert sending, "the export continues in the background"
         assert collector.spans == []
         assert not tracing.enabled()
     sending[0].join()
 
 
-async def test_collector_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collector_headers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{TOKEN}")
-    with collecting() as collector:
-        tracing.start(TracingSettings(endpoint=f"{collector.url}/"), "a-test")
+    with traced() as collector:
         tracing.request_span("one", {}).end()
-        tracing.stop()
     assert collector.headers[0]["authorization"] == f"Bearer {TOKEN}"
     assert collector.one("one").parent == ""
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 async def test_client_sends_the_callers_span_with_every_chunk(collector: Collector, scheme: str) -> None:
-    """The limit of two items makes two chunks, which the blocking client sends from threads."""
+    """The limit of two items makes two chunks, which the blocking client sends from threads.
+
+    gRPC names the trace in the trailing metadata of a call, but not of one that is not traced.
+    """
     gateway = Gateway(Replicas(), {}, LimitSettings(max_items=2), store=MemoryStore(0, 0))
-    port, rpc_port = free_port(), free_port()
+    ports = {"http": free_port(), "grpc": free_port()}
     request = ScoreRequest(tuple(ScoreItem(np.full((2, 2, 3), level, np.uint8)) for level in (1, 2, 3)), ("number",))
     span = NonRecordingSpan(SpanContext(int(TRACE, 16), int(SPAN, 16), is_remote=False, trace_flags=TraceFlags(1)))
 
-    def ask() -> None:
-        with SynodClient(f"{scheme}://127.0.0.1:{port if scheme == 'http' else rpc_port}", timeout_s=30) as client:
+    def send() -> None:
+        with SynodClient(f"{scheme}://127.0.0.1:{ports[scheme]}", timeout_s=30) as client:
             with trace.use_span(span):
                 client.score(request)
             client.score(request)
 
-    async with serving(Ports("127.0.0.1", port, rpc_port), app.build(gateway), gateway, auth.Authenticator()):
-        await asyncio.to_thread(ask)
+    async with serving(Ports("127.0.0.1", *ports.values()), app.build(gateway), gateway, auth.Authenticator()):
+        await asyncio.to_thread(send)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+            small = PROTOBUF.encode_stream_request(ScoreRequest((ITEM,), ("number",)))
+            stream = channel.stream_stream(f"/{SERVICE}/ScoreStream")(iter([small]))
+            assert len([part async for part in stream]) == 2
+            refused = channel.unary_unary(f"/{SERVICE}/Score")(b"\xff", metadata=(("traceparent", SAMPLED),))
+            listed = channel.unary_unary(f"/{SERVICE}/ListScorers")(b"")
+            traces = [dict(await one.trailing_metadata()).get("x-synod-trace-id") for one in (stream, refused, listed)]
     gateway.close()
     tracing.stop()
+    call, part = collector.one("ScoreStream"), collector.one("request")
+    assert traces == [call.trace, TRACE, None]
+    assert (part.parent, part.trace) == (call.id, call.trace)
     roots = collector.named("POST /v1/score" if scheme == "http" else "Score")
     chunks = [(one.parent, one.attributes["synod.items"]) for one in roots if one.attributes["synod.outcome"] == "ok"]
     assert sorted(chunks) == [("", 1), ("", 2), (SPAN, 1), (SPAN, 2)]
@@ -461,19 +361,14 @@ async def test_client_sends_the_callers_span_with_every_chunk(collector: Collect
 def test_disabled_tracing_imports_no_sdk() -> None:
     program = """
 import asyncio, sys
-from tests.unit.services.observability.test_tracing import SAMPLED, Replicas, body, http, post
+from tests.unit.services.observability.test_tracing import SAMPLED, Replicas, ask, body
 for name in [name for name in sys.modules if name.startswith(("tests.collector", "opentelemetry.proto"))]:
     del sys.modules[name]
-
-async def main():
-    backend = Replicas()
-    async with http(backend) as client:
-        answer = await post(client, body(1), SAMPLED)
-    assert answer.status_code == 200, answer.text
-    assert "x-synod-trace-id" not in answer.headers
-    assert backend.received == [None]
-
-asyncio.run(main())
+backend = Replicas()
+(answer,) = asyncio.run(ask(backend, body(1), traceparent=SAMPLED))
+assert answer.status_code == 200, answer.text
+assert "x-synod-trace-id" not in answer.headers
+assert backend.received == [None]
 sys.exit(([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exp"))] or 0))
 """
     root = Path(__file__).parents[4]
@@ -492,8 +387,6 @@ sys.exit(([name for name in sys.modules if name.startswith(("opentelemetry.sdk",
     ],
 )
 def test_endpoint_must_be_a_base_url_without_secrets(endpoint: str, why: str, tmp_path: Path) -> None:
-    from services.settings import load
-
     file = tmp_path / "service.toml"
     file.write_text(f'[tracing]\nendpoint = "{endpoint}"\n[scorers.a]\nkind = "ber"\nmodel = "./"\n')
     with pytest.raises(SettingsError, match=why) as refused:
