@@ -162,7 +162,7 @@ def test_renormalise_redistributes_a_missing_weight(service: Any) -> None:
     [
         (body(scorers=["bright"]), 400, "invalid_request", "items"),
         (body(ITEM), 400, "invalid_request", "names no scorer"),
-        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, colocated, der, face, frail, number"),
+        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, colocated, der, face, frail, frail_2"),
         (body(ITEM, ensemble="nobody"), 404, "unknown_scorer", "council, lenient"),
         (body(ITEM, weights={"bright": float("nan")}), 400, "invalid_request", "weights"),
         (body(ITEM, weights={"bright": -1}), 400, "invalid_request", "weights"),
@@ -226,7 +226,8 @@ def test_the_request_id_is_echoed_or_generated(service: Any) -> None:
 
 def test_discovery_health_and_documents(service: Any) -> None:
     scorers = service.http.get("/v1/scorers").json()
-    assert [one["name"] for one in scorers["scorers"]] == ["bright", "colocated", "number", "frail", "face", "der"]
+    frail = ["frail", "frail_2", "frail_3", "frail_4", "frail_5"]
+    assert [one["name"] for one in scorers["scorers"]] == ["bright", "colocated", "number", *frail, "face", "der"]
     listed = {one["name"]: one for one in scorers["scorers"]}
     assert (listed["der"]["device"], listed["der"]["dtype"]) == ("cpu", "float32")
     assert listed["der"]["parameter_bytes"] > 10_000

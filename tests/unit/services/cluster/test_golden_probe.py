@@ -1,4 +1,4 @@
-"""GoldenProbe over a real queue, with a clock set by the test: busy is healthy; stuck or drifted is not."""
+"""GoldenProbe over a real queue and a simulated clock: busy scorers are healthy, stuck or drifted ones are not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GOLDEN = (GoldenItem(ScoreItem(prompt="0.5"), {"number": 0.5}), GoldenItem(Score
 
 
 class Number:
-    """Reads a number; a prompt 'hold' waits for `release`."""
+    """Scores a prompt as the number in it; a prompt 'hold' waits for `release`."""
 
     spec = ScorerSpec("number", ("prompt",), 0.0, 1.0, "a test", "a test")
 
@@ -73,7 +73,7 @@ class Subject:
             return run_batch(self.scorer, items)
 
     def check(self) -> None:
-        self.golden_probe.check(idle=self.batcher.held == 0)
+        self.golden_probe.check(idle=self.batcher.held_images == 0)
 
     async def pulse(self, now_s: float) -> None:
         """Set the clock, check health as Serve does, and let the event loop run."""
@@ -107,7 +107,7 @@ async def subject() -> AsyncIterator[Subject]:
     await subject.batcher.close()
 
 
-async def test_an_idle_replica_is_probed_once_a_period(subject: Subject) -> None:
+async def test_an_idle_scorer_is_probed_once_a_period(subject: Subject) -> None:
     await subject.pulse(59.9)
     assert subject.probed == []
     await subject.pulse(60)
@@ -119,7 +119,7 @@ async def test_an_idle_replica_is_probed_once_a_period(subject: Subject) -> None
     assert len(subject.probed) == 2
 
 
-async def test_drift_while_serving_is_reported_from_then_on(subject: Subject) -> None:
+async def test_drift_while_serving_fails_all_later_checks(subject: Subject) -> None:
     await subject.pulse(60)
     await subject.answered()
     await subject.pulse(61)
@@ -130,7 +130,7 @@ async def test_drift_while_serving_is_reported_from_then_on(subject: Subject) ->
         subject.check()
 
 
-async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject) -> None:
+async def test_a_busy_scorer_is_healthy_during_a_long_batch(subject: Subject) -> None:
     """During a batch of nearly ten minutes the probe starts one period late, and runs in the next batch."""
     call = subject.ask("hold 1")
     await subject.begun(1)
@@ -148,7 +148,7 @@ async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject
     await subject.pulse(600)
 
 
-async def test_a_batch_longer_than_any_caller_waits_is_a_fault(subject: Subject) -> None:
+async def test_a_batch_beyond_the_limit_is_unhealthy(subject: Subject) -> None:
     call = subject.ask("hold 1")
     await subject.begun(1)
     await subject.pulse(599)
@@ -158,7 +158,7 @@ async def test_a_batch_longer_than_any_caller_waits_is_a_fault(subject: Subject)
     await call
 
 
-async def test_a_queue_that_passes_the_probe_over_is_broken(subject: Subject) -> None:
+async def test_a_queue_that_skips_the_probe_is_unhealthy(subject: Subject) -> None:
     subject.lost = True
     await subject.pulse(60)
     for _ in range(2):
@@ -168,7 +168,7 @@ async def test_a_queue_that_passes_the_probe_over_is_broken(subject: Subject) ->
         await subject.pulse(91)
 
 
-async def test_a_queue_that_does_nothing_is_broken(subject: Subject) -> None:
+async def test_a_queue_that_runs_nothing_is_unhealthy(subject: Subject) -> None:
     subject.lost = True
     await subject.pulse(60)
     await subject.pulse(90)
@@ -176,7 +176,7 @@ async def test_a_queue_that_does_nothing_is_broken(subject: Subject) -> None:
         await subject.pulse(91)
 
 
-async def test_another_scorers_batch_on_the_device_is_no_fault(subject: Subject) -> None:
+async def test_another_scorers_long_batch_is_healthy(subject: Subject) -> None:
     subject.lost = True
     await subject.pulse(60)
     for now_s in (100, 500):
@@ -187,7 +187,7 @@ async def test_another_scorers_batch_on_the_device_is_no_fault(subject: Subject)
         await subject.pulse(531)
 
 
-async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject) -> None:
+async def test_a_device_that_hangs_on_the_probe_is_unhealthy(subject: Subject) -> None:
     release = threading.Event()
     subject.scorer.score = lambda items: [release.wait(30)] and [Score(0.0)] * len(items)  # type: ignore[method-assign]
     await subject.pulse(60)
@@ -198,7 +198,7 @@ async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject
     release.set()
 
 
-async def test_a_probe_in_a_long_batch_of_users_is_no_fault(subject: Subject) -> None:
+async def test_a_probe_in_a_long_batch_of_users_is_healthy(subject: Subject) -> None:
     call = subject.ask("hold 1")
     await subject.begun(1)
     await subject.pulse(120)
@@ -226,7 +226,7 @@ async def test_a_multi_batch_probe_does_not_count_itself(subject: Subject) -> No
         await subject.pulse(200)
 
 
-async def test_a_full_queue_takes_the_probe(subject: Subject) -> None:
+async def test_a_full_queue_accepts_the_probe(subject: Subject) -> None:
     calls = [subject.ask("hold 1"), subject.ask(*["0.125"] * 15)]
     await subject.begun(1)
     await subject.pulse(120)
@@ -249,7 +249,7 @@ async def test_without_golden_items_nothing_is_probed() -> None:
 
 
 class Swapped:
-    """A replica that decodes BGR for RGB."""
+    """A scorer that receives BGR instead of RGB."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.spec, self._scorer = scorer.spec, scorer
@@ -274,7 +274,7 @@ def swapped(item: ScoreItem) -> ScoreItem:
 
 @pytest.mark.parametrize("name", ["ber", "der", "fer", "geneval"])
 def test_embedded_golden_items_distinguish_rgb_from_bgr(name: str) -> None:
-    """Each embedded scorer that sees images passes its gate, and is refused with its channels in the wrong order."""
+    """Each embedded scorer that reads images passes its golden check, but not with red and blue swapped."""
     settings = load(ROOT / "deploy/configs/embedded.toml", {})
     assert settings.golden is not None
     items = golden.load(Path(settings.golden))
@@ -284,7 +284,7 @@ def test_embedded_golden_items_distinguish_rgb_from_bgr(name: str) -> None:
 
 
 async def test_the_next_probe_detects_swapped_channels() -> None:
-    """The same while serving: a scorer whose values depend on colour, and channels that change under way."""
+    """The channels of a scorer whose values depend on colour are swapped while it serves."""
 
     class Red:
         spec = ScorerSpec("red", ("image",), 0.0, 1.0, "a test", "a test")

@@ -113,7 +113,9 @@ async def test_error_after_first_part_is_the_last_line(
 async def test_disconnect_cancels_the_work(
     http: httpx.AsyncClient, backend: Any, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # these scorers have no origin, so their work does not linger
+    monkeypatch.setattr(
+        fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0
+    )  # these scorers have no origin, so their work does not linger
     backend.plan["a"] = backend.plan["b"] = [3600.0, 3600.0]
     call = asyncio.create_task(http.post("/v1/score", json=BODY, headers=headers))
     await until(lambda: len(backend.calls) == 2)

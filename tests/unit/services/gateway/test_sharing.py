@@ -238,7 +238,7 @@ async def test_retryable_failure_is_not_shared(service: RewardService) -> None:
 async def test_waiting_request_takes_over_after_a_disconnect(
     service: RewardService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 0.01)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 0.01)
     service.backend.open["a"].clear()
     first = service.start(item(1))
     await service.until_called(1)
@@ -269,7 +269,7 @@ async def test_repeated_request_joins_the_lingering_call(service: RewardService)
 
 async def test_disconnect_drops_queued_work_at_once(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The window is 2: the third image waits in the queue and never reaches the backend."""
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0)
     service.backend.open["a"].clear()
     under_way = service.start(item(1), item(2))
     await service.until_called(1)
@@ -327,7 +327,7 @@ async def test_deadline_keeps_started_work_and_drops_queued_work(service: Reward
 async def test_work_past_its_deadline_is_cancelled_after_finish_s(
     service: RewardService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "FINISH_S", 0.01)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DEADLINE_S", 0.01)
     service.a.device.clear()
     await late(service, 1)
     await until(lambda: idle(service))
@@ -466,7 +466,7 @@ async def test_stream_sends_cached_scores_first(service: RewardService) -> None:
 
 
 async def test_closed_stream_cancels_its_work(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 0.0)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 0.0)
     service.backend.open["b"].clear()
     parts = service.gateway.stream(ScoreRequest((item(1),), ("a", "b")))
     await anext(parts)
