@@ -33,9 +33,10 @@ test-full: ## The same with more random cases and faults, and a long run under l
 	@$(PYTHON) -m benchmarks.faults
 	@$(PYTHON) -m benchmarks.nodes
 
-lint: setup ## ruff, mypy and buf
+lint: setup ## ruff, mypy, buf, and the words that the glossary replaces
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	@.venv/bin/buf lint && .venv/bin/buf breaking --against protos/released.binpb
+	@$(PYTHON) deploy/lint_words.py
 
 format: setup ## Rewrite the sources in the project's format
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .

@@ -6,10 +6,9 @@
 A claim is this request's exclusive right to compute a score that is neither cached nor in flight in another request.
 Settling the claim publishes the outcome to the requests that wait for it, or gives the score up.
 
-At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started continues in
-the background, so that a repeated request finds its scores, and is then cancelled: KEEP_AFTER_DISCONNECT_S after a
-disconnect, KEEP_AFTER_DEADLINE_S after the deadline. In all cases every claim is settled and every place in a queue is
-released.
+At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started continues for
+KEEP_AFTER_DEADLINE_S or KEEP_AFTER_DISCONNECT_S, so that a repeated request finds its scores, and is then cancelled. In
+all cases every claim is settled and every place in a queue is released.
 """
 
 from __future__ import annotations
@@ -72,9 +71,8 @@ class Fanout:
         self._deadline_s = deadline_s
         self._specs = context.backend.specs
         score_origins = {name: spec.origin for name, spec in self._specs.items() if spec.origin}
-        self._claims = Claims(
-            context.store, sent, scorers_of, score_origins, deadline_s + KEEP_AFTER_DEADLINE_S + CLAIM_EXPIRY_MARGIN_S
-        )
+        expire_s = deadline_s + KEEP_AFTER_DEADLINE_S + CLAIM_EXPIRY_MARGIN_S
+        self._claims = Claims(context.store, sent, scorers_of, score_origins, expire_s)
         self._tickets: dict[str, Ticket] = {}
         self._staged = Staged(())
 
@@ -208,10 +206,9 @@ async def score_with_retries(
     attempt = 0
     with metrics.SCORER_SECONDS.labels(scorer).time():
         while True:
-            outcomes.update(
-                zip(indexes, await _call_backend(backend, scorer, staged, indexes, deadline_s), strict=True)
-            )
-            indexes = [i for i in indexes if _is_retried(outcomes[i])]
+            found = await _call_backend(backend, scorer, staged, indexes, deadline_s)
+            outcomes.update(zip(indexes, found, strict=True))
+            indexes = [i for i in indexes if getattr(outcomes[i], "code", None) in RETRIED_CODES]
             pause_s = BACKOFF.backoff_s(attempt)
             if not indexes or time.monotonic() + pause_s >= deadline_s:
                 return
@@ -238,7 +235,3 @@ async def _call_backend(
         log.exception("scorer '%s' failed", scorer)
         error = ScorerFailed(f"scorer '{scorer}' failed with {type(unknown).__name__}")
     return [ScoreFailure.of(error)] * len(indexes)
-
-
-def _is_retried(outcome: Outcome) -> bool:
-    return isinstance(outcome, ScoreFailure) and outcome.code in RETRIED_CODES

@@ -17,7 +17,7 @@ PIXELS_AT_ONCE: Final = 2**22  # that a processor prepares together: 48 MiB in f
 
 
 def by_shape(images: Sequence[Pixels]) -> list[list[int]]:
-    """Indices of the images grouped by size, for models that keep an image's own size."""
+    """Return the indices of the images grouped by size, for models that keep an image's own size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)

@@ -62,7 +62,7 @@ class Mask2Former:
     def detect(
         self, images: Sequence[Pixels], classes: Collection[str] | None = None, least: float = 0.0
     ) -> list[list[Detection]]:
-        """Detections in the order of their class probability; score = that times the mask's mean sigmoid.
+        """Return detections by class probability; their score is that times the mean sigmoid of the mask.
 
         Masks are made one at a time, and only of the pairs that can score `least`, so that memory at the image's
         size is that of one mask.

@@ -66,7 +66,7 @@ class Detector(Protocol):
     def detect(
         self, images: Sequence[Pixels], classes: Collection[str] | None = None, least: float = 0.0
     ) -> list[list[Detection]]:
-        """Detections of all classes when `classes` is None, and of a score of at least `least` in float32."""
+        """Return detections of `classes` (None: all) with a score of at least `least` in float32."""
         ...
 
 

@@ -1,8 +1,8 @@
 """Trace requests with OpenTelemetry. Only this module imports opentelemetry, and only `start` imports its SDK.
 
 Code finds the span of its request with `current` and opens a child with `span`, whether or not tracing is on: when it
-is off, every span is NO_SPAN. A span of an unsampled trace only propagates the trace. Other
-processes receive the W3C `traceparent` string. Attribute names start with `synod.`.
+is off, all spans equal NO_SPAN. A span of an unsampled trace only propagates the trace. Other processes receive the W3C
+`traceparent` string. Attribute names start with `synod.`.
 """
 
 from __future__ import annotations
