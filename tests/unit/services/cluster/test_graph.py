@@ -1,4 +1,4 @@
-"""What a service asks of a cluster, and whether it fits."""
+"""The resources that a service needs, and whether a cluster has them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_replicas_multiply(graph: Any, tmp_path: Path) -> None:
     assert demand.cpus == pytest.approx(6.6)  # the gateway's 0.1 included
 
 
-def test_replicas_that_follow_the_load_are_told_to_serve(graph: Any, tmp_path: Path) -> None:
+def test_serve_scales_replicas_between_their_bounds(graph: Any, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "replicas = 0, max_replicas = 4", "replicas = 2")
     follows, fixed = (graph._count(settings.scorers[name].serving, settings.cluster) for name in ("s0", "s1"))
     assert fixed == {"num_replicas": 2}
@@ -56,13 +56,13 @@ def test_replicas_that_follow_the_load_are_told_to_serve(graph: Any, tmp_path: P
     assert graph.Demand.of(settings).cpus == pytest.approx(0.3)  # what is there at least
 
 
-def test_too_many_cpus_are_told_with_both_numbers(graph: Any, tmp_path: Path) -> None:
+def test_refusal_names_the_cpus_asked_and_available(graph: Any, tmp_path: Path) -> None:
     demand = graph.Demand.of(settings_of(tmp_path, "num_cpus = 3"))
     with pytest.raises(SettingsError, match=r"3\.1 CPUs, the cluster has 2"):
         graph.check_capacity(demand, 2, [0])
 
 
-def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path) -> None:
+def test_colocated_scorers_need_no_more_resources(graph: Any, tmp_path: Path) -> None:
     colocated = 'colocate_with = "s0", max_batch_images = 8'
     settings = settings_of(tmp_path, "replicas = 2, num_gpus = 0.5", colocated, "num_cpus = 1", colocated)
     assert settings.hosts == {"s0": ("s0", "s1", "s3"), "s2": ("s2",)}
@@ -85,9 +85,7 @@ def test_scorers_beside_another_ask_for_nothing_more(graph: Any, tmp_path: Path)
         ("max_batch_images = 600", 1, 2048, 2),  # what a replica queues
     ],
 )
-def test_what_a_gateway_lets_through(
-    graph: Any, tmp_path: Path, serving: str, gateways: int, images: int, calls: int
-) -> None:
+def test_window_of_a_gateway(graph: Any, tmp_path: Path, serving: str, gateways: int, images: int, calls: int) -> None:
     settings = settings_of(tmp_path, serving)
     settings = settings.model_copy(update={"server": ServerSettings(gateway_replicas=gateways)})
     window = graph.windows(settings)["s0"]
@@ -122,7 +120,7 @@ def test_placement(graph: Any, asked: tuple[float, ...], nodes: list[int], fits:
 
 
 @given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), max_size=8), st.lists(st.integers(0, 3), max_size=3))
-def test_what_fits_is_never_more_than_there_is(asked: list[float], nodes: list[int]) -> None:
+def test_placement_never_exceeds_the_cluster(asked: list[float], nodes: list[int]) -> None:
     from services.cluster.graph import _fits
 
     if _fits(asked, nodes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from services.settings import AuthSettings
 from synod.digest import digest_of
 from synod.errors import Overloaded, UnknownImage
 from synod.images import encode_png
+from tests.outcomes import until
 
 TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
 TOKENS = f'[run-7]\ntoken = "{TRAINER}"\n[prometheus]\ntoken = "{PROMETHEUS}"\nscopes = ["metrics"]\n'
@@ -55,12 +56,6 @@ async def guarded(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
     async with serving(gateway, authenticator, metrics_need_token=True) as client:
         yield client
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def bearer(token: str) -> dict[str, str]:
