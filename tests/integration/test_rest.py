@@ -72,15 +72,6 @@ def test_scorers_share_large_payloads(service: Any) -> None:
     assert [r.scores["face"].value for r in results] == pytest.approx([i / 255 for i in range(12)])
 
 
-def test_the_reward_is_eq_34(service: Any) -> None:
-    person = ScoreItem(image(51), "0.5", (image(102),), concept=Concept("person"))
-    animal = ScoreItem(image(51), "-0.5", concept=Concept("animal"))
-    for_person, for_animal = service.score(person, animal, ensemble="council").results
-    assert for_person.reward.value == pytest.approx(0.5 * 0.5 + 0.25 * 0.2 + 0.25 * 0.4)
-    assert for_animal.reward.value == pytest.approx(0.5 * 0.2)  # the negative component counts as 0
-    assert set(for_animal.scores) == {"number", "bright"}  # `face` has weight 0, so it is not called
-
-
 def test_each_bad_item_fails_alone(service: Any) -> None:
     good = ITEM | {"references": [b64(image(102))], "concept": {"kind": "person"}}
     noise = encode_png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""What `up` does around Ray: probes that no proxy sees, and a start that Ray itself gave up."""
+"""`up`: probes bypass proxies, and a start that Ray abandons is repeated."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardS
 
 
 def ray_that_fails(monkeypatch: pytest.MonkeyPatch, service: Any, failures: int) -> list[Path]:
-    """`ray.init` takes 30 s and fails as Ray does, that many times; what each attempt found in the folder."""
+    """Make `ray.init` take 30 s and fail so many times; return what each attempt found in the folder."""
     import ray
 
     found: list[Path] = []
@@ -87,13 +87,13 @@ def test_a_start_that_ray_gave_up_is_repeated(service: Any, monkeypatch: pytest.
     assert found == []  # nothing of the first attempt was left
 
 
-def test_a_slow_machine_is_named_with_the_remedy(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_timeout_names_the_setting_to_raise(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ray_that_fails(monkeypatch, service, 9)
     with pytest.raises(TimeoutError, match=r"within 30 s, in 1 attempts.*raise \[cluster\] ready_timeout_s \(50 s\)"):
         service.start(print)
 
 
-def test_a_stop_is_heeded_between_attempts(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_ends_the_attempts(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ray_that_fails(monkeypatch, service, 9)
     assert not service._start_ray(lambda: service.clock[0] > 0, 1000.0)
 

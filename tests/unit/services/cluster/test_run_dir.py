@@ -1,4 +1,4 @@
-"""Who runs from a directory: told by a lock, which dies with its holder."""
+"""A lock identifies the service of a run directory; it ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_one_service_a_directory(tmp_path: Path) -> None:
         end(holder)
     assert run_dir.running() is None
     left = run_dir.claim()
-    assert left is not None  # the predecessor was killed: its record tells what to clean
+    assert left is not None  # the predecessor was killed: its record names what to clean
     assert left.pid == holder.pid
     run_dir.release()
     assert run_dir.read() is None
@@ -74,7 +74,7 @@ def test_terminate_ends_the_holder_and_only_once(tmp_path: Path) -> None:
     assert run_dir.terminate(patience_s=1.0) is False
 
 
-def test_a_torn_or_foreign_record_is_no_record(tmp_path: Path) -> None:
+def test_incomplete_or_foreign_record_is_ignored(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for text in ("", "{", '{"pid": 1}', "[]"):
         (tmp_path / "service.json").write_text(text)

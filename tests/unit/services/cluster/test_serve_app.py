@@ -22,7 +22,7 @@ def serve_app() -> Any:
 
 
 def built(serve_app: Any, args: dict[str, Any]) -> Any:
-    """The application as Serve gets it, from a config's `args`."""
+    """Return the application that Serve builds from a config's `args`."""
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
     return call_user_app_builder_with_args_if_necessary(serve_app.service, args)
@@ -69,7 +69,7 @@ def test_a_file_that_arrives_late_is_waited_for(serve_app: Any, tmp_path: Path) 
     assert now == [2.0]
 
 
-def test_a_file_that_never_arrives_is_told_with_both_digests(serve_app: Any, tmp_path: Path) -> None:
+def test_missing_file_error_names_both_digests(serve_app: Any, tmp_path: Path) -> None:
     path, now = tmp_path / "service.toml", [0.0]
     path.write_bytes(OLD)
 

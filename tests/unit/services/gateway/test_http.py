@@ -23,6 +23,7 @@ from synod.digest import digest_of
 from synod.errors import Overloaded, UnknownImage
 from synod.images import encode_png
 from tests.outcomes import until
+from tests.unit.services.gateway.conftest import Refuse
 
 TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
 TOKENS = f'[run-7]\ntoken = "{TRAINER}"\n[prometheus]\ntoken = "{PROMETHEUS}"\nscopes = ["metrics"]\n'
@@ -160,19 +161,13 @@ async def test_no_image_is_fetched(http: httpx.AsyncClient, backend: Any) -> Non
     assert visits == []
 
 
-async def test_refusal_has_retry_after(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refusal_has_retry_after(http: httpx.AsyncClient, refuse: Refuse) -> None:
     for raised, status, header in (
         (Overloaded("full", retry_after_s=2.1), 429, "3"),
         (Overloaded("full"), 429, "1"),
         (UnknownImage("put it"), 409, "1"),
     ):
-
-        async def refuse(*args: Any, raised: Exception = raised) -> Any:
-            raise raised
-
-        monkeypatch.setattr(gateway, "score", refuse)
+        refuse(raised)
         answer = await http.post("/v1/score", json=BODY)
         assert (answer.status_code, answer.headers["retry-after"]) == (status, header)
 

@@ -14,10 +14,10 @@ import pytest
 
 from services.gateway import app, schema
 from services.gateway.core import Gateway
-from services.gateway.quota import Caller
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Score, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from tests.unit.services.gateway.conftest import Refuse
 
 ERRORS = [
     error
@@ -95,33 +95,22 @@ async def test_body_limit_counts_received_bytes(http: httpx.AsyncClient) -> None
 
 
 async def test_unexpected_error_is_a_500_without_details(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    http: httpx.AsyncClient, refuse: Refuse, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def explode(request: ScoreRequest, caller: Caller) -> ScoreResponse:
-        raise RuntimeError("the secret")
-
-    monkeypatch.setattr(gateway, "score", explode)
+    refuse(RuntimeError("the secret"))
     with caplog.at_level(logging.ERROR, "synod.gateway"):
         answer = await post(http, BODY, **{"x-request-id": "seven"})
     assert answer.status_code == 500
-    assert answer.json() == {
-        "error": {
-            "code": "internal",
-            "retryable": False,
-            "message": "internal error; report request id seven to the operator",
-        }
-    }
+    message = "internal error; report request id seven to the operator"
+    assert answer.json() == {"error": {"code": "internal", "retryable": False, "message": message}}
     assert "the secret" in caplog.text
 
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_each_error_of_the_tree_has_its_status(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
+    http: httpx.AsyncClient, refuse: Refuse, error: type[SynodError]
 ) -> None:
-    async def refuse(request: ScoreRequest, caller: Caller) -> ScoreResponse:
-        raise error("why")
-
-    monkeypatch.setattr(gateway, "score", refuse)
+    refuse(error("why"))
     for kind in (JSON, MSGPACK):
         answer = await post(http, BODY, accept=kind)
         assert answer.status_code == error.http_status
