@@ -1,4 +1,4 @@
-"""ScorerBackend: the protocol by which the gateway gets scores; and LocalBackend, which scores in this process."""
+"""ScorerBackend: the gateway's interface to the scorers; and LocalBackend, which scores in this process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from synod.contracts import ImageInput, Outcome, ScoreItem
 
 __all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost", "batch_images"]
 
-MAX_QUEUED_IMAGES: Final = 2048  # of one scorer in one replica, the batch in flight included
+MAX_QUEUED_IMAGES: Final = 2048  # of one scorer in one replica, including the running batch
 PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A request's decoded items, prepared once for all its scorers. `shared` is the backend's handle to them."""
+    """A request's decoded items, prepared once for all its scorers. `shared` is the backend's reference to them."""
 
     items: tuple[ScoreItem, ...]
     shared: object | None = None
@@ -39,7 +39,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a replica found when it loaded a scorer; None for a scorer without known models."""
+    """The load report of a scorer in one replica. `device` and `dtype` are None if it holds no model parameters."""
 
     load_s: float
     parameter_bytes: int
@@ -48,11 +48,11 @@ class Loaded:
 
 
 class ScorerBackend(Protocol):
-    """Scores many items by one named scorer. Scoring is idempotent, so a caller may retry after a failure."""
+    """Scores items with named scorers. Scoring is idempotent, so a caller may retry after a failure."""
 
     @property
     def specs(self) -> Mapping[str, ScorerSpec]:
-        """The scorers served, by name."""
+        """The available scorers, by name."""
         ...
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
@@ -62,34 +62,34 @@ class ScorerBackend(Protocol):
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         """Return one outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
 
-        No item reaches the device after `timeout_s`. The answer comes then, or when the running batch ends: callers
-        that cannot wait must detach from the call and cancel it later.
+        No item starts to run after `timeout_s`. The call returns then, or when the running batch ends: callers that
+        cannot wait must detach from the call and cancel it later.
 
-        Raises Unavailable, ReplicaLost or Overloaded when the whole call came to nothing. Cancelling drops the work.
+        Raises Unavailable, ReplicaLost or Overloaded if the whole call failed. Cancelling a call drops its items.
         """
         ...
 
     async def readiness(self) -> Mapping[str, Readiness]:
-        """Return per scorer whether all its replicas can serve."""
+        """Return the readiness of each scorer."""
         ...
 
     async def loaded(self) -> Mapping[str, Loaded]:
-        """Return what a replica found, for each scorer that has a ready one. Never raises, nor waits for loading."""
+        """Return the load report of each scorer that has a ready replica. Never raises or waits for loading."""
         ...
 
 
 def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
-    """Return how many images `item` puts on the device alone: its own, and its references where the scorer needs them.
+    """Return the cost of one item in images: its image, and its references if the scorer needs them.
 
-    Where the scorer's cost follows pixels (`spec.sized`), a decoded image counts once per PIXELS_PER_IMAGE begun.
+    If the scorer's cost depends on pixels (`spec.sized`), a decoded image counts once per started PIXELS_PER_IMAGE.
     """
     return batch_images(spec, (item,))
 
 
 def batch_images(spec: ScorerSpec, items: Sequence[ScoreItem]) -> int:
-    """Return how many images `items` put on the device together: references that items have in common count once.
+    """Return the cost of `items` in one batch, in images: references that items share count once.
 
-    Scorers embed each distinct reference once per batch; a request's equal references are decoded to one array.
+    Scorers embed each distinct reference once per batch, and equal references of a request are decoded to one array.
     """
     images: list[ImageInput | None] = [item.image for item in items]
     if "references" in spec.needs:
@@ -102,7 +102,7 @@ def _units(image: ImageInput | None) -> int:
 
 
 class LocalBackend:
-    """Scorers in this process with one batcher each, for tests and for scoring without a cluster. Records no spans."""
+    """Scorers in this process, each with its own batcher, for tests and for scoring without Ray. Records no spans."""
 
     def __init__(
         self,
@@ -141,6 +141,6 @@ class LocalBackend:
         return {}
 
     async def close(self) -> None:
-        """Close the batchers; items that wait become Unavailable failures."""
+        """Close the batchers. Waiting items become Unavailable failures."""
         for batcher in self._batchers.values():
             await batcher.close()

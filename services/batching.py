@@ -1,7 +1,7 @@
 """Collect the items of many requests in one queue, run them in batches, and return one outcome per item.
 
-Whatever happens (the run raises or breaks its contract, a caller leaves, the batcher closes), every admitted item gets
-exactly one outcome, in its caller's order. Knows no model, no Ray, no HTTP.
+Every admitted item gets exactly one outcome, in its caller's order, even if the run raises or breaks the batch
+contract, a caller leaves or the batcher closes. This module is independent of models, Ray and HTTP.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class _Entry:
 
 
 class BatchThread:
-    """A thread that runs the batches of one or more batchers, one at a time, in the order in which they ask.
+    """A thread that runs the batches of one or more batchers, one at a time, first come, first served.
 
-    Batches of several scorers that ran at the same time would contend for the cores, the caches and the device.
+    Concurrent batches of several scorers would contend for the cores, the caches and the device.
     """
 
     def __init__(self) -> None:
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
-        self._lock = asyncio.Lock()  # wakes its waiters in order
+        self._lock = asyncio.Lock()  # first in, first out
         self._owner: object | None = None
         self._changed_s = time.monotonic()
 
     @asynccontextmanager
     async def turn(self, owner: object) -> AsyncIterator[None]:
-        """Wait until no other batch runs, and keep others out until the context ends."""
+        """Wait until no batch runs, and hold the thread until the context ends."""
         async with self._lock:
             self._set(owner)
             try:
@@ -52,11 +52,11 @@ class BatchThread:
                 self._set(None)
 
     def free_for_s(self, owner: object) -> float:
-        """Return for how long no batch of another owner has run; 0 while one runs."""
+        """Return the seconds since another owner's batch ended; 0 while one runs."""
         return 0.0 if self._owner not in (None, owner) else time.monotonic() - self._changed_s
 
     def close(self) -> None:
-        """Run no more batches. One in progress is not waited for."""
+        """Run no more batches. Does not wait for a running one."""
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     def _set(self, owner: object | None) -> None:
@@ -66,13 +66,13 @@ class BatchThread:
 class Batcher:
     """Collects the items of concurrent `score` calls and passes them to `run` in batches.
 
-    A batch closes at `max_images` images or `wait_s` after its first item arrived, whichever comes first, and takes
-    what has arrived when its turn comes in `thread`, which other batchers may share. A larger call is split; an item
-    that costs more than `max_images` runs alone. `max_queued` bounds the images held, including the running batch; an
-    idle batcher accepts any single call. `cost` counts the images of items that run together.
+    A batch is due when `max_images` images have arrived, or `wait_s` after its first item arrived, whichever comes
+    first. It runs in `thread`, which other batchers may share, and contains what has arrived by then. A larger call is
+    split; an item that costs more than `max_images` runs alone. `max_queued` limits the images held, including those
+    of the running batch; an idle batcher accepts any single call. `cost` counts the images of a batch.
 
-    A batch that runs out of memory is halved, and batches stay smaller for a while (`BatchLimit`); one that raises is
-    bisected, so that an item fails only if it raises alone (`services.isolation`).
+    A batch that runs out of memory is halved, and later batches stay smaller for a while (`BatchLimit`). A batch that
+    raises is bisected, so that an item fails only if it raises alone (`services.isolation`).
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Batcher:
         self._closed = False
 
     @property
-    def held(self) -> int:
-        """Images that wait or run, each item counted by itself."""
+    def held_images(self) -> int:
+        """The images that wait or run. References that items share count for each item."""
         return sum(entry.images for entry in (*self._queue, *self._running))
 
     async def score(
@@ -107,12 +107,12 @@ class Batcher:
     ) -> list[Outcome]:
         """Return one outcome per item, in order; unfinished ones are DeadlineExceeded failures after `timeout_s`.
 
-        No item starts later than that. The call then returns what is done; where nothing is done but some of it runs,
-        it returns when that run ends, so that no run is wasted.
+        No item starts to run after the timeout. The call then returns what is finished; if nothing is finished but
+        some items are running, it waits for their batch, so that the work is not wasted.
 
-        Raises Overloaded when `items` do not fit (none is then admitted) and Unavailable after `close`. Cancelling a
-        call removes its items from the queue; those that run are ignored. `first` queues before everything that
-        waits, whether it fits or not.
+        Raises Overloaded if `items` exceed the queue's limit (then none is admitted) and Unavailable after `close`.
+        Cancelling a call removes its items from the queue and ignores the outcomes of running ones. `first` puts items
+        at the front of the queue, even beyond its limit.
         """
         late = ScoreFailure.of(DeadlineExceeded(f"not scored within {timeout_s:.3f} s; raise 'timeout_ms' or retry"))
         if not items or timeout_s <= 0:
@@ -128,12 +128,12 @@ class Batcher:
         return [outcome.result() if outcome.done() else late for outcome in outcomes]
 
     async def close(self) -> None:
-        """Resolve everything that waits or runs as Unavailable and admit no more. A running batch is not waited for."""
+        """Resolve all items as Unavailable and admit no more. Does not wait for a running batch."""
         self._closed = True
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait([self._worker])
-        closing = ScoreFailure.of(_closing())
+        closing = ScoreFailure.of(_shutting_down())
         for entry in (*self._running, *self._queue):
             _resolve(entry, closing)
         self._running = []
@@ -143,10 +143,10 @@ class Batcher:
 
     def _admit(self, items: Sequence[ScoreItem], first: bool) -> list[_Entry]:
         if self._closed:
-            raise _closing()
+            raise _shutting_down()
         loop = asyncio.get_running_loop()
         entries = [_Entry(item, self._cost([item]), loop.time(), loop.create_future()) for item in items]
-        held, new = self.held, sum(entry.images for entry in entries)
+        held, new = self.held_images, sum(entry.images for entry in entries)
         if held and held + new > self._max_queued and not first:
             raise Overloaded(f"{held} images are held and {new} more exceed the limit {self._max_queued}; retry later")
         if first:
@@ -160,25 +160,25 @@ class Batcher:
 
     def _withdraw(self, entries: list[_Entry]) -> None:
         """Remove those of `entries` that still wait from the queue."""
-        gone = {entry for entry in entries if not entry.outcome.done()}
-        if gone:
-            self._queue = deque(entry for entry in self._queue if entry not in gone)
+        unfinished = {entry for entry in entries if not entry.outcome.done()}
+        if unfinished:
+            self._queue = deque(entry for entry in self._queue if entry not in unfinished)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._fill()
+            await self._wait_for_batch()
             async with self._thread.turn(self):
                 self._running = self._take()
                 if self._running:
                     items = [entry.item for entry in self._running]
-                    outcomes = await loop.run_in_executor(self._thread.executor, self._outcomes, items)
+                    outcomes = await loop.run_in_executor(self._thread.executor, self._run_batch, items)
                     for entry, outcome in zip(self._running, outcomes, strict=True):
                         _resolve(entry, outcome)
                     self._running = []
 
-    async def _fill(self) -> None:
-        """Wait for a first item, then for a full batch or for the end of the first item's wait."""
+    async def _wait_for_batch(self) -> None:
+        """Wait for a first item, then until the batch is full or `wait_s` has passed."""
         loop = asyncio.get_running_loop()
         while True:
             self._arrived.clear()
@@ -193,8 +193,8 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def _outcomes(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        """Return the outcomes of a batch; the error boundary of the thread."""
+    def _run_batch(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """Return the outcomes of a batch. The error boundary of the thread."""
         try:
             return isolate(self._run, items, self._limit, self._cost)
         except BaseException as error:  # a library's SystemExit must not end the thread and leave callers waiting
@@ -202,19 +202,19 @@ class Batcher:
             return [ScoreFailure.of(broken)] * len(items)
 
     def _take(self) -> list[_Entry]:
-        """Return the next batch, in arrival order; empty when every waiting caller left meanwhile."""
+        """Take the next batch from the queue, in order; empty if every waiting caller has left."""
         batch: list[_Entry] = []
         while self._queue and (not batch or self._images((*batch, self._queue[0])) <= self._limit.images):
             batch.append(self._queue.popleft())
         return batch
 
     def _images(self, entries: Sequence[_Entry] | deque[_Entry]) -> int:
-        """Return what `entries` cost in one batch, or their sum, an upper bound, where it is within the limit."""
+        """Return the cost of `entries` in one batch, or an upper bound of it that is within the limit."""
         upper = sum(entry.images for entry in entries)
         return upper if upper <= self._limit.images else self._cost([entry.item for entry in entries])
 
 
-def _closing() -> Unavailable:
+def _shutting_down() -> Unavailable:
     return Unavailable("the replica is shutting down; retry")
 
 

@@ -7,7 +7,7 @@ may ask for. Its weights depend on the kind of the item's concept: (TIER, BER, D
 animals and objects, (0.4, 0.2, 0.2, 0.2) for people. And each value is clipped at zero, max(0, value_k), so that with
 values <= 1 the reward lies in [0, sum of w].
 
-The paper does not define the reward when a component has no score. Here (`Missing`) the reward fails, or the other
+The paper does not define the reward when a component has no score. Under `MissingPolicy` the reward fails, or the other
 weights are scaled up to the same sum ('renormalise').
 """
 
@@ -20,7 +20,7 @@ from typing import Literal
 from synod.contracts import Concept, ConceptKind, Outcome, Score, ScoreFailure
 from synod.errors import InvalidItem, MissingInput, NonFinite
 
-Missing = Literal["fail", "renormalise"]
+MissingPolicy = Literal["fail", "renormalise"]
 Weights = Mapping[str, float]
 
 
@@ -51,7 +51,7 @@ def required(weights: Weights) -> tuple[str, ...]:
 
 
 def combine(
-    scores: Mapping[str, Outcome], weights: Weights, missing: Missing = "fail", *, clip_at_zero: bool = False
+    scores: Mapping[str, Outcome], weights: Weights, missing: MissingPolicy = "fail", *, clip_at_zero: bool = False
 ) -> Outcome:
     """Return one item's reward. `weights` are finite and >= 0; a component of weight 0 is ignored.
 

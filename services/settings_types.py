@@ -139,7 +139,7 @@ class ServingSettings(Node):
 class ScorerSettings(Node):
     """Settings of every scorer. `services.scorers.<kind>` adds its own in a subclass."""
 
-    remote: ClassVar[bool] = False  # whether another server computes the scores
+    calls_external_api: ClassVar[bool] = False  # whether another server computes the scores, as for a judge model
     kind: str
     serving: ServingSettings = ServingSettings()
     golden_tolerance: float = Field(1e-3, gt=0)

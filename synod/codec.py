@@ -9,28 +9,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from synod import formats, protobuf, records
-from synod.contracts import (
-    Catalogue,
-    Part,
-    PutImagesRequest,
-    PutImagesResponse,
-    ScoreRequest,
-    ScoreResponse,
-)
+from synod.contracts import Catalogue, Part, PutImagesRequest, PutImagesResponse, ScoreRequest, ScoreResponse
 from synod.errors import InvalidRequest, SynodError, UnsupportedMedia
 from synod.reader import Node, quote
 
 T = TypeVar("T")
+_PART: Final = cast("type[Part]", Part)
+
+
+def _decoder(kind: type[T], message: str) -> Callable[[Codec, bytes], T]:
+    """Return the method that decodes `message` of reward.proto to a `kind`."""
+
+    def decode(self: Codec, data: bytes) -> T:
+        """Raise InvalidRequest, PayloadTooLarge. Raw images are read-only views of what was read."""
+        return records.read(kind, self.parse(data, message), self.read_bytes)
+
+    return decode
+
+
+def _encoder(kind: type[T], message: str) -> Callable[[Codec, T], bytes]:
+    """Return the method that encodes a `kind` as `message` of reward.proto."""
+    refused = (ValueError, TypeError, OverflowError) if message.endswith("Request") else ()
+
+    def encode(self: Codec, record: T) -> bytes:
+        """Raise InvalidRequest for a request that every service would refuse. A response never raises: a score that no
+        format can carry is sent as a failure among the other scores."""
+        try:
+            return self.dumps(records.write(kind, record, self.pack_bytes), message)
+        except refused as error:
+            raise InvalidRequest(f"the request cannot be sent as {self.content_type}: {error}") from None
+
+    return encode
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One format. Every `decode_*` raises InvalidRequest, naming the path of the field that is wrong.
+    """Decode and encode one format. A message of JSON is one line, without its end.
 
-    `loads` and `dumps` take the name of the message beside it, for the format whose bytes do not describe themselves.
+    `loads` and `dumps` also take the name of the message, for the format whose bytes do not describe themselves.
     """
 
     content_type: str
@@ -39,90 +58,35 @@ class Codec:
     read_bytes: records.ReadBytes
     pack_bytes: records.PackBytes
 
-    def decode_request(self, data: bytes) -> ScoreRequest:
-        """Raw images are read-only views of what was read. Raises InvalidRequest, PayloadTooLarge."""
-        return self._decode(ScoreRequest, data, "ScoreRequest")
-
-    def encode_request(self, request: ScoreRequest) -> bytes:
-        """Raises InvalidRequest for an image, weight, truth or timeout that every service would refuse."""
-        return self._encode_sent(request, "ScoreRequest")
-
-    def decode_stream_request(self, data: bytes) -> ScoreRequest:
-        """Read a request of a gRPC stream; the other formats have no message of its own for it. Raises as
-        `decode_request`."""
-        return self._decode(ScoreRequest, data, "ScoreStreamRequest")
-
-    def encode_stream_request(self, request: ScoreRequest) -> bytes:
-        """Raises as `encode_request`."""
-        return self._encode_sent(request, "ScoreStreamRequest")
-
-    def decode_response(self, data: bytes) -> ScoreResponse:
-        """Raises InvalidRequest."""
-        return self._decode(ScoreResponse, data, "ScoreResponse")
-
-    def encode_response(self, response: ScoreResponse) -> bytes:
-        """Never raises: a score that no format can carry is sent as a failure beside the other scores."""
-        return self._encode(ScoreResponse, response, "ScoreResponse")
+    decode_request = _decoder(ScoreRequest, "ScoreRequest")
+    encode_request = _encoder(ScoreRequest, "ScoreRequest")
+    decode_stream_request = _decoder(ScoreRequest, "ScoreStreamRequest")  # of gRPC; the other formats have one request
+    encode_stream_request = _encoder(ScoreRequest, "ScoreStreamRequest")
+    decode_response = _decoder(ScoreResponse, "ScoreResponse")
+    encode_response = _encoder(ScoreResponse, "ScoreResponse")
+    decode_part = _decoder(_PART, "ScoreStreamResponse")  # of a streamed response: a line of NDJSON, a message of gRPC
+    encode_part = _encoder(_PART, "ScoreStreamResponse")
+    decode_put = _decoder(PutImagesRequest, "PutImagesRequest")
+    encode_put = _encoder(PutImagesRequest, "PutImagesRequest")
+    decode_digests = _decoder(PutImagesResponse, "PutImagesResponse")
+    encode_digests = _encoder(PutImagesResponse, "PutImagesResponse")
+    decode_catalogue = _decoder(Catalogue, "ListScorersResponse")
+    encode_catalogue = _encoder(Catalogue, "ListScorersResponse")
 
     def decode_error(self, data: bytes) -> SynodError:
         """Return the error of a body {"error": {code, retryable, message, ..}}. Raises InvalidRequest otherwise."""
-        return records.read_error(self._parse(data, "Error"))
+        return records.read_error(self.parse(data, "Error"))
 
     def encode_error(self, error: SynodError) -> bytes:
         """Return the body {"error": {code, retryable, message, ..}}; the status is the error's `http_status`."""
         return self.dumps(records.error_tree(error), "Error")
 
-    def decode_part(self, data: bytes) -> Part:
-        """Read a part of a streamed answer: a line of NDJSON, a message of gRPC. Raises InvalidRequest."""
-        part: Part = records.read(Part, self._parse(data, "ScoreStreamResponse"))
-        return part
-
-    def encode_part(self, part: Part) -> bytes:
-        """Never raises. JSON gives one line, without its end."""
-        return self._encode(Part, part, "ScoreStreamResponse")
-
-    def decode_put(self, data: bytes) -> PutImagesRequest:
-        """Raises InvalidRequest, PayloadTooLarge."""
-        return self._decode(PutImagesRequest, data, "PutImagesRequest")
-
-    def encode_put(self, request: PutImagesRequest) -> bytes:
-        """Raises InvalidRequest for an image that every service would refuse."""
-        return self._encode_sent(request, "PutImagesRequest")
-
-    def decode_digests(self, data: bytes) -> PutImagesResponse:
-        """Raises InvalidRequest."""
-        return self._decode(PutImagesResponse, data, "PutImagesResponse")
-
-    def encode_digests(self, response: PutImagesResponse) -> bytes:
-        """Never raises for digests of `synod.digest`."""
-        return self._encode(PutImagesResponse, response, "PutImagesResponse")
-
-    def decode_catalogue(self, data: bytes) -> Catalogue:
-        """Raises InvalidRequest."""
-        return self._decode(Catalogue, data, "ListScorersResponse")
-
-    def encode_catalogue(self, catalogue: Catalogue) -> bytes:
-        """Never raises for what a service's settings allow."""
-        return self._encode(Catalogue, catalogue, "ListScorersResponse")
-
     def decode_object(self, data: bytes) -> dict[str, Any]:
-        """Read an object of free-form fields: the answer of `GET /v1/scorers`, or of ListScorers. Raises
-        InvalidRequest."""
-        return self._parse(data, "ListScorersResponse").table(Node.json_value)
+        """Return the free-form object of a `GET /v1/scorers` or ListScorers response. Raises InvalidRequest."""
+        return self.parse(data, "ListScorersResponse").table(Node.json_value)
 
-    def _decode(self, kind: type[T], data: bytes, message: str) -> T:
-        return records.read(kind, self._parse(data, message), self.read_bytes)
-
-    def _encode(self, kind: Any, record: object, message: str) -> bytes:
-        return self.dumps(records.write(kind, record, self.pack_bytes), message)
-
-    def _encode_sent(self, record: object, message: str) -> bytes:
-        try:
-            return self._encode(type(record), record, message)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise InvalidRequest(f"the request cannot be sent as {self.content_type}: {error}") from None
-
-    def _parse(self, data: bytes, message: str) -> Node:
+    def parse(self, data: bytes, message: str) -> Node:
+        """Return the tree of a body, its fields unchecked. Raises InvalidRequest, PayloadTooLarge."""
         try:
             return Node(self.loads(data, message))
         except SynodError:
@@ -133,7 +97,7 @@ class Codec:
 
 
 def codec_for(content_type: str | None) -> Codec:
-    """The codec of a Content-Type header, parameters ignored (JSON is UTF-8 by definition). Raises UnsupportedMedia."""
+    """Return the codec of a Content-Type header; its parameters are ignored. Raises UnsupportedMedia."""
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind not in CODECS:
         got = f"content type {quote(kind)}" if kind else "no content type"

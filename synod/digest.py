@@ -1,11 +1,11 @@
-"""Compute the digest by which a request names a stored image. Pure.
+"""Compute the digest by which a request names a stored image. Pure functions.
 
-The digest is BLAKE2b with 256 bits over one header line and the image's bytes as they are sent:
+The digest is 256-bit BLAKE2b over a header line and the image's bytes as they are sent:
 
     encoded    "encoded\n" and the file            { printf 'encoded\n'; cat cat.png; } | b2sum -l 256
     raw        "raw H W 3\n" and H * W * 3 bytes   { printf 'raw 480 640 3\n'; cat cat.rgb; } | b2sum -l 256
 
-It identifies bytes, not content: a PNG and its decoded pixels have different digests.
+It identifies bytes, not pixels: a PNG and its decoded pixels have different digests.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ def is_digest(text: str) -> bool:
 
 
 def _digest(header: bytes, data: bytes | memoryview) -> str:
-    found = blake2b(header, digest_size=32)
-    found.update(data)
-    return DIGEST_PREFIX + found.hexdigest()
+    digest = blake2b(header, digest_size=32)
+    digest.update(data)
+    return DIGEST_PREFIX + digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Define the error tree, with the HTTP status and the gRPC status code of each error.
+"""Define Synod's errors, with the HTTP status and the gRPC status code of each.
 
 SynodError
-├── InvalidRequest        the whole request is unreadable or invalid; sending it again will not help
+├── InvalidRequest        the whole request is unreadable or invalid; a retry cannot help
 │   ├── UnknownScorer     the service does not have this scorer or ensemble
 │   ├── PayloadTooLarge   body, item count or text over a limit
 │   ├── UnsupportedMedia  a content type without a codec
@@ -21,7 +21,7 @@ SynodError
     ├── ReplicaLost       the replica died while scoring
     └── DeadlineExceeded  `timeout_ms` passed before the score was ready
 
-`SettingsError` is separate: it is never sent, it stops a program at start.
+`SettingsError` is separate: it is never sent, but stops a program at start.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from typing import ClassVar
 class SynodError(Exception):
     """The base of every error that may be sent: a stable `code`, its statuses, and whether a retry can help.
 
-    `grpc_status` is a name of `grpc.StatusCode`. `retry_after_s` (>= 0) is set where the service knows how long to
-    wait.
+    `grpc_status` is a name of `grpc.StatusCode`. `retry_after_s` (>= 0) is set if the service knows how long to wait.
     """
 
     code: ClassVar[str] = "internal"
@@ -76,7 +75,7 @@ class PermissionDenied(InvalidRequest):
 
 
 class UnknownImage(SynodError):
-    """`digests`: all that must be uploaded before the request can be answered."""
+    """`digests`: the images to upload before the request can be answered."""
 
     code, http_status, grpc_status, retryable = "unknown_image", 409, "FAILED_PRECONDITION", True
 
@@ -145,7 +144,7 @@ def error_of(
     digests: Iterable[str] = (),
     retry_after_s: float | None = None,
 ) -> SynodError:
-    """Return the error of a code on the wire. A code unknown to this version is kept in the message."""
+    """Return the error with this code. The message includes a code that this version does not know."""
     kind = _BY_CODE.get(code)
     if kind is UnknownImage:
         return UnknownImage(message, digests, retry_after_s=retry_after_s)
@@ -154,13 +153,13 @@ def error_of(
     return (Unavailable if retryable else SynodError)(f"{code}: {message}", retry_after_s=retry_after_s)
 
 
-def _family(kind: type[SynodError]) -> Iterator[type[SynodError]]:
+def _with_subclasses(kind: type[SynodError]) -> Iterator[type[SynodError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _family(child)
+        yield from _with_subclasses(child)
 
 
-_BY_CODE = {kind.code: kind for kind in _family(SynodError)}
+_BY_CODE = {kind.code: kind for kind in _with_subclasses(SynodError)}
 SERVER_ERROR_CODES = frozenset(
     code for code, kind in _BY_CODE.items() if kind.http_status >= 500
-)  # the service is at fault, not the caller
+)  # errors of the service, not of the caller

@@ -1,4 +1,4 @@
-"""Serve `/metrics` and `/healthz` over HTTP, for processes that Prometheus scrapes besides the gateways."""
+"""Serve `/metrics` and `/healthz` over HTTP, for processes other than gateways that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class _Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Do not log: scrapes come every few seconds."""
+        """Log nothing: Prometheus scrapes every few seconds."""
 
 
 def parser(program: str, about: str, port: int) -> ArgumentParser:
     """Return the parser of `python -m program`, with `--host` and `--port` (default: `port`)."""
-    found = ArgumentParser(prog=f"python -m {program}", description=about)
-    found.add_argument("--host", default="0.0.0.0", help="default: all interfaces, as Ray's own metrics")
-    found.add_argument("--port", type=int, default=port, help=f"default: {port}")
-    return found
+    arguments = ArgumentParser(prog=f"python -m {program}", description=about)
+    arguments.add_argument("--host", default="0.0.0.0", help="default: all interfaces, as for Ray's own metrics")
+    arguments.add_argument("--port", type=int, default=port, help=f"default: {port}")
+    return arguments

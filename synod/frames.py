@@ -1,6 +1,6 @@
-"""Send and receive messages over a stream socket: frames of magic, length and msgpack. Both sides bound their reads.
+"""Send and receive messages over a stream socket, with a size limit on both sides.
 
-frame   "SYN1", the payload's length (4 bytes, big endian, at most the reader's limit), the payload
+A frame is "SYN1", the payload's length (4 bytes, big endian) and the payload (msgpack).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Closed(Exception):
 
 
 class BadFrame(Exception):
-    """The stream does not hold a frame within the limit; the rest cannot be read."""
+    """The stream does not contain a valid frame within the limit. Nothing after it can be read."""
 
 
 def send(connection: socket.socket, message: object, limit: int) -> None:
-    """Send one message. Raises PayloadTooLarge, before a byte is sent, and any error of the socket."""
+    """Send one message. Raises PayloadTooLarge before it sends anything, and any error of the socket."""
     payload = dump_msgpack(message)
     if len(payload) > limit:
-        raise PayloadTooLarge(f"a message of {len(payload)} bytes passes the limit of {limit}")
+        raise PayloadTooLarge(f"a message of {len(payload)} bytes exceeds the limit of {limit}")
     connection.sendall(HEADER.pack(MAGIC, len(payload)))
     connection.sendall(payload)
 
@@ -39,25 +39,25 @@ def send(connection: socket.socket, message: object, limit: int) -> None:
 def receive(connection: socket.socket, limit: int, timeout_s: float | None = None) -> Any:
     """Return the next message. Raises Closed, BadFrame, TimeoutError and any error of the socket."""
     ends_s = None if timeout_s is None else time.monotonic() + timeout_s
-    magic, length = HEADER.unpack(_exactly(connection, HEADER.size, ends_s))
+    magic, length = HEADER.unpack(_receive_exactly(connection, HEADER.size, ends_s))
     if magic != MAGIC:
-        raise BadFrame(f"{magic!r} stands where a frame begins")
+        raise BadFrame(f"a frame must start with {MAGIC!r}, not {magic!r}")
     if length > limit:
-        raise BadFrame(f"a frame of {length} bytes passes the limit of {limit}")
-    payload = _exactly(connection, length, ends_s)
+        raise BadFrame(f"a frame of {length} bytes exceeds the limit of {limit}")
+    payload = _receive_exactly(connection, length, ends_s)
     try:
         return load_msgpack(payload)
     except (InvalidRequest, PayloadTooLarge, ValueError, RecursionError) as error:
         raise BadFrame(f"a frame of {length} bytes is not valid msgpack: {error}") from None
 
 
-def _exactly(connection: socket.socket, count: int, ends_s: float | None) -> bytes:
+def _receive_exactly(connection: socket.socket, count: int, ends_s: float | None) -> bytes:
     data = bytearray(count)
-    view, got = memoryview(data), 0
-    while got < count:
+    view, received = memoryview(data), 0
+    while received < count:
         connection.settimeout(None if ends_s is None else max(ends_s - time.monotonic(), 0.001))
-        read = connection.recv_into(view[got:])
-        if read == 0:
-            raise Closed(f"the stream ended after {got} of {count} bytes")
-        got += read
+        size = connection.recv_into(view[received:])
+        if size == 0:
+            raise Closed(f"the stream ended after {received} of {count} bytes")
+        received += size
     return bytes(data)

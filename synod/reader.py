@@ -59,13 +59,24 @@ class Node:
         """Return the error for this value, for the caller to raise."""
         return InvalidRequest(f"{self.path or 'the body'}: {why}")
 
-    def fields(self, *known: str) -> Fields:
-        """Return the fields of an object that has no key outside `known`."""
-        values = self.mapping()
-        for key in values:
+    def fields(self, *known: str) -> Node:
+        """Return this node, an object that has no key outside `known`."""
+        for key in self.mapping():
             if key not in known:
                 raise Node(None, self, self._name(key)).error(f"unknown key; known here: {', '.join(known)}")
-        return Fields(self, values)
+        return self
+
+    def need(self, key: str, read: Callable[[Node], T]) -> T:
+        """Read the value of `key` in an object. Raises InvalidRequest if it is absent or null."""
+        value = self.mapping().get(key)
+        if value is None:
+            raise Node(None, self, key).error("missing")
+        return read(Node(value, self, key))
+
+    def get(self, key: str, read: Callable[[Node], T]) -> T | None:
+        """Read the value of `key` in an object; None if it is absent or null."""
+        value = self.mapping().get(key)
+        return None if value is None else read(Node(value, self, key))
 
     def table(self, read: Callable[[Node], T]) -> dict[str, T]:
         """Read an object with free keys, each value by `read`."""
@@ -163,26 +174,6 @@ class Node:
     def _not(self, wanted: str) -> InvalidRequest:
         kind = next((name for types, name in _KINDS if isinstance(self.value, types)), type(self.value).__name__)
         return self.error(f"{'null' if self.value is None else kind} where {wanted} belongs")
-
-
-@dataclass(slots=True)
-class Fields:
-    """The values of an object, by key."""
-
-    owner: Node
-    values: Mapping[str, Any]
-
-    def need(self, key: str, read: Callable[[Node], T]) -> T:
-        """Read the value of `key`. Raises InvalidRequest if it is absent or null."""
-        value = self.values.get(key)
-        if value is None:
-            raise Node(None, self.owner, key).error("missing")
-        return read(Node(value, self.owner, key))
-
-    def get(self, key: str, read: Callable[[Node], T]) -> T | None:
-        """Read the value of `key`; None if it is absent or null."""
-        value = self.values.get(key)
-        return None if value is None else read(Node(value, self.owner, key))
 
 
 def each(read: Callable[[Node], T]) -> Callable[[Node], tuple[T, ...]]:

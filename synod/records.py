@@ -24,10 +24,10 @@ from typing import (
     NamedTuple,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
-    overload,
 )
 
 import numpy as np
@@ -58,11 +58,10 @@ def no_bytes(node: Node) -> bytes:
 
 
 class Form(NamedTuple):
-    """How a value is read from a node and written as a tree. Both raise InvalidRequest. `write` is None where a value
-    is its own tree."""
+    """How a value is read from a node and written as a tree. Both raise InvalidRequest."""
 
     read: Callable[[Node], Any]
-    write: Callable[[Node], Any] | None
+    write: Callable[[Node], Any]
 
 
 @dataclass(slots=True)
@@ -70,6 +69,11 @@ class _Root(Node):
     """The node where a walk begins; it keeps how the format carries bytes."""
 
     carry: Callable[[Any], Any] = no_bytes
+
+
+def _as_is(node: Node) -> Any:
+    """Write a value that is its own tree."""
+    return node.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +112,10 @@ class Field:
     always: bool
 
 
-@overload
-def read(hint: type[T], node: Node, read_bytes: ReadBytes = no_bytes) -> T: ...
-
-
-@overload
-def read(hint: Any, node: Node, read_bytes: ReadBytes = no_bytes) -> Any: ...
-
-
-def read(hint: Any, node: Node, read_bytes: ReadBytes = no_bytes) -> Any:
+def read(hint: type[T], node: Node, read_bytes: ReadBytes = no_bytes) -> T:
     """Return the value of type `hint` that the node holds. Raises InvalidRequest with the path of the first fault."""
-    return form(kind_of(hint)).read(_Root(node.value, node.above, node.key, read_bytes))
+    value: T = form(kind_of(cast(Any, hint))).read(_Root(node.value, node.above, node.key, read_bytes))
+    return value
 
 
 def write(hint: Any, value: Any, pack: PackBytes = bytes) -> Any:
@@ -126,8 +123,7 @@ def write(hint: Any, value: Any, pack: PackBytes = bytes) -> Any:
 
     An Outcome never raises: a score that no format can carry (NaN or an array in its detail) becomes a ScoreFailure.
     """
-    to_tree = form(kind_of(hint)).write
-    return value if to_tree is None else to_tree(_Root(value, carry=pack))
+    return form(kind_of(hint)).write(_Root(value, carry=pack))
 
 
 def read_item(node: Node, read_bytes: ReadBytes) -> c.ScoreItem:
@@ -207,15 +203,15 @@ def form(kind: Kind) -> Form:
     if origin is tuple:
         return _list(kind) if Ellipsis in get_args(kind.type) else _pair(kind)
     if kind.type is str and kind.pattern is None:
-        return Form(Node.text, None)
+        return Form(Node.text, _as_is)
     if kind.type is bool:
-        return Form(Node.boolean, None)
+        return Form(Node.boolean, _as_is)
     if origin is Literal:
-        return Form(lambda node: node.choice(get_args(kind.type)), None)
+        return Form(lambda node: node.choice(get_args(kind.type)), _as_is)
     low, high = kind.bounds.low, kind.bounds.high
     if kind.type is int:
         bounds = {name: int(one) for name, one in (("low", low), ("high", high)) if math.isfinite(one)}
-        return Form(lambda node: node.integer(**bounds), None)
+        return Form(lambda node: node.integer(**bounds), _as_is)
     check: Callable[[Node], Any] = Node.json_value
     if kind.type is float:
         check = lambda node: node.number(low, high)  # noqa: E731
@@ -259,11 +255,10 @@ def _list(kind: Kind) -> Form:
 
     def write_list(node: Node) -> list[Any]:
         values: Any = node.value
-        assert write_entry is not None
         return [None if one is None else write_entry(Node(one, node, i)) for i, one in enumerate(values)]
 
     readers = read_texts if read_entry is Node.text else read_list if not_empty is None else read_not_empty
-    return Form(readers, None if write_entry is None else write_list)
+    return Form(readers, _as_is if write_entry is _as_is else write_list)
 
 
 def _pair(kind: Kind) -> Form:
@@ -276,14 +271,13 @@ def _pair(kind: Kind) -> Form:
             raise node.error(f"{len(parts)} entries; give {kind.about}")
         return tuple([read_part(part) for read_part, part in zip(readers, parts, strict=True)])
 
-    return Form(read_pair, None)
+    return Form(read_pair, _as_is)
 
 
 def _table(entry: Kind) -> Form:
     read_entry, write_entry = form(entry)
-    return Form(
-        lambda node: node.table(read_entry), None if write_entry is None else lambda node: node.table(write_entry)
-    )
+    write = _as_is if write_entry is _as_is else lambda node: node.table(write_entry)
+    return Form(lambda node: node.table(read_entry), write)
 
 
 def _record(record: type) -> Form:
@@ -315,7 +309,7 @@ def _fields(known: tuple[Field, ...], ignored: tuple[str, ...] = ()) -> Form:
         if ignored:
             rest = {key: value for key, value in node.mapping().items() if not (key in ignored and value is None)}
             node = Node(rest, node.above, node.key)
-        get = node.fields(*keys).values.get
+        get = node.fields(*keys).mapping().get
         found = []
         for key, read_field, is_text, required, default in readers:
             value = get(key)
@@ -339,7 +333,7 @@ def _fields(known: tuple[Field, ...], ignored: tuple[str, ...] = ()) -> Form:
                     tree[key] = None
             elif only_entries and not value:
                 continue
-            elif write_field is None or (is_number and value.__class__ is float and value - value == 0.0):
+            elif write_field is _as_is or (is_number and value.__class__ is float and value - value == 0.0):
                 tree[key] = value  # text, or a finite number: without a node
             else:
                 tree[key] = write_field(Node(value, node, key))
@@ -387,7 +381,6 @@ def _write_image(node: Node) -> object:
     if isinstance(image, bytes):
         return _carry(node, image)
     if isinstance(image, c.ImageRef):
-        assert _REFERENCE.write is not None
         return _REFERENCE.write(node)
     if not c.is_raw(image):
         raise node.error(f"{image.dtype} {list(image.shape)}; a raw image is uint8 [H, W, 3] in RGB")
@@ -405,8 +398,6 @@ def _read_outcome(node: Node) -> c.Outcome:
 
 def _write_outcome(node: Node) -> Tree:
     outcome: Any = node.value
-    assert _SCORE.write is not None
-    assert _FAILURE.write is not None
     if isinstance(outcome, c.Score):
         node.above, node.key = "", None  # its message names the path within the score
         try:
@@ -424,7 +415,6 @@ def _read_error(node: Node) -> SynodError:
 
 def _write_error(node: Node) -> Tree:
     assert isinstance(node.value, SynodError)
-    assert _ERROR.write is not None
     return _with_valid_message(_ERROR.write(Node(c.ErrorFields.of(node.value))))
 
 
@@ -435,7 +425,7 @@ def _with_valid_message(failure: Tree) -> Tree:
 def _read_part(node: Node) -> c.Part:
     of = node.fields("request_id", *_PARTS)
     request_id = of.need("request_id", Node.text)
-    given = [key for key in _PARTS if key in of.values]
+    given = [key for key in _PARTS if key in of.mapping()]
     if len(given) != 1:
         raise node.error(f"{len(given)} of 'scored', 'rewards' and 'error'; a part is one of them")
     if given == ["scored"]:
@@ -447,7 +437,6 @@ def _read_part(node: Node) -> c.Part:
 def _write_part(node: Node) -> Tree:
     part: Any = node.value
     if isinstance(part, c.ScoredItem):
-        assert _SCORED.write is not None
         return {"request_id": part.request_id, "scored": _SCORED.write(node)}
     tree: Tree = write(type(part), part)
     return tree

@@ -1,4 +1,4 @@
-"""Read secrets from an environment variable or a file. Messages name the source, never the secret."""
+"""Read secrets from environment variables and files. Error messages name the source, never the secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORD = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret text, and the source to name in messages."""
+    """A secret, and its source for error messages."""
 
     source: str
     text: str = field(repr=False)
@@ -25,7 +25,8 @@ class Secret:
         word = self.text.strip()
         if not _WORD.fullmatch(word):
             raise SettingsError(
-                f"{self.source} holds no token or key ({len(word)} characters); give printable ASCII without spaces"
+                f"{self.source} is not a valid token or key ({len(word)} characters); "
+                "give printable ASCII without spaces"
             )
         return word
 
@@ -33,7 +34,7 @@ class Secret:
 def from_environment(setting: str, variable: str, environ: Mapping[str, str] = os.environ) -> Secret:
     """Read the environment variable that `setting` names. Raises SettingsError if it is not set."""
     if variable not in environ:
-        raise SettingsError(f"{setting} {variable}: no such environment variable; set it where the program starts")
+        raise SettingsError(f"{setting} {variable}: no such environment variable; set it for the program")
     return Secret(f"{setting} {variable}", environ[variable])
 
 

@@ -1,7 +1,7 @@
-"""Read the settings TOML of a program, with environment overrides, model sources and error messages.
+"""Read a program's settings TOML: environment overrides, model sources and error messages.
 
-`SYNOD__SERVER__PORT=8001` overrides `[server] port`; the value is TOML if it parses, else a
-string. This module knows no settings class: each program validates the tree itself.
+`SYNOD__SERVER__PORT=8001` overrides `[server] port`; a value that is not valid TOML is a string. This module knows no
+settings class: each program validates the tree itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENV_PREFIX: Final = "SYNOD__"
 
 
 def read(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the file's tree with overrides from `environ` (None: the process's own). Raises SettingsError."""
+    """Return the file's tree with overrides from `environ` (default: os.environ). Raises SettingsError."""
     try:
         tree = tomllib.loads(path.read_text())
     except OSError as error:
@@ -46,8 +46,11 @@ def settings_error(path: Path, errors: Sequence[Mapping[str, Any]], table: str =
 
 
 def model_source(source: str, folder: Path) -> str:
-    """'./dir', '../dir', '/dir' -> an absolute path; 'package:name/dir' -> a directory inside an installed package;
-    anything else is a hub id and stays as it is. Raises ValueError for a path that is not there."""
+    """Resolve a model source. Raises ValueError if its directory does not exist.
+
+    './dir', '../dir' and '/dir' become absolute paths, relative to `folder`. 'package:name/dir' is a directory in an
+    installed package. Anything else is a hub id and is returned unchanged.
+    """
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(package)
@@ -66,7 +69,7 @@ def model_source(source: str, folder: Path) -> str:
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    """Describe what is wrong with one key: the rule that it breaks, and the value if it is short."""
+    """Describe the error of one key: the violated rule, and the value if it is a number or text."""
     if error["type"] == "extra_forbidden":
         return "unknown key; remove it or correct its spelling"
     given, message = error["input"], str(error["msg"])
@@ -80,7 +83,7 @@ def _override(tree: dict[str, Any], name: str, text: str) -> None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise SettingsError(f"environment variable {name}: '{parent}' is a value, not a table; override it whole")
+            raise SettingsError(f"environment variable {name}: '{parent}' is a value, not a table; override that value")
     try:
         node[leaf] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

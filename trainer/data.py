@@ -152,9 +152,9 @@ def _read_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     if not text.strip():
         raise node.error("the prompt is empty")
     if name is None:
-        metadata = {key: of.values[key] for key in ("tag", "include", "exclude") if key in of.values}
+        metadata = {key: one for key, one in of.mapping().items() if key in ("tag", "include", "exclude")}
         return Prompt(text, tag, geneval=read(GenEvalMetadata, Node(metadata, node.path)))
-    if "include" in of.values:
+    if "include" in of.mapping():
         raise node.error("'include' and 'concept' together; give GenEval's metadata or a concept")
     if name not in concepts:
         raise node.error(f"unknown concept {name!r}; give one of {', '.join(sorted(concepts))}")

@@ -1,1 +1,1 @@
-"""Synod and other ways to serve the same scorers, measured side by side in one run: `make bench-serving`."""
+"""Compare Synod with other servers of the same scorers, in one run: `make bench-serving`."""

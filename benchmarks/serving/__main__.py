@@ -1,13 +1,14 @@
-"""Synod and other servers side by side, in one run on this machine: `make bench-serving [ARGS="--quick"]`.
+"""Compare Synod with other servers in one run on this machine: `make bench-serving [ARGS="--quick"]`.
 
-Four arms: `ensemble` (the five embedded rewards, against Flask, LitServe, BentoML and mosec), `device` (a scorer that
-only waits: what share of its limit is reached), `overhead` (a scorer that does nothing: what the serving costs, against
-plain Ray Serve and mosec) and `scaling` (1, 2, 4, 8 replicas). All servers run the same scorer code from the same model
-directories, with one thread each, pinned to the server cores once they answered; the client runs on its own core.
+Four arms: `ensemble` (the five embedded rewards, compared with Flask, LitServe, BentoML and mosec), `device` (a scorer
+that only waits: the share of its limit that is reached), `overhead` (a scorer that does nothing: the cost of serving,
+compared with plain Ray Serve and mosec) and `scaling` (1, 2, 4, 8 replicas). All servers run the same scorer code from
+the same model directories, with one thread each, pinned to the server cores after their first answer. The client runs
+on its own core.
 
-Writes --out after every measurement. A run that was stopped goes on where it was: start it again with the same options.
-The file ends in `summary`; `benchmarks/serving/summary.py` says what each figure is. The first run makes an environment
-for the other servers under --work (a minute); the project's own stays as it is. Nothing else should run meanwhile.
+The results are written to --out after every measurement. To resume a stopped run, start it with the same options. The
+figures in `summary`, at the end of the file, are described in `benchmarks/serving/summary.py`. The first run creates a
+separate Python environment for the other servers under --work, which takes a minute. Run nothing else on the machine.
 
   --quick   3 repeats of 1 s or more, one load in `ensemble`: about 20 minutes on two idle cores
   (default) 5 repeats of 2 s or more, 1 and 8 clients in `ensemble`: about an hour
@@ -42,18 +43,18 @@ from synod.codec import JSON, MSGPACK, PROTOBUF
 from synod.contracts import Score
 from synod.errors import SynodError
 
-# repeats, the least seconds of one, and after how many it ends though not every client had an answer
+# (repeats, minimum seconds of a repeat, maximum seconds of a repeat even if a client still has no answer)
 REPEATS = {"quick": (3, 1.0, 8.0), "default": (5, 2.0, 20.0), "full": (5, 2.0, 20.0)}
 Scores = dict[str, list[float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a plain kill ends the servers too, as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C, SIGTERM also ends the servers
     amount = "quick" if options.quick else "full" if options.full else "default"
     repeats, seconds, longest_s = REPEATS[amount]
-    told = {"amount": amount, "repeats": options.repeats or repeats, "seconds": options.seconds or seconds}
-    told |= {
+    run_options = {"amount": amount, "repeats": options.repeats or repeats, "seconds": options.seconds or seconds}
+    run_options |= {
         "longest_s": longest_s,
         "server_cores": options.server_cores,
         "client_cores": options.client_cores,
@@ -62,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fresh:
         options.out.unlink(missing_ok=True)
     try:
-        results = Results(options.out, command(), told)
+        results = Results(options.out, command(), run_options)
         shutil.rmtree(options.work / "bodies", ignore_errors=True)
         bench = Bench(options.work.resolve(), str(environment.make(options.work.resolve() / "peers")), amount)
         for group in bench.groups():
             if options.only in group.name:
-                run(group, bench, results, told)
+                run(group, bench, results, run_options)
     except BenchError as error:
         print(f"bench-serving: {error}", file=sys.stderr)
         return 1
@@ -75,25 +76,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -> None:
-    """Measure what is missing of a group, or nothing. A group whose servers fail is told and passed over."""
+def run(group: Group, bench: Bench, results: Results, run_options: Mapping[str, Any]) -> None:
+    """Measure the points of a group that have no result yet. If its servers fail, report that and skip the group."""
     points = [point for point in group.points if point.name not in results]
     if not points:
         print(f"kept    {group.name}", flush=True)
         return
     print(f"start   {group.name}", flush=True)
     bench.write_bodies(group)
-    pinned, folder = told["pinned"], bench.folder
+    pinned, folder = run_options["pinned"], bench.folder
     log = folder / "logs" / f"{group.name.replace(' ', '_')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with serving(group.launches, lambda: _first(group), log, told["server_cores"] if pinned else ()) as running:
-            results.tell_server(group.name, running.facts())
+        with serving(
+            group.launches, lambda: _first_requests(group), log, run_options["server_cores"] if pinned else ()
+        ) as running:
+            results.keep_server(group.name, running.facts())
             if pinned and group.scorers_alone:
                 scorers = usage.scorer_replicas(running.pids)
-                usage.pin(set(usage.tree(running.pids)) - set(scorers), told["client_cores"])
+                usage.pin(set(usage.tree(running.pids)) - set(scorers), run_options["client_cores"])
             for point in points:
-                record = measure(point, running, told)
+                record = measure(point, running, run_options)
                 if "scores" in record:
                     record["largest_difference"] = largest_difference([*results.scores.values(), record["scores"]])
                 results.keep(point.name, record)
@@ -105,19 +108,19 @@ def run(group: Group, bench: Bench, results: Results, told: Mapping[str, Any]) -
         print(f"FAILED  {group.name}: {error}", file=sys.stderr, flush=True)
 
 
-def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's record. Raises BenchError when the client could not measure, or answers do not hold what was asked."""
+def measure(point: Point, running: Running, run_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure one point. Raises BenchError if the client fails or an answer does not contain all scores."""
     clients, images = point.labels["clients"], point.labels["images"]
     direct = point.calls[0].url == DIRECT
-    cores = told["server_cores" if direct else "client_cores"] if told["pinned"] else ()
+    cores = run_options["server_cores" if direct else "client_cores"] if run_options["pinned"] else ()
     with TemporaryDirectory() as folder:
         load = Load(
             point.calls,
             clients,
             images,
-            told["repeats"],
-            told["seconds"],
-            told["longest_s"],
+            run_options["repeats"],
+            run_options["seconds"],
+            run_options["longest_s"],
             folder,
             running.pids,
             cores,
@@ -136,7 +139,7 @@ def measure(point: Point, running: Running, told: Mapping[str, Any]) -> dict[str
 
 
 def _client(load: Load, folder: Path, module: str = "load") -> dict[str, Any]:
-    """Return what the client's process measured; its own failure counts as one of a request."""
+    """Run the client in its own process and return its measurements. If it fails, that counts as a failed request."""
     path = folder / "load.json"
     path.write_text(json.dumps(asdict(load)))
     line = [sys.executable, "-m", f"benchmarks.serving.{module}", str(path)]
@@ -150,7 +153,7 @@ def _client(load: Load, folder: Path, module: str = "load") -> dict[str, Any]:
 
 
 def scores_of(answer: bytes, wire: str) -> Scores:
-    """A value per item and scorer. Raises BenchError for one that was not measured."""
+    """Return the values of each scorer, one per item. Raises BenchError if an item has no score."""
     if wire.startswith("synod"):
         codec = {"synod json": JSON, "synod msgpack": MSGPACK, "synod grpc": PROTOBUF}[wire]
         results = codec.decode_response(answer).results
@@ -167,7 +170,7 @@ def scores_of(answer: bytes, wire: str) -> Scores:
 
 
 def largest_difference(answers: Sequence[Scores]) -> float:
-    """Between any two servers' values of one item: they measure the same only if this is about nothing."""
+    """Return the largest difference between any two servers' values of one item; about 0 if they compute the same."""
     first, *others = answers
     return max(
         (
@@ -180,7 +183,7 @@ def largest_difference(answers: Sequence[Scores]) -> float:
     )
 
 
-def _first(group: Group) -> None:
+def _first_requests(group: Group) -> None:
     group.prepare()
     for call in {call.url: call for point in group.points for call in point.calls}.values():
         if call.url.startswith("http"):
@@ -192,17 +195,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="make bench-serving ARGS=", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--quick", action="store_true", help="a short run, for a look")
-    amount.add_argument("--full", action="store_true", help="every load of the grid")
+    amount.add_argument("--quick", action="store_true", help="a short run, for a first impression")
+    amount.add_argument("--full", action="store_true", help="all loads of the grid")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="measure groups whose name has TEXT, such as 'ensemble mosec'"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="measure only groups whose name contains TEXT, such as 'ensemble mosec'",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
+    parser.add_argument("--fresh", action="store_true", help="discard the results in --out")
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="let servers and client run on any core")
     parser.add_argument("--server-cores", type=_cores, default=[0], metavar="N,..", help="cores of the servers (0)")
     parser.add_argument("--client-cores", type=_cores, default=[1], metavar="N,..", help="cores of the client (1)")
-    parser.add_argument("--repeats", type=int, help="repeats of a measurement; medians are told, with their spread")
-    parser.add_argument("--seconds", type=float, help="least length of a repeat, and of the warm-up before the first")
+    parser.add_argument("--repeats", type=int, help="repeats of a measurement; the results are medians and spreads")
+    parser.add_argument("--seconds", type=float, help="minimum length of a repeat, and of the warm-up before the first")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/bench-serving", help="environment, bodies, logs")
     return parser

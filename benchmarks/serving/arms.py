@@ -1,4 +1,4 @@
-"""What is measured: groups of servers that run together, and the loads that are put on them.
+"""Define the measurements: groups of servers that run together, and the loads on them.
 
 | arm | scorer | load | compared with |
 |---|---|---|---|
@@ -27,12 +27,12 @@ from synod.codec import MSGPACK
 from synod.contracts import PutImagesRequest, ScoreItem
 
 REWARDS = ("tier", "ber", "der", "fer", "geneval")
-DIRECT = "direct"  # instead of a URL: the scorers called in a process of their own
+DIRECT = "direct"  # instead of a URL: a process calls the scorers directly
 WAITING = tuple(f"wait_{i}" for i in range(5))
 REPLICAS = (1, 2, 4, 8)
 Items = Callable[[int], tuple[ScoreItem, ...]]
 HAPROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # HTTP is then on 0.0.0.0, whatever [server] host says; tokens are asked for
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # it ignores [server] host and listens on 0.0.0.0, but requests need a token
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
@@ -40,7 +40,7 @@ HAPROXY = {
 
 @dataclass(frozen=True)
 class Point:
-    """One load on running servers. `labels` is what its record says besides the numbers."""
+    """One load on running servers. `labels` identify it in the results."""
 
     calls: Sequence[Call]
     wire: str
@@ -55,7 +55,7 @@ class Point:
 class Group:
     """Servers that run together and the points measured on them. `prepare` runs before the first request.
 
-    `scorers_alone`: the service's scorers have the server cores, and its other processes share the client's.
+    `scorers_alone`: only the service's scorers use the server cores; its other processes share the client's.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where files go, the peers' interpreter, and how much is measured: "quick", "default" or "full"."""
+    """The folder for files, the Python of the other servers, and the amount: "quick", "default" or "full"."""
 
     folder: Path
     python: str
@@ -75,7 +75,7 @@ class Bench:
     _encoders: dict[str, Callable[[], bytes]] = field(default_factory=dict)
 
     def groups(self) -> Iterator[Group]:
-        """All there is to measure, Synod first."""
+        """Yield all groups to measure, Synod's first."""
         yield from self._ensemble()
         yield self._device()
         yield from self._overhead()
@@ -106,7 +106,7 @@ class Bench:
             yield self._peer("ensemble", "mosec", REWARDS, setting, loads, inputs.ensemble_items, together=True)
 
     def _direct(self) -> Group:
-        """The same scorers called directly in one process, which needs no server."""
+        """Return the group that calls the same scorers directly in one process, without a server."""
         bodies = self._bodies(
             "peer-msgpack",
             REWARDS,
@@ -130,8 +130,8 @@ class Bench:
         yield self._service("overhead", config, own, inputs.raw_items)
         for way, environ in (("proxy", {}), ("haproxy", HAPROXY)):
             points = [(base, way, ("trivial",), loads)]
-            behind = {**environ, "SYNOD__SERVER__LISTEN": "proxy"}
-            yield self._service(f"overhead {way}", config, points, inputs.raw_items, behind)
+            proxied = {**environ, "SYNOD__SERVER__LISTEN": "proxy"}
+            yield self._service(f"overhead {way}", config, points, inputs.raw_items, proxied)
         yield self._serve(loads)
         for setting in (ONE, SEVERAL):
             yield self._peer("overhead", "mosec", ("trivial",), setting, loads, inputs.raw_items)
@@ -147,16 +147,16 @@ class Bench:
         self,
         name: str,
         config: Path,
-        asked: Sequence[tuple[Mapping[str, Any], str, Sequence[str], Sequence[tuple[int, int]]]],
+        grids: Sequence[tuple[Mapping[str, Any], str, Sequence[str], Sequence[tuple[int, int]]]],
         items: Items,
         environ: Mapping[str, str] | None = None,
         *,
         scorers_alone: bool = False,
     ) -> Group:
-        """A service with all of its features on: tokens, limits, digests, metrics; but every score is measured anew."""
+        """Return a service with tokens, limits, digests and metrics, but without reuse of scores."""
         port, grpc_port, token = free_port(), free_port(), secrets.token_urlsafe(32)
         run_dir = self.folder / name.replace(" ", "_")
-        told = {
+        overrides = {
             "SYNOD__SERVER__PORT": str(port),
             "SYNOD__CLUSTER__READY_TIMEOUT_S": str(START_LIMIT_S),
             "SYNOD__STORE__MAX_SCORES": "0",
@@ -174,17 +174,17 @@ class Bench:
             bodies = self._bodies(
                 f"synod-{wire}", scorers, items, images, lambda some: inputs.synod_body(some, scorers, wire)
             )
-            told = {**labels, "way": way, "clients": clients, "images": images}
-            return Point([Call(url, bodies, sent)], f"synod {wire}", told)
+            labelled = {**labels, "way": way, "clients": clients, "images": images}
+            return Point([Call(url, bodies, sent)], f"synod {wire}", labelled)
 
         def put() -> None:
             images = tuple(dict.fromkeys(r for s in range(inputs.SETS) for r in inputs.references(items(s))))
             body = MSGPACK.encode_put(PutImagesRequest(images))
             post(f"http://127.0.0.1:{port}/v1/images", body, {**headers, "Content-Type": MSGPACK.content_type}, "PUT")
 
-        points = [point(labels, way, s, c, n) for labels, way, s, loads in asked for c, n in loads]
+        points = [point(labels, way, s, c, n) for labels, way, s, loads in grids for c, n in loads]
         prepare = put if items is inputs.ensemble_items else lambda: None
-        return Group(f"synod {name}", [Launch(command, told)], points, prepare, scorers_alone)
+        return Group(f"synod {name}", [Launch(command, overrides)], points, prepare, scorers_alone)
 
     def _peer(
         self,
@@ -197,7 +197,7 @@ class Bench:
         *,
         together: bool = False,
     ) -> Group:
-        """A server for each scorer, or one for all `together`."""
+        """Return a group of one server per scorer, or of one server for all (`together`)."""
         peer = PEERS[name]
         way = ",".join(f"{key}={value}" for key, value in setting.items())
         shares = [tuple(scorers)] if together else [(one,) for one in scorers]
@@ -241,11 +241,11 @@ class Bench:
             labels = {"arm": "overhead", "server": server, "way": "", "clients": clients, "images": images}
             return Point([call], "msgpack", labels)
 
-        hops = (("serve_two_hops", "/two"), ("serve", "/"))  # the app at /two is the last to come up
+        hops = (("serve_two_hops", "/two"), ("serve", "/"))  # the app at /two starts last
         return Group("overhead serve", [launch], [point(server, path, c, n) for server, path in hops for c, n in loads])
 
     def write_bodies(self, group: Group) -> None:
-        """Encode what the group's points send, as far as no other group has had it written."""
+        """Write the request bodies of the group's points that do not exist yet."""
         for path in {body for point in group.points for call in point.calls for body in call.bodies}:
             if not Path(path).is_file():
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -259,14 +259,14 @@ class Bench:
         images: int,
         encode: Callable[[Sequence[ScoreItem]], bytes],
     ) -> list[str]:
-        """Where each set's body will be."""
+        """Return the path of each set's body; `write_bodies` writes the files."""
         name = f"{kind}-{'+'.join(scorers)}-{images}"
         paths = [str(self.folder / "bodies" / f"{name}-{number}") for number in range(inputs.SETS)]
         self._encoders.update({path: lambda n=n: encode(items(n)[:images]) for n, path in enumerate(paths)})  # type: ignore[misc]
         return paths
 
     def _fakes(self, name: str, replicas: Mapping[str, int]) -> Path:
-        """A TOML of scorers without models, in a folder of its own: the scorers' digest covers it."""
+        """Write a TOML of scorers without models, in its own folder: the scorers' digest covers the folder."""
         folder = self.folder / "configs" / name
         folder.mkdir(parents=True, exist_ok=True)
         tables = [

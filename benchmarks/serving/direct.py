@@ -1,6 +1,6 @@
-"""The limit of one process: the scorers called directly, without a server; decoding included.
+"""Measure the limit of one process: decode the images and call the scorers directly, without a server.
 
-Scorers share what they find in an image, as colocated scorers of the service do.
+The scorers share model outputs for an image, as colocated scorers of the service do.
 
 `python -m benchmarks.serving.direct LOAD.json` reads a `Load` of one call and prints the measurements of
 `benchmarks.serving.load`.

@@ -1,4 +1,4 @@
-"""The other servers' packages, in a throwaway environment that looks into the project's own for everything else."""
+"""Create a temporary environment with the other servers' packages; all else comes from the project's environment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ REQUIREMENTS = Path(__file__).parent / "peers.txt"
 
 
 def make(folder: Path) -> Path:
-    """The interpreter of the environment in `folder`, made (a minute) unless it is there with these requirements.
+    """Create the environment in `folder`, unless it exists with the same requirements, and return its Python.
 
-    The project's packages are found through a .pth file, after the environment's own, and pip changes nothing there:
-    peers.txt names all there is to install.
-    Raises CalledProcessError when pip cannot install.
+    This takes a minute. A .pth file makes the project's packages available, after the environment's own. pip installs
+    exactly peers.txt and never changes the project's environment. Raises CalledProcessError if pip fails.
     """
     python, stamp = folder / "bin/python", folder / "peers.txt"
     if stamp.is_file() and stamp.read_text() == REQUIREMENTS.read_text():

@@ -1,4 +1,4 @@
-"""Scorers without models, that leave the serving alone to be measured. Replicas import this module by name."""
+"""Scorers without models, to measure the serving alone. Replicas import this module by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from services.scorers.base import Scorer, ScorerSpec
 from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
 
-BATCH_IMAGES = 32  # of the settings too: max_batch_images
-DEVICE_S = 0.025  # a batch of up to BATCH_IMAGES: 1,280 images/s
+BATCH_IMAGES = 32  # equal to max_batch_images of the settings
+DEVICE_S = 0.025  # for a batch of up to BATCH_IMAGES: 1,280 images/s
 SLOW_DEVICE_S = 0.1  # 320 images/s
 
 
 class Trivial:
-    """The first sample of the image; with `wait_s`, as slow as a device that needs it for a batch, without CPU."""
+    """Returns the first sample of the image. Sleeps `wait_s` per batch, like a slow device that needs no CPU."""
 
     def __init__(self, name: str, wait_s: float = 0.0) -> None:
         self.spec = ScorerSpec(name, ("image",), 0.0, 1.0, "a benchmark", "the first sample of the image")
@@ -29,7 +29,7 @@ class Trivial:
 
 
 def build(name: str, settings: ScorerSettings) -> Scorer:
-    """`trivial`, `wait...` and `slow...` by name; other names are real scorers."""
+    """Build `trivial`, `wait...` or `slow...` by name; other names are real scorers."""
     if name == "trivial":
         return Trivial(name)
     if name.startswith(("wait", "slow")):

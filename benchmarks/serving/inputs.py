@@ -1,7 +1,6 @@
-"""What is sent: items from seeds, and their bodies for every wire.
+"""Create the inputs: items from seeds, and request bodies for every wire.
 
-A set is one client's 32 items. Sets differ in their images: requests of equal items that share a batch would be
-measured as one, since scorers embed equal images once.
+A set is one client's 32 items. Sets have different images, since scorers embed equal images in a batch only once.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from synod.digest import digest_of
 
 SETS = 8
 ITEMS = 32
-JPEG_SIDE, JPEG_QUALITY, NOISE = 512, 95, 4.0  # the noise (std, of 255) gives a drawn image a photograph's bytes
+JPEG_SIDE, JPEG_QUALITY, NOISE = 512, 95, 4.0  # noise (std, of 255) makes a synthetic image as large as a photograph
 RAW_SIDE = 64
 PROMPT = "a cup"
 PEER_WIRES: Mapping[str, Callable[[Any], bytes]] = {
@@ -41,7 +40,7 @@ TYPES = {"pickle": "application/octet-stream", "msgpack": "application/msgpack",
 
 @cache
 def ensemble_items(number: int) -> tuple[ScoreItem, ...]:
-    """Set `number`: 512x512 JPEGs of persons with references, reasoning and GenEval's metadata; all scorers apply."""
+    """Create set `number`: 512x512 JPEGs of persons, with all inputs that the scorers need."""
     samples = [sample.item for sample in load_samples(SAMPLES)]
     persons = [item for item in samples if item.concept is not None and item.concept.kind == "person"]
     tasks = [item.geneval for item in samples if item.geneval is not None]
@@ -54,26 +53,26 @@ def ensemble_items(number: int) -> tuple[ScoreItem, ...]:
 
 @cache
 def raw_items(number: int) -> tuple[ScoreItem, ...]:
-    """Set `number`: raw 64x64 images of noise."""
+    """Create set `number`: raw 64x64 images of noise."""
     rng = np.random.default_rng([8, number])
     images = rng.integers(0, 256, (ITEMS, RAW_SIDE, RAW_SIDE, 3), np.uint8)
     return tuple(ScoreItem(image=image, prompt=PROMPT) for image in images)
 
 
 def references(items: Sequence[ScoreItem]) -> tuple[ImageData, ...]:
-    """The distinct references of the items."""
+    """List the distinct references of the items."""
     return tuple(dict.fromkeys(r for item in items for r in item.references if isinstance(r, bytes)))
 
 
 def synod_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> bytes:
-    """A service's body in `wire` (json, msgpack, grpc), references by digest."""
+    """Encode a request to Synod in `wire` (json, msgpack, grpc), with references by digest."""
     codec = PROTOBUF if wire == "grpc" else CODECS[TYPES[wire]]
     named = tuple(replace(item, references=tuple(map(_by_digest, item.references))) for item in items)
     return codec.encode_request(ScoreRequest(named, scorers=tuple(scorers), timeout_ms=300_000))
 
 
 def peer_body(items: Sequence[ScoreItem], scorers: Sequence[str], wire: str) -> bytes:
-    """Another server's body: of each item its concept and what `scorers` need, and no more."""
+    """Encode a request to another server: only the concept of each item and the fields that `scorers` need."""
     needs = {"concept"} | {need for name in scorers for need in registry.spec(name, settings_of(name)).needs}
     return PEER_WIRES[wire]({"items": [_tree(item, needs) for item in items]})
 
@@ -101,8 +100,8 @@ def _by_digest(image: Any) -> ImageRef:
 
 def _jpeg(item: ScoreItem, rng: np.random.Generator) -> bytes:
     assert isinstance(item.image, bytes)
-    drawn = Image.open(BytesIO(item.image)).convert("RGB").resize((JPEG_SIDE, JPEG_SIDE), Image.Resampling.BICUBIC)
-    noisy = np.asarray(drawn, np.float32) + rng.normal(0, NOISE, (JPEG_SIDE, JPEG_SIDE, 3)).astype(np.float32)
+    original = Image.open(BytesIO(item.image)).convert("RGB").resize((JPEG_SIDE, JPEG_SIDE), Image.Resampling.BICUBIC)
+    noisy = np.asarray(original, np.float32) + rng.normal(0, NOISE, (JPEG_SIDE, JPEG_SIDE, 3)).astype(np.float32)
     buffer = BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

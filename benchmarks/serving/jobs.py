@@ -1,7 +1,7 @@
-"""What every peer serves: the service's own scorers, built by the same `build` from the same model directories.
+"""The job of every other server: Synod's scorers, built by the same `build` from the same model directories.
 
-A request is `{"items": [..]}`, images in their items; an answer `{"scores": {scorer: [value..]}}`. An image that
-comes twice in a request (a reference) is decoded once.
+A request is `{"items": [..]}`, with the images in their items; an answer is `{"scores": {scorer: [value..]}}`. An image
+that occurs twice in a request (a reference) is decoded once.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Scores = dict[str, list[float]]
 
 
 class Job:
-    """The scorers named in the environment's BENCH_SCORERS, one after the other."""
+    """The scorers that the environment variable BENCH_SCORERS names. They run one after another."""
 
     def __init__(self) -> None:
         names = os.environ["BENCH_SCORERS"].split(",")
         self._scorers = {name: fakes.build(name, settings_of(name)) for name in names}
 
     def score(self, items: Sequence[ScoreItem]) -> Scores:
-        """A value per item and scorer, in order. Raises RuntimeError when one cannot be measured."""
+        """Return the values of each scorer, in the order of the items. Raises RuntimeError if a score fails."""
         return {name: [_value(outcome) for outcome in score_batch(one, items)] for name, one in self._scorers.items()}
 
     def score_many(self, requests: Sequence[Sequence[ScoreItem]]) -> list[Scores]:
-        """The scores of each request, all of them measured in one batch."""
+        """Return the scores of each request, computed in one batch."""
         together = self.score([item for items in requests for item in items])
         found, start = [], 0
         for items in requests:
@@ -55,7 +55,7 @@ def settings_of(name: str) -> ScorerSettings:
 
 
 def read_items(request: Mapping[str, Any]) -> list[ScoreItem]:
-    """The items of a request whose images are bytes (pickle, msgpack) or base64 (JSON)."""
+    """Read the items of a request whose images are bytes (pickle, msgpack) or base64 (JSON)."""
     memo: dict[Any, Pixels] = {}
     return [_item(item, partial(_decoded, memo)) for item in request["items"]]
 

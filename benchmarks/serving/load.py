@@ -1,7 +1,8 @@
-"""The closed-loop client, a process of its own: `python -m benchmarks.serving.load LOAD.json` prints what it measured.
+"""Run the closed-loop client in its own process: `python -m benchmarks.serving.load LOAD.json` prints measurements.
 
-A request is one post, or several at once to several servers; it ends with the last of them. Bodies are encoded
-beforehand, so that the client costs little. A repeat begins and ends with a request's end: no request counts in part.
+A request is one post, or several concurrent posts to several servers, and ends with the last of them. Bodies are
+encoded in advance, so that the client needs little CPU. A repeat starts and ends when a request ends, so that each
+request counts in one repeat.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ TIMEOUT_S = 300.0
 PAUSE_AFTER_FAILURE_S = 0.05
 GRPC_METHOD = "/synod.v1.RewardService/Score"
 GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-Send = Callable[[bytes], Awaitable[bytes]]  # raises RuntimeError for an answer that is none
+Send = Callable[[bytes], Awaitable[bytes]]  # raises RuntimeError for an error status
 
 
 @dataclass(frozen=True)
 class Call:
-    """A server's part of a request. `url`: http://..., or grpc://host:port. `bodies`: a file for each set of items;
-    client k sends set k modulo their number."""
+    """The post of a request to one server. `url`: http://..., or grpc://host:port. `bodies`: a file for each set of
+    items; client k sends set k modulo the number of sets."""
 
     url: str
     bodies: Sequence[str]
@@ -42,8 +43,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Load:
-    """What to send, how long, and whose CPU time to count. A repeat lasts `seconds` and a request a client at least,
-    though not over `longest_s`. `answers` is the folder for each call's last answer to set 0."""
+    """The calls, the repeats, and the processes whose CPU time counts. A repeat lasts at least `seconds` and one
+    request per client, but at most `longest_s`. `answers` is the folder for each call's last answer to set 0."""
 
     calls: Sequence[Call]
     clients: int
@@ -58,7 +59,7 @@ class Load:
 
 @dataclass
 class Recorder:
-    """Counts ended requests into repeats, after a warm-up of one repeat's length."""
+    """Groups finished requests into repeats, after a warm-up as long as one repeat."""
 
     load: Load
     latencies_s: list[float] = field(default_factory=list)
@@ -88,7 +89,7 @@ class Recorder:
         self._warm, self._count, self._began_s, self._cpu_s = True, 0, time.monotonic(), cpu_s
 
     def result(self, bytes_per_image: float) -> dict[str, Any]:
-        """Return what was measured, the first failure in words."""
+        """Return the measurements, with the message of the first failure."""
         return {
             "repeats": self.repeats,
             "latencies_s": self.latencies_s,
@@ -99,7 +100,7 @@ class Recorder:
 
 
 async def measure(load: Load) -> dict[str, Any]:
-    """The repeats, the latencies (seconds) of all of them together, and what failed, the first in words."""
+    """Return the repeats, the latencies (seconds) of all requests, and the number and first message of failures."""
     recorder = Recorder(load)
     bodies = [[Path(body).read_bytes() for body in call.bodies] for call in load.calls]
     async with AsyncExitStack() as stack:
@@ -157,7 +158,7 @@ async def _sender(call: Call, stack: AsyncExitStack) -> Send:
 
 
 def read_load(path: str) -> Load:
-    """Read a load from JSON, and stay on its cores."""
+    """Read a load from JSON and pin this process to its cores."""
     tree = json.loads(Path(path).read_text())
     load = Load(**{**tree, "calls": [Call(**call) for call in tree["calls"]]})
     if load.cores:

@@ -1,4 +1,4 @@
-"""The result file: written after every measurement, so that a run that was stopped goes on where it was."""
+"""The result file. It is written after every measurement, so that a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from benchmarks.serving.summary import summarise
 
 
 class Results:
-    """Measurements by name. Raises BenchError for a file of a run with other `options`, which must not be mixed."""
+    """Measurements by name. Raises BenchError if the file is of a run with other `options`."""
 
     def __init__(self, path: Path, command: str, options: Mapping[str, Any]) -> None:
         self._path = path
-        began = {"command": command, "machine": machine(), "options": dict(options), "servers": {}, "measurements": {}}
-        self._tree: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else began
+        empty = {"command": command, "machine": machine(), "options": dict(options), "servers": {}, "measurements": {}}
+        self._tree: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else empty
         kept = self._tree["options"]
         if kept != dict(options):
             raise BenchError(
-                f"{path} is of a run with {kept}, this one has {dict(options)}: give --fresh or another --out"
+                f"{path} is of a run with {kept}, but this run has {dict(options)}: give --fresh or another --out"
             )
 
     def __contains__(self, name: str) -> bool:
         return name in self._tree["measurements"]
 
-    def tell_server(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Keep what a group of servers took to start, and of memory."""
+    def keep_server(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep the start-up time and memory of a group of servers."""
         self._tree["servers"][name] = dict(facts)
 
     def keep(self, name: str, measurement: Mapping[str, Any]) -> None:
-        """Add a measurement and write the file with its summary, whole or not at all."""
+        """Add a measurement and replace the file, with a new summary, atomically."""
         self._tree["measurements"][name] = dict(measurement)
         found = list(self._tree["measurements"].values())
         tree = {**{key: value for key, value in self._tree.items() if key != "summary"}, "summary": summarise(found)}
-        fresh = self._path.with_suffix(".new")
+        temporary = self._path.with_suffix(".new")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(tree, indent=1) + "\n")
-        fresh.replace(self._path)
+        temporary.write_text(json.dumps(tree, indent=1) + "\n")
+        temporary.replace(self._path)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -48,5 +48,5 @@ class Results:
 
     @property
     def scores(self) -> dict[str, dict[str, list[float]]]:
-        """What every measurement of the ensemble answered to set 0, by its name."""
+        """The scores of set 0 in each measurement of the ensemble, by its name."""
         return {name: one["scores"] for name, one in self._tree["measurements"].items() if "scores" in one}

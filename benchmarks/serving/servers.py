@@ -1,4 +1,4 @@
-"""Servers as processes of their own: started, waited for, pinned, and ended with all that they started."""
+"""Start servers as processes, wait for their first answer, pin them, and end them with all their descendants."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 
 class BenchError(RuntimeError):
-    """What is to be measured does not work; the message says what it said."""
+    """A server or client fails; the message includes its output."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A command line and what its environment has besides ours."""
+    """A command line and additional environment variables."""
 
     command: Sequence[str]
     environ: Mapping[str, str]
@@ -36,7 +36,7 @@ class Launch:
 
 @dataclass
 class Running:
-    """Servers that answer. `start_s`: until the first answer, on all cores; memory (MiB) is that of then."""
+    """Running servers. `start_s`: time to the first answer, on all cores; memory (MiB): at the first answer."""
 
     pids: list[int] = field(default_factory=list)
     start_s: float = 0.0
@@ -45,18 +45,18 @@ class Running:
     processes: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of them."""
-        kept = ("start_s", "rss_mib", "pss_mib", "processes")
-        return {name: value for name, value in vars(self).items() if name in kept}
+        """Return the facts for the result file."""
+        names = ("start_s", "rss_mib", "pss_mib", "processes")
+        return {name: value for name, value in vars(self).items() if name in names}
 
 
 @contextmanager
 def serving(
     launches: Sequence[Launch], first_answer: Callable[[], object], log: Path, cores: Sequence[int] = ()
 ) -> Iterator[Running]:
-    """The servers, once `first_answer` no longer raises OSError; pinned to `cores` from then on.
+    """Start servers, wait until `first_answer` no longer raises OSError, and pin them to `cores`. End them on exit.
 
-    Raises BenchError, with the end of the log, when one ends early or START_LIMIT_S passes.
+    Raises BenchError, with the end of the log, if a server ends early or START_LIMIT_S passes.
     """
     began_s = time.monotonic()
     processes: list[subprocess.Popen[bytes]] = []
@@ -82,7 +82,7 @@ def serving(
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], method: str = "POST") -> bytes:
-    """The answer's body. Raises OSError (HTTPError among them) for any status but 200."""
+    """Send a request and return the answer's body. Raises OSError (such as HTTPError) for any status but 200."""
     request = urllib.request.Request(url, body, dict(headers), method=method)
     with urllib.request.urlopen(request, timeout=120) as answer:
         found: bytes = answer.read()
@@ -98,7 +98,7 @@ def _wait(
         except OSError as error:
             ended = [process.args for process in processes if process.poll() is not None]
             if ended or time.monotonic() > ends_s:
-                what = f"ended: {ended}" if ended else f"gave no answer in {START_LIMIT_S:.0f} s (last: {error})"
+                what = f"ended: {ended}" if ended else f"did not answer within {START_LIMIT_S:.0f} s (last: {error})"
                 raise BenchError(f"{what}\n{log}:\n{log.read_text(errors='replace')[-3000:]}") from None
             time.sleep(POLL_S)
         else:
@@ -106,16 +106,16 @@ def _wait(
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask, then insist; what a server leaves behind is ended too."""
-    born = {pid: usage.born(pid) for pid in usage.tree(process.pid for process in processes)}
+    """Terminate the servers, then kill those that still run, with all their descendants."""
+    started = {pid: usage.start_ticks(pid) for pid in usage.tree(process.pid for process in processes)}
     for process in processes:
         process.terminate()
     ends_s = time.monotonic() + STOP_LIMIT_S
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.1, ends_s - time.monotonic()))
-    for pid, since in born.items():
-        if since is not None and usage.born(pid) == since:  # a number may be another's by now
+    for pid, ticks in started.items():
+        if ticks is not None and usage.start_ticks(pid) == ticks:  # else another process has this id now
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     for process in processes:

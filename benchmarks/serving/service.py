@@ -1,6 +1,6 @@
-"""A service to be measured: `python -m benchmarks.serving.service CONFIG RUN_DIR` serves until SIGTERM.
+"""Run a Synod service: `python -m benchmarks.serving.service CONFIG RUN_DIR` serves until SIGTERM.
 
-The environment overrides the TOML's settings, as everywhere, and holds what Serve reads before Ray starts.
+The environment overrides settings of the TOML, and has the variables that Serve reads before Ray starts.
 """
 
 from __future__ import annotations

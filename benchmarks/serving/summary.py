@@ -1,7 +1,7 @@
-"""PURE: measurements -> the figures that a reader asks for. A figure whose measurements are missing is None.
+"""Compute the summary from the measurements. Pure functions. A figure without its measurements is None.
 
 A measurement has `arm`, `server`, `way` (wire or setting), `clients`, `images`, and the numbers of `reduce`.
-Synod's own figures are those of REST with msgpack on a gateway's own port, its default; other ways in stand beside it.
+Synod's figures are for its default: REST with msgpack on a gateway's own port. `*_ways` are for the other ways.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ MOSEC = "mosec"
 
 
 def reduce(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client measured -> medians. `spread` is the slowest and fastest repeat; latencies are of all repeats.
+    """Reduce the client's measurements to medians. `spread` is the slowest and fastest repeat.
 
-    images_per_s, spread: images/s; p50_ms, p99_ms: of a request; cpu_s_per_1000_images: of the servers.
+    images_per_s, spread: images/s; p50_ms, p99_ms: latencies of requests, over all repeats; cpu_s_per_1000_images: CPU
+    time of the servers.
     """
     rates = [one["images"] / one["seconds"] for one in raw["repeats"]]
     images = sum(one["images"] for one in raw["repeats"])
@@ -40,15 +41,15 @@ def reduce(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of `ordered` values (ascending, one at least) that `share` of them do not pass."""
+    """Return the smallest of `ordered` (ascending, at least one) that at least `share` of the values do not exceed."""
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
 
 def summarise(found: Sequence[Record]) -> dict[str, Any]:
-    """The figures, from whatever was measured."""
+    """Return the summary of the measurements that exist."""
     loads = {one["clients"] for one in found if one["arm"] == "ensemble" and one["server"] == "synod"}
-    asked = CLIENTS if CLIENTS in loads else min(loads, default=CLIENTS)
-    ensemble = [one for one in found if one["arm"] == "ensemble" and _at(one, asked)]
+    clients = CLIENTS if CLIENTS in loads else min(loads, default=CLIENTS)
+    ensemble = [one for one in found if one["arm"] == "ensemble" and _at(one, clients)]
     best = max((one for one in ensemble if one["server"] not in OWN), key=_rate, default=None)
     direct = next((one for one in found if one["server"] == "direct"), None)
     by_clients = sorted({one["clients"] for one in found if one["arm"] == "overhead" and one["images"] == IMAGES})
@@ -59,7 +60,7 @@ def summarise(found: Sequence[Record]) -> dict[str, Any]:
         "ensemble_vs_best_together": ratio(_one(ensemble, "synod", WAY), _best(ensemble, together=True)),
         "direct_shares": {_name(one): ratio(one, direct) for one in found if one["arm"] == "ensemble"},
         "ensemble_best_peer": None if best is None else f"{best['server']} {best['way']}".strip(),
-        "ensemble_clients": asked,
+        "ensemble_clients": clients,
         "ensemble_ways": {one["way"]: ratio(one, best) for one in ensemble if one["server"] == "synod"},
         "device_bound_share": device_share(found, 1),
         "device_bound_five_share": device_share(found, 5),
@@ -85,18 +86,18 @@ def _best(ensemble: Sequence[Record], *, together: bool) -> Record | None:
 
 
 def ratio(one: Record | None, other: Record | None) -> float | None:
-    """Images/s of one over the other's."""
+    """Divide the images/s of one by those of the other."""
     return round(_rate(one) / _rate(other), 3) if one and other and _rate(other) else None
 
 
 def device_share(found: Sequence[Record], scorers: int) -> float | None:
-    """Images/s as a share of what the waiting scorers allow; each of the five scores every image."""
+    """Return images/s as a share of the waiting scorers' limit; each of the five scores every image."""
     one = _device(found, scorers)
     return None if one is None else round(_rate(one) / DEVICE_LIMIT, 4)
 
 
 def device_p99(found: Sequence[Record], scorers: int) -> float | None:
-    """A request's p99 over the time that the device needs for all images in flight."""
+    """Return the p99 of requests, divided by the time that the device needs for all images in flight."""
     one = _device(found, scorers)
     if one is None:
         return None
@@ -105,13 +106,13 @@ def device_p99(found: Sequence[Record], scorers: int) -> float | None:
 
 
 def overhead(found: Sequence[Record], clients: int, way: str, peer: str) -> float | None:
-    """Synod's images/s with a trivial scorer over the fastest setting of `peer`, at 32 images a request."""
+    """Divide Synod's images/s with a trivial scorer by those of `peer`'s fastest setting, at 32 images a request."""
     here = [one for one in found if one["arm"] == "overhead" and _at(one, clients)]
     return ratio(_one(here, "synod", way), max((one for one in here if one["server"] == peer), key=_rate, default=None))
 
 
 def scaling(found: Sequence[Record]) -> dict[str, float]:
-    """Replicas -> images/s over as many times the images/s of one replica."""
+    """Return, per number of replicas, images/s divided by that number and by the images/s of one replica."""
     rates = {int(one["replicas"]): _rate(one) for one in found if one["arm"] == "scaling"}
     return {str(n): round(rates[n] / (n * rates[1]), 4) for n in sorted(rates)} if rates.get(1) else {}
 

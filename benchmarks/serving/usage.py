@@ -1,4 +1,4 @@
-"""What a tree of processes takes of the machine, read from /proc: CPU seconds, memory; and where it may run."""
+"""Read the CPU time and memory of process trees from /proc, and pin processes to cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def tree(roots: Iterable[int]) -> list[int]:
-    """The living processes among `roots` and all their descendants."""
+    """List the running processes among `roots` and their descendants."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").iterdir():
         if path.name.isdigit() and (fields := _stat(int(path.name))):
@@ -26,19 +26,19 @@ def tree(roots: Iterable[int]) -> list[int]:
     return found
 
 
-def born(pid: int) -> int | None:
-    """When the process began, in ticks since boot: tells it from a later one of its number. None once it is gone."""
+def start_ticks(pid: int) -> int | None:
+    """Return when the process started, in ticks since boot, or None if it has ended. Identifies a reused id."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """User and system seconds that the processes have used, of their ended children too."""
+    """Sum the user and system seconds of the processes and their ended children."""
     return sum(sum(map(int, fields[11:15])) for pid in pids if (fields := _stat(pid))) / TICKS_S
 
 
 def memory_mib(pids: Iterable[int]) -> tuple[float, float]:
-    """(RSS, PSS) in MiB: what is shared is counted once by the second only."""
+    """Return (RSS, PSS) in MiB. PSS counts shared memory once, RSS once per process."""
     rss = pss = 0.0
     for pid in pids:
         with suppress(OSError):
@@ -49,7 +49,7 @@ def memory_mib(pids: Iterable[int]) -> tuple[float, float]:
 
 
 def pin(pids: Iterable[int], cores: Sequence[int]) -> None:
-    """Let every thread of the processes run on `cores` only, and what they start later."""
+    """Restrict all threads of the processes, and those they start later, to `cores`."""
     for pid in pids:
         with suppress(OSError):
             for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -72,7 +72,7 @@ def _title(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; none for a process that is gone or a zombie."""
+    """Return the fields of /proc/PID/stat from the state on; [] for an ended process or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

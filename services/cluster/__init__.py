@@ -1,1 +1,1 @@
-"""The only room that imports ray."""
+"""Run the service on Ray Serve. No other package imports ray."""

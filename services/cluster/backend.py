@@ -1,4 +1,4 @@
-"""RayBackend: the ScorerBackend over Serve deployment handles; it translates Ray's errors to Synod's."""
+"""RayBackend: a ScorerBackend that calls Serve deployments and translates Ray's errors to Synod's."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded
 
 APP = "synod"
-# Smaller requests are copied into a gRPC message for each scorer, which is faster than the object store; larger ones
-# are faster through the store, even for one scorer (benchmarks/results/transport.json). Serve's messages hold 4 MiB.
-SHARE_FROM_BYTES = 2**20
-ASK_S = 2.0  # for what a replica can answer without its device
+# Smaller requests are copied into one gRPC message per scorer, which is faster than the object store; larger ones are
+# faster through the store, even for one scorer (benchmarks/results/transport.json). Serve's limit is 4 MiB a message.
+MIN_SHARED_BYTES = 2**20
+LOADED_TIMEOUT_S = 2.0  # for a replica's load report, which needs no device
 
 
 class RayBackend:
-    """Scores through `handles`, one per host of Serve's application `app`.
+    """Calls the scorers of Serve's application `app` through `handles`, one per host.
 
-    `wanted` is how many replicas each host must have to be ready, `hosts` the scorers in each.
+    `wanted` is the number of replicas that each host needs to be ready, `hosts` the scorers of each host.
     """
 
     def __init__(
@@ -55,12 +55,9 @@ class RayBackend:
         return self._specs
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Put large items into the object store once, for all replicas to map.
-
-        Raises Overloaded when the store has no room for them now.
-        """
+        """Put large items into the object store, once for all replicas. Raises Overloaded if the store is full."""
         size = size_of(items)
-        if size < SHARE_FROM_BYTES:
+        if size < MIN_SHARED_BYTES:
             return Staged(items)
         try:
             return Staged(items, SharedItems(await asyncio.to_thread(ray.put, items)))
@@ -73,11 +70,11 @@ class RayBackend:
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
         host = self._host[scorer]
         if staged.shared is not None:
-            sent, places, handle = staged.shared, list(indexes), self._by_reference[host]
+            sent, positions, handle = staged.shared, list(indexes), self._by_reference[host]
         else:
-            sent, places = tuple(staged.items[i] for i in indexes), list(range(len(indexes)))
+            sent, positions = tuple(staged.items[i] for i in indexes), list(range(len(indexes)))
             handle = self._by_value[host]
-        response = handle.score.remote(scorer, sent, places, timeout_s, tracing.current().traceparent)
+        response = handle.score.remote(scorer, sent, positions, timeout_s, tracing.current().traceparent)
         try:
             outcomes: list[Outcome] = await response
             return outcomes
@@ -88,9 +85,9 @@ class RayBackend:
             raise translate(scorer, error) from error
 
     async def readiness(self) -> Mapping[str, Readiness]:
-        """Return per scorer whether it can serve. A RUNNING replica has loaded its models and passed its golden items.
+        """Return whether each scorer can serve. A RUNNING replica has loaded its models and passed its golden items.
 
-        A scorer that is scaled to 0 replicas is as ready as when it last had one.
+        A scorer that is scaled to 0 replicas keeps the readiness that it had with its last replica.
         """
         applications = (await asyncio.to_thread(serve.status)).applications
         deployments = applications[self._app].deployments if self._app in applications else {}
@@ -106,14 +103,14 @@ class RayBackend:
 
     async def _loaded(self, host: str) -> Mapping[str, Loaded]:
         try:
-            async with asyncio.timeout(ASK_S):
+            async with asyncio.timeout(LOADED_TIMEOUT_S):
                 answer: Mapping[str, Loaded] = await self._by_value[host].loaded.remote()
                 return answer
-        except Exception:  # it ended meanwhile, or is too busy to answer
+        except Exception:  # the replica has ended or is too busy to answer
             return {}
 
 
 def size_of(items: Sequence[ScoreItem]) -> int:
-    """Return the bytes that decoded items have in a message: their pixels, and about what their other fields have."""
+    """Return the size of decoded items in a message: exact for their pixels, estimated for their other fields."""
     pixels = sum(len(one) if isinstance(one, bytes) else one.nbytes for item in items for one in item.images())
     return pixels + len(ascii([one.inputs() for one in items]))

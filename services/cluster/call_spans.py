@@ -1,8 +1,8 @@
-"""CallSpans: the trace spans of one scorer's replica.
+"""CallSpans: the trace spans of one scorer in one replica.
 
-A call has one span from its arrival on, with two kinds of children: `wait` until its first batch runs, and `device` for
-each batch that holds some of it. A batch has a span too, a child of its first call, with links to all calls in it; each
-`device` span links to it.
+A call's span starts when the call arrives. Its children are one `wait` span, until its first batch runs, and a `device`
+span for each batch that contains some of its items. A batch also has a span: a child of the span of its first call,
+with links to all calls in the batch. Each `device` span links to the span of its batch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class _Call:
 
 
 class CallSpans:
-    """The sampled calls in progress. `cost` counts the images of items, `max_images` of which fill a batch.
+    """The sampled calls in progress. `cost` counts the images of items; `max_images` is the size of a full batch.
 
-    `call` belongs to the event loop, `running` to the thread that runs batches.
+    The event loop uses `call`; the thread that runs batches uses `running`.
     """
 
     def __init__(self, scorer: str, cost: Cost, max_images: int) -> None:
         self._scorer, self._cost, self._max_images = scorer, cost, max_images
-        self._of_item: dict[int, _Call] = {}  # by the id of an item, which its calls keep alive
+        self._of_item: dict[int, _Call] = {}  # by the id of the item, which the call keeps alive
 
     @contextmanager
     def call(self, items: Sequence[ScoreItem]) -> Iterator[None]:
-        """Trace the call that waits for the outcomes of `items`, as a part of the current span."""
+        """Trace the call that waits for the outcomes of `items`, as a child of the current span."""
         traceparent = tracing.current().traceparent
         if traceparent is None or not tracing.enabled():
             yield

@@ -1,9 +1,9 @@
-"""GoldenProbe: check from time to time that a replica still scores its golden items as recorded.
+"""GoldenProbe: check periodically that a scorer still scores its golden items as recorded.
 
-The items go through the replica's own batches. A probe starts when the replica is idle, or one period later under
-steady load, and goes to the front of the queue, so that the next batch holds it. This distinguishes busy from stuck
-without asking the device: a long batch delays the probe; a queue that passes it over, or rests while the device is
-free, is stuck.
+The items are scored in the scorer's normal batches. A probe starts when the scorer is idle, or one period later under
+steady load. It goes to the front of the queue, so that the next batch contains it. This distinguishes a busy scorer
+from a stuck one without using the device: a busy scorer delays the probe by one long batch. A stuck one runs other
+batches before it, or runs nothing although the device is free.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from synod.contracts import Outcome, ScoreItem
 from synod.errors import SynodError
 
 log = logging.getLogger("ray.serve")
-MAX_PASSED_OVER: Final = 2  # batches without the probe; the first of them may have formed before it
+MAX_PASSED_OVER: Final = 2  # batches without the probe; the first may have formed before the probe started
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeTimeouts:
-    """Seconds between probes, for a probe while the device is free, and for any batch (longer than callers wait)."""
+    """Limits: between probes, for a probe while the device is free, for any batch (longer than callers wait)."""
 
     period_s: float = 60.0
     probe_s: float = 30.0
@@ -39,10 +39,10 @@ DEFAULT_TIMEOUTS: Final = ProbeTimeouts()
 
 
 class GoldenProbe:
-    """The health of one scorer's replica by its golden items; `drift` is what was found at start, if anything.
+    """The health of one scorer by its golden items. `drift` describes a difference found at start, if there was one.
 
-    `score` sends items to the front of the replica's queue. `free_for_s` returns for how long no other scorer's batch
-    has kept the device. `check` belongs to the event loop, `running` to the thread that runs batches.
+    `score` puts items at the front of the scorer's queue. `free_for_s` returns for how long no other scorer's batch has
+    used the device. The event loop uses `check`; the thread that runs batches uses `running`.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class GoldenProbe:
         self._probe: asyncio.Task[None] | None = None
         self._started_s = 0.0
         self._reached = False  # whether the probe has reached the device
-        self._passed_over = 0  # batches that started after the probe and did not hold it
+        self._passed_over = 0  # batches that started after the probe and did not contain it
         self._runs: str | None = None  # "probe" when it runs alone, "batch" for any other, None when nothing runs
         self._changed_s = now_s()  # when `_runs` changed
 
     def check(self, *, idle: bool) -> None:
-        """Start a probe when one is due. Raises RuntimeError for a replica that must be replaced."""
+        """Start a probe when one is due. Raises RuntimeError if Serve must replace the process."""
         now_s = self._now_s()
         if self._golden and self._probe is None and now_s >= self._due_s + (0 if idle else self._timeouts.period_s):
             self._started_s, self._reached, self._passed_over = now_s, False, 0
@@ -83,7 +83,7 @@ class GoldenProbe:
 
     @contextmanager
     def running(self, items: Sequence[ScoreItem]) -> Iterator[None]:
-        """Record that `items` are on the device for as long as the context lasts."""
+        """Record that a batch of `items` runs while the context is open."""
         users = self.users(items)
         waits = self._probe is not None and not self._reached
         self._reached = self._reached or len(users) < len(items)

@@ -1,4 +1,4 @@
-"""Host: the deployment class of every scorer; one process with one scorer and those that are colocated with it."""
+"""Host: the Ray Serve deployment class. Each Host process runs one scorer and the scorers colocated with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ray
 from services.backends import Loaded
 from services.batching import BatchThread
 from services.cluster.golden_probe import DEFAULT_TIMEOUTS, ProbeTimeouts
-from services.cluster.replica import Build, Replica
+from services.cluster.hosted_scorer import Build, HostedScorer
 from services.models.image_memo import MEMO
 from services.observability import tracing
 from services.scorers.base import ScorerSpec
@@ -24,16 +24,18 @@ from synod.contracts import Outcome, ScoreItem
 
 @dataclass(frozen=True, slots=True)
 class SharedItems:
-    """Items in Ray's object store, as a reference that Ray does not resolve again for each call."""
+    """Items in Ray's object store, wrapped so that Ray does not dereference them on every call."""
 
     reference: ray.ObjectRef[tuple[ScoreItem, ...]]
 
 
 class Host:
-    """Replicas of several scorers in one process: one queue and golden verdict each, one batch at a time for all.
+    """The scorers of one process.
 
-    They load one after another and so share the models they have in common. One bad verdict replaces the process.
-    Judges, whose batches wait for another server, have threads of their own.
+    Each scorer has its own queue and health check; the process runs one batch at a time. Only scorers that call an
+    external API (judge models) run batches in threads of their own, since they mostly wait. Scorers load one after
+    another, so that they share the models they have in common. If any scorer fails its check, Serve restarts the
+    process.
     """
 
     def __init__(
@@ -47,14 +49,14 @@ class Host:
     ) -> None:
         memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
-        MEMO.enabled = len(specs) > 1
+        MEMO.enabled = len(specs) > 1  # keeps model outputs per image: only another scorer would ask for them again
         self._fetches: WeakValueDictionary[str, asyncio.Task[tuple[ScoreItem, ...]]] = WeakValueDictionary()
         self._pending: set[asyncio.Task[tuple[ScoreItem, ...]]] = set()
         shared = BatchThread()
-        self._replicas = {
-            name: Replica(spec, settings[name], golden_file, build, timeouts, None if settings[name].remote else shared)
-            for name, spec in specs.items()
-        }
+        self._scorers: dict[str, HostedScorer] = {}
+        for name, spec in specs.items():
+            thread = BatchThread() if settings[name].calls_external_api else shared
+            self._scorers[name] = HostedScorer(spec, settings[name], golden_file, build, timeouts, thread)
 
     async def score(
         self,
@@ -64,15 +66,19 @@ class Host:
         timeout_s: float,
         traceparent: str | None = None,
     ) -> list[Outcome]:
-        """Score as `Replica.score` does, by the scorer of that name, within the span that `traceparent` names."""
-        fetch = self._fetch(sent) if isinstance(sent, SharedItems) else None  # held until the end, for the other calls
+        """Score items with the scorer of that name, as `HostedScorer.score` does, as a part of span `traceparent`."""
+        # Keep a strong reference: `_fetches` is weak, and concurrent calls of one request share this fetch.
+        fetch = self._fetch(sent) if isinstance(sent, SharedItems) else None
         items = sent if fetch is None else await asyncio.shield(fetch)
         assert not isinstance(items, SharedItems)
         with tracing.use_span(tracing.Span(traceparent)):
-            return await self._replicas[scorer].score(items, indexes, timeout_s)
+            return await self._scorers[scorer].score(items, indexes, timeout_s)
 
     def _fetch(self, sent: SharedItems) -> asyncio.Task[tuple[ScoreItem, ...]]:
-        """Return the one fetch of a request's items, which its calls in progress share, and so the arrays in them."""
+        """Return the task that fetches these items.
+
+        Concurrent calls of one request share the task, and therefore the image arrays.
+        """
         key = sent.reference.hex()
         fetch = self._fetches.get(key)
         if fetch is None:
@@ -82,13 +88,13 @@ class Host:
         return fetch
 
     async def loaded(self) -> dict[str, Loaded]:
-        """Return per scorer what loading it found."""
-        return {name: replica.loaded for name, replica in self._replicas.items()}
+        """Return each scorer's load report."""
+        return {name: scorer.loaded for name, scorer in self._scorers.items()}
 
     async def check_health(self) -> None:
-        """Check every scorer as `Replica.check_health` does."""
-        for replica in self._replicas.values():
-            await replica.check_health()
+        """Check every scorer as `HostedScorer.check_health` does."""
+        for scorer in self._scorers.values():
+            await scorer.check_health()
 
 
 async def _get(reference: ray.ObjectRef[tuple[ScoreItem, ...]]) -> tuple[ScoreItem, ...]:

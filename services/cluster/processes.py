@@ -1,4 +1,4 @@
-"""Find processes by the files they hold open, so that a service leaves none of its own behind."""
+"""Find processes by the files that they have open, so that a service leaves no process running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def users_of(folder: Path) -> list[int]:
-    """Return the ids of other processes that name `folder` on their command line or hold a file in it open."""
+    """Return the ids of other processes that have `folder` in their command line or a file in it open."""
     needle = str(folder)
     return [pid for pid in _others() if needle in _command(pid) or any(needle in path for path in _open_files(pid))]
 
@@ -40,8 +40,8 @@ def _open_files(pid: int) -> list[str]:
     paths = []
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # closed since
                 paths.append(os.readlink(link))
-    except OSError:  # the process ended meanwhile, or is another user's
+    except OSError:  # the process has ended, or belongs to another user
         return []
     return paths

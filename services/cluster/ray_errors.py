@@ -1,4 +1,4 @@
-"""Translate Ray's exceptions of a scorer's call into Synod's errors."""
+"""Translate the exceptions that Ray raises for a call of a scorer into Synod's errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOST = (
 
 
 def translate(scorer: str, error: Exception) -> SynodError:
-    """Return Synod's error for an exception of Ray: retryable for lost replicas and full queues, else ScorerFailed."""
+    """Return Synod's error for Ray's: retryable for lost replicas and full queues, else ScorerFailed."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, SynodError):
         return cause

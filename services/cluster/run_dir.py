@@ -1,4 +1,4 @@
-"""RunDir: the directory of a running service, with a lock that ends with its holder and a record of where it is."""
+"""RunDir: the directory of a running service, with a lock that its process holds and a record of its address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synod.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What `up` writes for `status` and `down`. `ready_s` is the start-up time, None until ready."""
+    """The record that `up` writes for `status` and `down`. `ready_s` is the start-up time, None until ready."""
 
     pid: int
     url: str
@@ -37,9 +37,9 @@ class RunDir:
         self._lock: TextIO | None = None
 
     def claim(self) -> Record | None:
-        """Lock the directory, and return the record of a predecessor that died without cleaning up, or None.
+        """Lock the directory. Return the record that a service left which ended without cleaning up, or None.
 
-        Raises SettingsError when another service runs here.
+        Raises SettingsError if another service runs here.
         """
         lock = self._lock_path.open("a")
         try:
@@ -55,12 +55,12 @@ class RunDir:
 
     def write(self, record: Record) -> None:
         """Replace the record atomically."""
-        fresh = self._record.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(record)) + "\n")
-        fresh.replace(self._record)
+        temporary = self._record.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(record)) + "\n")
+        temporary.replace(self._record)
 
     def read(self) -> Record | None:
-        """Return the record, or None where there is none."""
+        """Return the record, or None if there is none."""
         try:
             return Record(**json.loads(self._record.read_text()))
         except (OSError, ValueError, TypeError):
@@ -83,7 +83,7 @@ class RunDir:
         return None
 
     def terminate(self, patience_s: float) -> bool:
-        """Stop the service here: SIGTERM, and SIGKILL after `patience_s`. Return False when none runs."""
+        """Stop the service: SIGTERM, and SIGKILL after `patience_s`. Return False if none runs."""
         record = self.running()
         if record is None:
             return False

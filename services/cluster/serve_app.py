@@ -1,4 +1,4 @@
-"""Build the service from a Serve config, as `serve deploy` and a RayService need.
+"""Build the service from a Serve config, for `serve deploy` and KubeRay's RayService.
 
     applications:
     - name: synod
@@ -6,7 +6,8 @@
       route_prefix: /
       args: {config: /app/deploy/release/service.toml, metrics_dir: /run/synod/metrics}
 
-Serve builds it in its own process on the head's node, whose environment may override settings (`SYNOD__...`).
+Serve calls `service` in a process of its own on the head node. That node's environment may override settings
+(`SYNOD__...`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from synod.errors import SettingsError
 
 
 class Arguments(BaseModel):
-    """`config`: the settings TOML. `metrics_dir`: a directory that every process of a node sees.
+    """`config`: the settings TOML. `metrics_dir`: a directory that all processes of a node can write to.
 
-    `sha256`: of the expected TOML. A mounted file follows its source with a delay (the kubelet syncs once a minute), so
-    the build waits for it, `patience_s` at most.
+    `sha256`: the digest of the expected TOML. A mounted file changes later than its source (the kubelet syncs once a
+    minute), so `service` waits for the expected file, for at most `patience_s`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +43,7 @@ class Arguments(BaseModel):
 
 def service(args: Mapping[str, Any]) -> Application:
     """Return the application of `Arguments.config`. Raises SettingsError, and ValidationError for wrong `args`."""
-    arguments = Arguments.model_validate(args)  # Serve skips it: the annotation is a string
+    arguments = Arguments.model_validate(args)  # Serve does not validate: the annotation is a string
     if arguments.sha256 is not None:
         wait_for(arguments.config, arguments.sha256, arguments.patience_s)
     return graph.application(settings.load(arguments.config), str(arguments.metrics_dir))
@@ -60,8 +61,8 @@ def wait_for(
     while (found := _digest(path)) != digest:
         if now_s() >= ends_s:
             raise SettingsError(
-                f"settings file {path} has SHA-256 {found} after {patience_s:g} s, expected {digest}: check that it is "
-                "mounted from what was deployed, or raise 'patience_s'"
+                f"settings file {path} has SHA-256 {found} after {patience_s:g} s, expected {digest}: check that the "
+                "deployed file is mounted there, or raise 'patience_s'"
             )
         sleep(1.0)
 

@@ -1,9 +1,9 @@
 """One store for all gateways: a `MemoryStore` in a Ray actor (`StoreActor`), and `SharedStore`, its client.
 
-Gateways send heartbeats. A gateway that misses MISSED_HEARTBEATS is taken for dead and its claims are released; an
-actor without any gateway for IDLE_SHUTDOWN_HEARTBEATS ends, and so outlives its service by seconds. An actor that dies
-is restarted empty. While it is unavailable every call returns at once: scores are computed but not kept, and images by
-digest are Unavailable.
+Gateways send heartbeats. After MISSED_HEARTBEATS a gateway counts as dead and its claims are released. After
+IDLE_SHUTDOWN_HEARTBEATS without any gateway the actor ends, seconds after its service. An actor that dies is restarted
+empty. While the actor is unavailable, calls return at once: scores are computed but not kept, and requests that name
+images by digest fail as Unavailable.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from synod.errors import SynodError, Unavailable
 log = logging.getLogger("synod.gateway")
 NAMESPACE: Final = "synod"
 HEARTBEAT_S: Final = 0.5
-MISSED_HEARTBEATS: Final = 6  # after which a gateway is taken for dead
+MISSED_HEARTBEATS: Final = 6  # after which a gateway counts as dead
 IDLE_SHUTDOWN_HEARTBEATS: Final = 60  # without any gateway, after which the actor ends
-CALL_S: Final = 5.0  # longest duration of a call, besides the wait that its caller asks for
-ANSWER_S: Final = 2.0  # to a heartbeat; an actor that is slower is unavailable
-OPEN_S: Final = 30.0
+CALL_TIMEOUT_S: Final = 5.0  # of a call, in addition to the wait that its caller asks for
+HEARTBEAT_TIMEOUT_S: Final = 2.0  # an actor that does not answer a heartbeat in time is unavailable
+OPEN_TIMEOUT_S: Final = 30.0
 MAX_CONCURRENT_CALLS: Final = 10_000  # most of them wait for others' scores
 
 
 class StoreActor:
-    """The store's actor: the methods of `Store`, with claims by gateway, and `heartbeat`. `end` ends the process."""
+    """The actor: the methods of `Store`, which record whose the claims are, and `heartbeat`. `end` ends its process."""
 
     def __init__(self, max_bytes: int, max_scores: int, end: Callable[[], None] | None = None) -> None:
         self._store = MemoryStore(max_bytes, max_scores)
@@ -69,9 +69,9 @@ class StoreActor:
         return await self._store.wait(keys, timeout_s)
 
     async def tick(self) -> bool:
-        """Count a missed heartbeat for every gateway, release the claims of dead ones, and return whether any is left.
+        """Count a missed heartbeat for every gateway, release the claims of dead ones, and return whether any remains.
 
-        Heartbeats are counted, not timed: after a pause of the actor itself, each gateway has missed one.
+        Missed heartbeats are counted, not timed, so a pause of the actor itself counts as one for each gateway.
         """
         for gateway, missed in list(self._missed.items()):
             self._missed[gateway] = missed + 1
@@ -90,7 +90,7 @@ class StoreActor:
 class SharedStore:
     """The `Store` of one of several gateways. `find` returns the actor's handle and starts an actor if there is none.
 
-    `open` starts the heartbeats, in the event loop that is to use the store; before it the actor is unavailable.
+    `open` starts the heartbeats, in the event loop that will use the store; until then the actor is unavailable.
     """
 
     def __init__(self, find: Callable[[], Any], *, keeps_scores: bool) -> None:
@@ -102,14 +102,14 @@ class SharedStore:
         self._heartbeating: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Start the heartbeats; return when the actor answers, or after OPEN_S without an answer."""
+        """Start the heartbeats. Return when the actor answers, or after OPEN_TIMEOUT_S."""
         answered = asyncio.Event()
         self._heartbeating = asyncio.create_task(self._heartbeat(answered))
         try:
-            async with asyncio.timeout(OPEN_S):
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await answered.wait()
         except TimeoutError:
-            log.error("the shared store did not answer within %g s; serving without it", OPEN_S)
+            log.error("the shared store did not answer within %g s; serving without it", OPEN_TIMEOUT_S)
 
     async def close(self) -> None:
         """Stop the heartbeats."""
@@ -126,19 +126,19 @@ class SharedStore:
         return images
 
     async def claim(self, keys: Sequence[ScoreKey], lease_s: float) -> list[Score | Claim]:
-        """Claim `keys`; while the actor is unavailable every one is OWNED."""
+        """Claim `keys`. While the actor is unavailable, the caller owns all of them."""
         call = asyncio.ensure_future(self._call("claim", self._gateway, keys, lease_s))
         try:
             claims: list[Score | Claim] = await asyncio.shield(call)
         except Unavailable:
             return [Claim.OWNED] * len(keys)
-        except asyncio.CancelledError:  # the answer still comes, and nobody will compute what it claims
+        except asyncio.CancelledError:  # nobody will compute the scores that the answer claims for this caller
             call.add_done_callback(lambda done: self._release(keys, done))
             raise
         return claims
 
     async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
-        """Settle claims; while the actor is unavailable nothing is kept."""
+        """Settle claims. While the actor is unavailable, the outcomes are not kept."""
         try:
             await self._call("settle", outcomes)
         except Unavailable:
@@ -152,12 +152,12 @@ class SharedStore:
         return found
 
     async def _call(self, method: str, *arguments: object, within_s: float = 0.0) -> Any:
-        """Return the actor's answer. Raises its SynodError, and Unavailable without an answer `within_s` + CALL_S."""
+        """Call the actor. Raises its SynodError, and Unavailable without an answer in `within_s` + CALL_TIMEOUT_S."""
         unavailable = self._unavailable
         if unavailable is not None and not unavailable.done():
             try:
                 answer = asyncio.ensure_future(getattr(self._actor, method).remote(*arguments))
-                return await _first(answer, unavailable, within_s + CALL_S)
+                return await _answer_of(answer, unavailable, within_s + CALL_TIMEOUT_S)
             except RayTaskError as error:
                 if isinstance(error.cause, SynodError):
                     raise error.cause from None
@@ -172,7 +172,7 @@ class SharedStore:
             try:
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(self._find)
-                async with asyncio.timeout(ANSWER_S if answered.is_set() else OPEN_S):
+                async with asyncio.timeout(HEARTBEAT_TIMEOUT_S if answered.is_set() else OPEN_TIMEOUT_S):
                     await self._actor.heartbeat.remote(self._gateway)
                 self._mark_available()
                 answered.set()
@@ -186,7 +186,7 @@ class SharedStore:
             self._unavailable = asyncio.get_running_loop().create_future()
 
     def _mark_unavailable(self, error: Exception) -> None:
-        self._actor = None  # it may have ended for good, and another be started
+        self._actor = None  # the next heartbeat finds or starts another
         if self._unavailable is not None and not self._unavailable.done():
             log.error(
                 "the shared store is unavailable (%s): no score is reused and no digest is known", type(error).__name__
@@ -196,24 +196,27 @@ class SharedStore:
     def _release(self, keys: Sequence[ScoreKey], claimed: asyncio.Future[Any]) -> None:
         if claimed.cancelled() or claimed.exception() is not None:
             return
-        mine = [key for key, claim in zip(keys, claimed.result(), strict=True) if claim is Claim.OWNED]
-        if mine:
-            task = asyncio.ensure_future(self.settle(dict.fromkeys(mine)))
+        owned = [key for key, claim in zip(keys, claimed.result(), strict=True) if claim is Claim.OWNED]
+        if owned:
+            task = asyncio.ensure_future(self.settle(dict.fromkeys(owned)))
             _releases.add(task)
             task.add_done_callback(_releases.discard)
 
 
-_releases: set[asyncio.Future[None]] = set()  # the event loop holds its tasks weakly
+_releases: set[asyncio.Future[None]] = set()  # strong references: the event loop keeps only weak ones to its tasks
 
 
-def shared(app: str, settings: StoreSettings) -> SharedStore:
-    """Return the store of the gateways of application `app`. Other bounds start another actor, and the old one ends."""
+def shared_store(app: str, settings: StoreSettings) -> SharedStore:
+    """Return the store that the gateways of application `app` share.
+
+    Changed bounds start another actor, and the old one ends when it is idle.
+    """
     size = (settings.max_image_bytes, settings.max_scores)
     options = {
         "name": f"store of {app} {size[0]} {size[1]}",
         "namespace": NAMESPACE,
         "get_if_exists": True,
-        "lifetime": "detached",  # from the gateway that happened to start it
+        "lifetime": "detached",  # outlives the gateway that starts it
         "max_restarts": -1,
         "num_cpus": 0,
         "max_concurrency": MAX_CONCURRENT_CALLS,
@@ -223,7 +226,7 @@ def shared(app: str, settings: StoreSettings) -> SharedStore:
     )
 
 
-async def _first(answer: asyncio.Future[Any], unavailable: asyncio.Future[None], within_s: float) -> Any:
+async def _answer_of(answer: asyncio.Future[Any], unavailable: asyncio.Future[None], within_s: float) -> Any:
     """Return the answer. Raises TimeoutError after `within_s`, or as soon as the actor is unavailable."""
     try:
         waited: set[Awaitable[Any]] = {answer, unavailable}

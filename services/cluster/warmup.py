@@ -14,11 +14,11 @@ _SIDE = 256  # px
 
 
 def warm_up(scorer: Scorer, max_images: int) -> None:
-    """Run batches of 1, 2 and `max_images` items, of which no two share an image or a text.
+    """Run batches of 1, 2 and `max_images` items, all with different images and texts.
 
-    A compiled module has one graph for a batch of one and one for any other (`services.models.cache.frozen`). The
-    golden items, which a replica runs next, reach what noise does not, such as the embedder of faces. Raises
-    SettingsError where the scorer raises.
+    A compiled module has one graph for batches of one and another for all other sizes (`services.models.cache.frozen`).
+    The images are noise, so modules that need real content, such as the face embedder, are compiled by the golden
+    items, which a replica runs next. Raises SettingsError if the scorer raises.
     """
     for size in sorted({1, 2, max_images}):
         items = list(_items(size))

@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 
 import synod
 from services.gateway import compat as compatible
-from services.gateway import console, docs, negotiation, pages, probes, rest, schema
+from services.gateway import console, docs, negotiation, pages, probes, rest
 from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
+from services.gateway.schema.operations import SECURITY_SCHEMES
 from services.settings import CompatSettings
 
 DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # scripts are not allowed
@@ -26,7 +27,7 @@ class Api(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        document.setdefault("components", {})["securitySchemes"] = schema.SECURITY_SCHEMES
+        document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
         return document
 
 

@@ -25,7 +25,7 @@ class Claims:
 
     `owned` and `in_flight` hold item indexes by scorer. An item equal to an earlier one is a duplicate: it is in
     neither, and `with_duplicates` copies the outcome of the earlier one. All items of a scorer without an origin are
-    owned: its scores are never shared. Claims expire at `lease_ends_s` (monotonic), in case this gateway dies.
+    owned: its scores are never shared. In case this gateway dies, claims expire at `expire_s` (a `time.monotonic()`).
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class Claims:
         items: Sequence[ScoreItem],
         scorers_of: Sequence[Sequence[str]],
         origins: Mapping[str, Origin],
-        lease_ends_s: float,
+        expire_s: float,
     ) -> None:
         self._store, self._items, self._scorers_of = store, items, scorers_of
-        self._origins, self._lease_ends_s = origins, lease_ends_s
+        self._origins, self._lease_ends_s = origins, expire_s
         self.owned: dict[str, list[int]] = {}
         self.in_flight: dict[str, list[int]] = {}
         self._duplicates: dict[str, dict[int, int]] = {}  # by scorer: index -> index of the earlier equal item
         self._keys: list[dict[str, ScoreKey]] = [{} for _ in items]
         self._unsettled: set[ScoreKey] = set()
 
-    async def open(self) -> dict[str, Outcomes]:
+    async def acquire(self) -> dict[str, Outcomes]:
         """Claim every score of the request and return the cached ones by scorer."""
         if self._store.keeps_scores:
             self._keys = await asyncio.to_thread(self._find_keys)
@@ -66,11 +66,11 @@ class Claims:
                 (self.owned if claim is Claim.OWNED else self.in_flight).setdefault(name, []).append(i)
         return cached
 
-    def open_scorers(self) -> list[str]:
+    def unfinished_scorers(self) -> list[str]:
         """Return the scorers with scores that are owned or in flight."""
         return sorted({name for claimed in (self.owned, self.in_flight) for name, found in claimed.items() if found})
 
-    def open_items(self) -> list[int]:
+    def unfinished_items(self) -> list[int]:
         """Return the indexes of items with a score that is owned or in flight."""
         return sorted({i for indexes in (*self.owned.values(), *self.in_flight.values()) for i in indexes})
 
@@ -88,7 +88,7 @@ class Claims:
         found = await self._store.wait([self._keys[i][name] for i in indexes], timeout_s)
         return {i: outcome for i, outcome in zip(indexes, found, strict=True) if outcome is not None}
 
-    async def drop(self, failures: Mapping[int, ScoreFailure]) -> dict[str, Outcomes]:
+    async def fail(self, failures: Mapping[int, ScoreFailure]) -> dict[str, Outcomes]:
         """Remove items that no scorer can score; return their failures by scorer and settle the owned ones."""
         await self.settle({name: _pick(failures, indexes) for name, indexes in self.owned.items()})
         dropped: dict[str, Outcomes] = {}
@@ -98,8 +98,8 @@ class Claims:
                 claimed[name] = [i for i in indexes if i not in failures]
         return {name: outcomes for name, outcomes in dropped.items() if outcomes}
 
-    def hand_over(self, name: str, indexes: Iterable[int]) -> bool:
-        """Leave it to the caller to settle these owned scores. Returns whether the store may keep any of them."""
+    def detach(self, name: str, indexes: Iterable[int]) -> bool:
+        """Let owned scores outlive the request: the caller settles them. Return whether the store may keep one."""
         keys = {key for i in indexes if (key := self._keys[i].get(name))}
         self._unsettled -= keys
         return bool(keys)

@@ -30,7 +30,7 @@ from services.settings import CompatSettings
 from synod.contracts import ITEM_FIELDS, ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
-from synod.reader import Fields, Node, each, quote
+from synod.reader import Node, each, quote
 from synod.records import read_item
 from synod.scoring import geneval
 from synod.values import values_of
@@ -105,7 +105,7 @@ def _openrlhf(reward: str) -> APIRouter:
 
 def read_unirl(body: bytes) -> list[UniRLRequest]:
     """Read UniRL's batch. Raises InvalidRequest with the path of the first invalid field."""
-    of = _open(_parse(body))
+    of = _parse(body)
     version = of.get("protocol_version", Node.text) or PROTOCOL
     if version != PROTOCOL:
         raise InvalidRequest(f"protocol_version: {quote(version)}; this service speaks '{PROTOCOL}'")
@@ -128,7 +128,7 @@ def unirl_response(requests: Sequence[UniRLRequest], outcomes: Sequence[Mapping[
 
 def read_openrlhf(body: bytes) -> tuple[ScoreItem, ...]:
     """Return one item per query. Raises InvalidRequest with the path of the first invalid field."""
-    of = _open(_parse(body))
+    of = _parse(body)
     queries = of.need("query", each(lambda query: query))
     prompts = of.need("prompts", each(Node.text))
     labels = of.get("labels", each(lambda label: label)) or tuple(Node(None, "labels") for _ in queries)
@@ -198,30 +198,28 @@ def _served(gateway: Gateway) -> set[str]:
     return {*gateway.backend.specs, *gateway.ensembles}
 
 
-def _unirl_request(node: Node) -> UniRLRequest:
-    of = _open(node)
+def _unirl_request(of: Node) -> UniRLRequest:
     if of.get("scorer_version", Node.text) is not None:
-        raise node.error("'scorer_version' cannot be pinned in this service; remove expected_scorer_version")
+        raise of.error("'scorer_version' cannot be pinned in this service; remove expected_scorer_version")
     rewards = of.need("required_rewards", each(Node.text))
     identity = {name: of.get(name, Node.json_value) for name in IDENTITY}
     return UniRLRequest(_with_history(of.get("metadata", _metadata) or ScoreItem(), of), rewards, identity)
 
 
-def _with_history(item: ScoreItem, of: Fields) -> ScoreItem:
+def _with_history(item: ScoreItem, of: Node) -> ScoreItem:
     """Add the history to an item: the last turn is scored, and images of earlier turns are references."""
     turns = of.need("history", each(_turn))
     if not turns:
-        raise of.owner.error("'history' is empty; give a turn with its text and image_b64")
+        raise of.error("'history' is empty; give a turn with its text and image_b64")
     *earlier, (text, image) = turns
     references = tuple(earlier_image for _, earlier_image in earlier if earlier_image is not None)
     return replace(item, image=image, prompt=text or None, references=(*references, *item.references))
 
 
-def _turn(node: Node) -> tuple[str, ImageData | None]:
-    of = _open(node)
+def _turn(of: Node) -> tuple[str, ImageData | None]:
     for name in _REFUSED:
         if of.get(name, Node.text) is not None:
-            raise node.error(f"'{name}' is not supported; send image_b64")
+            raise of.error(f"'{name}' is not supported; send image_b64")
     return of.need("text", Node.text), of.get("image_b64", read_base64)
 
 
@@ -242,7 +240,7 @@ def _rollout(query: Node, prompt: str, label: Node) -> ScoreItem:
     fields = {"prompt": prompt or None, **_label(label)}
     image: ImageInput | None = None
     if isinstance(query.value, Mapping):
-        image = _open(query).need("image", read_base64)
+        image = query.need("image", read_base64)
     else:
         answer = query.text().removeprefix(prompt)
         if isinstance(fields.get("reasoning"), Mapping):
@@ -259,11 +257,6 @@ def _label(label: Node) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise label.error(f"the text starts like a JSON object and is not valid JSON ({error})") from None
     return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _open(node: Node) -> Fields:
-    """Return the fields of an object; unknown keys are ignored."""
-    return Fields(node, node.mapping())
 
 
 def _parse(body: bytes) -> Node:

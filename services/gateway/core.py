@@ -1,8 +1,8 @@
 """Score requests: validate, resolve image digests, fan out to the scorers, combine scores into rewards.
 
-`stream` does the work and `score` collects its parts. An item that cannot be scored fails alone. A lost replica is
-retried until the deadline, since scoring is idempotent. What is not scored by the deadline is a DeadlineExceeded
-failure; scores that are known by then are returned.
+`_parts` does the work; `stream` yields its parts, and `score` collects them. An item that cannot be scored fails alone.
+Scoring is idempotent, so calls that a replica lost are retried until the deadline. Scores missing at the deadline are
+DeadlineExceeded failures; those already known are returned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from services.backends import ScorerBackend
-from services.combine import Missing, Weights, combine, required, weights_for
+from services.combine import MissingPolicy, Weights, combine, required, weights_for
 from services.gateway import counting
 from services.gateway.admission import Admission
 from services.gateway.catalogue import catalogue_of
@@ -47,22 +47,22 @@ ANONYMOUS = Caller()
 class Plan:
     """What a request asks for.
 
-    `scorers_of[i]` are the scorers that item i needs. `weights[i]` are the weights of its reward, or the reason why it
-    has none, or None if the request wants no reward.
+    `scorers_of[i]` are the scorers that item i needs. `weights[i]` are the weights of its reward, a ScoreFailure if it
+    can have no reward, or None if no reward was requested.
     """
 
     scorers_of: tuple[tuple[str, ...], ...]
     weights: tuple[Weights | ScoreFailure | None, ...]
-    missing: Missing
+    on_missing: MissingPolicy
     clip_at_zero: bool
     timeout_s: float
 
     def reward(self, i: int, scores: Mapping[str, Outcome]) -> Outcome | None:
-        """Combine the scores of item i into its reward; None if the request wants none."""
+        """Combine the scores of item i into its reward or a failure; None if no reward was requested."""
         weights = self.weights[i]
         if weights is None or isinstance(weights, ScoreFailure):
             return weights
-        return combine(scores, weights, self.missing, clip_at_zero=self.clip_at_zero)
+        return combine(scores, weights, self.on_missing, clip_at_zero=self.clip_at_zero)
 
 
 def plan_request(request: ScoreRequest, ensembles: Mapping[str, EnsembleSettings]) -> Plan:
@@ -87,8 +87,8 @@ def plan_request(request: ScoreRequest, ensembles: Mapping[str, EnsembleSettings
 class Gateway:
     """Scores requests with a backend. Each gateway process has one; `close` ends its threads and calls.
 
-    `admission` and `store` default to those of default settings; gateways may share a store. Without
-    `limits.max_request_pixels`, that limit follows the memory of this machine.
+    If omitted, `admission` and `store` are built from the default settings; gateways may share a store. If
+    `limits.max_request_pixels` is unset, it is derived from the memory of this machine.
     """
 
     def __init__(
@@ -116,19 +116,19 @@ class Gateway:
     async def score(self, request: ScoreRequest, caller: Caller = ANONYMOUS) -> ScoreResponse:
         """Return one result per item, in order. Raises what `stream` raises.
 
-        `timeout_ms` counts from this call, which follows the reading of the body.
+        The timeout starts here, after the request body has been read.
         """
         plan = self._plan(request)
-        found: list[dict[str, Outcome]] = [{} for _ in request.items]
+        scores: list[dict[str, Outcome]] = [{} for _ in request.items]
         part: Part | None = None
         async with aclosing(self._parts(request, caller, plan)) as parts:
             async for part in parts:
                 if isinstance(part, ScoredItem):
-                    found[part.index][part.scorer] = part.outcome
+                    scores[part.index][part.scorer] = part.outcome
         assert isinstance(part, Rewards), "the rewards are the last part"
         results = tuple(
-            ItemResult({name: scores[name] for name in names}, reward)
-            for scores, names, reward in zip(found, plan.scorers_of, part.rewards, strict=True)
+            ItemResult({name: item_scores[name] for name in names}, reward)
+            for item_scores, names, reward in zip(scores, plan.scorers_of, part.rewards, strict=True)
         )
         return ScoreResponse(results, part.request_id)
 
@@ -147,14 +147,14 @@ class Gateway:
         return plan_request(request, self.ensembles)
 
     async def _parts(self, request: ScoreRequest, caller: Caller, plan: Plan) -> AsyncGenerator[Part]:
-        ends_s = time.monotonic() + plan.timeout_s
+        deadline_s = time.monotonic() + plan.timeout_s
         request_id = request.request_id or uuid.uuid4().hex
         scores: list[dict[str, Outcome]] = [{} for _ in request.items]
         with counting.counted_request(), self._quotas.use(caller, len(scores)):
             items = await resolve_digests(request.items, self._context.store)
             await check_pixels(items, self.limits)
             counting.count_items(items)
-            fanout = Fanout(self._context, plan.scorers_of, request.items, items, caller.priority, ends_s)
+            fanout = Fanout(self._context, plan.scorers_of, request.items, items, caller.priority, deadline_s)
             async with aclosing(fanout.parts()) as parts:
                 async for scorer, outcomes in parts:
                     counting.count_scores(scorer, outcomes.values())
@@ -162,7 +162,7 @@ class Gateway:
                         scores[i][scorer] = outcome
                         yield ScoredItem(request_id, i, scorer, outcome)
         counting.count_rewards(request.items, scores, self.backend.specs)
-        yield Rewards(request_id, tuple(plan.reward(i, found) for i, found in enumerate(scores)))
+        yield Rewards(request_id, tuple(plan.reward(i, item_scores) for i, item_scores in enumerate(scores)))
 
     async def put_images(self, images: Sequence[ImageData]) -> list[str]:
         """Store images and return their digests. Raises ImageTooLarge, PayloadTooLarge."""

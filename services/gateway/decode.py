@@ -31,19 +31,19 @@ class Decoder:
         """End the threads without waiting for the images that they are decoding."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def decode(self, items: Sequence[ScoreItem], ends_s: float) -> list[Decoded]:
+    async def decode(self, items: Sequence[ScoreItem], deadline_s: float) -> list[Decoded]:
         """Return each item with its images decoded, or its failure. References that items share are decoded once.
 
-        What is not decoded by `ends_s` (monotonic) fails. Items without encoded images are only checked, at once.
+        What is not decoded by `deadline_s` (monotonic) fails. Items without encoded images are only checked, at once.
         """
         budget = _PixelBudget(self._max_bytes)
         found = {i: _decode(item, self._limits, budget) for i, item in enumerate(items) if not _has_encoded(item)}
         encoded = {i: item for i, item in enumerate(items) if i not in found}
         if encoded:
-            found |= dict(zip(encoded, await self._decode_all(list(encoded.values()), budget, ends_s), strict=True))
+            found |= dict(zip(encoded, await self._decode_all(list(encoded.values()), budget, deadline_s), strict=True))
         return [found[i] for i in range(len(items))]
 
-    async def _decode_all(self, items: Sequence[ScoreItem], budget: _PixelBudget, ends_s: float) -> list[Decoded]:
+    async def _decode_all(self, items: Sequence[ScoreItem], budget: _PixelBudget, deadline_s: float) -> list[Decoded]:
         loop = asyncio.get_running_loop()
 
         def start(item: ScoreItem) -> asyncio.Future[Decoded]:
@@ -55,7 +55,7 @@ class Decoder:
         own = [start(replace(item, references=()) if encoded_references(item) else item) for item in items]
         late = ScoreFailure.of(DeadlineExceeded("the images were not decoded in time; raise 'timeout_ms' or retry"))
         try:
-            await asyncio.wait([*shared.values(), *own], timeout=max(0.0, ends_s - time.monotonic()))
+            await asyncio.wait([*shared.values(), *own], timeout=max(0.0, deadline_s - time.monotonic()))
             done = {future: future.result() if future.done() else late for future in (*shared.values(), *own)}
             references = [done[shared[encoded_references(item)]] for item in items]
             return [_join(done[one], refs) for one, refs in zip(own, references, strict=True)]

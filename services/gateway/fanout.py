@@ -3,9 +3,13 @@
     claim scores -> reserve a place in each scorer's queue -> decode images -> per scorer: wait for its turn, call the
     backend, settle the claims
 
-At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started goes on in the
-background, so that a repeated request finds its scores: for LINGER_S after a disconnect, for FINISH_S after a deadline;
-then it is cancelled. In all cases every claim is settled and every place in a queue is released.
+A claim is this request's exclusive right to compute a score that is neither cached nor in flight in another request.
+Settling the claim publishes the outcome to the requests that wait for it, or gives the score up.
+
+At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started continues in
+the background, so that a repeated request finds its scores, and is then cancelled: KEEP_AFTER_DISCONNECT_S after a
+disconnect, KEEP_AFTER_DEADLINE_S after the deadline. In all cases every claim is settled and every place in a queue is
+released.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ from synod.contracts import Outcome, ScoreFailure, ScoreItem
 from synod.errors import DeadlineExceeded, Overloaded, ReplicaLost, ScorerFailed, SynodError, Unavailable
 from synod.retry import RetryPolicy
 
-LINGER_S: Final = 1.0  # how long started work goes on after a disconnect
-FINISH_S: Final = 30.0  # and after a deadline
-LEASE_SLACK_S: Final = 5.0  # how much longer the claims of a request hold, in case its gateway dies
+KEEP_AFTER_DISCONNECT_S: Final = 1.0  # how long started work goes on after a disconnect
+KEEP_AFTER_DEADLINE_S: Final = 30.0  # and after a deadline
+CLAIM_EXPIRY_MARGIN_S: Final = 5.0  # how much longer the claims of a request hold, in case its gateway dies
 RESPONSE_MARGIN_S: Final = 0.1  # a replica responds this long before the deadline, so that its scores arrive in time
 BACKOFF: Final = RetryPolicy(base_s=0.1, max_s=1.0)
 RETRIED_CODES: Final = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
@@ -38,7 +42,7 @@ log = logging.getLogger("synod.gateway")
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """What all requests of a gateway share. `tasks` are calls of scorers, some of which no request waits for."""
+    """State shared by all requests. `tasks` are the running scorer calls, also those whose request has ended."""
 
     backend: ScorerBackend
     store: Store
@@ -48,10 +52,10 @@ class GatewayContext:
 
 
 class Fanout:
-    """The scoring of one request. Read `parts` once; closing it early abandons the request.
+    """The scoring of one request. Iterate over `parts` once; closing it early drops the queued work.
 
     `scorers_of[i]` are the scorers of item i. `sent` holds the items as they arrived, `items` the same with digests
-    replaced by images. `ends_s` is monotonic.
+    replaced by images. `deadline_s` is a `time.monotonic()` timestamp.
     """
 
     def __init__(
@@ -61,22 +65,24 @@ class Fanout:
         sent: Sequence[ScoreItem],
         items: Sequence[ScoreItem],
         priority: Priority,
-        ends_s: float,
+        deadline_s: float,
     ) -> None:
         self._context, self._items = context, items
         self._priority: Priority = priority
-        self._ends_s = ends_s
+        self._deadline_s = deadline_s
         self._specs = context.backend.specs
-        origins = {name: spec.origin for name, spec in self._specs.items() if spec.origin}
-        self._claims = Claims(context.store, sent, scorers_of, origins, ends_s + FINISH_S + LEASE_SLACK_S)
+        score_origins = {name: spec.origin for name, spec in self._specs.items() if spec.origin}
+        self._claims = Claims(
+            context.store, sent, scorers_of, score_origins, deadline_s + KEEP_AFTER_DEADLINE_S + CLAIM_EXPIRY_MARGIN_S
+        )
         self._tickets: dict[str, Ticket] = {}
         self._staged = Staged(())
 
     async def parts(self) -> AsyncGenerator[tuple[str, Outcomes]]:
-        """Yield (scorer, outcomes) as they become known. Raises Overloaded before the first, if at all."""
+        """Yield (scorer, outcomes) as they become known. May raise Overloaded, but only before the first pair."""
         tasks: dict[asyncio.Task[Outcomes], str] = {}
         try:
-            cached = await self._claims.open()
+            cached = await self._claims.acquire()
             tracing.current().set(known=sum(map(len, cached.values())))
             costs = {name: self._cost(name, indexes) for name, indexes in self._claims.owned.items()}
             self._tickets = self._context.admission.reserve(costs, self._priority)
@@ -85,7 +91,7 @@ class Fanout:
             failed = await self._decode()
             for name, outcomes in failed.items():
                 yield name, self._claims.with_duplicates(name, outcomes)
-            tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.open_scorers()}
+            tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.unfinished_scorers()}
             pending = set(tasks)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -100,23 +106,23 @@ class Fanout:
 
     async def _decode(self) -> dict[str, Outcomes]:
         """Decode the items that still need scores and hand them to the backend; return the failures of the others."""
-        needed = self._claims.open_items()
+        needed = self._claims.unfinished_items()
         with metrics.STAGE_SECONDS.labels("decode").time(), tracing.span("decode", items=len(needed)):
-            found = await self._context.decoder.decode([self._items[i] for i in needed], self._ends_s)
+            found = await self._context.decoder.decode([self._items[i] for i in needed], self._deadline_s)
         decoded = dict(zip(needed, found, strict=True))
-        failed = await self._claims.drop({i: bad for i, bad in decoded.items() if isinstance(bad, ScoreFailure)})
-        owned = {name for name, indexes in self._claims.owned.items() if indexes}
-        for name in self._tickets.keys() - owned:
+        failed = await self._claims.fail({i: bad for i, bad in decoded.items() if isinstance(bad, ScoreFailure)})
+        scorers_left = {name for name, indexes in self._claims.owned.items() if indexes}
+        for name in self._tickets.keys() - scorers_left:
             self._tickets.pop(name).release()
-        placeholder = ScoreItem()  # for items that need no score, so that indexes stay those of the request
+        placeholder = ScoreItem()  # fills the slots of items that need no score, so that indexes match the request
         good = {i: item for i, item in decoded.items() if isinstance(item, ScoreItem)}
         if good:
             items = tuple(good.get(i, placeholder) for i in range(len(self._items)))
-            self._staged = await self._context.backend.stage(items, len(owned))
+            self._staged = await self._context.backend.stage(items, len(scorers_left))
         return failed
 
     async def _score(self, name: str) -> Outcomes:
-        """Return the outcomes of one scorer: compute owned scores first, then wait for those in flight."""
+        """Return the outcomes of one scorer: compute owned scores, then wait for those that other requests compute."""
         outcomes: Outcomes = {}
         owned, in_flight = self._claims.owned.get(name, []), self._claims.in_flight.get(name, [])
         with tracing.span(f"scorer {name}") as span:
@@ -125,12 +131,12 @@ class Fanout:
                     outcomes.update(await self._compute(name, owned))
                 if in_flight:
                     with tracing.span("shared", items=len(in_flight)):
-                        outcomes.update(await self._claims.wait(name, in_flight, self._ends_s - time.monotonic()))
-                abandoned = [i for i in in_flight if i not in outcomes]
-                if abandoned and time.monotonic() >= self._ends_s:
-                    outcomes.update(dict.fromkeys(abandoned, _late(f"scorer '{name}' did not respond in time")))
+                        outcomes.update(await self._claims.wait(name, in_flight, self._deadline_s - time.monotonic()))
+                unresolved = [i for i in in_flight if i not in outcomes]
+                if unresolved and time.monotonic() >= self._deadline_s:
+                    outcomes.update(dict.fromkeys(unresolved, _late(f"scorer '{name}' did not respond in time")))
                     break
-                cached, owned, in_flight = await self._claims.claim_abandoned(name, abandoned)
+                cached, owned, in_flight = await self._claims.claim_abandoned(name, unresolved)
                 outcomes.update(cached)
             span.set(items=len(outcomes))
             span.set_outcome(*sorted({one.code for one in outcomes.values() if isinstance(one, ScoreFailure)}))
@@ -139,23 +145,23 @@ class Fanout:
     async def _compute(self, name: str, indexes: list[int]) -> Outcomes:
         """Compute owned scores; items that are not scored by the deadline are DeadlineExceeded failures."""
         ticket = self._tickets.pop(name, None)
-        if ticket is None:  # another request gave these up; they were admitted before, so no limit applies
+        if ticket is None:  # the request that abandoned these items was admitted, so no limit applies
             queue = self._context.admission.queue(name)
             ticket = queue.reserve(self._cost(name, indexes), self._priority, admitted=True)
         outcomes: Outcomes = {}
-        cacheable = self._claims.hand_over(name, indexes)
+        may_outlive_request = self._claims.detach(name, indexes)
         work = asyncio.create_task(self._call(name, indexes, ticket, outcomes))
         self._context.tasks.add(work)
         work.add_done_callback(self._context.tasks.discard)
         try:
-            await asyncio.wait([work], timeout=max(0.0, self._ends_s - time.monotonic()))
+            await asyncio.wait([work], timeout=max(0.0, self._deadline_s - time.monotonic()))
         except asyncio.CancelledError:
-            _cancel_after(LINGER_S if ticket.running and cacheable else 0.0, work)
+            _cancel_after(KEEP_AFTER_DISCONNECT_S if ticket.running and may_outlive_request else 0.0, work)
             raise
         if work.done():
             work.result()
             return outcomes
-        _cancel_after(FINISH_S if ticket.running and cacheable else 0.0, work)
+        _cancel_after(KEEP_AFTER_DEADLINE_S if ticket.running and may_outlive_request else 0.0, work)
         if ticket.running:
             late = _late(f"scorer '{name}' did not respond in time")
         else:
@@ -164,14 +170,14 @@ class Fanout:
         return {i: outcomes.get(i, late) for i in indexes}
 
     async def _call(self, name: str, indexes: list[int], ticket: Ticket, outcomes: Outcomes) -> None:
-        """Wait for the turn of this call, add its outcomes to `outcomes`, and settle the claims on them."""
+        """Wait for the turn of this call, add its outcomes to `outcomes`, and settle its claims."""
         queued_s = time.monotonic()
         try:
             with tracing.span("queue", images=ticket.images):
                 await ticket.turn()
             metrics.STAGE_SECONDS.labels("queue").observe(time.monotonic() - queued_s)
             with tracing.span("call", remote=True, items=len(indexes)):
-                await score_with_retries(self._context.backend, name, self._staged, indexes, self._ends_s, outcomes)
+                await score_with_retries(self._context.backend, name, self._staged, indexes, self._deadline_s, outcomes)
         finally:
             ticket.release()
             await self._claims.settle({name: {i: outcomes.get(i) for i in indexes}})
@@ -192,20 +198,22 @@ def _late(why: str) -> ScoreFailure:
 
 
 async def score_with_retries(
-    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], ends_s: float, outcomes: Outcomes
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], deadline_s: float, outcomes: Outcomes
 ) -> None:
-    """Add an outcome for each index into the staged items to `outcomes`; retry what a replica lost or refused.
+    """Score the staged items at `indexes` into `outcomes`. Retries items whose replica died or was full.
 
-    Never raises an error. No call starts after `ends_s` (monotonic); one that has started may end later. Only admitted
-    work is sent, so a replica is full just for a moment, as when it still works for a gateway that died.
+    Raises nothing but CancelledError. No call starts after `deadline_s`; one that has started may end later. Work is
+    admitted before it is sent, so a full replica is temporary (still busy for a gateway that died) and worth a retry.
     """
     attempt = 0
     with metrics.SCORER_SECONDS.labels(scorer).time():
         while True:
-            outcomes.update(zip(indexes, await _call_backend(backend, scorer, staged, indexes, ends_s), strict=True))
+            outcomes.update(
+                zip(indexes, await _call_backend(backend, scorer, staged, indexes, deadline_s), strict=True)
+            )
             indexes = [i for i in indexes if _is_retried(outcomes[i])]
             pause_s = BACKOFF.backoff_s(attempt)
-            if not indexes or time.monotonic() + pause_s >= ends_s:
+            if not indexes or time.monotonic() + pause_s >= deadline_s:
                 return
             metrics.RETRIES.labels(scorer).inc()
             tracing.current().event("retry", items=len(indexes))
@@ -214,10 +222,10 @@ async def score_with_retries(
 
 
 async def _call_backend(
-    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], ends_s: float
+    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], deadline_s: float
 ) -> list[Outcome]:
     """Call the backend once and return one outcome per index, whatever it raises."""
-    left_s = ends_s - time.monotonic()
+    left_s = deadline_s - time.monotonic()
     error: SynodError
     try:
         outcomes = await backend.score(scorer, staged, indexes, left_s - min(RESPONSE_MARGIN_S, left_s / 10))

@@ -8,23 +8,23 @@ import json
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway import schema
 from services.gateway.core import Gateway
 from services.gateway.http import ErrorBoundaryRoute, authenticate
 from services.gateway.negotiation import JSON
+from services.gateway.schema import operations
 from services.observability import metrics
 
 router = APIRouter(route_class=ErrorBoundaryRoute)
 
 
-@router.get("/v1/health", response_class=Response, summary="Check that the gateway is alive", **schema.HEALTH)
-@router.get("/healthz", response_class=Response, summary="Check that the gateway is alive", **schema.HEALTH)
+@router.get("/v1/health", response_class=Response, summary="Check that the gateway is alive", **operations.HEALTH)
+@router.get("/healthz", response_class=Response, summary="Check that the gateway is alive", **operations.HEALTH)
 async def healthz(http: Request) -> Response:
     """Return 200 as soon as this gateway responds, whatever the state of the scorers."""
     return _json({"alive": True})
 
 
-@router.get("/readyz", response_class=Response, summary="Check that every replica is ready", **schema.READY)
+@router.get("/readyz", response_class=Response, summary="Check that every replica is ready", **operations.READY)
 async def readyz(http: Request) -> Response:
     """Return 200 when every replica has loaded and passed its golden items, else 503 with reasons."""
     found = await _gateway(http).backend.readiness()
@@ -33,7 +33,7 @@ async def readyz(http: Request) -> Response:
     return _json(body, 200 if ready else 503)
 
 
-@router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes", **schema.METRICS)
+@router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes", **operations.METRICS)
 async def prometheus(http: Request) -> Response:
     """Return the text exposition, summed over gateways and replicas; counters never decrease."""
     if http.app.state.metrics_need_token:

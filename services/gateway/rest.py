@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway import schema
 from services.gateway.core import Gateway
 from services.gateway.disconnect import cancel_on_disconnect
 from services.gateway.http import ErrorBoundaryRoute, authenticate, decode_body, opened, read_body
 from services.gateway.ndjson import NDJSON, Ndjson
 from services.gateway.negotiation import accepted_types, response_codec
+from services.gateway.schema import operations
 from synod.codec import codec_for
 from synod.contracts import PutImagesResponse
 
 router = APIRouter(route_class=ErrorBoundaryRoute)
 
 
-@router.post("/v1/score", response_class=Response, summary="Score a batch of items", **schema.SCORE)
+@router.post("/v1/score", response_class=Response, summary="Score a batch of items", **operations.SCORE)
 async def score(http: Request) -> Response:
     """Return each item's value per scorer, and the ensemble's reward. A failed item does not affect the others."""
     gateway, caller = _gateway(http), authenticate(http, "score")
@@ -30,7 +30,7 @@ async def score(http: Request) -> Response:
     return Response(encoder.encode_response(response), media_type=encoder.content_type)
 
 
-@router.put("/v1/images", response_class=Response, summary="Upload images", **schema.IMAGES)
+@router.put("/v1/images", response_class=Response, summary="Upload images", **operations.IMAGES)
 async def images(http: Request) -> Response:
     """Store images, so that requests may refer to them by digest. A full store drops the least recently used ones."""
     authenticate(http, "score")
@@ -42,7 +42,7 @@ async def images(http: Request) -> Response:
     return Response(encoder.encode_digests(PutImagesResponse(tuple(digests))), media_type=encoder.content_type)
 
 
-@router.get("/v1/scorers", response_class=Response, summary="List scorers and ensembles", **schema.SCORERS)
+@router.get("/v1/scorers", response_class=Response, summary="List scorers and ensembles", **operations.SCORERS)
 async def scorers(http: Request) -> Response:
     """Return each scorer's needs, range, source and device, each ensemble's weights, and the limits of a request."""
     authenticate(http, "score")

@@ -72,7 +72,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lease:
-    ends_s: float
+    deadline_s: float
     outcome: asyncio.Future[Outcome | None]
 
 
@@ -123,7 +123,7 @@ class MemoryStore:
     async def wait(self, keys: Sequence[ScoreKey], timeout_s: float) -> list[Outcome | None]:
         now_s = asyncio.get_running_loop().time()
         leases = {key: lease for key in keys if key not in self._scores and (lease := self._leases.get(key))}
-        longest_s = max((lease.ends_s - now_s for lease in leases.values()), default=0.0)
+        longest_s = max((lease.deadline_s - now_s for lease in leases.values()), default=0.0)
         if leases:
             await asyncio.wait({lease.outcome for lease in leases.values()}, timeout=max(0, min(timeout_s, longest_s)))
         return [
@@ -137,9 +137,9 @@ class MemoryStore:
             return known
         loop = asyncio.get_running_loop()
         if len(self._leases) > max(self._max_scores, MIN_LEASES):  # drop those of dead gateways
-            self._leases = {key: lease for key, lease in self._leases.items() if lease.ends_s > loop.time()}
+            self._leases = {key: lease for key, lease in self._leases.items() if lease.deadline_s > loop.time()}
         held = self._leases.get(key)
-        if held is not None and held.ends_s > loop.time():
+        if held is not None and held.deadline_s > loop.time():
             return Claim.IN_FLIGHT
         self._leases[key] = _Lease(loop.time() + lease_s, held.outcome if held else loop.create_future())
         return Claim.OWNED

@@ -61,7 +61,7 @@ class JudgeEndpoint(ScorerSettings):
     The key comes from an environment variable or a file, never from the TOML; without either, none is sent.
     """
 
-    remote: ClassVar[bool] = True
+    calls_external_api: ClassVar[bool] = True
     url: str
     model: str = Field(min_length=1)
     key_env: str | None = None

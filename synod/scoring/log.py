@@ -180,7 +180,7 @@ def _read_line(path: Path, number: int, line: bytes) -> Line:
         found: ItemResult = read(ItemResult, Node(result))
         fields = Node(tree["item"], "item").table(lambda child: child.value)
         read_item(Node(fields, "item"), path_only)
-        digests = Node(tree["digests"], "digests").table(lambda one: str(read(Digest, one)))
+        digests = Node(tree["digests"], "digests").table(lambda one: read(Digest, one))
         scorers = each(Node.text)(Node(tree["scorers"], "scorers"))
     except InvalidRequest as error:
         raise _invalid_line(path, number, error) from None

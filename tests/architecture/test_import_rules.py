@@ -185,7 +185,7 @@ def test_module_follows_the_import_rules(path: Path) -> None:
         ("services.scorers.ber", "from services.scorers.der import build"),
         ("services.scorers.ber", "from services.models import blip2"),
         ("services.scorers.ber", "class Ber:\n    from services.models import blip2"),
-        ("services.scorers.der", "import services.cluster.replica"),
+        ("services.scorers.der", "import services.cluster.hosted_scorer"),
         ("services.scorers.shared.image_text", "from services.scorers.ber import Ber"),
         ("services.scorers.shared.references", "import torch"),
         ("services.scorers.geneval.rules", "import torch"),

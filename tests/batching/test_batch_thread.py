@@ -1,4 +1,4 @@
-"""Several batchers that share a thread: one batch at a time, in turn, and nothing else in common."""
+"""Several batchers that share a thread: one batch at a time, in turn, with separate queues and limits."""
 
 from __future__ import annotations
 

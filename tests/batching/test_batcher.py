@@ -77,7 +77,7 @@ def test_every_caller_gets_its_own_outcomes_in_order(
             subject.score(numbered(*range(start, start + size))) for start, size in zip(starts, sizes, strict=True)
         ]
         answers = await asyncio.gather(*calls)
-        assert subject.held == 0
+        assert subject.held_images == 0
         await subject.close()
         return answers
 
@@ -173,7 +173,7 @@ async def test_an_overloading_call_is_refused_whole_with_the_numbers() -> None:
     subject = batcher(gate, max_images=2, max_queued=5)
     held = asyncio.create_task(subject.score(numbered(0, 1, 2, 3)))
     await gate.running()
-    assert subject.held == 4
+    assert subject.held_images == 4
     with pytest.raises(Overloaded, match="4 images are held and 2 more exceed the limit 5"):
         await subject.score(numbered(8, 9))
     last = asyncio.create_task(subject.score(numbered(4)))
@@ -195,7 +195,7 @@ async def test_a_cancelled_call_is_removed_from_the_queue() -> None:
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.wait([cancelled])
-    assert subject.held == 2
+    assert subject.held_images == 2
     gate.open.set()
     assert values(await first) + values(await kept) == [0, 3]
     assert gate.batches == [[0], [3]]
@@ -235,10 +235,10 @@ async def test_a_call_without_results_waits_for_its_running_batch() -> None:
     subject = batcher(gate, max_images=2)
     call = asyncio.create_task(subject.score(numbered(0, 1, 2), timeout_s=0.05))
     await gate.running()
-    while subject.held == 3:
+    while subject.held_images == 3:
         await asyncio.sleep(0.001)
     assert not call.done()
-    assert subject.held == 2  # the queued item is dropped at once
+    assert subject.held_images == 2  # the queued item is dropped at once
     gate.open.set()
     assert values(await call) == [0, 1, "deadline_exceeded"]
     assert values(await subject.score(numbered(3))) == [3]
@@ -252,7 +252,7 @@ async def test_a_call_past_its_deadline_ends_on_cancel_and_close(how: str) -> No
     subject = batcher(gate, max_images=1)
     call = asyncio.create_task(subject.score(numbered(0, 1), timeout_s=0.01))
     await gate.running()
-    while subject.held == 2:
+    while subject.held_images == 2:
         await asyncio.sleep(0.001)
     if how == "close":
         await subject.close()

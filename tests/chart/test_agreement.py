@@ -124,7 +124,7 @@ def test_the_chart_refuses_what_the_pods_cannot_hold(seed: int, mounted: Path) -
 def test_a_service_without_tokens_does_not_start(mounted: Path) -> None:
     """The settings refuse a public service without tokens, on which the chart relies."""
     (mounted / "deploy/release/service.toml").write_text(generate.EMBEDDED.read_text())
-    with pytest.raises(SettingsError, match="nobody needs a token"):
+    with pytest.raises(SettingsError, match="no token is required"):
         settings.load(mounted / "deploy/release/service.toml", {"SYNOD__SERVER__HOST": "0.0.0.0"})
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from services.backends import LocalBackend
-from services.gateway import app, compat, schema
+from services.gateway import app, compat
 from services.gateway.core import Gateway
 from services.gateway.keys import score_keys
 from services.gateway.rpc_server import RpcServer
+from services.gateway.schema import records as schema
 from services.settings import LimitSettings
 from synod import contracts as c
 from synod.adapters.items import item_of

@@ -119,12 +119,11 @@ def test_ready_ends_only_when_the_service_is_ready(tmp_path: Path) -> None:
         ready.wait()
 
 
-def test_a_gpu_is_reserved_and_shared_among_all_scorers() -> None:
+def test_one_gpu_is_reserved_for_the_process_of_all_scorers() -> None:
     (device,) = SERVICES["service-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    shares = [float(v) for k, v in SERVICES["service-gpu"]["environment"].items() if k.endswith("__NUM_GPUS")]
-    assert len(shares) == 5
-    assert sum(shares) <= 1
+    given = {k: v for k, v in SERVICES["service-gpu"]["environment"].items() if k.endswith("__NUM_GPUS")}
+    assert given == {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "1"}
 
 
 def test_models_and_state_are_in_named_volumes() -> None:
@@ -171,7 +170,7 @@ def test_a_services_settings_load_with_its_environment(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     assert service_program.main(["check", command[4]]) == 0
-    assert ("0.2 GPU" in capsys.readouterr().out) is (name == "service-gpu")
+    assert ("1 GPU" in capsys.readouterr().out) is (name == "service-gpu")
 
 
 def test_the_documented_tokens_are_accepted(secrets: Path) -> None:

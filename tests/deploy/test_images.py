@@ -130,7 +130,7 @@ def test_a_planted_import_is_found(tmp_path: Path, planted: str, seen: bool) -> 
     ("extra", "programs"),
     [
         ("gateway", ("services.cluster.serve_app", "services.gateway.app", "synod.cli")),
-        ("service", ("services.__main__", "services.cluster.serve_app", "services.cluster.replica")),
+        ("service", ("services.__main__", "services.cluster.serve_app", "services.cluster.hosted_scorer")),
         ("trainer,job", ("trainer.session", "trainer.exporter")),
     ],
 )

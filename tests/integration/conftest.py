@@ -67,6 +67,26 @@ kind = "ber"
 model = "./"
 serving = {{ replicas = 2, max_batch_images = 1 }}
 
+[scorers.frail_2]
+kind = "ber"
+model = "./"
+serving = {{ colocate_with = "frail", max_batch_images = 1 }}
+
+[scorers.frail_3]
+kind = "ber"
+model = "./"
+serving = {{ colocate_with = "frail", max_batch_images = 1 }}
+
+[scorers.frail_4]
+kind = "ber"
+model = "./"
+serving = {{ colocate_with = "frail", max_batch_images = 1 }}
+
+[scorers.frail_5]
+kind = "ber"
+model = "./"
+serving = {{ colocate_with = "frail", max_batch_images = 1 }}
+
 [scorers.face]
 kind = "der"
 model = "./"

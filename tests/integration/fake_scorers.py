@@ -74,7 +74,7 @@ def build(name: str, settings: ScorerSettings) -> Scorer:
     """Return the fake of this name, or the real scorer if no fake has it."""
     if name in ("bright", "colocated"):
         return Bright(name, ("image",))
-    if name in ("number", "frail"):
+    if name == "number" or name.startswith("frail"):
         return Number(name, ("prompt",))
     if name == "counted":
         assert isinstance(settings, BerSettings)

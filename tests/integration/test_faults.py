@@ -94,6 +94,27 @@ def test_a_killed_replica_changes_no_answer(service: Any, eventually: Wait) -> N
     assert victim not in pids(service, "frail")
 
 
+def test_a_killed_host_of_five_scorers_changes_no_answer(service: Any, eventually: Wait) -> None:
+    """kill -9 a process that runs five scorers: each of them still gives every item its own score."""
+    scorers = ("frail", "frail_2", "frail_3", "frail_4", "frail_5")
+    eventually(lambda: len(pids(service, "frail")) == 2)
+    (victim, *_) = pids(service, "frail")
+    assert all(victim in pids(service, name) for name in scorers)
+
+    def ask(n: int) -> list[list[float | str]]:
+        response = service.score(*numbers(n / 16, n / 32, sleep_s=0.05), scorers=scorers, timeout_ms=60_000)
+        return [values(response, name) for name in scorers]
+
+    with ThreadPoolExecutor(8) as callers:
+        futures = [callers.submit(ask, n) for n in range(16)]
+        eventually(lambda: all(held(service, name) > 3 for name in scorers))
+        kill([victim])
+        answers = [future.result() for future in futures]
+    assert answers == [[[n / 16, n / 32]] * 5 for n in range(16)]
+    eventually(lambda: service.ready()["ready"])
+    assert victim not in pids(service, "frail_5")
+
+
 def test_readiness_follows_the_replicas(service: Any, eventually: Wait) -> None:
     """Without a replica, requests wait, /readyz is 503 with the reason, and no counter decreases."""
     eventually(lambda: len(pids(service, "frail")) == 2 and service.ready()["ready"])

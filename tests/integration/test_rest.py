@@ -114,7 +114,7 @@ def test_each_bad_item_fails_alone(service: Any) -> None:
     ("sent", "status", "code", "word"),
     [
         (b"{", 400, "invalid_request", "JSON"),
-        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, colocated, der, face, frail, number"),
+        (body(ITEM, scorers=["nobody"]), 404, "unknown_scorer", "bright, colocated, der, face, frail, frail_2"),
         (body(ITEM, ensemble="nobody"), 404, "unknown_scorer", "council, lenient"),
         (body(*[ITEM] * 65, scorers=["bright"]), 413, "payload_too_large", "max_items"),
     ],
@@ -141,7 +141,8 @@ def test_an_oversized_body_is_refused_declared_or_streamed(service: Any) -> None
 
 def test_discovery_health_and_documents(service: Any) -> None:
     scorers = service.http.get("/v1/scorers").json()
-    assert [one["name"] for one in scorers["scorers"]] == ["bright", "colocated", "number", "frail", "face", "der"]
+    frail = ["frail", "frail_2", "frail_3", "frail_4", "frail_5"]
+    assert [one["name"] for one in scorers["scorers"]] == ["bright", "colocated", "number", *frail, "face", "der"]
     listed = {one["name"]: one for one in scorers["scorers"]}
     assert (listed["der"]["device"], listed["der"]["dtype"]) == ("cpu", "float32")
     assert listed["der"]["parameter_bytes"] > 10_000

@@ -53,7 +53,7 @@ def up(service: Any, tiny_models: Any, tmp_path: Path, free_port: Callable[[], i
 def test_demand_above_the_clusters_gpus_is_refused(up: Up) -> None:
     output, _ = (process := up(replicas=3)).communicate(timeout=120)
     assert process.returncode == 1
-    assert "ask for 1.5 GPUs (each 0.5, 0.5, 0.5), the cluster has 1" in output
+    assert "need 1.5 GPUs (each 0.5, 0.5, 0.5), but the cluster has 1" in output
     assert "Traceback" not in output
 
 

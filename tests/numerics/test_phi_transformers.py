@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from trainer.policy.phi import Cache, Phi, PhiConfig
 
 
 @pytest.mark.parametrize(("heads", "partial", "theta"), [(4, 0.5, 10_000.0), (2, 0.25, 500.0)])
 def test_same_hidden_states_as_transformers(heads: int, partial: float, theta: float) -> None:
-    transformers = pytest.importorskip("transformers")
     config = transformers.PhiConfig(
         vocab_size=50,
         hidden_size=64,

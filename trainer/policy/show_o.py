@@ -163,7 +163,7 @@ class ShowO:
         return self._image_codes[key]
 
     def _text_logp(self, hidden: Tensor) -> Tensor:
-        return self.phi.logits(hidden, 0, self.vocab.image_offset).float().log_softmax(-1)
+        return _at_least_float32(self.phi.logits(hidden, 0, self.vocab.image_offset)).log_softmax(-1)
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class ShowO:
         return hidden[:, 1:-1]
 
     def _image_logits(self, hidden: Tensor) -> Tensor:
-        return self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id).float()
+        return _at_least_float32(self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id))
 
     # -- log-probabilities --------------------------------------------------------------------------------------------
 
@@ -302,6 +302,10 @@ def fit_to_square(image: Pixels, side: int) -> Pixels:
     top, left = round((height - side) / 2), round((width - side) / 2)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)[top : top + side, left : left + side].copy()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _join(segments: Sequence[ImageSegment]) -> maskgit.State:

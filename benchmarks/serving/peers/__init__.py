@@ -1,1 +1,1 @@
-"""The same scorers behind other servers, each written as its own documentation would have it."""
+"""The same scorers behind other servers, each written as its documentation recommends."""

@@ -1,4 +1,4 @@
-"""BentoML, JSON with base64. A batch is of items, up to BENCH_BATCH; its size adapts to the latency it measures."""
+"""BentoML, JSON with base64. A batch has up to BENCH_BATCH items; BentoML adapts its size to the measured latency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flask behind gunicorn's sync workers, JPEGs in a pickle: how reward servers for flow_grpo are written."""
+"""Flask behind gunicorn's sync workers, with pickled JPEGs, as reward servers for flow_grpo are written."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ app = Flask(__name__)
 
 @app.post("/")
 def score() -> Response:
-    tree: Any = pickle.loads(request.get_data())  # what this peer does; it hands the machine to whoever can post
+    tree: Any = pickle.loads(request.get_data())  # as those servers do, although any client can then run code here
     return jsonify(scores=job.score(read_items(tree)))

@@ -1,4 +1,4 @@
-"""LitServe, JSON with base64. A batch is of requests, up to BENCH_BATCH, formed for BENCH_WAIT_MS."""
+"""LitServe, JSON with base64. A batch has up to BENCH_BATCH requests that arrive within BENCH_WAIT_MS."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ class Rewards(litserve.LitAPI):
         self._job = Job()
 
     def decode_request(self, request: Request, **_: Any) -> Any:
-        """LitServe looks at the annotation, and hands over the JSON of the body."""
+        """Read the items. LitServe passes the body's JSON, although the annotation must be `Request`."""
         tree: Any = request
         return read_items(tree)
 

@@ -1,4 +1,4 @@
-"""mosec, msgpack. A batch is of requests, up to BENCH_BATCH, formed for BENCH_WAIT_MS."""
+"""mosec, msgpack. A batch has up to BENCH_BATCH requests that arrive within BENCH_WAIT_MS."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Plain Ray Serve behind its default proxy, msgpack: one deployment with `@serve.batch`, as a user would write it.
 
-At `/`, in one hop; at `/two`, behind a deployment that reads the request and calls the scorer's handle.
+`/` is one hop. `/two` is two: a deployment reads the request and calls the scorer's handle.
 """
 
 from __future__ import annotations

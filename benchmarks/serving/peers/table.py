@@ -1,4 +1,4 @@
-"""The other servers: how each is started, what it speaks, and the settings that are tried of it."""
+"""The other servers: the command, wire and settings of each."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Setting = Mapping[str, int]
-ROOM = "benchmarks.serving.peers"
+PACKAGE = "benchmarks.serving.peers"
 LIMIT_S, MAX_BODY_BYTES, QUEUE = 300, 64 * 2**20, 4096
 
 
 @dataclass(frozen=True)
 class Peer:
-    """`command(python, port, setting)` starts it; requests go to `path`. `ensemble` settings are for the job with
-    models; all take requests of up to 32 images, so that a batch of 1 request is a full one."""
+    """`command(python, port, setting)` starts it; requests go to `path`. `ensemble` has the settings for the job with
+    models. A request has up to 32 images, so that a batch of one request is a full batch."""
 
     wire: str
     path: str
@@ -21,22 +21,32 @@ class Peer:
     ensemble: Sequence[Setting]
 
     def environ(self, port: int, scorers: Sequence[str], setting: Setting) -> dict[str, str]:
-        told = {"BENCH_PORT": port, "BENCH_SCORERS": ",".join(scorers)}
-        told |= {f"BENCH_{key.upper()}": value for key, value in setting.items()}
-        return {key: str(value) for key, value in told.items()} | {"BENTOML_DO_NOT_TRACK": "True"}
+        variables = {"BENCH_PORT": port, "BENCH_SCORERS": ",".join(scorers)}
+        variables |= {f"BENCH_{key.upper()}": value for key, value in setting.items()}
+        return {key: str(value) for key, value in variables.items()} | {"BENTOML_DO_NOT_TRACK": "True"}
 
 
 def _flask(python: str, port: int, setting: Setting) -> list[str]:
     bind = ["--workers", str(setting["workers"]), "--bind", f"127.0.0.1:{port}", "--timeout", str(LIMIT_S)]
-    return [python, "-m", "gunicorn", *bind, f"{ROOM}.flask_app:app"]
+    return [python, "-m", "gunicorn", *bind, f"{PACKAGE}.flask_app:app"]
 
 
 def _litserve(python: str, port: int, setting: Setting) -> list[str]:
-    return [python, "-m", f"{ROOM}.litserve_app"]
+    return [python, "-m", f"{PACKAGE}.litserve_app"]
 
 
 def _bentoml(python: str, port: int, setting: Setting) -> list[str]:
-    return [python, "-m", "bentoml", "serve", f"{ROOM}.bentoml_app:Rewards", "--host", "127.0.0.1", "--port", str(port)]
+    return [
+        python,
+        "-m",
+        "bentoml",
+        "serve",
+        f"{PACKAGE}.bentoml_app:Rewards",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
 
 
 def _mosec(python: str, port: int, setting: Setting) -> list[str]:
@@ -44,7 +54,7 @@ def _mosec(python: str, port: int, setting: Setting) -> list[str]:
     return [
         python,
         "-m",
-        f"{ROOM}.mosec_app",
+        f"{PACKAGE}.mosec_app",
         "--address",
         "127.0.0.1",
         "--port",

@@ -7,72 +7,50 @@ from typing import Any
 # an 8x8 red PNG
 RED_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP8z4AdMOEQH6QSAM1BAQ/oQeJvAAAAAElFTkSuQmCC"
 DIGEST = "blake2b-256:6679487f24b5cafd182e343d33dfbf8e5566799bd4f8031d4e29badf124632fa"  # of its bytes
+
+
+def _request(summary: str, item: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"summary": summary, "value": {"items": [item], **fields}}
+
+
 REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
-    "two scorers": {
-        "summary": "Two scorers over one image",
-        "value": {
-            "items": [{"image": RED_PNG, "prompt": "a red square", "references": [RED_PNG]}],
-            "scorers": ["ber", "der"],
+    "two scorers": _request(
+        "Two scorers over one image",
+        {"image": RED_PNG, "prompt": "a red square", "references": [RED_PNG]},
+        scorers=["ber", "der"],
+    ),
+    "reward": _request(
+        "Sync-R1's reward of a person (eq. 34)",
+        {
+            "image": RED_PNG,
+            "prompt": "<ann> wearing her hat",
+            "references": [RED_PNG],
+            "reasoning": {"text": "ann has a red hat", "segments": ["a red hat", "a blue bag"], "truth": [1, 0]},
+            "concept": {"kind": "person", "class_word": "person", "token": "<ann>"},
         },
-    },
-    "reward": {
-        "summary": "Sync-R1's reward of a person (eq. 34)",
-        "value": {
-            "items": [
-                {
-                    "image": RED_PNG,
-                    "prompt": "<ann> wearing her hat",
-                    "references": [RED_PNG],
-                    "reasoning": {
-                        "text": "ann has a red hat",
-                        "segments": ["a red hat", "a blue bag"],
-                        "truth": [1, 0],
-                    },
-                    "concept": {"kind": "person", "class_word": "person", "token": "<ann>"},
-                }
-            ],
-            "ensemble": "sync_r1",
-            "timeout_ms": 30000,
-        },
-    },
-    "by digest": {
-        "summary": "Images that PUT /v1/images put before",
-        "value": {
-            "items": [{"image": {"digest": DIGEST}, "references": [{"digest": DIGEST}]}],
-            "scorers": ["der"],
-            "request_id": "rollout-17",
-        },
-    },
-    "geneval": {
-        "summary": "GenEval's verdict",
-        "value": {
-            "items": [
-                {
-                    "image": RED_PNG,
-                    "geneval": {"tag": "colors", "include": [{"class": "ball", "count": 1, "color": "red"}]},
-                }
-            ],
-            "scorers": ["geneval"],
-        },
-    },
+        ensemble="sync_r1",
+        timeout_ms=30000,
+    ),
+    "by digest": _request(
+        "Images that PUT /v1/images put before",
+        {"image": {"digest": DIGEST}, "references": [{"digest": DIGEST}]},
+        scorers=["der"],
+        request_id="rollout-17",
+    ),
+    "geneval": _request(
+        "GenEval's verdict",
+        {"image": RED_PNG, "geneval": {"tag": "colors", "include": [{"class": "ball", "count": 1, "color": "red"}]}},
+        scorers=["geneval"],
+    ),
+}
+_MISSING = {"code": "missing_input", "retryable": False}
+_SCORES = {
+    "ber": {"value": 0.41, "detail": {}, "origin": {"model": DIGEST, "preprocessing": "1"}},
+    "der": {"error": _MISSING | {"message": "scorer 'der' needs references; the item has none"}},
 }
 RESPONSE_EXAMPLE: dict[str, Any] = {
     "request_id": "3f2a",
-    "results": [
-        {
-            "scores": {
-                "ber": {"value": 0.41, "detail": {}, "origin": {"model": DIGEST, "preprocessing": "1"}},
-                "der": {
-                    "error": {
-                        "code": "missing_input",
-                        "retryable": False,
-                        "message": "scorer 'der' needs references; the item has none",
-                    }
-                },
-            },
-            "reward": {"error": {"code": "missing_input", "retryable": False, "message": "the reward needs 'der'"}},
-        }
-    ],
+    "results": [{"scores": _SCORES, "reward": {"error": _MISSING | {"message": "the reward needs 'der'"}}}],
 }
 PARTS_EXAMPLE = (
     '{"request_id":"3f2a","scored":{"index":0,"scorer":"ber","outcome":{"value":0.41,"detail":{}}}}\n'

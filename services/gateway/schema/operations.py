@@ -9,21 +9,8 @@ from services.gateway.encoding import ENCODINGS
 from services.gateway.ndjson import NDJSON
 from services.gateway.schema import examples, records
 from services.gateway.schema.records import Schema
+from synod import errors
 from synod.codec import CODECS, JSON, MSGPACK
-from synod.errors import (
-    DeadlineExceeded,
-    ImageTooLarge,
-    InvalidRequest,
-    Overloaded,
-    PayloadTooLarge,
-    PermissionDenied,
-    SynodError,
-    Unauthenticated,
-    Unavailable,
-    UnknownImage,
-    UnknownScorer,
-    UnsupportedMedia,
-)
 
 Operation = dict[str, Any]
 
@@ -31,21 +18,21 @@ SECURITY_SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the service (docs/operations.md)"}
 }
 _SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {}]  # a service without tokens accepts every caller
-_MEANINGS: Final[tuple[tuple[type[SynodError], str], ...]] = (
-    (InvalidRequest, "The request cannot be read, or asks for nothing"),
-    (Unauthenticated, "No token, or an unknown one"),
-    (PermissionDenied, "The token has no permission for this"),
-    (UnknownScorer, "The service does not have this scorer or ensemble"),
-    (UnknownImage, "Images that the service does not store: upload `digests`, then ask again"),
-    (PayloadTooLarge, "Body, item count or text over a limit"),
-    (UnsupportedMedia, "A content type without a codec, or a content encoding that is not read"),
-    (ImageTooLarge, "An image over a limit"),
-    (Overloaded, "A queue or a quota is full: ask again after `retry_after_s`"),
-    (SynodError, "The service failed; quote the request id"),
-    (Unavailable, "Temporarily unavailable: ask again"),
-    (DeadlineExceeded, "`timeout_ms` passed first"),
+_MEANINGS: Final[tuple[tuple[type[errors.SynodError], str], ...]] = (
+    (errors.InvalidRequest, "The request cannot be read, or asks for nothing"),
+    (errors.Unauthenticated, "No token, or an unknown one"),
+    (errors.PermissionDenied, "The token has no permission for this"),
+    (errors.UnknownScorer, "The service does not have this scorer or ensemble"),
+    (errors.UnknownImage, "Images that the service does not store: upload `digests`, then ask again"),
+    (errors.PayloadTooLarge, "Body, item count or text over a limit"),
+    (errors.UnsupportedMedia, "A content type without a codec, or a content encoding that is not read"),
+    (errors.ImageTooLarge, "An image over a limit"),
+    (errors.Overloaded, "A queue or a quota is full: ask again after `retry_after_s`"),
+    (errors.SynodError, "The service failed; quote the request id"),
+    (errors.Unavailable, "Temporarily unavailable: ask again"),
+    (errors.DeadlineExceeded, "`timeout_ms` passed first"),
 )
-_EXAMPLES: Final = {UnknownImage: examples.UNKNOWN_IMAGE_EXAMPLE, Overloaded: examples.OVERLOADED_EXAMPLE}
+_EXAMPLES: Final = {errors.UnknownImage: examples.UNKNOWN_IMAGE_EXAMPLE, errors.Overloaded: examples.OVERLOADED_EXAMPLE}
 _REQUEST_ID: Schema = {"description": "The request's id", "schema": {"type": "string"}}
 _TRACE_ID: Schema = {"description": "The request's trace, where it is traced", "schema": {"type": "string"}}
 _RETRY_AFTER: Schema = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
@@ -80,23 +67,23 @@ def _gives(description: str, content: dict[str, Schema], headers: dict[str, Sche
     return {"description": description, "content": content, "headers": named}
 
 
-def _refusals(*kinds: type[SynodError]) -> dict[int | str, dict[str, Any]]:
+def _refusals(*kinds: type[errors.SynodError]) -> dict[int | str, dict[str, Any]]:
     return {kind.http_status: _refusal(kind, meaning) for kind, meaning in _MEANINGS if kind in kinds}
 
 
-def _refusal(kind: type[SynodError], meaning: str) -> dict[str, Any]:
+def _refusal(kind: type[errors.SynodError], meaning: str) -> dict[str, Any]:
     headers = {"retry-after": _RETRY_AFTER} if kind.retryable else {}
-    if kind in (Unauthenticated, PermissionDenied):
+    if kind in (errors.Unauthenticated, errors.PermissionDenied):
         headers["www-authenticate"] = _CHALLENGE
     example = {"example": _EXAMPLES[kind]} if kind in _EXAMPLES else {}
     return _gives(meaning, _bodies(records.FAILED, "Error", **example), headers)
 
 
-def _kinds(*but: type[SynodError]) -> Iterable[type[SynodError]]:
+def _kinds(*but: type[errors.SynodError]) -> Iterable[type[errors.SynodError]]:
     return (kind for kind, _ in _MEANINGS if kind not in but)
 
 
-_GUARDED = (Unauthenticated, PermissionDenied, SynodError)
+_GUARDED = (errors.Unauthenticated, errors.PermissionDenied, errors.SynodError)
 SCORE: Operation = {
     "openapi_extra": {
         **_takes(records.REQUEST, "ScoreRequest", examples=examples.REQUEST_EXAMPLES),
@@ -110,14 +97,16 @@ SCORE: Operation = {
                 NDJSON: {"schema": records.PART, "example": examples.PARTS_EXAMPLE},
             },
         ),
-        **_refusals(*_kinds(ImageTooLarge)),
+        **_refusals(*_kinds(errors.ImageTooLarge)),
     },
 }
 IMAGES: Operation = {
     "openapi_extra": {**_takes(records.PUT, "PutImagesRequest"), "security": _SECURITY},
     "responses": {
         200: _gives("One digest per image, in order", _bodies(records.DIGESTS, "PutImagesResponse")),
-        **_refusals(*_GUARDED, InvalidRequest, PayloadTooLarge, UnsupportedMedia, ImageTooLarge),
+        **_refusals(
+            *_GUARDED, errors.InvalidRequest, errors.PayloadTooLarge, errors.UnsupportedMedia, errors.ImageTooLarge
+        ),
     },
 }
 SCORERS: Operation = {

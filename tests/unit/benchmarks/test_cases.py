@@ -96,5 +96,5 @@ def test_work_for_a_disconnected_client_is_detected(service: InProcess, monkeypa
 
     monkeypatch.setattr(disconnect, "wait_for_disconnect", deaf)
     monkeypatch.setattr(ndjson, "wait_for_disconnect", deaf)
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0)
     assert not cases.client_gone(service, 1)["held"]["most of its work is dropped"]

@@ -1,4 +1,4 @@
-"""LocalBackend keeps the batch contract per scorer."""
+"""LocalBackend keeps the batch contract of each scorer; the cost of items in images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def values(outcomes: Sequence[Outcome]) -> list[float | str]:
     return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
-async def test_each_scorer_answers_for_the_indexes_asked() -> None:
+async def test_each_scorer_scores_the_given_indexes() -> None:
     backend = LocalBackend({"a": Number("a"), "b": Number("b")}, max_batch_images=2)
     staged = await backend.stage(
         (ScoreItem(prompt="0.1"), ScoreItem(), ScoreItem(prompt="x"), ScoreItem(prompt="0.4")), 2
@@ -50,7 +50,7 @@ async def test_each_scorer_answers_for_the_indexes_asked() -> None:
         await backend.score("a", staged, [0], 1.0)
 
 
-async def test_references_count_where_they_are_embedded() -> None:
+async def test_references_count_if_the_scorer_needs_them() -> None:
     item = ScoreItem(prompt="1", references=(b"a", b"b"))
     assert batch_cost(Number("a").spec, item) == 1
     assert batch_cost(Number("a", ("references",)).spec, item) == 3
@@ -65,7 +65,7 @@ async def test_references_count_where_they_are_embedded() -> None:
     await backend.close()
 
 
-async def test_images_count_by_pixels_where_cost_follows_them() -> None:
+async def test_images_count_by_pixels_for_sized_scorers() -> None:
     sized = replace(Number("a").spec, sized=True)
     counts = {(64, 64): 1, (1024, 1024): 1, (1024, 1025): 2, (4096, 4096): 16, (1, 65_000): 1}
     assert {size: batch_cost(sized, ScoreItem(image=blank(*size))) for size in counts} == counts
@@ -80,12 +80,12 @@ async def test_images_count_by_pixels_where_cost_follows_them() -> None:
     items = [ScoreItem(prompt="1", image=blank(*size)) for size in [(4096, 4096)] * 3 + [(64, 64)] * 18]
     staged = await backend.stage(tuple(items), 1)
     assert len(await backend.score("a", staged, range(len(items)), 10.0)) == len(items)
-    assert scorer.batches == [2, 17, 2], "32 Mpx a batch: two of the large, one with 16 small ones, the rest"
+    assert scorer.batches == [2, 17, 2], "32 Mpx a batch: two large images, one large and 16 small, the rest"
     await backend.close()
 
 
-def test_common_references_count_once_in_a_batch() -> None:
-    """Equal arrays that were decoded apart are not recognised: only one array counts once."""
+def test_shared_references_count_once_in_a_batch() -> None:
+    """Only the same array counts once; equal arrays that were decoded separately count twice."""
     first, second = blank(8, 8), blank(8, 8)
     items = [ScoreItem(image=blank(8, 8), references=(first, second)), ScoreItem(image=first, references=(first,))]
     spec = Number("a", ("references",)).spec

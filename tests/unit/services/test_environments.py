@@ -87,26 +87,30 @@ def test_missing_custom_package_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "needs", "come_along"),
+    ("first", "module", "needs", "dependencies"),
     [
         (
+            "ray",
             "services.cluster.host",
             REPLICA_NEEDS,
-            {"annotated_types", "pydantic_core", "typing_extensions", "typing_inspection", "google"},
+            {"annotated_types", "google", "pydantic_core", "typing_extensions", "typing_inspection"},
         ),
-        ("synod.worker", CHILD_NEEDS, set()),
+        ("sys", "synod.worker", CHILD_NEEDS, set()),
     ],
 )
-def test_needs_list_every_package_that_is_imported(module: str, needs: tuple[str, ...], come_along: set[str]) -> None:
+def test_needs_list_every_package_that_is_imported(
+    first: str, module: str, needs: tuple[str, ...], dependencies: set[str]
+) -> None:
+    """Without the packages that `first` imports, and `dependencies` of packages in `needs`."""
     program = (
-        f"import sys; before = set(sys.modules); import {module}\n"
+        f"import sys; import {first}; before = set(sys.modules); import {module}\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before if 'site-packages' in "
         "(getattr(sys.modules[name], '__file__', '') or '')})"
     )
     output = subprocess.run(
         [sys.executable, "-c", program], cwd=venvs.ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert {name for name in output if "cython" not in name} - come_along <= set(needs)
+    assert {name for name in output if "cython" not in name} - dependencies <= set(needs)
 
 
 @pytest.mark.parametrize(

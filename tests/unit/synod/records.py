@@ -1,19 +1,23 @@
-"""Random records of the whole contract, and what makes two of them equal."""
+"""Random records of the whole contract, made of its types, and what makes two of them equal."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
 from synod import contracts as c
 from synod.errors import Overloaded, SynodError, Unauthenticated, UnknownImage
+from synod.records import IMAGE, IMAGE_DATA, Kind, fields_of, kind_of
 
+FLOAT_MAX = sys.float_info.max
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
-weights = st.floats(0, 1e300)
 raw = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
     lambda side: st.binary(min_size=3 * math.prod(side), max_size=3 * math.prod(side)).map(
         lambda data: np.frombuffer(data, np.uint8).reshape(*side, 3)
@@ -41,69 +45,53 @@ genevals = st.integers(0, 3).flatmap(
         st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
     )
 )
-items = st.builds(
-    c.ScoreItem,
-    st.none() | images,
-    st.none() | texts,
-    st.lists(images, max_size=2).map(tuple),
-    st.none() | reasonings,
-    st.none() | genevals,
-    st.none() | st.builds(c.Concept, st.sampled_from(c.CONCEPT_KINDS), st.none() | texts, st.none() | texts),
-    st.none() | texts,
-)
-requests = st.builds(
-    c.ScoreRequest,
-    st.lists(items, min_size=1, max_size=3).map(tuple),
-    st.lists(texts, max_size=3).map(tuple),
-    st.none() | texts,
-    st.none() | st.dictionaries(texts, weights, max_size=3),
-    st.none() | st.integers(1, 2**40),
-    st.none() | texts,
-)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-origins = st.builds(c.Origin, texts, texts, st.none() | texts)
-outcomes = st.one_of(
-    st.builds(c.Score, finite, st.dictionaries(texts, plain, max_size=2), st.none() | origins),
-    st.builds(c.ScoreFailure, texts, texts, st.booleans()),
-)
-results = st.builds(c.ItemResult, st.dictionaries(texts, outcomes, max_size=2), st.none() | outcomes)
-responses = st.builds(c.ScoreResponse, st.lists(results, max_size=3).map(tuple), texts)
 errors = st.one_of(
     st.builds(Overloaded, texts, retry_after_s=st.none() | st.floats(0, 1e6)),
     st.builds(UnknownImage, texts, st.lists(digests, max_size=2), retry_after_s=st.none() | st.floats(0, 1e6)),
     st.builds(Unauthenticated, texts),
     st.builds(SynodError, texts),
 )
-parts = st.one_of(
-    st.builds(c.ScoredItem, texts, st.integers(0, 2**40), texts, outcomes),
-    st.builds(c.Rewards, texts, st.lists(st.none() | outcomes, max_size=3).map(tuple)),
-    st.builds(c.RequestError, texts, errors),
-)
-puts = st.builds(c.PutImagesRequest, st.lists(contents, min_size=1, max_size=3).map(tuple))
-kept = st.builds(c.PutImagesResponse, st.lists(digests, max_size=3).map(tuple))
-scorers = st.builds(
-    c.ScorerInfo,
-    *(texts, st.lists(texts, max_size=2).map(tuple), finite, finite, texts, texts),
-    *[st.none() | texts] * 3,
-    st.none() | finite.map(abs),
-    st.none() | st.integers(0, 2**62),
-)
-ensembles = st.builds(
-    c.EnsembleInfo,
-    st.none() | st.dictionaries(texts, weights, max_size=2),
-    st.dictionaries(texts, st.dictionaries(texts, weights, max_size=2), max_size=2),
-    st.sampled_from(["fail", "renormalise"]),
-    st.booleans(),
-)
-catalogues = st.builds(
-    c.Catalogue,
-    st.lists(scorers, max_size=2).map(tuple),
-    st.dictionaries(texts, ensembles, max_size=2),
-    st.dictionaries(texts, st.integers(0, 2**62), max_size=3),
+RULED = {c.Reasoning: reasonings, c.GenEvalMetadata: genevals, SynodError: errors}
+
+
+def values(kind: Kind) -> st.SearchStrategy[Any]:
+    """Return a strategy of a kind's values, made of its type."""
+    entries = kind.entries
+    if kind.members in (IMAGE, IMAGE_DATA):
+        found = images if kind.members == IMAGE else contents
+    elif kind.members:
+        found = st.one_of([values(Kind(member)) for member in get_args(kind.type)])
+    elif kind.type in RULED:
+        found = RULED[kind.type]
+    elif is_dataclass(kind.type):
+        found = st.builds(kind.type, **{field.name: values(field.kind) for field in fields_of(kind.type)})
+    elif kind.pattern is not None:
+        found = digests
+    elif kind.type is float:
+        found = st.floats(max(kind.bounds.low, -FLOAT_MAX), min(kind.bounds.high, FLOAT_MAX))
+    elif kind.type is int:
+        found = st.integers(int(kind.bounds.low), 2**62)
+    elif kind.type in (str, bool, Any):
+        found = {str: texts, bool: st.booleans(), Any: plain}[kind.type]
+    elif getattr(kind.type, "__origin__", None) is Literal:
+        found = st.sampled_from(kind.type.__args__)
+    elif len(entries) == 2 and kind.type.__origin__ is Mapping:
+        found = st.dictionaries(texts, values(entries[1]), max_size=2)
+    elif Ellipsis in kind.type.__args__:
+        found = st.lists(values(entries[0]), min_size=kind.not_empty is not None, max_size=2).map(tuple)
+    else:
+        found = st.tuples(*map(values, entries))
+    return st.none() | found if kind.nullable else found
+
+
+requests, responses, puts, kept, catalogues, parts = (
+    values(kind_of(one))
+    for one in (c.ScoreRequest, c.ScoreResponse, c.PutImagesRequest, c.PutImagesResponse, c.Catalogue, c.Part)
 )
 
 

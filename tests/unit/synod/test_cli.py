@@ -243,5 +243,5 @@ def test_invalid_token_is_one_line_and_not_shown(
     monkeypatch.setenv("SYNOD_TOKEN", "not one word")
     assert cli.main(["scorers"]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("synod: SYNOD_TOKEN holds no token or key (12 characters)")
+    assert printed.err.startswith("synod: SYNOD_TOKEN is not a valid token or key (12 characters)")
     assert "not one word" not in printed.err

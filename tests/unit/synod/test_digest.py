@@ -1,4 +1,4 @@
-"""The name of an image: as any BLAKE2b computes it, and one name for one image."""
+"""The digest of an image: equal to any BLAKE2b implementation, and unique for one image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_memory_layout_does_not_matter() -> None:
 
 
 @given(st.binary(min_size=12, max_size=12))
-def test_shape_and_kind_are_part_of_the_name(data: bytes) -> None:
+def test_the_digest_covers_shape_and_encoding(data: bytes) -> None:
     raw = np.frombuffer(data, np.uint8)
     images = [data, b"raw 1 4 3\n" + data, *(raw.reshape(*side, 3) for side in ((1, 4), (2, 2), (4, 1)))]
     digests = {digest_of(image) for image in images}
@@ -43,6 +43,6 @@ def test_shape_and_kind_are_part_of_the_name(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("pixels", [PIXELS.astype(np.int16), PIXELS[0], PIXELS[..., :2], PIXELS[:0]])
-def test_an_array_that_is_no_image_has_no_name(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_an_invalid_array_is_refused(pixels: np.ndarray) -> None:  # type: ignore[type-arg]
     with pytest.raises(BadImage, match=r"a raw image is uint8 \[H, W, 3\]"):
         digest_of(pixels)

@@ -1,4 +1,4 @@
-"""The error tree: one code, one status, one way back from the wire."""
+"""The errors: each has one code and one status, and survives the wire."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RETRIED_GRPC = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_every_error_comes_back_from_its_code(kind: type[SynodError]) -> None:
+def test_error_of_returns_the_class_of_each_code(kind: type[SynodError]) -> None:
     found = error_of(kind.code, "why")
     assert (type(found), found.message) == (kind, "why")
 
 
-def test_codes_are_unique_and_every_error_is_drawn() -> None:
+def test_codes_are_unique_and_every_error_is_documented() -> None:
     codes = [kind.code for kind in TREE]
     assert len(set(codes)) == len(codes)
     drawing = (errors.__doc__ or "").partition("`SettingsError`")[0]
@@ -38,7 +38,7 @@ def test_codes_are_unique_and_every_error_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_only_what_may_pass_is_retryable(kind: type[SynodError]) -> None:
+def test_only_temporary_errors_are_retryable(kind: type[SynodError]) -> None:
     assert kind.retryable == issubclass(kind, errors.Unavailable | errors.UnknownImage)
     assert 400 <= kind.http_status < 600
 
@@ -53,16 +53,16 @@ def test_every_error_has_a_grpc_status(kind: type[SynodError]) -> None:
     assert grpc.StatusCode[kind.grpc_status] not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN)
 
 
-def test_both_tables_tell_the_same_story() -> None:
-    """A proxy or a generic client that knows only statuses decides alike on both transports."""
+def test_http_and_grpc_statuses_agree() -> None:
+    """A proxy or generic client that sees only the status reacts alike on both transports."""
     again = {kind: kind.grpc_status in RETRIED_GRPC for kind in TREE}
     assert again == {kind: kind.http_status in RETRIED_HTTP for kind in TREE}
     assert again == {kind: issubclass(kind, errors.Unavailable) for kind in TREE}
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_an_error_survives_a_copy_between_processes(kind: type[SynodError]) -> None:
-    """Ray carries exceptions as `__reduce__` gives them."""
+def test_errors_can_be_pickled(kind: type[SynodError]) -> None:
+    """Ray sends exceptions between processes by `__reduce__`."""
     error = kind("why", retry_after_s=2.5)
     if isinstance(error, errors.UnknownImage):
         error.digests = ("blake2b-256:00",)
@@ -70,7 +70,7 @@ def test_an_error_survives_a_copy_between_processes(kind: type[SynodError]) -> N
     assert (type(found), found.message, found.__dict__) == (kind, "why", error.__dict__)
 
 
-def test_waiting_time_and_digests_come_back_from_the_wire() -> None:
+def test_retry_after_and_digests_are_restored() -> None:
     found = error_of("unknown_image", "why", digests=["d"], retry_after_s=3.0)
     assert isinstance(found, errors.UnknownImage)
     assert (found.digests, found.retry_after_s) == (("d",), 3.0)

@@ -2,90 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
+from synod import contracts as c
 from synod.codec import CODECS, JSON, MSGPACK, PROTOBUF, Codec
-from synod.contracts import (
-    ImageRef,
-    ItemResult,
-    Origin,
-    Rewards,
-    Score,
-    ScoredItem,
-    ScoreFailure,
-    ScoreItem,
-    ScoreRequest,
-    ScoreResponse,
-)
 from synod.errors import InvalidRequest, Overloaded, UnknownImage
 from tests.unit.synod.records import catalogues, comparable, errors, kept, parts, puts, requests, responses
 
 ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 DIGEST = "blake2b-256:" + "0a" * 32
+RECORDS: dict[str, st.SearchStrategy[Any]] = {
+    "request": requests,
+    "stream_request": requests,
+    "response": responses,
+    "part": parts,
+    "error": errors,
+    "put": puts,
+    "digests": kept,
+    "catalogue": catalogues,
+}
 
 
-def comes_back(record: Any, encode: Callable[[Codec, Any], bytes], decode: Callable[[Codec, bytes], Any]) -> None:
+@pytest.mark.parametrize("name", RECORDS)
+@given(st.data())
+def test_every_record_comes_back_from_every_format(name: str, data: st.DataObject) -> None:
+    record = data.draw(RECORDS[name])
     for codec in CODECS.values():
-        assert comparable(decode(codec, encode(codec, record))) == comparable(record)
-
-
-@given(requests)
-def test_requests(request: ScoreRequest) -> None:
-    comes_back(request, Codec.encode_request, Codec.decode_request)
-
-
-@given(responses)
-def test_responses(response: ScoreResponse) -> None:
-    comes_back(response, Codec.encode_response, Codec.decode_response)
-
-
-@given(parts)
-def test_parts_of_a_stream(part: Any) -> None:
-    comes_back(part, Codec.encode_part, Codec.decode_part)
-
-
-@given(errors)
-def test_errors(error: Any) -> None:
-    comes_back(error, Codec.encode_error, Codec.decode_error)
-
-
-@given(puts)
-def test_images_to_keep(put: Any) -> None:
-    comes_back(put, Codec.encode_put, Codec.decode_put)
-
-
-@given(kept)
-def test_digests_of_images_kept(digests: Any) -> None:
-    comes_back(digests, Codec.encode_digests, Codec.decode_digests)
-
-
-@given(catalogues)
-def test_catalogues(catalogue: Any) -> None:
-    comes_back(catalogue, Codec.encode_catalogue, Codec.decode_catalogue)
+        encoded = getattr(codec, f"encode_{name}")(record)
+        assert comparable(getattr(codec, f"decode_{name}")(encoded)) == comparable(record)
 
 
 @ALL
 def test_whole_numbers_of_a_detail_stay_whole(codec: Codec) -> None:
     """A format without integers would answer 3.0, or lose the last digits of 2^53 + 1."""
-    response = ScoreResponse((ItemResult({"a": Score(0.5, {"query": 3, "big": 2**53 + 1, "right": True})}),), "r")
+    response = c.ScoreResponse((c.ItemResult({"a": c.Score(0.5, {"query": 3, "big": 2**53 + 1, "right": True})}),), "r")
     detail = codec.decode_response(codec.encode_response(response)).results[0].scores["a"].detail  # type: ignore[union-attr]
     assert [(value, type(value)) for value in detail.values()] == [(3, int), (2**53 + 1, int), (True, bool)]
 
 
 @ALL
-def test_absent_and_empty_are_told_apart_where_they_differ(codec: Codec) -> None:
+def test_absent_and_empty_stay_different(codec: Codec) -> None:
     for request in (
-        ScoreRequest((ScoreItem(prompt=""),), weights={}, request_id=""),
-        ScoreRequest((ScoreItem(),), weights=None, request_id=None),
+        c.ScoreRequest((c.ScoreItem(prompt=""),), weights={}, request_id=""),
+        c.ScoreRequest((c.ScoreItem(),), weights=None, request_id=None),
     ):
         assert codec.decode_request(codec.encode_request(request)) == request
-    for response in (ScoreResponse((ItemResult({}, Score(0.0)),), ""), ScoreResponse((ItemResult({}, None),), "")):
+    for result in (c.ItemResult({}, c.Score(0.0)), c.ItemResult({}, None)):
+        response = c.ScoreResponse((result,), "")
         assert codec.decode_response(codec.encode_response(response)) == response
-    for rewards in (Rewards("r", (None, Score(0.0))), Rewards("r", ())):
+    for rewards in (c.Rewards("r", (None, c.Score(0.0))), c.Rewards("r", ())):
         assert codec.decode_part(codec.encode_part(rewards)) == rewards
 
 
@@ -93,7 +62,7 @@ def test_absent_and_empty_are_told_apart_where_they_differ(codec: Codec) -> None
 def test_a_digest_of_another_form_is_not_sent(codec: Codec) -> None:
     for digest in ("", "cat", DIGEST.upper(), DIGEST + "0", "md5:" + "0" * 64):
         with pytest.raises(InvalidRequest, match=r"^items\[0\]\.references\[1\]\.digest: .* 64 lower-case hex digits$"):
-            codec.encode_request(ScoreRequest((ScoreItem(references=(b"x", ImageRef(digest))),)))
+            codec.encode_request(c.ScoreRequest((c.ScoreItem(references=(b"x", c.ImageRef(digest))),)))
 
 
 @ALL
@@ -107,12 +76,11 @@ def test_an_image_to_keep_is_given_itself(codec: Codec) -> None:
 
 @ALL
 def test_what_an_older_service_answers_is_read(codec: Codec) -> None:
-    """No origin beside a score, no digests or waiting time beside an error."""
+    """A score without origin, an error without digests or waiting time."""
     outcome = {"value": 0.5, "detail": {}}
-    response = codec.dumps(
-        {"request_id": "r", "results": [{"scores": {"a": outcome}, "reward": None}]}, "ScoreResponse"
-    )
-    assert codec.decode_response(response).results[0].scores["a"] == Score(0.5)
+    answer = {"request_id": "r", "results": [{"scores": {"a": outcome}, "reward": None}]}
+    response = codec.dumps(answer, "ScoreResponse")
+    assert codec.decode_response(response).results[0].scores["a"] == c.Score(0.5)
     error = codec.dumps({"error": {"code": "unknown_image", "retryable": True, "message": "m"}}, "Error")
     assert comparable(codec.decode_error(error)) == (UnknownImage, "m", (), None)
 
@@ -120,7 +88,8 @@ def test_what_an_older_service_answers_is_read(codec: Codec) -> None:
 @pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=["json", "msgpack"])
 def test_nothing_is_added_where_nothing_is_known(codec: Codec) -> None:
     """An older client reads strictly: a new field is sent only where it says something. (Protobuf skips new ones.)"""
-    answer = codec.loads(codec.encode_response(ScoreResponse((ItemResult({"a": Score(0.5)}),), "r")), "ScoreResponse")
+    response = c.ScoreResponse((c.ItemResult({"a": c.Score(0.5)}),), "r")
+    answer = codec.loads(codec.encode_response(response), "ScoreResponse")
     assert answer["results"][0]["scores"]["a"] == {"value": 0.5, "detail": {}}
     assert set(codec.loads(codec.encode_error(Overloaded("m")), "Error")["error"]) == {"code", "retryable", "message"}
 
@@ -145,13 +114,14 @@ def test_a_part_is_one_thing(codec: Codec) -> None:
 
 @ALL
 def test_a_part_that_cannot_be_carried_is_a_failure(codec: Codec) -> None:
-    part = codec.decode_part(codec.encode_part(ScoredItem("r", 1, "a", Score(float("nan"), {}, Origin("m", "p")))))
-    assert isinstance(part, ScoredItem)
-    assert isinstance(part.outcome, ScoreFailure)
+    scored = c.ScoredItem("r", 1, "a", c.Score(float("nan"), {}, c.Origin("m", "p")))
+    part = codec.decode_part(codec.encode_part(scored))
+    assert isinstance(part, c.ScoredItem)
+    assert isinstance(part.outcome, c.ScoreFailure)
     assert part.outcome.code == "scorer_failed"
 
 
 def test_a_json_part_is_one_line() -> None:
     codec = CODECS["application/json"]
-    for part in (ScoredItem("a\nb", 0, "x", Score(0.5, {"t": "c\r\nd\u2028"})), Rewards("r", (None,))):
+    for part in (c.ScoredItem("a\nb", 0, "x", c.Score(0.5, {"t": "c\r\nd\u2028"})), c.Rewards("r", (None,))):
         assert len(codec.encode_part(part).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Frames over a real socket pair: whatever the stream's pieces, what was sent arrives; all else is refused."""
+"""Frames over a real socket pair: messages arrive however the stream is split; invalid streams are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def packed(*messages: object) -> bytes:
 
 
 @given(messages=st.lists(plain, max_size=4), data=st.data())
-def test_any_split_of_the_stream_gives_the_messages(messages: list[object], data: st.DataObject) -> None:
+def test_messages_arrive_however_the_stream_is_split(messages: list[object], data: st.DataObject) -> None:
     stream = packed(*messages)
     cuts = sorted({0, len(stream), *data.draw(st.lists(st.integers(0, len(stream)), max_size=6))})
     ours, theirs = socket.socketpair()
@@ -72,21 +72,21 @@ def test_a_stream_that_ends_early_is_closed(message: object, data: st.DataObject
 
 
 @given(garbage=st.binary(min_size=8, max_size=64).filter(lambda data: not data.startswith(frames.MAGIC)))
-def test_bytes_that_are_no_frame_are_refused(garbage: bytes) -> None:
+def test_bytes_without_the_magic_are_refused(garbage: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(garbage)
-        with pytest.raises(frames.BadFrame, match="where a frame begins"):
+        with pytest.raises(frames.BadFrame, match="a frame must start with b'SYN1'"):
             frames.receive(theirs, LIMIT, 10.0)
 
 
 def test_a_frame_above_the_limit_is_refused_unread(pair: Pair) -> None:
     pair[0].sendall(frames.HEADER.pack(frames.MAGIC, LIMIT + 1))
-    with pytest.raises(frames.BadFrame, match="1001 bytes passes the limit of 1000"):
+    with pytest.raises(frames.BadFrame, match="1001 bytes exceeds the limit of 1000"):
         frames.receive(pair[1], LIMIT, 10.0)
 
 
-def test_a_message_above_the_limit_sends_no_byte(pair: Pair) -> None:
+def test_a_message_above_the_limit_is_not_sent(pair: Pair) -> None:
     with pytest.raises(PayloadTooLarge, match="the limit of 1000"):
         frames.send(pair[0], b"x" * LIMIT, LIMIT)
     frames.send(pair[0], "next", LIMIT)
@@ -100,7 +100,7 @@ def test_a_payload_that_is_not_msgpack_is_refused(pair: Pair, payload: bytes) ->
         frames.receive(pair[1], LIMIT, 10.0)
 
 
-def test_silence_is_a_timeout(pair: Pair) -> None:
+def test_receive_times_out(pair: Pair) -> None:
     pair[0].sendall(frames.MAGIC)
     with pytest.raises(TimeoutError):
         frames.receive(pair[1], LIMIT, 0.02)

@@ -1,4 +1,4 @@
-"""What is freed is used again: page faults are counted, in a process of its own."""
+"""Freed memory is reused: counts page faults in a separate process."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def faults(how: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_block_that_was_freed_is_not_mapped_again() -> None:
+def test_freed_memory_is_not_mapped_again() -> None:
     assert faults("kept") < 100
     assert faults("usual") > 200  # 8 x 16,384; 8 x 32 where the system gives huge pages

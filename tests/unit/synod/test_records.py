@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,50 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synod import contracts as c
-from synod.errors import InvalidRequest, SynodError
+from synod.errors import InvalidRequest
 from synod.formats import read_bin
 from synod.reader import Node
-from synod.records import IMAGE, IMAGE_DATA, OUTCOME, Kind, fields_of, read, write
+from synod.records import Kind, read, write
 from tests.unit.synod import records
 
 METADATA = (c.Bounds, c.Pattern, c.NotEmpty, c.Wire)
 RECORDS = [kind for _, kind in inspect.getmembers(c, is_dataclass) if kind not in METADATA]
-RULED = {c.Reasoning: records.reasonings, c.GenEvalMetadata: records.genevals, SynodError: records.errors}
-
-
-def values(kind: Kind) -> st.SearchStrategy[Any]:
-    """Return a strategy of a kind's values, made of its type as the walk is."""
-    unions = {IMAGE: records.images, IMAGE_DATA: records.contents, OUTCOME: records.outcomes}
-    entries = kind.entries
-    if kind.members:
-        found = unions[kind.members]
-    elif kind.type in RULED:
-        found = RULED[kind.type]
-    elif is_dataclass(kind.type):
-        found = st.builds(kind.type, **{field.name: values(field.kind) for field in fields_of(kind.type)})
-    elif kind.pattern is not None:
-        found = records.digests
-    elif kind.type is float:
-        found = st.floats(max(kind.bounds.low, -1e300), min(kind.bounds.high, 1e300))
-    elif kind.type is int:
-        found = st.integers(int(kind.bounds.low), 2**40)
-    elif kind.type in (str, bool, Any):
-        found = {str: records.texts, bool: st.booleans(), Any: records.plain}[kind.type]
-    elif getattr(kind.type, "__origin__", None) is Literal:
-        found = st.sampled_from(kind.type.__args__)
-    elif len(entries) == 2 and kind.type.__origin__ is Mapping:
-        found = st.dictionaries(records.texts, values(entries[1]), max_size=2)
-    elif Ellipsis in kind.type.__args__:
-        found = st.lists(values(entries[0]), min_size=kind.not_empty is not None, max_size=2).map(tuple)
-    else:
-        found = st.tuples(*map(values, entries))
-    return st.none() | found if kind.nullable else found
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda kind: kind.__name__)
 @given(st.data())
 def test_every_record_is_read_as_it_was_written(record: type, data: st.DataObject) -> None:
-    value = data.draw(values(Kind(record)))
+    value = data.draw(records.values(Kind(record)))
     tree = write(record, value)
     assert records.comparable(read(record, Node(tree), read_bin)) == records.comparable(value)
 

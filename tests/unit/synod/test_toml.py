@@ -1,4 +1,4 @@
-"""What both programs' settings share; the words of a mistake are tested with the programs."""
+"""The parts of settings that the service and the trainer share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from synod.errors import SettingsError
 from synod.toml import model_source, read, settings_error
 
 
-def test_overrides_are_toml_where_they_parse_and_text_otherwise(tmp_path: Path) -> None:
+def test_overrides_are_parsed_as_toml_or_kept_as_text(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text('[a]\nb = 1\nc = "x"\n')
     environ = {
@@ -39,7 +39,9 @@ def test_the_process_environment_is_the_default(tmp_path: Path, monkeypatch: pyt
         (b"a = 1\n", {"SYNOD__A__B": "2"}, "SYNOD__A__B: 'a' is a value, not a table"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, environ: dict[str, str], found: str) -> None:
+def test_an_unreadable_file_is_an_error_with_its_path(
+    tmp_path: Path, content: bytes, environ: dict[str, str], found: str
+) -> None:
     path = tmp_path / "a.toml"
     path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
@@ -47,7 +49,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, environ: d
     assert found in str(caught.value)
 
 
-def test_a_mistake_is_told_with_key_rule_and_value() -> None:
+def test_an_error_names_key_rule_and_value() -> None:
     errors = [
         {"type": "extra_forbidden", "loc": ("b",), "msg": "Extra inputs", "input": 1},
         {"type": "value_error", "loc": ("c", 0), "msg": "Value error, too big", "input": 9},

@@ -19,7 +19,7 @@ from trainer.session import make_controller
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
-from trainer.types import Reward, Rollout, Task
+from trainer.types import Reward, Task
 
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
@@ -30,9 +30,8 @@ def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
     """The tasks of one training step."""
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)
-    return TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share).tasks(
-        step
-    )
+    share = settings.data.geneval_share
+    return TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, share).tasks(step)
 
 
 def draw(
@@ -40,16 +39,10 @@ def draw(
 ) -> tuple[list[Group], list[list[Reward]]]:
     """The groups of step 0 and their rewards."""
     clock = Clock()
-    groups = [
-        finish(
-            policy,
-            service,
-            sample_previews(policy, service, e, threshold, settings, (settings.seed, 0, i), clock),
-            settings,
-            clock,
-        )
-        for i, e in enumerate(tasks(settings))
-    ]
+    groups = []
+    for i, task in enumerate(tasks(settings)):
+        previews = sample_previews(policy, service, task, threshold, settings, (settings.seed, 0, i), clock)
+        groups.append(finish(policy, service, previews, settings, clock))
     return groups, [group.rewards() for group in groups]
 
 
@@ -89,21 +82,5 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def same_rollouts(a: Sequence[Rollout], b: Sequence[Rollout]) -> bool:
-    """Compare texts and images bit for bit."""
-    return len(a) == len(b) and all(
-        x.index == y.index and x.answer == y.answer and x.image.prompt == y.image.prompt and _same(x, y)
-        for x, y in zip(a, b, strict=True)
-    )
-
-
 def same_images(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _same(a: Rollout, b: Rollout) -> bool:
-    names = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
-    images = all(torch.equal(getattr(a.image, name), getattr(b.image, name)) for name in names)
-    if a.text is None or b.text is None:
-        return images and a.text is b.text
-    return images and torch.equal(a.text.ids_S, b.text.ids_S) and torch.equal(a.text.logp_S, b.text.logp_S)

@@ -113,6 +113,24 @@ def test_a_full_disk_keeps_the_last_checkpoint(settings_from: Make, tmp_path: Pa
     assert same(load(tmp_path / "c/step-000001", settings)[1], {"x": torch.ones(3)})
 
 
+@pytest.mark.parametrize("failing", ["Path.mkdir", "save_file", "Path.write_text", "os.fsync", "Path.rename"])
+def test_a_failed_write_keeps_the_last_checkpoint(
+    settings_from: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    settings, directory = settings_from(), tmp_path / "c"
+    save(directory, 1, {"x": torch.ones(3)}, settings)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"trainer.checkpoint.{failing}", full)
+        with pytest.raises(CheckpointNotWritten, match=r"No space left.*step-000001 is intact"):
+            save(directory, 2, {"x": torch.ones(5)}, settings)
+    assert [path.name for path in directory.iterdir()] == ["step-000001"]
+    assert load(save(directory, 2, {"x": 5}, settings), settings) == (2, {"x": 5})
+
+
 def test_a_failed_first_checkpoint_is_reported(settings_from: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointNotWritten, match="no earlier one exists"):

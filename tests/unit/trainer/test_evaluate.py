@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from synod.contracts import Pixels, ScoreFailure, ScoreItem
+from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError, Unavailable
+from tests.unit.trainer.reward_services import Judge, brightness
 from trainer.compare import paired
 from trainer.evaluate import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
 from trainer.settings import TrainerSettings
@@ -65,44 +66,26 @@ class Painter:
         raise NotImplementedError
 
 
-class Judge:
-    """Rewards brightness, late and out of order; `broken` images have no reward."""
+class Late(Judge):
+    """Rewards brightness when a result is awaited, the last request first; `broken` images have no reward."""
 
     def __init__(self, gain: float = 0.0, broken: Sequence[int] = ()) -> None:
-        self.gain, self.broken = gain, broken
-        self.seen: list[tuple[Pathway, ScoreItem]] = []
+        count = itertools.count()
+        super().__init__(lambda item: None if next(count) in broken else brightness(item) + gain)
         self._held: list[tuple[Future[list[Reward]], list[Reward]]] = []
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        raise NotImplementedError
-
     def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
-        rewards = []
-        for item in items:
-            value = float(item.pixels()[0, 0, 0]) / 255 + self.gain
-            failure = ScoreFailure("scorer_failed", "broke") if len(self.seen) in self.broken else None
-            rewards.append(Reward(None, {}, failure) if failure else Reward(value, {"ber": value}))
-            self.seen.append((pathway, item))
-        future = Late(self)
-        self._held.append((future, rewards))
-        return future
+        rewards, judge = super().submit(items, pathway).result(), self
 
-    def answer(self) -> None:
-        while self._held:  # the last comes first
-            future, rewards = self._held.pop()
-            future.set_result(rewards)
+        class Pending(Future[list[Reward]]):
+            def result(self, timeout: float | None = None) -> list[Reward]:
+                while judge._held:
+                    future, rewards = judge._held.pop()
+                    future.set_result(rewards)
+                return super().result(timeout)
 
-
-class Late(Future[list[Reward]]):
-    """A future that is answered on `result`."""
-
-    def __init__(self, judge: Judge) -> None:
-        super().__init__()
-        self._judge = judge
-
-    def result(self, timeout: float | None = None) -> list[Reward]:
-        self._judge.answer()
-        return super().result(timeout)
+        self._held.append((Pending(), rewards))
+        return self._held[-1][0]
 
 
 @pytest.fixture
@@ -124,7 +107,7 @@ def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, tas
 
 
 def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: list[Task]) -> None:
-    policy, judge = Painter(), Judge()
+    policy, judge = Painter(), Late()
     found = evaluate(policy, judge, tasks, settings)
     assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in tasks]
     brightness = [int(255 * float(u.mean())) for u in policy.drawn]
@@ -134,9 +117,10 @@ def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: lis
         assert (row.answer == "") == (task.pathway == "none")
         assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
         assert (row.right is None) == (task.pathway == "none")
-    assert all((item.geneval is not None) == (pathway == "none") for pathway, item in judge.seen)
-    assert all((item.reasoning is not None) == (pathway != "none") for pathway, item in judge.seen)
-    assert all(len(item.references) == (0 if pathway == "none" else 2) for pathway, item in judge.seen)
+    for pathway, items in judge.asked:
+        for item in items:
+            concept = pathway != "none"
+            assert (item.geneval is None, item.reasoning is not None, len(item.references) == 2) == (concept,) * 3
 
 
 def test_random_numbers_follow_from_seed_and_index(
@@ -144,18 +128,15 @@ def test_random_numbers_follow_from_seed_and_index(
 ) -> None:
     def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
         policy = Painter()
-        rows = evaluate(policy, Judge(), tasks, settings).rows
+        rows = evaluate(policy, Late(), tasks, settings).rows
         return torch.stack(policy.drawn).numpy(), [row.answer for row in rows]
 
     numbers, answers = drawn(settings, tasks)
     assert len(np.unique(numbers)) > 0.99 * numbers.size
     assert numbers.min() > 0
     assert numbers.max() < 1
-    other, fewer = (
-        settings.model_copy(update={"screen": settings.screen.model_copy(update={"preview_batch_size": 7})}),
-        tasks[:9],
-    )
-    found, said = drawn(other, fewer)
+    screen, fewer = settings.screen.model_copy(update={"preview_batch_size": 7}), tasks[:9]
+    found, said = drawn(settings.model_copy(update={"screen": screen}), fewer)
     np.testing.assert_array_equal(found, numbers[:9])
     assert said == answers[:9]
     monkeypatch.setattr("trainer.evaluate.SEED", 1)
@@ -163,8 +144,8 @@ def test_random_numbers_follow_from_seed_and_index(
 
 
 def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: list[Task]) -> None:
-    before = evaluate(Painter(), Judge(), tasks, settings)
-    after = evaluate(Painter(), Judge(gain=0.25, broken=(4, 11)), tasks, settings)
+    before = evaluate(Painter(), Late(), tasks, settings)
+    after = evaluate(Painter(), Late(gain=0.25, broken=(4, 11)), tasks, settings)
     lost = [row for row in after.rows if row.reward is None]
     assert [row.failure for row in lost] == ["scorer_failed"] * 2
     change = paired(before, after)["reward"]
@@ -187,7 +168,7 @@ def test_an_unavailable_service_ends_the_evaluation(settings: TrainerSettings, t
 
 
 def test_an_evaluation_is_saved_and_loaded(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:
-    found, path = evaluate(Painter(), Judge(broken=(2,)), tasks, settings), tmp_path / "evaluation/before.json"
+    found, path = evaluate(Painter(), Late(broken=(2,)), tasks, settings), tmp_path / "evaluation/before.json"
     save_evaluation(path, found)
     loaded = load_evaluation(path)
     assert loaded.rows == found.rows
@@ -208,11 +189,7 @@ def test_another_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_other_samplers_are_other_conditions(settings: TrainerSettings, tasks: list[Task]) -> None:
-    found: list[Any] = []
-    for guidance_scale in (2.0, 3.0):
-        changed = settings.model_copy(
-            update={"sampler": settings.sampler.model_copy(update={"guidance_scale": guidance_scale})}
-        )
-        found.append(evaluate(Painter(), Judge(), tasks, changed))
+    sampler = settings.sampler.model_copy(update={"guidance_scale": 3.0})
+    other = evaluate(Painter(), Judge(), tasks, settings.model_copy(update={"sampler": sampler}))
     with pytest.raises(SettingsError, match="differ in prompts or settings"):
-        paired(*found)
+        paired(evaluate(Painter(), Judge(), tasks, settings), other)

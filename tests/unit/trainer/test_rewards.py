@@ -10,17 +10,16 @@ import httpx
 import numpy as np
 import pytest
 
-from synod.codec import CODECS
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
 from synod.retry import RetryPolicy
-from tests.unit.trainer.reward_services import Judge, serve
+from tests.unit.trainer.reward_services import WIRE, Judge, serve
 from trainer import rewards
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards import RewardService
 from trainer.settings import ServiceSettings
+from trainer.types import Reward
 
-WIRE = CODECS["application/msgpack"]
 Answer = Callable[[ScoreRequest], ScoreResponse | SynodError | httpx.Response]
 LOST = ScoreFailure("replica_lost", "the replica died", retryable=True)
 BAD = ScoreFailure("bad_image", "not an image")
@@ -127,19 +126,20 @@ def test_previews_are_scored_by_the_surrogate(service: Callable[..., RewardServi
     assert said == []
 
 
-@pytest.mark.parametrize("pathway", ["visual", "textual"])
-def test_concept_images_are_scored_by_the_ensemble(service: Callable[..., RewardService], pathway: Any) -> None:
+@pytest.mark.parametrize(
+    ("pathway", "level", "reward", "request_of"),
+    [
+        ("visual", 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
+        ("textual", 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
+        ("none", 0, Reward(0.0, {"geneval": 0.0}), (("geneval",), None)),  # a measured 0 is a 0
+    ],
+)
+def test_the_pathway_chooses_the_reward(
+    service: Callable[..., RewardService], pathway: Any, level: int, reward: Reward, request_of: object
+) -> None:
     asked: list[ScoreRequest] = []
-    (found,) = service(measured, asked=asked).submit(items(30), pathway).result(10)
-    assert (found.value, dict(found.components), found.failure) == (0.15, {"tier": 1.0, "ber": 0.3}, None)
-    assert [(request.scorers, request.ensemble) for request in asked] == [((), "sync_r1")]
-
-
-def test_prompts_without_concept_are_scored_by_geneval(service: Callable[..., RewardService]) -> None:
-    asked: list[ScoreRequest] = []
-    (found,) = service(measured, asked=asked).submit(items(0), "none").result(10)
-    assert (found.value, dict(found.components)) == (0.0, {"geneval": 0.0})  # a measured 0 is a 0
-    assert [(request.scorers, request.ensemble) for request in asked] == [(("geneval",), None)]
+    assert service(measured, asked=asked).submit(items(level), pathway).result(10) == [reward]
+    assert [(request.scorers, request.ensemble) for request in asked] == [request_of]
 
 
 def test_no_items_send_no_request(service: Callable[..., RewardService]) -> None:
@@ -174,21 +174,24 @@ def test_waiting_ends_after_patience_s(service: Callable[..., RewardService], sa
     assert said.count_of("waiting") == 1
 
 
-def test_a_timed_out_request_is_masked_and_logged(service: Callable[..., RewardService], said: Said) -> None:
-    for trouble in (broken(httpx.ReadTimeout), fail(DeadlineExceeded("too slow"))):
-        asked: list[ScoreRequest] = []
-        found = service(trouble, asked=asked).score_previews(items(1, 2))
-        assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [
-            (None, "deadline_exceeded")
-        ] * 2
-        assert len(asked) == 1
-    assert said.count_of("2 of 2 scores are missing, first: deadline_exceeded") == 2
-
-
-def test_an_internal_error_is_masked(service: Callable[..., RewardService], said: Said) -> None:
-    found = service(fail(SynodError("a bug"))).score_previews(items(1))
-    assert (found[0].value, found[0].failure) == (None, ScoreFailure("internal", "a bug"))
-    assert said.count_of("missing") == 1
+@pytest.mark.parametrize(
+    ("trouble", "code", "requests"),
+    [
+        (broken(httpx.ReadTimeout), "deadline_exceeded", 1),
+        (fail(DeadlineExceeded("too slow")), "deadline_exceeded", 1),
+        (fail(SynodError("a bug")), "internal", 1),
+        (lambda request: respond(request, lambda item: LATE), "deadline_exceeded", 1),
+        (lambda request: respond(request, lambda item: LOST), "replica_lost", rewards.ITEM_RETRIES + 1),
+    ],
+)
+def test_a_failure_that_does_not_recover_is_masked(
+    service: Callable[..., RewardService], said: Said, trouble: Answer, code: str, requests: int
+) -> None:
+    asked: list[ScoreRequest] = []
+    found = service(trouble, asked=asked).score_previews(items(1, 2))
+    assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [(None, code)] * 2
+    assert len(asked) == requests
+    assert len(said) == said.count_of(f"2 of 2 scores are missing, first: {code}") == 1
 
 
 @pytest.mark.parametrize("error", [UnknownScorer("no ensemble 'sync_r1'"), PayloadTooLarge("too many")])
@@ -199,14 +202,10 @@ def test_a_wrong_request_is_raised(service: Callable[..., RewardService], error:
 
 def test_a_failed_item_masks_only_itself(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
-    found = (
-        service(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
-        .submit(items(1, 2, 3), "visual")
-        .result(10)
-    )
+    one = service(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
+    found = one.submit(items(1, 2, 3), "visual").result(10)
     assert [reward.value for reward in found] == [0.05, None, 0.15]
-    assert found[1].failure == BAD
-    assert dict(found[1].components) == {"tier": 1.0}  # what was measured of it is kept
+    assert found[1] == Reward(None, {"tier": 1.0}, BAD)  # its other component is kept
     assert len(asked) == 1  # a bad image stays one
     assert said == ["1 of 3 scores are missing, first: bad_image: not an image"]
 
@@ -222,33 +221,6 @@ def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], sai
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
     assert said == []
-
-
-def test_an_item_that_never_recovers_is_masked(service: Callable[..., RewardService]) -> None:
-    asked: list[ScoreRequest] = []
-    (found,) = service(lambda r: respond(r, lambda item: LOST), asked=asked).score_previews(items(1))
-    assert (found.value, found.failure) == (None, LOST)
-    assert len(asked) == rewards.ITEM_RETRIES + 1
-
-
-def test_a_timed_out_item_is_not_retried(service: Callable[..., RewardService]) -> None:
-    asked: list[ScoreRequest] = []
-    (found,) = service(lambda r: respond(r, lambda item: LATE), asked=asked).score_previews(items(1))
-    assert (found.value, found.failure) == (None, LATE)
-    assert len(asked) == 1
-
-
-def test_requests_run_in_parallel(service: Callable[..., RewardService]) -> None:
-    """Three requests are in the service at the same time."""
-    together = threading.Barrier(3, timeout=10)
-
-    def meet(request: ScoreRequest) -> ScoreResponse:
-        together.wait()
-        return measured(request)
-
-    one = service(meet)
-    futures = [one.submit(items(chunk), "none") for chunk in (10, 20, 30)]
-    assert [future.result(10)[0].value for future in futures] == [0.1, 0.2, 0.3]
 
 
 def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -12,14 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from synod.contracts import ScoreItem
-from tests.unit.trainer.loops import (
-    NO_SCREEN,
-    MakeSettings,
-    draw,
-    same_images,
-    tasks,
-)
+from tests.unit.trainer.loops import NO_SCREEN, MakeSettings, draw, same_images, tasks
 from tests.unit.trainer.reward_services import WIRE, Judge, judged
 from trainer.clock import Clock
 from trainer.policy.layout import END
@@ -50,6 +43,7 @@ def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: 
         pytest.param((0.5, 0.5, 0.5, 0.6, 0.6), 0.5, 5, (0, 3, 4), (0,), 2, 5, 0.4, id="a tie does not pass"),
         pytest.param((None, 0.9, None, 0.8, 0.7), 0.5, 5, (1, 3, 4), (), 3, 3, 1.0, id="lost scores do not pass"),
         pytest.param((None, 0.9, None, 0.2, None), 0.5, 5, (0, 1, 3), (0, 3), 1, 2, 0.5, id="lost scores fill last"),
+        pytest.param((0.0, None, 0.0, None, 0.0, None), -1.0, 12, (0, 2, 4), (), 3, 3, 1.0, id="a lost score is not 0"),
         pytest.param((0.1, None, 0.3), None, 12, (0, 1, 2), (), 3, 3, 1.0, id="no threshold keeps all"),
     ],
 )
@@ -183,23 +177,9 @@ def test_random_numbers_follow_from_key_index_and_stream() -> None:
 
 def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings) -> None:
     settings, clock = tiny_settings(), Clock()
-    finish(
-        policy,
-        Judge(),
-        sample_previews(policy, Judge(), tasks(settings)[0], None, settings, KEY, clock),
-        settings,
-        clock,
-    )
+    previews = sample_previews(policy, Judge(), tasks(settings)[0], None, settings, KEY, clock)
+    finish(policy, Judge(), previews, settings, clock)
     spent = clock.lap()
     assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "total"}
     assert 0 < sum(v for k, v in spent.items() if k != "total") <= spent["total"]
     assert set(clock.lap()) == {"total"}
-
-
-def test_a_missing_surrogate_score_is_not_zero(policy: ShowO, tiny_settings: MakeSettings) -> None:
-    """With a threshold of -1 a score of 0 would pass; a missing one does not."""
-    count = itertools.count()
-    lost: Callable[[ScoreItem], float | None] = lambda item: None if next(count) % 2 else 0.0  # noqa: E731
-    found = explored(policy, Judge(surrogate=lost), tiny_settings(), -1.0)
-    assert found.screened.indices == (0, 2, 4, 6)
-    assert found.scores == (0.0, None) * 4

@@ -190,21 +190,3 @@ def test_run_resumes_after_the_service_was_unavailable(
     with serve(Judge()) as url:
         assert main(command(url, 4)) == 0
     assert [line["step"] for line in lines(run)] == [0, 1, 2, 3]
-
-
-def test_a_checkpoint_with_other_settings_ends_with_1(
-    command: Callable[[str, int], list[str]],
-    world_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with serve(Judge()) as url:
-        assert main(command(url, 1)) == 0
-        monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "0.5")
-        assert main(command(url, 2)) == 1
-        message = capsys.readouterr().err
-        assert "trainer.optimizer.lr: 0.001 there, 0.5 now" in message
-        assert "give [trainer] a new `run_dir`" in message
-        assert checkpoints(world_dir / "run") == ["step-000001"]
-        monkeypatch.delenv("SYNOD__TRAINER__OPTIMIZER__LR")
-        assert main(command(url, 2)) == 0

@@ -1,4 +1,4 @@
-"""Ray is imported here, quietly: it warns at import, and in tests warnings are errors."""
+"""Import Ray without its warnings, which are errors in tests."""
 
 import warnings
 

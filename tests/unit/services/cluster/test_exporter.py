@@ -1,4 +1,4 @@
-"""The metrics of a node without a gateway, asked as Prometheus asks."""
+"""The metrics of a node without a gateway, scraped as Prometheus scrapes them."""
 
 from __future__ import annotations
 

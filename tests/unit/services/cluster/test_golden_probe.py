@@ -1,4 +1,4 @@
-"""GoldenProbe over a real queue, with a clock set by the test: busy is healthy; stuck or drifted is not."""
+"""GoldenProbe over a real queue and a simulated clock: busy scorers are healthy, stuck or drifted ones are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOLDEN = (GoldenItem(ScoreItem(prompt="0.5"), {"number": 0.5}), GoldenItem(Score
 
 
 class Number:
-    """Reads a number; a prompt 'hold' waits for `release`."""
+    """Scores a prompt as the number in it; a prompt 'hold' waits for `release`."""
 
     spec = ScorerSpec("number", ("prompt",), 0.0, 1.0, "a test", "a test")
 
@@ -74,7 +74,7 @@ class Subject:
             return run_batch(self.scorer, items)
 
     def check(self) -> None:
-        self.golden_probe.check(idle=self.batcher.held == 0)
+        self.golden_probe.check(idle=self.batcher.held_images == 0)
 
     async def pulse(self, now_s: float) -> None:
         """Set the clock, check health as Serve does, and let the event loop run."""
@@ -102,7 +102,7 @@ async def subject() -> AsyncIterator[Subject]:
     await subject.batcher.close()
 
 
-async def test_an_idle_replica_is_probed_once_a_period(subject: Subject) -> None:
+async def test_an_idle_scorer_is_probed_once_a_period(subject: Subject) -> None:
     await subject.pulse(59.9)
     assert subject.probed == []
     await subject.pulse(60)
@@ -114,7 +114,7 @@ async def test_an_idle_replica_is_probed_once_a_period(subject: Subject) -> None
     assert len(subject.probed) == 2
 
 
-async def test_drift_while_serving_is_reported_from_then_on(subject: Subject) -> None:
+async def test_drift_while_serving_fails_all_later_checks(subject: Subject) -> None:
     await subject.pulse(60)
     await subject.answered()
     await subject.pulse(61)
@@ -125,7 +125,7 @@ async def test_drift_while_serving_is_reported_from_then_on(subject: Subject) ->
         subject.check()
 
 
-async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject) -> None:
+async def test_a_busy_scorer_is_healthy_during_a_long_batch(subject: Subject) -> None:
     """During a batch of nearly ten minutes the probe starts one period late, and runs in the next batch."""
     call = subject.ask("hold 1")
     await subject.begun(1)
@@ -143,7 +143,7 @@ async def test_a_busy_replica_is_healthy_however_long_its_batch(subject: Subject
     await subject.pulse(600)
 
 
-async def test_a_batch_longer_than_any_caller_waits_is_a_fault(subject: Subject) -> None:
+async def test_a_batch_beyond_the_limit_is_unhealthy(subject: Subject) -> None:
     call = subject.ask("hold 1")
     await subject.begun(1)
     await subject.pulse(599)
@@ -157,7 +157,7 @@ async def test_a_batch_longer_than_any_caller_waits_is_a_fault(subject: Subject)
     ("batches", "message"),
     [(2, "not reached its golden items for 31 s, though 2 batches ended"), (0, "nothing else to do")],
 )
-async def test_a_queue_that_loses_the_probe_is_broken(subject: Subject, batches: int, message: str) -> None:
+async def test_a_queue_that_skips_the_probe_is_unhealthy(subject: Subject, batches: int, message: str) -> None:
     subject.lost = True
     await subject.pulse(60)
     for _ in range(batches):
@@ -167,7 +167,7 @@ async def test_a_queue_that_loses_the_probe_is_broken(subject: Subject, batches:
         await subject.pulse(91)
 
 
-async def test_another_scorers_batch_on_the_device_is_no_fault(subject: Subject) -> None:
+async def test_another_scorers_long_batch_is_healthy(subject: Subject) -> None:
     subject.lost = True
     await subject.pulse(60)
     for now_s in (100, 500):
@@ -178,7 +178,7 @@ async def test_another_scorers_batch_on_the_device_is_no_fault(subject: Subject)
         await subject.pulse(531)
 
 
-async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject) -> None:
+async def test_a_device_that_hangs_on_the_probe_is_unhealthy(subject: Subject) -> None:
     release = threading.Event()
     subject.scorer.score = lambda items: [release.wait(30)] and [Score(0.0)] * len(items)  # type: ignore[method-assign]
     await subject.pulse(60)
@@ -189,7 +189,7 @@ async def test_a_device_that_hangs_on_the_probe_alone_is_broken(subject: Subject
     release.set()
 
 
-async def test_a_probe_in_a_long_batch_of_users_is_no_fault(subject: Subject) -> None:
+async def test_a_probe_in_a_long_batch_of_users_is_healthy(subject: Subject) -> None:
     call = subject.ask("hold 1")
     await subject.begun(1)
     await subject.pulse(120)
@@ -217,7 +217,7 @@ async def test_a_multi_batch_probe_does_not_count_itself(subject: Subject) -> No
         await subject.pulse(200)
 
 
-async def test_a_full_queue_takes_the_probe(subject: Subject) -> None:
+async def test_a_full_queue_accepts_the_probe(subject: Subject) -> None:
     calls = [subject.ask("hold 1"), subject.ask(*["0.125"] * 15)]
     await subject.begun(1)
     await subject.pulse(120)
@@ -240,7 +240,7 @@ async def test_without_golden_items_nothing_is_probed() -> None:
 
 
 class Swapped:
-    """A replica that decodes BGR for RGB."""
+    """A scorer that receives BGR instead of RGB."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.spec, self._scorer = scorer.spec, scorer
@@ -263,7 +263,7 @@ def swapped(item: ScoreItem) -> ScoreItem:
 
 @pytest.mark.parametrize("name", ["ber", "der", "fer", "geneval"])
 def test_embedded_golden_items_distinguish_rgb_from_bgr(name: str) -> None:
-    """Each embedded scorer that sees images passes its gate, and is refused with its channels in the wrong order."""
+    """Each embedded scorer that reads images passes its golden check, but not with red and blue swapped."""
     settings = load(ROOT / "deploy/configs/embedded.toml", {})
     assert settings.golden is not None
     items = golden.load(Path(settings.golden))

@@ -1,4 +1,4 @@
-"""The resources that a service needs, and whether a cluster has them."""
+"""The Serve application of a service: its demand for resources, its in-flight limits and its environments."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def settings_of(folder: Path, *servings: str) -> Settings:
 def test_two_halves_of_a_gpu_fit_and_three_do_not(graph: Any, tmp_path: Path) -> None:
     half = "num_gpus = 0.5"
     graph.check_capacity(graph.Demand.of(settings_of(tmp_path, half, half)), 8, [1])
-    with pytest.raises(SettingsError, match=r"ask for 1.5 GPUs \(each 0.5, 0.5, 0.5\), the cluster has 1"):
+    with pytest.raises(SettingsError, match=r"need 1.5 GPUs \(each 0.5, 0.5, 0.5\), but the cluster has 1"):
         graph.check_capacity(graph.Demand.of(settings_of(tmp_path, half, half, half)), 8, [1])
 
 
-def test_replicas_multiply(graph: Any, tmp_path: Path) -> None:
+def test_each_replica_adds_to_the_demand(graph: Any, tmp_path: Path) -> None:
     demand = graph.Demand.of(settings_of(tmp_path, "replicas = 3, num_gpus = 0.25, num_cpus = 2", "num_cpus = 0.5"))
     assert demand.gpus == (0.25, 0.25, 0.25)
     assert demand.cpus == pytest.approx(6.6)  # the gateway's 0.1 included
 
 
-def test_serve_scales_replicas_between_their_bounds(graph: Any, tmp_path: Path) -> None:
+def test_max_replicas_sets_serves_autoscaling(graph: Any, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "replicas = 0, max_replicas = 4", "replicas = 2")
     follows, fixed = (graph._count(settings.scorers[name].serving, settings.cluster) for name in ("s0", "s1"))
     assert fixed == {"num_replicas": 2}
     assert follows["autoscaling_config"].items() >= {"min_replicas": 0, "max_replicas": 4}.items()
     assert follows["autoscaling_config"].items() >= {"upscale_delay_s": 10.0, "downscale_delay_s": 300.0}.items()
-    assert graph.Demand.of(settings).cpus == pytest.approx(0.3)  # what is there at least
+    assert graph.Demand.of(settings).cpus == pytest.approx(0.3)  # for the smallest number of replicas
 
 
-def test_refusal_names_the_cpus_asked_and_available(graph: Any, tmp_path: Path) -> None:
+def test_too_many_cpus_are_an_error_with_both_numbers(graph: Any, tmp_path: Path) -> None:
     demand = graph.Demand.of(settings_of(tmp_path, "num_cpus = 3"))
-    with pytest.raises(SettingsError, match=r"3\.1 CPUs, the cluster has 2"):
+    with pytest.raises(SettingsError, match=r"3\.1 CPUs, but the cluster has 2"):
         graph.check_capacity(demand, 2, [0])
 
 
@@ -81,11 +81,13 @@ def test_colocated_scorers_need_no_more_resources(graph: Any, tmp_path: Path) ->
         ("max_batch_images = 32, replicas = 3", 1, 384, 6),
         ("max_batch_images = 32, replicas = 3", 2, 192, 3),
         ("max_batch_images = 32, replicas = 0, max_replicas = 3", 2, 192, 3),
-        ("max_batch_images = 32", 8, 32, 2),  # a gateway alone can still fill a batch
-        ("max_batch_images = 600", 1, 2048, 2),  # what a replica queues
+        ("max_batch_images = 32", 8, 32, 2),  # each gateway can still fill a batch
+        ("max_batch_images = 600", 1, 2048, 2),  # the limit of a replica's queue
     ],
 )
-def test_window_of_a_gateway(graph: Any, tmp_path: Path, serving: str, gateways: int, images: int, calls: int) -> None:
+def test_in_flight_limits_of_a_gateway(
+    graph: Any, tmp_path: Path, serving: str, gateways: int, images: int, calls: int
+) -> None:
     settings = settings_of(tmp_path, serving)
     settings = settings.model_copy(update={"server": ServerSettings(gateway_replicas=gateways)})
     window = graph.windows(settings)["s0"]
@@ -120,7 +122,7 @@ def test_placement(graph: Any, asked: tuple[float, ...], nodes: list[int], fits:
 
 
 @given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), max_size=8), st.lists(st.integers(0, 3), max_size=3))
-def test_placement_never_exceeds_the_cluster(asked: list[float], nodes: list[int]) -> None:
+def test_demands_that_fit_never_exceed_the_gpus(asked: list[float], nodes: list[int]) -> None:
     from services.cluster.graph import _fits
 
     if _fits(asked, nodes):
@@ -129,7 +131,7 @@ def test_placement_never_exceeds_the_cluster(asked: list[float], nodes: list[int
 
 
 @pytest.mark.slow
-def test_a_replica_is_put_into_its_environment(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_runs_in_its_environment(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "my envs" / "python"
     python.parent.mkdir()
     python.symlink_to(sys.executable)
@@ -142,7 +144,7 @@ def test_a_replica_is_put_into_its_environment(graph: Any, tmp_path: Path, monke
     assert "py_executable" not in graph._actor(scorer, {})["runtime_env"]
 
 
-def test_a_replica_on_nodes_of_its_own_runs_in_their_python(graph: Any, tmp_path: Path) -> None:
+def test_a_replica_on_dedicated_nodes_uses_their_python(graph: Any, tmp_path: Path) -> None:
     (scorer,) = settings_of(tmp_path, 'python = "/envs/hpsv3/bin/python", resource = "hpsv3"').scorers.values()
     actor = graph._actor(scorer, {})
     assert "py_executable" not in actor["runtime_env"]

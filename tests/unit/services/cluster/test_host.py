@@ -1,4 +1,4 @@
-"""Several scorers in one process: shared models and one batch at a time, but separate queues and verdicts."""
+"""Several scorers in one process: shared models and one batch at a time, but separate queues and health checks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(name: str, settings: ScorerSettings) -> Scorer:
 
 @pytest.fixture(autouse=True)
 def _short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.cluster.replica.MAX_QUEUED_IMAGES", 8)
+    monkeypatch.setattr("services.cluster.hosted_scorer.MAX_QUEUED_IMAGES", 8)
 
 
 def host(sizes: dict[str, int], golden: Path | None = None) -> Any:
@@ -56,7 +56,7 @@ def host(sizes: dict[str, int], golden: Path | None = None) -> Any:
     return Host(specs, settings, golden and str(golden), build)
 
 
-async def test_each_scorer_forms_batches_of_its_own() -> None:
+async def test_each_scorer_forms_its_own_batches() -> None:
     subject = host({"one": 2, "other": 8})
     items = (ScoreItem(prompt="a"),) * 6
     calls = (subject.score(name, items, range(6), 10.0) for name in ("one", "other"))
@@ -64,7 +64,7 @@ async def test_each_scorer_forms_batches_of_its_own() -> None:
     assert values == [[2.0] * 6, [6.0] * 6]
 
 
-async def test_a_full_queue_and_a_failure_stay_with_one_scorer() -> None:
+async def test_a_full_queue_or_failure_affects_one_scorer() -> None:
     subject = host({"one": 2, "other": 8})
     good, poison = (ScoreItem(prompt="a"),), (ScoreItem(prompt="poison"),)
     full = asyncio.create_task(subject.score("one", poison * 8, range(8), 10.0))
@@ -95,8 +95,8 @@ async def test_batches_of_colocated_scorers_never_overlap(monkeypatch: pytest.Mo
     assert most == 1
 
 
-async def test_a_judge_does_not_keep_the_thread_of_others() -> None:
-    """A scorer whose batches wait for another server has a thread of its own."""
+async def test_a_judge_does_not_block_the_other_scorers() -> None:
+    """A scorer that calls an external API runs its batches in a thread of its own."""
     from services.cluster.host import Host
 
     class Waiting(Batch):
@@ -119,7 +119,7 @@ async def test_a_judge_does_not_keep_the_thread_of_others() -> None:
     assert [o.value for o in await waiting] == [1.0]
 
 
-async def test_one_bad_verdict_fails_the_process(tmp_path: Path) -> None:
+async def test_one_failed_golden_check_fails_the_process(tmp_path: Path) -> None:
     golden = tmp_path / "golden.json"
     golden.write_text('[{"item": {"prompt": "a"}, "scores": {"one": 1.0, "other": 2.0}}]')
     with pytest.raises(RuntimeError, match=r"scorer 'other' does not score as recorded: .* recorded is 2"):
@@ -133,17 +133,17 @@ async def test_scorers_of_one_model_share_its_weights(tiny_models: Any) -> None:
 
     settings = {name: DerSettings(kind="der", model=tiny_models.dinov2) for name in ("one", "other")}
     specs = {name: registry.spec(name, one) for name, one in settings.items()}
-    replicas = Host(specs, settings, None, registry.build)._replicas
-    loaded = {name: replica.loaded for name, replica in replicas.items()}
+    scorers = Host(specs, settings, None, registry.build)._scorers
+    loaded = {name: scorer.loaded for name, scorer in scorers.items()}
     assert loaded["one"].parameter_bytes == loaded["other"].parameter_bytes > 10_000
     assert (loaded["other"].device, loaded["other"].dtype) == ("cpu", "float32")
     assert 0 < loaded["other"].load_s < 600
-    first, second = (replicas[name]._scorer._embed for name in ("one", "other"))  # type: ignore[attr-defined]
+    first, second = (scorers[name]._scorer._embed for name in ("one", "other"))  # type: ignore[attr-defined]
     assert first == second  # the method of one model
 
 
 class Reference:
-    """A reference into the object store; counts how often it is fetched."""
+    """A reference into the object store that counts how often it is fetched."""
 
     def __init__(self, items: tuple[ScoreItem, ...] | Exception) -> None:
         self.items, self.fetched = items, 0
@@ -160,7 +160,7 @@ class Reference:
 
 
 async def test_calls_of_one_request_share_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The items are fetched once for the calls in progress, and are gone after the last."""
+    """The items are fetched once for the calls in progress, and freed after the last call."""
     from services.cluster.host import SharedItems
 
     seen: set[int] = set()
@@ -181,7 +181,7 @@ async def test_calls_of_one_request_share_its_items(monkeypatch: pytest.MonkeyPa
     assert not subject._fetches
 
 
-async def test_a_cancelled_call_leaves_the_fetch_to_the_others() -> None:
+async def test_cancelling_one_call_keeps_the_shared_fetch() -> None:
     from services.cluster.host import SharedItems
 
     subject, reference = host({"one": 2, "other": 8}), Reference((ScoreItem(prompt="a"),))
@@ -195,7 +195,7 @@ async def test_a_cancelled_call_leaves_the_fetch_to_the_others() -> None:
     assert reference.fetched == 1
 
 
-async def test_lost_items_are_the_error_of_every_call() -> None:
+async def test_every_call_raises_if_the_items_are_lost() -> None:
     from ray.exceptions import ObjectLostError
 
     from services.cluster.host import SharedItems

@@ -1,4 +1,4 @@
-"""`up`: probes bypass proxies, and a start that Ray abandons is repeated."""
+"""RewardService: probes ignore proxies, and a start of Ray that timed out is repeated."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardS
 
 
 def ray_that_fails(monkeypatch: pytest.MonkeyPatch, service: Any, failures: int) -> list[Path]:
-    """Make `ray.init` take 30 s and fail so many times; return what each attempt found in the folder."""
+    """Make `ray.init` time out after 30 s, that many times; return what each attempt found in the folder."""
     import ray
 
     found: list[Path] = []
@@ -81,24 +81,24 @@ def ray_that_fails(monkeypatch: pytest.MonkeyPatch, service: Any, failures: int)
     return found
 
 
-def test_a_start_that_ray_gave_up_is_repeated(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_timed_out_is_repeated(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ray_that_fails(monkeypatch, service, 1)
     assert service._start_ray(lambda: False, 65.0)
     assert found == []  # nothing of the first attempt was left
 
 
-def test_start_timeout_names_the_setting_to_raise(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_slow_machine_has_a_remedy(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ray_that_fails(monkeypatch, service, 9)
     with pytest.raises(TimeoutError, match=r"within 30 s, in 1 attempts.*raise \[cluster\] ready_timeout_s \(50 s\)"):
         service.start(print)
 
 
-def test_stop_ends_the_attempts(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_is_checked_between_attempts(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ray_that_fails(monkeypatch, service, 9)
     assert not service._start_ray(lambda: service.clock[0] > 0, 1000.0)
 
 
-def test_other_failures_of_ray_are_not_hidden(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_ray_are_raised(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     def init(**options: Any) -> None:

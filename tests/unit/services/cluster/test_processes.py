@@ -1,4 +1,4 @@
-"""Nothing that holds a service's folder open outlives it; nothing else is touched."""
+"""Processes that use a service's folder are found and killed; other processes are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lock identifies the service of a run directory; it ends with the process that holds it."""
+"""A lock, which ends with its process, shows which service runs from a directory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def end(holder: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_one_service_a_directory(tmp_path: Path) -> None:
+def test_a_directory_allows_one_service(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     assert run_dir.running() is None
     holder = hold(tmp_path)
@@ -57,15 +57,15 @@ def test_one_service_a_directory(tmp_path: Path) -> None:
     finally:
         end(holder)
     assert run_dir.running() is None
-    left = run_dir.claim()
-    assert left is not None  # the predecessor was killed: its record names what to clean
-    assert left.pid == holder.pid
+    stale = run_dir.claim()
+    assert stale is not None  # the record of the killed service, which says what to clean up
+    assert stale.pid == holder.pid
     run_dir.release()
     assert run_dir.read() is None
 
 
 @pytest.mark.slow
-def test_terminate_ends_the_holder_and_only_once(tmp_path: Path) -> None:
+def test_terminate_stops_the_service_once(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     run_dir = RunDir(tmp_path)
     assert run_dir.terminate(patience_s=20.0) is True
@@ -74,7 +74,7 @@ def test_terminate_ends_the_holder_and_only_once(tmp_path: Path) -> None:
     assert run_dir.terminate(patience_s=1.0) is False
 
 
-def test_incomplete_or_foreign_record_is_ignored(tmp_path: Path) -> None:
+def test_an_invalid_record_is_ignored(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for text in ("", "{", '{"pid": 1}', "[]"):
         (tmp_path / "service.json").write_text(text)

@@ -1,4 +1,4 @@
-"""The application that Serve builds from a TOML's path."""
+"""The application that Serve builds from the path of a TOML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def serve_app() -> Any:
 
 
 def built(serve_app: Any, args: dict[str, Any]) -> Any:
-    """Return the application that Serve builds from a config's `args`."""
+    """Build the application from a config's `args`, as Serve does."""
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
     return call_user_app_builder_with_args_if_necessary(serve_app.service, args)
@@ -34,7 +34,7 @@ def deployments(application: Any) -> dict[str, Any]:
     return {gateway.name: gateway, **{name: one._bound_deployment for name, one in handles.items()}}
 
 
-def test_it_is_the_service_of_the_file_and_of_the_environment(
+def test_settings_come_from_the_file_and_the_environment(
     serve_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "service.toml").write_bytes(NEW)
@@ -50,7 +50,7 @@ def test_it_is_the_service_of_the_file_and_of_the_environment(
         assert one.ray_actor_options["runtime_env"]["env_vars"]["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path / "metrics")
 
 
-def test_a_gateway_without_a_resource_of_its_own_takes_cpu(serve_app: Any, tmp_path: Path) -> None:
+def test_a_gateway_without_a_custom_resource_needs_cpu(serve_app: Any, tmp_path: Path) -> None:
     (tmp_path / "service.toml").write_bytes(NEW)
     arguments = {"config": str(tmp_path / "service.toml"), "metrics_dir": str(tmp_path)}
     options = deployments(built(serve_app, arguments))["Gateway"].ray_actor_options
@@ -58,7 +58,7 @@ def test_a_gateway_without_a_resource_of_its_own_takes_cpu(serve_app: Any, tmp_p
     assert not options.get("resources")
 
 
-def test_a_file_that_arrives_late_is_waited_for(serve_app: Any, tmp_path: Path) -> None:
+def test_a_file_that_arrives_late_is_used(serve_app: Any, tmp_path: Path) -> None:
     path, now = tmp_path / "service.toml", [0.0]
 
     def sleep(seconds: float) -> None:
@@ -69,7 +69,7 @@ def test_a_file_that_arrives_late_is_waited_for(serve_app: Any, tmp_path: Path) 
     assert now == [2.0]
 
 
-def test_missing_file_error_names_both_digests(serve_app: Any, tmp_path: Path) -> None:
+def test_a_file_that_never_arrives_is_an_error(serve_app: Any, tmp_path: Path) -> None:
     path, now = tmp_path / "service.toml", [0.0]
     path.write_bytes(OLD)
 
@@ -83,6 +83,6 @@ def test_missing_file_error_names_both_digests(serve_app: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"conf": "x"}, {"patience_s": -1}])
-def test_arguments_are_checked(serve_app: Any, wrong: dict[str, Any]) -> None:
+def test_invalid_arguments_are_refused(serve_app: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         built(serve_app, {"config": "/service.toml", "metrics_dir": "/m", **wrong})

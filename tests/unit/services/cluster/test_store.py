@@ -182,8 +182,8 @@ async def test_a_hanging_actor_releases_every_call(
 ) -> None:
     """Every call ends when a heartbeat is not answered in time."""
     one = await opened()
-    monkeypatch.setattr(module, "ANSWER_S", 0.01)
-    monkeypatch.setattr(module, "CALL_S", 3600.0)
+    monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(module, "CALL_TIMEOUT_S", 3600.0)
     handle.hold.clear()
     async with asyncio.timeout(20):
         claims, found, put = await asyncio.gather(
@@ -196,7 +196,7 @@ async def test_a_hanging_actor_releases_every_call(
 
 async def test_a_single_hanging_call_ends(opened: Open, handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     one = await opened()
-    monkeypatch.setattr(module, "CALL_S", 0.01)
+    monkeypatch.setattr(module, "CALL_TIMEOUT_S", 0.01)
     monkeypatch.setattr(module, "HEARTBEAT_S", 3600.0)
     handle.hold.clear()
     async with asyncio.timeout(20):
@@ -218,7 +218,7 @@ async def test_a_cancelled_claim_is_released(opened: Open, handle: Handle) -> No
 
 
 async def test_an_actor_that_never_answers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OPEN_S", 0.01)
+    monkeypatch.setattr(module, "OPEN_TIMEOUT_S", 0.01)
 
     def find() -> Any:
         raise ActorDiedError

@@ -153,7 +153,7 @@ ASKED = {"caller": "run-7", "scorers": ["a"], "ensemble": None}
 @pytest.fixture
 async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     monkeypatch.setattr(tracing, "STOP_TIMEOUT_S", 60.0)
-    monkeypatch.setattr(fanout, "LINGER_S", 0.0)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 0.0)
     backend = Backend()
     gateway = Gateway(backend, {}, LimitSettings(max_body_bytes=2**16, max_items=8))
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{TOKEN}"\n'})

@@ -23,11 +23,11 @@ def claims_on(store: MemoryStore, *levels: int, scorers: str = "a", lease_s: flo
 async def test_scores_are_sorted_by_who_computes_them() -> None:
     store = MemoryStore(2**20, 100)
     first = claims_on(store, 1, 2)
-    assert await first.open() == {}
+    assert await first.acquire() == {}
     assert (first.owned, first.in_flight) == ({"a": [0, 1]}, {})
     await first.settle({"a": {0: Score(0.5)}})
     second = claims_on(store, 3, 2, 1, 3, scorers="ab")
-    assert await second.open() == {"a": {2: Score(0.5)}}
+    assert await second.acquire() == {"a": {2: Score(0.5)}}
     assert second.owned == {"a": [0], "b": [0, 1, 2]}
     assert second.in_flight == {"a": [1]}
     assert second.with_duplicates("a", {0: Score(0.1)}) == {0: Score(0.1), 3: Score(0.1)}
@@ -35,16 +35,16 @@ async def test_scores_are_sorted_by_who_computes_them() -> None:
 
 async def test_scorer_without_origin_owns_all_items() -> None:
     claims = Claims(MemoryStore(2**20, 100), [item(1), item(1)], [("c",), ("c",)], ORIGINS, 1e9)
-    assert await claims.open() == {}
+    assert await claims.acquire() == {}
     assert claims.owned == {"c": [0, 1]}
-    assert not claims.hand_over("c", [0, 1])
+    assert not claims.detach("c", [0, 1])
 
 
 async def test_waiting_request_gets_the_settled_score() -> None:
     store = MemoryStore(2**20, 100)
     owner, other = claims_on(store, 1, 2), claims_on(store, 1, 2)
-    await owner.open()
-    await other.open()
+    await owner.acquire()
+    await other.acquire()
     await owner.settle({"a": {0: Score(0.5), 1: None}})
     assert await other.wait("a", [0, 1], 1.0) == {0: Score(0.5)}
     assert await other.claim_abandoned("a", [1]) == ({}, [1], [])
@@ -53,21 +53,21 @@ async def test_waiting_request_gets_the_settled_score() -> None:
 async def test_release_gives_up_all_but_what_was_handed_over() -> None:
     store = MemoryStore(2**20, 100)
     owner = claims_on(store, 1, 2)
-    await owner.open()
-    assert owner.hand_over("a", [0])
+    await owner.acquire()
+    assert owner.detach("a", [0])
     await owner.release()
     other = claims_on(store, 1, 2)
-    await other.open()
+    await other.acquire()
     assert (other.owned, other.in_flight) == ({"a": [1]}, {"a": [0]})
 
 
 async def test_dropped_items_fail_in_every_scorer() -> None:
     store = MemoryStore(2**20, 100)
     owner, other = claims_on(store, 1), claims_on(store, 1, 2, scorers="ab")
-    await owner.open()
-    await other.open()
-    assert await other.drop({0: FAILED}) == {"a": {0: FAILED}, "b": {0: FAILED}}
+    await owner.acquire()
+    await other.acquire()
+    assert await other.fail({0: FAILED}) == {"a": {0: FAILED}, "b": {0: FAILED}}
     assert (other.owned, other.in_flight) == ({"b": [1], "a": [1]}, {"a": []})
     again = claims_on(store, 1, scorers="b")
-    await again.open()
+    await again.acquire()
     assert again.owned == {"b": [0]}

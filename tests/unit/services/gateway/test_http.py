@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import uvicorn
 
-from services.gateway import app, auth, fanout, schema
+from services.gateway import app, auth, fanout
 from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
+from services.gateway.schema.examples import RED_PNG
 from services.settings import AuthSettings
 from synod.digest import digest_of
 from synod.errors import Overloaded, UnknownImage
@@ -27,7 +28,7 @@ from tests.unit.services.gateway.conftest import Refuse
 
 TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
 TOKENS = f'[run-7]\ntoken = "{TRAINER}"\n[prometheus]\ntoken = "{PROMETHEUS}"\nscopes = ["metrics"]\n'
-BODY = {"items": [{"image": schema.RED_PNG}], "scorers": ["a", "b"], "request_id": "r"}
+BODY = {"items": [{"image": RED_PNG}], "scorers": ["a", "b"], "request_id": "r"}
 NDJSON = {"accept": "application/x-ndjson"}
 
 
@@ -108,7 +109,9 @@ async def test_error_after_first_part_is_the_last_line(
 async def test_disconnect_cancels_the_work(
     http: httpx.AsyncClient, backend: Any, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)  # these scorers have no origin, so their work does not linger
+    monkeypatch.setattr(
+        fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0
+    )  # these scorers have no origin, so their work does not linger
     backend.plan["a"] = backend.plan["b"] = [3600.0, 3600.0]
     call = asyncio.create_task(http.post("/v1/score", json=BODY, headers=headers))
     await until(lambda: len(backend.calls) == 2)
@@ -154,7 +157,7 @@ async def test_no_image_is_fetched(http: httpx.AsyncClient, backend: Any) -> Non
     visits: list[int] = []
     async with await asyncio.start_server(visit, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/cat.png"
-        for item in ({"image": url}, {"image": schema.RED_PNG, "references": [url]}):
+        for item in ({"image": url}, {"image": RED_PNG, "references": [url]}):
             answer = await http.post("/v1/score", json={"items": [item], "scorers": ["a"]})
             (result,) = answer.json()["results"]
             assert result["scores"]["a"]["error"]["code"] == "bad_image"

@@ -12,8 +12,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from services.gateway import app, schema
+from services.gateway import app
 from services.gateway.core import Gateway
+from services.gateway.schema.examples import RED_PNG
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Score, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
@@ -26,7 +27,7 @@ ERRORS = [
     if error.__module__ == "synod.errors"
 ]
 JSON, MSGPACK = "application/json", "application/msgpack"
-BODY = json.dumps({"items": [{"image": schema.RED_PNG}], "scorers": ["a"]}).encode()
+BODY = json.dumps({"items": [{"image": RED_PNG}], "scorers": ["a"]}).encode()
 
 
 @pytest.fixture

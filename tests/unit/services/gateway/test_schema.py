@@ -16,11 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.gateway import app, auth, schema
+from services.gateway import app, auth
 from services.gateway.core import Gateway
+from services.gateway.schema import records as schema
 from services.settings import AuthSettings
 from synod.codec import CODECS, JSON
-from synod.contracts import PutImagesRequest, ScoreItem, ScoreRequest
+from synod.contracts import PutImagesRequest, ScoreItem, ScoreRequest, UnreadableImage
 from synod.errors import DeadlineExceeded, InvalidRequest, Overloaded, SynodError, Unavailable, UnknownImage
 from tests.unit.services.gateway.conftest import Refuse
 from tests.unit.synod.records import catalogues, errors, kept, parts, puts, requests, responses
@@ -59,12 +60,13 @@ def allows(of: schema.Schema, body: object) -> bool:
 
 
 def taken(body: object) -> str | None:
-    """Return why the codec refuses a request, None if it accepts it."""
+    """Return why the codec refuses a request, or an image of it, which fails its item alone; None if it accepts all."""
     try:
-        JSON.decode_request(json.dumps(body).encode())
+        request = JSON.decode_request(json.dumps(body).encode())
     except SynodError as error:
         return error.message
-    return None
+    images = [image for item in request.items for image in (item.image, *item.references)]
+    return next((image.why for image in images if isinstance(image, UnreadableImage)), None)
 
 
 def at(body: Any, path: tuple[str | int, ...]) -> Any:
@@ -97,6 +99,12 @@ def places(body: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[
 @given(st.data())
 def test_written_messages_validate(records: Any, encode: Any, of: schema.Schema, data: st.DataObject) -> None:
     jsonschema.Draft202012Validator(of).validate(json.loads(encode(data.draw(records))))
+
+
+def test_unreadable_image_is_refused_by_schema_and_codec() -> None:
+    body = {"items": [{"references": ["x"]}], "scorers": []}
+    assert not allows(schema.REQUEST, body)
+    assert "base64" in (taken(body) or "")
 
 
 @FEW

@@ -209,7 +209,7 @@ async def test_retryable_failure_is_not_shared(service: RewardService) -> None:
 async def test_waiting_request_takes_over_after_a_disconnect(
     service: RewardService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "LINGER_S", 0.01)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 0.01)
     service.backend.open["a"].clear()
     first = service.start(item(1))
     await service.until_called(1)
@@ -240,7 +240,7 @@ async def test_repeated_request_joins_the_lingering_call(service: RewardService)
 
 async def test_disconnect_drops_queued_work_at_once(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The window is 2: the third image waits in the queue and never reaches the backend."""
-    monkeypatch.setattr(fanout, "LINGER_S", 3600.0)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0)
     under_way, waiting = await fill(service, "a", 1, 2, 3)
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -279,12 +279,12 @@ async def test_deadline_keeps_started_work_and_drops_queued_work(service: Reward
     assert await service.values(item(2)) == [2]
 
 
-@pytest.mark.parametrize("ends_by", ["FINISH_S", "closing the gateway", "a store without scores"])
+@pytest.mark.parametrize("ends_by", ["the limit", "closing the gateway", "a store without scores"])
 async def test_work_past_its_deadline_is_cancelled(
     service: RewardService, monkeypatch: pytest.MonkeyPatch, ends_by: str
 ) -> None:
-    if ends_by == "FINISH_S":
-        monkeypatch.setattr(fanout, "FINISH_S", 0.01)
+    if ends_by == "the limit":
+        monkeypatch.setattr(fanout, "KEEP_AFTER_DEADLINE_S", 0.01)
     service.store.keeps_scores = ends_by != "a store without scores"
     service.a.device.clear()
     await late(service, 1)
@@ -293,7 +293,7 @@ async def test_work_past_its_deadline_is_cancelled(
         service.gateway.close()
     await until(lambda: idle(service))
     service.a.device.set()
-    if ends_by == "FINISH_S":
+    if ends_by == "the limit":
         assert await service.values(item(1)) == [1]
         assert service.a.measured == [1, 1]
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoImageProcessor
 
 from services.models import image_memo
+from services.models import images as module
 from services.models.image_memo import ImageMemo
 
 
@@ -59,3 +63,31 @@ def test_detections_equal_those_without_a_memo(
     images = [image.copy() for image in images]
     assert [found(("face",)), found(None)] == expected[::-1]
     assert segmented == [3, 0, 3, 0]
+
+
+def test_scorers_that_prepare_alike_share_prepared_images(
+    make_images: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLIP-2 and DINOv2 resize alike: what one has prepared, the other does not prepare again, with equal results."""
+    weights = Path(__file__).parents[4] / "embedded/weights"
+    blip2, dinov2, segformer = (
+        AutoImageProcessor.from_pretrained(weights / name) for name in ("blip2-world", "dinov2-world", "detector-world")
+    )
+    assert module.preparation(blip2) == module.preparation(dinov2) != module.preparation(segformer)
+    model = SimpleNamespace(device="cpu", dtype=torch.float32)
+    images = [np.resize(image, (300, 200 + 100 * i, 3)) for i, image in enumerate(make_images(4))]
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 300 * 700)  # several parts
+    monkeypatch.setattr(image_memo.MEMO, "enabled", False)
+    expected = module.pixel_values(dinov2, images, model)
+    monkeypatch.setattr(image_memo.MEMO, "enabled", True)
+    assert torch.equal(module.pixel_values(blip2, images[1:3], model), expected[1:3])
+    prepared: list[int] = []
+    preprocess = type(dinov2).preprocess
+    monkeypatch.setattr(
+        type(dinov2).__mro__[1],
+        "preprocess",
+        lambda self, some, **options: prepared.append(len(some)) or preprocess(self, some, **options),
+    )
+    assert torch.equal(module.pixel_values(dinov2, images, model), expected)
+    assert torch.equal(module.pixel_values(blip2, images, model), expected)
+    assert sum(prepared) == 2

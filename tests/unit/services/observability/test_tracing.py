@@ -19,8 +19,8 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from services.backends import Loaded, Readiness, ScorerSpec, Staged
+from services.cluster.hosted_scorer import HostedScorer
 from services.cluster.local import free_port
-from services.cluster.replica import Replica
 from services.gateway import app, auth, core
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
@@ -72,7 +72,7 @@ class Replicas:
         self.plan, self.scorer = list(plan), Number()
         serving = ServingSettings(max_batch_images=full, batch_wait_ms=wait_ms)
         settings = BerSettings(kind="ber", model="/tmp", serving=serving)
-        self.replica = Replica(SPEC, settings, None, lambda name, settings: self.scorer)
+        self.replica = HostedScorer(SPEC, settings, None, lambda name, settings: self.scorer)
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
         return Staged(items)

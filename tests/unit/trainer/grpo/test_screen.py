@@ -14,30 +14,22 @@ from trainer.grpo.screen import ScreenResult, screen, top_up
 MIXED = [0.9, None, 0.5, 0.6, 0.5, 0.7, None, 0.8]
 
 
-def test_first_passing_previews_are_kept() -> None:
-    kept = screen(MIXED, 0.5, 3)
-    assert kept == ScreenResult(indices=(0, 3, 5), passed=4, drawn=8, num_scored=6, is_full=True, topped_up=())
-    assert kept.pass_rate == pytest.approx(4 / 6)
-
-
-def test_a_score_at_the_threshold_does_not_pass() -> None:
-    assert screen([0.5, 0.5 + 1e-12], 0.5, 1).indices == (1,)
-
-
-def test_screen_with_too_few_passes() -> None:
-    assert screen(MIXED, 0.75, 3) == ScreenResult((0, 7), passed=2, drawn=8, num_scored=6, is_full=False)
-
-
-def test_all_previews_pass_without_a_threshold() -> None:
-    assert screen(MIXED, None, 3) == ScreenResult((0, 1, 2), passed=8, drawn=8, num_scored=8, is_full=True)
-    assert screen([None, None], None, 3) == ScreenResult((0, 1), passed=2, drawn=2, num_scored=2, is_full=False)
-
-
-def test_pass_rate_without_scores_is_none() -> None:
-    kept = screen([None, None], 0.5, 1)
-    assert kept == ScreenResult((), passed=0, drawn=2, num_scored=0, is_full=False)
-    assert kept.pass_rate is None
-    assert screen([], 0.5, 1).pass_rate is None
+@pytest.mark.parametrize(
+    ("scores", "threshold", "size", "expected", "pass_rate"),
+    [
+        (MIXED, 0.5, 3, ScreenResult((0, 3, 5), passed=4, drawn=8, num_scored=6, is_full=True), 4 / 6),
+        (MIXED, 0.75, 3, ScreenResult((0, 7), passed=2, drawn=8, num_scored=6, is_full=False), 2 / 6),
+        (MIXED, None, 3, ScreenResult((0, 1, 2), passed=8, drawn=8, num_scored=8, is_full=True), 1.0),
+        ([None, None], None, 3, ScreenResult((0, 1), passed=2, drawn=2, num_scored=2, is_full=False), 1.0),
+        ([None, None], 0.5, 1, ScreenResult((), passed=0, drawn=2, num_scored=0, is_full=False), None),
+        ([], 0.5, 1, ScreenResult((), passed=0, drawn=0, num_scored=0, is_full=False), None),
+    ],
+)
+def test_screen_by_hand(
+    scores: list[float | None], threshold: float | None, size: int, expected: ScreenResult, pass_rate: float | None
+) -> None:
+    kept = screen(scores, threshold, size)
+    assert (kept, kept.pass_rate) == (expected, pass_rate)
 
 
 def test_top_up_order() -> None:

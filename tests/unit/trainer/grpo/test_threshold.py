@@ -63,16 +63,6 @@ def test_power_by_hand() -> None:
     assert none.threshold == pytest.approx(0.5 ** (1 + 0.12 * 0.25))
 
 
-def test_direction_of_power_and_of_eq_7() -> None:
-    """Too many pass: T must rise."""
-    many, few = {"scores": FIVE * 4, "passed": 15}, {"scores": FIVE * 4, "passed": 1}
-    for controller, sign in ((Power(0.5), 1), (PAPER, -1)):
-        rise, fall = (advance(controller, ThresholdState(0.5), **kind).threshold for kind in (many, few))  # type: ignore[arg-type]
-        assert rise is not None
-        assert fall is not None
-        assert sign * (rise - 0.5) > 0 > sign * (fall - 0.5)
-
-
 def test_eq_7_by_hand_with_and_without_the_indicator() -> None:
     scores = [0.5] * 20  # 9 pass: Delta = .45 - .25 = .2
     plain = 0.5 ** (1 + 0.12 * 0.2)

@@ -33,13 +33,6 @@ def test_draw_follows_the_distribution_exactly() -> None:
     assert (hits - count * logp.double().exp()).abs().max() <= 1.0
 
 
-def test_random_draws_pass_a_chi_square_test(uniforms: Uniforms) -> None:
-    logp, count = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4]).log(), 50_000
-    hits = torch.bincount(maskgit.draw(logp.expand(1, count, 5), uniforms(1, count))[0], minlength=5)
-    expected = count * logp.exp()
-    assert float(((hits - expected) ** 2 / expected).sum()) < 18.47  # p = .001 at 4 degrees of freedom
-
-
 @given(st.lists(st.one_of(st.just(-math.inf), st.floats(-30, 0)), min_size=1, max_size=9), st.integers(1, 2**24 - 1))
 def test_draw_takes_only_possible_codes(weights: list[float], place: int) -> None:
     if all(math.isinf(w) for w in weights):
@@ -77,51 +70,6 @@ def test_denoising_does_not_change_the_previous_state(uniforms: Uniforms) -> Non
     before = [tensor.clone() for tensor in everything(state)]
     maskgit.denoise(state, guided, 10)
     assert all(torch.equal(a, b) for a, b in zip(before, everything(state), strict=True))
-
-
-def test_a_stopped_state_is_re_masked(uniforms: Uniforms) -> None:
-    """The preview is a full draw, but the state continues from the committed codes only."""
-    state = maskgit.denoise(maskgit.begin(uniforms(3, 10, 2, 100)), guided, 2)
-    assert (state.codes_BTN[:, -1] >= 0).all()
-    assert state.remasked_BN.sum(-1).tolist() == [maskgit.to_remask(100, 99, 1, 10)] * 3
-    seen: list[Tensor] = []
-
-    def watched(codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        seen.append(masked_BN)
-        return guided(codes_BN, masked_BN)
-
-    maskgit.denoise(state, watched, 3)
-    assert torch.equal(seen[0], state.remasked_BN)
-
-
-def test_committed_positions_stay(uniforms: Uniforms) -> None:
-    done = maskgit.denoise(maskgit.begin(uniforms(4, 12, 2, 50)), guided, 12)
-    assert done.masked_BTN[:, 0].all()
-    for t in range(1, 12):
-        committed = ~done.masked_BTN[:, t]
-        assert torch.equal(done.codes_BTN[:, t][committed], done.codes_BTN[:, t - 1][committed])
-        assert not (done.masked_BTN[:, t] & ~done.masked_BTN[:, t - 1]).any()  # never masked again
-        assert (
-            done.masked_BTN[:, t].sum(-1) == maskgit.to_remask(50, int(done.masked_BTN[0, t - 1].sum()), t - 1, 12)
-        ).all()
-
-
-def test_recorded_logp_is_that_of_the_draw(uniforms: Uniforms) -> None:
-    done = maskgit.denoise(maskgit.begin(uniforms(2, 6, 2, 9)), guided, 6)
-    for t in range(6):
-        held = done.codes_BTN[:, t - 1] if t else torch.zeros(2, 9, dtype=torch.long)
-        logp = guided(held, done.masked_BTN[:, t])
-        for b in range(2):
-            for n in range(9):
-                assert done.logp_BTN[b, t, n] == logp[b, n, done.codes_BTN[b, t, n]]
-
-
-def test_rows_are_independent(uniforms: Uniforms) -> None:
-    uniform = uniforms(5, 8, 2, 20)
-    together = maskgit.denoise(maskgit.begin(uniform), guided, 8)
-    for b in range(5):
-        alone = maskgit.denoise(maskgit.begin(uniform[b : b + 1]), guided, 8)
-        assert torch.equal(alone.codes_BTN[0], together.codes_BTN[b])
 
 
 def test_one_position_and_one_step(uniforms: Uniforms) -> None:

@@ -33,18 +33,6 @@ def test_keys_and_size_of_the_public_model() -> None:
     assert sum(v.numel() for v in state.values()) == pytest.approx(1.45e9, rel=0.005)
 
 
-def test_cache_equals_no_cache(policy: ShowO) -> None:
-    """Read 11 tokens at once, and in parts of 4, 1, 5 and 1."""
-    phi, ids = policy.phi.double(), torch.randint(40, (3, 11), generator=torch.Generator().manual_seed(0))
-    causal = torch.ones(11, 11, dtype=torch.bool).tril()[None, None]
-    whole = phi(ids, causal)
-    cache, done, parts = Cache(), 0, []
-    for count in (4, 1, 5, 1):
-        parts.append(phi(ids[:, done : done + count], causal[:, :, done : done + count, : done + count], cache, done))
-        done += count
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=0)
-
-
 def test_a_fork_does_not_change_the_cache(policy: ShowO) -> None:
     phi, past = policy.phi, Cache()
     phi(torch.tensor([[1, 2, 3]]), None, past)
@@ -58,17 +46,3 @@ def test_a_fork_does_not_change_the_cache(policy: ShowO) -> None:
         assert torch.equal(k, before[i][0])
         assert torch.equal(v, before[i][1])
     assert [k.shape[0] for k, _ in forked.fork(-1).layers.values()] == [4, 4]
-
-
-def test_logits_are_columns_of_the_whole_head(policy: ShowO) -> None:
-    phi = policy.phi
-    hidden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
-    whole = phi.lm_head(hidden)
-    for first, last in (
-        (0, 5),
-        (policy.vocab.image_offset, policy.vocab.mask_id),
-        (0, policy.vocab.size),
-    ):
-        found = phi.logits(hidden, first, last)
-        torch.testing.assert_close(found, whole[..., first:last], atol=1e-5, rtol=0)
-        assert found.shape == (2, 3, last - first)

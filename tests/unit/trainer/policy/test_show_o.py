@@ -15,11 +15,10 @@ from torch import Tensor
 
 from synod.errors import SettingsError
 from trainer.policy import show_o
-from trainer.policy.layout import END, Vocabulary
-from trainer.policy.magvit import Magvit, MagvitConfig
+from trainer.policy.magvit import Magvit
 from trainer.policy.phi import PhiConfig
 from trainer.policy.show_o import ShowO, ShowOConfig, fit_to_square, load
-from trainer.types import ImageSegment, Query, Segment, TextSegment
+from trainer.types import ImageSegment, Query
 
 MakePolicy = Callable[..., ShowO]
 Uniforms = Callable[..., Tensor]
@@ -54,13 +53,6 @@ def test_the_ratio_of_an_image_is_exactly_1_before_an_update(
     assert mask.sum(-1).tolist() == [4] * 4  # floor(16 cos(pi/2 * 4/5)) positions are decided in the last step
 
 
-def test_the_ratio_of_an_image_moves_with_the_weights(policy: ShowO, uniforms: Uniforms) -> None:
-    segments = drawn(policy, uniforms)
-    policy.phi.lm_head.weight.data *= 1.1
-    new, old, mask = policy.logprobs(segments, 1)
-    assert ((new - old)[mask].abs() > 1e-3).any()
-
-
 def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
     """Questions and answers of several lengths in one batch."""
     segments = [
@@ -80,42 +72,7 @@ def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Un
     assert all(torch.isfinite(p.grad).all() for p in policy.module.parameters() if p.grad is not None)
 
 
-def test_an_answer_ends_with_its_end_token_or_is_cut(policy: ShowO, uniforms: Uniforms) -> None:
-    end = policy.vocab.id(END)
-    for segment in policy.reason(Query("what is <bo>?"), uniforms(12, 8)):
-        ids = segment.ids_S.tolist()
-        assert end not in ids[:-1]
-        assert ids[-1] == end or len(ids) == 8
-        assert len(segment.logp_S) == len(ids)
-        assert max(ids) < policy.vocab.image_offset  # words only
-
-
-def test_logprobs_of_one_kind_at_a_time(policy: ShowO, uniforms: Uniforms) -> None:
-    mixed: list[Segment] = [*policy.reason(Query("a?"), uniforms(1, 2)), *drawn(policy, uniforms, 1)]
-    with pytest.raises(AssertionError, match="one kind"):
-        policy.logprobs(mixed, 0)
-
-
 # -- batches and stops ------------------------------------------------------------------------------------------------
-
-
-def test_an_image_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms) -> None:
-    """Other prompts pad the text block to another width; the image stays the same."""
-    together = drawn(policy, uniforms)
-    for b, prompt in enumerate(PROMPTS):
-        alone = policy.denoise(policy.begin([prompt], uniforms(4, 5, 2, 16)[b : b + 1]), 5)[0]
-        assert torch.equal(alone.codes_TN, together[b].codes_TN)
-        torch.testing.assert_close(alone.logp_TN, together[b].logp_TN, atol=2e-5, rtol=0)
-    new, old, mask = policy.logprobs(together[1:3], 3)
-    assert (new - old)[mask].abs().max() < 2e-5
-
-
-def test_an_answer_does_not_depend_on_its_batch(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
-    query, uniform = Query("what color is <bo>?", image), uniforms(5, 7)
-    for i, segment in enumerate(policy.reason(query, uniform)):
-        alone = policy.reason(query, uniform[i : i + 1])[0]
-        assert torch.equal(alone.ids_S, segment.ids_S)
-        torch.testing.assert_close(alone.logp_S, segment.logp_S, atol=1e-5, rtol=0)
 
 
 def test_finishing_a_preview_equals_drawing_in_one_go(policy: ShowO, uniforms: Uniforms) -> None:
@@ -123,24 +80,16 @@ def test_finishing_a_preview_equals_drawing_in_one_go(policy: ShowO, uniforms: U
     preview = policy.denoise(policy.begin(PROMPTS, uniforms(4, 10, 2, 16)), 2)
     assert [s.step for s in preview] == [2] * 4
     assert [int(s.remasked_N.sum()) for s in preview] == [14] * 4  # min(16 - 1 - 1, floor(16 cos(pi/2 * .2)))
-    kept = [tensor.clone() for s in preview for tensor in (s.codes_TN, s.remasked_N)]
     finished = policy.denoise(preview, 10)
     assert all(equal(a, b) for a, b in zip(finished, whole, strict=True))
-    assert all(
-        torch.equal(a, b) for a, b in zip(kept, (t for s in preview for t in (s.codes_TN, s.remasked_N)), strict=True)
-    )
 
 
-def test_images_at_different_steps_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
+def test_mixed_segments_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
     first, second = (policy.denoise(policy.begin(["cat"], uniforms(1, 4, 2, 16)), n)[0] for n in (1, 2))
     with pytest.raises(AssertionError, match="different steps"):
         policy.denoise([first, second], 4)
-
-
-def test_temperature_is_the_start_of_the_confidence_noise(make_policy: MakePolicy, uniforms: Uniforms) -> None:
-    calm, wild = (drawn(make_policy(temperature=t), uniforms) for t in (0.0, 20.0))
-    assert torch.equal(calm[0].codes_TN[0], wild[0].codes_TN[0])  # it does not touch what is drawn
-    assert not torch.equal(calm[0].masked_TN[1], wild[0].masked_TN[1])
+    with pytest.raises(AssertionError, match="one kind"):
+        policy.logprobs([*policy.reason(Query("a?"), uniforms(1, 2)), first], 0)
 
 
 def test_images_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> None:
@@ -257,10 +206,6 @@ def test_the_published_config(tmp_path: Path) -> None:
         ({"concept_tokens": ["<bo>", "<cy>", "<more>"]}, "the vocabulary does not fit"),
         ({"codebook_size": 32, "vocab_size": 71}, "the image tokenizer has 16 codes, the policy 32"),
         ({"llm": {"layers": 2}}, r"does not describe a Show-o .*layers"),
-        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 3}},
-         r"lacks showo\.model\.layers\.2"),
-        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 1}},
-         r"has unknown keys showo\.model\.layers\.1"),
         ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}},
          r"has other shapes: showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
     ],
@@ -278,23 +223,6 @@ def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
     shutil.move(saved / "vq", tmp_path / "vq")
     with pytest.raises(SettingsError, match="vq' is not a directory"):
         load(saved)
-    (saved / "pytorch_model.safetensors").unlink()
-    with pytest.raises(SettingsError, match="has no weights"):
-        load(saved, vq=tmp_path / "vq")
     (saved / "config.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"does not describe a Show-o .*vocab_size"):
         load(saved)
-    (saved / "config.json").unlink()
-    with pytest.raises(SettingsError, match=r"no config\.json"):
-        load(saved)
-
-
-def test_an_image_tokenizer_of_another_codebook_is_refused(policy: ShowO, vocab: Vocabulary) -> None:
-    other = Magvit(MagvitConfig(8, 5, (1, 2), (1, 1), (1, 2), (1, 1), norm_groups=4))
-    with pytest.raises(SettingsError, match="the image tokenizer has 32 codes, the policy 16"):
-        ShowO(policy.config, vocab, other)
-
-
-def test_segments_of_two_kinds_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
-    assert all(isinstance(s, TextSegment) for s in policy.reason(Query("a?"), uniforms(2, 3)))
-    assert all(isinstance(s, ImageSegment) for s in drawn(policy, uniforms, 2))

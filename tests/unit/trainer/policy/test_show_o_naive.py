@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.policy import maskgit
-from trainer.policy.layout import END, PAD, text_mask
+from trainer.policy.layout import END, PAD
 from trainer.policy.show_o import ShowO
 from trainer.types import ImageSegment, Query
 
@@ -67,8 +67,8 @@ def test_guided_log_probabilities(
         expected = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     assert found.shape == (4, 16, 16)
     assert expected.std() > 0.5
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 16).double(), atol=1e-12, rtol=0)
 
 
 def test_masked_log_probabilities_are_unguided_and_row_major(
@@ -82,19 +82,7 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
         policy.guidance_scale = 0.0
         naive = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     expected = [naive[b, n, codes[b, n]] for b in range(4) for n in range(16) if masked[b, n]]
-    torch.testing.assert_close(found.double(), torch.stack(expected), atol=2e-5, rtol=0)
-
-
-def test_trimmed_pads_equal_all_pads(policy: ShowO) -> None:
-    """Equal hidden states with the 13-column block and without its common pads, because of the position."""
-    phi, pad = policy.phi.double(), policy.vocab.id(PAD)
-    ids, start = policy.vocab.text_block(["a red hat", "cat"])
-    assert start == 7
-    full = torch.cat((torch.full((2, start), pad), ids), 1)
-    with torch.no_grad():
-        trimmed, untrimmed = phi(ids, text_mask(ids, pad), start=start), phi(full, text_mask(full, pad))
-    real = ids != pad
-    torch.testing.assert_close(trimmed[real], untrimmed[:, start:][real], atol=1e-12, rtol=0)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-12, rtol=0)
 
 
 def test_a_whole_image(make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms) -> None:
@@ -168,7 +156,7 @@ def chosen(logp: Tensor, segments: list[ImageSegment], step: int) -> Tensor:
 
 
 def test_the_gradient_flows_through_both_branches(policy: ShowO, omni_mask: OmniMask, uniforms: Uniforms) -> None:
-    """Against finite differences of the naive float64 sequence, along 3 directions; one branch alone is far off."""
+    """Against finite differences of the naive float64 sequence, along 3 directions."""
     policy.module.double()
     prompts, step = PROMPTS[:2], 2
     segments = policy.denoise(policy.begin(prompts, uniforms(2, 4, 2, 16)), 4)
@@ -202,12 +190,3 @@ def test_the_gradient_flows_through_both_branches(policy: ShowO, omni_mask: Omni
         direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
         along = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
         assert along == pytest.approx(slope(direction), rel=1e-4, abs=1e-3)
-
-    policy.module.zero_grad()
-    texts = policy._texts(prompts)
-    for i, (key, state) in texts[2].layers.items():
-        texts[2].layers[i] = key.detach(), state.detach()
-    half = policy._guided(texts, held, masked)
-    chosen(half, segments, step).backward()  # type: ignore[no-untyped-call]
-    moved = [g - p.grad for g, p in zip(gradient, parameters, strict=True) if p.grad is not None]
-    assert max(float(m.abs().max()) for m in moved) > 1e-2  # the empty prompt's own keys carry gradient too

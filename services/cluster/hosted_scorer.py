@@ -1,4 +1,4 @@
-"""Replica: loads one scorer, checks it on the golden items, and scores in batches."""
+"""HostedScorer: one scorer of a `Host`. Loads it, checks it on the golden items, and scores in batches."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Build = Callable[[str, ScorerSettings], Scorer]
 log = logging.getLogger("ray.serve")
 
 
-class Replica:
-    """One scorer in the process of a `Host`; its scores name `spec.origin`.
+class HostedScorer:
+    """One scorer in the process of a `Host`; its scores carry `spec.origin`.
 
-    It is healthy only while it scores the items of `golden_file` as recorded. Its batches run in `thread`, which other
-    scorers may share.
+    It is healthy only while its scores of the golden items match those recorded in `golden_file`. Its batches run in
+    `thread`, which other scorers may share.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Replica:
         with record_modules() as modules:
             self._scorer = build(name, settings)
         loaded_s = time.monotonic()
-        held = ParameterStats.of(modules)
-        self.loaded = Loaded(loaded_s - began_s, held.parameter_bytes, held.device, held.dtype)
+        stats = ParameterStats.of(modules)
+        self.loaded = Loaded(loaded_s - began_s, stats.parameter_bytes, stats.device, stats.dtype)
         if settings.serving.compile:
             warm_up(self._scorer, settings.serving.max_batch_images)
         items = golden.load(Path(golden_file)) if golden_file else ()
@@ -85,11 +85,11 @@ class Replica:
             held.dec(cost)
 
     async def check_health(self) -> None:
-        """Raise RuntimeError for a replica that must be replaced. Serve calls it at start and periodically.
+        """Raise RuntimeError if Serve must replace the process. Serve calls this at start and periodically.
 
-        It returns the verdict of the last golden probe and never waits for the device.
+        The result is that of the last golden probe, so this never waits for the device.
         """
-        self._golden_probe.check(idle=self._batcher.held == 0)
+        self._golden_probe.check(idle=self._batcher.held_images == 0)
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         users = self._golden_probe.users(items)
@@ -99,7 +99,7 @@ class Replica:
 
     @contextmanager
     def _measured(self, items: Sequence[ScoreItem]) -> Iterator[None]:
-        """Record the metrics of a batch of users' items; golden items are not counted."""
+        """Record the metrics of a batch: of the users' items in it, without golden items."""
         if not items:
             yield
             return

@@ -1,4 +1,4 @@
-"""A replica on its own: golden gate, batches, Ray's errors in our words."""
+"""HostedScorer without Ray: golden check, batches, metrics; and the translation of Ray's status and errors."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def build(name: str, settings: ScorerSettings) -> Scorer:
 
 @pytest.fixture(autouse=True)
 def _short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.cluster.replica.MAX_QUEUED_IMAGES", 2)
+    monkeypatch.setattr("services.cluster.hosted_scorer.MAX_QUEUED_IMAGES", 2)
 
 
-def replica(golden: Path | None = None) -> Any:
-    from services.cluster.replica import Replica
+def hosted(golden: Path | None = None) -> Any:
+    from services.cluster.hosted_scorer import HostedScorer
 
-    return Replica(replace(Number.spec, origin=ORIGIN), SETTINGS, golden and str(golden), build)
+    return HostedScorer(replace(Number.spec, origin=ORIGIN), SETTINGS, golden and str(golden), build)
 
 
-async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
+async def test_it_scores_the_given_indexes_and_counts_held_images() -> None:
     from services.observability import metrics
 
-    subject = replica()
+    subject = hosted()
     await subject.check_health()
     items = (ScoreItem(prompt="0.5"), ScoreItem(), ScoreItem(prompt="0.25"))
     assert await subject.score(items, [2, 0], 10.0) == [Score(0.25, origin=ORIGIN), Score(0.5, origin=ORIGIN)]
@@ -69,22 +69,22 @@ async def test_it_scores_the_indexes_asked_and_counts_what_it_holds() -> None:
     assert held._value.get() == 0
 
 
-async def test_the_fill_of_its_batches_is_measured() -> None:
+async def test_batch_fill_is_measured() -> None:
     from services.observability import metrics
 
     def fill() -> float:
         return metrics.REGISTRY.get_sample_value("synod_batch_fill_sum", {"scorer": "number"}) or 0.0
 
     before = fill()
-    await replica().score((ScoreItem(prompt="1"),) * 2, [0, 1], 10.0)
+    await hosted().score((ScoreItem(prompt="1"),) * 2, [0, 1], 10.0)
     assert fill() - before == pytest.approx(2 / SETTINGS.serving.max_batch_images)
 
 
 @pytest.mark.parametrize(("recorded", "healthy"), [(0.5, True), (0.6, False)])
-async def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: float, healthy: bool) -> None:
+async def test_golden_drift_fails_the_health_check(tmp_path: Path, recorded: float, healthy: bool) -> None:
     golden = tmp_path / "golden.json"
     golden.write_text(f'[{{"item": {{"prompt": "0.5"}}, "scores": {{"number": {recorded}}}}}]')
-    subject = replica(golden)
+    subject = hosted(golden)
     if healthy:
         await subject.check_health()
     else:
@@ -92,10 +92,10 @@ async def test_golden_drift_keeps_it_from_serving(tmp_path: Path, recorded: floa
             await subject.check_health()
 
 
-async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None:
-    """A probe alone leaves nothing; in a batch with users', theirs are counted and its own are not."""
+async def test_golden_probes_do_not_count_in_metrics(tmp_path: Path) -> None:
+    """Neither a probe alone nor its items in a batch with users' items count; the users' items do."""
     from services.cluster.golden_probe import ProbeTimeouts
-    from services.cluster.replica import Replica
+    from services.cluster.hosted_scorer import HostedScorer
     from services.observability import metrics
 
     names = ("synod_batch_items_sum", "synod_batch_items_count", "synod_batch_seconds_count", "synod_batch_fill_sum")
@@ -106,7 +106,7 @@ async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None
 
     golden = tmp_path / "golden.json"
     golden.write_text('[{"item": {"prompt": "0.5"}, "scores": {"number": 0.5}}]')
-    subject: Any = Replica(Number.spec, SETTINGS, str(golden), build, ProbeTimeouts(period_s=0.0))
+    subject: Any = HostedScorer(Number.spec, SETTINGS, str(golden), build, ProbeTimeouts(period_s=0.0))
     before = counted()
     await subject.check_health()
     probe = subject._golden_probe._probe
@@ -115,7 +115,7 @@ async def test_golden_probes_count_in_no_metric_of_users(tmp_path: Path) -> None
     assert counted() == before
     await subject.check_health()
     await asyncio.sleep(0)
-    assert subject._batcher.held == 1
+    assert subject._batcher.held_images == 1
     assert [one.value for one in await subject.score((ScoreItem(prompt="0.25"),), [0], 10.0)] == [0.25]
     grown = [now - then for now, then in zip(counted(), before, strict=True)]
     assert grown[0] == 1
@@ -131,7 +131,7 @@ def overview(state: str, running: int, message: str = "") -> Any:
     return DeploymentStatusOverview(DeploymentStatus(state), trigger, states, message)
 
 
-def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
+def test_readiness_counts_replicas_and_keeps_its_last_value() -> None:
     from services.backends import Readiness
     from services.cluster.readiness import readiness
 
@@ -149,7 +149,7 @@ def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "ours"),
+    ("raised", "expected"),
     [
         (ActorDiedError(), ReplicaLost),
         (WorkerCrashedError(), ReplicaLost),
@@ -162,26 +162,26 @@ def test_readiness_counts_replicas_and_keeps_its_last_verdict() -> None:
         (GetTimeoutError("late"), ScorerFailed),
     ],
 )
-def test_rays_errors_become_ours(raised: Exception, ours: type[Exception]) -> None:
+def test_rays_errors_are_translated(raised: Exception, expected: type[Exception]) -> None:
     from services.cluster.ray_errors import translate
 
     error = translate("number", raised)
-    assert type(error) is ours
-    assert "number" in str(error) or ours in (Overloaded, MissingInput)
+    assert type(error) is expected
+    assert "number" in str(error) or expected in (Overloaded, MissingInput)
 
 
-def test_the_gist_of_serves_message_is_the_exception() -> None:
-    from services.cluster.readiness import gist
+def test_the_exception_is_found_in_serves_message() -> None:
+    from services.cluster.readiness import exception_text
 
-    traced = "Failed. Error:\nray::X()\n  File 'a'\nRuntimeError: T:\n  File 'b'\n    c()\nOSError: no\nmodel\n"
-    assert gist(traced) == "OSError: no\nmodel"
-    assert gist("still starting\n") == "still starting"
+    message = "Failed. Error:\nray::X()\n  File 'a'\nRuntimeError: T:\n  File 'b'\n    c()\nOSError: no\nmodel\n"
+    assert exception_text(message) == "OSError: no\nmodel"
+    assert exception_text("still starting\n") == "still starting"
 
 
 @pytest.mark.slow
-async def test_golden_items_gate_a_scorer_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go through the replica's own batches to the process, at the start and afterwards."""
-    from services.cluster.replica import Replica
+async def test_golden_items_check_a_scorer_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go to the process in normal batches, at the start and afterwards."""
+    from services.cluster.hosted_scorer import HostedScorer
 
     monkeypatch.setenv("PYTHONPATH", venvs.PYTHONPATH)
     settings = CustomSettings(
@@ -195,7 +195,7 @@ async def test_golden_items_gate_a_scorer_in_a_child_process(tmp_path: Path, mon
     golden = tmp_path / "golden.json"
     for recorded, message in ((0.2, None), (0.3, "golden item 0 scored 0.2; recorded is 0.3")):
         golden.write_text(json.dumps([{"item": item, "scores": {"own": recorded}}]))
-        subject = Replica(registry.spec("own", settings), settings, str(golden), in_child)
+        subject = HostedScorer(registry.spec("own", settings), settings, str(golden), in_child)
         if message is None:
             await subject.check_health()
         else:
