@@ -29,10 +29,11 @@ from benchmarks.machine import command, machine
 from synod.contracts import ScoreItem
 from trainer.compare import paired
 from trainer.evaluate import evaluate, held_out, load_evaluation, save_evaluation
+from trainer.grpo.threshold import make_controller
 from trainer.metrics import read
 from trainer.rewards import RewardService
 from trainer.rollout import RewardBackend
-from trainer.session import AFTER, BEFORE, make_controller, make_policy, make_reference, run
+from trainer.session import AFTER, BEFORE, make_policy, make_reference, run
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
 from trainer.types import Pathway, Reward
@@ -115,7 +116,8 @@ def _run_control(settings: TrainerSettings) -> int:
     with closing(RewardService(settings.service)) as service:
         service.wait_ready()
         permuted = Permuted(service, settings.screen.group_size, settings.seed)
-        train(settings, policy, reference, permuted, make_controller(settings.screen))
+        controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
+        train(settings, policy, reference, permuted, controller)
         save_evaluation(settings.run_dir / AFTER, evaluate(policy, service, held_out(settings), settings))
     return 0
 

@@ -1,4 +1,4 @@
-"""Limit the size of batches after one ran out of memory."""
+"""Limit the size of batches after a batch ran out of memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ CLEAN_BATCHES = 64
 class BatchLimit:
     """The number of images that a batch may hold: `most`, or less after a batch ran out of memory.
 
-    Such a batch lowers the limit to the largest of its runs that succeeded. After CLEAN_BATCHES batches in a row with
-    enough memory the limit doubles, up to `most`: recovery costs at most one failed run in CLEAN_BATCHES. An item that
-    runs out of memory alone does not lower it.
+    Such a batch lowers the limit to the size of its largest successful run. After CLEAN_BATCHES batches in a row with
+    enough memory the limit doubles, up to `most`: at most one batch in CLEAN_BATCHES fails because of a limit that was
+    raised too far. An item that runs out of memory alone does not lower the limit.
     """
 
     def __init__(self, most: int) -> None:

@@ -9,7 +9,8 @@ concepts/<name>/      info.json {name, kind, class, info, extra_info}, conversat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -139,14 +140,16 @@ class TaskSampler:
         return np.random.default_rng([self.seed, *stream])
 
 
-def _prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
+@contextmanager
+def _hint(text: str) -> Iterator[None]:
     try:
-        return _read_prompt(node, concepts)
+        yield
     except InvalidRequest as error:
-        raise SettingsError(f"{error}. A line is a JSON object, as in embedded/data/prompts") from None
+        raise SettingsError(f"{error}. {text}") from None
 
 
-def _read_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
+@_hint("A line is a JSON object, as in embedded/data/prompts")
+def _prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     of = node.fields("tag", "prompt", "concept", "resolved", "fact", "include", "exclude", *_CIRCUMSTANCES)
     text, tag, name = of.need("prompt", Node.text), of.need("tag", Node.text), of.get("concept", Node.text)
     if not text.strip():
@@ -162,14 +165,8 @@ def _read_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
 
 
+@_hint("See embedded/data/concepts for an example")
 def _concept(folder: Path) -> tuple[str, ConceptProfile]:
-    try:
-        return _read_concept(folder)
-    except InvalidRequest as error:
-        raise SettingsError(f"{error}. See embedded/data/concepts for an example") from None
-
-
-def _read_concept(folder: Path) -> tuple[str, ConceptProfile]:
     info = _json(_text(folder / "info.json"), str(folder / "info.json"))
     of = info.fields("name", "kind", "class", "info", "extra_info", "heldout")
     talks = _json(_text(folder / "conversations.json"), str(folder / "conversations.json"))

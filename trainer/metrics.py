@@ -14,11 +14,11 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Sample:
     answer: str = ""
 
 
-class Metrics:
+class Metrics(AbstractContextManager["Metrics"]):
     """Writes the records of one run; a line is flushed when `log` returns.
 
     `resume_at` is the next step, 0 for a new run. Raises SettingsError for files that are not a run's.
@@ -84,15 +84,9 @@ class Metrics:
         lines = [prompt] + [f"{show(s.score)}  {s.answer}" for found in samples.values() for s in found if s.answer]
         self._board.add_text(name, "".join(f"    {line}\n" for line in lines), step)  # indented: not read as Markdown
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in (self._metrics, self._samples, self._board):
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
 
 
 def read(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:

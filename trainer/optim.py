@@ -112,7 +112,15 @@ def _backward(
     """Add the gradient of one group's segments, one denoising step at a time to save memory."""
     total = policy.steps(segments)
     count = max(1, round(settings.loss.loss_step_fraction * total))
-    weight = loss_weights(policy, settings)[modality] * total / count / groups
+    weights = modality_weights(
+        settings.loss.alpha_text,
+        settings.loss.alpha_image,
+        settings.loss.scale,
+        max_text_tokens=settings.sampler.max_new_tokens,
+        denoising_steps=settings.sampler.denoising_steps,
+        positions=policy.positions,
+    )
+    weight = weights[modality] * total / count / groups
     value, stats = 0.0, LossStats()
     for step in sorted(rng.choice(total, count, replace=False).tolist()):
         new, old, mask = policy.logprobs(segments, step)
@@ -125,18 +133,6 @@ def _backward(
         loss.backward()  # type: ignore[no-untyped-call]
         value, stats = value + float(loss.detach()), stats + found
     return value, stats
-
-
-def loss_weights(policy: Policy, settings: TrainerSettings) -> dict[Modality, float]:
-    """Return alpha_j of eq. 10 for each decision of a modality."""
-    return modality_weights(
-        settings.loss.alpha_text,
-        settings.loss.alpha_image,
-        settings.loss.scale,
-        max_text_tokens=settings.sampler.max_new_tokens,
-        denoising_steps=settings.sampler.denoising_steps,
-        positions=policy.positions,
-    )
 
 
 def _advantage(group: Group, rewards: Sequence[Reward], slope: Slope, settings: LossSettings) -> torch.Tensor:

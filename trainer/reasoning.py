@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from synod.contracts import Pixels, ScoreItem
+from synod.contracts import Pixels, Reasoning, ScoreItem
 from trainer.types import ConceptProfile, Pathway, Prompt, Query, Task
 
 
@@ -80,5 +80,5 @@ def reward_item(task: Task, image: Pixels, answer: str, references: Sequence[Pix
     if task.profile is not None:
         item = replace(item, concept=task.profile.concept, references=tuple(references))
     if task.query is not None:
-        item = replace(item, reasoning=task.reasoning(answer))
+        item = replace(item, reasoning=Reasoning(answer, task.segments, task.truth))
     return replace(item, geneval=prompt.geneval)

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.evaluate import conditions, evaluate, held_out, load_evaluation, save_evaluation
-from trainer.grpo.threshold import ThresholdController, make
+from trainer.grpo.threshold import make_controller
 from trainer.policy import show_o
 from trainer.policy.base import Policy
 from trainer.report import write_report
 from trainer.rewards import RewardService
-from trainer.settings import ScreenSettings, TrainerSettings
+from trainer.settings import TrainerSettings
 from trainer.train import train
 
 BEFORE, AFTER = "evaluation/before.json", "evaluation/after.json"
@@ -41,7 +41,8 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
         if evaluated and not _is_current(before, settings):
             _evaluate(policy, service, settings, before)
-        state = train(settings, policy, reference, service, make_controller(settings.screen))
+        controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
+        state = train(settings, policy, reference, service, controller)
         if state.step >= settings.steps:
             if evaluated:
                 _evaluate(policy, service, settings, after)
@@ -53,12 +54,8 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 def make_policy(settings: TrainerSettings) -> show_o.ShowO:
     """Load the policy of the settings, onto a GPU if there is one."""
     chosen, sampler = settings.policy, settings.sampler
-    policy = show_o.load(
-        chosen.model,
-        vq=chosen.vq,
-        guidance_scale=sampler.guidance_scale,
-        temperature=sampler.temperature,
-    )
+    options = {"guidance_scale": sampler.guidance_scale, "temperature": sampler.temperature}
+    policy = show_o.load(chosen.model, vq=chosen.vq, **options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy.module.to(device)
     policy.vq.to(device)
@@ -72,11 +69,6 @@ def make_reference(settings: TrainerSettings) -> show_o.ShowO | None:
     reference = make_policy(settings)
     reference.module.requires_grad_(False)
     return reference
-
-
-def make_controller(settings: ScreenSettings) -> ThresholdController:
-    """Create the threshold controller of the settings."""
-    return make(settings.threshold, settings.target_pass_rate)
 
 
 def _is_current(path: Path, settings: TrainerSettings) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from synod.contracts import Concept, GenEvalMetadata, Pixels, Reasoning, ScoreFailure
+from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
 
 Pathway = Literal["visual", "textual", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
@@ -72,10 +72,6 @@ class Task:
     query: Query | None = None
     segments: tuple[str, ...] = ()
     truth: tuple[float, ...] = ()
-
-    def reasoning(self, text: str) -> Reasoning:
-        """Return the contract record of an answer to this task."""
-        return Reasoning(text, self.segments, self.truth)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -49,7 +49,8 @@ class Host:
     ) -> None:
         memory.keep_freed_memory()
         tracing.start(traces or TracingSettings(), "synod-replica")
-        MEMO.enabled = len(specs) > 1  # keeps model outputs per image: only another scorer would ask for them again
+        # Cache what models compute from an image, for the other scorers. A single scorer would never reuse it.
+        MEMO.enabled = len(specs) > 1
         self._fetches: WeakValueDictionary[str, asyncio.Task[tuple[ScoreItem, ...]]] = WeakValueDictionary()
         self._pending: set[asyncio.Task[tuple[ScoreItem, ...]]] = set()
         shared = BatchThread()
@@ -66,7 +67,7 @@ class Host:
         timeout_s: float,
         traceparent: str | None = None,
     ) -> list[Outcome]:
-        """Score items with the scorer of that name, as `HostedScorer.score` does, as a part of span `traceparent`."""
+        """Score items with the named scorer, as `HostedScorer.score` does, within the span of `traceparent`."""
         # Keep a strong reference: `_fetches` is weak, and concurrent calls of one request share this fetch.
         fetch = self._fetch(sent) if isinstance(sent, SharedItems) else None
         items = sent if fetch is None else await asyncio.shield(fetch)

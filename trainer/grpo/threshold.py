@@ -179,7 +179,7 @@ class KeepAll:
         return ThresholdState(None, 0.0, state.iteration + 1)
 
 
-def make(name: str, target_pass_rate: float) -> ThresholdController:
+def make_controller(name: str, target_pass_rate: float) -> ThresholdController:
     """Create the controller that the settings name: "quantile", "power", "paper" or "none"."""
     controllers: dict[str, ThresholdController] = {
         "quantile": Quantile(target_pass_rate),

@@ -12,10 +12,9 @@ import torch
 
 from trainer.clock import Clock
 from trainer.data import TaskSampler, read_concepts, read_prompts
-from trainer.grpo.threshold import ThresholdController
+from trainer.grpo.threshold import ThresholdController, make_controller
 from trainer.policy.show_o import ShowO
 from trainer.rollout import Group, RewardBackend, finish, sample_previews
-from trainer.session import make_controller
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
@@ -63,7 +62,8 @@ def run_loop(
     policy = policy or make_policy()
     message: list[str] = []
     kept = reference(make_policy) if settings.loss.beta else None
-    return train(settings, policy, kept, service, controller or make_controller(settings.screen), message.append)
+    controller = controller or make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
+    return train(settings, policy, kept, service, controller, message.append)
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from trainer.__main__ import main
 from trainer.checkpoint import load
 from trainer.compare import paired
 from trainer.evaluate import evaluate, held_out, load_evaluation
-from trainer.grpo.threshold import KeepAll, Paper, Power, Quantile
+from trainer.grpo.threshold import KeepAll, Paper, Power, Quantile, make_controller
 from trainer.metrics import read
 from trainer.policy import show_o
 from trainer.settings import TrainerSettings
@@ -102,10 +102,8 @@ def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Pat
     ],
 )
 def test_every_threshold_controller_is_created(tiny_settings: MakeSettings, threshold: str, made: object) -> None:
-    assert (
-        session.make_controller(tiny_settings(SCREEN__THRESHOLD=threshold, SCREEN__TARGET_PASS_RATE="0.3").screen)
-        == made
-    )
+    screen = tiny_settings(SCREEN__THRESHOLD=threshold, SCREEN__TARGET_PASS_RATE="0.3").screen
+    assert make_controller(screen.threshold, screen.target_pass_rate) == made
 
 
 def test_policy_uses_the_sampler_settings(ready: MakeSettings) -> None:

@@ -34,32 +34,27 @@ def files(run: Path, step: int) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def saved(run: Path, step: int, settings: TrainerSettings) -> dict[str, Any]:
-    return checkpoint.load(run / f"checkpoints/step-{step:06d}", settings)[1]
+def saved(step: int, settings: TrainerSettings) -> dict[str, Any]:
+    return checkpoint.load(settings.run_dir / f"checkpoints/step-{step:06d}", settings)[1]
 
 
 def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     """Parameters, optimizer state and metrics are equal, bit for bit."""
-    runs = list[Path]()
+    runs = list[TrainerSettings]()
     for threshold in ("quantile", NO_SCREEN):
         options = {"STEPS": "1", "PROMPTS_PER_STEP": "2", "REWARD_BATCH_SIZE": "4", "SCREEN__THRESHOLD": threshold}
         settings = tiny_settings(**options, RUN_DIR=f'"{threshold}"')
         run_loop(settings, make_policy, Judge())
-        runs.append(settings.run_dir)
-    first, second = (files(run, 1)["tensors.safetensors"] for run in runs)
+        runs.append(settings)
+    first, second = (files(run.run_dir, 1)["tensors.safetensors"] for run in runs)
     assert first == second
-    assert not equal(weights(make_policy()), load_policy(runs[0] / "checkpoints/step-000001"))
-    (one,), (two,) = map(lines, runs)
+    assert not equal(weights(make_policy()), saved(1, runs[0])["policy"])
+    (one,), (two,) = (lines(run.run_dir) for run in runs)
     assert one == two
     assert (one["previews"], one["kept"], one["threshold"], one["pass_rate"]) == (8, 8, None, 1.0)
     for modality, limit in (("image", 1e-6), ("text", 1e-5)):
         assert abs(one[f"ratio_max_{modality}"] - 1) < limit
         assert one[f"clip_fraction_{modality}"] == 0
-
-
-def load_policy(folder: Path) -> dict[str, torch.Tensor]:
-    stored = load_file(folder / "tensors.safetensors")
-    return {key.partition("/policy/")[2]: value for key, value in stored.items() if "/policy/" in key}
 
 
 def test_a_finished_run_is_not_changed(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
@@ -103,7 +98,7 @@ def test_missing_scores_and_a_failed_write_do_not_change_a_resumed_run(
     assert run_loop(cut, make_policy, judge).step == 3
     assert lines(cut.run_dir) == lines(whole.run_dir)
     for step in (1, 2, 3):
-        first, second = (saved(settings.run_dir, step, settings) for settings in (whole, cut))
+        first, second = (saved(step, settings) for settings in (whole, cut))
         assert files(cut.run_dir, step)["tensors.safetensors"] == files(whole.run_dir, step)["tensors.safetensors"]
         assert (first["thresholds"], first["slope"]) == (second["thresholds"], second["slope"])
 
@@ -194,11 +189,12 @@ def test_a_step_without_rewards_changes_no_weights(make_policy: MakePolicy, tiny
     assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below two
     assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
     initial = weights(make_policy())
-    assert equal(load_policy(settings.run_dir / "checkpoints/step-000001"), initial)
-    assert saved(settings.run_dir, 1, settings)["optimizer"]["state"] == {}
+    one, two = (saved(step, settings) for step in (1, 2))
+    assert equal(one["policy"], initial)
+    assert one["optimizer"]["state"] == {}
     assert (second["skipped"], second["masked"]) == (0, 0)
     assert second["grad_norm"] > 0
-    assert not equal(load_policy(settings.run_dir / "checkpoints/step-000002"), initial)
+    assert not equal(two["policy"], initial)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -223,7 +219,7 @@ def test_a_non_finite_loss_stops_and_saves_the_group(
     assert str(folder) in str(caught.value)
     assert "step 1: the " in str(caught.value)
     assert "nothing was updated" in str(caught.value)
-    assert equal(weights(policy), load_policy(settings.run_dir / "checkpoints/step-000001"))
+    assert equal(weights(policy), saved(1, settings)["policy"])
     assert checkpoint.latest(settings.run_dir / "checkpoints") == settings.run_dir / "checkpoints/step-000001"
     assert [line["step"] for line in lines(settings.run_dir)] == [0]
     message = json.loads((folder / "groups.json").read_text())

@@ -103,13 +103,6 @@ def test_images_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> Non
 # -- images of queries ------------------------------------------------------------------------------------------------
 
 
-def test_a_query_without_image_uses_a_black_image(policy: ShowO, image: Any, uniforms: Uniforms) -> None:
-    black = np.zeros((8, 8, 3), np.uint8)
-    none, dark, other = (policy.reason(Query("a?", shown), uniforms(1, 4))[0].logp_S for shown in (None, black, image))
-    assert torch.equal(none, dark)
-    assert not torch.equal(none, other)
-
-
 def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch, uniforms: Uniforms) -> None:
     seen: list[int] = []
     encode = Magvit.encode
