@@ -10,16 +10,12 @@ It identifies bytes, not pixels: a PNG and its decoded pixels have different dig
 
 from __future__ import annotations
 
-import re
 from hashlib import blake2b
-from typing import Final
 
 import numpy as np
 
 from synod.contracts import DIGEST_PREFIX, ImageData, is_raw
 from synod.errors import BadImage
-
-_DIGEST: Final = re.compile(DIGEST_PREFIX + r"[0-9a-f]{64}")
 
 
 def digest_of(image: ImageData) -> str:
@@ -30,11 +26,6 @@ def digest_of(image: ImageData) -> str:
         raise BadImage(f"{image.dtype} {list(image.shape)}; a raw image is uint8 [H, W, 3] in RGB")
     height, width, channels = image.shape
     return _digest(f"raw {height} {width} {channels}\n".encode(), np.ascontiguousarray(image).reshape(-1).data)
-
-
-def is_digest(text: str) -> bool:
-    """Return whether `text` has the form of a digest."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def _digest(header: bytes, data: bytes | memoryview) -> str:

@@ -137,12 +137,7 @@ class SettingsError(ValueError):
 
 
 def error_of(
-    code: str,
-    message: str,
-    *,
-    retryable: bool = False,
-    digests: Iterable[str] = (),
-    retry_after_s: float | None = None,
+    code: str, message: str, *, retryable: bool = False, digests: Iterable[str] = (), retry_after_s: float | None = None
 ) -> SynodError:
     """Return the error with this code. The message includes a code that this version does not know."""
     kind = _BY_CODE.get(code)
@@ -160,6 +155,4 @@ def _with_subclasses(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _with_subclasses(SynodError)}
-SERVER_ERROR_CODES = frozenset(
-    code for code, kind in _BY_CODE.items() if kind.http_status >= 500
-)  # errors of the service, not of the caller
+SERVER_ERROR_CODES = frozenset(code for code, kind in _BY_CODE.items() if kind.http_status >= 500)

@@ -25,13 +25,13 @@ MAX_VALUES: Final = 2**22  # of one body: a small hostile body can unfold to man
 
 
 def load_json(data: bytes) -> Any:
-    """Raises InvalidRequest, PayloadTooLarge, ValueError, RecursionError."""
+    """Return the tree of JSON. Raises InvalidRequest, PayloadTooLarge, ValueError, RecursionError."""
     _meter(sum(map(data.count, (b",", b"[", b"{"))))
     return json.loads(str(data, "utf-8"), object_pairs_hook=_unique)
 
 
 def dump_json(tree: object) -> bytes:
-    """One line. Raises ValueError for NaN and infinities, TypeError for what JSON has not."""
+    """Write one line of JSON. Raises ValueError for NaN and infinities, TypeError for what JSON cannot hold."""
     return json.dumps(tree, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -66,7 +66,7 @@ def strict_base64(text: str | bytes) -> bytes:
 def _base64_fault(packed: bytes) -> str | None:
     """Describe what is wrong with base64 text, and the remedy; None if binascii describes it better."""
     if packed.startswith(b"data:"):
-        return "it begins with 'data:'; send what stands behind the comma"
+        return "it begins with 'data:'; send what follows the comma"
     found = _NOT_BASE64.search(packed)
     if found is None:
         padded = len(packed) % 4 == 0
@@ -80,12 +80,12 @@ def _base64_fault(packed: bytes) -> str | None:
 
 
 def pack_base64(data: bytes | memoryview) -> str:
-    """Padded, without line breaks."""
+    """Return padded base64 without line breaks."""
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def load_msgpack(data: bytes) -> Any:
-    """Raises InvalidRequest, PayloadTooLarge, ValueError."""
+    """Return the tree of msgpack. Raises InvalidRequest, PayloadTooLarge, ValueError."""
     entries = 0
 
     def count(values: Sequence[Any]) -> Sequence[Any]:
@@ -107,13 +107,13 @@ def load_msgpack(data: bytes) -> Any:
 
 
 def dump_msgpack(tree: object) -> bytes:
-    """Raises ValueError, TypeError, OverflowError for what msgpack has not."""
+    """Return msgpack. Raises ValueError, TypeError, OverflowError for what it cannot hold."""
     packed: bytes = msgpack.packb(tree)
     return packed
 
 
 def read_bin(node: Node) -> bytes:
-    """Raises InvalidRequest."""
+    """Return the bytes of an encoded image. Raises InvalidRequest."""
     if not isinstance(node.value, bytes):
         raise node.error('bytes (msgpack bin), {"data", "shape"} or {"digest"} belong here')
     return node.value

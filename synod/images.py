@@ -170,7 +170,7 @@ def _kind(data: bytes) -> str:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WebP"
     start = f" that start with {data[:8].hex(' ')}" if data else ""
-    raise BadImage(f"{len(data)} bytes{start} are no image this reads; send {', '.join(FORMATS)}")
+    raise BadImage(f"{len(data)} bytes{start} are not an image of a known format; send {', '.join(FORMATS)}")
 
 
 def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:

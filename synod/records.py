@@ -58,10 +58,10 @@ def no_bytes(node: Node) -> bytes:
 
 
 class Form(NamedTuple):
-    """How a value is read from a node and written as a tree. Both raise InvalidRequest."""
+    """How a value is read from a tree or a message and written as one. Walks of trees go by nodes."""
 
-    read: Callable[[Node], Any]
-    write: Callable[[Node], Any]
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any]
 
 
 @dataclass(slots=True)
@@ -295,11 +295,11 @@ def _record(record: type) -> Form:
 
 
 def _fields(known: tuple[Field, ...], ignored: tuple[str, ...] = ()) -> Form:
-    """An object of fields: read as their values, written from a record. Null is absent; keys of `ignored` may stand
-    beside them as null."""
+    """An object of fields: read as their values, written from a record. Null is absent; keys of `ignored` are
+    also allowed as null."""
     keys = tuple(field.key for field in known)
     forms = [(field, form(field.kind)) for field in known]
-    readers = [(field.key, one.read, one.read is Node.text, field.required, field.default) for field, one in forms]
+    readers = [(field.key, one.read, field.required, field.default) for field, one in forms]
     forms.sort(key=lambda entry: entry[0].kind.wire.last)
     writers = [
         (f.name, f.key, one.write, f.always, f.default == () and not f.always, f.kind == _NUMBER) for f, one in forms
@@ -311,11 +311,9 @@ def _fields(known: tuple[Field, ...], ignored: tuple[str, ...] = ()) -> Form:
             node = Node(rest, node.above, node.key)
         get = node.fields(*keys).mapping().get
         found = []
-        for key, read_field, is_text, required, default in readers:
+        for key, read_field, required, default in readers:
             value = get(key)
-            if is_text and value.__class__ is str and value.isascii():  # what Node.text returns, without a node
-                found.append(value)
-            elif value is not None:
+            if value is not None:
                 found.append(read_field(Node(value, node, key)))
             elif required:
                 raise Node(None, node, key).error("missing")
@@ -391,7 +389,7 @@ def _read_outcome(node: Node) -> c.Outcome:
     values = node.mapping()
     error = values.get("error")
     if error is not None and len(values) > 1:
-        raise node.error("an 'error' beside a value; give one of them")
+        raise node.error("both an 'error' and a value; give one of them")
     outcome: c.Outcome = _SCORE.read(node) if error is None else _FAILURE.read(Node(error, node, "error"))
     return outcome
 

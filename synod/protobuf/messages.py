@@ -15,18 +15,11 @@ from google.protobuf.message import Message
 
 from synod import contracts
 from synod.formats import dump_json, load_json
-from synod.records import fields_of
+from synod.records import Form, fields_of
 from synod.v1 import reward_pb2 as pb
 
 _LISTS: Final = ("Position", "GenEvalQuestion")  # the values of their fields, in order
 _WRAPPERS: Final = ("Weights", "Rewards", "Reward", "ScoreStreamRequest")  # the value of their only field
-
-
-class Form(NamedTuple):
-    """How a message is read as a tree and written from one."""
-
-    read: Callable[[Any], Any]
-    write: Callable[[Any], Any]
 
 
 class _Field(NamedTuple):

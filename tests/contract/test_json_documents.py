@@ -11,19 +11,8 @@ import msgpack
 import numpy as np
 import pytest
 
+from synod import contracts as c
 from synod.codec import CODECS
-from synod.contracts import (
-    Concept,
-    GenEvalClause,
-    GenEvalMetadata,
-    ItemResult,
-    Reasoning,
-    Score,
-    ScoreFailure,
-    ScoreItem,
-    ScoreRequest,
-    ScoreResponse,
-)
 from synod.errors import InvalidRequest, Overloaded
 
 DOCUMENTS = Path(__file__).parent / "documents"
@@ -49,11 +38,10 @@ def as_msgpack(tree: Any, key: str = "") -> Any:
 @pytest.mark.parametrize("format_", ["json", "msgpack"])
 def test_the_full_request(format_: str) -> None:
     body = document("request_full.json")
-    request = (
-        JSON.decode_request(body)
-        if format_ == "json"
-        else MSGPACK.decode_request(msgpack.packb(as_msgpack(json.loads(body))))
-    )
+    if format_ == "json":
+        request = JSON.decode_request(body)
+    else:
+        request = MSGPACK.decode_request(msgpack.packb(as_msgpack(json.loads(body))))
     first, second = request.items
     encoded, pixels = first.references
     assert first.image == b"\x89PNG\r\n\x1a\n"
@@ -62,17 +50,17 @@ def test_the_full_request(format_: str) -> None:
     assert pixels.dtype == np.uint8
     assert pixels.tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
     assert first.prompt == "a photo of <bo>, vêtu d'un chapeau ☃"
-    assert first.reasoning == Reasoning(
+    assert first.reasoning == c.Reasoning(
         "<bo> wears the red hat.", ("<bo> has a red hat", "<bo> has a blue bag"), (1.0, 0.0)
     )
-    assert first.geneval == GenEvalMetadata(
+    assert first.geneval == c.GenEvalMetadata(
         "position",
-        (GenEvalClause("dog", 1), GenEvalClause("cat", 2, "red", ("left of", 0))),
-        (GenEvalClause("cat", 3),),
+        (c.GenEvalClause("dog", 1), c.GenEvalClause("cat", 2, "red", ("left of", 0))),
+        (c.GenEvalClause("cat", 3),),
     )
-    assert first.concept == Concept("animal", "dog", "<bo>")
+    assert first.concept == c.Concept("animal", "dog", "<bo>")
     assert first.source_prompt == "<bo> without a hat"
-    assert second == ScoreItem()
+    assert second == c.ScoreItem()
     assert (request.scorers, request.ensemble) == (("tier", "ber"), "sync_r1")
     assert request.weights == {"tier": 0.4, "ber": 1.0}
     assert (request.timeout_ms, request.request_id) == (30000, "r-1")
@@ -80,32 +68,32 @@ def test_the_full_request(format_: str) -> None:
 
 def test_the_smallest_request_and_null_as_absent() -> None:
     request = JSON.decode_request(document("request_smallest.json"))
-    assert request == ScoreRequest((ScoreItem(prompt="a cat", concept=Concept("object")),))
+    assert request == c.ScoreRequest((c.ScoreItem(prompt="a cat", concept=c.Concept("object")),))
 
 
 def test_the_response() -> None:
-    bad = ScoreFailure("bad_image", "image: 8 bytes of PNG are truncated", False)
-    assert JSON.decode_response(document("response.json")) == ScoreResponse(
+    bad = c.ScoreFailure("bad_image", "image: 8 bytes of PNG are truncated", False)
+    assert JSON.decode_response(document("response.json")) == c.ScoreResponse(
         (
-            ItemResult(
+            c.ItemResult(
                 {
-                    "tier": Score(0.75, {"segments": [0.5, 1], "note": None, "right": True}),
+                    "tier": c.Score(0.75, {"segments": [0.5, 1], "note": None, "right": True}),
                     "ber": bad,
-                    "der": Score(-1.0, {}),
+                    "der": c.Score(-1.0, {}),
                 },
-                ScoreFailure("bad_image", "ber failed", False),
+                c.ScoreFailure("bad_image", "ber failed", False),
             ),
-            ItemResult({}, None),
-            ItemResult({"fer": ScoreFailure("replica_lost", "asked 3 times", True)}, None),
+            c.ItemResult({}, None),
+            c.ItemResult({"fer": c.ScoreFailure("replica_lost", "asked 3 times", True)}, None),
         ),
         "r-1",
     )
 
 
 def test_the_response_is_written_as_it_is_read() -> None:
-    failure = ScoreFailure("overloaded", "m", True)
-    response = ScoreResponse(
-        (ItemResult({"ber": Score(0.5, {"a": [1]}), "der": failure}), ItemResult({}, failure)), "r"
+    failure = c.ScoreFailure("overloaded", "m", True)
+    response = c.ScoreResponse(
+        (c.ItemResult({"ber": c.Score(0.5, {"a": [1]}), "der": failure}), c.ItemResult({}, failure)), "r"
     )
     error = {"error": {"code": "overloaded", "retryable": True, "message": "m"}}
     expected = {

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synod.digest import digest_of, is_digest
+from synod.contracts import Digest
+from synod.digest import digest_of
 from synod.errors import BadImage
+from synod.reader import Node
+from synod.records import read
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -39,7 +42,7 @@ def test_the_digest_covers_shape_and_encoding(data: bytes) -> None:
     images = [data, b"raw 1 4 3\n" + data, *(raw.reshape(*side, 3) for side in ((1, 4), (2, 2), (4, 1)))]
     digests = {digest_of(image) for image in images}
     assert len(digests) == len(images)
-    assert all(map(is_digest, digests))
+    assert all(read(Digest, Node(digest)) for digest in digests)
 
 
 @pytest.mark.parametrize("pixels", [PIXELS.astype(np.int16), PIXELS[0], PIXELS[..., :2], PIXELS[:0]])

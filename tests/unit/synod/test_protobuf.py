@@ -95,17 +95,16 @@ def test_a_body_that_unfolds_is_refused_before_it_is_parsed(field: bytes) -> Non
 
 @pytest.mark.parametrize(
     "inner",
-    [pb.ScoreItem(references=[pb.Image()] * 2**18), pb.ScoreItem(reasoning=pb.Reasoning(segments=[""] * 2**18))],
+    [
+        pb.ScoreItem(references=[pb.Image()] * MAX_FIELDS),
+        pb.ScoreItem(reasoning=pb.Reasoning(segments=[""] * MAX_FIELDS)),
+        pb.ScoreItem(reasoning=pb.Reasoning(truth=[0.0] * (MAX_FIELDS + 1))),
+    ],
+    ids=["messages", "strings", "packed numbers"],
 )
 def test_fields_inside_of_fields_count_too(inner: pb.ScoreItem) -> None:
     with pytest.raises(PayloadTooLarge):
         PROTOBUF.decode_request(pb.ScoreRequest(items=[inner]).SerializeToString())
-
-
-def test_packed_numbers_count_too() -> None:
-    truth = pb.Reasoning(truth=[0.0] * (MAX_FIELDS + 1))
-    with pytest.raises(PayloadTooLarge):
-        PROTOBUF.decode_request(pb.ScoreRequest(items=[pb.ScoreItem(reasoning=truth)]).SerializeToString())
 
 
 def test_images_are_stepped_over() -> None:

@@ -6,7 +6,6 @@ import inspect
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,10 +66,3 @@ def test_a_fault_is_named_by_its_path(change: dict[str, Any], message: str) -> N
 def test_an_image_is_refused_where_no_format_carries_bytes() -> None:
     with pytest.raises(InvalidRequest, match=r"^image: no image belongs here$"):
         read(c.ScoreItem, Node({"image": "AAAA"}))
-
-
-def test_pixels_share_memory_with_what_was_read() -> None:
-    data = bytes(12)
-    image = read(c.ScoreItem, Node({"image": {"data": data, "shape": [2, 2, 3]}}), read_bin).image
-    assert isinstance(image, np.ndarray)
-    assert np.shares_memory(image, np.frombuffer(data, np.uint8))
