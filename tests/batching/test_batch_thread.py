@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.batching import Batcher, BatchThread
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Overloaded
+from tests.outcomes import values
 
 Calls = list[tuple[int, int]]  # (batcher, items) of each call
 
@@ -23,10 +24,6 @@ def numbered(numbers: Sequence[int]) -> list[ScoreItem]:
 
 def number(item: ScoreItem) -> int:
     return int(item.prompt or "")
-
-
-def values(outcomes: Sequence[Outcome]) -> list[float | str]:
-    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
 class Recorder:

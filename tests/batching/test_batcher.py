@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.batching import Batcher
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Overloaded, Unavailable
+from tests.outcomes import values
 
 
 def numbered(*numbers: int) -> list[ScoreItem]:
@@ -26,10 +27,6 @@ def number(item: ScoreItem) -> int:
 
 def echo(items: Sequence[ScoreItem]) -> list[Outcome]:
     return [Score(float(number(item))) for item in items]
-
-
-def values(outcomes: Sequence[Outcome]) -> list[float | str]:
-    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
 class Gate:

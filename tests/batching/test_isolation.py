@@ -13,6 +13,7 @@ from services.batch_limit import CLEAN_BATCHES, BatchLimit
 from services.isolation import is_out_of_memory, isolate
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import BadImage
+from tests.outcomes import values
 
 
 class OutOfMemoryError(RuntimeError):
@@ -41,10 +42,6 @@ def numbered(count: int) -> list[ScoreItem]:
 
 def number(item: ScoreItem) -> int:
     return int(item.prompt or "")
-
-
-def values(outcomes: Sequence[Outcome]) -> list[float | str]:
-    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
 
 
 @settings(deadline=None)

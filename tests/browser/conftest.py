@@ -139,6 +139,19 @@ def visit(browser: Any) -> Open:
     return visiting
 
 
+@pytest.fixture
+def console(serve: Serve, visit: Open) -> Open:
+    """Return a context manager that serves scorers, opens their console and waits until it lists them."""
+
+    @asynccontextmanager
+    async def opened(*args: Any, color_scheme: str | None = None, **of_app: Any) -> AsyncIterator[Visit]:
+        async with serve(*args, **of_app) as url, visit(url, color_scheme=color_scheme) as seen:
+            await seen.page.wait_for_selector("#scorers input")
+            yield seen
+
+    return opened
+
+
 def _listen(seen: Visit, text: str) -> None:
     """Record a console message, except for the error statuses that Chromium logs."""
     if not text.startswith("Failed to load resource: the server responded with a status of"):

@@ -98,15 +98,22 @@ async def summary(page: Any, starts: str = "Done") -> str:
     return str(await page.text_content("#summary"))
 
 
+async def score(page: Any, starts: str = "Done", **inputs: Any) -> str:
+    """Fill in texts and files, click on Score and return the summary that starts so."""
+    for name, value in inputs.items():
+        await (page.fill if isinstance(value, str) else page.set_input_files)(f"#{name}", value)
+    await page.click("#score")
+    return await summary(page, starts)
+
+
 async def tick(page: Any, *names: str) -> None:
     for box in await page.query_selector_all("#scorers input"):
         await box.set_checked(await box.get_attribute("value") in names)
 
 
-async def test_an_image_can_be_scored_with_the_keyboard_only(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
-    async with serve(scorers) as url, visit(url) as seen:
+async def test_an_image_can_be_scored_with_the_keyboard_only(console: Any, scorers: Any, image: Any) -> None:
+    async with console(scorers) as seen:
         page = seen.page
-        await page.wait_for_selector("#scorers input[value=ber]:checked")
         await tab_to(page, "input[value=tier]")
         await page.keyboard.press("Space")
         await tab_to(page, "#image")
@@ -141,15 +148,14 @@ async def test_an_image_can_be_scored_with_the_keyboard_only(serve: Any, visit: 
         assert ORIGIN.model in str(await card.text_content())
 
 
-async def test_only_fields_of_selected_scorers_are_shown(serve: Any, visit: Any, scorers: Any) -> None:
+async def test_only_fields_of_selected_scorers_are_shown(console: Any, scorers: Any) -> None:
     needs = {
         "ber": {"image", "prompt", "concept"},
         "geneval": {"image", "geneval"},
         "fer": {"image", "references"},
         "tier": {"image", "reasoning"},
     }
-    async with serve(scorers) as url, visit(url) as seen:
-        await seen.page.wait_for_selector("#scorers input")
+    async with console(scorers) as seen:
         for name, shown in needs.items():
             await tick(seen.page, name)
             found = await seen.page.eval_on_selector_all(
@@ -163,17 +169,13 @@ async def test_only_fields_of_selected_scorers_are_shown(serve: Any, visit: Any,
 
 @pytest.mark.parametrize(("width", "height"), [(400, 100), (60, 240)])
 async def test_boxes_are_drawn_at_their_coordinates(
-    serve: Any, visit: Any, scorers: Any, image: Any, width: int, height: int
+    console: Any, scorers: Any, image: Any, width: int, height: int
 ) -> None:
-    async with serve(scorers) as url, visit(url) as seen:
+    async with console(scorers) as seen:
         page = seen.page
-        await page.wait_for_selector("#scorers input")
         await tick(page, "geneval", "fer")
-        await page.set_input_files("#image", image("p.png", width, height))
-        await page.set_input_files("#references", image("r.png", 8, 12))
         await page.click("#geneval-example")
-        await page.click("#score")
-        await summary(page)
+        await score(page, image=image("p.png", width, height), references=image("r.png", 8, 12))
         drawn = await page.eval_on_selector_all(
             "#answer figure",
             """figures => figures.map(figure => {
@@ -201,26 +203,18 @@ async def test_boxes_are_drawn_at_their_coordinates(
         assert "expected at least 2 cup, found 1" in await page.inner_text("#answer")
 
 
-async def test_failures_are_shown_as_sentences(
-    serve: Any, visit: Any, scorers: Any, image: Any, tmp_path: Path
-) -> None:
+async def test_failures_are_shown_as_sentences(console: Any, scorers: Any, image: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(image().read_bytes()[:40])
-    async with serve(scorers) as url, visit(url) as seen:
+    async with console(scorers) as seen:
         page = seen.page
-        await page.wait_for_selector("#scorers input")
-        await page.set_input_files("#image", broken)
-        await page.fill("#prompt", "grey")
-        await page.click("#score")
-        assert await summary(page) == "Done: ber failed (bad_image)."
+        assert await score(page, image=broken, prompt="grey") == "Done: ber failed (bad_image)."
         card = await page.inner_text(".card.failed")
         assert "An image cannot be read." in card
         assert "bad_image" in card
         await tick(page, "fer")
-        await page.set_input_files("#image", image())
-        await page.set_input_files("#references", image("dark.png", level=0))
-        await page.click("#score")
-        assert await summary(page, "Done: fer") == "Done: fer failed (no_reference_face)."
+        done = await score(page, "Done: fer", image=image(), references=image("dark.png", level=0))
+        assert done == "Done: fer failed (no_reference_face)."
         assert "A reference image shows no face." in await page.inner_text(".card.failed")
 
 
@@ -228,16 +222,19 @@ async def test_the_page_asks_for_a_token_and_retries(serve: Any, visit: Any, sco
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[ann]\ntoken = "{TOKEN}"\n'})
     async with serve(scorers, authenticator=authenticator, metrics_need_token=True) as url, visit(url) as seen:
         page = seen.page
+
+        async def enter(token: str) -> None:
+            await page.fill("#token", token)
+            await page.keyboard.press("Enter")
+
         await page.wait_for_selector("#token-form:not([hidden])")
         assert await page.evaluate("document.activeElement.id") == "token"
         await page.keyboard.type("a wrong token of mine")
         await page.keyboard.press("Enter")
         assert "one word" in str(await page.text_content("#token-why"))
-        await page.fill("#token", "a-wrong-token-of-mine")
-        await page.keyboard.press("Enter")
+        await enter("a-wrong-token-of-mine")
         await page.wait_for_function("() => document.getElementById('token-why').textContent.includes('unknown')")
-        await page.fill("#token", TOKEN)
-        await page.keyboard.press("Enter")
+        await enter(TOKEN)
         await page.wait_for_selector("#scorers input[value=ber]")
         assert await page.is_hidden("#token-form")
         await page.wait_for_function("() => document.getElementById('health-note').textContent.includes('scope')")
@@ -247,8 +244,7 @@ async def test_the_page_asks_for_a_token_and_retries(serve: Any, visit: Any, sco
         await page.evaluate("sessionStorage.setItem('synod.token', 'revoked-token-0123456789')")
         await page.reload()
         await page.wait_for_selector("#token-form:not([hidden])")
-        await page.fill("#token", TOKEN)
-        await page.keyboard.press("Enter")
+        await enter(TOKEN)
         await page.wait_for_selector("#scorers input[value=ber]")
         await page.set_input_files("#image", image())
         await page.fill("#prompt", "grey")
@@ -256,13 +252,12 @@ async def test_the_page_asks_for_a_token_and_retries(serve: Any, visit: Any, sco
         assert await page.evaluate("sessionStorage.getItem('synod.token')") is None
         await page.click("#score")
         await page.wait_for_selector("#token-form:not([hidden])")
-        await page.fill("#token", TOKEN)
-        await page.keyboard.press("Enter")
+        await enter(TOKEN)
         assert await summary(page) == "Done: ber 0.200."
         assert all(TOKEN not in asked for asked in seen.urls)
 
 
-async def test_markup_is_shown_as_text(serve: Any, visit: Any, small: Any, image: Any, tmp_path: Path) -> None:
+async def test_markup_is_shown_as_text(console: Any, small: Any, image: Any, tmp_path: Path) -> None:
     def fails(item: ScoreItem) -> Outcome:
         raise errors.InvalidItem(f"no {item.prompt}")
 
@@ -273,16 +268,12 @@ async def test_markup_is_shown_as_text(serve: Any, visit: Any, small: Any, image
     needs: tuple[Need, ...] = ("image", "prompt")
     hostile = {"a": small("a", needs, fails), "b": small("b", needs, says, summary=MARKUP, source=MARKUP)}
     ensembles = {MARKUP: EnsembleSettings(weights={"b": 1.0})}
-    async with serve(hostile, ensembles) as url, visit(url) as seen:
+    async with console(hostile, ensembles) as seen:
         page = seen.page
-        await page.wait_for_selector("#scorers input")
         await page.select_option("#ensemble", MARKUP)
         named = tmp_path / "<b>bold<b> onerror=x.png"
         named.write_bytes(image().read_bytes())
-        await page.set_input_files("#image", named)
-        await page.fill("#prompt", MARKUP)
-        await page.click("#score")
-        text = await summary(page)
+        text = await score(page, image=named, prompt=MARKUP)
         assert "a failed (invalid_item)" in text
         assert f"{MARKUP} 0.500" in text
         shown = str(await page.text_content("#answer"))
@@ -293,9 +284,8 @@ async def test_markup_is_shown_as_text(serve: Any, visit: Any, small: Any, image
         assert await page.title() == "Synod console"
 
 
-async def test_violations_of_the_content_policy_fail_a_test(serve: Any, visit: Any, scorers: Any) -> None:
-    async with serve(scorers) as url, visit(url) as seen:
-        await seen.page.wait_for_selector("#scorers input")
+async def test_violations_of_the_content_policy_fail_a_test(console: Any, scorers: Any) -> None:
+    async with console(scorers) as seen:
         for planted in (
             "setTimeout(() => { const s = document.createElement('script'); s.append('1'); document.body.append(s) })",
             "setTimeout(() => document.body.innerHTML = '<p>')",
@@ -311,7 +301,7 @@ async def test_violations_of_the_content_policy_fail_a_test(serve: Any, visit: A
         seen.urls.append("http://elsewhere.example/")
         with pytest.raises(AssertionError, match="left the service"):
             seen.check()
-        seen.urls = [one for one in seen.urls if one.startswith(url)]
+        seen.urls = [one for one in seen.urls if one.startswith(seen.url)]
 
 
 async def test_health_is_shown_and_updated(serve: Any, visit: Any, small: Any, image: Any) -> None:
@@ -322,9 +312,7 @@ async def test_health_is_shown_and_updated(serve: Any, visit: Any, small: Any, i
         page = seen.page
         await page.wait_for_function("() => document.getElementById('service-state').textContent === 'ready'")
         await page.wait_for_selector("#health-rows td:has-text('1 of 1 ready')")
-        await page.set_input_files("#image", image())
-        await page.click("#score")
-        await summary(page)
+        await score(page, image=image())
         await page.wait_for_function(
             "() => document.getElementById('health-rows').textContent.includes('0.200 ± 0.000')"
         )
@@ -333,12 +321,11 @@ async def test_health_is_shown_and_updated(serve: Any, visit: Any, small: Any, i
         await page.wait_for_function(
             "() => document.getElementById('service-state').textContent.includes('not answer')"
         )
-        await page.click("#score")
-        assert await summary(page, "The service") == "The service does not answer."
+        assert await score(page, "The service") == "The service does not answer."
         seen.complaints.clear()
 
 
-async def test_stop_cancels_the_request(serve: Any, visit: Any, small: Any, image: Any) -> None:
+async def test_stop_cancels_the_request(console: Any, small: Any, image: Any) -> None:
     go_on = threading.Event()
 
     def slow(item: ScoreItem) -> Outcome:
@@ -347,9 +334,8 @@ async def test_stop_cancels_the_request(serve: Any, visit: Any, small: Any, imag
 
     quick_and_slow = {"quick": small("quick", ("image",), brightness), "slow": small("slow", ("image",), slow)}
     try:
-        async with serve(quick_and_slow) as url, visit(url) as seen:
+        async with console(quick_and_slow) as seen:
             page = seen.page
-            await page.wait_for_selector("#scorers input")
             await page.set_input_files("#image", image())
             await page.focus("#score")
             await page.keyboard.press("Enter")
@@ -365,47 +351,36 @@ async def test_stop_cancels_the_request(serve: Any, visit: Any, small: Any, imag
         go_on.set()
 
 
-async def test_a_request_over_the_limit_is_not_sent(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
-    async with serve(scorers, limits=LimitSettings(max_body_bytes=200)) as url, visit(url) as seen:
-        await seen.page.wait_for_selector("#scorers input")
-        await seen.page.set_input_files("#image", image(width=64, height=64))
-        await seen.page.fill("#prompt", "grey" * 50)
-        await seen.page.click("#score")
-        await summary(seen.page, "The request is too large")
+async def test_a_request_over_the_limit_is_not_sent(console: Any, scorers: Any, image: Any) -> None:
+    async with console(scorers, limits=LimitSettings(max_body_bytes=200)) as seen:
+        await score(seen.page, "The request is too large", image=image(width=64, height=64), prompt="grey" * 50)
         assert "the limit is 200" in await seen.page.inner_text("#failure")
         assert not any(one.endswith("v1/score") for one in seen.urls)
 
 
-async def test_a_streamed_part_may_arrive_in_pieces(serve: Any, visit: Any, small: Any, image: Any) -> None:
+async def test_a_streamed_part_may_arrive_in_pieces(console: Any, small: Any, image: Any) -> None:
     def wordy(item: ScoreItem) -> Outcome:
         return Score(0.5, {"text": "né☃" * 300_000, "reason": "the end"})
 
-    async with serve({"wordy": small("wordy", ("image",), wordy)}) as url, visit(url) as seen:
-        await seen.page.wait_for_selector("#scorers input")
-        await seen.page.set_input_files("#image", image())
-        await seen.page.click("#score")
-        assert await summary(seen.page) == "Done: wordy 0.500."
+    async with console({"wordy": small("wordy", ("image",), wordy)}) as seen:
+        assert await score(seen.page, image=image()) == "Done: wordy 0.500."
         assert await seen.page.inner_text(".reasons") == "the end"
 
 
-async def test_invalid_metadata_is_reported_at_its_field(serve: Any, visit: Any, scorers: Any, image: Any) -> None:
-    async with serve(scorers) as url, visit(url) as seen:
+async def test_invalid_metadata_is_reported_at_its_field(console: Any, scorers: Any, image: Any) -> None:
+    async with console(scorers) as seen:
         page = seen.page
-        await page.wait_for_selector("#scorers input")
         await tick(page, "geneval")
         await page.fill("#geneval", '{"tag": ')
         await page.click("#score")
         assert "not valid JSON" in await page.inner_text("#geneval-error")
         assert await page.evaluate("document.activeElement.id") == "geneval"
-        await page.fill("#geneval", '{"tag": "x", "include": 3}')
-        await page.set_input_files("#image", image())
-        await page.click("#score")
-        await summary(page, "The request is not valid")
+        await score(page, "The request is not valid", geneval='{"tag": "x", "include": 3}', image=image())
         assert "items[0].geneval.include" in await page.inner_text("#failure")
 
 
-async def test_every_error_code_has_a_sentence(serve: Any, visit: Any, scorers: Any) -> None:
-    async with serve(scorers) as url, visit(url) as seen:
+async def test_every_error_code_has_a_sentence(console: Any, scorers: Any) -> None:
+    async with console(scorers) as seen:
         messages = await seen.page.evaluate(
             "async codes => { const { describe } = await import('/console/messages.js'); return codes.map(describe); }",
             sorted(CODES),
@@ -416,26 +391,22 @@ async def test_every_error_code_has_a_sentence(serve: Any, visit: Any, scorers: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
-async def test_layout_contrast_and_labels(
-    serve: Any, visit: Any, scorers: Any, image: Any, scheme: str, width: int
-) -> None:
+async def test_layout_contrast_and_labels(console: Any, scorers: Any, image: Any, scheme: str, width: int) -> None:
     """Check for no sideways scrolling, contrast of 4.5 (WCAG AA) and labelled fields; save a screenshot."""
     ensembles = {"sync_r1": EnsembleSettings(by_kind={"animal": {"tier": 0.4, "ber": 0.3, "fer": 0.3}})}
-    async with serve(scorers, ensembles) as url, visit(url, color_scheme=scheme) as seen:
+    async with console(scorers, ensembles, color_scheme=scheme) as seen:
         page = seen.page
         await page.set_viewport_size({"width": width, "height": 900})
-        await page.wait_for_selector("#scorers input")
         await tick(page, "ber", "geneval", "fer", "tier")
         await page.select_option("#ensemble", "sync_r1")
         await page.select_option("#kind", "animal")
-        await page.set_input_files("#image", image("rollout 17.png", 320, 240, 140))
-        await page.set_input_files("#references", [image("cat.png", level=80), image("dark.png", level=0)])
-        await page.fill("#prompt", "a red ball left of a cup")
-        await page.fill("#reasoning", "the ball is red")
         await page.fill("#segments input[type=text]", "a red ball")
         await page.click("#geneval-example")
-        await page.click("#score")
-        await summary(page)
+        files = {
+            "image": image("rollout 17.png", 320, 240, 140),
+            "references": [image("cat.png", level=80), image("dark.png", level=0)],
+        }
+        await score(page, **files, prompt="a red ball left of a cup", reasoning="the ball is red")
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
         assert await page.evaluate(UNLABELLED) == []
         assert await page.evaluate(FAINT) == []

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from synod.contracts import Score, ScoreFailure, ScoreItem, ScoreResponse
+from tests.outcomes import values
 
 Wait = Callable[..., None]
 
@@ -18,9 +19,8 @@ def numbers(*values: float, sleep_s: float = 0.0) -> list[ScoreItem]:
     return [ScoreItem(prompt=f"{value} sleep {sleep_s}") for value in values]
 
 
-def values(response: ScoreResponse, scorer: str) -> list[float | str]:
-    outcomes = [result.scores[scorer] for result in response.results]
-    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
+def values_by(response: ScoreResponse, scorer: str) -> list[float | str | None]:
+    return values(result.scores[scorer] for result in response.results)
 
 
 def pids(service: Any, scorer: str, calls: int = 24) -> set[int]:
@@ -50,7 +50,7 @@ def test_batches_form_across_concurrent_requests(service: Any) -> None:
     with ThreadPoolExecutor(32) as callers:
         answers = list(callers.map(lambda n: service.score(*numbers(n / 64), scorers=("number",)), range(32)))
     after = service.metrics()
-    assert [values(answer, "number") for answer in answers] == [[n / 64] for n in range(32)]
+    assert [values_by(answer, "number") for answer in answers] == [[n / 64] for n in range(32)]
     assert max(answer.results[0].scores["number"].detail["batch"] for answer in answers) > 1
 
     def grown(name: str) -> float:
@@ -77,7 +77,7 @@ def test_a_killed_replica_changes_no_answer(service: Any, eventually: Wait) -> N
 
     def ask(n: int) -> None:
         items = numbers(*((n * 4 + k) / 1024 for k in range(4)), sleep_s=0.05)
-        answers[n] = values(service.score(*items, scorers=("frail",), timeout_ms=60_000), "frail")
+        answers[n] = values_by(service.score(*items, scorers=("frail",), timeout_ms=60_000), "frail")
 
     with ThreadPoolExecutor(12) as callers:
         futures = [callers.submit(ask, n) for n in range(48)]
@@ -134,7 +134,7 @@ def test_readiness_follows_the_replicas(service: Any, eventually: Wait) -> None:
         eventually(lambda: held(service, "frail") >= 4)
         kill(doomed)
         watcher.start()
-        assert [values(future.result(), "frail") for future in running] == [[n / 8] for n in range(4)]
+        assert [values_by(future.result(), "frail") for future in running] == [[n / 8] for n in range(4)]
     assert seen_unready.wait(30)
     watcher.join()
     eventually(lambda: service.ready()["ready"])
@@ -147,11 +147,11 @@ def test_a_deadline_returns_the_finished_batches(service: Any) -> None:
     items = [*numbers(0.1), *numbers(0.2, 0.3, sleep_s=6.0)]
     response = service.score(*items, scorers=("frail",), timeout_ms=3000)
     late = "deadline_exceeded"
-    assert values(response, "frail") == [0.1, late, late]
+    assert values_by(response, "frail") == [0.1, late, late]
     failed = response.results[1].scores["frail"]
     assert isinstance(failed, ScoreFailure)
     assert failed.retryable
-    assert values(service.score(*numbers(0.4), scorers=("number",)), "number") == [0.4]
+    assert values_by(service.score(*numbers(0.4), scorers=("number",)), "number") == [0.4]
 
 
 def test_requests_refused_by_a_full_replica_are_retried(service: Any) -> None:
@@ -159,7 +159,7 @@ def test_requests_refused_by_a_full_replica_are_retried(service: Any) -> None:
 
     def ask(n: int) -> list[float | str]:
         items = numbers(*(k / 64 for k in range(64)), sleep_s=0.01)
-        return values(service.score(*items, scorers=("number",)), "number")
+        return values_by(service.score(*items, scorers=("number",)), "number")
 
     with ThreadPoolExecutor(6) as callers:
         answers = list(callers.map(ask, range(6)))

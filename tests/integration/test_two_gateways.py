@@ -20,9 +20,10 @@ from services.scorers.ber import BerSettings
 from services.settings import StoreSettings
 from services.settings_types import ServingSettings
 from synod.codec import CODECS
-from synod.contracts import ImageRef, PutImagesRequest, Score, ScoreItem, ScoreRequest, ScoreResponse
+from synod.contracts import ImageRef, PutImagesRequest, ScoreItem, ScoreRequest, ScoreResponse
 from synod.digest import digest_of
 from synod.images import encode_png
+from tests.outcomes import values
 
 Wait = Callable[..., None]
 PNG = encode_png(np.full((8, 8, 3), 77, np.uint8))
@@ -40,14 +41,14 @@ class Sharing:
         body = JSON.encode_request(ScoreRequest(items, ("counted",), **fields))
         return self.http.post("/v1/score", content=body, headers={"content-type": JSON.content_type})
 
-    def score(self, *items: ScoreItem, **fields: Any) -> list[float | str]:
+    def score(self, *items: ScoreItem, **fields: Any) -> list[float | str | None]:
         """Return the scores; retry like a client on a broken connection or a 503."""
         last: object = None
         for _ in range(100):
             try:
                 last = answer = self.post(*items, **fields)
                 if answer.status_code == 200:
-                    return values(JSON.decode_response(answer.content))
+                    return values_of(JSON.decode_response(answer.content))
                 assert answer.status_code == 503, answer.text
             except httpx.TransportError as error:
                 last = error
@@ -82,9 +83,8 @@ def command(pid: int) -> str:
         return ""
 
 
-def values(response: ScoreResponse) -> list[float | str]:
-    outcomes = [result.scores["counted"] for result in response.results]
-    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
+def values_of(response: ScoreResponse) -> list[float | str | None]:
+    return values(result.scores["counted"] for result in response.results)
 
 
 def by_digest(*prompts: str) -> list[ScoreItem]:
@@ -158,7 +158,7 @@ def test_the_service_scores_without_its_store_actor(sharing: Sharing, eventually
     assert sharing.score(inline) == [0.375]
     os.kill(sharing.actor(), signal.SIGKILL)
     answers = [sharing.post(inline) for _ in range(8)]
-    assert [values(JSON.decode_response(answer.content)) for answer in answers] == [[0.375]] * 8
+    assert [values_of(JSON.decode_response(answer.content)) for answer in answers] == [[0.375]] * 8
     refused = sharing.post(*by_digest("0.375"))
     assert (refused.status_code, refused.json()["error"]["code"]) in ((503, "unavailable"), (409, "unknown_image"))
     assert refused.json()["error"]["retryable"]
@@ -173,7 +173,7 @@ def test_a_hanging_store_actor_delays_nobody_for_long(sharing: Sharing, eventual
     os.kill(actor, signal.SIGSTOP)
     try:
         answer = JSON.decode_response(sharing.post(ScoreItem(PNG, "0.875"), timeout_ms=20_000).content)
-        assert values(answer) == [0.875]
+        assert values_of(answer) == [0.875]
         eventually(lambda: sharing.put(PNG).json().get("error", {}).get("code") == "unavailable")
     finally:
         os.kill(actor, signal.SIGCONT)

@@ -103,6 +103,7 @@ REFUSED: list[tuple[Any, str]] = [
     (with_item(references=[None]), r"^items\[1\]\.references\[0\]: "),
     (with_item(image=7), r"^items\[1\]\.image: "),
     (with_item(image={"shape": [1, 1, 3]}), r"^items\[1\]\.image\.data: missing$"),
+    (with_item(image={"data": None, "shape": [1, 1, 3]}), r"^items\[1\]\.image\.data: missing$"),
     (with_item(image={"digest": DIGEST[:-1]}), r"^items\[1\]\.image\.digest: 'blake2b-256:.*64 lower-case hex digits$"),
     (with_item(image={"digest": DIGEST.upper()}), r"^items\[1\]\.image\.digest: 'BLAKE2B-256:"),
     (with_item(image={"digest": "sha256:" + "0a" * 32}), r"^items\[1\]\.image\.digest: 'sha256:"),

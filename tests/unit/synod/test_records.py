@@ -42,6 +42,7 @@ class Point:
 def test_defaults_are_left_out_unless_marked() -> None:
     assert write(Point, Point(0.5)) == {"x": 0.5, "colour": "red", "note": None, "class": 0.0}
     assert read(Point, Node({"x": 0.5, "class": 0, "tags": None})) == Point(0.5)
+    assert write(str, "text") == "text"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import load
 from synod.contracts import ImageInput, Outcome, Score, ScoreItem
+from tests.outcomes import until
 
 ROOT = Path(__file__).parents[4]
 TIMEOUTS = ProbeTimeouts(period_s=60, probe_s=30, batch_s=600)
@@ -91,12 +92,6 @@ class Subject:
         await until(lambda: self.golden_probe._probe is None)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 @pytest.fixture
 async def subject() -> AsyncIterator[Subject]:
     subject = Subject()
@@ -158,21 +153,17 @@ async def test_a_batch_beyond_the_limit_is_unhealthy(subject: Subject) -> None:
     await call
 
 
-async def test_a_queue_that_skips_the_probe_is_unhealthy(subject: Subject) -> None:
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [(2, "not reached its golden items for 31 s, though 2 batches ended"), (0, "nothing else to do")],
+)
+async def test_a_queue_that_skips_the_probe_is_unhealthy(subject: Subject, batches: int, message: str) -> None:
     subject.lost = True
     await subject.pulse(60)
-    for _ in range(2):
+    for _ in range(batches):
         await subject.ask("0.125")
     await subject.pulse(90)
-    with pytest.raises(RuntimeError, match="not reached its golden items for 31 s, though 2 batches ended"):
-        await subject.pulse(91)
-
-
-async def test_a_queue_that_runs_nothing_is_unhealthy(subject: Subject) -> None:
-    subject.lost = True
-    await subject.pulse(60)
-    await subject.pulse(90)
-    with pytest.raises(RuntimeError, match="nothing else to do"):
+    with pytest.raises(RuntimeError, match=message):
         await subject.pulse(91)
 
 
@@ -259,8 +250,6 @@ class Swapped:
 
 
 def swapped(item: ScoreItem) -> ScoreItem:
-    from dataclasses import replace
-
     def bgr(image: ImageInput) -> ImageInput:
         assert isinstance(image, np.ndarray)
         return np.ascontiguousarray(image[..., ::-1])
@@ -281,31 +270,3 @@ def test_embedded_golden_items_distinguish_rgb_from_bgr(name: str) -> None:
     scorer, tolerance = registry.build(name, settings.scorers[name]), settings.scorers[name].golden_tolerance
     assert golden.find_drift(scorer, items, tolerance) is None
     assert "recorded is" in str(golden.find_drift(Swapped(scorer), items, tolerance))
-
-
-async def test_the_next_probe_detects_swapped_channels() -> None:
-    """The channels of a scorer whose values depend on colour are swapped while it serves."""
-
-    class Red:
-        spec = ScorerSpec("red", ("image",), 0.0, 1.0, "a test", "a test")
-
-        def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-            return [Score(float(item.pixels()[..., 0].mean() / 255)) for item in items]
-
-    image = np.zeros((4, 4, 3), np.uint8)
-    image[..., 0] = 255
-    scorers: list[Scorer] = [Swapped(Red()), Red()]
-    batcher = Batcher(lambda items: run_batch(scorers[-1], items), max_images=4, wait_s=0.0, max_queued=16)
-    clock = [0.0]
-    items = (GoldenItem(ScoreItem(image), {"red": 1.0}),)
-    golden_probe = GoldenProbe("red", items, 1e-3, partial(batcher.score, first=True), TIMEOUTS, now_s=lambda: clock[0])
-    for clock[0] in (60.0, 61.0):
-        golden_probe.check(idle=True)
-        await until(lambda: golden_probe._probe is None)
-    scorers.pop()
-    clock[0] = 121.0
-    golden_probe.check(idle=True)
-    await until(lambda: golden_probe._probe is None)
-    with pytest.raises(RuntimeError, match="golden item 0 scored 0; recorded is 1"):
-        golden_probe.check(idle=True)
-    await batcher.close()

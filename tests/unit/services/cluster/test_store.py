@@ -15,6 +15,7 @@ from services.gateway.store import Claim, ScoreKey
 from synod.contracts import Score
 from synod.digest import digest_of
 from synod.errors import PayloadTooLarge, Unavailable
+from tests.outcomes import until
 
 A, B, C = (ScoreKey(name, "", "") for name in "abc")
 
@@ -79,12 +80,6 @@ async def opened(handle: Handle) -> AsyncIterator[Callable[[], Awaitable[SharedS
 
 
 Open = Callable[[], Awaitable[SharedStore]]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_gateways_share_images_and_scores(opened: Open) -> None:

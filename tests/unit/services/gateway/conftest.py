@@ -64,6 +64,22 @@ class SteeredBackend:
         return {"a": Loaded(1.5, 4096, "cuda:0", "bfloat16")}
 
 
+Refuse = Callable[[Exception], None]
+
+
+@pytest.fixture
+def refuse(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Return a function that makes the gateway raise an error for every request."""
+
+    def refuse_with(error: Exception) -> None:
+        async def score(*arguments: object) -> None:
+            raise error
+
+        monkeypatch.setattr(gateway, "score", score)
+
+    return refuse_with
+
+
 @pytest.fixture
 def backend() -> SteeredBackend:
     return SteeredBackend()

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from services.gateway import app, auth
-from services.gateway.auth import Authenticator
+from services.gateway import app
 from services.gateway.core import Gateway
 from services.observability import access_log
-from services.settings import AuthSettings, CompatSettings
 from synod.codec import CODECS
 from synod.contracts import ScoreItem, ScoreRequest
 from synod.images import encode_png
@@ -37,22 +36,21 @@ def lines(tmp_path: Path) -> Iterator[Lines]:
 
 
 def body(**fields: Any) -> bytes:
-    import numpy as np
-
     item = ScoreItem(encode_png(np.zeros((2, 2, 3), np.uint8)), "a secret prompt")
     return JSON.encode_request(ScoreRequest((item, item), **fields))
 
 
-def post(gateway: Gateway, sent: bytes, authenticator: Authenticator | None = None, **headers: str) -> int:
-    with TestClient(app.build(gateway, authenticator)) as client:
-        return client.post(
-            "/v1/score", content=sent, headers={"content-type": "application/json", **headers}
-        ).status_code
+def post(gateway: Gateway, sent: bytes, **headers: str) -> int:
+    headers |= {"content-type": "application/json"}
+    with TestClient(app.build(gateway)) as client:
+        return client.post("/v1/score", content=sent, headers=headers).status_code
 
 
 def test_line_describes_the_request(gateway: Gateway, lines: Lines) -> None:
-    assert post(gateway, body(scorers=("a",), weights={"b": 1.0}, request_id="r-1")) == 200
+    sent = body(scorers=("a",), weights={"b": 1.0}, request_id="r-1")
+    assert post(gateway, sent, authorization="Bearer a-secret-token") == 200
     (line,) = lines()
+    assert "secret" not in json.dumps(line)
     assert line.pop("ms") >= 0
     assert line.pop("time") > 1.7e9
     assert line == {
@@ -66,15 +64,6 @@ def test_line_describes_the_request(gateway: Gateway, lines: Lines) -> None:
     }
 
 
-def test_compat_endpoints_name_the_caller(gateway: Gateway, lines: Lines) -> None:
-    token = "trainer-token-0123456789"
-    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run-7]\ntoken = "{token}"\n'})
-    with TestClient(app.build(gateway, authenticator, compat=CompatSettings(unirl=True))) as client:
-        assert client.get("/rewards", auth=("any", token)).status_code == 200
-        assert client.get("/rewards", auth=("any", "wrong")).status_code == 401
-    assert [(line["route"], line.get("caller")) for line in lines()] == [("/rewards", "run-7"), ("/rewards", None)]
-
-
 def test_refused_request_is_logged_without_unknown_names(gateway: Gateway, lines: Lines) -> None:
     assert post(gateway, body(scorers=("a secret prompt",), request_id="a\nb")) == 404
     assert post(gateway, b"{") == 400
@@ -82,11 +71,6 @@ def test_refused_request_is_logged_without_unknown_names(gateway: Gateway, lines
     assert (first["outcome"], first["scorers"], first["request_id"]) == ("unknown_scorer", [], None)
     assert (second["outcome"], "items" in second) == ("invalid_request", False)
     assert second["request_id"]
-
-
-def test_line_holds_neither_token_nor_prompt(gateway: Gateway, lines: Lines) -> None:
-    post(gateway, body(scorers=("a",), request_id="r"), authorization="Bearer a-secret-token")
-    assert "secret" not in json.dumps(lines())
 
 
 def test_log_is_off_by_default(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:

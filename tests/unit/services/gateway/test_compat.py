@@ -17,6 +17,7 @@ from services.settings import AuthSettings, CompatSettings, Settings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Overloaded
 from synod.images import encode_png
+from tests.unit.services.gateway.conftest import Refuse
 
 TOKEN = "trainer-token-0123456789"
 BOTH = CompatSettings(unirl=True, openrlhf="a")
@@ -232,13 +233,8 @@ async def test_openrlhf_refuses_what_it_cannot_score(http: httpx.AsyncClient, bo
     assert message in answer.json()["error"]["message"]
 
 
-async def test_overload_has_its_status_on_compat_endpoints(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def refuse(*args: Any) -> Any:
-        raise Overloaded("full", retry_after_s=2.0)
-
-    monkeypatch.setattr(gateway, "score", refuse)
+async def test_overload_has_its_status_on_compat_endpoints(http: httpx.AsyncClient, refuse: Refuse) -> None:
+    refuse(Overloaded("full", retry_after_s=2.0))
     for path, body in (("/score", {"requests": [asked(turn(1))]}), ("/openrlhf", {"query": ["a"], "prompts": ["a"]})):
         answer = await http.post(path, json=body)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,21 +16,18 @@ from services.gateway import decode
 from services.gateway.core import Gateway
 from services.gateway.images import request_pixels
 from services.settings import LimitSettings
-from synod.contracts import Concept, ImageRef, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.contracts import Concept, ImageRef, ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost
 from synod.images import encode_png, pixel_count
+from tests.outcomes import value
 
 
 def item(level: int, kind: Any = None) -> ScoreItem:
     return ScoreItem(np.full((4, 4, 3), level, np.uint8), concept=kind and Concept(kind))
 
 
-def value_or_code(outcome: Outcome | None) -> float | str | None:
-    return outcome.value if isinstance(outcome, Score) else outcome and outcome.code
-
-
 def table(results: Sequence[ItemResult]) -> list[dict[str, float | str | None]]:
-    return [{name: value_or_code(outcome) for name, outcome in result.scores.items()} for result in results]
+    return [{name: value(outcome) for name, outcome in result.scores.items()} for result in results]
 
 
 async def test_each_scorer_is_called_once_for_its_items(gateway: Gateway, backend: Any) -> None:
@@ -37,7 +35,7 @@ async def test_each_scorer_is_called_once_for_its_items(gateway: Gateway, backen
     response = await gateway.score(request)
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1, 2)), ("face", (0,))]
     assert table(response.results) == [{"b": 0.2, "a": 0.2, "face": 0.2}, {"b": 0.4, "a": 0.4}, {"b": 0.6}]
-    assert [value_or_code(result.reward) for result in response.results] == [
+    assert [value(result.reward) for result in response.results] == [
         pytest.approx(0.2),
         pytest.approx(0.4),
         "missing_input",
@@ -58,18 +56,15 @@ async def test_bad_image_fails_alone_and_reaches_no_scorer(gateway: Gateway, bac
         {"a": "bad_image", "b": "bad_image"},
         {"a": "image_too_large", "b": "image_too_large"},
     ]
-    assert [value_or_code(r.reward) for r in response.results] == [pytest.approx(0.2), "bad_image", "image_too_large"]
+    assert [value(r.reward) for r in response.results] == [pytest.approx(0.2), "bad_image", "image_too_large"]
     assert sorted(backend.calls) == [("a", (0,)), ("b", (0,))]
+    assert table((await gateway.score(ScoreRequest((bad,), ("a",)))).results) == [{"a": "bad_image"}]
+    assert len(backend.calls) == 2
 
 
-async def test_request_of_bad_images_calls_no_scorer(gateway: Gateway, backend: Any) -> None:
-    response = await gateway.score(ScoreRequest((ScoreItem(b"x"),), ("a",)))
-    assert table(response.results) == [{"a": "bad_image"}]
-    assert backend.calls == []
-
-
-async def test_lost_replica_is_retried(gateway: Gateway, backend: Any) -> None:
-    backend.plan["a"] = [ReplicaLost("gone"), ReplicaLost("gone again")]
+@pytest.mark.parametrize("error", [ReplicaLost("gone"), Overloaded("full")])
+async def test_lost_or_full_replica_is_retried(gateway: Gateway, backend: Any, error: Exception) -> None:
+    backend.plan["a"] = [error, error]
     response = await gateway.score(ScoreRequest((item(51), item(102)), ("a", "b")))
     assert table(response.results) == [{"a": 0.2, "b": 0.2}, {"a": 0.4, "b": 0.4}]
     assert backend.calls.count(("a", (0, 1))) == 3
@@ -84,13 +79,6 @@ async def test_only_lost_items_are_retried(gateway: Gateway, backend: Any) -> No
     response = await gateway.score(ScoreRequest((item(51), item(102), item(153)), ("a",)))
     assert table(response.results) == [{"a": 0.125}, {"a": 0.4}, {"a": "scorer_failed"}]
     assert backend.calls == [("a", (0, 1, 2)), ("a", (1,))]
-
-
-async def test_full_replica_is_retried(gateway: Gateway, backend: Any) -> None:
-    backend.plan["a"] = [Overloaded("full"), Overloaded("still full")]
-    response = await gateway.score(ScoreRequest((item(51),), ("a", "b")))
-    assert table(response.results) == [{"a": 0.2, "b": 0.2}]
-    assert backend.calls.count(("a", (0,))) == 3
 
 
 async def test_retries_end_with_the_deadline(gateway: Gateway, backend: Any) -> None:
@@ -114,15 +102,13 @@ async def test_deadline_fails_one_scorer_and_cancels_its_work(gateway: Gateway, 
     backend.plan["a"] = [3600.0]
     response = await gateway.score(ScoreRequest((item(51, "animal"),), ensemble="council", timeout_ms=100))
     assert table(response.results) == [{"a": "deadline_exceeded", "b": 0.2}]
-    assert value_or_code(response.results[0].reward) == "deadline_exceeded"
+    assert value(response.results[0].reward) == "deadline_exceeded"
     assert backend.cancelled == ["a"]
 
 
 async def test_slow_decoding_fails_at_the_deadline(
     gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     never = threading.Event()
     real = decode.decode_item
     monkeypatch.setattr(decode, "decode_item", lambda i, limits: never.wait(10) if i.prompt else real(i, limits))

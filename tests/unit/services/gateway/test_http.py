@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ from services.settings import AuthSettings
 from synod.digest import digest_of
 from synod.errors import Overloaded, UnknownImage
 from synod.images import encode_png
+from tests.outcomes import until
+from tests.unit.services.gateway.conftest import Refuse
 
 TRAINER, PROMETHEUS = "trainer-token-0123456789", "metrics-token-0123456789"
 TOKENS = f'[run-7]\ntoken = "{TRAINER}"\n[prometheus]\ntoken = "{PROMETHEUS}"\nscopes = ["metrics"]\n'
@@ -56,12 +58,6 @@ async def guarded(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": TOKENS})
     async with serving(gateway, authenticator, metrics_need_token=True) as client:
         yield client
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -168,19 +164,13 @@ async def test_no_image_is_fetched(http: httpx.AsyncClient, backend: Any) -> Non
     assert visits == []
 
 
-async def test_refusal_has_retry_after(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refusal_has_retry_after(http: httpx.AsyncClient, refuse: Refuse) -> None:
     for raised, status, header in (
         (Overloaded("full", retry_after_s=2.1), 429, "3"),
         (Overloaded("full"), 429, "1"),
         (UnknownImage("put it"), 409, "1"),
     ):
-
-        async def refuse(*args: Any, raised: Exception = raised) -> Any:
-            raise raised
-
-        monkeypatch.setattr(gateway, "score", refuse)
+        refuse(raised)
         answer = await http.post("/v1/score", json=BODY)
         assert (answer.status_code, answer.headers["retry-after"]) == (status, header)
 

@@ -14,12 +14,11 @@ import pytest
 
 from services.gateway import app
 from services.gateway.core import Gateway
-from services.gateway.quota import Caller
-from services.gateway.schema import records as schema
 from services.gateway.schema.examples import RED_PNG
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Score, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
+from tests.unit.services.gateway.conftest import Refuse
 
 ERRORS = [
     error
@@ -97,33 +96,22 @@ async def test_body_limit_counts_received_bytes(http: httpx.AsyncClient) -> None
 
 
 async def test_unexpected_error_is_a_500_without_details(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    http: httpx.AsyncClient, refuse: Refuse, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def explode(request: ScoreRequest, caller: Caller) -> ScoreResponse:
-        raise RuntimeError("the secret")
-
-    monkeypatch.setattr(gateway, "score", explode)
+    refuse(RuntimeError("the secret"))
     with caplog.at_level(logging.ERROR, "synod.gateway"):
         answer = await post(http, BODY, **{"x-request-id": "seven"})
     assert answer.status_code == 500
-    assert answer.json() == {
-        "error": {
-            "code": "internal",
-            "retryable": False,
-            "message": "internal error; report request id seven to the operator",
-        }
-    }
+    message = "internal error; report request id seven to the operator"
+    assert answer.json() == {"error": {"code": "internal", "retryable": False, "message": message}}
     assert "the secret" in caplog.text
 
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_each_error_of_the_tree_has_its_status(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
+    http: httpx.AsyncClient, refuse: Refuse, error: type[SynodError]
 ) -> None:
-    async def refuse(request: ScoreRequest, caller: Caller) -> ScoreResponse:
-        raise error("why")
-
-    monkeypatch.setattr(gateway, "score", refuse)
+    refuse(error("why"))
     for kind in (JSON, MSGPACK):
         answer = await post(http, BODY, accept=kind)
         assert answer.status_code == error.http_status
@@ -132,11 +120,21 @@ async def test_each_error_of_the_tree_has_its_status(
         assert (read.code, read.retryable, read.message) == (error.code, error.retryable, "why")
 
 
-async def test_unsafe_request_id_stays_out_of_the_header(http: httpx.AsyncClient) -> None:
-    body = json.dumps({"items": [{"image": RED_PNG}], "scorers": ["a"], "request_id": "ü\n"}).encode()
-    answer = await post(http, body)
+async def test_response_names_its_request_with_a_safe_id(http: httpx.AsyncClient) -> None:
+    for headers, expected in (({"x-request-id": "from-header"}, {"from-header"}), ({}, None)):
+        answer = await post(http, BODY, **headers)
+        assert {answer.headers["x-synod-request-id"]} == (expected or {answer.json()["request_id"]}) != {""}
+    answer = await post(http, json.dumps(json.loads(BODY) | {"request_id": "ü\n"}))
     assert answer.json()["request_id"] == "ü\n"
     assert "x-synod-request-id" not in answer.headers
+    assert (await post(http, b"{")).headers["x-synod-request-id"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-pickle", ""])
+async def test_unknown_content_type_is_refused(http: httpx.AsyncClient, kind: str) -> None:
+    answer = await post(http, BODY, kind)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert MSGPACK in answer.json()["error"]["message"]
 
 
 async def test_health_readiness_discovery(http: httpx.AsyncClient) -> None:
@@ -169,12 +167,3 @@ async def test_document_describes_what_the_codec_reads(http: httpx.AsyncClient) 
     assert "http://" not in page
     assert "https://" not in page
     assert "<script" not in page
-
-
-@pytest.mark.parametrize("key", ["surprise", "Image"])
-def test_schema_and_codec_refuse_unknown_keys_alike(key: str) -> None:
-    body = {"items": [{key: 1}], "scorers": ["a"]}
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(body, schema.REQUEST)
-    with pytest.raises(SynodError):
-        CODECS[JSON].decode_request(json.dumps(body).encode())

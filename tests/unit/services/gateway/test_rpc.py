@@ -51,6 +51,8 @@ from synod.errors import (
     UnknownScorer,
 )
 from synod.protobuf import ERROR_KEY, SERVICE
+from tests.outcomes import values
+from tests.unit.services.gateway.conftest import Refuse
 
 LIMITS = LimitSettings(max_body_bytes=2**20, max_items=64)
 ENSEMBLES = {"council": EnsembleSettings(by_kind={"animal": {"mean": 0.5, "max": 0.5}})}
@@ -143,16 +145,6 @@ class Aborted(Exception):
 BOTH = ScoreRequest((grey(51), ScoreItem(b"no image"), grey(102)), ("max", "mean"), request_id="r")
 
 
-async def test_score(client: AsyncSynodClient) -> None:
-    response = await client.score(BOTH)
-    assert response.request_id == "r"
-    first, bad, last = response.results
-    assert first.scores == {"mean": Score(0.2), "max": Score(0.2)}
-    assert isinstance(bad.scores["mean"], ScoreFailure)
-    assert bad.scores["mean"].code == "bad_image"
-    assert last.scores["mean"] == Score(0.4)
-
-
 async def test_part_arrives_as_soon_as_its_scorer_ends(client: AsyncSynodClient, backend: HeldBackend) -> None:
     backend.gates["mean"] = asyncio.Event()
     stream = client.stream(BOTH)
@@ -197,13 +189,16 @@ async def test_requests_beyond_the_concurrency_are_all_scored(
     monkeypatch.setattr(rpc, "BUFFERED_PARTS", 1)
     bodies = [PROTOBUF.encode_stream_request(ScoreRequest((grey(i),), ("max",), request_id=str(i))) for i in range(20)]
     parts = [PROTOBUF.decode_part(data) async for data in score_stream(channel, bodies)]
-    values = {p.request_id: p.outcome for p in parts if isinstance(p, ScoredItem)}
-    assert values == {str(i): Score(i / 255) for i in range(20)}
+    found = {p.request_id: p.outcome for p in parts if isinstance(p, ScoredItem)}
+    assert found == {str(i): Score(i / 255) for i in range(20)}
     assert len(parts) == 40
 
 
 async def test_all_formats_and_transports_give_equal_responses(client: AsyncSynodClient, gateway: Gateway) -> None:
     by_grpc = await client.score(BOTH)
+    assert by_grpc.request_id == "r"
+    assert by_grpc.results[0].scores == {"mean": Score(0.2), "max": Score(0.2)}
+    assert values(one.scores["mean"] for one in by_grpc.results) == [0.2, "bad_image", 0.4]
     transport = httpx.ASGITransport(app.build(gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
         for kind, codec in CODECS.items():
@@ -215,12 +210,9 @@ async def test_all_formats_and_transports_give_equal_responses(client: AsyncSyno
 
 @pytest.mark.parametrize("error", [c for c in SynodError.__subclasses__() for c in (c, *c.__subclasses__())])
 async def test_each_error_of_the_tree_has_its_status(
-    channel: grpc.aio.Channel, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, error: type[SynodError]
+    channel: grpc.aio.Channel, refuse: Refuse, error: type[SynodError]
 ) -> None:
-    async def refuse(request: ScoreRequest, caller: Caller) -> Any:
-        raise error("why" * 1000)
-
-    monkeypatch.setattr(gateway, "score", refuse)
+    refuse(error("why" * 1000))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await score_call(channel, PROTOBUF.encode_request(BOTH))
     assert caught.value.code() is grpc.StatusCode[error.grpc_status]
@@ -229,19 +221,13 @@ async def test_each_error_of_the_tree_has_its_status(
     assert (type(received), received.message) == (error, "why" * 1000)
 
 
-async def test_error_carries_retry_after_and_first_digests(
-    client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_error_carries_retry_after_and_first_digests(client: AsyncSynodClient, refuse: Refuse) -> None:
     digests = [digest_of(str(i).encode()) for i in range(256 * 16)]
-    errors = [Overloaded("full", retry_after_s=2.5), UnknownImage("upload them", digests)]
-
-    async def refuse(request: ScoreRequest, caller: Caller) -> Any:
-        raise errors.pop(0)
-
-    monkeypatch.setattr(gateway, "score", refuse)
+    refuse(Overloaded("full", retry_after_s=2.5))
     with pytest.raises(Overloaded) as full:
         await client.score(BOTH)
     assert full.value.retry_after_s == 2.5
+    refuse(UnknownImage("upload them", digests))
     with pytest.raises(UnknownImage) as unknown:
         await client.score(BOTH)
     named = unknown.value.digests
@@ -327,13 +313,8 @@ async def test_stored_images_are_scored_and_missing_ones_named(client: AsyncSyno
     assert refused.value.digests == (unknown,)
 
 
-async def test_oversized_body_never_reaches_the_gateway(
-    client: AsyncSynodClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def unreachable(request: ScoreRequest, caller: Caller) -> Any:
-        pytest.fail("scored")
-
-    monkeypatch.setattr(gateway, "score", unreachable)
+async def test_oversized_body_never_reaches_the_gateway(client: AsyncSynodClient, refuse: Refuse) -> None:
+    refuse(AssertionError("scored"))
     with pytest.raises(PayloadTooLarge, match=r"larger than max .*; send fewer items in a request$"):
         await client.score(ScoreRequest((ScoreItem(b"x" * (2**20 + 1)),), ("mean",)))
     with pytest.raises(PayloadTooLarge, match="more than 262144 fields"):

@@ -23,6 +23,7 @@ from services.settings import AuthSettings
 from synod.codec import CODECS, JSON
 from synod.contracts import PutImagesRequest, ScoreItem, ScoreRequest, UnreadableImage
 from synod.errors import DeadlineExceeded, InvalidRequest, Overloaded, SynodError, Unavailable, UnknownImage
+from tests.unit.services.gateway.conftest import Refuse
 from tests.unit.synod.records import catalogues, errors, kept, parts, puts, requests, responses
 
 NDJSON = "application/x-ndjson"
@@ -197,27 +198,18 @@ WHOLE = (  # errors of a whole request; the others are outcomes of items
 
 @pytest.mark.parametrize("kind", WHOLE, ids=lambda kind: kind.code)
 async def test_every_error_status_is_documented(
-    http: httpx.AsyncClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, kind: type[SynodError]
+    http: httpx.AsyncClient, refuse: Refuse, kind: type[SynodError]
 ) -> None:
     digests = {"digests": ["blake2b-256:" + "0" * 64]} if kind is UnknownImage else {}
-
-    async def refuse(*_: Any) -> None:
-        raise kind("why", retry_after_s=2.0, **digests)
-
-    monkeypatch.setattr(gateway, "score", refuse)
+    refuse(kind("why", retry_after_s=2.0, **digests))
     answers = (await document(http))["paths"]["/v1/score"]["post"]["responses"]
     body = json.dumps({"items": [{}], "scorers": ["a"]}).encode()
     answer = await http.post("/v1/score", content=body, headers={"content-type": JSON.content_type})
     documented = answers[str(answer.status_code)]
     assert set(documented["content"]) == set(CODECS)
     jsonschema.validate(answer.json(), documented["content"][JSON.content_type]["schema"])
-    assert answer.json()["error"] == {
-        "code": kind.code,
-        "retryable": kind.retryable,
-        "message": "why",
-        "retry_after_s": 2.0,
-        **digests,
-    }
+    fields = {"code": kind.code, "retryable": kind.retryable, "message": "why", "retry_after_s": 2.0}
+    assert answer.json()["error"] == fields | digests
     for header in ("retry-after", "www-authenticate", "x-synod-request-id"):
         assert (header in answer.headers) == (header in documented["headers"]), header
 

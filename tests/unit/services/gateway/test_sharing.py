@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +36,7 @@ from synod.contracts import (
 from synod.digest import digest_of
 from synod.errors import ImageTooLarge, Overloaded, PayloadTooLarge, UnknownImage
 from synod.images import encode_png
+from tests.outcomes import until, values
 
 ORIGIN = Origin("m", "p")
 ENSEMBLES = {"council": EnsembleSettings(by_kind={"person": {"a": 0.5, "b": 0.5}})}
@@ -115,20 +115,20 @@ class RewardService:
     b: Steered
     store: TrackingStore
 
-    async def values(self, *items: ScoreItem, scorers: tuple[str, ...] = ("a",)) -> list[float | str]:
+    async def values(self, *items: ScoreItem, scorers: tuple[str, ...] = ("a",)) -> list[float | str | None]:
         response = await self.gateway.score(ScoreRequest(items, scorers, timeout_ms=20_000))
         return values_by(response, scorers[0])
 
-    def start(self, *items: ScoreItem, scorers: tuple[str, ...] = ("a",)) -> asyncio.Task[list[float | str]]:
+    def start(self, *items: ScoreItem, scorers: tuple[str, ...] = ("a",)) -> asyncio.Task[list[float | str | None]]:
         return asyncio.create_task(self.values(*items, scorers=scorers))
 
     async def until_called(self, times: int) -> None:
         await until(lambda: len(self.backend.called) >= times)
 
 
-@asynccontextmanager
-async def serving(origin: Origin | None = ORIGIN) -> AsyncIterator[RewardService]:
-    a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", origin)) for name in "ab")
+@pytest.fixture
+async def service() -> AsyncIterator[RewardService]:
+    a, b = (Steered(ScorerSpec(name, ("image",), 0.0, 1.0, "a test", "a test", ORIGIN)) for name in "ab")
     backend, store = HeldBackend({"a": a, "b": b}), TrackingStore()
     limits = LimitSettings(max_items=8, max_image_bytes=10_000, max_image_pixels=10_000)
     admission = Admission({"a": Window(2, 1), "b": Window(2, 1)}, max_waiting=4)
@@ -136,12 +136,6 @@ async def serving(origin: Origin | None = ORIGIN) -> AsyncIterator[RewardService
     yield RewardService(gateway, admission, backend, a, b, store)
     gateway.close()
     await backend.close()
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[RewardService]:
-    async with serving() as one:
-        yield one
 
 
 def item(level: int, prompt: str | None = None) -> ScoreItem:
@@ -152,15 +146,8 @@ def value(item: ScoreItem) -> float:
     return float(item.pixels()[0, 0, 0])
 
 
-def values_by(response: ScoreResponse, scorer: str) -> list[float | str]:
-    outcomes = [result.scores[scorer] for result in response.results]
-    return [o.value if isinstance(o, Score) else o.code for o in outcomes]
-
-
-async def until(condition: object) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.001)
+def values_by(response: ScoreResponse, scorer: str) -> list[float | str | None]:
+    return values(result.scores[scorer] for result in response.results)
 
 
 def idle(service: RewardService) -> bool:
@@ -183,23 +170,13 @@ async def test_only_new_items_are_computed(service: RewardService) -> None:
     assert sorted(service.a.measured) == [1, 1, 2, 3]
 
 
-async def test_concurrent_equal_requests_share_the_work(service: RewardService) -> None:
+async def test_concurrent_requests_share_common_items(service: RewardService) -> None:
     service.backend.open["a"].clear()
-    calls = [service.start(item(1), item(2)) for _ in range(5)]
+    equal = [service.start(item(1), item(2)) for _ in range(5)]
     await service.until_called(1)
+    other = service.start(item(2), item(3), item(1))
     service.backend.open["a"].set()
-    assert await asyncio.gather(*calls) == [[1, 2]] * 5
-    assert sorted(service.a.measured) == [1, 2]
-    assert service.backend.called == ["a"]
-
-
-async def test_overlapping_requests_share_common_items(service: RewardService) -> None:
-    service.backend.open["a"].clear()
-    first = service.start(item(1), item(2))
-    await service.until_called(1)
-    second = service.start(item(2), item(3), item(1))
-    service.backend.open["a"].set()
-    assert await first + await second == [1, 2, 2, 3, 1]
+    assert await asyncio.gather(*equal, other) == [[1, 2]] * 5 + [[2, 3, 1]]
     assert sorted(service.a.measured) == [1, 2, 3]
 
 
@@ -207,18 +184,12 @@ async def test_duplicate_items_are_computed_once(service: RewardService) -> None
     assert await service.values(item(1), item(2), item(2), item(1)) == [1, 2, 2, 1]
     assert service.a.measured == [1, 2]
     poisoned = item(9, "poison")
-    assert await service.values(*[poisoned] * 8) == ["scorer_failed"] * 8
-    assert service.a.batches == 2
+    for batches in (2, 3):  # the failure is not cached
+        assert await service.values(*[poisoned] * 8) == ["scorer_failed"] * 8
+        assert service.a.batches == batches
     bad = ScoreItem(b"no image")
     assert await service.values(bad, item(5), bad) == ["bad_image", 5, "bad_image"]
     assert idle(service)
-
-
-async def test_failures_are_not_cached(service: RewardService) -> None:
-    poisoned = item(1, "poison")
-    for _ in range(2):
-        assert await service.values(poisoned) == ["scorer_failed"]
-    assert service.a.batches == 2
 
 
 async def test_retryable_failure_is_not_shared(service: RewardService) -> None:
@@ -270,11 +241,7 @@ async def test_repeated_request_joins_the_lingering_call(service: RewardService)
 async def test_disconnect_drops_queued_work_at_once(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The window is 2: the third image waits in the queue and never reaches the backend."""
     monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0)
-    service.backend.open["a"].clear()
-    under_way = service.start(item(1), item(2))
-    await service.until_called(1)
-    waiting = service.start(item(3))
-    await until(lambda: service.admission.queue("a").waiting)
+    under_way, waiting = await fill(service, "a", 1, 2, 3)
     waiting.cancel()
     await asyncio.wait([waiting])
     await until(lambda: not service.admission.queue("a").waiting)
@@ -282,18 +249,6 @@ async def test_disconnect_drops_queued_work_at_once(service: RewardService, monk
     assert await under_way == [1, 2]
     assert service.a.measured == [1, 2]
     await until(lambda: idle(service))
-
-
-async def test_deadline_in_the_queue_never_reaches_the_backend(service: RewardService) -> None:
-    service.backend.open["a"].clear()
-    under_way = service.start(item(1), item(2))
-    await service.until_called(1)
-    late = await service.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=1000))
-    assert values_by(late, "a") == ["deadline_exceeded"]
-    service.backend.open["a"].set()
-    await under_way
-    assert service.a.measured == [1, 2]
-    assert idle(service)
 
 
 async def late(service: RewardService, level: int, timeout_ms: int = 500) -> None:
@@ -324,41 +279,39 @@ async def test_deadline_keeps_started_work_and_drops_queued_work(service: Reward
     assert await service.values(item(2)) == [2]
 
 
-async def test_work_past_its_deadline_is_cancelled_after_finish_s(
-    service: RewardService, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ends_by", ["the limit", "closing the gateway", "a store without scores"])
+async def test_work_past_its_deadline_is_cancelled(
+    service: RewardService, monkeypatch: pytest.MonkeyPatch, ends_by: str
 ) -> None:
-    monkeypatch.setattr(fanout, "KEEP_AFTER_DEADLINE_S", 0.01)
+    if ends_by == "the limit":
+        monkeypatch.setattr(fanout, "KEEP_AFTER_DEADLINE_S", 0.01)
+    service.store.keeps_scores = ends_by != "a store without scores"
     service.a.device.clear()
     await late(service, 1)
+    if ends_by == "closing the gateway":
+        assert service.admission.queue("a").running == 1
+        service.gateway.close()
     await until(lambda: idle(service))
     service.a.device.set()
-    assert await service.values(item(1)) == [1]
-    assert service.a.measured == [1, 1]
+    if ends_by == "the limit":
+        assert await service.values(item(1)) == [1]
+        assert service.a.measured == [1, 1]
 
 
-async def test_closing_the_gateway_cancels_work_past_its_deadline(service: RewardService) -> None:
-    service.a.device.clear()
-    await late(service, 1)
-    assert service.admission.queue("a").running == 1
-    service.gateway.close()
-    await until(lambda: idle(service))
-    service.a.device.set()
-
-
-async def test_work_that_cannot_be_cached_ends_at_the_deadline(service: RewardService) -> None:
-    service.store.keeps_scores = False
-    service.a.device.clear()
-    await late(service, 1)
-    await until(lambda: idle(service))
-    service.a.device.set()
+async def fill(service: RewardService, scorer: str, *levels: int) -> list[asyncio.Task[list[float | str | None]]]:
+    """Hold a scorer with its window of two images, and let the others wait in its queue of four."""
+    service.backend.open[scorer].clear()
+    called = len(service.backend.called)
+    calls = [service.start(*map(item, levels[:2]), scorers=(scorer,))]
+    await service.until_called(called + 1)
+    if len(levels) > 2:
+        calls.append(service.start(*map(item, levels[2:]), scorers=(scorer,)))
+        await until(lambda: service.admission.queue(scorer).waiting == len(levels) - 2)
+    return calls
 
 
 async def test_full_queue_refuses_before_work_and_leaves_no_claim(service: RewardService) -> None:
-    service.backend.open["b"].clear()
-    calls = [service.start(item(1), item(2), scorers=("b",))]
-    await service.until_called(1)
-    calls.append(service.start(item(3), item(4), item(5), scorers=("b",)))
-    await until(lambda: service.admission.queue("b").waiting == 3)
+    calls = await fill(service, "b", 1, 2, 3, 4, 5)
     with pytest.raises(Overloaded, match="scorer 'b'") as refused:
         await service.gateway.score(ScoreRequest((item(6), item(7)), ("a", "b")))
     assert 1.0 <= refused.value.retry_after_s <= 1.2
@@ -372,11 +325,7 @@ async def test_full_queue_refuses_before_work_and_leaves_no_claim(service: Rewar
 
 async def test_full_queue_does_not_refuse_cached_scores(service: RewardService) -> None:
     await service.values(item(9))
-    service.backend.open["a"].clear()
-    calls = [service.start(item(1), item(2))]
-    await service.until_called(2)
-    calls.append(service.start(item(3), item(4), item(5), item(6)))
-    await until(lambda: service.admission.queue("a").waiting == 4)
+    calls = await fill(service, "a", 1, 2, 3, 4, 5, 6)
     assert await service.values(item(9)) == [9]
     service.backend.open["a"].set()
     await asyncio.gather(*calls)
@@ -387,11 +336,7 @@ async def test_full_queue_does_not_refuse_abandoned_scores(service: RewardServic
     key = score_keys(item(1), {"a": ORIGIN})["a"]
     assert await service.store.claim([key], 60.0) == [Claim.OWNED]
     waits = service.start(item(1))
-    service.backend.open["a"].clear()
-    calls = [service.start(item(2), item(3))]
-    await service.until_called(1)
-    calls.append(service.start(item(4), item(5), item(6), item(7)))
-    await until(lambda: service.admission.queue("a").waiting == 4)
+    calls = await fill(service, "a", 2, 3, 4, 5, 6, 7)
     await service.store.settle({key: None})
     await until(lambda: service.admission.queue("a").waiting == 5)
     service.backend.open["a"].set()
@@ -465,16 +410,6 @@ async def test_stream_sends_cached_scores_first(service: RewardService) -> None:
     assert [part async for part in parts] == [ScoredItem("r", 0, "a", Score(2.0)), Rewards("r", (None, None))]
 
 
-async def test_closed_stream_cancels_its_work(service: RewardService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 0.0)
-    service.backend.open["b"].clear()
-    parts = service.gateway.stream(ScoreRequest((item(1),), ("a", "b")))
-    await anext(parts)
-    await parts.aclose()
-    await until(lambda: idle(service))
-    assert service.backend.cancelled == ["b"]
-
-
 def counted(name: str, **labels: str) -> float:
     return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
 
@@ -487,9 +422,7 @@ async def test_cache_results_refusals_and_stages_are_counted(service: RewardServ
         return found | {stage: counted("synod_stage_seconds_count", stage=stage) for stage in stages}
 
     before = now()
-    service.backend.open["a"].clear()
-    calls = [service.start(item(1), item(2))]
-    await service.until_called(1)
+    calls = await fill(service, "a", 1, 2)
     calls.append(service.start(item(1)))
     await service.gateway.score(ScoreRequest((item(3),), ("a",), timeout_ms=1000))
     service.backend.open["a"].set()
@@ -498,16 +431,9 @@ async def test_cache_results_refusals_and_stages_are_counted(service: RewardServ
     with pytest.raises(UnknownImage):
         await service.values(ScoreItem(ImageRef("gone")))  # type: ignore[arg-type]
     grown = {name: value - before[name] for name, value in now().items()}
-    assert grown == {
-        "hit": 1,
-        "shared": 1,
-        "miss": 3,
-        "unknown_image": 1,
-        "deadline_exceeded": 1,
-        "decode": 4,
-        "queue": 1,
-        "total": 5,
-    }
+    assert [grown[result] for result in ("hit", "shared", "miss")] == [1, 1, 3]
+    assert [grown[reason] for reason in ("unknown_image", "deadline_exceeded")] == [1, 1]
+    assert [grown[stage] for stage in ("decode", "queue", "total")] == [4, 1, 5]
 
 
 async def test_reward_health_groups_items_by_prompt(service: RewardService) -> None:
@@ -520,10 +446,3 @@ async def test_reward_health_groups_items_by_prompt(service: RewardService) -> N
     await service.values(*flat, *spread, item(0, "alone"), ScoreItem(b"bad", "flat"), scorers=("b",))
     grown = {name: value - before[name] for name, value in now().items()}
     assert grown == {"scores": 5, "failed": 1, "groups": 2, "flat_groups": 1, "saturated": 5}
-
-
-async def test_scorer_without_origin_computes_every_time() -> None:
-    async with serving(origin=None) as service:
-        assert await service.values(item(1), item(1)) == [1, 1]
-        assert await service.values(item(1)) == [1]
-        assert service.a.measured == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""A scorer of somebody else's: the recipe of docs/scorers.md word for word, and every way in which one may be wrong."""
+"""Custom scorers: the recipe of docs/scorers.md verbatim, and the errors that one may have."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def scored(described: CustomSettings, items: tuple[ScoreItem, ...] = GREYS
         await backend.close()
 
 
-async def test_the_recipe_scores_as_it_says(package: Write, tmp_path: Path) -> None:
+async def test_documented_recipe_scores_images(package: Write, tmp_path: Path) -> None:
     package(CODE)
     described = scorer_settings(tmp_path)
     spec = registry.spec("brightness", described)
@@ -91,7 +91,7 @@ RETURNS = """
         ("[Score('good') for _ in items]", ("scorer_failed",) * 3, "TypeError"),
     ],
 )
-async def test_what_is_no_measurement_is_a_typed_failure(
+async def test_invalid_results_are_typed_failures(
     package: Write, tmp_path: Path, returns: str, codes: tuple[str, ...], message: str
 ) -> None:
     package(RETURNS.format(returns))
@@ -111,9 +111,7 @@ async def test_what_is_no_measurement_is_a_typed_failure(
         ("def load(name, settings): return None\n", "my_package.my_scorer:load", "a NoneType, which has no method"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_clear_error(
-    package: Write, tmp_path: Path, code: str, load: str, message: str
-) -> None:
+def test_load_error_names_its_cause(package: Write, tmp_path: Path, code: str, load: str, message: str) -> None:
     package(code)
     described = scorer_settings(tmp_path, TOML.replace("my_package.my_scorer:load", load))
     with pytest.raises(SettingsError, match=re.escape(message)):
@@ -131,7 +129,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(
         ('needs = ["image"]', 'needs = ["image"]\nmodels = { a = "./gone" }', "no such model directory"),
     ],
 )
-def test_a_mistake_in_the_settings_is_named(tmp_path: Path, was: str, now: str, message: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, was: str, now: str, message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         scorer_settings(tmp_path, TOML.replace(was, now))
 
@@ -152,7 +150,7 @@ def test_the_modules_it_holds_are_counted(package: Write, tmp_path: Path) -> Non
     assert ParameterStats.of(modules) == ParameterStats(2 * (3 * 5 + 5), "cpu", "bfloat16")
 
 
-def test_its_needs_are_those_that_a_scorer_may_have() -> None:
+def test_needs_are_the_scorers_needs() -> None:
     assert get_args(get_args(CustomSettings.model_fields["needs"].annotation)[0]) == get_args(Need)
 
 

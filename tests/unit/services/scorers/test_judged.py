@@ -14,6 +14,7 @@ from services.scorers.base import Scorer, score_batch
 from services.scorers.dense_validity import segments
 from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
 from tests.judges import JudgeServer
+from tests.outcomes import value, values
 
 DARK, BRIGHT = (np.full((4, 4, 3), level, np.uint8) for level in (51, 204))
 
@@ -31,8 +32,7 @@ def text_of(body: dict[str, Any]) -> str:
 def test_grade_is_the_value_and_detail_has_the_reason(server: JudgeServer) -> None:
     dark, bright = built(server, "judge").score([ScoreItem(image=p, prompt="a cat") for p in (DARK, BRIGHT)])
     assert dark == Score(0.2, {"reason": "seen", "repaired": False, "tokens": 100})
-    assert isinstance(bright, Score)
-    assert bright.value == pytest.approx(0.8)
+    assert value(bright) == pytest.approx(0.8)
     assert text_of(server.asked[0]).endswith("\n\na cat")
 
 
@@ -42,8 +42,7 @@ def test_rubric_is_the_settings(server: JudgeServer) -> None:
     concept = Concept("animal", "dog", "<bo>")
     server.script.append('{"reason": "r", "score": 0.5}')
     (outcome,) = scorer.score([ScoreItem(image=DARK, prompt="<bo> {sits}", concept=concept)])
-    assert isinstance(outcome, Score)
-    assert outcome.value == 0.5
+    assert value(outcome) == 0.5
     assert text_of(server.asked[0]) == "Is dog {sits} here, {low}?"
     schema = server.asked[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["score"]["description"] == "from 0 to 1"
@@ -54,25 +53,20 @@ def test_quality_sees_the_image_alone(server: JudgeServer) -> None:
     scorer = built(server, "quality")
     assert scorer.spec.needs == ("image",)
     (outcome,) = scorer.score([ScoreItem(image=BRIGHT, prompt="a cat")])
-    assert isinstance(outcome, Score)
-    assert outcome.value == pytest.approx(0.8)
+    assert value(outcome) == pytest.approx(0.8)
     assert "cat" not in text_of(server.asked[0])
 
 
 def test_a_verdict_out_of_range_is_a_failure_and_never_zero(server: JudgeServer) -> None:
     server.script.extend(['{"reason": "r", "score": 7}'] * 2)
-    bad, good = score_batch(built(server, "judge"), [ScoreItem(image=p, prompt="x") for p in (DARK, BRIGHT)])
-    assert isinstance(bad, ScoreFailure)
-    assert bad.code == "scorer_failed"
-    assert isinstance(good, Score)
+    outcomes = score_batch(built(server, "judge"), [ScoreItem(image=p, prompt="x") for p in (DARK, BRIGHT)])
+    assert values(outcomes) == ["scorer_failed", pytest.approx(0.8)]
     assert len(server.asked) == 3  # the neighbour was not asked, and paid, twice
 
 
 def test_invalid_image_is_not_sent(server: JudgeServer) -> None:
     items = [ScoreItem(image=BRIGHT, prompt="a"), ScoreItem(image=np.full((4, 4), "x"), prompt="b")]  # type: ignore[arg-type]
-    good, bad = score_batch(built(server, "judge"), items)
-    assert isinstance(good, Score)
-    assert isinstance(bad, ScoreFailure)
+    assert values(score_batch(built(server, "judge"), items)) == [pytest.approx(0.8), "scorer_failed"]
     assert len(server.asked) == 1
 
 
@@ -102,17 +96,13 @@ def test_dense_validity_is_the_share_of_segments_seen(server: JudgeServer) -> No
         ]
     )
     assert isinstance(dark, Score)
-    assert dark.value == pytest.approx(2 / 3)
+    assert values((dark, bright, none)) == [pytest.approx(2 / 3), 1.0, "invalid_item"]
     assert [(s["segment"], s["valid"]) for s in dark.detail["segments"]] == [
         ("surely a cat", True),
         ("a dog", False),
         ("surely fox", True),
     ]
     assert dark.detail["tokens"] == 300
-    assert isinstance(bright, Score)
-    assert bright.value == 1.0
-    assert isinstance(none, ScoreFailure)
-    assert none.code == "invalid_item"
 
 
 def test_a_segment_without_a_verdict_fails_the_item_alone(server: JudgeServer) -> None:
@@ -121,16 +111,13 @@ def test_a_segment_without_a_verdict_fails_the_item_alone(server: JudgeServer) -
     bad, good = built(server, "dense_validity").score(items)
     assert isinstance(bad, ScoreFailure)
     assert "1 of 2 segments have no verdict" in bad.message
-    assert isinstance(good, Score)
-    assert good.value == 1.0
+    assert value(good) == 1.0
 
 
 def test_a_spent_budget_is_its_own_failure(server: JudgeServer) -> None:
     scorer = built(server, "judge", limits={"concurrency": 1, "max_tokens": 100})
-    first, second = score_batch(scorer, [ScoreItem(image=DARK, prompt="x")] * 2)
-    assert isinstance(first, Score)
-    assert isinstance(second, ScoreFailure)
-    assert second.code == "judge_budget"
+    outcomes = score_batch(scorer, [ScoreItem(image=DARK, prompt="x")] * 2)
+    assert values(outcomes) == [pytest.approx(0.2), "judge_budget"]
 
 
 ABOUT = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m"}

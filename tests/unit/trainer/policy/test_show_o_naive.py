@@ -65,9 +65,11 @@ def test_guided_log_probabilities(
     with torch.no_grad():
         found = policy.image_logp(PROMPTS, codes, masked)
         expected = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
+        trimmed = policy.image_logp(PROMPTS[1:3], codes[1:3], masked[1:3])  # without the columns that are all padding
     assert found.shape == (4, 16, 16)
     assert expected.std() > 0.5
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(trimmed, expected[1:3], atol=1e-12, rtol=0)
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 16).double(), atol=1e-12, rtol=0)
 
 
