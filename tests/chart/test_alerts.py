@@ -49,7 +49,7 @@ FIRE: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f'synod_retries_total{{{N},scorer="ber"}}': "0+0x20 1x70"},
         "60m",
     ),
-    "SynodStoreAway": (
+    "SynodStoreUnavailable": (
         {f'synod_store_failures_total{{{N},call="get"}}': "0+1x60"},
         {f'synod_store_failures_total{{{N},call="get"}}': "5x60"},
         "30m",
@@ -79,7 +79,7 @@ FIRE: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f'synod_training_value{{{N},name="skipped"}}': "0x9 1x1 0x190"},
         "120m",
     ),
-    "SynodPolicyRunsAway": (
+    "SynodPolicyDiverges": (
         {f'synod_training_value{{{N},name="kl_image"}}': "2x60"},
         {f'synod_training_value{{{N},name="grad_norm"}}': "2x60"},
         "30m",
