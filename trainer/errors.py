@@ -16,7 +16,7 @@ class NonFinite(ArithmeticError):
         super().__init__(message)
         self.group = group
 
-    def saved(self, step: int, folder: Path) -> NonFinite:
+    def with_saved_groups(self, step: int, folder: Path) -> NonFinite:
         """Return this error with the step, the folder that holds the failed groups, and what to do."""
         return NonFinite(
             f"step {step}: {self}; nothing was updated. The group is in {folder} and the last checkpoint is intact. "

@@ -39,7 +39,8 @@ def train(
 
     Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. `reference` is the
     frozen policy of the KL term; it may be None when `loss.beta` is 0. Raises RewardServiceUnavailable,
-    CheckpointMismatch, CheckpointNotWritten, and NonFinite after saving the failed groups, with the policy unchanged.
+    CheckpointMismatch and CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it
+    are saved first, and the policy is unchanged.
     """
     concepts = read_concepts(settings.data.concepts)
     prompts = read_prompts(settings.data.prompts, concepts)
@@ -84,7 +85,8 @@ def train(
                     )
             except NonFinite as error:
                 folder = save_failed_groups(settings.run_dir, step, groups, rewards, error)
-                raise error.saved(step, folder) from error
+                raise error.with_saved_groups(step, folder) from error
+            # the regression slope of reward on surrogate score, for the baseline of the next update's advantages
             state.reward_slope = update_reward_slope(state.reward_slope, groups, rewards)
             state.thresholds = threshold_states
             state.step += 1

@@ -32,10 +32,10 @@ class SharedItems:
 class Host:
     """The scorers of one process.
 
-    Each scorer has its own queue and health check; the process runs one batch at a time. Only scorers that call an
-    external API (judge models) run batches in threads of their own, since they mostly wait. Scorers load one after
-    another, so that they share the models they have in common. If any scorer fails its check, Serve restarts the
-    process.
+    Each scorer has its own queue and health check. All share one batch thread, so the process runs one batch at a time.
+    The exception is scorers that call an external API (judge models): they mostly wait, so each has its own thread.
+    Scorers load one after another, so that they share the models they have in common. If any scorer fails its check,
+    Serve restarts the process.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Host:
         # Cache what models compute from an image, for the other scorers. A single scorer would never reuse it.
         MEMO.enabled = len(specs) > 1
         self._fetches: WeakValueDictionary[str, asyncio.Task[tuple[ScoreItem, ...]]] = WeakValueDictionary()
+        # asyncio itself keeps no strong reference to a running task
         self._pending: set[asyncio.Task[tuple[ScoreItem, ...]]] = set()
         shared = BatchThread()
         self._scorers: dict[str, HostedScorer] = {}
@@ -68,7 +69,8 @@ class Host:
         traceparent: str | None = None,
     ) -> list[Outcome]:
         """Score items with the named scorer, as `HostedScorer.score` does, within the span of `traceparent`."""
-        # Keep a strong reference: `_fetches` is weak, and concurrent calls of one request share this fetch.
+        # Keep `fetch` alive until this call ends: `_pending` drops it once it is done and `_fetches` is weak, but later
+        # calls of the same request should still find it.
         fetch = self._fetch(sent) if isinstance(sent, SharedItems) else None
         items = sent if fetch is None else await asyncio.shield(fetch)
         assert not isinstance(items, SharedItems)

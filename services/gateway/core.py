@@ -1,8 +1,8 @@
 """Score requests: validate, resolve image digests, fan out to the scorers, combine scores into rewards.
 
-`_parts` does the work; `stream` yields its parts, and `score` collects them. An item that cannot be scored fails alone.
-Scoring is idempotent, so calls that a replica lost are retried until the deadline. Scores missing at the deadline are
-DeadlineExceeded failures; those already known are returned.
+`_parts` does the work; `stream` yields its parts, and `score` collects them. An item that cannot be scored does not
+fail the others. Scoring is idempotent, so calls to a replica that dies are retried until the deadline. Scores missing
+by then become DeadlineExceeded failures; those already known are returned.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@
     backend, settle the claims
 
 A claim is this request's exclusive right to compute a score that is neither cached nor in flight in another request.
-Settling the claim publishes the outcome to the requests that wait for it, or gives the score up.
+Settling the claim publishes the outcome to the requests that wait for it. Without an outcome it abandons the claim, and
+a waiting request takes it over.
 
-At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started continues for
-KEEP_AFTER_DEADLINE_S or KEEP_AFTER_DISCONNECT_S, so that a repeated request finds its scores, and is then cancelled. In
-all cases every claim is settled and every place in a queue is released.
+At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started is cancelled
+only after KEEP_AFTER_DEADLINE_S or KEEP_AFTER_DISCONNECT_S, so that a repeated request can find its scores. In all
+cases every claim is settled and every place in a queue is released.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from synod.retry import RetryPolicy
 
 KEEP_AFTER_DISCONNECT_S: Final = 1.0  # how long started work goes on after a disconnect
 KEEP_AFTER_DEADLINE_S: Final = 30.0  # and after a deadline
-CLAIM_EXPIRY_MARGIN_S: Final = 5.0  # how much longer the claims of a request hold, in case its gateway dies
+CLAIM_EXPIRY_MARGIN_S: Final = 5.0  # claims expire this long after the last work can end, in case their gateway dies
 RESPONSE_MARGIN_S: Final = 0.1  # a replica responds this long before the deadline, so that its scores arrive in time
 BACKOFF: Final = RetryPolicy(base_s=0.1, max_s=1.0)
 RETRIED_CODES: Final = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
@@ -41,7 +42,7 @@ log = logging.getLogger("synod.gateway")
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """State shared by all requests. `tasks` are the running scorer calls, also those whose request has ended."""
+    """State shared by all requests. `tasks` are the running scorer calls, including those whose request has ended."""
 
     backend: ScorerBackend
     store: Store
@@ -51,7 +52,7 @@ class GatewayContext:
 
 
 class Fanout:
-    """The scoring of one request. Iterate over `parts` once; closing it early drops the queued work.
+    """The scoring of one request. Iterate over `parts` once; closing the iterator early drops the queued work.
 
     `scorers_of[i]` are the scorers of item i. `sent` holds the items as they arrived, `items` the same with digests
     replaced by images. `deadline_s` is a `time.monotonic()` timestamp.
@@ -70,6 +71,7 @@ class Fanout:
         self._priority: Priority = priority
         self._deadline_s = deadline_s
         self._specs = context.backend.specs
+        # the model, weights and rules behind a score are part of its cache key; without them it is not shared
         score_origins = {name: spec.origin for name, spec in self._specs.items() if spec.origin}
         expire_s = deadline_s + KEEP_AFTER_DEADLINE_S + CLAIM_EXPIRY_MARGIN_S
         self._claims = Claims(context.store, sent, scorers_of, score_origins, expire_s)
@@ -103,7 +105,7 @@ class Fanout:
             await self._claims.release()
 
     async def _decode(self) -> dict[str, Outcomes]:
-        """Decode the items that still need scores and hand them to the backend; return the failures of the others."""
+        """Decode the items that still need scores. Stage those that decode; return failures for those that do not."""
         needed = self._claims.unfinished_items()
         with metrics.STAGE_SECONDS.labels("decode").time(), tracing.span("decode", items=len(needed)):
             found = await self._context.decoder.decode([self._items[i] for i in needed], self._deadline_s)
@@ -116,6 +118,7 @@ class Fanout:
         good = {i: item for i, item in decoded.items() if isinstance(item, ScoreItem)}
         if good:
             items = tuple(good.get(i, placeholder) for i in range(len(self._items)))
+            # put the items where replicas can read them, once for all scorers
             self._staged = await self._context.backend.stage(items, len(scorers_left))
         return failed
 
@@ -143,11 +146,11 @@ class Fanout:
     async def _compute(self, name: str, indexes: list[int]) -> Outcomes:
         """Compute owned scores; items that are not scored by the deadline are DeadlineExceeded failures."""
         ticket = self._tickets.pop(name, None)
-        if ticket is None:  # the request that abandoned these items was admitted, so no limit applies
+        if ticket is None:  # taken over from a request that abandoned these items; they are admitted already
             queue = self._context.admission.queue(name)
             ticket = queue.reserve(self._cost(name, indexes), self._priority, admitted=True)
         outcomes: Outcomes = {}
-        may_outlive_request = self._claims.detach(name, indexes)
+        may_outlive_request = self._claims.detach(name, indexes)  # False if the store cannot keep the scores
         work = asyncio.create_task(self._call(name, indexes, ticket, outcomes))
         self._context.tasks.add(work)
         work.add_done_callback(self._context.tasks.discard)
@@ -200,8 +203,9 @@ async def score_with_retries(
 ) -> None:
     """Score the staged items at `indexes` into `outcomes`. Retries items whose replica died or was full.
 
-    Raises nothing but CancelledError. No call starts after `deadline_s`; one that has started may end later. Work is
-    admitted before it is sent, so a full replica is temporary (still busy for a gateway that died) and worth a retry.
+    Raises nothing but CancelledError. No call starts after `deadline_s`; one that has started may end later.
+    Admission never sends a replica more than it can hold, so a replica is full only briefly, while it still works on
+    calls from a gateway that died; a retry is worthwhile.
     """
     attempt = 0
     with metrics.SCORER_SECONDS.labels(scorer).time():
