@@ -103,7 +103,7 @@ def test_a_killed_host_of_five_scorers_changes_no_answer(service: Any, eventuall
 
     def ask(n: int) -> list[list[float | str]]:
         response = service.score(*numbers(n / 16, n / 32, sleep_s=0.05), scorers=scorers, timeout_ms=60_000)
-        return [values(response, name) for name in scorers]
+        return [values_by(response, name) for name in scorers]
 
     with ThreadPoolExecutor(8) as callers:
         futures = [callers.submit(ask, n) for n in range(16)]
