@@ -75,10 +75,9 @@ def down(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print the URL of a run directory's service and which of its scorers are not ready."""
-    run_dir = RunDir(options.run_dir)
-    record = run_dir.running()
+    record = RunDir(options.run_dir).running() if options.run_dir.is_dir() else None
     if record is None:
-        print(f"no service runs from {run_dir.path}")
+        print(f"no service runs from {options.run_dir.resolve()}")
         return 1
     print(f"{record.url}  pid {record.pid}  {record.config}")
     try:

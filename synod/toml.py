@@ -64,7 +64,7 @@ def model_source(source: str, folder: Path) -> str:
     else:
         return source
     if not path.exists():
-        raise ValueError(f"'{source}': no such model directory: {path}. Give a directory that exists, or a hub id")
+        raise ValueError(f"'{source}': no such file or directory: {path}. Correct the path, or give a model's hub id")
     return str(path)
 
 

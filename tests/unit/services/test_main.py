@@ -42,7 +42,7 @@ def test_check_prints_what_is_served(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("text", "word"),
     [
         ("[", "service.toml"),
-        ('[scorers.der]\nkind = "der"\nmodel = "./nowhere"\n', "no such model directory"),
+        ('[scorers.der]\nkind = "der"\nmodel = "./nowhere"\n', "no such file or directory"),
         ('golden = "./nowhere.json"\n[scorers.der]\nkind = "der"\nmodel = "./"\n', "golden"),
         ('[scorers.Gateway]\nkind = "der"\nmodel = "./"\n', "scorers.Gateway"),
         ('[scorers.der]\nkind = "der"\nmodel = "./"\nserving = { num_gpus = 1.5 }\n', "a whole number"),
@@ -71,7 +71,9 @@ def test_down_and_status_without_a_service(tmp_path: Path, capsys: pytest.Captur
     assert main(["down", "--run-dir", str(tmp_path)]) == 0
     assert main(["down", "--run-dir", str(tmp_path)]) == 0
     assert main(["status", "--run-dir", str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("no service runs from") == 3
+    assert main(["status", "--run-dir", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().out.count("no service runs from") == 4
+    assert not (tmp_path / "none").exists()
 
 
 def test_busy_port_is_refused_before_start(tmp_path: Path) -> None:

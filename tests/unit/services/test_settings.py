@@ -55,7 +55,7 @@ def test_a_hub_id_stays_and_a_package_directory_is_found(write: Write) -> None:
         (MINIMAL + "colour = 1\n", "scorers.der.der.colour: unknown key"),
         ("[server]\nprot = 1\n" + MINIMAL, "server.prot: unknown key"),
         ("[server]\nport = 99999\n" + MINIMAL, "65535 (given: 99999)"),
-        (MINIMAL.replace("./model", "./gone"), "'./gone': no such model directory"),
+        (MINIMAL.replace("./model", "./gone"), "'./gone': no such file or directory"),
         (MINIMAL.replace("./model", "package:no_such_package/model"), "pip install no-such-package"),
         (MINIMAL.replace('"der"', '"dear"', 1), "dear"),
         ("[server]\n", "scorers"),

@@ -69,6 +69,6 @@ def test_model_sources(tmp_path: Path) -> None:
     assert model_source("./model", tmp_path / "elsewhere/..") == str(tmp_path / "model")
     assert model_source("org/model", tmp_path) == "org/model"
     assert Path(model_source("package:synod/client", tmp_path)).name == "client"
-    for source, found in (("./gone", "no such model directory"), ("package:no_such/x", "pip install no-such")):
+    for source, found in (("./gone", "no such file or directory"), ("package:no_such/x", "pip install no-such")):
         with pytest.raises(ValueError, match=found):
             model_source(source, tmp_path)

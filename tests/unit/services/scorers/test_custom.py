@@ -126,7 +126,7 @@ def test_load_error_names_its_cause(package: Write, tmp_path: Path, code: str, l
         ('needs = ["image"]', 'needs = ["image"]\nlow = 2', "low 2 is not below high 1"),
         ('needs = ["image"]', 'needs = ["image"]\nhigh = inf', "high"),
         ("my_package.my_scorer:load", "my_package/my_scorer.py", "load"),
-        ('needs = ["image"]', 'needs = ["image"]\nmodels = { a = "./gone" }', "no such model directory"),
+        ('needs = ["image"]', 'needs = ["image"]\nmodels = { a = "./gone" }', "no such file or directory"),
     ],
 )
 def test_invalid_settings_are_refused(tmp_path: Path, was: str, now: str, message: str) -> None:
