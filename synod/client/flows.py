@@ -139,7 +139,7 @@ class Flows:
     def _score_all(
         self, request: ScoreRequest, images: Mapping[str, ImageData], deadline_s: float, mask: bool
     ) -> Flow[list[ScoreResponse]]:
-        """Send the request whole if it is small or no known limit forbids it, else in concurrent chunks."""
+        """Send the request in one piece if it is small or fits the limits, else in concurrent chunks."""
         if self.limits is None and not is_small(request):
             yield from self._fetch_limits(deadline_s)
         if self.limits is None:
