@@ -24,6 +24,14 @@ with warnings.catch_warnings():
     import ray.serve  # noqa: F401
 
 HERE = Path(__file__).parent
+FRAIL_OTHERS = "\n".join(
+    f"""[scorers.frail_{n}]
+kind = "ber"
+model = "./"
+serving = {{ colocate_with = "frail", max_batch_images = 1 }}
+"""
+    for n in (2, 3, 4, 5)
+)
 SETTINGS = """
 [server]
 port = {port}
@@ -67,26 +75,7 @@ kind = "ber"
 model = "./"
 serving = {{ replicas = 2, max_batch_images = 1 }}
 
-[scorers.frail_2]
-kind = "ber"
-model = "./"
-serving = {{ colocate_with = "frail", max_batch_images = 1 }}
-
-[scorers.frail_3]
-kind = "ber"
-model = "./"
-serving = {{ colocate_with = "frail", max_batch_images = 1 }}
-
-[scorers.frail_4]
-kind = "ber"
-model = "./"
-serving = {{ colocate_with = "frail", max_batch_images = 1 }}
-
-[scorers.frail_5]
-kind = "ber"
-model = "./"
-serving = {{ colocate_with = "frail", max_batch_images = 1 }}
-
+{frail_others}
 [scorers.face]
 kind = "der"
 model = "./"
@@ -145,7 +134,9 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any, collecto
     folder = tmp_path_factory.mktemp("service")
     config = folder / "service.toml"
     ports = {"port": local.free_port(), "grpc_port": local.free_port()}
-    config.write_text(SETTINGS.format(**ports, dino=tiny_models.dinov2, collector=collector.url))
+    config.write_text(
+        SETTINGS.format(**ports, dino=tiny_models.dinov2, collector=collector.url, frail_others=FRAIL_OTHERS)
+    )
     settings = load(config, {})
     sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(HERE.parents[1])))  # workers import the fakes too
