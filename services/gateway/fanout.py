@@ -212,7 +212,7 @@ async def score_with_retries(
         while True:
             found = await _call_backend(backend, scorer, staged, indexes, deadline_s)
             outcomes.update(zip(indexes, found, strict=True))
-            indexes = [i for i in indexes if getattr(outcomes[i], "code", None) in RETRIED_CODES]
+            indexes = [i for i in indexes if _is_retried(outcomes[i])]
             pause_s = BACKOFF.backoff_s(attempt)
             if not indexes or time.monotonic() + pause_s >= deadline_s:
                 return
@@ -239,3 +239,7 @@ async def _call_backend(
         log.exception("scorer '%s' failed", scorer)
         error = ScorerFailed(f"scorer '{scorer}' failed with {type(unknown).__name__}")
     return [ScoreFailure.of(error)] * len(indexes)
+
+
+def _is_retried(outcome: Outcome) -> bool:
+    return isinstance(outcome, ScoreFailure) and outcome.code in RETRIED_CODES
