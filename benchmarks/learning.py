@@ -27,13 +27,13 @@ import numpy as np
 
 from benchmarks.machine import command, machine
 from synod.contracts import ScoreItem
-from trainer.compare import paired
-from trainer.evaluate import evaluate, held_out, load_evaluation, save_evaluation
-from trainer.grpo.threshold import make_controller
-from trainer.metrics import read
-from trainer.rewards import RewardService
-from trainer.rollout import RewardBackend
-from trainer.session import AFTER, BEFORE, make_policy, make_reference, run
+from trainer.algorithms.threshold import make_controller
+from trainer.evaluate.compare import paired
+from trainer.evaluate.heldout import evaluate, held_out, load_evaluation, save_evaluation
+from trainer.report.metrics import read
+from trainer.rewards.base import RewardBackend
+from trainer.rewards.service import RewardService
+from trainer.run import AFTER, BEFORE, make_policy, make_reference, run
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
 from trainer.types import Pathway, Reward

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.machine import command, machine
-from trainer.metrics import read
+from trainer.report.metrics import read
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"

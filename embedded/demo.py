@@ -34,11 +34,11 @@ from services.settings import load
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
 from synod.errors import SettingsError, Unavailable
-from trainer.compare import paired
-from trainer.evaluate import load_evaluation
-from trainer.metrics import read, steps_saved
-from trainer.report import fragment
-from trainer.session import AFTER, BEFORE
+from trainer.evaluate.compare import paired
+from trainer.evaluate.heldout import load_evaluation
+from trainer.report.metrics import read, steps_saved
+from trainer.report.page import fragment
+from trainer.run import AFTER, BEFORE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"

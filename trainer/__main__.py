@@ -65,7 +65,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
     memory.keep_freed_memory()
-    from trainer.session import run  # imported here: --help and a wrong setting need no torch
+    from trainer.run import run  # imported here: --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)
 
@@ -73,7 +73,7 @@ def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
 def _report(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="synod train report", description="Write RUN/report.html.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run, finished or not")
-    from trainer.report import write_report
+    from trainer.report.page import write_report
 
     print(f"wrote {write_report(parser.parse_args(arguments).run)}")
     return 0

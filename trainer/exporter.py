@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from synod.exporter import Exporter, parser
-from trainer.metrics import METRICS, read, scalars
+from trainer.report.metrics import METRICS, read, scalars
 
 PORT: Final = 8002
 HELP: Final = {

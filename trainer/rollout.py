@@ -9,34 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from synod.contracts import Pixels, ScoreItem
+from trainer.algorithms.screen import ScreenResult, screen, top_up
 from trainer.clock import Clock
-from trainer.grpo.screen import ScreenResult, screen, top_up
 from trainer.policy.base import Policy
-from trainer.reasoning import compound, reward_item, surrogate_item
+from trainer.rewards.base import RewardBackend
+from trainer.scenarios import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
-from trainer.types import ImageSegment, Pathway, Reward, Rollout, Task, TextSegment
+from trainer.types import ImageSegment, Reward, Rollout, Task, TextSegment
 
 REFERENCES = 3  # images of the concept sent with each image to reward
 _TEXT, _IMAGE = 0, 1  # streams of random numbers
-
-
-class RewardBackend(Protocol):
-    """The reward service as rollouts use it."""
-
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        """Return the surrogate scores of previews, in order."""
-        ...
-
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
-        """Request the rewards of finished images, in order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from trainer.grpo.advantage import Slope
-from trainer.grpo.threshold import ThresholdController, ThresholdState
+from trainer.algorithms.advantage import Slope
+from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.policy.base import Policy
 from trainer.rollout import Previews
 

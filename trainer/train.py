@@ -13,18 +13,22 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from trainer import checkpoint
+from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
-from trainer.data import TaskSampler, read_concepts, read_prompts
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_prompts
+from trainer.data.source import TaskSampler
 from trainer.errors import NonFinite, RewardServiceUnavailable
-from trainer.grpo.threshold import ThresholdController
-from trainer.metrics import Metrics
-from trainer.optim import make_optimizer, policy_update, update_reward_slope
+from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
-from trainer.records import log_images, save_failed_groups, step_record
-from trainer.rollout import Group, RewardBackend, finish, sample_previews
+from trainer.report.metrics import Metrics
+from trainer.report.records import log_images, save_failed_groups, step_record
+from trainer.rewards.base import RewardBackend
+from trainer.rollout import Group, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState, update_threshold
 from trainer.stop import stop_on_signal
+from trainer.update import policy_update, update_reward_slope
 
 
 def train(

@@ -24,7 +24,7 @@ from embedded.makers import augment
 from embedded.makers.crops import Pixels, color_crop, face_patch, perturb_mask
 from embedded.makers.prompts import answers, training_prompt
 from embedded.makers.texts import HELD_OUT, scorer_caption
-from trainer.reasoning import compound
+from trainer.scenarios import compound
 
 CHUNK = 250
 PATCH = 8
@@ -82,7 +82,7 @@ def episodes(folder: Path, sizes: Sizes) -> Arrays:
     """Return the policy's examples: image [N 64 64 3], front bool [N 8 8], and texts.
 
     `front` marks the patches that show an object. `texts` are N lists of prompts for the image, the longest last; a
-    concept's prompt is there alone and with an answer appended by `trainer.reasoning.compound`.
+    concept's prompt is there alone and with an answer appended by `trainer.scenarios.compound`.
     """
     return _cached(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
 

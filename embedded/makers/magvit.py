@@ -18,7 +18,7 @@ from transformers import SegformerForSemanticSegmentation
 from embedded import world
 from embedded.makers.dataset import Sizes, normalised, scenes
 from embedded.makers.loop import Recipe
-from trainer.policy.magvit import Magvit, MagvitConfig
+from trainer.policy.show_o.magvit import Magvit, MagvitConfig
 
 DECODER_RECIPE = Recipe(seed=8, steps=1600, batch=8, lr=8e-4, weight_decay=0.01)
 RECIPE = Recipe(seed=6, steps=10_000, batch=8, lr=1.2e-3, weight_decay=0.01)

@@ -12,13 +12,15 @@ from services.scorers import registry
 from services.scorers.base import Scorer
 from services.settings import Settings
 from synod.contracts import ScoreItem
-from trainer.compare import right
-from trainer.data import TaskSampler, read_concepts, read_prompts
-from trainer.evaluate import draw
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_prompts
+from trainer.data.source import TaskSampler
+from trainer.evaluate.compare import right
+from trainer.evaluate.heldout import draw
 from trainer.policy.base import Policy
-from trainer.reasoning import surrogate_item
 from trainer.rollout import begin, reason
-from trainer.session import make_policy
+from trainer.run import make_policy
+from trainer.scenarios import surrogate_item
 from trainer.settings import TrainerSettings
 from trainer.types import Task
 

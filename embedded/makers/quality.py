@@ -23,7 +23,7 @@ from services.scorers.der import DerSettings
 from services.scorers.fer import FerSettings
 from services.scorers.geneval import GenEvalSettings
 from services.settings import Settings, load
-from trainer.session import make_policy
+from trainer.run import make_policy
 from trainer.settings import TrainerSettings
 from trainer.settings import load as load_trainer
 

@@ -29,11 +29,12 @@ from embedded.makers.loop import Recipe
 from embedded.makers.prompts import fact
 from embedded.makers.texts import corpus, tokenizer
 from embedded.world.prompts import ATTRIBUTE, attribute_prompt, dense_prompt
-from trainer.policy.files import read_weights
-from trainer.policy.layout import END, Vocabulary
-from trainer.policy.magvit import Magvit
-from trainer.policy.show_o import ShowO, ShowOConfig
-from trainer.reasoning import textual_query
+from trainer.policy.show_o.config import ShowOConfig
+from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.vocabulary import END, Vocabulary
+from trainer.policy.weights import read_weights
+from trainer.scenarios import textual_query
 from trainer.types import Query, TextSegment
 
 RECIPE = Recipe(seed=7, steps=3400, batch=42, lr=2e-3, weight_decay=0.02)

@@ -60,7 +60,13 @@ def test_direct_dependencies_match_the_constraints() -> None:
 
 SETTINGS = {
     "services": (services.settings, services.settings_types, services.models.settings),
-    "trainer": (trainer.settings,),
+    "trainer": (
+        trainer.settings.run,
+        trainer.settings.policy,
+        trainer.settings.data,
+        trainer.settings.rewards,
+        trainer.settings.loss,
+    ),
 }
 
 

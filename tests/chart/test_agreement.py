@@ -158,9 +158,9 @@ def test_every_queried_reward_sum_exists() -> None:
 
 
 def test_every_queried_training_value_is_recorded() -> None:
-    """The names come from `trainer.records.step_record` and `trainer.train`, read from their sources."""
+    """The names come from `trainer.report.records.step_record` and `trainer.train`, read from their sources."""
     asked = {n for _, expr in expressions() for name in re.findall(r'name=~?"([^"]+)"', expr) for n in name.split("|")}
-    sources = "".join((ROOT / f"trainer/{part}.py").read_text() for part in ("records", "train"))
+    sources = "".join((ROOT / f"trainer/{part}.py").read_text() for part in ("report/records", "train"))
     recorded = set(re.findall(r'"(\w+)"', sources))
     recorded |= {f"{n}_{m}" for n in ("loss", "kl", "clip_fraction", "ratio_max") for m in ("text", "image")}
     assert {one.partition("/")[0] for one in asked} <= recorded

@@ -28,8 +28,8 @@ from tests.unit.trainer.conftest import settings_from, tiny_settings, world_dir 
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines, run_loop
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq  # noqa: F401
-from trainer.grpo.threshold import Quantile
-from trainer.policy.show_o import ShowO
+from trainer.algorithms.threshold import Quantile
+from trainer.policy.show_o.policy import ShowO
 from trainer.settings import TrainerSettings
 from trainer.types import ImageSegment, Pathway, Query, Reward, TextSegment
 

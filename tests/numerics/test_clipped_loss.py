@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.grpo.losses import clipped_loss
+from trainer.algorithms.losses import clipped_loss
 
 CLIP, BETA, WEIGHT = 0.2, 0.3, 0.7
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.policy import maskgit
+from trainer.policy.show_o import maskgit
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from trainer.policy.phi import Cache, Phi, PhiConfig
+from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 
 
 @pytest.mark.parametrize(("heads", "partial", "theta"), [(4, 0.5, 10_000.0), (2, 0.25, 500.0)])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.grpo.advantage import Slope, advantages, population_baseline
-from trainer.grpo.screen import screen
+from trainer.algorithms.advantage import Slope, advantages, population_baseline
+from trainer.algorithms.screen import screen
 
 NORMAL = NormalDist()
 GROUP, PASS_RATE = 9, 0.25

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.grpo.threshold import Paper, Power, Quantile, ThresholdController, ThresholdState
+from trainer.algorithms.threshold import Paper, Power, Quantile, ThresholdController, ThresholdState
 
 FULL = bool(os.environ.get("SYNOD_FULL"))
 GROUP, CAP, ITERATIONS = 9, 144, 100

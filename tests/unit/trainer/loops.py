@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
-from trainer.data import TaskSampler, read_concepts, read_prompts
-from trainer.grpo.threshold import ThresholdController, make_controller
-from trainer.policy.show_o import ShowO
-from trainer.rollout import Group, RewardBackend, finish, sample_previews
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_prompts
+from trainer.data.source import TaskSampler
+from trainer.policy.show_o.policy import ShowO
+from trainer.rewards.base import RewardBackend
+from trainer.rollout import Group, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train

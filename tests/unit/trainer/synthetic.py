@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.compare import Evaluation, Row
-from trainer.evaluate import save_evaluation
-from trainer.metrics import Metrics, Sample
+from trainer.evaluate.compare import Evaluation, Row
+from trainer.evaluate.heldout import save_evaluation
+from trainer.report.metrics import Metrics, Sample
 
 PHASES = {
     "reason": 0.6,

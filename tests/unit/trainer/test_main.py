@@ -36,7 +36,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainerSettings, bool]]:
         runs.append((settings, evaluated))
         return 0
 
-    monkeypatch.setattr("trainer.session.run", run)
+    monkeypatch.setattr("trainer.run.run", run)
     return runs
 
 
@@ -85,7 +85,7 @@ def test_an_error_is_reported_in_one_line(
     def run(*_: Any, **__: Any) -> int:
         raise error
 
-    monkeypatch.setattr("trainer.session.run", run)
+    monkeypatch.setattr("trainer.run.run", run)
     assert main([str(toml)]) == status
     said = capsys.readouterr().err
     assert message in said

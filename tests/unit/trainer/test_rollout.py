@@ -15,11 +15,11 @@ import torch
 from tests.unit.trainer.loops import NO_SCREEN, MakeSettings, draw, same_images, tasks
 from tests.unit.trainer.reward_services import WIRE, Judge, judged
 from trainer.clock import Clock
-from trainer.policy.layout import END
-from trainer.policy.show_o import ShowO
-from trainer.reasoning import compound
-from trainer.rewards import RewardService
+from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.vocabulary import END
+from trainer.rewards.service import RewardService
 from trainer.rollout import Previews, finish, sample_previews, uniforms
+from trainer.scenarios import compound
 from trainer.settings import TrainerSettings
 
 KEY = (0, 0, 0)

@@ -19,9 +19,9 @@ from synod.contracts import ScoreItem
 from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, run_loop, weights
 from tests.unit.trainer.reward_services import Judge, Measure, brightness, redness
 from trainer import checkpoint
+from trainer.algorithms.threshold import Quantile, ThresholdState
 from trainer.errors import NonFinite
-from trainer.grpo.threshold import Quantile, ThresholdState
-from trainer.metrics import SAMPLES, read
+from trainer.report.metrics import SAMPLES, read
 from trainer.settings import TrainerSettings
 from trainer.stop import stop_on_signal
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.policy.layout import END, Vocabulary
-from trainer.policy.magvit import Magvit, MagvitConfig
-from trainer.policy.show_o import ShowO, ShowOConfig
+from trainer.policy.show_o.config import ShowOConfig
+from trainer.policy.show_o.magvit import Magvit, MagvitConfig
+from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.vocabulary import END, Vocabulary
 
 TEXT = """a photo of red blue green cat dog sits on grass wearing hat what color is has two USER ASSISTANT : . ?"""
 WORDS = TEXT.split()

@@ -23,8 +23,8 @@ from embedded.makers.__main__ import NAMES, make
 from embedded.makers.dataset import QUICK, normalised
 from services.models import blip2, dinov2, face, open_clip, semantic
 from services.scorers.geneval.colour import ColorClassifier
-from trainer.policy.files import state_dict
-from trainer.policy.magvit import Magvit
+from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.weights import state_dict
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,151 @@
+"""The clipped loss by hand, its masks, statistics and weights; see also tests/numerics/test_clipped_loss.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.algorithms.losses import LossStats, clipped_loss, modality_weights
+
+EVERY = {"clip": 0.2, "beta": 0.0, "weight": 1.0}
+
+
+def logs(*rows: tuple[float, ...]) -> torch.Tensor:
+    """Log-probabilities of the given probabilities, float64, with a gradient."""
+    return torch.tensor(rows, dtype=torch.float64).log().requires_grad_()
+
+
+def ones(rows: int, columns: int) -> torch.Tensor:
+    return torch.ones(rows, columns, dtype=torch.bool)
+
+
+JUNK = st.sampled_from([-math.inf, math.inf, math.nan, 0.0, -3.0])
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 5), JUNK, JUNK, JUNK)
+def test_masked_decisions_add_exactly_zero(
+    data: st.DataObject, rows: int, columns: int, new_junk: float, old_junk: float, ref_junk: float
+) -> None:
+    mask = torch.tensor(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=columns, max_size=columns), min_size=rows, max_size=rows))
+    )
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    clean = [-torch.rand(rows, columns, generator=generator) - 0.01 for _ in range(3)]
+    advantage = torch.randn(rows, generator=generator)
+    results = []
+    for junk in ((new_junk, old_junk, ref_junk), (-1.0, -1.0, -1.0)):
+        new, old, ref = (torch.where(mask, x, j) for x, j in zip(clean, junk, strict=True))
+        new = new.requires_grad_()
+        loss, stats = clipped_loss(new, old, ref, mask, advantage, clip=0.2, beta=0.1, weight=0.7)
+        with torch.autograd.set_detect_anomaly(True):  # no step of the way back may hold a NaN, not only its end
+            loss.backward()
+        assert new.grad is not None
+        assert torch.equal(new.grad[~mask], torch.zeros(int((~mask).sum())))
+        results.append((loss, new.grad, stats))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][2] == results[1][2]
+    assert results[0][2].decisions == int(mask.sum())
+    assert math.isfinite(results[0][0].item())
+
+
+def test_an_unmasked_nan_is_not_hidden() -> None:
+    new = torch.tensor([[math.nan, -1.0]])
+    loss, _ = clipped_loss(new, torch.full((1, 2), -1.0), None, ones(1, 2), torch.tensor([1.0]), **EVERY)
+    assert math.isnan(loss.item())
+
+
+def test_large_log_ratios_are_clamped() -> None:
+    new = torch.tensor([[-0.001, -500.0]], requires_grad=True)
+    old, ref = torch.tensor([[-500.0, -0.001]]), torch.tensor([[-500.0, -0.001]])
+    loss, stats = clipped_loss(new, old, ref, ones(1, 2), torch.tensor([-1.0]), clip=0.2, beta=1.0, weight=1.0)
+    loss.backward()
+    k3 = (math.exp(-10) + 9) + (math.exp(10) - 11)
+    assert loss.item() == pytest.approx(math.exp(10) + 0.8 + k3, rel=1e-5)
+    assert new.grad is not None
+    assert new.grad.tolist() == [[0.0, 0.0]]
+    assert (stats.high, stats.low) == (pytest.approx(math.exp(10)), pytest.approx(math.exp(-10)))
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    new = torch.full((2, 4096), -1.0, dtype=torch.bfloat16, requires_grad=True)
+    loss, _ = clipped_loss(new, new.detach(), None, ones(2, 4096), torch.tensor([1.0, 0.0]), **EVERY)
+    assert loss.dtype == torch.float32
+    assert loss.item() == -2048.0
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_batches_and_steps_add_up_to_the_group(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    new, old, ref = (-torch.rand(5, 6, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
+    mask = torch.rand(5, 6, generator=generator) < 0.6
+    advantage = torch.randn(5, generator=generator, dtype=torch.float64)
+    kind: dict[str, Any] = {"clip": 0.2, "beta": 0.1, "weight": 0.3}
+    whole, stats = clipped_loss(new, old, ref, mask, advantage, **kind)
+    total, summed = torch.zeros(()), LossStats()
+    for i in range(0, 5, chunk):
+        rows = slice(i, i + chunk)
+        part = (new[rows], old[rows], ref[rows], mask[rows], advantage[rows])
+        loss, figures = clipped_loss(*part, **kind, group_size=5)
+        total, summed = total + loss, summed + figures
+    assert total.item() == pytest.approx(whole.item(), rel=1e-12)
+    assert asdict(summed) == pytest.approx(asdict(stats), rel=1e-12)
+
+
+def test_statistics_without_decisions_are_none() -> None:
+    loss, stats = clipped_loss(logs((0.5,)), logs((0.5,)), None, ~ones(1, 1), torch.tensor([1.0]), **EVERY)
+    assert loss.item() == 0.0
+    assert stats == LossStats()
+    assert [stats.ratio_max, stats.clip_fraction, stats.kl] == [None] * 3
+    some = LossStats(2, 1, 0.5, 2.0, 0.1)
+    assert stats + some == some == some + stats
+    assert json.loads(json.dumps(asdict(some))) == asdict(some)
+
+
+def test_weights_by_hand() -> None:
+    sizes = {"max_text_tokens": 100, "denoising_steps": 50, "positions": 1024}
+    assert modality_weights(0.4, 0.6, "paper_sum", **sizes) == {"text": 0.4, "image": 0.6}
+    constant = modality_weights(0.4, 0.6, "per_modality_constant", **sizes)
+    assert constant == {"text": pytest.approx(0.004), "image": pytest.approx(0.6 / 51_200)}
+    full = {"text": 100, "image": 50 * 1024}
+    assert {kind: constant[kind] * full[kind] for kind in constant} == pytest.approx({"text": 0.4, "image": 0.6})
+
+
+GOOD: dict[str, Any] = {
+    "new_BD": torch.zeros(2, 3),
+    "old_BD": torch.zeros(2, 3),
+    "ref_BD": torch.zeros(2, 3),
+    "mask_BD": ones(2, 3),
+    "advantage_B": torch.zeros(2),
+    "clip": 0.2,
+    "beta": 0.01,
+    "weight": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"old_BD": torch.zeros(3)}, r"\[2, 3\], \[3\]"),
+        ({"ref_BD": torch.zeros(1, 3)}, r"\[1, 3\]"),
+        ({"advantage_B": torch.zeros(2, 1)}, r"advantages \[2, 1\]"),
+        ({"advantage_B": torch.zeros(3)}, r"advantages \[3\]"),
+        ({"mask_BD": torch.ones(2, 3)}, "mask_BD is torch.float32"),
+        ({"clip": 0.0}, "clip is 0.0"),
+        ({"clip": 1.0}, "clip is 1.0"),
+        ({"beta": -0.1}, "beta is -0.1"),
+        ({"ref_BD": None}, "beta is 0.01"),
+        ({"group_size": 0}, "0 rollouts"),
+    ],
+)
+def test_invalid_input_is_refused_with_its_value(change: dict[str, Any], words: str) -> None:
+    clipped_loss(**GOOD)
+    with pytest.raises(ValueError, match=words):
+        clipped_loss(**GOOD | change)

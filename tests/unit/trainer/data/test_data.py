@@ -1,0 +1,204 @@
+"""Prompts and concepts from files, and the order of tasks."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedded import world
+from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
+from synod.errors import SettingsError
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_prompts
+from trainer.data.source import TaskSampler
+from trainer.types import ConceptProfile, Prompt, Task
+
+ROOT = Path(__file__).parents[4]
+BO = ConceptProfile(
+    Concept("animal", "dog", "<bo>"), "", (("q", "a"), ("q2", "a2")), ("f", "g"), (np.zeros((2, 2, 3), np.uint8),)
+)
+PLAIN = [Prompt(f"plain {i}", "plain", "<bo>") for i in range(4)]
+VAGUE = [Prompt(f"vague {i}", "dense", "<bo>", fact=i % 2) for i in range(6)]
+GENEVAL = [
+    Prompt(f"{tag} {i}", tag, geneval=GenEvalMetadata(tag, (GenEvalClause("cat", 1),)))
+    for tag, count in (("colors", 5), ("counting", 2), ("position", 9))
+    for i in range(count)
+]
+EVERY = [*PLAIN, *VAGUE, *GENEVAL]
+
+
+def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[Task]:
+    source = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, share)
+    return [task for step in range(steps) for task in source.tasks(step)]
+
+
+def described(task: Task) -> tuple[object, ...]:
+    """Everything that a task contains."""
+    return task.key, task.prompt.text, task.query and task.query.text, task.segments, task.truth
+
+
+def test_shipped_files_match_the_synthetic_world() -> None:
+    concepts = read_concepts(ROOT / "embedded/data/concepts")
+    prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", concepts)
+    assert set(concepts) == {card.name for card in world.CONCEPTS}
+    bo, ours = world.profile_of("<bo>"), concepts["<bo>"]
+    assert (ours.concept, ours.info) == (Concept("animal", "dog", "<bo>"), bo.info)
+    assert ours.facts == tuple(fact.sentence for fact in bo.attributes)
+    assert ours.answers == world.conversations(bo)
+    for image, render in zip(ours.images, world.training_renders(bo), strict=True):
+        assert np.array_equal(image, render.image)
+    for prompt, theirs in zip(prompts, world.PROMPTS_TRAIN, strict=True):
+        assert (prompt.text, prompt.tag, prompt.concept, prompt.geneval) == (
+            theirs.text,
+            theirs.task,
+            theirs.concept,
+            theirs.geneval,
+        )
+        if theirs.concept:
+            assert prompt.resolved == world.resolve(theirs)
+
+
+def test_concepts_and_prompts_are_read(world_dir: Path) -> None:
+    concepts = read_concepts(world_dir / "concepts")
+    assert concepts["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
+    assert [image[0, 0, 0] for image in concepts["<bo>"].images] == [0, 60]
+    prompts = read_prompts(world_dir / "prompts.jsonl", concepts)
+    assert Counter(p.tag for p in prompts) == {"plain": 3, "attribute": 4, "colors": 3, "counting": 1}
+    assert prompts[-1].geneval == GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "a list where an object belongs"),
+        ('{"tag": "plain"}', ".prompt: missing"),
+        ('{"prompt": "x", "concept": "<bo>"}', ".tag: missing"),
+        ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "the prompt is empty"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; give one of <bo>"),
+        ('{"tag": "plain", "prompt": "x"}', ".include: missing"),
+        ('{"tag": "plain", "prompt": "x", "consept": "<bo>"}', ".consept: unknown key"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "fact": 2}', ".fact: 2; give a whole number from 0 to 1"),
+        ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "include": []}', "'include' and 'concept' together"),
+        ('{"tag": "c", "prompt": "x", "include": [{"class": "cat", "count": 0}]}', ".include[0].count: 0"),
+    ],
+)
+def test_a_bad_line_is_named(world_dir: Path, line: str, message: str) -> None:
+    path = world_dir / "prompts.jsonl"
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(SettingsError) as caught:
+        read_prompts(path, read_concepts(world_dir / "concepts"))
+    assert message in str(caught.value)
+    assert "prompts.jsonl:13" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("info.json", "{", "info.json is not valid JSON"),
+        ("info.json", '{"name": "<bo>", "kind": "plant", "class": "fern", "info": ""}', "info.json.kind: 'plant'"),
+        ("conversations.json", '[{"query": "q"}]', "conversations.json[0].answer: missing"),
+        ("conversations.json", '{"query": "q"}', "an object where a list belongs"),
+        ("train/0.png", "GIF", "train/0.png: "),
+        ("conversations.json", None, "conversations.json: No such file"),
+        ("train", None, "no images"),
+        ("../bo", None, "0 concepts"),
+    ],
+)
+def test_a_bad_concept_is_named(world_dir: Path, name: str, content: str | None, message: str) -> None:
+    path = world_dir / "concepts/bo" / name
+    if content is None:
+        path.rename(world_dir / "elsewhere")
+    else:
+        path.write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        read_concepts(world_dir / "concepts")
+    assert message in str(caught.value)
+
+
+def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
+    shutil.copytree(world_dir / "concepts/bo", world_dir / "concepts/again")
+    with pytest.raises(SettingsError, match="2 concept folders name 1 concepts"):
+        read_concepts(world_dir / "concepts")
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 300), st.integers(0, 10**6), st.integers(1, 4))
+def test_a_step_follows_from_seed_and_number_alone(step: int, seed: int, groups: int) -> None:
+    """A resumed run gets the same tasks, and `prompts_per_step` does not change their order."""
+    source = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    again = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    assert [described(e) for e in source.tasks(step)] == [described(e) for e in again.tasks(step)]
+    single = TaskSampler(EVERY, {"<bo>": BO}, seed, 1, 0.4)
+    one_by_one = [single.tasks(i)[0] for i in range(step * groups, (step + 1) * groups)]
+    assert [described(e) for e in source.tasks(step)] == [described(e) for e in one_by_one]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.floats(0, 0.95))
+def test_pathways_are_one_to_one_and_shares_exact(seed: int, share: float) -> None:
+    counts = Counter(e.pathway for e in run(100, seed, share=share))
+    assert abs(counts["none"] - 100 * share) <= 1
+    assert abs(counts["visual"] - counts["textual"]) <= 1
+
+
+def test_pathways_come_in_no_fixed_order() -> None:
+    firsts = [e.pathway for e in run(100)][::2]
+    assert 10 < firsts.count("visual") < 40
+
+
+def test_facts_make_a_prompt_textual() -> None:
+    for task in run(60, share=0.3):
+        expected = {"plain": "visual", "dense": "textual"}.get(task.prompt.tag, "none")
+        assert task.pathway == expected
+        assert (task.profile is None) == (expected == "none")
+
+
+@pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
+def test_prompts_repeat_only_after_a_full_pass(pathway: str, pool: list[Prompt]) -> None:
+    texts = [e.prompt.text for e in run(200, seed=5) if e.pathway == pathway]
+    epochs = [texts[i : i + len(pool)] for i in range(0, len(texts) - len(pool), len(pool))]
+    assert all(sorted(epoch) == sorted(p.text for p in pool) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5
+
+
+def test_geneval_tags_are_balanced() -> None:
+    met = [e.prompt for e in run(90, share=1.0)]
+    rounds = [tuple(p.tag for p in met[i : i + 3]) for i in range(0, 90, 3)]
+    assert all(sorted(turn) == ["colors", "counting", "position"] for turn in rounds)
+    assert len(set(rounds)) > 3
+    positions = [p.text for p in met if p.tag == "position"]
+    assert len(set(positions[:9])) == 9
+
+
+def test_seeds_differ() -> None:
+    assert [described(e) for e in run(20, 0)] != [described(e) for e in run(20, 1)]
+
+
+def test_a_repeated_prompt_gets_a_new_query() -> None:
+    queries = {(e.prompt.text, e.segments) for e in run(200) if e.pathway == "textual"}
+    assert len(queries) > len(VAGUE)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "share", "message"),
+    [
+        (PLAIN, 0.0, "no prompt with a fact among 4"),
+        (GENEVAL, 0.5, "no prompt without a fact and none with a fact among 16, with geneval_share 0.5"),
+        ([*PLAIN, *VAGUE], 0.1, "no prompt of GenEval"),
+    ],
+)
+def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        TaskSampler(prompts, {"<bo>": BO}, 0, 1, share)
+
+
+def test_an_unused_pool_may_be_empty() -> None:
+    assert TaskSampler(GENEVAL, {}, 0, 2, 1.0).tasks(3)[0].pathway == "none"
+    assert TaskSampler([*PLAIN, *VAGUE], {"<bo>": BO}, 0).tasks(0)[0].pathway != "none"

@@ -1,0 +1,136 @@
+"""Paired differences against numpy and by hand; missing scores drop pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synod.errors import SettingsError
+from trainer.evaluate.compare import Evaluation, Paired, Row, Summary, paired, right, summary
+
+CONDITIONS = {"seed": 0}
+FACTS = ("<bo> has a red hat", "<bo> has a blue kite", "<bo> has a red hat and a scarf")
+scores = st.lists(st.none() | st.floats(-2, 2), max_size=12)
+
+
+def row(reward: float | None, pathway: str = "none", tag: str = "colors", **more: object) -> Row:
+    fields: dict[str, object] = {"answer": "", "components": {}, "right": None}
+    return Row(f"k/{pathway}", pathway, tag, "a prompt", reward=reward, **{**fields, **more})  # type: ignore[arg-type]
+
+
+def of(*rows: Row) -> Evaluation:
+    return Evaluation(CONDITIONS, rows)
+
+
+@given(values=scores)
+def test_summary_agrees_with_numpy(values: list[float | None]) -> None:
+    measured = [value for value in values if value is not None]
+    found = summary(values)
+    assert found.n == len(measured)
+    assert (found.mean is None) == (not measured)
+    assert (found.stderr is None) == (len(measured) < 2)
+    if found.mean is not None:
+        assert found.mean == pytest.approx(np.mean(measured))
+    if found.stderr is not None:
+        assert found.stderr == pytest.approx(np.std(measured, ddof=1) / np.sqrt(len(measured)), abs=1e-12)
+
+
+def test_a_pair_by_hand() -> None:
+    before, after = of(row(0.25), row(0.5), row(None), row(0.75), row(None)), of(*map(row, (0.5, 0.5, 1.0, None, None)))
+    # two pairs, differences .25 and 0: mean .125, standard error (.25 / sqrt 2) / sqrt 2 = .125
+    sides = Summary(0.375, 0.125, 2), Summary(0.5, 0.0, 2)
+    assert paired(before, after)["reward"] == Paired(*sides, 0.125, pytest.approx(0.125), 2, 3)
+
+
+@settings(max_examples=40)
+@given(values=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=9), lost=st.integers(0, 8))
+def test_difference_is_antisymmetric(values: list[tuple[float, float]], lost: int) -> None:
+    before, after = of(*(row(a) for a, _ in values)), of(*(row(b) for _, b in values))
+    one, other = paired(before, after)["reward"], paired(after, before)["reward"]
+    assert one.difference is not None
+    assert one.before.mean is not None
+    assert one.after.mean is not None
+    assert one.difference == pytest.approx(one.after.mean - one.before.mean, abs=1e-12)
+    assert other == Paired(one.after, one.before, pytest.approx(-one.difference), pytest.approx(one.stderr), one.n, 0)
+    lost %= len(values)
+    fewer = paired(of(*(replace(r, reward=None) if i == lost else r for i, r in enumerate(before.rows))), after)
+    without = [pair for i, pair in enumerate(values) if i != lost]
+    assert fewer["reward"].dropped == 1
+    assert fewer["reward"].difference == pytest.approx(np.mean([b - a for a, b in without]), abs=1e-12)
+
+
+def test_measures_read_their_own_rows() -> None:
+    before = of(
+        row(0.4, "visual", "plain", components={"ber": 0.1, "fer": 0.3}, right=False),
+        row(0.6, "textual", "dense", components={"ber": 0.3, "tier": 0.5}, right=True),
+        row(None, "textual", "dense", components={"tier": 0.7}, right=False),
+        row(1.0, components={"geneval": 1.0}),
+        row(0.5, tag="position", components={"geneval": 0.5}),
+    )
+    after = of(
+        row(0.5, "visual", "plain", components={"ber": 0.3, "der": 0.2}, right=True),
+        row(0.6, "textual", "dense", components={"ber": 0.5, "tier": 0.5}, right=True),
+        row(None, "textual", "dense", components={"tier": 0.9}, right=True),
+        row(0.5, components={"geneval": 0.5}),
+        row(None, tag="position"),
+    )
+    found = {name: (p.before.mean, p.after.mean, p.n, p.dropped) for name, p in paired(before, after).items()}
+    assert found == {
+        "reward": (pytest.approx(2 / 3), pytest.approx(1.6 / 3), 3, 2),
+        "reward visual": (0.4, 0.5, 1, 0),
+        "reward textual": (0.6, 0.6, 1, 1),
+        "instruct": (0.0, 1.0, 1, 0),
+        "attribute": (0.5, 1.0, 2, 0),
+        "ber": (pytest.approx(0.2), pytest.approx(0.4), 2, 0),
+        "der": (None, None, 0, 1),
+        "fer": (None, None, 0, 1),
+        "geneval": (1.0, 0.5, 1, 1),
+        "tier": (pytest.approx(0.6), pytest.approx(0.7), 2, 0),
+        "correct": (1.0, 0.0, 1, 1),
+        "geneval colors": (1.0, 0.5, 1, 0),
+        "geneval position": (None, None, 0, 1),
+    }
+
+
+def test_other_prompts_seeds_or_samplers_are_refused() -> None:
+    one = of(row(0.5), row(0.5))
+    others = [of(row(0.5)), Evaluation({"seed": 1}, one.rows), of(row(0.5), replace(row(0.5), prompt="another"))]
+    for other in others:
+        with pytest.raises(SettingsError, match="differ in prompts or settings"):
+            paired(one, other)
+    paired(one, of(row(0.1, answer="other"), row(None)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("<bo> has a red hat", True),
+        ("Sure: <bo>  has a RED hat.", True),
+        ("<bo> has a blue hat", False),
+        ("<bo> has a red", False),
+        ("red hat a has <bo>", False),
+        ("<bo> has a red hats", False),
+        ("<bo> has a blue kite", False),
+        ("<bo> has a red hat. <bo> has a blue kite", False),
+        ("<bo> has a red hat and a scarf", False),
+        ("<bob> has a red hat", False),
+        ("", False),
+    ],
+)
+def test_right_answers(answer: str, expected: bool) -> None:
+    assert right(answer, FACTS, (1.0, 0.0, 0.0)) is expected
+
+
+def test_right_answers_at_the_edges() -> None:
+    assert right("anything", (), ()) is None
+    assert right(" . ", FACTS, (0, 0, 0)) is True
+    assert right(FACTS[0], FACTS, (0, 0, 0)) is False
+    assert right("<bo> has a red hat and a scarf", FACTS, (0, 0, 1)) is True
+    assert right("<bo> has a blue kite <bo> has a red hat", FACTS, (1, 1, 0)) is True
+    assert right("x", ("...", "x"), (0, 1)) is True
+    with pytest.raises(ValueError, match="zip"):
+        right("x", ("x",), (1.0, 0.0))

@@ -1,0 +1,195 @@
+"""Evaluation with a fake policy: random numbers follow from seed and index, rewards match their rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from synod.contracts import Pixels, ScoreItem
+from synod.errors import SettingsError, Unavailable
+from tests.unit.trainer.reward_services import Judge, brightness
+from trainer.evaluate.compare import paired
+from trainer.evaluate.heldout import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
+from trainer.settings import TrainerSettings
+from trainer.types import ImageSegment, Pathway, Query, Reward, Segment, Task, TextSegment
+
+TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
+
+
+class Painter:
+    """Answers with its query and paints the mean of its random numbers; records its inputs."""
+
+    module = nn.Module()
+    positions = 5
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+        self.drawn: list[Tensor] = []
+
+    def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
+        assert uniform_BS.shape == (1, 2)
+        said = f"{query.text[:4]} {float(uniform_BS[0, 0]):.6f}"
+        return [TextSegment(query, torch.zeros(2, dtype=torch.long), torch.zeros(2), said)]
+
+    def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
+        assert uniform_BT2N.shape == (len(prompts), 3, 2, self.positions)
+        assert not torch.is_grad_enabled()
+        self.prompts += prompts
+        self.drawn += list(uniform_BT2N)
+        none = torch.zeros(0, self.positions)
+        return [ImageSegment(p, none, none, none, none, u) for p, u in zip(prompts, uniform_BT2N, strict=True)]
+
+    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
+        return [replace(s, codes_TN=torch.zeros(until, self.positions)) for s in segments]
+
+    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+        assert all(s.step == 3 for s in segments)
+        means = [float(s.uniform_T2N.mean()) for s in segments]
+        return [np.full((2, 2, 3), int(255 * mean), np.uint8) for mean in means]
+
+    def steps(self, segments: Sequence[Segment]) -> int:
+        raise NotImplementedError
+
+    def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        raise NotImplementedError
+
+
+class Late(Judge):
+    """Rewards brightness when a result is awaited, the last request first; `broken` images have no reward."""
+
+    def __init__(self, gain: float = 0.0, broken: Sequence[int] = ()) -> None:
+        count = itertools.count()
+        super().__init__(lambda item: None if next(count) in broken else brightness(item) + gain)
+        self._held: list[tuple[Future[list[Reward]], list[Reward]]] = []
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        rewards, judge = super().submit(items, pathway).result(), self
+
+        class Pending(Future[list[Reward]]):
+            def result(self, timeout: float | None = None) -> list[Reward]:
+                while judge._held:
+                    future, rewards = judge._held.pop()
+                    future.set_result(rewards)
+                return super().result(timeout)
+
+        self._held.append((Pending(), rewards))
+        return self._held[-1][0]
+
+
+@pytest.fixture
+def settings(settings_from: Callable[..., TrainerSettings]) -> TrainerSettings:
+    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4", EVALUATION_PROMPTS="30")
+
+
+@pytest.fixture
+def tasks(settings: TrainerSettings) -> list[Task]:
+    return held_out(settings)
+
+
+def test_held_out_prompts_follow_the_training_mix(settings: TrainerSettings, tasks: list[Task]) -> None:
+    pathways = [task.pathway for task in tasks]
+    assert [pathways.count(p) for p in ("visual", "textual", "none")] == [9, 9, 12]
+    assert {task.prompt.tag for task in tasks if task.pathway == "none"} == {"colors", "counting"}
+    message = [(e.key, e.prompt.text, e.query and e.query.text) for e in tasks]
+    assert message == [(e.key, e.prompt.text, e.query and e.query.text) for e in held_out(settings)]
+
+
+def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: list[Task]) -> None:
+    policy, judge = Painter(), Late()
+    found = evaluate(policy, judge, tasks, settings)
+    assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in tasks]
+    brightness = [int(255 * float(u.mean())) for u in policy.drawn]
+    assert [row.reward for row in found.rows] == pytest.approx([b / 255 for b in brightness])
+    assert [int(p[0, 0, 0]) for p in found.images] == brightness[:SHOWN]
+    for row, task, prompt in zip(found.rows, tasks, policy.prompts, strict=True):
+        assert (row.answer == "") == (task.pathway == "none")
+        assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
+        assert (row.right is None) == (task.pathway == "none")
+    for pathway, items in judge.asked:
+        for item in items:
+            concept = pathway != "none"
+            assert (item.geneval is None, item.reasoning is not None, len(item.references) == 2) == (concept,) * 3
+
+
+def test_random_numbers_follow_from_seed_and_index(
+    settings: TrainerSettings, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
+        policy = Painter()
+        rows = evaluate(policy, Late(), tasks, settings).rows
+        return torch.stack(policy.drawn).numpy(), [row.answer for row in rows]
+
+    numbers, answers = drawn(settings, tasks)
+    assert len(np.unique(numbers)) > 0.99 * numbers.size
+    assert numbers.min() > 0
+    assert numbers.max() < 1
+    screen, fewer = settings.screen.model_copy(update={"preview_batch_size": 7}), tasks[:9]
+    found, said = drawn(settings.model_copy(update={"screen": screen}), fewer)
+    np.testing.assert_array_equal(found, numbers[:9])
+    assert said == answers[:9]
+    monkeypatch.setattr("trainer.evaluate.heldout.SEED", 1)
+    assert not np.isin(drawn(settings, fewer)[0], numbers).mean() > 0.01
+
+
+def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: list[Task]) -> None:
+    before = evaluate(Painter(), Late(), tasks, settings)
+    after = evaluate(Painter(), Late(gain=0.25, broken=(4, 11)), tasks, settings)
+    lost = [row for row in after.rows if row.reward is None]
+    assert [row.failure for row in lost] == ["scorer_failed"] * 2
+    change = paired(before, after)["reward"]
+    assert (change.n, change.dropped) == (28, 2)
+    assert change.difference == pytest.approx(0.25)
+    assert change.stderr == pytest.approx(0.0, abs=1e-12)
+
+
+def test_an_unavailable_service_ends_the_evaluation(settings: TrainerSettings, tasks: list[Task]) -> None:
+    class Lost(Judge):
+        def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+            future: Future[list[Reward]] = Future()
+            future.set_exception(Unavailable("gone"))
+            return future
+
+    policy = Painter()
+    with pytest.raises(Unavailable, match="gone"):
+        evaluate(policy, Lost(), tasks, settings)
+    assert len(policy.prompts) == settings.screen.preview_batch_size
+
+
+def test_an_evaluation_is_saved_and_loaded(tmp_path: Path, settings: TrainerSettings, tasks: list[Task]) -> None:
+    found, path = evaluate(Painter(), Late(broken=(2,)), tasks, settings), tmp_path / "evaluation/before.json"
+    save_evaluation(path, found)
+    loaded = load_evaluation(path)
+    assert loaded.rows == found.rows
+    assert loaded.conditions == found.conditions
+    drawn = [np.asarray(Image.open(file)) for file in image_files(path)]
+    np.testing.assert_array_equal(np.stack(drawn), np.stack(found.images))
+    assert len(drawn) == SHOWN
+    assert paired(found, loaded)["reward"].difference == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"conditions": {}, "rows": [{"key": "k"}]}'])
+def test_another_file_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_evaluation(tmp_path / "before.json")
+    (tmp_path / "before.json").write_text(text)
+    with pytest.raises(SettingsError, match=r"before\.json is not an evaluation"):
+        load_evaluation(tmp_path / "before.json")
+
+
+def test_other_samplers_are_other_conditions(settings: TrainerSettings, tasks: list[Task]) -> None:
+    sampler = settings.sampler.model_copy(update={"guidance_scale": 3.0})
+    other = evaluate(Painter(), Judge(), tasks, settings.model_copy(update={"sampler": sampler}))
+    with pytest.raises(SettingsError, match="differ in prompts or settings"):
+        paired(evaluate(Painter(), Judge(), tasks, settings), other)

@@ -1,0 +1,223 @@
+"""Show-o as a policy: recorded and recomputed log-probabilities, batches, files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synod.errors import SettingsError
+from trainer.policy.show_o import policy as show_o
+from trainer.policy.show_o.config import ShowOConfig
+from trainer.policy.show_o.loading import load
+from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.show_o.phi import PhiConfig
+from trainer.policy.show_o.policy import ShowO, fit_to_square
+from trainer.types import ImageSegment, Query
+
+MakePolicy = Callable[..., ShowO]
+Uniforms = Callable[..., Tensor]
+
+PROMPTS = ["a photo of <bo> wearing a red hat", "cat", "", "a dog on grass and a cat on a hat : blue green"]
+TENSORS = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
+
+
+def drawn(policy: ShowO, uniforms: Uniforms, steps: int = 5) -> list[ImageSegment]:
+    return policy.denoise(policy.begin(PROMPTS, uniforms(4, steps, 2, 16)), steps)
+
+
+def equal(a: ImageSegment, b: ImageSegment) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0, 5.0])
+def test_the_ratio_of_an_image_is_exactly_1_before_an_update(
+    make_policy: MakePolicy, uniforms: Uniforms, guidance_scale: float
+) -> None:
+    policy = make_policy(guidance_scale=guidance_scale)
+    segments = drawn(policy, uniforms)
+    assert policy.steps(segments) == 5
+    for step in range(5):
+        new, old, mask = policy.logprobs(segments, step)
+        assert new.requires_grad
+        assert torch.equal((new - old).exp(), torch.ones(4, 16))
+        assert torch.equal(mask, torch.stack([s.masked_TN[step] for s in segments]))
+    assert mask.sum(-1).tolist() == [4] * 4  # floor(16 cos(pi/2 * 4/5)) positions are decided in the last step
+
+
+def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
+    """Questions and answers of several lengths in one batch."""
+    segments = [
+        *policy.reason(Query("what color is <bo>?", image), uniforms(5, 9)),
+        *policy.reason(Query("has <cy> a red hat? is <bo> a cat?"), uniforms(3, 6, seed=1)),
+    ]
+    assert policy.steps(segments) == 1
+    new, old, mask = policy.logprobs(segments, 0)
+    lengths = [len(s.ids_S) for s in segments]
+    assert len(set(lengths)) > 2
+    assert mask.sum(-1).tolist() == lengths
+    assert new.shape == old.shape == mask.shape == (8, max(lengths))
+    assert (new - old)[mask].abs().max() < 1e-5
+    assert old[mask].std() > 0.2
+    assert torch.isfinite(new).all()  # what is masked does not poison the gradient
+    (new * mask).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(torch.isfinite(p.grad).all() for p in policy.module.parameters() if p.grad is not None)
+
+
+# -- batches and stops ------------------------------------------------------------------------------------------------
+
+
+def test_finishing_a_preview_equals_drawing_in_one_go(policy: ShowO, uniforms: Uniforms) -> None:
+    whole = drawn(policy, uniforms, 10)
+    preview = policy.denoise(policy.begin(PROMPTS, uniforms(4, 10, 2, 16)), 2)
+    assert [s.step for s in preview] == [2] * 4
+    assert [int(s.remasked_N.sum()) for s in preview] == [14] * 4  # min(16 - 1 - 1, floor(16 cos(pi/2 * .2)))
+    finished = policy.denoise(preview, 10)
+    assert all(equal(a, b) for a, b in zip(finished, whole, strict=True))
+
+
+def test_mixed_segments_are_refused(policy: ShowO, uniforms: Uniforms) -> None:
+    first, second = (policy.denoise(policy.begin(["cat"], uniforms(1, 4, 2, 16)), n)[0] for n in (1, 2))
+    with pytest.raises(AssertionError, match="different steps"):
+        policy.denoise([first, second], 4)
+    with pytest.raises(AssertionError, match="one kind"):
+        policy.logprobs([*policy.reason(Query("a?"), uniforms(1, 2)), first], 0)
+
+
+def test_images_are_the_last_full_draw(policy: ShowO, uniforms: Uniforms) -> None:
+    segments = drawn(policy, uniforms, 3)
+    found = policy.images(segments)
+    expected = policy.vq.decode(torch.stack([s.codes_TN[2] for s in segments]))
+    assert [p.shape for p in found] == [(8, 8, 3)] * 4
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# -- images of queries ------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_encoded_once(policy: ShowO, monkeypatch: pytest.MonkeyPatch, uniforms: Uniforms) -> None:
+    seen: list[int] = []
+    encode = Magvit.encode
+
+    def counted(self: Magvit, images: Any) -> Tensor:
+        seen.append(int(images[0][0, 0, 0]))
+        return encode(self, images)
+
+    monkeypatch.setattr(Magvit, "encode", counted)
+    monkeypatch.setattr(show_o, "CACHED_IMAGES", 2)
+    for value in (1, 2, 1, 2, 3, 3, 1):
+        policy.reason(Query("a?", np.full((8, 8, 3), value, np.uint8)), uniforms(1, 1))
+    assert seen == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16), (16, 48), (60, 20), (9, 8), (5, 7)])
+def test_an_image_of_another_size_is_fitted(shape: tuple[int, int]) -> None:
+    """The centre square is red, the rest blue: the fitted image is red."""
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    image = np.full((*shape, 3), (0, 0, 255), np.uint8)
+    image[top : top + side, left : left + side] = (255, 0, 0)
+    read = fit_to_square(image, 8)
+    assert read.shape == (8, 8, 3)
+    assert read.dtype == np.uint8
+    assert (read[2:6, 2:6] == (255, 0, 0)).all()
+    assert fit_to_square(read, 8) is read
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(policy: ShowO, tmp_path: Path) -> Path:
+    policy.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(directory: Path, **changes: Any) -> Path:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return directory
+
+
+def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: Any) -> None:
+    again = load(saved, guidance_scale=policy.guidance_scale, temperature=policy.temperature)
+    assert again.config == policy.config
+    assert again.vocab.size == policy.vocab.size
+    assert not again.module.training
+    state, stored = policy.module.state_dict(), again.module.state_dict()
+    assert list(state) == list(stored)
+    assert all(torch.equal(state[key], stored[key]) for key in state)
+    assert all(equal(a, b) for a, b in zip(drawn(policy, uniforms), drawn(again, uniforms), strict=True))
+    query = Query("what color is <bo>?", image)
+    for a, b in zip(policy.reason(query, uniforms(3, 6)), again.reason(query, uniforms(3, 6)), strict=True):
+        assert torch.equal(a.ids_S, b.ids_S)
+        assert a.text == b.text
+    assert {p.name for p in saved.iterdir()} >= {"config.json", "pytorch_model.safetensors", "tokenizer.json", "vq"}
+
+
+def test_tokenizers_in_other_directories(policy: ShowO, saved: Path, tmp_path: Path) -> None:
+    """The published model: .bin weights, a tokenizer named in config.json, and a separate image tokenizer."""
+    torch.save(policy.module.state_dict(), saved / "pytorch_model.bin")
+    (saved / "pytorch_model.safetensors").unlink()
+    (tmp_path / "words").mkdir()
+    for file in saved.glob("tokenizer*"):
+        shutil.move(file, tmp_path / "words")
+    shutil.move(saved / "vq", tmp_path / "codes")
+    edit(saved, llm_model_path=str(tmp_path / "words"), _class_name="Showo", llm_vocab_size=50_295)
+    again = load(saved, vq=tmp_path / "codes")
+    assert torch.equal(again.phi.lm_head.weight, policy.phi.lm_head.weight)
+    edit(saved, llm_model_path="/nowhere")
+    with pytest.raises(SettingsError, match="tokenizer '/nowhere' cannot be read"):
+        load(saved, vq=tmp_path / "codes")
+
+
+def test_the_published_config(tmp_path: Path) -> None:
+    published = {
+        "_class_name": "Showo", "_diffusers_version": "0.30.1", "codebook_size": 8192, "llm_vocab_size": 50295,
+        "llm_model_path": "microsoft/phi-1_5", "load_from_showo": True, "mask_token_id": 58497, "num_vq_tokens": 1024,
+        "vocab_size": 58498, "w_clip_vit": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    config = ShowOConfig.read(tmp_path)
+    assert config == ShowOConfig(58_498, 8192, 1024, 128, "microsoft/phi-1_5")
+    assert config.phi == PhiConfig(58_498, 2048, 8192, 24, 32, 0.5, 10_000.0, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w_clip_vit": True}, "w_clip_vit is true"),
+        ({"vocab_size": 58_498}, r"tokenizer \d+ \+ codes 16 \+ mask 1 = \d+, but config.json says vocab_size 58498"),
+        ({"concept_tokens": ["<bo>", "<cy>", "<more>"]}, "the vocabulary does not fit"),
+        ({"codebook_size": 32, "vocab_size": 71}, "the image tokenizer has 16 codes, the policy 32"),
+        ({"llm": {"layers": 2}}, r"does not describe a Show-o .*layers"),
+        ({"llm": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}},
+         r"has other shapes: showo\.model\.layers\.0\.mlp\.fc1\.bias \(128,\) for \(96,\)"),
+    ],
+)  # fmt: skip
+def test_a_config_that_does_not_fit(policy: ShowO, saved: Path, changes: dict[str, Any], message: str) -> None:
+    if "codebook_size" in changes:
+        changes = {**changes, "vocab_size": policy.vocab.image_offset + 33}
+    with pytest.raises(SettingsError, match=message):
+        load(edit(saved, **changes))
+
+
+def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is not a directory"):
+        load(tmp_path / "nowhere")
+    shutil.move(saved / "vq", tmp_path / "vq")
+    with pytest.raises(SettingsError, match="vq' is not a directory"):
+        load(saved)
+    (saved / "config.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"does not describe a Show-o .*vocab_size"):
+        load(saved)

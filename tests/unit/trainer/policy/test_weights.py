@@ -1,0 +1,122 @@
+"""Reading and refusing weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from synod.errors import SettingsError
+from trainer.policy.weights import directory_of, read_config, read_weights, state_dict, write_weights
+
+
+class Opaque:
+    """An object that weights_only refuses to unpickle."""
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+
+
+def fresh() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_write_and_read(module: nn.Module, tmp_path: Path) -> None:
+    write_weights(module, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["pytorch_model.safetensors"]
+    read_weights(again := fresh(), tmp_path)
+    assert same(again, module)
+
+
+def test_a_module_in_channels_last_is_written(tmp_path: Path) -> None:
+    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    write_weights(module, tmp_path)
+    assert torch.equal(state_dict(tmp_path)["weight"], module.weight)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_form_of_a_directory(module: nn.Module, tmp_path: Path, name: str, sharded: bool) -> None:
+    state = module.state_dict()
+    save = torch.save if name.endswith(".bin") else save_file
+    if sharded:
+        stem, _, suffix = name.rpartition(".")
+        shards = [f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+        weight_map = {key: shards[i % 2] for i, key in enumerate(state)}
+        (tmp_path / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        for shard in shards:
+            save({key: state[key] for key in state if weight_map[key] == shard}, tmp_path / shard)
+    else:
+        save(state, tmp_path / name)
+    read_weights(again := fresh(), tmp_path)
+    assert same(again, module)
+
+
+def test_bin_files_are_read_with_weights_only(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1), "more": Opaque()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        state_dict(tmp_path)
+
+
+def test_keys_and_shapes_must_match(module: nn.Module, tmp_path: Path) -> None:
+    def written(**changes: torch.Tensor | None) -> Path:
+        state = {**module.state_dict(), **{key.replace("_", "."): value for key, value in changes.items()}}
+        save_file({key: value for key, value in state.items() if value is not None}, tmp_path / "model.safetensors")
+        return tmp_path
+
+    with pytest.raises(SettingsError, match=r"lacks 0\.bias, 1\.weight; give a Sequential"):
+        read_weights(fresh(), written(**{"0_bias": None, "1_weight": None}))
+    with pytest.raises(SettingsError, match=r"has unknown keys a, b, c and 1 more"):
+        read_weights(fresh(), written(a=torch.ones(1), b=torch.ones(1), c=torch.ones(1), d=torch.ones(1)))
+    with pytest.raises(SettingsError, match=r"other shapes: 0\.bias \(5,\) for \(4,\)"):
+        read_weights(again := fresh(), written(**{"0_bias": torch.ones(5)}))
+    kept = {key: value.clone() for key, value in again.state_dict().items()}
+    with pytest.raises(SettingsError):
+        read_weights(again, tmp_path)
+    assert all(torch.equal(kept[key], value) for key, value in again.state_dict().items())  # nothing half-loaded
+
+
+def test_a_directory_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"has no weights; give one of pytorch_model\.safetensors"):
+        state_dict(tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "part-1.bin"}}))
+    with pytest.raises(SettingsError, match=r"lacks part-1\.bin"):
+        state_dict(tmp_path)
+
+
+def test_a_directory_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    assert directory_of(tmp_path) == tmp_path
+    with pytest.raises(SettingsError, match="no/such/place/at/all' is not a directory and cannot be downloaded"):
+        directory_of("no/such/place/at/all")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: f"/cache/{name}")
+    assert directory_of("showlab/show-o") == Path("/cache/showlab/show-o")
+
+    def offline(name: str) -> str:
+        raise LocalEntryNotFoundError("no network\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(SettingsError, match=r"cannot be downloaded \(no network\)$"):
+        directory_of("showlab/show-o")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[1]", "holds a list")])
+def test_a_config_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=r"no config\.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        read_config(tmp_path)

@@ -1,0 +1,258 @@
+"""A slow, overloaded, unavailable, restarting and failing service; a missing score is never 0."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
+from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
+from synod.retry import RetryPolicy
+from tests.unit.trainer.reward_services import WIRE, Judge, serve
+from trainer.errors import RewardServiceUnavailable
+from trainer.rewards import service as rewards
+from trainer.rewards.service import RewardService
+from trainer.settings import ServiceSettings
+from trainer.types import Reward
+
+Answer = Callable[[ScoreRequest], ScoreResponse | SynodError | httpx.Response]
+LOST = ScoreFailure("replica_lost", "the replica died", retryable=True)
+BAD = ScoreFailure("bad_image", "not an image")
+LATE = ScoreFailure("deadline_exceeded", "too slow", retryable=True)
+
+
+def items(*levels: int) -> list[ScoreItem]:
+    return [ScoreItem(np.full((2, 2, 3), level, np.uint8), "a photo") for level in levels]
+
+
+def level(item: ScoreItem) -> int:
+    return int(item.pixels()[0, 0, 0])
+
+
+def respond(request: ScoreRequest, outcome: Callable[[ScoreItem], Outcome]) -> ScoreResponse:
+    """Each item's outcome for every scorer; an ensemble adds `tier` = 1 and a reward of outcome / 2."""
+    results = []
+    for item in request.items:
+        found = outcome(item)
+        scores: dict[str, Outcome] = dict.fromkeys(request.scorers, found)
+        reward = None
+        if request.ensemble is not None:
+            assert request.ensemble == "sync_r1"
+            scores = {"tier": Score(1.0), "ber": found}
+            reward = Score(found.value / 2) if isinstance(found, Score) else found
+        results.append(ItemResult(scores, reward))
+    return ScoreResponse(tuple(results), request.request_id or "")
+
+
+def measured(request: ScoreRequest) -> ScoreResponse:
+    return respond(request, lambda item: Score(level(item) / 100))
+
+
+def to_http(answer: ScoreResponse | SynodError | httpx.Response) -> httpx.Response:
+    if isinstance(answer, httpx.Response):
+        return answer
+    if isinstance(answer, SynodError):
+        return httpx.Response(
+            answer.http_status, content=WIRE.encode_error(answer), headers={"content-type": WIRE.content_type}
+        )
+    return httpx.Response(200, content=WIRE.encode_response(answer), headers={"content-type": WIRE.content_type})
+
+
+class Said(list[str]):
+    """The log messages."""
+
+    def count_of(self, part: str) -> int:
+        return sum(part in line for line in self)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..., RewardService]]:
+    """`service(answer, answer, ..)`: one answer for each request, the last one repeated."""
+    monkeypatch.setattr(rewards, "BACKOFF", RetryPolicy(base_s=0.001, max_s=0.03))
+    made: list[RewardService] = []
+
+    def make(*answers: Answer, asked: list[ScoreRequest] | None = None, **settings: Any) -> RewardService:
+        left, lock = list(answers), threading.Lock()
+
+        def handle(http: httpx.Request) -> httpx.Response:
+            request = WIRE.decode_request(http.content)
+            with lock:
+                if asked is not None:
+                    asked.append(request)
+                answer = left.pop(0) if len(left) > 1 else left[0]
+            return to_http(answer(request))
+
+        made.append(
+            RewardService(
+                ServiceSettings(**{"patience_s": 5.0} | settings),
+                transport=httpx.MockTransport(handle),
+                log=said.append,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def fail(error: SynodError) -> Answer:
+    return lambda request: error
+
+
+def broken(kind: type[httpx.RequestError]) -> Answer:
+    def answer(request: ScoreRequest) -> ScoreResponse:
+        raise kind("planted")
+
+    return answer
+
+
+def test_previews_are_scored_by_the_surrogate(service: Callable[..., RewardService], said: Said) -> None:
+    asked: list[ScoreRequest] = []
+    found = service(measured, asked=asked).score_previews(items(30, 10, 20))
+    assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
+    assert [dict(reward.components) for reward in found] == [{"ber": 0.3}, {"ber": 0.1}, {"ber": 0.2}]
+    assert [(request.scorers, request.ensemble) for request in asked] == [(("ber",), None)]
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("pathway", "level", "reward", "request_of"),
+    [
+        ("visual", 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
+        ("textual", 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
+        ("none", 0, Reward(0.0, {"geneval": 0.0}), (("geneval",), None)),  # a measured 0 is a 0
+    ],
+)
+def test_the_pathway_chooses_the_reward(
+    service: Callable[..., RewardService], pathway: Any, level: int, reward: Reward, request_of: object
+) -> None:
+    asked: list[ScoreRequest] = []
+    assert service(measured, asked=asked).submit(items(level), pathway).result(10) == [reward]
+    assert [(request.scorers, request.ensemble) for request in asked] == [request_of]
+
+
+def test_no_items_send_no_request(service: Callable[..., RewardService]) -> None:
+    assert service(fail(UnknownScorer("never asked"))).score_previews([]) == []
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        broken(httpx.ConnectError),
+        broken(httpx.ReadError),
+        broken(httpx.RemoteProtocolError),
+        fail(Unavailable("starting")),
+        fail(Overloaded("full")),
+        lambda request: httpx.Response(502, content=b"<html>bad gateway"),
+    ],
+)
+def test_an_unavailable_service_is_retried(service: Callable[..., RewardService], said: Said, trouble: Answer) -> None:
+    found = service(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
+    assert [reward.value for reward in found] == [0.25]
+    assert said.count_of("waiting up to 5 s for the reward service") == 1
+    assert said.count_of("has recovered") == 1
+    assert len(said) == 2
+
+
+def test_waiting_ends_after_patience_s(service: Callable[..., RewardService], said: Said) -> None:
+    future = service(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
+    with pytest.raises(
+        RewardServiceUnavailable, match=r"was unavailable for .* patience_s is 0\.02\. Start it \(`make up`\)"
+    ):
+        future.result(10)
+    assert said.count_of("waiting") == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "requests"),
+    [
+        (broken(httpx.ReadTimeout), "deadline_exceeded", 1),
+        (fail(DeadlineExceeded("too slow")), "deadline_exceeded", 1),
+        (fail(SynodError("a bug")), "internal", 1),
+        (lambda request: respond(request, lambda item: LATE), "deadline_exceeded", 1),
+        (lambda request: respond(request, lambda item: LOST), "replica_lost", rewards.ITEM_RETRIES + 1),
+    ],
+)
+def test_a_failure_that_does_not_recover_is_masked(
+    service: Callable[..., RewardService], said: Said, trouble: Answer, code: str, requests: int
+) -> None:
+    asked: list[ScoreRequest] = []
+    found = service(trouble, asked=asked).score_previews(items(1, 2))
+    assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [(None, code)] * 2
+    assert len(asked) == requests
+    assert len(said) == said.count_of(f"2 of 2 scores are missing, first: {code}") == 1
+
+
+@pytest.mark.parametrize("error", [UnknownScorer("no ensemble 'sync_r1'"), PayloadTooLarge("too many")])
+def test_a_wrong_request_is_raised(service: Callable[..., RewardService], error: SynodError) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        service(fail(error)).submit(items(1), "textual").result(10)
+
+
+def test_a_failed_item_masks_only_itself(service: Callable[..., RewardService], said: Said) -> None:
+    asked: list[ScoreRequest] = []
+    one = service(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
+    found = one.submit(items(1, 2, 3), "visual").result(10)
+    assert [reward.value for reward in found] == [0.05, None, 0.15]
+    assert found[1] == Reward(None, {"tier": 1.0}, BAD)  # its other component is kept
+    assert len(asked) == 1  # a bad image stays one
+    assert said == ["1 of 3 scores are missing, first: bad_image: not an image"]
+
+
+def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], said: Said) -> None:
+    asked: list[ScoreRequest] = []
+    flaky = [
+        lambda r: respond(r, lambda item: LOST if level(item) > 1 else Score(0.1)),
+        lambda r: respond(r, lambda item: LOST if level(item) > 2 else Score(0.2)),
+        lambda r: respond(r, lambda item: Score(0.3)),
+    ]
+    found = service(*flaky, asked=asked).score_previews(items(3, 1, 2))
+    assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
+    assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
+    assert said == []
+
+
+def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:
+    one = service(broken(httpx.ConnectError), patience_s=600.0)
+    future = one.submit(items(1), "visual")
+    while not said:
+        assert not future.done()
+    one.close()
+    with pytest.raises(RewardServiceUnavailable):
+        future.result(10)
+
+
+def test_training_continues_after_a_service_restart(said: Said) -> None:
+    with serve(Judge()) as url:
+        service = RewardService(ServiceSettings(url=url, patience_s=60), log=said.append)
+        service.wait_ready()
+        assert service.score_previews(items(51))[0].value == 0.2
+        assert said == []
+    future = service.submit(items(102), "visual")
+    while not said:
+        assert not future.done()
+    with serve(Judge(), port=int(url.rpartition(":")[2])):
+        assert future.result(30)[0].value == 0.4
+    assert said.count_of("waiting") == said.count_of("has recovered") == 1
+    service.close()
+
+
+def test_wait_ready_names_what_is_missing(said: Said) -> None:
+    body = b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}'
+    transport = httpx.MockTransport(lambda request: httpx.Response(503, content=body))
+    service = RewardService(ServiceSettings(patience_s=0.3), transport=transport, log=said.append)
+    with pytest.raises(RewardServiceUnavailable, match=r"ber \(loading\)"):
+        service.wait_ready()
+    assert said.count_of("ber (loading)") == 1
+    service.close()

@@ -1,0 +1,110 @@
+"""The trainer's settings: defaults are the paper's values, and a mistake is an error with a remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.settings import load as load_service
+from synod.errors import SettingsError
+from trainer import optim, rewards
+from trainer.settings import TrainerSettings, load
+
+ROOT = Path(__file__).parents[4]
+Make = Callable[..., TrainerSettings]
+
+
+SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if "[trainer]" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_toml_loads(path: Path) -> None:
+    settings = load(path, {})
+    assert settings.run_dir.is_absolute()
+    assert rewards.SURROGATE in load_service(path, {}).scorers
+    assert settings.service.ensemble in load_service(path, {}).ensembles
+    assert rewards.GENEVAL in load_service(path, {}).scorers or settings.data.geneval_share == 0
+
+
+def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
+    settings = settings_from()
+    assert (settings.steps, settings.prompts_per_step, settings.screen.group_size) == (100, 1, 9)
+    assert (settings.optimizer.lr, optim.MAX_GRAD_NORM, optim.CLIP) == (1e-6, 1.0, 0.2)
+    assert (settings.loss.beta, settings.loss.alpha_text, settings.loss.alpha_image) == (0.01, 0.4, 0.6)
+    assert (settings.sampler.guidance_scale, settings.sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
+    assert (settings.screen.threshold, settings.screen.target_pass_rate) == ("quantile", 0.25)
+
+
+def test_paper_toml_has_the_papers_form() -> None:
+    paper = load(ROOT / "deploy/configs/sync_r1_paper.toml", {})
+    assert (paper.loss.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
+    assert (paper.screen.threshold, paper.screen.target_pass_rate) == ("paper", 0.25)
+    tier = load_service(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
+    assert tier.kind == "tier"
+    assert tier.mode == "paper_clipped"
+
+
+def test_paths_resolve_from_the_tomls_folder(settings_from: Make, world_dir: Path) -> None:
+    settings = settings_from()
+    assert settings.policy.model == str(world_dir / "model")
+    assert settings.data.prompts == world_dir / "prompts.jsonl"
+    assert settings.run_dir == world_dir / "run"  # it need not be there yet
+    assert settings_from(POLICY__MODEL="showlab/show-o-512x512").policy.model == "showlab/show-o-512x512"
+
+
+def test_the_environment_overrides(settings_from: Make) -> None:
+    settings = settings_from("[trainer.screen]\nthreshold = 'none'\n", STEPS="5", LOSS__BETA="0.5")
+    assert (settings.steps, settings.loss.beta, settings.screen.threshold) == (5, 0.5, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[trainer.loss]\nclipp = 0.1\n", "trainer.loss.clipp: unknown key"),
+        ("[trainer.loss]\npositions = 'some'\n", "trainer.loss.positions"),
+        ("[trainer.loss]\nbeta = nan\n", "trainer.loss.beta"),
+        ("[trainer.loss]\nloss_step_fraction = 0\n", "loss_step_fraction"),
+        ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group_size 9"),
+        ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),
+        ("[trainer.service]\nurl = 'localhost:8000'\n", "trainer.service.url"),
+        ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
+        ({"POLICY__MODEL": "./gone"}, "'./gone': no such file or directory"),
+        ({"POLICY__VQ": "/no/vq"}, "trainer.policy.vq: '/no/vq': no such file or directory"),
+        ({"DATA__PROMPTS": "gone.jsonl"}, "trainer.data.prompts: 'gone.jsonl': no such file"),
+        ({"DATA__HELDOUT": "concepts"}, "trainer.data.heldout: 'concepts': no such file"),
+        ({"DATA__CONCEPTS": "gone"}, "trainer.data.concepts: 'gone': no such directory"),
+        ({"STEPS__MORE": "1"}, "SYNOD__TRAINER__STEPS__MORE: 'steps' is a value, not a table"),
+    ],
+)
+def test_a_mistake_is_named(settings_from: Make, text: str | dict[str, str], message: str) -> None:
+    """In the TOML, or in the environment."""
+    with pytest.raises(SettingsError) as caught:
+        settings_from(text) if isinstance(text, str) else settings_from(STEPS="3", **text)
+    assert message in str(caught.value)
+
+
+def test_a_file_without_the_table_names_the_missing_key(tmp_path: Path) -> None:
+    path = tmp_path / "service.toml"
+    path.write_text("[server]\nport = 8000\n")
+    with pytest.raises(SettingsError, match=r"trainer\.run_dir: Field required"):
+        load(path, {})
+
+
+def test_the_service_ignores_the_trainers_table(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text(
+        '[scorers.der]\nkind = "der"\nmodel = "facebook/dinov2-base"\n[trainer]\nrun_dir = 3\nnew = "knob"\n'
+    )
+    assert load_service(path, {}).scorers["der"].kind == "der"
+
+
+@pytest.mark.slow
+def test_settings_load_without_torch() -> None:
+    program = "import sys, trainer.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

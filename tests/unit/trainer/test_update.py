@@ -1,0 +1,359 @@
+"""The update against eq. 9 term by term, missing rewards, and a failing step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synod.contracts import ScoreFailure
+from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, reference, weights
+from tests.unit.trainer.reward_services import Judge
+from trainer.algorithms.advantage import Slope
+from trainer.errors import NonFinite
+from trainer.optim import learning_rate, make_optimizer
+from trainer.policy.show_o.policy import ShowO
+from trainer.rollout import Group
+from trainer.settings import OptimizerSettings, TrainerSettings
+from trainer.types import Reward
+from trainer.update import Update, policy_update, update_reward_slope
+
+STILL = {"OPTIMIZER__LR": "1e-30"}  # no step
+LOST = Reward(None, failure=ScoreFailure("scorer_failed", "planted"))
+TWO = {"PROMPTS_PER_STEP": "2", "SCREEN__GROUP_SIZE": "3"}  # a visual and a textual group
+KNOWN = Slope(xy=-1.5, xx=2.0, freedom=20.0)
+
+
+@pytest.fixture(autouse=True)
+def unclipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the gradient unclipped."""
+    monkeypatch.setattr("trainer.update.MAX_GRAD_NORM", 1e30)
+
+
+def given(*values: float | None) -> list[Reward]:
+    return [LOST if value is None else Reward(value) for value in values]
+
+
+def update(
+    policy: ShowO,
+    settings: TrainerSettings,
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[Reward]],
+    *,
+    ref: ShowO | None = None,
+    slope: Slope = Slope(),  # noqa: B008 - frozen
+    optimizer: torch.optim.Optimizer | None = None,
+    step: int = 0,
+) -> Update:
+    optimizer = optimizer or make_optimizer(policy, settings.optimizer)
+    return policy_update(policy, ref, optimizer, groups, rewards, slope, settings, step)
+
+
+def gradient(policy: ShowO) -> Tensor:
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.module.parameters()]
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def without(group: Group, place: int) -> Group:
+    """The group as if that rollout had not been kept."""
+    left = [i for i in range(len(group.rollouts)) if i != place]
+    kept = replace(group.previews.screened, indices=tuple(group.previews.screened.indices[i] for i in left))
+    return replace(
+        group,
+        previews=replace(group.previews, screened=kept),
+        rollouts=tuple(group.rollouts[i] for i in left),
+        images=tuple(group.images[i] for i in left),
+    )
+
+
+# -- eq. 9 ------------------------------------------------------------------------------------------------------------
+
+
+def eq9(
+    policy: ShowO,
+    ref: ShowO,
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[float | None]],
+    *,
+    alpha: dict[str, float],
+    everywhere: bool = False,
+    slope: float = 0.0,
+    steps: Sequence[int] = range(4),
+) -> Tensor:
+    """Eq. 9 negated, one rollout, step and position at a time; the mean over groups with two rewards or more."""
+    used = [(g, r) for g, r in zip(groups, rewards, strict=True) if sum(value is not None for value in r) >= 2]
+    total = torch.zeros((), dtype=torch.float64)
+    for group, found in used:
+        scored = [(i, value) for i, value in enumerate(found) if value is not None]
+        scores = group.previews.scores
+        drawn = [score for score in scores if score is not None]
+        kept = [score for i, _ in scored if (score := scores[group.previews.screened.indices[i]]) is not None]
+        baseline = sum(value for _, value in scored) / len(scored)
+        if slope:
+            baseline -= slope * (sum(kept) / len(kept) - sum(drawn) / len(drawn))
+        for i, value in scored:
+            rollout = group.rollouts[i]
+            for name, segment in (("text", rollout.text), ("image", rollout.image)):
+                for t in steps if name == "image" else [0]:
+                    if segment is None:
+                        continue
+                    new, old, mask = policy.logprobs([segment], t)
+                    with torch.no_grad():
+                        far = ref.logprobs([segment], t)[0]
+                    for j in range(new.shape[1]):
+                        if bool(mask[0, j]) or (everywhere and name == "image"):
+                            term = _term(new[0, j], float(old[0, j]), float(far[0, j]), value - baseline)
+                            total = total + alpha[name] * term / len(scored) / len(used)
+    return -total
+
+
+def _term(new: Tensor, old: float, far: float, advantage: float) -> Tensor:
+    ratio, d = torch.exp(new - old), far - new
+    held, plain = min(max(ratio.item(), 0.8), 1.2), ratio * advantage
+    gain = plain if plain.item() <= held * advantage else torch.tensor(held * advantage, dtype=torch.float64)
+    return gain - 0.5 * (torch.exp(d) - d - 1)
+
+
+Exact = Callable[[dict[str, str]], tuple[ShowO, ShowO, TrainerSettings, list[Group]]]
+
+
+@pytest.fixture
+def exact(make_policy: MakePolicy, tiny_settings: MakeSettings) -> Exact:
+    """Groups drawn by the reference, and a policy that differs from it, both converted to float64."""
+
+    def make(options: dict[str, str]) -> tuple[ShowO, ShowO, TrainerSettings, list[Group]]:
+        settings = tiny_settings(**STILL, LOSS__BETA="0.5", **options)
+        policy, ref = make_policy(), reference(make_policy)
+        groups, _ = draw(ref, Judge(), settings)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in policy.module.parameters():
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+        for one in (policy, ref):
+            one.module.double()
+        return policy, ref, settings, groups
+
+    return make
+
+
+PER_MODALITY = {"text": 0.4 / 4, "image": 0.6 / (4 * 16)}
+
+
+@pytest.mark.parametrize(
+    ("options", "alpha", "more"),
+    [
+        pytest.param({}, PER_MODALITY, {}, id="defaults"),
+        pytest.param(
+            {"LOSS__SCALE": "paper_sum", "LOSS__POSITIONS": "all"},
+            {"text": 0.4, "image": 0.6},
+            {"everywhere": True},
+            id="all positions, the paper's sum",
+        ),
+        pytest.param({"LOSS__BASELINE": "population"}, PER_MODALITY, {"slope": -0.75}, id="population baseline"),
+    ],
+)
+def test_the_gradient_is_that_of_equation_9(
+    exact: Exact, options: dict[str, str], alpha: dict[str, float], more: dict[str, Any]
+) -> None:
+    """Two groups, a missing reward, ratios on both sides of the clip, and KL, in float64."""
+    policy, ref, settings, groups = exact({**TWO, **options})
+    values = [(0.75, 0.25, 0.5), (None, 0.125, 1.0)]
+    plain = eq9(policy, ref, groups, values, alpha=alpha, **more)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(plain, list(policy.module.parameters()))])
+    found = update(policy, settings, groups, [given(*v) for v in values], ref=ref, slope=KNOWN)
+    assert sum(found.losses.values()) == pytest.approx(plain.item(), rel=1e-6)
+    assert float((gradient(policy) - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+    assert found.grad_norm == pytest.approx(float(expected.norm()), rel=1e-6)
+    for stats in found.stats.values():  # or the test would prove little
+        assert 0 < (stats.clip_fraction or 0) < 1
+        assert stats.low < 0.8 < 1.2 < stats.high
+        assert (stats.kl or 0) > 1e-3
+    assert found.stats["image"].decisions == (5 * 4 * 16 if "everywhere" in more else 5 * (16 + 14 + 11 + 6))
+
+
+def test_a_fraction_of_steps_is_unbiased(exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over the six equally likely choices of two of four steps."""
+    policy, ref, settings, groups = exact({"DATA__GENEVAL_SHARE": "1.0", "LOSS__LOSS_STEP_FRACTION": "0.5"})
+    values = (0.75, 0.25, 0.5, 0.5)
+
+    @dataclass
+    class Scripted:
+        steps: tuple[int, ...]
+
+        def choice(self, total: int, count: int, replace: bool) -> Any:
+            assert (total, count, replace) == (4, 2, False)
+            return np.array(self.steps)
+
+    grads = []
+    for chosen in itertools.combinations(range(4), 2):
+        with monkeypatch.context() as patch:
+            patch.setattr("numpy.random.default_rng", lambda seed, chosen=chosen: Scripted(chosen))
+            update(policy, settings, groups, [given(*values)], ref=ref)
+        grads.append(gradient(policy))
+    whole = eq9(policy, ref, groups, [values], alpha=PER_MODALITY)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(whole, list(policy.module.parameters()))])
+    assert float((torch.stack(grads).mean(0) - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+    assert float((grads[0] - expected).abs().max()) > 0.1 * float(expected.abs().max())
+
+
+def test_the_steps_follow_from_seed_step_and_group(
+    policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(**STILL, DATA__GENEVAL_SHARE="1.0", LOSS__LOSS_STEP_FRACTION="0.5", SCREEN__GROUP_SIZE="2")
+    groups, rewards = draw(policy, Judge(), settings)
+    asked: list[int] = []
+    logprobs = policy.logprobs
+
+    def watched(segments: Any, step: int) -> Any:
+        asked.append(step)
+        return logprobs(segments, step)
+
+    monkeypatch.setattr(policy, "logprobs", watched)
+    for step in (*range(12), 0):
+        update(policy, settings, groups, rewards, step=step)
+    chosen = [tuple(asked[i : i + 2]) for i in range(0, len(asked), 2)]
+    assert len(chosen) == 13
+    assert chosen[0] == chosen[-1]
+    assert all(first < second for first, second in chosen)
+    assert len(set(chosen)) >= 4
+    assert set(asked) == {0, 1, 2, 3}
+    asked.clear()
+    update(policy, settings, groups * 2, rewards * 2)
+    assert asked[:2] == list(chosen[0]), "a group has its own choice"
+
+
+# -- behaviour of the update ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chunk", "limits"),
+    [
+        pytest.param("4", {"image": 1e-6, "text": 1e-5}, id="drawn in the batches of the update"),
+        pytest.param("3", {"image": 5e-5, "text": 5e-5}, id="in other batches, which round otherwise"),
+    ],
+)
+def test_ratios_are_1_at_the_update(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, chunk: str, limits: dict[Any, float]
+) -> None:
+    settings = tiny_settings(PROMPTS_PER_STEP="2", REWARD_BATCH_SIZE=chunk)
+    policy = make_policy()
+    groups, rewards = draw(policy, Judge(), settings)
+    found = update(policy, settings, groups, rewards, ref=reference(make_policy))
+    for modality, limit in limits.items():
+        stats = found.stats[modality]
+        assert stats.decisions >= 6
+        assert max(abs(stats.low - 1), abs(stats.high - 1)) < limit
+        assert stats.clip_fraction == 0
+        assert stats.kl == pytest.approx(0, abs=limit**2)
+
+
+def test_a_missing_reward_equals_a_group_without_it(
+    policy: ShowO, make_policy: MakePolicy, tiny_settings: MakeSettings
+) -> None:
+    """Bit for bit the update of a group without the rollout, and not that of a reward of 0."""
+    settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__BASELINE="population")
+    groups, _ = draw(policy, Judge(), settings)
+    other = given(0.1, 0.2, 0.9, 0.3)
+    ref, moved = reference(make_policy), []
+    for first, rewards in (
+        (groups[0], given(0.5, None, 0.25, 1.0)),
+        (without(groups[0], 1), given(0.5, 0.25, 1.0)),
+        (groups[0], given(0.5, 0.0, 0.25, 1.0)),
+    ):
+        own = make_policy()
+        found = update(own, settings, [first, groups[1]], [rewards, other], ref=ref, slope=KNOWN)
+        moved.append((weights(own), found))
+    (lost, lost_update), (absent, absent_update), (zero, _) = moved
+    assert equal(lost, absent)
+    assert lost_update == absent_update
+    assert not equal(lost, zero)
+    assert not equal(lost, weights(policy))
+
+
+def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(PROMPTS_PER_STEP="2")
+    good = given(0.1, 0.5, 0.9, None)
+    alone, both = make_policy(), make_policy()
+    groups, _ = draw(alone, Judge(), settings)
+    ref = reference(make_policy)
+    expected = update(alone, settings, groups[:1], [good], ref=ref)
+    found = update(both, settings, groups, [good, given(None, 0.2, None, None)], ref=ref)
+    assert (expected.skipped, found.skipped) == (0, 1)
+    assert found == replace(expected, skipped=1)
+    assert equal(weights(both), weights(alone))
+
+
+def test_the_gradient_is_clipped_to_its_norm(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, settings = make_policy(), tiny_settings(**STILL, LOSS__BETA="0")
+    groups, rewards = draw(policy, Judge(), tiny_settings())
+    whole = update(policy, settings, groups, rewards)
+    full = gradient(policy).clone()
+    monkeypatch.setattr("trainer.update.MAX_GRAD_NORM", 1e-4)
+    clipped = update(policy, settings, groups, rewards)
+    assert whole.grad_norm == clipped.grad_norm == pytest.approx(float(full.norm()), rel=1e-5)
+    assert float(full.norm()) > 1e-3
+    assert float(gradient(policy).norm()) == pytest.approx(1e-4, rel=1e-3)
+    assert float(torch.nn.functional.cosine_similarity(gradient(policy), full, dim=0)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    settings = tiny_settings(PROMPTS_PER_STEP="2")
+    policy, ref = make_policy(), reference(make_policy)
+    groups, rewards = draw(policy, Judge(), settings)
+    optimizer = make_optimizer(policy, settings.optimizer)
+    update(policy, settings, groups, rewards, ref=ref, optimizer=optimizer)  # so that it has a state to lose
+    before, state = weights(policy), _flat(optimizer)
+    logprobs, bad = policy.logprobs, groups[1].rollouts[0].image
+
+    def poisoned(segments: Any, step: int) -> Any:
+        new, old, mask = logprobs(segments, step)
+        if segments[0] is not bad or step != 2:
+            return new, old, mask
+        wrong = new * math.nan if where == "loss" else new + (new.sum() * 0).sqrt()  # whose slope at 0 is infinite
+        return wrong, old, mask
+
+    monkeypatch.setattr(policy, "logprobs", poisoned)
+    message = r"image loss is nan for prompt '.+'" if where == "loss" else "gradient's norm is nan"
+    with pytest.raises(NonFinite, match=message) as caught:
+        update(policy, settings, groups, rewards, ref=ref, optimizer=optimizer, step=1)
+    assert caught.value.group == (1 if where == "loss" else None)
+    assert equal(weights(policy), before)
+    assert equal(_flat(optimizer), state)
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()
+    flat = {f"{i}.{k}": torch.as_tensor(v).clone() for i, own in state["state"].items() for k, v in own.items()}
+    return {**flat, "lr": torch.tensor(state["param_groups"][0]["lr"])}
+
+
+def test_the_learning_rate_warms_up(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    settings = OptimizerSettings(lr=0.8, warmup_steps=3)
+    assert [learning_rate(settings, step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    assert learning_rate(OptimizerSettings(lr=0.8), 0) == 0.8
+    policy, tiny = make_policy(), tiny_settings(OPTIMIZER__WARMUP_STEPS="3", OPTIMIZER__LR="8e-4", LOSS__BETA="0")
+    groups, rewards = draw(policy, Judge(), tiny)
+    optimizer = make_optimizer(policy, tiny.optimizer)
+    update(policy, tiny, groups, rewards, optimizer=optimizer, step=1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-4)
+    assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.9, 0.999), 1e-3)
+
+
+def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
+    settings = tiny_settings()
+    groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
+    found = update_reward_slope(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
+    assert found == KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0])
+    assert update_reward_slope(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN

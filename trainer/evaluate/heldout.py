@@ -1,0 +1,145 @@
+"""Held-out evaluation: the same prompts and random numbers before and after training.
+
+`trainer.evaluate.compare` compares two evaluations pair by pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tqdm import tqdm
+
+from synod.contracts import Pixels
+from synod.errors import SettingsError
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_prompts
+from trainer.data.source import TaskSampler
+from trainer.evaluate.compare import Evaluation, Row, right
+from trainer.images import write_images, write_whole
+from trainer.policy.base import Policy
+from trainer.rewards.base import RewardBackend
+from trainer.rollout import begin, reason, reward_items
+from trainer.settings import TrainerSettings
+from trainer.types import Reward, Rollout, Task
+
+SEED: Final = 0
+SHOWN: Final = 24  # images kept with an evaluation
+_HELD_OUT: Final = 2**31  # in place of the step in the key of random numbers; no training has that many steps
+
+
+def held_out(settings: TrainerSettings) -> list[Task]:
+    """Return the tasks of an evaluation: held-out prompts in the mix of the training, drawn from SEED.
+
+    A small pool's prompts repeat, with other random numbers, after each was used once. Raises SettingsError.
+    """
+    concepts = read_concepts(settings.data.concepts)
+    prompts, count = read_prompts(settings.data.heldout, concepts), settings.evaluation_prompts
+    return TaskSampler(prompts, concepts, SEED, count, settings.data.geneval_share).tasks(0)
+
+
+def evaluate(
+    policy: Policy, service: RewardBackend, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
+) -> Evaluation:
+    """Draw one image for each task and get its reward; the service scores while the next batch is drawn.
+
+    The random numbers of a task follow from SEED and its index, so two policies get the same ones. A missing reward
+    is None. `what` names the progress bar. Raises RewardServiceUnavailable and InvalidRequest.
+    """
+    answers: list[str] = []
+    pending: list[tuple[list[int], Future[list[Reward]]]] = []
+    shown: list[Pixels] = []
+    batch = settings.screen.preview_batch_size
+    with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
+        for first in range(0, len(tasks), batch):
+            places = range(first, min(first + batch, len(tasks)))
+            rollouts, images = draw(policy, tasks, places, settings)
+            answers += [rollout.answer for rollout in rollouts]
+            shown += images[: max(0, SHOWN - len(shown))]
+            pending += _submit(service, tasks, rollouts, images)
+            for _, future in pending:
+                if future.done():
+                    future.result()  # an unavailable service ends the evaluation now, not after the last image
+            bar.update(len(places))
+        rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
+    rows = tuple(_row(task, answers[i], rewards[i]) for i, task in enumerate(tasks))
+    return Evaluation(conditions(settings), rows, tuple(shown))
+
+
+def conditions(settings: TrainerSettings) -> dict[str, Any]:
+    """Return the settings that two comparable evaluations share, as JSON values."""
+    return {
+        "geneval_share": settings.data.geneval_share,
+        "sampler": settings.sampler.model_dump(mode="json"),
+        "ensemble": settings.service.ensemble,
+    }
+
+
+def save_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write the rows to `path` as JSON and the images to a directory of the same name."""
+    write_images(path.with_suffix(""), "image", evaluation.images)
+    document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
+    write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Read the rows that `save_evaluation` wrote; the images stay in their files.
+
+    Raises FileNotFoundError, or SettingsError for a file that is not an evaluation.
+    """
+    try:
+        document = json.loads(path.read_text())
+        return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the image files of the evaluation at `path`; they belong to its first rows, in order."""
+    return sorted(path.with_suffix("").glob("image-*.png"))
+
+
+def draw(
+    policy: Policy, tasks: Sequence[Task], places: range, settings: TrainerSettings
+) -> tuple[list[Rollout], list[Pixels]]:
+    """Return a finished rollout and its image for each of `places` in `tasks`; each has its own answer."""
+    key = (SEED, _HELD_OUT)
+    texts = [reason(policy, tasks[place], settings, key, [place])[0] for place in places]
+    begun = begin(policy, [tasks[place] for place in places], texts, settings, key, places)
+    images = policy.denoise(begun, settings.sampler.denoising_steps)
+    rollouts = [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
+    return rollouts, policy.images(images)
+
+
+def _submit(
+    service: RewardBackend,
+    tasks: Sequence[Task],
+    rollouts: Sequence[Rollout],
+    images: Sequence[Pixels],
+) -> list[tuple[list[int], Future[list[Reward]]]]:
+    """Send one request for each pathway, since a request has one ensemble."""
+    sent = []
+    for pathway in sorted({tasks[rollout.index].pathway for rollout in rollouts}):
+        chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if tasks[r.index].pathway == pathway]
+        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p])]
+        sent.append(([r.index for r, _ in chosen], service.submit(items, pathway)))
+    return sent
+
+
+def _row(task: Task, answer: str, reward: Reward) -> Row:
+    return Row(
+        key=task.key,
+        pathway=task.pathway,
+        tag=task.prompt.tag,
+        prompt=task.prompt.text,
+        answer=answer,
+        reward=reward.value,
+        components=dict(reward.components),
+        right=right(answer, task.segments, task.truth),
+        failure=None if reward.failure is None else reward.failure.code,
+    )

@@ -1,0 +1,269 @@
+"""Show-o v1 (Xie et al. 2025): one Phi answers in text and draws images by masked prediction.
+
+An image token is predicted at its own masked position, over the image codes only. The policy is the guided
+distribution softmax((1 + g) cond - g uncond), which is what is sampled. Answers are sampled over the text tokens. A
+text block does not attend to the image, so its keys and values are computed once for all denoising steps.
+
+Suffixes: B rollouts, T steps, N image positions, S answer tokens, L positions, V image codes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from synod.contracts import Pixels
+from synod.errors import SettingsError
+from trainer.policy.show_o import maskgit, vocabulary
+from trainer.policy.show_o.config import ShowOConfig
+from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
+from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
+from trainer.policy.weights import write_weights
+from trainer.types import ImageSegment, Query, Segment, TextSegment
+
+CACHED_IMAGES = 1024
+
+
+class Wrapped(nn.Module):
+    """The language model under the public prefix `showo.`."""
+
+    def __init__(self, config: PhiConfig) -> None:
+        super().__init__()
+        self.showo = Phi(config)
+
+
+class ShowO:
+    """The policy. `guidance_scale` is g, `temperature` the initial scale of the confidence noise."""
+
+    def __init__(
+        self,
+        config: ShowOConfig,
+        vocab: Vocabulary,
+        vq: Magvit,
+        *,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> None:
+        if vocab.size != config.vocab_size:
+            raise SettingsError(
+                f"the vocabulary does not fit: tokenizer {vocab.image_offset} + codes {vocab.codebook_size} + mask 1 "
+                f"= {vocab.size}, but config.json says vocab_size {config.vocab_size}; give the model's own tokenizer"
+            )
+        if vq.config.codebook_size != config.codebook_size:
+            raise SettingsError(
+                f"the image tokenizer has {vq.config.codebook_size} codes, the policy {config.codebook_size}; "
+                "give the one it was trained with"
+            )
+        self.config, self.vocab, self.vq = config, vocab, vq
+        self.guidance_scale, self.temperature = guidance_scale, temperature
+        self.module: nn.Module = Wrapped(config.phi)
+        self._image_codes: dict[bytes, Tensor] = {}
+
+    @property
+    def phi(self) -> Phi:
+        phi = self.module.showo
+        assert isinstance(phi, Phi)
+        return phi
+
+    @property
+    def device(self) -> torch.device:
+        return self.phi.lm_head.weight.device
+
+    @property
+    def positions(self) -> int:
+        return self.config.num_vq_tokens
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
+        """Sample B answers of at most S tokens at temperature 1."""
+        batch, limit = uniform_BS.shape
+        question = self._question(query)
+        past = Cache()
+        mask = vocabulary.question_mask(len(question), self._end_of_image, self.device)
+        hidden = self.phi(question[None], mask, past)[:, -1].expand(batch, -1)
+        past, ended = past.fork(batch), torch.zeros(batch, dtype=torch.bool, device=self.device)
+        ids, logps = [], []
+        for step in range(limit):
+            logp_BV = self._text_logp(hidden)
+            drawn = maskgit.draw(logp_BV[:, None], uniform_BS[:, step : step + 1].to(self.device)).squeeze(1)
+            ids.append(drawn)
+            logps.append(logp_BV.gather(-1, drawn[:, None]).squeeze(1))
+            ended |= drawn == self.vocab.id(END)
+            if ended.all() or step == limit - 1:
+                break
+            hidden = self.phi(drawn[:, None], None, past, start=len(question) + step)[:, 0]
+        return [self._answer(query, i, p) for i, p in zip(torch.stack(ids, 1), torch.stack(logps, 1), strict=True)]
+
+    def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
+        ends = (ids_S == self.vocab.id(END)).nonzero()
+        length = int(ends[0]) + 1 if len(ends) else len(ids_S)
+        return TextSegment(query, ids_S[:length], logp_S[:length], self.vocab.decode(ids_S[:length].tolist()))
+
+    @property
+    def _end_of_image(self) -> int:
+        return 2 + self.config.num_vq_tokens
+
+    def _question(self, query: Query) -> Tensor:
+        side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        image = fit_to_square(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
+        return self.vocab.question(query.text, self._codes(image)).to(self.device)
+
+    def _codes(self, image: Pixels) -> Tensor:
+        """Return the image's codes [N], from a cache: queries show few different images."""
+        key = hashlib.blake2b(image.tobytes()).digest()
+        if key not in self._image_codes:
+            if len(self._image_codes) >= CACHED_IMAGES:
+                self._image_codes.clear()
+            self._image_codes[key] = self.vq.encode([image])[0]
+        return self._image_codes[key]
+
+    def _text_logp(self, hidden: Tensor) -> Tensor:
+        return _at_least_float32(self.phi.logits(hidden, 0, self.vocab.image_offset)).log_softmax(-1)
+
+    # -- generation ---------------------------------------------------------------------------------------------------
+
+    def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
+        return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)))
+
+    @torch.no_grad()
+    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
+        prompts = [s.prompt for s in segments]
+        texts = self._texts(prompts)
+        state = maskgit.denoise(_join(segments), lambda c, m: self._guided(texts, c, m), until, self.temperature)
+        return _split(prompts, state)
+
+    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+        return self.vq.decode(torch.stack([s.codes_TN[-1] for s in segments]))
+
+    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
+        """Encode the prompts; return their cache, their ids, and the cache of the empty prompt (one row)."""
+        ids, start = self.vocab.text_block(prompts)
+        ids = ids.to(self.device)
+        with_text, without = Cache(), Cache()
+        self.phi(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), with_text, start)
+        if self.guidance_scale:
+            empty, start = self.vocab.text_block([""])
+            self.phi(
+                empty.to(self.device), vocabulary.text_mask(empty, self.vocab.id(PAD)).to(self.device), without, start
+            )
+        return with_text, ids, without
+
+    def _guided(self, texts: tuple[Cache, Tensor, Cache], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Return guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
+        with_text, ids, without = texts
+        image = self._image_ids(codes_BN, masked_BN)
+        logits = self._image_logits(self._read_image(image, with_text.fork(-1), ids))
+        if self.guidance_scale:
+            free = self._image_logits(self._read_image(image, without.fork(len(image)), None))
+            logits = (1 + self.guidance_scale) * logits - self.guidance_scale * free
+        return logits.log_softmax(-1)
+
+    def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Return the ids `<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
+        image = torch.where(masked_BN, self.vocab.mask_id, codes_BN + self.vocab.image_offset)
+        soi, eoi = (image.new_full((len(image), 1), self.vocab.id(t)) for t in ("<|soi|>", "<|eoi|>"))
+        return torch.cat((soi, image, eoi), 1)
+
+    def _read_image(self, image: Tensor, text: Cache, text_ids: Tensor | None) -> Tensor:
+        """Return hidden states [B N D] of the image positions; `text_ids` is None if no text row is padded."""
+        mask = None if text_ids is None else vocabulary.image_mask(text_ids, self.vocab.id(PAD), image.shape[1])
+        hidden: Tensor = self.phi(image, mask, text, self.vocab.max_text_length + 1)
+        return hidden[:, 1:-1]
+
+    def _image_logits(self, hidden: Tensor) -> Tensor:
+        return _at_least_float32(self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id))
+
+    # -- log-probabilities --------------------------------------------------------------------------------------------
+
+    def steps(self, segments: Sequence[Segment]) -> int:
+        first = segments[0]
+        return first.step if isinstance(first, ImageSegment) else 1
+
+    def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        images = [s for s in segments if isinstance(s, ImageSegment)]
+        texts = [s for s in segments if isinstance(s, TextSegment)]
+        assert not (images and texts), "segments of one kind at a time"
+        return self._image_logprobs(images, step) if images else self._text_logprobs(texts)
+
+    def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Return guided log-probabilities [B N V] of a full draw, given the unmasked codes."""
+        return self._guided(self._texts(prompts), codes_BN, masked_BN)
+
+    def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Return unguided log-probabilities of the codes at masked positions, in row-major order.
+
+        Show-o's own objective is their negative mean.
+        """
+        with_text, ids, _ = self._texts(prompts)
+        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text.fork(-1), ids)
+        return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
+
+    def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
+        logp = self.image_logp([s.prompt for s in segments], codes, masked)
+        return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
+
+    def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
+        questions = {id(s.query): self._question(s.query) for s in segments}
+        question_lengths = [len(questions[id(s.query)]) for s in segments]
+        rows = [torch.cat((questions[id(s.query)], s.ids_S[:-1])) for s in segments]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.vocab.id(PAD))
+        hidden = self.phi(ids, vocabulary.question_mask(ids.shape[1], self._end_of_image, self.device))
+        answers = nn.utils.rnn.pad_sequence([s.ids_S for s in segments], batch_first=True)
+        old = nn.utils.rnn.pad_sequence([s.logp_S for s in segments], batch_first=True)
+        lengths = torch.tensor([len(s.ids_S) for s in segments], device=self.device)
+        index = torch.arange(answers.shape[1], device=self.device)
+        columns = (torch.tensor(question_lengths, device=self.device)[:, None] - 1 + index).clamp(max=ids.shape[1] - 1)
+        at_answers = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        new = self._text_logp(at_answers).gather(-1, answers[..., None]).squeeze(-1)
+        return new, old, index < lengths[:, None]
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: Path, *, with_vq: bool = True) -> None:
+        """Write a directory that `load` reads; without its image tokenizer, `load` needs `vq`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        self.vocab.tokenizer.save_pretrained(directory)
+        write_weights(self.module, directory)
+        if with_vq:
+            self.vq.save(directory / "vq")
+
+
+def fit_to_square(image: Pixels, side: int) -> Pixels:
+    """Resize and crop the centre, as in Show-o: uint8 [H W 3] -> [side side 3]."""
+    height, width = image.shape[:2]
+    if height == width == side:
+        return image
+    short = min(height, width)
+    height, width = side * height // short, side * width // short
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[top : top + side, left : left + side].copy()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _join(segments: Sequence[ImageSegment]) -> maskgit.State:
+    assert len({s.step for s in segments}) == 1, "images at different steps"
+    names = ("codes_TN", "masked_TN", "logp_TN", "remasked_N", "uniform_T2N")
+    return maskgit.State(*(torch.stack([getattr(s, name) for s in segments]) for name in names))
+
+
+def _split(prompts: Sequence[str], state: maskgit.State) -> list[ImageSegment]:
+    columns = (state.codes_BTN, state.masked_BTN, state.logp_BTN, state.remasked_BN, state.uniform_BT2N)
+    return [ImageSegment(prompt, *row) for prompt, *row in zip(prompts, *columns, strict=True)]

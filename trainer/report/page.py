@@ -1,0 +1,233 @@
+"""One self-contained HTML page about a run, finished or not: held-out prompts, curves, time, images."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from synod.errors import SettingsError
+from trainer.evaluate.compare import paired, summary
+from trainer.evaluate.heldout import image_files, load_evaluation
+from trainer.images import write_whole
+from trainer.report.metrics import SAMPLES, read, show, steps_saved
+
+Record = Mapping[str, Any]
+Getter = Callable[[Record], float | None]
+
+TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
+WINDOW: Final = 10  # steps of the running mean
+CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Surrogate: threshold": {"threshold": "threshold"},
+    "Pass rate of previews": {"pass rate": "pass_rate"},
+    "Previews and kept images in a step": {"previews": "previews", "kept": "kept"},
+    "Denoising steps saved by screening (share)": {"saved": "denoising_steps_saved_ratio"},
+    "Loss": {"text": "loss_text", "image": "loss_image"},
+    "KL to the reference (k3)": {"text": "kl_text", "image": "kl_image"},
+    "Clipped decisions (share)": {"text": "clip_fraction_text", "image": "clip_fraction_image"},
+    "Largest ratio": {"text": "ratio_max_text", "image": "ratio_max_image"},
+    "Gradient norm": {"before clipping": "grad_norm"},
+    "Spread within a group": {"std of reward": "reward_std", "mean |advantage|": "advantage_abs"},
+    "Missing rewards and skipped groups": {"masked": "masked", "skipped": "skipped"},
+}
+PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
+LABELS: Final = {
+    "instruct": "right answers, visual instruct",
+    "attribute": "right answers, textual attribute",
+    "correct": "GenEval prompts drawn exactly as asked",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html and return its path.
+
+    Raises SettingsError when `run_dir` is not a directory or holds broken files.
+    """
+    if not run_dir.is_dir():
+        raise SettingsError(f"{run_dir} is not a directory; give the [trainer] run_dir of a training")
+    path = run_dir / "report.html"
+    write_whole(path, _template().render(view=view(run_dir)).encode())
+    return path
+
+
+def fragment(run_dir: Path) -> tuple[str, str]:
+    """Return (CSS rules, HTML without head and body) of the report, to embed in another page."""
+    shown = view(run_dir)
+    module: Any = _template().make_module({"view": shown})
+    return str(module.style()), str(module.body(shown))
+
+
+def view(run_dir: Path) -> dict[str, Any]:
+    """Return everything that the page shows, as plain values; a part without data is empty or None."""
+    records = read(run_dir)
+    return {
+        "name": run_dir.resolve().name,
+        "steps": len(records),
+        "window": WINDOW,
+        "tiles": tiles(records),
+        "charts": charts(records),
+        "phases": phases(records),
+        "heldout": heldout(run_dir),
+        "groups": last_groups(run_dir),
+    }
+
+
+def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return (label, figure) pairs: rewards at both ends, then sums or means over the run."""
+
+    def mean(path: str, part: slice = slice(None)) -> float | None:
+        return summary(map(at(path), records[part])).mean
+
+    def total(path: str) -> float | None:
+        values = [value for value in map(at(path), records) if value is not None]
+        return math.fsum(values) if values else None
+
+    window = max(1, min(WINDOW, len(records) // 2))
+    found = [
+        (f"reward, first {window} steps", mean("reward_mean", slice(window)), "{:.3f}"),
+        (f"reward, last {window} steps", mean("reward_mean", slice(-window, None)), "{:.3f}"),
+        ("pass rate", mean("pass_rate"), "{:.1%}"),
+        ("previews per step", mean("previews"), "{:.1f}"),
+        ("denoising steps saved", steps_saved(records), "{:.0%}"),
+        ("groups topped up at the cap", total("capped"), "{:.0f}"),
+        ("rewards missing", total("masked"), "{:.0f}"),
+        ("groups skipped", total("skipped"), "{:.0f}"),
+        ("seconds per step", mean("seconds.total"), "{:.1f}"),
+        ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
+    ]
+    return [(label, form.format(value)) for label, value, form in found if value is not None]
+
+
+def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return the charts that have a measured value, rewards first."""
+    components = sorted({name for record in records for name in record.get("components") or ()})
+    pathways = {path for record in records for path in record.get("pathways") or ()}
+    reward: dict[str, Getter] = {"all": at("reward_mean")}
+    if len(pathways) > 1:
+        reward |= {label: _reward_on(name) for name, label in PATHWAYS.items() if name in pathways}
+    named = {"Reward": reward, "Components": {name: at(f"components.{name}") for name in components}}
+    named |= {title: {label: at(path) for label, path in lines.items()} for title, lines in CHARTS.items()}
+    found = [_chart(title, records, lines) for title, lines in named.items()]
+    return [chart for chart in found if chart["lines"]]
+
+
+def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
+    """Return (phase, mean seconds in a step, share of it); "other" is time outside every phase."""
+    seconds = [record["seconds"] for record in records if at("seconds.total")(record)]
+    total = math.fsum(spent["total"] for spent in seconds)
+    names = [name for name in dict.fromkeys(name for spent in seconds for name in spent) if name != "total"]
+    sums = {name: math.fsum(spent.get(name, 0.0) for spent in seconds) for name in names}
+    sums["other"] = max(0.0, total - math.fsum(sums.values()))
+    return [(name, spent / len(seconds), spent / total) for name, spent in sums.items()] if seconds else []
+
+
+def heldout(run_dir: Path) -> dict[str, Any] | None:
+    """Compare the held-out evaluations before and after training; None when neither has been made."""
+    paths = [run_dir / f"evaluation/{name}.json" for name in ("before", "after")]
+    before, after = (load_evaluation(path) if path.exists() else None for path in paths)
+    if before is None:
+        return None
+    try:
+        changes = paired(before, after or before)
+    except SettingsError as error:  # its settings were changed between the two; the rest of the page is still good
+        return {"problem": str(error)}
+    sides = [
+        [{**asdict(row), "data": _embed(file)} for row, file in zip(evaluation.rows, image_files(path), strict=False)]
+        for evaluation, path in zip((before, after), paths, strict=True)
+        if evaluation is not None
+    ]
+    return {
+        "problem": None,
+        "done": after is not None,
+        "changes": [(LABELS.get(name, name), p, _verdict(p.difference, p.stderr)) for name, p in changes.items()],
+        "pairs": list(zip(*sides, strict=False)),
+    }
+
+
+def last_groups(run_dir: Path) -> dict[str, Any] | None:
+    """Return the images, scores and answers of the last recorded step."""
+    records = read(run_dir, SAMPLES)
+    if not records:
+        return None
+    step = records[-1]["step"]
+    groups = [
+        {
+            "title": record["prompt"],
+            "rows": {
+                kind: [
+                    {**sample, "data": _embed(run_dir / sample["image"]), "caption": show(sample["score"])}
+                    for sample in samples
+                ]
+                for kind, samples in record["samples"].items()
+            },
+        }
+        for record in records
+        if record["step"] == step
+    ]
+    return {"step": step, "groups": groups}
+
+
+def at(path: str) -> Getter:
+    """Return a reader of `a.b` in a record; it returns None if that is not a finite number."""
+
+    def get(record: Record) -> float | None:
+        value: Any = record
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    return get
+
+
+def _chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter]) -> dict[str, Any]:
+    """Return points as "x,y x,y" in a square of side 100, of every value and of the running mean."""
+    found = {label: [(r["step"], v) for r in records if (v := get(r)) is not None] for label, get in lines.items()}
+    values = [value for points in found.values() for _, value in points]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    first, last = (records[0]["step"], records[-1]["step"]) if records else (0, 0)
+
+    def draw(points: Sequence[tuple[int, float]]) -> str:
+        across, up = max(last - first, 1), (high - low) or 1.0
+        places = [(100 * (x - first) / across, 100 - 100 * (y - low) / up) for x, y in points]
+        if len(places) == 1:  # a line needs two points
+            places.append((places[0][0] + 1, places[0][1]))
+        return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
+
+    shown = []
+    for label, points in found.items():
+        if points:
+            recent = [[y for _, y in points[max(0, i + 1 - WINDOW) : i + 1]] for i in range(len(points))]
+            means = [math.fsum(window) / len(window) for window in recent]
+            smooth = [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+            shown.append({"label": label, "raw": draw(points), "smooth": draw(smooth), "last": means[-1]})
+    return {"title": title, "low": low, "high": high, "first": first, "last": last, "lines": shown}
+
+
+def _embed(file: Path) -> str:
+    try:
+        return base64.b64encode(file.read_bytes()).decode()
+    except FileNotFoundError:  # removed to save space
+        return ""
+
+
+def _verdict(difference: float | None, stderr: float | None) -> str:
+    """Return "up" or "down" for a change of more than two standard errors."""
+    if difference is None or stderr is None or abs(difference) <= 2 * stderr:
+        return ""
+    return "up" if difference > 0 else "down"
+
+
+def _reward_on(pathway: str) -> Getter:
+    """Read the reward of the steps whose groups were all on this pathway."""
+    reward = at("reward_mean")
+    return lambda record: reward(record) if set(record.get("pathways") or ()) == {pathway} else None
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(TEMPLATE.read_text())

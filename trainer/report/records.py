@@ -1,0 +1,131 @@
+"""The records of a step: its metrics, its images, and the group whose loss was not finite."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import NonFinite
+from trainer.optim import learning_rate
+from trainer.report.metrics import Metrics, Sample, steps_saved
+from trainer.rollout import Group
+from trainer.settings import TrainerSettings
+from trainer.types import Modality, Reward
+from trainer.update import Update
+
+Record = dict[str, Any]
+REJECTED_SHOWN = 8  # previews of each group
+
+
+def step_record(
+    groups: Sequence[Group],
+    rewards: Sequence[Sequence[Reward]],
+    update: Update,
+    settings: TrainerSettings,
+    step: int,
+    seconds: Mapping[str, float],
+) -> Record:
+    """Return the step's line of metrics.jsonl; None stands for a missing measurement.
+
+    `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
+    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward.
+    """
+    found = [reward for group in rewards for reward in group]
+    values = [reward.value for reward in found if reward.value is not None]
+    names = sorted({name for reward in found for name in reward.components})
+    drawn = sum(group.previews.screened.drawn for group in groups)
+    num_scored = sum(group.previews.screened.num_scored for group in groups)
+    total = settings.sampler.denoising_steps
+    done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
+    steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
+    return {
+        "pathways": [group.previews.task.pathway for group in groups],
+        "keys": [group.previews.task.key for group in groups],
+        "prompts": [group.previews.task.prompt.text for group in groups],
+        "reward_mean": _mean(values),
+        "reward_std": _mean([statistics.pstdev(v) for v in map(_values, rewards) if len(v) > 1]),
+        "components": {name: _mean([r.components[name] for r in found if name in r.components]) for name in names},
+        "advantage_abs": update.advantage_abs,
+        **{
+            f"{name}_{modality}": value
+            for modality in ("text", "image")
+            for name, value in _modality_figures(update, modality).items()
+        },
+        "grad_norm": update.grad_norm,
+        "lr": learning_rate(settings.optimizer, step),
+        "previews": drawn,
+        "kept": len(found),
+        "pass_rate": sum(group.previews.screened.passed for group in groups) / num_scored if num_scored else None,
+        "threshold": _mean([g.previews.threshold for g in groups if g.previews.threshold is not None]),
+        "capped": sum(group.previews.capped for group in groups),
+        "masked": len(found) - len(values),
+        "skipped": update.skipped,
+        **steps,
+        "denoising_steps_saved_ratio": steps_saved([steps]),
+        "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+    """Record each group's finished images with rewards and answers, and its previews."""
+    for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
+        previews = group.previews
+        kept = previews.screened.indices
+        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
+        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
+        finished = [
+            Sample(image, reward.value, rollout.answer)
+            for image, reward, rollout in zip(group.images, found, group.rollouts, strict=True)
+        ]
+        samples = {"finished": finished, "previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
+
+
+def save_failed_groups(
+    run_dir: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
+) -> Path:
+    """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N; return that."""
+    folder = run_dir / "failed" / f"step-{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = range(len(groups)) if error.group is None else [error.group]
+    tensors: dict[str, Tensor] = {}
+    for g in chosen:
+        for rollout in groups[g].rollouts:
+            for name, part in (("text", rollout.text), ("image", rollout.image)):
+                for field in getattr(part, "__slots__", ()):
+                    if isinstance(value := getattr(part, field), Tensor):
+                        tensors[f"group{g}.rollout{rollout.index}.{name}.{field}"] = value.contiguous().clone()
+    save_file(tensors, folder / "rollouts.safetensors")
+    document = [
+        {
+            "prompt": groups[g].previews.task.prompt.text,
+            "key": groups[g].previews.task.key,
+            "rollouts": [{"place": r.index, "answer": r.answer, "prompt": r.image.prompt} for r in groups[g].rollouts],
+            "rewards": [{"value": r.value, "components": dict(r.components)} for r in rewards[g]],
+        }
+        for g in chosen
+    ]
+    (folder / "groups.json").write_text(json.dumps({"error": str(error), "step": step, "groups": document}, indent=1))
+    return folder
+
+
+def _modality_figures(update: Update, modality: Modality) -> dict[str, float | None]:
+    stats = update.stats[modality]
+    loss = update.losses[modality] if stats.decisions else None
+    return {"loss": loss, "kl": stats.kl, "clip_fraction": stats.clip_fraction, "ratio_max": stats.ratio_max}
+
+
+def _values(rewards: Sequence[Reward]) -> list[float]:
+    return [reward.value for reward in rewards if reward.value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None

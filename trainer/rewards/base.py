@@ -1,0 +1,22 @@
+"""The interface of what scores images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from synod.contracts import ScoreItem
+from trainer.types import Pathway, Reward
+
+
+class RewardBackend(Protocol):
+    """The reward service as rollouts use it."""
+
+    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+        """Return the surrogate scores of previews, in order."""
+        ...
+
+    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        """Request the rewards of finished images, in order."""
+        ...

@@ -1,0 +1,24 @@
+"""The trainer's settings: one frozen typed tree, the `[trainer]` table of a TOML. Imports no torch.
+
+Relative paths resolve from the TOML's folder; `SYNOD__TRAINER__STEPS=5` overrides `steps`. Defaults are Sync-R1's
+(table 4 and sec. 3), or our correction where we correct a formula. An unknown key, a bad value or a missing path
+raises SettingsError, which names the key, the value and the remedy.
+"""
+
+from trainer.settings.data import DataSettings
+from trainer.settings.loss import LossSettings, OptimizerSettings
+from trainer.settings.policy import PolicySettings, SamplerSettings
+from trainer.settings.rewards import ServiceSettings
+from trainer.settings.run import ScreenSettings, TrainerSettings, load
+
+__all__ = [
+    "DataSettings",
+    "LossSettings",
+    "OptimizerSettings",
+    "PolicySettings",
+    "SamplerSettings",
+    "ScreenSettings",
+    "ServiceSettings",
+    "TrainerSettings",
+    "load",
+]

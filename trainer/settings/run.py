@@ -1,0 +1,87 @@
+"""The whole `[trainer]` table, its limits on a run, and its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from synod import toml
+from trainer.settings.data import DataSettings
+from trainer.settings.fields import Fraction, Node, OutputPath
+from trainer.settings.loss import LossSettings, OptimizerSettings
+from trainer.settings.policy import PolicySettings, SamplerSettings
+from trainer.settings.rewards import ServiceSettings
+
+
+class ScreenSettings(Node):
+    """Dynamic Group Scaling: previews are drawn until `group_size` of them pass the threshold.
+
+    They are drawn `preview_batch_size` at a time, at most `max_previews`, and scored after `screen_fraction` of the
+    denoising steps. `threshold` names the controller (`trainer.algorithms.threshold`); "none" keeps the first previews.
+    """
+
+    group_size: int = Field(9, ge=2)
+    preview_batch_size: int = Field(12, ge=1)
+    max_previews: int = Field(144, ge=2)
+    screen_fraction: Fraction = 0.2
+    threshold: Literal["quantile", "power", "paper", "none"] = "quantile"
+    target_pass_rate: Fraction = 0.25
+
+    @model_validator(mode="after")
+    def _a_group_fits(self) -> ScreenSettings:
+        if self.max_previews < self.group_size:
+            raise ValueError(
+                f"max_previews {self.max_previews} is below group_size {self.group_size}; allow at least the group"
+            )
+        return self
+
+
+class TrainerSettings(Node):
+    """The whole trainer. `run_dir` is the directory of checkpoints, metrics and images.
+
+    Each step takes `prompts_per_step` prompts; a reward request holds `reward_batch_size` images. A checkpoint is
+    written every `checkpoint_every` steps and at the end. `evaluation_prompts` are drawn before and after training.
+    """
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(100, ge=1)
+    prompts_per_step: int = Field(1, ge=1)
+    reward_batch_size: int = Field(3, ge=1)
+    checkpoint_every: int = Field(10, ge=1)
+    evaluation_prompts: int = Field(200, ge=1)
+    run_dir: OutputPath
+    policy: PolicySettings
+    data: DataSettings
+    sampler: SamplerSettings = SamplerSettings()
+    service: ServiceSettings = ServiceSettings()
+    screen: ScreenSettings = ScreenSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def screening_step(self) -> int:
+        """The denoising step, 1 to T - 1, after which a preview is scored."""
+        return round(self.screen.screen_fraction * self.sampler.denoising_steps)
+
+    @model_validator(mode="after")
+    def _a_step_before_and_after_the_screen(self) -> TrainerSettings:
+        total = self.sampler.denoising_steps
+        if not 1 <= self.screening_step < total:
+            raise ValueError(
+                f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
+                "before or after it; give a fraction nearer to 0.5"
+            )
+        return self
+
+
+def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerSettings:
+    """Read the `[trainer]` table of a TOML with environment overrides. Raises SettingsError."""
+    path = Path(path)
+    table = toml.read(path, environ).get("trainer", {})
+    try:
+        return TrainerSettings.model_validate(table, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise toml.settings_error(path, error.errors(), "trainer") from None
