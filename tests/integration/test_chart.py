@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -266,10 +267,10 @@ def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
     """Submit the job's entrypoint with `ray job submit` and return its output."""
     job = of(pods.objects, "RayJob")["spec"]
     runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
-    entrypoint = pods.here(job["entrypoint"]).replace("python", sys.executable, 1).split()
+    program, *arguments = shlex.split(pods.here(job["entrypoint"]))
     return pods.ray(
         "ray", "job", "submit", "--runtime-env-json", runtime_env, *options,
-        "--entrypoint-resources", job["entrypointResources"], "--", *entrypoint, "--no-evaluation",
+        "--entrypoint-resources", job["entrypointResources"], "--", str(BIN / program), *arguments, "--no-evaluation",
     )  # fmt: skip
 
 

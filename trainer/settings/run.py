@@ -13,6 +13,7 @@ from trainer.settings.data import DataSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings, SamplerSettings
+from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
 _UNIONS: Final = {"data"}  # tables of several classes, told apart by a tag that pydantic adds to an error's key
@@ -62,6 +63,7 @@ class TrainerSettings(Node):
     screen: ScreenSettings = ScreenSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    report: ReportSettings = ReportSettings()
 
     @model_validator(mode="before")
     @classmethod
