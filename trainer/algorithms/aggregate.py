@@ -63,8 +63,9 @@ class GroupRewards:
     def of(cls, scores: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> GroupRewards:
         """Return the rewards of one group, float32, from each rollout's scores by name.
 
-        A rollout without one of the names in `weights` is masked; other names are ignored.
+        A rollout without one of the names in `weights` is masked. Other names, and those of weight 0, are ignored.
         """
+        weights = {name: weight for name, weight in weights.items() if weight}
         rows = [[found.get(name, math.nan) for name in weights] for found in scores]
         value_GK = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(weights))
         valid_G = torch.tensor([all(name in found for name in weights) for found in scores], dtype=torch.bool)
@@ -129,13 +130,6 @@ class Moments:
         if epsilon is not None:
             return self.std + epsilon
         return self.std if self.has_spread else math.inf
-
-
-def weighted_sum(scores: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
-    """Return sum_k w_k R_k of one rollout; None if one of the scores is missing."""
-    if not all(name in scores for name in weights):
-        return None
-    return math.fsum(weight * scores[name] for name, weight in weights.items())
 
 
 def is_flat(group: GroupRewards, aggregation: Aggregation) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from trainer.algorithms.advantage import Normalise, advantages, step_advantages
-from trainer.algorithms.aggregate import Aggregation, GroupRewards, Moments, check_weights, is_flat, weighted_sum
+from trainer.algorithms.aggregate import Aggregation, GroupRewards, Moments, check_weights, is_flat
 
 NAN = math.nan
 FORMS: list[tuple[Aggregation, Normalise]] = [
@@ -128,12 +128,12 @@ def test_a_large_reward_drowns_others_in_the_sum_only() -> None:
 
 def test_negative_values_and_weights_are_not_clipped() -> None:
     assert step_advantages([group([[-3, 1], [1, -1]], (1, -1))])[0].tolist() == [-3, 3]
-    assert weighted_sum({"a": -3.0, "b": 2.0, "unused": NAN}, {"a": 0.5, "b": -1.0}) == -3.5
-    assert weighted_sum({"a": -3.0}, {"a": 0.5, "b": -1.0}) is None
 
 
 def test_rewards_by_name_mask_a_missing_score() -> None:
-    found = GroupRewards.of([{"a": 1.0, "b": 2.0}, {"b": 1.0}, {}, {"b": 4.0, "a": 3.0, "c": 9.0}], {"b": 0.5, "a": 2})
+    found = GroupRewards.of(
+        [{"a": 1.0, "b": 2.0}, {"b": 1.0}, {}, {"b": 4.0, "a": 3.0, "c": 9.0}], {"b": 0.5, "c": 0, "a": 2}
+    )
     assert found.valid_G.tolist() == [True, False, False, True]
     assert found.complete.tolist() == [[2, 1], [4, 3]]
     assert found.weight_K == (0.5, 2)
