@@ -26,8 +26,12 @@ from torch import Tensor
 from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
-# A run may resume with other values of these settings, which do not change what it computes.
-FREE: Final = {"steps", "run_dir", "service.url", "service.patience_s", "checkpoint_every", "evaluation_prompts"}
+# A run may resume with other values of these settings, which do not change what it computes. `steps` is one of them
+# only if the learning rate does not depend on the length of the run.
+FREE: Final = {
+    *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluation_prompts"),
+    "report.wandb",
+}
 KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
@@ -103,13 +107,14 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
 
 def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that a checkpoint must match, as JSON values by dotted key."""
+    free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
     flat: dict[str, Any] = {}
     pending = list(settings.model_dump(mode="json").items())
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
-        elif key not in FREE:
+        elif key not in free:
             flat[key] = value
     return flat
 

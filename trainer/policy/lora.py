@@ -25,7 +25,7 @@ _NAME = "default"  # of the only adapter in the module
 
 
 class Lora:
-    """The adapters of one module, injected on construction; only they require a gradient.
+    """The adapters of one module, injected on construction; peft leaves a gradient to them alone.
 
     `targets` are names of linear layers, or ends of names: "q_proj" is that layer of every block. `seed` alone decides
     the start of A, rounded to the base's dtype; the adapters are float32. `bypassed` maps layers whose weights are read
@@ -48,7 +48,6 @@ class Lora:
 
         _check(module, targets, bypassed or {})
         self.module = module
-        module.requires_grad_(False)
         self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
         with torch.random.fork_rng(devices=[]):  # A is drawn on the CPU
             torch.manual_seed(seed)

@@ -43,7 +43,10 @@ class Wrapped(nn.Module):
 
 
 class ShowO:
-    """The policy. `guidance_scale` is g, `temperature` the initial scale of the confidence noise."""
+    """The policy. `guidance_scale` is g, `temperature` the initial scale of the confidence noise.
+
+    `checkpointing` trades a second forward pass of each block for the memory of its activations.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class ShowO:
         *,
         guidance_scale: float = 5.0,
         temperature: float = 1.0,
+        checkpointing: bool = False,
     ) -> None:
         if vocab.size != config.vocab_size:
             raise SettingsError(
@@ -67,6 +71,7 @@ class ShowO:
         self.config, self.vocab, self.vq = config, vocab, vq
         self.guidance_scale, self.temperature = guidance_scale, temperature
         self.module: nn.Module = Wrapped(config.phi)
+        self.phi.checkpointing = checkpointing
         self._image_codes: dict[bytes, Tensor] = {}
 
     @property
@@ -90,10 +95,10 @@ class ShowO:
         """Sample B answers of at most S tokens at temperature 1."""
         batch, limit = uniform_BS.shape
         question = self._question(query)
-        past = Cache()
         mask = vocabulary.question_mask(len(question), self._end_of_image, self.device)
-        hidden = self.phi(question[None], mask, past)[:, -1].expand(batch, -1)
-        past, ended = past.fork(batch), torch.zeros(batch, dtype=torch.bool, device=self.device)
+        read, past = self.phi.encode(question[None], mask)
+        hidden, past = read[:, -1].expand(batch, -1), past.expand(batch)
+        ended = torch.zeros(batch, dtype=torch.bool, device=self.device)
         ids, logps = [], []
         for step in range(limit):
             logp_BV = self._text_logp(hidden)
@@ -103,7 +108,8 @@ class ShowO:
             ended |= drawn == self.vocab.id(END)
             if ended.all() or step == limit - 1:
                 break
-            hidden = self.phi(drawn[:, None], None, past, start=len(question) + step)[:, 0]
+            read, fresh = self.phi.encode(drawn[:, None], None, past, start=len(question) + step)
+            hidden, past = read[:, 0], past.followed_by(fresh)
         return [self._answer(query, i, p) for i, p in zip(torch.stack(ids, 1), torch.stack(logps, 1), strict=True)]
 
     def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
@@ -147,26 +153,23 @@ class ShowO:
     def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in segments]))
 
-    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
-        """Encode the prompts; return their cache, their ids, and the cache of the empty prompt (one row)."""
+    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache | None]:
+        """Encode the prompts; return their cache, their ids, and without guidance None or the empty prompt's cache."""
+        with_text, ids = self._text(prompts)
+        return with_text, ids, self._text([""])[0] if self.guidance_scale else None
+
+    def _text(self, prompts: Sequence[str]) -> tuple[Cache, Tensor]:
         ids, start = self.vocab.text_block(prompts)
         ids = ids.to(self.device)
-        with_text, without = Cache(), Cache()
-        self.phi(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), with_text, start)
-        if self.guidance_scale:
-            empty, start = self.vocab.text_block([""])
-            self.phi(
-                empty.to(self.device), vocabulary.text_mask(empty, self.vocab.id(PAD)).to(self.device), without, start
-            )
-        return with_text, ids, without
+        return self.phi.encode(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), start=start)[1], ids
 
-    def _guided(self, texts: tuple[Cache, Tensor, Cache], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+    def _guided(self, texts: tuple[Cache, Tensor, Cache | None], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
         with_text, ids, without = texts
         image = self._image_ids(codes_BN, masked_BN)
-        logits = self._image_logits(self._read_image(image, with_text.fork(-1), ids))
-        if self.guidance_scale:
-            free = self._image_logits(self._read_image(image, without.fork(len(image)), None))
+        logits = self._image_logits(self._read_image(image, with_text, ids))
+        if without is not None:
+            free = self._image_logits(self._read_image(image, without.expand(len(image)), None))
             logits = (1 + self.guidance_scale) * logits - self.guidance_scale * free
         return logits.log_softmax(-1)
 
@@ -206,8 +209,8 @@ class ShowO:
 
         Show-o's own objective is their negative mean.
         """
-        with_text, ids, _ = self._texts(prompts)
-        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text.fork(-1), ids)
+        with_text, ids = self._text(prompts)
+        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text, ids)
         return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
