@@ -7,7 +7,7 @@ raises SettingsError, which names the key, the value and the remedy.
 
 from trainer.settings.data import DataSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
-from trainer.settings.policy import PolicySettings, SamplerSettings
+from trainer.settings.policy import PolicySettings, ShowOSettings
 from trainer.settings.rewards import ServiceSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
 
@@ -16,9 +16,9 @@ __all__ = [
     "LossSettings",
     "OptimizerSettings",
     "PolicySettings",
-    "SamplerSettings",
     "ScreenSettings",
     "ServiceSettings",
+    "ShowOSettings",
     "TrainerSettings",
     "load",
 ]
