@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from services.settings_types import Node, ScorerSettings, is_source
+from synod import hub
 
 CONFIGS_ONLY: Final = ("base", "processor", "tokenizer")  # settings that name files other than weights
 
@@ -52,18 +53,16 @@ def warm(model: Model) -> WarmResult:
     """Download a model, with the hub's progress bars, and read its files. Errors are returned, not raised."""
     began_s = time.monotonic()
     try:
-        from services.models import cache
-
         path, revision = _fetched(model)
-        files = cache.files(path)
-        if not (model.configs_only or any(file.suffix in cache.WEIGHTS for file in files)):
-            return WarmResult(model, error=f"{path} holds no weights (files of type {', '.join(cache.WEIGHTS)})")
+        files = hub.files(path)
+        if not (model.configs_only or any(file.suffix in hub.WEIGHTS for file in files)):
+            return WarmResult(model, error=f"{path} holds no weights (files of type {', '.join(hub.WEIGHTS)})")
         for file in files:
             _validate(file)
         size = sum(file.stat().st_size for file in files)
-        return WarmResult(model, revision, size, cache.digest(str(path)), time.monotonic() - began_s)
+        return WarmResult(model, revision, size, hub.digest(str(path)), time.monotonic() - began_s)
     except Exception as error:  # error boundary: many libraries raise here
-        return WarmResult(model, error=f"{type(error).__name__}: {error}{_remedy(error)}")
+        return WarmResult(model, error=f"{type(error).__name__}: {error}{hub.remedy(error)}")
 
 
 def _models(node: Node, setting: str) -> Iterator[Model]:
@@ -83,10 +82,8 @@ def _models(node: Node, setting: str) -> Iterator[Model]:
 
 def _fetched(model: Model) -> tuple[Path, str]:
     """Return where a model's files are, and its revision: a commit, a tag of open_clip, or "local"."""
-    from services.models import cache
-
     if Path(model.source).exists():
-        return cache.resolve(model.source), "local"
+        return hub.resolve(model.source), "local"
     if model.pretrained is not None:
         import open_clip
 
@@ -101,7 +98,7 @@ def _fetched(model: Model) -> tuple[Path, str]:
                 f"open_clip has no weights '{model.pretrained}' of '{model.source}'; see open_clip.list_pretrained()"
             )
         return Path(open_clip.download_pretrained(known)), model.pretrained
-    path = cache.resolve(model.source.removeprefix("hf-hub:"), model.configs_only)
+    path = hub.resolve(model.source.removeprefix("hf-hub:"), model.configs_only)
     return path, path.name
 
 
@@ -122,15 +119,6 @@ def _validate(file: Path) -> None:
                 tensors.get_slice(name)
     elif file.suffix in (".bin", ".pt", ".pth"):
         torch.load(file, "cpu", weights_only=True)
-
-
-def _remedy(error: Exception) -> str:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
-        return ". HF_HUB_OFFLINE is set or the hub cannot be reached: run this where it can, and share the cache"
-    if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}:
-        return ". Correct the id or its @REVISION; a gated model needs HF_TOKEN"
-    return ""
 
 
 def table_row(one: WarmResult) -> list[str]:

@@ -27,7 +27,10 @@ from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
 # A run may resume with other values of these settings, which do not change what it computes.
-FREE: Final = {"steps", "run_dir", "service.url", "service.patience_s", "checkpoint_every", "evaluation_prompts"}
+FREE: Final = {
+    *("steps", "run_dir", "service.url", "service.patience_s", "checkpoint_every", "evaluation_prompts"),
+    "report.wandb",
+}
 KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")

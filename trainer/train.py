@@ -61,7 +61,7 @@ def train(
     clock = Clock()
     with (
         stop_on_signal() as stop,
-        Metrics(settings.run_dir, resume_at=state.step) as metrics,
+        Metrics(settings.run_dir, resume_at=state.step, wandb=settings.report.wandb) as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():

@@ -5,25 +5,20 @@ The key is the content's digest, so that a path and a copy of it, or a hub id an
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from huggingface_hub import snapshot_download
 
 from services.models.module_stats import record, record_modules
 from services.settings_types import DType, ServingSettings
+from synod import hub
 
 T = TypeVar("T")
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_CONFIGS = (".json", ".jinja", ".txt", ".model")
-_CHUNK_BYTES = 2**20
 _loaded: dict[tuple[str, str, Device], tuple[object, list[Any]]] = {}
 _lock = threading.RLock()  # re-entrant: a face finder loads its detector while it is being loaded
 
@@ -47,52 +42,13 @@ def pick_device(name: str | None) -> str:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve(source: str, configs_only: bool = False) -> Path:
-    """Return the local path of a model source. A hub id is downloaded into the hub cache unless HF_HUB_OFFLINE is set.
-
-    'org/name@REVISION' is that branch, tag or commit, else the repository's default branch is meant.
-    Safetensors are preferred; a repository without any is fetched with its `.bin` weights, or else its `.pt` weights,
-    which are read with `weights_only=True`. `configs_only` fetches no weights. Raises what huggingface_hub raises when
-    the id is unknown or the hub cannot be reached.
-    """
-    path = Path(source)
-    if path.exists():
-        return path.resolve()
-    name, _, revision = source.partition("@")
-    fetch = partial(snapshot_download, name, revision=revision or None)
-    patterns = [f"*{suffix}" for suffix in _CONFIGS]
-    if configs_only:
-        return Path(fetch(allow_patterns=patterns))
-    for suffix in (".safetensors", ".bin", ".pt"):
-        folder = Path(fetch(allow_patterns=[*patterns, f"*{suffix}"]))
-        if any(folder.glob(f"*{suffix}")):
-            break
-    return folder
-
-
-def files(path: Path) -> list[Path]:
-    """Return a model's weight and config files, by name: those directly in a directory, or the file itself."""
-    return [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHTS + _CONFIGS)
-
-
-def digest(source: str) -> str:
-    """sha256 (hex) over the sorted names and contents of a model's weight and config files."""
-    total = hashlib.sha256()
-    for file in files(resolve(source)):
-        total.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                total.update(chunk)
-    return total.hexdigest()
-
-
 def shared(family: str, source: str, device: Device | str, load: Callable[[Path], T]) -> T:
     """Call `load(local path)` once per process for a family, the content of `source` and a device."""
-    key = (family, digest(source), as_device(device))
+    key = (family, hub.digest(source), as_device(device))
     with _lock:
         if key not in _loaded:
             with record_modules() as modules:
-                loaded = load(resolve(source))
+                loaded = load(hub.resolve(source))
             _loaded[key] = loaded, modules
         model, modules = _loaded[key]
         record(*modules)

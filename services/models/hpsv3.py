@@ -26,7 +26,8 @@ from transformers import AutoConfig, AutoProcessor, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from services.models import weights
-from services.models.cache import Device, frozen, resolve, shared
+from services.models.cache import Device, frozen, shared
+from synod import hub
 from synod.contracts import Pixels
 from synod.errors import InvalidItem, SettingsError
 
@@ -70,7 +71,7 @@ class Hpsv3:
     """The language and vision models in the device's dtype; the head in float32, as published."""
 
     def __init__(self, folder: Path, base: str, device: Device) -> None:
-        file, files = folder / WEIGHTS_FILE, resolve(base, configs_only=True)
+        file, files = folder / WEIGHTS_FILE, hub.resolve(base, configs_only=True)
         state = weights.read(weights.file(str(file)))
         processor: Any = AutoProcessor.from_pretrained(files)
         self._images, self._tokenizer = processor.image_processor, processor.tokenizer

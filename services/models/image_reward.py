@@ -25,7 +25,8 @@ from torchvision import transforms
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from services.models import weights
-from services.models.cache import Device, frozen, like, resolve, shared
+from services.models.cache import Device, frozen, like, shared
+from synod import hub
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 from synod.formats import load_json
@@ -66,7 +67,7 @@ class ImageReward:
         self._vision: Any = frozen(modules["vision"], device)
         self._text: Any = frozen(modules["text"], device)
         self._head: Any = [frozen(layer, device.name) for layer in modules["head"].children()]
-        words = resolve(tokenizer, configs_only=True)
+        words = hub.resolve(tokenizer, configs_only=True)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(words, padding_side="right")
         self._prepare = _preparation(self._vision.config.image_size)
 

@@ -65,6 +65,7 @@ SETTINGS = {
         trainer.settings.policy,
         trainer.settings.data,
         trainer.settings.rewards,
+        trainer.settings.report,
         trainer.settings.loss,
     ),
 }

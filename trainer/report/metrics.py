@@ -4,6 +4,7 @@
     <run_dir>/samples.jsonl       one JSON object per group: its prompt, and of each image file, score and answer
     <run_dir>/images/STEP/*.png   the image files
     <run_dir>/tensorboard/        the same numbers, images and texts
+    <run_dir>/wandb/              the same numbers, for a project of Weights & Biases, if the settings name one
 
 A run that resumes at step k first removes its records of step k and later, because those steps are trained again.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -43,10 +45,11 @@ class Sample:
 class Metrics(AbstractContextManager["Metrics"]):
     """Writes the records of one run; a line is flushed when `log` returns.
 
-    `resume_at` is the next step, 0 for a new run. Raises SettingsError for files that are not a run's.
+    `resume_at` is the next step, 0 for a new run. `wandb` is a project of Weights & Biases, None for none. Raises
+    SettingsError for files that are not a run's, and for `wandb` without its package or login.
     """
 
-    def __init__(self, run_dir: Path, *, resume_at: int = 0) -> None:
+    def __init__(self, run_dir: Path, *, resume_at: int = 0, wandb: str | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and readers do not need it
 
         self._run_dir = run_dir
@@ -57,6 +60,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         for folder in (run_dir / IMAGES).glob("[0-9]*"):
             if int(folder.name) >= resume_at:
                 shutil.rmtree(folder)
+        self._wandb = None if wandb is None else _wandb_run(wandb, run_dir)
         self._metrics, self._samples = ((run_dir / name).open("a", encoding="utf-8") for name in (METRICS, SAMPLES))
         self._board = SummaryWriter(run_dir / "tensorboard", purge_step=resume_at)
 
@@ -64,8 +68,11 @@ class Metrics(AbstractContextManager["Metrics"]):
         """Record a tree of numbers, strings and lists. NaN and infinities become null."""
         self._metrics.write(_line({"step": step, **values}))
         self._metrics.flush()
-        for name, value in scalars(values):
+        found = dict(scalars(values))
+        for name, value in found.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({**found, "step": step})
 
     def log_samples(self, step: int, group: int, prompt: str, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Record a group's images by kind, such as "finished" and "rejected". All images have one size."""
@@ -87,6 +94,8 @@ class Metrics(AbstractContextManager["Metrics"]):
     def __exit__(self, *_: object) -> None:
         for file in (self._metrics, self._samples, self._board):
             file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:
@@ -131,6 +140,34 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def show(score: float | None) -> str:
     """Return a score as people read it."""
     return "missing" if score is None else f"{score:.2f}"
+
+
+def _wandb_run(project: str, run_dir: Path) -> Any:
+    """Start or continue the run in `project` whose id is in RUN/wandb/run-id; its curves are over "step".
+
+    `WANDB_MODE=offline` keeps it in RUN/wandb, for `wandb sync`. Raises SettingsError.
+    """
+    try:
+        import wandb  # an optional extra
+    except ImportError:
+        raise SettingsError(
+            f"[trainer.report] wandb = {project!r} needs the package wandb, which is not installed; install it "
+            "(pip install 'synod[wandb]' -c constraints.txt) or remove the setting"
+        ) from None
+    file = run_dir / "wandb" / "run-id"
+    if not file.exists():
+        write_whole(file, secrets.token_hex(8).encode())
+    quiet = wandb.Settings(console="off", silent=True)
+    try:
+        run = wandb.init(
+            project=project, name=run_dir.name, id=file.read_text(), dir=run_dir, resume="allow", settings=quiet
+        )
+    except wandb.errors.Error as error:
+        raise SettingsError(
+            f"[trainer.report] wandb = {project!r}: {error}; log in (`wandb login`), or set WANDB_MODE=offline"
+        ) from None
+    run.define_metric("*", step_metric="step")  # a step that is trained again after a resume is drawn again
+    return run
 
 
 def _line(record: Mapping[str, Any]) -> str:

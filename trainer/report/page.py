@@ -15,7 +15,7 @@ from synod.errors import SettingsError
 from trainer.evaluate.compare import paired, summary
 from trainer.evaluate.heldout import image_files, load_evaluation
 from trainer.images import write_whole
-from trainer.report.metrics import SAMPLES, read, show, steps_saved
+from trainer.report.metrics import METRICS, SAMPLES, read, show, steps_saved
 
 Record = Mapping[str, Any]
 Getter = Callable[[Record], float | None]
@@ -46,10 +46,11 @@ LABELS: Final = {
 def write_report(run_dir: Path) -> Path:
     """Write RUN/report.html and return its path.
 
-    Raises SettingsError when `run_dir` is not a directory or holds broken files.
+    Raises SettingsError when `run_dir` is not a run's directory or holds broken files.
     """
-    if not run_dir.is_dir():
-        raise SettingsError(f"{run_dir} is not a directory; give the [trainer] run_dir of a training")
+    if not any((run_dir / name).is_file() for name in ("settings.json", METRICS)):
+        problem = "has neither settings.json nor metrics.jsonl" if run_dir.is_dir() else "is not a directory"
+        raise SettingsError(f"{run_dir} {problem}; give the [trainer] run_dir of a training")
     path = run_dir / "report.html"
     write_whole(path, _template().render(view=view(run_dir)).encode())
     return path

@@ -8,6 +8,7 @@ raises SettingsError, which names the key, the value and the remedy.
 from trainer.settings.data import DataSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings, ShowOSettings
+from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import ServiceSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
 
@@ -16,6 +17,7 @@ __all__ = [
     "LossSettings",
     "OptimizerSettings",
     "PolicySettings",
+    "ReportSettings",
     "ScreenSettings",
     "ServiceSettings",
     "ShowOSettings",

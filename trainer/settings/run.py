@@ -13,6 +13,7 @@ from trainer.settings.data import DataSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings
+from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import ServiceSettings
 
 
@@ -59,6 +60,7 @@ class TrainerSettings(Node):
     screen: ScreenSettings = ScreenSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    report: ReportSettings = ReportSettings()
 
     @property
     def screening_step(self) -> int:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
 from services import settings, warm
 from services.__main__ import main
-from services.models import cache
+from synod.hub import digest, resolve
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +47,7 @@ NOT_FOUND = httpx.Response(404, request=httpx.Request("GET", "http://hub.example
 @pytest.fixture
 def hub(tmp_path: Path, tiny_models: Any, monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub(tmp_path / "hub", tiny_models.dinov2)
-    monkeypatch.setattr(cache, "snapshot_download", made.snapshot)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot)
     return made
 
 
@@ -68,7 +69,7 @@ def test_every_model_is_fetched_once_and_listed(
     assert [row[2] for row in rows] == ["c0ffee", "beef", "local"]
     assert set(hub.calls) == {("acme/dino", None), ("acme/dino", "v1")}
     digests = [row[5] for row in rows]
-    assert digests[0] == digests[2] == cache.digest(tiny_models.dinov2)[:16]
+    assert digests[0] == digests[2] == digest(tiny_models.dinov2)[:16]
     assert digests[1] != digests[0], "another revision, another digest"
 
 
@@ -173,10 +174,10 @@ def test_hub_repository_with_pt_weights_is_fetched_with_them(tmp_path: Path, mon
             (tmp_path / "ImageReward.pt").write_bytes(b"weights")
         return str(tmp_path)
 
-    monkeypatch.setattr(cache, "snapshot_download", snapshot)
-    assert (cache.resolve("acme/reward") / "ImageReward.pt").is_file()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert (resolve("acme/reward") / "ImageReward.pt").is_file()
     assert [patterns[-1] for patterns in received] == ["*.safetensors", "*.bin", "*.pt"]
     received.clear()
-    cache.resolve("acme/reward", configs_only=True)
+    resolve("acme/reward", configs_only=True)
     assert len(received) == 1
     assert not {"*.safetensors", "*.bin", "*.pt"} & {*received[0]}

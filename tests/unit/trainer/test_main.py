@@ -93,6 +93,7 @@ def test_an_error_is_reported_in_one_line(
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.json").write_text("{}")
     assert main(["report", str(tmp_path)]) == 0  # of a run that has just begun
     assert capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
     assert (tmp_path / "report.html").exists()

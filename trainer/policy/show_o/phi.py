@@ -6,11 +6,13 @@ Suffixes: B sequences, L positions, M columns of keys, D width, V vocabulary, H 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -27,48 +29,50 @@ class PhiConfig:
     layer_norm_eps: float = 1e-5
 
 
+KeyValue = tuple[Tensor, Tensor]  # of one layer, [B H M E] each
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Cache:
-    """Keys and values of previous positions, [B H M E] for each layer."""
+    """Keys and values of M previous positions, for each layer. It is read, never changed."""
 
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+    layers: tuple[KeyValue, ...]
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if layer in self.layers:
-            old_key, old_value = self.layers[layer]
-            key, value = torch.cat((old_key, key), 2), torch.cat((old_value, value), 2)
-        self.layers[layer] = key, value
-        return key, value
+    def expand(self, count: int) -> Cache:
+        """Return a view of a cache of one sequence as one of `count` equal sequences."""
+        return Cache(tuple((k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in self.layers))
 
-    def fork(self, count: int) -> Cache:
-        """Return an independent copy expanded to `count` sequences (-1: unchanged)."""
-        copy = Cache()
-        copy.layers = {
-            i: (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for i, (k, v) in self.layers.items()
-        }
-        return copy
+    def followed_by(self, later: Cache) -> Cache:
+        """Return the cache of these positions and those of `later`."""
+        return Cache(tuple(_join(*pair) for pair in zip(self.layers, later.layers, strict=True)))
+
+
+def _join(before: KeyValue, later: KeyValue) -> KeyValue:
+    return torch.cat((before[0], later[0]), 2), torch.cat((before[1], later[1]), 2)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: PhiConfig, layer: int) -> None:
+    def __init__(self, config: PhiConfig) -> None:
         super().__init__()
-        width, self.heads, self.layer = config.hidden_size, config.num_attention_heads, layer
+        width, self.heads = config.hidden_size, config.num_attention_heads
         self.rotary = int(width // self.heads * config.partial_rotary_factor)
         self.q_proj, self.k_proj, self.v_proj, self.dense = (nn.Linear(width, width) for _ in range(4))
         self.q_layernorm, self.k_layernorm = (
             nn.LayerNorm(width // self.heads, eps=config.layer_norm_eps) for _ in range(2)
         )
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        """Return the mixed values [B L D], and the keys and values of the L tokens."""
         shape = (*x.shape[:2], self.heads, -1)
         query = self._rotate(self.q_layernorm(self.q_proj(x).view(shape)).transpose(1, 2), rotation)
         key = self._rotate(self.k_layernorm(self.k_proj(x).view(shape)).transpose(1, 2), rotation)
         value = self.v_proj(x).view(shape).transpose(1, 2)
-        if cache is not None:
-            key, value = cache.extend(self.layer, key, value)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        keys, values = (key, value) if past is None else _join(past, (key, value))
+        mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         out: Tensor = self.dense(mixed.transpose(1, 2).flatten(2))
-        return out
+        return out, (key, value)
 
     def _rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Rotate the first `rotary` dimensions of each head, with halves as pairs."""
@@ -92,27 +96,35 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and MLP in parallel, from one norm."""
 
-    def __init__(self, config: PhiConfig, layer: int) -> None:
+    def __init__(self, config: PhiConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn, self.mlp = Attention(config, layer), Mlp(config)
+        self.self_attn, self.mlp = Attention(config), Mlp(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
         normed = self.input_layernorm(x)
-        out: Tensor = x + self.self_attn(normed, rotation, mask, cache) + self.mlp(normed)
-        return out
+        mixed, fresh = self.self_attn(normed, rotation, mask, past)
+        out: Tensor = x + mixed + self.mlp(normed)
+        return out, fresh
 
 
 class Trunk(nn.Module):
     def __init__(self, config: PhiConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 class Phi(nn.Module):
-    """Keys: model.{embed_tokens,layers,final_layernorm}.*, lm_head.{weight,bias}."""
+    """Keys: model.{embed_tokens,layers,final_layernorm}.*, lm_head.{weight,bias}.
+
+    With `checkpointing` the activations of a block are computed again in the backward pass instead of kept.
+    """
+
+    checkpointing = False
 
     def __init__(self, config: PhiConfig) -> None:
         super().__init__()
@@ -120,18 +132,46 @@ class Phi(nn.Module):
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, ids_BL: Tensor, mask: Tensor | None, cache: Cache | None = None, start: int = 0) -> Tensor:
+    def forward(self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0) -> Tensor:
         """Return final hidden states [B L D]; the first of the L tokens has position `start`.
 
-        `mask` is bool [B 1 L M], True where row L attends to column M (the cache's columns come first); None attends
-        to everything. The cache is extended by the L tokens.
+        `mask` is bool [B 1 L M], True where row L attends to column M (the columns of `past` come first); None attends
+        to everything.
         """
+        return self._run(ids_BL, mask, past, start)
+
+    def encode(
+        self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0
+    ) -> tuple[Tensor, Cache]:
+        """Return what `forward` returns, and the cache of the L tokens alone."""
+        fresh: list[KeyValue] = []
+        hidden = self._run(ids_BL, mask, past, start, fresh.append)
+        return hidden, Cache(tuple(fresh))
+
+    def _run(
+        self,
+        ids_BL: Tensor,
+        mask: Tensor | None,
+        past: Cache | None,
+        start: int,
+        keep: Callable[[KeyValue], None] = lambda _: None,
+    ) -> Tensor:
         x = self.model.embed_tokens(ids_BL)
         rotation = self._rotation(start, ids_BL.shape[1])
-        for layer in self.model.layers:
-            x = layer(x, rotation, mask, cache)
+        befores = [None] * len(self.model.layers) if past is None else past.layers
+        for block, before in zip(self.model.layers, befores, strict=True):
+            x, fresh = self._block(block, x, rotation, mask, before)
+            keep(fresh)
         out: Tensor = self.model.final_layernorm(x)
         return out
+
+    def _block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeyValue]:
+        found: tuple[Tensor, KeyValue]
+        if self.checkpointing and torch.is_grad_enabled():
+            found = checkpoint(block, *inputs, use_reentrant=False)
+        else:
+            found = block(*inputs)
+        return found
 
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Return columns [first, last) of the head's logits: [... D] -> [... last - first]."""

@@ -65,9 +65,20 @@ class Wrapped(nn.Module):
 
 
 class ShowO:
-    """The policy: a language model over text and image codes, its vocabulary and its image tokenizer."""
+    """The policy: a language model over text and image codes, its vocabulary and its image tokenizer.
 
-    def __init__(self, config: ShowOConfig, vocab: Vocabulary, vq: Magvit, sampling: Sampling) -> None:
+    `checkpointing` trades a second forward pass of each block for the memory of its activations.
+    """
+
+    def __init__(
+        self,
+        config: ShowOConfig,
+        vocab: Vocabulary,
+        vq: Magvit,
+        sampling: Sampling,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
         if vocab.size != config.vocab_size:
             raise SettingsError(
                 f"the vocabulary does not fit: tokenizer {vocab.image_offset} + codes {vocab.codebook_size} + mask 1 "
@@ -81,6 +92,7 @@ class ShowO:
         self.config, self.vocab, self.vq, self.sampling = config, vocab, vq, sampling
         self.module: nn.Module = Wrapped(config.phi)
         self._reference: nn.Module | None = None
+        self.phi.checkpointing = checkpointing
         self._image_codes: dict[bytes, Tensor] = {}
 
     @property
@@ -124,10 +136,10 @@ class ShowO:
         """Sample B answers of at most S tokens at temperature 1."""
         batch, limit = uniform_BS.shape
         question = self._question(query)
-        past = Cache()
         mask = vocabulary.question_mask(len(question), self._end_of_image, self.device)
-        hidden = self.phi(question[None], mask, past)[:, -1].expand(batch, -1)
-        past, ended = past.fork(batch), torch.zeros(batch, dtype=torch.bool, device=self.device)
+        read, past = self.phi.encode(question[None], mask)
+        hidden, past = read[:, -1].expand(batch, -1), past.expand(batch)
+        ended = torch.zeros(batch, dtype=torch.bool, device=self.device)
         ids, logps = [], []
         for step in range(limit):
             logp_BV = self._text_logp(hidden)
@@ -137,7 +149,8 @@ class ShowO:
             ended |= drawn == self.vocab.id(END)
             if ended.all() or step == limit - 1:
                 break
-            hidden = self.phi(drawn[:, None], None, past, start=len(question) + step)[:, 0]
+            read, fresh = self.phi.encode(drawn[:, None], None, past, start=len(question) + step)
+            hidden, past = read[:, 0], past.followed_by(fresh)
         return [self._answer(query, i, p) for i, p in zip(torch.stack(ids, 1), torch.stack(logps, 1), strict=True)]
 
     def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
@@ -187,26 +200,23 @@ class ShowO:
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
 
-    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache]:
-        """Encode the prompts; return their cache, their ids, and the cache of the empty prompt (one row)."""
+    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache | None]:
+        """Encode the prompts; return their cache, their ids, and without guidance None or the empty prompt's cache."""
+        with_text, ids = self._text(prompts)
+        return with_text, ids, self._text([""])[0] if self.sampling.guidance_scale else None
+
+    def _text(self, prompts: Sequence[str]) -> tuple[Cache, Tensor]:
         ids, start = self.vocab.text_block(prompts)
         ids = ids.to(self.device)
-        with_text, without = Cache(), Cache()
-        self.phi(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), with_text, start)
-        if self.sampling.guidance_scale:
-            empty, start = self.vocab.text_block([""])
-            self.phi(
-                empty.to(self.device), vocabulary.text_mask(empty, self.vocab.id(PAD)).to(self.device), without, start
-            )
-        return with_text, ids, without
+        return self.phi.encode(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), start=start)[1], ids
 
-    def _guided(self, texts: tuple[Cache, Tensor, Cache], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+    def _guided(self, texts: tuple[Cache, Tensor, Cache | None], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
         with_text, ids, without = texts
         image = self._image_ids(codes_BN, masked_BN)
-        logits = self._image_logits(self._read_image(image, with_text.fork(-1), ids))
-        if self.sampling.guidance_scale:
-            free = self._image_logits(self._read_image(image, without.fork(len(image)), None))
+        logits = self._image_logits(self._read_image(image, with_text, ids))
+        if without is not None:
+            free = self._image_logits(self._read_image(image, without.expand(len(image)), None))
             logits = (1 + self.sampling.guidance_scale) * logits - self.sampling.guidance_scale * free
         return logits.log_softmax(-1)
 
@@ -267,8 +277,8 @@ class ShowO:
 
         Show-o's own objective is their negative mean.
         """
-        with_text, ids, _ = self._texts(prompts)
-        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text.fork(-1), ids)
+        with_text, ids = self._text(prompts)
+        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text, ids)
         return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,20 +9,21 @@ import pytest
 
 from services.models import cache, dinov2
 from services.models.cache import Device
+from synod import hub
 
 
 def test_digest_is_of_the_content_not_of_the_path(tiny_models: Any, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_models.dinov2, copy)
-    before = cache.digest(tiny_models.dinov2)
-    assert cache.digest(str(copy)) == before
+    before = hub.digest(tiny_models.dinov2)
+    assert hub.digest(str(copy)) == before
     (copy / "README.md").write_text("not weights, not configuration")
-    assert cache.digest(str(copy)) == before
+    assert hub.digest(str(copy)) == before
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert cache.digest(str(copy)) != before
+    assert hub.digest(str(copy)) != before
 
 
 def test_digest_distinguishes_names_and_boundaries_apart(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_digest_distinguishes_names_and_boundaries_apart(tmp_path: Path) -> None
         folder.mkdir()
         for name, text in files.items():
             (folder / name).write_text(text)
-        digests.add(cache.digest(str(folder)))
+        digests.add(hub.digest(str(folder)))
     assert len(digests) == 4
 
 
@@ -71,11 +72,11 @@ def hub_cache(tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_hub_id_is_its_snapshot_and_offline_is_obeyed(tiny_models: Any, hub_cache: Path) -> None:
-    assert cache.resolve("acme/dino") == hub_cache / "snapshots" / "c0ffee"
-    assert cache.digest("acme/dino") == cache.digest(tiny_models.dinov2)
+    assert hub.resolve("acme/dino") == hub_cache / "snapshots" / "c0ffee"
+    assert hub.digest("acme/dino") == hub.digest(tiny_models.dinov2)
     assert dinov2.load("acme/dino", "cpu") is dinov2.load(tiny_models.dinov2, "cpu")
     with pytest.raises(huggingface_hub.errors.LocalEntryNotFoundError):
-        cache.resolve("acme/other")
+        hub.resolve("acme/other")
 
 
 def test_device_is_the_settings_or_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

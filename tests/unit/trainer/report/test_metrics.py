@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,3 +124,41 @@ def test_steps_saved_is_a_share_of_all_steps() -> None:
     ]
     assert steps_saved(steps) == pytest.approx(0.05)
     assert steps_saved([]) is None
+
+
+def wandb_records(file: Path) -> list[Any]:
+    """The records of an offline run: a LevelDB log of protobufs, here of one block of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, found = file.read_bytes(), 7, list[Any]()
+    assert len(data) < 2**15
+    while at < len(data):
+        (size,) = struct.unpack_from("<H", data, at + 4)
+        found.append(Record.FromString(data[at + 7 : at + 7 + size]))
+        at += 7 + size
+    return found
+
+
+@pytest.mark.slow  # wandb starts its own process
+def test_wandb_offline_has_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for resume_at in (0, 1):
+        with Metrics(tmp_path, resume_at=resume_at, wandb="a-project") as metrics:
+            for step in range(resume_at, resume_at + 2):
+                metrics.log(step, {"reward": step / 4, "seconds": {"total": 2.0}, "lost": float("nan"), "none": None})
+    runs, logged = [], []
+    for file in sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")):
+        records = wandb_records(file)
+        runs += [(r.run.project, r.run.run_id, r.run.display_name) for r in records if r.HasField("run")]
+        for record in records:
+            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            logged += [{name: value for name, value in items.items() if not name.startswith("_")}] if items else []
+    assert set(runs) == {("a-project", (tmp_path / "wandb/run-id").read_text(), tmp_path.name)}
+    assert logged == [{"step": k, "reward": k / 4, "seconds/total": 2.0} for k in (0, 1, 1, 2)]
+
+
+def test_wandb_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SettingsError, match=r"needs the package wandb.*synod\[wandb\]"):
+        Metrics(tmp_path, wandb="a-project")

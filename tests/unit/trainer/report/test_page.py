@@ -149,6 +149,10 @@ def test_the_last_images_come_with_scores_and_answers(run: Path, page: str) -> N
 
 
 def test_page_of_a_new_run(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"has neither settings\.json nor metrics\.jsonl; give the"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "settings.json").write_text("{}")
     page = write_report(tmp_path).read_text()
     assert "No step is finished yet" in page
     assert "<svg" not in page
@@ -179,6 +183,7 @@ def test_a_fragment_for_another_page(run: Path, page: str) -> None:
 def test_a_directory_that_is_not_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nowhere is not a directory"):
         write_report(tmp_path / "nowhere")
+    (tmp_path / "settings.json").write_text("{}")
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/before.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"before\.json is not an evaluation"):

@@ -11,7 +11,8 @@ import pytest
 
 from services.settings import load as load_service
 from synod.errors import SettingsError
-from trainer import optim, rewards
+from trainer import update
+from trainer.rewards import service as rewards
 from trainer.settings import TrainerSettings, load
 
 ROOT = Path(__file__).parents[4]
@@ -33,9 +34,10 @@ def test_every_shipped_toml_loads(path: Path) -> None:
 def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
     settings = settings_from()
     assert (settings.steps, settings.prompts_per_step, settings.screen.group_size) == (100, 1, 9)
-    assert (settings.optimizer.lr, optim.MAX_GRAD_NORM, optim.CLIP) == (1e-6, 1.0, 0.2)
+    assert (settings.optimizer.lr, update.MAX_GRAD_NORM, settings.loss.image.clip) == (1e-6, 1.0, 0.2)
     assert (settings.loss.image.beta, settings.loss.text.alpha, settings.loss.image.alpha) == (0.01, 0.4, 0.6)
-    assert (settings.sampler.guidance_scale, settings.sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
+    sampler = settings.policy.sampler
+    assert (sampler.guidance_scale, sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
     assert (settings.screen.threshold, settings.screen.target_pass_rate) == ("quantile", 0.25)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
         found = policy.masked_logp(PROMPTS, codes, masked)
-        policy.sampling.guidance_scale = 0.0
+        policy.sampling = replace(policy.sampling, guidance_scale=0.0)
         naive = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     expected = [naive[b, n, codes[b, n]] for b in range(4) for n in range(16) if masked[b, n]]
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-12, rtol=0)
