@@ -130,7 +130,7 @@ def finish(
             finished = continue_images(policy, batch, policy.image_steps)
         with clock("decode"):
             decoded = policy.images([rollout.image for rollout in finished])
-        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.pathway))
+        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
         rollouts += finished
         images += decoded
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))

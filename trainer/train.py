@@ -15,9 +15,7 @@ from tqdm import tqdm
 from trainer import checkpoint
 from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
-from trainer.data.concepts import read_concepts
-from trainer.data.prompts import read_prompts
-from trainer.data.source import TaskSampler
+from trainer.data.source import training_tasks
 from trainer.errors import NonFinite, RewardServiceUnavailable
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
@@ -45,9 +43,7 @@ def train(
     CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it are saved first, and
     the policy is unchanged.
     """
-    concepts = read_concepts(settings.data.concepts)
-    prompts = read_prompts(settings.data.prompts, concepts)
-    source = TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share)
+    source = training_tasks(settings, log)
     state = TrainState(policy, make_optimizer(policy, settings.optimizer))
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:

@@ -32,7 +32,7 @@ from trainer.algorithms.threshold import Quantile
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.settings import TrainerSettings
-from trainer.types import Pathway, Query, Reward, Segment
+from trainer.types import Query, Reward, RewardSpec, Segment
 
 RECORD = Path(__file__).with_name("training_trajectory.json")
 STEPS, DRAWN, KEPT = 3, 8, 4  # training steps; previews drawn and kept for each prompt
@@ -81,7 +81,7 @@ class Patterned(Judge):
             self.scored += 1
         return rewards
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         rewards = []
         for item in items:
             lost = self.rewarded % (2 * KEPT) == 6
