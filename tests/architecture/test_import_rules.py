@@ -95,7 +95,7 @@ RULES = (
     Rule(r"trainer\.policy\.registry", may=("trainer.policy", "trainer.settings"), never=("ray", "httpx", *WEB)),
     Rule(
         r"(?P<own>trainer\.policy\.\w+)(\..+)?",
-        may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.weights"),
+        may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),
         never=("ray", "httpx", *WEB),
     ),
     Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", *WEB)),
@@ -111,6 +111,7 @@ LOADS = {
         *WEB,
     ),
     "trainer.settings": ("ray", *MODELS),
+    "trainer.run": ("ray", "peft"),  # peft only when adapters are on
 }
 
 
