@@ -20,8 +20,20 @@ from services.gateway import auth
 from services.observability import metrics
 from services.observability.reward_health import Health, Sums
 from synod.errors import SettingsError
-from tests.chart.rendering import CHART, PROFILES, ROOT, Object, of, profile, render, serve_config, unpack
+from tests.chart.rendering import (
+    CHART,
+    PROFILES,
+    ROOT,
+    Object,
+    of,
+    pod_templates,
+    profile,
+    render,
+    serve_config,
+    unpack,
+)
 from trainer import exporter
+from trainer import settings as trainer_settings
 
 ALERTS = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
 SERIES = re.compile(r"\b(?:synod|ray)_[a-z_]+\b")
@@ -89,6 +101,22 @@ def test_the_rendered_settings_load_and_fit_the_pods(name: str, mounted: Path, m
     check_capacity(Demand.of(loaded), cpus, [int(one.get("num-gpus", 0)) for one in params])
     caller = auth.load(loaded.auth).authenticate(f"Bearer {of(objects, 'Secret')['stringData']['token']}", "metrics")
     assert caller.name == "release"
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["service.toml", "trainer.toml"])
+def test_the_trainers_settings_load_in_its_pod(own: bool, tmp_path: Path) -> None:
+    text = generate.EMBEDDED.read_text().replace("[trainer]\n", "[trainer]\nseed = 17\n") if own else ""
+    objects = render({"trainer": {"enabled": True, "config": text, "overrides": {"SYNOD__TRAINER__STEPS": "7"}}})
+    unpack("trainer", tmp_path)
+    (tmp_path / "deploy/release").mkdir()
+    for name, content in of(objects, "ConfigMap", "demo-synod-config")["data"].items():
+        (tmp_path / "deploy/release" / name).write_text(content)
+    path = of(objects, "RayJob")["spec"]["entrypoint"].split()[-1]
+    env = {one["name"]: one["value"] for one in dict(pod_templates(objects))["trainer"]["spec"]["containers"][0]["env"]}
+    loaded = trainer_settings.load(str(tmp_path / Path(path).relative_to("/app")), env)
+    assert (loaded.steps, str(loaded.run_dir)) == (7, "/checkpoints/train")
+    assert loaded.rewards.url == "http://demo-synod.prod.svc:8000"
+    assert loaded.seed == (17 if own else 0)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -31,6 +31,13 @@ GROWS = {"autoscaling": {"enabled": True}}
         ("overrides", {"SYNOD__SERVER": {"PORT": 1}}, "SYNOD__SERVER"),
         ("trainer.run", "../other", "pattern"),
         ("trainer.activeDeadlineSeconds", 1, "60"),
+        ("trainer.gpus", -1, "minimum: got -1, want 0"),
+        ("trainer.command", "synod train CONFIG", "'/trainer/command': got string, want array"),
+        ("trainer.command", [], "'/trainer/command': minItems: got 0, want 1"),
+        ("trainer.command", ["synod", 3], "'/trainer/command/1': got number, want string"),
+        ("trainer.command", ["synod", ""], "'/trainer/command/1': '' does not match pattern"),
+        ("trainer.command", ["synod", "a\nb"], "'/trainer/command/1': .* does not match pattern"),
+        ("trainer.config", {"trainer": {}}, "'/trainer/config': got object, want string"),
         ("scorers.gpu.gpus", 0, "1"),
         ("scorers.tpu", {}, "tpu"),
         ("environments.hpsv3", {"gpus": 1}, "missing property 'image'"),
@@ -56,6 +63,19 @@ def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) 
         ({"overrides": {"SYNOD__SERVER__HOST": "127.0.0.1"}}, "is set by the chart: use gateway.port"),
         ({"overrides": {"SYNOD__AUTH__TOKENS_FILE": "/x"}}, "is set by the chart"),
         ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN_DIR": "/x"}}}, "use trainer.run"),
+        (
+            {"trainer": {"enabled": True, "command": ["synod", "evaluate", "RUN"], "config": "[trainer]"}},
+            r'trainer.command \["synod","evaluate","RUN"\] does not read it: add the word CONFIG',
+        ),
+        ({"trainer": {"enabled": True, "config": "x = = 1"}}, "trainer.config is not valid TOML: .*line 1"),
+        (
+            {"trainer": {"enabled": True, "config": "trainer = 3"}},
+            r"reads trainer.config, which has no \[trainer\] table",
+        ),
+        (
+            {"trainer": {"enabled": True}, "config": "[server]\nport = 8000"},
+            r'trainer.command \["synod","train","CONFIG"\] reads config, which has no .* set trainer.config to a TOML',
+        ),
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
             "minReplicas 5 is above maxReplicas 4",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from hashlib import sha256
 from typing import Any
 
@@ -32,6 +33,8 @@ TRAINER_POD = "RayJob.spec.rayClusterSpec.workerGroupSpecs.trainer.template.spec
 OWN = {"environments": {"hpsv3": {"image": {"repository": "own", "tag": "1"}, "gpus": 2, "replicas": 3}}}
 OWN_CPU = {"environments": {"old": {"image": {"repository": "own", "tag": "1"}, "logicalCpus": 7}}}
 HPSV3, OLD = (f"{CLUSTER}.workerGroupSpecs.{group}" for group in ("hpsv3", "old"))
+OWN_TOML = '[trainer]\nsteps = 3  # "quoted" {{ braces }}\n'
+OWN_SETTINGS = {"trainer": {"enabled": True, "config": OWN_TOML}}
 WITH_GPU = {"scorers": {"gpu": {"replicas": 2}}}
 ON = {"autoscaling": {"enabled": True}}
 LIMITS, CLAIM, NVIDIA = "containers.ray.resources.limits", "persistentVolumeClaim.claimName", "nvidia/DOT/com/gpu"
@@ -132,17 +135,21 @@ CASES: list[tuple[Object, str, Any]] = [
     ),
     # the trainer
     ({}, "RayJob", MISSING),
-    (TRAINER, "RayJob.spec.entrypoint", "python -m trainer /app/deploy/release/service.toml"),
+    (TRAINER, "RayJob.spec.entrypoint", "synod train /app/deploy/release/service.toml"),
+    (OWN_SETTINGS, "RayJob.spec.entrypoint", "synod train /app/deploy/release/trainer.toml"),
+    (OWN_SETTINGS, "ConfigMap.data.trainer/DOT/toml", OWN_TOML),
+    (merged(OWN_SETTINGS, nested("trainer.enabled", False)), "ConfigMap.data.trainer/DOT/toml", MISSING),
+    (TRAINER, "ConfigMap.data.trainer/DOT/toml", MISSING),
     (TRAINER, "RayJob.spec.entrypointResources", '{"synod_trainer": 1}'),
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN_DIR.value", "/checkpoints/train"),
     (
         TRAINER,
-        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__SERVICE__URL.value",
+        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__REWARDS__URL.value",
         "http://demo-synod.prod.svc:8000",
     ),
     (
-        merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__SERVICE__URL": "http://other:8000"}}}),
-        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__SERVICE__URL.value",
+        merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__REWARDS__URL": "http://other:8000"}}}),
+        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__REWARDS__URL.value",
         "http://other:8000",
     ),
     (merged(TRAINER, {"trainer": {"gpus": 0}}), "RayJob.spec.entrypointNumGpus", MISSING),
@@ -182,6 +189,7 @@ OTHER_VALUES: Object = {
     "extraVolumeMounts": [{"name": "marker", "mountPath": "/marker"}],
     "tolerations": [{"key": "marker"}],
     "arguments": ["marker"],
+    "command": ["synod", "train", "CONFIG", "--url=http://marker"],
     **dict.fromkeys(("gatewayFrom", "metricsFrom", "operatorFrom"), PEER),
     "extraEgress": [{"to": PEER}],
 }
@@ -242,6 +250,21 @@ def test_a_new_chart_version_changes_no_pod() -> None:
     pods = [template["metadata"] for component, template in pod_templates(render(TRAINER)) if component != "test"]
     assert len(pods) == 5
     assert not any(f"{chart['name']}-{chart['version']}" in str(pod) or "version" in str(pod) for pod in pods)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["synod", "train", "CONFIG", "--steps", "3"],
+        ["synod", "evaluate", "/checkpoints/train/policy", "--out=/checkpoints/geneval"],
+        ["my-program", "two words", "it's", '"quoted"', "$HOME", "`date`", "a;b", "*", "~", "\\", "CONFIGURED", "-é"],
+    ],
+)
+def test_a_shell_splits_the_entrypoint_into_the_command(command: list[str]) -> None:
+    """Ray gives the entrypoint to a shell."""
+    entrypoint = of(render(merged(TRAINER, {"trainer": {"command": command}})), "RayJob")["spec"]["entrypoint"]
+    words = subprocess.check_output(["sh", "-c", f"printf '%s\\0' {entrypoint}"], text=True).split("\0")[:-1]
+    assert words == ["/app/deploy/release/service.toml" if word == "CONFIG" else word for word in command]
 
 
 def test_settings_that_the_chart_sets() -> None:
@@ -317,6 +340,7 @@ def test_notes_name_existing_objects() -> None:
     assert f"svc/{of(objects, 'Service')['metadata']['name']} 8000" in text
     assert "secret synod-tokens " in text
     assert "https://synod.example.org" in text
+    assert "The trainer runs `synod train /app/deploy/release/service.toml`" in text
     assert f"rayjob {of(objects, 'RayJob')['metadata']['name']}" in text
     assert f"claim {of(objects, 'PersistentVolumeClaim', 'demo-synod-checkpoints')['metadata']['name']}" in text
     assert "delete their RayCluster" not in text

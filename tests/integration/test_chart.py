@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -258,7 +259,7 @@ def job_env(pods: Pods, run: str) -> dict[str, str]:
     worker = dict(pod_templates(pods.objects))["trainer"]["spec"]["containers"][0]
     env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
-    env["SYNOD__TRAINER__SERVICE__URL"] = f"http://127.0.0.1:{pods.port}"
+    env["SYNOD__TRAINER__REWARDS__URL"] = f"http://127.0.0.1:{pods.port}"
     return env | {"SYNOD__TRAINER__RUN_DIR": f"{env['SYNOD__TRAINER__RUN_DIR']}-{run}"}
 
 
@@ -266,10 +267,10 @@ def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
     """Submit the job's entrypoint with `ray job submit` and return its output."""
     job = of(pods.objects, "RayJob")["spec"]
     runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
-    entrypoint = pods.here(job["entrypoint"]).replace("python", sys.executable, 1).split()
+    program, *arguments = shlex.split(pods.here(job["entrypoint"]))
     return pods.ray(
         "ray", "job", "submit", "--runtime-env-json", runtime_env, *options,
-        "--entrypoint-resources", job["entrypointResources"], "--", *entrypoint, "--no-evaluation",
+        "--entrypoint-resources", job["entrypointResources"], "--", str(BIN / program), *arguments, "--no-evaluation",
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Advantages of a group: Dr.GRPO (Sync-R1, app. C), masks, and a baseline for screened groups. Pure.
+"""Advantages: Dr.GRPO (Sync-R1, app. C), GRPO, GDPO, masks, and a baseline for screened groups. Pure.
 
-Suffixes: G the rollouts of one group, V those with a reward.
+Suffixes: G the rollouts of one group, V those with a reward, K scorers.
 
 Why a second baseline. Sync-R1's corollary 3.2 states that screening raises the gradient's signal-to-noise ratio. Its
 eq. 26 assumes a signal proportional to E[R]. But E[grad log pi] = 0, so a mean reward adds no signal, and centring the
@@ -16,12 +16,17 @@ have a positive advantage on average; this is the signal that selection adds, an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from trainer.algorithms.aggregate import GroupRewards, Moments
+from trainer.types import Aggregation
+
+Normalise = Literal["none", "group_std", "batch_std"]
 MEMORY = 0.95  # decay of the slope's sums per group: about the last 20 groups count
 EVIDENCE = 16.0  # degrees of freedom before the slope is used: two full groups of 9
 
@@ -48,6 +53,69 @@ def advantages(reward_G: Tensor, valid_G: Tensor, *, baseline_shift: float = 0.0
     if len(reward_V):
         advantage_G[valid_G] = reward_V - (reward_V.mean() + baseline_shift)
     return advantage_G
+
+
+def step_advantages(
+    groups: Sequence[GroupRewards],
+    *,
+    aggregation: Aggregation = "sum",
+    normalise: Normalise = "none",
+    shifts: Sequence[float] | None = None,
+    reduce: Callable[[Moments], Moments] = lambda moments: moments,
+    epsilon: float | None = None,
+) -> list[Tensor]:
+    """Return the advantages [G] of every group of a step, in the dtype of its scores, and 0 where one is missing.
+
+        "sum"   (R_i - mean(R) - shift) / s,   R_i = sum_k w_k R_ik
+        "gdpo"  sum_k w_k (R_ik - mean(R_k)) / std(R_k) / s,   s: standard deviation of these sums over the step
+
+    normalise  s of "sum": 1 (Dr.GRPO), the group's standard deviation (GRPO), or that of all rewards of the step, whose
+               means differ between groups (trl's `scale_rewards = "batch"`)
+    shifts     added to each group's mean, in units of the weighted sum (`population_baseline`); None for 0
+    reduce     adds the sums of the other ranks to ours. Every rank calls it once for "gdpo" and "batch_std"
+    epsilon    added to each standard deviation, trl's is 1e-4; None: values without spread give exactly 0
+
+    A mean over the step is not subtracted from "gdpo": it is 0, because the mean of every group is. Without an epsilon
+    a group without spread gets 0, except for "none", where its shift remains. Raises ValueError for "gdpo" with a
+    normalisation or a shift, which are defined for "sum" only, and for a shift that is not finite.
+    """
+    shifts = [0.0] * len(groups) if shifts is None else shifts
+    if aggregation == "gdpo" and (normalise != "none" or any(shifts)):
+        raise ValueError(
+            f"aggregation is gdpo with normalise {normalise!r} and shifts {list(shifts)}; it normalises by itself, so "
+            "give normalise 'none' and the group's own mean as the baseline"
+        )
+    terms = [group.terms(aggregation, epsilon) for group in groups]
+    divisors = _divisors([Moments.of(term_VK) for term_VK in terms], aggregation, normalise, reduce, epsilon)
+    return [
+        (advantages(_scatter(term_VK.sum(1), group.valid_G), group.valid_G, baseline_shift=shift) / divisor).to(
+            group.value_GK.dtype
+        )
+        for group, term_VK, shift, divisor in zip(groups, terms, shifts, divisors, strict=True)
+    ]
+
+
+def _divisors(
+    moments: Sequence[Moments],
+    aggregation: Aggregation,
+    normalise: Normalise,
+    reduce: Callable[[Moments], Moments],
+    epsilon: float | None,
+) -> list[float]:
+    """Return what each group's centred rewards are divided by; infinity for a group without spread."""
+    if aggregation == "sum" and normalise == "none":
+        return [1.0] * len(moments)
+    own = [found.divisor(epsilon) for found in moments]
+    if aggregation == "sum" and normalise == "group_std":
+        return own
+    step = reduce(sum(moments, Moments())).divisor(epsilon)
+    return [step if math.isfinite(divisor) else math.inf for divisor in own]
+
+
+def _scatter(value_V: Tensor, valid_G: Tensor) -> Tensor:
+    value_G = torch.zeros(valid_G.shape, dtype=value_V.dtype)
+    value_G[valid_G] = value_V
+    return value_G
 
 
 @dataclass(frozen=True, slots=True)

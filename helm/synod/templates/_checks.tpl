@@ -94,3 +94,23 @@ most that the groups can have. A sum that fits may still not pack, because a sha
 {{- fail (printf "the scorers' replicas (max_replicas if set) may ask for %v CPUs, but the pods have %v (scorers.cpu and scorers.gpu, %s times logicalCpus): raise those, or lower replicas, max_replicas or num_cpus of [scorers.*.serving]" $asked.num_cpus $cpus $field) -}}
 {{- end -}}
 {{- end }}
+
+{{- /* Fail if the trainer's command cannot start: nothing reads its settings, or they are not TOML with a [trainer] table. */}}
+{{- define "synod.checkTrainer" -}}
+{{- $command := toJson .Values.trainer.command -}}
+{{- $reads := has "CONFIG" .Values.trainer.command -}}
+{{- $settings := include "synod.trainerConfig" . | fromToml -}}
+{{- $own := not (empty .Values.trainer.config) -}}
+{{- if and $own (not $reads) -}}
+{{- fail (printf "trainer.config is set, but trainer.command %s does not read it: add the word CONFIG, which stands for its path, or remove trainer.config" $command) -}}
+{{- end -}}
+{{- if and $own (hasKey $settings "Error") -}}
+{{- fail (printf "trainer.config is not valid TOML: %s" $settings.Error) -}}
+{{- end -}}
+{{- if and $reads (not (kindIs "map" $settings.trainer)) -}}
+{{- fail (printf "trainer.command %s reads %s, which has no [trainer] table: add one, or set trainer.config to a TOML that has one" $command ($own | ternary "trainer.config" "config")) -}}
+{{- end -}}
+{{- if hasKey .Values.trainer.overrides "SYNOD__TRAINER__RUN_DIR" -}}
+{{- fail "trainer.overrides.SYNOD__TRAINER__RUN_DIR is set by the chart: use trainer.run instead" -}}
+{{- end -}}
+{{- end }}

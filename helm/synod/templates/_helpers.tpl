@@ -56,6 +56,28 @@ gpus is 0 for a group without GPUs; resource is the Ray resource of an environme
 /app/deploy/release/service.toml
 {{- end }}
 
+{{- /* The trainer's settings, which may be the service's. */}}
+{{- define "synod.trainerConfig" -}}
+{{- default (include "synod.config" .) .Values.trainer.config -}}
+{{- end }}
+
+{{- define "synod.trainerConfigPath" -}}
+{{ empty .Values.trainer.config | ternary (include "synod.configPath" .) "/app/deploy/release/trainer.toml" }}
+{{- end }}
+
+{{- /* trainer.command with the settings' path for CONFIG, as a line that a shell splits into the same words. */}}
+{{- define "synod.entrypoint" -}}
+{{- $words := list -}}
+{{- range .Values.trainer.command -}}
+{{- $word := eq . "CONFIG" | ternary (include "synod.trainerConfigPath" $) . -}}
+{{- if not (regexMatch "^[A-Za-z0-9_@%+=:,./-]+$" $word) -}}
+{{- $word = printf "'%s'" (replace "'" `'"'"'` $word) -}}
+{{- end -}}
+{{- $words = append $words $word -}}
+{{- end -}}
+{{- join " " $words -}}
+{{- end }}
+
 {{- define "synod.rayVersion" -}}
 {{ index .Chart.Annotations "synod/ray-version" }}
 {{- end }}

@@ -150,7 +150,7 @@ def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path)
 
 def test_free_settings_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
-    free = {"STEPS": "7", "SERVICE__URL": "http://far:1", "SERVICE__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
+    free = {"STEPS": "7", "REWARDS__URL": "http://far:1", "REWARDS__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
     settings = settings_from("", RUN_DIR="elsewhere", EVALUATION_PROMPTS="3", **free)
     assert load(path, settings) == (1, {"x": 1})
 
@@ -160,7 +160,7 @@ def test_every_other_setting_is_bound(settings_from: Make) -> None:
     bound = fingerprint(settings_from())
     assert {key.split(".")[0] for key in {*bound, *checkpoint.FREE}} == set(TrainerSettings.model_fields)
     assert not bound.keys() & checkpoint.FREE
-    assert "service.ensemble" in bound  # another ensemble is another reward
+    assert "rewards.ensemble" in bound  # another ensemble is another reward
     assert json.loads(json.dumps(bound)) == bound
 
 
@@ -181,3 +181,14 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(
     damage(path)
     with pytest.raises(CheckpointMismatch, match=r"step-000001 cannot be read .*Remove it"):
         load(path, settings_from())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_more_steps_need_a_constant_learning_rate(settings_from: Make, tmp_path: Path, schedule: str) -> None:
+    constant, falling = (f'[trainer.optimizer]\nschedule = "{name}"' for name in ("constant", schedule))
+    saved = save(tmp_path / "constant", 1, {"x": 1}, settings_from(constant, STEPS="5"))
+    assert load(saved, settings_from(constant, STEPS="6")) == (1, {"x": 1})
+    saved = save(tmp_path / "falling", 1, {"x": 1}, settings_from(falling, STEPS="5"))
+    assert load(saved, settings_from(falling, STEPS="5")) == (1, {"x": 1})
+    with pytest.raises(CheckpointMismatch, match=r"trainer\.steps: 5 there, 6 now"):
+        load(saved, settings_from(falling, STEPS="6"))
