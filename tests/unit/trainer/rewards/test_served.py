@@ -46,7 +46,7 @@ SERVED = Served(
         (
             RewardSpec(ensemble="broken"),
             PLAIN,
-            ["scorer 'der' needs references, but these prompts give only image, prompt"],
+            ["'der' of ensemble 'broken' needs references, but these prompts give only image, prompt"],
         ),
         (
             RewardSpec(ensemble="sync_r1"),
