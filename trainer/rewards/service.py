@@ -14,6 +14,7 @@ missing; a scorer of weight 0 is recorded and changes nothing.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,6 @@ from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import DeadlineExceeded, InvalidRequest, NonFinite, SettingsError, SynodError, Unavailable
 from synod.retry import RetryPolicy
-from trainer.algorithms.aggregate import weighted_sum
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards.served import Served, Wanted
 from trainer.settings import RewardSettings
@@ -203,8 +203,8 @@ def _weighted(result: ItemResult, spec: RewardSpec, components: Mapping[str, flo
     ]
     if failures:
         return Reward(None, components, min(failures, key=lambda failure: failure.retryable))
-    try:
-        return Reward(weighted_sum(components, spec.weights), components)
-    except (OverflowError, ValueError):  # huge finite weights can overflow
-        error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is not finite; give smaller weights")
-        return Reward(None, components, ScoreFailure.of(error))
+    value = sum(weight * components[name] for name, weight in spec.weights.items())
+    if math.isfinite(value):
+        return Reward(value, components)
+    error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is {value}; give smaller weights")
+    return Reward(None, components, ScoreFailure.of(error))
