@@ -60,8 +60,9 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 def make_policy(settings: TrainerSettings) -> ShowO:
     """Load the policy of the settings, onto a GPU if there is one."""
     chosen, sampler = settings.policy, settings.sampler
-    options = {"guidance_scale": sampler.guidance_scale, "temperature": sampler.temperature}
-    policy = loading.load(chosen.model, vq=chosen.vq, **options)
+    policy = loading.load(
+        chosen.model, vq=chosen.vq, guidance_scale=sampler.guidance_scale, temperature=sampler.temperature
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy.module.to(device)
     policy.vq.to(device)
