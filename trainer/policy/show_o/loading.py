@@ -44,6 +44,7 @@ class Parts:
         has_tokenizer = (directory / "tokenizer_config.json").exists()
         return cls(str(model), str(found), str(directory) if has_tokenizer else config.llm_model_path, config)
 
+
 def load(
     model: str | Path,
     *,

@@ -17,7 +17,6 @@ from synod.errors import SettingsError
 from trainer.policy.show_o import policy as show_o
 from trainer.policy.show_o.loading import load
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.show_o.phi import PhiConfig
 from trainer.policy.show_o.policy import ShowO, _uniforms, fit_to_square
 from trainer.policy.show_o.segments import ImageSegment
 from trainer.types import Query
