@@ -36,7 +36,7 @@ from trainer.rewards.service import RewardService
 from trainer.run import AFTER, BEFORE, make_policy, make_reference, run
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
-from trainer.types import Pathway, Reward
+from trainer.types import Reward, RewardSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
@@ -54,11 +54,11 @@ class Permuted:
     def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         return self._service.score_previews(items)
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         if self._count == 0:
             self._open, self._order = [], self._rng.permutation(self._group)
         start, self._count = self._count, (self._count + len(items)) % self._group
-        self._open.append(self._service.submit(items, pathway))
+        self._open.append(self._service.submit(items, reward))
         return _Slice(self._open, self._order[start : start + len(items)].tolist())
 
 
@@ -113,7 +113,7 @@ def _one(options: argparse.Namespace, name: str) -> int:
 def _run_control(settings: TrainerSettings) -> int:
     """Train on permuted rewards, then evaluate on the service's own; `before` is the other run's."""
     policy, reference = make_policy(settings), make_reference(settings)
-    with closing(RewardService(settings.service)) as service:
+    with closing(RewardService(settings.rewards)) as service:
         service.wait_ready()
         permuted = Permuted(service, settings.screen.group_size, settings.seed)
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
@@ -126,7 +126,7 @@ def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
     changed = {
         "STEPS": options.steps,
         "RUN_DIR": f'"{(options.runs / name).resolve()}"',
-        "SERVICE__URL": options.url,
+        "REWARDS__URL": options.url,
         "EVALUATION_PROMPTS": options.prompts,
     }
     return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in changed.items()}})

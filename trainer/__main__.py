@@ -58,13 +58,13 @@ def _train(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--steps", type=int, metavar="N", help="override [trainer] steps")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="override [trainer] run_dir")
-    parser.add_argument("--url", help="override [trainer.service] url")
+    parser.add_argument("--url", help="override [trainer.rewards] url")
     parser.add_argument("--no-evaluation", action="store_true", help="skip the held-out prompts before and after")
     options = parser.parse_args(arguments)
     overrides = {
         "STEPS": options.steps,
         "RUN_DIR": options.run_dir and f'"{options.run_dir.resolve()}"',
-        "SERVICE__URL": options.url,
+        "REWARDS__URL": options.url,
     }
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items() if value is not None}
     return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)

@@ -28,7 +28,7 @@ from trainer.settings import TrainerSettings
 
 # A run may resume with other values of these settings, which do not change what it computes.
 FREE: Final = {
-    *("steps", "run_dir", "service.url", "service.patience_s", "checkpoint_every", "evaluation_prompts"),
+    *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluation_prompts"),
     "report.wandb",
 }
 KEEP: Final = 2

@@ -122,7 +122,7 @@ def finish(
         with clock("decode"):
             decoded = policy.images(segments)
         finished = [Rollout(r.index, r.text, image) for r, image in zip(batch, segments, strict=True)]
-        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.pathway))
+        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
         rollouts += finished
         images += decoded
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
+from trainer.data.source import reward_specs
 from trainer.evaluate.heldout import conditions, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.policy.base import Policy
 from trainer.policy.show_o import loading
@@ -37,8 +38,12 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
             f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
         ) from None
     policy, reference = make_policy(settings), make_reference(settings)
-    with closing(RewardService(settings.service, log=tqdm.write)) as service:
+    if evaluated and settings.data.heldout is None:
+        tqdm.write("[trainer.data] names no held-out prompts: nothing is evaluated before and after training")
+        evaluated = False
+    with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
+        service.check_served(reward_specs(settings), previews=settings.screen.threshold != "none")
         before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
         if evaluated and not _is_current(before, settings):
             _evaluate(policy, service, settings, before)

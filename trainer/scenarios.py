@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
-from trainer.types import ConceptProfile, Pathway, Prompt, Query, Task
+from trainer.types import ConceptProfile, Pathway, Prompt, Query, RewardSpec, Task
 
 
 def textual_query(facts: Sequence[str], prompt_text: str) -> str:
@@ -27,8 +27,10 @@ def compound(prompt_text: str, answer: str) -> str:
     return f"{prompt_text.rstrip('. ')}. {answer}" if answer else prompt_text
 
 
-def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, rng: np.random.Generator) -> Task:
-    """Create the task of a prompt on a pathway.
+def make_task(
+    prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, reward: RewardSpec, rng: np.random.Generator
+) -> Task:
+    """Create the task of a prompt on a pathway, rewarded by `reward`.
 
     textual  the query lists the facts in an order drawn from `rng`, without an image; `truth` marks the fact that the
              prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
@@ -39,7 +41,7 @@ def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, 
     Raises ValueError if the pathway needs a profile, facts, answers or images that are missing.
     """
     if pathway == "none":
-        return Task(f"{prompt.tag}/none", "none", prompt, profile)
+        return Task(f"{prompt.tag}/none", "none", prompt, reward, profile)
     if profile is None:
         raise ValueError(f"pathway '{pathway}' needs a concept, but the prompt {prompt.text!r} names none")
     key = f"{prompt.concept}/{pathway}"
@@ -49,7 +51,7 @@ def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, 
         order = rng.permutation(len(profile.facts))
         facts = tuple(profile.facts[i] for i in order)
         truth = tuple(float(i == prompt.fact) for i in order)
-        return Task(key, pathway, prompt, profile, Query(textual_query(facts, prompt.text)), facts, truth)
+        return Task(key, pathway, prompt, reward, profile, Query(textual_query(facts, prompt.text)), facts, truth)
     if not profile.answers or not profile.images:
         counts = f"{len(profile.answers)} answers and {len(profile.images)} images"
         raise ValueError(f"{prompt.concept} has {counts}; give at least one of each")
@@ -58,7 +60,7 @@ def make_task(prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, 
     image = profile.images[int(rng.integers(len(profile.images)))]
     answers = tuple(profile.answers[i][1] for i in order)
     truth = tuple(float(i == asked) for i in order)
-    return Task(key, pathway, prompt, profile, Query(profile.answers[asked][0], image), answers, truth)
+    return Task(key, pathway, prompt, reward, profile, Query(profile.answers[asked][0], image), answers, truth)
 
 
 def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
@@ -73,7 +75,7 @@ def reward_item(task: Task, image: Pixels, answer: str, references: Sequence[Pix
     """Return the request item of a finished image uint8 [H W 3], with everything that its reward reads.
 
     The prompt is `resolved`, the target of eq. 31: a score against the vague words would accept any hat. GenEval's
-    prompts carry their metadata, without references and reasoning.
+    prompts carry their metadata, without references and reasoning; a plain prompt is sent alone.
     """
     prompt = task.prompt
     item = ScoreItem(image, prompt.resolved or prompt.text)

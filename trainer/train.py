@@ -15,9 +15,7 @@ from tqdm import tqdm
 from trainer import checkpoint
 from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
-from trainer.data.concepts import read_concepts
-from trainer.data.prompts import read_prompts
-from trainer.data.source import TaskSampler
+from trainer.data.source import training_tasks
 from trainer.errors import NonFinite, RewardServiceUnavailable
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
@@ -46,9 +44,7 @@ def train(
     CheckpointMismatch and CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it
     are saved first, and the policy is unchanged.
     """
-    concepts = read_concepts(settings.data.concepts)
-    prompts = read_prompts(settings.data.prompts, concepts)
-    sampler = TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, settings.data.geneval_share)
+    source = training_tasks(settings, log)
     state = TrainState(policy, make_optimizer(policy, settings.optimizer))
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
@@ -69,7 +65,7 @@ def train(
             step, threshold_states = state.step, dict(state.thresholds)
             groups: list[Group] = []
             try:
-                for index, task in enumerate(sampler.tasks(step)):
+                for index, task in enumerate(source.tasks(step)):
                     threshold_state = threshold_states.get(task.key, controller.initial_state())
                     rng_key = (settings.seed, step, index)
                     previews = sample_previews(

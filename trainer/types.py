@@ -15,15 +15,34 @@ from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
 
 Pathway = Literal["visual", "textual", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
+Aggregation = Literal["sum", "gdpo"]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """What rewards a task's images: either scorers, which the trainer combines, or an ensemble of the service.
+
+    scorers      the weight of each scorer; negative weights punish. A scorer of weight 0 is only recorded
+    aggregation  "sum" adds the weighted scores; "gdpo" normalises each scorer within its group before that
+    """
+
+    scorers: Mapping[str, float] = field(default_factory=dict)
+    ensemble: str | None = None
+    aggregation: Aggregation = "sum"
+
+    def __post_init__(self) -> None:
+        assert bool(self.scorers) != (self.ensemble is not None), "either scorers or an ensemble"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One line of a prompt file.
+    """One prompt of a file.
 
-    concept   the name of the concept it is about; None for GenEval's prompts, which have `geneval`
+    tag       its kind in reports and thresholds; "prompt" where the file names none
+    concept   the name of the concept it is about, or None
     resolved  what a vague prompt means ("... wearing a red hat"); None for a clear one
     fact      the index of the concept's fact that the prompt hints at; None for no fact
+    geneval   GenEval's metadata, which its scorer needs
     """
 
     text: str
@@ -59,15 +78,18 @@ class Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A prompt with its pathway, and the query that the policy answers first (None on pathway "none").
+    """A prompt, what rewards its images, and the query that the policy answers first (None on pathway "none").
 
-    key              names the screening threshold: concept (or GenEval tag) and pathway
+    key              names the screening threshold: concept (or the prompt's tag) and pathway. All prompts without a
+                     tag share one: a threshold of each prompt would see too few scores to learn from
+    pathway          a label for reports
     segments, truth  what TIER scores the answer against: texts, and 1 for each that is right, else 0
     """
 
     key: str
     pathway: Pathway
     prompt: Prompt
+    reward: RewardSpec
     profile: ConceptProfile | None = None
     query: Query | None = None
     segments: tuple[str, ...] = ()
@@ -129,7 +151,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward with its components; or `value` None, which masks the rollout, and the failure."""
+    """A reward with the raw score of each scorer; or `value` None, which masks the rollout, and the failure."""
 
     value: float | None
     components: Mapping[str, float] = field(default_factory=dict)

@@ -13,15 +13,15 @@ from services.scorers.base import Scorer
 from services.settings import Settings
 from synod.contracts import ScoreItem
 from trainer.data.concepts import read_concepts
-from trainer.data.prompts import read_prompts
-from trainer.data.source import TaskSampler
+from trainer.data.prompts import read_concept_prompts
+from trainer.data.source import GENEVAL, SyncR1Tasks
 from trainer.evaluate.compare import right
 from trainer.evaluate.heldout import draw
 from trainer.policy.base import Policy
 from trainer.rollout import begin, reason
 from trainer.run import make_policy
 from trainer.scenarios import surrogate_item
-from trainer.settings import TrainerSettings
+from trainer.settings import SyncR1Settings, TrainerSettings
 from trainer.types import Task
 
 PROMPTS, PROMPTS_RANKED, ROLLOUTS = 360, 24, 24
@@ -36,10 +36,11 @@ def measure(service: Settings, trainer: TrainerSettings, seed: int) -> list[Metr
     averaged over prompts.
     """
     policy = make_policy(trainer)
+    assert isinstance(trainer.data, SyncR1Settings)
     profiles = read_concepts(trainer.data.concepts)
-    prompts = read_prompts(trainer.data.heldout, profiles)
-    drawn = TaskSampler(prompts, profiles, seed, PROMPTS, 1.0).tasks(0)
-    concepts = TaskSampler(prompts, profiles, seed, 2 * PROMPTS, 0.0).tasks(0)
+    prompts = read_concept_prompts(trainer.data.heldout, profiles)
+    drawn = SyncR1Tasks(prompts, profiles, GENEVAL, (seed,), PROMPTS, 1.0).tasks(0)
+    concepts = SyncR1Tasks(prompts, profiles, GENEVAL, (seed,), 2 * PROMPTS, 0.0).tasks(0)
     textual = [task for task in concepts if task.pathway == "textual"]
     correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn, trainer)
     named = [_named(policy, task, place, trainer, seed) for place, task in enumerate(textual)]

@@ -62,6 +62,9 @@ class AsyncSynodClient:
     async def scorers(self) -> list[dict[str, Any]]:
         return await self._run(self._flows.scorers())
 
+    async def ensembles(self) -> dict[str, dict[str, Any]]:
+        return await self._run(self._flows.ensembles())
+
     async def wait_ready(self, timeout_s: float) -> None:
         await self._run(self._flows.wait_ready(timeout_s))
 

@@ -103,6 +103,14 @@ class Flows:
         scorers: list[dict[str, Any]] = (yield from self._catalogue(self.clock() + self.timeout_s))["scorers"]
         return scorers
 
+    def ensembles(self) -> Flow[dict[str, dict[str, Any]]]:
+        """Return the ensembles served by name, free-form."""
+        catalogue = yield from self._catalogue(self.clock() + self.timeout_s)
+        ensembles = catalogue.get("ensembles", {})
+        if not isinstance(ensembles, dict):
+            raise SynodError(f"the response has no table of ensembles; {core.CHECK_URL}")
+        return ensembles
+
     def wait_ready(self, timeout_s: float) -> Flow[None]:
         """Return once every replica can score.
 

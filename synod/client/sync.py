@@ -87,6 +87,10 @@ class SynodClient:
         """Return the scorers served: name, needs, low, high, source, summary."""
         return self._run(self._flows.scorers())
 
+    def ensembles(self) -> dict[str, dict[str, Any]]:
+        """Return the ensembles served by name: weights, by_kind, missing, clip_at_zero."""
+        return self._run(self._flows.ensembles())
+
     def wait_ready(self, timeout_s: float) -> None:
         """Return once every replica can score.
 

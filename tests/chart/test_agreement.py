@@ -115,7 +115,7 @@ def test_the_trainers_settings_load_in_its_pod(own: bool, tmp_path: Path) -> Non
     env = {one["name"]: one["value"] for one in dict(pod_templates(objects))["trainer"]["spec"]["containers"][0]["env"]}
     loaded = trainer_settings.load(str(tmp_path / Path(path).relative_to("/app")), env)
     assert (loaded.steps, str(loaded.run_dir)) == (7, "/checkpoints/train")
-    assert loaded.service.url == "http://demo-synod.prod.svc:8000"
+    assert loaded.rewards.url == "http://demo-synod.prod.svc:8000"
     assert loaded.seed == (17 if own else 0)
 
 

@@ -144,12 +144,12 @@ CASES: list[tuple[Object, str, Any]] = [
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN_DIR.value", "/checkpoints/train"),
     (
         TRAINER,
-        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__SERVICE__URL.value",
+        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__REWARDS__URL.value",
         "http://demo-synod.prod.svc:8000",
     ),
     (
-        merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__SERVICE__URL": "http://other:8000"}}}),
-        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__SERVICE__URL.value",
+        merged(TRAINER, {"trainer": {"overrides": {"SYNOD__TRAINER__REWARDS__URL": "http://other:8000"}}}),
+        f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__REWARDS__URL.value",
         "http://other:8000",
     ),
     (merged(TRAINER, {"trainer": {"gpus": 0}}), "RayJob.spec.entrypointNumGpus", MISSING),

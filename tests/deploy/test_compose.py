@@ -186,8 +186,8 @@ def test_the_documented_tokens_are_accepted(secrets: Path) -> None:
 
 def test_the_trainer_reports_an_unavailable_service(secrets: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    command, environment = read_for("trainer", secrets, SYNOD__TRAINER__SERVICE__PATIENCE_S="0.1", HOME=str(secrets))
-    environment["SYNOD__TRAINER__SERVICE__URL"] = url
+    command, environment = read_for("trainer", secrets, SYNOD__TRAINER__REWARDS__PATIENCE_S="0.1", HOME=str(secrets))
+    environment["SYNOD__TRAINER__REWARDS__URL"] = url
     done = subprocess.run(
         [sys.executable, *command[1:], "--no-evaluation"],
         env={**environment, "PYTHONPATH": str(ROOT)},

@@ -144,6 +144,26 @@ def test_an_image_installs_its_programs_imports(extra: str, programs: tuple[str,
     assert ("torch" in brought) is (extra != "gateway")
 
 
+OPTIONAL = {"wandb"}  # in an extra of its own; a run without it logs elsewhere
+
+
+def imported_anywhere(path: Path) -> set[str]:
+    """Return the packages that a file imports anywhere, also inside functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_trainers_image_installs_lazy_imports() -> None:
+    """A package that is imported when a setting asks for it is missed by the walk above."""
+    owners, brought = metadata.packages_distributions(), distributions("trainer,job")
+    for path in sorted((ROOT / "trainer").rglob("*.py")):
+        for package in imported_anywhere(path) - set(sys.stdlib_module_names) - OPTIONAL - {"trainer", "synod"}:
+            names = {name.lower().replace("_", "-") for name in owners.get(package, ())}
+            assert names & brought, f"{path.relative_to(ROOT)}: '.[trainer,job]' does not install {package}"
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 def test_a_dockerfile_passes_lint_and_runs_without_root(path: Path) -> None:
     done = subprocess.run([Path(sys.executable).parent / "hadolint", path], capture_output=True, text=True)

@@ -259,7 +259,7 @@ def job_env(pods: Pods, run: str) -> dict[str, str]:
     worker = dict(pod_templates(pods.objects))["trainer"]["spec"]["containers"][0]
     env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
-    env["SYNOD__TRAINER__SERVICE__URL"] = f"http://127.0.0.1:{pods.port}"
+    env["SYNOD__TRAINER__REWARDS__URL"] = f"http://127.0.0.1:{pods.port}"
     return env | {"SYNOD__TRAINER__RUN_DIR": f"{env['SYNOD__TRAINER__RUN_DIR']}-{run}"}
 
 

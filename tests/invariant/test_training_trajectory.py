@@ -31,7 +31,7 @@ from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq 
 from trainer.algorithms.threshold import Quantile
 from trainer.policy.show_o.policy import ShowO
 from trainer.settings import TrainerSettings
-from trainer.types import ImageSegment, Pathway, Query, Reward, TextSegment
+from trainer.types import ImageSegment, Query, Reward, RewardSpec, TextSegment
 
 RECORD = Path(__file__).with_name("training_trajectory.json")
 STEPS, DRAWN, KEPT = 3, 8, 4  # training steps; previews drawn and kept for each prompt
@@ -80,7 +80,7 @@ class Patterned(Judge):
             self.scored += 1
         return rewards
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         rewards = []
         for item in items:
             lost = self.rewarded % (2 * KEPT) == 6

@@ -21,11 +21,13 @@ def hint(text: str) -> Iterator[None]:
 
 def text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8-sig")
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; give each concept info.json and conversations.json") from None
+        raise SettingsError(f"{path}: {error.strerror}; correct the path or its permissions") from None
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise SettingsError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def json_node(text: str, where: str) -> Node:

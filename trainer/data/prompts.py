@@ -1,12 +1,8 @@
-"""Read prompts.
-
-A line of a JSONL file is GenEval's metadata ({tag, include, exclude, prompt}), or {tag, prompt, concept} with
-`resolved` (what a vague prompt means) and `fact` (the index of the fact that it hints at).
-"""
+"""Read prompt files: any prompts (`read_prompts`), or prompts about concepts (`read_concept_prompts`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,32 +13,103 @@ from synod.records import read
 from trainer.data.files import hint, json_node, text
 from trainer.types import ConceptProfile, Prompt
 
+PLAIN_TAG: Final = "prompt"  # of a prompt whose file names no tag
 _CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # claims of a prompt; the service judges them
 
 
-def read_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Prompt, ...]:
-    """Return the prompts of a file. Raises SettingsError, which names file, line and mistake."""
-    lines = text(path).splitlines()
-    prompts = tuple(
-        _prompt(json_node(line, f"{path}:{number}"), concepts) for number, line in enumerate(lines, 1) if line.strip()
-    )
+def read_prompts(path: Path, column: str, log: Callable[[str], None] = print) -> tuple[Prompt, ...]:
+    """Return the distinct prompts of a file, in order.
+
+    A `.txt` file has one prompt a line. A `.jsonl` file has one object a line with the prompt in `column`; GenEval's
+    `tag`, `include` and `exclude` are kept, other keys are ignored. Blank lines are skipped; repeated prompts are kept
+    once, and `log` receives their number. Raises SettingsError, which names file, line and mistake.
+    """
+    readers = {".txt": _lines, ".jsonl": _objects}
+    if path.suffix.lower() not in readers:
+        raise SettingsError(f"{path}: a file of prompts ends in {' or '.join(readers)}; convert it to one of them")
+    distinct: dict[str, Prompt] = {}
+    count = 0
+    for prompt in readers[path.suffix.lower()](path, column):
+        count += 1
+        distinct.setdefault(prompt.text, prompt)
+    if not distinct:
+        raise SettingsError(f"{path}: no prompts; give one a line")
+    if count > len(distinct):
+        log(f"{path}: {count - len(distinct)} of {count} prompts repeat an earlier one and are left out")
+    return tuple(distinct.values())
+
+
+def _lines(path: Path, column: str) -> Iterator[Prompt]:
+    for number, line in _numbered(path):
+        yield _line(Node(line, f"{path}:{number}"))
+
+
+@hint("A .txt file has one prompt a line")
+def _line(node: Node) -> Prompt:
+    return Prompt(_checked(node), PLAIN_TAG)
+
+
+def _objects(path: Path, column: str) -> Iterator[Prompt]:
+    for number, line in _numbered(path):
+        yield _object(json_node(line, f"{path}:{number}"), column)
+
+
+@hint('A line of a .jsonl file is an object such as {"prompt": "a red cat"}')
+def _object(node: Node, column: str) -> Prompt:
+    keys = node.mapping().keys()
+    if column not in keys:
+        raise node.error(
+            f"no column '{column}'; it has {', '.join(map(str, keys)) or 'none'}: set [trainer.data] column"
+        )
+    text = node.need(column, _checked)
+    if {"tag", "include"} <= keys:
+        metadata = _geneval(node)
+        return Prompt(text, metadata.tag, geneval=metadata)
+    return Prompt(text, PLAIN_TAG)
+
+
+def read_concept_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Prompt, ...]:
+    """Return the prompts of a JSONL file about concepts.
+
+    A line is GenEval's metadata ({tag, include, exclude, prompt}), or {tag, prompt, concept} with `resolved` (what a
+    vague prompt means) and `fact` (the index of the fact that it hints at). Raises SettingsError, which names file,
+    line and mistake.
+    """
+    prompts = tuple(_concept_prompt(json_node(line, f"{path}:{n}"), concepts) for n, line in _numbered(path))
     if not prompts:
         raise SettingsError(f"{path}: no prompts; give one JSON object per line")
     return prompts
 
 
 @hint("A line is a JSON object, as in embedded/data/prompts")
-def _prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
+def _concept_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     of = node.fields("tag", "prompt", "concept", "resolved", "fact", "include", "exclude", *_CIRCUMSTANCES)
-    text, tag, name = of.need("prompt", Node.text), of.need("tag", Node.text), of.get("concept", Node.text)
-    if not text.strip():
-        raise node.error("the prompt is empty")
+    text, tag, name = of.need("prompt", _checked), of.need("tag", Node.text), of.get("concept", Node.text)
     if name is None:
-        metadata = {key: one for key, one in of.mapping().items() if key in ("tag", "include", "exclude")}
-        return Prompt(text, tag, geneval=read(GenEvalMetadata, Node(metadata, node.path)))
+        return Prompt(text, tag, geneval=_geneval(node))
     if "include" in of.mapping():
         raise node.error("'include' and 'concept' together; give GenEval's metadata or a concept")
     if name not in concepts:
         raise node.error(f"unknown concept {name!r}; give one of {', '.join(sorted(concepts))}")
     last = len(concepts[name].facts) - 1
     return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
+
+
+def _geneval(node: Node) -> GenEvalMetadata:
+    metadata = {key: one for key, one in node.mapping().items() if key in ("tag", "include", "exclude")}
+    return read(GenEvalMetadata, Node(metadata, node.path))
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each line that is not blank with its number; only a line feed ends a line, as JSONL has it."""
+    for number, line in enumerate(text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _checked(node: Node) -> str:
+    """Return a prompt without surrounding blanks."""
+    prompt = node.text().strip()
+    if not prompt:
+        raise node.error("the prompt is empty")
+    return prompt

@@ -1,35 +1,118 @@
-"""Choose the tasks of each step from (seed, step)."""
+"""Choose the tasks of each step from (seed, step). Nothing here holds state, so a resumed run gets the same tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 
 from synod.errors import SettingsError
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_concept_prompts, read_prompts
 from trainer.scenarios import make_task
-from trainer.types import ConceptProfile, Pathway, Prompt, Task
+from trainer.settings import DataSettings, PromptSettings, RewardSettings, TrainerSettings
+from trainer.types import ConceptProfile, Pathway, Prompt, RewardSpec, Task
 
+GENEVAL: Final = RewardSpec({"geneval": 1.0})  # the reward of Sync-R1's prompts without a concept
 _MILLION: Final = 1_000_000
 # Streams of random numbers; append new ones, so that the existing ones stay the same.
-_COIN, _VISUAL, _TEXTUAL, _TAG, _GENEVAL, _REASON = range(6)
+_COIN, _VISUAL, _TEXTUAL, _TAG, _GENEVAL, _REASON, _PROMPT, _REPLACEMENT = range(8)
+
+
+class TaskSource(Protocol):
+    """The sequence of training tasks."""
+
+    def tasks(self, step: int) -> list[Task]:
+        """Return the `prompts_per_step` tasks of step 0, 1, ..."""
+        ...
+
+    def replacements(self, step: int, count: int) -> list[Task]:
+        """Return tasks to draw in place of those of step 0, 1, ...; the first of them do not depend on `count`."""
+        ...
+
+
+def training_tasks(settings: TrainerSettings, log: Callable[[str], None] = print) -> TaskSource:
+    """Read the training prompts. `log` receives messages for the user. Raises SettingsError."""
+    count = settings.prompts_per_step
+    return _source(settings.data, settings.rewards, settings.data.prompts, settings.seed, count, log)
+
+
+def heldout_tasks(settings: TrainerSettings, seed: int, count: int) -> list[Task]:
+    """Return `count` tasks of the held-out prompts, in the mix of the training.
+
+    A small pool's prompts repeat after each was used once. Raises SettingsError.
+    """
+    if settings.data.heldout is None:
+        raise SettingsError("[trainer.data] names no held-out prompts; give heldout = a file of prompts")
+    source = _source(settings.data, settings.rewards, settings.data.heldout, seed, count, lambda message: None)
+    return source.tasks(0)
+
+
+def reward_specs(settings: TrainerSettings) -> list[RewardSpec]:
+    """Return the reward of each kind of task."""
+    spec = _spec(settings.rewards)
+    share = 0.0 if isinstance(settings.data, PromptSettings) else settings.data.geneval_share
+    return [*([spec] if share < 1 else []), *([GENEVAL] if share else [])]
+
+
+def _spec(rewards: RewardSettings) -> RewardSpec:
+    return RewardSpec(rewards.scorers, rewards.ensemble, rewards.aggregation)
+
+
+def _source(
+    data: DataSettings, rewards: RewardSettings, path: Path, seed: int, count: int, log: Callable[[str], None]
+) -> TaskSource:
+    if isinstance(data, PromptSettings):
+        return PromptTasks(read_prompts(path, data.column, log), _spec(rewards), (seed,), count)
+    concepts = read_concepts(data.concepts)
+    prompts = read_concept_prompts(path, concepts)
+    return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, data.geneval_share)
 
 
 @dataclass(frozen=True)
-class TaskSampler:
-    """The sequence of training tasks; it holds no state, because a step's tasks follow from its number.
+class PromptTasks:
+    """Each prompt once in every pass over them, in an order of its own. `seed` is the key of the random numbers."""
+
+    prompts: Sequence[Prompt]
+    reward: RewardSpec
+    seed: tuple[int, ...]
+    prompts_per_step: int = 1
+
+    def tasks(self, step: int) -> list[Task]:
+        first = step * self.prompts_per_step
+        chosen = [
+            _pick(self.prompts, index, (*self.seed, _PROMPT)) for index in range(first, first + self.prompts_per_step)
+        ]
+        return [self._task(prompt) for prompt in chosen]
+
+    def replacements(self, step: int, count: int) -> list[Task]:
+        """Return other prompts than the step's own, as long as there are any."""
+        taken = {task.prompt.text for task in self.tasks(step)}
+        others = [prompt for prompt in self.prompts if prompt.text not in taken] or self.prompts
+        stream = (*self.seed, _REPLACEMENT, step)
+        return [self._task(_pick(others, index, stream)) for index in range(count)]
+
+    def _task(self, prompt: Prompt) -> Task:
+        return make_task(prompt, None, "none", self.reward, np.random.default_rng(0))  # it draws nothing
+
+
+@dataclass(frozen=True)
+class SyncR1Tasks:
+    """Prompts about concepts on both reasoning pathways, and GenEval's prompts.
 
     Concept prompts come in pairs of one visual and one textual pathway, in random order (1:1 in Sync-R1): prompts that
     hint at a fact are textual, the others visual. `geneval_share` of all prompts are GenEval's, in rounds of one
-    prompt of each tag. Each pool is shuffled for every pass over it. Raises SettingsError if a needed pool is
-    empty.
+    prompt of each tag, rewarded by GenEval's scorer; `reward` is that of the concept prompts. Each pool is shuffled for
+    every pass over it. `seed` is the key of the random numbers. Raises SettingsError if a needed pool is empty.
     """
 
     prompts: Sequence[Prompt]
     concepts: Mapping[str, ConceptProfile]
-    seed: int
+    reward: RewardSpec
+    seed: tuple[int, ...]
     prompts_per_step: int = 1
     geneval_share: float = 0.0
 
@@ -45,9 +128,12 @@ class TaskSampler:
             )
 
     def tasks(self, step: int) -> list[Task]:
-        """Return the `prompts_per_step` tasks of step 0, 1, ..."""
         first = step * self.prompts_per_step
         return [self._task(index) for index in range(first, first + self.prompts_per_step)]
+
+    def replacements(self, step: int, count: int) -> list[Task]:
+        """Return tasks in the mix of the training."""
+        return replace(self, seed=(*self.seed, _REPLACEMENT, step), prompts_per_step=count).tasks(0)
 
     @property
     def _millionths(self) -> int:
@@ -72,28 +158,28 @@ class TaskSampler:
     def _task(self, index: int) -> Task:
         """Return task number `index` of the run; GenEval's tasks are spread evenly."""
         before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
-        pathway: Pathway = "none"
         if after > before:
-            prompt = self._geneval(before)
-        else:
-            pair, second = divmod(index - before, 2)
-            first_is_visual = bool(self._rng(_COIN, pair).integers(2))
-            pathway = "visual" if first_is_visual != bool(second) else "textual"
-            pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
-            prompt = self._pick(pool, pair, stream)
-        profile = None if prompt.concept is None else self.concepts[prompt.concept]
-        return make_task(prompt, profile, pathway, self._rng(_REASON, index))
+            return make_task(self._geneval(before), None, "none", GENEVAL, self._rng(_REASON, index))
+        pair, second = divmod(index - before, 2)
+        first_is_visual = bool(self._rng(_COIN, pair).integers(2))
+        pathway: Pathway = "visual" if first_is_visual != bool(second) else "textual"
+        pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
+        prompt = _pick(pool, pair, (*self.seed, stream))
+        assert prompt.concept is not None
+        return make_task(prompt, self.concepts[prompt.concept], pathway, self.reward, self._rng(_REASON, index))
 
     def _geneval(self, index: int) -> Prompt:
         by_tag = self._by_tag
         names = sorted(by_tag)
         turn, place = divmod(index, len(names))
         tag = int(self._rng(_TAG, turn).permutation(len(names))[place])
-        return self._pick(by_tag[names[tag]], turn, _GENEVAL, tag)
-
-    def _pick(self, pool: Sequence[Prompt], index: int, *stream: int) -> Prompt:
-        epoch, place = divmod(index, len(pool))
-        return pool[int(self._rng(*stream, epoch).permutation(len(pool))[place])]
+        return _pick(by_tag[names[tag]], turn, (*self.seed, _GENEVAL, tag))
 
     def _rng(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *stream])
+        return np.random.default_rng([*self.seed, *stream])
+
+
+def _pick(pool: Sequence[Prompt], index: int, stream: tuple[int, ...]) -> Prompt:
+    """Return prompt number `index` of endless passes over `pool`, each in an order drawn from `stream`."""
+    epoch, place = divmod(index, len(pool))
+    return pool[int(np.random.default_rng([*stream, epoch]).permutation(len(pool))[place])]

@@ -15,18 +15,16 @@ from typing import Any, Final
 import torch
 from tqdm import tqdm
 
-from synod.contracts import Pixels
+from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError
-from trainer.data.concepts import read_concepts
-from trainer.data.prompts import read_prompts
-from trainer.data.source import TaskSampler
+from trainer.data.source import heldout_tasks
 from trainer.evaluate.compare import Evaluation, Row, right
 from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rollout import begin, reason, reward_items
 from trainer.settings import TrainerSettings
-from trainer.types import Reward, Rollout, Task
+from trainer.types import Reward, RewardSpec, Rollout, Task
 
 SEED: Final = 0
 SHOWN: Final = 24  # images kept with an evaluation
@@ -38,9 +36,7 @@ def held_out(settings: TrainerSettings) -> list[Task]:
 
     A small pool's prompts repeat, with other random numbers, after each was used once. Raises SettingsError.
     """
-    concepts = read_concepts(settings.data.concepts)
-    prompts, count = read_prompts(settings.data.heldout, concepts), settings.evaluation_prompts
-    return TaskSampler(prompts, concepts, SEED, count, settings.data.geneval_share).tasks(0)
+    return heldout_tasks(settings, SEED, settings.evaluation_prompts)
 
 
 def evaluate(
@@ -74,9 +70,9 @@ def evaluate(
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     return {
-        "geneval_share": settings.data.geneval_share,
+        "data": settings.data.model_dump(mode="json", include={"task", "geneval_share"}),
         "sampler": settings.sampler.model_dump(mode="json"),
-        "ensemble": settings.service.ensemble,
+        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "ensemble"}),
     }
 
 
@@ -122,13 +118,16 @@ def _submit(
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
-    """Send one request for each pathway, since a request has one ensemble."""
-    sent = []
-    for pathway in sorted({tasks[rollout.index].pathway for rollout in rollouts}):
-        chosen = [(r, p) for r, p in zip(rollouts, images, strict=True) if tasks[r.index].pathway == pathway]
-        items = [item for r, p in chosen for item in reward_items(tasks[r.index], [r], [p])]
-        sent.append(([r.index for r, _ in chosen], service.submit(items, pathway)))
-    return sent
+    """Send one request for each reward."""
+    by_reward: list[tuple[RewardSpec, list[int], list[ScoreItem]]] = []
+    for rollout, image in zip(rollouts, images, strict=True):
+        task = tasks[rollout.index]
+        if all(task.reward != reward for reward, _, _ in by_reward):
+            by_reward.append((task.reward, [], []))
+        _, places, items = next(one for one in by_reward if one[0] == task.reward)
+        places.append(rollout.index)
+        items += reward_items(task, [rollout], [image])
+    return [(places, service.submit(items, reward)) for reward, places, items in by_reward]
 
 
 def _row(task: Task, answer: str, reward: Reward) -> Row:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from synod.contracts import ScoreItem
-from trainer.types import Pathway, Reward
+from trainer.types import Reward, RewardSpec
 
 
 class RewardBackend(Protocol):
@@ -17,6 +17,6 @@ class RewardBackend(Protocol):
         """Return the surrogate scores of previews, in order."""
         ...
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         """Request the rewards of finished images, in order."""
         ...

@@ -7,13 +7,17 @@ A missing score is `Reward(None, ..., failure)`, which masks the rollout; no num
     an item fails otherwise, or its deadline passes  mask it
     internal error of the service                    mask the request's items
     invalid request, such as an unknown scorer       raise: no retry can succeed
+
+A reward of several scorers is their weighted sum, negative scores included. It is missing if a scorer with a weight is
+missing; a scorer of weight 0 is recorded and changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -21,17 +25,15 @@ from typing import Final
 import httpx
 
 from synod.client import SynodClient
-from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
-from synod.errors import DeadlineExceeded, InvalidRequest, SynodError, Unavailable
+from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest
+from synod.errors import DeadlineExceeded, InvalidRequest, NonFinite, SettingsError, SynodError, Unavailable
 from synod.retry import RetryPolicy
 from trainer.errors import RewardServiceUnavailable
-from trainer.settings import ServiceSettings
-from trainer.types import Pathway, Reward
+from trainer.settings import RewardSettings
+from trainer.types import Reward, RewardSpec
 
 BACKOFF: Final = RetryPolicy(base_s=0.25, max_s=5.0)
 ITEM_RETRIES: Final = 9  # pauses of 14 s in all on average, in which a lost replica is replaced
-SURROGATE: Final = "ber"  # the scorer of previews
-GENEVAL: Final = "geneval"  # the scorer of prompts without a concept
 REQUEST_TIMEOUT_S: Final = 60.0
 THREADS: Final = 16  # enough for all requests of a step at once: the service batches across requests
 
@@ -44,12 +46,13 @@ class RewardService:
 
     def __init__(
         self,
-        settings: ServiceSettings,
+        settings: RewardSettings,
         *,
         transport: httpx.BaseTransport | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         self._settings, self._log = settings, log
+        self._surrogate = RewardSpec({settings.surrogate: 1.0})
         self._client = SynodClient(settings.url, timeout_s=REQUEST_TIMEOUT_S, retries=0, transport=transport)
         self._pool = ThreadPoolExecutor(THREADS, "rewards")
         self._closing = threading.Event()
@@ -70,21 +73,51 @@ class RewardService:
             else:
                 return self._log_recovery()
 
+    def check_served(self, rewards: Iterable[RewardSpec], *, previews: bool) -> None:
+        """Check that the service can give these rewards, and with `previews` the surrogate score.
+
+        Raises SettingsError, which names what is not served and what is, and RewardServiceUnavailable.
+        """
+        scorers, ensembles = self._served()
+        wanted = [self._surrogate] if previews else []
+        asked_scorers = [name for spec in (*rewards, *wanted) for name in spec.scorers]
+        asked_ensembles = [spec.ensemble for spec in rewards if spec.ensemble is not None]
+        unknown = [f"scorer '{name}'" for name in dict.fromkeys(asked_scorers) if name not in scorers]
+        unknown += [f"ensemble '{name}'" for name in dict.fromkeys(asked_ensembles) if name not in ensembles]
+        if unknown:
+            surrogate = (
+                ' Its surrogate scores previews: name another, or set [trainer.screen] threshold = "none".'
+                if previews and self._settings.surrogate not in scorers
+                else ""
+            )
+            raise SettingsError(
+                f"[trainer.rewards]: the service at {self._settings.url} does not serve {', '.join(unknown)}. It has "
+                f"the scorers {_names(scorers)} and the ensembles {_names(ensembles)}.{surrogate}"
+            )
+
+    def _served(self) -> tuple[list[str], list[str]]:
+        """Return the names of the scorers and ensembles served. Raises RewardServiceUnavailable."""
+        began, attempt = time.monotonic(), 0
+        while True:
+            try:
+                found = [str(one["name"]) for one in self._client.scorers()], list(self._client.ensembles())
+            except Unavailable as error:
+                self._wait(error, began, BACKOFF.backoff_s(attempt))
+                attempt += 1
+            else:
+                self._log_recovery()
+                return found
+
     def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
         """Return the surrogate scores of previews, in order.
 
         Raises RewardServiceUnavailable, and InvalidRequest.
         """
-        return self._rewards(items, SURROGATE, None)
+        return self._rewards(items, self._surrogate)
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
-        """Request the rewards of finished images, in order: the ensemble's, or GenEval's on pathway "none".
-
-        The future raises what `score_previews` does.
-        """
-        if pathway == "none":
-            return self._pool.submit(self._rewards, tuple(items), GENEVAL, None)
-        return self._pool.submit(self._rewards, tuple(items), None, self._settings.ensemble)
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
+        """Request the rewards of finished images, in order. The future raises what `score_previews` does."""
+        return self._pool.submit(self._rewards, tuple(items), reward)
 
     def close(self) -> None:
         """Cancel pending requests and close the connections."""
@@ -92,14 +125,13 @@ class RewardService:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._client.close()
 
-    def _rewards(self, items: Sequence[ScoreItem], scorer: str | None, ensemble: str | None) -> list[Reward]:
-        request = ScoreRequest((), () if scorer is None else (scorer,), ensemble)
+    def _rewards(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:
         rewards: list[Reward | None] = [None] * len(items)
         left = list(range(len(items)))
         for attempt in range(ITEM_RETRIES + 1):
             if not left or (attempt and self._closing.wait(BACKOFF.backoff_s(attempt - 1))):
                 break
-            for i, reward in zip(left, self._ask(replace(request, items=tuple(items[i] for i in left))), strict=True):
+            for i, reward in zip(left, self._ask([items[i] for i in left], spec), strict=True):
                 rewards[i] = reward
             left = [i for i in left if _may_recover(rewards[i])]
         found = [reward for reward in rewards if reward is not None]
@@ -107,8 +139,9 @@ class RewardService:
         self._log_missing(found)
         return found
 
-    def _ask(self, request: ScoreRequest) -> list[Reward]:
+    def _ask(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:
         """Send a request until the service answers it."""
+        request = ScoreRequest(tuple(items), tuple(spec.scorers), spec.ensemble)
         began, attempt = time.monotonic(), 0
         while True:
             try:
@@ -122,7 +155,7 @@ class RewardService:
                 attempt += 1
             else:
                 self._log_recovery()
-                return [_reward(result, request) for result in response.results]
+                return [_reward(result, spec) for result in response.results]
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
         """Pause before a retry. Raises RewardServiceUnavailable after `patience_s`."""
@@ -135,7 +168,7 @@ class RewardService:
         if now - began + pause_s > patience_s or self._closing.wait(pause_s):
             raise RewardServiceUnavailable(
                 f"the reward service at {self._settings.url} was unavailable for {now - began:.0f} s ({error}); "
-                f"[trainer.service] patience_s is {patience_s:g}. Start it (`make up`) and train again: the run "
+                f"[trainer.rewards] patience_s is {patience_s:g}. Start it (`make up`) and train again: the run "
                 "resumes from its last checkpoint"
             ) from error
 
@@ -158,10 +191,32 @@ def _may_recover(reward: Reward | None) -> bool:
     return failure is not None and failure.retryable and failure.code != DeadlineExceeded.code
 
 
-def _reward(result: ItemResult, request: ScoreRequest) -> Reward:
+def _reward(result: ItemResult, spec: RewardSpec) -> Reward:
     components = {name: score.value for name, score in result.scores.items() if isinstance(score, Score)}
-    outcome: Outcome | None = result.reward if request.ensemble else result.scores[request.scorers[0]]
-    if isinstance(outcome, Score):
-        return Reward(outcome.value, components)
-    absent = ScoreFailure(SynodError.code, "the response holds no reward")
-    return Reward(None, components, outcome or absent)
+    if spec.scorers:
+        return _weighted(result, spec, components)
+    if isinstance(result.reward, Score):
+        return Reward(result.reward.value, components)
+    return Reward(None, components, result.reward or ScoreFailure(SynodError.code, "the response holds no reward"))
+
+
+def _weighted(result: ItemResult, spec: RewardSpec, components: Mapping[str, float]) -> Reward:
+    """Return the weighted sum of the scores; missing if one of them is, and retryable only if all missing ones are."""
+    weights = {name: weight for name, weight in spec.scorers.items() if weight}
+    outcomes = {name: result.scores.get(name) for name in weights}
+    failures = [
+        replace(failure, message=f"{name}: {failure.message}")
+        for name, failure in outcomes.items()
+        if isinstance(failure, ScoreFailure)
+    ]
+    if failures:
+        return Reward(None, components, min(failures, key=lambda failure: failure.retryable))
+    value = sum(weight * components[name] for name, weight in weights.items())
+    if not math.isfinite(value):  # huge finite weights can still overflow
+        error = NonFinite(f"the weighted sum of {', '.join(weights)} is {value}; give smaller weights")
+        return Reward(None, components, ScoreFailure.of(error))
+    return Reward(value, components)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -5,11 +5,11 @@ Relative paths resolve from the TOML's folder; `SYNOD__TRAINER__STEPS=5` overrid
 raises SettingsError, which names the key, the value and the remedy.
 """
 
-from trainer.settings.data import DataSettings
+from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings, SamplerSettings
 from trainer.settings.report import ReportSettings
-from trainer.settings.rewards import ServiceSettings
+from trainer.settings.rewards import RewardSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "LossSettings",
     "OptimizerSettings",
     "PolicySettings",
+    "PromptSettings",
     "ReportSettings",
+    "RewardSettings",
     "SamplerSettings",
     "ScreenSettings",
-    "ServiceSettings",
+    "SyncR1Settings",
     "TrainerSettings",
     "load",
 ]

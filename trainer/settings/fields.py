@@ -27,7 +27,7 @@ def _path(path: Path, info: ValidationInfo) -> Path:
 def _file(path: Path, info: ValidationInfo) -> Path:
     found = _path(path, info)
     if not found.is_file():
-        raise ValueError(f"'{path}': no such file: {found}. Give a JSONL file of prompts")
+        raise ValueError(f"'{path}': no such file: {found}. Give a file of prompts")
     return found
 
 

@@ -1,18 +1,47 @@
-"""The table `[trainer.service]`."""
+"""The table `[trainer.rewards]`."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from trainer.settings.fields import Node
 
 
-class ServiceSettings(Node):
-    """The reward service. `ensemble` rewards the images of concept prompts.
+class RewardSettings(Node):
+    """The reward service, and what it rewards.
 
-    An unavailable service is retried for `patience_s`.
+    Either `scorers` (weights by name; the trainer adds the weighted scores, negative ones included) or an `ensemble` of
+    the service. `aggregation` "gdpo" normalises each scorer within its group before the sum. `surrogate` is the scorer
+    of previews; nothing asks for it if `screen.threshold` is "none". An unavailable service is retried for
+    `patience_s`.
     """
 
     url: str = Field("http://127.0.0.1:8000", pattern="^https?://")
     patience_s: float = Field(300.0, gt=0)
-    ensemble: str = "sync_r1"
+    scorers: dict[str, float] = Field(default_factory=dict)
+    ensemble: str | None = Field(None, min_length=1)
+    aggregation: Literal["sum", "gdpo"] = "sum"
+    surrogate: str = Field("ber", min_length=1)
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> RewardSettings:
+        if self.scorers and self.ensemble is not None:
+            raise ValueError(
+                f"both scorers ({', '.join(self.scorers)}) and ensemble '{self.ensemble}'; give one of them: the "
+                "trainer combines scorers, the service combines an ensemble"
+            )
+        if not self.scorers and self.ensemble is None:
+            raise ValueError(
+                "neither scorers nor an ensemble; give weights, such as scorers = { pickscore = 1.0 }, or the name of "
+                "an ensemble of the service"
+            )
+        if self.scorers and not any(self.scorers.values()):
+            raise ValueError(f"every weight of {', '.join(self.scorers)} is 0; give at least one scorer another weight")
+        if self.ensemble is not None and self.aggregation != "sum":
+            raise ValueError(
+                f"aggregation '{self.aggregation}' needs scorers, but ensemble '{self.ensemble}' is combined by the "
+                "service; give its components as scorers"
+            )
+        return self

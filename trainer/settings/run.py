@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,7 +14,9 @@ from trainer.settings.fields import Fraction, Node, OutputPath
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings, SamplerSettings
 from trainer.settings.report import ReportSettings
-from trainer.settings.rewards import ServiceSettings
+from trainer.settings.rewards import RewardSettings
+
+_UNIONS: Final = {"data"}  # tables of several classes, told apart by a tag that pydantic adds to an error's key
 
 
 class ScreenSettings(Node):
@@ -57,11 +59,22 @@ class TrainerSettings(Node):
     policy: PolicySettings
     data: DataSettings
     sampler: SamplerSettings = SamplerSettings()
-    service: ServiceSettings = ServiceSettings()
+    rewards: RewardSettings
     screen: ScreenSettings = ScreenSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sync_r1_has_an_ensemble(cls, table: Any) -> Any:
+        """Reward Sync-R1's task by its ensemble unless the settings name another reward; require [trainer.rewards]."""
+        if not isinstance(table, Mapping):
+            return table
+        data, rewards = table.get("data"), table.get("rewards", {})
+        if isinstance(data, Mapping) and isinstance(rewards, Mapping) and data.get("task") == "sync_r1":
+            rewards = rewards if "scorers" in rewards or "ensemble" in rewards else {**rewards, "ensemble": "sync_r1"}
+        return {**table, "rewards": rewards}
 
     @property
     def screening_step(self) -> int:
@@ -86,4 +99,9 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerS
     try:
         return TrainerSettings.model_validate(table, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise toml.settings_error(path, error.errors(), "trainer") from None
+        errors = [{**one, "loc": _without_tag(one["loc"])} for one in error.errors()]
+        raise toml.settings_error(path, errors, "trainer") from None
+
+
+def _without_tag(key: Sequence[int | str]) -> tuple[int | str, ...]:
+    return (key[0], *key[2:]) if key and key[0] in _UNIONS else tuple(key)

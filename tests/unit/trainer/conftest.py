@@ -73,7 +73,8 @@ def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
         path = world_dir / "train.toml"
         path.write_text(
             '[trainer]\nrun_dir = "run"\n[trainer.policy]\nmodel = "./model"\n'
-            f'[trainer.data]\nprompts = "prompts.jsonl"\nheldout = "./prompts.jsonl"\nconcepts = "concepts"\n{text}'
+            '[trainer.data]\ntask = "sync_r1"\nconcepts = "concepts"\n'
+            f'prompts = "prompts.jsonl"\nheldout = "./prompts.jsonl"\n{text}'
         )
         return load(path, {f"SYNOD__TRAINER__{key}": value for key, value in overrides.items()})
 

@@ -12,9 +12,7 @@ import torch
 
 from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
-from trainer.data.concepts import read_concepts
-from trainer.data.prompts import read_prompts
-from trainer.data.source import TaskSampler
+from trainer.data.source import training_tasks
 from trainer.policy.show_o.policy import ShowO
 from trainer.rewards.base import RewardBackend
 from trainer.rollout import Group, finish, sample_previews
@@ -30,10 +28,7 @@ NO_SCREEN = "none"
 
 def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
     """The tasks of one training step."""
-    concepts = read_concepts(settings.data.concepts)
-    prompts = read_prompts(settings.data.prompts, concepts)
-    share = settings.data.geneval_share
-    return TaskSampler(prompts, concepts, settings.seed, settings.prompts_per_step, share).tasks(step)
+    return training_tasks(settings).tasks(step)
 
 
 def draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -10,10 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
-from trainer.types import Pathway, Reward
+from trainer.types import Reward, RewardSpec
 
 WIRE = CODECS["application/msgpack"]
 LOST = ScoreFailure("scorer_failed", "planted")
+CATALOGUE = {"scorers": [{"name": "ber"}, {"name": "geneval"}], "ensembles": {"sync_r1": {}}}
 Measure = Callable[[ScoreItem], float | None]  # None: the score is lost
 
 
@@ -33,7 +35,7 @@ class Judge:
     def __init__(self, reward: Measure = brightness, surrogate: Measure = redness) -> None:
         self.reward, self.surrogate_of = reward, surrogate
         self.previewed: list[tuple[ScoreItem, float | None]] = []
-        self.asked: list[tuple[Pathway, tuple[ScoreItem, ...]]] = []
+        self.asked: list[tuple[RewardSpec, tuple[ScoreItem, ...]]] = []
         self._lock = threading.Lock()
 
     def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
@@ -42,10 +44,10 @@ class Judge:
             self.previewed += zip(items, scores, strict=True)
         return [_reward(score) for score in scores]
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         future: Future[list[Reward]] = Future()
         with self._lock:
-            self.asked.append((pathway, tuple(items)))
+            self.asked.append((reward, tuple(items)))
             future.set_result([_reward(self.reward(item)) for item in items])
         return future
 
@@ -55,7 +57,8 @@ def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
     if request.scorers == ("ber",):
         rewards = judge.score_previews(request.items)
     else:
-        rewards = judge.submit(request.items, "none" if request.scorers else "visual").result()
+        spec = RewardSpec(dict.fromkeys(request.scorers, 1.0), request.ensemble)
+        rewards = judge.submit(request.items, spec).result()
     outcomes: list[Outcome] = [LOST if r.value is None else Score(r.value) for r in rewards]
     asks_ensemble = request.ensemble is not None
     results = [
@@ -71,7 +74,7 @@ def serve(judge: Judge, rewarding: Callable[[int], None] = lambda number: None, 
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send("application/json", b"{}")
+            self._send("application/json", json.dumps(CATALOGUE).encode())
 
         def do_POST(self) -> None:
             request = WIRE.decode_request(self.rfile.read(int(self.headers["content-length"])))

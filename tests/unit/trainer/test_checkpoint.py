@@ -150,7 +150,7 @@ def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path)
 
 def test_free_settings_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
-    free = {"STEPS": "7", "SERVICE__URL": "http://far:1", "SERVICE__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
+    free = {"STEPS": "7", "REWARDS__URL": "http://far:1", "REWARDS__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
     settings = settings_from("", RUN_DIR="elsewhere", EVALUATION_PROMPTS="3", **free)
     assert load(path, settings) == (1, {"x": 1})
 
@@ -160,7 +160,7 @@ def test_every_other_setting_is_bound(settings_from: Make) -> None:
     bound = fingerprint(settings_from())
     assert {key.split(".")[0] for key in {*bound, *checkpoint.FREE}} == set(TrainerSettings.model_fields)
     assert not bound.keys() & checkpoint.FREE
-    assert "service.ensemble" in bound  # another ensemble is another reward
+    assert "rewards.ensemble" in bound  # another ensemble is another reward
     assert json.loads(json.dumps(bound)) == bound
 
 

@@ -52,7 +52,7 @@ def test_options_override_environment_and_file(
     (file, evaluated), (given, not_evaluated) = ran
     assert (file.steps, file.prompts_per_step, file.run_dir, evaluated) == (7, 2, toml.parent / "run", True)
     assert (given.steps, given.prompts_per_step, given.run_dir) == (3, 2, toml.parent / "a run")
-    assert (given.service.url, not_evaluated) == ("http://service:1", False)
+    assert (given.rewards.url, not_evaluated) == ("http://service:1", False)
 
 
 def test_a_wrong_option_is_named(
@@ -61,7 +61,7 @@ def test_a_wrong_option_is_named(
     assert main([str(toml), "--steps", "0", "--url", "service:8000"]) == 1
     message = capsys.readouterr().err
     assert message.startswith(f"synod train: settings file {toml}")
-    for part in ("trainer.steps", "greater than or equal to 1 (given: 0)", "trainer.service.url"):
+    for part in ("trainer.steps", "greater than or equal to 1 (given: 0)", "trainer.rewards.url"):
         assert part in message
     assert ran == []
 

@@ -93,8 +93,8 @@ def test_finished_images_are_sent_in_batches(
     monkeypatch.setattr("trainer.rollout.REFERENCES", 1)
     settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
     groups, rewards = draw(policy, judge, settings)
-    assert [(pathway, len(items)) for pathway, items in judge.asked] == [
-        (g.previews.task.pathway, size) for g in groups for size in (3, 1)
+    assert [(reward, len(items)) for reward, items in judge.asked] == [
+        (g.previews.task.reward, size) for g in groups for size in (3, 1)
     ]
     asked = [item for _, items in judge.asked for item in items]
     for group, found in zip(groups, rewards, strict=True):
@@ -133,7 +133,7 @@ def test_rewards_are_requested_before_the_next_batch(
         return denoise(segments, until)
 
     monkeypatch.setattr(policy, "denoise", watched)
-    service = RewardService(settings.service, transport=httpx.MockTransport(handle), log=pytest.fail)
+    service = RewardService(settings.rewards, transport=httpx.MockTransport(handle), log=pytest.fail)
     try:
         groups, rewards = draw(policy, service, settings)
     finally:

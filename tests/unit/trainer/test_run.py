@@ -40,7 +40,7 @@ def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path)
 def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy) -> None:
     judge = Judge()
     with serve(judge) as url:
-        settings = ready(SERVICE__URL=url, DATA__GENEVAL_SHARE="0.5")
+        settings = ready(REWARDS__URL=url, DATA__GENEVAL_SHARE="0.5")
         assert run_module.run(settings) == 0
     run = settings.run_dir
     assert TrainerSettings.model_validate(json.loads((run / "settings.json").read_text())) == settings
@@ -61,7 +61,7 @@ def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy
 
     written = (run / "evaluation/before.json").stat().st_mtime_ns
     with serve(judge) as url:
-        assert run_module.run(ready(SERVICE__URL=url, DATA__GENEVAL_SHARE="0.5")) == 0  # nothing is left to do
+        assert run_module.run(ready(REWARDS__URL=url, DATA__GENEVAL_SHARE="0.5")) == 0  # nothing is left to do
     assert (run / "evaluation/before.json").stat().st_mtime_ns == written
     assert [line["step"] for line in lines(run)] == [0, 1]
     assert equal(weights(loading.load(run / "policy")), weights(trained))
@@ -79,7 +79,7 @@ def test_a_reference_is_loaded_only_for_a_kl(
 
     monkeypatch.setattr(run_module, "make_policy", remembered)
     with serve(Judge()) as url:
-        settings = ready(SERVICE__URL=url, LOSS__BETA=beta, STEPS="1")
+        settings = ready(REWARDS__URL=url, LOSS__BETA=beta, STEPS="1")
         assert run_module.run(settings, evaluated=False) == 0
     assert len(made) == models
     assert all(p.requires_grad for p in made[0].module.parameters())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from trainer.scenarios import compound, make_task, reward_item, surrogate_item, textual_query
-from trainer.types import ConceptProfile, Prompt
+from trainer.types import ConceptProfile, Prompt, RewardSpec
 
 IMAGES = tuple(np.full((4, 4, 3), i, np.uint8) for i in range(3))
 FACTS = ("<bo> has a red hat", "<bo> has a blue kite", "<bo> has a pink scarf")
@@ -18,6 +18,7 @@ BO = ConceptProfile(Concept("animal", "dog", "<bo>"), "<bo> is a brown dog.", AN
 VAGUE = Prompt("a photo of <bo> with its kite", "attribute", "<bo>", "a photo of a dog with a blue kite", 1)
 PLAIN = Prompt("a photo of <bo>", "plain", "<bo>")
 TWO = Prompt("two cats", "counting", geneval=GenEvalMetadata("counting", (GenEvalClause("cat", 2),)))
+REWARD = RewardSpec({"pickscore": 1.0})
 DRAWN = np.full((4, 4, 3), 200, np.uint8)
 seeds = st.integers(0, 2**32)
 
@@ -33,7 +34,7 @@ def test_query_and_compound_prompt() -> None:
 
 @given(seeds)
 def test_textual_marks_the_hinted_fact_wherever_it_lands(seed: int) -> None:
-    made = make_task(VAGUE, BO, "textual", np.random.default_rng(seed))
+    made = make_task(VAGUE, BO, "textual", REWARD, np.random.default_rng(seed))
     assert made.key == "<bo>/textual"
     assert sorted(made.segments) == sorted(FACTS)
     assert [s for s, y in zip(made.segments, made.truth, strict=True) if y] == [FACTS[1]]
@@ -44,7 +45,7 @@ def test_textual_marks_the_hinted_fact_wherever_it_lands(seed: int) -> None:
 
 @given(seeds)
 def test_visual_marks_the_answer_to_its_query(seed: int) -> None:
-    made = make_task(PLAIN, BO, "visual", np.random.default_rng(seed))
+    made = make_task(PLAIN, BO, "visual", REWARD, np.random.default_rng(seed))
     assert made.key == "<bo>/visual"
     assert made.query is not None
     assert sorted(made.segments) == sorted(answer for _, answer in ANSWERS)
@@ -53,8 +54,8 @@ def test_visual_marks_the_answer_to_its_query(seed: int) -> None:
 
 
 def test_all_orders_queries_and_images_are_drawn() -> None:
-    textual = [make_task(VAGUE, BO, "textual", np.random.default_rng(i)) for i in range(200)]
-    visual = [make_task(PLAIN, BO, "visual", np.random.default_rng(i)) for i in range(200)]
+    textual = [make_task(VAGUE, BO, "textual", REWARD, np.random.default_rng(i)) for i in range(200)]
+    visual = [make_task(PLAIN, BO, "visual", REWARD, np.random.default_rng(i)) for i in range(200)]
     assert len({made.segments for made in textual}) == 6
     assert {made.truth.index(1.0) for made in visual} == {0, 1}
     assert {made.query.text for made in visual if made.query} == {query for query, _ in ANSWERS}
@@ -62,24 +63,24 @@ def test_all_orders_queries_and_images_are_drawn() -> None:
 
 
 def test_a_prompt_that_hints_at_nothing_has_no_right_segment() -> None:
-    assert make_task(PLAIN, BO, "textual", np.random.default_rng(0)).truth == (0.0, 0.0, 0.0)
+    assert make_task(PLAIN, BO, "textual", REWARD, np.random.default_rng(0)).truth == (0.0, 0.0, 0.0)
 
 
 def test_a_pathway_without_material_is_refused() -> None:
     bare = ConceptProfile(BO.concept, "", (), (), ())
     for prompt, profile, pathway in ((TWO, None, "visual"), (PLAIN, bare, "visual"), (VAGUE, bare, "textual")):
         with pytest.raises(ValueError, match=r"<bo>|two cats"):
-            make_task(prompt, profile, pathway, np.random.default_rng(0))  # type: ignore[arg-type]
+            make_task(prompt, profile, pathway, REWARD, np.random.default_rng(0))  # type: ignore[arg-type]
 
 
 def test_surrogate_items_exclude_the_answer() -> None:
-    item = surrogate_item(make_task(VAGUE, BO, "textual", np.random.default_rng(0)), DRAWN)
+    item = surrogate_item(make_task(VAGUE, BO, "textual", REWARD, np.random.default_rng(0)), DRAWN)
     assert (item.prompt, item.concept, item.reasoning, item.references) == (VAGUE.text, BO.concept, None, ())
     assert item.image is DRAWN
 
 
 def test_reward_items_use_the_resolved_prompt() -> None:
-    made = make_task(VAGUE, BO, "textual", np.random.default_rng(0))
+    made = make_task(VAGUE, BO, "textual", REWARD, np.random.default_rng(0))
     item = reward_item(made, DRAWN, "<bo> has a blue kite", IMAGES[:2])
     assert (item.prompt, item.concept, len(item.references)) == (VAGUE.resolved, BO.concept, 2)
     assert item.reasoning is not None
@@ -88,11 +89,14 @@ def test_reward_items_use_the_resolved_prompt() -> None:
         made.segments,
         made.truth,
     )
-    assert reward_item(make_task(PLAIN, BO, "visual", np.random.default_rng(0)), DRAWN, "", ()).prompt == PLAIN.text
+    assert (
+        reward_item(make_task(PLAIN, BO, "visual", REWARD, np.random.default_rng(0)), DRAWN, "", ()).prompt
+        == PLAIN.text
+    )
 
 
 def test_geneval_items_have_metadata_only() -> None:
-    made = make_task(TWO, None, "none", np.random.default_rng(0))
+    made = make_task(TWO, None, "none", REWARD, np.random.default_rng(0))
     assert (made.key, made.query) == ("counting/none", None)
     item = reward_item(made, DRAWN, "", IMAGES)
     assert (item.prompt, item.geneval) == ("two cats", TWO.geneval)

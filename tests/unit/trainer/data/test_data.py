@@ -15,9 +15,10 @@ from embedded import world
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts
-from trainer.data.prompts import read_prompts
-from trainer.data.source import TaskSampler
-from trainer.types import ConceptProfile, Prompt, Task
+from trainer.data.prompts import read_concept_prompts
+from trainer.data.source import GENEVAL as GENEVAL_REWARD
+from trainer.data.source import SyncR1Tasks
+from trainer.types import ConceptProfile, Prompt, RewardSpec, Task
 
 ROOT = Path(__file__).parents[4]
 BO = ConceptProfile(
@@ -30,11 +31,12 @@ GENEVAL = [
     for tag, count in (("colors", 5), ("counting", 2), ("position", 9))
     for i in range(count)
 ]
+REWARD = RewardSpec(ensemble="sync_r1")
 EVERY = [*PLAIN, *VAGUE, *GENEVAL]
 
 
 def run(steps: int, seed: int = 0, groups: int = 1, share: float = 0.0) -> list[Task]:
-    source = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, share)
+    source = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (seed,), groups, share)
     return [task for step in range(steps) for task in source.tasks(step)]
 
 
@@ -45,7 +47,7 @@ def described(task: Task) -> tuple[object, ...]:
 
 def test_shipped_files_match_the_synthetic_world() -> None:
     concepts = read_concepts(ROOT / "embedded/data/concepts")
-    prompts = read_prompts(ROOT / "embedded/data/prompts/train.jsonl", concepts)
+    prompts = read_concept_prompts(ROOT / "embedded/data/prompts/train.jsonl", concepts)
     assert set(concepts) == {card.name for card in world.CONCEPTS}
     bo, ours = world.profile_of("<bo>"), concepts["<bo>"]
     assert (ours.concept, ours.info) == (Concept("animal", "dog", "<bo>"), bo.info)
@@ -68,7 +70,7 @@ def test_concepts_and_prompts_are_read(world_dir: Path) -> None:
     concepts = read_concepts(world_dir / "concepts")
     assert concepts["<bo>"].facts == ("<bo> has a red hat", "<bo> has a blue kite")
     assert [image[0, 0, 0] for image in concepts["<bo>"].images] == [0, 60]
-    prompts = read_prompts(world_dir / "prompts.jsonl", concepts)
+    prompts = read_concept_prompts(world_dir / "prompts.jsonl", concepts)
     assert Counter(p.tag for p in prompts) == {"plain": 3, "attribute": 4, "colors": 3, "counting": 1}
     assert prompts[-1].geneval == GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
 
@@ -93,7 +95,7 @@ def test_a_bad_line_is_named(world_dir: Path, line: str, message: str) -> None:
     path = world_dir / "prompts.jsonl"
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(SettingsError) as caught:
-        read_prompts(path, read_concepts(world_dir / "concepts"))
+        read_concept_prompts(path, read_concepts(world_dir / "concepts"))
     assert message in str(caught.value)
     assert "prompts.jsonl:13" in str(caught.value)
 
@@ -132,10 +134,10 @@ def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
 @given(st.integers(0, 300), st.integers(0, 10**6), st.integers(1, 4))
 def test_a_step_follows_from_seed_and_number_alone(step: int, seed: int, groups: int) -> None:
     """A resumed run gets the same tasks, and `prompts_per_step` does not change their order."""
-    source = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, 0.4)
-    again = TaskSampler(EVERY, {"<bo>": BO}, seed, groups, 0.4)
+    source = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (seed,), groups, 0.4)
+    again = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (seed,), groups, 0.4)
     assert [described(e) for e in source.tasks(step)] == [described(e) for e in again.tasks(step)]
-    single = TaskSampler(EVERY, {"<bo>": BO}, seed, 1, 0.4)
+    single = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (seed,), 1, 0.4)
     one_by_one = [single.tasks(i)[0] for i in range(step * groups, (step + 1) * groups)]
     assert [described(e) for e in source.tasks(step)] == [described(e) for e in one_by_one]
 
@@ -158,6 +160,7 @@ def test_facts_make_a_prompt_textual() -> None:
         expected = {"plain": "visual", "dense": "textual"}.get(task.prompt.tag, "none")
         assert task.pathway == expected
         assert (task.profile is None) == (expected == "none")
+        assert task.reward == (GENEVAL_REWARD if expected == "none" else REWARD)
 
 
 @pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
@@ -196,9 +199,9 @@ def test_a_repeated_prompt_gets_a_new_query() -> None:
 )
 def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        TaskSampler(prompts, {"<bo>": BO}, 0, 1, share)
+        SyncR1Tasks(prompts, {"<bo>": BO}, REWARD, (0,), 1, share)
 
 
 def test_an_unused_pool_may_be_empty() -> None:
-    assert TaskSampler(GENEVAL, {}, 0, 2, 1.0).tasks(3)[0].pathway == "none"
-    assert TaskSampler([*PLAIN, *VAGUE], {"<bo>": BO}, 0).tasks(0)[0].pathway != "none"
+    assert SyncR1Tasks(GENEVAL, {}, REWARD, (0,), 2, 1.0).tasks(3)[0].pathway == "none"
+    assert SyncR1Tasks([*PLAIN, *VAGUE], {"<bo>": BO}, REWARD, (0,)).tasks(0)[0].pathway != "none"

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError, Unavailable
 from tests.unit.trainer.reward_services import Judge, brightness
+from trainer.data.source import GENEVAL
 from trainer.evaluate.compare import paired
 from trainer.evaluate.heldout import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
 from trainer.settings import TrainerSettings
-from trainer.types import ImageSegment, Pathway, Query, Reward, Segment, Task, TextSegment
+from trainer.types import ImageSegment, Query, Reward, RewardSpec, Segment, Task, TextSegment
 
 TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
 
@@ -74,8 +75,8 @@ class Late(Judge):
         super().__init__(lambda item: None if next(count) in broken else brightness(item) + gain)
         self._held: list[tuple[Future[list[Reward]], list[Reward]]] = []
 
-    def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
-        rewards, judge = super().submit(items, pathway).result(), self
+    def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
+        rewards, judge = super().submit(items, reward).result(), self
 
         class Pending(Future[list[Reward]]):
             def result(self, timeout: float | None = None) -> list[Reward]:
@@ -117,9 +118,10 @@ def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: lis
         assert (row.answer == "") == (task.pathway == "none")
         assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
         assert (row.right is None) == (task.pathway == "none")
-    for pathway, items in judge.asked:
+    for reward, items in judge.asked:
         for item in items:
-            concept = pathway != "none"
+            concept = reward == RewardSpec(ensemble="sync_r1")
+            assert concept or reward == GENEVAL
             assert (item.geneval is None, item.reasoning is not None, len(item.references) == 2) == (concept,) * 3
 
 
@@ -156,7 +158,7 @@ def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: 
 
 def test_an_unavailable_service_ends_the_evaluation(settings: TrainerSettings, tasks: list[Task]) -> None:
     class Lost(Judge):
-        def submit(self, items: Sequence[ScoreItem], pathway: Pathway) -> Future[list[Reward]]:
+        def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
             future: Future[list[Reward]] = Future()
             future.set_exception(Unavailable("gone"))
             return future

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -11,18 +12,28 @@ import numpy as np
 import pytest
 
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
-from synod.errors import DeadlineExceeded, Overloaded, PayloadTooLarge, SynodError, Unavailable, UnknownScorer
+from synod.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    PayloadTooLarge,
+    SettingsError,
+    SynodError,
+    Unavailable,
+    UnknownScorer,
+)
 from synod.retry import RetryPolicy
 from tests.unit.trainer.reward_services import WIRE, Judge, serve
+from trainer.data.source import GENEVAL
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards import service as rewards
 from trainer.rewards.service import RewardService
-from trainer.settings import ServiceSettings
-from trainer.types import Reward
+from trainer.settings import RewardSettings
+from trainer.types import Reward, RewardSpec
 
 Answer = Callable[[ScoreRequest], ScoreResponse | SynodError | httpx.Response]
 LOST = ScoreFailure("replica_lost", "the replica died", retryable=True)
 BAD = ScoreFailure("bad_image", "not an image")
+SYNC_R1 = RewardSpec(ensemble="sync_r1")
 LATE = ScoreFailure("deadline_exceeded", "too slow", retryable=True)
 
 
@@ -94,7 +105,7 @@ def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..
 
         made.append(
             RewardService(
-                ServiceSettings(**{"patience_s": 5.0} | settings),
+                RewardSettings(**{"patience_s": 5.0, "ensemble": "sync_r1"} | settings),
                 transport=httpx.MockTransport(handle),
                 log=said.append,
             )
@@ -127,18 +138,22 @@ def test_previews_are_scored_by_the_surrogate(service: Callable[..., RewardServi
 
 
 @pytest.mark.parametrize(
-    ("pathway", "level", "reward", "request_of"),
+    ("spec", "level", "reward", "request_of"),
     [
-        ("visual", 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
-        ("textual", 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
-        ("none", 0, Reward(0.0, {"geneval": 0.0}), (("geneval",), None)),  # a measured 0 is a 0
+        (SYNC_R1, 30, Reward(0.15, {"tier": 1.0, "ber": 0.3}), ((), "sync_r1")),
+        (GENEVAL, 0, Reward(0.0, {"geneval": 0.0}), (("geneval",), None)),  # a measured 0 is a 0
+        (RewardSpec({"a": 0.5, "b": 2.0}), 40, Reward(1.0, {"a": 0.4, "b": 0.4}), (("a", "b"), None)),
+        (RewardSpec({"a": 1.0, "b": -1.5}), 40, Reward(-0.2, {"a": 0.4, "b": 0.4}), (("a", "b"), None)),  # not clipped
+        (RewardSpec({"a": 1.0, "b": 0.0}), 40, Reward(0.4, {"a": 0.4, "b": 0.4}), (("a", "b"), None)),
     ],
 )
-def test_the_pathway_chooses_the_reward(
-    service: Callable[..., RewardService], pathway: Any, level: int, reward: Reward, request_of: object
+def test_a_reward_asks_its_scorers_or_ensemble(
+    service: Callable[..., RewardService], spec: RewardSpec, level: int, reward: Reward, request_of: object
 ) -> None:
     asked: list[ScoreRequest] = []
-    assert service(measured, asked=asked).submit(items(level), pathway).result(10) == [reward]
+    (found,) = service(measured, asked=asked).submit(items(level), spec).result(10)
+    assert found.value == pytest.approx(reward.value)
+    assert (found.components, found.failure) == (reward.components, None)
     assert [(request.scorers, request.ensemble) for request in asked] == [request_of]
 
 
@@ -158,7 +173,7 @@ def test_no_items_send_no_request(service: Callable[..., RewardService]) -> None
     ],
 )
 def test_an_unavailable_service_is_retried(service: Callable[..., RewardService], said: Said, trouble: Answer) -> None:
-    found = service(trouble, trouble, trouble, measured).submit(items(50), "visual").result(10)
+    found = service(trouble, trouble, trouble, measured).submit(items(50), SYNC_R1).result(10)
     assert [reward.value for reward in found] == [0.25]
     assert said.count_of("waiting up to 5 s for the reward service") == 1
     assert said.count_of("has recovered") == 1
@@ -166,7 +181,7 @@ def test_an_unavailable_service_is_retried(service: Callable[..., RewardService]
 
 
 def test_waiting_ends_after_patience_s(service: Callable[..., RewardService], said: Said) -> None:
-    future = service(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), "visual")
+    future = service(broken(httpx.ConnectError), patience_s=0.02).submit(items(50), SYNC_R1)
     with pytest.raises(
         RewardServiceUnavailable, match=r"was unavailable for .* patience_s is 0\.02\. Start it \(`make up`\)"
     ):
@@ -197,13 +212,13 @@ def test_a_failure_that_does_not_recover_is_masked(
 @pytest.mark.parametrize("error", [UnknownScorer("no ensemble 'sync_r1'"), PayloadTooLarge("too many")])
 def test_a_wrong_request_is_raised(service: Callable[..., RewardService], error: SynodError) -> None:
     with pytest.raises(type(error), match=str(error)):
-        service(fail(error)).submit(items(1), "textual").result(10)
+        service(fail(error)).submit(items(1), SYNC_R1).result(10)
 
 
 def test_a_failed_item_masks_only_itself(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
     one = service(lambda r: respond(r, lambda item: BAD if level(item) == 2 else Score(level(item) / 10)), asked=asked)
-    found = one.submit(items(1, 2, 3), "visual").result(10)
+    found = one.submit(items(1, 2, 3), SYNC_R1).result(10)
     assert [reward.value for reward in found] == [0.05, None, 0.15]
     assert found[1] == Reward(None, {"tier": 1.0}, BAD)  # its other component is kept
     assert len(asked) == 1  # a bad image stays one
@@ -225,7 +240,7 @@ def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], sai
 
 def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:
     one = service(broken(httpx.ConnectError), patience_s=600.0)
-    future = one.submit(items(1), "visual")
+    future = one.submit(items(1), SYNC_R1)
     while not said:
         assert not future.done()
     one.close()
@@ -235,11 +250,11 @@ def test_close_cancels_pending_requests(service: Callable[..., RewardService], s
 
 def test_training_continues_after_a_service_restart(said: Said) -> None:
     with serve(Judge()) as url:
-        service = RewardService(ServiceSettings(url=url, patience_s=60), log=said.append)
+        service = RewardService(RewardSettings(ensemble="sync_r1", url=url, patience_s=60), log=said.append)
         service.wait_ready()
         assert service.score_previews(items(51))[0].value == 0.2
         assert said == []
-    future = service.submit(items(102), "visual")
+    future = service.submit(items(102), SYNC_R1)
     while not said:
         assert not future.done()
     with serve(Judge(), port=int(url.rpartition(":")[2])):
@@ -251,8 +266,89 @@ def test_training_continues_after_a_service_restart(said: Said) -> None:
 def test_wait_ready_names_what_is_missing(said: Said) -> None:
     body = b'{"scorers": {"ber": {"ready": false, "reason": "loading"}}}'
     transport = httpx.MockTransport(lambda request: httpx.Response(503, content=body))
-    service = RewardService(ServiceSettings(patience_s=0.3), transport=transport, log=said.append)
+    service = RewardService(RewardSettings(ensemble="sync_r1", patience_s=0.3), transport=transport, log=said.append)
     with pytest.raises(RewardServiceUnavailable, match=r"ber \(loading\)"):
         service.wait_ready()
     assert said.count_of("ber (loading)") == 1
     service.close()
+
+
+# -- what is served ---------------------------------------------------------------------------------------------------
+
+SERVED = {"scorers": [{"name": "ber"}, {"name": "pickscore"}], "ensembles": {"t2i": {}}}
+
+
+def catalogue(said: Said, body: object = SERVED, **settings: Any) -> RewardService:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=body))
+    return RewardService(RewardSettings(**{"ensemble": "t2i"} | settings), transport=transport, log=said.append)
+
+
+@pytest.mark.parametrize(
+    ("specs", "previews", "settings", "message"),
+    [
+        ([RewardSpec({"pickscor": 1.0})], False, {}, "does not serve scorer 'pickscor'. It has the scorers ber, picks"),
+        ([RewardSpec(ensemble="t2j")], False, {}, "does not serve ensemble 't2j'. It has .* the ensembles t2i\\."),
+        ([RewardSpec(ensemble="t2i"), RewardSpec({"geneval": 1.0})], True, {}, "does not serve scorer 'geneval'"),
+        (
+            [],
+            True,
+            {"surrogate": "hps"},
+            "'hps'.* Its surrogate scores previews: name .* threshold = \"none",
+        ),
+    ],
+)
+def test_a_reward_that_is_not_served_is_refused(
+    said: Said, specs: list[RewardSpec], previews: bool, settings: dict[str, Any], message: str
+) -> None:
+    with closing(catalogue(said, **settings)) as service, pytest.raises(SettingsError, match=message):
+        service.check_served(specs, previews=previews)
+
+
+def test_what_is_served_is_accepted(said: Said) -> None:
+    with closing(catalogue(said)) as service:
+        service.check_served([RewardSpec({"pickscore": 1.0, "ber": -1.0}), RewardSpec(ensemble="t2i")], previews=True)
+    with closing(catalogue(said, surrogate="unknown")) as service:
+        service.check_served([], previews=False)  # without a screen nobody asks the surrogate
+    assert said == []
+
+
+def test_a_catalogue_is_awaited(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "BACKOFF", RetryPolicy(base_s=0.001, max_s=0.03))
+    answers = [httpx.Response(503), httpx.Response(200, json=SERVED)]
+    transport = httpx.MockTransport(lambda request: answers.pop(0) if len(answers) > 1 else answers[0])
+    with closing(RewardService(RewardSettings(ensemble="t2i"), transport=transport, log=said.append)) as service:
+        service.check_served([RewardSpec({"ber": 1.0})], previews=False)
+    assert said.count_of("waiting") == said.count_of("has recovered") == 1
+
+
+# -- several scorers --------------------------------------------------------------------------------------------------
+
+
+def of_scorers(request: ScoreRequest, **outcomes: Outcome) -> ScoreResponse:
+    results = [ItemResult(dict(outcomes)) for _ in request.items]
+    return ScoreResponse(tuple(results), request.request_id or "")
+
+
+def test_one_missing_score_masks_the_reward(service: Callable[..., RewardService], said: Said) -> None:
+    spec = RewardSpec({"a": 1.0, "b": 1.0, "c": 1.0})
+    answer = lambda request: of_scorers(request, a=Score(0.5), b=LOST, c=BAD)  # noqa: E731
+    asked: list[ScoreRequest] = []
+    (found,) = service(answer, asked=asked).submit(items(1), spec).result(10)
+    assert (found.value, found.components) == (None, {"a": 0.5})
+    assert found.failure == ScoreFailure("bad_image", "c: not an image")
+    assert len(asked) == 1  # a bad image stays one, so the lost replica's score would not help
+    assert said == ["1 of 1 scores are missing, first: bad_image: c: not an image"]
+
+
+def test_a_scorer_of_weight_zero_masks_nothing(service: Callable[..., RewardService], said: Said) -> None:
+    answer = lambda request: of_scorers(request, a=Score(0.5), b=BAD)  # noqa: E731
+    (found,) = service(answer).submit(items(1), RewardSpec({"a": 2.0, "b": 0.0})).result(10)
+    assert found == Reward(1.0, {"a": 0.5})
+    assert said == []
+
+
+def test_an_infinite_sum_is_a_failure(service: Callable[..., RewardService]) -> None:
+    (found,) = service(measured).submit(items(90), RewardSpec({"a": 1.7e308, "b": 1.7e308})).result(10)
+    assert found.value is None
+    assert found.failure is not None
+    assert "the weighted sum of a, b is inf; give smaller weights" in found.failure.message

@@ -12,7 +12,7 @@ import pytest
 from services.settings import load as load_service
 from synod.errors import SettingsError
 from trainer import update
-from trainer.rewards import service as rewards
+from trainer.data.source import reward_specs
 from trainer.settings import TrainerSettings, load
 
 ROOT = Path(__file__).parents[4]
@@ -26,9 +26,10 @@ SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if 
 def test_every_shipped_toml_loads(path: Path) -> None:
     settings = load(path, {})
     assert settings.run_dir.is_absolute()
-    assert rewards.SURROGATE in load_service(path, {}).scorers
-    assert settings.service.ensemble in load_service(path, {}).ensembles
-    assert rewards.GENEVAL in load_service(path, {}).scorers or settings.data.geneval_share == 0
+    served, specs = load_service(path, {}), reward_specs(settings)
+    scorers = {name for spec in specs for name in spec.scorers} | {settings.rewards.surrogate}
+    assert scorers <= served.scorers.keys()
+    assert {spec.ensemble for spec in specs if spec.ensemble is not None} <= served.ensembles.keys()
 
 
 def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
@@ -73,7 +74,7 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
         ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
         ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),
-        ("[trainer.service]\nurl = 'localhost:8000'\n", "trainer.service.url"),
+        ("[trainer.rewards]\nurl = 'localhost:8000'\n", "trainer.rewards.url"),
         ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
         ({"POLICY__MODEL": "./gone"}, "'./gone': no such file or directory"),
         ({"POLICY__VQ": "/no/vq"}, "trainer.policy.vq: '/no/vq': no such file or directory"),
