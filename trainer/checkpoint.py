@@ -26,7 +26,8 @@ from torch import Tensor
 from synod.errors import SettingsError
 from trainer.settings import TrainerSettings
 
-# A run may resume with other values of these settings, which do not change what it computes.
+# A run may resume with other values of these settings, which do not change what it computes. `steps` is one of them
+# only if the learning rate does not depend on the length of the run.
 FREE: Final = {
     *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluation_prompts"),
     "report.wandb",
@@ -106,13 +107,14 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
 
 def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that a checkpoint must match, as JSON values by dotted key."""
+    free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
     flat: dict[str, Any] = {}
     pending = list(settings.model_dump(mode="json").items())
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
-        elif key not in FREE:
+        elif key not in free:
             flat[key] = value
     return flat
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
-from trainer.data.source import reward_specs
+from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import conditions, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.policy.base import Policy
 from trainer.policy.show_o import loading
@@ -43,7 +43,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         evaluated = False
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
-        service.check_served(reward_specs(settings), previews=settings.screen.threshold != "none")
+        service.check_served(wanted_rewards(settings))
         before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
         if evaluated and not _is_current(before, settings):
             _evaluate(policy, service, settings, before)
@@ -60,8 +60,9 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 def make_policy(settings: TrainerSettings) -> ShowO:
     """Load the policy of the settings, onto a GPU if there is one."""
     chosen, sampler = settings.policy, settings.sampler
-    options = {"guidance_scale": sampler.guidance_scale, "temperature": sampler.temperature}
-    policy = loading.load(chosen.model, vq=chosen.vq, **options)
+    policy = loading.load(
+        chosen.model, vq=chosen.vq, guidance_scale=sampler.guidance_scale, temperature=sampler.temperature
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy.module.to(device)
     policy.vq.to(device)

@@ -33,6 +33,11 @@ class RewardSpec:
     def __post_init__(self) -> None:
         assert bool(self.scorers) != (self.ensemble is not None), "either scorers or an ensemble"
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The scorers that count, with their weights."""
+        return {name: weight for name, weight in self.scorers.items() if weight}
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

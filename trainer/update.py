@@ -12,7 +12,7 @@ from torch import nn
 from trainer.algorithms.advantage import Slope, advantages, population_baseline
 from trainer.algorithms.losses import LossStats, clipped_loss, modality_weights
 from trainer.errors import NonFinite
-from trainer.optim import learning_rate
+from trainer.optim import lr_factor
 from trainer.policy.base import Policy
 from trainer.rollout import Group
 from trainer.settings import LossSettings, TrainerSettings
@@ -83,7 +83,7 @@ def policy_update(
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
     for parameters in optimizer.param_groups:
-        parameters["lr"] = learning_rate(settings.optimizer, step)
+        parameters["lr"] = settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps)
     optimizer.step()
     return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable))
 

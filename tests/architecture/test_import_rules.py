@@ -94,7 +94,7 @@ RULES = (
     Rule(r"(?P<own>trainer\.algorithms)(\..+)?", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
     Rule(
         r"(?P<own>trainer\.policy\.\w+)(\..+)?",
-        may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.weights"),
+        may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),
         never=("ray", "httpx", *WEB),
     ),
     Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", *WEB)),
@@ -110,6 +110,7 @@ LOADS = {
         *WEB,
     ),
     "trainer.settings": ("ray", *MODELS),
+    "trainer.run": ("ray", "peft"),  # peft only when adapters are on
 }
 
 

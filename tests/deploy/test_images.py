@@ -131,7 +131,7 @@ def test_a_planted_import_is_found(tmp_path: Path, planted: str, seen: bool) -> 
     [
         ("gateway", ("services.cluster.serve_app", "services.gateway.app", "synod.cli")),
         ("service", ("services.__main__", "services.cluster.serve_app", "services.cluster.hosted_scorer")),
-        ("trainer,job", ("trainer.run", "trainer.exporter")),
+        ("trainer,job", ("trainer.run", "trainer.exporter", "synod.cli")),
     ],
 )
 def test_an_image_installs_its_programs_imports(extra: str, programs: tuple[str, ...]) -> None:

@@ -23,7 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.algorithms.aggregate import Aggregation, GroupRewards, Moments
+from trainer.algorithms.aggregate import GroupRewards, Moments
+from trainer.types import Aggregation
 
 Normalise = Literal["none", "group_std", "batch_std"]
 MEMORY = 0.95  # decay of the slope's sums per group: about the last 20 groups count

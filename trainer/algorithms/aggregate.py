@@ -18,14 +18,14 @@ Standard deviations are the unbiased ones (divided by n - 1), as in trl.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["sum", "gdpo"]
+from trainer.types import Aggregation, Reward, RewardSpec
+
 FLAT = 1e-5  # of the magnitude: above a float32 scorer's differences between batches (about 1e-6)
 
 
@@ -60,15 +60,20 @@ class GroupRewards:
             raise ValueError(f"a valid score is not finite: {self.complete.tolist()}; mask missing scores")
 
     @classmethod
-    def of(cls, scores: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> GroupRewards:
-        """Return the rewards of one group, float32, from each rollout's scores by name.
+    def of(cls, rewards: Sequence[Reward], spec: RewardSpec) -> GroupRewards:
+        """Return the rewards of one group, float32: for "gdpo" the scorers with a weight, else the rewards themselves.
 
-        A rollout without one of the names in `weights` is masked; other names are ignored.
+        A rollout without a reward, or without one of those scorers, is masked.
         """
-        rows = [[found.get(name, math.nan) for name in weights] for found in scores]
-        value_GK = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(weights))
-        valid_G = torch.tensor([all(name in found for name in weights) for found in scores], dtype=torch.bool)
-        return cls(value_GK, valid_G, tuple(weights.values()))
+        weights = {name: weight for name, weight in spec.scorers.items() if weight}
+        if spec.aggregation == "sum" or not weights:
+            rows, weights = [[reward.value] for reward in rewards], {"reward": 1.0}
+        else:
+            rows = [[None if r.value is None else r.components.get(name) for name in weights] for r in rewards]
+        complete = [all(value is not None for value in row) for row in rows]
+        filled = [[math.nan if value is None else value for value in row] for row in rows]
+        value_GK = torch.tensor(filled, dtype=torch.float32).reshape(len(rows), len(weights))
+        return cls(value_GK, torch.tensor(complete, dtype=torch.bool), tuple(weights.values()))
 
     @property
     def complete(self) -> Tensor:
@@ -129,13 +134,6 @@ class Moments:
         if epsilon is not None:
             return self.std + epsilon
         return self.std if self.has_spread else math.inf
-
-
-def weighted_sum(scores: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
-    """Return sum_k w_k R_k of one rollout; None if one of the scores is missing."""
-    if not all(name in scores for name in weights):
-        return None
-    return math.fsum(weight * scores[name] for name, weight in weights.items())
 
 
 def is_flat(group: GroupRewards, aggregation: Aggregation) -> bool:

@@ -3,82 +3,120 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from synod import hub
 from synod.errors import SettingsError
 
-NAMES = ("pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin")
+T = TypeVar("T")
+Shape = tuple[int, ...]
+
+# Show-o's own saver names the index of its shards as diffusers does.
+NAMES: Final = tuple(
+    f"{stem}.{suffix}"
+    for suffix in ("safetensors", "bin")
+    for stem in ("pytorch_model", "model", "diffusion_pytorch_model")
+)
+_PARTS: Final = 32  # a .bin file is read in so many parts: less of it than this is in memory twice
 
 
-def directory_of(source: str | Path) -> Path:
-    """Return the given directory, or the download of a hub id. Raises SettingsError."""
-    if Path(source).exists():
-        return Path(source)
-    from huggingface_hub import snapshot_download
+def directory_of(source: str | Path, *, configs_only: bool = False, what: str = "model") -> Path:
+    """Return the given directory, or the download of a hub id, 'org/name' or 'org/name@REVISION'.
+
+    `configs_only` downloads no weights. Raises SettingsError that names `what` is missing.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source)))
+        return hub.resolve(str(source), configs_only)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        message = str(error).partition("\n")[0]
-        raise SettingsError(f"model '{source}' is not a directory and cannot be downloaded ({message})") from None
+        message = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SettingsError(
+            f"{what} '{source}' is not a directory and cannot be downloaded ({message}){hub.remedy(error)}"
+        ) from None
 
 
-def read_weights(module: nn.Module, directory: Path) -> None:
-    """Load the directory's weights into `module`.
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build the modules inside without memory and random values for their parameters; fill them by `read_weights`.
 
-    Raises SettingsError for no file, and for missing or unknown keys.
+    Buffers are built as always: those that no file holds keep their computed values.
     """
-    state = state_dict(directory)
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if own[k].shape != state[k].shape
-    ]
+
+    def move(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(move)  # type: ignore[arg-type]
+    try:
+        with _NoInitialValues():
+            yield
+    finally:
+        handle.remove()
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skip `nn.init` on `meta`, where it has no effect, but imports 900 modules of torch in 2.5 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+def read_weights(module: nn.Module, directory: Path, dtype: torch.dtype | None = torch.float32) -> None:
+    """Make the directory's weights the module's own, in `dtype` (None: as stored); integers stay integers.
+
+    A tensor is read at a time. With a module built under `parameters_on_meta`, memory peaks at the weights in `dtype`
+    and one tensor more. Raises SettingsError, with the module unchanged, as `check_weights` does.
+    """
+    check_weights(module, directory)
+    own, state = module.state_dict(), {}
+    for key, value in tensors(directory):
+        if value.is_floating_point() != own[key].is_floating_point():
+            raise SettingsError(f"{directory} has {key} as {value.dtype}; give a model that fits its config.json")
+        # a copy has torch's own alignment, and does not change when the file is written again
+        state[key] = value.to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
+    module.load_state_dict(state, assign=True)
+
+
+def check_weights(module: nn.Module, directory: Path) -> None:
+    """Compare the directory's keys and shapes with the module's, without reading its tensors.
+
+    Raises SettingsError for files that are missing or cannot be read, and for missing or unknown keys.
+    """
+    stored = {key: shape for path in _files(directory) for key, shape in _shapes(path).items()}
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    missing, extra = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+    shapes = [f"{k} {stored[k]} for {own[k]}" for k in own.keys() & stored.keys() if own[k] != stored[k]]
     for what, keys in (("lacks", missing), ("has unknown keys", extra), ("has other shapes:", sorted(shapes))):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise SettingsError(
                 f"{directory} {what} {', '.join(keys[:3])}{more}; give a {type(module).__name__} of this config.json"
             )
-    module.load_state_dict(state)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return the directory's config.json. Raises SettingsError if it is not a JSON object."""
-    try:
-        stored = json.loads((directory / "config.json").read_text())
-    except OSError as error:
-        raise SettingsError(f"{directory} has no config.json ({error.strerror}); give a model directory") from None
-    except ValueError as error:
-        raise SettingsError(
-            f"{directory}/config.json is not valid JSON ({error}); write or download it again"
-        ) from None
-    if not isinstance(stored, dict):
-        raise SettingsError(f"{directory}/config.json holds a {type(stored).__name__}, expected an object")
-    return stored
-
-
-def state_dict(directory: Path) -> dict[str, Tensor]:
-    """Return all tensors of the directory by key, on the CPU; .bin files are read with weights_only.
-
-    If there is an index file (`NAME.index.json`), the shards that it names are read. Raises SettingsError.
-    """
-    for name in NAMES:
-        index = directory / f"{name}.index.json"
-        if index.exists():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {key: value for shard in shards for key, value in _read(directory / shard).items()}
-        if (directory / name).exists():
-            return _read(directory / name)
-    raise SettingsError(f"{directory} has no weights; give one of {', '.join(NAMES)}")
+def tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the directory's tensors by key, on the CPU; they may be views of a mapped file. Raises SettingsError."""
+    for path in _files(directory):
+        if path.suffix == ".safetensors":
+            with _opened(path) as file:
+                yield from ((key, file.get_tensor(key)) for key in list(file.keys()))
+        else:
+            yield from _bin_tensors(path)
 
 
 def write_weights(module: nn.Module, directory: Path) -> None:
@@ -86,10 +124,96 @@ def write_weights(module: nn.Module, directory: Path) -> None:
     save_file({key: value.contiguous() for key, value in module.state_dict().items()}, directory / NAMES[0])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise SettingsError(f"{path.parent} lacks {path.name}, which its index names; download it again")
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the directory's config.json. Raises SettingsError if it is not a JSON object."""
+    return _read_object(directory / "config.json", "give a model directory")
+
+
+def parse_config(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
+    """Return the dataclass `kind` of those `fields` that it has; the others are ignored.
+
+    Raises SettingsError, which begins with `where`, for a missing field and for a value of another type.
+    """
+    known = {name: fields[name] for name in kind.__annotations__ if name in fields}
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(known), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+        raise SettingsError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{given}") from None
+
+
+def _files(directory: Path) -> list[Path]:
+    """Return the weights files: one, or the shards that an index (`NAME.index.json`) names."""
+    for name in NAMES:
+        index = directory / f"{name}.index.json"
+        if index.exists():
+            return _shards(index)
+        if (directory / name).exists():
+            return [directory / name]
+    raise SettingsError(f"{directory} has no weights; give one of {', '.join(NAMES)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    shard_of = _read_object(index, "download it again").get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
+        raise SettingsError(f"{index} has no 'weight_map' from keys to shards; download it again")
+    names = sorted(set(shard_of.values()))
+    lost = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if lost:
+        raise SettingsError(f"{index.parent} lacks {', '.join(lost)}, which {index.name} names; download it again")
+    return [index.parent / name for name in names]
+
+
+def _shapes(path: Path) -> dict[str, Shape]:
     if path.suffix == ".safetensors":
-        return load_file(path)
-    loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return loaded
+        with _opened(path) as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+    return {key: tuple(value.shape) for key, value in _mapped(path).items()}
+
+
+def _bin_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Map the file again for each part: what is read of a mapping stays in memory as long as the mapping does."""
+    left, part_bytes = list(_mapped(path)), path.stat().st_size // _PARTS
+    while left:
+        mapped, read_bytes = _mapped(path), 0
+        while left and read_bytes <= part_bytes:
+            key = left.pop(0)
+            read_bytes += mapped[key].nbytes
+            yield key, mapped[key]
+        del mapped
+
+
+def _opened(path: Path) -> Any:
+    """Open for reading rather than mapped, so that no page of the file stays in memory."""
+    try:
+        return safe_open(path, framework="pt", backend="pread")
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises a dozen kinds
+        raise _unreadable(path, error) from None
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise SettingsError(f"{path} is not a table of tensors; give a state dict")
+    return dict(found)
+
+
+def _unreadable(path: Path, error: Exception) -> SettingsError:
+    cause = str(error).strip().partition("\n")[0]
+    return SettingsError(f"{path} cannot be read safely ({cause}); download it again, or store it as safetensors")
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path.parent} has no {path.name} ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not valid JSON ({error}); write or download it again") from None
+    if not isinstance(stored, dict):
+        raise SettingsError(f"{path} holds a {type(stored).__name__}, expected an object")
+    return stored

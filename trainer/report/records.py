@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import NonFinite
-from trainer.optim import learning_rate
+from trainer.optim import lr_factor
 from trainer.report.metrics import Metrics, Sample, steps_saved
 from trainer.rollout import Group
 from trainer.settings import TrainerSettings
@@ -59,7 +59,7 @@ def step_record(
             for name, value in _modality_figures(update, modality).items()
         },
         "grad_norm": update.grad_norm,
-        "lr": learning_rate(settings.optimizer, step),
+        "lr": settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps),
         "previews": drawn,
         "kept": len(found),
         "pass_rate": sum(group.previews.screened.passed for group in groups) / num_scored if num_scored else None,

@@ -181,3 +181,14 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(
     damage(path)
     with pytest.raises(CheckpointMismatch, match=r"step-000001 cannot be read .*Remove it"):
         load(path, settings_from())
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_more_steps_need_a_constant_learning_rate(settings_from: Make, tmp_path: Path, schedule: str) -> None:
+    constant, falling = (f'[trainer.optimizer]\nschedule = "{name}"' for name in ("constant", schedule))
+    saved = save(tmp_path / "constant", 1, {"x": 1}, settings_from(constant, STEPS="5"))
+    assert load(saved, settings_from(constant, STEPS="6")) == (1, {"x": 1})
+    saved = save(tmp_path / "falling", 1, {"x": 1}, settings_from(falling, STEPS="5"))
+    assert load(saved, settings_from(falling, STEPS="5")) == (1, {"x": 1})
+    with pytest.raises(CheckpointMismatch, match=r"trainer\.steps: 5 there, 6 now"):
+        load(saved, settings_from(falling, STEPS="6"))

@@ -18,10 +18,10 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, refe
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
 from trainer.errors import NonFinite
-from trainer.optim import learning_rate, make_optimizer
+from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
 from trainer.rollout import Group
-from trainer.settings import OptimizerSettings, TrainerSettings
+from trainer.settings import TrainerSettings
 from trainer.types import Reward
 from trainer.update import Update, policy_update, update_reward_slope
 
@@ -339,9 +339,6 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def test_the_learning_rate_warms_up(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    settings = OptimizerSettings(lr=0.8, warmup_steps=3)
-    assert [learning_rate(settings, step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
-    assert learning_rate(OptimizerSettings(lr=0.8), 0) == 0.8
     policy, tiny = make_policy(), tiny_settings(OPTIMIZER__WARMUP_STEPS="3", OPTIMIZER__LR="8e-4", LOSS__BETA="0")
     groups, rewards = draw(policy, Judge(), tiny)
     optimizer = make_optimizer(policy, tiny.optimizer)

@@ -1,30 +1,84 @@
-"""Read a Show-o directory or hub id."""
+"""Read a Show-o directory or hub id, as published: `load("showlab/show-o-512x512")`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from synod.errors import SettingsError
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import Vocabulary
-from trainer.policy.weights import directory_of, read_weights
+from trainer.policy.weights import check_weights, directory_of, parameters_on_meta, read_config, read_weights
+
+PUBLIC_VQ = "showlab/magvitv2"  # of every published Show-o, whose config.json names none
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The sources of a policy's parts, each a directory or a hub id, and its config.json."""
+
+    model: str
+    vq: str
+    tokenizer: str
+    config: ShowOConfig
+
+    @classmethod
+    def find(cls, model: str | Path, vq: str | Path | None = None) -> Parts:
+        """Read the model's config.json, without its weights, and find the other parts.
+
+        The image tokenizer is `vq`, else the directory `vq` in the model's, else the public one if config.json is of a
+        published model. The text tokenizer is in the model directory, else config.json names it. Raises SettingsError.
+        """
+        directory = directory_of(model, configs_only=True)
+        config = ShowOConfig.read(directory, str(model))
+        inside, public = directory / "vq", "_class_name" in read_config(directory)
+        if vq is None and not inside.is_dir() and not public:
+            raise SettingsError(f"policy {model} has no directory 'vq'; give its image tokenizer as `vq`")
+        found = vq or (inside if inside.is_dir() else PUBLIC_VQ)
+        has_tokenizer = (directory / "tokenizer_config.json").exists()
+        return cls(str(model), str(found), str(directory) if has_tokenizer else config.llm_model_path, config)
 
 
 def load(
-    model: str | Path, *, vq: str | Path | None = None, guidance_scale: float = 5.0, temperature: float = 1.0
+    model: str | Path,
+    *,
+    vq: str | Path | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    guidance_scale: float = 5.0,
+    temperature: float = 1.0,
 ) -> ShowO:
-    """Read a Show-o directory or hub id.
+    """Read a Show-o directory or hub id ('org/name' or 'org/name@REVISION') and its parts (see `Parts.find`).
 
-    `vq` is the image tokenizer, by default the directory `vq` in the model's. The text tokenizer is the model
-    directory's, or the one that config.json names. Raises SettingsError for files that are missing or do not fit.
+    The weights have `dtype`; None keeps their stored type. Weights that are trained need float32: an update of 1e-6 is
+    lost in bfloat16. Memory peaks at the weights and one tensor more. Raises SettingsError for files that are missing
+    or do not fit.
     """
-    directory = directory_of(model)
-    config = ShowOConfig.read(directory)
-    source = directory if (directory / "tokenizer_config.json").exists() else config.llm_model_path
-    vocab = Vocabulary.read(source, config.concept_tokens, config.codebook_size, config.max_text_length)
-    tokens = Magvit.load(directory_of(vq or directory / "vq"))
-    policy = ShowO(config, vocab, tokens, guidance_scale=guidance_scale, temperature=temperature)
-    read_weights(policy.module, directory)
+    parts = Parts.find(model, vq)
+    directory = directory_of(parts.model)
+    policy = build(parts, guidance_scale=guidance_scale, temperature=temperature)
+    read_weights(policy.module, directory, dtype)
     policy.module.eval()
     return policy
+
+
+def check(parts: Parts) -> None:
+    """Check that the files of all parts are there and fit, without reading the policy's weights.
+
+    Downloads what is missing. Raises SettingsError.
+    """
+    directory = directory_of(parts.model)  # first: it may hold the image tokenizer
+    check_weights(build(parts).module, directory)
+
+
+def build(parts: Parts, *, guidance_scale: float = 5.0, temperature: float = 1.0) -> ShowO:
+    """Return the policy with its tokenizers and without weights: its parameters are on the device `meta`."""
+    config = parts.config
+    words = directory_of(parts.tokenizer, configs_only=True, what="tokenizer")
+    vocab = Vocabulary.read(words, config.concept_tokens, config.codebook_size, config.max_text_length)
+    tokens = Magvit.load(directory_of(parts.vq, what="image tokenizer"))
+    with parameters_on_meta():
+        return ShowO(config, vocab, tokens, guidance_scale=guidance_scale, temperature=temperature)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synod.contracts import Pixels
-from trainer.policy.weights import read_config, read_weights, write_weights
+from trainer.policy.weights import parameters_on_meta, parse_config, read_config, read_weights, write_weights
 
 
 @dataclass(frozen=True)
@@ -234,10 +233,9 @@ class Magvit(nn.Module):
 
         The public config.json has none of our fields, which then keep their defaults, the public shape.
         """
-        stored = read_config(directory)
-        fields = MagvitConfig.__annotations__
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in fields}
-        model = cls(MagvitConfig(**known))
+        config = parse_config(MagvitConfig, read_config(directory), f"image tokenizer {directory}: config.json")
+        with parameters_on_meta():
+            model = cls(config)
         read_weights(model, directory)
         return model.eval().requires_grad_(False)
 

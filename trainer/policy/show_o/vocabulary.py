@@ -10,6 +10,7 @@ Suffixes: B sequences, P positions of the text block, L positions, N image posit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from synod.errors import SettingsError
 PAD = "[PAD]"
 SPECIALS = ("<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>")
 END = "<|endoftext|>"
+NUM_ADDED = 1 + len(SPECIALS)  # tokens that Show-o adds to a tokenizer
+_CONCEPT = re.compile(r"<[^<>|\s]+>")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Vocabulary:
     def read(cls, source: str | Path, concepts: Sequence[str], codebook_size: int, max_text_length: int) -> Vocabulary:
         """Load a tokenizer, and add [PAD], SPECIALS and `concepts` if it lacks them.
 
-        Raises SettingsError for no tokenizer, or one without the token that begins and ends texts.
+        Raises SettingsError for no tokenizer, one without the token that begins and ends texts, and for concepts that
+        are not new tokens of the form `<name>`.
         """
         from transformers import AutoTokenizer
 
@@ -48,10 +52,20 @@ class Vocabulary:
             raise SettingsError(f"tokenizer '{source}' cannot be read ({message}); give its directory") from None
         if END not in tokenizer.get_vocab():
             raise SettingsError(f"tokenizer '{source}' has no {END} token; give the one the policy was trained with")
+        for name in concepts:
+            if not _CONCEPT.fullmatch(name):
+                raise SettingsError(f"concept '{name}' is not of the form <name>, as <bo>; rename it")
         tokenizer.add_special_tokens({"pad_token": PAD})
         tokenizer.add_tokens(list(SPECIALS), special_tokens=True)
         tokenizer.add_tokens(list(concepts))
-        return cls(tokenizer, codebook_size, max_text_length)
+        made = cls(tokenizer, codebook_size, max_text_length)
+        for place, name in enumerate(concepts, made.image_offset - len(concepts)):
+            if made.id(name) != place:  # a name that is given twice, or that the tokenizer has for something else
+                raise SettingsError(
+                    f"concept '{name}' is not a new token: its id is {made.id(name)}, expected {place}; "
+                    "give each concept once, by a name that the tokenizer does not know"
+                )
+        return made
 
     @property
     def image_offset(self) -> int:
@@ -78,8 +92,18 @@ class Vocabulary:
         """Decode ids up to the end token, without special tokens but with the concepts'."""
         ids = list(ids)
         ids = ids[: ids.index(self.id(END))] if self.id(END) in ids else ids
-        said: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        said: str = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=self._is_word_level
+        )
         return said.strip()
+
+    @property
+    def _is_word_level(self) -> bool:
+        """Whether a token is a word, so that decoding has to join words and punctuation; BPE tokens hold the spaces."""
+        from tokenizers.models import WordLevel
+
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return isinstance(getattr(backend, "model", None), WordLevel)
 
     def text_block(self, prompts: Sequence[str]) -> tuple[Tensor, int]:
         """Return left-padded `<|t2i|> bos text eos`, int64 [B P], and the position of column 0.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
@@ -24,7 +25,6 @@ from embedded.makers.dataset import QUICK, normalised
 from services.models import blip2, dinov2, face, open_clip, semantic
 from services.scorers.geneval.colour import ColorClassifier
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.weights import state_dict
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_bit_vectors_are_folded_into_saved_tables(toys: Path, tmp_path: Path) ->
         first = len(want) - 1 - len(signs)  # the mask token comes last
         for code in range(len(signs)):
             want[first + code] += sum(signs[code, bit] * vectors[bit] for bit in range(signs.shape[1]))
-        stored = state_dict(tmp_path)[f"{name}.weight"]
+        stored = load_file(tmp_path / "pytorch_model.safetensors")[f"{name}.weight"]
         assert stored.dtype == torch.bfloat16
         torch.testing.assert_close(stored.float(), want, atol=1e-6, rtol=2**-8)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from trainer.algorithms.advantage import Normalise, advantages, step_advantages
-from trainer.algorithms.aggregate import Aggregation, GroupRewards, Moments, check_weights, is_flat, weighted_sum
+from trainer.algorithms.aggregate import GroupRewards, Moments, check_weights, is_flat
+from trainer.types import Aggregation, Reward, RewardSpec
 
 NAN = math.nan
 FORMS: list[tuple[Aggregation, Normalise]] = [
@@ -128,17 +129,30 @@ def test_a_large_reward_drowns_others_in_the_sum_only() -> None:
 
 def test_negative_values_and_weights_are_not_clipped() -> None:
     assert step_advantages([group([[-3, 1], [1, -1]], (1, -1))])[0].tolist() == [-3, 3]
-    assert weighted_sum({"a": -3.0, "b": 2.0, "unused": NAN}, {"a": 0.5, "b": -1.0}) == -3.5
-    assert weighted_sum({"a": -3.0}, {"a": 0.5, "b": -1.0}) is None
 
 
-def test_rewards_by_name_mask_a_missing_score() -> None:
-    found = GroupRewards.of([{"a": 1.0, "b": 2.0}, {"b": 1.0}, {}, {"b": 4.0, "a": 3.0, "c": 9.0}], {"b": 0.5, "a": 2})
+def test_gdpo_reads_the_scorers_that_have_a_weight() -> None:
+    spec = RewardSpec({"b": 0.5, "c": 0, "a": 2}, aggregation="gdpo")
+    rewards = [
+        Reward(3.0, {"a": 1.0, "b": 2.0}),
+        Reward(None, {"a": 1.0, "b": 2.0}),  # its weighted sum overflowed
+        Reward(3.0, {"a": 1.0}),
+        Reward(8.0, {"b": 4.0, "a": 3.0, "c": 9.0}),
+    ]
+    found = GroupRewards.of(rewards, spec)
     assert found.valid_G.tolist() == [True, False, False, True]
     assert found.complete.tolist() == [[2, 1], [4, 3]]
     assert found.weight_K == (0.5, 2)
-    assert step_advantages([found])[0].tolist() == [-2.5, 0, 0, 2.5]
-    assert GroupRewards.of([], {"a": 1.0}).value_GK.shape == (0, 1)
+    assert GroupRewards.of([], spec).value_GK.shape == (0, 2)
+
+
+@pytest.mark.parametrize("spec", [RewardSpec({"a": 2.0}), RewardSpec(ensemble="all"), RewardSpec({"a": 2.0, "b": 1})])
+def test_a_sum_is_the_reward_itself(spec: RewardSpec) -> None:
+    found = GroupRewards.of([Reward(0.5, {"a": 9.0}), Reward(None, {"a": 9.0, "b": 1.0}), Reward(1.5)], spec)
+    assert found.valid_G.tolist() == [True, False, True]
+    assert found.complete.tolist() == [[0.5], [1.5]]
+    assert found.weight_K == (1,)
+    assert step_advantages([found])[0].tolist() == [-0.5, 0, 0.5]
 
 
 GROUP = st.tuples(

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synod.errors import SettingsError
-from trainer.policy.weights import directory_of, read_config, read_weights, state_dict, write_weights
+from trainer.policy.weights import directory_of, read_config, read_weights, tensors, write_weights
 
 
 class Opaque:
@@ -42,7 +42,7 @@ def test_write_and_read(module: nn.Module, tmp_path: Path) -> None:
 def test_a_module_in_channels_last_is_written(tmp_path: Path) -> None:
     module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     write_weights(module, tmp_path)
-    assert torch.equal(state_dict(tmp_path)["weight"], module.weight)
+    assert torch.equal(dict(tensors(tmp_path))["weight"], module.weight)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin"])
@@ -66,7 +66,7 @@ def test_every_form_of_a_directory(module: nn.Module, tmp_path: Path, name: str,
 def test_bin_files_are_read_with_weights_only(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1), "more": Opaque()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        state_dict(tmp_path)
+        dict(tensors(tmp_path))
 
 
 def test_keys_and_shapes_must_match(module: nn.Module, tmp_path: Path) -> None:
@@ -89,28 +89,41 @@ def test_keys_and_shapes_must_match(module: nn.Module, tmp_path: Path) -> None:
 
 def test_a_directory_without_weights(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"has no weights; give one of pytorch_model\.safetensors"):
-        state_dict(tmp_path)
+        dict(tensors(tmp_path))
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "part-1.bin"}}))
     with pytest.raises(SettingsError, match=r"lacks part-1\.bin"):
-        state_dict(tmp_path)
+        dict(tensors(tmp_path))
 
 
 def test_a_directory_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id may pin a revision; code is never downloaded, and for a config no weights."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    calls: list[tuple[str, str | None, list[str]]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        calls.append((name, revision, allow_patterns))
+        (tmp_path / "pytorch_model.bin").touch()
+        return str(tmp_path)
 
     assert directory_of(tmp_path) == tmp_path
     with pytest.raises(SettingsError, match="no/such/place/at/all' is not a directory and cannot be downloaded"):
         directory_of("no/such/place/at/all")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: f"/cache/{name}")
-    assert directory_of("showlab/show-o") == Path("/cache/showlab/show-o")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert directory_of("showlab/show-o@v1", configs_only=True) == tmp_path
+    assert directory_of("showlab/show-o") == tmp_path
+    (config, safetensors, binary) = calls
+    assert config == ("showlab/show-o", "v1", ["*.json", "*.jinja", "*.txt", "*.model"])
+    assert safetensors == ("showlab/show-o", None, [*config[2], "*.safetensors"])
+    assert binary == ("showlab/show-o", None, [*config[2], "*.bin"])
 
-    def offline(name: str) -> str:
+    def offline(name: str, **_: object) -> str:
         raise LocalEntryNotFoundError("no network\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(SettingsError, match=r"cannot be downloaded \(no network\)$"):
-        directory_of("showlab/show-o")
+    with pytest.raises(SettingsError, match=r"tokenizer 'a/b' .*cannot be downloaded \(no network\)\. HF_HUB_OFFLINE"):
+        directory_of("a/b", what="tokenizer")
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[1]", "holds a list")])

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from services.scorers import registry
 from services.settings import load as load_service
 from synod.errors import SettingsError
 from trainer import update
-from trainer.data.source import reward_specs
+from trainer.data.source import wanted_rewards
+from trainer.rewards.served import Served
 from trainer.settings import TrainerSettings, load
 
 ROOT = Path(__file__).parents[4]
@@ -26,10 +28,10 @@ SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if 
 def test_every_shipped_toml_loads(path: Path) -> None:
     settings = load(path, {})
     assert settings.run_dir.is_absolute()
-    served, specs = load_service(path, {}), reward_specs(settings)
-    scorers = {name for spec in specs for name in spec.scorers} | {settings.rewards.surrogate}
-    assert scorers <= served.scorers.keys()
-    assert {spec.ensemble for spec in specs if spec.ensemble is not None} <= served.ensembles.keys()
+    service = load_service(path, {})
+    needs = {name: registry.spec(name, one).needs for name, one in service.scorers.items()}
+    ensembles = {name: one.model_dump(mode="json") for name, one in service.ensembles.items()}
+    assert Served(needs, ensembles).problems(wanted_rewards(settings)) == []
 
 
 def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
