@@ -118,7 +118,7 @@ def resolve(policy: str, suite: str) -> Subject:
     path = Path(policy)
     if path.suffix == ".toml":
         settings = load(path, os.environ)
-        return Subject(settings.policy, settings.service.url, settings.run_dir / "evaluation" / f"{suite}-start")
+        return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
     if (path / "settings.json").is_file():
         settings = _run_settings(path)
         trained = path / "policy"
@@ -128,7 +128,7 @@ def resolve(policy: str, suite: str) -> Subject:
                 "settings TOML for the policy it starts from"
             )
         chosen = settings.policy.model_copy(update={"model": str(trained.resolve())})
-        return Subject(chosen, settings.service.url, path / "evaluation" / suite)
+        return Subject(chosen, settings.rewards.url, path / "evaluation" / suite)
     try:
         chosen = PolicySettings.model_validate({"model": policy}, context={"folder": Path.cwd()})
     except ValidationError as error:
