@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from trainer.algorithms.advantage import Slope, advantages, population_baseline
-from trainer.algorithms.losses import LossStats, clipped_loss, modality_weights
+from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.errors import NonFinite
 from trainer.optim import lr_factor
 from trainer.policy.base import Policy
-from trainer.rollout import Group
+from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
-from trainer.types import Modality, Reward, Rollout, Segment
+from trainer.types import Modality, Reward, Rollout
 
-CLIP = 0.2  # epsilon of eq. 9
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
 
@@ -39,19 +38,17 @@ class Update:
     skipped: int
 
 
-def update_reward_slope(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
+def update_reward_slope(slope: Slope, groups: Sequence[ScoredGroup]) -> Slope:
     """Return the running slope of reward on surrogate score, updated with these groups."""
-    for group, found in zip(groups, rewards, strict=True):
-        slope = slope.update(_kept_scores(group), [reward.value for reward in found])
+    for group in groups:
+        slope = slope.update(_kept_scores(group), [reward.value for reward in group.rewards])
     return slope
 
 
 def policy_update(
     policy: Policy,
-    reference: Policy | None,
     optimizer: torch.optim.Optimizer,
-    groups: Sequence[Group],
-    rewards: Sequence[Sequence[Reward]],
+    groups: Sequence[ScoredGroup],
     slope: Slope,
     settings: TrainerSettings,
     step: int,
@@ -64,14 +61,15 @@ def policy_update(
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
     spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, found in enumerate(rewards) if int(_valid(found).sum()) >= MIN_REWARDS]
+    usable = [i for i, group in enumerate(groups) if int(_valid(group.rewards).sum()) >= MIN_REWARDS]
     for i in usable:
-        advantage = _advantage(groups[i], rewards[i], slope, settings.loss)
+        advantage = _advantage(groups[i], slope, settings.loss)
         spread.append(float(advantage.abs().mean()))
-        chosen = [r for r, reward in zip(groups[i].rollouts, rewards[i], strict=True) if reward.value is not None]
-        for modality, segments in _segments(chosen).items():
+        rewarded = zip(groups[i].rollouts, groups[i].rewards, strict=True)
+        chosen = [rollout for rollout, reward in rewarded if reward.value is not None]
+        for modality in losses:
             rng = np.random.default_rng([settings.seed, step, i])
-            loss, found = _backward(policy, reference, segments, advantage, modality, settings, len(usable), rng)
+            loss, found = _backward(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
             if not np.isfinite(loss):
                 prompt = groups[i].previews.task.prompt.text
                 raise NonFinite(f"the {modality} loss is {loss} for prompt {prompt!r}", i)
@@ -90,47 +88,51 @@ def policy_update(
 
 def _backward(
     policy: Policy,
-    reference: Policy | None,
-    segments: Sequence[Segment],
+    rollouts: Sequence[Rollout],
     advantage: torch.Tensor,
     modality: Modality,
-    settings: TrainerSettings,
+    settings: LossSettings,
     groups: int,
     rng: np.random.Generator,
 ) -> tuple[float, LossStats]:
-    """Add the gradient of one group's segments, one denoising step at a time to save memory."""
-    total = policy.steps(segments)
-    count = max(1, round(settings.loss.loss_step_fraction * total))
-    weights = modality_weights(
-        settings.loss.alpha_text,
-        settings.loss.alpha_image,
-        settings.loss.scale,
-        max_text_tokens=settings.sampler.max_new_tokens,
-        denoising_steps=settings.sampler.denoising_steps,
-        positions=policy.positions,
-    )
-    weight = weights[modality] * total / count / groups
+    """Add the gradient of one modality of a group, one sampling step and micro-batch at a time to save memory."""
+    found = [(s, i) for i, rollout in enumerate(rollouts) for s in rollout.segments if s.kind == modality]
     value, stats = 0.0, LossStats()
+    if not found:
+        return value, stats
+    chosen = settings.text if modality == "text" else settings.image
+    total = policy.steps([segment for segment, _ in found])
+    count = max(1, round(settings.loss_step_fraction * total))
+    weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
+    size = settings.micro_batch or len(found)
     for step in sorted(rng.choice(total, count, replace=False).tolist()):
-        new, old, mask = policy.logprobs(segments, step)
-        if modality == "image" and settings.loss.positions == "all":
-            mask = torch.ones_like(mask)
-        with torch.no_grad():
-            ref = reference.logprobs(segments, step)[0] if reference is not None else None
-        beta = settings.loss.beta if reference is not None else 0.0
-        loss, found = clipped_loss(new, old, ref, mask, advantage.to(new.device), clip=CLIP, beta=beta, weight=weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        value, stats = value + float(loss.detach()), stats + found
+        for first in range(0, len(found), size):
+            segments, owners = zip(*found[first : first + size], strict=True)
+            terms = policy.terms(segments, step, reference=chosen.beta > 0)
+            loss, figures = clipped_loss(
+                terms.new_BD,
+                terms.old_BD,
+                terms.reference_BD,
+                terms.mask_BD,
+                advantage[list(owners)].to(terms.new_BD.device),
+                clip=chosen.clip,
+                beta=chosen.beta,
+                weight=weight,
+                group_size=len(rollouts),
+                kl_BD=terms.kl_BD,
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            value, stats = value + float(loss.detach()), stats + figures
     return value, stats
 
 
-def _advantage(group: Group, rewards: Sequence[Reward], slope: Slope, settings: LossSettings) -> torch.Tensor:
+def _advantage(group: ScoredGroup, slope: Slope, settings: LossSettings) -> torch.Tensor:
     """Return the advantages of the rollouts that have a reward, in order."""
-    valid = _valid(rewards)
-    values = torch.tensor([0.0 if reward.value is None else reward.value for reward in rewards])
+    valid = _valid(group.rewards)
+    values = torch.tensor([0.0 if reward.value is None else reward.value for reward in group.rewards])
     shift = 0.0
     if settings.baseline == "population":
-        measured = [s for s, reward in zip(_kept_scores(group), rewards, strict=True) if reward.value is not None]
+        measured = [s for s, reward in zip(_kept_scores(group), group.rewards, strict=True) if reward.value is not None]
         shift = population_baseline(slope, measured, group.previews.scores)
     return advantages(values, valid, baseline_shift=shift)[valid]
 
@@ -139,11 +141,5 @@ def _valid(rewards: Sequence[Reward]) -> torch.Tensor:
     return torch.tensor([reward.value is not None for reward in rewards])
 
 
-def _kept_scores(group: Group) -> list[float | None]:
+def _kept_scores(group: ScoredGroup) -> list[float | None]:
     return [group.previews.scores[i] for i in group.previews.screened.indices]
-
-
-def _segments(rollouts: Sequence[Rollout]) -> dict[Modality, list[Segment]]:
-    texts: list[Segment] = [r.text for r in rollouts if r.text is not None]
-    images: list[Segment] = [r.image for r in rollouts]
-    return {"text": texts, "image": images} if texts else {"image": images}

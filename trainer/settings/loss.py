@@ -9,21 +9,45 @@ from pydantic import Field
 from trainer.settings.fields import Node
 
 
-class LossSettings(Node):
-    """Sync-GRPO, eq. 9.
+class ModalityLossSettings(Node):
+    """The loss of one modality: its weight alpha (eq. 10), its KL weight beta, and its clip epsilon."""
 
-    `positions` "masked" scores sampled positions, "all" every position as in the paper. `scale` divides each modality
-    by a constant, or sums as the paper does. `loss_step_fraction` of the denoising steps enter the loss, drawn at
-    random and reweighted.
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(0.01, ge=0)
+    clip: float = Field(0.2, gt=0, lt=1)
+
+
+class TextLossSettings(ModalityLossSettings):
+    """The loss of the answers."""
+
+    alpha: float = Field(0.4, ge=0)
+
+
+class ImageLossSettings(ModalityLossSettings):
+    """The loss of the images."""
+
+    alpha: float = Field(0.6, ge=0)
+
+
+class LossSettings(Node):
+    """Sync-GRPO, eq. 9, each modality with its own weights.
+
+    `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling steps
+    enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time, which
+    lowers memory and changes no gradient; null: all of a group.
     """
 
-    alpha_text: float = Field(0.4, ge=0)
-    alpha_image: float = Field(0.6, ge=0)
-    beta: float = Field(0.01, ge=0)
-    positions: Literal["masked", "all"] = "masked"
+    text: TextLossSettings = TextLossSettings()
+    image: ImageLossSettings = ImageLossSettings()
     scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
     baseline: Literal["group", "population"] = "group"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
+    micro_batch: int | None = Field(None, ge=1)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a KL term compares the policy with its reference."""
+        return self.text.beta > 0 or self.image.beta > 0
 
 
 class OptimizerSettings(Node):

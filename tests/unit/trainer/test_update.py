@@ -20,11 +20,12 @@ from trainer.algorithms.advantage import Slope
 from trainer.errors import NonFinite
 from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
-from trainer.rollout import Group
+from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import Reward
 from trainer.update import Update, policy_update, update_reward_slope
 
+NO_KL = {"LOSS__TEXT__BETA": "0", "LOSS__IMAGE__BETA": "0"}
 STILL = {"OPTIMIZER__LR": "1e-30"}  # no step
 LOST = Reward(None, failure=ScoreFailure("scorer_failed", "planted"))
 TWO = {"PROMPTS_PER_STEP": "2", "SCREEN__GROUP_SIZE": "3"}  # a visual and a textual group
@@ -44,7 +45,7 @@ def given(*values: float | None) -> list[Reward]:
 def update(
     policy: ShowO,
     settings: TrainerSettings,
-    groups: Sequence[Group],
+    groups: Sequence[ScoredGroup],
     rewards: Sequence[Sequence[Reward]],
     *,
     ref: ShowO | None = None,
@@ -53,7 +54,9 @@ def update(
     step: int = 0,
 ) -> Update:
     optimizer = optimizer or make_optimizer(policy, settings.optimizer)
-    return policy_update(policy, ref, optimizer, groups, rewards, slope, settings, step)
+    policy._reference = None if ref is None else ref.module
+    scored = [replace(group, rewards=tuple(found)) for group, found in zip(groups, rewards, strict=True)]
+    return policy_update(policy, optimizer, scored, slope, settings, step)
 
 
 def gradient(policy: ShowO) -> Tensor:
@@ -61,7 +64,7 @@ def gradient(policy: ShowO) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def without(group: Group, place: int) -> Group:
+def without(group: ScoredGroup, place: int) -> ScoredGroup:
     """The group as if that rollout had not been kept."""
     left = [i for i in range(len(group.rollouts)) if i != place]
     kept = replace(group.previews.screened, indices=tuple(group.previews.screened.indices[i] for i in left))
@@ -79,7 +82,7 @@ def without(group: Group, place: int) -> Group:
 def eq9(
     policy: ShowO,
     ref: ShowO,
-    groups: Sequence[Group],
+    groups: Sequence[ScoredGroup],
     rewards: Sequence[Sequence[float | None]],
     *,
     alpha: dict[str, float],
@@ -100,10 +103,9 @@ def eq9(
             baseline -= slope * (sum(kept) / len(kept) - sum(drawn) / len(drawn))
         for i, value in scored:
             rollout = group.rollouts[i]
-            for name, segment in (("text", rollout.text), ("image", rollout.image)):
+            for segment in rollout.segments:
+                name = segment.kind
                 for t in steps if name == "image" else [0]:
-                    if segment is None:
-                        continue
                     new, old, mask = policy.logprobs([segment], t)
                     with torch.no_grad():
                         far = ref.logprobs([segment], t)[0]
@@ -121,16 +123,17 @@ def _term(new: Tensor, old: float, far: float, advantage: float) -> Tensor:
     return gain - 0.5 * (torch.exp(d) - d - 1)
 
 
-Exact = Callable[[dict[str, str]], tuple[ShowO, ShowO, TrainerSettings, list[Group]]]
+Exact = Callable[[dict[str, str]], tuple[ShowO, ShowO, TrainerSettings, list[ScoredGroup]]]
 
 
 @pytest.fixture
 def exact(make_policy: MakePolicy, tiny_settings: MakeSettings) -> Exact:
     """Groups drawn by the reference, and a policy that differs from it, both converted to float64."""
 
-    def make(options: dict[str, str]) -> tuple[ShowO, ShowO, TrainerSettings, list[Group]]:
-        settings = tiny_settings(**STILL, LOSS__BETA="0.5", **options)
-        policy, ref = make_policy(), reference(make_policy)
+    def make(options: dict[str, str]) -> tuple[ShowO, ShowO, TrainerSettings, list[ScoredGroup]]:
+        settings = tiny_settings(**STILL, LOSS__TEXT__BETA="0.5", LOSS__IMAGE__BETA="0.5", **options)
+        positions = {"positions": settings.policy.positions}
+        policy, ref = make_policy(**positions), make_policy(**positions)
         groups, _ = draw(ref, Judge(), settings)
         generator = torch.Generator().manual_seed(3)
         for parameter in policy.module.parameters():
@@ -150,7 +153,7 @@ PER_MODALITY = {"text": 0.4 / 4, "image": 0.6 / (4 * 16)}
     [
         pytest.param({}, PER_MODALITY, {}, id="defaults"),
         pytest.param(
-            {"LOSS__SCALE": "paper_sum", "LOSS__POSITIONS": "all"},
+            {"LOSS__SCALE": "paper_sum", "POLICY__POSITIONS": "all"},
             {"text": 0.4, "image": 0.6},
             {"everywhere": True},
             id="all positions, the paper's sum",
@@ -205,16 +208,17 @@ def test_a_fraction_of_steps_is_unbiased(exact: Exact, monkeypatch: pytest.Monke
 def test_the_steps_follow_from_seed_step_and_group(
     policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = tiny_settings(**STILL, DATA__GENEVAL_SHARE="1.0", LOSS__LOSS_STEP_FRACTION="0.5", SCREEN__GROUP_SIZE="2")
+    few = {"LOSS__LOSS_STEP_FRACTION": "0.5", "SCREEN__GROUP_SIZE": "2"}
+    settings = tiny_settings(**STILL, **NO_KL, **few, DATA__GENEVAL_SHARE="1.0")
     groups, rewards = draw(policy, Judge(), settings)
     asked: list[int] = []
-    logprobs = policy.logprobs
+    terms = policy.terms
 
-    def watched(segments: Any, step: int) -> Any:
+    def watched(segments: Any, step: int, **options: Any) -> Any:
         asked.append(step)
-        return logprobs(segments, step)
+        return terms(segments, step, **options)
 
-    monkeypatch.setattr(policy, "logprobs", watched)
+    monkeypatch.setattr(policy, "terms", watched)
     for step in (*range(12), 0):
         update(policy, settings, groups, rewards, step=step)
     chosen = [tuple(asked[i : i + 2]) for i in range(0, len(asked), 2)]
@@ -292,7 +296,7 @@ def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_s
 def test_the_gradient_is_clipped_to_its_norm(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, settings = make_policy(), tiny_settings(**STILL, LOSS__BETA="0")
+    policy, settings = make_policy(), tiny_settings(**STILL, **NO_KL)
     groups, rewards = draw(policy, Judge(), tiny_settings())
     whole = update(policy, settings, groups, rewards)
     full = gradient(policy).clone()
@@ -314,16 +318,17 @@ def test_a_step_that_is_not_finite_changes_nothing(
     optimizer = make_optimizer(policy, settings.optimizer)
     update(policy, settings, groups, rewards, ref=ref, optimizer=optimizer)  # so that it has a state to lose
     before, state = weights(policy), _flat(optimizer)
-    logprobs, bad = policy.logprobs, groups[1].rollouts[0].image
+    terms, bad = policy.terms, groups[1].rollouts[0].image
 
-    def poisoned(segments: Any, step: int) -> Any:
-        new, old, mask = logprobs(segments, step)
+    def poisoned(segments: Any, step: int, **options: Any) -> Any:
+        found = terms(segments, step, **options)
         if segments[0] is not bad or step != 2:
-            return new, old, mask
+            return found
+        new = found.new_BD
         wrong = new * math.nan if where == "loss" else new + (new.sum() * 0).sqrt()  # whose slope at 0 is infinite
-        return wrong, old, mask
+        return replace(found, new_BD=wrong)
 
-    monkeypatch.setattr(policy, "logprobs", poisoned)
+    monkeypatch.setattr(policy, "terms", poisoned)
     message = r"image loss is nan for prompt '.+'" if where == "loss" else "gradient's norm is nan"
     with pytest.raises(NonFinite, match=message) as caught:
         update(policy, settings, groups, rewards, ref=ref, optimizer=optimizer, step=1)
@@ -339,7 +344,7 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def test_the_learning_rate_warms_up(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    policy, tiny = make_policy(), tiny_settings(OPTIMIZER__WARMUP_STEPS="3", OPTIMIZER__LR="8e-4", LOSS__BETA="0")
+    policy, tiny = make_policy(), tiny_settings(OPTIMIZER__WARMUP_STEPS="3", OPTIMIZER__LR="8e-4", **NO_KL)
     groups, rewards = draw(policy, Judge(), tiny)
     optimizer = make_optimizer(policy, tiny.optimizer)
     update(policy, tiny, groups, rewards, optimizer=optimizer, step=1)
@@ -351,6 +356,6 @@ def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_sett
     scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
     settings = tiny_settings()
     groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
-    found = update_reward_slope(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
+    found = update_reward_slope(KNOWN, [replace(groups[0], rewards=tuple(given(1.0, None, 2.0, 4.0)))])
     assert found == KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0])
-    assert update_reward_slope(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN
+    assert update_reward_slope(KNOWN, [replace(groups[0], rewards=tuple(given(None, None, None, 4.0)))]) == KNOWN
