@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from synod import memory, toml
 from synod.client import SynodClient
-from synod.contracts import GenEvalMetadata, ScoreFailure
+from synod.contracts import GenEvalMetadata, Score
 from synod.errors import SettingsError, SynodError
 from synod.records import write
 from synod.scoring import show
@@ -208,12 +208,12 @@ def report_missing(rows: Sequence[Row], scorers: Sequence[str]) -> int:
     missing = 0
     for name in scorers:
         outcomes = [row.outcomes.get(name) for row in rows]
-        lost = [one for one in outcomes if one is None or isinstance(one, ScoreFailure)]
+        lost = [one for one in outcomes if not isinstance(one, Score)]
         missing += len(lost)
         if lost:
             first = next((one.message for one in lost if one is not None), "not scored yet")
             show.notify(f"{name}: {len(lost)} of {len(rows)} scores are missing, the first: {first}")
-        origins = {show.format_origin(one.origin) for one in outcomes if one is not None and one not in lost}
+        origins = {show.format_origin(one.origin) for one in outcomes if isinstance(one, Score)}
         if len(origins) > 1:
             show.notify(f"{name}: scores of different origins are mixed ({'; '.join(sorted(origins))})")
     if missing:
