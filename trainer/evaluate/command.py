@@ -25,7 +25,7 @@ from trainer.evaluate import geneval, runner
 from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
-from trainer.settings import PolicySettings, TrainerSettings, load
+from trainer.settings import PolicySettings, load
 from trainer.types import Prompt
 
 URL: Final = "http://127.0.0.1:8000"
@@ -120,15 +120,7 @@ def resolve(policy: str, suite: str) -> Subject:
         settings = load(path, os.environ)
         return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
     if (path / "settings.json").is_file():
-        settings = _run_settings(path)
-        trained = path / "policy"
-        if not trained.is_dir():
-            raise SettingsError(
-                f"the run {path} has no trained policy yet, which is written when it ends; finish it, or evaluate its "
-                "settings TOML for the policy it starts from"
-            )
-        chosen = settings.policy.model_copy(update={"model": str(trained.resolve())})
-        return Subject(chosen, settings.rewards.url, path / "evaluation" / suite)
+        return _run(path, suite)
     try:
         chosen = PolicySettings.model_validate({"model": policy}, context={"folder": Path.cwd()})
     except ValidationError as error:
@@ -136,14 +128,22 @@ def resolve(policy: str, suite: str) -> Subject:
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
 
 
-def _run_settings(run: Path) -> TrainerSettings:
-    path = run / "settings.json"
+def _run(run: Path, suite: str) -> Subject:
+    """Return an ended run's policy. What else its settings name, such as prompts, may have been removed since."""
+    path, trained = run / "settings.json", run / "policy"
+    if not trained.is_dir():
+        raise SettingsError(
+            f"the run {run} has no trained policy yet, which is written when it ends; finish it, or evaluate its "
+            "settings TOML for the policy it starts from"
+        )
     try:
-        return TrainerSettings.model_validate(json.loads(path.read_text()))
+        settings = json.loads(path.read_text())
+        table = {**settings["policy"], "model": str(trained.resolve())}
+        return Subject(PolicySettings.model_validate(table), settings["rewards"]["url"], run / "evaluation" / suite)
     except ValidationError as error:
-        raise toml.settings_error(path, error.errors(), "trainer") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not valid JSON ({error})") from None
+        raise toml.settings_error(path, error.errors(), "trainer.policy") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"{path} holds no settings of a run ({error!r}); evaluate {trained} instead") from None
 
 
 def with_sampler(policy: PolicySettings, changes: Mapping[str, Any]) -> PolicySettings:
