@@ -318,7 +318,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = named.add_parser("train", help="train a policy on a service's rewards", add_help=False)
     one.add_argument("arguments", nargs="*", help="the trainer's arguments")
     one = named.add_parser("evaluate", help="draw images from a policy and score them", add_help=False)
-    one.add_argument("arguments", nargs="*", help="the evaluation's arguments")
+    one.add_argument("arguments", nargs=argparse.REMAINDER, help="the evaluation's arguments")
     return parser
 
 

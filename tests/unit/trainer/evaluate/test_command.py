@@ -226,9 +226,14 @@ def test_wrong_options_end_with_2(arguments: list[str], capsys: pytest.CaptureFi
 
 def test_synod_evaluate_executes_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[Any] = []
-    monkeypatch.setattr(os, "execve", lambda *what: became.append(what))
+
+    def execve(*what: Any) -> None:
+        became.append(what)
+        raise SystemExit  # as the real one, it does not come back
+
+    monkeypatch.setattr(os, "execve", execve)
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit):  # the real execve does not come back; here the parser goes on
+    with pytest.raises(SystemExit):
         cli.main(["evaluate", "runs/train", "--suite", "geneval"])
     ((_, arguments, _),) = became
     assert arguments == [sys.executable, "-m", "trainer", "evaluate", "runs/train", "--suite", "geneval"]
