@@ -17,6 +17,7 @@ from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.errors import NonFinite, RewardServiceUnavailable
+from trainer.evaluate.during import HeldOut
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics
@@ -35,8 +36,9 @@ def train(
     service: RewardBackend,
     controller: ThresholdController,
     log: Callable[[str], None] = tqdm.write,
+    held_out: HeldOut | None = None,
 ) -> TrainState:
-    """Train until `settings.steps` are done, and return the final state.
+    """Train until `settings.steps` are done, or `held_out` ends the run early, and return the final state.
 
     Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. A KL term needs the
     policy's reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch and
@@ -63,6 +65,8 @@ def train(
         while state.step < settings.steps and not stop.is_set():
             step, pending, thresholds = state.step, [], state.thresholds
             try:
+                if held_out and held_out.ends_run(policy, step, clock):
+                    break
                 for index, task in enumerate(source.tasks(step)):
                     threshold = thresholds.get(task.key, controller.initial_state()).threshold
                     key = (settings.seed, step, index)
@@ -84,7 +88,7 @@ def train(
             state.thresholds = thresholds
             state.step += 1
             record = step_record(groups, update, settings, step, clock.lap())
-            metrics.log(step, record)
+            metrics.log(step, {**record, "heldout": held_out and held_out.means(step)})
             log_images(metrics, step, groups)
             if state.step % settings.checkpoint_every == 0:
                 with clock("checkpoint"):
