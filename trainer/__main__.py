@@ -30,6 +30,10 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 1 for an error, 130 for an interrupt."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["warm"], ["verify"]):
+        from trainer.models import main as check_models  # imported here: it needs torch
+
+        return check_models(given)
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
     except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OSError) as error:
