@@ -1,4 +1,4 @@
-"""The `synod` command: score images, replay a score log, list scorers, serve, train.
+"""The `synod` command: score images, replay a score log, list scorers, serve, train, evaluate.
 
 Exit status: 0 on success, 1 when anything failed (one score is enough), 2 for wrong usage.
 """
@@ -39,6 +39,7 @@ EXAMPLES: Final = """examples:
   synod warm deploy/configs/sync_r1.toml              download every model of these settings before serving them
   synod verify deploy/configs/embedded.toml           check that scorers rank good inputs above bad ones
   synod train deploy/configs/embedded.toml            train the embedded policy on that service (`synod train --help`)
+  synod evaluate runs/train --suite geneval           draw, score and summarise a benchmark (`synod evaluate --help`)
 
 Exit status: 0 on success, 1 when anything failed (one score is enough), 2 for wrong usage.
 """
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["train"]:
             train(argv[1:])
+        if argv[:1] == ["evaluate"]:
+            evaluate(argv[1:])
         options = build_parser().parse_args(argv)
         return int(options.run(options))
     except (Usage, SettingsError) as error:
@@ -160,6 +163,11 @@ def train(arguments: Sequence[str]) -> NoReturn:
     _exec(_package_home("trainer"), "trainer", *arguments)
 
 
+def evaluate(arguments: Sequence[str]) -> NoReturn:
+    """Run the trainer's evaluation with its own arguments, also --help."""
+    _exec(_package_home("trainer"), "trainer", "evaluate", *arguments)
+
+
 def _package_home(program: str) -> Path:
     """Return the folder that holds a program's package. Raises SynodError when it is not found."""
     spec = importlib.machinery.PathFinder.find_spec(program, [os.getcwd(), *sys.path])
@@ -178,7 +186,7 @@ def _check_models(command: str, config: Path, *arguments: str) -> int:
 
     An image holds one of the packages; the table of the other is left out, with a note.
     """
-    tree = toml.read(_existing(config))
+    tree = toml.read(_existing(config), {})
     homes: dict[str, Path] = {}
     for program, table in (("services", "scorers"), ("trainer", "trainer")):
         if table in tree:
@@ -192,7 +200,8 @@ def _check_models(command: str, config: Path, *arguments: str) -> int:
     for program, home in homes.items():
         line, environ = _command_line(home, program, command, str(config.resolve()), *arguments)
         statuses.append(subprocess.run(line, env=environ, check=False).returncode)
-    return next((status for status in statuses if status), 0)
+    failed = next((status for status in statuses if status), 0)
+    return failed if failed >= 0 else 128 - failed  # killed by a signal
 
 
 def _exec_service(command: str, config: Path, *arguments: str) -> NoReturn:
@@ -343,6 +352,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     one = named.add_parser("train", help="train a policy on a service's rewards", add_help=False)
     one.add_argument("arguments", nargs="*", help="the trainer's arguments")
+    one = named.add_parser("evaluate", help="draw images from a policy and score them", add_help=False)
+    one.add_argument("arguments", nargs=argparse.REMAINDER, help="the evaluation's arguments")
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +21,11 @@ def read_prompts(path: Path, column: str, log: Callable[[str], None] = print) ->
     """Return the distinct prompts of a file, in order.
 
     A `.txt` file has one prompt a line. A `.jsonl` file has one object a line with the prompt in `column`; GenEval's
-    `tag`, `include` and `exclude` are kept, other keys are ignored. Blank lines are skipped; repeated prompts are kept
-    once, and `log` receives their number. Raises SettingsError, which names file, line and mistake.
+    `tag`, `include` and `exclude` are kept, other keys are ignored. A `.parquet` file has the prompts in `column`.
+    Blank lines are skipped; repeated prompts are kept once, and `log` receives their number. Raises SettingsError,
+    which names file, line and mistake.
     """
-    readers = {".txt": _lines, ".jsonl": _objects}
+    readers = {".txt": _lines, ".jsonl": _objects, ".parquet": _rows}
     if path.suffix.lower() not in readers:
         raise SettingsError(f"{path}: a file of prompts ends in {' or '.join(readers)}; convert it to one of them")
     distinct: dict[str, Prompt] = {}
@@ -33,7 +34,7 @@ def read_prompts(path: Path, column: str, log: Callable[[str], None] = print) ->
         count += 1
         distinct.setdefault(prompt.text, prompt)
     if not distinct:
-        raise SettingsError(f"{path}: no prompts; give one a line")
+        raise SettingsError(f"{path}: no prompts; give at least one")
     if count > len(distinct):
         log(f"{path}: {count - len(distinct)} of {count} prompts repeat an earlier one and are left out")
     return tuple(distinct.values())
@@ -57,15 +58,39 @@ def _objects(path: Path, column: str) -> Iterator[Prompt]:
 @hint('A line of a .jsonl file is an object such as {"prompt": "a red cat"}')
 def _object(node: Node, column: str) -> Prompt:
     keys = node.mapping().keys()
-    if column not in keys:
-        raise node.error(
-            f"no column '{column}'; it has {', '.join(map(str, keys)) or 'none'}: set [trainer.data] column"
-        )
+    _find(column, list(map(str, keys)), node)
     text = node.need(column, _checked)
     if {"tag", "include"} <= keys:
         metadata = _geneval(node)
         return Prompt(text, metadata.tag, geneval=metadata)
     return Prompt(text, PLAIN_TAG)
+
+
+def _rows(path: Path, column: str) -> Iterator[Prompt]:
+    from pyarrow import ArrowException  # imported here: other files need no pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            with hint("A .parquet file has the prompts in one column of strings"):
+                _find(column, file.schema_arrow.names, Node(None, str(path)))
+            values = file.read([column])[column].to_pylist()
+    except (OSError, ArrowException) as error:
+        raise SettingsError(f"{path} cannot be read as parquet: {error}") from None
+    for number, value in enumerate(values):
+        yield _row(Node(value, f"{path}[{number}]", column))
+
+
+@hint("A .parquet file has the prompts in one column of strings")
+def _row(node: Node) -> Prompt:
+    return Prompt(_checked(node), PLAIN_TAG)
+
+
+def _find(column: str, columns: Sequence[str], node: Node) -> None:
+    """Raise InvalidRequest if there is no such column."""
+    if column not in columns:
+        found = ", ".join(columns) or "none"
+        raise node.error(f"no column '{column}' among {found}; name the prompts' one as [trainer.data] column")
 
 
 def read_concept_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Prompt, ...]:

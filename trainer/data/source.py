@@ -12,11 +12,13 @@ import numpy as np
 from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts, read_prompts
+from trainer.rewards.served import Wanted
 from trainer.scenarios import make_task
 from trainer.settings import DataSettings, PromptSettings, RewardSettings, TrainerSettings
 from trainer.types import ConceptProfile, Pathway, Prompt, RewardSpec, Task
 
 GENEVAL: Final = RewardSpec({"geneval": 1.0})  # the reward of Sync-R1's prompts without a concept
+_PLAIN: Final = frozenset({"image", "prompt"})  # what the items of every prompt have
 _MILLION: Final = 1_000_000
 # Streams of random numbers; append new ones, so that the existing ones stay the same.
 _COIN, _VISUAL, _TEXTUAL, _TAG, _GENEVAL, _REASON, _PROMPT, _REPLACEMENT = range(8)
@@ -51,11 +53,21 @@ def heldout_tasks(settings: TrainerSettings, seed: int, count: int) -> list[Task
     return source.tasks(0)
 
 
-def reward_specs(settings: TrainerSettings) -> list[RewardSpec]:
-    """Return the reward of each kind of task."""
-    spec = _spec(settings.rewards)
-    share = 0.0 if isinstance(settings.data, PromptSettings) else settings.data.geneval_share
-    return [*([spec] if share < 1 else []), *([GENEVAL] if share else [])]
+def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
+    """Return every reward that the run asks for, with what its items have. Raises SettingsError for the prompts."""
+    data, spec = settings.data, _spec(settings.rewards)
+    if isinstance(data, PromptSettings):
+        files = [data.prompts] if data.heldout is None else [data.prompts, data.heldout]
+        prompts = [prompt for path in files for prompt in read_prompts(path, data.column, lambda message: None)]
+        inputs = _PLAIN | ({"geneval"} if all(prompt.geneval for prompt in prompts) else set())
+        wanted = [Wanted(spec, inputs)]
+    else:
+        inputs = _PLAIN | {"concept"}
+        concepts = [Wanted(spec, inputs | {"references", "reasoning"})] if data.geneval_share < 1 else []
+        wanted = [*concepts, *([Wanted(GENEVAL, _PLAIN | {"geneval"})] if data.geneval_share else [])]
+    if settings.screen.threshold != "none":
+        wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
+    return wanted
 
 
 def _spec(rewards: RewardSettings) -> RewardSpec:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -29,6 +29,7 @@ from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreReq
 from synod.errors import DeadlineExceeded, InvalidRequest, NonFinite, SettingsError, SynodError, Unavailable
 from synod.retry import RetryPolicy
 from trainer.errors import RewardServiceUnavailable
+from trainer.rewards.served import Served, Wanted
 from trainer.settings import RewardSettings
 from trainer.types import Reward, RewardSpec
 
@@ -73,34 +74,27 @@ class RewardService:
             else:
                 return self._log_recovery()
 
-    def check_served(self, rewards: Iterable[RewardSpec], *, previews: bool) -> None:
-        """Check that the service can give these rewards, and with `previews` the surrogate score.
+    def check_served(self, wanted: Sequence[Wanted]) -> None:
+        """Check that the service can give the rewards of a run.
 
-        Raises SettingsError, which names what is not served and what is, and RewardServiceUnavailable.
+        Raises SettingsError, which names what is wrong and what is served, and RewardServiceUnavailable.
         """
-        scorers, ensembles = self._served()
-        wanted = [self._surrogate] if previews else []
-        asked_scorers = [name for spec in (*rewards, *wanted) for name in spec.scorers]
-        asked_ensembles = [spec.ensemble for spec in rewards if spec.ensemble is not None]
-        unknown = [f"scorer '{name}'" for name in dict.fromkeys(asked_scorers) if name not in scorers]
-        unknown += [f"ensemble '{name}'" for name in dict.fromkeys(asked_ensembles) if name not in ensembles]
-        if unknown:
-            surrogate = (
-                ' Its surrogate scores previews: name another, or set [trainer.screen] threshold = "none".'
-                if previews and self._settings.surrogate not in scorers
-                else ""
-            )
+        problems = self._served().problems(wanted)
+        if problems:
             raise SettingsError(
-                f"[trainer.rewards]: the service at {self._settings.url} does not serve {', '.join(unknown)}. It has "
-                f"the scorers {_names(scorers)} and the ensembles {_names(ensembles)}.{surrogate}"
+                f"[trainer.rewards] does not fit the service at {self._settings.url}:\n  "
+                + "\n  ".join(problems)
+                + "\nChange the settings, or serve what is missing. Without a screen ([trainer.screen] threshold = "
+                '"none") no surrogate is needed'
             )
 
-    def _served(self) -> tuple[list[str], list[str]]:
-        """Return the names of the scorers and ensembles served. Raises RewardServiceUnavailable."""
+    def _served(self) -> Served:
+        """Return the service's catalogue. Raises RewardServiceUnavailable."""
         began, attempt = time.monotonic(), 0
         while True:
             try:
-                found = [str(one["name"]) for one in self._client.scorers()], list(self._client.ensembles())
+                needs = {str(one["name"]): one.get("needs", ()) for one in self._client.scorers()}
+                found = Served(needs, self._client.ensembles())
             except Unavailable as error:
                 self._wait(error, began, BACKOFF.backoff_s(attempt))
                 attempt += 1
@@ -202,21 +196,15 @@ def _reward(result: ItemResult, spec: RewardSpec) -> Reward:
 
 def _weighted(result: ItemResult, spec: RewardSpec, components: Mapping[str, float]) -> Reward:
     """Return the weighted sum of the scores; missing if one of them is, and retryable only if all missing ones are."""
-    weights = {name: weight for name, weight in spec.scorers.items() if weight}
-    outcomes = {name: result.scores.get(name) for name in weights}
     failures = [
-        replace(failure, message=f"{name}: {failure.message}")
-        for name, failure in outcomes.items()
-        if isinstance(failure, ScoreFailure)
+        replace(outcome, message=f"{name}: {outcome.message}")
+        for name in spec.weights
+        if isinstance(outcome := result.scores.get(name), ScoreFailure)
     ]
     if failures:
         return Reward(None, components, min(failures, key=lambda failure: failure.retryable))
-    value = sum(weight * components[name] for name, weight in weights.items())
-    if not math.isfinite(value):  # huge finite weights can still overflow
-        error = NonFinite(f"the weighted sum of {', '.join(weights)} is {value}; give smaller weights")
-        return Reward(None, components, ScoreFailure.of(error))
-    return Reward(value, components)
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    value = sum(weight * components[name] for name, weight in spec.weights.items())
+    if math.isfinite(value):
+        return Reward(value, components)
+    error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is {value}; give smaller weights")
+    return Reward(None, components, ScoreFailure.of(error))

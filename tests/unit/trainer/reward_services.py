@@ -15,7 +15,10 @@ from trainer.types import Reward, RewardSpec
 
 WIRE = CODECS["application/msgpack"]
 LOST = ScoreFailure("scorer_failed", "planted")
-CATALOGUE = {"scorers": [{"name": "ber"}, {"name": "geneval"}], "ensembles": {"sync_r1": {}}}
+CATALOGUE = {
+    "scorers": [{"name": "ber", "needs": ["image", "prompt"]}, {"name": "geneval", "needs": ["image", "geneval"]}],
+    "ensembles": {"sync_r1": {"by_kind": {"animal": {"ber": 1.0}}}},
+}
 Measure = Callable[[ScoreItem], float | None]  # None: the score is lost
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from synod.errors import SettingsError
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.show_o.vocabulary import Vocabulary
 from trainer.policy.weights import check_weights, directory_of, parameters_on_meta, read_config, read_weights
 
-PUBLIC_VQ = "showlab/magvitv2"  # of every published Show-o, whose config.json names none
+DEFAULT: Final = Sampling()
+PUBLIC_VQ: Final = "showlab/magvitv2"  # of every published Show-o, whose config.json names none
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,7 @@ def load(
     *,
     vq: str | Path | None = None,
     dtype: torch.dtype | None = torch.float32,
-    guidance_scale: float = 5.0,
-    temperature: float = 1.0,
+    sampling: Sampling = DEFAULT,
 ) -> ShowO:
     """Read a Show-o directory or hub id ('org/name' or 'org/name@REVISION') and its parts (see `Parts.find`).
 
@@ -76,7 +77,7 @@ def load(
     """
     parts = Parts.find(model, vq)
     directory = directory_of(parts.model)
-    policy = build(parts, directory, guidance_scale=guidance_scale, temperature=temperature)
+    policy = build(parts, directory, sampling)
     read_weights(policy.module, directory, dtype)
     policy.module.eval()
     return policy
@@ -91,7 +92,7 @@ def check(parts: Parts) -> None:
     check_weights(build(parts, directory).module, directory)
 
 
-def build(parts: Parts, directory: Path, *, guidance_scale: float = 5.0, temperature: float = 1.0) -> ShowO:
+def build(parts: Parts, directory: Path, sampling: Sampling = DEFAULT) -> ShowO:
     """Return the policy of a model directory with its tokenizers, but without memory for its weights."""
     config, words = parts.config, directory
     if parts.tokenizer is not None:
@@ -100,4 +101,4 @@ def build(parts: Parts, directory: Path, *, guidance_scale: float = 5.0, tempera
     vq = directory / "vq" if parts.vq is None else directory_of(parts.vq, what="image tokenizer")
     tokens = Magvit.load(vq)
     with parameters_on_meta():
-        return ShowO(config, vocab, tokens, guidance_scale=guidance_scale, temperature=temperature)
+        return ShowO(config, vocab, tokens, sampling)

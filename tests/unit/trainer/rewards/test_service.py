@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from tests.unit.trainer.reward_services import WIRE, Judge, serve
 from trainer.data.source import GENEVAL
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards import service as rewards
+from trainer.rewards.served import Wanted
 from trainer.rewards.service import RewardService
 from trainer.settings import RewardSettings
 from trainer.types import Reward, RewardSpec
@@ -275,41 +277,40 @@ def test_wait_ready_names_what_is_missing(said: Said) -> None:
 
 # -- what is served ---------------------------------------------------------------------------------------------------
 
-SERVED = {"scorers": [{"name": "ber"}, {"name": "pickscore"}], "ensembles": {"t2i": {}}}
+SERVED = {"scorers": [{"name": "ber", "needs": ["image", "prompt"]}], "ensembles": {"t2i": {"weights": {"ber": 1.0}}}}
+BER = Wanted(RewardSpec({"ber": 1.0}), frozenset({"image", "prompt"}))
 
 
-def catalogue(said: Said, body: object = SERVED, **settings: Any) -> RewardService:
+def catalogue(said: Said, body: object = SERVED) -> RewardService:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, json=body))
-    return RewardService(RewardSettings(**{"ensemble": "t2i"} | settings), transport=transport, log=said.append)
+    return RewardService(RewardSettings(ensemble="t2i"), transport=transport, log=said.append)
 
 
-@pytest.mark.parametrize(
-    ("specs", "previews", "settings", "message"),
-    [
-        ([RewardSpec({"pickscor": 1.0})], False, {}, "does not serve scorer 'pickscor'. It has the scorers ber, picks"),
-        ([RewardSpec(ensemble="t2j")], False, {}, "does not serve ensemble 't2j'. It has .* the ensembles t2i\\."),
-        ([RewardSpec(ensemble="t2i"), RewardSpec({"geneval": 1.0})], True, {}, "does not serve scorer 'geneval'"),
-        (
-            [],
-            True,
-            {"surrogate": "hps"},
-            "'hps'.* Its surrogate scores previews: name .* threshold = \"none",
-        ),
-    ],
-)
-def test_a_reward_that_is_not_served_is_refused(
-    said: Said, specs: list[RewardSpec], previews: bool, settings: dict[str, Any], message: str
-) -> None:
-    with closing(catalogue(said, **settings)) as service, pytest.raises(SettingsError, match=message):
-        service.check_served(specs, previews=previews)
-
-
-def test_what_is_served_is_accepted(said: Said) -> None:
+def test_a_reward_that_is_not_served_is_refused(said: Said) -> None:
+    wrong = replace(BER, spec=RewardSpec({"bar": 1.0}))
     with closing(catalogue(said)) as service:
-        service.check_served([RewardSpec({"pickscore": 1.0, "ber": -1.0}), RewardSpec(ensemble="t2i")], previews=True)
-    with closing(catalogue(said, surrogate="unknown")) as service:
-        service.check_served([], previews=False)  # without a screen nobody asks the surrogate
+        service.check_served([BER, replace(BER, spec=RewardSpec(ensemble="t2i"))])
+        with pytest.raises(SettingsError) as caught:
+            service.check_served([BER, wrong, replace(wrong, role="surrogate")])
+    assert str(caught.value).splitlines()[:3] == [
+        "[trainer.rewards] does not fit the service at http://127.0.0.1:8000:",
+        "  scorer 'bar' is not served; served are ber",
+        "  surrogate 'bar' is not served; served are ber",
+    ]
+    assert 'threshold = "none") no surrogate is needed' in str(caught.value)
     assert said == []
+
+
+def test_a_service_without_ensembles_is_read(said: Said) -> None:
+    with closing(catalogue(said, {"scorers": [{"name": "ber"}]})) as service:
+        service.check_served([BER])
+        with pytest.raises(SettingsError, match="ensemble 't2i' is not served; served are none"):
+            service.check_served([replace(BER, spec=RewardSpec(ensemble="t2i"))])
+    with (
+        closing(catalogue(said, {"scorers": [], "ensembles": []})) as service,
+        pytest.raises(SynodError, match="no table of ensembles; check that the URL"),
+    ):
+        service.check_served([BER])
 
 
 def test_a_catalogue_is_awaited(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +318,7 @@ def test_a_catalogue_is_awaited(said: Said, monkeypatch: pytest.MonkeyPatch) -> 
     answers = [httpx.Response(503), httpx.Response(200, json=SERVED)]
     transport = httpx.MockTransport(lambda request: answers.pop(0) if len(answers) > 1 else answers[0])
     with closing(RewardService(RewardSettings(ensemble="t2i"), transport=transport, log=said.append)) as service:
-        service.check_served([RewardSpec({"ber": 1.0})], previews=False)
+        service.check_served([BER])
     assert said.count_of("waiting") == said.count_of("has recovered") == 1
 
 

@@ -1,0 +1,126 @@
+"""Any file of prompts: text, JSONL and parquet, good and bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from synod.contracts import GenEvalClause, GenEvalMetadata
+from synod.errors import SettingsError
+from trainer.data.prompts import read_prompts
+from trainer.types import Prompt
+
+TWO = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
+
+
+def write(folder: Path, name: str, content: object) -> Path:
+    path = folder / name
+    if isinstance(content, dict):
+        parquet.write_table(pa.table(content), path)
+    elif isinstance(content, list):
+        path.write_text("".join(json.dumps(line) + "\n" for line in content))
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else str(content).encode())
+    return path
+
+
+def read(folder: Path, name: str, content: object, column: str = "prompt") -> list[str]:
+    return [prompt.text for prompt in read_prompts(write(folder, name, content), column, pytest.fail)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column"),
+    [
+        ("a.txt", "a cat\nein Käfer\n", "prompt"),
+        ("a.TXT", "\n  a cat \r\n\n\tein Käfer", "prompt"),  # blank lines, Windows line ends, no last line end
+        ("a.txt", b"\xef\xbb\xbf" + "a cat\nein Käfer\n".encode(), "prompt"),  # a byte order mark
+        ("a.jsonl", [{"prompt": "a cat"}, {"prompt": " ein Käfer"}], "prompt"),
+        ("a.jsonl", '{"prompt": "a cat"}\n\n{"prompt": "ein Käfer", "seed": 3, "tag": "x"}', "prompt"),
+        ("a.jsonl", [{"id": 1, "caption": "a cat", "prompt": None}, {"caption": "ein Käfer"}], "caption"),
+        ("a.parquet", {"prompt": ["a cat", "ein Käfer"], "url": ["", ""]}, "prompt"),
+        ("a.parquet", {"n": [1, 2], "caption": pa.array(["a cat", "ein Käfer"]).dictionary_encode()}, "caption"),
+    ],
+)
+def test_every_format_is_read(tmp_path: Path, name: str, content: object, column: str) -> None:
+    assert read(tmp_path, name, content, column) == ["a cat", "ein Käfer"]
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    """JSON strings may hold the other characters that Unicode calls line ends."""
+    text = "a\u2028cat\u0085or\x0btwo"
+    path = write(tmp_path, "a.jsonl", json.dumps({"prompt": text.replace("\x0b", "")}, ensure_ascii=False))
+    assert [one.text for one in read_prompts(path, "prompt")] == [text.replace("\x0b", "")]
+    assert read(tmp_path, "a.txt", text) == [text]
+
+
+def test_geneval_metadata_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", [TWO | {"note": "ignored"}, {"prompt": "a cat", "tag": "mine"}])
+    metadata = GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
+    assert read_prompts(path, "prompt") == (Prompt("two dogs", "counting", geneval=metadata), Prompt("a cat", "prompt"))
+
+
+def test_repeated_prompts_are_kept_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = write(tmp_path, "a.txt", "a cat\na dog\na cat\n a cat\n")
+    assert [prompt.text for prompt in read_prompts(path, "prompt", said.append)] == ["a cat", "a dog"]
+    assert said == [f"{path}: 2 of 4 prompts repeat an earlier one and are left out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("a.csv", "id,prompt\n1,a cat\n", "prompt", "a.csv: a file of prompts ends in .txt or .jsonl or .parquet; con"),
+        ("a.txt", "", "prompt", "a.txt: no prompts; give at least one"),
+        ("a.txt", "\n \n", "prompt", "a.txt: no prompts; give at least one"),
+        (
+            "a.txt",
+            b"a cat\nk\xe4fer\n",
+            "prompt",
+            "a.txt is not UTF-8 text (invalid continuation byte at byte 7); s",
+        ),
+        ("a.jsonl", "", "prompt", "a.jsonl: no prompts; give at least one"),
+        ("a.jsonl", "a cat\n", "prompt", "a.jsonl:1 is not valid JSON"),
+        ("a.jsonl", '["a cat"]\n', "prompt", "a.jsonl:1: a list where an object belongs. A line of a .jsonl file is"),
+        (
+            "a.jsonl",
+            [{"prompt": "a cat"}, {"caption": "a dog", "id": 1}],
+            "prompt",
+            "a.jsonl:2: no column 'prompt' among caption, id; name the prompts' one as [trainer.data] column",
+        ),
+        ("a.jsonl", "{}", "prompt", "a.jsonl:1: no column 'prompt' among none"),
+        ("a.jsonl", [{"prompt": ""}], "prompt", "a.jsonl:1.prompt: the prompt is empty"),
+        ("a.jsonl", [{"prompt": " \t"}], "prompt", "a.jsonl:1.prompt: the prompt is empty"),
+        ("a.jsonl", [{"prompt": None}], "prompt", "a.jsonl:1.prompt: missing"),
+        ("a.jsonl", [{"prompt": 3}], "prompt", "a.jsonl:1.prompt: a number where a string belongs"),
+        ("a.jsonl", '{"prompt": "\\ud800"}', "prompt", "a lone surrogate; send valid Unicode"),
+        ("a.jsonl", [TWO | {"include": "dogs"}], "prompt", "a.jsonl:1.include: a string where a list belongs"),
+        ("a.jsonl", [TWO | {"include": [{"class": "dog", "count": 0}]}], "prompt", "a.jsonl:1.include[0].count: 0"),
+        (
+            "a.parquet",
+            "a cat on a mat\n",
+            "prompt",
+            "a.parquet cannot be read as parquet: Parquet magic bytes not found",
+        ),
+        ("a.parquet", {"url": ["x"], "n": [1]}, "prompt", "a.parquet: no column 'prompt' among url, n; name the"),
+        ("a.parquet", {"prompt": ["a cat", None]}, "prompt", "a.parquet[1].prompt: null where a string belongs"),
+        ("a.parquet", {"prompt": ["a cat", ""]}, "prompt", "a.parquet[1].prompt: the prompt is empty"),
+        ("a.parquet", {"prompt": [1]}, "prompt", "a.parquet[0].prompt: a number where a string belongs"),
+        ("a.parquet", {"prompt": pa.array([], pa.string())}, "prompt", "a.parquet: no prompts; give at least one"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, content: object, column: str, message: str) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(SettingsError) as caught:
+        read_prompts(path, column)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    for suffix in ("txt", "jsonl", "parquet"):
+        with pytest.raises(SettingsError, match=rf"gone\.{suffix}.*No such file"):
+            read_prompts(tmp_path / f"gone.{suffix}", "prompt")

@@ -1,0 +1,171 @@
+"""The tables [trainer.data] and [trainer.rewards]: which task, which reward, and every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synod.errors import SettingsError
+from trainer.data.source import GENEVAL, PromptTasks, SyncR1Tasks, heldout_tasks, training_tasks, wanted_rewards
+from trainer.settings import PromptSettings, SyncR1Settings, TrainerSettings, load
+from trainer.types import RewardSpec
+
+Make = Callable[..., TrainerSettings]
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Make:
+    """`plain(data, rewards)`: settings with these lines in the two tables, and a text file of three prompts."""
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na cat\n")
+    (tmp_path / "model").mkdir(exist_ok=True)
+
+    def make(data: str = "", rewards: str = "scorers = { pickscore = 1.0 }", more: str = "") -> TrainerSettings:
+        path = tmp_path / "train.toml"
+        path.write_text(
+            f'[trainer]\nrun_dir = "run"\n[trainer.policy]\nmodel = "./model"\n[trainer.data]\n'
+            f'prompts = "prompts.txt"\n{data}\n[trainer.rewards]\n{rewards}\n{more}\n'
+        )
+        return load(path, {})
+
+    return make
+
+
+def test_plain_prompts_are_the_default_task(plain: Make) -> None:
+    settings = plain()
+    assert isinstance(settings.data, PromptSettings)
+    assert (settings.data.heldout, settings.data.column) == (None, "prompt")
+    said: list[str] = []
+    source = training_tasks(settings, said.append)
+    assert isinstance(source, PromptTasks)
+    assert {task.prompt.text for step in range(2) for task in source.tasks(step)} == {"a cat", "a dog"}
+    assert source.reward == RewardSpec({"pickscore": 1.0})
+    assert len(said) == 1
+    assert "1 of 3 prompts repeat" in said[0]
+    with pytest.raises(SettingsError, match=r"names no held-out prompts; give heldout = a file"):
+        heldout_tasks(settings, 0, 1)
+
+
+def test_held_out_prompts_use_the_same_reward(plain: Make, tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text('{"prompt": "a fish"}\n{"prompt": "a fish"}\n')
+    tasks = heldout_tasks(plain('heldout = "held.jsonl"'), 0, 3)
+    assert [(task.prompt.text, task.reward) for task in tasks] == [("a fish", RewardSpec({"pickscore": 1.0}))] * 3
+
+
+def test_settings_survive_json(settings_from: Make, plain: Make) -> None:
+    for settings in (
+        plain('column = "text"', 'scorers = { a = 1.0, b = -2.5 }\naggregation = "gdpo"'),
+        settings_from(),
+    ):
+        assert TrainerSettings.model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+def test_sync_r1_is_rewarded_by_its_ensemble(settings_from: Make) -> None:
+    assert isinstance(settings_from().data, SyncR1Settings)
+    assert settings_from().rewards.ensemble == "sync_r1"
+    assert settings_from("[trainer.rewards]\nensemble = 'mine'\n").rewards.ensemble == "mine"
+    source = training_tasks(settings_from("[trainer.rewards]\nscorers = { ber = 1.0 }\n", DATA__GENEVAL_SHARE="0.5"))
+    assert isinstance(source, SyncR1Tasks)
+    rewards = [task.reward for step in range(4) for task in source.tasks(step)]
+    assert [rewards.count(one) for one in (GENEVAL, RewardSpec({"ber": 1.0}))] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "rewards", "message"),
+    [
+        (
+            "",
+            "",
+            "trainer.rewards: neither scorers nor an ensemble; give weights, such as scorers = { pickscore = 1.0 }",
+        ),
+        ("", "scorers = {}", "trainer.rewards: neither scorers nor an ensemble"),
+        (
+            "",
+            "scorers = { a = 1.0 }\nensemble = 'e'",
+            "trainer.rewards: both scorers (a) and ensemble 'e'; give one of",
+        ),
+        (
+            "",
+            "scorers = { a = 0.0, b = 0 }",
+            "trainer.rewards: every weight of a, b is 0; give at least one scorer another",
+        ),
+        ("", "scorers = { a = nan }", "trainer.rewards.scorers.a: Input should be a finite number (given: nan)"),
+        (
+            "",
+            "scorers = { a = 1.0, b = inf }",
+            "trainer.rewards.scorers.b: Input should be a finite number (given: inf)",
+        ),
+        ("", "scorers = { a = 'x' }", "trainer.rewards.scorers.a: Input should be a valid number"),
+        ("", "scorers = ['a']", "trainer.rewards.scorers: Input should be a valid dictionary"),
+        ("", "ensemble = ''", "trainer.rewards.ensemble: String should have at least 1 character"),
+        (
+            "",
+            "ensemble = 'e'\naggregation = 'gdpo'",
+            "aggregation 'gdpo' needs scorers, but ensemble 'e' is combined by",
+        ),
+        (
+            "",
+            "scorers = { a = 1.0 }\naggregation = 'max'",
+            "trainer.rewards.aggregation: Input should be 'sum' or 'gdpo'",
+        ),
+        ("", "scorers = { a = 1.0 }\nsurrogate = ''", "trainer.rewards.surrogate: String should have at least 1 char"),
+        ("task = 'prompt'", "ensemble = 'e'", "trainer.data: Input tag 'prompt' found"),
+        (
+            "concepts = '.'",
+            "ensemble = 'e'",
+            "trainer.data: 'concepts' belongs to Sync-R1's task; add task = \"sync_r1\"",
+        ),
+        ("geneval_share = 0.1", "ensemble = 'e'", "trainer.data: 'geneval_share' belongs to Sync-R1's task"),
+        ("colum = 'x'", "ensemble = 'e'", "trainer.data.colum: unknown key"),
+        ("column = ''", "ensemble = 'e'", "trainer.data.column: String should have at least 1 character"),
+        ("heldout = 'gone.txt'", "ensemble = 'e'", "trainer.data.heldout: 'gone.txt': no such file"),
+        ("task = 'sync_r1'\nheldout = 'prompts.txt'", "", "trainer.data.concepts: Field required"),
+        ("task = 'sync_r1'\ncolumn = 'x'", "", "trainer.data.column: unknown key"),
+    ],
+)
+def test_a_mistake_is_named(plain: Make, data: str, rewards: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        plain(data, rewards)
+    assert message in str(caught.value)
+
+
+def test_the_tables_must_be_tables(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    for text, message in (
+        ("trainer = 3", "trainer: Input should be a valid dictionary"),
+        ("[trainer]\ndata = 3", "trainer.data: Unable to extract tag"),
+        ("[trainer]\nrewards = 3", "trainer.rewards: Input should be a valid dictionary"),
+        ("[trainer]\nsteps = 1", "trainer.data: Field required"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SettingsError) as caught:
+            load(path, {})
+        assert message in str(caught.value)
+
+
+def test_wanted_rewards_have_their_inputs(settings_from: Make, plain: Make, tmp_path: Path) -> None:
+    found = [(one.role, dict(one.spec.scorers), sorted(one.inputs)) for one in wanted_rewards(plain())]
+    assert found == [
+        ("scorer", {"pickscore": 1.0}, ["image", "prompt"]),
+        ("surrogate", {"ber": 1.0}, ["image", "prompt"]),
+    ]
+    unscreened = plain(more="[trainer.screen]\nthreshold = 'none'")
+    assert [one.role for one in wanted_rewards(unscreened)] == ["scorer"]
+    line = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
+    (tmp_path / "held.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "geneval.jsonl").write_text(json.dumps(line) + "\n")
+    mixed = wanted_rewards(plain('heldout = "held.jsonl"'))  # the training prompts have no metadata
+    assert "geneval" not in mixed[0].inputs
+    settings = plain('heldout = "held.jsonl"')
+    data = settings.data.model_copy(update={"prompts": tmp_path / "geneval.jsonl"})
+    whole = wanted_rewards(settings.model_copy(update={"data": data}))
+    assert [sorted(one.inputs) for one in whole] == [["geneval", "image", "prompt"], ["image", "prompt"]]
+    shares = {share: wanted_rewards(settings_from(DATA__GENEVAL_SHARE=share)) for share in ("0", "0.5", "1")}
+    assert [[one.spec.ensemble or dict(one.spec.scorers) for one in found] for found in shares.values()] == [
+        ["sync_r1", {"ber": 1.0}],
+        ["sync_r1", {"geneval": 1.0}, {"ber": 1.0}],
+        [{"geneval": 1.0}, {"ber": 1.0}],
+    ]
+    assert sorted(shares["0"][0].inputs) == ["concept", "image", "prompt", "reasoning", "references"]

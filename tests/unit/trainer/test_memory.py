@@ -1,0 +1,75 @@
+"""The arithmetic of an update's memory, worked by hand, and the advice that follows from it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.memory import RELIEF, USABLE, Configuration, UpdateMemory, advice, smaller, update_memory
+
+
+def of(now: Configuration) -> UpdateMemory:
+    """A policy of 1 GB: each rollout keeps 2 GB, or 0.2 GB with checkpointing."""
+    kept = round(now.micro_batch * (2e8 if now.checkpointing else 2e9))
+    trainable = 2_500_000 if now.lora else 250_000_000
+    return update_memory(10**9, trainable, reference=not now.lora, activations=kept)
+
+
+def test_an_update_is_the_sum_of_its_parts() -> None:
+    """Weights 4, a copy 4, gradients 4, two moments 8, activations 7 of one float32 parameter."""
+    assert update_memory(4, 1, reference=True, activations=7).total == 4 + 4 + 4 + 8 + 7
+    adapters = update_memory(2_000, 10, reference=False, activations=7, copies=500)
+    assert adapters == UpdateMemory(weights=2_500, reference=0, gradients=40, optimizer=80, activations=7)
+
+
+def test_smaller_configurations_cost_least_first() -> None:
+    found = list(smaller(Configuration(3, checkpointing=False, lora=False)))
+    assert (
+        found
+        == [
+            Configuration(micro_batch, checkpointing, lora)
+            for lora in (False, True)
+            for checkpointing in (False, True)
+            for micro_batch in (3, 2, 1)
+        ][1:]
+    )
+    assert list(smaller(Configuration(1, checkpointing=True, lora=True))) == []
+    assert all(one.checkpointing for one in smaller(Configuration(2, checkpointing=True, lora=False)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "change"),
+    [  # 5 GB of state and 2 GB a rollout: 13 GB with four of them
+        (20e9, "Set [trainer.loss] micro_batch = 2 (now 4): about 9 GB"),  # 3 is 11 GB, above 0.75 * 13
+        (8e9, "Set [trainer.loss] micro_batch = 1 (now 4): about 7 GB"),
+        (7e9, "Set [trainer.policy] checkpointing = true: about 5.8 GB"),
+        (6.1e9, "Set [trainer.loss] micro_batch = 2 (now 4), [trainer.policy] checkpointing = true: about 5.4 GB"),
+        (4e9, "Set [trainer.loss] micro_batch = 1 (now 4), [trainer.policy.lora] (with a new run_dir): about 3.03 GB"),
+        (3e9, "Set [trainer.policy] checkpointing = true, [trainer.policy.lora] (with a new run_dir): about 1.83 GB"),
+    ],
+)
+def test_the_cheapest_change_that_fits_is_advised(limit: float, change: str) -> None:
+    text = advice(Configuration(4, checkpointing=False, lora=False), of, round(limit))
+    parts = "weights 1, reference 1, gradients 1, optimizer 2, activations 8; 4 rollouts in a pass"
+    assert text == f"An update takes about 13 GB ({parts}), and the device has {limit / 1e9:.3g} GB. {change}"
+
+
+def test_a_device_that_is_too_small_is_named() -> None:
+    text = advice(Configuration(4, checkpointing=True, lora=False), of, 10**9)
+    assert text.endswith(
+        "the device has 1 GB. Train on a larger device: it takes about 1.23 GB, even with [trainer.loss] "
+        "micro_batch = 1 (now 4), [trainer.policy.lora] (with a new run_dir)"
+    )
+    text = advice(Configuration(1, checkpointing=True, lora=True), of, 10**9)
+    assert text.endswith("Train on a larger device: it takes about 1.23 GB")
+    assert "reference" not in text
+
+
+@given(st.integers(1, 12), st.booleans(), st.booleans(), st.floats(1e9, 60e9))
+def test_advice_always_lowers_the_need(micro_batch: int, checkpointing: bool, lora: bool, limit: float) -> None:
+    now = Configuration(micro_batch, checkpointing, lora)
+    text = advice(now, of, round(limit))
+    fits = [one for one in smaller(now) if of(one).total <= min(USABLE * limit, RELIEF * of(now).total)]
+    assert ("Train on a larger device" in text) == (not fits)
+    assert not fits or f"about {of(fits[0]).total / 1e9:.3g} GB" in text

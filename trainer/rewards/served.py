@@ -1,0 +1,60 @@
+"""Whether a service can give the rewards of a run, found before the first image is drawn. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.types import RewardSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A reward of a run, and the fields that the items it is asked for have ("image", "prompt", ...).
+
+    role  what its scorers are for the run, for messages
+    """
+
+    spec: RewardSpec
+    inputs: frozenset[str]
+    role: str = "scorer"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The catalogue of a service: the inputs that each scorer needs, and the ensembles with their weights."""
+
+    needs: Mapping[str, Sequence[str]]
+    ensembles: Mapping[str, Mapping[str, Any]]
+
+    def problems(self, wanted: Sequence[Wanted]) -> list[str]:
+        """Return what is wrong with each reward, in words; an empty list if the service can give all."""
+        found = [one for reward in wanted for one in self._problems(reward)]
+        return list(dict.fromkeys(found))
+
+    def _problems(self, wanted: Wanted) -> Iterator[str]:
+        ensemble = wanted.spec.ensemble
+        if ensemble is not None and ensemble not in self.ensembles:
+            yield f"ensemble '{ensemble}' is not served; served are {_names(self.ensembles)}"
+            return
+        for name in wanted.spec.scorers if ensemble is None else self._components(ensemble, wanted.inputs):
+            label = f"{wanted.role} '{name}'" if ensemble is None else f"'{name}' of ensemble '{ensemble}'"
+            if name not in self.needs:
+                yield f"{label} is not served; served are {_names(self.needs)}"
+            elif missing := [need for need in self.needs[name] if need not in wanted.inputs]:
+                given = ", ".join(sorted(wanted.inputs))
+                yield f"{label} needs {', '.join(missing)}, but these prompts give only {given}"
+        if ensemble is not None and "concept" not in wanted.inputs and not self.ensembles[ensemble].get("weights"):
+            yield f"ensemble '{ensemble}' has weights for concepts only, and these prompts have none"
+
+    def _components(self, ensemble: str, inputs: frozenset[str]) -> list[str]:
+        """Return the scorers that an ensemble weighs for such items."""
+        tables = [self.ensembles[ensemble].get("weights") or {}]
+        if "concept" in inputs:
+            tables += (self.ensembles[ensemble].get("by_kind") or {}).values()
+        return [name for table in tables for name, weight in table.items() if weight]
+
+
+def _names(names: Mapping[str, object]) -> str:
+    return ", ".join(sorted(names)) or "none"
