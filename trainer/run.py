@@ -46,9 +46,10 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
         state = train(settings, policy, service, controller, held_out=held_out)
         if state.step >= settings.steps or (held_out and held_out.is_over(state.step)):
-            if held_out:
-                held_out.after(policy, state.step)
-            policy.save(settings.run_dir / "policy")
+            with state.averaged():
+                if held_out:
+                    held_out.after(policy, state.step)
+                policy.save(settings.run_dir / "policy")
     tqdm.write(f"wrote {write_report(settings.run_dir)}")
     return 0
 

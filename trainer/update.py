@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.algorithms.advantage import Slope, advantages, population_baseline
+from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
+from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.errors import NonFinite
-from trainer.optim import lr_factor
+from trainer.optim import learning_rates
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
-from trainer.types import Modality, Reward, Rollout
+from trainer.types import Modality, Rollout
 
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
@@ -29,6 +30,7 @@ class Update:
     losses   sums over groups
     stats    over the decisions of each modality
     skipped  groups with fewer than MIN_REWARDS rewards; `grad_norm` and `advantage_abs` are None if all were
+    flat     groups whose rewards are all equal, which have no signal
     """
 
     losses: dict[Modality, float]
@@ -36,6 +38,7 @@ class Update:
     grad_norm: float | None
     advantage_abs: float | None
     skipped: int
+    flat: int
 
 
 def update_reward_slope(slope: Slope, groups: Sequence[ScoredGroup]) -> Slope:
@@ -61,12 +64,10 @@ def policy_update(
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
     spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, group in enumerate(groups) if int(_valid(group.rewards).sum()) >= MIN_REWARDS]
-    for i in usable:
-        advantage = _advantage(groups[i], slope, settings.loss)
+    usable = [i for i, group in enumerate(groups) if len(_rewarded(group)) >= MIN_REWARDS]
+    for i, advantage in zip(usable, _advantages([groups[i] for i in usable], slope, settings.loss), strict=True):
         spread.append(float(advantage.abs().mean()))
-        rewarded = zip(groups[i].rollouts, groups[i].rewards, strict=True)
-        chosen = [rollout for rollout, reward in rewarded if reward.value is not None]
+        chosen = [groups[i].rollouts[place] for place in _rewarded(groups[i])]
         for modality in losses:
             rng = np.random.default_rng([settings.seed, step, i])
             loss, found = _backward(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
@@ -76,14 +77,21 @@ def policy_update(
             losses[modality] += loss
             stats[modality] += found
     if not usable:
-        return Update(losses, stats, None, None, len(groups))
+        return Update(losses, stats, None, None, len(groups), 0)
+    flat = sum(group_is_flat(groups[i]) for i in usable)
     norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps)
+    for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
+        parameters["lr"] = lr
     optimizer.step()
-    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable))
+    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable), flat)
+
+
+def group_is_flat(group: ScoredGroup) -> bool:
+    """Return whether all rewards of a group are equal, so that it has no signal."""
+    spec = group.previews.task.reward
+    return is_flat(GroupRewards.of(group.rewards, spec), spec.aggregation)
 
 
 def _backward(
@@ -100,7 +108,7 @@ def _backward(
     value, stats = 0.0, LossStats()
     if not found:
         return value, stats
-    chosen = settings.text if modality == "text" else settings.image
+    chosen = settings.of(modality)
     total = policy.steps([segment for segment, _ in found])
     count = max(1, round(settings.loss_step_fraction * total))
     weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
@@ -126,19 +134,28 @@ def _backward(
     return value, stats
 
 
-def _advantage(group: ScoredGroup, slope: Slope, settings: LossSettings) -> torch.Tensor:
-    """Return the advantages of the rollouts that have a reward, in order."""
-    valid = _valid(group.rewards)
-    values = torch.tensor([0.0 if reward.value is None else reward.value for reward in group.rewards])
-    shift = 0.0
-    if settings.baseline == "population":
-        measured = [s for s, reward in zip(_kept_scores(group), group.rewards, strict=True) if reward.value is not None]
-        shift = population_baseline(slope, measured, group.previews.scores)
-    return advantages(values, valid, baseline_shift=shift)[valid]
+def _advantages(groups: Sequence[ScoredGroup], slope: Slope, settings: LossSettings) -> list[torch.Tensor]:
+    """Return the advantages of each group's rollouts that have a reward, in order."""
+    found: dict[int, torch.Tensor] = {}
+    by_aggregation = {group.previews.task.reward.aggregation for group in groups}
+    for aggregation in sorted(by_aggregation):
+        places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
+        rewards = [GroupRewards.of(groups[i].rewards, groups[i].previews.task.reward) for i in places]
+        shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
+        advantages = step_advantages(rewards, aggregation=aggregation, normalise=settings.normalise, shifts=shifts)
+        found |= {i: a[r.valid_G] for i, a, r in zip(places, advantages, rewards, strict=True)}
+    return [found[i] for i in range(len(groups))]
 
 
-def _valid(rewards: Sequence[Reward]) -> torch.Tensor:
-    return torch.tensor([reward.value is not None for reward in rewards])
+def _baseline_shift(group: ScoredGroup, slope: Slope, settings: LossSettings) -> float:
+    if settings.baseline == "group":
+        return 0.0
+    kept = _kept_scores(group)
+    return population_baseline(slope, [kept[place] for place in _rewarded(group)], group.previews.scores)
+
+
+def _rewarded(group: ScoredGroup) -> list[int]:
+    return [place for place, reward in enumerate(group.rewards) if reward.value is not None]
 
 
 def _kept_scores(group: ScoredGroup) -> list[float | None]:

@@ -25,6 +25,7 @@ from trainer.images import write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.settings import TrainerSettings
+from trainer.state import TrainState
 
 
 class HeldOut:
@@ -48,13 +49,14 @@ class HeldOut:
         if 0 not in self._found:
             self._found[0] = self._make(policy, BEFORE)
 
-    def ends_run(self, policy: Policy, step: int, clock: Clock) -> bool:
-        """Evaluate the policy after `step` steps if that is due, and return whether the run ends there."""
+    def ends_run(self, state: TrainState, clock: Clock) -> bool:
+        """Evaluate the policy if that is due, by its averaged weights if there are any; return whether the run ends."""
+        step = state.step
         self._remove_later(step)
         every = self._settings.evaluate.every
         if every and step and step % every == 0 and step not in self._found:
-            with clock("evaluate"):
-                self._found[step] = self._make(policy, DURING.format(step))
+            with clock("evaluate"), state.averaged():
+                self._found[step] = self._make(state.policy, DURING.format(step))
             warning = hacking(self._found[0], self._found[step]) if 0 in self._found else None
             if warning is not None:
                 self._log(f"step {step}: {warning}")

@@ -66,6 +66,7 @@ def step_record(
         "capped": sum(group.previews.capped for group in groups),
         "masked": len(found) - len(values),
         "skipped": update.skipped,
+        "flat": update.flat,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},

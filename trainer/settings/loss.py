@@ -10,11 +10,15 @@ from trainer.settings.fields import Node
 
 
 class ModalityLossSettings(Node):
-    """The loss of one modality: its weight alpha (eq. 10), its KL weight beta, and its clip epsilon."""
+    """The loss of one modality: its weight alpha (eq. 10), the weight beta of its KL term, and its clip epsilon.
+
+    `lr` is the learning rate of the parameters that sample this modality alone; null: that of `[trainer.optimizer]`.
+    """
 
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(0.01, ge=0)
     clip: float = Field(0.2, gt=0, lt=1)
+    lr: float | None = Field(None, gt=0)
 
 
 class TextLossSettings(ModalityLossSettings):
@@ -32,17 +36,23 @@ class ImageLossSettings(ModalityLossSettings):
 class LossSettings(Node):
     """Sync-GRPO, eq. 9, each modality with its own weights.
 
-    `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling steps
-    enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time, which
-    lowers memory and changes no gradient; null: all of a group.
+    `normalise` divides advantages by the standard deviation of their group's rewards or of the step's; Dr.GRPO does
+    not. `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling
+    steps enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time,
+    which lowers memory and changes no gradient; null: all of a group.
     """
 
     text: TextLossSettings = TextLossSettings()
     image: ImageLossSettings = ImageLossSettings()
     scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
     baseline: Literal["group", "population"] = "group"
+    normalise: Literal["none", "group_std", "batch_std"] = "none"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
     micro_batch: int | None = Field(None, ge=1)
+
+    def of(self, kind: Literal["text", "image"]) -> ModalityLossSettings:
+        """Return the loss of one modality."""
+        return self.text if kind == "text" else self.image
 
     @property
     def needs_reference(self) -> bool:
@@ -53,9 +63,11 @@ class LossSettings(Node):
 class OptimizerSettings(Node):
     """AdamW. The learning rate rises linearly over `warmup_steps` to `lr`.
 
-    Then it stays there ("constant"), or falls to 0 at the end of the run, in a line or in half a cosine.
+    Then it stays there ("constant"), or falls to 0 at the end of the run, in a line or in half a cosine. `ema` is the
+    decay of an exponential moving average of the weights, which is evaluated and saved; 0: no average.
     """
 
     lr: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    ema: float = Field(0.0, ge=0, lt=1)

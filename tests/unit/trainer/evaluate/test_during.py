@@ -19,6 +19,7 @@ from trainer.evaluate.during import HeldOut
 from trainer.evaluate.heldout import AFTER, BEFORE, DURING, load_evaluation
 from trainer.policy.show_o.policy import ShowO
 from trainer.settings import TrainerSettings
+from trainer.state import TrainState
 from trainer.train import train
 from trainer.types import Reward, RewardSpec
 
@@ -69,6 +70,12 @@ def run_loop(settings: TrainerSettings, policy: ShowO, judge: Judge, log: Callab
     state = train(settings, policy, judge, controller, log, held_out)
     held_out.after(policy, state.step)
     return held_out
+
+
+def at(step: int, settings: TrainerSettings, policy: ShowO) -> TrainState:
+    state = TrainState.new(policy, make_controller("none", 0.25), settings)
+    state.step = step
+    return state
 
 
 def heldout_of(settings: TrainerSettings) -> list[float | None]:
@@ -166,15 +173,15 @@ def test_stale_evaluations_are_removed(make_policy: MakePolicy, tiny_settings: M
     policy = make_policy()
     held_out.before(policy)
     for step in (2, 4):
-        assert not held_out.ends_run(policy, step, Clock())
+        assert not held_out.ends_run(at(step, settings, policy), Clock())
     held_out.after(policy, 4)
     assert judge.asked_heldout == 3
     resumed = HeldOut(settings, judge, print)
     assert resumed.means(4) is not None
-    resumed.ends_run(policy, 3, Clock())
+    resumed.ends_run(at(3, settings, policy), Clock())
     assert names(settings.run_dir) == ["before", "before.json", "step-000002", "step-000002.json"]
     assert (resumed.means(4), resumed.means(2) is None) == (None, False)
-    resumed.ends_run(policy, 4, Clock())
+    resumed.ends_run(at(4, settings, policy), Clock())
     assert judge.asked_heldout == 4
 
 
@@ -194,7 +201,7 @@ def test_reward_hacking_is_logged(make_policy: MakePolicy, tiny_settings: MakeSe
     held_out = HeldOut(settings, judge, said.append)
     held_out.before(policy)
     judge.reward, judge.heldout = (lambda item: 1.0 + brightness(item)), [-3.0]
-    held_out.ends_run(policy, 2, Clock())
+    held_out.ends_run(at(2, settings, policy), Clock())
     assert len(said) == 1
     assert said[0].startswith("step 2: Reward hacking is likely")
 
