@@ -44,7 +44,7 @@ def train(
     the policy is unchanged.
     """
     source = training_tasks(settings, log)
-    state = TrainState(policy, make_optimizer(policy, settings.optimizer))
+    state = TrainState(policy, make_optimizer(policy, settings))
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))

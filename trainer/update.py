@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.algorithms.advantage import Slope, advantages, population_baseline
+from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
+from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.errors import NonFinite
-from trainer.optim import lr_factor
+from trainer.optim import set_learning_rates
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
-from trainer.types import Modality, Reward, Rollout
+from trainer.types import Modality, Rollout
 
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
@@ -29,6 +30,7 @@ class Update:
     losses   sums over groups
     stats    over the decisions of each modality
     skipped  groups with fewer than MIN_REWARDS rewards; `grad_norm` and `advantage_abs` are None if all were
+    flat     groups with equal rewards only, which teach nothing
     """
 
     losses: dict[Modality, float]
@@ -36,6 +38,7 @@ class Update:
     grad_norm: float | None
     advantage_abs: float | None
     skipped: int
+    flat: int
 
 
 def update_reward_slope(slope: Slope, groups: Sequence[ScoredGroup]) -> Slope:
@@ -59,14 +62,14 @@ def policy_update(
     """
     losses: dict[Modality, float] = {"text": 0.0, "image": 0.0}
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
-    spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, group in enumerate(groups) if int(_valid(group.rewards).sum()) >= MIN_REWARDS]
-    for i in usable:
-        advantage = _advantage(groups[i], slope, settings.loss)
-        spread.append(float(advantage.abs().mean()))
-        rewarded = zip(groups[i].rollouts, groups[i].rewards, strict=True)
-        chosen = [rollout for rollout, reward in rewarded if reward.value is not None]
+    rewards = [GroupRewards.of(group.rewards, group.previews.task.reward) for group in groups]
+    usable = [i for i, found in enumerate(rewards) if int(found.valid_G.sum()) >= MIN_REWARDS]
+    flat = sum(is_flat(found, settings.rewards.aggregation) for found in rewards)
+    advantages = _advantages([groups[i] for i in usable], [rewards[i] for i in usable], slope, settings)
+    for i, advantage in zip(usable, advantages, strict=True):
+        rewarded = zip(groups[i].rollouts, rewards[i].valid_G.tolist(), strict=True)
+        chosen = [rollout for rollout, valid in rewarded if valid]
         for modality in losses:
             rng = np.random.default_rng([settings.seed, step, i])
             loss, found = _backward(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
@@ -76,14 +79,14 @@ def policy_update(
             losses[modality] += loss
             stats[modality] += found
     if not usable:
-        return Update(losses, stats, None, None, len(groups))
+        return Update(losses, stats, None, None, len(groups), flat)
     norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps)
+    set_learning_rates(optimizer, settings.optimizer, step, settings.steps)
     optimizer.step()
-    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable))
+    spread = float(np.mean([float(advantage.abs().mean()) for advantage in advantages]))
+    return Update(losses, stats, norm, spread, len(groups) - len(usable), flat)
 
 
 def _backward(
@@ -126,19 +129,22 @@ def _backward(
     return value, stats
 
 
-def _advantage(group: ScoredGroup, slope: Slope, settings: LossSettings) -> torch.Tensor:
-    """Return the advantages of the rollouts that have a reward, in order."""
-    valid = _valid(group.rewards)
-    values = torch.tensor([0.0 if reward.value is None else reward.value for reward in group.rewards])
-    shift = 0.0
-    if settings.baseline == "population":
-        measured = [s for s, reward in zip(_kept_scores(group), group.rewards, strict=True) if reward.value is not None]
-        shift = population_baseline(slope, measured, group.previews.scores)
-    return advantages(values, valid, baseline_shift=shift)[valid]
+def _advantages(
+    groups: Sequence[ScoredGroup], rewards: Sequence[GroupRewards], slope: Slope, settings: TrainerSettings
+) -> list[torch.Tensor]:
+    """Return for each group the advantages of the rollouts that have a reward, in order."""
+    shifts = None
+    if settings.loss.baseline == "population":
+        shifts = [_shift(group, found, slope) for group, found in zip(groups, rewards, strict=True)]
+    found = step_advantages(
+        rewards, aggregation=settings.rewards.aggregation, normalise=settings.loss.normalise, shifts=shifts
+    )
+    return [advantage_G[one.valid_G] for advantage_G, one in zip(found, rewards, strict=True)]
 
 
-def _valid(rewards: Sequence[Reward]) -> torch.Tensor:
-    return torch.tensor([reward.value is not None for reward in rewards])
+def _shift(group: ScoredGroup, rewards: GroupRewards, slope: Slope) -> float:
+    measured = [s for s, valid in zip(_kept_scores(group), rewards.valid_G.tolist(), strict=True) if valid]
+    return population_baseline(slope, measured, group.previews.scores)
 
 
 def _kept_scores(group: ScoredGroup) -> list[float | None]:

@@ -10,11 +10,15 @@ from trainer.settings.fields import Node
 
 
 class ModalityLossSettings(Node):
-    """The loss of one modality: its weight alpha (eq. 10), its KL weight beta, and its clip epsilon."""
+    """The loss of one modality: its weight alpha (eq. 10), its KL weight beta, and its clip epsilon.
+
+    `lr` is the learning rate of parameters that sample this modality alone; null: `optimizer.lr`.
+    """
 
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(0.01, ge=0)
     clip: float = Field(0.2, gt=0, lt=1)
+    lr: float | None = Field(None, gt=0)
 
 
 class TextLossSettings(ModalityLossSettings):
@@ -32,6 +36,8 @@ class ImageLossSettings(ModalityLossSettings):
 class LossSettings(Node):
     """Sync-GRPO, eq. 9, each modality with its own weights.
 
+    `normalise` divides the advantages by the standard deviation of the rewards of a group (GRPO) or of the whole step;
+    "none" is Dr.GRPO.
     `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling steps
     enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time, which
     lowers memory and changes no gradient; null: all of a group.
@@ -41,6 +47,7 @@ class LossSettings(Node):
     image: ImageLossSettings = ImageLossSettings()
     scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
     baseline: Literal["group", "population"] = "group"
+    normalise: Literal["none", "group_std", "batch_std"] = "none"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
     micro_batch: int | None = Field(None, ge=1)
 
