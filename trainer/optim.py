@@ -14,31 +14,29 @@ WEIGHT_DECAY = 1e-3  # that of the authors' code
 
 
 def make_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.AdamW:
-    """Create AdamW over the policy's trainable parameters, fused if they are on a GPU.
+    """Create AdamW over the policy's parameter groups, fused if they are on a GPU.
 
-    `initial_lr` of each parameter group is its modality's learning rate, else that of [trainer.optimizer]. Raises
-    SettingsError for the learning rate of a modality without parameters of its own.
+    Raises SettingsError for the learning rate of a modality that has no parameters of its own.
     """
     groups = policy.parameter_groups()
-    rates = {"text": settings.loss.text.lr, "image": settings.loss.image.lr}
-    for kind, rate in rates.items():
-        if rate is not None and all(group.kind != kind for group in groups):
+    for kind in ("text", "image"):
+        own = settings.loss.of(kind).lr
+        if own is not None and kind not in {group.kind for group in groups}:
             raise SettingsError(
-                f"[trainer.loss.{kind}] lr = {rate:g}, but the policy has no parameters that sample {kind} alone; "
-                "remove it, and set [trainer.optimizer] lr"
+                f"[trainer.loss.{kind}] lr = {own:g}, but this policy samples texts and images with the same "
+                "parameters; give [trainer.optimizer] lr"
             )
-    tables = []
-    for group in groups:
-        rate = settings.optimizer.lr if group.kind is None else rates[group.kind] or settings.optimizer.lr
-        tables.append({"params": list(group.parameters), "lr": rate, "initial_lr": rate})
     fused = True if all(p.is_cuda for group in groups for p in group.parameters) else None
-    return torch.optim.AdamW(tables, weight_decay=WEIGHT_DECAY, fused=fused)
+    rates = learning_rates(policy, settings, 0)
+    tables = [{"params": list(group.parameters), "lr": lr} for group, lr in zip(groups, rates, strict=True)]
+    return torch.optim.AdamW(tables, lr=settings.optimizer.lr, weight_decay=WEIGHT_DECAY, fused=fused)
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> None:
-    """Set the learning rate of each parameter group for step 0, 1, ..., steps - 1."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * lr_factor(settings, step, steps)
+def learning_rates(policy: Policy, settings: TrainerSettings, step: int) -> list[float]:
+    """Return the learning rate of each of the policy's parameter groups at a step."""
+    factor = lr_factor(settings.optimizer, step, settings.steps)
+    own = [None if group.kind is None else settings.loss.of(group.kind).lr for group in policy.parameter_groups()]
+    return [factor * (settings.optimizer.lr if lr is None else lr) for lr in own]
 
 
 def lr_factor(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -13,7 +13,7 @@ from trainer.algorithms.advantage import Slope, population_baseline, step_advant
 from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.errors import NonFinite
-from trainer.optim import set_learning_rates
+from trainer.optim import learning_rates
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
@@ -30,7 +30,7 @@ class Update:
     losses   sums over groups
     stats    over the decisions of each modality
     skipped  groups with fewer than MIN_REWARDS rewards; `grad_norm` and `advantage_abs` are None if all were
-    flat     groups with equal rewards only, which teach nothing
+    flat     groups whose rewards are all equal, which have no signal
     """
 
     losses: dict[Modality, float]
@@ -62,14 +62,12 @@ def policy_update(
     """
     losses: dict[Modality, float] = {"text": 0.0, "image": 0.0}
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
+    spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    rewards = [GroupRewards.of(group.rewards, group.previews.task.reward) for group in groups]
-    usable = [i for i, found in enumerate(rewards) if int(found.valid_G.sum()) >= MIN_REWARDS]
-    flat = sum(is_flat(found, settings.rewards.aggregation) for found in rewards)
-    advantages = _advantages([groups[i] for i in usable], [rewards[i] for i in usable], slope, settings)
-    for i, advantage in zip(usable, advantages, strict=True):
-        rewarded = zip(groups[i].rollouts, rewards[i].valid_G.tolist(), strict=True)
-        chosen = [rollout for rollout, valid in rewarded if valid]
+    usable = [i for i, group in enumerate(groups) if len(_rewarded(group)) >= MIN_REWARDS]
+    for i, advantage in zip(usable, _advantages([groups[i] for i in usable], slope, settings.loss), strict=True):
+        spread.append(float(advantage.abs().mean()))
+        chosen = [groups[i].rollouts[place] for place in _rewarded(groups[i])]
         for modality in losses:
             rng = np.random.default_rng([settings.seed, step, i])
             loss, found = _backward(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
@@ -79,14 +77,21 @@ def policy_update(
             losses[modality] += loss
             stats[modality] += found
     if not usable:
-        return Update(losses, stats, None, None, len(groups), flat)
+        return Update(losses, stats, None, None, len(groups), 0)
+    flat = sum(group_is_flat(groups[i]) for i in usable)
     norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
-    set_learning_rates(optimizer, settings.optimizer, step, settings.steps)
+    for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
+        parameters["lr"] = lr
     optimizer.step()
-    spread = float(np.mean([float(advantage.abs().mean()) for advantage in advantages]))
-    return Update(losses, stats, norm, spread, len(groups) - len(usable), flat)
+    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable), flat)
+
+
+def group_is_flat(group: ScoredGroup) -> bool:
+    """Return whether all rewards of a group are equal, so that it has no signal."""
+    spec = group.previews.task.reward
+    return is_flat(GroupRewards.of(group.rewards, spec), spec.aggregation)
 
 
 def _backward(
@@ -103,7 +108,7 @@ def _backward(
     value, stats = 0.0, LossStats()
     if not found:
         return value, stats
-    chosen = settings.text if modality == "text" else settings.image
+    chosen = settings.of(modality)
     total = policy.steps([segment for segment, _ in found])
     count = max(1, round(settings.loss_step_fraction * total))
     weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
@@ -129,22 +134,28 @@ def _backward(
     return value, stats
 
 
-def _advantages(
-    groups: Sequence[ScoredGroup], rewards: Sequence[GroupRewards], slope: Slope, settings: TrainerSettings
-) -> list[torch.Tensor]:
-    """Return for each group the advantages of the rollouts that have a reward, in order."""
-    shifts = None
-    if settings.loss.baseline == "population":
-        shifts = [_shift(group, found, slope) for group, found in zip(groups, rewards, strict=True)]
-    found = step_advantages(
-        rewards, aggregation=settings.rewards.aggregation, normalise=settings.loss.normalise, shifts=shifts
-    )
-    return [advantage_G[one.valid_G] for advantage_G, one in zip(found, rewards, strict=True)]
+def _advantages(groups: Sequence[ScoredGroup], slope: Slope, settings: LossSettings) -> list[torch.Tensor]:
+    """Return the advantages of each group's rollouts that have a reward, in order."""
+    found: dict[int, torch.Tensor] = {}
+    by_aggregation = {group.previews.task.reward.aggregation for group in groups}
+    for aggregation in sorted(by_aggregation):
+        places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
+        rewards = [GroupRewards.of(groups[i].rewards, groups[i].previews.task.reward) for i in places]
+        shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
+        advantages = step_advantages(rewards, aggregation=aggregation, normalise=settings.normalise, shifts=shifts)
+        found |= {i: a[r.valid_G] for i, a, r in zip(places, advantages, rewards, strict=True)}
+    return [found[i] for i in range(len(groups))]
 
 
-def _shift(group: ScoredGroup, rewards: GroupRewards, slope: Slope) -> float:
-    measured = [s for s, valid in zip(_kept_scores(group), rewards.valid_G.tolist(), strict=True) if valid]
-    return population_baseline(slope, measured, group.previews.scores)
+def _baseline_shift(group: ScoredGroup, slope: Slope, settings: LossSettings) -> float:
+    if settings.baseline == "group":
+        return 0.0
+    kept = _kept_scores(group)
+    return population_baseline(slope, [kept[place] for place in _rewarded(group)], group.previews.scores)
+
+
+def _rewarded(group: ScoredGroup) -> list[int]:
+    return [place for place, reward in enumerate(group.rewards) if reward.value is not None]
 
 
 def _kept_scores(group: ScoredGroup) -> list[float | None]:

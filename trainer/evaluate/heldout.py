@@ -28,6 +28,7 @@ from trainer.settings import TrainerSettings
 from trainer.types import Reward, RewardSpec, Rollout, Task
 
 SEED: Final = 0
+BEFORE, AFTER, DURING = "before.json", "after.json", "step-{:06d}.json"  # in RUN/evaluation
 SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # in place of the step in the key of random numbers; no training has that many steps
 
@@ -94,6 +95,12 @@ def load_evaluation(path: Path) -> Evaluation:
         return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
+
+
+def evaluations(run_dir: Path) -> list[Path]:
+    """Return the files of a run's evaluations in order: before training, during it (step-000050.json), after it."""
+    folder = run_dir / "evaluation"
+    return [path for path in (folder / BEFORE, *sorted(folder.glob("step-*.json")), folder / AFTER) if path.exists()]
 
 
 def image_files(path: Path) -> list[Path]:

@@ -10,9 +10,9 @@ from trainer.settings.fields import Node
 
 
 class ModalityLossSettings(Node):
-    """The loss of one modality: its weight alpha (eq. 10), its KL weight beta, and its clip epsilon.
+    """The loss of one modality: its weight alpha (eq. 10), the weight beta of its KL term, and its clip epsilon.
 
-    `lr` is the learning rate of parameters that sample this modality alone; null: `optimizer.lr`.
+    `lr` is the learning rate of the parameters that sample this modality alone; null: that of `[trainer.optimizer]`.
     """
 
     alpha: float = Field(1.0, ge=0)
@@ -36,11 +36,10 @@ class ImageLossSettings(ModalityLossSettings):
 class LossSettings(Node):
     """Sync-GRPO, eq. 9, each modality with its own weights.
 
-    `normalise` divides the advantages by the standard deviation of the rewards of a group (GRPO) or of the whole step;
-    "none" is Dr.GRPO.
-    `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling steps
-    enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time, which
-    lowers memory and changes no gradient; null: all of a group.
+    `normalise` divides advantages by the standard deviation of their group's rewards or of the step's; Dr.GRPO does
+    not. `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling
+    steps enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time,
+    which lowers memory and changes no gradient; null: all of a group.
     """
 
     text: TextLossSettings = TextLossSettings()
@@ -50,6 +49,10 @@ class LossSettings(Node):
     normalise: Literal["none", "group_std", "batch_std"] = "none"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
     micro_batch: int | None = Field(None, ge=1)
+
+    def of(self, kind: Literal["text", "image"]) -> ModalityLossSettings:
+        """Return the loss of one modality."""
+        return self.text if kind == "text" else self.image
 
     @property
     def needs_reference(self) -> bool:

@@ -12,7 +12,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings
-from trainer.optim import lr_factor, make_optimizer, set_learning_rates
+from trainer.optim import learning_rates, lr_factor, make_optimizer
 from trainer.policy.base import ParameterGroup, Policy
 from trainer.settings import OptimizerSettings
 
@@ -68,16 +68,17 @@ class TwoParts:
 def test_each_modality_has_its_learning_rate(tiny_settings: MakeSettings) -> None:
     rates = {"LOSS__TEXT__LR": "2e-3", "LOSS__IMAGE__LR": "4e-3", "OPTIMIZER__LR": "8e-3"}
     settings = tiny_settings(**rates, STEPS="4", OPTIMIZER__SCHEDULE="linear")
-    optimizer = make_optimizer(cast(Policy, TwoParts("text", None, "image")), settings)
-    assert [group["lr"] for group in optimizer.param_groups] == [2e-3, 8e-3, 4e-3]
+    policy = cast(Policy, TwoParts("text", None, "image"))
+    assert [group["lr"] for group in make_optimizer(policy, settings).param_groups] == [2e-3, 8e-3, 4e-3]
     for step, factor in ((1, 0.75), (2, 0.5), (0, 1)):
-        set_learning_rates(optimizer, settings.optimizer, step, settings.steps)
-        assert [group["lr"] for group in optimizer.param_groups] == [factor * rate for rate in (2e-3, 8e-3, 4e-3)]
+        assert learning_rates(policy, settings, step) == [factor * rate for rate in (2e-3, 8e-3, 4e-3)]
     only_text = tiny_settings(LOSS__TEXT__LR="2e-3", OPTIMIZER__LR="8e-3")
     optimizer = make_optimizer(cast(Policy, TwoParts("text", "image")), only_text)
     assert [group["lr"] for group in optimizer.param_groups] == [2e-3, 8e-3]
 
 
 def test_a_rate_without_parameters_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    with pytest.raises(SettingsError, match=r"\[trainer\.loss\.text\] lr = 5e-07, but the policy has no parameters"):
+    with pytest.raises(
+        SettingsError, match=r"\[trainer\.loss\.text\] lr = 5e-07, but this policy samples texts and images"
+    ):
         make_optimizer(make_policy(), tiny_settings(LOSS__TEXT__LR="5e-7"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from synod.contracts import ScoreFailure
+from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, reference, weights
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
@@ -22,13 +23,14 @@ from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
-from trainer.types import Reward
+from trainer.types import Reward, RewardSpec
 from trainer.update import Update, policy_update, update_reward_slope
 
 NO_KL = {"LOSS__TEXT__BETA": "0", "LOSS__IMAGE__BETA": "0"}
 STILL = {"OPTIMIZER__LR": "1e-30"}  # no step
 LOST = Reward(None, failure=ScoreFailure("scorer_failed", "planted"))
 TWO = {"PROMPTS_PER_STEP": "2", "SCREEN__GROUP_SIZE": "3"}  # a visual and a textual group
+SUM = RewardSpec(scorers={"a": 1.0})
 KNOWN = Slope(xy=-1.5, xx=2.0, freedom=20.0)
 
 
@@ -257,6 +259,54 @@ def test_ratios_are_1_at_the_update(
         assert stats.kl == pytest.approx(0, abs=limit**2)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_micro_batch_has_the_same_gradient(exact: Exact, size: int) -> None:
+    policy, ref, settings, groups = exact(TWO)
+    rewards = [given(0.75, 0.25, 0.5), given(None, 0.125, 1.0)]
+    whole = update(policy, settings, groups, rewards, ref=ref)
+    expected = gradient(policy).clone()
+    loss = settings.loss.model_copy(update={"micro_batch": size})
+    found = update(policy, settings.model_copy(update={"loss": loss}), groups, rewards, ref=ref)
+    assert float((gradient(policy) - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+    assert found.losses == pytest.approx(whole.losses, rel=1e-6)
+    assert {kind: stats.decisions for kind, stats in found.stats.items()} == {
+        kind: stats.decisions for kind, stats in whole.stats.items()
+    }
+
+
+def test_rewards_of_several_scorers_are_aggregated(exact: Exact) -> None:
+    """GDPO by hand: each scorer over its group, weighted, over the standard deviation of the step."""
+    policy, ref, settings, groups = exact({**TWO, "LOSS__TEXT__ALPHA": "0"})
+    spec = RewardSpec(scorers={"a": 1.0, "b": 0.5}, aggregation="gdpo")
+    groups = [replace(g, previews=replace(g.previews, task=replace(g.previews.task, reward=spec))) for g in groups]
+    scores = [((1.0, 200.0), (3.0, 0.0), (2.0, 100.0)), ((0.0, 5.0), (0.0, 9.0), (0.0, 4.0))]
+    rewards = [[Reward(a + 0.5 * b, {"a": a, "b": b}) for a, b in group] for group in scores]
+    sums = []
+    for group in scores:
+        columns = [np.array(column) for column in zip(*group, strict=True)]
+        normal = [(c - c.mean()) / c.std(ddof=1) if c.std() else 0 * c for c in columns]
+        sums.append(normal[0] + 0.5 * normal[1])
+    spread = np.concatenate(sums).std(ddof=1)
+    expected = [torch.tensor(one / spread, dtype=torch.float32) for one in sums]
+    update(policy, settings, groups, rewards, ref=ref)
+    found = gradient(policy).clone()
+    plain = [replace(g, previews=replace(g.previews, task=replace(g.previews.task, reward=SUM))) for g in groups]
+    update(policy, settings, plain, [[Reward(float(v)) for v in one] for one in expected], ref=ref)
+    assert float((gradient(policy) - found).abs().max()) < 1e-5 * float(found.abs().max())
+
+
+def test_groups_without_spread_are_counted(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(PROMPTS_PER_STEP="2", **NO_KL)
+    groups, _ = draw(policy, Judge(), settings)
+    found = update(policy, settings, groups, [given(0.5, 0.5, None, 0.5), given(0.5, 0.5, 0.5, 0.6)])
+    assert (found.flat, found.skipped) == (1, 0)
+
+
+def test_a_learning_rate_needs_parameters_of_its_own(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match=r"\[trainer\.loss\.text\] lr = 1e-05, but .* give \[trainer\.optimizer\]"):
+        make_optimizer(policy, tiny_settings(LOSS__TEXT__LR="1e-5"))
+
+
 def test_a_missing_reward_equals_a_group_without_it(
     policy: ShowO, make_policy: MakePolicy, tiny_settings: MakeSettings
 ) -> None:
@@ -311,7 +361,7 @@ def test_normalised_rewards_act_as_their_advantages(
     assert found.flat == expected.flat == 0
 
 
-def test_groups_without_spread_are_counted(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+def test_a_flat_group_has_no_normalised_gradient(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__NORMALISE="group_std", **NO_KL)
     policy = make_policy()
     groups, _ = draw(policy, Judge(), settings)
