@@ -33,7 +33,7 @@ from trainer.evaluate.heldout import evaluate, held_out, load_evaluation, save_e
 from trainer.report.metrics import read
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
-from trainer.run import AFTER, BEFORE, make_policy, make_reference, run
+from trainer.run import AFTER, BEFORE, make_policy, run
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
 from trainer.types import Reward, RewardSpec
@@ -112,12 +112,12 @@ def _one(options: argparse.Namespace, name: str) -> int:
 
 def _run_control(settings: TrainerSettings) -> int:
     """Train on permuted rewards, then evaluate on the service's own; `before` is the other run's."""
-    policy, reference = make_policy(settings), make_reference(settings)
+    policy = make_policy(settings)
     with closing(RewardService(settings.rewards)) as service:
         service.wait_ready()
         permuted = Permuted(service, settings.screen.group_size, settings.seed)
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-        train(settings, policy, reference, permuted, controller)
+        train(settings, policy, permuted, controller)
         save_evaluation(settings.run_dir / AFTER, evaluate(policy, service, held_out(settings), settings))
     return 0
 

@@ -1,4 +1,4 @@
-"""The commands `synod train CONFIG.toml` and `synod train report RUN`."""
+"""The commands `synod train CONFIG.toml`, `synod train report RUN` and `synod evaluate POLICY`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,15 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 1 for an error, 130 for an interrupt."""
+    """Run the command and return its exit status: 0, or 1 for an error, 130 for an interrupt.
+
+    `evaluate` has exit statuses of its own.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["evaluate"]:
+        from trainer.evaluate.command import main as evaluate
+
+        return evaluate(given[1:])
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
     except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OSError) as error:

@@ -6,17 +6,37 @@ import math
 
 import torch
 
+from synod.errors import SettingsError
 from trainer.policy.base import Policy
-from trainer.settings import OptimizerSettings
+from trainer.settings import OptimizerSettings, TrainerSettings
 
 WEIGHT_DECAY = 1e-3  # that of the authors' code
 
 
-def make_optimizer(policy: Policy, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Create AdamW over the policy's trainable parameters, fused if they are on a GPU."""
-    parameters = [p for p in policy.module.parameters() if p.requires_grad]
-    fused = True if all(p.is_cuda for p in parameters) else None
-    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=fused)
+def make_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.AdamW:
+    """Create AdamW over the policy's parameter groups, fused if they are on a GPU.
+
+    Raises SettingsError for the learning rate of a modality that has no parameters of its own.
+    """
+    groups = policy.parameter_groups()
+    for kind in ("text", "image"):
+        own = settings.loss.of(kind).lr
+        if own is not None and kind not in {group.kind for group in groups}:
+            raise SettingsError(
+                f"[trainer.loss.{kind}] lr = {own:g}, but this policy samples texts and images with the same "
+                "parameters; give [trainer.optimizer] lr"
+            )
+    fused = True if all(p.is_cuda for group in groups for p in group.parameters) else None
+    rates = learning_rates(policy, settings, 0)
+    tables = [{"params": list(group.parameters), "lr": lr} for group, lr in zip(groups, rates, strict=True)]
+    return torch.optim.AdamW(tables, lr=settings.optimizer.lr, weight_decay=WEIGHT_DECAY, fused=fused)
+
+
+def learning_rates(policy: Policy, settings: TrainerSettings, step: int) -> list[float]:
+    """Return the learning rate of each of the policy's parameter groups at a step."""
+    factor = lr_factor(settings.optimizer, step, settings.steps)
+    own = [None if group.kind is None else settings.loss.of(group.kind).lr for group in policy.parameter_groups()]
+    return [factor * (settings.optimizer.lr if lr is None else lr) for lr in own]
 
 
 def lr_factor(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -1,7 +1,7 @@
 """From a task to a group of finished images: reason, preview, screen, finish, request rewards.
 
-The random numbers of a rollout follow from (seed, step, group, its index in draw order), so a rollout does not depend
-on which others were kept.
+All random numbers of a rollout follow from its seed (seed of the run, step, group, index in draw order), so a rollout
+does not depend on which others were kept.
 """
 
 from __future__ import annotations
@@ -10,10 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from synod.contracts import Pixels, ScoreItem
 from trainer.algorithms.screen import ScreenResult, screen, top_up
 from trainer.clock import Clock
@@ -21,10 +17,9 @@ from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.scenarios import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
-from trainer.types import ImageSegment, Reward, Rollout, Task, TextSegment
+from trainer.types import Reward, Rollout, Seed, Task
 
 REFERENCES = 3  # images of the concept sent with each image to reward
-_TEXT, _IMAGE = 0, 1  # streams of random numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +46,16 @@ class Previews:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ScoredGroup:
+    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order."""
+
+    previews: Previews
+    rollouts: tuple[Rollout, ...]
+    images: tuple[Pixels, ...]
+    rewards: tuple[Reward, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """The kept rollouts, finished, with their images and pending rewards in the same order."""
 
@@ -59,9 +64,10 @@ class Group:
     images: tuple[Pixels, ...]
     pending: tuple[Future[list[Reward]], ...]
 
-    def rewards(self) -> list[Reward]:
+    def wait(self) -> ScoredGroup:
         """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
-        return [reward for future in self.pending for reward in future.result()]
+        rewards = tuple(reward for future in self.pending for reward in future.result())
+        return ScoredGroup(self.previews, self.rollouts, self.images, rewards)
 
 
 def sample_previews(
@@ -87,7 +93,10 @@ def sample_previews(
     scores: list[float | None] = []
     while True:
         first = len(rollouts)
-        batch = _preview(policy, task, settings, key, range(first, min(first + limits.preview_batch_size, cap)), clock)
+        seeds = [(*key, index) for index in range(first, min(first + limits.preview_batch_size, cap))]
+        batch = start(policy, [task] * len(seeds), seeds, clock)
+        with clock("preview"):
+            batch = continue_images(policy, batch, settings.screening_step)
         with clock("decode"):
             decoded = policy.images([rollout.image for rollout in batch])
         rollouts += batch
@@ -118,10 +127,9 @@ def finish(
     for first in range(0, len(chosen), settings.reward_batch_size):
         batch = chosen[first : first + settings.reward_batch_size]
         with clock("finish"):
-            segments = policy.denoise([rollout.image for rollout in batch], settings.sampler.denoising_steps)
+            finished = continue_images(policy, batch, policy.image_steps)
         with clock("decode"):
-            decoded = policy.images(segments)
-        finished = [Rollout(r.index, r.text, image) for r, image in zip(batch, segments, strict=True)]
+            decoded = policy.images([rollout.image for rollout in finished])
         pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
         rollouts += finished
         images += decoded
@@ -134,43 +142,28 @@ def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixel
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 
 
-def _preview(
-    policy: Policy, task: Task, settings: TrainerSettings, key: Sequence[int], indices: range, clock: Clock
-) -> list[Rollout]:
-    """Draw the rollouts `indices` up to the screening step, each with an answer of its own."""
+def start(policy: Policy, tasks: Sequence[Task], seeds: Sequence[Seed], clock: Clock) -> list[Rollout]:
+    """Return a rollout of each task before the first step of its image; a task with a query is answered first.
+
+    `index` is the last number of a seed.
+    """
+    asked = [place for place, task in enumerate(tasks) if task.query is not None]
     with clock("reason"):
-        texts = reason(policy, task, settings, key, indices)
+        queries = [query for task in tasks if (query := task.query) is not None]
+        answered = policy.answer(queries, [seeds[place] for place in asked]) if asked else ()
+    answers = dict(zip(asked, answered, strict=True))
+    prompts = [
+        compound(task.prompt.text, answers[place].text if place in answers else "") for place, task in enumerate(tasks)
+    ]
     with clock("preview"):
-        begun = begin(policy, [task] * len(indices), texts, settings, key, indices)
-        images = policy.denoise(begun, settings.screening_step)
-    return [Rollout(i, text, image) for i, text, image in zip(indices, texts, images, strict=True)]
+        images = policy.start(prompts, seeds)
+    return [
+        Rollout(seed[-1], (answers[place], image) if place in answers else (image,))
+        for place, (seed, image) in enumerate(zip(seeds, images, strict=True))
+    ]
 
 
-def reason(
-    policy: Policy, task: Task, settings: TrainerSettings, key: Sequence[int], indices: Sequence[int]
-) -> Sequence[TextSegment | None]:
-    """Sample an answer for each rollout of `indices`; None if the task has no query."""
-    if task.query is None:
-        return [None] * len(indices)
-    return policy.reason(task.query, uniforms(key, indices, _TEXT, (settings.sampler.max_new_tokens,)))
-
-
-def begin(
-    policy: Policy,
-    tasks: Sequence[Task],
-    texts: Sequence[TextSegment | None],
-    settings: TrainerSettings,
-    key: Sequence[int],
-    indices: Sequence[int],
-) -> list[ImageSegment]:
-    """Return a fully masked image for each rollout of `indices`, from its prompt and answer."""
-    answers = ["" if text is None else text.text for text in texts]
-    prompts = [compound(task.prompt.text, answer) for task, answer in zip(tasks, answers, strict=True)]
-    shape = (settings.sampler.denoising_steps, 2, policy.positions)
-    return policy.begin(prompts, uniforms(key, indices, _IMAGE, shape))
-
-
-def uniforms(key: Sequence[int], indices: Sequence[int], stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Return float32 [len(indices), *shape] in (0, 1); row i follows from (key, indices[i], stream)."""
-    rows = [np.random.default_rng([*key, index, stream]).random(shape, np.float32) for index in indices]
-    return torch.from_numpy(np.stack(rows).clip(2.0**-24, 1.0 - 2.0**-24))
+def continue_images(policy: Policy, rollouts: Sequence[Rollout], until: int) -> list[Rollout]:
+    """Return the rollouts with their images at step `until`."""
+    images = policy.denoise([rollout.image for rollout in rollouts], until)
+    return [rollout.with_image(image) for rollout, image in zip(rollouts, images, strict=True)]

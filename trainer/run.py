@@ -13,9 +13,8 @@ from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
 from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import conditions, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.policy import registry
 from trainer.policy.base import Policy
-from trainer.policy.show_o import loading
-from trainer.policy.show_o.policy import ShowO
 from trainer.report.page import write_report
 from trainer.rewards.service import RewardService
 from trainer.settings import TrainerSettings
@@ -37,7 +36,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         raise SettingsError(
             f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
         ) from None
-    policy, reference = make_policy(settings), make_reference(settings)
+    policy = make_policy(settings)
     if evaluated and settings.data.heldout is None:
         tqdm.write("[trainer.data] names no held-out prompts: nothing is evaluated before and after training")
         evaluated = False
@@ -48,7 +47,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         if evaluated and not _is_current(before, settings):
             _evaluate(policy, service, settings, before)
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-        state = train(settings, policy, reference, service, controller)
+        state = train(settings, policy, service, controller)
         if state.step >= settings.steps:
             if evaluated:
                 _evaluate(policy, service, settings, after)
@@ -57,25 +56,13 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     return 0
 
 
-def make_policy(settings: TrainerSettings) -> ShowO:
-    """Load the policy of the settings, onto a GPU if there is one."""
-    chosen, sampler = settings.policy, settings.sampler
-    policy = loading.load(
-        chosen.model, vq=chosen.vq, guidance_scale=sampler.guidance_scale, temperature=sampler.temperature
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy.module.to(device)
-    policy.vq.to(device)
+def make_policy(settings: TrainerSettings) -> Policy:
+    """Load the policy of the settings, onto a GPU if there is one, with its reference if a KL term needs that."""
+    policy = registry.load(settings.policy)
+    policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if settings.loss.needs_reference:
+        policy.keep_reference()
     return policy
-
-
-def make_reference(settings: TrainerSettings) -> ShowO | None:
-    """Load the frozen reference policy of the KL term; None when `loss.beta` is 0."""
-    if not settings.loss.beta:
-        return None
-    reference = make_policy(settings)
-    reference.module.requires_grad_(False)
-    return reference
 
 
 def _is_current(path: Path, settings: TrainerSettings) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
@@ -30,7 +32,7 @@ class TrainState:
     def to_save(self) -> dict[str, Any]:
         """Return the state as a tree that `checkpoint.save` accepts."""
         return {
-            "policy": self.policy.module.state_dict(),
+            "policy": dict(self._trained()),
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
             "slope": asdict(self.reward_slope),
@@ -38,14 +40,26 @@ class TrainState:
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
         """Restore the state after `step` steps from the tree that `to_save` returned."""
-        self.policy.module.load_state_dict(saved["policy"])
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(saved["policy"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
         self.step, self.reward_slope = step, Slope(**saved["slope"])
 
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what training changes, by name; frozen weights are read from the model directory again."""
+        return ((name, p) for name, p in self.policy.module.named_parameters() if p.requires_grad)
 
-def update_threshold(controller: ThresholdController, state: ThresholdState, previews: Previews) -> ThresholdState:
-    """Return the next threshold of a task, from every surrogate score that was measured."""
-    scores = [score for score in previews.scores if score is not None]
-    screened = previews.screened
-    return controller.update(state, scores, screened.drawn, min(screened.passed, len(scores)), previews.capped)
+
+def update_thresholds(
+    controller: ThresholdController, states: Mapping[str, ThresholdState], previews: Sequence[Previews]
+) -> dict[str, ThresholdState]:
+    """Return the next thresholds by `Task.key`, from every surrogate score that was measured."""
+    updated = dict(states)
+    for drawn in previews:
+        scores = [score for score in drawn.scores if score is not None]
+        screened, before = drawn.screened, updated.get(drawn.task.key, controller.initial_state())
+        passed = min(screened.passed, len(scores))
+        updated[drawn.task.key] = controller.update(before, scores, screened.drawn, passed, drawn.capped)
+    return updated

@@ -1,4 +1,4 @@
-"""The training loop: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3).
+"""The training loop: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3), for any policy and any rewards.
 
 Each step samples previews for a few prompts, filters them with a surrogate score, finishes denoising those that pass,
 waits for the rewards of the finished images, and updates the policy once. Two parts of the paper are left out: multiple
@@ -22,9 +22,9 @@ from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics
 from trainer.report.records import log_images, save_failed_groups, step_record
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import Group, finish, sample_previews
+from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
-from trainer.state import TrainState, update_threshold
+from trainer.state import TrainState, update_thresholds
 from trainer.stop import stop_on_signal
 from trainer.update import policy_update, update_reward_slope
 
@@ -32,20 +32,19 @@ from trainer.update import policy_update, update_reward_slope
 def train(
     settings: TrainerSettings,
     policy: Policy,
-    reference: Policy | None,
     service: RewardBackend,
     controller: ThresholdController,
     log: Callable[[str], None] = tqdm.write,
 ) -> TrainState:
     """Train until `settings.steps` are done, and return the final state.
 
-    Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. `reference` is the
-    frozen policy of the KL term; it may be None when `loss.beta` is 0. Raises RewardServiceUnavailable,
-    CheckpointMismatch and CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it
-    are saved first, and the policy is unchanged.
+    Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. A KL term needs the
+    policy's reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch and
+    CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it are saved first, and
+    the policy is unchanged.
     """
     source = training_tasks(settings, log)
-    state = TrainState(policy, make_optimizer(policy, settings.optimizer))
+    state = TrainState(policy, make_optimizer(policy, settings))
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
@@ -62,37 +61,31 @@ def train(
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, threshold_states = state.step, dict(state.thresholds)
-            groups: list[Group] = []
+            step, pending, thresholds = state.step, [], state.thresholds
             try:
                 for index, task in enumerate(source.tasks(step)):
-                    threshold_state = threshold_states.get(task.key, controller.initial_state())
-                    rng_key = (settings.seed, step, index)
-                    previews = sample_previews(
-                        policy, service, task, threshold_state.threshold, settings, rng_key, clock
-                    )
-                    groups.append(finish(policy, service, previews, settings, clock))
-                    threshold_states[task.key] = update_threshold(controller, threshold_state, previews)
+                    threshold = thresholds.get(task.key, controller.initial_state()).threshold
+                    key = (settings.seed, step, index)
+                    previews = sample_previews(policy, service, task, threshold, settings, key, clock)
+                    pending.append(finish(policy, service, previews, settings, clock))
+                    thresholds = update_thresholds(controller, thresholds, [previews])
                 with clock("reward_wait"):
-                    rewards = [group.rewards() for group in groups]
+                    groups = [group.wait() for group in pending]
             except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
                 save_checkpoint()
                 raise
             try:
                 with clock("update"):
-                    update = policy_update(
-                        policy, reference, state.optimizer, groups, rewards, state.reward_slope, settings, step
-                    )
+                    update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step)
             except NonFinite as error:
-                folder = save_failed_groups(settings.run_dir, step, groups, rewards, error)
+                folder = save_failed_groups(settings.run_dir, step, groups, error)
                 raise error.with_saved_groups(step, folder) from error
-            # the regression slope of reward on surrogate score, for the baseline of the next update's advantages
-            state.reward_slope = update_reward_slope(state.reward_slope, groups, rewards)
-            state.thresholds = threshold_states
+            state.reward_slope = update_reward_slope(state.reward_slope, groups)
+            state.thresholds = thresholds
             state.step += 1
-            record = step_record(groups, rewards, update, settings, step, clock.lap())
+            record = step_record(groups, update, settings, step, clock.lap())
             metrics.log(step, record)
-            log_images(metrics, step, groups, rewards)
+            log_images(metrics, step, groups)
             if state.step % settings.checkpoint_every == 0:
                 with clock("checkpoint"):
                     save_checkpoint()

@@ -1,20 +1,19 @@
 """Records of the trainer. They are frozen and import nothing that does I/O.
 
-Suffixes give shapes: B rollouts, T denoising steps, N image positions, S text tokens.
+The records of what a family of policies samples are in its folder, `trainer/policy/<family>/segments.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import Tensor
+from typing import Literal, Protocol
 
 from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
 
 Pathway = Literal["visual", "textual", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
+Seed = tuple[int, ...]  # (seed of the run, step, group, index of the rollout)
 Aggregation = Literal["sum", "gdpo"]
 
 
@@ -101,57 +100,45 @@ class Task:
     truth: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TextSegment:
-    """A sampled answer.
+class Segment(Protocol):
+    """One modality's part of a rollout: what the policy sampled, with what it needs to continue and to be scored.
 
-    ids_S   int64, with the end token if it was drawn
-    logp_S  float32, log-probability of each token under the policy that sampled it
+    kind    "text" or "image"
+    step    sampling steps taken; a text has one
+    prompt  the text that it was sampled from
+    text    the sampled answer; "" for an image
     """
-
-    query: Query
-    ids_S: Tensor
-    logp_S: Tensor
-    text: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageSegment:
-    """An image after `step` denoising steps, with everything needed to continue.
-
-    codes_TN    int64, the full draw of each step; codes_TN[-1] is the preview, or in the end the image
-    masked_TN   bool, True where step t sampled: only these positions are decisions
-    logp_TN     float32, guided log-probability of codes_TN under the policy that sampled it, at every position
-    remasked_N  bool, the positions masked for the next step (after re-masking)
-    uniform_T2N float32 in (0, 1), every random number of the whole trajectory, drawn in advance
-    """
-
-    prompt: str
-    codes_TN: Tensor
-    masked_TN: Tensor
-    logp_TN: Tensor
-    remasked_N: Tensor
-    uniform_T2N: Tensor
 
     @property
-    def step(self) -> int:
-        return len(self.codes_TN)
-
-
-Segment = TextSegment | ImageSegment
+    def kind(self) -> Modality: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def text(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One trajectory o_i = (IR_i, I_i), number `index` in draw order; pathway "none" has no text."""
+    """One trajectory, number `index` in draw order: its segments in the order in which they were sampled."""
 
     index: int
-    text: TextSegment | None
-    image: ImageSegment
+    segments: tuple[Segment, ...]
 
     @property
     def answer(self) -> str:
-        return "" if self.text is None else self.text.text
+        return " ".join(segment.text for segment in self.segments if segment.kind == "text")
+
+    @property
+    def image(self) -> Segment:
+        """The last image, which is scored."""
+        return next(segment for segment in reversed(self.segments) if segment.kind == "image")
+
+    def with_image(self, image: Segment) -> Rollout:
+        """Return the rollout with its last image at a later step."""
+        last = max(i for i, segment in enumerate(self.segments) if segment.kind == "image")
+        return Rollout(self.index, (*self.segments[:last], image, *self.segments[last + 1 :]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.algorithms.advantage import Slope, advantages, population_baseline
-from trainer.algorithms.losses import LossStats, clipped_loss, modality_weights
+from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
+from trainer.algorithms.aggregate import GroupRewards, is_flat
+from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.errors import NonFinite
-from trainer.optim import lr_factor
+from trainer.optim import learning_rates
 from trainer.policy.base import Policy
-from trainer.rollout import Group
+from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
-from trainer.types import Modality, Reward, Rollout, Segment
+from trainer.types import Modality, Rollout
 
-CLIP = 0.2  # epsilon of eq. 9
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
 
@@ -30,6 +30,7 @@ class Update:
     losses   sums over groups
     stats    over the decisions of each modality
     skipped  groups with fewer than MIN_REWARDS rewards; `grad_norm` and `advantage_abs` are None if all were
+    flat     groups whose rewards are all equal, which have no signal
     """
 
     losses: dict[Modality, float]
@@ -37,21 +38,20 @@ class Update:
     grad_norm: float | None
     advantage_abs: float | None
     skipped: int
+    flat: int
 
 
-def update_reward_slope(slope: Slope, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> Slope:
+def update_reward_slope(slope: Slope, groups: Sequence[ScoredGroup]) -> Slope:
     """Return the running slope of reward on surrogate score, updated with these groups."""
-    for group, found in zip(groups, rewards, strict=True):
-        slope = slope.update(_kept_scores(group), [reward.value for reward in found])
+    for group in groups:
+        slope = slope.update(_kept_scores(group), [reward.value for reward in group.rewards])
     return slope
 
 
 def policy_update(
     policy: Policy,
-    reference: Policy | None,
     optimizer: torch.optim.Optimizer,
-    groups: Sequence[Group],
-    rewards: Sequence[Sequence[Reward]],
+    groups: Sequence[ScoredGroup],
     slope: Slope,
     settings: TrainerSettings,
     step: int,
@@ -64,86 +64,99 @@ def policy_update(
     stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
     spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, found in enumerate(rewards) if int(_valid(found).sum()) >= MIN_REWARDS]
-    for i in usable:
-        advantage = _advantage(groups[i], rewards[i], slope, settings.loss)
+    usable = [i for i, group in enumerate(groups) if len(_rewarded(group)) >= MIN_REWARDS]
+    for i, advantage in zip(usable, _advantages([groups[i] for i in usable], slope, settings.loss), strict=True):
         spread.append(float(advantage.abs().mean()))
-        chosen = [r for r, reward in zip(groups[i].rollouts, rewards[i], strict=True) if reward.value is not None]
-        for modality, segments in _segments(chosen).items():
+        chosen = [groups[i].rollouts[place] for place in _rewarded(groups[i])]
+        for modality in losses:
             rng = np.random.default_rng([settings.seed, step, i])
-            loss, found = _backward(policy, reference, segments, advantage, modality, settings, len(usable), rng)
+            loss, found = _backward(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
             if not np.isfinite(loss):
                 prompt = groups[i].previews.task.prompt.text
                 raise NonFinite(f"the {modality} loss is {loss} for prompt {prompt!r}", i)
             losses[modality] += loss
             stats[modality] += found
     if not usable:
-        return Update(losses, stats, None, None, len(groups))
+        return Update(losses, stats, None, None, len(groups), 0)
+    flat = sum(group_is_flat(groups[i]) for i in usable)
     norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps)
+    for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
+        parameters["lr"] = lr
     optimizer.step()
-    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable))
+    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable), flat)
+
+
+def group_is_flat(group: ScoredGroup) -> bool:
+    """Return whether all rewards of a group are equal, so that it has no signal."""
+    spec = group.previews.task.reward
+    return is_flat(GroupRewards.of(group.rewards, spec), spec.aggregation)
 
 
 def _backward(
     policy: Policy,
-    reference: Policy | None,
-    segments: Sequence[Segment],
+    rollouts: Sequence[Rollout],
     advantage: torch.Tensor,
     modality: Modality,
-    settings: TrainerSettings,
+    settings: LossSettings,
     groups: int,
     rng: np.random.Generator,
 ) -> tuple[float, LossStats]:
-    """Add the gradient of one group's segments, one denoising step at a time to save memory."""
-    total = policy.steps(segments)
-    count = max(1, round(settings.loss.loss_step_fraction * total))
-    weights = modality_weights(
-        settings.loss.alpha_text,
-        settings.loss.alpha_image,
-        settings.loss.scale,
-        max_text_tokens=settings.sampler.max_new_tokens,
-        denoising_steps=settings.sampler.denoising_steps,
-        positions=policy.positions,
-    )
-    weight = weights[modality] * total / count / groups
+    """Add the gradient of one modality of a group, one sampling step and micro-batch at a time to save memory."""
+    found = [(s, i) for i, rollout in enumerate(rollouts) for s in rollout.segments if s.kind == modality]
     value, stats = 0.0, LossStats()
+    if not found:
+        return value, stats
+    chosen = settings.of(modality)
+    total = policy.steps([segment for segment, _ in found])
+    count = max(1, round(settings.loss_step_fraction * total))
+    weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
+    size = settings.micro_batch or len(found)
     for step in sorted(rng.choice(total, count, replace=False).tolist()):
-        new, old, mask = policy.logprobs(segments, step)
-        if modality == "image" and settings.loss.positions == "all":
-            mask = torch.ones_like(mask)
-        with torch.no_grad():
-            ref = reference.logprobs(segments, step)[0] if reference is not None else None
-        beta = settings.loss.beta if reference is not None else 0.0
-        loss, found = clipped_loss(new, old, ref, mask, advantage.to(new.device), clip=CLIP, beta=beta, weight=weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        value, stats = value + float(loss.detach()), stats + found
+        for first in range(0, len(found), size):
+            segments, owners = zip(*found[first : first + size], strict=True)
+            terms = policy.terms(segments, step, reference=chosen.beta > 0)
+            loss, figures = clipped_loss(
+                terms.new_BD,
+                terms.old_BD,
+                terms.reference_BD,
+                terms.mask_BD,
+                advantage[list(owners)].to(terms.new_BD.device),
+                clip=chosen.clip,
+                beta=chosen.beta,
+                weight=weight,
+                group_size=len(rollouts),
+                kl_BD=terms.kl_BD,
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            value, stats = value + float(loss.detach()), stats + figures
     return value, stats
 
 
-def _advantage(group: Group, rewards: Sequence[Reward], slope: Slope, settings: LossSettings) -> torch.Tensor:
-    """Return the advantages of the rollouts that have a reward, in order."""
-    valid = _valid(rewards)
-    values = torch.tensor([0.0 if reward.value is None else reward.value for reward in rewards])
-    shift = 0.0
-    if settings.baseline == "population":
-        measured = [s for s, reward in zip(_kept_scores(group), rewards, strict=True) if reward.value is not None]
-        shift = population_baseline(slope, measured, group.previews.scores)
-    return advantages(values, valid, baseline_shift=shift)[valid]
+def _advantages(groups: Sequence[ScoredGroup], slope: Slope, settings: LossSettings) -> list[torch.Tensor]:
+    """Return the advantages of each group's rollouts that have a reward, in order."""
+    found: dict[int, torch.Tensor] = {}
+    by_aggregation = {group.previews.task.reward.aggregation for group in groups}
+    for aggregation in sorted(by_aggregation):
+        places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
+        rewards = [GroupRewards.of(groups[i].rewards, groups[i].previews.task.reward) for i in places]
+        shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
+        advantages = step_advantages(rewards, aggregation=aggregation, normalise=settings.normalise, shifts=shifts)
+        found |= {i: a[r.valid_G] for i, a, r in zip(places, advantages, rewards, strict=True)}
+    return [found[i] for i in range(len(groups))]
 
 
-def _valid(rewards: Sequence[Reward]) -> torch.Tensor:
-    return torch.tensor([reward.value is not None for reward in rewards])
+def _baseline_shift(group: ScoredGroup, slope: Slope, settings: LossSettings) -> float:
+    if settings.baseline == "group":
+        return 0.0
+    kept = _kept_scores(group)
+    return population_baseline(slope, [kept[place] for place in _rewarded(group)], group.previews.scores)
 
 
-def _kept_scores(group: Group) -> list[float | None]:
+def _rewarded(group: ScoredGroup) -> list[int]:
+    return [place for place, reward in enumerate(group.rewards) if reward.value is not None]
+
+
+def _kept_scores(group: ScoredGroup) -> list[float | None]:
     return [group.previews.scores[i] for i in group.previews.screened.indices]
-
-
-def _segments(rollouts: Sequence[Rollout]) -> dict[Modality, list[Segment]]:
-    texts: list[Segment] = [r.text for r in rollouts if r.text is not None]
-    images: list[Segment] = [r.image for r in rollouts]
-    return {"text": texts, "image": images} if texts else {"image": images}

@@ -12,13 +12,14 @@ from services.scorers import registry
 from services.scorers.base import Scorer
 from services.settings import Settings
 from synod.contracts import ScoreItem
+from trainer.clock import Clock
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import GENEVAL, SyncR1Tasks
 from trainer.evaluate.compare import right
 from trainer.evaluate.heldout import draw
 from trainer.policy.base import Policy
-from trainer.rollout import begin, reason
+from trainer.rollout import continue_images, start
 from trainer.run import make_policy
 from trainer.scenarios import surrogate_item
 from trainer.settings import SyncR1Settings, TrainerSettings
@@ -42,8 +43,8 @@ def measure(service: Settings, trainer: TrainerSettings, seed: int) -> list[Metr
     drawn = SyncR1Tasks(prompts, profiles, GENEVAL, (seed,), PROMPTS, 1.0).tasks(0)
     concepts = SyncR1Tasks(prompts, profiles, GENEVAL, (seed,), 2 * PROMPTS, 0.0).tasks(0)
     textual = [task for task in concepts if task.pathway == "textual"]
-    correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn, trainer)
-    named = [_named(policy, task, place, trainer, seed) for place, task in enumerate(textual)]
+    correct = _correct(policy, registry.build("geneval", service.scorers["geneval"]), drawn)
+    named = [_named(policy, task, place, seed) for place, task in enumerate(textual)]
     mixed = [task for pair in zip(drawn, concepts, strict=False) for task in pair][:PROMPTS_RANKED]
     ber = registry.build("ber", service.scorers["ber"])
     ranks = [_rank(policy, ber, task, trainer, (seed, place)) for place, task in enumerate(mixed)]
@@ -54,29 +55,28 @@ def measure(service: Settings, trainer: TrainerSettings, seed: int) -> list[Metr
     ]
 
 
-def _correct(policy: Policy, scorer: Scorer, tasks: Sequence[Task], settings: TrainerSettings) -> list[bool]:
+def _correct(policy: Policy, scorer: Scorer, tasks: Sequence[Task]) -> list[bool]:
     found: list[bool] = []
     for first in range(0, len(tasks), BATCH):
         places = range(first, min(first + BATCH, len(tasks)))
-        _, images = draw(policy, tasks, places, settings)
+        _, images = draw(policy, tasks, places)
         items = [ScoreItem(p, geneval=tasks[i].prompt.geneval) for i, p in zip(places, images, strict=True)]
         found += [bool(score.detail["official"]) for score in scores(scorer, items)]
     return found
 
 
-def _named(policy: Policy, task: Task, place: int, settings: TrainerSettings, seed: int) -> bool:
-    answer = reason(policy, task, settings, (seed, place), [0])[0]
-    assert answer is not None
+def _named(policy: Policy, task: Task, place: int, seed: int) -> bool:
+    assert task.query is not None
+    answer = policy.answer([task.query], [(seed, place, 0)])[0]
     return right(answer.text, task.segments, task.truth) is True
 
 
 def _rank(policy: Policy, ber: Scorer, task: Task, settings: TrainerSettings, key: Sequence[int]) -> float:
-    steps, places = settings.sampler.denoising_steps, range(ROLLOUTS)
-    texts = reason(policy, task, settings, key, places)
-    started = begin(policy, [task] * ROLLOUTS, texts, settings, key, places)
-    previews = policy.denoise(started, settings.screening_step)
+    started = start(policy, [task] * ROLLOUTS, [(*key, index) for index in range(ROLLOUTS)], Clock())
+    previews = continue_images(policy, started, settings.screening_step)
+    finished = continue_images(policy, previews, policy.image_steps)
     early, late = (
         [score.value for score in scores(ber, [surrogate_item(task, p) for p in policy.images(images)])]
-        for images in (previews, policy.denoise(previews, steps))
+        for images in ([rollout.image for rollout in rollouts] for rollouts in (previews, finished))
     )
     return float(spearmanr(early, late).statistic)

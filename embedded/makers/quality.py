@@ -23,7 +23,7 @@ from services.scorers.der import DerSettings
 from services.scorers.fer import FerSettings
 from services.scorers.geneval import GenEvalSettings
 from services.settings import Settings, load
-from trainer.run import make_policy
+from trainer.policy.show_o.magvit import Magvit
 from trainer.settings import TrainerSettings
 from trainer.settings import load as load_trainer
 
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def tokenizer(settings: TrainerSettings) -> Degradation:
     """Return the degradation by the policy's image tokenizer: encode and decode."""
-    vq = make_policy(settings).vq
+    assert settings.policy.vq is not None
+    vq = Magvit.load(Path(settings.policy.vq))
     return lambda image: vq.decode(vq.encode([image]))[0]
 
 

@@ -31,11 +31,12 @@ from embedded.makers.texts import corpus, tokenizer
 from embedded.world.prompts import ATTRIBUTE, attribute_prompt, dense_prompt
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.policy import Sampling, ShowO
+from trainer.policy.show_o.segments import TextSegment
 from trainer.policy.show_o.vocabulary import END, Vocabulary
 from trainer.policy.weights import read_weights
 from trainer.scenarios import textual_query
-from trainer.types import Query, TextSegment
+from trainer.types import Query
 
 RECIPE = Recipe(seed=7, steps=3400, batch=42, lr=2e-3, weight_decay=0.02)
 UNCERTAIN_RECIPE = Recipe(seed=9, steps=300, batch=34, lr=4e-4, weight_decay=0.02)
@@ -89,7 +90,7 @@ class ShowOMaker:
         vocab = _vocabulary(tokens.config.codebook_size)
         concepts = tuple(profile.name for profile in world.CONCEPTS)
         config = ShowOConfig(vocab.size, tokens.config.codebook_size, POSITIONS, MAX_TEXT, "", False, concepts, SHAPE)
-        self.policy = ShowO(config, vocab, tokens, guidance_scale=0.0)
+        self.policy = ShowO(config, vocab, tokens, Sampling(guidance_scale=0.0))
         self.module: nn.Module = self.policy.module
         self.tables: tuple[nn.Module, ...] = ()
         if start is None:

@@ -67,6 +67,10 @@ def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) 
             {"trainer": {"enabled": True, "command": ["synod", "evaluate", "RUN"], "config": "[trainer]"}},
             r'trainer.command \["synod","evaluate","RUN"\] does not read it: add the word CONFIG',
         ),
+        (
+            {"trainer": {"enabled": True, "command": ["synod", "evaluate", "showlab/show-o", "--suite=geneval"]}},
+            r'trainer.command \["synod","evaluate",.*\] has no place for .*: add --out=/checkpoints/NAME',
+        ),
         ({"trainer": {"enabled": True, "config": "x = = 1"}}, "trainer.config is not valid TOML: .*line 1"),
         (
             {"trainer": {"enabled": True, "config": "trainer = 3"}},

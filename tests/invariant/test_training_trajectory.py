@@ -30,8 +30,9 @@ from tests.unit.trainer.reward_services import Judge, brightness, redness
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq  # noqa: F401
 from trainer.algorithms.threshold import Quantile
 from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.settings import TrainerSettings
-from trainer.types import ImageSegment, Query, Reward, RewardSpec, TextSegment
+from trainer.types import Query, Reward, RewardSpec, Segment
 
 RECORD = Path(__file__).with_name("training_trajectory.json")
 STEPS, DRAWN, KEPT = 3, 8, 4  # training steps; previews drawn and kept for each prompt
@@ -58,10 +59,10 @@ class RowByRow(ShowO):
     def reason(self, query: Query, uniform_BS: torch.Tensor) -> list[TextSegment]:  # noqa: N803
         return [super(RowByRow, self).reason(query, row[None])[0] for row in uniform_BS]
 
-    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
+    def denoise(self, segments: Sequence[Segment], until: int) -> list[ImageSegment]:
         return [super(RowByRow, self).denoise([segment], until)[0] for segment in segments]
 
-    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+    def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return [super(RowByRow, self).images([segment])[0] for segment in segments]
 
 

@@ -8,7 +8,7 @@ Deviations, each with its reason:
   not belong in a likelihood ratio, and the model was never trained there; they are 35 % of 50 x 1024 terms. mask_BD
   selects the sampled ones. Which positions are re-masked (confidence + Gumbel noise) also depends on the policy; it is
   treated as part of the environment.
-* Scale. Eq. 9 sums, so 5e4 image terms outweigh some 50 text terms. `modality_weights` divides each modality by a
+* Scale. Eq. 9 sums, so 5e4 image terms outweigh some 50 text terms. `decision_weight` divides each modality by a
   constant rather than by its own length, which avoids length bias as in Dr.GRPO; "paper_sum" is the paper's form.
 * KL. Eq. 9 has it inside the weighted sum, eq. 11 outside; we follow eq. 9. The estimator is k3. Its mean under pi is
   KL(pi || ref), but the mean of its gradient is that of KL(ref || pi), as in every loss that uses k3.
@@ -24,8 +24,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.types import Modality
-
 Scale = Literal["per_modality_constant", "paper_sum"]
 LOG_RATIO = 10.0
 
@@ -36,7 +34,7 @@ class LossStats:
 
     clipped    decisions whose ratio left [1 - clip, 1 + clip] on the side where the objective is flat
     low, high  smallest and largest ratio
-    kl_sum     sum of k3, in nats; 0 without a reference
+    kl_sum     sum of the KL terms, in nats; 0 without a reference
 
     Without decisions the properties are None.
     """
@@ -80,6 +78,7 @@ def clipped_loss(
     beta: float,
     weight: float,
     group_size: int | None = None,
+    kl_BD: Tensor | None = None,
 ) -> tuple[Tensor, LossStats]:
     """Compute eq. 9, negated to be minimised: the scalar loss with new_BD's gradient, and its figures.
 
@@ -89,13 +88,14 @@ def clipped_loss(
     new, old, ref  log-probabilities (<= 0) under the policy, the policy that sampled, and the reference, summed in
                    float32 or better; only `new` has a gradient. ref_BD None: no KL term, for beta = 0
     mask_BD        bool; a False decision adds exactly 0 to loss and gradient, even if it holds -inf or NaN
+    kl_BD          KL(policy || reference) of each decision in closed form, with its gradient, in place of k3
     advantage_B    of each rollout; leave out rollouts without a reward, because their KL would still count
     group_size     the divisor, B by default; for a group in several batches give the size of the whole group, so that
                    the batches' losses add up to the group's
 
     Raises ValueError for shapes that do not fit, a mask that is not bool, or a clip or beta out of range.
     """
-    _check(new_BD, old_BD, ref_BD, mask_BD, advantage_B, clip, beta)
+    _check(new_BD, old_BD, ref_BD if kl_BD is None else kl_BD, mask_BD, advantage_B, clip, beta)
     rollouts = len(new_BD) if group_size is None else group_size
     if rollouts < 1:
         raise ValueError(f"the loss is divided by {rollouts} rollouts; give at least one, or skip the group")
@@ -105,41 +105,35 @@ def clipped_loss(
     advantage_B1 = advantage_B.detach().to(dtype)[:, None]
     ratio_BD = (new_BD - old_BD).clamp(-LOG_RATIO, LOG_RATIO).exp()
     gain_BD = torch.minimum(ratio_BD * advantage_B1, ratio_BD.clamp(1 - clip, 1 + clip) * advantage_B1)
-    k3_BD = torch.zeros_like(gain_BD)
-    if ref_BD is not None:
+    if kl_BD is not None:
+        divergence_BD = torch.where(mask_BD, kl_BD.to(dtype), 0.0)
+        gain_BD = gain_BD - beta * divergence_BD
+    elif ref_BD is not None:
         ref_BD = torch.where(mask_BD, ref_BD.detach().to(dtype), 0.0)
         d_BD = (ref_BD - new_BD).clamp(-LOG_RATIO, LOG_RATIO)
-        k3_BD = d_BD.expm1() - d_BD  # k3 is second order in d: exp(d) - 1 would round it to 0
-        gain_BD = gain_BD - beta * k3_BD
+        divergence_BD = d_BD.expm1() - d_BD  # k3 is second order in d: exp(d) - 1 would round it to 0
+        gain_BD = gain_BD - beta * divergence_BD
+    else:
+        divergence_BD = torch.zeros_like(gain_BD)
     loss = -weight * torch.where(mask_BD, gain_BD, 0.0).sum() / rollouts
     flat_BD = ((advantage_B1 > 0) & (ratio_BD > 1 + clip)) | ((advantage_B1 < 0) & (ratio_BD < 1 - clip))
-    return loss, _stats(ratio_BD.detach(), k3_BD.detach(), flat_BD, mask_BD)
+    return loss, _stats(ratio_BD.detach(), divergence_BD.detach(), flat_BD, mask_BD)
 
 
-def modality_weights(
-    alpha_text: float,
-    alpha_image: float,
-    scale: Scale,
-    *,
-    max_text_tokens: int,
-    denoising_steps: int,
-    positions: int,
-) -> dict[Modality, float]:
+def decision_weight(alpha: float, scale: Scale, decisions: int) -> float:
     """Return alpha_j of eq. 10, for each decision of a modality.
 
-    "paper_sum": the alphas themselves. "per_modality_constant": alpha_text / max_text_tokens and
-    alpha_image / (denoising_steps * positions), which do not depend on the length of a rollout.
+    "paper_sum": alpha itself. "per_modality_constant": alpha divided by the largest number of `decisions` that one
+    segment can have, which does not depend on the length of a rollout.
     """
-    if scale == "paper_sum":
-        return {"text": alpha_text, "image": alpha_image}
-    return {"text": alpha_text / max_text_tokens, "image": alpha_image / (denoising_steps * positions)}
+    return alpha if scale == "paper_sum" else alpha / decisions
 
 
-def _stats(ratio_BD: Tensor, k3_BD: Tensor, flat_BD: Tensor, mask_BD: Tensor) -> LossStats:
-    ratio, k3 = ratio_BD[mask_BD], k3_BD[mask_BD]
+def _stats(ratio_BD: Tensor, kl_BD: Tensor, flat_BD: Tensor, mask_BD: Tensor) -> LossStats:
+    ratio, kl = ratio_BD[mask_BD], kl_BD[mask_BD]
     if not len(ratio):
         return LossStats()
-    sums = torch.stack([flat_BD[mask_BD].sum().to(ratio.dtype), ratio.min(), ratio.max(), k3.sum()])
+    sums = torch.stack([flat_BD[mask_BD].sum().to(ratio.dtype), ratio.min(), ratio.max(), kl.sum()])
     flat, low, high, kl_sum = sums.tolist()  # one transfer from the device
     return LossStats(len(ratio), int(flat), low, high, kl_sum)
 
@@ -163,4 +157,4 @@ def _check(
     if not 0 < clip < 1:
         raise ValueError(f"clip is {clip}; give a number between 0 and 1, both excluded (the usual one is .2)")
     if beta < 0 or (beta > 0 and ref_BD is None):
-        raise ValueError(f"beta is {beta}, which weighs a KL to the reference; give ref_BD and beta >= 0, or beta 0")
+        raise ValueError(f"beta is {beta}, which weighs a KL to the reference; give ref_BD or kl_BD, or beta 0")

@@ -20,8 +20,11 @@ _FULL: Final = 1 - 1e-9
 class Row:
     """One image of one held-out prompt.
 
-    right    whether the answer names what was asked for; None if the task has no query
-    failure  the error code of a missing reward
+    reward, components  of the reward that is trained on
+    right               whether the answer names what was asked for; None if the task has no query
+    failure             the error code of a missing reward
+    heldout             scores by scorers that are not trained on
+    heldout_reward      their weighted sum; None if one is missing, or there are none
     """
 
     key: str
@@ -33,6 +36,8 @@ class Row:
     components: Mapping[str, float]
     right: bool | None
     failure: str | None = None
+    heldout: Mapping[str, float] = field(default_factory=dict)
+    heldout_reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +71,13 @@ class Paired:
     stderr: float | None
     n: int
     dropped: int
+
+    @property
+    def verdict(self) -> str:
+        """Return "up" or "down" for a change of more than two standard errors, else ""."""
+        if self.difference is None or self.stderr is None or abs(self.difference) <= 2 * self.stderr:
+            return ""
+        return "up" if self.difference > 0 else "down"
 
 
 def right(answer: str, segments: Sequence[str], truth: Sequence[float]) -> bool | None:
@@ -106,12 +118,7 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
 
     Raises SettingsError if prompts or conditions differ.
     """
-    if before.conditions != after.conditions or [_asked(r) for r in before.rows] != [_asked(r) for r in after.rows]:
-        raise SettingsError(
-            f"the evaluations differ in prompts or settings ({len(before.rows)} rows with {dict(before.conditions)}, "
-            f"{len(after.rows)} with {dict(after.conditions)}); evaluate both again"
-        )
-    pairs, rows = list(zip(before.rows, after.rows, strict=True)), (*before.rows, *after.rows)
+    pairs, rows = _pairs(before, after), (*before.rows, *after.rows)
     reasoned = {row.pathway for row in rows if row.right is not None}
     names = [(p, name) for p, name in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
     by_pathway = {p: [pair for pair in pairs if pair[0].pathway == p] for p in ("visual", "textual", "none")}
@@ -121,7 +128,8 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
     for name in sorted({name for row in rows for name in row.components}):
         scored = [pair for pair in pairs if any(name in row.components for row in pair)]
         found[name] = _compare(scored, partial(_component, name))
-    geneval = by_pathway["none"]
+    tags = {row.tag for row in rows if set(row.components) == {"geneval"}}  # rewarded by GenEval's soft score alone
+    geneval = [pair for pair in by_pathway["none"] if pair[0].tag in tags]
     if geneval:
         found["correct"] = _compare(geneval, lambda row: None if row.reward is None else row.reward >= _FULL)
     for tag in sorted({row.tag for row, _ in geneval}):
@@ -129,8 +137,49 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
     return found
 
 
+def paired_heldout(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
+    """Compare two evaluations by the scorers that are not trained on: their weighted sum "reward", and each of them.
+
+    It is empty if there are none. Raises SettingsError if prompts or conditions differ.
+    """
+    pairs = _pairs(before, after)
+    names = sorted({name for row in (*before.rows, *after.rows) for name in row.heldout})
+    if not names:
+        return {}
+    found = {"reward": _compare(pairs, lambda row: row.heldout_reward)}
+    return found | {name: _compare(pairs, partial(_heldout, name)) for name in names}
+
+
+def hacking(before: Evaluation, after: Evaluation) -> str | None:
+    """Return a warning if the trained reward rose and the held-out one fell, by over two standard errors each.
+
+    Raises SettingsError if prompts or conditions differ.
+    """
+    trained, heldout = paired(before, after)["reward"], paired_heldout(before, after).get("reward")
+    if heldout is None or (trained.verdict, heldout.verdict) != ("up", "down"):
+        return None
+    rise, fall = (f"{abs(p.difference or 0):.3f} \u00b1 {p.stderr:.3f}" for p in (trained, heldout))
+    return (
+        f"Reward hacking is likely: on the same prompts the trained reward rose by {rise}, and the reward that is not "
+        f"trained on fell by {fall}. Look at the images; stop earlier, or raise the KL weight"
+    )
+
+
+def _pairs(before: Evaluation, after: Evaluation) -> list[tuple[Row, Row]]:
+    if before.conditions != after.conditions or [_asked(r) for r in before.rows] != [_asked(r) for r in after.rows]:
+        raise SettingsError(
+            f"the evaluations differ in prompts or settings ({len(before.rows)} rows with {dict(before.conditions)}, "
+            f"{len(after.rows)} with {dict(after.conditions)}); evaluate both again"
+        )
+    return list(zip(before.rows, after.rows, strict=True))
+
+
 def _reward(row: Row) -> float | None:
     return row.reward
+
+
+def _heldout(name: str, row: Row) -> float | None:
+    return row.heldout.get(name)
 
 
 def _component(name: str, row: Row) -> float | None:

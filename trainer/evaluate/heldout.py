@@ -17,16 +17,18 @@ from tqdm import tqdm
 
 from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError
+from trainer.clock import Clock
 from trainer.data.source import heldout_tasks
 from trainer.evaluate.compare import Evaluation, Row, right
 from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import begin, reason, reward_items
+from trainer.rollout import continue_images, reward_items, start
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, RewardSpec, Rollout, Task
 
 SEED: Final = 0
+BEFORE, AFTER, DURING = "before.json", "after.json", "step-{:06d}.json"  # in RUN/evaluation
 SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # in place of the step in the key of random numbers; no training has that many steps
 
@@ -54,7 +56,7 @@ def evaluate(
     with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
         for first in range(0, len(tasks), batch):
             places = range(first, min(first + batch, len(tasks)))
-            rollouts, images = draw(policy, tasks, places, settings)
+            rollouts, images = draw(policy, tasks, places)
             answers += [rollout.answer for rollout in rollouts]
             shown += images[: max(0, SHOWN - len(shown))]
             pending += _submit(service, tasks, rollouts, images)
@@ -71,7 +73,7 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     return {
         "data": settings.data.model_dump(mode="json", include={"task", "geneval_share"}),
-        "sampler": settings.sampler.model_dump(mode="json"),
+        "sampler": settings.policy.sampler.model_dump(mode="json"),
         "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "ensemble"}),
     }
 
@@ -95,21 +97,23 @@ def load_evaluation(path: Path) -> Evaluation:
         raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
 
 
+def evaluations(run_dir: Path) -> list[Path]:
+    """Return the files of a run's evaluations in order: before training, during it (step-000050.json), after it."""
+    folder = run_dir / "evaluation"
+    return [path for path in (folder / BEFORE, *sorted(folder.glob("step-*.json")), folder / AFTER) if path.exists()]
+
+
 def image_files(path: Path) -> list[Path]:
     """Return the image files of the evaluation at `path`; they belong to its first rows, in order."""
     return sorted(path.with_suffix("").glob("image-*.png"))
 
 
-def draw(
-    policy: Policy, tasks: Sequence[Task], places: range, settings: TrainerSettings
-) -> tuple[list[Rollout], list[Pixels]]:
+def draw(policy: Policy, tasks: Sequence[Task], places: range) -> tuple[list[Rollout], list[Pixels]]:
     """Return a finished rollout and its image for each of `places` in `tasks`; each has its own answer."""
-    key = (SEED, _HELD_OUT)
-    texts = [reason(policy, tasks[place], settings, key, [place])[0] for place in places]
-    begun = begin(policy, [tasks[place] for place in places], texts, settings, key, places)
-    images = policy.denoise(begun, settings.sampler.denoising_steps)
-    rollouts = [Rollout(i, text, image) for i, text, image in zip(places, texts, images, strict=True)]
-    return rollouts, policy.images(images)
+    chosen = [tasks[place] for place in places]
+    begun = start(policy, chosen, [(SEED, _HELD_OUT, place) for place in places], Clock())
+    rollouts = continue_images(policy, begun, policy.image_steps)
+    return rollouts, policy.images([rollout.image for rollout in rollouts])
 
 
 def _submit(

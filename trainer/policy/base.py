@@ -1,59 +1,104 @@
-"""The interface of a policy. A decision is a sampled token; `logprobs` masks other positions.
-
-Suffixes: B rollouts, D decisions of one denoising step (N image positions) or of one text (S tokens), H W pixels.
-"""
+"""The interface of a policy. Suffixes: B segments, D decisions of one sampling step, H W pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
-from trainer.types import ImageSegment, Query, Segment, TextSegment
+from trainer.types import Modality, Query, Seed, Segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """What the loss reads of one sampling step of B segments.
+
+    new_BD        log-probabilities under the policy, with its gradient
+    old_BD        the same when the segments were sampled
+    mask_BD       bool, True at decisions; elsewhere the other fields may hold anything
+    reference_BD  the same under the reference policy, for a KL estimated from log-probabilities; None: not requested
+    kl_BD         KL(policy || reference) in closed form, with its gradient; None: the policy has no closed form
+    """
+
+    new_BD: Tensor
+    old_BD: Tensor
+    mask_BD: Tensor
+    reference_BD: Tensor | None = None
+    kl_BD: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Trainable parameters; `kind` is the only modality that they sample, None if they sample both."""
+
+    kind: Modality | None
+    parameters: tuple[nn.Parameter, ...]
 
 
 class Policy(Protocol):
     """A unified multimodal model that answers queries in text and draws images step by step.
 
-    Random numbers are arguments, uniforms in (0, 1): a rollout follows from weights, prompt and uniforms.
+    A rollout follows from weights, prompt and seed: the policy turns a seed into all random numbers of the rollout.
     """
 
-    module: nn.Module  # the trainable parameters
+    module: nn.Module  # its parameters that require a gradient are trained, and stored in checkpoints
 
     @property
-    def positions(self) -> int:
-        """N, the number of image tokens."""
+    def image_steps(self) -> int:
+        """T, the number of sampling steps of an image."""
         ...
 
-    def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
-        """Sample B answers to one query, of at most S tokens each."""
+    def to(self, device: torch.device) -> None:
+        """Move the policy, and everything that it samples and decodes with, to a device."""
         ...
 
-    def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
-        """Return a fully masked image for each prompt."""
+    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> Sequence[Segment]:
+        """Sample one answer for each query."""
         ...
 
-    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
-        """Denoise the segments, all at the same step, up to step `until` <= T."""
+    def start(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> Sequence[Segment]:
+        """Return an image before its first sampling step for each prompt."""
         ...
 
-    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
-        """Decode the last full draw of each segment to uint8 [H W 3]."""
+    def denoise(self, segments: Sequence[Segment], until: int) -> Sequence[Segment]:
+        """Continue images, all at the same step, to step `until` <= T."""
+        ...
+
+    def images(self, segments: Sequence[Segment]) -> list[Pixels]:
+        """Decode images at any step above 0, uint8 [H W 3]; before step T this is a preview."""
+        ...
+
+    def decisions(self, kind: Modality) -> int:
+        """Return the largest number of decisions that one segment of this modality can have."""
         ...
 
     def steps(self, segments: Sequence[Segment]) -> int:
-        """Return how many calls of `logprobs` cover all decisions: 1 for texts, T for finished images."""
+        """Return how many calls of `terms` cover all decisions of these segments of one modality."""
         ...
 
-    def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probabilities (new_BD, old_BD, mask_BD) of one step, for segments of one modality.
+    def terms(self, segments: Sequence[Segment], step: int, *, reference: bool = False) -> Terms:
+        """Return what the loss reads of one step, for segments of one modality.
 
-        new_BD has the gradient, old_BD is the value at sampling, mask_BD is True at decisions. An image's are those of
-        the guided distribution, which is the policy.
+        `reference` requests the KL's field: `kl_BD` if the policy has a closed form, else `reference_BD`.
         """
+        ...
+
+    def keep_reference(self) -> None:
+        """Make the weights of this moment the reference policy. Call it before training, if a KL term needs it."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside this context the policy is the frozen reference policy of `keep_reference`."""
+        ...
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the trainable parameters, by the modality that they sample."""
         ...
 
     def save(self, directory: Path) -> None:

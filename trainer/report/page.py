@@ -12,8 +12,8 @@ from typing import Any, Final
 import jinja2
 
 from synod.errors import SettingsError
-from trainer.evaluate.compare import paired, summary
-from trainer.evaluate.heldout import image_files, load_evaluation
+from trainer.evaluate.compare import Evaluation, Paired, hacking, paired, paired_heldout, summary
+from trainer.evaluate.heldout import AFTER, evaluations, image_files, load_evaluation
 from trainer.images import write_whole
 from trainer.report.metrics import METRICS, SAMPLES, read, show, steps_saved
 
@@ -128,26 +128,57 @@ def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:
 
 
 def heldout(run_dir: Path) -> dict[str, Any] | None:
-    """Compare the held-out evaluations before and after training; None when neither has been made."""
-    paths = [run_dir / f"evaluation/{name}.json" for name in ("before", "after")]
-    before, after = (load_evaluation(path) if path.exists() else None for path in paths)
-    if before is None:
+    """Compare the first held-out evaluation with the last so far; None when none has been made."""
+    paths = evaluations(run_dir)
+    if not paths:
         return None
+    found = [load_evaluation(path) for path in paths]
+    before, last = found[0], found[-1]
     try:
-        changes = paired(before, after or before)
+        changes, untrained, warning = paired(before, last), paired_heldout(before, last), hacking(before, last)
     except SettingsError as error:  # its settings were changed between the two; the rest of the page is still good
         return {"problem": str(error)}
     sides = [
         [{**asdict(row), "data": _embed(file)} for row, file in zip(evaluation.rows, image_files(path), strict=False)]
-        for evaluation, path in zip((before, after), paths, strict=True)
-        if evaluation is not None
+        for evaluation, path in ((before, paths[0]), (last, paths[-1]))[: len(paths)]
     ]
     return {
         "problem": None,
-        "done": after is not None,
-        "changes": [(LABELS.get(name, name), p, _verdict(p.difference, p.stderr)) for name, p in changes.items()],
+        "warning": warning,
+        "last": _when(paths[-1]) if len(paths) > 1 else None,
+        "ended": paths[-1].name == AFTER,
+        "changes": _labelled(changes),
+        "untrained": _labelled(untrained),
+        "both": sorted(set(changes) & set(untrained) - {"reward"}),
+        "chart": _evaluation_chart(paths, found, len(read(run_dir))),
         "pairs": list(zip(*sides, strict=False)),
     }
+
+
+def _when(path: Path) -> str:
+    _, _, step = path.stem.partition("step-")
+    return f"step {int(step)}" if step else path.stem
+
+
+def _labelled(changes: Mapping[str, Paired]) -> list[tuple[str, Paired]]:
+    return [(LABELS.get(name, name), change) for name, change in changes.items()]
+
+
+def _evaluation_chart(paths: Sequence[Path], found: Sequence[Evaluation], steps: int) -> dict[str, Any] | None:
+    """Return a chart of the evaluations' means over steps; None without one during the training."""
+    if not any(path.stem.startswith("step-") for path in paths):
+        return None
+    at_step = {"before": 0, "after": steps}
+    records = [
+        {
+            "step": at_step[path.stem] if path.stem in at_step else int(path.stem.removeprefix("step-")),
+            "trained": summary(row.reward for row in one.rows).mean,
+            "untrained": summary(row.heldout_reward for row in one.rows).mean,
+        }
+        for path, one in zip(paths, found, strict=True)
+    ]
+    lines = {"trained reward": at("trained"), "reward not trained on": at("untrained")}
+    return _chart("Held-out prompts", records, lines, window=1)
 
 
 def last_groups(run_dir: Path) -> dict[str, Any] | None:
@@ -185,7 +216,7 @@ def at(path: str) -> Getter:
     return get
 
 
-def _chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter]) -> dict[str, Any]:
+def _chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter], window: int = WINDOW) -> dict[str, Any]:
     """Return points as "x,y x,y" in a square of side 100, of every value and of the running mean."""
     found = {label: [(r["step"], v) for r in records if (v := get(r)) is not None] for label, get in lines.items()}
     values = [value for points in found.values() for _, value in points]
@@ -202,8 +233,8 @@ def _chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter]) -
     shown = []
     for label, points in found.items():
         if points:
-            recent = [[y for _, y in points[max(0, i + 1 - WINDOW) : i + 1]] for i in range(len(points))]
-            means = [math.fsum(window) / len(window) for window in recent]
+            recent = [[y for _, y in points[max(0, i + 1 - window) : i + 1]] for i in range(len(points))]
+            means = [math.fsum(values) / len(values) for values in recent]
             smooth = [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
             shown.append({"label": label, "raw": draw(points), "smooth": draw(smooth), "last": means[-1]})
     return {"title": title, "low": low, "high": high, "first": first, "last": last, "lines": shown}
@@ -214,13 +245,6 @@ def _embed(file: Path) -> str:
         return base64.b64encode(file.read_bytes()).decode()
     except FileNotFoundError:  # removed to save space
         return ""
-
-
-def _verdict(difference: float | None, stderr: float | None) -> str:
-    """Return "up" or "down" for a change of more than two standard errors."""
-    if difference is None or stderr is None or abs(difference) <= 2 * stderr:
-        return ""
-    return "up" if difference > 0 else "down"
 
 
 def _reward_on(pathway: str) -> Getter:

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.errors import NonFinite
 from trainer.optim import lr_factor
 from trainer.report.metrics import Metrics, Sample, steps_saved
-from trainer.rollout import Group
+from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Reward
 from trainer.update import Update
@@ -25,8 +25,7 @@ REJECTED_SHOWN = 8  # previews of each group
 
 
 def step_record(
-    groups: Sequence[Group],
-    rewards: Sequence[Sequence[Reward]],
+    groups: Sequence[ScoredGroup],
     update: Update,
     settings: TrainerSettings,
     step: int,
@@ -37,12 +36,12 @@ def step_record(
     `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
     preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward.
     """
-    found = [reward for group in rewards for reward in group]
+    found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
     names = sorted({name for reward in found for name in reward.components})
     drawn = sum(group.previews.screened.drawn for group in groups)
     num_scored = sum(group.previews.screened.num_scored for group in groups)
-    total = settings.sampler.denoising_steps
+    total = settings.policy.image_steps
     done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
     steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
@@ -50,7 +49,7 @@ def step_record(
         "keys": [group.previews.task.key for group in groups],
         "prompts": [group.previews.task.prompt.text for group in groups],
         "reward_mean": _mean(values),
-        "reward_std": _mean([statistics.pstdev(v) for v in map(_values, rewards) if len(v) > 1]),
+        "reward_std": _mean([statistics.pstdev(v) for g in groups if len(v := _values(g.rewards)) > 1]),
         "components": {name: _mean([r.components[name] for r in found if name in r.components]) for name in names},
         "advantage_abs": update.advantage_abs,
         **{
@@ -67,6 +66,7 @@ def step_record(
         "capped": sum(group.previews.capped for group in groups),
         "masked": len(found) - len(values),
         "skipped": update.skipped,
+        "flat": update.flat,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
@@ -74,24 +74,22 @@ def step_record(
     }
 
 
-def log_images(metrics: Metrics, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]]) -> None:
+def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> None:
     """Record each group's finished images with rewards and answers, and its previews."""
-    for index, (group, found) in enumerate(zip(groups, rewards, strict=True)):
+    for index, group in enumerate(groups):
         previews = group.previews
         kept = previews.screened.indices
         rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
         drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
         finished = [
             Sample(image, reward.value, rollout.answer)
-            for image, reward, rollout in zip(group.images, found, group.rollouts, strict=True)
+            for image, reward, rollout in zip(group.images, group.rewards, group.rollouts, strict=True)
         ]
         samples = {"finished": finished, "previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
         metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 
-def save_failed_groups(
-    run_dir: Path, step: int, groups: Sequence[Group], rewards: Sequence[Sequence[Reward]], error: NonFinite
-) -> Path:
+def save_failed_groups(run_dir: Path, step: int, groups: Sequence[ScoredGroup], error: NonFinite) -> Path:
     """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N; return that."""
     folder = run_dir / "failed" / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,17 +97,18 @@ def save_failed_groups(
     tensors: dict[str, Tensor] = {}
     for g in chosen:
         for rollout in groups[g].rollouts:
-            for name, part in (("text", rollout.text), ("image", rollout.image)):
-                for field in getattr(part, "__slots__", ()):
-                    if isinstance(value := getattr(part, field), Tensor):
-                        tensors[f"group{g}.rollout{rollout.index}.{name}.{field}"] = value.contiguous().clone()
+            for place, segment in enumerate(rollout.segments):
+                for field in getattr(segment, "__slots__", ()):
+                    if isinstance(value := getattr(segment, field), Tensor):
+                        name = f"group{g}.rollout{rollout.index}.{place}-{segment.kind}.{field}"
+                        tensors[name] = value.contiguous().clone()
     save_file(tensors, folder / "rollouts.safetensors")
     document = [
         {
             "prompt": groups[g].previews.task.prompt.text,
             "key": groups[g].previews.task.key,
             "rollouts": [{"place": r.index, "answer": r.answer, "prompt": r.image.prompt} for r in groups[g].rollouts],
-            "rewards": [{"value": r.value, "components": dict(r.components)} for r in rewards[g]],
+            "rewards": [{"value": r.value, "components": dict(r.components)} for r in groups[g].rewards],
         }
         for g in chosen
     ]

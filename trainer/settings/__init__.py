@@ -7,7 +7,7 @@ raises SettingsError, which names the key, the value and the remedy.
 
 from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.loss import LossSettings, OptimizerSettings
-from trainer.settings.policy import PolicySettings, SamplerSettings
+from trainer.settings.policy import PolicySettings, ShowOSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
@@ -20,8 +20,8 @@ __all__ = [
     "PromptSettings",
     "ReportSettings",
     "RewardSettings",
-    "SamplerSettings",
     "ScreenSettings",
+    "ShowOSettings",
     "SyncR1Settings",
     "TrainerSettings",
     "load",

@@ -9,21 +9,55 @@ from pydantic import Field
 from trainer.settings.fields import Node
 
 
-class LossSettings(Node):
-    """Sync-GRPO, eq. 9.
+class ModalityLossSettings(Node):
+    """The loss of one modality: its weight alpha (eq. 10), the weight beta of its KL term, and its clip epsilon.
 
-    `positions` "masked" scores sampled positions, "all" every position as in the paper. `scale` divides each modality
-    by a constant, or sums as the paper does. `loss_step_fraction` of the denoising steps enter the loss, drawn at
-    random and reweighted.
+    `lr` is the learning rate of the parameters that sample this modality alone; null: that of `[trainer.optimizer]`.
     """
 
-    alpha_text: float = Field(0.4, ge=0)
-    alpha_image: float = Field(0.6, ge=0)
+    alpha: float = Field(1.0, ge=0)
     beta: float = Field(0.01, ge=0)
-    positions: Literal["masked", "all"] = "masked"
+    clip: float = Field(0.2, gt=0, lt=1)
+    lr: float | None = Field(None, gt=0)
+
+
+class TextLossSettings(ModalityLossSettings):
+    """The loss of the answers."""
+
+    alpha: float = Field(0.4, ge=0)
+
+
+class ImageLossSettings(ModalityLossSettings):
+    """The loss of the images."""
+
+    alpha: float = Field(0.6, ge=0)
+
+
+class LossSettings(Node):
+    """Sync-GRPO, eq. 9, each modality with its own weights.
+
+    `normalise` divides advantages by the standard deviation of their group's rewards or of the step's; Dr.GRPO does
+    not. `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling
+    steps enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time,
+    which lowers memory and changes no gradient; null: all of a group.
+    """
+
+    text: TextLossSettings = TextLossSettings()
+    image: ImageLossSettings = ImageLossSettings()
     scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
     baseline: Literal["group", "population"] = "group"
+    normalise: Literal["none", "group_std", "batch_std"] = "none"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
+    micro_batch: int | None = Field(None, ge=1)
+
+    def of(self, kind: Literal["text", "image"]) -> ModalityLossSettings:
+        """Return the loss of one modality."""
+        return self.text if kind == "text" else self.image
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a KL term compares the policy with its reference."""
+        return self.text.beta > 0 or self.image.beta > 0
 
 
 class OptimizerSettings(Node):

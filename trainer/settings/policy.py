@@ -1,23 +1,39 @@
-"""The tables `[trainer.policy]` and `[trainer.sampler]`."""
+"""The table `[trainer.policy]`: a union of the families, tagged by `family`, each with its sampler inside."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from trainer.settings.fields import ModelSource, Node
 
 
-class PolicySettings(Node):
-    """A Show-o directory or hub id, and its image tokenizer; null: the directory `vq` in `model`."""
-
-    model: ModelSource
-    vq: ModelSource | None = None
-
-
-class SamplerSettings(Node):
+class ShowOSamplerSettings(Node):
     """MaskGIT sampling; logits are (1 + g) * conditional - g * unconditional, with g `guidance_scale`."""
 
     denoising_steps: int = Field(50, ge=2)
     guidance_scale: float = Field(5.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(100, ge=1)
+
+
+class ShowOSettings(Node):
+    """A Show-o directory or hub id, and its image tokenizer; null: the directory `vq` in `model`.
+
+    `positions` "masked" scores sampled positions, "all" every position as in Sync-R1's eq. 1.
+    """
+
+    family: Literal["show_o"] = "show_o"
+    model: ModelSource
+    vq: ModelSource | None = None
+    positions: Literal["masked", "all"] = "masked"
+    sampler: ShowOSamplerSettings = ShowOSamplerSettings()
+
+    @property
+    def image_steps(self) -> int:
+        """T, the number of sampling steps of an image."""
+        return self.sampler.denoising_steps
+
+
+PolicySettings = ShowOSettings  # with a second family: Annotated[A | B, Field(discriminator="family")]

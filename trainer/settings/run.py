@@ -12,7 +12,7 @@ from synod import toml
 from trainer.settings.data import DataSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
 from trainer.settings.loss import LossSettings, OptimizerSettings
-from trainer.settings.policy import PolicySettings, SamplerSettings
+from trainer.settings.policy import PolicySettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
@@ -58,7 +58,6 @@ class TrainerSettings(Node):
     run_dir: OutputPath
     policy: PolicySettings
     data: DataSettings
-    sampler: SamplerSettings = SamplerSettings()
     rewards: RewardSettings
     screen: ScreenSettings = ScreenSettings()
     loss: LossSettings = LossSettings()
@@ -79,11 +78,11 @@ class TrainerSettings(Node):
     @property
     def screening_step(self) -> int:
         """The denoising step, 1 to T - 1, after which a preview is scored."""
-        return round(self.screen.screen_fraction * self.sampler.denoising_steps)
+        return round(self.screen.screen_fraction * self.policy.image_steps)
 
     @model_validator(mode="after")
     def _a_step_before_and_after_the_screen(self) -> TrainerSettings:
-        total = self.sampler.denoising_steps
+        total = self.policy.image_steps
         if not 1 <= self.screening_step < total:
             raise ValueError(
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "

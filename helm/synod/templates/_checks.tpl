@@ -95,7 +95,8 @@ most that the groups can have. A sum that fits may still not pack, because a sha
 {{- end -}}
 {{- end }}
 
-{{- /* Fail if the trainer's command cannot start: nothing reads its settings, or they are not TOML with a [trainer] table. */}}
+{{- /* Fail if the trainer's command cannot succeed: nothing reads its settings, or they are not TOML with a [trainer] table;
+or if an evaluation has no place for its results. */}}
 {{- define "synod.checkTrainer" -}}
 {{- $command := toJson .Values.trainer.command -}}
 {{- $reads := has "CONFIG" .Values.trainer.command -}}
@@ -109,6 +110,11 @@ most that the groups can have. A sum that fits may still not pack, because a sha
 {{- end -}}
 {{- if and $reads (not (kindIs "map" $settings.trainer)) -}}
 {{- fail (printf "trainer.command %s reads %s, which has no [trainer] table: add one, or set trainer.config to a TOML that has one" $command ($own | ternary "trainer.config" "config")) -}}
+{{- end -}}
+{{- if regexMatch "^synod evaluate( |$)" (join " " .Values.trainer.command) -}}
+{{- if not (regexMatch "(^| |=)(CONFIG|/[^ ]+)( |$)" (join " " .Values.trainer.command)) -}}
+{{- fail (printf "trainer.command %s has no place for its images and scores, because the pod's root file system is read-only: add --out=/checkpoints/NAME, or evaluate CONFIG or a run below /checkpoints" $command) -}}
+{{- end -}}
 {{- end -}}
 {{- if hasKey .Values.trainer.overrides "SYNOD__TRAINER__RUN_DIR" -}}
 {{- fail "trainer.overrides.SYNOD__TRAINER__RUN_DIR is set by the chart: use trainer.run instead" -}}

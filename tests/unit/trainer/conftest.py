@@ -30,7 +30,7 @@ LINES: list[dict[str, Any]] = [
     {"tag": "counting", "prompt": "a photo of two dogs", "include": [{"class": "dog", "count": 2}]},
 ]
 
-TINY = """[trainer.sampler]
+TINY = """[trainer.policy.sampler]
 denoising_steps = 4
 guidance_scale = 2.0
 max_new_tokens = 4

@@ -13,9 +13,10 @@ import torch
 from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
+from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import Group, finish, sample_previews
+from trainer.rollout import ScoredGroup, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
@@ -32,15 +33,16 @@ def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
 
 
 def draw(
-    policy: ShowO, service: RewardBackend, settings: TrainerSettings, threshold: float | None = None
-) -> tuple[list[Group], list[list[Reward]]]:
+    policy: Policy, service: RewardBackend, settings: TrainerSettings, threshold: float | None = None
+) -> tuple[list[ScoredGroup], list[tuple[Reward, ...]]]:
     """The groups of step 0 and their rewards."""
     clock = Clock()
     groups = []
     for i, task in enumerate(tasks(settings)):
         previews = sample_previews(policy, service, task, threshold, settings, (settings.seed, 0, i), clock)
         groups.append(finish(policy, service, previews, settings, clock))
-    return groups, [group.rewards() for group in groups]
+    scored = [group.wait() for group in groups]
+    return scored, [group.rewards for group in scored]
 
 
 def reference(make_policy: MakePolicy) -> ShowO:
@@ -58,10 +60,10 @@ def run_loop(
 ) -> TrainState:
     """Run `train` with a new policy, as one process does."""
     policy = policy or make_policy()
+    policy.keep_reference()
     message: list[str] = []
-    kept = reference(make_policy) if settings.loss.beta else None
     controller = controller or make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-    return train(settings, policy, kept, service, controller, message.append)
+    return train(settings, policy, service, controller, message.append)
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:

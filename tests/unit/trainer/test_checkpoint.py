@@ -140,9 +140,12 @@ def test_a_failed_first_checkpoint_is_reported(settings_from: Make, tmp_path: Pa
 def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from("[trainer.screen]\nthreshold = 'none'\n"))
     with pytest.raises(CheckpointMismatch) as caught:
-        load(path, settings_from("[trainer.screen]\nthreshold = 'power'\n", LOSS__BETA="0.02"))
+        load(
+            path,
+            settings_from("[trainer.screen]\nthreshold = 'power'\n", LOSS__TEXT__BETA="0.02", LOSS__IMAGE__BETA="0.02"),
+        )
     message = str(caught.value)
-    assert "trainer.loss.beta: 0.01 there, 0.02 now" in message
+    assert "trainer.loss.image.beta: 0.01 there, 0.02 now" in message
     assert 'trainer.screen.threshold: "none" there, "power" now' in message
     assert "a new `run_dir`" in message
     assert "trainer.steps" not in message

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ from trainer.clock import Clock
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.rewards.service import RewardService
-from trainer.rollout import Previews, finish, sample_previews, uniforms
+from trainer.rollout import Previews, finish, sample_previews
 from trainer.scenarios import compound
 from trainer.settings import TrainerSettings
 
@@ -158,21 +157,6 @@ def test_a_rollout_depends_only_on_its_index(policy: ShowO, tiny_settings: MakeS
             assert other.answer == a.answer
             assert torch.equal(other.image.codes_TN, a.image.codes_TN)
             torch.testing.assert_close(other.image.logp_TN, a.image.logp_TN, rtol=0, atol=1e-4)
-
-
-def test_random_numbers_follow_from_key_index_and_stream() -> None:
-    drawn = uniforms((7, 3, 1), [0, 5], 1, (2, 3))
-    expected = np.random.default_rng([7, 3, 1, 5, 1]).random((2, 3), np.float32)
-    assert np.array_equal(drawn[1].numpy(), expected)
-    assert torch.equal(uniforms((7, 3, 1), [5], 1, (2, 3))[0], drawn[1])
-    others = [
-        uniforms(key, [place], stream, (50,)) for key in ((7, 3, 1), (7, 4, 1)) for place in (0, 5) for stream in (0, 1)
-    ]
-    assert len({tuple(row.flatten().tolist()) for row in others}) == 8
-    many = uniforms((0,), range(4), 0, (20_000,))
-    assert many.dtype == torch.float32
-    assert 0 < float(many.min()) < float(many.max()) < 1
-    assert abs(float(many.mean()) - 0.5) < 4 / (12 * many.numel()) ** 0.5
 
 
 def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings) -> None:

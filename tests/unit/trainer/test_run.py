@@ -23,7 +23,7 @@ from trainer.checkpoint import load
 from trainer.evaluate.compare import paired
 from trainer.evaluate.heldout import evaluate, held_out, load_evaluation
 from trainer.policy.show_o import loading
-from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.report.metrics import read
 from trainer.settings import TrainerSettings
 
@@ -46,7 +46,7 @@ def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy
     assert TrainerSettings.model_validate(json.loads((run / "settings.json").read_text())) == settings
     assert [line["step"] for line in lines(run)] == [0, 1]
     assert "<html" in (run / "report.html").read_text()
-    trained = loading.load(run / "policy", guidance_scale=settings.sampler.guidance_scale)
+    trained = loading.load(run / "policy", sampling=Sampling(4, 2.0, max_new_tokens=4))
     done, state = load(run / "checkpoints/step-000002", settings)
     assert done == 2
     assert equal(weights(trained), state["policy"])
@@ -67,23 +67,25 @@ def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy
     assert equal(weights(loading.load(run / "policy")), weights(trained))
 
 
-@pytest.mark.parametrize(("beta", "models"), [("0", 1), ("0.01", 2)])
-def test_a_reference_is_loaded_only_for_a_kl(
-    ready: MakeSettings, monkeypatch: pytest.MonkeyPatch, beta: str, models: int
-) -> None:
-    made, make = list[ShowO](), run_module.make_policy
+@pytest.mark.parametrize(("beta", "kept"), [("0", False), ("0.01", True)])
+def test_a_reference_is_kept_only_for_a_kl(ready: MakeSettings, beta: str, kept: bool) -> None:
+    policy = run_module.make_policy(ready(LOSS__TEXT__BETA=beta, LOSS__IMAGE__BETA=beta))
+    assert all(p.requires_grad for p in policy.module.parameters())
+    if not kept:
+        with pytest.raises(AssertionError, match="keep_reference"), policy.reference():
+            pass
+        return
+    trained = policy.module
+    with policy.reference():
+        assert policy.module is not trained
+        assert not any(p.requires_grad for p in policy.module.parameters())
+    assert policy.module is trained
 
-    def remembered(settings: TrainerSettings) -> ShowO:
-        made.append(make(settings))
-        return made[-1]
 
-    monkeypatch.setattr(run_module, "make_policy", remembered)
+def test_evaluations_can_be_left_out(ready: MakeSettings) -> None:
     with serve(Judge()) as url:
-        settings = ready(REWARDS__URL=url, LOSS__BETA=beta, STEPS="1")
+        settings = ready(REWARDS__URL=url, STEPS="1")
         assert run_module.run(settings, evaluated=False) == 0
-    assert len(made) == models
-    assert all(p.requires_grad for p in made[0].module.parameters())
-    assert not any(p.requires_grad for other in made[1:] for p in other.module.parameters())
     assert not (settings.run_dir / "evaluation").exists()
 
 
@@ -108,8 +110,9 @@ def test_every_threshold_controller_is_created(tiny_settings: MakeSettings, thre
 
 
 def test_policy_uses_the_sampler_settings(ready: MakeSettings) -> None:
-    policy = run_module.make_policy(ready(SAMPLER__GUIDANCE_SCALE="3.5", SAMPLER__TEMPERATURE="0.7"))
-    assert (policy.guidance_scale, policy.temperature) == (3.5, 0.7)
+    policy = run_module.make_policy(ready(POLICY__SAMPLER__GUIDANCE_SCALE="3.5", POLICY__SAMPLER__TEMPERATURE="0.7"))
+    assert isinstance(policy, ShowO)
+    assert (policy.sampling.guidance_scale, policy.sampling.temperature) == (3.5, 0.7)
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +205,16 @@ def test_a_non_finite_loss_stops_and_saves_the_group(
     """In step 1, of GenEval and concept groups: weights stay, and rollouts with rewards are saved."""
     settings = tiny_settings(STEPS="3", PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE="0.5", **EVERY)
     policy, judge = make_policy(), Judge()
-    logprobs, calls = policy.logprobs, iter(range(1000))
+    terms, calls = policy.terms, iter(range(1000))
 
-    def poisoned(segments: Any, step: int) -> Any:
-        new, old, mask = logprobs(segments, step)
+    def poisoned(segments: Any, step: int, **options: Any) -> Any:
+        found = terms(segments, step, **options)
         if step != 3 or segments[0].prompt not in GENEVAL or next(calls) != 1:
-            return new, old, mask
-        return (new * torch.nan if where == "loss" else new + (new.sum() * 0).sqrt()), old, mask
+            return found
+        new = found.new_BD
+        return replace(found, new_BD=new * torch.nan if where == "loss" else new + (new.sum() * 0).sqrt())
 
-    monkeypatch.setattr(policy, "logprobs", poisoned)
+    monkeypatch.setattr(policy, "terms", poisoned)
     with pytest.raises(NonFinite) as caught:
         run_loop(settings, make_policy, judge, policy)
     folder = settings.run_dir / "failed/step-000001"
@@ -232,8 +234,8 @@ def test_a_non_finite_loss_stops_and_saves_the_group(
     else:
         assert len(message["groups"]) == 2
         assert {name.split(".")[0] for name in tensors} == {"group0", "group1"}
-        assert sum(".text.ids_S" in name for name in tensors) == 4  # of the concept's group
-    images = [value for name, value in tensors.items() if name.endswith(".image.codes_TN")]
+        assert sum("-text.ids_S" in name for name in tensors) == 4  # of the concept's group
+    images = [value for name, value in tensors.items() if name.endswith("-image.codes_TN")]
     assert [tuple(value.shape) for value in images] == [(4, 16)] * (4 * len(message["groups"]))
     assert all(reward["value"] is not None for group in message["groups"] for reward in group["rewards"])
 
@@ -301,7 +303,8 @@ def test_policy_learns_and_not_from_permuted_rewards(
         "SCREEN__GROUP_SIZE": "8",
         "SCREEN__PREVIEW_BATCH_SIZE": "8",
         "REWARD_BATCH_SIZE": "8",
-        "LOSS__BETA": "0",
+        "LOSS__TEXT__BETA": "0",
+        "LOSS__IMAGE__BETA": "0",
         "OPTIMIZER__LR": "3e-4",
         "CHECKPOINT_EVERY": "100",
     }

@@ -14,20 +14,23 @@ import torch
 from torch import Tensor
 
 from synod.contracts import ScoreFailure
+from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, reference, weights
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
 from trainer.errors import NonFinite
 from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
-from trainer.rollout import Group
+from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
-from trainer.types import Reward
+from trainer.types import Reward, RewardSpec
 from trainer.update import Update, policy_update, update_reward_slope
 
+NO_KL = {"LOSS__TEXT__BETA": "0", "LOSS__IMAGE__BETA": "0"}
 STILL = {"OPTIMIZER__LR": "1e-30"}  # no step
 LOST = Reward(None, failure=ScoreFailure("scorer_failed", "planted"))
 TWO = {"PROMPTS_PER_STEP": "2", "SCREEN__GROUP_SIZE": "3"}  # a visual and a textual group
+SUM = RewardSpec(scorers={"a": 1.0})
 KNOWN = Slope(xy=-1.5, xx=2.0, freedom=20.0)
 
 
@@ -44,7 +47,7 @@ def given(*values: float | None) -> list[Reward]:
 def update(
     policy: ShowO,
     settings: TrainerSettings,
-    groups: Sequence[Group],
+    groups: Sequence[ScoredGroup],
     rewards: Sequence[Sequence[Reward]],
     *,
     ref: ShowO | None = None,
@@ -52,8 +55,10 @@ def update(
     optimizer: torch.optim.Optimizer | None = None,
     step: int = 0,
 ) -> Update:
-    optimizer = optimizer or make_optimizer(policy, settings.optimizer)
-    return policy_update(policy, ref, optimizer, groups, rewards, slope, settings, step)
+    optimizer = optimizer or make_optimizer(policy, settings)
+    policy._reference = None if ref is None else ref.module
+    scored = [replace(group, rewards=tuple(found)) for group, found in zip(groups, rewards, strict=True)]
+    return policy_update(policy, optimizer, scored, slope, settings, step)
 
 
 def gradient(policy: ShowO) -> Tensor:
@@ -61,7 +66,7 @@ def gradient(policy: ShowO) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def without(group: Group, place: int) -> Group:
+def without(group: ScoredGroup, place: int) -> ScoredGroup:
     """The group as if that rollout had not been kept."""
     left = [i for i in range(len(group.rollouts)) if i != place]
     kept = replace(group.previews.screened, indices=tuple(group.previews.screened.indices[i] for i in left))
@@ -79,7 +84,7 @@ def without(group: Group, place: int) -> Group:
 def eq9(
     policy: ShowO,
     ref: ShowO,
-    groups: Sequence[Group],
+    groups: Sequence[ScoredGroup],
     rewards: Sequence[Sequence[float | None]],
     *,
     alpha: dict[str, float],
@@ -100,10 +105,9 @@ def eq9(
             baseline -= slope * (sum(kept) / len(kept) - sum(drawn) / len(drawn))
         for i, value in scored:
             rollout = group.rollouts[i]
-            for name, segment in (("text", rollout.text), ("image", rollout.image)):
+            for segment in rollout.segments:
+                name = segment.kind
                 for t in steps if name == "image" else [0]:
-                    if segment is None:
-                        continue
                     new, old, mask = policy.logprobs([segment], t)
                     with torch.no_grad():
                         far = ref.logprobs([segment], t)[0]
@@ -121,16 +125,17 @@ def _term(new: Tensor, old: float, far: float, advantage: float) -> Tensor:
     return gain - 0.5 * (torch.exp(d) - d - 1)
 
 
-Exact = Callable[[dict[str, str]], tuple[ShowO, ShowO, TrainerSettings, list[Group]]]
+Exact = Callable[[dict[str, str]], tuple[ShowO, ShowO, TrainerSettings, list[ScoredGroup]]]
 
 
 @pytest.fixture
 def exact(make_policy: MakePolicy, tiny_settings: MakeSettings) -> Exact:
     """Groups drawn by the reference, and a policy that differs from it, both converted to float64."""
 
-    def make(options: dict[str, str]) -> tuple[ShowO, ShowO, TrainerSettings, list[Group]]:
-        settings = tiny_settings(**STILL, LOSS__BETA="0.5", **options)
-        policy, ref = make_policy(), reference(make_policy)
+    def make(options: dict[str, str]) -> tuple[ShowO, ShowO, TrainerSettings, list[ScoredGroup]]:
+        settings = tiny_settings(**STILL, LOSS__TEXT__BETA="0.5", LOSS__IMAGE__BETA="0.5", **options)
+        positions = {"positions": settings.policy.positions}
+        policy, ref = make_policy(**positions), make_policy(**positions)
         groups, _ = draw(ref, Judge(), settings)
         generator = torch.Generator().manual_seed(3)
         for parameter in policy.module.parameters():
@@ -150,7 +155,7 @@ PER_MODALITY = {"text": 0.4 / 4, "image": 0.6 / (4 * 16)}
     [
         pytest.param({}, PER_MODALITY, {}, id="defaults"),
         pytest.param(
-            {"LOSS__SCALE": "paper_sum", "LOSS__POSITIONS": "all"},
+            {"LOSS__SCALE": "paper_sum", "POLICY__POSITIONS": "all"},
             {"text": 0.4, "image": 0.6},
             {"everywhere": True},
             id="all positions, the paper's sum",
@@ -205,16 +210,17 @@ def test_a_fraction_of_steps_is_unbiased(exact: Exact, monkeypatch: pytest.Monke
 def test_the_steps_follow_from_seed_step_and_group(
     policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = tiny_settings(**STILL, DATA__GENEVAL_SHARE="1.0", LOSS__LOSS_STEP_FRACTION="0.5", SCREEN__GROUP_SIZE="2")
+    few = {"LOSS__LOSS_STEP_FRACTION": "0.5", "SCREEN__GROUP_SIZE": "2"}
+    settings = tiny_settings(**STILL, **NO_KL, **few, DATA__GENEVAL_SHARE="1.0")
     groups, rewards = draw(policy, Judge(), settings)
     asked: list[int] = []
-    logprobs = policy.logprobs
+    terms = policy.terms
 
-    def watched(segments: Any, step: int) -> Any:
+    def watched(segments: Any, step: int, **options: Any) -> Any:
         asked.append(step)
-        return logprobs(segments, step)
+        return terms(segments, step, **options)
 
-    monkeypatch.setattr(policy, "logprobs", watched)
+    monkeypatch.setattr(policy, "terms", watched)
     for step in (*range(12), 0):
         update(policy, settings, groups, rewards, step=step)
     chosen = [tuple(asked[i : i + 2]) for i in range(0, len(asked), 2)]
@@ -251,6 +257,54 @@ def test_ratios_are_1_at_the_update(
         assert max(abs(stats.low - 1), abs(stats.high - 1)) < limit
         assert stats.clip_fraction == 0
         assert stats.kl == pytest.approx(0, abs=limit**2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_micro_batch_has_the_same_gradient(exact: Exact, size: int) -> None:
+    policy, ref, settings, groups = exact(TWO)
+    rewards = [given(0.75, 0.25, 0.5), given(None, 0.125, 1.0)]
+    whole = update(policy, settings, groups, rewards, ref=ref)
+    expected = gradient(policy).clone()
+    loss = settings.loss.model_copy(update={"micro_batch": size})
+    found = update(policy, settings.model_copy(update={"loss": loss}), groups, rewards, ref=ref)
+    assert float((gradient(policy) - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+    assert found.losses == pytest.approx(whole.losses, rel=1e-6)
+    assert {kind: stats.decisions for kind, stats in found.stats.items()} == {
+        kind: stats.decisions for kind, stats in whole.stats.items()
+    }
+
+
+def test_rewards_of_several_scorers_are_aggregated(exact: Exact) -> None:
+    """GDPO by hand: each scorer over its group, weighted, over the standard deviation of the step."""
+    policy, ref, settings, groups = exact({**TWO, "LOSS__TEXT__ALPHA": "0"})
+    spec = RewardSpec(scorers={"a": 1.0, "b": 0.5}, aggregation="gdpo")
+    groups = [replace(g, previews=replace(g.previews, task=replace(g.previews.task, reward=spec))) for g in groups]
+    scores = [((1.0, 200.0), (3.0, 0.0), (2.0, 100.0)), ((0.0, 5.0), (0.0, 9.0), (0.0, 4.0))]
+    rewards = [[Reward(a + 0.5 * b, {"a": a, "b": b}) for a, b in group] for group in scores]
+    sums = []
+    for group in scores:
+        columns = [np.array(column) for column in zip(*group, strict=True)]
+        normal = [(c - c.mean()) / c.std(ddof=1) if c.std() else 0 * c for c in columns]
+        sums.append(normal[0] + 0.5 * normal[1])
+    spread = np.concatenate(sums).std(ddof=1)
+    expected = [torch.tensor(one / spread, dtype=torch.float32) for one in sums]
+    update(policy, settings, groups, rewards, ref=ref)
+    found = gradient(policy).clone()
+    plain = [replace(g, previews=replace(g.previews, task=replace(g.previews.task, reward=SUM))) for g in groups]
+    update(policy, settings, plain, [[Reward(float(v)) for v in one] for one in expected], ref=ref)
+    assert float((gradient(policy) - found).abs().max()) < 1e-5 * float(found.abs().max())
+
+
+def test_groups_without_spread_are_counted(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(PROMPTS_PER_STEP="2", **NO_KL)
+    groups, _ = draw(policy, Judge(), settings)
+    found = update(policy, settings, groups, [given(0.5, 0.5, None, 0.5), given(0.5, 0.5, 0.5, 0.6)])
+    assert (found.flat, found.skipped) == (1, 0)
+
+
+def test_a_learning_rate_needs_parameters_of_its_own(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match=r"\[trainer\.loss\.text\] lr = 1e-05, but .* give \[trainer\.optimizer\]"):
+        make_optimizer(policy, tiny_settings(LOSS__TEXT__LR="1e-5"))
 
 
 def test_a_missing_reward_equals_a_group_without_it(
@@ -292,7 +346,7 @@ def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_s
 def test_the_gradient_is_clipped_to_its_norm(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, settings = make_policy(), tiny_settings(**STILL, LOSS__BETA="0")
+    policy, settings = make_policy(), tiny_settings(**STILL, **NO_KL)
     groups, rewards = draw(policy, Judge(), tiny_settings())
     whole = update(policy, settings, groups, rewards)
     full = gradient(policy).clone()
@@ -311,19 +365,20 @@ def test_a_step_that_is_not_finite_changes_nothing(
     settings = tiny_settings(PROMPTS_PER_STEP="2")
     policy, ref = make_policy(), reference(make_policy)
     groups, rewards = draw(policy, Judge(), settings)
-    optimizer = make_optimizer(policy, settings.optimizer)
+    optimizer = make_optimizer(policy, settings)
     update(policy, settings, groups, rewards, ref=ref, optimizer=optimizer)  # so that it has a state to lose
     before, state = weights(policy), _flat(optimizer)
-    logprobs, bad = policy.logprobs, groups[1].rollouts[0].image
+    terms, bad = policy.terms, groups[1].rollouts[0].image
 
-    def poisoned(segments: Any, step: int) -> Any:
-        new, old, mask = logprobs(segments, step)
+    def poisoned(segments: Any, step: int, **options: Any) -> Any:
+        found = terms(segments, step, **options)
         if segments[0] is not bad or step != 2:
-            return new, old, mask
+            return found
+        new = found.new_BD
         wrong = new * math.nan if where == "loss" else new + (new.sum() * 0).sqrt()  # whose slope at 0 is infinite
-        return wrong, old, mask
+        return replace(found, new_BD=wrong)
 
-    monkeypatch.setattr(policy, "logprobs", poisoned)
+    monkeypatch.setattr(policy, "terms", poisoned)
     message = r"image loss is nan for prompt '.+'" if where == "loss" else "gradient's norm is nan"
     with pytest.raises(NonFinite, match=message) as caught:
         update(policy, settings, groups, rewards, ref=ref, optimizer=optimizer, step=1)
@@ -339,9 +394,9 @@ def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def test_the_learning_rate_warms_up(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    policy, tiny = make_policy(), tiny_settings(OPTIMIZER__WARMUP_STEPS="3", OPTIMIZER__LR="8e-4", LOSS__BETA="0")
+    policy, tiny = make_policy(), tiny_settings(OPTIMIZER__WARMUP_STEPS="3", OPTIMIZER__LR="8e-4", **NO_KL)
     groups, rewards = draw(policy, Judge(), tiny)
-    optimizer = make_optimizer(policy, tiny.optimizer)
+    optimizer = make_optimizer(policy, tiny)
     update(policy, tiny, groups, rewards, optimizer=optimizer, step=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(4e-4)
     assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.9, 0.999), 1e-3)
@@ -351,6 +406,6 @@ def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_sett
     scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
     settings = tiny_settings()
     groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
-    found = update_reward_slope(KNOWN, groups, [given(1.0, None, 2.0, 4.0)])
+    found = update_reward_slope(KNOWN, [replace(groups[0], rewards=tuple(given(1.0, None, 2.0, 4.0)))])
     assert found == KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0])
-    assert update_reward_slope(KNOWN, groups, [given(None, None, None, 4.0)]) == KNOWN
+    assert update_reward_slope(KNOWN, [replace(groups[0], rewards=tuple(given(None, None, None, 4.0)))]) == KNOWN

@@ -12,7 +12,7 @@ import torch
 
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit, MagvitConfig
-from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.show_o.vocabulary import END, Vocabulary
 
 TEXT = """a photo of red blue green cat dog sits on grass wearing hat what color is has two USER ASSISTANT : . ?"""
@@ -57,7 +57,9 @@ def make_policy(vocab: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
 
     def make(kind: type[ShowO] = ShowO, **options: Any) -> ShowO:
         config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
-        policy = kind(config, vocab, vq, **{"guidance_scale": 2.0, **options})
+        policy = kind(
+            config, vocab, vq, Sampling(**{"guidance_scale": 2.0, "denoising_steps": 4, "max_new_tokens": 4, **options})
+        )
         _random(policy.module)
         policy.phi.lm_head.weight.data *= 3.0
         policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from synod.errors import SettingsError
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.show_o.vocabulary import Vocabulary
 from trainer.policy.weights import check_weights, directory_of, parameters_on_meta, read_config, read_weights
 
-PUBLIC_VQ = "showlab/magvitv2"  # of every published Show-o, whose config.json names none
+DEFAULT: Final = Sampling()
+PUBLIC_VQ: Final = "showlab/magvitv2"  # of every published Show-o, whose config.json names none
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ def load(
     *,
     vq: str | Path | None = None,
     dtype: torch.dtype | None = torch.float32,
-    guidance_scale: float = 5.0,
-    temperature: float = 1.0,
+    sampling: Sampling = DEFAULT,
 ) -> ShowO:
     """Read a Show-o directory or hub id ('org/name' or 'org/name@REVISION') and its parts (see `Parts.find`).
 
@@ -59,7 +60,7 @@ def load(
     """
     parts = Parts.find(model, vq)
     directory = directory_of(parts.model)
-    policy = build(parts, guidance_scale=guidance_scale, temperature=temperature)
+    policy = build(parts, sampling)
     read_weights(policy.module, directory, dtype)
     policy.module.eval()
     return policy
@@ -74,11 +75,11 @@ def check(parts: Parts) -> None:
     check_weights(build(parts).module, directory)
 
 
-def build(parts: Parts, *, guidance_scale: float = 5.0, temperature: float = 1.0) -> ShowO:
+def build(parts: Parts, sampling: Sampling = DEFAULT) -> ShowO:
     """Return the policy with its tokenizers and without weights: its parameters are on the device `meta`."""
     config = parts.config
     words = directory_of(parts.tokenizer, configs_only=True, what="tokenizer")
     vocab = Vocabulary.read(words, config.concept_tokens, config.codebook_size, config.max_text_length)
     tokens = Magvit.load(directory_of(parts.vq, what="image tokenizer"))
     with parameters_on_meta():
-        return ShowO(config, vocab, tokens, guidance_scale=guidance_scale, temperature=temperature)
+        return ShowO(config, vocab, tokens, sampling)

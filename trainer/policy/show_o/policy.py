@@ -9,11 +9,14 @@ Suffixes: B rollouts, T steps, N image positions, S answer tokens, L positions, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,15 +26,34 @@ from torch.nn import functional
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
+from trainer.policy.base import ParameterGroup, Terms
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
+from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
 from trainer.policy.weights import write_weights
-from trainer.types import ImageSegment, Query, Segment, TextSegment
+from trainer.types import Modality, Query, Seed, Segment
 
 CACHED_IMAGES = 1024
+_TEXT, _IMAGE = 0, 1  # streams of random numbers
+S = TypeVar("S", TextSegment, ImageSegment)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers and images are sampled.
+
+    `guidance_scale` is g, `temperature` the initial scale of the confidence noise. `positions` "masked" scores sampled
+    positions, "all" every position of every step, as Sync-R1's eq. 1 does.
+    """
+
+    denoising_steps: int = 50
+    guidance_scale: float = 5.0
+    temperature: float = 1.0
+    max_new_tokens: int = 100
+    positions: Literal["masked", "all"] = "masked"
 
 
 class Wrapped(nn.Module):
@@ -43,7 +65,7 @@ class Wrapped(nn.Module):
 
 
 class ShowO:
-    """The policy. `guidance_scale` is g, `temperature` the initial scale of the confidence noise.
+    """The policy: a language model over text and image codes, its vocabulary and its image tokenizer.
 
     `checkpointing` trades a second forward pass of each block for the memory of its activations.
     """
@@ -53,9 +75,8 @@ class ShowO:
         config: ShowOConfig,
         vocab: Vocabulary,
         vq: Magvit,
+        sampling: Sampling,
         *,
-        guidance_scale: float = 5.0,
-        temperature: float = 1.0,
         checkpointing: bool = False,
     ) -> None:
         if vocab.size != config.vocab_size:
@@ -68,9 +89,9 @@ class ShowO:
                 f"the image tokenizer has {vq.config.codebook_size} codes, the policy {config.codebook_size}; "
                 "give the one it was trained with"
             )
-        self.config, self.vocab, self.vq = config, vocab, vq
-        self.guidance_scale, self.temperature = guidance_scale, temperature
+        self.config, self.vocab, self.vq, self.sampling = config, vocab, vq, sampling
         self.module: nn.Module = Wrapped(config.phi)
+        self._reference: nn.Module | None = None
         self.phi.checkpointing = checkpointing
         self._image_codes: dict[bytes, Tensor] = {}
 
@@ -85,10 +106,30 @@ class ShowO:
         return self.phi.lm_head.weight.device
 
     @property
-    def positions(self) -> int:
-        return self.config.num_vq_tokens
+    def image_steps(self) -> int:
+        return self.sampling.denoising_steps
+
+    def decisions(self, kind: Modality) -> int:
+        if kind == "text":
+            return self.sampling.max_new_tokens
+        return self.sampling.denoising_steps * self.config.num_vq_tokens
+
+    def to(self, device: torch.device) -> None:
+        self.vq.to(device)
+        for module in (self.module, self._reference):
+            if module is not None:
+                module.to(device)
 
     # -- answers ------------------------------------------------------------------------------------------------------
+
+    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[TextSegment]:
+        """Sample one answer for each query; equal queries are sampled in one batch."""
+        drawn = _uniforms(seeds, _TEXT, (self.sampling.max_new_tokens,))
+        found: dict[int, TextSegment] = {}
+        for query in dict.fromkeys(queries):
+            places = [place for place, one in enumerate(queries) if one is query]
+            found |= zip(places, self.reason(query, drawn[places]), strict=True)
+        return [found[place] for place in range(len(queries))]
 
     @torch.no_grad()
     def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
@@ -140,23 +181,29 @@ class ShowO:
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
+    def start(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[ImageSegment]:
+        shape = (self.sampling.denoising_steps, 2, self.config.num_vq_tokens)
+        return self.begin(prompts, _uniforms(seeds, _IMAGE, shape))
+
     def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
+        """Return a fully masked image for each prompt, to be sampled with the given uniforms."""
         return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)))
 
     @torch.no_grad()
-    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
-        prompts = [s.prompt for s in segments]
+    def denoise(self, segments: Sequence[Segment], until: int) -> list[ImageSegment]:
+        found = _of(ImageSegment, segments)
+        prompts = [s.prompt for s in found]
         texts = self._texts(prompts)
-        state = maskgit.denoise(_join(segments), lambda c, m: self._guided(texts, c, m), until, self.temperature)
+        state = maskgit.denoise(_join(found), lambda c, m: self._guided(texts, c, m), until, self.sampling.temperature)
         return _split(prompts, state)
 
-    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
-        return self.vq.decode(torch.stack([s.codes_TN[-1] for s in segments]))
+    def images(self, segments: Sequence[Segment]) -> list[Pixels]:
+        return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
 
     def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache | None]:
         """Encode the prompts; return their cache, their ids, and without guidance None or the empty prompt's cache."""
         with_text, ids = self._text(prompts)
-        return with_text, ids, self._text([""])[0] if self.guidance_scale else None
+        return with_text, ids, self._text([""])[0] if self.sampling.guidance_scale else None
 
     def _text(self, prompts: Sequence[str]) -> tuple[Cache, Tensor]:
         ids, start = self.vocab.text_block(prompts)
@@ -170,7 +217,7 @@ class ShowO:
         logits = self._image_logits(self._read_image(image, with_text, ids))
         if without is not None:
             free = self._image_logits(self._read_image(image, without.expand(len(image)), None))
-            logits = (1 + self.guidance_scale) * logits - self.guidance_scale * free
+            logits = (1 + self.sampling.guidance_scale) * logits - self.sampling.guidance_scale * free
         return logits.log_softmax(-1)
 
     def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
@@ -191,14 +238,35 @@ class ShowO:
     # -- log-probabilities --------------------------------------------------------------------------------------------
 
     def steps(self, segments: Sequence[Segment]) -> int:
-        first = segments[0]
-        return first.step if isinstance(first, ImageSegment) else 1
+        return segments[0].step
+
+    def terms(self, segments: Sequence[Segment], step: int, *, reference: bool = False) -> Terms:
+        new, old, mask = self.logprobs(segments, step)
+        if not reference:
+            return Terms(new, old, mask)
+        with torch.no_grad(), self.reference():
+            return Terms(new, old, mask, reference_BD=self.logprobs(segments, step)[0])
 
     def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        images = [s for s in segments if isinstance(s, ImageSegment)]
-        texts = [s for s in segments if isinstance(s, TextSegment)]
-        assert not (images and texts), "segments of one kind at a time"
-        return self._image_logprobs(images, step) if images else self._text_logprobs(texts)
+        """Return (new_BD, old_BD, mask_BD) of `Terms`; an image's are those of the guided distribution."""
+        if segments[0].kind == "image":
+            return self._image_logprobs(_of(ImageSegment, segments), step)
+        return self._text_logprobs(_of(TextSegment, segments))
+
+    def keep_reference(self) -> None:
+        self._reference = copy.deepcopy(self.module).requires_grad_(False)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        assert self._reference is not None, "keep_reference was not called"
+        trained, self.module = self.module, self._reference
+        try:
+            yield
+        finally:
+            self.module = trained
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup(None, tuple(p for p in self.module.parameters() if p.requires_grad))]
 
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [B N V] of a full draw, given the unmasked codes."""
@@ -216,6 +284,8 @@ class ShowO:
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
         logp = self.image_logp([s.prompt for s in segments], codes, masked)
+        if self.sampling.positions == "all":
+            masked = torch.ones_like(masked)
         return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,6 +313,18 @@ class ShowO:
         write_weights(self.module, directory)
         if with_vq:
             self.vq.save(directory / "vq")
+
+
+def _of(kind: type[S], segments: Sequence[Segment]) -> list[S]:
+    found = [segment for segment in segments if isinstance(segment, kind)]
+    assert len(found) == len(segments), "segments of one kind at a time"
+    return found
+
+
+def _uniforms(seeds: Sequence[Seed], stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Return float32 [len(seeds), *shape] in (0, 1); row i follows from (seeds[i], stream)."""
+    rows = [np.random.default_rng([*seed, stream]).random(shape, np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows).clip(2.0**-24, 1.0 - 2.0**-24))
 
 
 def fit_to_square(image: Pixels, side: int) -> Pixels:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.algorithms.losses import LossStats, clipped_loss, modality_weights
+from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 
 EVERY = {"clip": 0.2, "beta": 0.0, "weight": 1.0}
 
@@ -110,12 +110,21 @@ def test_statistics_without_decisions_are_none() -> None:
 
 
 def test_weights_by_hand() -> None:
-    sizes = {"max_text_tokens": 100, "denoising_steps": 50, "positions": 1024}
-    assert modality_weights(0.4, 0.6, "paper_sum", **sizes) == {"text": 0.4, "image": 0.6}
-    constant = modality_weights(0.4, 0.6, "per_modality_constant", **sizes)
-    assert constant == {"text": pytest.approx(0.004), "image": pytest.approx(0.6 / 51_200)}
-    full = {"text": 100, "image": 50 * 1024}
-    assert {kind: constant[kind] * full[kind] for kind in constant} == pytest.approx({"text": 0.4, "image": 0.6})
+    assert decision_weight(0.4, "paper_sum", 100) == 0.4
+    assert decision_weight(0.4, "per_modality_constant", 100) == pytest.approx(0.004)
+    assert decision_weight(0.6, "per_modality_constant", 50 * 1024) * 51_200 == pytest.approx(0.6)
+
+
+def test_a_closed_form_kl_replaces_the_estimate() -> None:
+    new = logs((0.5, 0.25), (0.5, 0.5))
+    kl = torch.tensor([[0.3, 7.0], [0.1, 0.2]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, False], [True, True]])
+    loss, stats = clipped_loss(new, new.detach(), None, mask, torch.zeros(2), clip=0.2, beta=0.5, weight=2.0, kl_BD=kl)
+    assert loss.item() == pytest.approx(2.0 * 0.5 * (0.3 + 0.1 + 0.2) / 2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert kl.grad is not None
+    assert kl.grad.tolist() == [[0.5, 0.0], [0.5, 0.5]]
+    assert (stats.kl_sum, stats.decisions) == (pytest.approx(0.6), 3)
 
 
 GOOD: dict[str, Any] = {

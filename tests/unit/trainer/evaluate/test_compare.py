@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synod.errors import SettingsError
-from trainer.evaluate.compare import Evaluation, Paired, Row, Summary, paired, right, summary
+from trainer.evaluate.compare import (
+    Evaluation,
+    Paired,
+    Row,
+    Summary,
+    hacking,
+    paired,
+    paired_heldout,
+    right,
+    summary,
+)
 
 CONDITIONS = {"seed": 0}
 FACTS = ("<bo> has a red hat", "<bo> has a blue kite", "<bo> has a red hat and a scarf")
@@ -94,6 +104,41 @@ def test_measures_read_their_own_rows() -> None:
         "geneval colors": (1.0, 0.5, 1, 0),
         "geneval position": (None, None, 0, 1),
     }
+
+
+def test_only_rewards_of_geneval_alone_count_as_correct() -> None:
+    plain = of(row(21.5, tag="prompt", components={"hps": 21.5}))  # above 1, but not a GenEval score
+    mixed = of(row(1.0, components={"geneval": 1.0, "hps": 20.0}))
+    for evaluation in (plain, mixed):
+        assert not {name for name in paired(evaluation, evaluation) if name.startswith(("correct", "geneval "))}
+
+
+def test_scorers_not_trained_on_are_compared_apart() -> None:
+    before = of(row(0.2, heldout={"hps": 1.0, "iqa": 3.0}, heldout_reward=4.0), row(0.3, heldout={"hps": 2.0}))
+    after = of(row(0.4, heldout={"hps": 2.0, "iqa": 2.0}, heldout_reward=4.0), row(0.3, heldout={"hps": 2.0}))
+    found = {name: (p.difference, p.n, p.dropped) for name, p in paired_heldout(before, after).items()}
+    assert found == {"reward": (0.0, 1, 1), "hps": (0.5, 2, 0), "iqa": (-1.0, 1, 1)}
+    assert "hps" not in paired(before, after)
+    assert paired_heldout(of(row(0.5)), of(row(0.6))) == {}
+
+
+@pytest.mark.parametrize(
+    ("trained", "heldout", "warns"),
+    [(0.2, -0.3, True), (0.2, 0.3, False), (-0.2, -0.3, False), (0.001, -0.3, False), (0.2, -0.001, False)],
+)
+def test_a_trained_reward_up_and_another_down_warns(trained: float, heldout: float, warns: bool) -> None:
+    """Changes have a spread of 0.01 over nine images: 0.001 is within two standard errors."""
+    noise = [0.01 * (i - 4) for i in range(9)]
+    before = of(*(row(0.5, heldout={"hps": 0.5}, heldout_reward=0.5) for _ in noise))
+    after = of(
+        *(row(0.5 + trained + e, heldout={"hps": 0.5}, heldout_reward=0.5 + heldout - e) for e in noise),
+    )
+    found = hacking(before, after)
+    assert (found is not None) == warns
+    if found is not None:
+        assert "the trained reward rose by 0.200 ± 0.009" in found
+        assert "fell by 0.300 ± 0.009" in found
+    assert hacking(of(row(0.1), row(0.1)), of(row(0.5), row(0.5))) is None, "nothing was held out"
 
 
 def test_other_prompts_seeds_or_samplers_are_refused() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError, Unavailable
@@ -21,50 +22,54 @@ from trainer.data.source import GENEVAL
 from trainer.evaluate.compare import paired
 from trainer.evaluate.heldout import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
 from trainer.settings import TrainerSettings
-from trainer.types import ImageSegment, Query, Reward, RewardSpec, Segment, Task, TextSegment
+from trainer.types import Modality, Query, Reward, RewardSpec, Seed, Task
 
-TEXT = "[trainer.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
+TEXT = "[trainer.policy.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
+
+
+@dataclass(frozen=True)
+class Said:
+    kind: ClassVar[Modality] = "text"
+    step: ClassVar[int] = 1
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Painted:
+    kind: ClassVar[Modality] = "image"
+    text: ClassVar[str] = ""
+    prompt: str
+    seed: Seed
+    step: int = 0
 
 
 class Painter:
-    """Answers with its query and paints the mean of its random numbers; records its inputs."""
+    """Answers with its query and seed, and paints a gray that follows from the seed; records its inputs."""
 
     module = nn.Module()
-    positions = 5
+    image_steps = 3
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
-        self.drawn: list[Tensor] = []
+        self.seeds: list[Seed] = []
 
-    def reason(self, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
-        assert uniform_BS.shape == (1, 2)
-        said = f"{query.text[:4]} {float(uniform_BS[0, 0]):.6f}"
-        return [TextSegment(query, torch.zeros(2, dtype=torch.long), torch.zeros(2), said)]
+    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[Said]:
+        return [Said(q.text, f"{q.text[:4]} {seed[-1]}") for q, seed in zip(queries, seeds, strict=True)]
 
-    def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
-        assert uniform_BT2N.shape == (len(prompts), 3, 2, self.positions)
+    def start(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[Painted]:
         assert not torch.is_grad_enabled()
         self.prompts += prompts
-        self.drawn += list(uniform_BT2N)
-        none = torch.zeros(0, self.positions)
-        return [ImageSegment(p, none, none, none, none, u) for p, u in zip(prompts, uniform_BT2N, strict=True)]
+        self.seeds += seeds
+        return [Painted(*both) for both in zip(prompts, seeds, strict=True)]
 
-    def denoise(self, segments: Sequence[ImageSegment], until: int) -> list[ImageSegment]:
-        return [replace(s, codes_TN=torch.zeros(until, self.positions)) for s in segments]
+    def denoise(self, segments: Sequence[Any], until: int) -> list[Painted]:
+        return [replace(segment, step=until) for segment in segments]
 
-    def images(self, segments: Sequence[ImageSegment]) -> list[Pixels]:
+    def images(self, segments: Sequence[Any]) -> list[Pixels]:
         assert all(s.step == 3 for s in segments)
-        means = [float(s.uniform_T2N.mean()) for s in segments]
-        return [np.full((2, 2, 3), int(255 * mean), np.uint8) for mean in means]
-
-    def steps(self, segments: Sequence[Segment]) -> int:
-        raise NotImplementedError
-
-    def logprobs(self, segments: Sequence[Segment], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
-
-    def save(self, directory: Path) -> None:
-        raise NotImplementedError
+        grays = [np.random.default_rng(s.seed).integers(0, 256) for s in segments]
+        return [np.full((2, 2, 3), gray, np.uint8) for gray in grays]
 
 
 class Late(Judge):
@@ -111,7 +116,7 @@ def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: lis
     policy, judge = Painter(), Late()
     found = evaluate(policy, judge, tasks, settings)
     assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in tasks]
-    brightness = [int(255 * float(u.mean())) for u in policy.drawn]
+    brightness = [int(image[0, 0, 0]) for image in policy.images([Painted("", seed, 3) for seed in policy.seeds])]
     assert [row.reward for row in found.rows] == pytest.approx([b / 255 for b in brightness])
     assert [int(p[0, 0, 0]) for p in found.images] == brightness[:SHOWN]
     for row, task, prompt in zip(found.rows, tasks, policy.prompts, strict=True):
@@ -128,21 +133,19 @@ def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: lis
 def test_random_numbers_follow_from_seed_and_index(
     settings: TrainerSettings, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[np.ndarray, list[str]]:
+    def drawn(settings: TrainerSettings, tasks: list[Task]) -> tuple[list[Seed], list[str]]:
         policy = Painter()
         rows = evaluate(policy, Late(), tasks, settings).rows
-        return torch.stack(policy.drawn).numpy(), [row.answer for row in rows]
+        return policy.seeds, [row.answer for row in rows]
 
-    numbers, answers = drawn(settings, tasks)
-    assert len(np.unique(numbers)) > 0.99 * numbers.size
-    assert numbers.min() > 0
-    assert numbers.max() < 1
+    seeds, answers = drawn(settings, tasks)
+    assert len(set(seeds)) == len(tasks)
     screen, fewer = settings.screen.model_copy(update={"preview_batch_size": 7}), tasks[:9]
     found, said = drawn(settings.model_copy(update={"screen": screen}), fewer)
-    np.testing.assert_array_equal(found, numbers[:9])
+    assert found == seeds[:9]
     assert said == answers[:9]
     monkeypatch.setattr("trainer.evaluate.heldout.SEED", 1)
-    assert not np.isin(drawn(settings, fewer)[0], numbers).mean() > 0.01
+    assert not set(drawn(settings, fewer)[0]) & set(seeds)
 
 
 def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: list[Task]) -> None:
@@ -191,7 +194,8 @@ def test_another_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_other_samplers_are_other_conditions(settings: TrainerSettings, tasks: list[Task]) -> None:
-    sampler = settings.sampler.model_copy(update={"guidance_scale": 3.0})
-    other = evaluate(Painter(), Judge(), tasks, settings.model_copy(update={"sampler": sampler}))
+    sampler = settings.policy.sampler.model_copy(update={"guidance_scale": 3.0})
+    policy = settings.policy.model_copy(update={"sampler": sampler})
+    other = evaluate(Painter(), Judge(), tasks, settings.model_copy(update={"policy": policy}))
     with pytest.raises(SettingsError, match="differ in prompts or settings"):
         paired(evaluate(Painter(), Judge(), tasks, settings), other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -15,25 +15,18 @@ from PIL import Image as Pillow
 from synod.client import SynodClient
 from synod.contracts import (
     GenEvalMetadata,
-    ItemResult,
-    Outcome,
     Pixels,
     Score,
-    ScoreFailure,
-    ScoreRequest,
-    ScoreResponse,
 )
 from synod.errors import SettingsError, SynodError
-from synod.images import ImageLimits, decode_item
 from synod.scoring.inputs import sources
 from synod.scoring.log import read_log
-from tests.unit.trainer.reward_services import WIRE, brightness
+from tests.unit.trainer.evaluate.scoring_service import Service
 from trainer.evaluate.base import Row
 from trainer.evaluate.prompts import Prompts
 from trainer.evaluate.runner import Image, Seed, plan, prepare, rows, run
 from trainer.types import Prompt
 
-LOST = ScoreFailure("scorer_failed", "planted")
 PROMPTS = [Prompt(f"a photo of {n} cats", "counting", geneval=GenEvalMetadata("counting", ())) for n in range(20)]
 IMAGES = plan(range(20), 2)  # more than one request of 32 items
 
@@ -50,36 +43,6 @@ class Painter:
         self.batches.append(list(prompts))
         self.seeds += seeds
         return [np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8) for seed in seeds]
-
-
-class Service:
-    """Scores brightness; `fails(scorer, brightness)` names the scores to lose; `error` refuses request number n."""
-
-    def __init__(self) -> None:
-        self.requests: list[ScoreRequest] = []
-        self.fails: Callable[[str, float], bool] = lambda scorer, value: False
-        self.error: Callable[[int], SynodError | None] = lambda number: None
-        self._lock = threading.Lock()
-
-    def __call__(self, http: httpx.Request) -> httpx.Response:
-        request = WIRE.decode_request(http.content)
-        with self._lock:
-            self.requests.append(request)
-            error = self.error(len(self.requests) - 1)
-        headers = {"content-type": WIRE.content_type}
-        if error is not None:
-            return httpx.Response(error.http_status, content=WIRE.encode_error(error), headers=headers)
-        results = []
-        for item in request.items:
-            value = brightness(decode_item(item, ImageLimits(2**20, 2**20)))
-            found: dict[str, Outcome] = {s: LOST if self.fails(s, value) else Score(value) for s in request.scorers}
-            results.append(ItemResult(found))
-        response = ScoreResponse(tuple(results), request.request_id or "")
-        return httpx.Response(200, content=WIRE.encode_response(response), headers=headers)
-
-    @property
-    def num_items(self) -> int:
-        return sum(len(request.items) for request in self.requests)
 
 
 @pytest.fixture

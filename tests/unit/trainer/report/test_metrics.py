@@ -19,8 +19,8 @@ from trainer.report.metrics import METRICS, SAMPLES, Metrics, Sample, read, step
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
 
-def write(run: Path, steps: range, *, resume_at: int = 0, mark: str = "") -> None:
-    with Metrics(run, resume_at=resume_at) as metrics:
+def write(run: Path, steps: range, *, resume_at: int = 0, mark: str = "", wandb: str | None = None) -> None:
+    with Metrics(run, resume_at=resume_at, wandb=wandb) as metrics:
         for step in steps:
             metrics.log(step, {"reward": step / 10, "mark": mark})
             metrics.log_samples(step, 0, mark, {"finished": [Sample(IMAGE, 0.5)]})
@@ -141,21 +141,28 @@ def wandb_records(file: Path) -> list[Any]:
 
 @pytest.mark.slow  # wandb starts its own process
 def test_wandb_offline_has_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for resume_at in (0, 1):
-        with Metrics(tmp_path, resume_at=resume_at, wandb="a-project") as metrics:
-            for step in range(resume_at, resume_at + 2):
-                metrics.log(step, {"reward": step / 4, "seconds": {"total": 2.0}, "lost": float("nan"), "none": None})
-    runs, logged = [], []
-    for file in sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")):
-        records = wandb_records(file)
-        runs += [(r.run.project, r.run.run_id, r.run.display_name) for r in records if r.HasField("run")]
-        for record in records:
-            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            logged += [{name: value for name, value in items.items() if not name.startswith("_")}] if items else []
-    assert set(runs) == {("a-project", (tmp_path / "wandb/run-id").read_text(), tmp_path.name)}
-    assert logged == [{"step": k, "reward": k / 4, "seconds/total": 2.0} for k in (0, 1, 1, 2)]
+    write(tmp_path, range(0), wandb="a-project")
+    run_id = (tmp_path / "wandb/run-id").read_text()
+    with Metrics(tmp_path / "b", wandb="a-project") as metrics:
+        for step in range(3):
+            metrics.log(step, {"reward": step / 4, "seconds": {"total": 2.0}, "lost": float("nan"), "none": None})
+    wandb.teardown()  # its process writes the file
+    (file,) = (tmp_path / "b/wandb").glob("offline-run-*/run-*.wandb")
+    records = wandb_records(file)
+    (run,) = (record.run for record in records if record.HasField("run"))
+    assert (run.project, run.display_name) == ("a-project", "b")
+    assert run.run_id == (tmp_path / "b/wandb/run-id").read_text() != run_id
+    logged = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    found = [{name: value for name, value in line.items() if not name.startswith("_")} for line in logged]
+    assert found == [{"step": step, "reward": step / 4, "seconds/total": 2.0} for step in range(3)]
+    write(tmp_path, range(1), wandb="a-project")
+    assert (tmp_path / "wandb/run-id").read_text() == run_id, "a resumed run keeps its id"
 
 
 def test_wandb_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

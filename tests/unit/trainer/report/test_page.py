@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from synod.errors import SettingsError
 from synod.images import ImageLimits, decode
 from tests.unit.trainer.synthetic import PHASES, evaluation, images, make_run, record
+from trainer.evaluate.compare import Evaluation
 from trainer.evaluate.heldout import save_evaluation
 from trainer.report.page import charts, fragment, heldout, last_groups, phases, tiles, view, write_report
 
@@ -122,7 +124,7 @@ def test_a_chart_by_hand() -> None:
 def test_held_out_prompts_side_by_side(run: Path, page: str) -> None:
     shown = heldout(run)
     assert shown is not None
-    rows = {label: (pair.n, pair.dropped, verdict) for label, pair, verdict in shown["changes"]}
+    rows = {label: (pair.n, pair.dropped, pair.verdict) for label, pair in shown["changes"]}
     assert rows["reward"] == (10, 2, "up")
     assert rows["tier"] == (4, 0, "")
     assert rows["right answers, textual attribute"][:2] == (4, 0)
@@ -131,6 +133,45 @@ def test_held_out_prompts_side_by_side(run: Path, page: str) -> None:
         np.testing.assert_array_equal(decode(base64.b64decode(side["data"]), limits), images(12, seed)[0])
     assert shown["pairs"][5][0]["failure"] == "scorer_failed"
     assert page.count("scorer_failed") == 3
+
+
+def test_rewards_not_trained_on_stand_apart(tmp_path: Path) -> None:
+    """By hand: the trained reward rises by 0.2 and the other falls from 0.6 to 0.4 and 0.3."""
+    run = make_run(tmp_path / "run", 20, evaluated=())
+    noise = [0.001 * (i % 3) for i in range(12)]
+
+    def made(gain: float, heldout: float) -> Evaluation:
+        rows = [
+            replace(row, reward=0.5 + gain + e, heldout={"hps": heldout + e, "ber": 0.1}, heldout_reward=heldout + e)
+            for row, e in zip(evaluation(0.0).rows, noise, strict=True)
+        ]
+        return Evaluation({"seed": 0}, tuple(rows))
+
+    save_evaluation(run / "evaluation/before.json", made(0.0, 0.6))
+    page = write_report(run).read_text()
+    assert "Rewards that are not trained on" in page
+    assert "Reward hacking" not in page
+    save_evaluation(run / "evaluation/step-000010.json", made(0.2, 0.6))
+    shown = heldout(run)
+    assert shown is not None
+    assert (shown["last"], shown["ended"], shown["warning"]) == ("step 10", False, None)
+    save_evaluation(run / "evaluation/step-000010.json", made(0.2, 0.4))
+    save_evaluation(run / "evaluation/after.json", made(0.2, 0.3))
+    shown = heldout(run)
+    assert shown is not None
+    untrained = dict(shown["untrained"])
+    assert untrained["reward"].difference == pytest.approx(-0.3)
+    assert {name: change.verdict for name, change in untrained.items()} == {
+        "reward": "down",
+        "ber": "",
+        "hps": "down",
+    }
+    assert "Reward hacking is likely" in write_report(run).read_text()
+    assert shown["both"] == ["ber"]
+    assert "Also part of the trained reward, so no check on it: ber" in write_report(run).read_text()
+    lines = {line["label"]: line["raw"] for line in shown["chart"]["lines"]}
+    assert [point.split(",")[0] for point in lines["trained reward"].split()] == ["0.00", "50.00", "100.00"]
+    assert shown["chart"]["lines"][1]["last"] == pytest.approx(0.301)
 
 
 def test_the_last_images_come_with_scores_and_answers(run: Path, page: str) -> None:

@@ -37,15 +37,16 @@ def test_every_shipped_toml_loads(path: Path) -> None:
 def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
     settings = settings_from()
     assert (settings.steps, settings.prompts_per_step, settings.screen.group_size) == (100, 1, 9)
-    assert (settings.optimizer.lr, update.MAX_GRAD_NORM, update.CLIP) == (1e-6, 1.0, 0.2)
-    assert (settings.loss.beta, settings.loss.alpha_text, settings.loss.alpha_image) == (0.01, 0.4, 0.6)
-    assert (settings.sampler.guidance_scale, settings.sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
+    assert (settings.optimizer.lr, update.MAX_GRAD_NORM, settings.loss.image.clip) == (1e-6, 1.0, 0.2)
+    assert (settings.loss.image.beta, settings.loss.text.alpha, settings.loss.image.alpha) == (0.01, 0.4, 0.6)
+    sampler = settings.policy.sampler
+    assert (sampler.guidance_scale, sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
     assert (settings.screen.threshold, settings.screen.target_pass_rate) == ("quantile", 0.25)
 
 
 def test_paper_toml_has_the_papers_form() -> None:
     paper = load(ROOT / "deploy/configs/sync_r1_paper.toml", {})
-    assert (paper.loss.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
+    assert (paper.policy.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
     assert (paper.screen.threshold, paper.screen.target_pass_rate) == ("paper", 0.25)
     tier = load_service(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
     assert tier.kind == "tier"
@@ -61,23 +62,25 @@ def test_paths_resolve_from_the_tomls_folder(settings_from: Make, world_dir: Pat
 
 
 def test_the_environment_overrides(settings_from: Make) -> None:
-    settings = settings_from("[trainer.screen]\nthreshold = 'none'\n", STEPS="5", LOSS__BETA="0.5")
-    assert (settings.steps, settings.loss.beta, settings.screen.threshold) == (5, 0.5, "none")
+    settings = settings_from(
+        "[trainer.screen]\nthreshold = 'none'\n", STEPS="5", LOSS__TEXT__BETA="0.5", LOSS__IMAGE__BETA="0.5"
+    )
+    assert (settings.steps, settings.loss.text.beta, settings.screen.threshold) == (5, 0.5, "none")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[trainer.loss]\nclipp = 0.1\n", "trainer.loss.clipp: unknown key"),
-        ("[trainer.loss]\npositions = 'some'\n", "trainer.loss.positions"),
-        ("[trainer.loss]\nbeta = nan\n", "trainer.loss.beta"),
+        ("[trainer.loss]\nscale = 'some'\n", "trainer.loss.scale"),
+        ("[trainer.loss.text]\nbeta = nan\n", "trainer.loss.text.beta"),
         ("[trainer.loss]\nloss_step_fraction = 0\n", "loss_step_fraction"),
         ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group_size 9"),
         ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
         ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
         ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),
         ("[trainer.rewards]\nurl = 'localhost:8000'\n", "trainer.rewards.url"),
-        ("[trainer.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
+        ("[trainer.policy.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
         ({"POLICY__MODEL": "./gone"}, "'./gone': no such file or directory"),
         ({"POLICY__VQ": "/no/vq"}, "trainer.policy.vq: '/no/vq': no such file or directory"),
         ({"DATA__PROMPTS": "gone.jsonl"}, "trainer.data.prompts: 'gone.jsonl': no such file"),

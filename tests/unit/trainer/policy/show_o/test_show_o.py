@@ -17,8 +17,9 @@ from synod.errors import SettingsError
 from trainer.policy.show_o import policy as show_o
 from trainer.policy.show_o.loading import load
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.show_o.policy import ShowO, fit_to_square
-from trainer.types import ImageSegment, Query
+from trainer.policy.show_o.policy import ShowO, _uniforms, fit_to_square
+from trainer.policy.show_o.segments import ImageSegment
+from trainer.types import Query
 
 MakePolicy = Callable[..., ShowO]
 Uniforms = Callable[..., Tensor]
@@ -148,7 +149,7 @@ def edit(directory: Path, **changes: Any) -> Path:
 
 
 def test_save_and_load(policy: ShowO, saved: Path, uniforms: Uniforms, image: Any) -> None:
-    again = load(saved, guidance_scale=policy.guidance_scale, temperature=policy.temperature)
+    again = load(saved, sampling=policy.sampling)
     assert again.config == policy.config
     assert again.vocab.size == policy.vocab.size
     assert not again.module.training
@@ -207,3 +208,21 @@ def test_a_directory_that_lacks_something(saved: Path, tmp_path: Path) -> None:
     (saved / "config.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"does not describe a Show-o: vocab_size: Field required"):
         load(saved)
+
+
+def test_random_numbers_follow_from_seed_and_stream() -> None:
+    drawn = _uniforms([(7, 3, 1, 0), (7, 3, 1, 5)], 1, (2, 3))
+    expected = np.random.default_rng([7, 3, 1, 5, 1]).random((2, 3), np.float32)
+    assert np.array_equal(drawn[1].numpy(), expected)
+    assert torch.equal(_uniforms([(7, 3, 1, 5)], 1, (2, 3))[0], drawn[1])
+    others = [
+        _uniforms([(*key, place)], stream, (50,))
+        for key in ((7, 3, 1), (7, 4, 1))
+        for place in (0, 5)
+        for stream in (0, 1)
+    ]
+    assert len({tuple(row.flatten().tolist()) for row in others}) == 8
+    many = _uniforms([(0, place) for place in range(4)], 0, (20_000,))
+    assert many.dtype == torch.float32
+    assert 0 < float(many.min()) < float(many.max()) < 1
+    assert abs(float(many.mean()) - 0.5) < 4 / (12 * many.numel()) ** 0.5

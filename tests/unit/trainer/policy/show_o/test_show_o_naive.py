@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from trainer.policy.show_o import maskgit
 from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.segments import ImageSegment
 from trainer.policy.show_o.vocabulary import END, PAD
-from trainer.types import ImageSegment, Query
+from trainer.types import Query
 
 MakePolicy = Callable[..., ShowO]
 Uniforms = Callable[..., Tensor]
@@ -32,7 +34,7 @@ def whole_logits(policy: ShowO, ids: list[int], mask: list[list[bool]]) -> Tenso
 
 def naive_guided(policy: ShowO, omni_mask: OmniMask, prompt: str, codes: list[int], masked: list[bool]) -> Tensor:
     """log softmax((1 + g) cond - g uncond) [N V] from two whole sequences: 13 text ids, soi, the image, eoi."""
-    vocab, g = policy.vocab, policy.guidance_scale
+    vocab, g = policy.vocab, policy.sampling.guidance_scale
     image = [vocab.mask_id if m else vocab.image_offset + c for c, m in zip(codes, masked, strict=True)]
     logits = []
     for text in (prompt, ""):
@@ -81,7 +83,7 @@ def test_masked_log_probabilities_are_unguided_and_row_major(
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
         found = policy.masked_logp(PROMPTS, codes, masked)
-        policy.guidance_scale = 0.0
+        policy.sampling = replace(policy.sampling, guidance_scale=0.0)
         naive = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
     expected = [naive[b, n, codes[b, n]] for b in range(4) for n in range(16) if masked[b, n]]
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-12, rtol=0)

@@ -1,0 +1,249 @@
+"""`synod evaluate` on a tiny Show-o: what POLICY names, tables, exit statuses, and what it refuses before drawing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from synod import cli
+from synod.client import SynodClient
+from synod.errors import SynodError
+from tests.unit.trainer.evaluate.scoring_service import Service
+from tests.unit.trainer.loops import MakePolicy, MakeSettings
+from trainer.__main__ import main
+from trainer.evaluate import command
+from trainer.evaluate.draw import digest_of
+from trainer.settings import TrainerSettings
+
+ROOT = Path(__file__).parents[4]
+LINES = [
+    {"tag": tag, "prompt": f"a photo of {n} {tag}", "include": [{"class": "cat", "count": n + 1}]}
+    for tag in ("colors", "counting")
+    for n in range(3)
+]
+Evaluate = Callable[..., int]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    service = Service()
+
+    def client(url: str, **options: Any) -> SynodClient:
+        return SynodClient(url, **{**options, "retries": 0}, transport=httpx.MockTransport(service))
+
+    monkeypatch.setattr(command, "SynodClient", client)
+    return service
+
+
+@pytest.fixture
+def world(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> Path:
+    """A folder with train.toml, the model of a tiny Show-o, and prompts."""
+    make_policy().save(world_dir / "model")
+    tiny_settings()
+    (world_dir / "geneval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    (world_dir / "prompts.txt").write_text("a red cat\na blue dog\na green bird\n")
+    return world_dir
+
+
+@pytest.fixture
+def evaluate(world: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    monkeypatch.chdir(world)
+    return lambda *arguments: main(["evaluate", *map(str, arguments)])
+
+
+def run_of(world: Path, settings: TrainerSettings) -> Path:
+    """The directory of an ended run."""
+    run = world / "run"
+    run.mkdir()
+    (run / "settings.json").write_text(json.dumps(settings.model_dump(mode="json")))
+    (world / "model").rename(run / "policy")
+    return run
+
+
+def test_geneval_prints_its_tasks(
+    evaluate: Evaluate, world: Path, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train.toml", "--suite", "geneval", "--prompts", "geneval.jsonl", "--images", "2"]
+    assert evaluate(*arguments, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    out = world / "run/evaluation/geneval-start"
+    assert (shown["suite"], shown["out"]) == ("geneval", str(out))
+    assert list(shown["table"]) == ["colors", "counting", "overall", "all images", "prompts, any image"]
+    drawn = [np.asarray(path.read_bytes()) for path in sorted(out.rglob("*.png"))]
+    assert len(drawn) == shown["table"]["all images"]["soft"]["images"] == 12
+    scores = [json.loads(line)["scores"]["geneval"] for line in (out / "rows.jsonl").read_text().splitlines()]
+    mean = np.mean([one["detail"]["official"] for one in scores])
+    assert shown["table"]["all images"]["official"]["mean"] == pytest.approx(mean)
+    assert shown["table"]["overall"]["soft"]["mean"] == pytest.approx(np.mean([one["value"] for one in scores]))
+
+    sent = service.num_items
+    assert evaluate(*arguments) == 0
+    assert service.num_items == sent, "the second run scores nothing"
+    text = capsys.readouterr().out
+    for part in ("OFFICIAL ± S.E.", "colors", "overall", "GenEval's score", "clustered by prompt", str(out)):
+        assert part in text
+
+
+def test_prompts_prints_each_scorer(
+    evaluate: Evaluate, world: Path, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.fails = lambda scorer, value: scorer == "hps"
+    arguments = ["train.toml", "--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber,hps"]
+    assert evaluate(*arguments, "--images", "2", "--n", "2", "--out", "here", "--json") == 1
+    said = capsys.readouterr()
+    table = json.loads(said.out)["table"]
+    assert (table["ber"]["mean"]["prompts"], table["ber"]["mean"]["images"], table["ber"]["mean"]["missing"]) == (
+        2,
+        4,
+        0,
+    )
+    assert table["hps"]["mean"] == {"mean": None, "stderr": None, "images": 0, "prompts": 0, "missing": 4}
+    assert "hps: 4 of 4 scores are missing, the first: planted" in said.err
+    assert "run the same command again" in said.err
+    service.fails = lambda scorer, value: False
+    assert evaluate(*arguments, "--images", "2", "--out", "here") == 0
+    assert len(list((world / "here").rglob("*.png"))) == 6
+
+
+def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(REWARDS__URL="http://the-runs:1")
+    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "1", "--n", "1"]
+    sampler = {"denoising_steps": 4, "guidance_scale": 2.0, "temperature": 1.0, "max_new_tokens": 4}
+    model = command.resolve("model", "prompts")
+    assert (model.policy.sampler.denoising_steps, model.policy.sampler.guidance_scale) == (50, 5.0)
+    assert evaluate("model", *options, "--steps", "4", "--guidance", "2") == 0
+    found = json.loads((world / "evaluation/model-prompts/evaluation.json").read_text())
+    run = run_of(world, settings)
+    trained = command.resolve("run", "prompts")
+    assert (trained.policy.model, trained.url) == (str(run / "policy"), "http://the-runs:1")
+    assert trained.policy.sampler.model_dump() == sampler
+    assert evaluate("run", *options) == 0
+    other = json.loads((run / "evaluation/prompts/evaluation.json").read_text())
+    assert {name for name in found if found[name] != other[name]} == {"sampler"}  # max_new_tokens
+    assert other["sampler"] == sampler
+    images = [next(folder.rglob("*.png")).read_bytes() for folder in (world / "evaluation", run / "evaluation")]
+    assert images[0] == images[1], "the same weights, sampler and seed draw the same image"
+
+
+def test_other_weights_do_not_resume(
+    evaluate: Evaluate, world: Path, make_policy: MakePolicy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "1", "--out", "here"]
+    assert evaluate("train.toml", *options) == 0
+    policy = make_policy()
+    next(policy.module.parameters()).data.add_(1e-3)
+    policy.save(world / "model")
+    assert evaluate("train.toml", *options) == 2
+    assert "here holds another evaluation (weights was" in capsys.readouterr().err
+    assert evaluate("train.toml", *options, "--seed", "1") == 2
+    assert "seed was 0, now 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.toml", "--suite", "geneval"], "nowhere.toml"),
+        (["empty", "--suite", "geneval"], "empty"),
+        (["train.toml", "--suite", "prompts", "--scorers", "ber"], "needs --prompts FILE"),
+        (["train.toml", "--suite", "prompts", "--prompts", "prompts.txt"], "needs --scorers"),
+        (["train.toml", "--suite", "geneval", "--prompts", "prompts.txt"], "needs prompts with GenEval's metadata"),
+        (["train.toml", "--suite", "geneval", "--steps", "1"], "--steps 1: Input should be greater than or equal to 2"),
+        (
+            ["train.toml", "--suite", "geneval", "--scorers", "gen"],
+            "the service has no scorer 'gen'; give --scorers of ber, geneval, hps",
+        ),
+        (
+            ["train.toml", "--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "geneval"],
+            "the scorer 'geneval' needs geneval, which these prompts do not have; give --scorers of ber, hps",
+        ),
+    ],
+)
+def test_wrong_usage_is_refused_before_drawing(
+    evaluate: Evaluate,
+    world: Path,
+    service: Service,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    (world / "empty").mkdir()
+    assert evaluate(*arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.out == ""
+    assert service.num_items == 0
+    assert not (world / "run/evaluation").exists()
+
+
+def test_an_unfinished_run_is_named(evaluate: Evaluate, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "run").mkdir()
+    (world / "run/settings.json").write_text('{"steps": 1}')
+    assert evaluate("run", "--suite", "geneval") == 2
+    assert "the run run has no trained policy yet" in capsys.readouterr().err
+    (world / "run/policy").mkdir()
+    assert evaluate("run", "--suite", "geneval") == 2
+    assert "run/settings.json holds no settings of a run (KeyError('policy'))" in capsys.readouterr().err
+
+
+def test_a_failing_service_says_how_to_go_on(
+    evaluate: Evaluate, world: Path, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.error = lambda number: SynodError("planted")
+    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--out", "here"]
+    assert evaluate("train.toml", *options) == 1
+    message = capsys.readouterr().err
+    assert "planted" in message
+    assert "here keeps images and scores; run the same command again to continue" in message
+
+
+def test_digest_covers_every_weight(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    digest = digest_of(policy)
+    assert digest == digest_of(make_policy())
+    for module in (policy.module, policy.vq):
+        parameter = list(module.parameters())[-1]
+        parameter.data.view(-1)[-1] += 1
+        assert digest_of(policy) != digest
+        digest = digest_of(policy)
+
+
+@pytest.mark.parametrize("arguments", [[], ["model"], ["model", "--suite", "x"], ["model", "--suite=geneval", "--n=0"]])
+def test_wrong_options_end_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *arguments])
+    assert ended.value.code == 2
+    assert "usage: synod evaluate" in capsys.readouterr().err
+
+
+def test_synod_evaluate_executes_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Any] = []
+
+    def execve(*what: Any) -> None:
+        became.append(what)
+        raise SystemExit  # as the real one, it does not come back
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "runs/train", "--suite", "geneval"])
+    ((_, arguments, _),) = became
+    assert arguments == [sys.executable, "-m", "trainer", "evaluate", "runs/train", "--suite", "geneval"]
+
+
+@pytest.mark.slow
+def test_help_needs_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "trainer", "evaluate", "--help"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert "Standard errors" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "transformers"} & imported

@@ -1,0 +1,288 @@
+"""The command `synod evaluate POLICY`: draw a benchmark's images, score them, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from synod import memory, toml
+from synod.client import SynodClient
+from synod.contracts import GenEvalMetadata, Score
+from synod.errors import SettingsError, SynodError
+from synod.records import write
+from synod.scoring import show
+from trainer.data.prompts import read_prompts
+from trainer.evaluate import geneval, runner
+from trainer.evaluate.base import Benchmark, Row, Table, spread
+from trainer.evaluate.estimate import Estimate
+from trainer.evaluate.prompts import Prompts
+from trainer.settings import PolicySettings, load
+from trainer.types import Prompt
+
+URL: Final = "http://127.0.0.1:8000"
+TIMEOUT_S: Final = 600.0  # of a request of 32 images, with its retries while the service restarts
+RETRIES: Final = 100  # as many as fit into TIMEOUT_S
+GIVEN: Final = {"image", "prompt"}  # what every drawn image has for a scorer; GenEval's prompts have their metadata too
+DESCRIPTION: Final = """Draw images from a policy, score them by a running service, and print means with their errors.
+
+POLICY is one of
+  a run's directory     the trained policy in RUN/policy, with the sampler and the service of its settings
+  a settings TOML       the policy that its [trainer.policy] names, before any training
+  a model directory or hub id, such as showlab/show-o-512x512, with Show-o's published sampler (50 steps, guidance 5)
+
+Suites:
+  geneval   GenEval's 553 prompts, 4 images of each; the service needs a scorer of kind geneval. Prints the share of
+            right images by GenEval's own rules for each of its six tasks, and their mean, which is GenEval's score
+  prompts   the prompts of --prompts FILE (.jsonl with a "prompt", or .txt); prints the mean of each of --scorers
+
+An image is drawn once: the same command goes on after a stop, scores again what has failed, and adds what a larger
+--images or --n or another of --scorers asks for. A missing score is left out and counted, never a 0. Standard errors
+are clustered by prompt, because images of one prompt are alike.
+"""
+EXAMPLES: Final = """examples:
+  synod evaluate runs/train --suite geneval
+  synod evaluate showlab/show-o-512x512 --suite geneval --n 60 --images 1       a quick look: 10 prompts of each task
+  synod evaluate runs/train --suite prompts --prompts parti.txt --scorers hpsv3,clip_t --json > scores.json
+  synod evaluate deploy/configs/embedded.toml --suite geneval --prompts embedded/data/prompts/heldout.jsonl
+  synod replay runs/train/evaluation/geneval/rows.jsonl --url http://other.example:8000
+
+As a Ray job: ray job submit -- python -m trainer evaluate runs/train --suite geneval
+
+Exit status: 0 on success, 1 when anything failed (one missing score is enough), 2 for wrong usage.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What to evaluate: the policy's settings, the service it is usually scored by, and the default directory."""
+
+    policy: PolicySettings
+    url: str
+    out: Path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    memory.keep_freed_memory()
+    try:
+        return _evaluate(options)
+    except SettingsError as error:
+        return _fail(error, 2)
+    except (SynodError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    subject = resolve(options.policy, options.suite)
+    changes = {"denoising_steps": options.steps, "guidance_scale": options.guidance, "temperature": options.temperature}
+    policy = with_sampler(subject.policy, {name: value for name, value in changes.items() if value is not None})
+    benchmark, scorers = _benchmark(options)
+    images = runner.plan(spread(benchmark.prompts, options.n), options.images)
+    out = (options.out or subject.out).resolve()
+    with SynodClient(options.url or subject.url) as client:
+        check_scorers(client.scorers(), scorers, benchmark)
+
+    from trainer.evaluate.draw import Drawer  # imported here: --help and wrong usage need no torch
+
+    drawer = Drawer(policy)
+    runner.prepare(out, conditions(benchmark, policy, drawer.digest, options.seed))
+    with SynodClient(options.url or subject.url, timeout_s=TIMEOUT_S, retries=RETRIES) as client:
+        try:
+            runner.run(benchmark, images, drawer, client, scorers, out, seed=options.seed, batch=options.batch)
+        except SynodError as error:
+            return _fail(f"{error}\n{out} keeps images and scores; run the same command again to continue", 1)
+    rows = runner.rows(images, out)
+    table = benchmark.reduce(rows)
+    if options.json:
+        print(json.dumps({"suite": benchmark.name, "out": str(out), "table": _tree(table)}, indent=2))
+    else:
+        print_table(table)
+        print(f"images and scores: {out}")
+    return report_missing(rows, scorers)
+
+
+def resolve(policy: str, suite: str) -> Subject:
+    """Return what POLICY names. Raises SettingsError."""
+    path = Path(policy)
+    if path.suffix == ".toml":
+        settings = load(path, os.environ)
+        return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
+    if (path / "settings.json").is_file():
+        return _run(path, suite)
+    try:
+        chosen = PolicySettings.model_validate({"model": policy}, context={"folder": Path.cwd()})
+    except ValidationError as error:
+        raise SettingsError(f"POLICY {policy}: {error.errors()[0]['msg']}") from None
+    return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
+
+
+def _run(run: Path, suite: str) -> Subject:
+    """Return an ended run's policy. What else its settings name, such as prompts, may have been removed since."""
+    path, trained = run / "settings.json", run / "policy"
+    if not trained.is_dir():
+        raise SettingsError(
+            f"the run {run} has no trained policy yet, which is written when it ends; finish it, or evaluate its "
+            "settings TOML for the policy it starts from"
+        )
+    try:
+        settings = json.loads(path.read_text())
+        table = {**settings["policy"], "model": str(trained.resolve())}
+        return Subject(PolicySettings.model_validate(table), settings["rewards"]["url"], run / "evaluation" / suite)
+    except ValidationError as error:
+        raise toml.settings_error(path, error.errors(), "trainer.policy") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"{path} holds no settings of a run ({error!r}); evaluate {trained} instead") from None
+
+
+def with_sampler(policy: PolicySettings, changes: Mapping[str, Any]) -> PolicySettings:
+    """Return the settings with these of the sampler. Raises SettingsError, which names option, value and limit."""
+    try:
+        sampler = type(policy.sampler).model_validate({**policy.sampler.model_dump(), **changes})
+    except ValidationError as error:
+        names = {"denoising_steps": "--steps", "guidance_scale": "--guidance", "temperature": "--temperature"}
+        raise SettingsError(
+            "; ".join(f"{names[str(e['loc'][0])]} {e['input']}: {e['msg']}" for e in error.errors())
+        ) from None
+    return policy.model_copy(update={"sampler": sampler})
+
+
+def _benchmark(options: argparse.Namespace) -> tuple[Benchmark, tuple[str, ...]]:
+    """Return the suite and the scorers to use. Raises SettingsError."""
+    names = tuple(dict.fromkeys(options.scorers))
+    if options.suite == "geneval":
+        found = read_prompts(options.prompts or geneval.PROMPTS, "prompt", show.notify)
+        kept = [prompt for prompt in found if prompt.geneval is not None]
+        if kept and len(kept) < len(found):
+            show.notify(f"{len(found) - len(kept)} prompts of {options.prompts} have no GenEval metadata: left out")
+        return geneval.GenEval(kept, (names or (geneval.SCORER,))[0]), names or (geneval.SCORER,)
+    if options.prompts is None:
+        raise SettingsError("--suite prompts needs --prompts FILE")
+    if not names:
+        raise SettingsError("--suite prompts needs --scorers (`synod scorers` lists what the service has)")
+    return Prompts(read_prompts(options.prompts, "prompt", show.notify), names), names
+
+
+def check_scorers(served: Sequence[Mapping[str, Any]], scorers: Sequence[str], benchmark: Benchmark) -> None:
+    """Raise SettingsError for a scorer that is not served, or that needs more than an image drawn from a prompt."""
+    needs = {str(one["name"]): set(one.get("needs", ())) for one in served}
+    has = GIVEN | ({"geneval"} if all(prompt.geneval is not None for prompt in benchmark.prompts) else set())
+    for name in scorers:
+        if name not in needs:
+            raise SettingsError(f"the service has no scorer '{name}'; give --scorers of {', '.join(sorted(needs))}")
+        if needs[name] - has:
+            raise SettingsError(
+                f"the scorer '{name}' needs {', '.join(sorted(needs[name] - has))}, which these prompts do not have; "
+                f"give --scorers of {', '.join(sorted(n for n, need in needs.items() if need <= has))}"
+            )
+
+
+def conditions(benchmark: Benchmark, policy: PolicySettings, weights: str, seed: int) -> dict[str, Any]:
+    """Return what decides an image, as JSON: two runs with equal conditions draw the same images."""
+    return {
+        "prompts": _digest_of(benchmark.prompts),
+        "weights": weights,
+        "sampler": policy.sampler.model_dump(mode="json"),
+        "seed": seed,
+    }
+
+
+def _digest_of(prompts: Sequence[Prompt]) -> str:
+    known = [[p.text, None if p.geneval is None else write(GenEvalMetadata, p.geneval)] for p in prompts]
+    return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
+
+
+def report_missing(rows: Sequence[Row], scorers: Sequence[str]) -> int:
+    """Report missing scores, and scorers whose model changed within the evaluation; return the exit status."""
+    missing = 0
+    for name in scorers:
+        outcomes = [row.outcomes.get(name) for row in rows]
+        lost = [one for one in outcomes if not isinstance(one, Score)]
+        missing += len(lost)
+        if lost:
+            first = next((one.message for one in lost if one is not None), "not scored yet")
+            show.notify(f"{name}: {len(lost)} of {len(rows)} scores are missing, the first: {first}")
+        origins = {show.format_origin(one.origin) for one in outcomes if isinstance(one, Score)}
+        if len(origins) > 1:
+            show.notify(f"{name}: scores of different origins are mixed ({'; '.join(sorted(origins))})")
+    if missing:
+        show.notify("run the same command again to score them again")
+    return 1 if missing else 0
+
+
+def print_table(table: Table) -> None:
+    """Print a line for each row: its measures with standard errors, then how many prompts and images."""
+    measures = list(dict.fromkeys(name for cells in table.cells.values() for name in cells))
+    lines = []
+    for label, cells in table.cells.items():
+        counts = next(iter(cells.values()))
+        shown = [format_estimate(cells[name]) if name in cells else "" for name in measures]
+        lines.append([label, *shown, str(counts.prompts), str(counts.images), str(counts.missing)])
+    headers = ["", *(f"{name.upper()} ± S.E." for name in measures), "PROMPTS", "IMAGES", "MISSING"]
+    show.print_table(headers, lines)
+    for note in (*table.notes, "S.E.: standard error, clustered by prompt"):
+        print(note)
+
+
+def format_estimate(one: Estimate) -> str:
+    """Return a mean and its standard error, with a dash for what does not exist."""
+    mean, stderr = (("-" if value is None else f"{value:.4f}") for value in (one.mean, one.stderr))
+    return f"{mean} ± {stderr}"
+
+
+def _tree(table: Table) -> dict[str, Any]:
+    return {label: {name: asdict(one) for name, one in cells.items()} for label, cells in table.cells.items()}
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    print(f"synod evaluate: {error}", file=sys.stderr)
+    return status
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"'{text}' contains an empty name; give names such as ber,hpsv3")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synod evaluate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("policy", metavar="POLICY", help="a run's directory, a settings TOML, a model directory or a hub id")
+    add("--suite", choices=("geneval", "prompts"), required=True, help="what to draw and how to summarise it")
+    add("--prompts", type=Path, metavar="FILE", help="the prompts; for geneval others than the published 553")
+    add("--images", type=_count, default=4, metavar="N", help="images of each prompt (default: 4)")
+    add("--n", type=_count, metavar="N", help="draw only N of the prompts, evenly from all tasks (default: all)")
+    add("--scorers", action="extend", type=_names, default=[], metavar="A[,B]", help="scorers (geneval: geneval)")
+    add("--url", help=f"URL of the service (default: that of the run or TOML, else {URL})")
+    add("--out", type=Path, metavar="DIR", help="images, rows and conditions (default: RUN/evaluation/SUITE)")
+    add("--seed", type=int, default=0, help="with the numbers of prompt and image it decides an image (default: 0)")
+    add("--batch", type=_count, default=4, metavar="N", help="images to draw at a time; limits memory (default: 4)")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: of the run or TOML, else 50)")
+    add("--guidance", type=float, metavar="G", help="guidance scale (default: of the run or TOML, else 5)")
+    add("--temperature", type=float, metavar="T", help="temperature (default: of the run or TOML, else 1)")
+    add("--json", action="store_true", help="print the table as JSON")
+    return parser

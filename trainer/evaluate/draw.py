@@ -1,0 +1,45 @@
+"""Draw images from a policy that settings name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import nn
+
+from synod.contracts import Pixels
+from trainer.policy import registry
+from trainer.policy.base import Policy
+from trainer.settings import PolicySettings
+from trainer.types import Seed
+
+_CHUNK: Final = 2**26  # bytes
+
+
+class Drawer:
+    """A loaded policy as the runner calls it, on a GPU if there is one. Raises SettingsError."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._policy = registry.load(settings)
+        self.digest = digest_of(self._policy)
+        self._policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[Pixels]:
+        """Return a finished image uint8 [H W 3] for each prompt."""
+        with torch.inference_mode():
+            begun = self._policy.start(prompts, seeds)
+            return self._policy.images(self._policy.denoise(begun, self._policy.image_steps))
+
+
+def digest_of(policy: Policy) -> str:
+    """Return a digest of all weights that the policy holds, its image tokenizer included."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, module in sorted((name, one) for name, one in vars(policy).items() if isinstance(one, nn.Module)):
+        for key, tensor in module.state_dict().items():
+            found.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            for part in data.split(_CHUNK):
+                found.update(part.numpy().data)
+    return found.hexdigest()

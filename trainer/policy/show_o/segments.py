@@ -1,0 +1,55 @@
+"""What Show-o samples: answers and images. Suffixes: T denoising steps, N image positions, S text tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from trainer.types import Modality, Query
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextSegment:
+    """A sampled answer.
+
+    ids_S   int64, with the end token if it was drawn
+    logp_S  float32, log-probability of each token under the policy that sampled it
+    """
+
+    kind: ClassVar[Modality] = "text"
+    step: ClassVar[int] = 1
+    query: Query
+    ids_S: Tensor
+    logp_S: Tensor
+    text: str
+
+    @property
+    def prompt(self) -> str:
+        return self.query.text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageSegment:
+    """An image after `step` denoising steps, with everything needed to continue.
+
+    codes_TN    int64, the full draw of each step; codes_TN[-1] is the preview, or in the end the image
+    masked_TN   bool, True where step t sampled: only these positions are decisions
+    logp_TN     float32, guided log-probability of codes_TN under the policy that sampled it, at every position
+    remasked_N  bool, the positions masked for the next step (after re-masking)
+    uniform_T2N float32 in (0, 1), every random number of the whole trajectory, drawn in advance
+    """
+
+    kind: ClassVar[Modality] = "image"
+    text: ClassVar[str] = ""
+    prompt: str
+    codes_TN: Tensor
+    masked_TN: Tensor
+    logp_TN: Tensor
+    remasked_N: Tensor
+    uniform_T2N: Tensor
+
+    @property
+    def step(self) -> int:
+        return len(self.codes_TN)
