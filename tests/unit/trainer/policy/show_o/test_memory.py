@@ -57,7 +57,8 @@ def test_checkpointing_keeps_each_blocks_input(
     measured, estimates = [], []
     for layers in (1, 4):
         monkeypatch.setitem(SHAPE, "num_hidden_layers", layers)
-        policy = make_policy(checkpointing=True)
+        policy = make_policy()
+        policy.phi.checkpointing = True
         measured.append(kept(policy, uniforms, 4))
         estimates.append(activation_bytes(policy.config, rollouts=4, guided=True, checkpointing=True))
     assert estimates[1] - estimates[0] == pytest.approx(measured[1] - measured[0], rel=0.1)
