@@ -35,7 +35,7 @@ from services.gateway import auth
 from services.scorers import registry
 from services.settings import Settings
 from synod.errors import SettingsError
-from synod.scoring import show
+from synod.scoring import pairs, show
 from synod.toml import ENV_PREFIX
 
 RUN_DIR = Path("runs/service")
@@ -141,13 +141,13 @@ def verify_pairs(options: argparse.Namespace) -> int:
     source = options.pairs or loaded.pairs
     if source is None:
         raise SettingsError("the settings name no pairs; set 'pairs' or give --pairs, such as a file of deploy/pairs")
-    pairs, verdicts = verify.load(Path(source)), []
+    found, verdicts = pairs.load(Path(source)), []
     for name, one in loaded.scorers.items():
-        if own := verify.pairs_for(name, one.kind, pairs):
+        if own := pairs.pairs_for(name, one.kind, found):
             verdicts += asyncio.run(verify.score_pairs(registry.build(name, one), own))  # one in memory at a time
         else:
             print(f"{name}: the file has no pair for this scorer")
-    show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(verify.table_row, verdicts))
+    show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(pairs.table_row, verdicts))
     held = sum(one.holds for one in verdicts)
     print(f"{held} of {len(verdicts)} relations hold")
     return 0 if verdicts and held == len(verdicts) else 1

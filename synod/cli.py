@@ -12,11 +12,13 @@ import importlib.util
 import json
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from synod import toml
 from synod.client import SynodClient
 from synod.client.transport import scheme_of
 from synod.contracts import ScoreRequest
@@ -145,14 +147,15 @@ def serve(options: argparse.Namespace) -> NoReturn:
     _exec_service("up", options.config)
 
 
-def warm(options: argparse.Namespace) -> NoReturn:
-    """Download every model of the settings and read its files; print source, revision, size and digest."""
-    _exec_service("warm", options.config)
+def warm(options: argparse.Namespace) -> int:
+    """Download every model of the settings, the trainer's policy too, and read its files; print source, revision, size
+    and digest."""
+    return _check_models("warm", options.config)
 
 
-def verify(options: argparse.Namespace) -> NoReturn:
-    """Check that each scorer, with the settings' weights, ranks known-good inputs above known-bad ones."""
-    _exec_service("verify", options.config, *([] if options.pairs is None else ["--pairs", str(options.pairs)]))
+def verify(options: argparse.Namespace) -> int:
+    """Check that each scorer, and the trainer's policy, ranks known-good inputs above known-bad ones."""
+    return _check_models("verify", options.config, *([] if options.pairs is None else ["--pairs", str(options.pairs)]))
 
 
 def train(arguments: Sequence[str]) -> NoReturn:
@@ -178,16 +181,48 @@ def _package_home(program: str) -> Path:
     return home
 
 
+def _check_models(command: str, config: Path, *arguments: str) -> int:
+    """Run a command of the service, of the trainer, or both in turn: of those that the settings have a table for.
+
+    An image holds one of the packages; the table of the other is left out, with a note.
+    """
+    tree = toml.read(_existing(config), {})
+    homes: dict[str, Path] = {}
+    for program, table in (("services", "scorers"), ("trainer", "trainer")):
+        if table in tree:
+            try:
+                homes[program] = _package_home(program)
+            except SynodError:
+                show.notify(f"the models of [{table}] are left out: the package '{program}' is not here")
+    if not homes:
+        raise SynodError(f"{config} has neither [scorers] nor [trainer] of a package that is here; nothing was checked")
+    statuses = []
+    for program, home in homes.items():
+        line, environ = _command_line(home, program, command, str(config.resolve()), *arguments)
+        statuses.append(subprocess.run(line, env=environ, check=False).returncode)
+    failed = next((status for status in statuses if status), 0)
+    return failed if failed >= 0 else 128 - failed  # killed by a signal
+
+
 def _exec_service(command: str, config: Path, *arguments: str) -> NoReturn:
-    home = _package_home("services")
+    _exec(_package_home("services"), "services", command, str(_existing(config).resolve()), *arguments)
+
+
+def _existing(config: Path) -> Path:
     if not config.is_file():
         raise Usage(f"the settings file {config} does not exist; give one such as deploy/configs/embedded.toml")
-    _exec(home, "services", command, str(config.resolve()), *arguments)
+    return config
 
 
 def _exec(home: Path, program: str, *arguments: str) -> NoReturn:
+    line, environ = _command_line(home, program, *arguments)
+    os.execve(sys.executable, line, environ)
+
+
+def _command_line(home: Path, program: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a program's package, and its environment."""
     path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-    os.execve(sys.executable, [sys.executable, "-m", program, *arguments], {**os.environ, "PYTHONPATH": path})
+    return [sys.executable, "-m", program, *arguments], {**os.environ, "PYTHONPATH": path}
 
 
 def _range(scorer: dict[str, object]) -> str:
@@ -307,7 +342,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(run=serve)
     for command, what in (
         (warm, "download the models of settings"),
-        (verify, "check that scorers rank good above bad"),
+        (verify, "check that scorers and policy rank good above bad"),
     ):
         one = named.add_parser(command.__name__, help=what, description=command.__doc__)
         one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")

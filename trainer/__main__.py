@@ -30,9 +30,13 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 1 for an error, 130 for an interrupt.
 
-    `evaluate` has exit statuses of its own.
+    `evaluate`, `warm` and `verify` have exit statuses of their own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["warm"], ["verify"]):
+        from trainer.models import main as check_models  # imported here: it needs torch
+
+        return check_models(given)
     if given[:1] == ["evaluate"]:
         from trainer.evaluate.command import main as evaluate
 

@@ -26,7 +26,7 @@ from ray.serve.schema import ServeDeploySchema
 from services.cluster.local import environment, free_port
 from services.cluster.processes import kill_users_of
 from synod.client import SynodClient
-from tests.chart.rendering import ROOT, Object, of, pod_templates, render, serve_config, unpack
+from tests.chart.rendering import ROOT, Object, merged, of, pod_templates, render, serve_config, unpack
 from tests.integration import sizes
 
 pytestmark = pytest.mark.timeout(900)  # for a busy machine
@@ -42,6 +42,7 @@ SMALL = {  # the smallest run that trains and evaluates
     "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
     "SYNOD__TRAINER__EVALUATION_PROMPTS": 2,
 }
+SMALL_EVALUATION = ("--prompts=/app/embedded/data/prompts/heldout.jsonl", "--n=2", "--images=1")
 Wait = Callable[[Callable[[], bool], float], None]
 
 
@@ -55,13 +56,12 @@ class Pods:
             "port": free_port(),
             "grpc_port": free_port(),
         }  # the ports of a second application, without models
-        self.objects = render(
-            {
-                "gateway": {"port": self.port, "grpcPort": free_port()},
-                "ray": {"objectStoreBytes": 268435456},
-                "trainer": {"enabled": True, "gpus": 0, "overrides": SMALL},
-            }
-        )
+        self.values = {
+            "gateway": {"port": self.port, "grpcPort": free_port()},
+            "ray": {"objectStoreBytes": 268435456},
+            "trainer": {"enabled": True, "gpus": 0, "overrides": SMALL},
+        }
+        self.objects = render(self.values)
         self.mounts = {
             "/app": folder / "app",
             "/run/synod": folder / "run",
@@ -73,7 +73,7 @@ class Pods:
             path.mkdir(parents=True, exist_ok=True)
         for image in ("scorer", "trainer"):
             unpack(image, folder / "app")
-        (folder / "app/deploy/release/service.toml").write_text(of(self.objects, "ConfigMap")["data"]["service.toml"])
+        self.job()
         secret = of(self.objects, "Secret")["stringData"]
         (folder / "tokens/tokens.toml").write_text(secret["tokens.toml"])
         (folder / "token/token").write_text(secret["token"])
@@ -88,6 +88,13 @@ class Pods:
         for inside, outside in self.mounts.items():
             text = text.replace(inside, f"{outside}/" if inside.endswith("/") else str(outside))
         return text
+
+    def job(self, **trainer: Any) -> Object:
+        """Return the release's RayJob with these values of the trainer, after mounting its settings."""
+        objects = render(merged(self.values, {"trainer": trainer}))
+        for name, text in of(objects, "ConfigMap")["data"].items():
+            (self.folder / "app/deploy/release" / name).write_text(text)
+        return of(objects, "RayJob")
 
     def ray(self, *command: str, env: dict[str, str] | None = None) -> str:
         """Run one of Ray's programs and return its output; it must succeed."""
@@ -263,15 +270,19 @@ def job_env(pods: Pods, run: str) -> dict[str, str]:
     return env | {"SYNOD__TRAINER__RUN_DIR": f"{env['SYNOD__TRAINER__RUN_DIR']}-{run}"}
 
 
-def submit(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
-    """Submit the job's entrypoint with `ray job submit` and return its output."""
-    job = of(pods.objects, "RayJob")["spec"]
-    runtime_env = json.dumps({"env_vars": {**env, "SYNOD__TRAINER__STEPS": str(steps)}})
-    program, *arguments = shlex.split(pods.here(job["entrypoint"]))
+def submit(pods: Pods, job: Object, env: dict[str, str], *options: str) -> str:
+    """Submit a RayJob's entrypoint with `ray job submit` and return its output."""
+    program, *arguments = shlex.split(pods.here(job["spec"]["entrypoint"]))
     return pods.ray(
-        "ray", "job", "submit", "--runtime-env-json", runtime_env, *options,
-        "--entrypoint-resources", job["entrypointResources"], "--", str(BIN / program), *arguments, "--no-evaluation",
+        "ray", "job", "submit", "--runtime-env-json", json.dumps({"env_vars": env}), *options,
+        "--entrypoint-resources", job["spec"]["entrypointResources"], "--", str(BIN / program), *arguments,
     )  # fmt: skip
+
+
+def train(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
+    """Submit the chart's default job, without its evaluations."""
+    job = pods.job(command=["synod", "train", "CONFIG", "--no-evaluation", f"--steps={steps}"])
+    return submit(pods, job, env, *options)
 
 
 def steps_of(env: dict[str, str]) -> list[str]:
@@ -282,22 +293,38 @@ def steps_of(env: dict[str, str]) -> list[str]:
 
 def test_the_job_trains_and_its_logs_stream(deployed: Pods) -> None:
     env = job_env(deployed, "whole")
-    output = submit(deployed, env, 1)
+    output = train(deployed, env, 1)
     assert "succeeded" in output
     assert "training" in output  # the trainer's own progress
     assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
 
 
+def test_a_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
+    """The trainer's own settings, then another command on what it left."""
+    env = job_env(deployed, "own")
+    run = Path(env["SYNOD__TRAINER__RUN_DIR"])
+    settings = of(deployed.objects, "ConfigMap")["data"]["service.toml"]
+    command = ["synod", "train", "CONFIG", "--no-evaluation"]
+    assert "succeeded" in submit(deployed, deployed.job(config=settings, command=command), env)
+    assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
+    command = ["synod", "evaluate", f"/checkpoints/{run.name}", "--suite=geneval", *SMALL_EVALUATION]
+    output = submit(deployed, deployed.job(command=command), env)
+    assert "succeeded" in output
+    assert "geneval" in output
+    rows = (run / "evaluation/geneval/rows.jsonl").read_text().splitlines()
+    assert len(rows) == len(list((run / "evaluation/geneval").rglob("*.png"))) == 2
+
+
 @pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
 def test_a_stopped_job_resumes_from_its_checkpoint(deployed: Pods) -> None:
     env = job_env(deployed, "stopped")
-    submit(deployed, env, 1000, "--no-wait", "--submission-id", "stopped")
+    train(deployed, env, 1000, "--no-wait", "--submission-id", "stopped")
     ends_s = time.monotonic() + 200
     while len(steps_of(env)) < 2:
         assert time.monotonic() < ends_s, deployed.ray("ray", "job", "logs", "stopped")
         time.sleep(0.2)
     assert "was stopped" in deployed.ray("ray", "job", "stop", "stopped")
     before = steps_of(env)
-    assert "succeeded" in submit(deployed, env, len(before) + 1)
+    assert "succeeded" in train(deployed, env, len(before) + 1)
     assert steps_of(env)[: len(before)] == before
     assert [json.loads(line)["step"] for line in steps_of(env)] == list(range(len(before) + 1))

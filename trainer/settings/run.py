@@ -16,7 +16,7 @@ from trainer.settings.policy import PolicySettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
-_UNIONS: Final = {"data"}  # tables of several classes, told apart by a tag that pydantic adds to an error's key
+_UNIONS: Final = {"data"}  # tables of several classes, distinguished by a tag that pydantic adds to an error's key
 
 
 class ScreenSettings(Node):
@@ -87,6 +87,15 @@ class TrainerSettings(Node):
             raise ValueError(
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
                 "before or after it; give a fraction nearer to 0.5"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gdpo_normalises_by_itself(self) -> TrainerSettings:
+        if self.rewards.aggregation == "gdpo" and (self.loss.normalise, self.loss.baseline) != ("none", "group"):
+            raise ValueError(
+                f"rewards.aggregation is gdpo, with loss.normalise '{self.loss.normalise}' and loss.baseline "
+                f"'{self.loss.baseline}'; it centres and normalises by itself, so give 'none' and 'group'"
             )
         return self
 

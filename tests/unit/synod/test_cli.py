@@ -195,22 +195,15 @@ def test_help_teaches_with_examples_that_parse(capsys: pytest.CaptureFixture[str
         cli.build_parser().parse_args(words[1:])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "command", "passed"),
-    [
-        (["serve"], "up", []),
-        (["warm"], "warm", []),
-        (["verify"], "verify", []),
-        (["verify", "--pairs", "own.jsonl"], "verify", ["--pairs", "own.jsonl"]),
-    ],
-)
-def test_model_commands_run_the_service_program(
-    arguments: list[str], command: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def make_package(name: str) -> None:
+    Path(name).mkdir()
+    Path(f"{name}/__init__.py").touch()
+    Path(f"{name}/__main__.py").touch()
+
+
+def test_serve_runs_the_service_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program is found in the working directory and gets the settings' absolute path."""
-    Path("services").mkdir()
-    Path("services/__init__.py").touch()
-    Path("services/__main__.py").touch()
+    make_package("services")
     Path("x.toml").touch()
     seen: list[tuple[str, Sequence[str], str]] = []
 
@@ -220,12 +213,61 @@ def test_model_commands_run_the_service_program(
 
     monkeypatch.setattr(os, "execve", become)
     with pytest.raises(SystemExit):
-        cli.main([*arguments, "x.toml"])
+        cli.main(["serve", "x.toml"])
     [(program, argv, python_path)] = seen
     config = str(Path("x.toml").resolve())
-    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", command, config, *passed])
+    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", "up", config])
     assert python_path.split(os.pathsep)[0] == str(Path.cwd())
-    assert cli.main([*arguments, "lost.toml"]) == 2
+    assert cli.main(["serve", "lost.toml"]) == 2
+
+
+@pytest.mark.parametrize("command", ["warm", "verify"])
+@pytest.mark.parametrize(
+    ("tables", "packages", "statuses", "ran", "status"),
+    [
+        ("[scorers.a]", ["services", "trainer"], [0], ["services"], 0),
+        ("[trainer]", ["services", "trainer"], [0], ["trainer"], 0),
+        ("[scorers.a]\n[trainer]", ["services", "trainer"], [0, 0], ["services", "trainer"], 0),
+        ("[scorers.a]\n[trainer]", ["services", "trainer"], [1, 0], ["services", "trainer"], 1),
+        ("[scorers.a]\n[trainer]", ["services", "trainer"], [0, 3], ["services", "trainer"], 3),
+        ("[scorers.a]\n[trainer]", ["services", "trainer"], [-9, 0], ["services", "trainer"], 137),
+        ("[scorers.a]\n[trainer]", ["services"], [0], ["services"], 0),
+        ("[scorers.a]\n[trainer]", ["trainer"], [0], ["trainer"], 0),
+        ("[trainer]", ["services"], [], [], 1),
+        ("[server]", ["services", "trainer"], [], [], 1),
+    ],
+)
+def test_models_of_both_programs_are_checked(
+    command: str,
+    tables: str,
+    packages: list[str],
+    statuses: list[int],
+    ran: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The settings' tables decide which programs run; a failure of one does not stop the other."""
+    for name in packages:
+        make_package(name)
+    Path("x.toml").write_text(tables)
+    lines: list[list[str]] = []
+
+    def run(line: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        lines.append(line)
+        assert env["PYTHONPATH"].split(os.pathsep)[0] == str(Path.cwd())
+        return subprocess.CompletedProcess(line, statuses[len(lines) - 1])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(ROOT))])
+    monkeypatch.setenv("SYNOD__TRAINER__STEPS", "3")  # no table of the file
+    passed = ["--pairs", "own.jsonl"] if command == "verify" else []
+    assert cli.main([command, "x.toml", *passed]) == status
+    config = str(Path("x.toml").resolve())
+    assert lines == [[sys.executable, "-m", program, command, config, *passed] for program in ran]
+    left_out = [name for name in ("services", "trainer") if name not in packages]
+    assert all(f"the package '{name}' is not here" in capsys.readouterr().err for name in left_out)
+    assert cli.main([command, "lost.toml"]) == 2
 
 
 @pytest.mark.slow

@@ -20,12 +20,21 @@ PUBLIC_VQ: Final = "showlab/magvitv2"  # of every published Show-o, whose config
 
 
 @dataclass(frozen=True)
+class Source:
+    """A directory or hub id, the `setting` that names it, and whether only its configuration files are needed."""
+
+    setting: str
+    name: str
+    configs_only: bool = False
+
+
+@dataclass(frozen=True)
 class Parts:
-    """The sources of a policy's parts, each a directory or a hub id, and its config.json."""
+    """The sources of a policy's parts, and its config.json; None: the part is in the model's directory."""
 
     model: str
-    vq: str
-    tokenizer: str
+    vq: str | None
+    tokenizer: str | None
     config: ShowOConfig
 
     @classmethod
@@ -37,12 +46,20 @@ class Parts:
         """
         directory = directory_of(model, configs_only=True)
         config = ShowOConfig.read(directory, str(model))
-        inside, public = directory / "vq", "_class_name" in read_config(directory)
-        if vq is None and not inside.is_dir() and not public:
-            raise SettingsError(f"policy {model} has no directory 'vq'; give its image tokenizer as `vq`")
-        found = vq or (inside if inside.is_dir() else PUBLIC_VQ)
+        found = None if vq is None else str(vq)
+        if vq is None and not (directory / "vq").is_dir():
+            if "_class_name" not in read_config(directory):
+                raise SettingsError(f"policy {model} has no directory 'vq'; give its image tokenizer as `vq`")
+            found = PUBLIC_VQ
         has_tokenizer = (directory / "tokenizer_config.json").exists()
-        return cls(str(model), str(found), str(directory) if has_tokenizer else config.llm_model_path, config)
+        return cls(str(model), found, None if has_tokenizer else config.llm_model_path, config)
+
+    def sources(self) -> list[Source]:
+        """Return the sources of the parts, the model first."""
+        found = [Source("policy.model", self.model)]
+        found += [] if self.vq is None else [Source("policy.vq", self.vq)]
+        found += [] if self.tokenizer is None else [Source("policy.tokenizer", self.tokenizer, configs_only=True)]
+        return found
 
 
 def load(
@@ -60,7 +77,7 @@ def load(
     """
     parts = Parts.find(model, vq)
     directory = directory_of(parts.model)
-    policy = build(parts, sampling)
+    policy = build(parts, directory, sampling)
     read_weights(policy.module, directory, dtype)
     policy.module.eval()
     return policy
@@ -71,15 +88,17 @@ def check(parts: Parts) -> None:
 
     Downloads what is missing. Raises SettingsError.
     """
-    directory = directory_of(parts.model)  # first: it may hold the image tokenizer
-    check_weights(build(parts).module, directory)
+    directory = directory_of(parts.model)
+    check_weights(build(parts, directory).module, directory)
 
 
-def build(parts: Parts, sampling: Sampling = DEFAULT) -> ShowO:
-    """Return the policy with its tokenizers and without weights: its parameters are on the device `meta`."""
-    config = parts.config
-    words = directory_of(parts.tokenizer, configs_only=True, what="tokenizer")
+def build(parts: Parts, directory: Path, sampling: Sampling = DEFAULT) -> ShowO:
+    """Return the policy of a model directory with its tokenizers, but without memory for its weights."""
+    config, words = parts.config, directory
+    if parts.tokenizer is not None:
+        words = directory_of(parts.tokenizer, configs_only=True, what="tokenizer")
     vocab = Vocabulary.read(words, config.concept_tokens, config.codebook_size, config.max_text_length)
-    tokens = Magvit.load(directory_of(parts.vq, what="image tokenizer"))
+    vq = directory / "vq" if parts.vq is None else directory_of(parts.vq, what="image tokenizer")
+    tokens = Magvit.load(vq)
     with parameters_on_meta():
         return ShowO(config, vocab, tokens, sampling)

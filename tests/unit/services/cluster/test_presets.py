@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_scorers
-from services import settings, verify, warm
+from services import settings, warm
 from services.settings import Settings
+from synod.scoring import pairs
 
 CONFIGS = Path(__file__).parents[4] / "deploy/configs"
 CARD_BYTES = 24 * 10**9
@@ -28,7 +29,7 @@ def test_one_gpu_serves_the_models_and_rewards_of_sync_r1() -> None:
     assert split.ensembles == shared.ensembles == paper.ensembles
     for loaded in (split, shared):
         assert loaded.pairs is not None
-        covered = {scorer for pair in verify.load(Path(loaded.pairs)) for scorer in pair.scorers}
+        covered = {scorer for pair in pairs.load(Path(loaded.pairs)) for scorer in pair.scorers}
         assert loaded.scorers.keys() <= covered
 
 

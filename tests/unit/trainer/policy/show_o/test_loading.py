@@ -220,10 +220,11 @@ def test_given_and_included_image_tokenizers_come_first(tmp_path: Path) -> None:
     assert Parts.find(directory).vq == loading.PUBLIC_VQ == "showlab/magvitv2"
     assert Parts.find(directory).tokenizer == "microsoft/phi-1_5"
     (directory / "vq").mkdir()
-    assert Parts.find(directory).vq == str(directory / "vq")
+    assert Parts.find(directory).vq is None
     assert Parts.find(directory, "org/own@v2").vq == "org/own@v2"
     (directory / "tokenizer_config.json").write_text("{}")
-    assert Parts.find(directory).tokenizer == str(directory)
+    assert Parts.find(directory).tokenizer is None
+    assert [source.name for source in Parts.find(directory).sources()] == [str(directory)]
 
 
 def test_a_tokenizer_of_another_length_is_refused(

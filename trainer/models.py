@@ -1,0 +1,98 @@
+"""The commands `synod warm CONFIG` and `synod verify CONFIG`, for the policy of `[trainer]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from synod import hub, toml
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import SettingsError, SynodError
+from synod.scoring import pairs, show
+from synod.scoring.pairs import POLICY, Verdict
+from trainer.policy.show_o.loading import Parts, Source, check, load
+from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.ranking import mean_logp
+from trainer.policy.weights import directory_of
+from trainer.settings import TrainerSettings
+from trainer.settings import load as load_settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `warm` or `verify` and return its exit status: 0, or 1 if the policy cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("command", choices=("warm", "verify"))
+    parser.add_argument("config", type=Path, help="settings TOML with a [trainer] table")
+    parser.add_argument("--pairs", type=Path, help="pairs to rank (default: the file that the settings name)")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load_settings(options.config)
+        if options.command == "warm":
+            return warm(settings)
+        return verify(settings, options.pairs or _pairs_file(options.config))
+    except (SettingsError, SynodError, OSError) as error:
+        print(f"synod {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def warm(settings: TrainerSettings) -> int:
+    """Download the policy's parts, print source, revision, size and digest of each, and check that they fit."""
+    parts = Parts.find(settings.policy.model, settings.policy.vq)
+    rows = [_row(source) for source in parts.sources()]
+    show.print_table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], rows)
+    check(parts)
+    print("the policy's weights, tokenizers and config.json fit each other")
+    return 0
+
+
+def verify(settings: TrainerSettings, path: Path | None) -> int:
+    """Load the policy, and check that it finds an image likelier for its caption than for another."""
+    policy = load(settings.policy.model, vq=settings.policy.vq)
+    unusable = [key for key, value in policy.module.state_dict().items() if not value.isfinite().all()]
+    if unusable:
+        raise SettingsError(f"policy {settings.policy.model} has NaN or infinity in {unusable[0]}; download it again")
+    size = sum(parameter.numel() for parameter in policy.module.parameters())
+    print(f"policy: {size:,} finite parameters, {policy.vocab.size} tokens, {policy.config.num_vq_tokens} per image")
+    own = pairs.pairs_for(POLICY, POLICY, pairs.load(path)) if path is not None else []
+    if not own:
+        print(f"policy: there is no pair to rank; name a file of pairs with scorers = ['{POLICY}']")
+        return 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy.module.to(device)
+    policy.vq.to(device)
+    verdicts = [Verdict(pair.name, POLICY, _score(policy, pair.better), _score(policy, pair.worse)) for pair in own]
+    show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(pairs.table_row, verdicts))
+    held = sum(one.holds for one in verdicts)
+    print(f"{held} of {len(verdicts)} relations hold")
+    return 0 if held == len(verdicts) else 1
+
+
+def _row(source: Source) -> list[str]:
+    began_s = time.monotonic()
+    path = directory_of(source.name, configs_only=source.configs_only, what=source.setting)
+    files = hub.files(path)
+    if source.configs_only:
+        files = [file for file in files if file.suffix not in hub.WEIGHTS]
+    size = f"{sum(file.stat().st_size for file in files) / 2**20:.1f} MiB"
+    revision = "local" if Path(source.name).exists() else path.name[:12]
+    digest = hub.digest(str(path))[:16]
+    return [source.setting, source.name, revision, size, digest, f"{time.monotonic() - began_s:.1f}"]
+
+
+def _score(policy: ShowO, item: ScoreItem) -> Outcome:
+    if item.image is None or item.prompt is None:
+        return ScoreFailure("missing_input", "the policy ranks items with an image and a prompt")
+    return Score(mean_logp(policy, item.pixels(), item.prompt))
+
+
+def _pairs_file(config: Path) -> Path | None:
+    named = toml.read(config).get("pairs")
+    try:
+        return None if named is None else Path(toml.model_source(named, config.resolve().parent))
+    except ValueError as error:
+        raise SettingsError(f"settings file {config}: pairs: {error}") from None
