@@ -60,7 +60,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 
 def make_policy(settings: TrainerSettings) -> Policy:
     """Load the policy of the settings, onto a GPU if there is one, with its reference if a KL term needs that."""
-    policy = registry.load(settings.policy)
+    policy = registry.load(settings.policy, settings.seed)
     policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.loss.needs_reference:
         policy.keep_reference()
