@@ -11,14 +11,20 @@ from trainer.policy.show_o.policy import Sampling
 from trainer.settings import PolicySettings, ShowOSettings
 
 
-def load(settings: PolicySettings) -> Policy:
-    """Load the policy of the settings, on the CPU. Raises SettingsError for files that are missing or do not fit."""
-    return FAMILIES[settings.family](settings)
+def load(settings: PolicySettings, seed: int = 0) -> Policy:
+    """Load the policy of the settings, on the CPU; `seed` decides the start of its adapters, if it has any.
+
+    Raises SettingsError for files that are missing or do not fit, and for targets of adapters that it does not have.
+    """
+    return FAMILIES[settings.family](settings, seed)
 
 
-def _show_o(settings: ShowOSettings) -> Policy:
+def _show_o(settings: ShowOSettings, seed: int) -> Policy:
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
-    return loading.load(settings.model, vq=settings.vq, sampling=sampling)
+    policy = loading.load(settings.model, vq=settings.vq, sampling=sampling)
+    if settings.lora is not None:
+        policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
+    return policy
 
 
-FAMILIES: Final[dict[str, Callable[[PolicySettings], Policy]]] = {"show_o": _show_o}
+FAMILIES: Final[dict[str, Callable[[PolicySettings, int], Policy]]] = {"show_o": _show_o}
