@@ -49,9 +49,10 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
         state = train(settings, policy, service, controller)
         if state.step >= settings.steps:
-            if evaluated:
-                _evaluate(policy, service, settings, after)
-            policy.save(settings.run_dir / "policy")
+            with state.averaged():
+                if evaluated:
+                    _evaluate(policy, service, settings, after)
+                policy.save(settings.run_dir / "policy")
     tqdm.write(f"wrote {write_report(settings.run_dir)}")
     return 0
 

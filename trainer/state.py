@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,23 +12,54 @@ from torch import nn
 
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
+from trainer.ema import Ema
+from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
-from trainer.rollout import Previews
+from trainer.rollout import Previews, ScoredGroup
+from trainer.settings import TrainerSettings
+from trainer.types import Task
+from trainer.update import update_reward_slope
 
 
 @dataclass
 class TrainState:
     """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
 
+    ema           the average of the trained weights; None: not kept
     thresholds    the threshold controller's state for each `Task.key`
     reward_slope  the running regression slope of reward on surrogate score, for the population baseline
     """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
+    controller: ThresholdController
+    ema: Ema | None = None
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
     reward_slope: Slope = field(default_factory=Slope)
+
+    @classmethod
+    def new(cls, policy: Policy, controller: ThresholdController, settings: TrainerSettings) -> TrainState:
+        """Return the state before the first step."""
+        decay = settings.optimizer.ema
+        return cls(policy, make_optimizer(policy, settings), controller, Ema(policy.module, decay) if decay else None)
+
+    def threshold(self, task: Task) -> float | None:
+        """Return the threshold that the task's previews are screened by; None keeps all."""
+        return self.thresholds.get(task.key, self.controller.initial_state()).threshold
+
+    def advance(self, groups: Sequence[ScoredGroup]) -> None:
+        """Finish a step whose update was made: its groups move the thresholds and the slope."""
+        self.reward_slope = update_reward_slope(self.reward_slope, groups)
+        for group in groups:
+            self._update_threshold(group.previews)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.step += 1
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside this context the policy has the averaged weights, if an average is kept."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
     def to_save(self) -> dict[str, Any]:
         """Return the state as a tree that `checkpoint.save` accepts."""
@@ -36,6 +68,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
             "slope": asdict(self.reward_slope),
+            **({} if self.ema is None else {"ema": self.ema.to_save()}),
         }
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
@@ -46,20 +79,18 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
         self.step, self.reward_slope = step, Slope(**saved["slope"])
+        if self.ema is not None:
+            self.ema.restore(saved["ema"])
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what training changes, by name; frozen weights are read from the model directory again."""
         return ((name, p) for name, p in self.policy.module.named_parameters() if p.requires_grad)
 
-
-def update_thresholds(
-    controller: ThresholdController, states: Mapping[str, ThresholdState], previews: Sequence[Previews]
-) -> dict[str, ThresholdState]:
-    """Return the next thresholds by `Task.key`, from every surrogate score that was measured."""
-    updated = dict(states)
-    for drawn in previews:
-        scores = [score for score in drawn.scores if score is not None]
-        screened, before = drawn.screened, updated.get(drawn.task.key, controller.initial_state())
+    def _update_threshold(self, previews: Previews) -> None:
+        """Move a threshold by every surrogate score that was measured."""
+        scores = [score for score in previews.scores if score is not None]
+        screened, before = previews.screened, self.thresholds.get(previews.task.key, self.controller.initial_state())
         passed = min(screened.passed, len(scores))
-        updated[drawn.task.key] = controller.update(before, scores, screened.drawn, passed, drawn.capped)
-    return updated
+        self.thresholds[previews.task.key] = self.controller.update(
+            before, scores, screened.drawn, passed, previews.capped
+        )

@@ -17,16 +17,15 @@ from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.errors import NonFinite, RewardServiceUnavailable
-from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics
 from trainer.report.records import log_images, save_failed_groups, step_record
 from trainer.rewards.base import RewardBackend
 from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
-from trainer.state import TrainState, update_thresholds
+from trainer.state import TrainState
 from trainer.stop import stop_on_signal
-from trainer.update import policy_update, update_reward_slope
+from trainer.update import policy_update
 
 
 def train(
@@ -44,7 +43,7 @@ def train(
     the policy is unchanged.
     """
     source = training_tasks(settings, log)
-    state = TrainState(policy, make_optimizer(policy, settings))
+    state = TrainState.new(policy, controller, settings)
     checkpoints = settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
@@ -61,14 +60,12 @@ def train(
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, pending, thresholds = state.step, [], state.thresholds
+            step, pending = state.step, []
             try:
                 for index, task in enumerate(source.tasks(step)):
-                    threshold = thresholds.get(task.key, controller.initial_state()).threshold
                     key = (settings.seed, step, index)
-                    previews = sample_previews(policy, service, task, threshold, settings, key, clock)
+                    previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
                     pending.append(finish(policy, service, previews, settings, clock))
-                    thresholds = update_thresholds(controller, thresholds, [previews])
                 with clock("reward_wait"):
                     groups = [group.wait() for group in pending]
             except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
@@ -80,9 +77,7 @@ def train(
             except NonFinite as error:
                 folder = save_failed_groups(settings.run_dir, step, groups, error)
                 raise error.with_saved_groups(step, folder) from error
-            state.reward_slope = update_reward_slope(state.reward_slope, groups)
-            state.thresholds = thresholds
-            state.step += 1
+            state.advance(groups)
             record = step_record(groups, update, settings, step, clock.lap())
             metrics.log(step, record)
             log_images(metrics, step, groups)

@@ -1,7 +1,8 @@
 """`python -m embedded.world.export`: write all files of embedded/data, bitwise reproducibly.
 
 concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval metadata lines with
-further fields), samples/*.png and samples.json (items as on the wire, with images as file names).
+further fields), prompts/{train,heldout}.txt (the texts of GenEval's prompts, one a line), samples/*.png and
+samples.json (items as on the wire, with images as file names).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
             yield f"{folder}/train/{i:02d}.png", drawn.image
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):
         yield f"prompts/{name}.jsonl", "".join(json.dumps(prompt_json(p)) + "\n" for p in prompts)
+        yield f"prompts/{name}.txt", "".join(f"{p.text}\n" for p in prompts if p.concept is None)
     entries, images = samples()
     yield "samples/samples.json", json.dumps(entries, indent=1) + "\n"
     for name, image in images.items():

@@ -63,9 +63,11 @@ class LossSettings(Node):
 class OptimizerSettings(Node):
     """AdamW. The learning rate rises linearly over `warmup_steps` to `lr`.
 
-    Then it stays there ("constant"), or falls to 0 at the end of the run, in a line or in half a cosine.
+    Then it stays there ("constant"), or falls to 0 at the end of the run, in a line or in half a cosine. `ema` is the
+    decay of an exponential moving average of the weights, which is evaluated and saved; 0: no average.
     """
 
     lr: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    ema: float = Field(0.0, ge=0, lt=1)

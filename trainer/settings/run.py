@@ -16,7 +16,7 @@ from trainer.settings.policy import PolicySettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
-_UNIONS: Final = {"data"}  # tables of several classes, told apart by a tag that pydantic adds to an error's key
+_UNIONS: Final = {"data"}  # tables of several classes, distinguished by a tag that pydantic adds to an error's key
 
 
 class ScreenSettings(Node):

@@ -17,13 +17,16 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from synod.contracts import ScoreItem
-from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, run_loop, weights
+from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, run_loop, tasks, weights
 from tests.unit.trainer.reward_services import Judge, Measure, brightness, redness
 from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
+from trainer.clock import Clock
 from trainer.errors import NonFinite
 from trainer.report.metrics import SAMPLES, read
+from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
+from trainer.state import TrainState
 from trainer.stop import stop_on_signal
 
 EVERY = {"CHECKPOINT_EVERY": "1"}
@@ -142,6 +145,43 @@ def test_every_key_has_its_own_threshold(make_policy: MakePolicy, tiny_settings:
     assert state.thresholds == expected
     textual, visual = (expected[f"<bo>/{pathway}"].threshold or 0 for pathway in ("textual", "visual"))
     assert 0 < textual < 1 < 10 < visual
+
+
+def test_a_threshold_is_fixed_within_a_step(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Of six GenEval groups of two tags in a step, all of one tag have one threshold; their scores move the next."""
+    settings = tiny_settings(STEPS="2", PROMPTS_PER_STEP="6", DATA__GENEVAL_SHARE="1.0")
+    used: list[dict[str, set[float | None]]] = []
+    state = TrainState.new(make_policy(), Quantile(0.5), settings)
+    for step in range(2):
+        thresholds: dict[str, set[float | None]] = {}
+        groups = []
+        for index, task in enumerate(tasks(settings, step)):
+            key = (settings.seed, step, index)
+            previews = sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            thresholds.setdefault(task.key, set()).add(previews.threshold)
+            groups.append(finish(state.policy, Judge(), previews, settings, Clock()).wait())
+        state.advance(groups)
+        used.append(thresholds)
+    assert [len(values) for thresholds in used for values in thresholds.values()] == [1] * 4
+    assert all(used[1][key] != used[0][key] for key in used[1])
+
+
+def test_the_average_is_resumed_evaluated_and_saved(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    def run(name: str, *ends: str) -> TrainState:
+        for steps in ends:
+            settings = tiny_settings(STEPS=steps, OPTIMIZER__EMA="0.5", RUN_DIR=f'"{name}"', CHECKPOINT_EVERY="1")
+            state = run_loop(settings, make_policy, Judge())
+        return state
+
+    whole, resumed = run("whole", "3"), run("resumed", "1", "3")
+    assert whole.ema is not None
+    assert resumed.ema is not None
+    assert equal(whole.ema.to_save(), resumed.ema.to_save())
+    last = weights(whole.policy)
+    with whole.averaged():
+        assert equal(weights(whole.policy), whole.ema.to_save())
+        assert not equal(weights(whole.policy), last)
+    assert equal(weights(whole.policy), last)
 
 
 def test_a_capped_group_is_counted(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
