@@ -92,6 +92,16 @@ def test_what_does_not_fit_is_refused(config: Path, command: str, capsys: pytest
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["warm", "verify"])
+def test_a_concept_that_the_policy_would_split(
+    config: Path, world_dir: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = json.loads((world_dir / "concepts/bo/info.json").read_text())
+    (world_dir / "concepts/bo/info.json").write_text(json.dumps({**info, "name": "<unheard>"}))
+    assert main([command, str(config)]) == 1
+    assert "has no token for 1 of the concepts, <unheard>" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(
     config: Path, policy: ShowO, value: float, capsys: pytest.CaptureFixture[str]

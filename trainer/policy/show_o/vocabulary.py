@@ -11,7 +11,7 @@ Suffixes: B sequences, P positions of the text block, L positions, N image posit
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ class Vocabulary:
     def id(self, token: str) -> int:
         found: int = self.tokenizer.convert_tokens_to_ids(token)
         return found
+
+    def split(self, names: Iterable[str]) -> list[str]:
+        """Return the names that are more than one token."""
+        return [name for name in names if len(self.encode(name)) > 1]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` without special tokens around it."""
