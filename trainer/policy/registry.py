@@ -11,17 +11,21 @@ from trainer.policy.show_o.policy import Sampling
 from trainer.settings import PolicySettings, ShowOSettings
 
 
-def load(settings: PolicySettings, concepts: Collection[str] = ()) -> Policy:
-    """Load the policy of the settings, on the CPU. `concepts` are the names that the prompts will use.
+def load(settings: PolicySettings, seed: int = 0, concepts: Collection[str] = ()) -> Policy:
+    """Load the policy of the settings, on the CPU; `seed` decides the start of its adapters, if it has any.
 
-    Raises SettingsError for files that are missing or do not fit, and for a concept that the policy has no token for.
+    `concepts` are names that the prompts will use. Raises SettingsError for files that are missing or do not fit, for
+    targets of adapters that it does not have, and for a concept that it has no token for.
     """
-    return FAMILIES[settings.family](settings, concepts)
+    return FAMILIES[settings.family](settings, seed, concepts)
 
 
-def _show_o(settings: ShowOSettings, concepts: Collection[str]) -> Policy:
+def _show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) -> Policy:
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
-    return loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
+    policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
+    if settings.lora is not None:
+        policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
+    return policy
 
 
-FAMILIES: Final[dict[str, Callable[[PolicySettings, Collection[str]], Policy]]] = {"show_o": _show_o}
+FAMILIES: Final[dict[str, Callable[[PolicySettings, int, Collection[str]], Policy]]] = {"show_o": _show_o}

@@ -34,7 +34,8 @@ def step_record(
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
     `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
-    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward.
+    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward,
+    `flat` the groups whose rewards are all equal. `lr` is that of parameters without a rate of their modality.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]

@@ -90,6 +90,15 @@ class TrainerSettings(Node):
             )
         return self
 
+    @model_validator(mode="after")
+    def _gdpo_normalises_by_itself(self) -> TrainerSettings:
+        if self.rewards.aggregation == "gdpo" and (self.loss.normalise, self.loss.baseline) != ("none", "group"):
+            raise ValueError(
+                f"rewards.aggregation is gdpo, with loss.normalise '{self.loss.normalise}' and loss.baseline "
+                f"'{self.loss.baseline}'; it centres and normalises by itself, so give 'none' and 'group'"
+            )
+        return self
+
 
 def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerSettings:
     """Read the `[trainer]` table of a TOML with environment overrides. Raises SettingsError."""

@@ -1,6 +1,8 @@
-"""Learning rates by hand and against transformers' schedules."""
+"""Learning rates by hand and against transformers' schedules, and those of each modality."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from trainer.optim import lr_factor
+from synod.errors import SettingsError
+from tests.unit.trainer.loops import MakePolicy, MakeSettings
+from trainer.optim import learning_rates, lr_factor, make_optimizer
+from trainer.policy.base import ParameterGroup, Policy
 from trainer.settings import OptimizerSettings
 
 
@@ -48,3 +53,32 @@ def test_rates_rise_then_never_rise_again(schedule: str, warmup: int, steps: int
     assert found[:warmup] == sorted(found[:warmup])
     assert found[warmup:] == sorted(found[warmup:], reverse=True)
     assert found[warmup : warmup + 1] in ([], [1.0])
+
+
+class TwoParts:
+    """The part of a policy with parameters for each modality that an optimizer reads."""
+
+    def __init__(self, *kinds: Any) -> None:
+        self.groups = [ParameterGroup(kind, (torch.nn.Parameter(torch.ones(1)),)) for kind in kinds]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return self.groups
+
+
+def test_each_modality_has_its_learning_rate(tiny_settings: MakeSettings) -> None:
+    rates = {"LOSS__TEXT__LR": "2e-3", "LOSS__IMAGE__LR": "4e-3", "OPTIMIZER__LR": "8e-3"}
+    settings = tiny_settings(**rates, STEPS="4", OPTIMIZER__SCHEDULE="linear")
+    policy = cast(Policy, TwoParts("text", None, "image"))
+    assert [group["lr"] for group in make_optimizer(policy, settings).param_groups] == [2e-3, 8e-3, 4e-3]
+    for step, factor in ((1, 0.75), (2, 0.5), (0, 1)):
+        assert learning_rates(policy, settings, step) == [factor * rate for rate in (2e-3, 8e-3, 4e-3)]
+    only_text = tiny_settings(LOSS__TEXT__LR="2e-3", OPTIMIZER__LR="8e-3")
+    optimizer = make_optimizer(cast(Policy, TwoParts("text", "image")), only_text)
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-3, 8e-3]
+
+
+def test_a_rate_without_parameters_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    with pytest.raises(
+        SettingsError, match=r"\[trainer\.loss\.text\] lr = 5e-07, but this policy samples texts and images"
+    ):
+        make_optimizer(make_policy(), tiny_settings(LOSS__TEXT__LR="5e-7"))

@@ -330,6 +330,46 @@ def test_a_missing_reward_equals_a_group_without_it(
     assert not equal(lost, weights(policy))
 
 
+GDPO = {"REWARDS__SCORERS": "{ a = 1.0, b = -2.0 }", "REWARDS__AGGREGATION": '"gdpo"'}
+
+
+@pytest.mark.parametrize("options", [{"LOSS__NORMALISE": "group_std"}, {"LOSS__NORMALISE": "batch_std"}, GDPO])
+def test_normalised_rewards_act_as_their_advantages(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, options: dict[str, str]
+) -> None:
+    """Rewards with a mean of 0 are their own advantages, so both updates are equal; worked out here in numpy."""
+    scores = np.array([[[0.5, 9], [0.25, 8], [1.0, 7], [0.75, 9]], [[0, 7], [0.5, 8], [9, 9], [1, 8]]])
+    given_BG = [[True] * 4, [True, True, False, True]]
+    raw = [[Reward(float(a - 2 * b), {"a": float(a), "b": float(b)}) for a, b in group] for group in scores]
+    used = [group[valid] for group, valid in zip(scores, given_BG, strict=True)]
+    sums = [group @ [1, -2] for group in used]
+    if options is GDPO:
+        sums = [((group - group.mean(0)) / group.std(0, ddof=1)) @ [1, -2] for group in used]
+    divisors = [np.concatenate(sums).std(ddof=1)] * 2
+    if options == {"LOSS__NORMALISE": "group_std"}:
+        divisors = [one.std(ddof=1) for one in sums]
+    advantages = [((one - one.mean()) / divisor).tolist() for one, divisor in zip(sums, divisors, strict=True)]
+    one, other = make_policy(), make_policy()
+    plain = tiny_settings(PROMPTS_PER_STEP="2", **STILL, **NO_KL)
+    settings = tiny_settings(PROMPTS_PER_STEP="2", **STILL, **NO_KL, **options)
+    expected_rewards = [given(*advantages[0]), given(*advantages[1][:2], None, advantages[1][2])]
+    expected = update(one, plain, draw(one, Judge(), plain)[0], expected_rewards)
+    raw[1][2] = LOST
+    found = update(other, settings, draw(other, Judge(), settings)[0], raw)
+    assert found.advantage_abs == pytest.approx(expected.advantage_abs, rel=1e-5)
+    assert float((gradient(other) - gradient(one)).abs().max()) < 1e-5 * float(gradient(one).abs().max())
+    assert found.flat == expected.flat == 0
+
+
+def test_a_flat_group_has_no_normalised_gradient(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__NORMALISE="group_std", **NO_KL)
+    policy = make_policy()
+    groups, _ = draw(policy, Judge(), settings)
+    flat, one = given(0.1, 0.1, None, 0.1), given(0.5, None, None, None)
+    found = update(policy, settings, groups, [flat, one])
+    assert (found.flat, found.skipped, found.advantage_abs, found.grad_norm) == (1, 1, 0, 0)
+
+
 def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(PROMPTS_PER_STEP="2")
     good = given(0.1, 0.5, 0.9, None)

@@ -27,6 +27,7 @@ from torch.nn import functional
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.policy.base import ParameterGroup, Terms
+from trainer.policy.lora import Lora
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
@@ -37,6 +38,12 @@ from trainer.policy.weights import write_weights
 from trainer.types import Modality, Query, Seed, Segment
 
 CACHED_IMAGES = 1024
+ADAPTER = "adapter"  # in a saved directory
+# Layers that cannot have an adapter, and why.
+BYPASSED = {
+    "lm_head": "rows of its weights are read for text or for image codes, without calling the layer",
+    "embed_tokens": "it is a table of embeddings",
+}
 _TEXT, _IMAGE = 0, 1  # streams of random numbers
 S = TypeVar("S", TextSegment, ImageSegment)
 
@@ -92,6 +99,7 @@ class ShowO:
         self.config, self.vocab, self.vq, self.sampling = config, vocab, vq, sampling
         self.module: nn.Module = Wrapped(config.phi)
         self._reference: nn.Module | None = None
+        self._lora: Lora | None = None
         self.phi.checkpointing = checkpointing
         self._image_codes: dict[bytes, Tensor] = {}
 
@@ -253,11 +261,24 @@ class ShowO:
             return self._image_logprobs(_of(ImageSegment, segments), step)
         return self._text_logprobs(_of(TextSegment, segments))
 
+    def add_adapters(self, *, rank: int, alpha: int, targets: Sequence[str], seed: int, base: str) -> None:
+        """Train low-rank adapters instead of the weights (see `Lora`); `base` is where these weights come from.
+
+        Raises SettingsError for a target that is not a linear layer, or would have no effect.
+        """
+        self._lora = Lora(self.module, rank=rank, alpha=alpha, targets=targets, seed=seed, base=base, bypassed=BYPASSED)
+
     def keep_reference(self) -> None:
+        if self._lora is not None:
+            return  # it is the policy without its adapters
         self._reference = copy.deepcopy(self.module).requires_grad_(False)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
+        if self._lora is not None:
+            with self._lora.disabled():
+                yield
+            return
         assert self._reference is not None, "keep_reference was not called"
         trained, self.module = self.module, self._reference
         try:
@@ -306,11 +327,16 @@ class ShowO:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path, *, with_vq: bool = True) -> None:
-        """Write a directory that `load` reads; without its image tokenizer, `load` needs `vq`."""
+        """Write a directory that `load` reads; without its image tokenizer, `load` needs `vq`.
+
+        The weights of adapters are merged into those of the layers, and the directory ADAPTER has them alone.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         self.vocab.tokenizer.save_pretrained(directory)
-        write_weights(self.module, directory)
+        write_weights(self.module.state_dict() if self._lora is None else self._lora.merged(), directory)
+        if self._lora is not None:
+            self._lora.save(directory / ADAPTER)
         if with_vq:
             self.vq.save(directory / "vq")
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[4]
 Make = Callable[..., TrainerSettings]
 
 
+GDPO = "[trainer.rewards]\nscorers = { a = 1.0 }\naggregation = 'gdpo'\n"
 SHIPPED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if "[trainer]" in path.read_text()]
 
 
@@ -79,6 +80,9 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
         ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
         ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),
+        ("[trainer.loss]\nnormalise = 'std'\n", "trainer.loss.normalise"),
+        (GDPO + "[trainer.loss]\nnormalise = 'batch_std'\n", "gdpo, with loss.normalise 'batch_std' and"),
+        (GDPO + "[trainer.loss]\nbaseline = 'population'\n", "loss.baseline 'population'; it centres"),
         ("[trainer.rewards]\nurl = 'localhost:8000'\n", "trainer.rewards.url"),
         ("[trainer.policy.sampler]\ndenoising_steps = 1\n", "denoising_steps"),
         ({"POLICY__MODEL": "./gone"}, "'./gone': no such file or directory"),
