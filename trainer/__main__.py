@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml
   synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
   SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
+  synod train deploy/configs/embedded.toml --dry-run    time and memory of one group, before a long run
   synod train report runs/train          write runs/train/report.html, even during training
 """
 
@@ -63,6 +64,9 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, metavar="N", help="override [trainer] steps")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="override [trainer] run_dir")
     parser.add_argument("--url", help="override [trainer.rewards] url")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="draw one group, print time and memory of each phase, save nothing"
+    )
     parser.add_argument("--no-evaluation", action="store_true", help="skip the held-out prompts before and after")
     options = parser.parse_args(arguments)
     overrides = {
@@ -71,7 +75,8 @@ def _train(arguments: Sequence[str]) -> int:
         "REWARDS__URL": options.url,
     }
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items() if value is not None}
-    return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)
+    settings = load(options.config, {**os.environ, **environ})
+    return _dry_run(settings) if options.dry_run else _run(settings, evaluated=not options.no_evaluation)
 
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
@@ -79,6 +84,13 @@ def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
     from trainer.run import run  # imported here: --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)
+
+
+def _dry_run(settings: TrainerSettings) -> int:
+    memory.keep_freed_memory()
+    from trainer.dry_run import dry_run
+
+    return dry_run(settings)
 
 
 def _report(arguments: Sequence[str]) -> int:
