@@ -36,13 +36,14 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         raise SettingsError(
             f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
         ) from None
+    wanted = wanted_rewards(settings)  # reads the prompts: a mistake there is found before a model is loaded
     policy = make_policy(settings)
     if evaluated and settings.data.heldout is None:
         tqdm.write("[trainer.data] names no held-out prompts: nothing is evaluated before and after training")
         evaluated = False
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
-        service.check_served(wanted_rewards(settings))
+        service.check_served(wanted)
         before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
         if evaluated and not _is_current(before, settings):
             _evaluate(policy, service, settings, before)

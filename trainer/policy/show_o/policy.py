@@ -31,6 +31,7 @@ from trainer.policy.lora import Lora
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.show_o.memory import activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
@@ -370,6 +371,10 @@ class ShowO:
         at_answers = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
         new = self._text_logp(at_answers).gather(-1, answers[..., None]).squeeze(-1)
         return new, old, index < lengths[:, None]
+
+    def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
+        guided = self.sampling.guidance_scale > 0
+        return activation_bytes(self.config, rollouts=rollouts, guided=guided, checkpointing=checkpointing)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
