@@ -10,7 +10,7 @@ from pathlib import Path
 
 from synod import memory
 from synod.errors import SettingsError, SynodError
-from trainer.errors import NonFinite, RewardServiceUnavailable
+from trainer.errors import NonFinite, OutOfMemory, RewardServiceUnavailable
 from trainer.settings import TrainerSettings, load
 
 DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml
   synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
   SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
+  synod train deploy/configs/embedded.toml --dry-run    time and memory of one group, before a long run
   synod train report runs/train          write runs/train/report.html, even during training
 """
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return evaluate(given[1:])
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
-    except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OSError) as error:
+    except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OutOfMemory, OSError) as error:
         print(f"synod train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -63,6 +64,9 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, metavar="N", help="override [trainer] steps")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="override [trainer] run_dir")
     parser.add_argument("--url", help="override [trainer.rewards] url")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="draw one group, print time and memory of each phase, save nothing"
+    )
     parser.add_argument("--no-evaluation", action="store_true", help="skip the held-out prompts before and after")
     options = parser.parse_args(arguments)
     overrides = {
@@ -71,7 +75,8 @@ def _train(arguments: Sequence[str]) -> int:
         "REWARDS__URL": options.url,
     }
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items() if value is not None}
-    return _run(load(options.config, {**os.environ, **environ}), evaluated=not options.no_evaluation)
+    settings = load(options.config, {**os.environ, **environ})
+    return _dry_run(settings) if options.dry_run else _run(settings, evaluated=not options.no_evaluation)
 
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
@@ -79,6 +84,13 @@ def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
     from trainer.run import run  # imported here: --help and a wrong setting need no torch
 
     return run(settings, evaluated=evaluated)
+
+
+def _dry_run(settings: TrainerSettings) -> int:
+    memory.keep_freed_memory()
+    from trainer.dry_run import dry_run
+
+    return dry_run(settings)
 
 
 def _report(arguments: Sequence[str]) -> int:

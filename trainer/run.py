@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
+from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import conditions, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.policy import registry
@@ -36,13 +37,14 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
         raise SettingsError(
             f"[trainer] run_dir = {settings.run_dir}: {error.strerror}; give a directory to write to"
         ) from None
+    wanted = wanted_rewards(settings)  # reads the prompts: a mistake there is found before a model is loaded
     policy = make_policy(settings)
     if evaluated and settings.data.heldout is None:
         tqdm.write("[trainer.data] names no held-out prompts: nothing is evaluated before and after training")
         evaluated = False
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
-        service.check_served(wanted_rewards(settings))
+        service.check_served(wanted)
         before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
         if evaluated and not _is_current(before, settings):
             _evaluate(policy, service, settings, before)
@@ -59,7 +61,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 
 def make_policy(settings: TrainerSettings) -> Policy:
     """Load the policy of the settings, onto a GPU if there is one, with its reference if a KL term needs that."""
-    policy = registry.load(settings.policy)
+    policy = registry.load(settings.policy, settings.seed, concept_names(settings.data))
     policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.loss.needs_reference:
         policy.keep_reference()

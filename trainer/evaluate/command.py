@@ -138,7 +138,7 @@ def _run(run: Path, suite: str) -> Subject:
         )
     try:
         settings = json.loads(path.read_text())
-        table = {**settings["policy"], "model": str(trained.resolve())}
+        table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
         return Subject(PolicySettings.model_validate(table), settings["rewards"]["url"], run / "evaluation" / suite)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None

@@ -28,7 +28,8 @@ class Lora:
     """The adapters of one module, injected on construction; peft leaves a gradient to them alone.
 
     `targets` are names of linear layers, or ends of names: "q_proj" is that layer of every block. `seed` alone decides
-    the start of A, rounded to the base's dtype; the adapters are float32. `bypassed` maps layers whose weights are read
+    the start of A, rounded to the base's dtype; the adapters are float32. `base` is the model directory or hub id of
+    the module, to be stored with the adapters. `bypassed` maps layers whose weights are read
     without calling them to the reason; an adapter there would have no effect. Raises SettingsError for a target that
     matches no linear layer, or a bypassed one.
     """
@@ -41,6 +42,7 @@ class Lora:
         alpha: int,
         targets: Sequence[str],
         seed: int,
+        base: str,
         bypassed: Mapping[str, str] | None = None,
     ) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -48,7 +50,7 @@ class Lora:
 
         _check(module, targets, bypassed or {})
         self.module = module
-        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), base_model_name_or_path=base)
         with torch.random.fork_rng(devices=[]):  # A is drawn on the CPU
             torch.manual_seed(seed)
             inject_adapter_in_model(self._config, module, _NAME)
@@ -79,30 +81,41 @@ class Lora:
             state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_NAME).detach()
         return state
 
-    def save(self, directory: Path, base: str) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads.
-
-        `base` is the model directory or hub id that the adapters belong to.
-        """
+    def save(self, directory: Path) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads."""
         from peft import get_peft_model_state_dict
 
         directory.mkdir(parents=True, exist_ok=True)
         config = copy.copy(self._config)
-        config.base_model_name_or_path, config.inference_mode = base, True
+        config.inference_mode = True
         config.save_pretrained(str(directory))
         state = get_peft_model_state_dict(self.module, adapter_name=_NAME, save_embedding_layers=False)
         tensors = {KEY_PREFIX + key: value.contiguous() for key, value in state.items()}
         save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
 
 
+def adapter_size(module: nn.Module, rank: int, targets: Sequence[str]) -> int:
+    """Return the number of parameters that adapters of these targets would have."""
+    matched = [layer for name, layer in _linear_layers(module).items() if any(_matches(name, t) for t in targets)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in matched)
+
+
+def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
 def _check(module: nn.Module, targets: Sequence[str], bypassed: Mapping[str, str]) -> None:
     """Raise SettingsError unless every target names linear layers that the module calls."""
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    names = _linear_layers(module)
     possible = dict.fromkeys(last for name in names if (last := name.rpartition(".")[2]) not in bypassed)
     for target in targets:
         where = f"[trainer.policy.lora] targets: '{target}'"
         reason = bypassed.get(target.rpartition(".")[2])
         if reason is not None:
             raise SettingsError(f"{where} cannot have an adapter: {reason}. Give some of {', '.join(possible)}")
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_matches(name, target) for name in names):
             raise SettingsError(f"{where} matches no linear layer of the policy. Give some of {', '.join(possible)}")

@@ -119,9 +119,9 @@ def tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             yield from _bin_tensors(path)
 
 
-def write_weights(module: nn.Module, directory: Path) -> None:
-    """Write one safetensors file, which `read_weights` reads."""
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, directory / NAMES[0])
+def write_weights(state: Mapping[str, Tensor], directory: Path) -> None:
+    """Write a state dict as one safetensors file, which `read_weights` reads."""
+    save_file({key: value.contiguous() for key, value in state.items()}, directory / NAMES[0])
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -7,13 +7,14 @@ raises SettingsError, which names the key, the value and the remedy.
 
 from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.loss import LossSettings, OptimizerSettings
-from trainer.settings.policy import PolicySettings, ShowOSettings
+from trainer.settings.policy import LoraSettings, PolicySettings, ShowOSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
 
 __all__ = [
     "DataSettings",
+    "LoraSettings",
     "LossSettings",
     "OptimizerSettings",
     "PolicySettings",

@@ -18,10 +18,22 @@ class ShowOSamplerSettings(Node):
     max_new_tokens: int = Field(100, ge=1)
 
 
+class LoraSettings(Node):
+    """Low-rank adapters (Hu et al. 2022), trained instead of the weights: W x + alpha / rank * B A x.
+
+    `targets` are the names of the linear layers that have one, or the ends of their names.
+    """
+
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    targets: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"), min_length=1)
+
+
 class ShowOSettings(Node):
     """A Show-o directory or hub id, and its image tokenizer; null: the directory `vq` in `model`.
 
-    `positions` "masked" scores sampled positions, "all" every position as in Sync-R1's eq. 1.
+    `positions` "masked" scores sampled positions, "all" every position as in Sync-R1's eq. 1. `checkpointing` computes
+    the activations of each block twice instead of keeping them for the backward pass. `lora` null trains all weights.
     """
 
     family: Literal["show_o"] = "show_o"
@@ -29,6 +41,8 @@ class ShowOSettings(Node):
     vq: ModelSource | None = None
     positions: Literal["masked", "all"] = "masked"
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
+    checkpointing: bool = False
+    lora: LoraSettings | None = None
 
     @property
     def image_steps(self) -> int:

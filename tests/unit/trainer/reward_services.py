@@ -16,7 +16,11 @@ from trainer.types import Reward, RewardSpec
 WIRE = CODECS["application/msgpack"]
 LOST = ScoreFailure("scorer_failed", "planted")
 CATALOGUE = {
-    "scorers": [{"name": "ber", "needs": ["image", "prompt"]}, {"name": "geneval", "needs": ["image", "geneval"]}],
+    "scorers": [
+        {"name": "ber", "needs": ["image", "prompt"]},
+        {"name": "pickscore", "needs": ["image", "prompt"]},
+        {"name": "geneval", "needs": ["image", "geneval"]},
+    ],
     "ensembles": {"sync_r1": {"by_kind": {"animal": {"ber": 1.0}}}},
 }
 Measure = Callable[[ScoreItem], float | None]  # None: the score is lost

@@ -14,6 +14,7 @@ import pytest
 
 from synod.errors import SettingsError
 from synod.retry import RetryPolicy
+from tests.unit.trainer.conftest import TINY
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
 from tests.unit.trainer.reward_services import Judge, serve
 from trainer import run as run_module
@@ -26,6 +27,7 @@ from trainer.policy.show_o import loading
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.report.metrics import read
 from trainer.settings import TrainerSettings
+from trainer.settings import load as load_settings
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,6 +67,76 @@ def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy
     assert (run / "evaluation/before.json").stat().st_mtime_ns == written
     assert [line["step"] for line in lines(run)] == [0, 1]
     assert equal(weights(loading.load(run / "policy")), weights(trained))
+
+
+PLAIN = """[trainer]
+run_dir = "run"
+steps = 2
+prompts_per_step = 2
+[trainer.policy]
+model = "./model"
+[trainer.data]
+prompts = "prompts.txt"
+[trainer.rewards]
+url = "{url}"
+scorers = {{ ber = 0.5, {scorer} = -1.0 }}
+aggregation = "{aggregation}"
+"""
+
+
+@pytest.fixture
+def plain(ready: MakeSettings, world_dir: Path) -> Callable[..., TrainerSettings]:
+    """Settings for a text file of three prompts, two of them equal, with two weighted scorers."""
+    (world_dir / "prompts.txt").write_text("a cat\na dog\na cat\n")
+
+    def make(url: str, scorer: str = "pickscore", aggregation: str = "sum") -> TrainerSettings:
+        path = world_dir / "plain.toml"
+        path.write_text(PLAIN.format(url=url, scorer=scorer, aggregation=aggregation) + TINY)
+        return load_settings(path, {})
+
+    return make
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "gdpo"])
+def test_plain_prompts_train_on_weighted_scorers(
+    plain: Callable[..., TrainerSettings], capsys: pytest.CaptureFixture[str], aggregation: str
+) -> None:
+    judge = Judge()
+    with serve(judge) as url:
+        settings = plain(url, aggregation=aggregation)
+        assert run_module.run(settings) == 0
+    said = capsys.readouterr().out
+    assert said.count("names no held-out prompts: nothing is evaluated") == 1
+    assert said.count("1 of 3 prompts repeat an earlier one") == 1
+    assert not (settings.run_dir / "evaluation").exists()
+    assert {tuple(spec.scorers) for spec, _ in judge.asked} == {("ber", "pickscore")}
+    for line in lines(settings.run_dir):
+        assert line["keys"] == ["prompt/none"] * 2
+        assert sorted(line["prompts"]) == ["a cat", "a dog"]
+        components = line["components"]
+        assert components["ber"] == components["pickscore"]  # this judge gives every scorer one score
+        assert line["reward_mean"] == pytest.approx(-0.5 * components["ber"])
+        assert line["advantage_abs"] > 0
+
+
+def test_a_scorer_that_is_not_served_ends_the_run(plain: Callable[..., TrainerSettings]) -> None:
+    judge = Judge()
+    with (
+        serve(judge) as url,
+        pytest.raises(SettingsError, match="scorer 'hps' is not served; served are ber, geneval, pickscore"),
+    ):
+        run_module.run(plain(url, scorer="hps"))
+    assert judge.asked == judge.previewed == []
+
+
+def test_a_bad_prompt_file_is_refused_before_loading(
+    plain: Callable[..., TrainerSettings], world_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = plain("http://127.0.0.1:9")
+    (world_dir / "prompts.txt").write_text("")
+    monkeypatch.setattr(run_module, "make_policy", pytest.fail)
+    with pytest.raises(SettingsError, match=r"prompts\.txt: no prompts"):
+        run_module.run(settings)
 
 
 @pytest.mark.parametrize(("beta", "kept"), [("0", False), ("0.01", True)])

@@ -242,7 +242,7 @@ class Magvit(nn.Module):
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        write_weights(self, directory)
+        write_weights(self.state_dict(), directory)
 
 
 def _widths(first: int, width: int, blocks: int) -> list[tuple[int, int]]:

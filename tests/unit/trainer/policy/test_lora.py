@@ -26,7 +26,7 @@ def logits(module: nn.Module) -> Tensor:
 
 
 def inject(module: nn.Module, targets: tuple[str, ...] = ALL, seed: int = 0, **options: Any) -> Lora:
-    return Lora(module, **{"rank": 4, "alpha": 8, "targets": targets, "seed": seed, **options})
+    return Lora(module, **{"rank": 4, "alpha": 8, "targets": targets, "seed": seed, "base": "hub/base", **options})
 
 
 def train(module: nn.Module, steps: int = 2) -> None:
@@ -191,7 +191,7 @@ def test_pefts_own_loader_reads_the_adapter(make_policy: MakePolicy, tmp_path: P
     module = make_policy().module
     lora = inject(module)
     train(module)
-    lora.save(tmp_path, "hub/base")
+    lora.save(tmp_path)
     other = make_policy().module
     loaded = PeftModel.from_pretrained(other, tmp_path)
     assert torch.equal(logits(other), logits(module))
@@ -204,7 +204,7 @@ def test_the_files_are_those_that_peft_writes(make_policy: MakePolicy, tmp_path:
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
 
-    inject(make_policy().module).save(tmp_path / "ours", "hub/base")
+    inject(make_policy().module).save(tmp_path / "ours")
     wrapped = get_peft_model(make_policy().module, LoraConfig(r=4, lora_alpha=8, target_modules=list(ALL)))
     wrapped.peft_config["default"].base_model_name_or_path = "hub/base"
     wrapped.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)  # or it asks the hub for the base

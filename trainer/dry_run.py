@@ -1,0 +1,101 @@
+"""`synod train --dry-run`: load everything, draw one group, compute one update, and print what that took."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+import torch
+from tqdm import tqdm
+
+from trainer.algorithms.threshold import make_controller
+from trainer.clock import Clock
+from trainer.data.source import training_tasks, wanted_rewards
+from trainer.policy.base import Policy
+from trainer.rewards.base import RewardBackend
+from trainer.rewards.service import RewardService
+from trainer.rollout import ScoredGroup, finish, sample_previews
+from trainer.run import make_policy
+from trainer.settings import TrainerSettings
+from trainer.state import TrainState
+from trainer.update import policy_update
+
+
+def dry_run(settings: TrainerSettings) -> int:
+    """Print the time and the peak memory of each phase of one group, and its rewards; return the exit status 0.
+
+    The update is computed in memory alone: no run directory is made and nothing is saved. Raises what a run raises.
+    """
+    clock, peaks = Clock(), dict[str, float]()
+    with clock("load"):
+        policy = make_policy(settings)
+    peaks["load"] = peak_gib()
+    with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
+        service.wait_ready()
+        service.check_served(wanted_rewards(settings))
+        group = _one_group(settings, policy, service, clock, peaks)
+    print(report(settings, policy, group, clock.lap(), peaks))
+    return 0
+
+
+def _one_group(
+    settings: TrainerSettings, policy: Policy, service: RewardBackend, clock: Clock, peaks: dict[str, float]
+) -> ScoredGroup:
+    controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
+    state = TrainState.new(policy, controller, settings)
+    task = training_tasks(settings, tqdm.write).tasks(0)[0]
+    previews = sample_previews(policy, service, task, state.threshold(task), settings, (settings.seed, 0, 0), clock)
+    pending = finish(policy, service, previews, settings, clock)
+    with clock("reward_wait"):
+        group = pending.wait()
+    peaks["draw"] = peak_gib()
+    with clock("update"):
+        policy_update(policy, state.optimizer, [group], state.reward_slope, settings, 0)
+    peaks["update"] = peak_gib()
+    return group
+
+
+def report(
+    settings: TrainerSettings,
+    policy: Policy,
+    group: ScoredGroup,
+    seconds: Mapping[str, float],
+    peaks: Mapping[str, float],
+) -> str:
+    """Return the table of a dry run: seconds of each phase, peak memory in GiB so far, and the group's rewards."""
+    trained = sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in policy.module.parameters())
+    step_s = settings.prompts_per_step * sum(s for phase, s in seconds.items() if phase not in ("load", "total"))
+    lines = [
+        f"policy: {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M trained",
+        f"group: {len(group.rollouts)} of {group.previews.screened.drawn} previews, prompt "
+        f"{group.previews.task.prompt.text!r}",
+        *_reward_lines(group),
+        "",
+        f"{'phase':<14}{'seconds':>10}",
+        *(f"{phase:<14}{spent:>10.2f}" for phase, spent in seconds.items() if phase != "total"),
+        "",
+        f"peak memory ({'GPU' if torch.cuda.is_available() else 'resident'}): "
+        + ", ".join(f"{peak:.2f} GiB after {phase}" for phase, peak in peaks.items()),
+        f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
+        "without evaluation",
+    ]
+    return "\n".join(lines)
+
+
+def peak_gib() -> float:
+    """Return the peak memory of this process so far in GiB: that of its GPU if it has one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _reward_lines(group: ScoredGroup) -> Sequence[str]:
+    names = sorted({name for reward in group.rewards for name in reward.components})
+    columns = {"reward": [r.value for r in group.rewards]}
+    columns |= {name: [r.components.get(name) for r in group.rewards] for name in names}
+    return [
+        f"{name}: " + " ".join("missing" if value is None else f"{value:.3f}" for value in values)
+        for name, values in columns.items()
+    ]
