@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, lines, run_loop, weights
-from tests.unit.trainer.reward_services import Judge, brightness, serve
+from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, draw, equal, lines, run_loop, weights
+from tests.unit.trainer.reward_services import Judge, brightness, redness, serve
 from trainer import checkpoint
 from trainer import run as run_module
 from trainer.algorithms.advantage import Slope
@@ -84,6 +84,20 @@ def test_a_run_trains_and_saves_both_exports(ready: MakeSettings, make_policy: M
     logits = [base.phi.logits(one, 0, base.config.vocab_size).detach() for one in hidden]
     assert float((logits[0] - logits[1]).abs().max()) < 1e-5
     assert float((logits[0] - logits[2]).abs().max()) > 1e-3
+
+
+def test_adapters_learn(
+    ready: MakeSettings,
+    adapted: Callable[[TrainerSettings], ShowO],
+    make_policy: MakePolicy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # which takes most of the time
+    group = {"SCREEN__GROUP_SIZE": "8", "SCREEN__PREVIEW_BATCH_SIZE": "8", "SCREEN__THRESHOLD": NO_SCREEN}
+    settings = ready(STEPS="6", OPTIMIZER__LR="2e-3", DATA__GENEVAL_SHARE="1.0", CHECKPOINT_EVERY="99", **group)
+    run_loop(settings, make_policy, Judge(redness), adapted(settings))
+    rewards = [line["reward_mean"] for line in lines(settings.run_dir)]
+    assert min(rewards[-2:]) > rewards[0] + 0.03, rewards
 
 
 def test_a_resumed_run_equals_a_whole_run(
