@@ -8,7 +8,7 @@ multiple devices. docs/training.md lists every deviation with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -17,14 +17,16 @@ from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.errors import NonFinite, RewardServiceUnavailable
+from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics
 from trainer.report.records import log_images, save_failed_groups, step_record
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import finish, sample_previews
+from trainer.rollout import ScoredGroup, finish, replace_flat_groups, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal
+from trainer.types import Task
 from trainer.update import policy_update
 
 
@@ -38,9 +40,9 @@ def train(
     """Train until `settings.steps` are done, and return the final state.
 
     Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. A KL term needs the
-    policy's reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch and
-    CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it are saved first, and
-    the policy is unchanged.
+    policy's reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch,
+    CheckpointNotWritten, and OutOfMemory. Raises NonFinite if an update is not finite; the groups that caused it are
+    saved first, and the policy is unchanged.
     """
     source = training_tasks(settings, log)
     state = TrainState.new(policy, controller, settings)
@@ -54,31 +56,38 @@ def train(
             checkpoint.save(checkpoints, state.step, state.to_save(), settings)
 
     clock = Clock()
+
+    def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
+        """Return a group of each task; `first` is the number of the first one in the step."""
+        pending = []
+        with explain_out_of_memory("drawing", policy, settings):
+            for index, task in enumerate(tasks, first):
+                key = (settings.seed, state.step, index)
+                previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
+                pending.append(finish(policy, service, previews, settings, clock))
+        with clock("reward_wait"):
+            return [group.wait() for group in pending]
+
     with (
         stop_on_signal() as stop,
         Metrics(settings.run_dir, resume_at=state.step, wandb=settings.report.wandb) as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, pending = state.step, []
+            step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
-                for index, task in enumerate(source.tasks(step)):
-                    key = (settings.seed, step, index)
-                    previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
-                    pending.append(finish(policy, service, previews, settings, clock))
-                with clock("reward_wait"):
-                    groups = [group.wait() for group in pending]
+                groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
             except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
                 save_checkpoint()
                 raise
             try:
-                with clock("update"):
+                with clock("update"), explain_out_of_memory("the update", policy, settings):
                     update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step)
             except NonFinite as error:
                 folder = save_failed_groups(settings.run_dir, step, groups, error)
                 raise error.with_saved_groups(step, folder) from error
-            state.advance(groups)
-            record = step_record(groups, update, settings, step, clock.lap())
+            state.advance([*replaced, *groups])
+            record = step_record(groups, len(replaced), update, settings, step, clock.lap())
             metrics.log(step, record)
             log_images(metrics, step, groups)
             if state.step % settings.checkpoint_every == 0:
