@@ -53,6 +53,11 @@ class Parts:
                 raise SettingsError(f"policy {model} has no directory 'vq'; give its image tokenizer as `vq`")
             found = PUBLIC_VQ
         has_tokenizer = (directory / "tokenizer_config.json").exists()
+        if not has_tokenizer and not config.llm_model_path:
+            raise SettingsError(
+                f"policy {model} has no tokenizer_config.json, and its config.json no llm_model_path; "
+                "copy the tokenizer's files into the directory"
+            )
         return cls(str(model), found, None if has_tokenizer else config.llm_model_path, config)
 
     def sources(self) -> list[Source]:
