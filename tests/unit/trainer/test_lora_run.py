@@ -216,6 +216,27 @@ def test_an_average_covers_the_adapters_alone(
     assert float((found - policy.phi(IDS, None)).detach().abs().max()) > 1e-4
 
 
+def test_a_run_resumes_and_exports_the_average(ready: MakeSettings, make_policy: MakePolicy) -> None:
+    """The merged export is the base with the averaged adapters of the last checkpoint, whole or resumed."""
+    runs = []
+    with serve(Judge(brightness)) as url:
+        for name, lengths in (("whole", (3,)), ("parts", (1, 3))):
+            for steps in lengths:
+                more = {"STEPS": str(steps), "RUN_DIR": f'"{name}"', "OPTIMIZER__LR": "0.02"}
+                settings = ready(REWARDS__URL=url, OPTIMIZER__EMA="0.5", **more)
+                assert run_module.run(settings, evaluated=False) == 0
+            runs.append(settings)
+    exported = [weights(loading.load(settings.run_dir / "policy")) for settings in runs]
+    assert equal(*exported)
+    state = checkpoint.load(runs[1].run_dir / "checkpoints/step-000003", runs[1])[1]
+    name = "showo.model.layers.1.mlp.fc2"
+    for kind in ("ema", "policy"):
+        a, b = (state[kind][f"{name}.lora_{half}.default.weight"] for half in "AB")
+        expected = weights(make_policy())[f"{name}.weight"] + 64 / 4 * b @ a
+        distance = float((exported[0][f"{name}.weight"] - expected).abs().max())
+        assert (distance < 1e-6) == (kind == "ema")
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
