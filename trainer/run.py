@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -13,15 +12,13 @@ from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
 from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
-from trainer.evaluate.heldout import conditions, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.evaluate.during import HeldOut
 from trainer.policy import registry
 from trainer.policy.base import Policy
 from trainer.report.page import write_report
 from trainer.rewards.service import RewardService
 from trainer.settings import TrainerSettings
 from trainer.train import train
-
-BEFORE, AFTER = "evaluation/before.json", "evaluation/after.json"
 
 
 def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
@@ -45,15 +42,15 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
         service.check_served(wanted)
-        before, after = settings.run_dir / BEFORE, settings.run_dir / AFTER
-        if evaluated and not _is_current(before, settings):
-            _evaluate(policy, service, settings, before)
+        held_out = HeldOut(settings, service, tqdm.write) if evaluated else None
+        if held_out:
+            held_out.before(policy)
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-        state = train(settings, policy, service, controller)
-        if state.step >= settings.steps:
+        state = train(settings, policy, service, controller, held_out=held_out)
+        if state.step >= settings.steps or (held_out and held_out.is_over(state.step)):
             with state.averaged():
-                if evaluated:
-                    _evaluate(policy, service, settings, after)
+                if held_out:
+                    held_out.after(policy, state.step)
                 policy.save(settings.run_dir / "policy")
     tqdm.write(f"wrote {write_report(settings.run_dir)}")
     return 0
@@ -66,16 +63,3 @@ def make_policy(settings: TrainerSettings) -> Policy:
     if settings.loss.needs_reference:
         policy.keep_reference()
     return policy
-
-
-def _is_current(path: Path, settings: TrainerSettings) -> bool:
-    """Return whether `path` holds the evaluation that these settings would make."""
-    if not path.exists():
-        return False
-    found = load_evaluation(path)
-    return found.conditions == conditions(settings) and len(found.rows) == settings.evaluation_prompts
-
-
-def _evaluate(policy: Policy, service: RewardService, settings: TrainerSettings, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    save_evaluation(path, evaluate(policy, service, held_out(settings), settings, f"held-out prompts {path.stem}"))

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> Callable[..., TrainerSettings]:
     """Settings with the tiny Show-o in the model directory."""
     make_policy().save(world_dir / "model")
-    return lambda **overrides: tiny_settings(**{"STEPS": "2", "EVALUATION_PROMPTS": "6", **overrides})
+    return lambda **overrides: tiny_settings(**{"STEPS": "2", "EVALUATE__PROMPTS": "6", **overrides})
 
 
 def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy) -> None:
