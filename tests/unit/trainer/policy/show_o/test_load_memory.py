@@ -61,7 +61,8 @@ def write_model(
         vq.save(folder / "vq")
         llm = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
         config: dict[str, Any] = {"vocab_size": vocab, "codebook_size": CODES, "num_vq_tokens": 16, "llm": llm}
-        (folder / "config.json").write_text(json.dumps({**config, "llm_model_path": str(tokenizer_of(["[UNK]", END]))}))
+        words = ["[UNK]", END, *map(str, range(vocab - CODES - 13))]
+        (folder / "config.json").write_text(json.dumps({**config, "llm_model_path": str(tokenizer_of(words))}))
         with parameters_on_meta():
             module: nn.Module = Wrapped(PhiConfig(vocab, **llm))
         state = {key: torch.full(value.shape, 0.02, dtype=dtype) for key, value in module.state_dict().items()}
