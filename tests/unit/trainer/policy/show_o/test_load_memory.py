@@ -105,7 +105,8 @@ def test_a_load_takes_little_more_than_the_weights(
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout.splitlines()[-1])
     print(
-        f"{suffix} {stored} x {shards}: peak {found['peak'] / size:.3f}, after {found['now'] / size:.3f} of the weights"
+        f"{suffix} {stored} x {shards}, {size / 1e6:.0f} MB: peak {found['peak'] / size:.3f}, "
+        f"after {found['now'] / size:.3f} of the weights"
     )
     assert found["peak"] <= LIMIT * size, found
     assert found["peak"] >= 0.9 * size, "the weights are in memory, not mapped"
