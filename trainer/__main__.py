@@ -10,7 +10,7 @@ from pathlib import Path
 
 from synod import memory
 from synod.errors import SettingsError, SynodError
-from trainer.errors import NonFinite, RewardServiceUnavailable
+from trainer.errors import NonFinite, OutOfMemory, RewardServiceUnavailable
 from trainer.settings import TrainerSettings, load
 
 DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return evaluate(given[1:])
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
-    except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OSError) as error:
+    except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OutOfMemory, OSError) as error:
         print(f"synod train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

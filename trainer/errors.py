@@ -9,6 +9,10 @@ class RewardServiceUnavailable(RuntimeError):
     """The reward service was unavailable for longer than `patience_s`."""
 
 
+class OutOfMemory(MemoryError):
+    """A step does not fit the memory of its device; the message says what to change."""
+
+
 class NonFinite(ArithmeticError):
     """A loss or gradient is NaN or infinite; `group` is the loss's group, None for the gradient."""
 

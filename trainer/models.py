@@ -15,6 +15,7 @@ from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError, SynodError
 from synod.scoring import pairs, show
 from synod.scoring.pairs import POLICY, Verdict
+from trainer.data.concepts import concept_names
 from trainer.policy.show_o.loading import Parts, Source, check, load
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.ranking import mean_logp
@@ -45,14 +46,14 @@ def warm(settings: TrainerSettings) -> int:
     parts = Parts.find(settings.policy.model, settings.policy.vq)
     rows = [_row(source) for source in parts.sources()]
     show.print_table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], rows)
-    check(parts)
+    check(parts, concept_names(settings.data))
     print("the policy's weights, tokenizers and config.json fit each other")
     return 0
 
 
 def verify(settings: TrainerSettings, path: Path | None) -> int:
     """Load the policy, and check that it finds an image likelier for its caption than for another."""
-    policy = load(settings.policy.model, vq=settings.policy.vq)
+    policy = load(settings.policy.model, vq=settings.policy.vq, concepts=concept_names(settings.data))
     unusable = [key for key, value in policy.module.state_dict().items() if not value.isfinite().all()]
     if unusable:
         raise SettingsError(f"policy {settings.policy.model} has NaN or infinity in {unusable[0]}; download it again")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
+from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import conditions, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.policy import registry
@@ -60,7 +61,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 
 def make_policy(settings: TrainerSettings) -> Policy:
     """Load the policy of the settings, onto a GPU if there is one, with its reference if a KL term needs that."""
-    policy = registry.load(settings.policy, settings.seed)
+    policy = registry.load(settings.policy, settings.seed, concept_names(settings.data))
     policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.loss.needs_reference:
         policy.keep_reference()

@@ -17,6 +17,7 @@ from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.errors import NonFinite, RewardServiceUnavailable
+from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics
 from trainer.report.records import log_images, save_failed_groups, step_record
@@ -38,9 +39,9 @@ def train(
     """Train until `settings.steps` are done, and return the final state.
 
     Resumes from the run's last checkpoint. SIGTERM and Ctrl-C stop it after the current step. A KL term needs the
-    policy's reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch and
-    CheckpointNotWritten. Raises NonFinite if an update is not finite; the groups that caused it are saved first, and
-    the policy is unchanged.
+    policy's reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch,
+    CheckpointNotWritten, and OutOfMemory. Raises NonFinite if an update is not finite; the groups that caused it are
+    saved first, and the policy is unchanged.
     """
     source = training_tasks(settings, log)
     state = TrainState.new(policy, controller, settings)
@@ -62,17 +63,18 @@ def train(
         while state.step < settings.steps and not stop.is_set():
             step, pending = state.step, []
             try:
-                for index, task in enumerate(source.tasks(step)):
-                    key = (settings.seed, step, index)
-                    previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
-                    pending.append(finish(policy, service, previews, settings, clock))
+                with explain_out_of_memory("drawing", policy, settings):
+                    for index, task in enumerate(source.tasks(step)):
+                        key = (settings.seed, step, index)
+                        previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
+                        pending.append(finish(policy, service, previews, settings, clock))
                 with clock("reward_wait"):
                     groups = [group.wait() for group in pending]
             except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
                 save_checkpoint()
                 raise
             try:
-                with clock("update"):
+                with clock("update"), explain_out_of_memory("the update", policy, settings):
                     update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step)
             except NonFinite as error:
                 folder = save_failed_groups(settings.run_dir, step, groups, error)

@@ -38,8 +38,8 @@ def test_noise_scale_is_cumulative() -> None:
     assert maskgit.noise_scale(49, 50) == 0.0
 
 
-def flat(codes_BN: torch.Tensor, masked_BN: torch.Tensor) -> torch.Tensor:
-    return torch.full((*codes_BN.shape, 4), math.log(0.25))
+def flat(codes_BN: torch.Tensor, masked_BN: torch.Tensor, scored_BN: torch.Tensor) -> torch.Tensor:
+    return torch.full((int(scored_BN.sum()), 4), math.log(0.25))
 
 
 def test_33078_of_51200_terms_are_decisions() -> None:
@@ -51,13 +51,14 @@ def test_33078_of_51200_terms_are_decisions() -> None:
     assert int(done.remasked_BN.sum()) == 1
 
 
-def table(codes_BN: torch.Tensor, masked_BN: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [B N 8] that depend on every committed code and its position."""
+def table(codes_BN: torch.Tensor, masked_BN: torch.Tensor, scored_BN: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [K 8] that depend on every committed code and its position."""
     batch, positions = codes_BN.shape
     held = torch.where(masked_BN, -1, codes_BN).double()
     weighted = (held * torch.arange(1, positions + 1)).sum(-1)[:, None, None]
     place, code = torch.arange(positions)[None, :, None], torch.arange(8)[None, None, :]
-    return (2.0 * torch.sin(weighted + 3.0 * place + 5.0 * code)).float().expand(batch, -1, -1).log_softmax(-1)
+    waves = (2.0 * torch.sin(weighted + 3.0 * place + 5.0 * code)).float().expand(batch, -1, -1)
+    return waves.log_softmax(-1)[scored_BN]
 
 
 def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
@@ -66,7 +67,7 @@ def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]
     codes, masked, scale = [0] * count, [True] * count, start
     draws, masks, logps = [], [], []
     for step in range(steps):
-        logp = table(torch.tensor([codes]), torch.tensor([masked]))[0].tolist()
+        logp = table(torch.tensor([codes]), torch.tensor([masked]), torch.ones(1, count, dtype=torch.bool)).tolist()
         confidence = []
         for n in range(count):
             if masked[n]:
@@ -92,7 +93,7 @@ def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]
 @pytest.mark.parametrize("start", [0.0, 1.0, 4.0])
 def test_the_sampler_against_a_naive_one(start: float) -> None:
     uniform = torch.rand(5, 10, 2, 37, generator=torch.Generator().manual_seed(1)).clamp(2.0**-24, 1 - 2.0**-24)
-    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start)
+    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start, everywhere=True)
     for b in range(5):
         draws, masks, logps = naive(uniform[b].numpy(), 10, start)
         assert found.codes_BTN[b].tolist() == draws

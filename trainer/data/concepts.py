@@ -12,6 +12,7 @@ from synod.errors import SettingsError, SynodError
 from synod.images import ImageLimits, decode
 from synod.reader import Node, each
 from trainer.data.files import hint, json_node, text
+from trainer.settings import DataSettings, SyncR1Settings
 from trainer.types import ConceptProfile
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -33,9 +34,22 @@ def read_concepts(directory: Path) -> dict[str, ConceptProfile]:
 
 
 @hint("See embedded/data/concepts for an example")
-def _concept(folder: Path) -> tuple[str, ConceptProfile]:
+def concept_names(data: DataSettings) -> list[str]:
+    """Return the names of the concepts that the prompts may use. Raises SettingsError."""
+    if not isinstance(data, SyncR1Settings):
+        return []
+    return [_info(folder).need("name", Node.text) for folder in sorted(data.concepts.iterdir()) if folder.is_dir()]
+
+
+@hint("See embedded/data/concepts for an example")
+def _info(folder: Path) -> Node:
     info = json_node(text(folder / "info.json"), str(folder / "info.json"))
-    of = info.fields("name", "kind", "class", "info", "extra_info", "heldout")
+    return info.fields("name", "kind", "class", "info", "extra_info", "heldout")
+
+
+@hint("See embedded/data/concepts for an example")
+def _concept(folder: Path) -> tuple[str, ConceptProfile]:
+    of = _info(folder)
     talks = json_node(text(folder / "conversations.json"), str(folder / "conversations.json"))
     files = sorted(p for p in (folder / "train").glob("*") if p.suffix.lower() in _IMAGES)
     if not files:

@@ -101,6 +101,13 @@ class Policy(Protocol):
         """Return the trainable parameters, by the modality that they sample."""
         ...
 
+    def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
+        """Return about how many bytes the largest step of `terms` keeps for its backward pass.
+
+        `checkpointing` may differ from the policy's own: what changing it would give.
+        """
+        ...
+
     def save(self, directory: Path) -> None:
         """Write a model directory that the policy's loader reads."""
         ...

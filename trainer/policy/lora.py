@@ -94,14 +94,28 @@ class Lora:
         save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
 
 
+def adapter_size(module: nn.Module, rank: int, targets: Sequence[str]) -> int:
+    """Return the number of parameters that adapters of these targets would have."""
+    matched = [layer for name, layer in _linear_layers(module).items() if any(_matches(name, t) for t in targets)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in matched)
+
+
+def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
 def _check(module: nn.Module, targets: Sequence[str], bypassed: Mapping[str, str]) -> None:
     """Raise SettingsError unless every target names linear layers that the module calls."""
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    names = _linear_layers(module)
     possible = dict.fromkeys(last for name in names if (last := name.rpartition(".")[2]) not in bypassed)
     for target in targets:
         where = f"[trainer.policy.lora] targets: '{target}'"
         reason = bypassed.get(target.rpartition(".")[2])
         if reason is not None:
             raise SettingsError(f"{where} cannot have an adapter: {reason}. Give some of {', '.join(possible)}")
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_matches(name, target) for name in names):
             raise SettingsError(f"{where} matches no linear layer of the policy. Give some of {', '.join(possible)}")

@@ -32,8 +32,8 @@ class LoraSettings(Node):
 class ShowOSettings(Node):
     """A Show-o directory or hub id, and its image tokenizer; null: the directory `vq` in `model`.
 
-    `positions` "masked" scores sampled positions, "all" every position as in Sync-R1's eq. 1. `lora` null trains all
-    weights.
+    `positions` "masked" scores sampled positions, "all" every position as in Sync-R1's eq. 1. `checkpointing` computes
+    the activations of each block twice instead of keeping them for the backward pass. `lora` null trains all weights.
     """
 
     family: Literal["show_o"] = "show_o"
@@ -41,6 +41,7 @@ class ShowOSettings(Node):
     vq: ModelSource | None = None
     positions: Literal["masked", "all"] = "masked"
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
+    checkpointing: bool = False
     lora: LoraSettings | None = None
 
     @property

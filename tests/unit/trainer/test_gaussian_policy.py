@@ -100,6 +100,9 @@ class GaussianPolicy:
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("image", tuple(self.module.parameters()))]
 
+    def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
+        return rollouts * 3 * 4
+
     def save(self, directory: Path) -> None:
         raise NotImplementedError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ def test_what_does_not_fit_is_refused(config: Path, command: str, capsys: pytest
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["warm", "verify"])
+def test_a_concept_that_the_policy_would_split(
+    config: Path, world_dir: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = json.loads((world_dir / "concepts/bo/info.json").read_text())
+    (world_dir / "concepts/bo/info.json").write_text(json.dumps({**info, "name": "<unheard>"}))
+    assert main([command, str(config)]) == 1
+    assert "has no token for 1 of the concepts, <unheard>" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(
     config: Path, policy: ShowO, value: float, capsys: pytest.CaptureFixture[str]
@@ -144,11 +155,12 @@ def test_mean_logp_against_a_loop(policy: ShowO) -> None:
     """Of an image that is not square: Show-o resizes and crops it."""
     image = np.random.default_rng(1).integers(0, 256, (20, 8, 3), dtype=np.uint8)
     codes = policy.vq.encode([image[6:14]])
-    logits = policy.image_logp(["a red cat"], codes, torch.ones_like(codes, dtype=torch.bool))
-    policy.sampling = type(policy.sampling)(guidance_scale=0.0)
-    plain = policy.image_logp(["a red cat"], codes, torch.ones_like(codes, dtype=torch.bool))
-    assert not torch.allclose(logits, plain)
-    expected = sum(float(plain[0, i, code].detach()) for i, code in enumerate(codes[0])) / 16
+    everywhere = torch.ones_like(codes, dtype=torch.bool)
+    guided = policy.image_logp(["a red cat"], codes, everywhere, everywhere)
+    policy.sampling = replace(policy.sampling, guidance_scale=0.0)
+    plain = policy.image_logp(["a red cat"], codes, everywhere, everywhere).detach()
+    assert not torch.allclose(guided, plain)
+    expected = sum(float(row[code]) for row, code in zip(plain, codes[0], strict=True)) / 16
     assert mean_logp(policy, image, "a red cat") == pytest.approx(expected, abs=1e-5)
 
 

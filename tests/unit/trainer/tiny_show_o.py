@@ -55,11 +55,10 @@ def vq() -> Magvit:
 def make_policy(vocab: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
     """`make_policy(guidance_scale=2.0)`: the same weights every time, spread out so that mistakes show."""
 
-    def make(kind: type[ShowO] = ShowO, **options: Any) -> ShowO:
+    def make(kind: type[ShowO] = ShowO, *, checkpointing: bool = False, **options: Any) -> ShowO:
         config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
-        policy = kind(
-            config, vocab, vq, Sampling(**{"guidance_scale": 2.0, "denoising_steps": 4, "max_new_tokens": 4, **options})
-        )
+        sampling = Sampling(**{"guidance_scale": 2.0, "denoising_steps": 4, "max_new_tokens": 4, **options})
+        policy = kind(config, vocab, vq, sampling, checkpointing=checkpointing)
         _random(policy.module)
         policy.phi.lm_head.weight.data *= 3.0
         policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,36 +69,43 @@ def load(
     vq: str | Path | None = None,
     dtype: torch.dtype | None = torch.float32,
     sampling: Sampling = DEFAULT,
+    concepts: Iterable[str] = (),
 ) -> ShowO:
     """Read a Show-o directory or hub id ('org/name' or 'org/name@REVISION') and its parts (see `Parts.find`).
 
     The weights have `dtype`; None keeps their stored type. Weights that are trained need float32: an update of 1e-6 is
-    lost in bfloat16. Memory peaks at the weights and one tensor more. Raises SettingsError for files that are missing
-    or do not fit.
+    lost in bfloat16. Memory peaks at the weights and one tensor more. `concepts` are names that the prompts will use.
+    Raises SettingsError for files that are missing or do not fit, and for a concept that is not a token.
     """
     parts = Parts.find(model, vq)
     directory = directory_of(parts.model)
-    policy = build(parts, directory, sampling)
+    policy = build(parts, directory, sampling, concepts)
     read_weights(policy.module, directory, dtype)
     policy.module.eval()
     return policy
 
 
-def check(parts: Parts) -> None:
+def check(parts: Parts, concepts: Iterable[str] = ()) -> None:
     """Check that the files of all parts are there and fit, without reading the policy's weights.
 
-    Downloads what is missing. Raises SettingsError.
+    Downloads what is missing. Raises SettingsError as `load` does.
     """
     directory = directory_of(parts.model)
-    check_weights(build(parts, directory).module, directory)
+    check_weights(build(parts, directory, DEFAULT, concepts).module, directory)
 
 
-def build(parts: Parts, directory: Path, sampling: Sampling = DEFAULT) -> ShowO:
+def build(parts: Parts, directory: Path, sampling: Sampling, concepts: Iterable[str]) -> ShowO:
     """Return the policy of a model directory with its tokenizers, but without memory for its weights."""
     config, words = parts.config, directory
     if parts.tokenizer is not None:
         words = directory_of(parts.tokenizer, configs_only=True, what="tokenizer")
     vocab = Vocabulary.read(words, config.concept_tokens, config.codebook_size, config.max_text_length)
+    if split := vocab.split(concepts):
+        raise SettingsError(
+            f"policy {parts.model} has no token for {len(split)} of the concepts, {', '.join(split[:3])}: it would "
+            "read each as several tokens without meaning; give a policy that has them (concept_tokens in its "
+            "config.json), or prompts without concepts"
+        )
     vq = directory / "vq" if parts.vq is None else directory_of(parts.vq, what="image tokenizer")
     tokens = Magvit.load(vq)
     with parameters_on_meta():

@@ -1,6 +1,6 @@
 """MaskGIT sampling (Chang et al. 2022) as in Show-o, resumable after any step.
 
-Suffixes: B images, T steps, N positions, V codes.
+Suffixes: B images, T steps, N positions, V codes, K scored positions of all images in row-major order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-Guided = Callable[[Tensor, Tensor], Tensor]  # (codes_BN, masked_BN) -> guided log-probabilities_BNV
+Guided = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(codes_BN, masked_BN, scored_BN) -> guided log-probabilities [K V] of the next draw at the scored positions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +22,7 @@ class State:
 
     codes_BTN    int64, the full draw of each step
     masked_BTN   bool, the positions that were masked when step t sampled
-    logp_BTN     log-probabilities of the codes under the guided distribution
+    logp_BTN     log-probabilities of the codes under the guided distribution; 0 where they were not scored
     remasked_BN  bool, the positions masked for the next step
     uniform_BT2N in (0, 1): [draw, confidence noise] of every step
     """
@@ -45,10 +46,13 @@ def begin(uniform_BT2N: Tensor) -> State:
     return State(empty.long(), empty.bool(), empty.float(), masked, uniform_BT2N)
 
 
-def denoise(state: State, guided: Guided, until: int, temperature: float = 1.0) -> State:
-    """Denoise up to step `until` (at most T); the state keeps what the last step re-masked."""
+def denoise(state: State, guided: Guided, until: int, temperature: float = 1.0, *, everywhere: bool = False) -> State:
+    """Denoise up to step `until` (at most T); the state keeps what the last step re-masked.
+
+    Log-probabilities are recorded at masked positions, or `everywhere`.
+    """
     while state.step < until:
-        state = _step(state, guided, temperature)
+        state = _step(state, guided, temperature, everywhere=everywhere)
     return state
 
 
@@ -68,20 +72,26 @@ def noise_scale(step: int, steps: int, start: float = 1.0) -> float:
     return start * math.prod(1.0 - (k + 1) / steps for k in range(step + 1))
 
 
-def draw(logp_BNV: Tensor, uniform_BN: Tensor) -> Tensor:
-    """Sample one code for each position by inversion of the distribution function: int64 [B N]."""
-    reached = logp_BNV.double().exp().cumsum(-1)
-    return torch.searchsorted(reached, (uniform_BN.double() * reached[..., -1])[..., None]).squeeze(-1)
+def draw(logp_KV: Tensor, uniform_K: Tensor) -> Tensor:
+    """Sample one code for each position by inversion of the distribution function: int64 [K]."""
+    reached = logp_KV.exp().cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(reached, (uniform_K.double() * reached[:, -1])[:, None]).squeeze(-1)
 
 
-def _step(state: State, guided: Guided, temperature: float) -> State:
+def at_positions(values_K: Tensor, positions_BN: Tensor) -> Tensor:
+    """Return [B N] with the values at the True positions, in row-major order, and 0 at the others."""
+    return values_K.new_zeros(positions_BN.shape).masked_scatter(positions_BN, values_K)
+
+
+def _step(state: State, guided: Guided, temperature: float, *, everywhere: bool) -> State:
     step, steps = state.step, state.uniform_BT2N.shape[1]
     masked = state.remasked_BN
     held = state.codes_BTN[:, -1] if step else torch.zeros_like(masked, dtype=torch.long)
-    logp_BNV = guided(held, masked)
+    scored = torch.ones_like(masked) if everywhere else masked
+    logp_KV = guided(held, masked, scored)
     choice, noise = state.uniform_BT2N[:, step].unbind(1)
-    codes = torch.where(masked, draw(logp_BNV, choice), held)
-    logp = logp_BNV.gather(-1, codes[..., None]).squeeze(-1)
+    codes = torch.where(masked, at_positions(draw(logp_KV, choice[scored]), scored), held)
+    logp = at_positions(logp_KV.gather(-1, codes[scored][:, None]).squeeze(-1), scored)
     gumbel = -torch.log(-torch.log(noise.double()))
     confidence = logp.double() + noise_scale(step, steps, temperature) * gumbel
     confidence = confidence.masked_fill(~masked, math.inf)  # committed positions stay

@@ -6,7 +6,7 @@ Suffixes: B sequences, L positions, M columns of keys, D width, V vocabulary, H 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,16 @@ class Cache:
     def expand(self, count: int) -> Cache:
         """Return a view of a cache of one sequence as one of `count` equal sequences."""
         return Cache(tuple((k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in self.layers))
+
+    def rows(self, index: Sequence[int]) -> Cache:
+        """Return the cache of the sequences with these numbers."""
+        key, _ = self.layers[0]
+        if list(index) == list(range(len(key))):
+            return self
+        if len(key) == 1:
+            return self.expand(len(index))
+        chosen = torch.tensor(index, device=key.device)
+        return Cache(tuple((k.index_select(0, chosen), v.index_select(0, chosen)) for k, v in self.layers))
 
     def followed_by(self, later: Cache) -> Cache:
         """Return the cache of these positions and those of `later`."""

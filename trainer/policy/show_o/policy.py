@@ -31,6 +31,7 @@ from trainer.policy.lora import Lora
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.show_o.memory import activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
@@ -61,6 +62,29 @@ class Sampling:
     temperature: float = 1.0
     max_new_tokens: int = 100
     positions: Literal["masked", "all"] = "masked"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """What image rows attend to: the caches of U different prompts and of the empty one.
+
+    rows      the row of each prompt in the other fields
+    seen_UP   bool, False at padding
+    prompted  U sequences
+    without   one sequence, the empty prompt; None without guidance
+    """
+
+    rows: dict[str, int]
+    seen_UP: Tensor
+    prompted: Cache
+    without: Cache | None
+
+    def of(self, prompts: Sequence[str], image_rows: int) -> tuple[Tensor | None, Cache]:
+        """Return the mask of image rows (None: no prompt is padded) and the cache for B of the prompts."""
+        index = [self.rows[prompt] for prompt in prompts]
+        seen = self.seen_UP[index]
+        mask = None if bool(seen.all()) else vocabulary.image_mask(seen, image_rows)
+        return mask, self.prompted.rows(index)
 
 
 class Wrapped(nn.Module):
@@ -151,7 +175,7 @@ class ShowO:
         ids, logps = [], []
         for step in range(limit):
             logp_BV = self._text_logp(hidden)
-            drawn = maskgit.draw(logp_BV[:, None], uniform_BS[:, step : step + 1].to(self.device)).squeeze(1)
+            drawn = maskgit.draw(logp_BV, uniform_BS[:, step].to(self.device))
             ids.append(drawn)
             logps.append(logp_BV.gather(-1, drawn[:, None]).squeeze(1))
             ended |= drawn == self.vocab.id(END)
@@ -202,31 +226,55 @@ class ShowO:
         found = _of(ImageSegment, segments)
         prompts = [s.prompt for s in found]
         texts = self._texts(prompts)
-        state = maskgit.denoise(_join(found), lambda c, m: self._guided(texts, c, m), until, self.sampling.temperature)
+        state = maskgit.denoise(
+            _join(found),
+            lambda c, m, s: self._guided(texts, prompts, c, m, s),
+            until,
+            self.sampling.temperature,
+            everywhere=self.sampling.positions == "all",
+        )
         return _split(prompts, state)
 
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
 
-    def _texts(self, prompts: Sequence[str]) -> tuple[Cache, Tensor, Cache | None]:
-        """Encode the prompts; return their cache, their ids, and without guidance None or the empty prompt's cache."""
-        with_text, ids = self._text(prompts)
-        return with_text, ids, self._text([""])[0] if self.sampling.guidance_scale else None
+    def _texts(self, prompts: Sequence[str]) -> Texts:
+        """Encode the different ones of the prompts, and with guidance the empty prompt."""
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        ids, cache = self._text(list(rows))
+        return Texts(
+            rows, ids != self.vocab.id(PAD), cache, self._text([""])[1] if self.sampling.guidance_scale else None
+        )
 
-    def _text(self, prompts: Sequence[str]) -> tuple[Cache, Tensor]:
+    def _text(self, prompts: Sequence[str]) -> tuple[Tensor, Cache]:
         ids, start = self.vocab.text_block(prompts)
         ids = ids.to(self.device)
-        return self.phi.encode(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), start=start)[1], ids
+        return ids, self.phi.encode(ids, vocabulary.text_mask(ids, self.vocab.id(PAD)), start=start)[1]
 
-    def _guided(self, texts: tuple[Cache, Tensor, Cache | None], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """Return guided log-probabilities [B N V] of the next full draw: log softmax((1 + g) cond - g uncond)."""
-        with_text, ids, without = texts
+    def _guided(
+        self, texts: Texts, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor
+    ) -> Tensor:
+        """Return guided log-probabilities [K V] of the next draw at the K scored positions, in row-major order.
+
+        They are log softmax((1 + g) cond - g uncond). The head is linear and biased, so that is one product with
+        (1 + g) h_cond - g h_uncond.
+        """
         image = self._image_ids(codes_BN, masked_BN)
-        logits = self._image_logits(self._read_image(image, with_text, ids))
-        if without is not None:
-            free = self._image_logits(self._read_image(image, without.expand(len(image)), None))
-            logits = (1 + self.sampling.guidance_scale) * logits - self.sampling.guidance_scale * free
-        return logits.log_softmax(-1)
+        if not masked_BN.all():
+            return self._image_logits(self._mixed(texts, prompts, image, image)[scored_BN]).log_softmax(-1)
+        different = list(dict.fromkeys(prompts))  # all images are equal, so what follows from equal prompts is equal
+        logp_UNV = self._image_logits(self._mixed(texts, different, image[: len(different)], image[:1])).log_softmax(-1)
+        return logp_UNV[[different.index(prompt) for prompt in prompts]].flatten(0, 1)
+
+    def _mixed(self, texts: Texts, prompts: Sequence[str], image: Tensor, unprompted: Tensor) -> Tensor:
+        """Return (1 + g) h_cond - g h_uncond [B N D]; one image `unprompted` stands for all if they are equal."""
+        mask, cache = texts.of(prompts, image.shape[1])
+        hidden = self._read_image(image, cache, mask)
+        if texts.without is None:
+            return hidden
+        free = self._read_image(unprompted, texts.without.expand(len(unprompted)), None)
+        scale = self.sampling.guidance_scale
+        return (1 + scale) * hidden - scale * free
 
     def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return the ids `<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
@@ -234,9 +282,8 @@ class ShowO:
         soi, eoi = (image.new_full((len(image), 1), self.vocab.id(t)) for t in ("<|soi|>", "<|eoi|>"))
         return torch.cat((soi, image, eoi), 1)
 
-    def _read_image(self, image: Tensor, text: Cache, text_ids: Tensor | None) -> Tensor:
-        """Return hidden states [B N D] of the image positions; `text_ids` is None if no text row is padded."""
-        mask = None if text_ids is None else vocabulary.image_mask(text_ids, self.vocab.id(PAD), image.shape[1])
+    def _read_image(self, image: Tensor, text: Cache, mask: Tensor | None) -> Tensor:
+        """Return hidden states [B N D] of the image positions."""
         hidden: Tensor = self.phi(image, mask, text, self.vocab.max_text_length + 1)
         return hidden[:, 1:-1]
 
@@ -289,25 +336,26 @@ class ShowO:
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(None, tuple(p for p in self.module.parameters() if p.requires_grad))]
 
-    def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
-        """Return guided log-probabilities [B N V] of a full draw, given the unmasked codes."""
-        return self._guided(self._texts(prompts), codes_BN, masked_BN)
+    def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor) -> Tensor:
+        """Return guided log-probabilities [K V] of the next draw at the scored positions, given the unmasked codes."""
+        return self._guided(self._texts(prompts), prompts, codes_BN, masked_BN, scored_BN)
 
     def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return unguided log-probabilities of the codes at masked positions, in row-major order.
 
         Show-o's own objective is their negative mean.
         """
-        with_text, ids = self._text(prompts)
-        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), with_text, ids)
+        ids, cache = self._text(prompts)
+        mask = vocabulary.image_mask(ids != self.vocab.id(PAD), codes_BN.shape[1] + 2)
+        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), cache, mask)
         return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
-        logp = self.image_logp([s.prompt for s in segments], codes, masked)
-        if self.sampling.positions == "all":
-            masked = torch.ones_like(masked)
-        return logp.gather(-1, codes[..., None]).squeeze(-1), torch.stack([s.logp_TN[step] for s in segments]), masked
+        scored = torch.ones_like(masked) if self.sampling.positions == "all" else masked
+        logp = self.image_logp([s.prompt for s in segments], codes, masked, scored)
+        new = maskgit.at_positions(logp.gather(-1, codes[scored][:, None]).squeeze(-1), scored)
+        return new, torch.stack([s.logp_TN[step] for s in segments]), scored
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
         questions = {id(s.query): self._question(s.query) for s in segments}
@@ -323,6 +371,10 @@ class ShowO:
         at_answers = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
         new = self._text_logp(at_answers).gather(-1, answers[..., None]).squeeze(-1)
         return new, old, index < lengths[:, None]
+
+    def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
+        guided = self.sampling.guidance_scale > 0
+        return activation_bytes(self.config, rollouts=rollouts, guided=guided, checkpointing=checkpointing)
 
     # -- files --------------------------------------------------------------------------------------------------------
 

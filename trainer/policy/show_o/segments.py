@@ -36,7 +36,7 @@ class ImageSegment:
 
     codes_TN    int64, the full draw of each step; codes_TN[-1] is the preview, or in the end the image
     masked_TN   bool, True where step t sampled: only these positions are decisions
-    logp_TN     float32, guided log-probability of codes_TN under the policy that sampled it, at every position
+    logp_TN     float32, guided log-probability of codes_TN under the policy that sampled it; 0 where it was not scored
     remasked_N  bool, the positions masked for the next step (after re-masking)
     uniform_T2N float32 in (0, 1), every random number of the whole trajectory, drawn in advance
     """

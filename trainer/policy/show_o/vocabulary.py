@@ -11,7 +11,7 @@ Suffixes: B sequences, P positions of the text block, L positions, N image posit
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ class Vocabulary:
         found: int = self.tokenizer.convert_tokens_to_ids(token)
         return found
 
+    def split(self, names: Iterable[str]) -> list[str]:
+        """Return the names that are more than one token."""
+        return [name for name in names if len(self.encode(name)) > 1]
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` without special tokens around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
@@ -133,10 +137,10 @@ def text_mask(ids_BP: Tensor, pad: int) -> Tensor:
     return (causal & (seen[:, None, :] | ~seen[:, :, None]))[:, None]
 
 
-def image_mask(ids_BP: Tensor, pad: int, rows: int) -> Tensor:
-    """Return the mask of rows soi .. eoi, bool [B 1 rows P + rows]: text without pads, and image."""
-    seen = torch.cat((ids_BP != pad, ids_BP.new_ones((len(ids_BP), rows), dtype=torch.bool)), 1)
-    return seen[:, None, None, :].expand(-1, 1, rows, -1)
+def image_mask(seen_BP: Tensor, rows: int) -> Tensor:
+    """Return the mask of rows soi .. eoi, bool [B 1 rows P + rows]: text without pads (`seen_BP` False), and image."""
+    columns = torch.cat((seen_BP, seen_BP.new_ones((len(seen_BP), rows))), 1)
+    return columns[:, None, None, :].expand(-1, 1, rows, -1)
 
 
 def question_mask(length: int, end_of_image: int, device: torch.device) -> Tensor:

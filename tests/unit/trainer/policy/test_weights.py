@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synod.errors import SettingsError
-from trainer.policy.weights import directory_of, read_config, read_weights, tensors, write_weights
+from trainer.policy.weights import (
+    check_weights,
+    directory_of,
+    parameters_on_meta,
+    parse_config,
+    read_config,
+    read_weights,
+    tensors,
+    write_weights,
+)
 
 
 class Opaque:
@@ -133,3 +143,120 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, text: str, message: str) -
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(SettingsError, match=message):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "has no 'weight_map' from keys to shards"),
+        ('{"weight_map": {}}', "has no 'weight_map'"),
+        ('{"weight_map": ["a.bin"]}', "has no 'weight_map'"),
+        ('{"weight_map": {"a": 1}}', "has no 'weight_map'"),
+        ('{"weight_map": {"a": "../a.bin"}}', r"lacks \.\./a\.bin, which pytorch_model\.bin\.index\.json names"),
+        ("{", "is not valid JSON"),
+    ],
+)
+def test_an_index_that_cannot_be_used(tmp_path: Path, index: str, message: str) -> None:
+    (tmp_path / "a.bin").touch()
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "pytorch_model.bin.index.json").write_text(index)
+    with pytest.raises(SettingsError, match=message):
+        read_weights(fresh(), directory)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_cannot_be_read(module: nn.Module, tmp_path: Path, name: str) -> None:
+    save = torch.save if name.endswith(".bin") else save_file
+    save(module.state_dict(), tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(SettingsError, match=rf"{name} cannot be read safely \(.+\); download it again"):
+        check_weights(fresh(), tmp_path)
+
+
+def test_a_bin_file_of_another_kind(module: nn.Module, tmp_path: Path) -> None:
+    for stored in ([torch.ones(1)], {"state_dict": module.state_dict()}):
+        torch.save(stored, tmp_path / "pytorch_model.bin")
+        with pytest.raises(SettingsError, match="is not a table of tensors"):
+            check_weights(fresh(), tmp_path)
+    torch.save(module.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(SettingsError, match="cannot be read safely"):
+        check_weights(fresh(), tmp_path)
+
+
+def test_integers_are_not_weights(module: nn.Module, tmp_path: Path) -> None:
+    state = module.state_dict()
+    save_file({**state, "0.bias": torch.ones(4, dtype=torch.int64)}, tmp_path / "model.safetensors")
+    again = fresh()
+    kept = {key: value.clone() for key, value in again.state_dict().items()}
+    with pytest.raises(SettingsError, match=r"has 0\.bias as torch\.int64"):
+        read_weights(again, tmp_path)
+    assert all(torch.equal(kept[key], value) for key, value in again.state_dict().items())
+
+
+class WithBuffers(nn.Module):
+    """A parameter, a stored integer buffer, and a buffer that no file has."""
+
+    rates: torch.Tensor
+    powers: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), 2.0))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.register_buffer("rates", torch.arange(4) ** -0.5 + 1, persistent=False)
+        self.register_buffer("powers", 2 ** torch.arange(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
+def test_a_module_built_without_memory_is_the_same(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    """Computed buffers have their values, integers keep their type, and parameters whether they are trained."""
+    built = WithBuffers()
+    write_weights(built.state_dict(), tmp_path)
+    with parameters_on_meta():
+        module = WithBuffers()
+    assert module.weight.is_meta
+    read_weights(module, tmp_path, dtype)
+    assert torch.equal(module.rates, built.rates)
+    assert (module.powers.dtype, module.powers.tolist()) == (torch.int64, [1, 2, 4])
+    assert (module.weight.dtype, module.weight.tolist()) == (dtype or torch.float32, [2.0] * 3)
+    assert (module.weight.requires_grad, module.frozen.requires_grad) == (True, False)
+    assert not WithBuffers().weight.is_meta
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.safetensors", "pytorch_model.bin"])
+def test_a_file_written_again_changes_no_loaded_module(module: nn.Module, tmp_path: Path, name: str) -> None:
+    save = torch.save if name.endswith(".bin") else save_file
+    save(module.state_dict(), tmp_path / name)
+    read_weights(again := fresh(), tmp_path)
+    size = (tmp_path / name).stat().st_size
+    with (tmp_path / name).open("r+b") as file:
+        file.write(bytes(size))
+    assert same(again, module)
+
+
+def test_initial_values_outside_are_drawn_as_always() -> None:
+    torch.manual_seed(0)
+    expected = nn.Linear(3, 4).weight
+    torch.manual_seed(0)
+    with parameters_on_meta():
+        nn.Linear(3, 4)
+    assert torch.equal(nn.Linear(3, 4).weight, expected)
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int
+    names: tuple[str, ...] = ()
+
+
+def test_fields_of_a_config_are_typed() -> None:
+    assert parse_config(Shape, {"width": 3, "names": ["a"], "more": 1}, "x") == Shape(3, ("a",))
+    for fields, message in (
+        ({}, "x: width: Field required"),
+        ({"width": "3"}, r"x: width: Input should be a valid integer \(given: '3'\)"),
+        ({"width": 3, "names": [1]}, r"x: names\.0: Input should be a valid string"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            parse_config(Shape, fields, "x")

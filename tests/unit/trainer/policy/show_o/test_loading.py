@@ -237,6 +237,17 @@ def test_a_tokenizer_of_another_length_is_refused(
         load("showlab/show-o-512x512")
 
 
+def test_a_concept_without_a_token_is_refused(hub: Hub, write_published: Write) -> None:
+    """Before the weights and the image tokenizer are read: a published model has no concepts."""
+    write_published()
+    calls = hub()
+    message = r"show-o-512x512 has no token for 2 of the concepts, <bo>, <ada>: it would read each as several"
+    for read in (load, lambda model, concepts: loading.check(Parts.find(model), concepts)):
+        with pytest.raises(SettingsError, match=message):
+            read("showlab/show-o-512x512", concepts=["<bo>", "a", "<ada>"])
+    assert not [call for call in calls if call.startswith("showlab/magvitv2")]
+
+
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ FULL = ShowOConfig(58_498)  # the published one: 512 px, Phi-1.5
 
 
 def kept(policy: ShowO, uniforms: Callable[..., Tensor], rollouts: int) -> int:
-    """Return the bytes of all tensors, but the parameters, that live between the two passes of the first step."""
+    """Return the bytes of all tensors, but the parameters, that live between the two passes of the second step."""
     segments = policy.denoise(policy.begin(PROMPTS[:rollouts], uniforms(rollouts, 3, 2, 16)), 3)
     found: dict[int, int] = {}
     before = {id(one) for one in gc.get_objects() if issubclass(type(one), Tensor)}
@@ -31,7 +31,7 @@ def kept(policy: ShowO, uniforms: Callable[..., Tensor], rollouts: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = policy.logprobs(segments, 0)
+        out = policy.logprobs(segments, 1)  # in the first, rows without a prompt are equal and read once
     for one in gc.get_objects():  # checkpointing keeps its inputs elsewhere
         if issubclass(type(one), Tensor) and id(one) not in before and one.dtype != torch.uint8:  # no RNG state
             pack(one)

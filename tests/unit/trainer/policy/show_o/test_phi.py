@@ -92,3 +92,15 @@ def test_checkpointing_keeps_less_and_gives_equal_gradients(policy: ShowO) -> No
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert less < everything / 4
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2], [2, 1, 0], [1], [0, 0, 2, 1]])
+def test_rows_of_a_cache(policy: ShowO, index: list[int]) -> None:
+    _, cache = policy.phi.encode(torch.arange(6).view(3, 2), None)
+    for (key, value), (all_keys, all_values) in zip(cache.rows(index).layers, cache.layers, strict=True):
+        assert torch.equal(key, all_keys[index])
+        assert torch.equal(value, all_values[index])
+    _, one = policy.phi.encode(torch.arange(2).view(1, 2), None)
+    assert all(
+        torch.equal(k, one.layers[i][0].expand(3, -1, -1, -1)) for i, (k, _) in enumerate(one.rows([0] * 3).layers)
+    )

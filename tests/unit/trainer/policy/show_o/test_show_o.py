@@ -39,19 +39,22 @@ def equal(a: ImageSegment, b: ImageSegment) -> bool:
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("positions", ["masked", "all"])
 @pytest.mark.parametrize("guidance_scale", [0.0, 2.0, 5.0])
 def test_the_ratio_of_an_image_is_exactly_1_before_an_update(
-    make_policy: MakePolicy, uniforms: Uniforms, guidance_scale: float
+    make_policy: MakePolicy, uniforms: Uniforms, guidance_scale: float, positions: str
 ) -> None:
-    policy = make_policy(guidance_scale=guidance_scale)
+    policy = make_policy(guidance_scale=guidance_scale, positions=positions)
     segments = drawn(policy, uniforms)
     assert policy.steps(segments) == 5
     for step in range(5):
         new, old, mask = policy.logprobs(segments, step)
         assert new.requires_grad
         assert torch.equal((new - old).exp(), torch.ones(4, 16))
-        assert torch.equal(mask, torch.stack([s.masked_TN[step] for s in segments]))
-    assert mask.sum(-1).tolist() == [4] * 4  # floor(16 cos(pi/2 * 4/5)) positions are decided in the last step
+        assert torch.equal(mask, torch.stack([s.masked_TN[step] | (positions == "all") for s in segments]))
+        assert (old != 0).equal(mask)
+    # floor(16 cos(pi/2 * 4/5)) positions are decided in the last step
+    assert mask.sum(-1).tolist() == [4 if positions == "masked" else 16] * 4
 
 
 def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Uniforms, image: Any) -> None:

@@ -65,14 +65,31 @@ def test_guided_log_probabilities(
     policy.module.double()
     codes, masked = some_state(policy, uniforms)
     with torch.no_grad():
-        found = policy.image_logp(PROMPTS, codes, masked)
+        everywhere = torch.ones_like(masked)
+        found = policy.image_logp(PROMPTS, codes, masked, everywhere).view(4, 16, 16)
+        at_masked = policy.image_logp(PROMPTS, codes, masked, masked)
         expected = naive_batch(policy, omni_mask, PROMPTS, codes, masked)
-        trimmed = policy.image_logp(PROMPTS[1:3], codes[1:3], masked[1:3])  # without the columns that are all padding
-    assert found.shape == (4, 16, 16)
+        trimmed = policy.image_logp(PROMPTS[1:3], codes[1:3], masked[1:3], everywhere[1:3]).view(2, 16, 16)
     assert expected.std() > 0.5
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-    torch.testing.assert_close(trimmed, expected[1:3], atol=1e-12, rtol=0)
+    torch.testing.assert_close(at_masked, expected[masked], atol=1e-12, rtol=0)
+    torch.testing.assert_close(trimmed, expected[1:3], atol=1e-12, rtol=0)  # without the columns that are all padding
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 16).double(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("prompts", [["cat"] * 3, ["cat", PROMPTS[0], "cat"]])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_equal_prompts(
+    make_policy: MakePolicy, omni_mask: OmniMask, uniforms: Uniforms, prompts: list[str], fraction: float
+) -> None:
+    """Read once where that is the same: texts always, images while every position is masked."""
+    policy = make_policy()
+    policy.module.double()
+    codes, masked = (uniforms(3, 16, seed=3) * 16).long(), uniforms(3, 16, seed=4) <= fraction
+    with torch.no_grad():
+        found = policy.image_logp(prompts, codes, masked, masked)
+        expected = naive_batch(policy, omni_mask, prompts, codes, masked)[masked]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_masked_log_probabilities_are_unguided_and_row_major(
@@ -97,7 +114,7 @@ def test_a_whole_image(make_policy: MakePolicy, omni_mask: OmniMask, uniforms: U
     found = policy.denoise(policy.begin(PROMPTS, uniform), 5)
     with torch.no_grad():
         expected = maskgit.denoise(
-            maskgit.begin(uniform), lambda c, m: naive_batch(policy, omni_mask, PROMPTS, c, m), 5, 3.0
+            maskgit.begin(uniform), lambda c, m, s: naive_batch(policy, omni_mask, PROMPTS, c, m)[s], 5, 3.0
         )
     for b, segment in enumerate(found):
         assert segment.prompt == PROMPTS[b]
@@ -159,12 +176,16 @@ def chosen(logp: Tensor, segments: list[ImageSegment], step: int) -> Tensor:
     return (logp.gather(-1, codes[..., None]).squeeze(-1) * masked * weight).sum()
 
 
-def test_the_gradient_flows_through_both_branches(policy: ShowO, omni_mask: OmniMask, uniforms: Uniforms) -> None:
+@pytest.mark.parametrize(
+    ("prompts", "step"), [(PROMPTS[:2], 2), (PROMPTS[:2], 0), (["cat", "cat"], 2), (["cat"] * 2, 0)]
+)
+def test_the_gradient_flows_through_both_branches(
+    policy: ShowO, omni_mask: OmniMask, uniforms: Uniforms, prompts: list[str], step: int
+) -> None:
     """Against finite differences of the naive float64 sequence, along 3 directions."""
     policy.module.double()
-    prompts, step = PROMPTS[:2], 2
     segments = policy.denoise(policy.begin(prompts, uniforms(2, 4, 2, 16)), 4)
-    held = torch.stack([s.codes_TN[step - 1] for s in segments])
+    held = torch.stack([s.codes_TN[max(step - 1, 0)] for s in segments])
     masked = torch.stack([s.masked_TN[step] for s in segments])
 
     new, _, mask = policy.logprobs(segments, step)

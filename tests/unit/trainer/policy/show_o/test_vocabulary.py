@@ -87,7 +87,7 @@ def test_question_image_ends_at_the_mask_boundary(policy: ShowO, vocab: Vocabula
 def test_text_and_image_masks_against_a_naive_loop(pads: list[int], rows: int, omni_mask: OmniMask) -> None:
     width, pad = 7, 99
     ids = torch.tensor([[pad] * count + list(range(width - count)) for count in pads])
-    text, image = vocabulary.text_mask(ids, pad), vocabulary.image_mask(ids, pad, rows)
+    text, image = vocabulary.text_mask(ids, pad), vocabulary.image_mask(ids != pad, rows)
     assert text.shape == (len(pads), 1, width, width)
     assert image.shape == (len(pads), 1, rows, width + rows)
     unseen = torch.zeros(len(pads), 1, width, rows, dtype=torch.bool)  # a text never sees the image after it

@@ -1,0 +1,87 @@
+"""Turn a lack of memory in a step into an error that says which setting to change, and to what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from trainer.errors import OutOfMemory
+from trainer.memory import Configuration, UpdateMemory, advice, update_memory
+from trainer.policy.base import Policy
+from trainer.policy.lora import adapter_size
+from trainer.settings import LoraSettings, TrainerSettings
+
+CPU_MESSAGE = "can't allocate memory"  # of torch's allocator, in a plain RuntimeError
+
+
+@contextmanager
+def explain_out_of_memory(
+    phase: Literal["drawing", "the update"], policy: Policy, settings: TrainerSettings
+) -> Iterator[None]:
+    """Raise OutOfMemory, with what to change, for a lack of memory inside the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = update_advice(policy, settings) if phase == "the update" else _drawing_advice(settings)
+        raise OutOfMemory(
+            f"out of memory in {phase} ({str(error).partition(chr(10))[0] or type(error).__name__}). {remedy}. "
+            "The last checkpoint is intact: train again"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is a lack of memory on a GPU or on the host."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_MESSAGE in str(error)
+
+
+def update_advice(policy: Policy, settings: TrainerSettings) -> str:
+    """Return what an update of the policy needs, and the least change of settings that fits its device."""
+    group = settings.screen.group_size
+    now = Configuration(
+        micro_batch=min(settings.loss.micro_batch or group, group),
+        checkpointing=settings.policy.checkpointing,
+        lora=settings.policy.lora is not None,
+    )
+    return advice(now, lambda other: memory_of(policy, settings, other), device_bytes(policy))
+
+
+def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configuration) -> UpdateMemory:
+    """Return the arithmetic of an update of this policy, if its settings were those of `configuration`.
+
+    Adapters that the settings do not have yet would be those of the default settings.
+    """
+    parameters = list(policy.module.parameters())
+    if configuration.lora:
+        lora = settings.policy.lora
+        chosen = lora or LoraSettings()
+        adapters = sum(p.numel() for p in parameters if p.requires_grad)
+        trainable = adapters if lora else adapter_size(policy.module, chosen.rank, chosen.targets)
+    else:
+        trainable = sum(p.numel() for p in parameters)
+    return update_memory(
+        sum(p.nbytes for p in parameters),
+        trainable,
+        reference=settings.loss.needs_reference and not configuration.lora,
+        activations=policy.activation_bytes(configuration.micro_batch, checkpointing=configuration.checkpointing),
+    )
+
+
+def device_bytes(policy: Policy) -> int:
+    """Return the memory of the device that the policy is on: its GPU, else the host."""
+    device = next(policy.module.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _drawing_advice(settings: TrainerSettings) -> str:
+    images = settings.screen.preview_batch_size
+    if images > 1:
+        return f"Set [trainer.screen] preview_batch_size = {images // 2} (now {images}), with a new run_dir"
+    return "Train on a larger device: images are drawn one at a time already"
