@@ -6,11 +6,12 @@ does not depend on which others were kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from synod.contracts import Pixels, ScoreItem
+from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.screen import ScreenResult, screen, top_up
 from trainer.clock import Clock
 from trainer.policy.base import Policy
@@ -53,6 +54,12 @@ class ScoredGroup:
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether there are two rewards or more and all are equal, so that the group has no signal."""
+        spec = self.previews.task.reward
+        return is_flat(GroupRewards.of(self.rewards, spec), spec.aggregation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +141,26 @@ def finish(
         rollouts += finished
         images += decoded
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
+
+
+def replace_flat_groups(
+    groups: Sequence[ScoredGroup],
+    replacements: Sequence[Task],
+    draw: Callable[[Sequence[Task], int], Sequence[ScoredGroup]],
+) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+    """Replace groups without spread by groups of other tasks, and return (the groups, those that were replaced).
+
+    DAPO's dynamic sampling (arXiv 2503.14476, sec. 3.2), but bounded: each of `replacements` is drawn once at most, and
+    groups that are flat after that stay. `draw(tasks, first)` returns a group for each task; `first` is the number of
+    the first one in the step, on which its random numbers depend.
+    """
+    kept, replaced, left = list(groups), list[ScoredGroup](), list(replacements)
+    while left and (flat := [place for place, group in enumerate(kept) if group.is_flat]):
+        tasks, left = left[: len(flat)], left[len(flat) :]
+        for place, group in zip(flat, draw(tasks, len(groups) + len(replaced)), strict=False):
+            replaced.append(kept[place])
+            kept[place] = group
+    return kept, replaced
 
 
 def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels]) -> list[ScoreItem]:

@@ -8,7 +8,7 @@ multiple devices. docs/training.md lists every deviation with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -22,10 +22,11 @@ from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics
 from trainer.report.records import log_images, save_failed_groups, step_record
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import finish, sample_previews
+from trainer.rollout import ScoredGroup, finish, replace_flat_groups, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal
+from trainer.types import Task
 from trainer.update import policy_update
 
 
@@ -55,21 +56,27 @@ def train(
             checkpoint.save(checkpoints, state.step, state.to_save(), settings)
 
     clock = Clock()
+
+    def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
+        """Return a group of each task; `first` is the number of the first one in the step."""
+        pending = []
+        with explain_out_of_memory("drawing", policy, settings):
+            for index, task in enumerate(tasks, first):
+                key = (settings.seed, state.step, index)
+                previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
+                pending.append(finish(policy, service, previews, settings, clock))
+        with clock("reward_wait"):
+            return [group.wait() for group in pending]
+
     with (
         stop_on_signal() as stop,
         Metrics(settings.run_dir, resume_at=state.step, wandb=settings.report.wandb) as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
     ):
         while state.step < settings.steps and not stop.is_set():
-            step, pending = state.step, []
+            step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
-                with explain_out_of_memory("drawing", policy, settings):
-                    for index, task in enumerate(source.tasks(step)):
-                        key = (settings.seed, step, index)
-                        previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
-                        pending.append(finish(policy, service, previews, settings, clock))
-                with clock("reward_wait"):
-                    groups = [group.wait() for group in pending]
+                groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
             except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
                 save_checkpoint()
                 raise
@@ -79,8 +86,8 @@ def train(
             except NonFinite as error:
                 folder = save_failed_groups(settings.run_dir, step, groups, error)
                 raise error.with_saved_groups(step, folder) from error
-            state.advance(groups)
-            record = step_record(groups, update, settings, step, clock.lap())
+            state.advance([*replaced, *groups])
+            record = step_record(groups, len(replaced), update, settings, step, clock.lap())
             metrics.log(step, record)
             log_images(metrics, step, groups)
             if state.step % settings.checkpoint_every == 0:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
-from trainer.algorithms.aggregate import GroupRewards, is_flat
+from trainer.algorithms.aggregate import GroupRewards
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.errors import NonFinite
 from trainer.optim import learning_rates
@@ -78,7 +78,7 @@ def policy_update(
             stats[modality] += found
     if not usable:
         return Update(losses, stats, None, None, len(groups), 0)
-    flat = sum(group_is_flat(groups[i]) for i in usable)
+    flat = sum(groups[i].is_flat for i in usable)
     norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
@@ -86,12 +86,6 @@ def policy_update(
         parameters["lr"] = lr
     optimizer.step()
     return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable), flat)
-
-
-def group_is_flat(group: ScoredGroup) -> bool:
-    """Return whether all rewards of a group are equal, so that it has no signal."""
-    spec = group.previews.task.reward
-    return is_flat(GroupRewards.of(group.rewards, spec), spec.aggregation)
 
 
 def _backward(

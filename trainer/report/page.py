@@ -33,7 +33,12 @@ CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Largest ratio": {"text": "ratio_max_text", "image": "ratio_max_image"},
     "Gradient norm": {"before clipping": "grad_norm"},
     "Spread within a group": {"std of reward": "reward_std", "mean |advantage|": "advantage_abs"},
-    "Missing rewards, skipped and flat groups": {"masked": "masked", "skipped": "skipped", "flat": "flat"},
+    "Missing rewards, skipped and flat groups": {
+        "masked": "masked",
+        "skipped": "skipped",
+        "flat": "flat",
+        "replaced": "replaced",
+    },
 }
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
 LABELS: Final = {

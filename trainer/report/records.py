@@ -26,6 +26,7 @@ REJECTED_SHOWN = 8  # previews of each group
 
 def step_record(
     groups: Sequence[ScoredGroup],
+    replaced: int,
     update: Update,
     settings: TrainerSettings,
     step: int,
@@ -34,8 +35,9 @@ def step_record(
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
     `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
-    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward,
-    `flat` the groups whose rewards are all equal. `lr` is that of parameters without a rate of their modality.
+    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward, `flat` the groups
+    whose rewards are all equal, and `replaced` the flat groups that others replaced, which no other figure counts. `lr`
+    is that of parameters without a rate of their modality.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -68,6 +70,7 @@ def step_record(
         "masked": len(found) - len(values),
         "skipped": update.skipped,
         "flat": update.flat,
+        "replaced": replaced,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},

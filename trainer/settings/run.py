@@ -45,13 +45,16 @@ class ScreenSettings(Node):
 class TrainerSettings(Node):
     """The whole trainer. `run_dir` is the directory of checkpoints, metrics and images.
 
-    Each step takes `prompts_per_step` prompts; a reward request holds `reward_batch_size` images. A checkpoint is
-    written every `checkpoint_every` steps and at the end. `evaluation_prompts` are drawn before and after training.
+    Each step takes `prompts_per_step` prompts. Groups whose rewards are all equal are replaced by groups of other
+    prompts (DAPO), at most `resample_flat_groups` of them a step. A reward request holds `reward_batch_size` images. A
+    checkpoint is written every `checkpoint_every` steps and at the end. `evaluation_prompts` are drawn before and after
+    training.
     """
 
     seed: int = Field(0, ge=0)
     steps: int = Field(100, ge=1)
     prompts_per_step: int = Field(1, ge=1)
+    resample_flat_groups: int = Field(0, ge=0)
     reward_batch_size: int = Field(3, ge=1)
     checkpoint_every: int = Field(10, ge=1)
     evaluation_prompts: int = Field(200, ge=1)

@@ -55,6 +55,7 @@ def record(step: int) -> dict[str, Any]:
         "masked": int(step == 3),
         "skipped": 0,
         "flat": 0,
+        "replaced": 0,
         "denoising_steps": 144,
         "denoising_steps_unscreened": 10 * (36 - step % 5),
         "denoising_steps_saved_ratio": 1 - 144 / (10 * (36 - step % 5)),

@@ -13,13 +13,15 @@ import torch
 
 from tests.unit.trainer.loops import NO_SCREEN, MakeSettings, draw, same_images, tasks
 from tests.unit.trainer.reward_services import WIRE, Judge, judged
+from trainer.algorithms.screen import screen
 from trainer.clock import Clock
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.rewards.service import RewardService
-from trainer.rollout import Previews, finish, sample_previews
+from trainer.rollout import Previews, ScoredGroup, finish, replace_flat_groups, sample_previews
 from trainer.scenarios import compound
 from trainer.settings import TrainerSettings
+from trainer.types import Prompt, Reward, RewardSpec, Task
 
 KEY = (0, 0, 0)
 
@@ -167,3 +169,50 @@ def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings
     assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "total"}
     assert 0 < sum(v for k, v in spent.items() if k != "total") <= spent["total"]
     assert set(clock.lap()) == {"total"}
+
+
+# -- groups without spread --------------------------------------------------------------------------------------------
+
+FLAT, USEFUL, LOST = (0.5, 0.5), (0.5, 0.25), (0.5, None)
+
+
+def group_of(number: int, values: Sequence[float | None]) -> ScoredGroup:
+    """A group of task `number` with these rewards."""
+    task = Task(f"task {number}", "none", Prompt(f"prompt {number}", "tag"), RewardSpec(ensemble="any"))
+    previews = Previews(task, (), (), (), screen([], None, 2), None)
+    return ScoredGroup(previews, (), (), tuple(Reward(value) for value in values))
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "kept", "replaced", "drawn"),
+    [
+        pytest.param([FLAT, USEFUL], [], "0 1", "", [], id="nothing to replace it with"),
+        pytest.param([USEFUL, LOST], [USEFUL], "0 1", "", [], id="a lost reward is not flat"),
+        pytest.param([FLAT, USEFUL, FLAT], [USEFUL] * 3, "3 1 4", "0 2", [(3, "3 4")], id="in place"),
+        pytest.param([FLAT, FLAT], [USEFUL], "2 1", "0", [(2, "2")], id="fewer than flat groups"),
+        pytest.param(
+            [FLAT, FLAT], [USEFUL, FLAT, FLAT, USEFUL, USEFUL], "2 5", "0 1 3 4", [(2, "2 3"), (4, "4"), (5, "5")],
+            id="until none is flat",
+        ),
+        pytest.param([FLAT], [FLAT, FLAT], "2", "0 1", [(1, "1"), (2, "2")], id="bounded"),
+    ],
+)  # fmt: skip
+def test_flat_groups_are_replaced_in_order(
+    own: list[Any], others: list[Any], kept: str, replaced: str, drawn: list[tuple[int, str]]
+) -> None:
+    """Tasks are numbered: first the step's own, then the replacements."""
+    every = [group_of(number, values) for number, values in enumerate([*own, *others])]
+    asked: list[tuple[int, str]] = []
+
+    def numbers(groups: Sequence[ScoredGroup]) -> str:
+        return " ".join(str(every.index(group)) for group in groups)
+
+    def draw_groups(chosen: Sequence[Task], first: int) -> list[ScoredGroup]:
+        found = [group for group in every if group.previews.task in chosen]
+        asked.append((first, numbers(found)))
+        return found
+
+    tasks_left = [group.previews.task for group in every[len(own) :]]
+    found = replace_flat_groups(every[: len(own)], tasks_left, draw_groups)
+    assert tuple(map(numbers, found)) == (kept, replaced)
+    assert asked == drawn

@@ -28,6 +28,7 @@ from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal
+from trainer.types import Task
 
 EVERY = {"CHECKPOINT_EVERY": "1"}
 
@@ -200,6 +201,53 @@ def test_a_capped_group_is_counted(make_policy: MakePolicy, tiny_settings: MakeS
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_flat_groups_are_replaced_and_resumed(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts with an even digit are flat. A resumed run draws the same replacements."""
+    drawn: list[tuple[str, tuple[int, ...], str]] = []
+
+    def watched(policy: Any, service: Any, task: Task, threshold: Any, settings: Any, key: Any, clock: Any) -> Any:
+        drawn.append((settings.run_dir.name, tuple(key), task.prompt.text))
+        return sample_previews(policy, service, task, threshold, settings, key, clock)
+
+    monkeypatch.setattr("trainer.train.sample_previews", watched)
+
+    def reward(item: ScoreItem) -> float:
+        return 0.5 if any(digit in str(item.prompt) for digit in "02468") else brightness(item)
+
+    moved: list[str] = []
+
+    class Counted(Quantile):
+        def update(self, *arguments: Any) -> ThresholdState:
+            moved.append("once")
+            return super().update(*arguments)
+
+    def run(name: str, *ends: str, **options: str) -> TrainerSettings:
+        for steps in ends:
+            settings = tiny_settings(**EVERY, **options, STEPS=steps, PROMPTS_PER_STEP="2", RUN_DIR=f'"{name}"')
+            run_loop(settings, make_policy, Judge(reward), controller=Counted(target_pass_rate=0.5))
+        return settings
+
+    plain, whole, cut = (
+        run("plain", "3"),
+        *(run(*one, RESAMPLE_FLAT_GROUPS="8") for one in (("a", "3"), ("b", "1", "3"))),
+    )
+    before, found = lines(plain.run_dir), lines(whole.run_dir)
+    assert sum(line["flat"] for line in before) > 0
+    assert {line["replaced"] for line in before} == {0}
+    assert sum(line["flat"] for line in found) == 0
+    assert sum(line["replaced"] for line in found) > 0
+    assert {line["kept"] for line in found} == {8}
+    assert lines(cut.run_dir) == found
+    assert files(cut.run_dir, 3)["tensors.safetensors"] == files(whole.run_dir, 3)["tensors.safetensors"]
+    assert len(moved) == sum(2 + line["replaced"] for line in [*before, *found, *found])  # by every group drawn
+    keys = [key for name, key, _ in drawn if name == "a"]
+    assert len(set(keys)) == len(keys)  # no two groups have the same random numbers
+    firsts = [prompt for name, key, prompt in drawn if name == "a" and key[2] == 2]
+    assert len(set(firsts)) == len(firsts) > 1  # each step has its own replacements
 
 
 def test_missing_rewards_are_masked_and_counted(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
