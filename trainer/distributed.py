@@ -1,7 +1,7 @@
 """The ranks of a run on several devices; the only file that imports torch.distributed.
 
-Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the same
-batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
+Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the
+same batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
 Documents travel as JSON in tensors: no pickle.
 """
 
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from synod.errors import SettingsError
 from trainer.errors import OtherRankFailed
 
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
@@ -71,16 +72,16 @@ class Ranks:
         return [json.loads(part) for part in self._gather_bytes(json.dumps(document).encode())]
 
     @contextmanager
-    def together(self, *failures: type[Exception]) -> Iterator[None]:
-        """If the block fails on one rank with one of `failures`, all ranks leave it with an error.
+    def together(self) -> Iterator[None]:
+        """If the block fails on one rank, all ranks leave it with an error.
 
-        The failed rank raises its own error, the others raise OtherRankFailed with its message. Every rank must enter
-        the block, and the block must not send anything.
+        A failed rank raises its own error, the others raise OtherRankFailed with its message. Every rank must enter the
+        block, and the block must not send anything: the others would wait for it.
         """
         error: Exception | None = None
         try:
             yield
-        except failures as caught:
+        except Exception as caught:
             error = caught
         messages = self.gather_all(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
@@ -88,6 +89,12 @@ class Ranks:
         for rank, message in enumerate(messages):
             if message is not None:
                 raise OtherRankFailed(f"rank {rank} failed: {message}")
+
+    def check_equal(self, value: Any, what: str) -> None:
+        """Raise SettingsError on every rank unless all have the same value; `what` says what it is, and what to do."""
+        values = self.gather_all(value)
+        if any(other != values[0] for other in values):
+            raise SettingsError(f"the ranks differ: {', '.join(map(str, values))} as the {what}")
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         device = _device()
@@ -101,6 +108,9 @@ class Ranks:
         return [bytes(part[: int(size)].cpu().numpy()) for part, size in zip(parts, sizes, strict=True)]
 
 
+ONE_RANK: Final = Ranks()
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the other processes of a launcher that set RANK and WORLD_SIZE (torchrun, Ray Train), and leave them again.
@@ -111,7 +121,7 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size())
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield ONE_RANK
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:

@@ -45,9 +45,9 @@ def _check_messages(ranks: Ranks) -> None:
 
 
 def _check_failures(ranks: Ranks) -> None:
-    with ranks.together(NonFinite):
+    with ranks.together():
         pass
-    with pytest.raises((NonFinite, OtherRankFailed)) as caught, ranks.together(NonFinite):
+    with pytest.raises((NonFinite, OtherRankFailed)) as caught, ranks.together():
         _fail_on(ranks.rank == 1)
     if ranks.rank == 1:
         assert isinstance(caught.value, NonFinite)
@@ -102,7 +102,7 @@ def test_one_rank_sends_nothing() -> None:
     parameter = nn.Parameter(torch.ones(2))
     ranks.sum_gradients([parameter])
     assert parameter.grad is None
-    with pytest.raises(NonFinite), ranks.together(NonFinite):
+    with pytest.raises(NonFinite), ranks.together():
         raise NonFinite("planted", None)
 
 
