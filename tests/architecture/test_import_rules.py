@@ -92,7 +92,11 @@ RULES = (
     Rule(r"(?P<own>trainer\.settings)(\..+)?", may=("synod",), never=("torch", "ray", *WEB)),
     Rule(r"trainer\.types", may=("synod.contracts",), never=("ray", "httpx", *WEB)),
     Rule(r"(?P<own>trainer\.algorithms)(\..+)?", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
-    Rule(r"trainer\.policy\.registry", may=("trainer.policy", "trainer.settings"), never=("ray", "httpx", *WEB)),
+    Rule(
+        r"trainer\.policy\.registry",
+        may=("synod.contracts", "trainer.policy", "trainer.settings"),
+        never=("ray", "httpx", *WEB),
+    ),
     Rule(
         r"(?P<own>trainer\.policy\.\w+)(\..+)?",
         may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),

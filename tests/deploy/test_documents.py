@@ -10,9 +10,12 @@ import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+
+from trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -144,6 +147,29 @@ def test_settings_in_the_documents_exist() -> None:
         keys += [name.lower() for name in re.findall(r"\bSYNOD__\w+?__([A-Z0-9_]+?)(?=\b(?!__))", text)]
         unknown = {key.rpartition("__")[2] for key in keys} - names
         assert not unknown, f"{page.relative_to(ROOT)}: {unknown}"
+
+
+def is_setting(names: list[str], table: type[BaseModel]) -> bool:
+    """Return whether a dotted name is a key of a table of settings; "*" stands for any key that is a table."""
+    head, *rest = names
+    found = table.model_fields.values() if head == "*" else filter(None, [table.model_fields.get(head)])
+    kinds = [kind for field in found for kind in tables(field.annotation)]
+    return any(is_setting(rest, kind) for kind in kinds) if rest else head in table.model_fields
+
+
+def tables(annotation: Any) -> list[type[BaseModel]]:
+    """Return the tables among a field's types."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for one in get_args(annotation) for table in tables(one)]
+
+
+def test_trainer_settings_in_the_training_page_exist() -> None:
+    """Dotted names there start in [trainer]."""
+    nodes = "|".join(name for name, field in TrainerSettings.model_fields.items() if tables(field.annotation))
+    found = set(re.findall(rf"`((?:{nodes})\.[\w.*]+)`", (ROOT / "docs/training.md").read_text()))
+    assert len(found) > 15
+    assert [name for name in sorted(found) if not is_setting(name.split("."), TrainerSettings)] == []
 
 
 def indented(text: str) -> list[str]:

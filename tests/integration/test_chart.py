@@ -42,6 +42,11 @@ SMALL = {  # the smallest run that trains and evaluates
     "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
     "SYNOD__TRAINER__EVALUATION_PROMPTS": 2,
 }
+LORA = """
+[trainer.policy.lora]
+rank = 2
+targets = ["q_proj", "v_proj"]
+"""
 SMALL_EVALUATION = ("--prompts=/app/embedded/data/prompts/heldout.jsonl", "--n=2", "--images=1")
 Wait = Callable[[Callable[[], bool], float], None]
 
@@ -299,14 +304,15 @@ def test_the_job_trains_and_its_logs_stream(deployed: Pods) -> None:
     assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
 
 
-def test_a_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
+def test_a_lora_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
     """The trainer's own settings, then another command on what it left."""
-    env = job_env(deployed, "own")
+    env = job_env(deployed, "lora")
     run = Path(env["SYNOD__TRAINER__RUN_DIR"])
-    settings = of(deployed.objects, "ConfigMap")["data"]["service.toml"]
+    settings = of(deployed.objects, "ConfigMap")["data"]["service.toml"] + LORA
     command = ["synod", "train", "CONFIG", "--no-evaluation"]
     assert "succeeded" in submit(deployed, deployed.job(config=settings, command=command), env)
     assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
+    assert (run / "policy/adapter/adapter_model.safetensors").exists()
     command = ["synod", "evaluate", f"/checkpoints/{run.name}", "--suite=geneval", *SMALL_EVALUATION]
     output = submit(deployed, deployed.job(command=command), env)
     assert "succeeded" in output

@@ -16,7 +16,7 @@ have a positive advantage on average; this is the signal that selection adds, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +61,6 @@ def step_advantages(
     aggregation: Aggregation = "sum",
     normalise: Normalise = "none",
     shifts: Sequence[float] | None = None,
-    reduce: Callable[[Moments], Moments] = lambda moments: moments,
     epsilon: float | None = None,
 ) -> list[Tensor]:
     """Return the advantages [G] of every group of a step, in the dtype of its scores, and 0 where one is missing.
@@ -72,7 +71,6 @@ def step_advantages(
     normalise  s of "sum": 1 (Dr.GRPO), the group's standard deviation (GRPO), or that of all rewards of the step, whose
                means differ between groups (trl's `scale_rewards = "batch"`)
     shifts     added to each group's mean, in units of the weighted sum (`population_baseline`); None for 0
-    reduce     adds the sums of the other ranks to ours. Every rank calls it once for "gdpo" and "batch_std"
     epsilon    added to each standard deviation, trl's is 1e-4; None: values without spread give exactly 0
 
     A mean over the step is not subtracted from "gdpo": it is 0, because the mean of every group is. Without an epsilon
@@ -86,7 +84,7 @@ def step_advantages(
             "give normalise 'none' and the group's own mean as the baseline"
         )
     terms = [group.terms(aggregation, epsilon) for group in groups]
-    divisors = _divisors([Moments.of(term_VK) for term_VK in terms], aggregation, normalise, reduce, epsilon)
+    divisors = _divisors([Moments.of(term_VK) for term_VK in terms], aggregation, normalise, epsilon)
     return [
         (advantages(_scatter(term_VK.sum(1), group.valid_G), group.valid_G, baseline_shift=shift) / divisor).to(
             group.value_GK.dtype
@@ -99,7 +97,6 @@ def _divisors(
     moments: Sequence[Moments],
     aggregation: Aggregation,
     normalise: Normalise,
-    reduce: Callable[[Moments], Moments],
     epsilon: float | None,
 ) -> list[float]:
     """Return what each group's centred rewards are divided by; infinity for a group without spread."""
@@ -108,7 +105,7 @@ def _divisors(
     own = [found.divisor(epsilon) for found in moments]
     if aggregation == "sum" and normalise == "group_std":
         return own
-    step = reduce(sum(moments, Moments())).divisor(epsilon)
+    step = sum(moments, Moments()).divisor(epsilon)
     return [step if math.isfinite(divisor) else math.inf for divisor in own]
 
 

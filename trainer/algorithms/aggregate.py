@@ -91,7 +91,7 @@ class GroupRewards:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over values that are sums of terms; they add up over groups and ranks with `+`.
+    """Sums over values that are sums of terms; they add up over groups with `+`.
 
     count, total, squares  the number of values, their sum and the sum of their squares
     magnitude              the sum of the squares of all terms: values far below it are rounding errors

@@ -148,6 +148,11 @@ class SyncR1Tasks:
         return replace(self, seed=(*self.seed, _REPLACEMENT, step), prompts_per_step=count).tasks(0)
 
     @property
+    def _geneval_reward(self) -> RewardSpec:
+        """GenEval's scorer, aggregated like the concepts' so that the advantages of a step have one scale."""
+        return replace(GENEVAL, aggregation=self.reward.aggregation)
+
+    @property
     def _millionths(self) -> int:
         return round(self.geneval_share * _MILLION)
 
@@ -171,7 +176,7 @@ class SyncR1Tasks:
         """Return task number `index` of the run; GenEval's tasks are spread evenly."""
         before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
         if after > before:
-            return make_task(self._geneval(before), None, "none", GENEVAL, self._rng(_REASON, index))
+            return make_task(self._geneval(before), None, "none", self._geneval_reward, self._rng(_REASON, index))
         pair, second = divmod(index - before, 2)
         first_is_visual = bool(self._rng(_COIN, pair).integers(2))
         pathway: Pathway = "visual" if first_is_visual != bool(second) else "textual"

@@ -30,10 +30,11 @@ class LoraSettings(Node):
 
 
 class ShowOSettings(Node):
-    """A Show-o directory or hub id, and its image tokenizer; null: the directory `vq` in `model`.
+    """A Show-o directory or hub id ('org/name' or 'org/name@REVISION'), and its image tokenizer.
 
-    `positions` "masked" scores sampled positions, "all" every position as in Sync-R1's eq. 1. `checkpointing` computes
-    the activations of each block twice instead of keeping them for the backward pass. `lora` null trains all weights.
+    `vq` null is the directory `vq` in `model`, or the tokenizer of the published models. `positions` "masked" scores
+    sampled positions, "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
+    block twice instead of keeping them for the backward pass. `lora` null trains all weights.
     """
 
     family: Literal["show_o"] = "show_o"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, lines, run_loop, weights
+from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, draw, equal, lines, run_loop, weights
 from tests.unit.trainer.reward_services import Judge, brightness, serve
 from trainer import checkpoint
 from trainer import run as run_module
@@ -84,6 +84,34 @@ def test_a_run_trains_and_saves_both_exports(ready: MakeSettings, make_policy: M
     logits = [base.phi.logits(one, 0, base.config.vocab_size).detach() for one in hidden]
     assert float((logits[0] - logits[1]).abs().max()) < 1e-5
     assert float((logits[0] - logits[2]).abs().max()) > 1e-3
+
+
+def test_adapters_learn(
+    ready: MakeSettings,
+    adapted: Callable[[TrainerSettings], ShowO],
+    make_policy: MakePolicy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reward is the share of red pixels."""
+    monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # which takes most of the time
+    options = {
+        "STEPS": "15",
+        "DATA__GENEVAL_SHARE": "1.0",
+        "SCREEN__THRESHOLD": NO_SCREEN,
+        "SCREEN__GROUP_SIZE": "8",
+        "SCREEN__PREVIEW_BATCH_SIZE": "8",
+        "REWARD_BATCH_SIZE": "8",
+        "LOSS__TEXT__BETA": "0",
+        "LOSS__IMAGE__BETA": "0",
+        "OPTIMIZER__LR": "1e-3",
+        "CHECKPOINT_EVERY": "100",
+    }
+    settings = ready(**options)
+    policy = adapted(settings)
+    policy.phi.lm_head.weight.data *= 0.2  # near uniform, with everything to learn
+    run_loop(settings, make_policy, Judge(lambda item: float((item.pixels()[..., 0] > 128).mean())), policy)
+    rewards = [line["reward_mean"] for line in lines(settings.run_dir)]
+    assert sum(rewards[-6:]) / 6 > rewards[0] + 0.06
 
 
 def test_a_resumed_run_equals_a_whole_run(
@@ -186,6 +214,27 @@ def test_an_average_covers_the_adapters_alone(
     found = loading.load(tmp_path / "averaged").phi(IDS, None)
     assert float((found - expected).detach().abs().max()) < 1e-5
     assert float((found - policy.phi(IDS, None)).detach().abs().max()) > 1e-4
+
+
+def test_a_run_resumes_and_exports_the_average(ready: MakeSettings, make_policy: MakePolicy) -> None:
+    """The merged export is the base with the averaged adapters of the last checkpoint, whole or resumed."""
+    runs = []
+    with serve(Judge(brightness)) as url:
+        for name, lengths in (("whole", (3,)), ("parts", (1, 3))):
+            for steps in lengths:
+                more = {"STEPS": str(steps), "RUN_DIR": f'"{name}"', "OPTIMIZER__LR": "0.02"}
+                settings = ready(REWARDS__URL=url, OPTIMIZER__EMA="0.5", **more)
+                assert run_module.run(settings, evaluated=False) == 0
+            runs.append(settings)
+    exported = [weights(loading.load(settings.run_dir / "policy")) for settings in runs]
+    assert equal(*exported)
+    state = checkpoint.load(runs[1].run_dir / "checkpoints/step-000003", runs[1])[1]
+    name = "showo.model.layers.1.mlp.fc2"
+    for kind in ("ema", "policy"):
+        a, b = (state[kind][f"{name}.lora_{half}.default.weight"] for half in "AB")
+        expected = weights(make_policy())[f"{name}.weight"] + 64 / 4 * b @ a
+        distance = float((exported[0][f"{name}.weight"] - expected).abs().max())
+        assert (distance < 1e-6) == (kind == "ema")
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

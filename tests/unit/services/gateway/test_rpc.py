@@ -374,6 +374,7 @@ async def test_blocking_client_works(url: str) -> None:
         with SynodClient(url, timeout_s=20) as client:
             client.wait_ready(20)
             assert [one["name"] for one in client.scorers()] == ["mean", "max"]
+            assert client.ensembles()["council"]["by_kind"] == {"animal": {"mean": 0.5, "max": 0.5}}
             request = ScoreRequest((grey(51), grey(102)), ("mean", "max"), "council", request_id="r")
             assert merge_parts(client.stream(request), 2) == client.score(request)
             assert client.put_images([b"x"]) == (digest_of(b"x"),)

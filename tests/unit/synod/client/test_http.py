@@ -82,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.service.tokens.append(self.headers["authorization"])
         if self.path == "/v1/scorers":
-            catalogue = {"scorers": [{"name": "length"}], "limits": {"max_items": 5}}
+            ensembles = {"both": {"weights": {"length": 1.0}}}
+            catalogue = {"scorers": [{"name": "length"}], "ensembles": ensembles, "limits": {"max_items": 5}}
             self.answer(200, "application/json", json.dumps(catalogue).encode())
             return
         self.service.polls += 1
@@ -189,6 +190,7 @@ def test_score_scorers_put_and_ready(use: Use, service: RewardService) -> None:
     assert use("score", prompts(["a", "bcd"], request_id="r")) == respond(prompts(["a", "bcd"], request_id="r"))
     assert use("values", prompts(["a", "bcd"])).scores == {"length": (1.0, 3.0)}
     assert use("scorers") == [{"name": "length"}]
+    assert use("ensembles") == {"both": {"weights": {"length": 1.0}}}
     assert use("put_images", [b"cat"]) == (digest_of(b"cat"),)
     use("wait_ready", 20)
     assert service.polls == 3

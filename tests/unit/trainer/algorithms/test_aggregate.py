@@ -257,25 +257,6 @@ def test_the_default_is_dr_grpo_bit_for_bit(values: np.ndarray, shift: float) ->
     assert torch.equal(found, advantages(torch.from_numpy(values), one.valid_G, baseline_shift=shift))
 
 
-@pytest.mark.parametrize(("aggregation", "normalise"), [FORMS[2], FORMS[3]])
-def test_two_ranks_give_the_advantages_of_one(aggregation: Aggregation, normalise: Normalise) -> None:
-    rng = np.random.default_rng(3)
-    groups = [group(rng.standard_normal((5, 2)) + 10 * rng.standard_normal(2), (1, 3)) for _ in range(5)]
-    together = step_advantages(groups, aggregation=aggregation, normalise=normalise)
-    sent: list[Moments] = []
-    for ours in (groups[:2], groups[2:]):  # what each rank would send
-        step_advantages(ours, aggregation=aggregation, normalise=normalise, reduce=lambda m: sent.append(m) or m)
-    assert len(sent) == 2
-    apart = [
-        advantage
-        for ours in (groups[:2], groups[2:])
-        for advantage in step_advantages(
-            ours, aggregation=aggregation, normalise=normalise, reduce=lambda _: sent[0] + sent[1]
-        )
-    ]
-    assert torch.allclose(torch.stack(apart), torch.stack(together), atol=1e-12)
-
-
 @given(arrays(np.float64, (5, 3), elements=st.floats(-10, 10)))
 def test_moments_equal_numpys(terms: np.ndarray) -> None:
     values = terms.sum(1)

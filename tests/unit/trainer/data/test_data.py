@@ -18,7 +18,7 @@ from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import GENEVAL as GENEVAL_REWARD
 from trainer.data.source import SyncR1Tasks
-from trainer.types import ConceptProfile, Prompt, RewardSpec, Task
+from trainer.types import Aggregation, ConceptProfile, Prompt, RewardSpec, Task
 
 ROOT = Path(__file__).parents[4]
 BO = ConceptProfile(
@@ -200,6 +200,15 @@ def test_a_repeated_prompt_gets_a_new_query() -> None:
 def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         SyncR1Tasks(prompts, {"<bo>": BO}, REWARD, (0,), 1, share)
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "gdpo"])
+def test_all_rewards_of_a_run_are_aggregated_alike(aggregation: Aggregation) -> None:
+    """Or the advantages of a step would have two scales."""
+    source = SyncR1Tasks(EVERY, {"<bo>": BO}, RewardSpec({"ber": 1.0}, aggregation=aggregation), (0,), 20, 0.5)
+    tasks = source.tasks(0)
+    assert {task.reward.aggregation for task in tasks} == {aggregation}
+    assert {tuple(task.reward.scorers) for task in tasks} == {("ber",), ("geneval",)}
 
 
 def test_an_unused_pool_may_be_empty() -> None:

@@ -70,4 +70,5 @@ def test_replacements_are_other_prompts() -> None:
 def test_replacements_keep_the_mix_and_the_rewards() -> None:
     drawn = SOURCES[1].replacements(0, 100)
     assert [task.pathway for task in drawn].count("none") == 40
-    assert all(task.reward == (RewardSpec({"geneval": 1.0}) if task.pathway == "none" else REWARD) for task in drawn)
+    geneval = RewardSpec({"geneval": 1.0}, aggregation=REWARD.aggregation)
+    assert all(task.reward == (geneval if task.pathway == "none" else REWARD) for task in drawn)

@@ -196,9 +196,10 @@ def test_integers_are_not_weights(module: nn.Module, tmp_path: Path) -> None:
 
 
 class WithBuffers(nn.Module):
-    """A parameter, a stored integer buffer, and a buffer that no file has."""
+    """Parameters, a stored integer buffer, and buffers that no file has."""
 
     rates: torch.Tensor
+    scale: torch.Tensor
     powers: torch.Tensor
 
     def __init__(self) -> None:
@@ -207,6 +208,7 @@ class WithBuffers(nn.Module):
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
         self.register_buffer("rates", torch.arange(4) ** -0.5 + 1, persistent=False)
         self.register_buffer("powers", 2 ** torch.arange(3))
+        self.register_buffer("scale", nn.init.constant_(torch.empty(2), 3.0), persistent=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
@@ -219,6 +221,7 @@ def test_a_module_built_without_memory_is_the_same(tmp_path: Path, dtype: torch.
     assert module.weight.is_meta
     read_weights(module, tmp_path, dtype)
     assert torch.equal(module.rates, built.rates)
+    assert module.scale.tolist() == [3.0, 3.0]
     assert (module.powers.dtype, module.powers.tolist()) == (torch.int64, [1, 2, 4])
     assert (module.weight.dtype, module.weight.tolist()) == (dtype or torch.float32, [2.0] * 3)
     assert (module.weight.requires_grad, module.frozen.requires_grad) == (True, False)
