@@ -29,11 +29,6 @@ SAMPLING = Sampling(4, 2.0, max_new_tokens=4)
 # Three groups a step: a visual, a textual and a GenEval group, which has no text.
 BASE = {"CHECKPOINT_EVERY": "1", "LOSS__BASELINE": "population"}
 THREE = {"PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.3333", **BASE}
-    "PROMPTS_PER_STEP": "3",
-    "DATA__GENEVAL_SHARE": "0.3333",
-    "CHECKPOINT_EVERY": "1",
-    "LOSS__BASELINE": "population",
-}
 ROUNDED = ("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image")
 
 
