@@ -31,7 +31,7 @@ def explain_out_of_memory(
         remedy = update_advice(policy, settings) if phase == "the update" else _drawing_advice(settings)
         raise OutOfMemory(
             f"out of memory in {phase} ({str(error).partition(chr(10))[0] or type(error).__name__}). {remedy}. "
-            "The last checkpoint is intact: train again"
+            "Earlier checkpoints are intact: start the same command again"
         ) from error
 
 
@@ -42,13 +42,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def update_advice(policy: Policy, settings: TrainerSettings) -> str:
     """Return what an update of the policy needs, and the least change of settings that fits its device."""
+    now = configuration_of(settings)
+    return advice(now, lambda other: memory_of(policy, settings, other), device_bytes(policy))
+
+
+def configuration_of(settings: TrainerSettings) -> Configuration:
+    """Return what the settings say about the memory of an update."""
     group = settings.screen.group_size
-    now = Configuration(
+    return Configuration(
         micro_batch=min(settings.loss.micro_batch or group, group),
         checkpointing=settings.policy.checkpointing,
         lora=settings.policy.lora is not None,
     )
-    return advice(now, lambda other: memory_of(policy, settings, other), device_bytes(policy))
 
 
 def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configuration) -> UpdateMemory:
@@ -69,6 +74,7 @@ def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configur
         trainable,
         reference=settings.loss.needs_reference and not configuration.lora,
         activations=policy.activation_bytes(configuration.micro_batch, checkpointing=configuration.checkpointing),
+        copies=0 if settings.policy.dtype == "float32" else sum(2 * p.numel() for p in parameters),
     )
 
 

@@ -16,6 +16,7 @@ from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.screen import ScreenResult, screen, top_up
 from trainer.clock import Clock
 from trainer.distributed import Ranks
+from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.scenarios import compound, reward_item, surrogate_item
@@ -153,7 +154,37 @@ def finish(
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
 
 
-def exchange(ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+def draw_groups(
+    policy: Policy,
+    service: RewardBackend,
+    tasks: Sequence[Task],
+    key: Sequence[int],
+    first: int,
+    threshold: Callable[[Task], float | None],
+    settings: TrainerSettings,
+    clock: Clock,
+    ranks: Ranks,
+) -> list[ScoredGroup]:
+    """Return a scored group of each task; this rank draws its share, and the scores of the others arrive from theirs.
+
+    `first` is the number of the first task in the step, `key` is (seed, step). Raises RewardServiceUnavailable and
+    OutOfMemory, on every other rank OtherRankFailed.
+    """
+    pending = []
+    with ranks.together():
+        with explain_out_of_memory("drawing", policy, settings):
+            for place in ranks.mine(len(tasks)):
+                task = tasks[place]
+                previews = sample_previews(
+                    policy, service, task, threshold(task), settings, (*key, first + place), clock
+                )
+                pending.append(finish(policy, service, previews, settings, clock))
+        with clock("reward_wait"):
+            own = [group.wait() for group in pending]
+    return _exchange(ranks, tasks, own)
+
+
+def _exchange(ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     """Return the groups of all tasks, those of other ranks without rollouts; `own` are of `ranks.mine(len(tasks))`."""
     if ranks.world == 1:
         return list(own)

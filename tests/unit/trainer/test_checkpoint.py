@@ -169,7 +169,7 @@ def test_other_rewards_and_prompts_are_refused_by_name(settings_from: Make, tmp_
 def test_free_settings_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
     free = {"STEPS": "7", "REWARDS__URL": "http://far:1", "REWARDS__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
-    settings = settings_from("", RUN_DIR="elsewhere", EVALUATION_PROMPTS="3", **free)
+    settings = settings_from("", RUN_DIR="elsewhere", EVALUATE__PROMPTS="3", EVALUATE__SCORERS="{ hps = 1.0 }", **free)
     assert load(path, settings) == (1, {"x": 1})
 
 

@@ -56,7 +56,7 @@ def test_the_advice_lets_the_run_go_on(
     message = str(caught.value)
     assert "4 rollouts in a pass" in message
     assert "Set [trainer.loss] micro_batch = 1 (now 4): about " in message
-    assert message.endswith("The last checkpoint is intact: train again")
+    assert message.endswith("Earlier checkpoints are intact: start the same command again")
     assert "more lines" not in message
     advised = tiny_settings(STEPS="3", CHECKPOINT_EVERY="1", LOSS__MICRO_BATCH="1")
     assert run_loop(advised, make_policy, Judge(), limited(make_policy(), 1, error)).step == 3
@@ -86,7 +86,7 @@ def test_drawing_out_of_memory_names_its_own_setting(
         policy = make_policy()
         monkeypatch.setattr(policy, "denoise", denoise)
         settings = tiny_settings(SCREEN__PREVIEW_BATCH_SIZE=now)
-        with pytest.raises(OutOfMemory, match=rf"^out of memory in drawing \(CUDA .*GiB\.\)\. {remedy}\. The last"):
+        with pytest.raises(OutOfMemory, match=rf"^out of memory in drawing \(CUDA .*GiB\.\)\. {remedy}\. Earlier"):
             run_loop(settings, make_policy, Judge(), policy)
 
 
