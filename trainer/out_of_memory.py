@@ -74,6 +74,7 @@ def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configur
         trainable,
         reference=settings.loss.needs_reference and not configuration.lora,
         activations=policy.activation_bytes(configuration.micro_batch, checkpointing=configuration.checkpointing),
+        copies=0 if settings.policy.dtype == "float32" else sum(2 * p.numel() for p in parameters),
     )
 
 

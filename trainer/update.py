@@ -107,24 +107,25 @@ def _backward(
     count = max(1, round(settings.loss_step_fraction * total))
     weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
     size = settings.micro_batch or len(found)
-    for step in sorted(rng.choice(total, count, replace=False).tolist()):
-        for first in range(0, len(found), size):
-            segments, owners = zip(*found[first : first + size], strict=True)
-            terms = policy.terms(segments, step, reference=chosen.beta > 0)
-            loss, figures = clipped_loss(
-                terms.new_BD,
-                terms.old_BD,
-                terms.reference_BD,
-                terms.mask_BD,
-                advantage[list(owners)].to(terms.new_BD.device),
-                clip=chosen.clip,
-                beta=chosen.beta,
-                weight=weight,
-                group_size=len(rollouts),
-                kl_BD=terms.kl_BD,
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            value, stats = value + float(loss.detach()), stats + figures
+    with policy.sharing([segment for segment, _ in found]):
+        for step in sorted(rng.choice(total, count, replace=False).tolist()):
+            for first in range(0, len(found), size):
+                segments, owners = zip(*found[first : first + size], strict=True)
+                terms = policy.terms(segments, step, reference=chosen.beta > 0)
+                loss, figures = clipped_loss(
+                    terms.new_BD,
+                    terms.old_BD,
+                    terms.reference_BD,
+                    terms.mask_BD,
+                    advantage[list(owners)].to(terms.new_BD.device),
+                    clip=chosen.clip,
+                    beta=chosen.beta,
+                    weight=weight,
+                    group_size=len(rollouts),
+                    kl_BD=terms.kl_BD,
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+                value, stats = value + float(loss.detach()), stats + figures
     return value, stats
 
 
