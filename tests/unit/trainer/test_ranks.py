@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ from safetensors.torch import load_file
 
 from synod.contracts import ScoreItem
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
-from tests.unit.trainer.reward_services import Judge, brightness, redness
+from tests.unit.trainer.reward_services import Judge, brightness, redness, serve
 from tests.unit.trainer.test_distributed import spawn
+from tests.unit.trainer.test_run import ready  # noqa: F401
+from trainer import run as run_module
 from trainer.algorithms.threshold import make_controller
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite, OtherRankFailed, RewardServiceUnavailable
@@ -24,6 +29,7 @@ from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
 
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 SAMPLING = Sampling(4, 2.0, max_new_tokens=4)
 # Three groups a step: a visual, a textual and a GenEval group, which has no text.
@@ -65,7 +71,7 @@ def model(make_policy: MakePolicy, tmp_path: Path) -> str:
 
 
 def exact(settings: TrainerSettings) -> list[dict[str, Any]]:
-    return lines(settings.run_dir, *ROUNDED)
+    return lines(settings.run_dir, "heldout", *ROUNDED)
 
 
 def rounded(settings: TrainerSettings) -> list[list[float | None]]:
@@ -134,3 +140,39 @@ def test_a_failure_on_one_rank_ends_all(tiny_settings: MakeSettings, model: str,
     spawn(_fails_on_rank_1, tmp_path, settings, model, what)
     assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000001"]
     assert len(lines(settings.run_dir)) == 1
+
+
+# -- the program under torchrun --------------------------------------------------------------------------------------
+
+
+def torchrun(settings: TrainerSettings, toml: Path, world: int) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    options = ["--steps", str(settings.steps), "--run-dir", str(settings.run_dir), "--url", settings.rewards.url]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "SYNOD__TRAINER__PROMPTS_PER_STEP": str(settings.prompts_per_step),
+        "SYNOD__TRAINER__EVALUATE__PROMPTS": "6",
+    }
+    return subprocess.run(
+        [*launcher, "-m", "trainer", str(toml), *options], env=environ, capture_output=True, text=True, check=False
+    )
+
+
+def test_torchrun_trains_as_one_process(ready: MakeSettings, world_dir: Path) -> None:  # noqa: F811
+    with serve(Judge()) as url:
+        one, two = (
+            ready(REWARDS__URL=url, PROMPTS_PER_STEP="2", RUN_DIR=f'"{name}"')
+            for name in ("one", "two")
+        )
+        assert run_module.run(one, evaluated=False) == 0
+        found = torchrun(two, world_dir / "train.toml", 2)
+        assert found.returncode == 0, found.stderr
+        refused = torchrun(two.model_copy(update={"prompts_per_step": 1}), world_dir / "train.toml", 2)
+    assert exact(two)[0] == exact(one)[0]
+    assert [line["keys"] for line in exact(two)] == [line["keys"] for line in exact(one)]
+    assert (two.run_dir / "policy/config.json").exists()
+    assert (two.run_dir / "evaluation/after.json").exists()
+    assert refused.returncode != 0
+    assert "2 ranks share the groups of a step, but [trainer] prompts_per_step is 1" in refused.stderr
