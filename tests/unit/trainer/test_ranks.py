@@ -162,10 +162,7 @@ def torchrun(settings: TrainerSettings, toml: Path, world: int) -> subprocess.Co
 
 def test_torchrun_trains_as_one_process(ready: MakeSettings, world_dir: Path) -> None:  # noqa: F811
     with serve(Judge()) as url:
-        one, two = (
-            ready(REWARDS__URL=url, PROMPTS_PER_STEP="2", RUN_DIR=f'"{name}"')
-            for name in ("one", "two")
-        )
+        one, two = (ready(REWARDS__URL=url, PROMPTS_PER_STEP="2", RUN_DIR=f'"{name}"') for name in ("one", "two"))
         assert run_module.run(one, evaluated=False) == 0
         found = torchrun(two, world_dir / "train.toml", 2)
         assert found.returncode == 0, found.stderr
