@@ -4,7 +4,7 @@
 
 Each case is a process of its own on the CPU: a random Show-o of 160 M parameters, AdamW with its moments, a frozen
 reference unless there are adapters, and one update over one denoising step of G images in which every second position
-is masked. The figure is the growth of the peak of resident memory from before the policy was built. Beside it stands
+is masked. The figure is the growth of the peak of resident memory from before the policy was built. Next to it stands
 the trainer's own arithmetic (`trainer.memory`, an upper bound: all positions masked), and the same arithmetic for
 Show-o 512 on a GPU.
 """
@@ -28,7 +28,7 @@ from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.random_show_o import FULL, build, halfway
 from trainer.algorithms.losses import clipped_loss
 from trainer.memory import UpdateMemory, update_memory
-from trainer.policy.lora import adapter_size
+from trainer.policy.lora import targeted
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.memory import Dtype, activation_bytes
 from trainer.policy.show_o.policy import Sampling, ShowO, Wrapped
@@ -74,15 +74,20 @@ def predict(config: ShowOConfig, case: Case) -> UpdateMemory:
     """Return the trainer's arithmetic for an update of a guided policy of this shape."""
     with torch.device("meta"):
         module = Wrapped(config.phi)
-    size = sum(parameter.numel() for parameter in module.parameters())
+    size = trainable = sum(parameter.numel() for parameter in module.parameters())
+    weights, half = 4 * size, case.dtype == "bfloat16"
+    if case.lora:  # on layers that are stored in the dtype of the products
+        layers = targeted(module, LORA.targets)
+        trainable = sum(LORA.rank * (layer.in_features + layer.out_features) for layer in layers)
+        weights += 4 * trainable - (2 * sum(layer.weight.numel() for layer in layers) if half else 0)
     return update_memory(
-        4 * size,
-        adapter_size(module, LORA.rank, LORA.targets) if case.lora else size,
+        weights,
+        trainable,
         reference=not case.lora,
         activations=activation_bytes(
             config, rollouts=case.micro_batch, guided=True, checkpointing=case.checkpointing, dtype=case.dtype
         ),
-        copies=0 if case.dtype == "float32" else 2 * size,
+        copies=2 * trainable if half else 0,
     )
 
 
