@@ -29,11 +29,11 @@ from benchmarks.machine import command, machine
 from synod.contracts import ScoreItem
 from trainer.algorithms.threshold import make_controller
 from trainer.evaluate.compare import paired
-from trainer.evaluate.heldout import evaluate, held_out, load_evaluation, save_evaluation
+from trainer.evaluate.heldout import AFTER, BEFORE, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.report.metrics import read
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
-from trainer.run import AFTER, BEFORE, make_policy, run
+from trainer.run import make_policy, run
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
 from trainer.types import Reward, RewardSpec
@@ -127,7 +127,7 @@ def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
         "STEPS": options.steps,
         "RUN_DIR": f'"{(options.runs / name).resolve()}"',
         "REWARDS__URL": options.url,
-        "EVALUATION_PROMPTS": options.prompts,
+        "EVALUATE__PROMPTS": options.prompts,
     }
     return load(CONFIG, {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in changed.items()}})
 

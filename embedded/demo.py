@@ -35,10 +35,9 @@ from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
 from synod.errors import SettingsError, Unavailable
 from trainer.evaluate.compare import paired
-from trainer.evaluate.heldout import load_evaluation
+from trainer.evaluate.heldout import AFTER, BEFORE, load_evaluation
 from trainer.report.metrics import read, steps_saved
 from trainer.report.page import fragment
-from trainer.run import AFTER, BEFORE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
@@ -106,7 +105,7 @@ def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", str(run_dir), "--steps", str(steps)]
     command += ["--url", f"http://127.0.0.1:{port}"]
-    environ = {**os.environ, "SYNOD__TRAINER__EVALUATION_PROMPTS": str(prompts)}
+    environ = {**os.environ, "SYNOD__TRAINER__EVALUATE__PROMPTS": str(prompts)}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
     try:
         code = process.wait()

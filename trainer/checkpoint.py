@@ -29,8 +29,8 @@ from trainer.settings import TrainerSettings
 # A run may resume with other values of these settings, which do not change what it computes. `steps` is one of them
 # only if the learning rate does not depend on the length of the run.
 FREE: Final = {
-    *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluation_prompts"),
-    *("report.wandb", "loss.micro_batch", "policy.checkpointing"),
+    *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluate", "report"),
+    *("loss.micro_batch", "policy.checkpointing"),
 }
 KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -112,9 +112,11 @@ def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
     pending = list(settings.model_dump(mode="json").items())
     while pending:
         key, value = pending.pop()
+        if key in free:
+            continue
         if isinstance(value, dict):
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
-        elif key not in free:
+        else:
             flat[key] = value
     return flat
 

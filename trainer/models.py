@@ -16,10 +16,9 @@ from synod.errors import SettingsError, SynodError
 from synod.scoring import pairs, show
 from synod.scoring.pairs import POLICY, Verdict
 from trainer.data.concepts import concept_names
-from trainer.policy.show_o.loading import Parts, Source, check, load
-from trainer.policy.show_o.policy import ShowO
-from trainer.policy.show_o.ranking import mean_logp
-from trainer.policy.weights import directory_of
+from trainer.policy import registry
+from trainer.policy.registry import FAMILIES
+from trainer.policy.weights import Source, directory_of
 from trainer.settings import TrainerSettings
 from trainer.settings import load as load_settings
 
@@ -43,30 +42,35 @@ def main(arguments: Sequence[str]) -> int:
 
 def warm(settings: TrainerSettings) -> int:
     """Download the policy's parts, print source, revision, size and digest of each, and check that they fit."""
-    parts = Parts.find(settings.policy.model, settings.policy.vq)
-    rows = [_row(source) for source in parts.sources()]
+    family = FAMILIES[settings.policy.family]
+    rows = [_row(source) for source in family.sources(settings.policy)]
     show.print_table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], rows)
-    check(parts, concept_names(settings.data))
+    family.check(settings.policy, concept_names(settings.data))
     print("the policy's weights, tokenizers and config.json fit each other")
     return 0
 
 
 def verify(settings: TrainerSettings, path: Path | None) -> int:
     """Load the policy, and check that it finds an image likelier for its caption than for another."""
-    policy = load(settings.policy.model, vq=settings.policy.vq, concepts=concept_names(settings.data))
-    unusable = [key for key, value in policy.module.state_dict().items() if not value.isfinite().all()]
+    policy = registry.load(settings.policy, settings.seed, concept_names(settings.data))
+    state = policy.module.state_dict()
+    unusable = [key for key, value in state.items() if not value.isfinite().all()]
     if unusable:
         raise SettingsError(f"policy {settings.policy.model} has NaN or infinity in {unusable[0]}; download it again")
-    size = sum(parameter.numel() for parameter in policy.module.parameters())
-    print(f"policy: {size:,} finite parameters, {policy.vocab.size} tokens, {policy.config.num_vq_tokens} per image")
+    print(f"policy: {sum(value.numel() for value in state.values()):,} values in {len(state)} tensors, all finite")
     own = pairs.pairs_for(POLICY, POLICY, pairs.load(path)) if path is not None else []
     if not own:
         print(f"policy: there is no pair to rank; name a file of pairs with scorers = ['{POLICY}']")
         return 0
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy.module.to(device)
-    policy.vq.to(device)
-    verdicts = [Verdict(pair.name, POLICY, _score(policy, pair.better), _score(policy, pair.worse)) for pair in own]
+    policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    mean_logp = FAMILIES[settings.policy.family].mean_logp
+
+    def score(item: ScoreItem) -> Outcome:
+        if item.image is None or item.prompt is None:
+            return ScoreFailure("missing_input", "the policy ranks items with an image and a prompt")
+        return Score(mean_logp(policy, item.pixels(), item.prompt))
+
+    verdicts = [Verdict(pair.name, POLICY, score(pair.better), score(pair.worse)) for pair in own]
     show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(pairs.table_row, verdicts))
     held = sum(one.holds for one in verdicts)
     print(f"{held} of {len(verdicts)} relations hold")
@@ -83,12 +87,6 @@ def _row(source: Source) -> list[str]:
     revision = "local" if Path(source.name).exists() else path.name[:12]
     digest = hub.digest(str(path))[:16]
     return [source.setting, source.name, revision, size, digest, f"{time.monotonic() - began_s:.1f}"]
-
-
-def _score(policy: ShowO, item: ScoreItem) -> Outcome:
-    if item.image is None or item.prompt is None:
-        return ScoreFailure("missing_input", "the policy ranks items with an image and a prompt")
-    return Score(mean_logp(policy, item.pixels(), item.prompt))
 
 
 def _pairs_file(config: Path) -> Path | None:

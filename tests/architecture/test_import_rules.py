@@ -92,13 +92,18 @@ RULES = (
     Rule(r"(?P<own>trainer\.settings)(\..+)?", may=("synod",), never=("torch", "ray", *WEB)),
     Rule(r"trainer\.types", may=("synod.contracts",), never=("ray", "httpx", *WEB)),
     Rule(r"(?P<own>trainer\.algorithms)(\..+)?", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
-    Rule(r"trainer\.policy\.registry", may=("trainer.policy", "trainer.settings"), never=("ray", "httpx", *WEB)),
+    Rule(
+        r"trainer\.policy\.registry",
+        may=("synod.contracts", "trainer.policy", "trainer.settings"),
+        never=("ray", "httpx", *WEB),
+    ),
     Rule(
         r"(?P<own>trainer\.policy\.\w+)(\..+)?",
         may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),
-        never=("ray", "httpx", *WEB),
+        never=("ray", "httpx", "torch.distributed", *WEB),
     ),
-    Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", *WEB)),
+    Rule(r"trainer\.distributed", may=("synod.errors", "trainer.errors"), never=("ray", *WEB)),
+    Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", "torch.distributed", *WEB)),
     Rule(r"(?P<own>embedded)(\..+)?", may=("synod", "services", "trainer")),
 )
 
@@ -213,6 +218,7 @@ def test_module_follows_the_import_rules(path: Path) -> None:
         ("trainer.policy.show_o.maskgit", "from trainer.settings import SamplerSettings"),
         ("trainer.train", "from services.settings import load"),
         ("trainer.train", "import embedded.world"),
+        ("trainer.train", "import torch.distributed as dist"),
     ],
 )
 def test_planted_violation_is_found(module: str, planted: str) -> None:

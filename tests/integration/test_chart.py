@@ -40,7 +40,7 @@ SMALL = {  # the smallest run that trains and evaluates
     "SYNOD__TRAINER__SCREEN__GROUP_SIZE": 2,
     "SYNOD__TRAINER__SCREEN__PREVIEW_BATCH_SIZE": 2,
     "SYNOD__TRAINER__SCREEN__MAX_PREVIEWS": 2,
-    "SYNOD__TRAINER__EVALUATION_PROMPTS": 2,
+    "SYNOD__TRAINER__EVALUATE__PROMPTS": 2,
 }
 LORA = """
 [trainer.policy.lora]

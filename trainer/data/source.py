@@ -65,6 +65,9 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
         inputs = _PLAIN | {"concept"}
         concepts = [Wanted(spec, inputs | {"references", "reasoning"})] if data.geneval_share < 1 else []
         wanted = [*concepts, *([Wanted(GENEVAL, _PLAIN | {"geneval"})] if data.geneval_share else [])]
+    if settings.evaluate.scorers:
+        known = frozenset[str]().union(*(one.inputs for one in wanted))
+        wanted.append(Wanted(RewardSpec(settings.evaluate.scorers), known, "held-out scorer"))
     if settings.screen.threshold != "none":
         wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
     return wanted

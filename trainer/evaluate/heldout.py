@@ -28,7 +28,7 @@ from trainer.settings import TrainerSettings
 from trainer.types import Reward, RewardSpec, Rollout, Task
 
 SEED: Final = 0
-BEFORE, AFTER, DURING = "before.json", "after.json", "step-{:06d}.json"  # in RUN/evaluation
+BEFORE, AFTER, DURING = (f"evaluation/{name}.json" for name in ("before", "after", "step-{:06d}"))  # in RUN
 SHOWN: Final = 24  # images kept with an evaluation
 _HELD_OUT: Final = 2**31  # in place of the step in the key of random numbers; no training has that many steps
 
@@ -38,21 +38,23 @@ def held_out(settings: TrainerSettings) -> list[Task]:
 
     A small pool's prompts repeat, with other random numbers, after each was used once. Raises SettingsError.
     """
-    return heldout_tasks(settings, SEED, settings.evaluation_prompts)
+    return heldout_tasks(settings, SEED, settings.evaluate.prompts)
 
 
 def evaluate(
     policy: Policy, service: RewardBackend, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
 ) -> Evaluation:
-    """Draw one image for each task and get its reward; the service scores while the next batch is drawn.
+    """Draw one image for each task and score it; the service scores while the next batch is drawn.
 
-    The random numbers of a task follow from SEED and its index, so two policies get the same ones. A missing reward
-    is None. `what` names the progress bar. Raises RewardServiceUnavailable and InvalidRequest.
+    An image gets its reward, and the scores by the scorers that are not trained on. The random numbers of a task follow
+    from SEED and its index, so two policies get the same ones. A missing score is None. `what` names the progress bar.
+    Raises RewardServiceUnavailable and InvalidRequest.
     """
     answers: list[str] = []
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
+    untrained: list[tuple[list[int], Future[list[Reward]]]] = []
     shown: list[Pixels] = []
-    batch = settings.screen.preview_batch_size
+    batch, scorers = settings.screen.preview_batch_size, settings.evaluate.scorers
     with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
         for first in range(0, len(tasks), batch):
             places = range(first, min(first + batch, len(tasks)))
@@ -60,12 +62,14 @@ def evaluate(
             answers += [rollout.answer for rollout in rollouts]
             shown += images[: max(0, SHOWN - len(shown))]
             pending += _submit(service, tasks, rollouts, images)
-            for _, future in pending:
+            if scorers:
+                untrained += _submit(service, tasks, rollouts, images, RewardSpec(scorers))
+            for _, future in (*pending, *untrained):
                 if future.done():
                     future.result()  # an unavailable service ends the evaluation now, not after the last image
             bar.update(len(places))
-        rewards = {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
-    rows = tuple(_row(task, answers[i], rewards[i]) for i, task in enumerate(tasks))
+        rewards, others = _results(pending), _results(untrained)
+    rows = tuple(_row(task, answers[i], rewards[i], others.get(i, Reward(None))) for i, task in enumerate(tasks))
     return Evaluation(conditions(settings), rows, tuple(shown))
 
 
@@ -75,6 +79,7 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
         "data": settings.data.model_dump(mode="json", include={"task", "geneval_share"}),
         "sampler": settings.policy.sampler.model_dump(mode="json"),
         "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "ensemble"}),
+        "scorers": dict(settings.evaluate.scorers),
     }
 
 
@@ -99,8 +104,13 @@ def load_evaluation(path: Path) -> Evaluation:
 
 def evaluations(run_dir: Path) -> list[Path]:
     """Return the files of a run's evaluations in order: before training, during it (step-000050.json), after it."""
-    folder = run_dir / "evaluation"
-    return [path for path in (folder / BEFORE, *sorted(folder.glob("step-*.json")), folder / AFTER) if path.exists()]
+    during = sorted(run_dir.glob("evaluation/step-*.json"))
+    return [path for path in (run_dir / BEFORE, *during, run_dir / AFTER) if path.exists()]
+
+
+def step_of(path: Path) -> int | None:
+    """Return after how many steps the evaluation in this file was made; None after training."""
+    return 0 if path.stem == "before" else None if path.stem == "after" else int(path.stem.removeprefix("step-"))
 
 
 def image_files(path: Path) -> list[Path]:
@@ -121,20 +131,27 @@ def _submit(
     tasks: Sequence[Task],
     rollouts: Sequence[Rollout],
     images: Sequence[Pixels],
+    spec: RewardSpec | None = None,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
-    """Send one request for each reward."""
+    """Send one request for each reward: the tasks' own, or `spec` for all."""
     by_reward: list[tuple[RewardSpec, list[int], list[ScoreItem]]] = []
     for rollout, image in zip(rollouts, images, strict=True):
         task = tasks[rollout.index]
-        if all(task.reward != reward for reward, _, _ in by_reward):
-            by_reward.append((task.reward, [], []))
-        _, places, items = next(one for one in by_reward if one[0] == task.reward)
+        wanted = spec or task.reward
+        if all(wanted != reward for reward, _, _ in by_reward):
+            by_reward.append((wanted, [], []))
+        _, places, items = next(one for one in by_reward if one[0] == wanted)
         places.append(rollout.index)
         items += reward_items(task, [rollout], [image])
     return [(places, service.submit(items, reward)) for reward, places, items in by_reward]
 
 
-def _row(task: Task, answer: str, reward: Reward) -> Row:
+def _results(pending: Sequence[tuple[list[int], Future[list[Reward]]]]) -> dict[int, Reward]:
+    """Wait for the rewards; return them by the task's index."""
+    return {i: reward for chosen, future in pending for i, reward in zip(chosen, future.result(), strict=True)}
+
+
+def _row(task: Task, answer: str, reward: Reward, untrained: Reward) -> Row:
     return Row(
         key=task.key,
         pathway=task.pathway,
@@ -145,4 +162,6 @@ def _row(task: Task, answer: str, reward: Reward) -> Row:
         components=dict(reward.components),
         right=right(answer, task.segments, task.truth),
         failure=None if reward.failure is None else reward.failure.code,
+        heldout=dict(untrained.components),
+        heldout_reward=untrained.value,
     )

@@ -28,10 +28,10 @@ class Lora:
     """The adapters of one module, injected on construction; peft leaves a gradient to them alone.
 
     `targets` are names of linear layers, or ends of names: "q_proj" is that layer of every block. `seed` alone decides
-    the start of A, rounded to the base's dtype; the adapters are float32. `base` is the model directory or hub id of
-    the module, to be stored with the adapters. `bypassed` maps layers whose weights are read
-    without calling them to the reason; an adapter there would have no effect. Raises SettingsError for a target that
-    matches no linear layer, or a bypassed one.
+    the start of A, rounded to the base's dtype; the adapters are float32, and a base in bfloat16 needs autocast. `base`
+    is the model directory or hub id of the module, to be stored with the adapters. `bypassed` maps layers whose weights
+    are read without calling them to the reason; an adapter there would have no effect. Raises SettingsError for a
+    target that matches no linear layer, or a bypassed one.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Lora:
         for layer in self._layers.values():
             layer.lora_A.float()
             layer.lora_B.float()
+            layer.cast_input_dtype_enabled = False  # autocast casts; peft's copy would be kept for the backward pass
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -94,10 +95,9 @@ class Lora:
         save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
 
 
-def adapter_size(module: nn.Module, rank: int, targets: Sequence[str]) -> int:
-    """Return the number of parameters that adapters of these targets would have."""
-    matched = [layer for name, layer in _linear_layers(module).items() if any(_matches(name, t) for t in targets)]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in matched)
+def targeted(module: nn.Module, targets: Sequence[str]) -> list[nn.Linear]:
+    """Return the layers that adapters of these targets would be on."""
+    return [layer for name, layer in _linear_layers(module).items() if any(_matches(name, t) for t in targets)]
 
 
 def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Final
 
+from synod.contracts import Pixels
 from trainer.policy.base import Policy
-from trainer.policy.show_o import loading
-from trainer.policy.show_o.policy import Sampling
+from trainer.policy.show_o import loading, ranking
+from trainer.policy.show_o.policy import Sampling, ShowO
+from trainer.policy.weights import Source
 from trainer.settings import PolicySettings, ShowOSettings
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the trainer's commands ask of a family, besides what they ask of a policy.
+
+    load       settings, the seed of adapters, names of concepts -> a policy, on the CPU
+    sources    settings -> where the policy's parts come from
+    check      settings, names of concepts -> nothing, or SettingsError if the parts' files do not fit each other
+    mean_logp  policy, image, prompt -> how likely the image is; it compares prompts of one image
+    """
+
+    load: Callable[[PolicySettings, int, Collection[str]], Policy]
+    sources: Callable[[PolicySettings], list[Source]]
+    check: Callable[[PolicySettings, Collection[str]], None]
+    mean_logp: Callable[[Policy, Pixels, str], float]
 
 
 def load(settings: PolicySettings, seed: int = 0, concepts: Collection[str] = ()) -> Policy:
@@ -17,16 +36,29 @@ def load(settings: PolicySettings, seed: int = 0, concepts: Collection[str] = ()
     `concepts` are names that the prompts will use. Raises SettingsError for files that are missing or do not fit, for
     targets of adapters that it does not have, and for a concept that it has no token for.
     """
-    return FAMILIES[settings.family](settings, seed, concepts)
+    return FAMILIES[settings.family].load(settings, seed, concepts)
 
 
-def _show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) -> Policy:
+def _load_show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) -> Policy:
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
     policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
-    policy.phi.checkpointing = settings.checkpointing
+    policy.phi.checkpointing, policy.dtype = settings.checkpointing, settings.dtype
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy
 
 
-FAMILIES: Final[dict[str, Callable[[PolicySettings, int, Collection[str]], Policy]]] = {"show_o": _show_o}
+def _show_o_sources(settings: ShowOSettings) -> list[Source]:
+    return loading.Parts.find(settings.model, settings.vq).sources()
+
+
+def _check_show_o(settings: ShowOSettings, concepts: Collection[str]) -> None:
+    loading.check(loading.Parts.find(settings.model, settings.vq), concepts)
+
+
+def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
+    assert isinstance(policy, ShowO)
+    return ranking.mean_logp(policy, image, prompt)
+
+
+FAMILIES: Final[dict[str, Family]] = {"show_o": Family(_load_show_o, _show_o_sources, _check_show_o, _show_o_mean_logp)}

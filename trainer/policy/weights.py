@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,15 @@ NAMES: Final = tuple(
     for stem in ("pytorch_model", "model", "diffusion_pytorch_model")
 )
 _PARTS: Final = 32  # a .bin file is read in so many parts: less of it than this is in memory twice
+
+
+@dataclass(frozen=True)
+class Source:
+    """A directory or hub id, the `setting` that names it, and whether only its configuration files are needed."""
+
+    setting: str
+    name: str
+    configs_only: bool = False
 
 
 def directory_of(source: str | Path, *, configs_only: bool = False, what: str = "model") -> Path:

@@ -13,7 +13,7 @@ import jinja2
 
 from synod.errors import SettingsError
 from trainer.evaluate.compare import Evaluation, Paired, hacking, paired, paired_heldout, summary
-from trainer.evaluate.heldout import AFTER, evaluations, image_files, load_evaluation
+from trainer.evaluate.heldout import evaluations, image_files, load_evaluation, step_of
 from trainer.images import write_whole
 from trainer.report.metrics import METRICS, SAMPLES, read, show, steps_saved
 
@@ -151,7 +151,7 @@ def heldout(run_dir: Path) -> dict[str, Any] | None:
         "problem": None,
         "warning": warning,
         "last": _when(paths[-1]) if len(paths) > 1 else None,
-        "ended": paths[-1].name == AFTER,
+        "ended": step_of(paths[-1]) is None,
         "changes": _labelled(changes),
         "untrained": _labelled(untrained),
         "both": sorted(set(changes) & set(untrained) - {"reward"}),
@@ -161,8 +161,8 @@ def heldout(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _when(path: Path) -> str:
-    _, _, step = path.stem.partition("step-")
-    return f"step {int(step)}" if step else path.stem
+    step = step_of(path)
+    return "after" if step is None else f"step {step}"
 
 
 def _labelled(changes: Mapping[str, Paired]) -> list[tuple[str, Paired]]:
@@ -171,16 +171,16 @@ def _labelled(changes: Mapping[str, Paired]) -> list[tuple[str, Paired]]:
 
 def _evaluation_chart(paths: Sequence[Path], found: Sequence[Evaluation], steps: int) -> dict[str, Any] | None:
     """Return a chart of the evaluations' means over steps; None without one during the training."""
-    if not any(path.stem.startswith("step-") for path in paths):
+    made = [step_of(path) for path in paths]
+    if not any(made):
         return None
-    at_step = {"before": 0, "after": steps}
     records = [
         {
-            "step": at_step[path.stem] if path.stem in at_step else int(path.stem.removeprefix("step-")),
+            "step": steps if step is None else step,
             "trained": summary(row.reward for row in one.rows).mean,
             "untrained": summary(row.heldout_reward for row in one.rows).mean,
         }
-        for path, one in zip(paths, found, strict=True)
+        for step, one in zip(made, found, strict=True)
     ]
     lines = {"trained reward": at("trained"), "reward not trained on": at("untrained")}
     return _chart("Held-out prompts", records, lines, window=1)

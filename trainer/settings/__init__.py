@@ -6,6 +6,7 @@ raises SettingsError, which names the key, the value and the remedy.
 """
 
 from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
+from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import LoraSettings, PolicySettings, ShowOSettings
 from trainer.settings.report import ReportSettings
@@ -14,6 +15,7 @@ from trainer.settings.run import ScreenSettings, TrainerSettings, load
 
 __all__ = [
     "DataSettings",
+    "EvaluateSettings",
     "LoraSettings",
     "LossSettings",
     "OptimizerSettings",

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from synod import toml
 from trainer.settings.data import DataSettings
+from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings
@@ -47,8 +48,7 @@ class TrainerSettings(Node):
 
     Each step takes `prompts_per_step` prompts. Groups whose rewards are all equal are replaced by groups of other
     prompts (DAPO), at most `resample_flat_groups` of them a step. A reward request holds `reward_batch_size` images. A
-    checkpoint is written every `checkpoint_every` steps and at the end. `evaluation_prompts` are drawn before and after
-    training.
+    checkpoint is written every `checkpoint_every` steps and at the end.
     """
 
     seed: int = Field(0, ge=0)
@@ -57,7 +57,6 @@ class TrainerSettings(Node):
     resample_flat_groups: int = Field(0, ge=0)
     reward_batch_size: int = Field(3, ge=1)
     checkpoint_every: int = Field(10, ge=1)
-    evaluation_prompts: int = Field(200, ge=1)
     run_dir: OutputPath
     policy: PolicySettings
     data: DataSettings
@@ -65,6 +64,7 @@ class TrainerSettings(Node):
     screen: ScreenSettings = ScreenSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
 
     @model_validator(mode="before")
@@ -91,6 +91,18 @@ class TrainerSettings(Node):
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
                 "before or after it; give a fraction nearer to 0.5"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_scorers_are_not_trained_on(self) -> TrainerSettings:
+        both = [name for name in self.evaluate.scorers if self.rewards.scorers.get(name)]
+        if both:
+            raise ValueError(
+                f"evaluate.scorers names {', '.join(both)}, which rewards.scorers trains on; name other scorers, or "
+                "give a weight of 0 there"
+            )
+        if self.data.heldout is None and (self.evaluate.scorers or self.evaluate.every):
+            raise ValueError("evaluate needs held-out prompts; give data.heldout, a file of prompts")
         return self
 
     @model_validator(mode="after")

@@ -151,10 +151,25 @@ def test_other_settings_are_refused_by_name(settings_from: Make, tmp_path: Path)
     assert "trainer.steps" not in message
 
 
+def test_other_rewards_and_prompts_are_refused_by_name(settings_from: Make, tmp_path: Path) -> None:
+    saved = "[trainer.rewards]\nscorers = { ber = 1.0, jpeg = -1.0 }\n"
+    path = save(tmp_path / "c", 1, {"x": 1}, settings_from(saved))
+    with pytest.raises(CheckpointMismatch) as caught:
+        load(path, settings_from("[trainer.rewards]\nscorers = { ber = 0.5, hps = 1.0 }\naggregation = 'gdpo'\n"))
+    message = str(caught.value)
+    for change in ("ber: 1.0 there, 0.5 now", "jpeg: -1.0 there, absent now", "hps: absent there, 1.0 now"):
+        assert f"trainer.rewards.scorers.{change}" in message
+    assert 'trainer.rewards.aggregation: "sum" there, "gdpo" now' in message
+    with pytest.raises(CheckpointMismatch, match=r'trainer\.rewards\.ensemble: null there, "sync_r1" now'):
+        load(path, settings_from())
+    with pytest.raises(CheckpointMismatch, match=r"trainer\.data\.geneval_share: 0\.0 there, 0\.5 now"):
+        load(path, settings_from(saved, DATA__GENEVAL_SHARE="0.5"))
+
+
 def test_free_settings_may_change(settings_from: Make, tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
     free = {"STEPS": "7", "REWARDS__URL": "http://far:1", "REWARDS__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
-    settings = settings_from("", RUN_DIR="elsewhere", EVALUATION_PROMPTS="3", **free)
+    settings = settings_from("", RUN_DIR="elsewhere", EVALUATE__PROMPTS="3", EVALUATE__SCORERS="{ hps = 1.0 }", **free)
     assert load(path, settings) == (1, {"x": 1})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,6 +91,9 @@ class GaussianPolicy:
         old = torch.stack([segment.logp_T3[step] for segment in segments])
         kl = ((self.mean - self._frozen).square() / (2 * SIGMA**2)).expand_as(drawn)
         return Terms(self._logp(drawn), old, torch.ones_like(drawn, dtype=torch.bool), kl_BD=kl if reference else None)
+
+    def sharing(self, segments: Sequence[Any]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def keep_reference(self) -> None:
         self._frozen = self.mean.detach().clone()

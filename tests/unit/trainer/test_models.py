@@ -132,9 +132,8 @@ def test_verify_ranks_prompts_of_an_image(
     path = write_pairs(config.parent, image, better, worse)
     assert main(["verify", str(config), "--pairs", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"policy: {sum(p.numel() for p in policy.module.parameters()):,} finite parameters, " + (
-        f"{policy.vocab.size} tokens, 16 per image"
-    )
+    size = sum(parameter.numel() for parameter in policy.module.parameters())
+    assert lines[0] == f"policy: {size:,} values in {len(policy.module.state_dict())} tensors, all finite"
     assert lines[2].split()[-3:] == [f"{mean_logp(policy, image, text):.4f}" for text in (better, worse)] + ["holds"]
     assert lines[3:] == ["1 of 1 relations hold"]
     write_pairs(config.parent, image, worse, better)

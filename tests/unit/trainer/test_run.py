@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 def ready(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> Callable[..., TrainerSettings]:
     """Settings with the tiny Show-o in the model directory."""
     make_policy().save(world_dir / "model")
-    return lambda **overrides: tiny_settings(**{"STEPS": "2", "EVALUATION_PROMPTS": "6", **overrides})
+    return lambda **overrides: tiny_settings(**{"STEPS": "2", "EVALUATE__PROMPTS": "6", **overrides})
 
 
 def test_a_run_writes_all_its_files(ready: MakeSettings, make_policy: MakePolicy) -> None:
@@ -159,6 +159,14 @@ def test_evaluations_can_be_left_out(ready: MakeSettings) -> None:
         settings = ready(REWARDS__URL=url, STEPS="1")
         assert run_module.run(settings, evaluated=False) == 0
     assert not (settings.run_dir / "evaluation").exists()
+
+
+def test_two_runs_cannot_share_a_directory(ready: MakeSettings) -> None:
+    settings = ready()
+    with run_module.run_lock(settings.run_dir), pytest.raises(SettingsError, match="another training uses it"):
+        run_module.run(settings)
+    with run_module.run_lock(settings.run_dir):  # released
+        pass
 
 
 def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Path) -> None:

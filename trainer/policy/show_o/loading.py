@@ -14,19 +14,10 @@ from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.show_o.vocabulary import Vocabulary
-from trainer.policy.weights import check_weights, directory_of, parameters_on_meta, read_config, read_weights
+from trainer.policy.weights import Source, check_weights, directory_of, parameters_on_meta, read_config, read_weights
 
 DEFAULT: Final = Sampling()
 PUBLIC_VQ: Final = "showlab/magvitv2"  # of every published Show-o, whose config.json names none
-
-
-@dataclass(frozen=True)
-class Source:
-    """A directory or hub id, the `setting` that names it, and whether only its configuration files are needed."""
-
-    setting: str
-    name: str
-    configs_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +44,11 @@ class Parts:
                 raise SettingsError(f"policy {model} has no directory 'vq'; give its image tokenizer as `vq`")
             found = PUBLIC_VQ
         has_tokenizer = (directory / "tokenizer_config.json").exists()
+        if not has_tokenizer and not config.llm_model_path:
+            raise SettingsError(
+                f"policy {model} has no tokenizer_config.json, and its config.json no llm_model_path; "
+                "copy the tokenizer's files into the directory"
+            )
         return cls(str(model), found, None if has_tokenizer else config.llm_model_path, config)
 
     def sources(self) -> list[Source]:

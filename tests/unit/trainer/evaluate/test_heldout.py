@@ -96,7 +96,7 @@ class Late(Judge):
 
 @pytest.fixture
 def settings(settings_from: Callable[..., TrainerSettings]) -> TrainerSettings:
-    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4", EVALUATION_PROMPTS="30")
+    return settings_from(TEXT, DATA__GENEVAL_SHARE="0.4", EVALUATE__PROMPTS="30")
 
 
 @pytest.fixture

@@ -20,23 +20,33 @@ ALL = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 IDS = torch.arange(40).reshape(4, 10)
 
 
-def logits(module: nn.Module) -> Tensor:
+def logits(module: nn.Module, *, autocast: bool = False) -> Tensor:
     phi: Any = module.showo
-    return phi.logits(phi(IDS, None), 0, phi.config.vocab_size)  # type: ignore[no-any-return]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return phi.logits(phi(IDS, None), 0, phi.config.vocab_size)  # type: ignore[no-any-return]
 
 
 def inject(module: nn.Module, targets: tuple[str, ...] = ALL, seed: int = 0, **options: Any) -> Lora:
     return Lora(module, **{"rank": 4, "alpha": 8, "targets": targets, "seed": seed, "base": "hub/base", **options})
 
 
-def train(module: nn.Module, steps: int = 2) -> None:
+def train(module: nn.Module, steps: int = 2, *, autocast: bool = False) -> None:
     """Move every adapter away from its start: B is 0 in the first step, so A moves from the second."""
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.02)
     for step in range(steps):
         optimizer.zero_grad()
-        out = logits(module)
+        out = logits(module, autocast=autocast)
         (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(step))).sum().backward()
         optimizer.step()
+
+
+def in_bfloat16(module: nn.Module) -> nn.Module:
+    """The module with the linear layers of its blocks in bfloat16."""
+    blocks: Any = module.showo
+    for layer in blocks.model.layers.modules():
+        if isinstance(layer, nn.Linear):
+            layer.bfloat16()
+    return module
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -147,19 +157,42 @@ def test_a_layer_computes_the_formula(make_policy: MakePolicy) -> None:
 
 
 def test_adapters_of_a_bfloat16_base_are_float32(make_policy: MakePolicy) -> None:
-    module = make_policy().module.bfloat16()
-    base = logits(module)
+    module = in_bfloat16(make_policy().module)
+    base = logits(module, autocast=True)
     lora = inject(module)
     assert {value.dtype for value in adapters(module).values()} == {torch.float32}
-    assert torch.equal(logits(module), base)
-    train(module)
+    assert torch.equal(logits(module, autocast=True), base)
+    train(module, autocast=True)
+    assert not torch.equal(logits(module, autocast=True), base)
     with lora.disabled():
-        assert torch.equal(logits(module), base)
+        assert torch.equal(logits(module, autocast=True), base)
     assert {value.dtype for value in lora.merged().values()} == {torch.float32}
 
 
+def test_a_bfloat16_base_equals_autocast_of_its_float32(make_policy: MakePolicy) -> None:
+    """Bit for bit: products round the weights to bfloat16 in any case."""
+    single, half = make_policy().module, in_bfloat16(make_policy().module)
+    assert torch.equal(logits(single, autocast=True), logits(half, autocast=True))
+
+
+def test_an_adapter_keeps_no_copy_of_its_input(make_policy: MakePolicy) -> None:
+    module: Any = in_bfloat16(make_policy().module)
+    inject(module)
+    x, kept = torch.randn(3, 128).bfloat16(), list[Tensor]()
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module.showo.model.layers[0].mlp.fc2(x)
+    inputs = [tensor for tensor in kept if tensor.shape == x.shape]
+    assert inputs
+    assert all(tensor.data_ptr() == x.data_ptr() for tensor in inputs)
+
+
 def test_merging_keeps_what_bfloat16_would_round_away(make_policy: MakePolicy) -> None:
-    module: Any = make_policy().module.bfloat16()
+    module: Any = in_bfloat16(make_policy().module)
     lora = inject(module)
     layer = module.showo.model.layers[0].mlp.fc2
     layer.lora_B.default.weight.data.fill_(1e-6)

@@ -172,6 +172,7 @@ def test_words_and_punctuation_are_joined(vocab: Vocabulary) -> None:
     [
         (["bo"], "concept 'bo' is not of the form <name>"),
         (["<bo"], "'<bo' is not of the form"),
+        (["<bo>s"], "'<bo>s' is not of the form"),
         (["<a b>"], "'<a b>' is not of the form"),
         (["<|soi|>"], r"'<\|soi\|>' is not of the form"),
         (["[PAD]"], r"'\[PAD\]' is not of the form"),
@@ -223,6 +224,8 @@ def test_given_and_included_image_tokenizers_come_first(tmp_path: Path) -> None:
     (directory / "vq").mkdir()
     assert Parts.find(directory).vq is None
     assert Parts.find(directory, "org/own@v2").vq == "org/own@v2"
+    with pytest.raises(SettingsError, match=r"has no tokenizer_config\.json, and its config\.json no llm_model_path"):
+        Parts.find(write_config(directory, llm_model_path=""))
     (directory / "tokenizer_config.json").write_text("{}")
     assert Parts.find(directory).tokenizer is None
     assert [source.name for source in Parts.find(directory).sources()] == [str(directory)]
