@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -133,17 +133,23 @@ def test_the_memory_of_a_policy_counts_its_parameters(make_policy: MakePolicy, t
     assert memory_of(policy, no_kl, Configuration(3, False, False)).reference == 0
 
 
-def test_adapters_are_counted_before_they_exist(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_counted_before_they_exist(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, dtype: Literal["float32", "bfloat16"]
+) -> None:
     """With the default rank and targets, and then with those of the settings."""
-    policy, settings = make_policy(), tiny_settings()
+    policy, half = make_policy(), {"POLICY__DTYPE": dtype}
+    policy.dtype = dtype
     expected = 2 * 32 * (4 * (64 + 64) + 2 * (64 + 128))  # layers, rank, four square layers and two of the MLP
     adapted = Configuration(1, checkpointing=False, lora=True)
-    before = memory_of(policy, settings, adapted)
+    before = memory_of(policy, tiny_settings(**half), adapted)
     assert (before.gradients, before.optimizer, before.reference) == (4 * expected, 8 * expected, 0)
     policy.add_adapters(rank=32, alpha=64, targets=LAYERS, seed=0, base="base")
-    found = memory_of(policy, tiny_settings(POLICY__LORA__RANK="32"), adapted)
+    found = memory_of(policy, tiny_settings(POLICY__LORA__RANK="32", **half), adapted)
     assert (found.gradients, found.optimizer) == (before.gradients, before.optimizer)
-    assert found.weights == before.weights + 4 * expected
+    assert found.weights == pytest.approx(before.weights, rel=0.01)  # the biases of the layers are in bfloat16, too
+    stored = sum(p.nbytes for p in policy.module.parameters())
+    assert found.weights == stored + (2 * expected if dtype == "bfloat16" else 0)
 
 
 def test_settings_in_use_are_not_advised_again(
