@@ -17,6 +17,10 @@ from trainer.policy.show_o.vocabulary import END, SPECIALS, Vocabulary
 from trainer.policy.weights import parameters_on_meta
 
 FULL = ShowOConfig(58_498)  # showlab/show-o-512x512
+TINY = ShowOConfig(
+    8192 + 1 + 500, num_vq_tokens=16, max_text_length=16,
+    llm={"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+)  # fmt: skip
 SMALL_VQ = MagvitConfig(channels=16, norm_groups=4)  # 13 bits as the public one; for figures without decoding
 
 

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.machine import command, machine
 from benchmarks.memory import peak_bytes, reset_peak
-from benchmarks.random_show_o import FULL, SMALL_VQ, build, halfway, prompt
+from benchmarks.random_show_o import FULL, SMALL_VQ, TINY, build, halfway, prompt
 from trainer.algorithms.losses import clipped_loss
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import MagvitConfig
@@ -33,10 +33,6 @@ from trainer.types import Query
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12}  # dense bfloat16
-TINY = ShowOConfig(
-    8192 + 1 + 500, num_vq_tokens=16, max_text_length=16,
-    llm={"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

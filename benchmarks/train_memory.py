@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.machine import command, machine
 from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
-from benchmarks.random_show_o import FULL, build, halfway
+from benchmarks.random_show_o import FULL, TINY, build, halfway
 from trainer.algorithms.losses import clipped_loss
 from trainer.memory import UpdateMemory, update_memory
 from trainer.policy.lora import targeted
@@ -93,21 +93,27 @@ def predict(config: ShowOConfig, case: Case) -> UpdateMemory:
 
 def measure(case: Case) -> int:
     """Return the growth of this process's peak memory by the case, in bytes."""
-    warm_up()
+    learn(TINY, case)  # loads what a first update loads, so that it does not count
     before = resident_bytes()
-    policy = build(MIDDLE, Sampling(), dtype=case.dtype, checkpointing=case.checkpointing)
+    learn(MIDDLE, case)
+    return peak_bytes() - before
+
+
+def learn(config: ShowOConfig, case: Case) -> None:
+    """Build a policy, then take one update; the peak is reset between the two."""
+    policy = build(config, Sampling(), dtype=case.dtype, checkpointing=case.checkpointing)
     if case.lora:
         policy.add_adapters(**LORA.model_dump(), seed=0, base="random")
     policy.keep_reference()
-    optimizer = torch.optim.AdamW(policy.parameter_groups()[0].parameters, lr=1e-6)
-    for parameter in policy.parameter_groups()[0].parameters:
+    trained = policy.parameter_groups()[0].parameters
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # the moments exist from here on
     optimizer.zero_grad(set_to_none=True)
     reset_peak()
     update(policy, case)
     optimizer.step()
-    return peak_bytes() - before
 
 
 def update(policy: ShowO, case: Case) -> None:
@@ -122,13 +128,6 @@ def update(policy: ShowO, case: Case) -> None:
                 clip=0.2, beta=0.01, weight=1e-3, group_size=case.group,
             )  # fmt: skip
             loss.backward()  # type: ignore[no-untyped-call]
-
-
-def warm_up() -> None:
-    """Load what a first forward and backward pass loads, so that it does not count."""
-    layer = torch.nn.Linear(64, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        layer(torch.ones(4, 64)).sum().backward()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

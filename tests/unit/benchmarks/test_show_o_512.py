@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import show_o_512, train_memory
-from benchmarks.random_show_o import FULL, build, halfway, prompt
+from benchmarks.random_show_o import FULL, TINY, build, halfway, prompt
 from trainer.policy.show_o.policy import Sampling
 
 
@@ -39,7 +39,7 @@ def test_the_full_size_has_1155_tokens() -> None:
 
 def test_flops_are_those_that_torch_counts() -> None:
     """Of a forward and backward pass over one step of two images, half of whose positions are masked."""
-    policy = build(show_o_512.TINY, Sampling())
+    policy = build(TINY, Sampling())
     segments = halfway(policy, 2)
     assert policy.vocab.text_block([prompt(policy.config, 0)])[0].shape == (1, 17)  # it fills its block
     with FlopCounterMode(display=False) as counter, policy.sharing(segments):
@@ -66,7 +66,7 @@ def test_the_arithmetic_of_a_case() -> None:
 
 
 def test_images_are_half_masked() -> None:
-    policy = build(show_o_512.TINY, Sampling())
+    policy = build(TINY, Sampling())
     segments = halfway(policy, 3)
     assert [s.step for s in segments] == [1] * 3
     assert len({s.prompt for s in segments}) == 3
