@@ -121,7 +121,7 @@ def test_adapters_learn(
 def test_a_resumed_run_equals_a_whole_run(
     ready: MakeSettings, adapted: Callable[[TrainerSettings], ShowO], make_policy: MakePolicy
 ) -> None:
-    """Bit for bit, although the adapters of the second process start anew."""
+    """Bit for bit, although the adapters of the second process start from nothing."""
     whole, parts = ready(RUN_DIR='"whole"'), [ready(RUN_DIR='"parts"', STEPS=str(n)) for n in (1, 3)]
     run_loop(whole, make_policy, Judge(), adapted(whole))
     for settings in parts:
