@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,6 +104,8 @@ class Work:
 
     def __init__(self, prompts: str) -> None:
         self.policy, self.reference = _policy(), _policy()
+        if hasattr(self.policy, "keep_reference"):
+            self.policy.keep_reference()
         answered = [f"a photo of <bo> . <bo> has a {c} hat , and sits on {n} chairs" for c in COLOURS for n in COUNTS]
         self.prompts = answered[:PREVIEWS] if prompts == "different" else [answered[0]] * PREVIEWS
 
@@ -136,13 +139,23 @@ class Work:
         import torch
 
         self.policy.module.zero_grad()
-        for step in LOSS_STEPS:
-            new, old, mask = self.policy.logprobs(segments, step)
-            with torch.no_grad():
-                far = self.reference.logprobs(segments, step)[0]
-            ratio, apart = (new - old).exp(), far - new
-            loss = torch.minimum(ratio, ratio.clamp(0.8, 1.2)) - 0.01 * (apart.exp() - apart - 1)
-            (-loss * mask).sum().backward()
+        sharing = getattr(self.policy, "sharing", lambda _: nullcontext())
+        with sharing(segments):
+            for step in LOSS_STEPS:
+                new, old, mask, far = self._terms(segments, step)
+                ratio, apart = (new - old).exp(), far - new
+                loss = torch.minimum(ratio, ratio.clamp(0.8, 1.2)) - 0.01 * (apart.exp() - apart - 1)
+                (-loss * mask).sum().backward()
+
+    def _terms(self, segments: list[Any], step: int) -> tuple[Any, ...]:
+        import torch
+
+        if hasattr(self.policy, "terms"):  # not on the old side
+            terms = self.policy.terms(segments, step, reference=True)
+            return terms.new_BD, terms.old_BD, terms.mask_BD, terms.reference_BD
+        with torch.no_grad():
+            far = self.reference.logprobs(segments, step)[0]
+        return *self.policy.logprobs(segments, step), far
 
 
 COLOURS = ("red", "blue", "green", "brown", "black", "white")

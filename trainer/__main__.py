@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from synod import memory
 from synod.errors import SettingsError, SynodError
-from trainer.errors import NonFinite, OutOfMemory, RewardServiceUnavailable
+from trainer.errors import NonFinite, OtherRankFailed, OutOfMemory, RewardServiceUnavailable
 from trainer.settings import TrainerSettings, load
 
 DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
@@ -26,6 +27,8 @@ EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml --dry-run    time and memory of one group, before a long run
   synod train report runs/train          write runs/train/report.html, even during training
 """
+
+RUN_ERRORS: Final = (RewardServiceUnavailable, NonFinite, OutOfMemory, OtherRankFailed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return evaluate(given[1:])
     try:
         return _report(given[1:]) if given[:1] == ["report"] else _train(given)
-    except (SynodError, SettingsError, RewardServiceUnavailable, NonFinite, OutOfMemory, OSError) as error:
+    except (SynodError, SettingsError, *RUN_ERRORS, OSError) as error:
         print(f"synod train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

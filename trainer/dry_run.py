@@ -12,6 +12,8 @@ from tqdm import tqdm
 from trainer.algorithms.threshold import make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks, wanted_rewards
+from trainer.memory import GB
+from trainer.out_of_memory import configuration_of, explain_out_of_memory, memory_of
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
@@ -45,12 +47,13 @@ def _one_group(
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
     state = TrainState.new(policy, controller, settings)
     task = training_tasks(settings, tqdm.write).tasks(0)[0]
-    previews = sample_previews(policy, service, task, state.threshold(task), settings, (settings.seed, 0, 0), clock)
-    pending = finish(policy, service, previews, settings, clock)
+    with explain_out_of_memory("drawing", policy, settings):
+        previews = sample_previews(policy, service, task, state.threshold(task), settings, (settings.seed, 0, 0), clock)
+        pending = finish(policy, service, previews, settings, clock)
     with clock("reward_wait"):
         group = pending.wait()
     peaks["draw"] = peak_gib()
-    with clock("update"):
+    with clock("update"), explain_out_of_memory("the update", policy, settings):
         policy_update(policy, state.optimizer, [group], state.reward_slope, settings, 0)
     peaks["update"] = peak_gib()
     return group
@@ -66,6 +69,7 @@ def report(
     """Return the table of a dry run: seconds of each phase, peak memory in GiB so far, and the group's rewards."""
     trained = sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in policy.module.parameters())
+    estimate = memory_of(policy, settings, configuration_of(settings))
     step_s = settings.prompts_per_step * sum(s for phase, s in seconds.items() if phase not in ("load", "total"))
     lines = [
         f"policy: {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M trained",
@@ -78,6 +82,7 @@ def report(
         "",
         f"peak memory ({'GPU' if torch.cuda.is_available() else 'resident'}): "
         + ", ".join(f"{peak:.2f} GiB after {phase}" for phase, peak in peaks.items()),
+        f"arithmetic of an update: {estimate.total / GB:.3g} GB ({estimate})",
         f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
         "without evaluation",
     ]

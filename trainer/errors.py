@@ -27,3 +27,7 @@ class NonFinite(ArithmeticError):
             "Lower [trainer.optimizer] lr, or inspect the group's log-probabilities",
             self.group,
         )
+
+
+class OtherRankFailed(RuntimeError):
+    """Another rank of the run failed; this one ended with it."""

@@ -12,7 +12,7 @@ import torch
 from trainer.errors import OutOfMemory
 from trainer.memory import Configuration, UpdateMemory, advice, update_memory
 from trainer.policy.base import Policy
-from trainer.policy.lora import adapter_size
+from trainer.policy.lora import targeted
 from trainer.settings import LoraSettings, TrainerSettings
 
 CPU_MESSAGE = "can't allocate memory"  # of torch's allocator, in a plain RuntimeError
@@ -31,7 +31,7 @@ def explain_out_of_memory(
         remedy = update_advice(policy, settings) if phase == "the update" else _drawing_advice(settings)
         raise OutOfMemory(
             f"out of memory in {phase} ({str(error).partition(chr(10))[0] or type(error).__name__}). {remedy}. "
-            "The last checkpoint is intact: train again"
+            "Earlier checkpoints are intact: start the same command again"
         ) from error
 
 
@@ -42,33 +42,40 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def update_advice(policy: Policy, settings: TrainerSettings) -> str:
     """Return what an update of the policy needs, and the least change of settings that fits its device."""
+    now = configuration_of(settings)
+    return advice(now, lambda other: memory_of(policy, settings, other), device_bytes(policy))
+
+
+def configuration_of(settings: TrainerSettings) -> Configuration:
+    """Return what the settings say about the memory of an update."""
     group = settings.screen.group_size
-    now = Configuration(
+    return Configuration(
         micro_batch=min(settings.loss.micro_batch or group, group),
         checkpointing=settings.policy.checkpointing,
         lora=settings.policy.lora is not None,
     )
-    return advice(now, lambda other: memory_of(policy, settings, other), device_bytes(policy))
 
 
 def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configuration) -> UpdateMemory:
     """Return the arithmetic of an update of this policy, if its settings were those of `configuration`.
 
-    Adapters that the settings do not have yet would be those of the default settings.
+    Adapters that the settings do not have yet would be those of the default settings, on layers that are stored in the
+    dtype of the products.
     """
-    parameters = list(policy.module.parameters())
-    if configuration.lora:
-        lora = settings.policy.lora
-        chosen = lora or LoraSettings()
-        adapters = sum(p.numel() for p in parameters if p.requires_grad)
-        trainable = adapters if lora else adapter_size(policy.module, chosen.rank, chosen.targets)
-    else:
-        trainable = sum(p.numel() for p in parameters)
+    parameters, lora = list(policy.module.parameters()), settings.policy.lora
+    weights, trainable = sum(p.nbytes for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    half = settings.policy.dtype == "bfloat16"
+    if configuration.lora and lora is None:
+        chosen = LoraSettings()
+        layers = targeted(policy.module, chosen.targets)
+        trainable = sum(chosen.rank * (layer.in_features + layer.out_features) for layer in layers)
+        weights += 4 * trainable - (2 * sum(layer.weight.numel() for layer in layers) if half else 0)
     return update_memory(
-        sum(p.nbytes for p in parameters),
+        weights,
         trainable,
         reference=settings.loss.needs_reference and not configuration.lora,
         activations=policy.activation_bytes(configuration.micro_batch, checkpointing=configuration.checkpointing),
+        copies=2 * trainable if half else 0,
     )
 
 

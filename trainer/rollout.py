@@ -6,14 +6,17 @@ does not depend on which others were kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from synod.contracts import Pixels, ScoreItem
+from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.screen import ScreenResult, screen, top_up
 from trainer.clock import Clock
+from trainer.distributed import Ranks
+from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.scenarios import compound, reward_item, surrogate_item
@@ -48,12 +51,20 @@ class Previews:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order."""
+    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order.
+
+    A group that another rank drew has its scores and rewards, but no rollouts and no images.
+    """
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this rank drew the group."""
+        return bool(self.rollouts)
 
     @property
     def is_flat(self) -> bool:
@@ -141,6 +152,65 @@ def finish(
         rollouts += finished
         images += decoded
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
+
+
+def draw_groups(
+    policy: Policy,
+    service: RewardBackend,
+    tasks: Sequence[Task],
+    key: Sequence[int],
+    first: int,
+    threshold: Callable[[Task], float | None],
+    settings: TrainerSettings,
+    clock: Clock,
+    ranks: Ranks,
+) -> list[ScoredGroup]:
+    """Return a scored group of each task; this rank draws its share, and the scores of the others arrive from theirs.
+
+    `first` is the number of the first task in the step, `key` is (seed, step). Raises RewardServiceUnavailable and
+    OutOfMemory, on every other rank OtherRankFailed.
+    """
+    pending = []
+    with ranks.together():
+        with explain_out_of_memory("drawing", policy, settings):
+            for place in ranks.mine(len(tasks)):
+                task = tasks[place]
+                previews = sample_previews(
+                    policy, service, task, threshold(task), settings, (*key, first + place), clock
+                )
+                pending.append(finish(policy, service, previews, settings, clock))
+        with clock("reward_wait"):
+            own = [group.wait() for group in pending]
+    return _exchange(ranks, tasks, own)
+
+
+def _exchange(ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    """Return the groups of all tasks, those of other ranks without rollouts; `own` are of `ranks.mine(len(tasks))`."""
+    if ranks.world == 1:
+        return list(own)
+    documents = ranks.gather([_to_document(group) for group in own])
+    ours = dict(zip(ranks.mine(len(tasks)), own, strict=True))
+    return [
+        ours[place] if place in ours else _from_document(task, document)
+        for place, (task, document) in enumerate(zip(tasks, documents, strict=True))
+    ]
+
+
+def _to_document(group: ScoredGroup) -> dict[str, Any]:
+    previews = group.previews
+    rewards = [asdict(replace(reward, components=dict(reward.components))) for reward in group.rewards]
+    screened = asdict(previews.screened)
+    return {"scores": previews.scores, "screened": screened, "threshold": previews.threshold, "rewards": rewards}
+
+
+def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
+    screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
+    previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), document["threshold"])
+    rewards = [
+        Reward(one["value"], one["components"], None if one["failure"] is None else ScoreFailure(**one["failure"]))
+        for one in document["rewards"]
+    ]
+    return ScoredGroup(previews, (), (), tuple(rewards))
 
 
 def replace_flat_groups(

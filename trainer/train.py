@@ -9,6 +9,7 @@ docs/training.md lists every deviation with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from tqdm import tqdm
 
@@ -16,14 +17,15 @@ from trainer import checkpoint
 from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
-from trainer.errors import NonFinite, RewardServiceUnavailable
+from trainer.distributed import ONE_RANK, Ranks
+from trainer.errors import NonFinite, OtherRankFailed, RewardServiceUnavailable
 from trainer.evaluate.during import HeldOut
 from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics, show
 from trainer.report.records import log_images, save_failed_groups, step_record
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import ScoredGroup, finish, replace_flat_groups, sample_previews
+from trainer.rollout import ScoredGroup, draw_groups, replace_flat_groups
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal
@@ -38,6 +40,7 @@ def train(
     controller: ThresholdController,
     log: Callable[[str], None] = tqdm.write,
     held_out: HeldOut | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> TrainState:
     """Train until `settings.steps` are done, or `held_out` ends the run early, and return the final state.
 
@@ -51,50 +54,49 @@ def train(
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
         log(f"resuming from {last}: {state.step} of {settings.steps} steps are done")
+    ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
-        if state.step:
-            checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+        with ranks.together():
+            if state.step and ranks.is_first:
+                checkpoint.save(checkpoints, state.step, state.to_save(), settings)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
-        pending = []
-        with explain_out_of_memory("drawing", policy, settings):
-            for index, task in enumerate(tasks, first):
-                key = (settings.seed, state.step, index)
-                previews = sample_previews(policy, service, task, state.threshold(task), settings, key, clock)
-                pending.append(finish(policy, service, previews, settings, clock))
-        with clock("reward_wait"):
-            return [group.wait() for group in pending]
+        key = (settings.seed, state.step)
+        return draw_groups(policy, service, tasks, key, first, state.threshold, settings, clock, ranks)
 
     with (
         stop_on_signal() as stop,
-        Metrics(settings.run_dir, resume_at=state.step, wandb=settings.report.wandb) as metrics,
-        tqdm(total=settings.steps, initial=state.step, desc="training", unit="step") as bar,
+        Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else nullcontext() as metrics,
+        tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=not ranks.is_first) as bar,
     ):
-        while state.step < settings.steps and not stop.is_set():
+        while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
-                if held_out and held_out.ends_run(state, clock):
+                with ranks.together():
+                    ends = held_out is not None and held_out.ends_run(state, clock)
+                if ranks.any(ends):
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
-            except RewardServiceUnavailable:  # save the finished steps; resuming repeats the current one
+            except (RewardServiceUnavailable, OtherRankFailed):  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 raise
             try:
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step)
+                    update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step, ranks)
             except NonFinite as error:
                 folder = save_failed_groups(settings.run_dir, step, groups, error)
                 raise error.with_saved_groups(step, folder) from error
             state.advance([*replaced, *groups])
-            record = step_record(groups, len(replaced), update, settings, step, clock.lap())
-            metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
-            log_images(metrics, step, groups)
+            if metrics is not None:
+                record = step_record(groups, len(replaced), update, settings, step, clock.lap())
+                metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
+                log_images(metrics, step, groups)
+                bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
             if state.step % settings.checkpoint_every == 0:
                 with clock("checkpoint"):
                     save_checkpoint()
-            bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
             bar.update()
         save_checkpoint()  # still inside `stop_on_signal`: a second SIGTERM must not interrupt the final save
     return state

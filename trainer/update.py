@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
 from trainer.algorithms.aggregate import GroupRewards
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
+from trainer.distributed import ONE_RANK, Ranks
 from trainer.errors import NonFinite
 from trainer.optim import learning_rates
 from trainer.policy.base import Policy
@@ -19,6 +21,7 @@ from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
 from trainer.types import Modality, Rollout
 
+MODALITIES: Final[tuple[Modality, ...]] = ("text", "image")
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
 
@@ -55,37 +58,67 @@ def policy_update(
     slope: Slope,
     settings: TrainerSettings,
     step: int,
+    ranks: Ranks = ONE_RANK,
 ) -> Update:
-    """Accumulate the gradients of all groups, clip their norm, and take one optimizer step.
+    """Accumulate the gradients of all groups over all ranks, clip their norm, and take one optimizer step.
 
-    Takes no step if every group is skipped. Raises NonFinite before parameters or optimizer change.
+    Each rank computes the gradients of the groups that it drew. The sum, and so the step, is the same on every rank.
+    Takes no step if every group is skipped. Raises NonFinite, or OtherRankFailed on the other ranks, before parameters
+    or optimizer change.
     """
-    losses: dict[Modality, float] = {"text": 0.0, "image": 0.0}
-    stats: dict[Modality, LossStats] = {"text": LossStats(), "image": LossStats()}
-    spread: list[float] = []
     optimizer.zero_grad(set_to_none=True)
     usable = [i for i, group in enumerate(groups) if len(_rewarded(group)) >= MIN_REWARDS]
-    for i, advantage in zip(usable, _advantages([groups[i] for i in usable], slope, settings.loss), strict=True):
-        spread.append(float(advantage.abs().mean()))
-        chosen = [groups[i].rollouts[place] for place in _rewarded(groups[i])]
-        for modality in losses:
-            rng = np.random.default_rng([settings.seed, step, i])
-            loss, found = _backward(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
-            if not np.isfinite(loss):
-                prompt = groups[i].previews.task.prompt.text
-                raise NonFinite(f"the {modality} loss is {loss} for prompt {prompt!r}", i)
-            losses[modality] += loss
-            stats[modality] += found
+    advantages = dict(zip(usable, _advantages([groups[i] for i in usable], slope, settings.loss), strict=True))
+    with ranks.together():
+        own = _accumulate(policy, groups, advantages, settings, step)
+    losses, stats = _totals(own, ranks)
     if not usable:
         return Update(losses, stats, None, None, len(groups), 0)
-    flat = sum(groups[i].is_flat for i in usable)
+    ranks.sum_gradients(policy.module.parameters())
     norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
     if not np.isfinite(norm):
         raise NonFinite(f"the gradient's norm is {norm}", None)
     for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
         parameters["lr"] = lr
     optimizer.step()
-    return Update(losses, stats, norm, float(np.mean(spread)), len(groups) - len(usable), flat)
+    spread = float(np.mean([float(advantages[i].abs().mean()) for i in usable]))
+    flat = sum(groups[i].is_flat for i in usable)
+    return Update(losses, stats, norm, spread, len(groups) - len(usable), flat)
+
+
+def _accumulate(
+    policy: Policy,
+    groups: Sequence[ScoredGroup],
+    advantages: Mapping[int, torch.Tensor],
+    settings: TrainerSettings,
+    step: int,
+) -> list[tuple[int, Modality, float, LossStats]]:
+    """Add the gradients of this rank's groups; return (group, modality, loss, stats) of each."""
+    found = []
+    for i, advantage in advantages.items():
+        if not groups[i].is_ours:
+            continue
+        chosen = [groups[i].rollouts[place] for place in _rewarded(groups[i])]
+        for modality in MODALITIES:
+            rng = np.random.default_rng([settings.seed, step, i])
+            loss, stats = _backward(policy, chosen, advantage, modality, settings.loss, len(advantages), rng)
+            if not np.isfinite(loss):
+                prompt = groups[i].previews.task.prompt.text
+                raise NonFinite(f"the {modality} loss is {loss} for prompt {prompt!r}", i)
+            found.append((i, modality, loss, stats))
+    return found
+
+
+def _totals(
+    found: Sequence[tuple[int, Modality, float, LossStats]], ranks: Ranks
+) -> tuple[dict[Modality, float], dict[Modality, LossStats]]:
+    """Return the losses and figures of all ranks, added in the order of the groups."""
+    losses, stats = dict.fromkeys(MODALITIES, 0.0), dict.fromkeys(MODALITIES, LossStats())
+    documents = ranks.gather_all([(i, modality, loss, asdict(one)) for i, modality, loss, one in found])
+    for _, modality, loss, one in sorted((d for part in documents for d in part), key=lambda d: d[0]):
+        losses[modality] += loss
+        stats[modality] += LossStats(**one)
+    return losses, stats
 
 
 def _backward(
@@ -107,24 +140,25 @@ def _backward(
     count = max(1, round(settings.loss_step_fraction * total))
     weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
     size = settings.micro_batch or len(found)
-    for step in sorted(rng.choice(total, count, replace=False).tolist()):
-        for first in range(0, len(found), size):
-            segments, owners = zip(*found[first : first + size], strict=True)
-            terms = policy.terms(segments, step, reference=chosen.beta > 0)
-            loss, figures = clipped_loss(
-                terms.new_BD,
-                terms.old_BD,
-                terms.reference_BD,
-                terms.mask_BD,
-                advantage[list(owners)].to(terms.new_BD.device),
-                clip=chosen.clip,
-                beta=chosen.beta,
-                weight=weight,
-                group_size=len(rollouts),
-                kl_BD=terms.kl_BD,
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            value, stats = value + float(loss.detach()), stats + figures
+    with policy.sharing([segment for segment, _ in found]):
+        for step in sorted(rng.choice(total, count, replace=False).tolist()):
+            for first in range(0, len(found), size):
+                segments, owners = zip(*found[first : first + size], strict=True)
+                terms = policy.terms(segments, step, reference=chosen.beta > 0)
+                loss, figures = clipped_loss(
+                    terms.new_BD,
+                    terms.old_BD,
+                    terms.reference_BD,
+                    terms.mask_BD,
+                    advantage[list(owners)].to(terms.new_BD.device),
+                    clip=chosen.clip,
+                    beta=chosen.beta,
+                    weight=weight,
+                    group_size=len(rollouts),
+                    kl_BD=terms.kl_BD,
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+                value, stats = value + float(loss.detach()), stats + figures
     return value, stats
 
 

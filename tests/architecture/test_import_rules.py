@@ -100,9 +100,10 @@ RULES = (
     Rule(
         r"(?P<own>trainer\.policy\.\w+)(\..+)?",
         may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),
-        never=("ray", "httpx", *WEB),
+        never=("ray", "httpx", "torch.distributed", *WEB),
     ),
-    Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", *WEB)),
+    Rule(r"trainer\.distributed", may=("synod.errors", "trainer.errors"), never=("ray", *WEB)),
+    Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", "torch.distributed", *WEB)),
     Rule(r"(?P<own>embedded)(\..+)?", may=("synod", "services", "trainer")),
 )
 
@@ -217,6 +218,7 @@ def test_module_follows_the_import_rules(path: Path) -> None:
         ("trainer.policy.show_o.maskgit", "from trainer.settings import SamplerSettings"),
         ("trainer.train", "from services.settings import load"),
         ("trainer.train", "import embedded.world"),
+        ("trainer.train", "import torch.distributed as dist"),
     ],
 )
 def test_planted_violation_is_found(module: str, planted: str) -> None:

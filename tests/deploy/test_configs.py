@@ -25,6 +25,9 @@ def test_mask_grpo_has_its_authors_values() -> None:
     optimizer = settings.optimizer
     assert (optimizer.lr, optimizer.warmup_steps, optimizer.schedule) == (3e-6, 1000, "cosine")
     assert (settings.steps, settings.seed, settings.prompts_per_step) == (16000, 42, 16)
+    assert (settings.policy.dtype, settings.policy.checkpointing) == ("bfloat16", True)
+    assert set(settings.evaluate.scorers) == {"image_reward"}
+    assert set(settings.rewards.scorers) == {"clip_t"}
     served = load_service(CONFIGS / "mask_grpo.toml", {}).scorers
     assert {one.kind for one in served.values()} == {"clip_t", "image_reward"}
 

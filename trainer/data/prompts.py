@@ -13,6 +13,7 @@ from synod.records import read
 from trainer.data.files import hint, json_node, text
 from trainer.types import ConceptProfile, Prompt
 
+MAX_CHARS: Final = 8192  # of a prompt; the service refuses longer ones
 PLAIN_TAG: Final = "prompt"  # of a prompt whose file names no tag
 _CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # claims of a prompt; the service judges them
 
@@ -133,8 +134,10 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _checked(node: Node) -> str:
-    """Return a prompt without surrounding blanks."""
+    """Return a prompt without surrounding blanks. Raises InvalidRequest for one that is empty or too long."""
     prompt = node.text().strip()
     if not prompt:
         raise node.error("the prompt is empty")
+    if len(prompt) > MAX_CHARS:
+        raise node.error(f"the prompt has {len(prompt)} characters, the limit is {MAX_CHARS}; shorten it")
     return prompt

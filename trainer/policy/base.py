@@ -89,6 +89,13 @@ class Policy(Protocol):
         """
         ...
 
+    def sharing(self, segments: Sequence[Segment]) -> AbstractContextManager[None]:
+        """Inside this context `terms` of these segments, or some of them, share what does not depend on the step.
+
+        Its part of the gradient is added at the end of the context, after the backward pass of every step.
+        """
+        ...
+
     def keep_reference(self) -> None:
         """Make the weights of this moment the reference policy. Call it before training, if a KL term needs it."""
         ...

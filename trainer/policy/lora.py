@@ -95,10 +95,9 @@ class Lora:
         save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
 
 
-def adapter_size(module: nn.Module, rank: int, targets: Sequence[str]) -> int:
-    """Return the number of parameters that adapters of these targets would have."""
-    matched = [layer for name, layer in _linear_layers(module).items() if any(_matches(name, t) for t in targets)]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in matched)
+def targeted(module: nn.Module, targets: Sequence[str]) -> list[nn.Linear]:
+    """Return the layers that adapters of these targets would be on."""
+    return [layer for name, layer in _linear_layers(module).items() if any(_matches(name, t) for t in targets)]
 
 
 def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:

@@ -42,7 +42,7 @@ def load(settings: PolicySettings, seed: int = 0, concepts: Collection[str] = ()
 def _load_show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) -> Policy:
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
     policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
-    policy.phi.checkpointing = settings.checkpointing
+    policy.phi.checkpointing, policy.dtype = settings.checkpointing, settings.dtype
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy

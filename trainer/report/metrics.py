@@ -49,7 +49,7 @@ class Metrics(AbstractContextManager["Metrics"]):
     SettingsError for files that are not a run's, and for `wandb` without its package or login.
     """
 
-    def __init__(self, run_dir: Path, *, resume_at: int = 0, wandb: str | None = None) -> None:
+    def __init__(self, run_dir: Path, resume_at: int = 0, wandb: str | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and readers do not need it
 
         self._run_dir = run_dir

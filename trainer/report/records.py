@@ -79,8 +79,10 @@ def step_record(
 
 
 def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> None:
-    """Record each group's finished images with rewards and answers, and its previews."""
+    """Record the finished images, with rewards and answers, and the previews of each group that this rank drew."""
     for index, group in enumerate(groups):
+        if not group.is_ours:
+            continue
         previews = group.previews
         kept = previews.screened.indices
         rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]

@@ -34,7 +34,8 @@ class ShowOSettings(Node):
 
     `vq` null is the directory `vq` in `model`, or the tokenizer of the published models. `positions` "masked" scores
     sampled positions, "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
-    block twice instead of keeping them for the backward pass. `lora` null trains all weights.
+    block twice instead of keeping them for the backward pass. `dtype` is that of matrix products and attention;
+    weights, logits, gradients and optimizer stay float32. `lora` null trains all weights.
     """
 
     family: Literal["show_o"] = "show_o"
@@ -43,6 +44,7 @@ class ShowOSettings(Node):
     positions: Literal["masked", "all"] = "masked"
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
     checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoraSettings | None = None
 
     @property

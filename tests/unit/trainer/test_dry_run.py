@@ -36,3 +36,4 @@ def test_a_dry_run_prints_time_memory_and_rewards(
     assert rewards is not None
     assert len(rewards[1].split()) == settings.screen.group_size
     assert "h for 7 steps" in said
+    assert re.search(r"^arithmetic of an update: \S+ GB \(weights .*, activations ", said, flags=re.MULTILINE)

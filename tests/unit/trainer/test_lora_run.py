@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from trainer import checkpoint
 from trainer import run as run_module
 from trainer.algorithms.advantage import Slope
 from trainer.ema import Ema
+from trainer.evaluate import command
 from trainer.optim import make_optimizer
 from trainer.policy import registry
 from trainer.policy.show_o import loading
@@ -78,6 +80,8 @@ def test_a_run_trains_and_saves_both_exports(ready: MakeSettings, make_policy: M
     assert len(changed) == LAYERS * TARGETS
     assert all(key.endswith(".weight") for key in changed)
 
+    evaluated = command.resolve(str(run), "geneval").policy
+    assert (evaluated.model, evaluated.lora) == (str(run / "policy"), None), "the adapters are merged"
     with_adapter = make_policy()
     PeftModel.from_pretrained(with_adapter.module, run / "policy" / ADAPTER)
     hidden = [policy.phi(IDS, None) for policy in (merged, with_adapter, base)]
@@ -117,7 +121,7 @@ def test_adapters_learn(
 def test_a_resumed_run_equals_a_whole_run(
     ready: MakeSettings, adapted: Callable[[TrainerSettings], ShowO], make_policy: MakePolicy
 ) -> None:
-    """Bit for bit, although the adapters of the second process start anew."""
+    """Bit for bit, although the adapters of the second process start from nothing."""
     whole, parts = ready(RUN_DIR='"whole"'), [ready(RUN_DIR='"parts"', STEPS=str(n)) for n in (1, 3)]
     run_loop(whole, make_policy, Judge(), adapted(whole))
     for settings in parts:
@@ -188,6 +192,74 @@ def test_one_update_moves_only_adapters(ready: MakeSettings, adapted: Callable[[
     moved = {key for key, value in weights(policy).items() if not torch.equal(value, before[key])}
     assert all(".lora_" in key for key in moved)
     assert sum(".lora_B." in key for key in moved) == LAYERS * TARGETS
+
+
+def test_texts_shared_between_steps_give_the_same_gradient(
+    ready: MakeSettings, adapted: Callable[[TrainerSettings], ShowO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts of the policy and of its reference differ, although they have the same module."""
+    settings = ready(OPTIMIZER__LR="1e-30", LOSS__IMAGE__BETA="0.5", LOSS__MICRO_BATCH="3")
+    gradients = []
+    for shared in (True, False):
+        policy = adapted(settings)
+        for name, parameter in policy.module.named_parameters():
+            if ".lora_B." in name:
+                parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        groups, _ = draw(policy, Judge(), settings)
+        if not shared:
+            monkeypatch.setattr(policy, "sharing", lambda segments: nullcontext())
+        policy_update(policy, make_optimizer(policy, settings), groups, Slope(), settings, 0)
+        found = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
+        gradients.append(torch.cat(found))
+    assert len(found) == 2 * LAYERS * TARGETS
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-6 * float(gradients[1].abs().max())
+
+
+# -- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_base_in_bfloat16_gives_the_same_results(ready: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit those of float32 weights that every product casts: images, log-probabilities and one update."""
+    settings, outputs = ready(POLICY__DTYPE="bfloat16", OPTIMIZER__LR="0.02"), []
+    for stored in (torch.bfloat16, torch.float32):
+        if stored == torch.float32:
+            monkeypatch.setattr(torch.nn.Linear, "bfloat16", lambda layer: layer)
+        policy = run_module.make_policy(settings)
+        assert isinstance(policy, ShowO)
+        blocks = policy.phi.model.layers.named_parameters()
+        assert {p.dtype for name, p in blocks if name.endswith("base_layer.weight")} == {stored}
+        for name, parameter in policy.module.named_parameters():
+            if ".lora_A." in name:  # drawn in the dtype of the base
+                parameter.data = parameter.data.bfloat16().float()
+        before = terms(policy, settings)
+        groups, _ = draw(policy, Judge(), settings)
+        update = policy_update(policy, make_optimizer(policy, settings), groups, Slope(), settings, 0)
+        adapters = {name: p.detach() for name, p in policy.module.named_parameters() if ".lora_" in name}
+        assert {p.dtype for p in adapters.values()} == {torch.float32}
+        with policy.reference():
+            assert torch.equal(terms(policy, settings), before)
+        outputs.append((before, adapters, update.grad_norm))
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    assert equal(outputs[0][1], outputs[1][1])
+    assert outputs[0][2] == outputs[1][2]
+
+
+def test_a_run_in_bfloat16_resumes_and_saves_float32(
+    ready: MakeSettings, make_policy: MakePolicy, adapted: Callable[[TrainerSettings], ShowO], tmp_path: Path
+) -> None:
+    half = {"POLICY__DTYPE": "bfloat16", "OPTIMIZER__LR": "0.02"}
+    whole = ready(RUN_DIR='"whole"', **half)
+    parts = [ready(RUN_DIR='"parts"', STEPS=str(n), **half) for n in (1, 3)]
+    run_loop(whole, make_policy, Judge(), adapted(whole))
+    for settings in parts:
+        policy = adapted(settings)
+        run_loop(settings, make_policy, Judge(), policy)
+    assert equal(trained(whole, 3), trained(parts[1], 3))
+    policy.save(tmp_path / "saved")
+    found = loading.load(tmp_path / "saved")
+    assert {p.dtype for p in found.module.parameters()} == {torch.float32}
+    distance = float((found.phi(IDS, None) - make_policy().phi(IDS, None)).detach().abs().max())
+    assert 1e-3 < distance < 10
 
 
 # -- the average of the weights ---------------------------------------------------------------------------------------
@@ -266,6 +338,7 @@ def test_targets_are_refused_by_name(ready: MakeSettings, targets: str, message:
         ({"POLICY__LORA__RANK": "8"}, "trainer.policy.lora.rank: 4 there, 8 now"),
         ({"POLICY__LORA__ALPHA": "8"}, "trainer.policy.lora.alpha: 64 there, 8 now"),
         ({"POLICY__LORA__TARGETS": '["fc1"]'}, r"trainer.policy.lora.targets: \[.* there, \[\"fc1\"\] now"),
+        ({"POLICY__DTYPE": "bfloat16"}, 'trainer.policy.dtype: "float32" there, "bfloat16" now'),
         ({"REWARDS__ENSEMBLE": '"other"'}, 'trainer.rewards.ensemble: .* there, "other" now'),
         ({"REWARDS__SCORERS": "{clip_t = 1.0}"}, "trainer.rewards.scorers.clip_t: absent there, 1.0 now"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_the_advice_lets_the_run_go_on(
     message = str(caught.value)
     assert "4 rollouts in a pass" in message
     assert "Set [trainer.loss] micro_batch = 1 (now 4): about " in message
-    assert message.endswith("The last checkpoint is intact: train again")
+    assert message.endswith("Earlier checkpoints are intact: start the same command again")
     assert "more lines" not in message
     advised = tiny_settings(STEPS="3", CHECKPOINT_EVERY="1", LOSS__MICRO_BATCH="1")
     assert run_loop(advised, make_policy, Judge(), limited(make_policy(), 1, error)).step == 3
@@ -86,7 +86,7 @@ def test_drawing_out_of_memory_names_its_own_setting(
         policy = make_policy()
         monkeypatch.setattr(policy, "denoise", denoise)
         settings = tiny_settings(SCREEN__PREVIEW_BATCH_SIZE=now)
-        with pytest.raises(OutOfMemory, match=rf"^out of memory in drawing \(CUDA .*GiB\.\)\. {remedy}\. The last"):
+        with pytest.raises(OutOfMemory, match=rf"^out of memory in drawing \(CUDA .*GiB\.\)\. {remedy}\. Earlier"):
             run_loop(settings, make_policy, Judge(), policy)
 
 
@@ -116,6 +116,12 @@ def test_the_command_prints_the_advice(
     assert "\nsynod train: out of memory in the update (CUDA out of memory." in capsys.readouterr().err
 
 
+def test_the_allocator_of_the_host_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
 # -- the arithmetic of a policy ---------------------------------------------------------------------------------------
 
 
@@ -133,17 +139,23 @@ def test_the_memory_of_a_policy_counts_its_parameters(make_policy: MakePolicy, t
     assert memory_of(policy, no_kl, Configuration(3, False, False)).reference == 0
 
 
-def test_adapters_are_counted_before_they_exist(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_counted_before_they_exist(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, dtype: Literal["float32", "bfloat16"]
+) -> None:
     """With the default rank and targets, and then with those of the settings."""
-    policy, settings = make_policy(), tiny_settings()
+    policy, half = make_policy(), {"POLICY__DTYPE": dtype}
+    policy.dtype = dtype
     expected = 2 * 32 * (4 * (64 + 64) + 2 * (64 + 128))  # layers, rank, four square layers and two of the MLP
     adapted = Configuration(1, checkpointing=False, lora=True)
-    before = memory_of(policy, settings, adapted)
+    before = memory_of(policy, tiny_settings(**half), adapted)
     assert (before.gradients, before.optimizer, before.reference) == (4 * expected, 8 * expected, 0)
     policy.add_adapters(rank=32, alpha=64, targets=LAYERS, seed=0, base="base")
-    found = memory_of(policy, tiny_settings(POLICY__LORA__RANK="32"), adapted)
+    found = memory_of(policy, tiny_settings(POLICY__LORA__RANK="32", **half), adapted)
     assert (found.gradients, found.optimizer) == (before.gradients, before.optimizer)
-    assert found.weights == before.weights + 4 * expected
+    assert found.weights == pytest.approx(before.weights, rel=0.01)  # the biases of the layers are in bfloat16, too
+    stored = sum(p.nbytes for p in policy.module.parameters())
+    assert found.weights == stored + (2 * expected if dtype == "bfloat16" else 0)
 
 
 def test_settings_in_use_are_not_advised_again(

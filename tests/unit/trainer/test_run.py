@@ -161,6 +161,14 @@ def test_evaluations_can_be_left_out(ready: MakeSettings) -> None:
     assert not (settings.run_dir / "evaluation").exists()
 
 
+def test_two_runs_cannot_share_a_directory(ready: MakeSettings) -> None:
+    settings = ready()
+    with run_module.run_lock(settings.run_dir), pytest.raises(SettingsError, match="another training uses it"):
+        run_module.run(settings)
+    with run_module.run_lock(settings.run_dir):  # released
+        pass
+
+
 def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Path) -> None:
     (world_dir / "run").write_text("a file")
     with pytest.raises(SettingsError, match=r"\[trainer\] run_dir = .*/run: .*give a directory"):

@@ -213,7 +213,7 @@ def test_flat_groups_are_replaced_and_resumed(
         drawn.append((settings.run_dir.name, tuple(key), task.prompt.text))
         return sample_previews(policy, service, task, threshold, settings, key, clock)
 
-    monkeypatch.setattr("trainer.train.sample_previews", watched)
+    monkeypatch.setattr("trainer.rollout.sample_previews", watched)
 
     def reward(item: ScoreItem) -> float:
         return 0.5 if any(digit in str(item.prompt) for digit in "02468") else brightness(item)

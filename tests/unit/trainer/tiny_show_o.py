@@ -12,6 +12,7 @@ import torch
 
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit, MagvitConfig
+from trainer.policy.show_o.memory import Dtype
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.show_o.vocabulary import END, Vocabulary
 
@@ -55,10 +56,12 @@ def vq() -> Magvit:
 def make_policy(vocab: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
     """`make_policy(guidance_scale=2.0)`: the same weights every time, spread out so that mistakes show."""
 
-    def make(kind: type[ShowO] = ShowO, *, checkpointing: bool = False, **options: Any) -> ShowO:
+    def make(
+        kind: type[ShowO] = ShowO, *, checkpointing: bool = False, dtype: Dtype = "float32", **options: Any
+    ) -> ShowO:
         config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
         sampling = Sampling(**{"guidance_scale": 2.0, "denoising_steps": 4, "max_new_tokens": 4, **options})
-        policy = kind(config, vocab, vq, sampling, checkpointing=checkpointing)
+        policy = kind(config, vocab, vq, sampling, checkpointing=checkpointing, dtype=dtype)
         _random(policy.module)
         policy.phi.lm_head.weight.data *= 3.0
         policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not

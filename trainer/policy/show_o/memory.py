@@ -36,9 +36,7 @@ def activation_bytes(
 def _block_bytes(width: int, intermediate: int, element: int) -> int:
     """Return the bytes that one block keeps of one token, if matrix products take numbers of `element` bytes.
 
-    In float32 the block's input, and queries and keys before their norms. In `element` bytes queries, keys, values,
-    the attention's result, the input of `dense`, the MLP before and after its activation, and the normed input: once,
-    or a copy for each of the four products that cast it.
+    In float32 the block's input, and queries and keys before their norms. In `element` bytes the normed input, queries,
+    keys, values, the attention's result, the input of `dense`, and the MLP before and after its activation.
     """
-    normed = 1 if element == 4 else 4
-    return 3 * width * 4 + (5 + normed) * width * element + 2 * intermediate * element
+    return 3 * width * 4 + 6 * width * element + 2 * intermediate * element

@@ -52,13 +52,22 @@ class Cache:
         chosen = torch.tensor(index, device=key.device)
         return Cache(tuple((k.index_select(0, chosen), v.index_select(0, chosen)) for k, v in self.layers))
 
+    def leaves(self) -> Cache:
+        """Return a detached copy in float32 (at least), whose gradients add up without rounding to a smaller type."""
+        return Cache(tuple((_leaf(k), _leaf(v)) for k, v in self.layers))
+
     def followed_by(self, later: Cache) -> Cache:
         """Return the cache of these positions and those of `later`."""
         return Cache(tuple(_join(*pair) for pair in zip(self.layers, later.layers, strict=True)))
 
 
 def _join(before: KeyValue, later: KeyValue) -> KeyValue:
-    return torch.cat((before[0], later[0]), 2), torch.cat((before[1], later[1]), 2)
+    key, value = (torch.cat((b.to(x.dtype), x), 2) for b, x in zip(before, later, strict=True))
+    return key, value
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return _at_least_float32(x.detach()).requires_grad_()
 
 
 class Attention(nn.Module):
@@ -79,6 +88,7 @@ class Attention(nn.Module):
         query = self._rotate(self.q_layernorm(self.q_proj(x).view(shape)).transpose(1, 2), rotation)
         key = self._rotate(self.k_layernorm(self.k_proj(x).view(shape)).transpose(1, 2), rotation)
         value = self.v_proj(x).view(shape).transpose(1, 2)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast computes norms in float32
         keys, values = (key, value) if past is None else _join(past, (key, value))
         mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         out: Tensor = self.dense(mixed.transpose(1, 2).flatten(2))
@@ -115,6 +125,8 @@ class Block(nn.Module):
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
     ) -> tuple[Tensor, KeyValue]:
         normed = self.input_layernorm(x)
+        if torch.is_autocast_enabled(x.device.type):  # once, not in each of the four products that read it
+            normed = normed.to(torch.get_autocast_dtype(x.device.type))
         mixed, fresh = self.self_attn(normed, rotation, mask, past)
         out: Tensor = x + mixed + self.mlp(normed)
         return out, fresh
@@ -184,8 +196,13 @@ class Phi(nn.Module):
         return found
 
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
-        """Return columns [first, last) of the head's logits: [... D] -> [... last - first]."""
-        return functional.linear(hidden, self.lm_head.weight[first:last], self.lm_head.bias[first:last])
+        """Return columns [first, last) of the head's logits: [... D] -> [... last - first].
+
+        They are computed in float32 (or float64), also under autocast.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            columns = self.lm_head.weight[first:last], self.lm_head.bias[first:last]
+            return functional.linear(*(_at_least_float32(x) for x in (hidden, *columns)))
 
     def _rotation(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin [L rotary] of positions start .. start + length - 1, in float32."""
@@ -195,3 +212,7 @@ class Phi(nn.Module):
         angles = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * rates
         doubled = torch.cat((angles, angles), -1)
         return doubled.cos(), doubled.sin()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

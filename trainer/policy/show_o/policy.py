@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -31,7 +31,7 @@ from trainer.policy.lora import Lora
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
-from trainer.policy.show_o.memory import activation_bytes
+from trainer.policy.show_o.memory import Dtype, activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
@@ -79,12 +79,31 @@ class Texts:
     prompted: Cache
     without: Cache | None
 
+    def leaves(self) -> Texts:
+        """Return equal texts whose caches are leaves of the graph: a backward pass ends there."""
+        without = None if self.without is None else self.without.leaves()
+        return replace(self, prompted=self.prompted.leaves(), without=without)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all keys and values, in a fixed order."""
+        caches = [self.prompted] if self.without is None else [self.prompted, self.without]
+        return [tensor for cache in caches for layer in cache.layers for tensor in layer]
+
     def of(self, prompts: Sequence[str], image_rows: int) -> tuple[Tensor | None, Cache]:
         """Return the mask of image rows (None: no prompt is padded) and the cache for B of the prompts."""
         index = [self.rows[prompt] for prompt in prompts]
         seen = self.seen_UP[index]
         mask = None if bool(seen.all()) else vocabulary.image_mask(seen, image_rows)
         return mask, self.prompted.rows(index)
+
+
+@dataclass(eq=False)
+class SharedTexts:
+    """What all denoising steps of an update read: the prompts' texts, by the policy and by its reference."""
+
+    prompts: Sequence[str]
+    policy: Texts
+    reference: Texts | None = None
 
 
 class Wrapped(nn.Module):
@@ -98,7 +117,9 @@ class Wrapped(nn.Module):
 class ShowO:
     """The policy: a language model over text and image codes, its vocabulary and its image tokenizer.
 
-    `checkpointing` trades a second forward pass of each block for the memory of its activations.
+    `checkpointing` trades a second forward pass of each block for the memory of its activations. `dtype` is that of
+    matrix products and attention, in sampling and update alike; weights, the residual stream, logits and gradients stay
+    in the weights' own.
     """
 
     def __init__(
@@ -109,6 +130,7 @@ class ShowO:
         sampling: Sampling,
         *,
         checkpointing: bool = False,
+        dtype: Dtype = "float32",
     ) -> None:
         if vocab.size != config.vocab_size:
             raise SettingsError(
@@ -125,6 +147,9 @@ class ShowO:
         self._reference: nn.Module | None = None
         self._lora: Lora | None = None
         self.phi.checkpointing = checkpointing
+        self.dtype = dtype
+        self._shared: SharedTexts | None = None
+        self._in_reference = False
         self._image_codes: dict[bytes, Tensor] = {}
 
     @property
@@ -136,6 +161,9 @@ class ShowO:
     @property
     def device(self) -> torch.device:
         return self.phi.lm_head.weight.device
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     @property
     def image_steps(self) -> int:
@@ -168,21 +196,22 @@ class ShowO:
         """Sample B answers of at most S tokens at temperature 1."""
         batch, limit = uniform_BS.shape
         question = self._question(query)
-        mask = vocabulary.question_mask(len(question), self._end_of_image, self.device)
-        read, past = self.phi.encode(question[None], mask)
-        hidden, past = read[:, -1].expand(batch, -1), past.expand(batch)
-        ended = torch.zeros(batch, dtype=torch.bool, device=self.device)
-        ids, logps = [], []
-        for step in range(limit):
-            logp_BV = self._text_logp(hidden)
-            drawn = maskgit.draw(logp_BV, uniform_BS[:, step].to(self.device))
-            ids.append(drawn)
-            logps.append(logp_BV.gather(-1, drawn[:, None]).squeeze(1))
-            ended |= drawn == self.vocab.id(END)
-            if ended.all() or step == limit - 1:
-                break
-            read, fresh = self.phi.encode(drawn[:, None], None, past, start=len(question) + step)
-            hidden, past = read[:, 0], past.followed_by(fresh)
+        with self._autocast():
+            mask = vocabulary.question_mask(len(question), self._end_of_image, self.device)
+            read, past = self.phi.encode(question[None], mask)
+            hidden, past = read[:, -1].expand(batch, -1), past.expand(batch)
+            ended = torch.zeros(batch, dtype=torch.bool, device=self.device)
+            ids, logps = [], []
+            for step in range(limit):
+                logp_BV = self._text_logp(hidden)
+                drawn = maskgit.draw(logp_BV, uniform_BS[:, step].to(self.device))
+                ids.append(drawn)
+                logps.append(logp_BV.gather(-1, drawn[:, None]).squeeze(1))
+                ended |= drawn == self.vocab.id(END)
+                if ended.all() or step == limit - 1:
+                    break
+                read, fresh = self.phi.encode(drawn[:, None], None, past, start=len(question) + step)
+                hidden, past = read[:, 0], past.followed_by(fresh)
         return [self._answer(query, i, p) for i, p in zip(torch.stack(ids, 1), torch.stack(logps, 1), strict=True)]
 
     def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
@@ -209,7 +238,7 @@ class ShowO:
         return self._image_codes[key]
 
     def _text_logp(self, hidden: Tensor) -> Tensor:
-        return _at_least_float32(self.phi.logits(hidden, 0, self.vocab.image_offset)).log_softmax(-1)
+        return self.phi.logits(hidden, 0, self.vocab.image_offset).log_softmax(-1)
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -225,14 +254,15 @@ class ShowO:
     def denoise(self, segments: Sequence[Segment], until: int) -> list[ImageSegment]:
         found = _of(ImageSegment, segments)
         prompts = [s.prompt for s in found]
-        texts = self._texts(prompts)
-        state = maskgit.denoise(
-            _join(found),
-            lambda c, m, s: self._guided(texts, prompts, c, m, s),
-            until,
-            self.sampling.temperature,
-            everywhere=self.sampling.positions == "all",
-        )
+        with self._autocast():
+            texts = self._texts(prompts)
+            state = maskgit.denoise(
+                _join(found),
+                lambda c, m, s: self._guided(texts, prompts, c, m, s),
+                until,
+                self.sampling.temperature,
+                everywhere=self.sampling.positions == "all",
+            )
         return _split(prompts, state)
 
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
@@ -288,7 +318,7 @@ class ShowO:
         return hidden[:, 1:-1]
 
     def _image_logits(self, hidden: Tensor) -> Tensor:
-        return _at_least_float32(self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id))
+        return self.phi.logits(hidden, self.vocab.image_offset, self.vocab.mask_id)
 
     # -- log-probabilities --------------------------------------------------------------------------------------------
 
@@ -311,8 +341,14 @@ class ShowO:
     def add_adapters(self, *, rank: int, alpha: int, targets: Sequence[str], seed: int, base: str) -> None:
         """Train low-rank adapters instead of the weights (see `Lora`); `base` is where these weights come from.
 
+        In bfloat16 the linear layers of the blocks are stored in it: half of the memory, and the same results.
+
         Raises SettingsError for a target that is not a linear layer, or would have no effect.
         """
+        if self.dtype == "bfloat16":  # as autocast would cast these frozen weights in every product
+            for layer in self.phi.model.layers.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.bfloat16()
         self._lora = Lora(self.module, rank=rank, alpha=alpha, targets=targets, seed=seed, base=base, bypassed=BYPASSED)
 
     def keep_reference(self) -> None:
@@ -322,10 +358,15 @@ class ShowO:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        if self._lora is not None:
-            with self._lora.disabled():
+        self._in_reference = True
+        try:
+            with self._lora.disabled() if self._lora is not None else self._frozen_copy():
                 yield
-            return
+        finally:
+            self._in_reference = False
+
+    @contextmanager
+    def _frozen_copy(self) -> Iterator[None]:
         assert self._reference is not None, "keep_reference was not called"
         trained, self.module = self.module, self._reference
         try:
@@ -333,21 +374,58 @@ class ShowO:
         finally:
             self.module = trained
 
+    @contextmanager
+    def sharing(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Encode the images' prompts once for all steps: no text attends to an image.
+
+        Each step's backward pass ends at the texts' keys and values, whose gradients add up. One more pass takes the
+        sums through the texts' own graph. Of that only the blocks' inputs are kept for so long (see `checkpointing`).
+        """
+        prompts = [segment.prompt for segment in segments if segment.kind == "image"]
+        if not prompts:
+            yield
+            return
+        before, self.phi.checkpointing = self.phi.checkpointing, True
+        with self._autocast():
+            texts = self._texts(prompts)
+        self.phi.checkpointing = before
+        self._shared = SharedTexts(prompts, texts.leaves())
+        try:
+            yield
+            pairs = zip(texts.tensors(), self._shared.policy.tensors(), strict=True)
+            given = [(tensor, leaf.grad) for tensor, leaf in pairs if tensor.requires_grad and leaf.grad is not None]
+        finally:
+            self._shared = None
+        if given:
+            ends, gradients = zip(*given, strict=True)
+            torch.autograd.backward(ends, [g.to(e.dtype) for e, g in zip(ends, gradients, strict=True)])
+
+    def _step_texts(self, prompts: Sequence[str]) -> Texts:
+        if self._shared is None:
+            return self._texts(prompts)
+        if not self._in_reference:
+            return self._shared.policy
+        if self._shared.reference is None:
+            self._shared.reference = self._texts(self._shared.prompts)
+        return self._shared.reference
+
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(None, tuple(p for p in self.module.parameters() if p.requires_grad))]
 
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [K V] of the next draw at the scored positions, given the unmasked codes."""
-        return self._guided(self._texts(prompts), prompts, codes_BN, masked_BN, scored_BN)
+        with self._autocast():
+            return self._guided(self._step_texts(prompts), prompts, codes_BN, masked_BN, scored_BN)
 
     def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return unguided log-probabilities of the codes at masked positions, in row-major order.
 
         Show-o's own objective is their negative mean.
         """
-        ids, cache = self._text(prompts)
-        mask = vocabulary.image_mask(ids != self.vocab.id(PAD), codes_BN.shape[1] + 2)
-        hidden = self._read_image(self._image_ids(codes_BN, masked_BN), cache, mask)
+        with self._autocast():
+            ids, cache = self._text(prompts)
+            mask = vocabulary.image_mask(ids != self.vocab.id(PAD), codes_BN.shape[1] + 2)
+            hidden = self._read_image(self._image_ids(codes_BN, masked_BN), cache, mask)
         return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -362,7 +440,8 @@ class ShowO:
         question_lengths = [len(questions[id(s.query)]) for s in segments]
         rows = [torch.cat((questions[id(s.query)], s.ids_S[:-1])) for s in segments]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.vocab.id(PAD))
-        hidden = self.phi(ids, vocabulary.question_mask(ids.shape[1], self._end_of_image, self.device))
+        with self._autocast():
+            hidden = self.phi(ids, vocabulary.question_mask(ids.shape[1], self._end_of_image, self.device))
         answers = nn.utils.rnn.pad_sequence([s.ids_S for s in segments], batch_first=True)
         old = nn.utils.rnn.pad_sequence([s.logp_S for s in segments], batch_first=True)
         lengths = torch.tensor([len(s.ids_S) for s in segments], device=self.device)
@@ -374,7 +453,9 @@ class ShowO:
 
     def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
         guided = self.sampling.guidance_scale > 0
-        return activation_bytes(self.config, rollouts=rollouts, guided=guided, checkpointing=checkpointing)
+        return activation_bytes(
+            self.config, rollouts=rollouts, guided=guided, checkpointing=checkpointing, dtype=self.dtype
+        )
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -415,10 +496,6 @@ def fit_to_square(image: Pixels, side: int) -> Pixels:
     top, left = round((height - side) / 2), round((width - side) / 2)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)[top : top + side, left : left + side].copy()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _join(segments: Sequence[ImageSegment]) -> maskgit.State:

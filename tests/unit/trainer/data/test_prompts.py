@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from services.settings import MAX_TEXT_CHARS
 from synod.contracts import GenEvalClause, GenEvalMetadata
 from synod.errors import SettingsError
-from trainer.data.prompts import read_prompts
+from trainer.data.prompts import MAX_CHARS, read_prompts
 from trainer.types import Prompt
 
 TWO = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
@@ -57,6 +58,11 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     assert read(tmp_path, "a.txt", text) == [text]
 
 
+def test_the_longest_prompt_is_what_the_service_accepts(tmp_path: Path) -> None:
+    assert MAX_CHARS == MAX_TEXT_CHARS
+    assert read(tmp_path, "a.txt", "x" * MAX_CHARS) == ["x" * MAX_CHARS]
+
+
 def test_geneval_metadata_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", [TWO | {"note": "ignored"}, {"prompt": "a cat", "tag": "mine"}])
     metadata = GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
@@ -94,6 +100,12 @@ def test_repeated_prompts_are_kept_once(tmp_path: Path) -> None:
         ("a.jsonl", "{}", "prompt", "a.jsonl:1: no column 'prompt' among none"),
         ("a.jsonl", [{"prompt": ""}], "prompt", "a.jsonl:1.prompt: the prompt is empty"),
         ("a.jsonl", [{"prompt": " \t"}], "prompt", "a.jsonl:1.prompt: the prompt is empty"),
+        (
+            "a.txt",
+            "a cat\n" + "x" * 8193,
+            "prompt",
+            "a.txt:2: the prompt has 8193 characters, the limit is 8192; shorten",
+        ),
         ("a.jsonl", [{"prompt": None}], "prompt", "a.jsonl:1.prompt: missing"),
         ("a.jsonl", [{"prompt": 3}], "prompt", "a.jsonl:1.prompt: a number where a string belongs"),
         ("a.jsonl", '{"prompt": "\\ud800"}', "prompt", "a lone surrogate; send valid Unicode"),

@@ -172,6 +172,7 @@ def test_words_and_punctuation_are_joined(vocab: Vocabulary) -> None:
     [
         (["bo"], "concept 'bo' is not of the form <name>"),
         (["<bo"], "'<bo' is not of the form"),
+        (["<bo>s"], "'<bo>s' is not of the form"),
         (["<a b>"], "'<a b>' is not of the form"),
         (["<|soi|>"], r"'<\|soi\|>' is not of the form"),
         (["[PAD]"], r"'\[PAD\]' is not of the form"),

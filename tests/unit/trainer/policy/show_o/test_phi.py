@@ -104,3 +104,14 @@ def test_rows_of_a_cache(policy: ShowO, index: list[int]) -> None:
     assert all(
         torch.equal(k, one.layers[i][0].expand(3, -1, -1, -1)) for i, (k, _) in enumerate(one.rows([0] * 3).layers)
     )
+
+
+def test_leaves_add_up_gradients_in_float32(policy: ShowO) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        _, cache = policy.phi.encode(torch.arange(6).view(3, 2), None)
+    for layer, leaves in zip(cache.layers, cache.leaves().layers, strict=True):
+        for tensor, leaf in zip(layer, leaves, strict=True):
+            assert (tensor.dtype, leaf.dtype) == (torch.bfloat16, torch.float32)
+            assert leaf.is_leaf
+            assert leaf.requires_grad
+            assert torch.equal(leaf.to(tensor.dtype), tensor)

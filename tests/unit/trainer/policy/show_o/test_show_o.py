@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,106 @@ def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Un
     assert torch.isfinite(new).all()  # what is masked does not poison the gradient
     (new * mask).sum().backward()  # type: ignore[no-untyped-call]
     assert all(torch.isfinite(p.grad).all() for p in policy.module.parameters() if p.grad is not None)
+
+
+# -- an update's passes -----------------------------------------------------------------------------------------------
+
+
+def gradient(policy: ShowO) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
+
+
+def learned(policy: ShowO, segments: list[ImageSegment], *, shared: bool, size: int = 4) -> tuple[Tensor, list[Tensor]]:
+    """The gradient of a loss over all steps, one backward pass each, and the reference's log-probabilities."""
+    policy.module.zero_grad()
+    references = []
+    with policy.sharing(segments) if shared else nullcontext():
+        for step in range(policy.steps(segments)):
+            for first in range(0, len(segments), size):
+                terms = policy.terms(segments[first : first + size], step, reference=True)
+                assert terms.reference_BD is not None
+                references.append(terms.reference_BD)
+                weight = torch.arange(1.0, 1 + terms.new_BD.numel()).view(terms.new_BD.shape).sin()
+                (terms.new_BD * terms.mask_BD * weight).sum().backward()  # type: ignore[no-untyped-call]
+    return gradient(policy), references
+
+
+@pytest.mark.parametrize(("size", "checkpointing"), [(4, False), (2, False), (1, True)])
+def test_shared_texts_give_the_same_gradient(
+    make_policy: MakePolicy, uniforms: Uniforms, size: int, checkpointing: bool
+) -> None:
+    """Whether each step encodes its prompts or all steps share them; two of the prompts are equal."""
+    policy = make_policy(checkpointing=checkpointing)
+    policy.module.double()
+    prompts = [*PROMPTS[:3], PROMPTS[0]]
+    segments = policy.denoise(policy.begin(prompts, uniforms(4, 5, 2, 16)), 5)
+    policy.keep_reference()
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.mul_(1.01)
+    expected, far = learned(policy, segments, shared=False, size=size)
+    found, also = learned(policy, segments, shared=True, size=size)
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    for a, b in zip(also, far, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+    new = policy.terms(segments, 0).new_BD
+    assert (far[0] - new[: len(far[0])]).abs().max() > 1e-3  # the reference is another policy
+
+
+def test_prompts_are_encoded_once_for_all_steps(
+    policy: ShowO, uniforms: Uniforms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = drawn(policy, uniforms)
+    policy.keep_reference()
+    encoded: list[list[str]] = []
+    text = ShowO._text
+
+    def counted(self: ShowO, prompts: Any) -> Any:
+        encoded.append(list(prompts))
+        return text(self, prompts)
+
+    monkeypatch.setattr(ShowO, "_text", counted)
+    learned(policy, segments, shared=True, size=2)
+    assert encoded == [PROMPTS, [""]] * 2  # by the policy and by its reference
+    policy.terms(segments[:2], 0)
+    assert encoded[4:] == [PROMPTS[:2], [""]]
+
+
+def test_a_failed_update_leaves_nothing_shared(policy: ShowO, uniforms: Uniforms) -> None:
+    segments = drawn(policy, uniforms)
+    with pytest.raises(IndexError), policy.sharing(segments):
+        policy.terms(segments, 99)
+    before = policy.terms(segments, 0).new_BD
+    policy.phi.model.embed_tokens.weight.data.mul_(1.1)
+    assert not torch.equal(policy.terms(segments, 0).new_BD, before)
+
+
+# -- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_samples_and_learns_in_one_arithmetic(make_policy: MakePolicy, uniforms: Uniforms, image: Any) -> None:
+    policy, exact = make_policy(dtype="bfloat16"), make_policy()
+    segments = drawn(policy, uniforms)
+    answers = policy.reason(Query("what color is <bo>?", image), uniforms(5, 9))
+    policy.keep_reference()
+    for step in range(5):
+        new, old, mask = policy.logprobs(segments, step)
+        assert new.dtype == old.dtype == torch.float32
+        assert torch.equal(new, old)
+        single = exact.logprobs(segments, step)[0]
+        assert 0 < (single - new)[mask].abs().max() < 0.3
+    said, before, spoken = policy.logprobs(answers, 0)
+    assert (said - before)[spoken].abs().max() < 0.1
+    found, _ = learned(policy, segments, shared=True)
+    exact.keep_reference()
+    expected, _ = learned(exact, segments, shared=True)
+    assert found.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in policy.module.parameters())
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.99
+    again = make_policy(dtype="bfloat16", checkpointing=True)
+    again.keep_reference()
+    torch.testing.assert_close(learned(again, segments, shared=True)[0], found, atol=1e-6, rtol=1e-6)
 
 
 # -- batches and stops ------------------------------------------------------------------------------------------------

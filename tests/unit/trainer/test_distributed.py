@@ -1,0 +1,113 @@
+"""Ranks in two processes under gloo, against one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import multiprocessing, nn
+
+from trainer import distributed
+from trainer.distributed import Ranks
+from trainer.errors import NonFinite, OtherRankFailed
+
+
+def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 2) -> None:
+    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test."""
+    multiprocessing.spawn(_join, (check, str(folder / "rendezvous"), world, arguments), nprocs=world)
+
+
+def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    try:
+        with distributed.joined() as ranks:
+            assert ranks == Ranks(rank, world)
+            check(ranks, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_messages(ranks: Ranks) -> None:
+    everything = [{"group": i, "scores": [0.1 * i, None, math.pi**i, 5e-324], "key": "<bo>/ü"} for i in range(5)]
+    assert ranks.gather([everything[i] for i in ranks.mine(5)]) == everything
+    assert ranks.gather([]) == []
+    assert ranks.gather_all(ranks.rank * 1.5) == [0.0, 1.5]
+    assert ranks.any(ranks.rank == 1)
+    assert not ranks.any(False)
+
+
+def _check_failures(ranks: Ranks) -> None:
+    with ranks.together():
+        pass
+    with pytest.raises((NonFinite, OtherRankFailed)) as caught, ranks.together():
+        _fail_on(ranks.rank == 1)
+    if ranks.rank == 1:
+        assert isinstance(caught.value, NonFinite)
+        assert caught.value.group == 3
+    else:
+        assert str(caught.value) == "rank 1 failed: NonFinite: the gradient's norm is nan"
+
+
+def _fail_on(flag: bool) -> None:
+    if flag:
+        raise NonFinite("the gradient's norm is nan", 3)
+
+
+def _check_gradients(ranks: Ranks) -> None:
+    distributed.BUCKET_BYTES = 40  # ten float32: several messages, one parameter above the limit
+    shapes = [(2, 3), (20,), (1,), (4,), (3,)]
+    every = [[torch.randn(shape, generator=_seeded(r, i)) for i, shape in enumerate(shapes)] for r in range(2)]
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    parameters.append(nn.Parameter(torch.zeros(2, dtype=torch.bfloat16)))
+    for i, grad in enumerate(every[ranks.rank]):
+        if (ranks.rank, i) != (1, 3):  # this rank has no gradient of that parameter
+            parameters[i].grad = grad.clone()
+    ranks.sum_gradients(parameters)
+    for i, parameter in enumerate(parameters[:-1]):
+        expected = every[0][i] if i == 3 else every[0][i] + every[1][i]
+        assert torch.equal(parameter.grad, expected)
+    assert torch.equal(parameters[-1].grad, torch.zeros(2, dtype=torch.bfloat16))
+
+
+def _check_all(ranks: Ranks) -> None:
+    _check_messages(ranks)
+    _check_failures(ranks)
+    _check_gradients(ranks)
+
+
+def _seeded(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(10**i * n for i, n in enumerate(numbers)))
+
+
+@pytest.mark.slow
+def test_two_ranks_exchange_what_one_has(tmp_path: Path) -> None:
+    spawn(_check_all, tmp_path)
+
+
+def test_one_rank_sends_nothing() -> None:
+    ranks = Ranks()
+    assert ranks.is_first
+    assert list(ranks.mine(3)) == [0, 1, 2]
+    assert ranks.gather(["a", "b"]) == ["a", "b"]
+    assert ranks.gather_all({"x": 1}) == [{"x": 1}]
+    assert [ranks.any(True), ranks.any(False)] == [True, False]
+    parameter = nn.Parameter(torch.ones(2))
+    ranks.sum_gradients([parameter])
+    assert parameter.grad is None
+    with pytest.raises(NonFinite), ranks.together():
+        raise NonFinite("planted", None)
+
+
+@given(count=st.integers(0, 40), world=st.integers(1, 9))
+def test_every_group_has_one_rank(count: int, world: int) -> None:
+    groups = [list(Ranks(rank, world).mine(count)) for rank in range(world)]
+    assert sorted(i for mine in groups for i in mine) == list(range(count))
+    assert all(i % world == rank for rank, mine in enumerate(groups) for i in mine)

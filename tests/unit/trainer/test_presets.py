@@ -1,0 +1,54 @@
+"""The settings in deploy/configs that train on prompts, whole: two steps of a small policy on rewards over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.trainer import reward_services
+from tests.unit.trainer.loops import MakePolicy, lines
+from tests.unit.trainer.reward_services import Judge, serve
+from trainer import run
+from trainer.settings import load
+
+CONFIGS = Path(__file__).parents[3] / "deploy/configs"
+SMALL = {
+    "STEPS": "2",
+    "PROMPTS_PER_STEP": "2",
+    "EVALUATE__PROMPTS": "2",
+    "POLICY__SAMPLER__DENOISING_STEPS": "5",
+    "POLICY__SAMPLER__MAX_NEW_TOKENS": "4",
+}
+
+
+@pytest.mark.parametrize("name", ["mask_grpo", "prompts", "sync_r1_paper"])
+def test_shipped_settings_train_a_small_policy(
+    name: str, make_policy: MakePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_policy().save(tmp_path / "model")
+    served = [{"name": one, "needs": ["image", "prompt"]} for one in ("ber", "clip_t", "image_reward")]
+    monkeypatch.setitem(reward_services.CATALOGUE, "scorers", served)
+    with serve(Judge()) as url:
+        small = {
+            **SMALL,
+            "REWARDS__URL": url,
+            "RUN_DIR": str(tmp_path / "run"),
+            "POLICY__MODEL": str(tmp_path / "model"),
+            "POLICY__VQ": str(tmp_path / "model/vq"),
+        }
+        settings = load(CONFIGS / f"{name}.toml", {f"SYNOD__TRAINER__{key}": value for key, value in small.items()})
+        assert run.run(settings) == 0
+    records = lines(settings.run_dir)
+    assert [one["step"] for one in records] == [0, 1]
+    for one in records:
+        assert one["pathways"] == ["none", "none"]
+        assert one["components"].keys() == settings.rewards.scorers.keys()
+        assert one["loss_image"] is not None
+        assert one["grad_norm"] > 0
+        assert one["loss_text"] is None  # a prompt is drawn as it is
+    kl = {one["kl_image"] for one in records}
+    assert (max(kl) > 0) is settings.loss.needs_reference
+    evaluation = settings.run_dir / "evaluation"
+    assert (evaluation / "before.json").exists()
+    assert (evaluation / "after.json").exists()

@@ -1,0 +1,158 @@
+"""The ranks of a run on several devices; the only file that imports torch.distributed.
+
+Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the
+same batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
+Documents travel as JSON in tensors: no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from synod.errors import SettingsError
+from trainer.errors import OtherRankFailed
+
+BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the run's files."""
+        return self.rank == 0
+
+    def mine(self, count: int) -> range:
+        """Return which of `count` groups this rank draws."""
+        return range(self.rank, count, self.world)
+
+    def gather(self, documents: Sequence[Any]) -> list[Any]:
+        """Return the documents of all ranks in the order of the groups, each a JSON value; the same on every rank.
+
+        `documents` are those of `mine(count)`. Floats arrive bit for bit.
+        """
+        if self.world == 1:
+            return list(documents)
+        parts = [json.loads(part) for part in self._gather_bytes(json.dumps(list(documents)).encode())]
+        return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every parameter's gradient by its sum over the ranks; a rank without a gradient adds 0."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(list(parameters)):
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat)
+            for parameter, part in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        return any(self.gather_all(flag))
+
+    def gather_all(self, document: Any) -> list[Any]:
+        """Return the document of every rank, by rank."""
+        if self.world == 1:
+            return [document]
+        return [json.loads(part) for part in self._gather_bytes(json.dumps(document).encode())]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """If the block fails on one rank, all ranks leave it with an error.
+
+        A failed rank raises its own error, the others raise OtherRankFailed with its message. Every rank must enter the
+        block, and the block must not send anything: the others would wait for it.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        messages = self.gather_all(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise OtherRankFailed(f"rank {rank} failed: {message}")
+
+    def check_equal(self, value: Any, what: str) -> None:
+        """Raise SettingsError on every rank unless all have the same value; `what` says what it is, and what to do."""
+        values = self.gather_all(value)
+        if any(other != values[0] for other in values):
+            raise SettingsError(f"the ranks differ: {', '.join(map(str, values))} as the {what}")
+
+    def _gather_bytes(self, data: bytes) -> list[bytes]:
+        device = _device()
+        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(data)], device=device))
+        longest = max(int(size) for size in sizes)
+        own = torch.zeros(longest, dtype=torch.uint8, device=device)
+        own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(parts, own)
+        return [bytes(part[: int(size)].cpu().numpy()) for part, size in zip(parts, sizes, strict=True)]
+
+
+ONE_RANK: Final = Ranks()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other processes of a launcher that set RANK and WORLD_SIZE (torchrun, Ray Train), and leave them again.
+
+    Without a launcher this is one process.
+    """
+    if dist.is_available() and dist.is_initialized():  # Ray Train has joined already
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ONE_RANK
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Return this rank's device: the GPU that the launcher assigned, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def _device() -> torch.device:
+    return device() if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield parameters in order, in lists of one dtype and device of about BUCKET_BYTES."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        same = bucket and (parameter.dtype, parameter.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and (not same or sum(_bytes(p) for p in bucket) + _bytes(parameter) > BUCKET_BYTES):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
+
+
+def _bytes(parameter: Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
