@@ -309,6 +309,17 @@ def test_a_run_resumes_and_exports_the_average(ready: MakeSettings, make_policy:
         assert (distance < 1e-6) == (kind == "ema")
 
 
+def test_resuming_on_another_base_is_refused(
+    ready: MakeSettings, adapted: Callable[[TrainerSettings], ShowO], make_policy: MakePolicy, world_dir: Path
+) -> None:
+    run_loop(ready(STEPS="1"), make_policy, Judge(), adapted(ready()))
+    other = make_policy()
+    other.phi.model.layers[1].mlp.fc1.bias.data[3] += 0.01
+    other.save(world_dir / "model")
+    with pytest.raises(checkpoint.CheckpointMismatch, match=r"step 1 was trained on other weights than \[trainer.pol"):
+        run_loop(ready(STEPS="2"), make_policy, Judge(), adapted(ready()))
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
