@@ -133,8 +133,8 @@ def update_flops(config: ShowOConfig, rollouts: int, steps: int, masked: int, *,
     width, text = phi.hidden_size, config.max_text_length + 1
     of_token = 2 * (4 * width * width + 2 * width * phi.intermediate_size) * phi.num_hidden_layers
     of_pair = 4 * width * phi.num_hidden_layers  # of a row and a column that it attends to: scores, and their mix
-    images = steps * rollouts * (2 * image * of_token + image * (2 * image + text) * of_pair)
-    texts = rollouts * text * (of_token + text * of_pair)
+    images = steps * rollouts * (2 * image * of_token + 2 * image * (image + text) * of_pair)
+    texts = (rollouts + 1) * text * (of_token + text * of_pair)  # and the empty prompt
     head = 2 * width * config.codebook_size * masked
     return float((images + texts + head) * (3 + reference))
 

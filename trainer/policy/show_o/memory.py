@@ -21,13 +21,14 @@ def activation_bytes(
     phi, element = config.phi, 4 if dtype == "float32" else 2
     width, layers, positions = phi.hidden_size, phi.num_hidden_layers, config.num_vq_tokens
     prompt, image, passes = config.max_text_length + 1, positions + 2, 1 + guided
-    texts = rollouts * prompt  # the empty prompt of guidance is a few tokens, for all rollouts
+    texts = (rollouts + guided) * prompt  # guidance has one empty prompt for all rollouts
     images = passes * rollouts * image
     of_token = _block_bytes(width, phi.intermediate_size, element)
     # Image rows keep keys and values of texts in front of their own, and a mask where prompts are padded.
-    of_rollout = element * (prompt * 2 * width + image * (prompt + image))
+    of_rollout = passes * element * (prompt * 2 * width + image * (prompt + image))
     block = (texts + images) * of_token + rollouts * of_rollout
-    kept = 4 * (texts + images) * width + element * texts * 2 * width if checkpointing else block
+    read = passes * rollouts * element * prompt * 2 * width
+    kept = 4 * (texts + images) * width + read if checkpointing else block
     # The head's input, and in float32 its log-probabilities, their gradient, and that of its logits.
     head = rollouts * positions * (4 * passes * width + 3 * 4 * config.codebook_size)
     return layers * kept + (block if checkpointing else 0) + head

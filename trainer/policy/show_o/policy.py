@@ -66,35 +66,31 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """What image rows attend to: the caches of U different prompts and of the empty one.
+    """What image rows attend to: U different prompts, with guidance the empty one among them.
 
-    rows      the row of each prompt in the other fields
-    seen_UP   bool, False at padding
-    prompted  U sequences
-    without   one sequence, the empty prompt; None without guidance
+    rows     the row of each prompt in the other fields
+    seen_UP  bool, False at padding
+    cache    U sequences
     """
 
     rows: dict[str, int]
     seen_UP: Tensor
-    prompted: Cache
-    without: Cache | None
+    cache: Cache
 
     def leaves(self) -> Texts:
-        """Return equal texts whose caches are leaves of the graph: a backward pass ends there."""
-        without = None if self.without is None else self.without.leaves()
-        return replace(self, prompted=self.prompted.leaves(), without=without)
+        """Return equal texts whose cache is leaves of the graph: a backward pass ends there."""
+        return replace(self, cache=self.cache.leaves())
 
     def tensors(self) -> list[Tensor]:
         """Return all keys and values, in a fixed order."""
-        caches = [self.prompted] if self.without is None else [self.prompted, self.without]
-        return [tensor for cache in caches for layer in cache.layers for tensor in layer]
+        return [tensor for layer in self.cache.layers for tensor in layer]
 
     def of(self, prompts: Sequence[str], image_rows: int) -> tuple[Tensor | None, Cache]:
         """Return the mask of image rows (None: no prompt is padded) and the cache for B of the prompts."""
         index = [self.rows[prompt] for prompt in prompts]
         seen = self.seen_UP[index]
         mask = None if bool(seen.all()) else vocabulary.image_mask(seen, image_rows)
-        return mask, self.prompted.rows(index)
+        return mask, self.cache.rows(index)
 
 
 @dataclass(eq=False)
@@ -270,11 +266,10 @@ class ShowO:
 
     def _texts(self, prompts: Sequence[str]) -> Texts:
         """Encode the different ones of the prompts, and with guidance the empty prompt."""
-        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        empty = [""] if self.sampling.guidance_scale else []
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys([*prompts, *empty]))}
         ids, cache = self._text(list(rows))
-        return Texts(
-            rows, ids != self.vocab.id(PAD), cache, self._text([""])[1] if self.sampling.guidance_scale else None
-        )
+        return Texts(rows, ids != self.vocab.id(PAD), cache)
 
     def _text(self, prompts: Sequence[str]) -> tuple[Tensor, Cache]:
         ids, start = self.vocab.text_block(prompts)
@@ -298,13 +293,13 @@ class ShowO:
 
     def _mixed(self, texts: Texts, prompts: Sequence[str], image: Tensor, unprompted: Tensor) -> Tensor:
         """Return (1 + g) h_cond - g h_uncond [B N D]; one image `unprompted` stands for all if they are equal."""
-        mask, cache = texts.of(prompts, image.shape[1])
-        hidden = self._read_image(image, cache, mask)
-        if texts.without is None:
-            return hidden
-        free = self._read_image(unprompted, texts.without.expand(len(unprompted)), None)
         scale = self.sampling.guidance_scale
-        return (1 + scale) * hidden - scale * free
+        if not scale:
+            return self._read_image(image, *texts.of(prompts, image.shape[1]))
+        # One batch: a weight that meets two has its gradient twice for a while.
+        read = texts.of([*prompts, *[""] * len(unprompted)], image.shape[1])
+        hidden = self._read_image(torch.cat((image, unprompted)), *read)
+        return (1 + scale) * hidden[: len(image)] - scale * hidden[len(image) :]
 
     def _image_ids(self, codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return the ids `<|soi|> codes or masks <|eoi|>`, [B N + 2]."""
@@ -312,7 +307,7 @@ class ShowO:
         soi, eoi = (image.new_full((len(image), 1), self.vocab.id(t)) for t in ("<|soi|>", "<|eoi|>"))
         return torch.cat((soi, image, eoi), 1)
 
-    def _read_image(self, image: Tensor, text: Cache, mask: Tensor | None) -> Tensor:
+    def _read_image(self, image: Tensor, mask: Tensor | None, text: Cache) -> Tensor:
         """Return hidden states [B N D] of the image positions."""
         hidden: Tensor = self.phi(image, mask, text, self.vocab.max_text_length + 1)
         return hidden[:, 1:-1]
@@ -425,7 +420,7 @@ class ShowO:
         with self._autocast():
             ids, cache = self._text(prompts)
             mask = vocabulary.image_mask(ids != self.vocab.id(PAD), codes_BN.shape[1] + 2)
-            hidden = self._read_image(self._image_ids(codes_BN, masked_BN), cache, mask)
+            hidden = self._read_image(self._image_ids(codes_BN, masked_BN), mask, cache)
         return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:

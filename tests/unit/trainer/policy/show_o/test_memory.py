@@ -79,7 +79,7 @@ def test_show_o_512_takes_what_was_worked_by_hand() -> None:
     images = 9 * 2 * 1026 * 24 * 17 * 2048 * 4
     assert images / 2**30 == pytest.approx(57.5, abs=0.1)
     found = activation_bytes(FULL, rollouts=9, guided=True, checkpointing=False)
-    assert 1.05 * images < found < 1.12 * images
+    assert 1.05 * images < found < 1.15 * images
 
 
 def test_bfloat16_halves_what_the_products_keep() -> None:

@@ -136,9 +136,9 @@ def test_prompts_are_encoded_once_for_all_steps(
 
     monkeypatch.setattr(ShowO, "_text", counted)
     learned(policy, segments, shared=True, size=2)
-    assert encoded == [PROMPTS, [""]] * 2  # by the policy and by its reference
+    assert encoded == [PROMPTS] * 2  # by the policy and by its reference
     policy.terms(segments[:2], 0)
-    assert encoded[4:] == [PROMPTS[:2], [""]]
+    assert encoded[2:] == [[*PROMPTS[:2], ""]]
 
 
 def test_a_failed_update_leaves_nothing_shared(policy: ShowO, uniforms: Uniforms) -> None:
