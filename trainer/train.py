@@ -67,7 +67,7 @@ def train(
         return draw_groups(policy, service, tasks, key, first, state.threshold, settings, clock, ranks)
 
     with (
-        stop_on_signal() as stop,
+        stop_on_signal(settings.run_dir) as stop,
         Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else nullcontext() as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=not ranks.is_first) as bar,
     ):
