@@ -43,7 +43,7 @@ def update_memory(weights: int, trainable: int, *, reference: bool, activations:
 
     `weights` bytes of parameters, `trainable` of them (a number, in float32) with a gradient and AdamW's two moments.
     A frozen `reference` is a second copy of the weights; adapters need none. `copies` bytes are the weights in the
-    dtype of the matrix products, which autocast keeps beside the float32 ones.
+    dtype of the matrix products, which autocast keeps in addition to the float32 ones.
     """
     return UpdateMemory(
         weights=weights + copies,

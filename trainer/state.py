@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from torch import nn
 
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
+from trainer.checkpoint import CheckpointMismatch
 from trainer.ema import Ema
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
@@ -19,6 +21,17 @@ from trainer.rollout import Previews, ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import Task
 from trainer.update import update_reward_slope
+
+DIGEST_NUMBERS = 64  # of each frozen parameter
+
+
+def frozen_digest(module: nn.Module) -> str:
+    """Return a digest of the parameters that are not trained, by a few numbers of each; "" if all are trained."""
+    frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in frozen:
+        digest.update(name.encode() + parameter.detach().flatten()[:DIGEST_NUMBERS].float().cpu().numpy().tobytes())
+    return digest.hexdigest() if frozen else ""
 
 
 @dataclass
@@ -65,6 +78,7 @@ class TrainState:
         """Return the state as a tree that `checkpoint.save` accepts."""
         return {
             "policy": dict(self._trained()),
+            "frozen": frozen_digest(self.policy.module),
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
             "slope": asdict(self.reward_slope),
@@ -72,7 +86,15 @@ class TrainState:
         }
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
-        """Restore the state after `step` steps from the tree that `to_save` returned."""
+        """Restore the state after `step` steps from the tree that `to_save` returned.
+
+        Raises CheckpointMismatch if the weights that are not trained are not those of the checkpoint.
+        """
+        if saved["frozen"] != frozen_digest(self.policy.module):
+            raise CheckpointMismatch(
+                f"the checkpoint of step {step} was trained on other weights than [trainer.policy] model has now; give "
+                "the model that the run started from (of a hub id one revision: 'org/name@REVISION'), or a new run_dir"
+            )
         with torch.no_grad():
             for name, parameter in self._trained():
                 parameter.copy_(saved["policy"][name])

@@ -205,11 +205,12 @@ def _digest_of(prompts: Sequence[Prompt]) -> str:
 
 def report_missing(rows: Sequence[Row], scorers: Sequence[str]) -> int:
     """Report missing scores, and scorers whose model changed within the evaluation; return the exit status."""
-    missing = 0
+    missing, may_recover = 0, False
     for name in scorers:
         outcomes = [row.outcomes.get(name) for row in rows]
         lost = [one for one in outcomes if not isinstance(one, Score)]
         missing += len(lost)
+        may_recover |= any(one is None or one.retryable for one in lost)
         if lost:
             first = next((one.message for one in lost if one is not None), "not scored yet")
             show.notify(f"{name}: {len(lost)} of {len(rows)} scores are missing, the first: {first}")
@@ -217,7 +218,8 @@ def report_missing(rows: Sequence[Row], scorers: Sequence[str]) -> int:
         if len(origins) > 1:
             show.notify(f"{name}: scores of different origins are mixed ({'; '.join(sorted(origins))})")
     if missing:
-        show.notify("run the same command again to score them again")
+        why = "" if may_recover else ", which fails again unless the service or its scorers change"
+        show.notify(f"the same command scores them again{why}")
     return 1 if missing else 0
 
 

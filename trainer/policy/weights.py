@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -28,7 +28,7 @@ NAMES: Final = tuple(
     for suffix in ("safetensors", "bin")
     for stem in ("pytorch_model", "model", "diffusion_pytorch_model")
 )
-_PARTS: Final = 32  # a .bin file is read in so many parts: less of it than this is in memory twice
+_PIECE: Final = 2**23  # elements that are read at once, as whole rows: only these are in memory twice
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,15 @@ class _NoInitialValues(TorchFunctionMode):
 def read_weights(module: nn.Module, directory: Path, dtype: torch.dtype | None = torch.float32) -> None:
     """Make the directory's weights the module's own, in `dtype` (None: as stored); integers stay integers.
 
-    A tensor is read at a time. With a module built under `parameters_on_meta`, memory peaks at the weights in `dtype`
-    and one tensor more. Raises SettingsError, with the module unchanged, as `check_weights` does.
+    With a module built under `parameters_on_meta`, memory peaks at little more than the weights in `dtype`. Raises
+    SettingsError, with the module unchanged, as `check_weights` does.
     """
     check_weights(module, directory)
     own, state = module.state_dict(), {}
-    for key, value in tensors(directory):
+    for key, value in tensors(directory, dtype):
         if value.is_floating_point() != own[key].is_floating_point():
             raise SettingsError(f"{directory} has {key} as {value.dtype}; give a model that fits its config.json")
-        # a copy has torch's own alignment, and does not change when the file is written again
-        state[key] = value.to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
+        state[key] = value
     module.load_state_dict(state, assign=True)
 
 
@@ -119,14 +118,22 @@ def check_weights(module: nn.Module, directory: Path) -> None:
             )
 
 
-def tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the directory's tensors by key, on the CPU; they may be views of a mapped file. Raises SettingsError."""
+def tensors(directory: Path, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the directory's tensors by key, on the CPU, floating ones in `dtype` (None: as stored).
+
+    They have their own memory, with torch's alignment: writing the file again does not change them. Raises
+    SettingsError.
+    """
     for path in _files(directory):
-        if path.suffix == ".safetensors":
-            with _opened(path) as file:
-                yield from ((key, file.get_tensor(key)) for key in list(file.keys()))
-        else:
-            yield from _bin_tensors(path)
+        for key, shape, start, rows in _rows(path):
+            if start == 0:
+                found = torch.empty(shape, dtype=dtype if dtype and rows.is_floating_point() else rows.dtype)
+            if not shape:
+                found.copy_(rows)
+            else:
+                found[start : start + len(rows)] = rows
+            if not shape or start + len(rows) == shape[0]:
+                yield key, found
 
 
 def write_weights(state: Mapping[str, Tensor], directory: Path) -> None:
@@ -176,36 +183,39 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _shapes(path: Path) -> dict[str, Shape]:
-    if path.suffix == ".safetensors":
-        with _opened(path) as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
     return {key: tuple(value.shape) for key, value in _mapped(path).items()}
 
 
-def _bin_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Map the file again for each part: what is read of a mapping stays in memory as long as the mapping does."""
-    left, part_bytes = list(_mapped(path)), path.stat().st_size // _PARTS
-    while left:
-        mapped, read_bytes = _mapped(path), 0
-        while left and read_bytes <= part_bytes:
-            key = left.pop(0)
-            read_bytes += mapped[key].nbytes
-            yield key, mapped[key]
-        del mapped
+def _rows(path: Path) -> Iterator[tuple[str, Shape, int, Tensor]]:
+    """Yield key, shape, the first row and rows: every tensor's rows in order, a few at a time.
+
+    What is read of a mapping stays in memory as long as the mapping does, so the file is mapped again and again.
+    """
+    mapped, read = _mapped(path), 0
+    for key, shape in _shapes(path).items():
+        for rows in _row_ranges(shape) if shape else [slice(0, 1)]:
+            if read > _PIECE:
+                del mapped
+                mapped, read = _mapped(path), 0
+            value = mapped[key][rows] if shape else mapped[key]
+            read += value.numel()
+            yield key, shape, rows.start, value
+            del value
 
 
-def _opened(path: Path) -> Any:
-    """Open for reading rather than mapped, so that no page of the file stays in memory."""
-    try:
-        return safe_open(path, framework="pt", backend="pread")
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from None
+def _row_ranges(shape: Shape) -> list[slice]:
+    """Return ranges of rows that have _PIECE elements or fewer, if a row has; one range for a tensor without rows."""
+    count = max(1, _PIECE // max(1, math.prod(shape[1:])))
+    return [slice(start, min(start + count, shape[0])) for start in range(0, max(1, shape[0]), count)]
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
+    """Return the file's tensors as views of a mapping of it: nothing is read yet but its header."""
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises a dozen kinds
+    except Exception as error:  # the two readers raise a dozen kinds
         raise _unreadable(path, error) from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise SettingsError(f"{path} is not a table of tensors; give a state dict")

@@ -17,6 +17,7 @@ from trainer import checkpoint
 from trainer import run as run_module
 from trainer.algorithms.advantage import Slope
 from trainer.ema import Ema
+from trainer.evaluate import command
 from trainer.optim import make_optimizer
 from trainer.policy import registry
 from trainer.policy.show_o import loading
@@ -79,6 +80,8 @@ def test_a_run_trains_and_saves_both_exports(ready: MakeSettings, make_policy: M
     assert len(changed) == LAYERS * TARGETS
     assert all(key.endswith(".weight") for key in changed)
 
+    evaluated = command.resolve(str(run), "geneval").policy
+    assert (evaluated.model, evaluated.lora) == (str(run / "policy"), None), "the adapters are merged"
     with_adapter = make_policy()
     PeftModel.from_pretrained(with_adapter.module, run / "policy" / ADAPTER)
     hidden = [policy.phi(IDS, None) for policy in (merged, with_adapter, base)]
@@ -118,7 +121,7 @@ def test_adapters_learn(
 def test_a_resumed_run_equals_a_whole_run(
     ready: MakeSettings, adapted: Callable[[TrainerSettings], ShowO], make_policy: MakePolicy
 ) -> None:
-    """Bit for bit, although the adapters of the second process start anew."""
+    """Bit for bit, although the adapters of the second process start from nothing."""
     whole, parts = ready(RUN_DIR='"whole"'), [ready(RUN_DIR='"parts"', STEPS=str(n)) for n in (1, 3)]
     run_loop(whole, make_policy, Judge(), adapted(whole))
     for settings in parts:
@@ -306,6 +309,17 @@ def test_a_run_resumes_and_exports_the_average(ready: MakeSettings, make_policy:
         assert (distance < 1e-6) == (kind == "ema")
 
 
+def test_resuming_on_another_base_is_refused(
+    ready: MakeSettings, adapted: Callable[[TrainerSettings], ShowO], make_policy: MakePolicy, world_dir: Path
+) -> None:
+    run_loop(ready(STEPS="1"), make_policy, Judge(), adapted(ready()))
+    other = make_policy()
+    other.phi.model.layers[1].mlp.fc1.bias.data[3] += 0.01
+    other.save(world_dir / "model")
+    with pytest.raises(checkpoint.CheckpointMismatch, match=r"step 1 was trained on other weights than \[trainer.pol"):
+        run_loop(ready(STEPS="2"), make_policy, Judge(), adapted(ready()))
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +349,7 @@ def test_targets_are_refused_by_name(ready: MakeSettings, targets: str, message:
         ({"POLICY__LORA__RANK": "8"}, "trainer.policy.lora.rank: 4 there, 8 now"),
         ({"POLICY__LORA__ALPHA": "8"}, "trainer.policy.lora.alpha: 64 there, 8 now"),
         ({"POLICY__LORA__TARGETS": '["fc1"]'}, r"trainer.policy.lora.targets: \[.* there, \[\"fc1\"\] now"),
+        ({"POLICY__DTYPE": "bfloat16"}, 'trainer.policy.dtype: "float32" there, "bfloat16" now'),
         ({"REWARDS__ENSEMBLE": '"other"'}, 'trainer.rewards.ensemble: .* there, "other" now'),
         ({"REWARDS__SCORERS": "{clip_t = 1.0}"}, "trainer.rewards.scorers.clip_t: absent there, 1.0 now"),
     ],

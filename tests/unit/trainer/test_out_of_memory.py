@@ -116,6 +116,12 @@ def test_the_command_prints_the_advice(
     assert "\nsynod train: out of memory in the update (CUDA out of memory." in capsys.readouterr().err
 
 
+def test_the_allocator_of_the_host_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
 # -- the arithmetic of a policy ---------------------------------------------------------------------------------------
 
 

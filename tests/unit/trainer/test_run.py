@@ -169,6 +169,21 @@ def test_two_runs_cannot_share_a_directory(ready: MakeSettings) -> None:
         pass
 
 
+def test_a_run_ends_early_and_saves_its_policy(ready: MakeSettings) -> None:
+    """The held-out reward never rises, so the first evaluation during training ends the run."""
+    changed = {"EVALUATE__EVERY": "1", "EVALUATE__PATIENCE": "1", "EVALUATE__SCORERS": '["geneval"]', "STEPS": "5"}
+    with serve(Judge(lambda item: 0.5)) as url:
+        settings = ready(REWARDS__URL=url, DATA__GENEVAL_SHARE="0.5", **changed)
+        assert run_module.run(settings) == 0
+    run = settings.run_dir
+    assert [line["step"] for line in lines(run)] == [0]
+    before, last, after = (load_evaluation(run / f"evaluation/{n}.json") for n in ("before", "step-000001", "after"))
+    assert [row.heldout_reward for row in before.rows] == [0.5] * 6
+    assert after.rows == last.rows
+    assert (run / "policy/config.json").exists()
+    assert "Rewards that are not trained on" in (run / "report.html").read_text()
+
+
 def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Path) -> None:
     (world_dir / "run").write_text("a file")
     with pytest.raises(SettingsError, match=r"\[trainer\] run_dir = .*/run: .*give a directory"):

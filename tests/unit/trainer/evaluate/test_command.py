@@ -109,14 +109,14 @@ def test_prompts_prints_each_scorer(
     )
     assert table["hps"]["mean"] == {"mean": None, "stderr": None, "images": 0, "prompts": 0, "missing": 4}
     assert "hps: 4 of 4 scores are missing, the first: planted" in said.err
-    assert "run the same command again" in said.err
+    assert "the same command scores them again, which fails again unless the service" in said.err
     service.fails = lambda scorer, value: False
     assert evaluate(*arguments, "--images", "2", "--out", "here") == 0
     assert len(list((world / "here").rglob("*.png"))) == 6
 
 
 def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, tiny_settings: MakeSettings) -> None:
-    settings = tiny_settings(REWARDS__URL="http://the-runs:1")
+    settings = tiny_settings(REWARDS__URL="http://the-runs:1", POLICY__LORA="{ rank = 2 }")
     options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "1", "--n", "1"]
     sampler = {"denoising_steps": 4, "guidance_scale": 2.0, "temperature": 1.0, "max_new_tokens": 4}
     model = command.resolve("model", "prompts")
@@ -126,6 +126,7 @@ def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, t
     run = run_of(world, settings)
     trained = command.resolve("run", "prompts")
     assert (trained.policy.model, trained.url) == (str(run / "policy"), "http://the-runs:1")
+    assert trained.policy.lora is None, "the adapters are merged into the policy of a run"
     assert trained.policy.sampler.model_dump() == sampler
     assert evaluate("run", *options) == 0
     other = json.loads((run / "evaluation/prompts/evaluation.json").read_text())

@@ -7,10 +7,11 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
+from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
 from tests.unit.trainer.reward_services import Judge, brightness
 from trainer.algorithms.threshold import make_controller
 from trainer.clock import Clock
@@ -183,6 +184,23 @@ def test_stale_evaluations_are_removed(make_policy: MakePolicy, tiny_settings: M
     assert (resumed.means(4), resumed.means(2) is None) == (None, False)
     resumed.ends_run(at(4, settings, policy), Clock())
     assert judge.asked_heldout == 4
+
+
+def test_averaged_weights_are_evaluated(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    settings, policy = tiny_settings(**EVALUATED, OPTIMIZER__EMA="0.9"), make_policy()
+    held_out = HeldOut(settings, Scores(), print)
+    held_out.before(policy)
+    state = at(2, settings, policy)  # the average starts here
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.mul_(0.5)
+    changed = weights(policy)
+    held_out.ends_run(state, Clock())
+    before, during = (load_evaluation(settings.run_dir / name) for name in (BEFORE, DURING.format(2)))
+    assert during.rows == before.rows
+    assert equal(weights(policy), changed), "training goes on with its own weights"
+    held_out.ends_run(at(4, tiny_settings(**EVALUATED), policy), Clock())
+    assert load_evaluation(settings.run_dir / DURING.format(4)).rows != before.rows
 
 
 def test_other_scorers_evaluate_again(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:

@@ -181,6 +181,15 @@ def test_a_removed_or_changed_image(client: SynodClient, service: Service, tmp_p
     assert again.seeds == [(7, 2**31 + 1, 3, 0)]
     assert (values(tmp_path), files(tmp_path)) == (expected, drawn)
 
+    class Black(Painter):  # as a GPU may round differently
+        def __call__(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[Pixels]:
+            return [np.zeros_like(image) for image in super().__call__(prompts, seeds)]
+
+    file.unlink()
+    service.fails = lambda scorer, value: True
+    evaluate(client, tmp_path, Black())
+    assert values(tmp_path) == [None if n == 3 else value for n, value in enumerate(expected)], "that score is stale"
+
 
 def test_more_images_of_more_prompts_continue(client: SynodClient, service: Service, tmp_path: Path) -> None:
     few, painter = plan([1, 4], 1), Painter()

@@ -31,7 +31,7 @@ def inject(module: nn.Module, targets: tuple[str, ...] = ALL, seed: int = 0, **o
 
 
 def train(module: nn.Module, steps: int = 2, *, autocast: bool = False) -> None:
-    """Move every adapter away from its start: B is 0 in the first step, so A moves from the second."""
+    """Move every adapter from its start: B is 0 in the first step, so A moves from the second."""
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.02)
     for step in range(steps):
         optimizer.zero_grad()
@@ -191,7 +191,7 @@ def test_an_adapter_keeps_no_copy_of_its_input(make_policy: MakePolicy) -> None:
     assert all(tensor.data_ptr() == x.data_ptr() for tensor in inputs)
 
 
-def test_merging_keeps_what_bfloat16_would_round_away(make_policy: MakePolicy) -> None:
+def test_merging_keeps_what_bfloat16_would_lose(make_policy: MakePolicy) -> None:
     module: Any = in_bfloat16(make_policy().module)
     lora = inject(module)
     layer = module.showo.model.layers[0].mlp.fc2

@@ -263,3 +263,23 @@ def test_fields_of_a_config_are_typed() -> None:
     ):
         with pytest.raises(SettingsError, match=message):
             parse_config(Shape, fields, "x")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("piece", [1, 5, 7, 24, 2**23])
+def test_pieces_make_the_whole(tmp_path: Path, name: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes whose rows divide a piece or do not, also without rows and without elements."""
+    monkeypatch.setattr("trainer.policy.weights._PIECE", piece)
+    state = {str(shape): torch.randn(shape) for shape in ((), (1,), (9,), (8, 3), (3, 8), (2, 3, 4), (0, 3), (3, 0))}
+    state["integers"] = torch.arange(30).view(10, 3)
+    (torch.save if name.endswith(".bin") else save_file)(state, tmp_path / name)
+    found = dict(tensors(tmp_path))
+    assert found.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(found[key], value)
+        assert found[key].dtype == value.dtype
+    half = dict(tensors(tmp_path, torch.bfloat16))
+    for key, value in state.items():
+        expected = value.bfloat16() if value.is_floating_point() else value
+        assert torch.equal(half[key], expected)
+        assert half[key].dtype == expected.dtype
