@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_memory
 
-Each case is a process of its own on the CPU: a random Show-o of 160 M parameters, AdamW with its moments, a frozen
+Each case is a process of its own on the CPU: a random Show-o of 172 M parameters, AdamW with its moments, a frozen
 reference unless there are adapters, and one update over one denoising step of G images in which every second position
 is masked. The figure is the growth of the peak of resident memory from before the policy was built. Next to it stands
 the trainer's own arithmetic (`trainer.memory`, an upper bound: all positions masked), and the same arithmetic for
