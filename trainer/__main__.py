@@ -11,7 +11,7 @@ from typing import Final
 
 from synod import memory
 from synod.errors import SettingsError, SynodError
-from trainer.errors import NonFinite, OtherRankFailed, OutOfMemory, RewardServiceUnavailable
+from trainer.errors import NonFinite, OtherRankFailed, OutOfMemory, RewardServiceUnavailable, WorkersFailed
 from trainer.settings import TrainerSettings, load
 
 DESCRIPTION = """Train a policy by Sync-GRPO on the rewards of a running service (`make up` starts one).
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   synod train report runs/train          write runs/train/report.html, even during training
 """
 
-RUN_ERRORS: Final = (RewardServiceUnavailable, NonFinite, OutOfMemory, OtherRankFailed)
+RUN_ERRORS: Final = (RewardServiceUnavailable, NonFinite, OutOfMemory, OtherRankFailed, WorkersFailed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,9 +84,9 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _run(settings: TrainerSettings, *, evaluated: bool) -> int:
     memory.keep_freed_memory()
-    from trainer.run import run  # imported here: --help and a wrong setting need no torch
+    from trainer.launch import launch  # imported here: --help and a wrong setting need no torch
 
-    return run(settings, evaluated=evaluated)
+    return launch(settings, evaluated=evaluated)
 
 
 def _dry_run(settings: TrainerSettings) -> int:

@@ -30,7 +30,7 @@ from trainer.settings import TrainerSettings
 # only if the learning rate does not depend on the length of the run.
 FREE: Final = {
     *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluate", "report"),
-    *("loss.micro_batch", "policy.checkpointing"),
+    *("loss.micro_batch", "policy.checkpointing", "ranks"),
 }
 KEEP: Final = 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"

@@ -31,3 +31,7 @@ class NonFinite(ArithmeticError):
 
 class OtherRankFailed(RuntimeError):
     """Another rank of the run failed; this one ended with it."""
+
+
+class WorkersFailed(RuntimeError):
+    """The workers of Ray Train failed more often than they are started again."""

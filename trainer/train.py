@@ -2,8 +2,7 @@
 
 Each step samples previews for a few prompts, filters them with a surrogate score, finishes denoising those that pass,
 waits for the rewards of the finished images, and updates the policy once. Left out of the paper: several updates per
-rollout (with one, as in the authors' code, the importance ratio is always 1) and training on several devices.
-docs/training.md lists every deviation with its reason.
+rollout (with one, as in the authors' code, the ratio is always 1). docs/training.md lists every deviation.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ def train(
     """Train until `settings.steps` are done, or `held_out` ends the run early, and return the final state.
 
     Resumes from the last checkpoint. SIGTERM and Ctrl-C stop it after the current step. A KL term needs the policy's
-    reference (`Policy.keep_reference`). Raises RewardServiceUnavailable, CheckpointMismatch, CheckpointNotWritten,
-    OutOfMemory, and NonFinite: the groups that caused it are saved first, and the policy is unchanged.
+    `keep_reference`. Raises RewardServiceUnavailable, CheckpointMismatch, CheckpointNotWritten, OutOfMemory, and
+    NonFinite: the groups that caused it are saved first, and the policy is unchanged.
     """
     source = training_tasks(settings, log)
     state = TrainState.new(policy, controller, settings)
@@ -67,7 +66,7 @@ def train(
         return draw_groups(policy, service, tasks, key, first, state.threshold, settings, clock, ranks)
 
     with (
-        stop_on_signal() as stop,
+        stop_on_signal(settings.run_dir) as stop,
         Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else nullcontext() as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=not ranks.is_first) as bar,
     ):
@@ -86,7 +85,7 @@ def train(
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
                     update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step, ranks)
             except NonFinite as error:
-                folder = save_failed_groups(settings.run_dir, step, groups, error)
+                folder = save_failed_groups(settings.run_dir, step, groups, error, ranks.rank)
                 raise error.with_saved_groups(step, folder) from error
             state.advance([*replaced, *groups])
             if metrics is not None:

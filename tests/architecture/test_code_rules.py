@@ -66,6 +66,7 @@ SETTINGS = {
         trainer.settings.data,
         trainer.settings.rewards,
         trainer.settings.report,
+        trainer.settings.ranks,
         trainer.settings.evaluate,
         trainer.settings.loss,
     ),

@@ -95,9 +95,11 @@ def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> No
         metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 
-def save_failed_groups(run_dir: Path, step: int, groups: Sequence[ScoredGroup], error: NonFinite) -> Path:
+def save_failed_groups(
+    run_dir: Path, step: int, groups: Sequence[ScoredGroup], error: NonFinite, rank: int = 0
+) -> Path:
     """Write the group with the non-finite loss (all groups for a gradient) to run_dir/failed/step-N; return that."""
-    folder = run_dir / "failed" / f"step-{step:06d}"
+    folder = run_dir / "failed" / (f"step-{step:06d}" + (f"-rank{rank}" if rank else ""))
     folder.mkdir(parents=True, exist_ok=True)
     chosen = range(len(groups)) if error.group is None else [error.group]
     tensors: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import LoraSettings, PolicySettings, ShowOSettings
+from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
@@ -21,6 +22,7 @@ __all__ = [
     "OptimizerSettings",
     "PolicySettings",
     "PromptSettings",
+    "RankSettings",
     "ReportSettings",
     "RewardSettings",
     "ScreenSettings",

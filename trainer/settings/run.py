@@ -14,6 +14,7 @@ from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings
+from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
@@ -66,6 +67,7 @@ class TrainerSettings(Node):
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     report: ReportSettings = ReportSettings()
+    ranks: RankSettings = RankSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +84,15 @@ class TrainerSettings(Node):
     def screening_step(self) -> int:
         """The denoising step, 1 to T - 1, after which a preview is scored."""
         return round(self.screen.screen_fraction * self.policy.image_steps)
+
+    @model_validator(mode="after")
+    def _a_group_for_each_worker(self) -> TrainerSettings:
+        if self.ranks.workers > self.prompts_per_step:
+            raise ValueError(
+                f"ranks.workers {self.ranks.workers} share the groups of a step, but prompts_per_step is "
+                f"{self.prompts_per_step}; give at least {self.ranks.workers} prompts or fewer workers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_step_before_and_after_the_screen(self) -> TrainerSettings:

@@ -1,0 +1,82 @@
+"""Start a run: in this process, or in the workers of Ray Train. The only file that imports ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from synod.errors import SettingsError
+from trainer.errors import WorkersFailed
+from trainer.settings import TrainerSettings
+from trainer.stop import STOP_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(settings: TrainerSettings, *, evaluated: bool = True) -> int:
+    """Train, and return the exit status 0. With `[trainer.ranks] workers` above 0 Ray Train starts the processes.
+
+    Raises SettingsError without Ray Train, WorkersFailed after too many failures, and what `trainer.run.run` raises.
+    """
+    if not settings.ranks.workers:
+        from trainer.run import run
+
+        return run(settings, evaluated=evaluated)
+    try:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise SettingsError(
+            f"[trainer.ranks] workers = {settings.ranks.workers} needs Ray Train ({error}); install it: "
+            "pip install 'synod[trainer,job]', or start the processes by torchrun with workers = 0"
+        ) from None
+    ranks, found = settings.ranks, [str(ROOT), os.environ.get("PYTHONPATH")]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"settings": settings.model_dump(mode="json"), "evaluated": evaluated},
+        scaling_config=ScalingConfig(
+            num_workers=ranks.workers,
+            use_gpu=ranks.gpus > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": ranks.gpus} if ranks.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=settings.run_dir.name,
+            storage_path=str(settings.run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=ranks.max_failures),
+            worker_runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, found))}},
+        ),
+    )
+    ray.init(ignore_reinit_error=True, log_to_driver=True)
+    with _stop_by_file(settings.run_dir):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise WorkersFailed(
+                f"the workers failed more than [trainer.ranks] max_failures = {ranks.max_failures} times: {error}"
+            ) from error
+    return 0
+
+
+def _worker(config: dict[str, Any]) -> None:
+    from trainer.run import run
+
+    run(TrainerSettings.model_validate(config["settings"]), evaluated=config["evaluated"])
+
+
+@contextmanager
+def _stop_by_file(run_dir: Path) -> Iterator[None]:
+    """Turn SIGTERM into a file that rank 0 looks for between two steps: signals do not reach the workers."""
+    file = run_dir / STOP_FILE
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: file.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        file.unlink(missing_ok=True)
