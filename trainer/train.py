@@ -56,7 +56,7 @@ def train(
     ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
-        with ranks.together():
+        with ranks.together(), clock("checkpoint"):
             if state.step and ranks.is_first:
                 checkpoint.save(checkpoints, state.step, state.to_save(), settings)
 
@@ -94,8 +94,7 @@ def train(
                 log_images(metrics, step, groups)
                 bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
             if state.step % settings.checkpoint_every == 0:
-                with clock("checkpoint"):
-                    save_checkpoint()
+                save_checkpoint()
             bar.update()
         save_checkpoint()  # still inside `stop_on_signal`: a second SIGTERM must not interrupt the final save
     return state
