@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from synod.errors import SettingsError
 from trainer.errors import OtherRankFailed
 
+PATIENCE: Final = timedelta(hours=12)  # the ranks wait while rank 0 evaluates, or for an unavailable service
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
 
 
@@ -123,7 +125,7 @@ def joined() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ONE_RANK
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from synod.errors import SettingsError
+from trainer.distributed import PATIENCE
 from trainer.errors import WorkersFailed
 from trainer.settings import TrainerSettings
 from trainer.stop import STOP_FILE
@@ -25,11 +26,12 @@ def launch(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     if not settings.ranks.workers:
         from trainer.run import run
 
+        (settings.run_dir / STOP_FILE).unlink(missing_ok=True)  # of a launcher that was killed
         return run(settings, evaluated=evaluated)
     try:
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise SettingsError(
             f"[trainer.ranks] workers = {settings.ranks.workers} needs Ray Train ({error}); install it: "
@@ -39,6 +41,7 @@ def launch(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"settings": settings.model_dump(mode="json"), "evaluated": evaluated},
+        torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=ranks.workers,
             use_gpu=ranks.gpus > 0,
