@@ -10,11 +10,12 @@ whatever stopped the program.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,22 +84,39 @@ def latest(directory: Path) -> Path | None:
     return next(reversed(_all(directory)), None)
 
 
+def check(directory: Path, settings: TrainerSettings) -> None:
+    """Raise CheckpointMismatch if the newest checkpoint of `directory` has other settings; read no tensors."""
+    if (last := latest(directory)) is not None:
+        _document(last, settings)
+
+
 def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
     """Read a checkpoint: (steps done, state), with tensors on the CPU. Raises CheckpointMismatch."""
-    try:
-        document = json.loads((path / _STATE).read_text())
+    document = _document(path, settings)
+    with _readable(path):
+        return document["step"], _join(document["state"], load_file(path / _TENSORS))
+
+
+def _document(path: Path, settings: TrainerSettings) -> dict[str, Any]:
+    """Read state.json. Raises CheckpointMismatch for other settings."""
+    with _readable(path):
+        document: dict[str, Any] = json.loads((path / _STATE).read_text())
         theirs, ours = document["settings"], fingerprint(settings)
         different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-        if different:
-            changes = [f"  trainer.{key}: {_shown(theirs, key)} there, {_shown(ours, key)} now" for key in different]
-            raise CheckpointMismatch(
-                f"checkpoint {path} has other settings:\n" + "\n".join(changes) + "\nResume with its settings, or give "
-                "[trainer] a new `run_dir` to start again"
-            )
-        return document["step"], _join(document["state"], load_file(path / _TENSORS))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, CheckpointMismatch):
-            raise
+    if different:
+        changes = [f"  trainer.{key}: {_shown(theirs, key)} there, {_shown(ours, key)} now" for key in different]
+        raise CheckpointMismatch(
+            f"checkpoint {path} has other settings:\n" + "\n".join(changes) + "\nResume with its settings, or give "
+            "[trainer] a new `run_dir` to start again"
+        )
+    return document
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointMismatch(
             f"checkpoint {path} cannot be read ({type(error).__name__}: {error}). Remove it to resume from the "
             "previous one, or give [trainer] a new `run_dir`"
@@ -106,7 +124,7 @@ def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
 
 
 def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
-    """Return the settings that a checkpoint must match, as JSON values by dotted key."""
+    """Return what a checkpoint must match: settings by dotted key, as JSON values, and the prompt file's content."""
     free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
     flat: dict[str, Any] = {}
     pending = list(settings.model_dump(mode="json").items())
@@ -118,7 +136,12 @@ def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
         else:
             flat[key] = value
-    return flat
+    return {**flat, "data.prompts (content)": file_digest(settings.data.prompts)}
+
+
+def file_digest(path: Path) -> str:
+    """Return a digest of a file's bytes: another file under the same name is another file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

@@ -29,13 +29,13 @@ def dry_run(settings: TrainerSettings) -> int:
 
     The update is computed in memory alone: no run directory is made and nothing is saved. Raises what a run raises.
     """
-    clock, peaks = Clock(), dict[str, float]()
+    clock, peaks, wanted = Clock(), dict[str, float](), wanted_rewards(settings)
     with clock("load"):
         policy = make_policy(settings)
     peaks["load"] = peak_gib()
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
-        service.check_served(wanted_rewards(settings))
+        service.check_served(wanted)
         group = _one_group(settings, policy, service, clock, peaks)
     print(report(settings, policy, group, clock.lap(), peaks))
     return 0

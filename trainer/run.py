@@ -12,6 +12,7 @@ from typing import Final
 from tqdm import tqdm
 
 from synod.errors import SettingsError
+from trainer import checkpoint
 from trainer.algorithms.threshold import make_controller
 from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
@@ -37,6 +38,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     with joined() as ranks, run_lock(settings.run_dir) if ranks.is_first else nullcontext():
         with ranks.together():
             _check(settings, ranks)
+            checkpoint.check(settings.run_dir / "checkpoints", settings)  # before anything is written or drawn
             wanted = wanted_rewards(settings)  # reads the prompts: a mistake there is found before a model is loaded
             if ranks.is_first:
                 _write_settings(settings)
@@ -66,6 +68,8 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
                     if held_out:
                         held_out.after(policy, state.step)
                     policy.save(settings.run_dir / "policy")
+            else:
+                log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
             log(f"wrote {write_report(settings.run_dir)}")
     return 0
 

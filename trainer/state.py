@@ -97,6 +97,11 @@ class TrainState:
             )
         with torch.no_grad():
             for name, parameter in self._trained():
+                if saved["policy"][name].shape != parameter.shape:
+                    raise CheckpointMismatch(
+                        f"the checkpoint has {name} as {list(saved['policy'][name].shape)}, the policy as "
+                        f"{list(parameter.shape)}; give the model that the run started from, or a new `run_dir`"
+                    )
                 parameter.copy_(saved["policy"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}

@@ -17,7 +17,7 @@ from trainer.algorithms.threshold import ThresholdController
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.distributed import ONE_RANK, Ranks
-from trainer.errors import NonFinite, OtherRankFailed, RewardServiceUnavailable
+from trainer.errors import NonFinite
 from trainer.evaluate.during import HeldOut
 from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
@@ -78,21 +78,21 @@ def train(
                 if ranks.any(ends):
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
-            except (RewardServiceUnavailable, OtherRankFailed):  # save the finished steps; resuming repeats this one
-                save_checkpoint()
-                raise
-            try:
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
                     update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step, ranks)
-            except NonFinite as error:
-                folder = save_failed_groups(settings.run_dir, step, groups, error, ranks.rank)
-                raise error.with_saved_groups(step, folder) from error
+            except Exception as error:  # save the finished steps; resuming repeats this one
+                save_checkpoint()
+                if isinstance(error, NonFinite):
+                    folder = save_failed_groups(settings.run_dir, step, groups, error, ranks.rank)
+                    raise error.with_saved_groups(step, folder) from error
+                raise
             state.advance([*replaced, *groups])
-            if metrics is not None:
-                record = step_record(groups, len(replaced), update, settings, step, clock.lap())
-                metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
-                log_images(metrics, step, groups)
-                bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
+            with ranks.together():
+                if metrics is not None:
+                    record = step_record(groups, len(replaced), update, settings, step, clock.lap())
+                    metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
+                    log_images(metrics, step, groups)
+                    bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
             if state.step % settings.checkpoint_every == 0:
                 save_checkpoint()
             bar.update()

@@ -91,7 +91,9 @@ def _find(column: str, columns: Sequence[str], node: Node) -> None:
     """Raise InvalidRequest if there is no such column."""
     if column not in columns:
         found = ", ".join(columns) or "none"
-        raise node.error(f"no column '{column}' among {found}; name the prompts' one as [trainer.data] column")
+        raise node.error(
+            f"no column '{column}' among {found}; name the prompts' one as [trainer.data] column, or --column"
+        )
 
 
 def read_concept_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> tuple[Prompt, ...]:

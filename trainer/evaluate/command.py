@@ -162,7 +162,7 @@ def _benchmark(options: argparse.Namespace) -> tuple[Benchmark, tuple[str, ...]]
     """Return the suite and the scorers to use. Raises SettingsError."""
     names = tuple(dict.fromkeys(options.scorers))
     if options.suite == "geneval":
-        found = read_prompts(options.prompts or geneval.PROMPTS, "prompt", show.notify)
+        found = read_prompts(options.prompts or geneval.PROMPTS, options.column, show.notify)
         kept = [prompt for prompt in found if prompt.geneval is not None]
         if kept and len(kept) < len(found):
             show.notify(f"{len(found) - len(kept)} prompts of {options.prompts} have no GenEval metadata: left out")
@@ -171,7 +171,7 @@ def _benchmark(options: argparse.Namespace) -> tuple[Benchmark, tuple[str, ...]]
         raise SettingsError("--suite prompts needs --prompts FILE")
     if not names:
         raise SettingsError("--suite prompts needs --scorers (`synod scorers` lists what the service has)")
-    return Prompts(read_prompts(options.prompts, "prompt", show.notify), names), names
+    return Prompts(read_prompts(options.prompts, options.column, show.notify), names), names
 
 
 def check_scorers(served: Sequence[Mapping[str, Any]], scorers: Sequence[str], benchmark: Benchmark) -> None:
@@ -194,6 +194,7 @@ def conditions(benchmark: Benchmark, policy: PolicySettings, weights: str, seed:
         "prompts": _digest_of(benchmark.prompts),
         "weights": weights,
         "sampler": policy.sampler.model_dump(mode="json"),
+        "dtype": policy.dtype,
         "seed": seed,
     }
 
@@ -276,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     add("policy", metavar="POLICY", help="a run's directory, a settings TOML, a model directory or a hub id")
     add("--suite", choices=("geneval", "prompts"), required=True, help="what to draw and how to summarise it")
     add("--prompts", type=Path, metavar="FILE", help="the prompts; for geneval others than the published 553")
+    add("--column", default="prompt", help="the prompts' column in a .jsonl or .parquet (default: prompt)")
     add("--images", type=_count, default=4, metavar="N", help="images of each prompt (default: 4)")
     add("--n", type=_count, metavar="N", help="draw only N of the prompts, evenly from all tasks (default: all)")
     add("--scorers", action="extend", type=_names, default=[], metavar="A[,B]", help="scorers (geneval: geneval)")

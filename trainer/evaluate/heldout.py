@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError
+from trainer.checkpoint import file_digest
 from trainer.clock import Clock
 from trainer.data.source import heldout_tasks
 from trainer.evaluate.compare import Evaluation, Row, right
@@ -77,7 +78,8 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     return {
         "data": settings.data.model_dump(mode="json", include={"task", "geneval_share"}),
-        "sampler": settings.policy.sampler.model_dump(mode="json"),
+        "prompts": None if settings.data.heldout is None else file_digest(settings.data.heldout),
+        "policy": settings.policy.model_dump(mode="json", exclude={"checkpointing"}),
         "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "ensemble"}),
         "scorers": dict(settings.evaluate.scorers),
     }

@@ -17,7 +17,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
@@ -35,11 +35,12 @@ IMAGES: Final = "images"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """An image uint8 [H W 3], its score (None: missing), and the answer that it was drawn from."""
+    """An image uint8 [H W 3], its score (None: missing), the answer that it was drawn from, and the score's parts."""
 
     image: Pixels
     score: float | None
     answer: str = ""
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 class Metrics(AbstractContextManager["Metrics"]):
@@ -82,6 +83,7 @@ class Metrics(AbstractContextManager["Metrics"]):
             paths = write_images(self._run_dir / IMAGES / f"{step:06d}", f"{name}-{kind}", images)
             record[kind] = [
                 {"image": str(path.relative_to(self._run_dir)), "score": sample.score, "answer": sample.answer}
+                | ({"components": dict(sample.components)} if sample.components else {})
                 for path, sample in zip(paths, found, strict=True)
             ]
             if images:

@@ -88,10 +88,12 @@ def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> No
         rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
         drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
         finished = [
-            Sample(image, reward.value, rollout.answer)
+            Sample(image, reward.value, rollout.answer, reward.components)
             for image, reward, rollout in zip(group.images, group.rewards, group.rollouts, strict=True)
         ]
-        samples = {"finished": finished, "previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+        samples = {"finished": finished}
+        if any(score is not None for score in previews.scores):  # without a screen nothing scored them
+            samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
         metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
 
 

@@ -31,6 +31,7 @@ def _join(rank: int, check: Callable[..., None], file: str, world: int, argument
         with distributed.joined() as ranks:
             assert ranks == Ranks(rank, world)
             check(ranks, *arguments)
+            dist.barrier()  # a rank that leaves early closes connections that gloo still uses
     finally:
         dist.destroy_process_group()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from synod.contracts import ScoreItem
+from synod.errors import InvalidRequest
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge, brightness, redness, serve
 from tests.unit.trainer.test_distributed import spawn
@@ -20,7 +22,7 @@ from tests.unit.trainer.test_run import ready  # noqa: F401
 from trainer import run as run_module
 from trainer.algorithms.threshold import make_controller
 from trainer.distributed import Ranks
-from trainer.errors import NonFinite, OtherRankFailed, RewardServiceUnavailable
+from trainer.errors import NonFinite, OtherRankFailed, OutOfMemory, RewardServiceUnavailable
 from trainer.optim import learning_rates
 from trainer.policy.base import Policy
 from trainer.policy.show_o import loading
@@ -114,17 +116,23 @@ def test_a_run_may_resume_on_another_number_of_ranks(tiny_settings: MakeSettings
 
 def _fails_on_rank_1(ranks: Ranks, settings: TrainerSettings, model: str, what: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        if ranks.rank == 1 and what == "service":
-            patch.setattr(Judge, "submit", _unavailable)
-        elif ranks.rank == 1:
+        failing = {
+            "service": RewardServiceUnavailable,
+            "request": InvalidRequest,
+            "memory": OutOfMemory,
+            "loss": NonFinite,
+        }
+        if ranks.rank == 1 and what == "loss":
             patch.setattr("trainer.update.clipped_loss", _not_finite)
-        expected = OtherRankFailed if ranks.rank == 0 else RewardServiceUnavailable if what == "service" else NonFinite
-        with pytest.raises(expected):
+        elif ranks.rank == 1:
+            error = MemoryError() if what == "memory" else failing[what]("planted")
+            patch.setattr(Judge, "submit", partial(_fail, error))
+        with pytest.raises(failing[what] if ranks.rank == 1 else OtherRankFailed):
             run(ranks, settings, model)
 
 
-def _unavailable(*_: object) -> Any:
-    raise RewardServiceUnavailable("planted")
+def _fail(error: Exception, *_: object) -> Any:
+    raise error
 
 
 def _not_finite(new: torch.Tensor, *_: object, **__: object) -> Any:
@@ -133,7 +141,7 @@ def _not_finite(new: torch.Tensor, *_: object, **__: object) -> Any:
     return new.sum() * torch.nan, LossStats()
 
 
-@pytest.mark.parametrize("what", ["service", "loss"])
+@pytest.mark.parametrize("what", ["service", "request", "memory", "loss"])
 def test_a_failure_on_one_rank_ends_all(tiny_settings: MakeSettings, model: str, tmp_path: Path, what: str) -> None:
     settings = tiny_settings(STEPS="2", **{**THREE, "CHECKPOINT_EVERY": "9"})
     run(Ranks(), tiny_settings(STEPS="1", **{**THREE, "CHECKPOINT_EVERY": "9"}), model)

@@ -20,7 +20,7 @@ from tests.unit.trainer.reward_services import Judge, serve
 from trainer import run as run_module
 from trainer.__main__ import main
 from trainer.algorithms.threshold import KeepAll, Paper, Power, Quantile, make_controller
-from trainer.checkpoint import load
+from trainer.checkpoint import CheckpointMismatch, load
 from trainer.evaluate.compare import paired
 from trainer.evaluate.heldout import evaluate, held_out, load_evaluation
 from trainer.policy.show_o import loading
@@ -159,6 +159,39 @@ def test_evaluations_can_be_left_out(ready: MakeSettings) -> None:
         settings = ready(REWARDS__URL=url, STEPS="1")
         assert run_module.run(settings, evaluated=False) == 0
     assert not (settings.run_dir / "evaluation").exists()
+
+
+@pytest.mark.parametrize("change", ["guidance", "prompts"])
+def test_a_refused_resume_changes_nothing(ready: MakeSettings, world_dir: Path, change: str) -> None:
+    """Other settings, or another file under the same name, are refused before anything is drawn or written."""
+    judge = Judge()
+    with serve(judge) as url:
+        settings = ready(REWARDS__URL=url, CHECKPOINT_EVERY="1")
+        assert run_module.run(settings) == 0
+        before = {path: path.read_bytes() for path in settings.run_dir.rglob("*") if path.is_file()}
+        drawn = len(judge.asked)
+        if change == "prompts":
+            text = (world_dir / "prompts.jsonl").read_text()
+            (world_dir / "prompts.jsonl").write_text(text.replace("photo 1", "photo 9"))
+        other = ready(REWARDS__URL=url, **({"POLICY__SAMPLER__GUIDANCE_SCALE": "9"} if change == "guidance" else {}))
+        named = "guidance_scale: 2.0 there, 9.0 now" if change == "guidance" else r"data\.prompts \(content\)"
+        with pytest.raises(CheckpointMismatch, match=named):
+            run_module.run(other)
+    assert {path: path.read_bytes() for path in settings.run_dir.rglob("*") if path.is_file()} == before
+    assert len(judge.asked) == drawn
+
+
+def test_a_changed_held_out_file_is_evaluated_again(ready: MakeSettings, world_dir: Path) -> None:
+    text = (world_dir / "prompts.jsonl").read_text()
+    (world_dir / "heldout.jsonl").write_text(text)
+    with serve(Judge()) as url:
+        settings = ready(REWARDS__URL=url, STEPS="1", DATA__HELDOUT="heldout.jsonl")
+        assert run_module.run(settings) == 0
+        (world_dir / "heldout.jsonl").write_text(text.replace("photo", "picture"))
+        assert run_module.run(settings) == 0
+    for when in ("before", "after"):
+        prompts = [row.prompt for row in load_evaluation(settings.run_dir / f"evaluation/{when}.json").rows]
+        assert not any("photo " in prompt and "<bo>" in prompt for prompt in prompts)
 
 
 def test_two_runs_cannot_share_a_directory(ready: MakeSettings) -> None:

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from synod.contracts import ScoreItem
+from synod.errors import InvalidRequest
 from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, run_loop, tasks, weights
 from tests.unit.trainer.reward_services import Judge, Measure, brightness, redness
 from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
 from trainer.clock import Clock
-from trainer.errors import NonFinite
+from trainer.errors import NonFinite, OutOfMemory
 from trainer.report.metrics import SAMPLES, read
 from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
@@ -417,3 +418,32 @@ class Permuted(Judge):
     def submit(self, items: Any, pathway: Any) -> Any:
         order = np.random.default_rng(len(self.asked)).permutation(len(items))
         return super().submit([items[i] for i in order], pathway)
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidRequest("planted"), MemoryError(), OSError("planted")], ids=lambda e: type(e).__name__
+)
+def test_any_failure_keeps_the_finished_steps(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, error: Exception
+) -> None:
+    asked = iter(range(100))
+
+    def reward(item: ScoreItem) -> float:
+        if next(asked) == 10:  # in the third step of four rollouts
+            raise error
+        return brightness(item)
+
+    settings = tiny_settings(STEPS="4", CHECKPOINT_EVERY="9")
+    with pytest.raises((type(error), OutOfMemory)):
+        run_loop(settings, make_policy, Judge(reward))
+    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_samples_have_components_and_no_unscored_previews(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    for threshold, kinds in (("none", {"finished"}), ("quantile", {"finished", "previews", "rejected"})):
+        settings = tiny_settings(STEPS="1", SCREEN__THRESHOLD=threshold, RUN_DIR=f'"{threshold}"')
+        run_loop(settings, make_policy, Judge())
+        (record,) = read(settings.run_dir, SAMPLES)
+        assert set(record["samples"]) == kinds
+        for sample in record["samples"]["finished"]:
+            assert sample["components"] == {"ber": sample["score"]}
