@@ -187,7 +187,7 @@ def test_a_changed_held_out_file_is_evaluated_again(ready: MakeSettings, world_d
     with serve(Judge()) as url:
         settings = ready(REWARDS__URL=url, STEPS="1", DATA__HELDOUT="heldout.jsonl")
         assert run_module.run(settings) == 0
-        (world_dir / "heldout.jsonl").write_text(text.replace("photo", "picture"))
+        (world_dir / "heldout.jsonl").write_text(text.replace("photo", "drawing"))
         assert run_module.run(settings) == 0
     for when in ("before", "after"):
         prompts = [row.prompt for row in load_evaluation(settings.run_dir / f"evaluation/{when}.json").rows]
