@@ -12,12 +12,13 @@ from tqdm import tqdm
 from trainer.algorithms.threshold import make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks, wanted_rewards
+from trainer.distributed import ONE_RANK
 from trainer.memory import GB
 from trainer.out_of_memory import configuration_of, explain_out_of_memory, memory_of
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
-from trainer.rollout import ScoredGroup, finish, sample_previews
+from trainer.rollout import ScoredGroup, draw_groups
 from trainer.run import make_policy
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
@@ -47,11 +48,7 @@ def _one_group(
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
     state = TrainState.new(policy, controller, settings)
     task = training_tasks(settings, tqdm.write).tasks(0)[0]
-    with explain_out_of_memory("drawing", policy, settings):
-        previews = sample_previews(policy, service, task, state.threshold(task), settings, (settings.seed, 0, 0), clock)
-        pending = finish(policy, service, previews, settings, clock)
-    with clock("reward_wait"):
-        group = pending.wait()
+    (group,) = draw_groups(policy, service, [task], (settings.seed, 0), 0, state.threshold, settings, clock, ONE_RANK)
     peaks["draw"] = peak_gib()
     with clock("update"), explain_out_of_memory("the update", policy, settings):
         policy_update(policy, state.optimizer, [group], state.reward_slope, settings, 0)

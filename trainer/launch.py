@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ def launch(settings: TrainerSettings, *, evaluated: bool = True) -> int:
 
     Raises SettingsError without Ray Train, WorkersFailed after too many failures, and what `trainer.run.run` raises.
     """
+    with suppress(NotADirectoryError):  # the run says so
+        (settings.run_dir / STOP_FILE).unlink(missing_ok=True)  # of a launcher that was killed
     if not settings.ranks.workers:
         from trainer.run import run
 
-        (settings.run_dir / STOP_FILE).unlink(missing_ok=True)  # of a launcher that was killed
         return run(settings, evaluated=evaluated)
     try:
         import ray
@@ -76,7 +77,6 @@ def _stop_by_file(run_dir: Path) -> Iterator[None]:
     """Turn SIGTERM into a file that rank 0 looks for between two steps: signals do not reach the workers."""
     file = run_dir / STOP_FILE
     run_dir.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
     before = signal.signal(signal.SIGTERM, lambda *_: file.touch())
     try:
         yield

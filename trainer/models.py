@@ -8,14 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from synod import hub, toml
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import SettingsError, SynodError
 from synod.scoring import pairs, show
 from synod.scoring.pairs import POLICY, Verdict
 from trainer.data.concepts import concept_names
+from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.registry import FAMILIES
 from trainer.policy.weights import Source, directory_of
@@ -62,7 +61,7 @@ def verify(settings: TrainerSettings, path: Path | None) -> int:
     if not own:
         print(f"policy: there is no pair to rank; name a file of pairs with scorers = ['{POLICY}']")
         return 0
-    policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    policy.to(device())
     mean_logp = FAMILIES[settings.policy.family].mean_logp
 
     def score(item: ScoreItem) -> Outcome:

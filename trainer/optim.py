@@ -9,6 +9,7 @@ import torch
 from synod.errors import SettingsError
 from trainer.policy.base import Policy
 from trainer.settings import OptimizerSettings, TrainerSettings
+from trainer.types import MODALITIES
 
 WEIGHT_DECAY = 1e-3  # that of the authors' code
 
@@ -19,7 +20,7 @@ def make_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.Ada
     Raises SettingsError for the learning rate of a modality that has no parameters of its own.
     """
     groups = policy.parameter_groups()
-    for kind in ("text", "image"):
+    for kind in MODALITIES:
         own = settings.loss.of(kind).lr
         if own is not None and kind not in {group.kind for group in groups}:
             raise SettingsError(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
 
 Pathway = Literal["visual", "textual", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
+MODALITIES: Final[tuple[Modality, ...]] = ("text", "image")
 Seed = tuple[int, ...]  # (seed of the run, step, group, index of the rollout)
 Aggregation = Literal["sum", "gdpo"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -19,9 +18,8 @@ from trainer.optim import learning_rates
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
-from trainer.types import Modality, Rollout
+from trainer.types import MODALITIES, Modality, Rollout
 
-MODALITIES: Final[tuple[Modality, ...]] = ("text", "image")
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from synod.contracts import Pixels
+from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.base import Policy
 from trainer.settings import PolicySettings
@@ -24,7 +25,7 @@ class Drawer:
     def __init__(self, settings: PolicySettings) -> None:
         self._policy = registry.load(settings)
         self.digest = digest_of(self._policy)
-        self._policy.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._policy.to(device())
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[Pixels]:
         """Return a finished image uint8 [H W 3] for each prompt."""

@@ -17,7 +17,7 @@ from trainer.optim import lr_factor
 from trainer.report.metrics import Metrics, Sample, steps_saved
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
-from trainer.types import Modality, Reward
+from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update
 
 Record = dict[str, Any]
@@ -57,7 +57,7 @@ def step_record(
         "advantage_abs": update.advantage_abs,
         **{
             f"{name}_{modality}": value
-            for modality in ("text", "image")
+            for modality in MODALITIES
             for name, value in _modality_figures(update, modality).items()
         },
         "grad_norm": update.grad_norm,

@@ -25,6 +25,17 @@ from trainer.types import Reward, Task
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
 NO_SCREEN = "none"
+LEARNING = {  # fifteen updates of eight images each, without a screen and a KL
+    "STEPS": "15",
+    "DATA__GENEVAL_SHARE": "1.0",
+    "SCREEN__THRESHOLD": NO_SCREEN,
+    "SCREEN__GROUP_SIZE": "8",
+    "SCREEN__PREVIEW_BATCH_SIZE": "8",
+    "REWARD_BATCH_SIZE": "8",
+    "LOSS__TEXT__BETA": "0",
+    "LOSS__IMAGE__BETA": "0",
+    "CHECKPOINT_EVERY": "100",
+}
 
 
 def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from synod.errors import SettingsError
@@ -20,6 +22,12 @@ def test_without_workers_the_run_is_here(ready: MakeSettings) -> None:  # noqa: 
         (settings.run_dir / STOP_FILE).touch()  # left by a launcher that was killed
         assert launch(settings, evaluated=False) == 0
     assert len(lines(settings.run_dir)) == 1
+
+
+def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Path) -> None:  # noqa: F811
+    (world_dir / "run").write_text("a file")
+    with pytest.raises(SettingsError, match=r"\[trainer\] run_dir = .*/run: .*give a directory"):
+        launch(ready())
 
 
 def test_a_stop_file_ends_a_run_after_its_step(ready: MakeSettings) -> None:  # noqa: F811

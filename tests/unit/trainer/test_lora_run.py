@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, draw, equal, lines, run_loop, weights
+from tests.unit.trainer.loops import (
+    LEARNING,
+    MakePolicy,
+    MakeSettings,
+    draw,
+    equal,
+    lines,
+    run_loop,
+    weights,
+)
 from tests.unit.trainer.reward_services import Judge, brightness, serve
 from trainer import checkpoint
 from trainer import run as run_module
@@ -98,18 +107,7 @@ def test_adapters_learn(
 ) -> None:
     """The reward is the share of red pixels."""
     monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # which takes most of the time
-    options = {
-        "STEPS": "15",
-        "DATA__GENEVAL_SHARE": "1.0",
-        "SCREEN__THRESHOLD": NO_SCREEN,
-        "SCREEN__GROUP_SIZE": "8",
-        "SCREEN__PREVIEW_BATCH_SIZE": "8",
-        "REWARD_BATCH_SIZE": "8",
-        "LOSS__TEXT__BETA": "0",
-        "LOSS__IMAGE__BETA": "0",
-        "OPTIMIZER__LR": "1e-3",
-        "CHECKPOINT_EVERY": "100",
-    }
+    options = {**LEARNING, "OPTIMIZER__LR": "1e-3"}
     settings = ready(**options)
     policy = adapted(settings)
     policy.phi.lm_head.weight.data *= 0.2  # near uniform, with everything to learn

@@ -18,7 +18,17 @@ from tqdm import tqdm
 
 from synod.contracts import ScoreItem
 from synod.errors import InvalidRequest
-from tests.unit.trainer.loops import NO_SCREEN, MakePolicy, MakeSettings, equal, lines, run_loop, tasks, weights
+from tests.unit.trainer.loops import (
+    LEARNING,
+    NO_SCREEN,
+    MakePolicy,
+    MakeSettings,
+    equal,
+    lines,
+    run_loop,
+    tasks,
+    weights,
+)
 from tests.unit.trainer.reward_services import Judge, Measure, brightness, redness
 from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
@@ -386,18 +396,7 @@ def test_policy_learns_and_not_from_permuted_rewards(
 ) -> None:
     """The reward is the share of red pixels; permuted within the group, it is independent of the images."""
     monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # which takes most of the time
-    settings = {
-        "STEPS": "15",
-        "DATA__GENEVAL_SHARE": "1.0",
-        "SCREEN__THRESHOLD": NO_SCREEN,
-        "SCREEN__GROUP_SIZE": "8",
-        "SCREEN__PREVIEW_BATCH_SIZE": "8",
-        "REWARD_BATCH_SIZE": "8",
-        "LOSS__TEXT__BETA": "0",
-        "LOSS__IMAGE__BETA": "0",
-        "OPTIMIZER__LR": "3e-4",
-        "CHECKPOINT_EVERY": "100",
-    }
+    settings = {**LEARNING, "OPTIMIZER__LR": "3e-4"}
     rises = {}
     for name, judge in (("true", Judge(red_share)), ("permuted", Permuted(red_share))):
         policy = make_policy()

@@ -381,9 +381,11 @@ class ShowO:
             yield
             return
         before, self.phi.checkpointing = self.phi.checkpointing, True
-        with self._autocast():
-            texts = self._texts(prompts)
-        self.phi.checkpointing = before
+        try:
+            with self._autocast():
+                texts = self._texts(prompts)
+        finally:
+            self.phi.checkpointing = before
         self._shared = SharedTexts(prompts, texts.leaves())
         try:
             yield
