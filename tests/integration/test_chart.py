@@ -88,6 +88,8 @@ class Pods:
         self.env |= dict.fromkeys(
             ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"), f"http://127.0.0.1:{self.dashboard}"
         )
+        job = dict(pod_templates(self.objects))["trainer"]["spec"]["containers"][0]["env"]
+        self.env |= {one["name"]: one["value"] for one in job if one["name"].startswith("RAY_JOB_")}
 
     def here(self, text: str) -> str:
         """Replace the pods' paths by local ones."""
