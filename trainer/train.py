@@ -58,7 +58,7 @@ def train(
     def save_checkpoint() -> None:
         with ranks.together(), clock("checkpoint"):
             if state.step and ranks.is_first:
-                checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+                checkpoint.save(checkpoints, state.step, state.to_save(), settings, ranks.world)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
