@@ -59,7 +59,7 @@ def _one_group(
     (group,) = draw_groups(policy, service, [task], (settings.seed, 0), 0, state.threshold, settings, clock, ONE_RANK)
     peaks["draw"] = peak_gib()
     with clock("update"), explain_out_of_memory("the update", policy, settings):
-        policy_update(policy, state.optimizer, [group], state.reward_slope, settings, 0)
+        policy_update(policy, state.optimizer, [group], state.reward_slopes, settings, 0)
     peaks["update"] = peak_gib()
     return group
 

@@ -79,7 +79,7 @@ def train(
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step, ranks)
+                    update = policy_update(policy, state.optimizer, groups, state.reward_slopes, settings, step, ranks)
             except Exception as error:  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 if isinstance(error, NonFinite):
