@@ -194,13 +194,13 @@ def _table(options: argparse.Namespace) -> str:
     if options.run is not None:
         case, disk = of_run(options.run, options.trained)
         chosen = [case]
-    network, service, disk = (_changed(one, options) for one in (Network(), Service(), disk))
+    network, service, disk = _changed(Network(), options), _changed(Service(), options), _changed(disk, options)
     rows = []
     for case in chosen:
-        parts = [_changed(part, options) for part in (case.work, case.screen, case.policy)]
+        work, screen, policy = (_changed(part, options) for part in (case.work, case.screen, case.policy))
         for world in options.worlds:
             groups = round(options.groups_per_gpu * world)
-            predicted = predict(*parts, groups, world, network=network, service=service, disk=disk)
+            predicted = predict(work, screen, policy, groups, world, network=network, service=service, disk=disk)
             rows.append([case.name, str(world), *row(predicted)])
     return table(("policy", "GPUs", *COLUMNS), rows)
 
