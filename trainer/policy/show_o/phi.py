@@ -154,30 +154,19 @@ class Phi(nn.Module):
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0) -> Tensor:
-        """Return final hidden states [B L D]; the first of the L tokens has position `start`.
-
-        `mask` is bool [B 1 L M], True where row L attends to column M (the columns of `past` come first); None attends
-        to everything.
-        """
-        return self._run(ids_BL, mask, past, start)
-
-    def encode(
-        self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0
-    ) -> tuple[Tensor, Cache]:
-        """Return what `forward` returns, and the cache of the L tokens alone."""
-        fresh: list[KeyValue] = []
-        hidden = self._run(ids_BL, mask, past, start, fresh.append)
-        return hidden, Cache(tuple(fresh))
-
-    def _run(
+    def forward(
         self,
         ids_BL: Tensor,
         mask: Tensor | None,
-        past: Cache | None,
-        start: int,
+        past: Cache | None = None,
+        start: int = 0,
         keep: Callable[[KeyValue], None] = lambda _: None,
     ) -> Tensor:
+        """Return final hidden states [B L D]; the first of the L tokens has position `start`.
+
+        `mask` is bool [B 1 L M], True where row L attends to column M (the columns of `past` come first); None attends
+        to everything. `keep` is called with each layer's keys and values of the L tokens.
+        """
         x = self.model.embed_tokens(ids_BL)
         rotation = self._rotation(start, ids_BL.shape[1])
         befores = [None] * len(self.model.layers) if past is None else past.layers
@@ -186,6 +175,14 @@ class Phi(nn.Module):
             keep(fresh)
         out: Tensor = self.model.final_layernorm(x)
         return out
+
+    def encode(
+        self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0
+    ) -> tuple[Tensor, Cache]:
+        """Return what `forward` returns, and the cache of the L tokens alone."""
+        fresh: list[KeyValue] = []
+        hidden = self(ids_BL, mask, past, start, fresh.append)
+        return hidden, Cache(tuple(fresh))
 
     def _block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeyValue]:
         found: tuple[Tensor, KeyValue]
