@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import multiprocessing, nn
+from torch import nn
 
+from tests.unit.trainer.world_two import spawn
 from trainer import distributed
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite, OtherRankFailed
-
-
-def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 2) -> None:
-    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test."""
-    multiprocessing.spawn(_join, (check, str(folder / "rendezvous"), world, arguments), nprocs=world)
-
-
-def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    try:
-        with distributed.joined() as ranks:
-            assert ranks == Ranks(rank, world)
-            check(ranks, *arguments)
-            dist.barrier()  # a rank that leaves early closes connections that gloo still uses
-    finally:
-        dist.destroy_process_group()
 
 
 def _check_messages(ranks: Ranks) -> None:
