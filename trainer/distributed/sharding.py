@@ -8,6 +8,7 @@ all ranks must make the same calls in the same order: a rank that left one out w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -33,6 +34,9 @@ class Sharding:
 
     def __init__(self, models: Sequence[Units] = ()) -> None:
         self._models = models
+        self._called = set[nn.Module]()
+        for root, _ in models:
+            root.register_forward_hook(lambda module, *_: self._called.add(module))
         self.is_split = False
 
     @property
@@ -48,7 +52,8 @@ class Sharding:
         """
         self.is_split = self.is_on
         for root, blocks in self._models:
-            cast(FSDPModule, root).reset_iter_state()  # forget how often this rank has drawn
+            if root in self._called:
+                cast(FSDPModule, root).reset_iter_state()  # forget how often this rank has called it
             for unit in (root, *blocks):
                 cast(FSDPModule, unit).reshard()
         self._keep_gathered(False)
@@ -89,6 +94,7 @@ def shard(models: Sequence[Units], ranks: Ranks, count: int) -> Sharding:
         mesh = init_device_mesh(device.type, (count,), mesh_dim_names=("shard",))
     else:
         mesh = init_device_mesh(device.type, (ranks.world // count, count), mesh_dim_names=("replica", "shard"))
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nothing changes it in place
     for root, blocks in models:
         for block in blocks:
             fully_shard(block, mesh=mesh)

@@ -112,8 +112,9 @@ class Policy(Protocol):
         """Return what can be split over ranks: (model, its blocks), the trained model first, then the frozen reference.
 
         Blocks do not contain each other. Parameters are used only inside calls of their block or of the model, but for
-        those outside of the blocks, which may also be read between a call of the model and its backward pass. Whatever
-        the segments of one modality are, `terms` outside of `sharing` makes the same calls in the same order.
+        those outside of the blocks, which may also be read between a call of the model and its backward pass. No
+        argument of the model is a tensor with a gradient, or a tuple, list, dict or dataclass of such. Whatever the
+        segments of one modality are, `terms` outside of `sharing` makes the same calls in the same order.
         """
         ...
 

@@ -32,11 +32,15 @@ class PhiConfig:
 KeyValue = tuple[Tensor, Tensor]  # of one layer, [B H M E] each
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Cache:
-    """Keys and values of M previous positions, for each layer. It is read, never changed."""
+    """Keys and values of M previous positions, for each layer. It is read, never changed.
 
-    layers: tuple[KeyValue, ...]
+    It is not a dataclass: FSDP2 would find its tensors among the inputs of the whole model, take their gradients for
+    the end of the backward pass, and lose part of the gradient of the embeddings.
+    """
+
+    def __init__(self, layers: tuple[KeyValue, ...]) -> None:
+        self.layers = layers
 
     def expand(self, count: int) -> Cache:
         """Return a view of a cache of one sequence as one of `count` equal sequences."""
