@@ -207,7 +207,7 @@ def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
     previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), document["threshold"])
     rewards = [
-        Reward(one["value"], one["components"], None if one["failure"] is None else ScoreFailure(**one["failure"]))
+        Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
         for one in document["rewards"]
     ]
     return ScoredGroup(previews, (), (), tuple(rewards))

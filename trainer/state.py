@@ -6,22 +6,24 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainer import checkpoint
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.checkpoint import CheckpointMismatch
+from trainer.credit import update_reward_slopes
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, part, shard, whole
 from trainer.ema import Ema
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.rollout import Previews, ScoredGroup
 from trainer.settings import TrainerSettings
-from trainer.types import Task
-from trainer.update import update_reward_slope
+from trainer.types import MODALITIES, Modality, Task
 
 DIGEST_NUMBERS = 64  # of each frozen parameter
 
@@ -39,12 +41,12 @@ def frozen_digest(module: nn.Module) -> str:
 class TrainState:
     """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
 
-    trained       what training changes, by name; frozen weights are read from the model directory again
-    frozen        the digest of the others
-    sharding      how the policy is split over ranks
-    ema           the average of the trained weights; None: not kept
-    thresholds    the threshold controller's state for each `Task.key`
-    reward_slope  the running regression slope of reward on surrogate score, for the population baseline
+    trained        what training changes, by name; frozen weights are read from the model directory again
+    frozen         the digest of the others
+    sharding       how the policy is split over ranks
+    ema            the average of the trained weights; None: not kept
+    thresholds     the threshold controller's state for each `Task.key`
+    reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline
     """
 
     policy: Policy
@@ -56,7 +58,7 @@ class TrainState:
     ema: Ema | None = None
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
-    reward_slope: Slope = field(default_factory=Slope)
+    reward_slopes: dict[Modality, Slope] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Slope()))
 
     @classmethod
     def new(
@@ -78,7 +80,7 @@ class TrainState:
 
     def advance(self, groups: Sequence[ScoredGroup]) -> None:
         """Finish a step whose update was made: its groups move the thresholds and the slope."""
-        self.reward_slope = update_reward_slope(self.reward_slope, groups)
+        self.reward_slopes = update_reward_slopes(self.reward_slopes, groups)
         for group in groups:
             self._update_threshold(group.previews)
         if self.ema is not None:
@@ -106,11 +108,23 @@ class TrainState:
             "frozen": self.frozen,
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
-            "slope": asdict(self.reward_slope),
+            "slopes": {modality: asdict(slope) for modality, slope in self.reward_slopes.items()},
             **({} if self.ema is None else {"ema": self.ema.to_save()}),
         }
         found: dict[str, Any] = whole(saved, keep=ranks.is_first)
         return found
+
+    def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
+        """Write a checkpoint, by rank 0 while the others wait; none before the first step.
+
+        None either after a failure inside the update of a split policy: the ranks are not in step to gather it.
+        """
+        if not self.step or self.sharding.is_split:
+            return
+        saved = self.to_save(ranks)
+        with ranks.together():
+            if ranks.is_first:
+                checkpoint.save(directory, self.step, saved, settings, ranks.world)
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
         """Restore the state after `step` steps from the tree that `to_save` returned.
@@ -133,7 +147,8 @@ class TrainState:
                 parameter.copy_(part(saved["policy"][name], parameter))
         self.optimizer.load_state_dict(self._own_parts(saved["optimizer"]))
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
-        self.step, self.reward_slope = step, Slope(**saved["slope"])
+        self.step = step
+        self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
         if self.ema is not None:
             self.ema.restore(saved["ema"])
         self.sharding.refresh()

@@ -56,12 +56,8 @@ def train(
     ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
-        if not state.step or state.sharding.is_split:  # split: after an error the ranks are not in step
-            return
-        saved = state.to_save(ranks)
-        with ranks.together(), clock("checkpoint"):
-            if ranks.is_first:
-                checkpoint.save(checkpoints, state.step, saved, settings)
+        with clock("checkpoint"):
+            state.save(checkpoints, settings, ranks)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
@@ -82,9 +78,8 @@ def train(
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(
-                        policy, state.optimizer, groups, state.reward_slope, settings, step, ranks, state.sharding
-                    )
+                    slopes, sharding = state.reward_slopes, state.sharding
+                    update = policy_update(policy, state.optimizer, groups, slopes, settings, step, ranks, sharding)
             except Exception as error:  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 if isinstance(error, NonFinite):

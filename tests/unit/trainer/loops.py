@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
@@ -20,11 +21,12 @@ from trainer.rollout import ScoredGroup, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
-from trainer.types import Reward, Task
+from trainer.types import MODALITIES, Modality, Reward, Task
 
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
 NO_SCREEN = "none"
+NO_SLOPES: dict[Modality, Slope] = dict.fromkeys(MODALITIES, Slope())
 LEARNING = {  # fifteen updates of eight images each, without a screen and a KL
     "STEPS": "15",
     "DATA__GENEVAL_SHARE": "1.0",

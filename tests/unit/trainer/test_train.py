@@ -116,7 +116,7 @@ def test_missing_scores_and_a_failed_write_do_not_change_a_resumed_run(
     for step in (1, 2, 3):
         first, second = (saved(step, settings) for settings in (whole, cut))
         assert files(cut.run_dir, step)["tensors.safetensors"] == files(whole.run_dir, step)["tensors.safetensors"]
-        assert (first["thresholds"], first["slope"]) == (second["thresholds"], second["slope"])
+        assert (first["thresholds"], first["slopes"]) == (second["thresholds"], second["slopes"])
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------
@@ -287,7 +287,8 @@ def test_a_step_without_rewards_changes_no_weights(make_policy: MakePolicy, tiny
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
     first, second = lines(settings.run_dir)
     assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below two
-    assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
+    names = ("loss_text", "loss_image", "grad_norm", "advantage_abs_text", "advantage_abs_image")
+    assert [first[name] for name in names] == [None] * 5
     initial = weights(make_policy())
     one, two = (saved(step, settings) for step in (1, 2))
     assert equal(one["policy"], initial)

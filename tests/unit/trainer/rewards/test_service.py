@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from services.combine import combine
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import (
     DeadlineExceeded,
@@ -353,3 +354,56 @@ def test_an_infinite_sum_is_a_failure(service: Callable[..., RewardService]) -> 
     assert found.value is None
     assert found.failure is not None
     assert "the weighted sum of a, b is inf; give smaller weights" in found.failure.message
+
+
+# -- the terms that were fixed before drawing -------------------------------------------------------------------------
+
+NEEDS = {"tier": ["reasoning"], "ber": ["image", "prompt"]}
+
+
+def fixed_terms(answer: Any, spec: RewardSpec, *, checked: bool = True) -> Reward:
+    """The reward that a service gives whose catalogue is NEEDS and whose response to one item is `answer`."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            scorers = [{"name": name, "needs": needs} for name, needs in NEEDS.items()]
+            return httpx.Response(200, json={"scorers": scorers, "ensembles": {"sync_r1": {"by_kind": {}}}})
+        response = ScoreResponse((answer,), WIRE.decode_request(request.content).request_id or "")
+        return httpx.Response(200, content=WIRE.encode_response(response), headers={"content-type": WIRE.content_type})
+
+    transport = httpx.MockTransport(handle)
+    with closing(RewardService(RewardSettings(ensemble="sync_r1"), transport=transport, log=print)) as service:
+        if checked:
+            service.check_served([Wanted(spec, frozenset({"image", "prompt", "reasoning", "concept"}))])
+        return service.submit(items(1), spec).result()[0]
+
+
+COMPONENTS = {
+    "tier": {"value": 0.5, "weight": 0.4, "contribution": 0.2},
+    "ber": {"value": 0.9, "weight": 0.3, "contribution": 0.27},
+}
+SCORES: dict[str, Outcome] = {"tier": Score(0.5), "ber": Score(0.9)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "expected"),
+    [
+        (SYNC_R1, ItemResult(SCORES, Score(0.47, {"components": COMPONENTS})), {"tier": 0.2}),
+        (SYNC_R1, ItemResult(SCORES, Score(0.47)), None),  # a service that does not say
+        (SYNC_R1, ItemResult(SCORES, Score(0.47, {"components": {"tier": 0.2}})), None),
+        (RewardSpec({"tier": 0.5, "ber": -1.0}), ItemResult(SCORES), {"tier": 0.25}),
+        (RewardSpec({"tier": 0.0, "ber": 1.0}), ItemResult(SCORES), {}),
+    ],
+)
+def test_terms_of_text_scorers_are_fixed(
+    spec: RewardSpec, answer: ItemResult, expected: dict[str, float] | None
+) -> None:
+    assert fixed_terms(answer, spec).fixed == expected
+    assert fixed_terms(answer, spec, checked=False).fixed is None
+
+
+def test_contributions_are_those_of_the_services_own_detail() -> None:
+    reward = combine({"tier": Score(0.5), "ber": Score(-0.9)}, {"tier": 0.4, "ber": 0.3}, clip_at_zero=True)
+    assert isinstance(reward, Score)
+    assert fixed_terms(ItemResult(SCORES, reward), SYNC_R1).fixed == {"tier": 0.2}
+    assert rewards._contributions(reward) == {"tier": 0.2, "ber": 0.0}
