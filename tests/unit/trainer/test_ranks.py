@@ -84,14 +84,7 @@ def tensors(settings: TrainerSettings, step: int) -> dict[str, torch.Tensor]:
     return load_file(settings.run_dir / f"checkpoints/step-{step:06d}/tensors.safetensors")
 
 
-CASES = (
-    Case(),
-    Case(trained="lora"),
-    Case(family="gaussian"),
-    Case(mode="shard"),
-    Case(mode="shard", trained="lora"),
-    Case(mode="shard", family="gaussian"),
-)
+CASES = (Case(), Case(trained="lora"), Case(family="gaussian"))
 
 
 @pytest.fixture(scope="module")
