@@ -14,13 +14,13 @@ from torch import nn
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.checkpoint import CheckpointMismatch
+from trainer.credit import update_reward_slopes
 from trainer.ema import Ema
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.rollout import Previews, ScoredGroup
 from trainer.settings import TrainerSettings
-from trainer.types import Task
-from trainer.update import update_reward_slope
+from trainer.types import MODALITIES, Modality, Task
 
 DIGEST_NUMBERS = 64  # of each frozen parameter
 
@@ -38,9 +38,9 @@ def frozen_digest(module: nn.Module) -> str:
 class TrainState:
     """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
 
-    ema           the average of the trained weights; None: not kept
-    thresholds    the threshold controller's state for each `Task.key`
-    reward_slope  the running regression slope of reward on surrogate score, for the population baseline
+    ema            the average of the trained weights; None: not kept
+    thresholds     the threshold controller's state for each `Task.key`
+    reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline
     """
 
     policy: Policy
@@ -49,7 +49,7 @@ class TrainState:
     ema: Ema | None = None
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
-    reward_slope: Slope = field(default_factory=Slope)
+    reward_slopes: dict[Modality, Slope] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Slope()))
 
     @classmethod
     def new(cls, policy: Policy, controller: ThresholdController, settings: TrainerSettings) -> TrainState:
@@ -63,7 +63,7 @@ class TrainState:
 
     def advance(self, groups: Sequence[ScoredGroup]) -> None:
         """Finish a step whose update was made: its groups move the thresholds and the slope."""
-        self.reward_slope = update_reward_slope(self.reward_slope, groups)
+        self.reward_slopes = update_reward_slopes(self.reward_slopes, groups)
         for group in groups:
             self._update_threshold(group.previews)
         if self.ema is not None:
@@ -81,7 +81,7 @@ class TrainState:
             "frozen": frozen_digest(self.policy.module),
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
-            "slope": asdict(self.reward_slope),
+            "slopes": {modality: asdict(slope) for modality, slope in self.reward_slopes.items()},
             **({} if self.ema is None else {"ema": self.ema.to_save()}),
         }
 
@@ -105,7 +105,8 @@ class TrainState:
                 parameter.copy_(saved["policy"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
-        self.step, self.reward_slope = step, Slope(**saved["slope"])
+        self.step = step
+        self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
         if self.ema is not None:
             self.ema.restore(saved["ema"])
 

@@ -58,7 +58,7 @@ def train(
     def save_checkpoint() -> None:
         with ranks.together(), clock("checkpoint"):
             if state.step and ranks.is_first:
-                checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+                checkpoint.save(checkpoints, state.step, state.to_save(), settings, ranks.world)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
@@ -77,7 +77,7 @@ def train(
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step, ranks)
+                    update = policy_update(policy, state.optimizer, groups, state.reward_slopes, settings, step, ranks)
             except Exception as error:  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 if isinstance(error, NonFinite):

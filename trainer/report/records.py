@@ -54,7 +54,6 @@ def step_record(
         "reward_mean": _mean(values),
         "reward_std": _mean([statistics.pstdev(v) for g in groups if len(v := _values(g.rewards)) > 1]),
         "components": {name: _mean([r.components[name] for r in found if name in r.components]) for name in names},
-        "advantage_abs": update.advantage_abs,
         **{
             f"{name}_{modality}": value
             for modality in MODALITIES
@@ -141,7 +140,13 @@ def save_failed_groups(
 def _modality_figures(update: Update, modality: Modality) -> dict[str, float | None]:
     stats = update.stats[modality]
     loss = update.losses[modality] if stats.decisions else None
-    return {"loss": loss, "kl": stats.kl, "clip_fraction": stats.clip_fraction, "ratio_max": stats.ratio_max}
+    return {
+        "advantage_abs": update.advantage_abs[modality],
+        "loss": loss,
+        "kl": stats.kl,
+        "clip_fraction": stats.clip_fraction,
+        "ratio_max": stats.ratio_max,
+    }
 
 
 def _values(rewards: Sequence[Reward]) -> list[float]:
