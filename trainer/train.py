@@ -72,9 +72,7 @@ def train(
         while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
-                with ranks.together():
-                    ends = held_out is not None and held_out.ends_run(state, clock)
-                if ranks.any(ends):
+                if held_out is not None and held_out.ends_run(state, clock):
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
@@ -91,8 +89,8 @@ def train(
                 if metrics is not None:
                     record = step_record(groups, len(replaced), update, settings, step, clock.lap())
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
-                    log_images(metrics, step, groups)
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
+                log_images(metrics, settings.run_dir, step, groups)
             if state.step % settings.checkpoint_every == 0:
                 save_checkpoint()
             bar.update()

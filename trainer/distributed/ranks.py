@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from synod.errors import SettingsError
 from trainer.errors import OtherRankFailed
 
-PATIENCE: Final = timedelta(hours=12)  # the ranks wait while rank 0 evaluates, or for an unavailable service
+PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
 
 
