@@ -56,7 +56,8 @@ class RewardService:
         self._settings, self._log = settings, log
         self._surrogate = RewardSpec({settings.surrogate: 1.0})
         self._client = SynodClient(settings.url, timeout_s=REQUEST_TIMEOUT_S, retries=0, transport=transport)
-        self._pool = ThreadPoolExecutor(THREADS, "rewards")
+        self._preview_pool = ThreadPoolExecutor(THREADS, "previews")
+        self._reward_pool = ThreadPoolExecutor(THREADS, "rewards")
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._unavailable_since: float | None = None
@@ -106,21 +107,25 @@ class RewardService:
                 self._log_recovery()
                 return found
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        """Return the surrogate scores of previews, in order.
+    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
+        """Request the surrogate scores of previews, in order; they never wait behind requests for rewards.
 
-        Raises RewardServiceUnavailable, and InvalidRequest.
+        The future raises RewardServiceUnavailable, and InvalidRequest.
         """
-        return self._rewards(items, self._surrogate)
+        return self._preview_pool.submit(self._rewards, tuple(items), self._surrogate)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
-        """Request the rewards of finished images, in order. The future raises what `score_previews` does."""
-        return self._pool.submit(self._rewards, tuple(items), reward)
+        """Request the rewards of finished images, in order. The future raises what `submit_previews`' does."""
+        return self._reward_pool.submit(self._rewards, tuple(items), reward)
 
     def close(self) -> None:
         """Cancel pending requests and close the connections."""
+        pools = (self._preview_pool, self._reward_pool)
+        for pool in pools:  # before the requests that are being sent end, so that no further one is sent
+            pool.shutdown(wait=False, cancel_futures=True)
         self._closing.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=True)
         self._client.close()
 
     def _rewards(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:

@@ -25,6 +25,7 @@ from tests.unit.trainer.loops import (
     MakeSettings,
     equal,
     lines,
+    previews_of,
     run_loop,
     tasks,
     weights,
@@ -169,7 +170,9 @@ def test_a_threshold_is_fixed_within_a_step(make_policy: MakePolicy, tiny_settin
         groups = []
         for index, task in enumerate(tasks(settings, step)):
             key = (settings.seed, step, index)
-            previews = sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            previews = previews_of(
+                sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            )
             thresholds.setdefault(task.key, set()).add(previews.threshold)
             groups.append(finish(state.policy, Judge(), previews, settings, Clock()).wait())
         state.advance(groups)

@@ -207,15 +207,15 @@ class _Recorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self.gradients: dict[str, Tensor] = {}
-        self._advantages: list[list[float]] = []
+        self._advantages: dict[str, list[list[float]]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        advantages_of = update._advantages
+        advantages_of = update.modality_advantages
 
         def advantages(*arguments: Any, **options: Any) -> Any:
             found = advantages_of(*arguments, **options)
-            self._advantages = [one.tolist() for one in found]
+            self._advantages = {modality: [one.tolist() for one in each] for modality, each in found.items()}
             return found
 
         def updating(policy: Policy, optimizer: Any, groups: Sequence[ScoredGroup], *others: Any) -> Any:
@@ -229,7 +229,7 @@ class _Recorder:
             return made
 
         with ExitStack() as stack:
-            stack.enter_context(patch("trainer.update._advantages", advantages))
+            stack.enter_context(patch("trainer.update.modality_advantages", advantages))
             stack.enter_context(patch("trainer.train.policy_update", updating))
             stack.enter_context(patch("trainer.state.make_optimizer", optimizer_of))
             yield

@@ -133,7 +133,7 @@ def broken(kind: type[httpx.RequestError]) -> Answer:
 
 def test_previews_are_scored_by_the_surrogate(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
-    found = service(measured, asked=asked).score_previews(items(30, 10, 20))
+    found = service(measured, asked=asked).submit_previews(items(30, 10, 20)).result(10)
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [dict(reward.components) for reward in found] == [{"ber": 0.3}, {"ber": 0.1}, {"ber": 0.2}]
     assert [(request.scorers, request.ensemble) for request in asked] == [(("ber",), None)]
@@ -161,7 +161,7 @@ def test_a_reward_asks_its_scorers_or_ensemble(
 
 
 def test_no_items_send_no_request(service: Callable[..., RewardService]) -> None:
-    assert service(fail(UnknownScorer("never asked"))).score_previews([]) == []
+    assert service(fail(UnknownScorer("never asked"))).submit_previews([]).result(10) == []
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_failure_that_does_not_recover_is_masked(
     service: Callable[..., RewardService], said: Said, trouble: Answer, code: str, requests: int
 ) -> None:
     asked: list[ScoreRequest] = []
-    found = service(trouble, asked=asked).score_previews(items(1, 2))
+    found = service(trouble, asked=asked).submit_previews(items(1, 2)).result(10)
     assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [(None, code)] * 2
     assert len(asked) == requests
     assert len(said) == said.count_of(f"2 of 2 scores are missing, first: {code}") == 1
@@ -235,27 +235,48 @@ def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], sai
         lambda r: respond(r, lambda item: LOST if level(item) > 2 else Score(0.2)),
         lambda r: respond(r, lambda item: Score(0.3)),
     ]
-    found = service(*flaky, asked=asked).score_previews(items(3, 1, 2))
+    found = service(*flaky, asked=asked).submit_previews(items(3, 1, 2)).result(10)
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
     assert said == []
 
 
 def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:
+    """Those that wait for the service end, those that wait for a thread are cancelled, and no thread is left."""
     one = service(broken(httpx.ConnectError), patience_s=600.0)
-    future = one.submit(items(1), SYNC_R1)
+    futures = [one.submit(items(1), SYNC_R1) for _ in range(rewards.THREADS + 1)]
+    futures += [one.submit_previews(items(1)) for _ in range(rewards.THREADS + 1)]
     while not said:
-        assert not future.done()
+        assert not any(future.done() for future in futures)
     one.close()
-    with pytest.raises(RewardServiceUnavailable):
-        future.result(10)
+    assert {type(future.exception(10)) for future in futures if not future.cancelled()} == {RewardServiceUnavailable}
+    assert sum(future.cancelled() for future in futures) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("previews", "rewards"))]
+
+
+def test_previews_do_not_wait_behind_rewards(service: Callable[..., RewardService]) -> None:
+    """Every thread for rewards waits for an answer that comes after the previews' scores."""
+    answered = threading.Event()
+
+    def answer(request: ScoreRequest) -> ScoreResponse:
+        assert request.scorers == ("ber",) or answered.wait(60)
+        return measured(request)
+
+    one = service(answer)
+    pending = [one.submit(items(1), SYNC_R1) for _ in range(rewards.THREADS + 1)]
+    try:
+        assert one.submit_previews(items(50)).result(60)[0].value == 0.5
+        assert not any(future.done() for future in pending)
+    finally:
+        answered.set()
+    assert [future.result(60)[0].value for future in pending] == [0.005] * len(pending)
 
 
 def test_training_continues_after_a_service_restart(said: Said) -> None:
     with serve(Judge()) as url:
         service = RewardService(RewardSettings(ensemble="sync_r1", url=url, patience_s=60), log=said.append)
         service.wait_ready()
-        assert service.score_previews(items(51))[0].value == 0.2
+        assert service.submit_previews(items(51)).result(10)[0].value == 0.2
         assert said == []
     future = service.submit(items(102), SYNC_R1)
     while not said:
