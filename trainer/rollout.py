@@ -1,13 +1,15 @@
 """From a task to a group of finished images: reason, preview, screen, finish, request rewards.
 
 All random numbers of a rollout follow from its seed (seed of the run, step, group, index in draw order), so a rollout
-does not depend on which others were kept.
+does not depend on which others were kept, nor on the order in which the groups of a step are drawn. That order follows
+the reward service: while the scores of one group's previews are pending, another group is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -49,17 +51,21 @@ class Previews:
         return bool(self.screened.topped_up)
 
 
+Sampling = Generator[Future[list[Reward]], None, Previews]  # yields scores that it waits for
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order.
+    """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
 
-    A group that another rank drew has its scores and rewards, but no rollouts and no images.
+    A group that another rank drew has its scores, rewards and answers, but no rollouts and no images.
     """
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
+    answers: tuple[str, ...]
 
     @property
     def is_ours(self) -> bool:
@@ -85,7 +91,8 @@ class Group:
     def wait(self) -> ScoredGroup:
         """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
         rewards = tuple(reward for future in self.pending for reward in future.result())
-        return ScoredGroup(self.previews, self.rollouts, self.images, rewards)
+        answers = tuple(rollout.answer for rollout in self.rollouts)
+        return ScoredGroup(self.previews, self.rollouts, self.images, rewards, answers)
 
 
 def sample_previews(
@@ -96,12 +103,12 @@ def sample_previews(
     settings: TrainerSettings,
     key: Sequence[int],
     clock: Clock,
-) -> Previews:
+) -> Sampling:
     """Draw previews until `group_size` pass the threshold or the cap is reached.
 
-    They are drawn `preview_batch_size` at a time. With `screen.threshold` "none" nothing is scored and exactly one
-    group is drawn. A preview without a score does not pass a threshold. At the cap the best rejected previews top up
-    the group.
+    They are drawn `preview_batch_size` at a time. Yields the pending scores of each batch, and goes on when they have
+    arrived. With `screen.threshold` "none" nothing is scored and exactly one group is drawn. A preview without a score
+    does not pass a threshold. At the cap the best rejected previews top up the group.
     """
     limits = settings.screen
     unscreened = limits.threshold == "none"
@@ -122,8 +129,9 @@ def sample_previews(
         if unscreened:
             scores += [None] * len(batch)
         else:
-            with clock("surrogate"):
-                scores += [r.value for r in service.score_previews([surrogate_item(task, p) for p in decoded])]
+            pending = service.submit_previews([surrogate_item(task, image) for image in decoded])
+            yield pending
+            scores += [score.value for score in pending.result()]
         screened = screen(scores, threshold, limits.group_size)
         if screened.is_full or len(rollouts) >= cap:
             break
@@ -154,6 +162,35 @@ def finish(
     return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
 
 
+def overlap(samplings: Sequence[Sampling], finish: Callable[[Previews], Group], clock: Clock) -> list[Group]:
+    """Return the finished group of each sampling, in order.
+
+    A sampling whose scores are pending makes way for the one that waited longest among those whose scores have arrived,
+    else for the next one, else for finishing. While scores are pending, one full group is held back: without it nothing
+    would be left to do when the last samplings wait. Other full groups are finished at once, so that the requests for
+    their rewards spread over the step. Raises what the samplings and their pending scores raise.
+    """
+    unstarted, waiting = deque(range(len(samplings))), dict[int, Future[list[Reward]]]()
+    full, groups = dict[int, Previews](), dict[int, Group]()
+    while len(groups) < len(samplings):
+        arrived = next((place for place, scores in waiting.items() if scores.done()), None)
+        can_draw = arrived is not None or bool(unstarted)
+        if len(full) > (1 if waiting else 0) or (full and not can_draw):
+            place = next(iter(full))
+            groups[place] = finish(full.pop(place))
+        elif can_draw:
+            place = unstarted.popleft() if arrived is None else arrived
+            waiting.pop(place, None)
+            try:
+                waiting[place] = next(samplings[place])
+            except StopIteration as end:
+                full[place] = end.value
+        else:
+            with clock("surrogate"):
+                wait(waiting.values(), return_when=FIRST_COMPLETED)
+    return [groups[place] for place in range(len(samplings))]
+
+
 def draw_groups(
     policy: Policy,
     service: RewardBackend,
@@ -170,15 +207,13 @@ def draw_groups(
     `first` is the number of the first task in the step, `key` is (seed, step). Raises RewardServiceUnavailable and
     OutOfMemory, on every other rank OtherRankFailed.
     """
-    pending = []
     with ranks.together():
+        samplings = [
+            sample_previews(policy, service, tasks[i], threshold(tasks[i]), settings, (*key, first + i), clock)
+            for i in ranks.mine(len(tasks))
+        ]
         with explain_out_of_memory("drawing", policy, settings):
-            for place in ranks.mine(len(tasks)):
-                task = tasks[place]
-                previews = sample_previews(
-                    policy, service, task, threshold(task), settings, (*key, first + place), clock
-                )
-                pending.append(finish(policy, service, previews, settings, clock))
+            pending = overlap(samplings, lambda previews: finish(policy, service, previews, settings, clock), clock)
         with clock("reward_wait"):
             own = [group.wait() for group in pending]
     return _exchange(ranks, tasks, own)
@@ -200,17 +235,23 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
     previews = group.previews
     rewards = [asdict(replace(reward, components=dict(reward.components))) for reward in group.rewards]
     screened = asdict(previews.screened)
-    return {"scores": previews.scores, "screened": screened, "threshold": previews.threshold, "rewards": rewards}
+    return {
+        "scores": previews.scores,
+        "screened": screened,
+        "threshold": previews.threshold,
+        "rewards": rewards,
+        "answers": group.answers,
+    }
 
 
 def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
     previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), document["threshold"])
     rewards = [
-        Reward(one["value"], one["components"], None if one["failure"] is None else ScoreFailure(**one["failure"]))
+        Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
         for one in document["rewards"]
     ]
-    return ScoredGroup(previews, (), (), tuple(rewards))
+    return ScoredGroup(previews, (), (), tuple(rewards), tuple(document["answers"]))
 
 
 def replace_flat_groups(

@@ -32,7 +32,11 @@ CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Clipped decisions (share)": {"text": "clip_fraction_text", "image": "clip_fraction_image"},
     "Largest ratio": {"text": "ratio_max_text", "image": "ratio_max_image"},
     "Gradient norm": {"before clipping": "grad_norm"},
-    "Spread within a group": {"std of reward": "reward_std", "mean |advantage|": "advantage_abs"},
+    "Spread within a group": {
+        "std of reward": "reward_std",
+        "mean |advantage|, text": "advantage_abs_text",
+        "of images": "advantage_abs_image",
+    },
     "Missing rewards, skipped and flat groups": {
         "masked": "masked",
         "skipped": "skipped",

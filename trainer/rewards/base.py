@@ -13,8 +13,8 @@ from trainer.types import Reward, RewardSpec
 class RewardBackend(Protocol):
     """The reward service as rollouts use it."""
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        """Return the surrogate scores of previews, in order."""
+    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
+        """Request the surrogate scores of previews, in order."""
         ...
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:

@@ -28,6 +28,11 @@ class Served:
     needs: Mapping[str, Sequence[str]]
     ensembles: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def text_only(self) -> frozenset[str]:
+        """The scorers that do not read the image, by the inputs that they declare."""
+        return frozenset(name for name, needs in self.needs.items() if "image" not in needs)
+
     def problems(self, wanted: Sequence[Wanted]) -> list[str]:
         """Return what is wrong with each reward, in words; an empty list if the service can give all."""
         found = [one for reward in wanted for one in self._problems(reward)]

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from synod import toml
+from synod.errors import SettingsError
 from trainer.settings.data import DataSettings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
@@ -85,13 +86,22 @@ class TrainerSettings(Node):
         """The denoising step, 1 to T - 1, after which a preview is scored."""
         return round(self.screen.screen_fraction * self.policy.image_steps)
 
+    def check_ranks(self, count: int) -> None:
+        """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""
+        if count > self.prompts_per_step:
+            raise SettingsError(
+                f"{count} ranks share the groups of a step, but [trainer] prompts_per_step is {self.prompts_per_step}; "
+                f"give at least {count}, or start at most {self.prompts_per_step} ranks"
+            )
+        if count % self.ranks.shard:
+            raise SettingsError(
+                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give "
+                f"{count} to split one copy of the policy over all of them, or 1 for a whole policy on each"
+            )
+
     @model_validator(mode="after")
     def _a_group_for_each_worker(self) -> TrainerSettings:
-        if self.ranks.workers > self.prompts_per_step:
-            raise ValueError(
-                f"ranks.workers {self.ranks.workers} share the groups of a step, but prompts_per_step is "
-                f"{self.prompts_per_step}; give at least {self.ranks.workers} prompts or fewer workers"
-            )
+        self.check_ranks(self.ranks.workers)
         return self
 
     @model_validator(mode="after")

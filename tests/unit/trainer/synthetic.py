@@ -36,7 +36,8 @@ def record(step: int) -> dict[str, Any]:
         "reward_mean": reward,
         "reward_std": 0.1,
         "components": components,
-        "advantage_abs": 0.08,
+        "advantage_abs_text": 0.08,
+        "advantage_abs_image": 0.04,
         "loss_text": text,
         "loss_image": -0.02 + 0.001 * step,
         "kl_text": text,
@@ -95,4 +96,4 @@ def evaluation(gain: float, count: int = 12) -> Evaluation:
         tag = "colors" if pathway == "none" else "plain"
         failure = "scorer_failed" if missing else None
         rows.append(Row(key, pathway, tag, f"prompt {i} & all", answer, reward, components, right, failure))
-    return Evaluation({"seed": 0}, tuple(rows), tuple(images(count, int(gain * 10))))
+    return Evaluation({"seed": 0}, tuple(rows), dict(enumerate(images(count, int(gain * 10)))))

@@ -39,5 +39,7 @@ def test_a_stop_file_ends_a_run_after_its_step(ready: MakeSettings) -> None:  # 
 
 
 def test_more_workers_than_groups_are_refused(ready: MakeSettings) -> None:  # noqa: F811
-    with pytest.raises(SettingsError, match=r"ranks\.workers 3 share the groups of a step, but prompts_per_step is 2"):
+    with pytest.raises(
+        SettingsError, match=r"3 ranks share the groups of a step, but \[trainer\] prompts_per_step is 2"
+    ):
         ready(RANKS__WORKERS="3", PROMPTS_PER_STEP="2")

@@ -25,6 +25,7 @@ from tests.unit.trainer.loops import (
     MakeSettings,
     equal,
     lines,
+    previews_of,
     run_loop,
     tasks,
     weights,
@@ -116,7 +117,7 @@ def test_missing_scores_and_a_failed_write_do_not_change_a_resumed_run(
     for step in (1, 2, 3):
         first, second = (saved(step, settings) for settings in (whole, cut))
         assert files(cut.run_dir, step)["tensors.safetensors"] == files(whole.run_dir, step)["tensors.safetensors"]
-        assert (first["thresholds"], first["slope"]) == (second["thresholds"], second["slope"])
+        assert (first["thresholds"], first["slopes"]) == (second["thresholds"], second["slopes"])
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------
@@ -169,7 +170,9 @@ def test_a_threshold_is_fixed_within_a_step(make_policy: MakePolicy, tiny_settin
         groups = []
         for index, task in enumerate(tasks(settings, step)):
             key = (settings.seed, step, index)
-            previews = sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            previews = previews_of(
+                sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            )
             thresholds.setdefault(task.key, set()).add(previews.threshold)
             groups.append(finish(state.policy, Judge(), previews, settings, Clock()).wait())
         state.advance(groups)
@@ -287,7 +290,8 @@ def test_a_step_without_rewards_changes_no_weights(make_policy: MakePolicy, tiny
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
     first, second = lines(settings.run_dir)
     assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below two
-    assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
+    names = ("loss_text", "loss_image", "grad_norm", "advantage_abs_text", "advantage_abs_image")
+    assert [first[name] for name in names] == [None] * 5
     initial = weights(make_policy())
     one, two = (saved(step, settings) for step in (1, 2))
     assert equal(one["policy"], initial)

@@ -57,12 +57,13 @@ OF_FAMILY: Final = {
 class Case:
     """What is trained, and how. `mode` is that of the two ranks; one rank always has the whole policy.
 
+    mode     "shard" splits one copy of the policy over the two ranks
     options  overrides of settings, such as {"OPTIMIZER__EMA": "0.9"}, on one rank and on two
     """
 
     family: Literal["show_o", "gaussian"] = "show_o"
     trained: Literal["full", "lora"] = "full"
-    mode: Literal["replicate"] = "replicate"
+    mode: Literal["replicate", "shard"] = "replicate"
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -79,7 +80,8 @@ class Case:
         """Return the settings of a run of this case, in a folder of `prepare`."""
         lora = {"POLICY__LORA__RANK": "4"} if self.trained == "lora" else {}
         size = {"STEPS": str(STEPS), "RUN_DIR": f'"{run}"'}
-        options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **self.options, **overrides}
+        shard = {"RANKS__SHARD": "2"} if self.mode == "shard" else {}
+        options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **shard, **self.options, **overrides}
         return make_settings(folder, TINY, options)
 
 
@@ -207,15 +209,15 @@ class _Recorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self.gradients: dict[str, Tensor] = {}
-        self._advantages: list[list[float]] = []
+        self._advantages: dict[str, list[list[float]]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        advantages_of = update._advantages
+        advantages_of = update.modality_advantages
 
         def advantages(*arguments: Any, **options: Any) -> Any:
             found = advantages_of(*arguments, **options)
-            self._advantages = [one.tolist() for one in found]
+            self._advantages = {modality: [one.tolist() for one in each] for modality, each in found.items()}
             return found
 
         def updating(policy: Policy, optimizer: Any, groups: Sequence[ScoredGroup], *others: Any) -> Any:
@@ -229,7 +231,7 @@ class _Recorder:
             return made
 
         with ExitStack() as stack:
-            stack.enter_context(patch("trainer.update._advantages", advantages))
+            stack.enter_context(patch("trainer.update.modality_advantages", advantages))
             stack.enter_context(patch("trainer.train.policy_update", updating))
             stack.enter_context(patch("trainer.state.make_optimizer", optimizer_of))
             yield
@@ -250,7 +252,7 @@ class _Recorder:
         for name, parameter in policy.module.named_parameters():
             if parameter.requires_grad:
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.gradients[f"{step}/{name}"] = grad.detach().clone().contiguous()
+                self.gradients[f"{step}/{name}"] = distributed.whole(grad).detach().clone().contiguous()
 
 
 def sgd(policy: Policy, settings: TrainerSettings) -> torch.optim.Optimizer:
