@@ -102,7 +102,7 @@ def _policy(run: Path) -> Policy:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 COLUMNS: Final = (
-    "groups a step", "step, s", "waiting for the slowest", "for rank 0's records", "messages", "images/s",
+    "groups a step", "step, s", "waiting", "records", "messages", "images/s",
     "scorer GPUs", "MB/s to the service", "checkpoint, GB", "checkpoint, s", "checkpoints",
 )  # fmt: skip
 

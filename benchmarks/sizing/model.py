@@ -28,7 +28,7 @@ class Work:
     preview_s  one preview: answer, denoising to the screening step, decoding, surrogate score
     finish_s   the rest of a group: denoising, decoding, requesting rewards
     update_s   the gradient of a group
-    record_s   metrics and images of a group, written by rank 0 while the others wait
+    record_s   metrics and images of a group: each rank writes its files, rank 0 also TensorBoard's
     step_s     what happens once a step: waiting for the last rewards, the optimizer
     """
 
@@ -110,7 +110,7 @@ class Prediction:
     """One step of `groups` groups on `world` ranks. Shares are of `step_s`, which includes a part of a checkpoint.
 
     wait_share      of the mean rank, for the slowest one
-    record_share    of all but rank 0, for its metrics and images
+    record_share    the GPUs are idle while metrics and images are written
     scorer_gpus     GPUs of the reward service that keep up while images are drawn
     service_mb_s    sent to the service while images are drawn, by all ranks together
     """
@@ -293,7 +293,7 @@ def predict(
         step_s=step,
         draw_s=draw,
         wait_share=wait / step,
-        record_share=(0.0 if world == 1 else recorded / step),
+        record_share=recorded / step,
         communication_s=sent,
         communication_share=sent / step,
         images_per_s=finished / step,
