@@ -48,7 +48,7 @@ def train(
     NonFinite: the groups that caused it are saved first, and the policy is unchanged.
     """
     source = training_tasks(settings, log)
-    state = TrainState.new(policy, controller, settings)
+    state = TrainState.new(policy, controller, settings, ranks)
     clock, checkpoints = Clock(), settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
@@ -56,9 +56,8 @@ def train(
     ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
-        with ranks.together(), clock("checkpoint"):
-            if state.step and ranks.is_first:
-                checkpoint.save(checkpoints, state.step, state.to_save(), settings, ranks.world)
+        with clock("checkpoint"):
+            state.save(checkpoints, settings, ranks)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
@@ -77,7 +76,8 @@ def train(
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(policy, state.optimizer, groups, state.reward_slopes, settings, step, ranks)
+                    slopes, sharding = state.reward_slopes, state.sharding
+                    update = policy_update(policy, state.optimizer, groups, slopes, settings, step, ranks, sharding)
             except Exception as error:  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 if isinstance(error, NonFinite):

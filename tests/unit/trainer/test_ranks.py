@@ -130,7 +130,7 @@ def _fails_on_rank_1(ranks: Ranks, settings: TrainerSettings, model: str, what: 
             "loss": NonFinite,
         }
         if ranks.rank == 1 and what == "loss":
-            patch.setattr("trainer.update.clipped_loss", _not_finite)
+            patch.setattr("trainer.passes.clipped_loss", _not_finite)
         elif ranks.rank == 1:
             error = MemoryError() if what == "memory" else failing[what]("planted")
             patch.setattr(Judge, "submit", partial(_fail, error))

@@ -152,9 +152,7 @@ class ShowO:
 
     @property
     def phi(self) -> Phi:
-        phi = self.module.showo
-        assert isinstance(phi, Phi)
-        return phi
+        return _phi_of(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -413,6 +411,18 @@ class ShowO:
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(None, tuple(p for p in self.module.parameters() if p.requires_grad))]
 
+    def units(self) -> list[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        models = [self.phi] if self._reference is None else [self.phi, _phi_of(self._reference)]
+        return [(phi, tuple(phi.model.layers)) for phi in models]
+
+    def blank(self, kind: Modality) -> Segment:
+        if kind == "text":
+            end = torch.tensor([self.vocab.id(END)], device=self.device)
+            return TextSegment(Query(""), end, torch.zeros(1, device=self.device), "")
+        (begun,) = self.start([""], [(0,)])
+        codes, masked = begun.codes_TN.new_zeros(1, len(begun.remasked_N)), begun.remasked_N[None]
+        return replace(begun, codes_TN=codes, masked_TN=masked, logp_TN=torch.zeros_like(codes, dtype=torch.float32))
+
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [K V] of the next draw at the scored positions, given the unmasked codes."""
         with self._autocast():
@@ -481,6 +491,12 @@ class ShowO:
             self._lora.save(directory / ADAPTER)
         if with_vq:
             self.vq.save(directory / "vq")
+
+
+def _phi_of(module: nn.Module) -> Phi:
+    phi = module.showo
+    assert isinstance(phi, Phi)
+    return phi
 
 
 def _of(kind: type[S], segments: Sequence[Segment]) -> list[S]:

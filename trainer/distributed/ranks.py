@@ -1,8 +1,8 @@
-"""The ranks of a run on several devices; the only file that imports torch.distributed.
+"""The ranks of a run on several devices, and what they exchange.
 
-Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the
-same batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
-Documents travel as JSON in tensors: no pickle.
+Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the same batches as on one device, and
+its random numbers do not depend on the ranks. Once a step the gradients are summed, unless the policy is split
+(`trainer.distributed.sharding`). Documents travel as JSON in tensors: no pickle.
 """
 
 from __future__ import annotations
