@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.errors import NonFinite
 from trainer.optim import lr_factor
-from trainer.report.metrics import Metrics, Sample, steps_saved
+from trainer.report.metrics import Metrics, Sample, save_samples, steps_saved
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality, Reward
@@ -77,23 +77,35 @@ def step_record(
     }
 
 
-def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> None:
-    """Record the finished images, with rewards and answers, and the previews of each group that this rank drew."""
+def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequence[ScoredGroup]) -> None:
+    """Record each group's finished images, with rewards and answers, and its previews.
+
+    Each rank writes the image files of the groups that it drew. Rank 0, which has the metrics, records all groups.
+    """
     for index, group in enumerate(groups):
-        if not group.is_ours:
-            continue
-        previews = group.previews
-        kept = previews.screened.indices
-        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
-        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
-        finished = [
-            Sample(image, reward.value, rollout.answer, reward.components)
-            for image, reward, rollout in zip(group.images, group.rewards, group.rollouts, strict=True)
-        ]
-        samples = {"finished": finished}
-        if any(score is not None for score in previews.scores):  # without a screen nothing scored them
-            samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
-        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
+        if metrics is not None:
+            task = group.previews.task
+            metrics.log_samples(step, index, f"{task.key}: {task.prompt.text}", _samples(group))
+        elif group.is_ours:
+            save_samples(run_dir, step, index, _samples(group))
+
+
+def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
+    """Return a group's images by kind; without images if another rank drew it."""
+    previews = group.previews
+    kept = previews.screened.indices
+    rejected = [i for i in range(len(previews.scores)) if i not in set(kept)][:REJECTED_SHOWN]
+    previewed = previews.images if group.is_ours else [None] * len(previews.scores)
+    images = group.images if group.is_ours else [None] * len(group.rewards)
+    drawn = [Sample(image, score) for image, score in zip(previewed, previews.scores, strict=True)]
+    finished = [
+        Sample(image, reward.value, answer, reward.components)
+        for image, reward, answer in zip(images, group.rewards, group.answers, strict=True)
+    ]
+    samples = {"finished": finished}
+    if any(score is not None for score in previews.scores):  # without a screen nothing scored them
+        samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+    return samples
 
 
 def save_failed_groups(

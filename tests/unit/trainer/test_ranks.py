@@ -35,7 +35,7 @@ from tests.unit.trainer.world_two import (
     run_case,
     train_case,
 )
-from trainer import checkpoint, rollout, update
+from trainer import checkpoint, passes, rollout
 from trainer import run as run_module
 from trainer.algorithms.losses import LossStats
 from trainer.distributed import ONE_RANK, Ranks
@@ -45,9 +45,14 @@ from trainer.state import TrainState
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
+KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussian"})
 GAUSSIAN = Case(family="gaussian")
 UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
-CASES = (Case(), Case(trained="lora"), GAUSSIAN, UNEVEN, Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}))
+CASES = (
+    *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
+    UNEVEN,
+    Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
+)
 FAILURES = {
     "service": RewardServiceUnavailable("planted"),
     "request": InvalidRequest("planted"),
@@ -143,13 +148,13 @@ def test_a_run_may_resume_on_another_number_of_ranks(outcome: Outcome) -> None:
 def _fail(ranks: Ranks, what: str, before: TrainerSettings, settings: TrainerSettings) -> str:
     """Train one step, then fail on rank 1; return this rank's error."""
     train_case(ranks, GAUSSIAN, before)
-    judge, loss = make_judge(GAUSSIAN), update.clipped_loss
+    judge, loss = make_judge(GAUSSIAN), passes.clipped_loss
     if ranks.rank == 1 and what == "loss":
         loss = _not_finite
     elif ranks.rank == 1:
         judge.submit = partial(_raise, FAILURES[what])  # type: ignore[method-assign]
     try:
-        with patch("trainer.update.clipped_loss", loss):
+        with patch("trainer.passes.clipped_loss", loss):
             train_case(ranks, GAUSSIAN, settings, judge)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -218,12 +223,12 @@ def _not_summed_on_rank_1(ranks: Ranks) -> Iterator[None]:
 
 @contextmanager
 def _divided_by_own_groups(ranks: Ranks) -> Iterator[None]:
-    clipped_loss, factor = update.clipped_loss, 3 / len(ranks.mine(3))  # no group is skipped
+    clipped_loss, factor = passes.clipped_loss, 3 / len(ranks.mine(3))  # no group is skipped
 
     def larger(*arguments: Any, weight: float, **options: Any) -> Any:
         return clipped_loss(*arguments, weight=weight * factor, **options)
 
-    with patch("trainer.update.clipped_loss", larger):
+    with patch("trainer.passes.clipped_loss", larger):
         yield
 
 

@@ -64,12 +64,13 @@ OF_FAMILY: Final = {
 class Case:
     """What is trained, and how. `mode` is that of the two ranks; one rank always has the whole policy.
 
+    mode     "shard" splits one copy of the policy over the two ranks
     options  overrides of settings, such as {"OPTIMIZER__EMA": "0.9"}, on one rank and on two
     """
 
     family: Literal["show_o", "gaussian"] = "show_o"
     trained: Literal["full", "lora"] = "full"
-    mode: Literal["replicate"] = "replicate"
+    mode: Literal["replicate", "shard"] = "replicate"
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -86,7 +87,8 @@ class Case:
         """Return the settings of a run of this case, in a folder of `prepare`."""
         lora = {"POLICY__LORA__RANK": "4"} if self.trained == "lora" else {}
         size = {"STEPS": str(STEPS), "RUN_DIR": f'"{run}"'}
-        options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **self.options, **overrides}
+        shard = {"RANKS__SHARD": "2"} if self.mode == "shard" else {}
+        options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **shard, **self.options, **overrides}
         return make_settings(folder, TINY, options)
 
 
@@ -279,7 +281,7 @@ class _Recorder:
         for name, parameter in policy.module.named_parameters():
             if parameter.requires_grad:
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.gradients[f"{step}/{name}"] = grad.detach().clone().contiguous()
+                self.gradients[f"{step}/{name}"] = distributed.whole(grad).detach().clone().contiguous()
 
 
 def sgd(policy: Policy, settings: TrainerSettings) -> torch.optim.Optimizer:

@@ -1,8 +1,8 @@
-"""The ranks of a run on several devices; the only file that imports torch.distributed.
+"""The ranks of a run on several devices, and what they exchange.
 
-Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the
-same batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
-Documents travel as JSON in tensors: no pickle.
+Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the same batches as on one device, and
+its random numbers do not depend on the ranks. Once a step the gradients are summed, unless the policy is split
+(`trainer.distributed.sharding`). Documents travel as JSON in tensors: no pickle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from synod.errors import SettingsError
 from trainer.errors import OtherRankFailed
 
-PATIENCE: Final = timedelta(hours=12)  # the ranks wait while rank 0 evaluates, or for an unavailable service
+PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
 
 
