@@ -232,6 +232,11 @@ def test_the_phase_times_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert disk.checkpoint_every == 7
     with pytest.raises(SettingsError, match="no checkpoint"):
         command.of_run(run)
+    several = make_run(tmp_path / "several", 2) / "metrics.jsonl"
+    lines = [{**json.loads(line), "ranks": {"wait_share": 0.1}} for line in several.read_text().splitlines()]
+    several.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SettingsError, match="several ranks"):
+        command.of_run(tmp_path / "several", 1e6)
     assert command.main(["--run", str(run), "--worlds", "8", "--trained", "1e6"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert command.main(["--run", str(tmp_path)]) == 2
