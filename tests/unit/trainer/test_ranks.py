@@ -45,9 +45,14 @@ from trainer.state import TrainState
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
+KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussian"})
 GAUSSIAN = Case(family="gaussian")
 UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
-CASES = (Case(), Case(trained="lora"), GAUSSIAN, UNEVEN, Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}))
+CASES = (
+    *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
+    UNEVEN,
+    Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
+)
 FAILURES = {
     "service": RewardServiceUnavailable("planted"),
     "request": InvalidRequest("planted"),

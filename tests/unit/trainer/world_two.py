@@ -29,8 +29,9 @@ from tests.unit.trainer.loops import lines
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from tests.unit.trainer.tiny_run import TINY, make_settings, write_data
 from tests.unit.trainer.tiny_show_o import make_show_o, make_vocabulary, make_vq
-from trainer import checkpoint, distributed, update
+from trainer import checkpoint, distributed
 from trainer.algorithms.threshold import make_controller
+from trainer.credit import modality_advantages
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.optim import learning_rates
 from trainer.policy.base import Policy
@@ -242,7 +243,7 @@ class _Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        advantages_of = update.modality_advantages
+        advantages_of = modality_advantages
 
         def advantages(*arguments: Any, **options: Any) -> Any:
             found = advantages_of(*arguments, **options)
