@@ -56,15 +56,16 @@ Sampling = Generator[Future[list[Reward]], None, Previews]  # yields scores that
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order.
+    """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
 
-    A group that another rank drew has its scores and rewards, but no rollouts and no images.
+    A group that another rank drew has its scores, rewards and answers, but no rollouts and no images.
     """
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
+    answers: tuple[str, ...]
 
     @property
     def is_ours(self) -> bool:
@@ -90,7 +91,8 @@ class Group:
     def wait(self) -> ScoredGroup:
         """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
         rewards = tuple(reward for future in self.pending for reward in future.result())
-        return ScoredGroup(self.previews, self.rollouts, self.images, rewards)
+        answers = tuple(rollout.answer for rollout in self.rollouts)
+        return ScoredGroup(self.previews, self.rollouts, self.images, rewards, answers)
 
 
 def sample_previews(
@@ -233,7 +235,13 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
     previews = group.previews
     rewards = [asdict(replace(reward, components=dict(reward.components))) for reward in group.rewards]
     screened = asdict(previews.screened)
-    return {"scores": previews.scores, "screened": screened, "threshold": previews.threshold, "rewards": rewards}
+    return {
+        "scores": previews.scores,
+        "screened": screened,
+        "threshold": previews.threshold,
+        "rewards": rewards,
+        "answers": group.answers,
+    }
 
 
 def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
@@ -243,7 +251,7 @@ def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
         Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
         for one in document["rewards"]
     ]
-    return ScoredGroup(previews, (), (), tuple(rewards))
+    return ScoredGroup(previews, (), (), tuple(rewards), tuple(document["answers"]))
 
 
 def replace_flat_groups(
