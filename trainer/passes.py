@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
-from trainer.credit import rewarded
+from trainer.credit import Credit
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite
 from trainer.policy.base import Policy
@@ -25,7 +25,7 @@ class Pass:
 
     advantage   of each segment's rollout
     weight      of a decision in the loss
-    group_size  rollouts of the group that have a reward
+    group_size  rollouts of the group that enter the update
     """
 
     segments: tuple[Segment, ...]
@@ -43,22 +43,24 @@ def passes_of(
     policy: Policy,
     groups: Sequence[ScoredGroup],
     usable: Sequence[int],
-    advantages: Mapping[Modality, Mapping[int, torch.Tensor]],
+    advantages: Mapping[Modality, Mapping[int, Credit]],
     settings: TrainerSettings,
     step: int,
 ) -> Passes:
     """Return the passes of those of the usable groups that this rank drew.
 
-    Each has one sampling step and one micro-batch, to save memory. `advantages` are those of a group's rollouts that
-    have a reward.
+    Each has one sampling step and one micro-batch, to save memory. `advantages` say which rollouts
+    of a group enter.
     """
     found = {}
     for i in usable:
         if groups[i].is_ours:
-            chosen = [groups[i].rollouts[place] for place in rewarded(groups[i])]
             for modality in MODALITIES:
-                advantage, rng = advantages[modality][i], np.random.default_rng([settings.seed, step, i])
-                found[i, modality] = _of_modality(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
+                credit, rng = advantages[modality][i], np.random.default_rng([settings.seed, step, i])
+                chosen = [groups[i].rollouts[place] for place in credit.places]
+                found[i, modality] = _of_modality(
+                    policy, chosen, credit.advantage, modality, settings.loss, len(usable), rng
+                )
     return found
 
 

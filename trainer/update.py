@@ -62,7 +62,7 @@ def policy_update(
     """
     optimizer.zero_grad(set_to_none=True)
     usable = [i for i, group in enumerate(groups) if len(rewarded(group)) >= MIN_REWARDS]
-    found = modality_advantages([groups[i] for i in usable], slopes, settings.loss)
+    found = modality_advantages([groups[i] for i in usable], slopes, settings.loss, settings.screen)
     advantages = {modality: dict(zip(usable, found[modality], strict=True)) for modality in MODALITIES}
     if not usable:
         return Update(*_totals([], ONE_RANK), None, dict.fromkeys(MODALITIES), len(groups), 0)
@@ -80,7 +80,7 @@ def policy_update(
             parameters["lr"] = lr
         optimizer.step()
     spread: dict[Modality, float | None] = {
-        modality: float(np.mean([float(one.abs().mean()) for one in advantages[modality].values()]))
+        modality: float(np.mean([float(one.advantage.abs().mean()) for one in advantages[modality].values()]))
         for modality in MODALITIES
     }
     flat = sum(groups[i].is_flat for i in usable)
