@@ -85,9 +85,10 @@ def train(
                     raise error.with_saved_groups(step, folder) from error
                 raise
             state.advance([*replaced, *groups])
+            laps = ranks.gather_all((clock.lap(), ranks.waiting.lap()))
             with ranks.together():
                 if metrics is not None:
-                    record = step_record(groups, len(replaced), update, settings, step, clock.lap())
+                    record = step_record(groups, len(replaced), update, settings, step, laps)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
                 log_images(metrics, settings.run_dir, step, groups)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from synod.errors import SettingsError
+from trainer.clock import Clock
 from trainer.errors import OtherRankFailed
 
 PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
@@ -29,10 +30,14 @@ BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this siz
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing."""
+    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing.
+
+    `waiting` has the time in `together` after this rank's own work was done, as the phase "wait".
+    """
 
     rank: int = 0
     world: int = 1
+    waiting: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -86,7 +91,8 @@ class Ranks:
         except Exception as caught:
             error = caught
         failed = [] if error is None else [f"{type(error).__name__}: {error}", isinstance(error, SettingsError)]
-        everywhere = self.gather_all(failed)
+        with self.waiting("wait"):
+            everywhere = self.gather_all(failed)
         if error is not None:
             raise error
         for rank, found in enumerate(everywhere):

@@ -21,6 +21,7 @@ from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update
 
 Record = dict[str, Any]
+Lap = tuple[Mapping[str, float], Mapping[str, float]]  # of `train`'s clock, and of `Ranks.waiting`
 REJECTED_SHOWN = 8  # previews of each group
 
 
@@ -30,14 +31,14 @@ def step_record(
     update: Update,
     settings: TrainerSettings,
     step: int,
-    seconds: Mapping[str, float],
+    laps: Sequence[Lap],
 ) -> Record:
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
     `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
     preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward, `flat` the groups
     whose rewards are all equal, and `replaced` the flat groups that others replaced, which no other figure counts. `lr`
-    is that of parameters without a rate of their modality.
+    is that of parameters without a rate of their modality. `laps` are those of every rank; `seconds` is rank 0's.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -72,9 +73,25 @@ def step_record(
         "replaced": replaced,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
-        "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+        "seconds": _rounded(laps[0][0]),
+        "ranks": ranks_record(laps),
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def ranks_record(laps: Sequence[Lap]) -> Record | None:
+    """Return how several ranks shared the time of a step; None for one rank.
+
+    wait_share  the share of the time that a rank waited for the slowest one, mean over the ranks
+    slowest     the rank that waited least
+    seconds     its seconds in each phase
+    """
+    if len(laps) == 1:
+        return None
+    waits = [waiting.get("wait", 0.0) for _, waiting in laps]
+    slowest = waits.index(min(waits))
+    share = sum(waits) / sum(waiting["total"] for _, waiting in laps)
+    return {"wait_share": round(share, 4), "slowest": slowest, "seconds": _rounded(laps[slowest][0])}
 
 
 def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequence[ScoredGroup]) -> None:
@@ -147,6 +164,10 @@ def _modality_figures(update: Update, modality: Modality) -> dict[str, float | N
         "clip_fraction": stats.clip_fraction,
         "ratio_max": stats.ratio_max,
     }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(spent, 4) for phase, spent in seconds.items()}
 
 
 def _values(rewards: Sequence[Reward]) -> list[float]:

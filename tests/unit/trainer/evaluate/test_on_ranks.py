@@ -22,6 +22,7 @@ from trainer.errors import OtherRankFailed, RewardServiceUnavailable
 from trainer.evaluate.during import HeldOut
 from trainer.policy.show_o import loading
 from trainer.policy.show_o.policy import Sampling
+from trainer.report.metrics import read
 from trainer.settings import TrainerSettings
 from trainer.train import train
 from trainer.types import Reward, RewardSpec
@@ -136,5 +137,11 @@ def test_files_of_two_ranks_are_those_of_one(
     assert {name.rpartition("/")[2] for name in expected} >= {"before.json", "after.json", "image-009.png"}
     assert len({name for name in expected if name.startswith("images/000000/group1-")}) > 4
     assert [line["heldout"] for line in lines(two.run_dir)] == [line["heldout"] for line in lines(one.run_dir)]
+    for line in read(two.run_dir):
+        shared = line["ranks"]
+        assert 0 <= shared["wait_share"] < 1
+        assert shared["slowest"] in (0, 1)
+        assert shared["seconds"].keys() == line["seconds"].keys()
+    assert [line["ranks"] for line in read(one.run_dir)] == [None] * steps
     (failed.run_dir / "evaluation/before.json").write_bytes(expected["evaluation/before.json"])
     assert written(failed.run_dir) == expected
