@@ -247,7 +247,10 @@ class _Recorder:
 
         def advantages(*arguments: Any, **options: Any) -> Any:
             found = advantages_of(*arguments, **options)
-            self._advantages = {modality: [one.tolist() for one in each] for modality, each in found.items()}
+            self._advantages = {
+                modality: [[*map(float, one.places), *one.advantage.tolist()] for one in each]
+                for modality, each in found.items()
+            }
             return found
 
         def updating(policy: Policy, optimizer: Any, groups: Sequence[ScoredGroup], *others: Any) -> Any:
