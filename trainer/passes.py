@@ -12,6 +12,7 @@ from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.credit import Credit
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite
+from trainer.gradient_meter import GradientMeter
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
@@ -90,9 +91,17 @@ def _of_modality(
 
 
 def accumulate(
-    policy: Policy, groups: Sequence[ScoredGroup], passes: Passes, settings: LossSettings, ranks: Ranks
+    policy: Policy,
+    groups: Sequence[ScoredGroup],
+    passes: Passes,
+    settings: LossSettings,
+    ranks: Ranks,
+    meter: GradientMeter | None = None,
 ) -> Found:
-    """Add the gradients of all passes; what the steps of a group's images share is computed once."""
+    """Add the gradients of all passes; what the steps of a group's images share is computed once.
+
+    `meter` takes the gradient of each group's modality.
+    """
     found = []
     with ranks.together():
         for (i, modality), mine in passes.items():
@@ -104,6 +113,8 @@ def accumulate(
                     loss.backward()  # type: ignore[no-untyped-call]
                     value, stats = value + float(loss.detach()), stats + figures
             _check_finite(value, groups[i], i, modality)
+            if meter is not None:
+                meter.add(i, modality)
             found.append((i, modality, value, stats))
     return found
 
