@@ -358,9 +358,7 @@ def measure(one: Path, two: Path, batch_size: int, *, split: bool = False) -> Fi
         advantages=_equal(single, parts, "advantages"),
         records=lines(one, *ROUNDED) == lines(two, *ROUNDED),
         draw_difference=max(_draw_differences(_of_all(parts, "draws"), [step["draws"] for step in single])),
-        rounded_difference=max(
-            _rounded_differences(lines(one), lines(two), [n for n in ROUNDED if not split or n not in COSINES])
-        ),
+        rounded_difference=max(_rounded_differences(lines(one), lines(two), rounded)),
         gradient_difference=max(_gradient_differences(one, two)),
         weight_difference=max(_weight_differences(one, two)),
         ranks_agree=both["ranks_agree"],
