@@ -68,15 +68,16 @@ Sampling = Generator[Awaited, bool | None, Previews]  # send True to draw withou
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order.
+    """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
 
-    A group that another rank drew has its scores and rewards, but no rollouts and no images.
+    A group that another rank drew has its scores, rewards and answers, but no rollouts and no images.
     """
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
+    answers: tuple[str, ...]
 
     @property
     def is_ours(self) -> bool:
@@ -102,7 +103,8 @@ class Group:
     def wait(self) -> ScoredGroup:
         """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
         rewards = tuple(reward for future in self.pending for reward in future.result())
-        return ScoredGroup(self.previews, self.rollouts, self.images, rewards)
+        answers = tuple(rollout.answer for rollout in self.rollouts)
+        return ScoredGroup(self.previews, self.rollouts, self.images, rewards, answers)
 
 
 def sample_previews(
@@ -267,6 +269,7 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
         "threshold": previews.threshold,
         "dropped": previews.dropped,
         "rewards": rewards,
+        "answers": group.answers,
     }
 
 
@@ -278,7 +281,7 @@ def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
         Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
         for one in document["rewards"]
     ]
-    return ScoredGroup(previews, (), (), tuple(rewards))
+    return ScoredGroup(previews, (), (), tuple(rewards), tuple(document["answers"]))
 
 
 def replace_flat_groups(

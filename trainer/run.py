@@ -30,8 +30,8 @@ from trainer.train import train
 def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     """Train until the run ends or is stopped, and return the exit status 0.
 
-    Under a launcher such as torchrun every process calls this; rank 0 evaluates and writes the run's files. `evaluated`
-    False leaves out the held-out evaluations. Raises SettingsError, and what `train` raises.
+    Under a launcher such as torchrun every process calls this; rank 0 writes the run's files. `evaluated` False leaves
+    out the held-out evaluations. Raises SettingsError, and what `train` raises.
     """
     processes(os.environ)
     with joined() as ranks, ExitStack() as held:
@@ -64,20 +64,21 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
         with ranks.together():
             service.wait_ready()
             service.check_served(wanted)
-            held_out = None
-            if evaluated and settings.data.heldout is not None and ranks.is_first:
-                held_out = HeldOut(settings, service, log)
-                held_out.before(policy)
+        held_out = None
+        if evaluated and settings.data.heldout is not None:
+            held_out = HeldOut(settings, service, log, ranks)
+            held_out.before(policy)
         state = train(settings, policy, service, controller, log, held_out, ranks)
-        if ranks.is_first:
-            is_over = held_out is not None and held_out.is_over(state.step)
-            if state.step >= settings.steps or is_over:
-                with state.averaged():
-                    if held_out:
-                        held_out.after(policy, state.step)
+        is_over = held_out is not None and held_out.is_over(state.step)
+        if state.step >= settings.steps or is_over:
+            with state.averaged():
+                if held_out:
+                    held_out.after(policy, state.step)
+                if ranks.is_first:
                     policy.save(settings.run_dir / "policy")
-            else:
-                log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
+        else:
+            log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
+        if ranks.is_first:
             log(f"wrote {write_report(settings.run_dir)}")
     return 0
 

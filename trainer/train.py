@@ -48,7 +48,7 @@ def train(
     NonFinite: the groups that caused it are saved first, and the policy is unchanged.
     """
     source = training_tasks(settings, log)
-    state = TrainState.new(policy, controller, settings)
+    state = TrainState.new(policy, controller, settings, ranks)
     clock, checkpoints = Clock(), settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
@@ -56,9 +56,8 @@ def train(
     ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
-        with ranks.together(), clock("checkpoint"):
-            if state.step and ranks.is_first:
-                checkpoint.save(checkpoints, state.step, state.to_save(), settings, ranks.world)
+        with clock("checkpoint"):
+            state.save(checkpoints, settings, ranks)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
@@ -73,13 +72,12 @@ def train(
         while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
-                with ranks.together():
-                    ends = held_out is not None and held_out.ends_run(state, clock)
-                if ranks.any(ends):
+                if held_out is not None and held_out.ends_run(state, clock):
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(policy, state.optimizer, groups, state.reward_slopes, settings, step, ranks)
+                    slopes, sharding = state.reward_slopes, state.sharding
+                    update = policy_update(policy, state.optimizer, groups, slopes, settings, step, ranks, sharding)
             except Exception as error:  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 if isinstance(error, NonFinite):
@@ -87,12 +85,13 @@ def train(
                     raise error.with_saved_groups(step, folder) from error
                 raise
             state.advance([*replaced, *groups])
+            laps = ranks.gather_all((clock.lap(), ranks.waiting.lap()))
             with ranks.together():
                 if metrics is not None:
-                    record = step_record(groups, len(replaced), update, settings, step, clock.lap())
+                    record = step_record(groups, len(replaced), update, settings, step, laps)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
-                    log_images(metrics, step, groups)
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
+                log_images(metrics, settings.run_dir, step, groups)
             if state.step % settings.checkpoint_every == 0:
                 save_checkpoint()
             bar.update()

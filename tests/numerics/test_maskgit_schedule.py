@@ -61,7 +61,9 @@ def table(codes_BN: torch.Tensor, masked_BN: torch.Tensor, scored_BN: torch.Tens
     return waves.log_softmax(-1)[scored_BN]
 
 
-def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
+def naive(
+    uniform: np.ndarray, steps: int, start: float, by: str
+) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
     """The sampler with Python loops over positions: full draws, masks, log-probabilities."""
     count = uniform.shape[-1]
     codes, masked, scale = [0] * count, [True] * count, start
@@ -78,7 +80,8 @@ def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]
                     if reached >= target:
                         break
                 codes[n] = code
-            confidence.append((math.inf if not masked[n] else logp[n][codes[n]], n))
+            sure = max(logp[n]) if by == "max_logp" else logp[n][codes[n]]
+            confidence.append((math.inf if not masked[n] else sure, n))
         scale *= 1 - (step + 1) / steps
         noisy = [c - scale * math.log(-math.log(float(uniform[step, 1, n]))) for c, n in confidence]
         draws.append(list(codes))
@@ -90,12 +93,13 @@ def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]
     return draws, masks, logps
 
 
+@pytest.mark.parametrize("by", ["drawn", "max_logp"])
 @pytest.mark.parametrize("start", [0.0, 1.0, 4.0])
-def test_the_sampler_against_a_naive_one(start: float) -> None:
+def test_the_sampler_against_a_naive_one(start: float, by: maskgit.Confidence) -> None:
     uniform = torch.rand(5, 10, 2, 37, generator=torch.Generator().manual_seed(1)).clamp(2.0**-24, 1 - 2.0**-24)
-    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start, everywhere=True)
+    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start, everywhere=True, confidence=by)
     for b in range(5):
-        draws, masks, logps = naive(uniform[b].numpy(), 10, start)
+        draws, masks, logps = naive(uniform[b].numpy(), 10, start, by)
         assert found.codes_BTN[b].tolist() == draws
         assert found.masked_BTN[b].tolist() == masks
         np.testing.assert_allclose(found.logp_BTN[b].numpy(), logps, atol=1e-6)

@@ -108,6 +108,7 @@ def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("rewards missing", total("masked"), "{:.0f}"),
         ("groups skipped", total("skipped"), "{:.0f}"),
         ("seconds per step", mean("seconds.total"), "{:.1f}"),
+        ("waiting for the slowest rank", mean("ranks.wait_share"), "{:.0%}"),
         ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
     ]
     return [(label, form.format(value)) for label, value, form in found if value is not None]

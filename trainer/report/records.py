@@ -14,13 +14,14 @@ from torch import Tensor
 
 from trainer.errors import NonFinite
 from trainer.optim import lr_factor
-from trainer.report.metrics import Metrics, Sample, steps_saved
+from trainer.report.metrics import Metrics, Sample, save_samples, steps_saved
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update
 
 Record = dict[str, Any]
+Lap = tuple[Mapping[str, float], Mapping[str, float]]  # of `train`'s clock, and of `Ranks.waiting`
 REJECTED_SHOWN = 8  # previews of each group
 
 
@@ -30,7 +31,7 @@ def step_record(
     update: Update,
     settings: TrainerSettings,
     step: int,
-    seconds: Mapping[str, float],
+    laps: Sequence[Lap],
 ) -> Record:
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
@@ -38,7 +39,8 @@ def step_record(
     preview. `dropped` counts previews that were drawn ahead of scores and not needed; it depends on when the scores
     arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
     without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
-    replaced, which no other figure counts. `lr` is that of parameters without a rate of their modality.
+    replaced, which no other figure counts. `lr` is that of parameters without a rate of their modality. `laps` are
+    those of every rank; `seconds` is rank 0's.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -74,28 +76,56 @@ def step_record(
         "replaced": replaced,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
-        "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+        "seconds": _rounded(laps[0][0]),
+        "ranks": ranks_record(laps),
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> None:
-    """Record the finished images, with rewards and answers, and the previews of each group that this rank drew."""
+def ranks_record(laps: Sequence[Lap]) -> Record | None:
+    """Return how several ranks shared the time of a step; None for one rank.
+
+    wait_share  the share of the time that a rank waited for the slowest one, mean over the ranks
+    slowest     the rank that waited least
+    seconds     its seconds in each phase
+    """
+    if len(laps) == 1:
+        return None
+    waits = [waiting.get("wait", 0.0) for _, waiting in laps]
+    slowest = waits.index(min(waits))
+    share = sum(waits) / sum(waiting["total"] for _, waiting in laps)
+    return {"wait_share": round(share, 4), "slowest": slowest, "seconds": _rounded(laps[slowest][0])}
+
+
+def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequence[ScoredGroup]) -> None:
+    """Record each group's finished images, with rewards and answers, and its previews.
+
+    Each rank writes the image files of the groups that it drew. Rank 0, which has the metrics, records all groups.
+    """
     for index, group in enumerate(groups):
-        if not group.is_ours:
-            continue
-        previews = group.previews
-        kept = previews.screened.indices
-        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
-        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
-        finished = [
-            Sample(image, reward.value, rollout.answer, reward.components)
-            for image, reward, rollout in zip(group.images, group.rewards, group.rollouts, strict=True)
-        ]
-        samples = {"finished": finished}
-        if any(score is not None for score in previews.scores):  # without a screen nothing scored them
-            samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
-        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
+        if metrics is not None:
+            task = group.previews.task
+            metrics.log_samples(step, index, f"{task.key}: {task.prompt.text}", _samples(group))
+        elif group.is_ours:
+            save_samples(run_dir, step, index, _samples(group))
+
+
+def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
+    """Return a group's images by kind; without images if another rank drew it."""
+    previews = group.previews
+    kept = previews.screened.indices
+    rejected = [i for i in range(len(previews.scores)) if i not in set(kept)][:REJECTED_SHOWN]
+    previewed = previews.images if group.is_ours else [None] * len(previews.scores)
+    images = group.images if group.is_ours else [None] * len(group.rewards)
+    drawn = [Sample(image, score) for image, score in zip(previewed, previews.scores, strict=True)]
+    finished = [
+        Sample(image, reward.value, answer, reward.components)
+        for image, reward, answer in zip(images, group.rewards, group.answers, strict=True)
+    ]
+    samples = {"finished": finished}
+    if any(score is not None for score in previews.scores):  # without a screen nothing scored them
+        samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+    return samples
 
 
 def save_failed_groups(
@@ -137,6 +167,10 @@ def _modality_figures(update: Update, modality: Modality) -> dict[str, float | N
         "clip_fraction": stats.clip_fraction,
         "ratio_max": stats.ratio_max,
     }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(spent, 4) for phase, spent in seconds.items()}
 
 
 def _values(rewards: Sequence[Reward]) -> list[float]:

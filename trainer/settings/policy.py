@@ -10,11 +10,16 @@ from trainer.settings.fields import ModelSource, Node
 
 
 class ShowOSamplerSettings(Node):
-    """MaskGIT sampling; logits are (1 + g) * conditional - g * unconditional, with g `guidance_scale`."""
+    """MaskGIT sampling; logits are (1 + g) * conditional - g * unconditional, with g `guidance_scale`.
+
+    Each step commits the positions of highest confidence: the log-probability of the code that was "drawn", as in
+    Show-o, or "max_logp", that of the likeliest code, plus noise of scale `temperature`, which falls to 0.
+    """
 
     denoising_steps: int = Field(50, ge=2)
     guidance_scale: float = Field(5.0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    confidence: Literal["drawn", "max_logp"] = "drawn"
     max_new_tokens: int = Field(100, ge=1)
 
 
@@ -33,7 +38,8 @@ class ShowOSettings(Node):
     """A Show-o directory or hub id ('org/name' or 'org/name@REVISION'), and its image tokenizer.
 
     `vq` null is the directory `vq` in `model`, or the tokenizer of the published models. `positions` "masked" scores
-    sampled positions, "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
+    sampled positions, "committed" those of them whose code stays (exact with the sampler's `confidence` "max_logp"),
+    "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
     block twice instead of keeping them for the backward pass. `dtype` is that of matrix products and attention;
     weights, logits, gradients and optimizer stay float32. `lora` null trains all weights.
     """
@@ -41,7 +47,7 @@ class ShowOSettings(Node):
     family: Literal["show_o"] = "show_o"
     model: ModelSource
     vq: ModelSource | None = None
-    positions: Literal["masked", "all"] = "masked"
+    positions: Literal["masked", "committed", "all"] = "masked"
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
     checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"

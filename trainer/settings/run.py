@@ -87,11 +87,16 @@ class TrainerSettings(Node):
         return round(self.screen.screen_fraction * self.policy.image_steps)
 
     def check_ranks(self, count: int) -> None:
-        """Raise SettingsError unless each of `count` ranks has a group to draw."""
+        """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""
         if count > self.prompts_per_step:
             raise SettingsError(
                 f"{count} ranks share the groups of a step, but [trainer] prompts_per_step is {self.prompts_per_step}; "
                 f"give at least {count}, or start at most {self.prompts_per_step} ranks"
+            )
+        if count % self.ranks.shard:
+            raise SettingsError(
+                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give "
+                f"{count} to split one copy of the policy over all of them, or 1 for a whole policy on each"
             )
 
     @model_validator(mode="after")

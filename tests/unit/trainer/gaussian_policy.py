@@ -36,18 +36,30 @@ class ColorSegment:
         return len(self.drawn_T3)
 
 
+class Mean(nn.Module):
+    """A model that is called as a whole, as FSDP2 needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(3))
+
+    def forward(self) -> Tensor:
+        return self.mean * 1.0  # a new tensor: FSDP2 has hooks on outputs
+
+
 class GaussianPolicy:
     """Draws each step's three numbers from N(mean, SIGMA^2)."""
 
     image_steps = STEPS
 
     def __init__(self) -> None:
-        self.module: nn.Module = nn.ParameterDict({"mean": nn.Parameter(torch.zeros(3))})
+        self.module: nn.Module = Mean()
         self._frozen = torch.zeros(3)
 
     @property
     def mean(self) -> Tensor:
-        return self.module.get_parameter("mean")
+        mean: Tensor = self.module()
+        return mean
 
     def to(self, device: torch.device) -> None:
         self.module.to(device)
@@ -65,7 +77,7 @@ class GaussianPolicy:
         for segment in segments:
             noise = torch.from_numpy(np.random.default_rng(segment.seed).standard_normal((STEPS, 3))).float()
             drawn = torch.cat((segment.drawn_T3, self.mean + SIGMA * noise[segment.step : until]))
-            continued.append(ColorSegment(segment.prompt, segment.seed, drawn, self._logp(drawn)))
+            continued.append(ColorSegment(segment.prompt, segment.seed, drawn, _logp(self.mean, drawn)))
         return continued
 
     def images(self, segments: Sequence[Any]) -> list[Pixels]:
@@ -81,8 +93,10 @@ class GaussianPolicy:
     def terms(self, segments: Sequence[Any], step: int, *, reference: bool = False) -> Terms:
         drawn = torch.stack([segment.drawn_T3[step] for segment in segments])
         old = torch.stack([segment.logp_T3[step] for segment in segments])
-        kl = ((self.mean - self._frozen).square() / (2 * SIGMA**2)).expand_as(drawn)
-        return Terms(self._logp(drawn), old, torch.ones_like(drawn, dtype=torch.bool), kl_BD=kl if reference else None)
+        mean = self.mean
+        kl = ((mean - self._frozen).square() / (2 * SIGMA**2)).expand_as(drawn)
+        mask = torch.ones_like(drawn, dtype=torch.bool)
+        return Terms(_logp(mean, drawn), old, mask, kl_BD=kl if reference else None)
 
     def sharing(self, segments: Sequence[Any]) -> AbstractContextManager[None]:
         return nullcontext()
@@ -97,15 +111,22 @@ class GaussianPolicy:
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("image", tuple(self.module.parameters()))]
 
+    def units(self) -> list[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        return [(self.module, ())]
+
+    def blank(self, kind: Modality) -> ColorSegment:
+        return ColorSegment("", (0,), torch.zeros(1, 3), torch.zeros(1, 3))
+
     def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
         return rollouts * 3 * 4
 
     def save(self, directory: Path) -> None:
         raise NotImplementedError
 
-    def _logp(self, drawn: Tensor) -> Tensor:
-        distribution = torch.distributions.Normal(self.mean, SIGMA)
-        return torch.as_tensor(distribution.log_prob(drawn))  # type: ignore[no-untyped-call]
+
+def _logp(mean: Tensor, drawn: Tensor) -> Tensor:
+    distribution = torch.distributions.Normal(mean, SIGMA)
+    return torch.as_tensor(distribution.log_prob(drawn))  # type: ignore[no-untyped-call]
 
 
 def closeness(item: ScoreItem) -> float:

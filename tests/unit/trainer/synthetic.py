@@ -97,4 +97,4 @@ def evaluation(gain: float, count: int = 12) -> Evaluation:
         tag = "colors" if pathway == "none" else "plain"
         failure = "scorer_failed" if missing else None
         rows.append(Row(key, pathway, tag, f"prompt {i} & all", answer, reward, components, right, failure))
-    return Evaluation({"seed": 0}, tuple(rows), tuple(images(count, int(gain * 10))))
+    return Evaluation({"seed": 0}, tuple(rows), dict(enumerate(images(count, int(gain * 10)))))

@@ -48,7 +48,7 @@ def group(rewards: Sequence[Reward], spec: RewardSpec, scores: Sequence[float] |
     surrogate = tuple(scores) if scores is not None else (0.5,) * size
     screened = ScreenResult(tuple(range(size)), size, len(surrogate), len(surrogate), is_full=True)
     task = Task("tag/textual", "textual", Prompt("a photo", "tag"), spec)
-    return ScoredGroup(Previews(task, (), (), surrogate, screened, 0.0), (), (), tuple(rewards))
+    return ScoredGroup(Previews(task, (), (), surrogate, screened, 0.0), (), (), tuple(rewards), ())
 
 
 def scored(tier: float, ber: float, der: float) -> Reward:

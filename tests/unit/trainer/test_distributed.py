@@ -57,7 +57,7 @@ def _refuse_on(flag: bool) -> None:
 
 
 def _check_gradients(ranks: Ranks) -> None:
-    distributed.BUCKET_BYTES = 40  # ten float32: several messages, one parameter above the limit
+    distributed.ranks.BUCKET_BYTES = 40  # ten float32: several messages, one parameter above the limit
     shapes = [(2, 3), (20,), (1,), (4,), (3,)]
     every = [[torch.randn(shape, generator=_seeded(r, i)) for i, shape in enumerate(shapes)] for r in range(2)]
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]

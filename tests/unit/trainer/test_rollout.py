@@ -199,7 +199,7 @@ def group_of(number: int, values: Sequence[float | None]) -> ScoredGroup:
     """A group of task `number` with these rewards."""
     task = Task(f"task {number}", "none", Prompt(f"prompt {number}", "tag"), RewardSpec(ensemble="any"))
     previews = Previews(task, (), (), (), screen([], None, 2), None)
-    return ScoredGroup(previews, (), (), tuple(Reward(value) for value in values))
+    return ScoredGroup(previews, (), (), tuple(Reward(value) for value in values), ())
 
 
 @pytest.mark.parametrize(

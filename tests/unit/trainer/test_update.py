@@ -161,6 +161,9 @@ PER_MODALITY = {"text": 0.4 / 4, "image": 0.6 / (4 * 16)}
             {"everywhere": True},
             id="all positions, the paper's sum",
         ),
+        pytest.param(
+            {"POLICY__POSITIONS": "committed"}, {**PER_MODALITY, "image": 0.6 / 16}, {}, id="committed positions"
+        ),
         pytest.param({"LOSS__BASELINE": "population"}, PER_MODALITY, {"slope": -0.75}, id="population baseline"),
     ],
 )
@@ -180,7 +183,8 @@ def test_the_gradient_is_that_of_equation_9(
         assert 0 < (stats.clip_fraction or 0) < 1
         assert stats.low < 0.8 < 1.2 < stats.high
         assert (stats.kl or 0) > 1e-3
-    assert found.stats["image"].decisions == (5 * 4 * 16 if "everywhere" in more else 5 * (16 + 14 + 11 + 6))
+    each = {"masked": 16 + 14 + 11 + 6, "committed": 16, "all": 4 * 16}
+    assert found.stats["image"].decisions == 5 * each[settings.policy.positions]
 
 
 def test_a_fraction_of_steps_is_unbiased(exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 from unittest.mock import patch
@@ -28,8 +29,9 @@ from tests.unit.trainer.loops import lines
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from tests.unit.trainer.tiny_run import TINY, make_settings, write_data
 from tests.unit.trainer.tiny_show_o import make_show_o, make_vocabulary, make_vq
-from trainer import checkpoint, distributed, update
+from trainer import checkpoint, distributed
 from trainer.algorithms.threshold import make_controller
+from trainer.credit import modality_advantages
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.optim import learning_rates
 from trainer.policy.base import Policy
@@ -41,6 +43,12 @@ from trainer.train import train
 from trainer.update import MAX_GRAD_NORM, policy_update
 
 STEPS: Final = 3
+LIMITS: Final = {  # of the differences that follow from the order of sums
+    "draw_difference": 1e-5,
+    "rounded_difference": 1e-5,
+    "gradient_difference": 1e-5,
+    "weight_difference": 1e-6,
+}
 FIGURE_FLOOR: Final = 1e-2  # a figure counts as at least this much: a loss is a sum of both signs, often near 0
 GRADIENT_FLOOR: Final = 1e-3  # a tensor's gradient counts as at least this share of the step's largest
 # Figures of metrics.jsonl that depend on the order of sums; all others are equal bit for bit.
@@ -57,12 +65,13 @@ OF_FAMILY: Final = {
 class Case:
     """What is trained, and how. `mode` is that of the two ranks; one rank always has the whole policy.
 
+    mode     "shard" splits one copy of the policy over the two ranks
     options  overrides of settings, such as {"OPTIMIZER__EMA": "0.9"}, on one rank and on two
     """
 
     family: Literal["show_o", "gaussian"] = "show_o"
     trained: Literal["full", "lora"] = "full"
-    mode: Literal["replicate"] = "replicate"
+    mode: Literal["replicate", "shard"] = "replicate"
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -79,7 +88,8 @@ class Case:
         """Return the settings of a run of this case, in a folder of `prepare`."""
         lora = {"POLICY__LORA__RANK": "4"} if self.trained == "lora" else {}
         size = {"STEPS": str(STEPS), "RUN_DIR": f'"{run}"'}
-        options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **self.options, **overrides}
+        shard = {"RANKS__SHARD": "2"} if self.mode == "shard" else {}
+        options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **shard, **self.options, **overrides}
         return make_settings(folder, TINY, options)
 
 
@@ -114,23 +124,37 @@ class Figures:
     skipped: int
     textless: int
 
+    @property
+    def red(self) -> list[str]:
+        """The figures by which the runs are not equal."""
+        exact = ("codes", "thresholds", "advantages", "records", "ranks_agree")
+        differing = [name for name in exact if not getattr(self, name)]
+        return differing + [name for name, limit in LIMITS.items() if not getattr(self, name) <= limit]
 
-def compare(cases: Sequence[Case], folder: Path) -> dict[str, Figures]:
-    """Run every case on one rank and on two, in `folder`; return the figures by the case's name."""
+
+def compare(
+    cases: Sequence[Case], folder: Path, check: Callable[..., None] | None = None, *arguments: Any
+) -> dict[str, Figures]:
+    """Run every case on one rank and on two, in `folder`; return the figures by the case's name.
+
+    Afterwards the two processes call `check(ranks, *arguments)`.
+    """
     prepare(folder)
     alone = {case.alone.name: case.alone for case in cases}
     for case in alone.values():
         run_case(ONE_RANK, case, case.settings(folder, f"one-{case.name}"))
     both = [(case, case.settings(folder, f"two-{case.name}")) for case in cases]
-    spawn(_run_cases, folder, both)
+    spawn(_run_cases, folder, both, check, arguments)
     return {
-        case.name: _figures(folder / f"one-{case.alone.name}", settings.run_dir, settings.screen.preview_batch_size)
+        case.name: measure(folder / f"one-{case.alone.name}", settings.run_dir, settings.screen.preview_batch_size)
         for case, settings in both
     }
 
 
 def prepare(folder: Path) -> None:
-    """Write prompts, concepts and a tiny Show-o."""
+    """Write prompts, concepts and a tiny Show-o, if they are not there."""
+    if (folder / "model").exists():
+        return
     write_data(folder)
     (folder / "tokenizer").mkdir()
     make_show_o(make_vocabulary(folder / "tokenizer"), make_vq()).save(folder / "model")
@@ -183,7 +207,8 @@ def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int 
 
 def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    file, limit = f"file://{file}", timedelta(seconds=120)  # ranks that wait for each other forever fail the test
+    dist.init_process_group("gloo", init_method=file, rank=rank, world_size=world, timeout=limit)
     try:
         with distributed.joined() as ranks:
             assert ranks == Ranks(rank, world)
@@ -193,9 +218,16 @@ def _join(rank: int, check: Callable[..., None], file: str, world: int, argument
         dist.destroy_process_group()
 
 
-def _run_cases(ranks: Ranks, cases: Sequence[tuple[Case, TrainerSettings]]) -> None:
+def _run_cases(
+    ranks: Ranks,
+    cases: Sequence[tuple[Case, TrainerSettings]],
+    check: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+) -> None:
     for case, settings in cases:
         run_case(ranks, case, settings)
+    if check is not None:
+        check(ranks, *arguments)
 
 
 # -- what a run records ----------------------------------------------------------------------------------------------
@@ -207,15 +239,15 @@ class _Recorder:
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self.gradients: dict[str, Tensor] = {}
-        self._advantages: list[list[float]] = []
+        self._advantages: dict[str, list[list[float]]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        advantages_of = update._advantages
+        advantages_of = modality_advantages
 
         def advantages(*arguments: Any, **options: Any) -> Any:
             found = advantages_of(*arguments, **options)
-            self._advantages = [one.tolist() for one in found]
+            self._advantages = {modality: [one.tolist() for one in each] for modality, each in found.items()}
             return found
 
         def updating(policy: Policy, optimizer: Any, groups: Sequence[ScoredGroup], *others: Any) -> Any:
@@ -229,7 +261,7 @@ class _Recorder:
             return made
 
         with ExitStack() as stack:
-            stack.enter_context(patch("trainer.update._advantages", advantages))
+            stack.enter_context(patch("trainer.update.modality_advantages", advantages))
             stack.enter_context(patch("trainer.train.policy_update", updating))
             stack.enter_context(patch("trainer.state.make_optimizer", optimizer_of))
             yield
@@ -250,7 +282,7 @@ class _Recorder:
         for name, parameter in policy.module.named_parameters():
             if parameter.requires_grad:
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.gradients[f"{step}/{name}"] = grad.detach().clone().contiguous()
+                self.gradients[f"{step}/{name}"] = distributed.whole(grad).detach().clone().contiguous()
 
 
 def sgd(policy: Policy, settings: TrainerSettings) -> torch.optim.Optimizer:
@@ -298,7 +330,11 @@ def _digest(tensor: Tensor) -> str:
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
-def _figures(one: Path, two: Path, size: int) -> Figures:
+def measure(one: Path, two: Path, batch_size: int) -> Figures:
+    """Return the figures of two directories that `run_case` wrote, with `batch_size` previews a batch.
+
+    A difference is infinite where only one run has a figure, a tensor or a draw.
+    """
     alone, both = (json.loads((run / "trace.json").read_text()) for run in (one, two))
     (single,), parts = alone["steps"], both["steps"]
     return Figures(
@@ -311,7 +347,7 @@ def _figures(one: Path, two: Path, size: int) -> Figures:
         gradient_difference=max(_gradient_differences(one, two)),
         weight_difference=max(_weight_differences(one, two)),
         ranks_agree=both["ranks_agree"],
-        batches=tuple(tuple(_batches(part, size) for part in step) for step in _by_step(parts)),
+        batches=tuple(tuple(_batches(part, batch_size) for part in step) for step in _by_step(parts)),
         skipped=sum(line["skipped"] for line in lines(one)),
         textless=sum(sum(step["textless"]) for step in single),
     )
@@ -335,7 +371,9 @@ def _of_all(parts: Sequence[Sequence[Any]], key: str) -> list[dict[str, Any]]:
 def _draw_differences(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) -> Iterator[float]:
     for ours, theirs in zip(one, two, strict=True):
         for group, numbers in ours.items():
-            yield max(abs(x - y) for x, y in zip(numbers, theirs[group], strict=True))
+            other = theirs.get(group, [])
+            same = len(numbers) == len(other)
+            yield max(abs(x - y) for x, y in zip(numbers, other, strict=True)) if same else math.inf
 
 
 def _batches(step: Mapping[str, Any], size: int) -> int:
@@ -346,14 +384,17 @@ def _batches(step: Mapping[str, Any], size: int) -> int:
 def _rounded_differences(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) -> Iterator[float]:
     for ours, theirs in zip(one, two, strict=True):
         for name in ROUNDED:
-            assert (ours[name] is None) == (theirs[name] is None), f"{name} is measured in one run only"
-            if ours[name] is not None:
+            if (ours[name] is None) != (theirs[name] is None):
+                yield math.inf
+            elif ours[name] is not None:
                 yield abs(theirs[name] - ours[name]) / max(abs(ours[name]), FIGURE_FLOOR)
 
 
 def _gradient_differences(one: Path, two: Path) -> Iterator[float]:
     ours, theirs = _gradients(one), _gradients(two)
-    assert ours.keys() == theirs.keys()
+    if ours.keys() != theirs.keys():
+        yield math.inf
+        return
     largest: dict[str, float] = {}
     for name, grad in ours.items():
         step = name.split("/")[0]
@@ -371,15 +412,16 @@ def _gradients(run: Path) -> dict[str, Tensor]:
 
 
 def _weight_differences(one: Path, two: Path) -> Iterator[float]:
-    ours, theirs = (
-        load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / checkpoint._TENSORS) for run in (one, two)
-    )
-    assert ours.keys() == theirs.keys()
+    ours, theirs = last_tensors(one), last_tensors(two)
+    if ours.keys() != theirs.keys():
+        yield math.inf
+        return
     for name, tensor in ours.items():
         yield float((theirs[name] - tensor).abs().max())
 
 
-def _last_checkpoint(run: Path) -> Path:
+def last_tensors(run: Path) -> dict[str, Tensor]:
+    """Return every tensor of a run's last checkpoint."""
     found = checkpoint.latest(run / "checkpoints")
     assert found is not None
-    return found
+    return load_file(found / "tensors.safetensors")

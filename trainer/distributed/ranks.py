@@ -1,8 +1,8 @@
-"""The ranks of a run on several devices; the only file that imports torch.distributed.
+"""The ranks of a run on several devices, and what they exchange.
 
-Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the
-same batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
-Documents travel as JSON in tensors: no pickle.
+Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the same batches as on one device, and
+its random numbers do not depend on the ranks. Once a step the gradients are summed, unless the policy is split
+(`trainer.distributed.sharding`). Documents travel as JSON in tensors: no pickle.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
@@ -21,18 +21,23 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from synod.errors import SettingsError
+from trainer.clock import Clock
 from trainer.errors import OtherRankFailed
 
-PATIENCE: Final = timedelta(hours=12)  # the ranks wait while rank 0 evaluates, or for an unavailable service
+PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing."""
+    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing.
+
+    `waiting` has the time in `together` after this rank's own work was done, as the phase "wait".
+    """
 
     rank: int = 0
     world: int = 1
+    waiting: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -86,7 +91,8 @@ class Ranks:
         except Exception as caught:
             error = caught
         failed = [] if error is None else [f"{type(error).__name__}: {error}", isinstance(error, SettingsError)]
-        everywhere = self.gather_all(failed)
+        with self.waiting("wait"):
+            everywhere = self.gather_all(failed)
         if error is not None:
             raise error
         for rank, found in enumerate(everywhere):
