@@ -116,31 +116,31 @@ def sample_previews(
     key: Sequence[int],
     clock: Clock,
 ) -> Sampling:
-    """Draw previews until `group_size` pass the threshold or the cap is reached.
+    """Draw previews until as many as are to be finished pass the threshold, or the cap is reached.
 
     They are drawn `preview_batch_size` at a time. Yields what it waits for, the scores of one batch after the other;
     continue it when they have arrived, or send True to draw the next batch already. Previews drawn ahead are dropped if
-    those before them fill the group, so they change nothing. They are offered unless the pending ones are expected to
-    fill it, by the target pass rate.
+    those before them suffice, so they change nothing. They are offered unless the pending ones are expected to suffice,
+    by the target pass rate.
 
-    With `screen.threshold` "none" nothing is scored and exactly one group is drawn. A preview without a score does not
-    pass a threshold. At the cap the best rejected previews top up the group.
+    With `screen.threshold` "none" nothing is scored, and exactly those that are to be finished are drawn. A preview
+    without a score does not pass a threshold. At the cap the best rejected previews top up the group.
     """
     limits = settings.screen
     unscreened = limits.threshold == "none"
-    cap = limits.group_size if unscreened else limits.max_previews
+    cap = limits.images if unscreened else limits.max_previews
     pass_rate = 1.0 if threshold is None else limits.target_pass_rate
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
     pending: deque[Future[list[Reward]]] = deque()
-    screened = screen(scores, threshold, limits.group_size)
+    screened = screen(scores, threshold, limits.images)
     while not screened.is_full and len(scores) < cap:
         expected = screened.passed + pass_rate * (len(rollouts) - len(scores))
-        can_draw = len(rollouts) < cap and expected < limits.group_size
+        can_draw = len(rollouts) < cap and expected < limits.images
         if pending and not (yield Awaited(pending[0], can_draw)):
             scores += [reward.value for reward in pending.popleft().result()]
-            screened = screen(scores, threshold, limits.group_size)
+            screened = screen(scores, threshold, limits.images)
             continue
         seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + limits.preview_batch_size, cap))]
         batch = start(policy, [task] * len(seeds), seeds, clock)
@@ -153,7 +153,7 @@ def sample_previews(
         items = [surrogate_item(task, image) for image in decoded]
         pending.append(_no_scores(len(items)) if unscreened else service.submit_previews(items))
     count = len(scores)
-    screened = top_up(screened, scores, limits.group_size)
+    screened = top_up(screened, scores, limits.images)
     dropped = len(rollouts) - count
     return Previews(task, tuple(rollouts[:count]), tuple(images[:count]), tuple(scores), screened, threshold, dropped)
 
