@@ -22,7 +22,10 @@ from trainer import run as run_module
 from trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
-ROUNDED = ("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image")
+ROUNDED = (
+    *("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image"),
+    *("gradient_cosine_text", "gradient_cosine_image"),
+)
 
 
 def start(settings: TrainerSettings, toml: Path) -> subprocess.Popen[str]:
