@@ -44,6 +44,7 @@ from synod.contracts import ScoreItem
 from tests.unit.trainer import world_two
 from trainer.algorithms.threshold import ThresholdState
 from trainer.distributed import ONE_RANK, Ranks
+from trainer.passes import in_step
 from trainer.report.metrics import Metrics, Sample, read
 from trainer.run import make_policy
 from trainer.settings import TrainerSettings, load
@@ -327,6 +328,7 @@ def sizing(found: Mapping[str, Any], *_: object) -> Result:
     return {
         "validation": validation(found["cost"]),
         "record_512_s": _record_seconds(),
+        "fsdp2": _split_messages(),
         "predictions": {
             case.name: [asdict(predict(case.work, case.screen, case.policy, 2 * world, world)) for world in WORLDS]
             for case in cases()
@@ -375,6 +377,45 @@ def _drawn_step(work: Work, policy: Policy, previews: Sequence[Sequence[int]], w
     ]
     rest = most * (work.update_s + work.record_s) + work.step_s
     return statistics.fmean(slowest) + rest + communication_seconds(policy, groups, world, network)
+
+
+def _split_messages() -> Result:
+    """Return how often a backward pass of a tiny Show-o split over two ranks sends its weights and its gradients."""
+    with TemporaryDirectory() as folder:
+        world_two.prepare(Path(folder))
+        case = world_two.Case(mode="shard")
+        world_two.spawn(_count_split, Path(folder), case, case.settings(Path(folder), "run", STEPS="1"), folder)
+        found: Result = json.loads((Path(folder) / "split.json").read_text())
+    return found
+
+
+def _count_split(ranks: Ranks, case: world_two.Case, settings: TrainerSettings, folder: str) -> None:
+    """Count the bytes of the messages of FSDP2 while an update makes its passes."""
+    sent, passes = {"all_gather_single": 0, "reduce_scatter_single": 0}, [0]
+
+    def counting(name: str, send: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*given: Any, **options: Any) -> Any:
+            message = given[0] if given else options["input"]
+            sent[name] += message.nbytes
+            return send(*given, **options)
+
+        return counted
+
+    def counted_update(policy: Any, groups: Any, mine: Any, *others: Any) -> Any:
+        with ExitStack() as stack:
+            for name in sent:
+                stack.enter_context(patch.object(dist, name, counting(name, getattr(dist, name))))
+            found = in_step(policy, groups, mine, *others)
+        passes[0] = max(ranks.gather_all(sum(map(len, mine.values()))))
+        return found
+
+    with patch("trainer.update.in_step", counted_update):
+        state = world_two.train_case(ranks, case, settings)
+    if ranks.is_first:
+        size = 4 * sum(parameter.numel() for parameter in state.trained.values()) * passes[0]
+        found = {"passes": passes[0], "gathers_a_pass": round(sent["all_gather_single"] / size, 3)}
+        found["scatters_a_pass"] = round(sent["reduce_scatter_single"] / size, 3)
+        (Path(folder) / "split.json").write_text(json.dumps(found))
 
 
 def _record_seconds() -> float:

@@ -104,15 +104,15 @@ def sample_previews(
     key: Sequence[int],
     clock: Clock,
 ) -> Sampling:
-    """Draw previews until `group_size` pass the threshold or the cap is reached.
+    """Draw previews until as many as are to be finished pass the threshold, or the cap is reached.
 
     They are drawn `preview_batch_size` at a time. Yields the pending scores of each batch, and goes on when they have
-    arrived. With `screen.threshold` "none" nothing is scored and exactly one group is drawn. A preview without a score
-    does not pass a threshold. At the cap the best rejected previews top up the group.
+    arrived. With `screen.threshold` "none" nothing is scored, and exactly those that are to be finished are drawn. A
+    preview without a score does not pass a threshold. At the cap the best rejected previews top up the group.
     """
     limits = settings.screen
     unscreened = limits.threshold == "none"
-    cap = limits.group_size if unscreened else limits.max_previews
+    cap = limits.images if unscreened else limits.max_previews
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
@@ -132,10 +132,10 @@ def sample_previews(
             pending = service.submit_previews([surrogate_item(task, image) for image in decoded])
             yield pending
             scores += [score.value for score in pending.result()]
-        screened = screen(scores, threshold, limits.group_size)
+        screened = screen(scores, threshold, limits.images)
         if screened.is_full or len(rollouts) >= cap:
             break
-    screened = top_up(screened, scores, limits.group_size)
+    screened = top_up(screened, scores, limits.images)
     return Previews(task, tuple(rollouts), tuple(images), tuple(scores), screened, threshold)
 
 

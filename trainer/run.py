@@ -74,8 +74,9 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
             with state.averaged():
                 if held_out:
                     held_out.after(policy, state.step)
-                if ranks.is_first:
-                    policy.save(settings.run_dir / "policy")
+                with ranks.together():
+                    if ranks.is_first:
+                        policy.save(settings.run_dir / "policy")
         else:
             log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
         if ranks.is_first:

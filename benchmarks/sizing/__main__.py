@@ -51,11 +51,13 @@ def of_run(run: Path, trained: float | None = None) -> tuple[Case, Disk]:
     """Return what the metrics, settings and newest checkpoint of a run of one process say; the first step is left out.
 
     `trained` is the count of trained numbers, for a run without a checkpoint. Raises SettingsError for a directory that
-    is not a run's, or lacks something.
+    is not a run's, lacks something, or is of several ranks.
     """
     records = read(run)[1:]
     if not records:
         raise SettingsError(f"{run} has fewer than two steps; give the directory of a run, such as runs/train")
+    if any(record.get("ranks") for record in records):
+        raise SettingsError(f"{run} trained on several ranks, whose phases include waiting; give a run of one process")
     settings = json.loads((run / "settings.json").read_text())
     table = settings["screen"]
     rates = [record["pass_rate"] for record in records if record["pass_rate"] is not None]

@@ -58,19 +58,18 @@ class Screen:
 
 @dataclass(frozen=True)
 class Policy:
-    """What ranks send. `parameters` and `trained` are numbers; gradients are float32.
+    """What ranks send. `parameters` and `trained` are numbers, in float32.
 
-    `shard` is the number of ranks that share one copy (FSDP2; 1: each has its own). In a step a rank gathers the
-    weights, `weight_bytes` each, `gathers` times, and gives the parts of the gradient to their owners `scatters` times
-    for each group. `checkpoint_bytes` is per trained number: the weight and Adam's two moments in float32.
+    `shard` is the number of ranks that share one copy (FSDP2; 1: each has its own). Then an update makes `passes`
+    backward passes a group, and a rank gathers the weights `gathers` times in each. `checkpoint_bytes` is per trained
+    number: the weight and Adam's two moments.
     """
 
     parameters: float
     trained: float
     shard: int = 1
-    weight_bytes: int = 2
-    gathers: float = 0.0
-    scatters: float = 0.0
+    passes: float = 0.0
+    gathers: float = 5.0  # measured: text and image, forward, backward (once), and by the reference
     checkpoint_bytes: float = 12.0
 
 
@@ -230,24 +229,25 @@ def gather_seconds(size: float, world: int, network: Network) -> float:
 def communication_seconds(policy: Policy, groups: int, world: int, network: Network) -> float:
     """Return the seconds of all messages of a step, none of them overlapped with computation: an upper bound.
 
-    Replicated, a step sums the gradients of all ranks once. Sharded over the S ranks of a copy (FSDP2), S ranks gather
-    the weights and scatter gradients among them, and a step sums the S parts over the W / S copies once. In both cases
-    the ranks exchange GATHERS documents. Raises ValueError for a world that is not a multiple of the shard.
+    Replicated, a step sums the gradients of all ranks once. Sharded over the S ranks of a copy (FSDP2), they gather the
+    weights once for drawing. In each pass they gather them again, give each rank its part of the gradient, and sum the
+    parts over the W / S copies; all ranks make as many passes as the one with the most groups. In both cases the ranks
+    exchange GATHERS documents. Raises ValueError for a world that is not a multiple of the shard.
     """
     if world == 1:
         return 0.0
     if world % policy.shard:
         raise ValueError(f"{world} ranks do not divide into copies of {policy.shard}; give a multiple of it")
-    gradients, weights = 4 * policy.trained, policy.weight_bytes * policy.parameters
-    documents = 2 * GATHERS * (world - 1) * network.latency_s
+    gradients, documents = 4 * policy.trained, 2 * GATHERS * (world - 1) * network.latency_s
     if policy.shard == 1:
         return documents + all_reduce_seconds(gradients, world, network)
-    most = max(groups_of_ranks(groups, world))
-    gathered = policy.gathers * gather_seconds(weights, policy.shard, network)
-    scattered = policy.scatters * most * gather_seconds(gradients, policy.shard, network)
-    # the parts that the ranks of a node sum over the copies share its network; copies in one node share its links
-    copies = replace(network, gpus_per_node=max(1, network.gpus_per_node // policy.shard))
-    return documents + gathered + scattered + all_reduce_seconds(gradients, world // policy.shard, copies)
+    weights = gather_seconds(4 * policy.parameters, policy.shard, network)
+    # each rank sums its part over the copies: by its own links within a node, by the one network between nodes
+    inside = max(1, network.gpus_per_node // policy.shard)
+    copies = replace(network, gpus_per_node=inside, node_gb_s=policy.shard * network.node_gb_s)
+    summed = all_reduce_seconds(gradients, world // policy.shard, copies)
+    one_pass = policy.gathers * weights + gather_seconds(gradients, policy.shard, network) + summed
+    return documents + weights + policy.passes * max(groups_of_ranks(groups, world)) * one_pass
 
 
 def _nodes(world: int, network: Network) -> tuple[int, int]:

@@ -37,11 +37,6 @@ class Case:
     screen: Screen = field(default_factory=Screen)
 
 
-def sharded(policy: Policy, ranks: int) -> Policy:
-    """Return the policy with FSDP2 over `ranks`: weights gathered before drawing and before the update."""
-    return replace(policy, shard=ranks, gathers=2.0, scatters=1.0)
-
-
 def arithmetic(
     config: ShowOConfig, gpu: Gpu, screen: Screen, *, lora: bool, steps: int = 50, fraction: float = 0.2
 ) -> Work:
@@ -76,7 +71,7 @@ def cases(gpu: Gpu = Gpu()) -> list[Case]:
         ("Show-o 512 (1.45 B), LoRA", FULL, Policy(small[0], small[1])),
         ("Show-o 512 (1.45 B), all weights", FULL, Policy(small[0], small[0])),
         ("7 B, LoRA", wide, Policy(large[0], large[1])),
-        ("7 B, all weights, FSDP2 over 8", wide, sharded(Policy(large[0], large[0]), 8)),
+        ("7 B, all weights, FSDP2 over 8", wide, Policy(large[0], large[0], shard=8, passes=50)),
     )
     return [
         Case(name, arithmetic(config, gpu, screen, lora=policy.trained < policy.parameters), policy, screen)

@@ -159,6 +159,7 @@ def _modality_figures(update: Update, modality: Modality) -> dict[str, float | N
     loss = update.losses[modality] if stats.decisions else None
     return {
         "advantage_abs": update.advantage_abs[modality],
+        "gradient_cosine": update.cosines[modality],
         "loss": loss,
         "kl": stats.kl,
         "clip_fraction": stats.clip_fraction,

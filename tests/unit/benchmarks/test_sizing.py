@@ -103,13 +103,15 @@ def test_an_all_reduce_by_hand() -> None:
 
 
 def test_messages_of_a_sharded_policy_by_hand() -> None:
-    """Two copies over 8 ranks each. Weights 2 GB twice, gradients 4 GB for each of 3 groups; then 4 GB over 2 nodes."""
-    policy = Policy(1e9, 1e9, shard=8, gathers=2, scatters=1)
+    """Two copies over 8 ranks each, weights and gradients of 4 GB, two passes for each of a rank's 3 groups."""
+    policy = Policy(1e9, 1e9, shard=8, passes=2, gathers=5)
     network = Network(gpus_per_node=8, node_gb_s=100, network_gb_s=10, latency_s=0)
-    expected = 2 * 7 / 8 * 2 / 100 + 3 * 7 / 8 * 4 / 100 + 2 * 1 / 2 * 4 / 10
-    assert communication_seconds(policy, 48, 16, network) == pytest.approx(expected)
-    one_copy = communication_seconds(policy, 24, 8, network)
-    assert one_copy == pytest.approx(expected - 0.4)
+    gather, between = 7 / 8 * 4 / 100, 2 * 1 / 2 * 4 / 10
+    assert communication_seconds(policy, 48, 16, network) == pytest.approx(gather + 6 * (5 + 1) * gather + 6 * between)
+    assert communication_seconds(policy, 24, 8, network) == pytest.approx(gather + 6 * (5 + 1) * gather)
+    half = replace(policy, shard=4)  # two copies in a node: each rank sums a quarter by its own link
+    gather, inside = 3 / 4 * 4 / 100, 2 * 1 / 2 * 1 / 100
+    assert communication_seconds(half, 24, 8, network) == pytest.approx(gather + 6 * (5 + 1) * gather + 6 * inside)
 
 
 def test_a_step_by_hand() -> None:
@@ -140,7 +142,7 @@ def test_a_step_by_hand() -> None:
 def test_one_rank_sends_nothing_and_waits_for_nobody(
     groups: int, shard: int, seconds: list[float], screen: Screen
 ) -> None:
-    work, policy = Work(*seconds), Policy(1e9, 1e9, shard=shard, gathers=2, scatters=1)
+    work, policy = Work(*seconds), Policy(1e9, 1e9, shard=shard, passes=9)
     found = predict(work, screen, policy, groups, 1, disk=Disk(1e9))
     mean = work.preview_s * mean_previews(screen) + work.finish_s + work.update_s + work.record_s
     assert found.communication_s == 0
@@ -230,6 +232,11 @@ def test_the_phase_times_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert disk.checkpoint_every == 7
     with pytest.raises(SettingsError, match="no checkpoint"):
         command.of_run(run)
+    several = make_run(tmp_path / "several", 2) / "metrics.jsonl"
+    lines = [{**json.loads(line), "ranks": {"wait_share": 0.1}} for line in several.read_text().splitlines()]
+    several.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SettingsError, match="several ranks"):
+        command.of_run(tmp_path / "several", 1e6)
     assert command.main(["--run", str(run), "--worlds", "8", "--trained", "1e6"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert command.main(["--run", str(tmp_path)]) == 2

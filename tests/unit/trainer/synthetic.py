@@ -38,6 +38,8 @@ def record(step: int) -> dict[str, Any]:
         "components": components,
         "advantage_abs_text": 0.08,
         "advantage_abs_image": 0.04,
+        "gradient_cosine_text": 0.2,
+        "gradient_cosine_image": 0.01,
         "loss_text": text,
         "loss_image": -0.02 + 0.001 * step,
         "kl_text": text,

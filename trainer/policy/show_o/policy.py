@@ -35,7 +35,7 @@ from trainer.policy.show_o.memory import Dtype, activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
-from trainer.policy.weights import write_weights
+from trainer.policy.weights import state_of, write_weights
 from trainer.types import Modality, Query, Seed, Segment
 
 CACHED_IMAGES = 1024
@@ -486,7 +486,7 @@ class ShowO:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         self.vocab.tokenizer.save_pretrained(directory)
-        write_weights(self.module.state_dict() if self._lora is None else self._lora.merged(), directory)
+        write_weights(state_of(self.module) if self._lora is None else self._lora.merged(), directory)
         if self._lora is not None:
             self._lora.save(directory / ADAPTER)
         if with_vq:

@@ -1,24 +1,30 @@
-"""Held-out evaluations and images of a run on two ranks: every file is byte for byte that of a run on one."""
+"""Evaluations and images on two ranks: every file of a run is byte for byte that of a run on one."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
+from synod.client import SynodClient
 from synod.contracts import ScoreItem
-from synod.errors import SettingsError
+from synod.errors import SettingsError, SynodError
+from tests.unit.trainer.evaluate.scoring_service import Service
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge, redness
 from tests.unit.trainer.world_two import spawn
 from trainer.algorithms.threshold import make_controller
 from trainer.distributed import Ranks
 from trainer.errors import OtherRankFailed, RewardServiceUnavailable
+from trainer.evaluate import command
 from trainer.evaluate.during import HeldOut
 from trainer.policy.show_o import loading
 from trainer.policy.show_o.policy import Sampling
@@ -120,18 +126,63 @@ def _check(ranks: Ranks, settings: TrainerSettings, failed: TrainerSettings, mod
         HeldOut(failed, Watched(), print, ranks)
 
 
+def evaluate(service: Service, out: str) -> int:
+    """Run `synod evaluate` in the present directory: six images in batches of two, the second batch is rank 1's."""
+    with pytest.MonkeyPatch.context() as patch:
+        transport = httpx.MockTransport(service)
+        patch.setattr(command, "SynodClient", lambda url, **_: SynodClient(url, retries=0, transport=transport))
+        arguments = ["train.toml", "--suite", "prompts", "--prompts", "prompts.jsonl", "--scorers", "ber"]
+        return command.main([*arguments, "--n", "3", "--images", "2", "--batch", "2", "--out", out])
+
+
+def _check_command(ranks: Ranks, folder: Path) -> None:
+    os.chdir(folder)
+    service = Service()
+    if ranks.rank == 1:
+        service.error = lambda number: SynodError("planted")
+    assert evaluate(service, "both") == 1
+    assert (folder / "both/rows-1.jsonl").exists(), "what rank 1 has scored waits for the next run"
+    service.error = lambda number: None
+    service.fails = lambda scorer, value: ranks.rank == 1
+    assert evaluate(service, "both") == 1, "a missing score of rank 1"
+    service.fails = lambda scorer, value: False
+    assert evaluate(service, "both") == 0
+    assert service.num_items == 4 if ranks.rank == 0 else 6, "rank 0 scores its four images once"
+
+
+def scores(out: Path) -> dict[str, float]:
+    """The scores of the images in rows.jsonl."""
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    found = [(row["item"]["image"], row["scores"]["ber"].get("value")) for row in rows]
+    return {image: value for image, value in found if value is not None}
+
+
+def _check_all(ranks: Ranks, run_arguments: Sequence[Any], folder: Path) -> None:
+    _check(ranks, *run_arguments)
+    _check_command(ranks, folder)
+
+
 def _no_space(*_: object) -> Any:
     raise OSError(28, "No space left on device")
 
 
 def test_files_of_two_ranks_are_those_of_one(
-    tiny_settings: MakeSettings, make_policy: MakePolicy, tmp_path: Path
+    tiny_settings: MakeSettings,
+    make_policy: MakePolicy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """One start of two processes, which takes most of the time, serves all cases."""
     make_policy().save(tmp_path / "start")
     one, two, failed = (tiny_settings(RUN_DIR=f'"{name}"', **SETTINGS) for name in ("one", "two", "failed"))
     steps = run(Ranks(), one, str(tmp_path / "start"))
     assert 1 < steps < 3, "the run ends early, and not at once"
-    spawn(_check, tmp_path, two, failed, str(tmp_path / "start"), steps)
+    make_policy().save(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(Service(), "alone") == 0
+    capfd.readouterr()
+    spawn(_check_all, tmp_path, (two, failed, str(tmp_path / "start"), steps), tmp_path)
     expected = written(one.run_dir)
     assert written(two.run_dir) == expected
     assert {name.rpartition("/")[2] for name in expected} >= {"before.json", "after.json", "image-009.png"}
@@ -145,3 +196,13 @@ def test_files_of_two_ranks_are_those_of_one(
     assert [line["ranks"] for line in read(one.run_dir)] == [None] * steps
     (failed.run_dir / "evaluation/before.json").write_bytes(expected["evaluation/before.json"])
     assert written(failed.run_dir) == expected
+
+    said = capfd.readouterr()
+    assert said.out.count("images and scores:") == 2, "rank 0 alone prints"
+    assert "rank 1 failed: SynodError: planted" in said.err
+    drawn = {str(path.relative_to(tmp_path / "alone")): path.read_bytes() for path in tmp_path.glob("alone/**/*.png")}
+    assert len(drawn) == 6
+    for name, image in drawn.items():
+        assert (tmp_path / "both" / name).read_bytes() == image
+    assert scores(tmp_path / "both") == scores(tmp_path / "alone")
+    assert not list(tmp_path.glob("both/rows-*"))
