@@ -51,6 +51,7 @@ def record(step: int) -> dict[str, Any]:
         "grad_norm": 0.7 if step != 5 else float("nan"),
         "lr": 1e-4,
         "previews": 36 - step % 5,
+        "dropped": 0,
         "kept": 9,
         "pass_rate": 0.2 + 0.1 * (step % 2),
         "threshold": None if step % 7 == 0 else 0.5 + 0.003 * step,

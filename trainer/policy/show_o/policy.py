@@ -348,6 +348,13 @@ class ShowO:
                     layer.bfloat16()
         self._lora = Lora(self.module, rank=rank, alpha=alpha, targets=targets, seed=seed, base=base, bypassed=BYPASSED)
 
+    def train_norms(self) -> None:
+        """Train the gains of the layer norms alone; every other weight is frozen."""
+        self.module.requires_grad_(False)
+        for module in self.module.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.requires_grad_(True)
+
     def keep_reference(self) -> None:
         if self._lora is not None:
             return  # it is the policy without its adapters
