@@ -117,7 +117,7 @@ def _run_control(settings: TrainerSettings) -> int:
     with closing(RewardService(settings.rewards)) as service:
         service.wait_ready()
         service.check_served(wanted_rewards(settings))
-        permuted = Permuted(service, settings.screen.group_size, settings.seed)
+        permuted = Permuted(service, settings.screen.images, settings.seed)
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
         train(settings, policy, permuted, controller)
         save_evaluation(settings.run_dir / AFTER, evaluate(policy, service, held_out(settings), settings))

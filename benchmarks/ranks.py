@@ -1,10 +1,11 @@
 """Measure training on two ranks against one, and the sizing model against both.
 
-    python -m benchmarks.ranks                    all parts: about 6 minutes on two idle cores
+    python -m benchmarks.ranks                    all parts: about 8 minutes on two idle cores
     python -m benchmarks.ranks --only cost        one part; the file keeps the others
 
     equality   codes, thresholds and advantages bit for bit over three steps; gradients and SGD weights by difference
     cost       one and two ranks of one thread each: seconds of a step, waiting for the other rank, messages
+    wait       the share of a step that waits for scorers of two seconds (benchmarks.reward_wait)
     sizing     the prediction of `benchmarks.sizing` against the measured steps of `cost`, and for 8 to 512 GPUs
 
 `cost` trains the embedded Show-o on the same four groups a step. Scores are random numbers that follow from an image's
@@ -36,6 +37,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn as start_processes
 
+from benchmarks import reward_wait
 from benchmarks.machine import command, commit, machine
 from benchmarks.sizing.__main__ import WORLDS, work_of
 from benchmarks.sizing.model import Disk, Network, Policy, Screen, Work, communication_seconds, groups_of_ranks, predict
@@ -182,11 +184,8 @@ def _settings(run_dir: Path, size: Mapping[str, int]) -> TrainerSettings:
 class PixelRewards:
     """Scores that take no time: random numbers in [0, 1) that follow from the pixels."""
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        return [Reward(_random(item, "preview")) for item in items]
-
     def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
-        return _done(self.score_previews(items))
+        return _done([Reward(_random(item, "preview")) for item in items])
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         return _done([Reward(_random(item, "image")) for item in items])
@@ -318,6 +317,14 @@ def _send(ranks: Ranks, folder: str, size: int) -> None:
         (Path(folder) / "messages.json").write_text(json.dumps(found))
 
 
+# -- wait ------------------------------------------------------------------------------------------------------------
+
+
+def wait(*_: object) -> Result:
+    """Return what one rank waits for the reward service, by prompts of a step."""
+    return reward_wait.measure()
+
+
 # -- sizing ----------------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +440,7 @@ def _record_seconds() -> float:
 PARTS: Final[dict[str, Callable[..., Result]]] = {
     "equality": equality,
     "cost": cost,
+    "wait": wait,
     "sizing": sizing,
 }
 

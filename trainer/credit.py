@@ -9,13 +9,15 @@ advantages are those of the reward without these terms; the answers' are those o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
 from trainer.algorithms.aggregate import GroupRewards, without_fixed
+from trainer.algorithms.screen import extremes
 from trainer.rollout import ScoredGroup
-from trainer.settings import LossSettings
+from trainer.settings import LossSettings, ScreenSettings
 from trainer.types import MODALITIES, Modality, Reward, RewardSpec
 
 Slopes = Mapping[Modality, Slope]
@@ -27,17 +29,37 @@ def update_reward_slopes(slopes: Slopes, groups: Sequence[ScoredGroup]) -> dict[
     return {modality: _update_slope(slopes[modality], groups, modality) for modality in MODALITIES}
 
 
-def modality_advantages(
-    groups: Sequence[ScoredGroup], slopes: Slopes, settings: LossSettings
-) -> dict[Modality, list[Tensor]]:
-    """Return, for each modality, the advantages of each group's rollouts that have a reward, in order.
+@dataclass(frozen=True, slots=True, eq=False)
+class Credit:
+    """Which rollouts of a group enter the update of a modality, by their places, and their advantages in order."""
 
-    Each modality is centred and normalised by its own rewards.
+    places: tuple[int, ...]
+    advantage: Tensor
+
+
+def modality_advantages(
+    groups: Sequence[ScoredGroup], slopes: Slopes, settings: LossSettings, screen: ScreenSettings
+) -> dict[Modality, list[Credit]]:
+    """Return, for each modality, the advantages of each group's rollouts that enter the update.
+
+    These have a reward. Each modality is centred and normalised by its own rewards, those of all finished rollouts;
+    with `select` "extremes" it takes the `group_size` of them whose own advantages are furthest from 0.
     """
-    text = _advantages(groups, slopes["text"], settings, "text")
+    count = screen.group_size if screen.select == "extremes" else None
+    text = _credits(groups, _advantages(groups, slopes["text"], settings, "text"), count)
     if settings.credit == "total":
         return {"text": text, "image": text}
-    return {"text": text, "image": _advantages(groups, slopes["image"], settings, "image")}
+    return {"text": text, "image": _credits(groups, _advantages(groups, slopes["image"], settings, "image"), count)}
+
+
+def _credits(groups: Sequence[ScoredGroup], advantages: Sequence[Tensor], count: int | None) -> list[Credit]:
+    """Return the credits of advantages of all rewarded rollouts; `count` limits them to the extremes."""
+    found = []
+    for group, advantage in zip(groups, advantages, strict=True):
+        places = rewarded(group)
+        chosen = range(len(places)) if count is None else extremes(advantage.tolist(), count)
+        found.append(Credit(tuple(places[i] for i in chosen), advantage[list(chosen)]))
+    return found
 
 
 def rewarded(group: ScoredGroup) -> list[int]:

@@ -88,10 +88,21 @@ def report(
         f"peak memory ({'GPU' if torch.cuda.is_available() else 'resident'}): "
         + ", ".join(f"{peak:.2f} GiB after {phase}" for phase, peak in peaks.items()),
         f"arithmetic of an update: {estimate.total / GB:.3g} GB ({estimate})",
+        *_shard_lines(settings, policy),
         f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
         "without evaluation",
     ]
     return "\n".join(lines)
+
+
+def _shard_lines(settings: TrainerSettings, policy: Policy) -> Sequence[str]:
+    if settings.ranks.shard == 1:
+        return []
+    weights = sum(p.nbytes for p in policy.module.parameters()) / GB
+    return [
+        f"this is on each of {settings.ranks.shard} ranks that share one copy of the policy; while it draws, its "
+        f"weights are whole ({weights:.3g} GB more). The measured peak is that of this process, which split nothing"
+    ]
 
 
 def peak_gib() -> float:

@@ -18,7 +18,6 @@ from trainer.settings import TrainerSettings
 from trainer.stop import STOP_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
-REFUSED = "refused"  # what workers report in place of a failure
 
 
 def launch(settings: TrainerSettings, *, evaluated: bool = True) -> int:
@@ -76,25 +75,24 @@ def _fit(settings: TrainerSettings, evaluated: bool) -> None:
     ray.init(ignore_reinit_error=True, log_to_driver=True)
     with _stop_by_file(settings.run_dir):
         try:
-            reported = trainer.fit().metrics or {}
+            refusal = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise WorkersFailed(
                 f"the workers failed more than [trainer.ranks] max_failures = {ranks.max_failures} times: {error}"
             ) from error
-    if REFUSED in reported:
-        raise SettingsError(reported[REFUSED])
+    if refusal is not None:
+        raise SettingsError(refusal)
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """Train. A SettingsError, which all ranks raise, is reported: Ray Train would start failed workers again."""
-    from ray.train import report
-
+def _worker(config: dict[str, Any]) -> str | None:
+    """Train; return the message of a SettingsError, which all ranks have: Ray Train starts failed workers again."""
     from trainer.run import run
 
     try:
         run(TrainerSettings.model_validate(config["settings"]), evaluated=config["evaluated"])
     except SettingsError as error:
-        report({REFUSED: str(error)})
+        return str(error)
+    return None
 
 
 @contextmanager

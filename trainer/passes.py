@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
-from trainer.credit import rewarded
+from trainer.credit import Credit
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite
+from trainer.gradient_meter import GradientMeter
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
@@ -25,7 +26,7 @@ class Pass:
 
     advantage   of each segment's rollout
     weight      of a decision in the loss
-    group_size  rollouts of the group that have a reward
+    group_size  rollouts of the group that enter the update
     """
 
     segments: tuple[Segment, ...]
@@ -43,22 +44,24 @@ def passes_of(
     policy: Policy,
     groups: Sequence[ScoredGroup],
     usable: Sequence[int],
-    advantages: Mapping[Modality, Mapping[int, torch.Tensor]],
+    advantages: Mapping[Modality, Mapping[int, Credit]],
     settings: TrainerSettings,
     step: int,
 ) -> Passes:
     """Return the passes of those of the usable groups that this rank drew.
 
-    Each has one sampling step and one micro-batch, to save memory. `advantages` are those of a group's rollouts that
-    have a reward.
+    Each has one sampling step and one micro-batch, to save memory. `advantages` say which rollouts
+    of a group enter.
     """
     found = {}
     for i in usable:
         if groups[i].is_ours:
-            chosen = [groups[i].rollouts[place] for place in rewarded(groups[i])]
             for modality in MODALITIES:
-                advantage, rng = advantages[modality][i], np.random.default_rng([settings.seed, step, i])
-                found[i, modality] = _of_modality(policy, chosen, advantage, modality, settings.loss, len(usable), rng)
+                credit, rng = advantages[modality][i], np.random.default_rng([settings.seed, step, i])
+                chosen = [groups[i].rollouts[place] for place in credit.places]
+                found[i, modality] = _of_modality(
+                    policy, chosen, credit.advantage, modality, settings.loss, len(usable), rng
+                )
     return found
 
 
@@ -88,9 +91,17 @@ def _of_modality(
 
 
 def accumulate(
-    policy: Policy, groups: Sequence[ScoredGroup], passes: Passes, settings: LossSettings, ranks: Ranks
+    policy: Policy,
+    groups: Sequence[ScoredGroup],
+    passes: Passes,
+    settings: LossSettings,
+    ranks: Ranks,
+    meter: GradientMeter | None = None,
 ) -> Found:
-    """Add the gradients of all passes; what the steps of a group's images share is computed once."""
+    """Add the gradients of all passes; what the steps of a group's images share is computed once.
+
+    `meter` takes the gradient of each group's modality.
+    """
     found = []
     with ranks.together():
         for (i, modality), mine in passes.items():
@@ -102,6 +113,8 @@ def accumulate(
                     loss.backward()  # type: ignore[no-untyped-call]
                     value, stats = value + float(loss.detach()), stats + figures
             _check_finite(value, groups[i], i, modality)
+            if meter is not None:
+                meter.add(i, modality)
             found.append((i, modality, value, stats))
     return found
 

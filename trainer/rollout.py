@@ -2,7 +2,7 @@
 
 All random numbers of a rollout follow from its seed (seed of the run, step, group, index in draw order), so a rollout
 does not depend on which others were kept, nor on the order in which the groups of a step are drawn. That order follows
-the reward service: while the scores of one group's previews are pending, another group is drawn.
+the reward service: while the scores of one group's previews are pending, another group is drawn, or this one further.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from trainer.algorithms.aggregate import GroupRewards, is_flat
@@ -36,6 +36,7 @@ class Previews:
     scores     surrogate scores, None where one is missing
     screened   the result of the screen
     threshold  the threshold they were screened by; None keeps all
+    dropped    how many more were drawn ahead of their scores, and not needed
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Previews:
     scores: tuple[float | None, ...]
     screened: ScreenResult
     threshold: float | None
+    dropped: int = 0
 
     @property
     def capped(self) -> bool:
@@ -51,7 +53,17 @@ class Previews:
         return bool(self.screened.topped_up)
 
 
-Sampling = Generator[Future[list[Reward]], None, Previews]  # yields scores that it waits for
+class Awaited(NamedTuple):
+    """What a sampling needs to go on: the scores of a batch of previews.
+
+    can_draw  whether it can draw another batch without them, which will probably be needed
+    """
+
+    scores: Future[list[Reward]]
+    can_draw: bool
+
+
+Sampling = Generator[Awaited, bool | None, Previews]  # send True to draw without the scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,21 +116,33 @@ def sample_previews(
     key: Sequence[int],
     clock: Clock,
 ) -> Sampling:
-    """Draw previews until `group_size` pass the threshold or the cap is reached.
+    """Draw previews until as many as are to be finished pass the threshold, or the cap is reached.
 
-    They are drawn `preview_batch_size` at a time. Yields the pending scores of each batch, and goes on when they have
-    arrived. With `screen.threshold` "none" nothing is scored and exactly one group is drawn. A preview without a score
-    does not pass a threshold. At the cap the best rejected previews top up the group.
+    They are drawn `preview_batch_size` at a time. Yields what it waits for, the scores of one batch after the other;
+    continue it when they have arrived, or send True to draw the next batch already. Previews drawn ahead are dropped if
+    those before them suffice, so they change nothing. They are offered unless the pending ones are expected to suffice,
+    by the target pass rate.
+
+    With `screen.threshold` "none" nothing is scored, and exactly those that are to be finished are drawn. A preview
+    without a score does not pass a threshold. At the cap the best rejected previews top up the group.
     """
     limits = settings.screen
     unscreened = limits.threshold == "none"
-    cap = limits.group_size if unscreened else limits.max_previews
+    cap = limits.images if unscreened else limits.max_previews
+    pass_rate = 1.0 if threshold is None else limits.target_pass_rate
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
-    while True:
-        first = len(rollouts)
-        seeds = [(*key, index) for index in range(first, min(first + limits.preview_batch_size, cap))]
+    pending: deque[Future[list[Reward]]] = deque()
+    screened = screen(scores, threshold, limits.images)
+    while not screened.is_full and len(scores) < cap:
+        expected = screened.passed + pass_rate * (len(rollouts) - len(scores))
+        can_draw = len(rollouts) < cap and expected < limits.images
+        if pending and not (yield Awaited(pending[0], can_draw)):
+            scores += [reward.value for reward in pending.popleft().result()]
+            screened = screen(scores, threshold, limits.images)
+            continue
+        seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + limits.preview_batch_size, cap))]
         batch = start(policy, [task] * len(seeds), seeds, clock)
         with clock("preview"):
             batch = continue_images(policy, batch, settings.screening_step)
@@ -126,17 +150,18 @@ def sample_previews(
             decoded = policy.images([rollout.image for rollout in batch])
         rollouts += batch
         images += decoded
-        if unscreened:
-            scores += [None] * len(batch)
-        else:
-            pending = service.submit_previews([surrogate_item(task, image) for image in decoded])
-            yield pending
-            scores += [score.value for score in pending.result()]
-        screened = screen(scores, threshold, limits.group_size)
-        if screened.is_full or len(rollouts) >= cap:
-            break
-    screened = top_up(screened, scores, limits.group_size)
-    return Previews(task, tuple(rollouts), tuple(images), tuple(scores), screened, threshold)
+        items = [surrogate_item(task, image) for image in decoded]
+        pending.append(_no_scores(len(items)) if unscreened else service.submit_previews(items))
+    count = len(scores)
+    screened = top_up(screened, scores, limits.images)
+    dropped = len(rollouts) - count
+    return Previews(task, tuple(rollouts[:count]), tuple(images[:count]), tuple(scores), screened, threshold, dropped)
+
+
+def _no_scores(count: int) -> Future[list[Reward]]:
+    scores: Future[list[Reward]] = Future()
+    scores.set_result([Reward(None)] * count)
+    return scores
 
 
 def finish(
@@ -166,14 +191,15 @@ def overlap(samplings: Sequence[Sampling], finish: Callable[[Previews], Group], 
     """Return the finished group of each sampling, in order.
 
     A sampling whose scores are pending makes way for the one that waited longest among those whose scores have arrived,
-    else for the next one, else for finishing. While scores are pending, one full group is held back: without it nothing
-    would be left to do when the last samplings wait. Other full groups are finished at once, so that the requests for
-    their rewards spread over the step. Raises what the samplings and their pending scores raise.
+    else for the next one, else for finishing, and if nothing else is left, one draws ahead of its scores. While scores
+    are pending, one full group is held back for the time when the last samplings wait. Other full groups are finished
+    at once, so that the requests for their rewards spread over the step. Raises what the samplings and their pending
+    scores raise.
     """
-    unstarted, waiting = deque(range(len(samplings))), dict[int, Future[list[Reward]]]()
+    unstarted, waiting = deque(range(len(samplings))), dict[int, Awaited]()
     full, groups = dict[int, Previews](), dict[int, Group]()
     while len(groups) < len(samplings):
-        arrived = next((place for place, scores in waiting.items() if scores.done()), None)
+        arrived = next((place for place, awaited in waiting.items() if awaited.scores.done()), None)
         can_draw = arrived is not None or bool(unstarted)
         if len(full) > (1 if waiting else 0) or (full and not can_draw):
             place = next(iter(full))
@@ -185,9 +211,11 @@ def overlap(samplings: Sequence[Sampling], finish: Callable[[Previews], Group], 
                 waiting[place] = next(samplings[place])
             except StopIteration as end:
                 full[place] = end.value
+        elif (ahead := next((place for place, awaited in waiting.items() if awaited.can_draw), None)) is not None:
+            waiting[ahead] = samplings[ahead].send(True)
         else:
             with clock("surrogate"):
-                wait(waiting.values(), return_when=FIRST_COMPLETED)
+                wait([awaited.scores for awaited in waiting.values()], return_when=FIRST_COMPLETED)
     return [groups[place] for place in range(len(samplings))]
 
 
@@ -239,6 +267,7 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
         "scores": previews.scores,
         "screened": screened,
         "threshold": previews.threshold,
+        "dropped": previews.dropped,
         "rewards": rewards,
         "answers": group.answers,
     }
@@ -246,7 +275,8 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
 
 def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
-    previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), document["threshold"])
+    scores, threshold, dropped = tuple(document["scores"]), document["threshold"], document["dropped"]
+    previews = Previews(task, (), (), scores, ScreenResult(**screened), threshold, dropped)
     rewards = [
         Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
         for one in document["rewards"]

@@ -66,7 +66,7 @@ class TrainState:
     ) -> TrainState:
         """Return the state before the first step; splits the policy over the ranks if the settings say so."""
         decay, frozen, sharding = settings.optimizer.ema, frozen_digest(policy.module), WHOLE
-        if settings.ranks.shard > 1:
+        if settings.ranks.shard > 1 and ranks.world > 1:  # a dry run has one rank
             sharding = shard(policy.units(), ranks, settings.ranks.shard)
         optimizer = make_optimizer(policy, settings)
         ema = Ema(policy.module, decay) if decay else None

@@ -13,6 +13,7 @@ from trainer.algorithms.losses import LossStats
 from trainer.credit import Slopes, modality_advantages, rewarded
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, whole
 from trainer.errors import NonFinite
+from trainer.gradient_meter import GradientMeter
 from trainer.optim import learning_rates
 from trainer.passes import Found, accumulate, in_step, passes_of
 from trainer.policy.base import Policy
@@ -32,6 +33,7 @@ class Update:
     stats          over the decisions of each modality
     grad_norm      of the gradient before it is clipped; None if all groups were skipped
     advantage_abs  mean |advantage| of each modality's decisions; None if all groups were skipped
+    cosines        `pair_cosine` of the groups' gradients of each modality; None below two groups, or for a split policy
     skipped        groups with fewer than MIN_REWARDS rewards
     flat           groups whose rewards are all equal, which have no signal
     """
@@ -40,6 +42,7 @@ class Update:
     stats: dict[Modality, LossStats]
     grad_norm: float | None
     advantage_abs: dict[Modality, float | None]
+    cosines: dict[Modality, float | None]
     skipped: int
     flat: int
 
@@ -62,17 +65,24 @@ def policy_update(
     """
     optimizer.zero_grad(set_to_none=True)
     usable = [i for i, group in enumerate(groups) if len(rewarded(group)) >= MIN_REWARDS]
-    found = modality_advantages([groups[i] for i in usable], slopes, settings.loss)
+    found = modality_advantages([groups[i] for i in usable], slopes, settings.loss, settings.screen)
     advantages = {modality: dict(zip(usable, found[modality], strict=True)) for modality in MODALITIES}
     if not usable:
-        return Update(*_totals([], ONE_RANK), None, dict.fromkeys(MODALITIES), len(groups), 0)
+        return Update(
+            *_totals([], ONE_RANK), None, dict.fromkeys(MODALITIES), dict.fromkeys(MODALITIES), len(groups), 0
+        )
     with ranks.together():
         passes = passes_of(policy, groups, usable, advantages, settings, step)
+    cosines: dict[Modality, float | None] = dict.fromkeys(MODALITIES)
     with sharding.split():
-        run = in_step if sharding.is_on else accumulate
-        losses, stats = _totals(run(policy, groups, passes, settings.loss, ranks), ranks)
-        if not sharding.is_on:
+        if sharding.is_on:
+            own = in_step(policy, groups, passes, settings.loss, ranks)
+        else:
+            meter = GradientMeter(policy.module.parameters())
+            own = accumulate(policy, groups, passes, settings.loss, ranks, meter)
+            cosines = meter.cosines(ranks)
             ranks.sum_gradients(policy.module.parameters())
+        losses, stats = _totals(own, ranks)
         norm = float(whole(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM)))
         if not np.isfinite(norm):
             raise NonFinite(f"the gradient's norm is {norm}", None)
@@ -80,11 +90,11 @@ def policy_update(
             parameters["lr"] = lr
         optimizer.step()
     spread: dict[Modality, float | None] = {
-        modality: float(np.mean([float(one.abs().mean()) for one in advantages[modality].values()]))
+        modality: float(np.mean([float(one.advantage.abs().mean()) for one in advantages[modality].values()]))
         for modality in MODALITIES
     }
     flat = sum(groups[i].is_flat for i in usable)
-    return Update(losses, stats, norm, spread, len(groups) - len(usable), flat)
+    return Update(losses, stats, norm, spread, cosines, len(groups) - len(usable), flat)
 
 
 def _totals(found: Found, ranks: Ranks) -> tuple[dict[Modality, float], dict[Modality, LossStats]]:

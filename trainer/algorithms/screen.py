@@ -71,6 +71,16 @@ def top_up(kept: ScreenResult, scores: Sequence[float | None], group_size: int) 
     return replace(kept, indices=tuple(indices), is_full=len(indices) >= group_size, topped_up=tuple(added))
 
 
+def extremes(advantages: Sequence[float], count: int) -> tuple[int, ...]:
+    """Return the places of the `count` advantages furthest from 0, in order; of equal ones the first.
+
+    With fewer than `count` all are returned. Raises ValueError for a `count` below 1.
+    """
+    if count < 1:
+        raise ValueError(f"the number of extremes is {count}; give 1 or more")
+    return tuple(sorted(sorted(range(len(advantages)), key=lambda place: -abs(advantages[place]))[:count]))
+
+
 def _rank(score: float | None) -> float:
     return math.inf if score is None else -score
 

@@ -31,6 +31,7 @@ CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "KL to the reference (k3)": {"text": "kl_text", "image": "kl_image"},
     "Clipped decisions (share)": {"text": "clip_fraction_text", "image": "clip_fraction_image"},
     "Largest ratio": {"text": "ratio_max_text", "image": "ratio_max_image"},
+    "Cosine between the gradients of two groups": {"text": "gradient_cosine_text", "image": "gradient_cosine_image"},
     "Gradient norm": {"before clipping": "grad_norm"},
     "Spread within a group": {
         "std of reward": "reward_std",

@@ -36,9 +36,11 @@ def step_record(
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
     `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
-    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward, `flat` the groups
-    whose rewards are all equal, and `replaced` the flat groups that others replaced, which no other figure counts. `lr`
-    is that of parameters without a rate of their modality. `laps` are those of every rank; `seconds` is rank 0's.
+    preview. `dropped` counts previews that were drawn ahead of scores and not needed; it depends on when the scores
+    arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
+    without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
+    replaced, which no other figure counts. `lr` is that of parameters without a rate of their modality. `laps` are
+    those of every rank; `seconds` is rank 0's.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -63,6 +65,7 @@ def step_record(
         "grad_norm": update.grad_norm,
         "lr": settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps),
         "previews": drawn,
+        "dropped": sum(group.previews.dropped for group in groups),
         "kept": len(found),
         "pass_rate": sum(group.previews.screened.passed for group in groups) / num_scored if num_scored else None,
         "threshold": _mean([g.previews.threshold for g in groups if g.previews.threshold is not None]),
@@ -159,6 +162,7 @@ def _modality_figures(update: Update, modality: Modality) -> dict[str, float | N
     loss = update.losses[modality] if stats.decisions else None
     return {
         "advantage_abs": update.advantage_abs[modality],
+        "gradient_cosine": update.cosines[modality],
         "loss": loss,
         "kl": stats.kl,
         "clip_fraction": stats.clip_fraction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.settings.fields import ModelSource, Node
 
@@ -41,7 +41,8 @@ class ShowOSettings(Node):
     sampled positions, "committed" those of them whose code stays (exact with the sampler's `confidence` "max_logp"),
     "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
     block twice instead of keeping them for the backward pass. `dtype` is that of matrix products and attention;
-    weights, logits, gradients and optimizer stay float32. `lora` null trains all weights.
+    weights, logits, gradients and optimizer stay float32. `train` "norms" trains the gains of the layer norms alone;
+    `lora` trains adapters in place of weights.
     """
 
     family: Literal["show_o"] = "show_o"
@@ -51,7 +52,14 @@ class ShowOSettings(Node):
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
     checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    train: Literal["all", "norms"] = "all"
     lora: LoraSettings | None = None
+
+    @model_validator(mode="after")
+    def _adapters_or_weights(self) -> ShowOSettings:
+        if self.lora is not None and self.train != "all":
+            raise ValueError(f"train '{self.train}' and lora name different parameters to train; remove one of them")
+        return self
 
     @property
     def image_steps(self) -> int:

@@ -27,6 +27,9 @@ class ScreenSettings(Node):
 
     They are drawn `preview_batch_size` at a time, at most `max_previews`, and scored after `screen_fraction` of the
     denoising steps. `threshold` names the controller (`trainer.algorithms.threshold`); "none" keeps the first previews.
+
+    `select` "extremes" finishes `finished` images without a screen (null: twice the group), and updates on the
+    `group_size` of them whose rewards are furthest from the mean of all (`trainer.algorithms.screen.extremes`).
     """
 
     group_size: int = Field(9, ge=2)
@@ -35,6 +38,30 @@ class ScreenSettings(Node):
     screen_fraction: Fraction = 0.2
     threshold: Literal["quantile", "power", "paper", "none"] = "quantile"
     target_pass_rate: Fraction = 0.25
+    select: Literal["first_above", "extremes"] = "first_above"
+    finished: int | None = Field(None, ge=2)
+
+    @property
+    def images(self) -> int:
+        """The number of images of a prompt that are finished and rewarded."""
+        return self.group_size if self.select == "first_above" else self.finished or 2 * self.group_size
+
+    @model_validator(mode="after")
+    def _extremes_are_of_finished_images(self) -> ScreenSettings:
+        if self.select == "first_above" and self.finished is not None:
+            raise ValueError(
+                f"finished {self.finished} is for select 'extremes', but 'first_above' finishes group_size; remove it"
+            )
+        if self.select == "extremes" and self.threshold != "none":
+            raise ValueError(
+                f"select 'extremes' chooses among finished images, but threshold '{self.threshold}' screens previews; "
+                "give threshold 'none'"
+            )
+        if self.images < self.group_size:
+            raise ValueError(
+                f"finished {self.finished} is below group_size {self.group_size}; finish at least the group"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_group_fits(self) -> ScreenSettings:
@@ -95,8 +122,8 @@ class TrainerSettings(Node):
             )
         if count % self.ranks.shard:
             raise SettingsError(
-                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give "
-                f"{count} to split one copy of the policy over all of them, or 1 for a whole policy on each"
+                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give one "
+                f"that does (1: every rank has the whole policy), or start a multiple of {self.ranks.shard} ranks"
             )
 
     @model_validator(mode="after")

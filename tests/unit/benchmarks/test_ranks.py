@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from typing import Any
 
@@ -30,16 +31,17 @@ def measured(steps: dict[int, float], previews: list[list[int]]) -> dict[str, An
 
 
 def test_predictions_by_hand() -> None:
-    """Groups of 12 and 24 previews: 8.6 s of drawing, updates, records and the rest; ranks wait for the longer one."""
-    one = (12 + 24) * 0.1 + 2 * (1.0 + 2.0 + 0.25) + 0.5
+    """Two groups a step, whose longer one the other rank waits for: of 24 previews, then of 36."""
+    rest = 2 * (1.0 + 2.0 + 0.25) + 0.5
+    one = (12 + 24 + 24 + 36) / 2 * 0.1 + rest
     messages = 0.01 + 8 * 0.001 + 2 * 0.0005  # the sum, eight documents, and two latencies of the sum's message
-    two = 24 * 0.1 + 1.0 + 2.0 + 0.25 + 0.5 + messages
-    found = ranks.validation(measured({1: one, 2: 2 * two}, [[12, 24], [24, 12]]))
+    two = (24 + 36) / 2 * 0.1 + 1.0 + 2.0 + 0.25 + 0.5 + messages
+    found = ranks.validation(measured({1: one, 2: 2 * two}, [[12, 24], [24, 36]]))
     assert found["network"]["node_gb_s"] == pytest.approx(0.4)
     assert found["world_1"]["drawn"] == {"step_s": pytest.approx(one, abs=1e-3), "error": pytest.approx(0, abs=1e-3)}
     assert found["world_2"]["drawn"] == {"step_s": pytest.approx(two, abs=1e-3), "error": -0.5}
     assert found["world_2"]["contended"]["step_s"] == pytest.approx(1.5 * (two - messages) + messages, abs=1e-3)
-    expected = one - 3.6 + 2 * 0.1 * mean_previews(ranks.SCREEN)
+    expected = 2 * 0.1 * mean_previews(ranks.SCREEN) + rest
     assert found["world_1"]["expected"]["step_s"] == pytest.approx(expected, abs=1e-3)
     assert set(found["world_1"]) == {"measured_s", "expected", "drawn"}
 
@@ -54,6 +56,7 @@ def test_shares_by_hand() -> None:
 
 def test_messages_are_counted_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    monkeypatch.setattr(ranks.time, "perf_counter", itertools.count().__next__)
     monkeypatch.setattr(dist, "barrier", lambda: order.append("barrier"))
     monkeypatch.setattr(dist, "all_reduce", lambda message: order.append("all_reduce"))
     monkeypatch.setattr(dist, "all_gather", lambda parts, message: order.append("all_gather"))
@@ -67,6 +70,8 @@ def test_messages_are_counted_from_outside(monkeypatch: pytest.MonkeyPatch) -> N
         "gradients": (1, 40),
         "documents": (1, 24),
     }
+    assert recorder._waiting == 2  # a tick at each barrier
+    assert [of["seconds"] for of in recorder._messages.values()] == [1, 1]
 
 
 def test_scores_follow_from_pixels_and_pass_at_the_rate() -> None:

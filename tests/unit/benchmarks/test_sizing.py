@@ -34,6 +34,7 @@ from benchmarks.sizing.policies import cases
 from synod.errors import SettingsError
 from tests.unit.trainer.synthetic import PHASES, make_run
 from trainer import checkpoint
+from trainer.distributed import ranks as trainer_ranks
 from trainer.settings import TrainerSettings
 
 WORK = Work(preview_s=0.1, finish_s=1.0, update_s=3.0, record_s=0.2, step_s=0.5)
@@ -99,6 +100,7 @@ def test_an_all_reduce_by_hand() -> None:
     assert all_reduce_seconds(2.5 * BUCKET_BYTES, 32, slow) - all_reduce_seconds(
         2.5 * BUCKET_BYTES, 32, network
     ) == pytest.approx(0.06)
+    assert trainer_ranks.BUCKET_BYTES == BUCKET_BYTES
     assert gather_seconds(8e9, 8, network) == pytest.approx(0.07)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -105,6 +106,23 @@ def _seeded(*numbers: int) -> torch.Generator:
 @pytest.mark.slow
 def test_two_ranks_exchange_what_one_has(tiny_settings: MakeSettings, tmp_path: Path) -> None:
     spawn(_check_all, tmp_path, tiny_settings(PROMPTS_PER_STEP="2"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "backend"),
+    [(True, "True", "nccl"), (True, "False", "gloo"), (False, "True", "gloo"), (False, "False", "gloo")],
+)
+def test_ranks_join_by_nccl_only_if_all_have_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, ours: bool, theirs: str, backend: str
+) -> None:
+    """With different backends they would wait for each other, and never find out that their devices differ."""
+    store, chosen = dist.HashStore(), list[str]()
+    store.set("has_gpu/1", theirs)
+    monkeypatch.setattr(distributed.ranks, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: ours)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: chosen.append(backend))
+    distributed.ranks._join()
+    assert chosen == [backend]
 
 
 def test_one_rank_sends_nothing() -> None:

@@ -201,6 +201,10 @@ def test_groups_equal_those_of_a_plain_loop(
         assert [image[0, 0].tolist() for image in previews.images] == [[group, i, 1] for i in range(len(seen))]
         assert [image[0, 0].tolist() for image in result.images] == [[group, i, FINAL] for i in screened.indices]
         assert [reward.value for reward in result.rewards] == [group + i / 100 for i in screened.indices]
+        ahead = len([call for call in recorder.calls if call[:2] == ("draw", group)]) - len(batches)
+        batches += [tuple(range(first, min(first + limits.preview_batch_size, cap)))
+                    for first in range(len(seen), cap, limits.preview_batch_size)][:ahead]  # fmt: skip
+        assert previews.dropped == sum(map(len, batches)) - len(seen)
         calls = {what: [places for name, of, places in recorder.calls if (name, of) == (what, group)]
                  for what in ("draw", "score", "finish", "reward")}  # fmt: skip
         assert calls == {
@@ -208,10 +212,10 @@ def test_groups_equal_those_of_a_plain_loop(
         }  # fmt: skip
 
 
-def two(tiny_settings: MakeSettings, **options: str) -> TrainerSettings:
-    """Groups of two of at most four previews, drawn two at a time."""
-    small = {"SCREEN__GROUP_SIZE": "2", "SCREEN__PREVIEW_BATCH_SIZE": "2", "SCREEN__MAX_PREVIEWS": "4"}
-    return tiny_settings(**small, REWARD_BATCH_SIZE="2", **options)
+def two(tiny_settings: MakeSettings, cap: int = 4) -> TrainerSettings:
+    """Groups of two of at most `cap` previews, of which half are to pass, drawn two at a time."""
+    small = {"GROUP_SIZE": 2, "PREVIEW_BATCH_SIZE": 2, "MAX_PREVIEWS": cap, "TARGET_PASS_RATE": 0.5}
+    return tiny_settings(**{f"SCREEN__{key}": str(value) for key, value in small.items()}, REWARD_BATCH_SIZE="2")
 
 
 def names(recorder: Recorder) -> list[str]:
@@ -266,10 +270,35 @@ def test_one_full_group_is_held_back(tiny_settings: MakeSettings, monkeypatch: p
         recorder.answer_all()
 
     recorder = Recorder(lambda group, index: 1.0, before_draw)
-    draw(recorder, [0.5] * 3, two(tiny_settings), monkeypatch, idle)
+    draw(recorder, [0.5] * 3, two(tiny_settings, cap=2), monkeypatch, idle)
     drawn = ["draw 0", "score 0", "draw 1", "score 1", "draw 2", "score 2"]
     assert waited == [[*drawn, "finish 0", "reward 0", "finish 1", "reward 1"]]
     assert names(recorder) == [*waited[0], "finish 2", "reward 2"]
+
+
+def test_a_lone_group_is_drawn_ahead(tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches are expected to fill the group; none of the first passes, all of the second: the third is dropped."""
+    waited: list[int] = []
+
+    def idle() -> None:
+        waited.append(len(names(recorder)))
+        recorder.answer()
+
+    recorder = Recorder(lambda group, index: float(index > 1))
+    (group,) = draw(recorder, [0.5], two(tiny_settings, cap=8), monkeypatch, idle)
+    assert names(recorder) == ["draw 0", "score 0"] * 3 + ["finish 0", "reward 0"]
+    assert waited == [4, 6]
+    assert (group.previews.screened.indices, group.previews.screened.drawn, group.previews.dropped) == ((2, 3), 4, 2)
+
+
+def test_nothing_is_drawn_ahead_without_a_threshold(
+    tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pass, so the first batch fills the group."""
+    recorder = Recorder(lambda group, index: 0.0)
+    (group,) = draw(recorder, [None], two(tiny_settings), monkeypatch, lambda: recorder.answer())
+    assert names(recorder) == ["draw 0", "score 0", "finish 0", "reward 0"]
+    assert group.previews.dropped == 0
 
 
 def test_a_lost_service_ends_the_step(tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,5 +309,5 @@ def test_a_lost_service_ends_the_step(tiny_settings: MakeSettings, monkeypatch: 
 
     recorder = Recorder(lambda group, index: 1.0)
     with pytest.raises(RewardServiceUnavailable, match="planted"):
-        draw(recorder, [0.5, 0.5], two(tiny_settings), monkeypatch, idle)
+        draw(recorder, [0.5, 0.5], two(tiny_settings, cap=2), monkeypatch, idle)
     assert names(recorder) == ["draw 0", "score 0", "draw 1", "score 1"]

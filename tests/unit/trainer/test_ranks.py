@@ -46,13 +46,14 @@ from trainer.state import TrainState
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussian"})
-GAUSSIAN = Case(family="gaussian")
+GAUSSIAN, SPLIT = Case(family="gaussian"), Case(family="gaussian", mode="shard")
 UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
 CASES = (
     *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
     UNEVEN,
     Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
 )
+RESUMED = (Case(), SPLIT)
 FAILURES = {
     "service": RewardServiceUnavailable("planted"),
     "request": InvalidRequest("planted"),
@@ -76,9 +77,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Run all that needs two ranks: starting them costs more than any of it."""
     folder = tmp_path_factory.mktemp("ranks")
     prepare(folder)
-    failing = {what: _settings(folder, f"failing-{what}", "1", "2") for what in FAILURES}
+    failing = {
+        f"{case.mode}-{what}": [_settings(folder, f"failing-{case.mode}-{what}", case, steps) for steps in (1, 2)]
+        for case in (GAUSSIAN, SPLIT)
+        for what in FAILURES
+    }
     planted = {name: GAUSSIAN.settings(folder, f"two-{name}") for name in PLANTED}
-    resumed = _settings(folder, "resumed", "1", "2", "3", case=Case())
+    resumed = {case.name: _resumed(folder, case) for case in RESUMED}
     figures = compare(CASES, folder, _check, failing, planted, resumed, folder)
     alone = {name: GAUSSIAN.settings(folder, f"one-{name}") for name in PLANTED}
     for name, settings in alone.items():
@@ -92,15 +97,20 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     )
 
 
-def _settings(folder: Path, run: str, *steps: str, case: Case = GAUSSIAN) -> list[TrainerSettings]:
-    return [case.settings(folder, run, STEPS=count, CHECKPOINT_EVERY="9") for count in steps]
+def _settings(folder: Path, run: str, case: Case, steps: int) -> TrainerSettings:
+    return case.settings(folder, run, STEPS=str(steps), CHECKPOINT_EVERY="9")
+
+
+def _resumed(folder: Path, case: Case) -> list[TrainerSettings]:
+    kinds = (case, case.alone, case)
+    return [_settings(folder, f"resumed-{case.name}", kind, steps) for steps, kind in enumerate(kinds, 1)]
 
 
 def _check(
     ranks: Ranks,
     failing: Mapping[str, Sequence[TrainerSettings]],
     planted: Mapping[str, TrainerSettings],
-    resumed: Sequence[TrainerSettings],
+    resumed: Mapping[str, Sequence[TrainerSettings]],
     folder: Path,
 ) -> None:
     errors = {what: ranks.gather_all(_fail(ranks, what, *settings)) for what, settings in failing.items()}
@@ -109,10 +119,11 @@ def _check(
     for name, settings in planted.items():
         with PLANTED[name](ranks):
             run_case(ranks, GAUSSIAN, settings)
-    for settings, on in zip(resumed, (ranks, ONE_RANK, ranks), strict=True):
-        if on is ranks or ranks.is_first:
-            run_case(on, Case(), settings)
-        ranks.any(False)  # the other rank waits
+    for case in RESUMED:
+        for settings, on in zip(resumed[case.name], (ranks, ONE_RANK, ranks), strict=True):
+            if on is ranks or ranks.is_first:
+                run_case(on, case, settings)
+            ranks.any(False)  # the other rank waits
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -129,9 +140,10 @@ def test_ranks_may_draw_different_numbers_of_batches(outcome: Outcome) -> None:
     assert (1, 3) in outcome.figures[UNEVEN.name].batches
 
 
-def test_a_run_may_resume_on_another_number_of_ranks(outcome: Outcome) -> None:
+@pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.name)
+def test_a_run_may_resume_on_another_number_of_ranks(outcome: Outcome, case: Case) -> None:
     """Two ranks, then one, then two: as an uninterrupted run on one."""
-    whole, parts = outcome.folder / f"one-{Case().name}", outcome.folder / "resumed"
+    whole, parts = outcome.folder / f"one-{case.alone.name}", outcome.folder / f"resumed-{case.name}"
     assert lines(parts, *ROUNDED) == lines(whole, *ROUNDED)
     found, expected = last_tensors(parts), last_tensors(whole)
     assert found.keys() == expected.keys()
@@ -147,6 +159,7 @@ def test_a_run_may_resume_on_another_number_of_ranks(outcome: Outcome) -> None:
 
 def _fail(ranks: Ranks, what: str, before: TrainerSettings, settings: TrainerSettings) -> str:
     """Train one step, then fail on rank 1; return this rank's error."""
+    what = what.split("-")[1]
     train_case(ranks, GAUSSIAN, before)
     judge, loss = make_judge(GAUSSIAN), passes.clipped_loss
     if ranks.rank == 1 and what == "loss":
@@ -178,12 +191,13 @@ def _not_finite(new: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tens
         ("loss", "NonFinite: "),
     ],
 )
-def test_a_failure_on_one_rank_ends_all(outcome: Outcome, what: str, error: str) -> None:
+@pytest.mark.parametrize("mode", ["replicate", "shard"])
+def test_a_failure_on_one_rank_ends_all(outcome: Outcome, mode: str, what: str, error: str) -> None:
     """The finished step stays, and is readable."""
-    first, second = outcome.errors[what]
+    first, second = outcome.errors[f"{mode}-{what}"]
     assert second.startswith(error)
     assert first.startswith(f"OtherRankFailed: rank 1 failed: {error}")
-    run = outcome.folder / f"failing-{what}"
+    run = outcome.folder / f"failing-{mode}-{what}"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
     assert last_tensors(run)
     assert len(lines(run)) == 1

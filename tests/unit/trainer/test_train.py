@@ -35,6 +35,7 @@ from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
 from trainer.clock import Clock
 from trainer.errors import NonFinite, OutOfMemory
+from trainer.policy.show_o.policy import ShowO
 from trainer.report.metrics import SAMPLES, read
 from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
@@ -450,3 +451,24 @@ def test_samples_have_components_and_no_unscored_previews(make_policy: MakePolic
         assert set(record["samples"]) == kinds
         for sample in record["samples"]["finished"]:
             assert sample["components"] == {"ber": sample["score"]}
+
+
+def test_gains_of_norms_are_trained_resumed_and_saved(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Only they move, and only they are in a checkpoint; a resumed run equals the whole one."""
+
+    def gains() -> ShowO:
+        policy = make_policy()
+        policy.train_norms()
+        return policy
+
+    settings = tiny_settings(STEPS="2", CHECKPOINT_EVERY="1", RUN_DIR='"whole"')
+    whole, resumed = gains(), gains()
+    run_loop(settings, gains, Judge(), whole)
+    moved = {key for key, value in weights(make_policy()).items() if not torch.equal(value, weights(whole)[key])}
+    saved = checkpoint.load(settings.run_dir / "checkpoints/step-000002", settings)[1]
+    assert len(moved) == 7
+    assert saved["policy"].keys() == moved
+    assert len(saved["optimizer"]["state"]) == 7
+    run_loop(tiny_settings(STEPS="1", CHECKPOINT_EVERY="1", RUN_DIR='"parts"'), gains, Judge())
+    run_loop(tiny_settings(STEPS="2", CHECKPOINT_EVERY="1", RUN_DIR='"parts"'), gains, Judge(), resumed)
+    assert equal(weights(resumed), weights(whole))

@@ -52,7 +52,11 @@ LIMITS: Final = {  # of the differences that follow from the order of sums
 FIGURE_FLOOR: Final = 1e-2  # a figure counts as at least this much: a loss is a sum of both signs, often near 0
 GRADIENT_FLOOR: Final = 1e-3  # a tensor's gradient counts as at least this share of the step's largest
 # Figures of metrics.jsonl that depend on the order of sums; all others are equal bit for bit.
-ROUNDED: Final = ("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image")
+COSINES: Final = ("gradient_cosine_text", "gradient_cosine_image")  # a split policy does not have them
+ROUNDED: Final = (
+    *("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image"),
+    *COSINES,
+)
 # Three groups a step: for Show-o a visual, a textual and a GenEval group, which has no text.
 COMMON: Final = {"PROMPTS_PER_STEP": "3", "CHECKPOINT_EVERY": "1", "LOSS__BASELINE": "population"}
 OF_FAMILY: Final = {
@@ -146,7 +150,12 @@ def compare(
     both = [(case, case.settings(folder, f"two-{case.name}")) for case in cases]
     spawn(_run_cases, folder, both, check, arguments)
     return {
-        case.name: measure(folder / f"one-{case.alone.name}", settings.run_dir, settings.screen.preview_batch_size)
+        case.name: measure(
+            folder / f"one-{case.alone.name}",
+            settings.run_dir,
+            settings.screen.preview_batch_size,
+            split=case.mode == "shard",
+        )
         for case, settings in both
     }
 
@@ -247,7 +256,10 @@ class _Recorder:
 
         def advantages(*arguments: Any, **options: Any) -> Any:
             found = advantages_of(*arguments, **options)
-            self._advantages = {modality: [one.tolist() for one in each] for modality, each in found.items()}
+            self._advantages = {
+                modality: [[*map(float, one.places), *one.advantage.tolist()] for one in each]
+                for modality, each in found.items()
+            }
             return found
 
         def updating(policy: Policy, optimizer: Any, groups: Sequence[ScoredGroup], *others: Any) -> Any:
@@ -330,11 +342,14 @@ def _digest(tensor: Tensor) -> str:
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
-def measure(one: Path, two: Path, batch_size: int) -> Figures:
+def measure(one: Path, two: Path, batch_size: int, *, split: bool = False) -> Figures:
     """Return the figures of two directories that `run_case` wrote, with `batch_size` previews a batch.
+
+    `split`: the two ranks shared one copy of the policy.
 
     A difference is infinite where only one run has a figure, a tensor or a draw.
     """
+    rounded = [name for name in ROUNDED if not (split and name in COSINES)]
     alone, both = (json.loads((run / "trace.json").read_text()) for run in (one, two))
     (single,), parts = alone["steps"], both["steps"]
     return Figures(
@@ -343,7 +358,7 @@ def measure(one: Path, two: Path, batch_size: int) -> Figures:
         advantages=_equal(single, parts, "advantages"),
         records=lines(one, *ROUNDED) == lines(two, *ROUNDED),
         draw_difference=max(_draw_differences(_of_all(parts, "draws"), [step["draws"] for step in single])),
-        rounded_difference=max(_rounded_differences(lines(one), lines(two))),
+        rounded_difference=max(_rounded_differences(lines(one), lines(two), rounded)),
         gradient_difference=max(_gradient_differences(one, two)),
         weight_difference=max(_weight_differences(one, two)),
         ranks_agree=both["ranks_agree"],
@@ -381,9 +396,11 @@ def _batches(step: Mapping[str, Any], size: int) -> int:
     return sum(math.ceil(step["drawn"][int(group)] / size) for group in step["codes"])
 
 
-def _rounded_differences(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) -> Iterator[float]:
+def _rounded_differences(
+    one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> Iterator[float]:
     for ours, theirs in zip(one, two, strict=True):
-        for name in ROUNDED:
+        for name in names:
             if (ours[name] is None) != (theirs[name] is None):
                 yield math.inf
             elif ours[name] is not None:

@@ -348,6 +348,13 @@ class ShowO:
                     layer.bfloat16()
         self._lora = Lora(self.module, rank=rank, alpha=alpha, targets=targets, seed=seed, base=base, bypassed=BYPASSED)
 
+    def train_norms(self) -> None:
+        """Train the gains of the layer norms alone; every other weight is frozen."""
+        self.module.requires_grad_(False)
+        for module in self.module.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.requires_grad_(True)
+
     def keep_reference(self) -> None:
         if self._lora is not None:
             return  # it is the policy without its adapters
@@ -421,7 +428,8 @@ class ShowO:
             return TextSegment(Query(""), end, torch.zeros(1, device=self.device), "")
         (begun,) = self.start([""], [(0,)])
         codes, masked = begun.codes_TN.new_zeros(1, len(begun.remasked_N)), begun.remasked_N[None]
-        return replace(begun, codes_TN=codes, masked_TN=masked, logp_TN=torch.zeros_like(codes, dtype=torch.float32))
+        drawn = replace(begun, codes_TN=codes, masked_TN=masked, remasked_N=~begun.remasked_N)
+        return replace(drawn, logp_TN=torch.zeros_like(codes, dtype=torch.float32))
 
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [K V] of the next draw at the scored positions, given the unmasked codes."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.algorithms.screen import ScreenResult, screen, top_up
+from trainer.algorithms.screen import ScreenResult, extremes, screen, top_up
 
 MIXED = [0.9, None, 0.5, 0.6, 0.5, 0.7, None, 0.8]
 
@@ -116,3 +116,22 @@ def test_top_up_takes_the_best_rejected_previews(
 def test_invalid_input_is_refused_with_its_value(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("advantages", "count", "expected"),
+    [
+        ([0.1, -0.5, 0.3, 0.0], 2, (1, 2)),
+        ([0.5, -0.5, 0.5, -0.5], 2, (0, 1)),  # ties: the first
+        ([0.0, 0.0], 1, (0,)),
+        ([0.2, -0.1], 3, (0, 1)),
+        ([], 3, ()),
+    ],
+)
+def test_extremes_by_hand(advantages: list[float], count: int, expected: tuple[int, ...]) -> None:
+    assert extremes(advantages, count) == expected
+
+
+def test_a_count_of_no_extremes_is_refused() -> None:
+    with pytest.raises(ValueError, match="the number of extremes is 0; give 1 or more"):
+        extremes([0.5], 0)
