@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.policy.show_o import maskgit
 
@@ -28,6 +30,45 @@ def test_masked_counts_at_the_limits() -> None:
     assert maskgit.to_remask(16, 5, 0, 50) == 4  # at least one of the masked is committed
     assert maskgit.to_remask(16, 1, 0, 50) == 1  # and one stays, as in the public code
     assert maskgit.to_remask(1024, 700, 49, 50) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        ("cosine", [63, 60, 57, 51, 45, 37, 29, 19, 10, 1]),
+        ("linear", [57, 51, 44, 38, 32, 25, 19, 12, 6, 1]),
+        ("quadratic", [51, 40, 31, 23, 16, 10, 5, 2, 1, 1]),
+    ],
+)
+def test_masked_counts_of_64_positions_in_ten_steps(schedule: maskgit.Schedule, counts: list[int]) -> None:
+    """64 f(r) by hand, rounded down, at least 1: for "quadratic" .81, .64, .49, .36, .25, .16, .09, .04, .01 and 0."""
+    found, masked = [], 64
+    for step in range(10):
+        masked = maskgit.to_remask(64, masked, step, 10, schedule)
+        found.append(masked)
+    assert found == counts
+
+
+@given(st.sampled_from(["cosine", "linear", "quadratic"]), st.integers(1, 300), st.integers(1, 60))
+def test_every_schedule_falls_and_commits_all(schedule: maskgit.Schedule, positions: int, steps: int) -> None:
+    """Each step commits one position or more as long as two are masked; after the last at most what it drew is left."""
+    masked = positions
+    for step in range(steps):
+        left = maskgit.to_remask(positions, masked, step, steps, schedule)
+        assert left < masked or masked == left == 1
+        if schedule != "cosine":
+            share = 1 - (step + 1) / steps
+            assert left <= max(1, positions * share ** (2 if schedule == "quadratic" else 1) + 1e-9)
+        masked = left
+    assert masked == 1
+
+
+def test_every_position_is_committed_once() -> None:
+    uniform = torch.rand(2, 10, 2, 64, generator=torch.Generator().manual_seed(0)).clamp(2.0**-24, 1 - 2.0**-24)
+    for schedule in ("cosine", "linear", "quadratic"):
+        done = maskgit.denoise(maskgit.begin(uniform), flat, 10, schedule=schedule)  # type: ignore[arg-type]
+        times = sum(maskgit.committed(done.masked_BTN, done.remasked_BN, step, 10).int() for step in range(10))
+        assert torch.equal(times, torch.ones(2, 64, dtype=torch.int32))
 
 
 def test_noise_scale_is_cumulative() -> None:

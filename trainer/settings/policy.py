@@ -13,13 +13,16 @@ class ShowOSamplerSettings(Node):
     """MaskGIT sampling; logits are (1 + g) * conditional - g * unconditional, with g `guidance_scale`.
 
     Each step commits the positions of highest confidence: the log-probability of the code that was "drawn", as in
-    Show-o, or "max_logp", that of the likeliest code, plus noise of scale `temperature`, which falls to 0.
+    Show-o, or "max_logp", that of the likeliest code, plus noise of scale `temperature`, which falls to 0. `schedule`
+    is the share of positions that is still masked at r = t / T: "cosine", cos(pi/2 r) as in Show-o, "linear", 1 - r,
+    or "quadratic", (1 - r)^2. The last two commit earlier, so that a preview says more about the finished image.
     """
 
     denoising_steps: int = Field(50, ge=2)
     guidance_scale: float = Field(5.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     confidence: Literal["drawn", "max_logp"] = "drawn"
+    schedule: Literal["cosine", "linear", "quadratic"] = "cosine"
     max_new_tokens: int = Field(100, ge=1)
 
 

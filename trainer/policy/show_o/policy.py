@@ -54,6 +54,7 @@ class Sampling:
     """How answers and images are sampled.
 
     `guidance_scale` is g, `temperature` the initial scale of the noise that is added to a position's `confidence`.
+    `schedule` is the share of positions that is still masked after each step.
     `positions` "masked" scores sampled positions, "committed" those of them whose code stays, and "all" every position
     of every step, as Sync-R1's eq. 1 does.
     """
@@ -63,6 +64,7 @@ class Sampling:
     temperature: float = 1.0
     max_new_tokens: int = 100
     confidence: maskgit.Confidence = "drawn"
+    schedule: maskgit.Schedule = "cosine"
     positions: Literal["masked", "committed", "all"] = "masked"
 
 
@@ -260,6 +262,7 @@ class ShowO:
                 self.sampling.temperature,
                 everywhere=self.sampling.positions == "all",
                 confidence=self.sampling.confidence,
+                schedule=self.sampling.schedule,
             )
         return _split(prompts, state)
 
