@@ -122,8 +122,8 @@ class TrainerSettings(Node):
             )
         if count % self.ranks.shard:
             raise SettingsError(
-                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give "
-                f"{count} to split one copy of the policy over all of them, or 1 for a whole policy on each"
+                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give one "
+                f"that does (1: every rank has the whole policy), or start a multiple of {self.ranks.shard} ranks"
             )
 
     @model_validator(mode="after")

@@ -428,7 +428,8 @@ class ShowO:
             return TextSegment(Query(""), end, torch.zeros(1, device=self.device), "")
         (begun,) = self.start([""], [(0,)])
         codes, masked = begun.codes_TN.new_zeros(1, len(begun.remasked_N)), begun.remasked_N[None]
-        return replace(begun, codes_TN=codes, masked_TN=masked, logp_TN=torch.zeros_like(codes, dtype=torch.float32))
+        drawn = replace(begun, codes_TN=codes, masked_TN=masked, remasked_N=~begun.remasked_N)
+        return replace(drawn, logp_TN=torch.zeros_like(codes, dtype=torch.float32))
 
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [K V] of the next draw at the scored positions, given the unmasked codes."""
