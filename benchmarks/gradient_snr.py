@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -55,7 +57,8 @@ Gradients = Mapping[str, Tensor]  # of one group and modality: flat, by family
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gradient_snr", description=__doc__)
     parser.add_argument("config", type=Path, nargs="?", default=ROOT / "deploy/configs/embedded.toml")
-    parser.add_argument("--groups", type=int, default=32, help="groups with a gradient of both modalities or of one")
+    parser.add_argument("--groups", type=int, default=32, help="groups to draw")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop drawing groups after this time")
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--out", type=Path, help="write the result here, too")
     options = parser.parse_args(arguments)
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
         service.wait_ready()
         service.check_served(wanted_rewards(settings))
-        found = measure(policy, service, settings, options.groups)
+        found = measure(policy, service, settings, options.groups, options.minutes)
     result = {"command": command(), "machine": machine(), "settings": _shown(settings), **found}
     print(json.dumps(result, indent=1))
     if options.out:
@@ -75,12 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(policy: Policy, service: RewardBackend, settings: TrainerSettings, groups: int) -> dict[str, Any]:
-    """Return {modality: {family: GradientNoise as a dict}} of the gradients of `groups` groups."""
+def measure(
+    policy: Policy, service: RewardBackend, settings: TrainerSettings, groups: int, minutes: float = math.inf
+) -> dict[str, Any]:
+    """Return {modality: {family: GradientNoise as a dict}} of the gradients of `groups` groups.
+
+    Fewer are drawn if the time is over before; a modality with a gradient in fewer than four groups is left out.
+    """
+    began = time.monotonic()
     gradients: dict[Modality, list[Gradients]] = {modality: [] for modality in MODALITIES}
     for number, group in enumerate(tqdm(_drawn(policy, service, settings, groups), total=groups, unit="group")):
         for modality, one in _gradients(policy, group, settings, number).items():
             gradients[modality].append(one)
+        if time.monotonic() - began > 60 * minutes:
+            break
     return {
         modality: {name: asdict(gradient_noise(_gram([one[name] for one in found]))) for name in found[0]}
         for modality, found in gradients.items()

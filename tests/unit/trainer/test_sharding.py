@@ -63,7 +63,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     figures = compare(CASES, folder, _check, resumed, adam, planted, loss, folder)
     train_case(ONE_RANK, Case(), Case().settings(folder, "adam-one", **ADAM))
     one, errors = folder / f"one-{GAUSSIAN.alone.name}", json.loads((folder / "errors.json").read_text())
-    return Outcome(figures, {name: measure(one, planted[name].run_dir, 4) for name in planted}, errors, folder)
+    return Outcome(
+        figures, {name: measure(one, planted[name].run_dir, 4, split=True) for name in planted}, errors, folder
+    )
 
 
 def _check(
