@@ -52,8 +52,8 @@ class Permuted:
         self._open: list[Future[list[Reward]]] = []
         self._count = 0
 
-    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
-        return self._service.submit_previews(items)
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
+        return self._service.submit_previews(items, reward)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         if self._count == 0:

@@ -184,7 +184,7 @@ def _settings(run_dir: Path, size: Mapping[str, int]) -> TrainerSettings:
 class PixelRewards:
     """Scores that take no time: random numbers in [0, 1) that follow from the pixels."""
 
-    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         return _done([Reward(_random(item, "preview")) for item in items])
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:

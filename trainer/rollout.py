@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from trainer.algorithms.aggregate import GroupRewards, is_flat
-from trainer.algorithms.screen import ScreenResult, screen, top_up
+from trainer.algorithms.screen import ScreenResult, best_and_worst, screen, top_up
 from trainer.clock import Clock
 from trainer.distributed import Ranks
 from trainer.out_of_memory import explain_out_of_memory
@@ -37,6 +37,7 @@ class Previews:
     screened   the result of the screen
     threshold  the threshold they were screened by; None keeps all
     dropped    how many more were drawn ahead of their scores, and not needed
+    step       the denoising step at which they were scored; at step 0 there are no images
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Previews:
     screened: ScreenResult
     threshold: float | None
     dropped: int = 0
+    step: int = 0
 
     @property
     def capped(self) -> bool:
@@ -118,44 +120,75 @@ def sample_previews(
 ) -> Sampling:
     """Draw previews until as many as are to be finished pass the threshold, or the cap is reached.
 
+    For "best_and_worst" the cap is always reached.
+
     They are drawn `preview_batch_size` at a time. Yields what it waits for, the scores of one batch after the other;
     continue it when they have arrived, or send True to draw the next batch already. Previews drawn ahead are dropped if
     those before them suffice, so they change nothing. They are offered unless the pending ones are expected to suffice,
     by the target pass rate.
 
-    With `screen.threshold` "none" nothing is scored, and exactly those that are to be finished are drawn. A preview
-    without a score does not pass a threshold. At the cap the best rejected previews top up the group.
+    Without a screen nothing is scored, and exactly those that are to be finished are drawn: a screen by "known" terms
+    needs an answer. A preview without a score does not pass a threshold. At the cap the best rejected previews top up
+    the group.
     """
-    limits = settings.screen
-    unscreened = limits.threshold == "none"
+    limits, step = settings.screen, settings.screening_step
+    nothing_known = step == 0 and task.query is None
+    unscreened, threshold = not limits.is_on or nothing_known, None if nothing_known else threshold
+    both_tails = limits.select == "best_and_worst" and not unscreened
     cap = limits.images if unscreened else limits.max_previews
+    wanted = cap if both_tails else limits.images
     pass_rate = 1.0 if threshold is None else limits.target_pass_rate
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
     pending: deque[Future[list[Reward]]] = deque()
-    screened = screen(scores, threshold, limits.images)
+    screened = screen(scores, threshold, wanted)
     while not screened.is_full and len(scores) < cap:
         expected = screened.passed + pass_rate * (len(rollouts) - len(scores))
-        can_draw = len(rollouts) < cap and expected < limits.images
+        can_draw = len(rollouts) < cap and expected < wanted
         if pending and not (yield Awaited(pending[0], can_draw)):
             scores += [reward.value for reward in pending.popleft().result()]
-            screened = screen(scores, threshold, limits.images)
+            screened = screen(scores, threshold, wanted)
             continue
         seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + limits.preview_batch_size, cap))]
         batch = start(policy, [task] * len(seeds), seeds, clock)
-        with clock("preview"):
-            batch = continue_images(policy, batch, settings.screening_step)
-        with clock("decode"):
-            decoded = policy.images([rollout.image for rollout in batch])
+        if step:
+            with clock("preview"):
+                batch = continue_images(policy, batch, step)
+            with clock("decode"):
+                decoded = policy.images([rollout.image for rollout in batch])
+            images += decoded
         rollouts += batch
-        images += decoded
-        items = [surrogate_item(task, image) for image in decoded]
-        pending.append(_no_scores(len(items)) if unscreened else service.submit_previews(items))
+        pending.append(
+            _no_scores(len(batch))
+            if unscreened
+            else _surrogate_scores(service, task, batch, decoded if step else None, settings)
+        )
     count = len(scores)
-    screened = top_up(screened, scores, limits.images)
+    screened = best_and_worst(scores, limits.images) if both_tails else top_up(screened, scores, limits.images)
     dropped = len(rollouts) - count
-    return Previews(task, tuple(rollouts[:count]), tuple(images[:count]), tuple(scores), screened, threshold, dropped)
+    kept = tuple(rollouts[:count]), tuple(images[:count]), tuple(scores)
+    return Previews(task, *kept, screened, threshold, dropped, step)
+
+
+def _surrogate_scores(
+    service: RewardBackend,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    images: Sequence[Pixels] | None,
+    settings: TrainerSettings,
+) -> Future[list[Reward]]:
+    """Request the surrogate scores of previews; `images` None: before any was begun.
+
+    A surrogate of the reward's own terms reads the answer, which a surrogate scorer must not (`surrogate_item`). That
+    is sound here, because the answer's terms are part of the reward itself: the screen prefers no answer that the
+    reward does not prefer.
+    """
+    if settings.rewards.is_screened_by_reward:
+        items = reward_items(task, rollouts, images or [None] * len(rollouts))
+        return service.submit_previews(items, task.reward)
+    assert images is not None, "a surrogate scorer needs images"
+    return service.submit_previews([surrogate_item(task, image) for image in images])
 
 
 def _no_scores(count: int) -> Future[list[Reward]]:
@@ -268,6 +301,7 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
         "screened": screened,
         "threshold": previews.threshold,
         "dropped": previews.dropped,
+        "step": previews.step,
         "rewards": rewards,
         "answers": group.answers,
     }
@@ -275,8 +309,8 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
 
 def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
-    scores, threshold, dropped = tuple(document["scores"]), document["threshold"], document["dropped"]
-    previews = Previews(task, (), (), scores, ScreenResult(**screened), threshold, dropped)
+    others = (document[name] for name in ("threshold", "dropped", "step"))
+    previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), *others)
     rewards = [
         Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
         for one in document["rewards"]
@@ -304,8 +338,8 @@ def replace_flat_groups(
     return kept, replaced
 
 
-def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels]) -> list[ScoreItem]:
-    """Return the request items of finished images, with the first REFERENCES images of the concept."""
+def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels | None]) -> list[ScoreItem]:
+    """Return the request items of images, with the first REFERENCES images of the concept."""
     references = task.profile.images[:REFERENCES] if task.profile is not None else ()
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 

@@ -73,7 +73,7 @@ class Patterned(Judge):
         super().__init__()
         self.scored, self.rewarded = 0, 0
 
-    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         rewards = []
         for item in items:
             passes = self.scored % DRAWN in (1, 3, 6, 7)

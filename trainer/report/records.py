@@ -48,7 +48,7 @@ def step_record(
     drawn = sum(group.previews.screened.drawn for group in groups)
     num_scored = sum(group.previews.screened.num_scored for group in groups)
     total = settings.policy.image_steps
-    done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
+    done = sum(g.previews.screened.drawn * g.previews.step + len(g.rewards) * (total - g.previews.step) for g in groups)
     steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
         "pathways": [group.previews.task.pathway for group in groups],
@@ -115,7 +115,7 @@ def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
     previews = group.previews
     kept = previews.screened.indices
     rejected = [i for i in range(len(previews.scores)) if i not in set(kept)][:REJECTED_SHOWN]
-    previewed = previews.images if group.is_ours else [None] * len(previews.scores)
+    previewed = previews.images or [None] * len(previews.scores)
     images = group.images if group.is_ours else [None] * len(group.rewards)
     drawn = [Sample(image, score) for image, score in zip(previewed, previews.scores, strict=True)]
     finished = [
@@ -123,7 +123,7 @@ def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
         for image, reward, answer in zip(images, group.rewards, group.answers, strict=True)
     ]
     samples = {"finished": finished}
-    if any(score is not None for score in previews.scores):  # without a screen nothing scored them
+    if previews.step and any(score is not None for score in previews.scores):  # without a screen nothing scored them
         samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
     return samples
 

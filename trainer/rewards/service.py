@@ -61,7 +61,7 @@ class RewardService:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._unavailable_since: float | None = None
-        self._text_only: frozenset[str] | None = None
+        self._catalogue: Served | None = None
 
     def wait_ready(self) -> None:
         """Return once every replica can score.
@@ -82,8 +82,7 @@ class RewardService:
 
         Raises SettingsError, which names what is wrong and what is served, and RewardServiceUnavailable.
         """
-        served = self._served()
-        self._text_only = served.text_only
+        served = self._catalogue = self._served()
         problems = served.problems(wanted)
         if problems:
             raise SettingsError(
@@ -107,12 +106,19 @@ class RewardService:
                 self._log_recovery()
                 return found
 
-    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         """Request the surrogate scores of previews, in order; they never wait behind requests for rewards.
 
+        Without a `reward` they are those of the surrogate scorer. Items without an image need `check_served` before.
         The future raises RewardServiceUnavailable, and InvalidRequest.
         """
-        return self._preview_pool.submit(self._rewards, tuple(items), self._surrogate)
+        if reward is None:
+            return self._preview_pool.submit(self._rewards, tuple(items), self._surrogate)
+        known = None
+        if items and items[0].image is None:
+            assert self._catalogue is not None, "check_served was not called"
+            known = self._catalogue.known_weights(reward, items[0].concept)
+        return self._preview_pool.submit(self._rewards, tuple(items), reward, whole=True, weights=known)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         """Request the rewards of finished images, in order. The future raises what `submit_previews`' does."""
@@ -128,13 +134,24 @@ class RewardService:
             pool.shutdown(wait=True)
         self._client.close()
 
-    def _rewards(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:
+    def _rewards(
+        self,
+        items: Sequence[ScoreItem],
+        spec: RewardSpec,
+        *,
+        whole: bool = False,
+        weights: Mapping[str, float] | None = None,
+    ) -> list[Reward]:
+        """Return the rewards of the items, by these `weights` in place of the reward's own if given.
+
+        `whole`: a reward that an ensemble computed without one of its terms is missing.
+        """
         rewards: list[Reward | None] = [None] * len(items)
         left = list(range(len(items)))
         for attempt in range(ITEM_RETRIES + 1):
             if not left or (attempt and self._closing.wait(BACKOFF.backoff_s(attempt - 1))):
                 break
-            for i, reward in zip(left, self._ask([items[i] for i in left], spec), strict=True):
+            for i, reward in zip(left, self._ask([items[i] for i in left], spec, weights, whole), strict=True):
                 rewards[i] = reward
             left = [i for i in left if _may_recover(rewards[i])]
         found = [reward for reward in rewards if reward is not None]
@@ -142,9 +159,14 @@ class RewardService:
         self._log_missing(found)
         return found
 
-    def _ask(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:
+    def _ask(
+        self, items: Sequence[ScoreItem], spec: RewardSpec, weights: Mapping[str, float] | None, whole: bool
+    ) -> list[Reward]:
         """Send a request until the service answers it."""
-        request = ScoreRequest(tuple(items), tuple(spec.scorers), spec.ensemble)
+        if spec.ensemble is None and weights is not None:
+            spec, weights = RewardSpec(weights), None
+        request = ScoreRequest(tuple(items), tuple(spec.scorers), spec.ensemble, weights)
+        text_only = None if self._catalogue is None else self._catalogue.text_only
         began, attempt = time.monotonic(), 0
         while True:
             try:
@@ -158,7 +180,7 @@ class RewardService:
                 attempt += 1
             else:
                 self._log_recovery()
-                return [_reward(result, spec, self._text_only) for result in response.results]
+                return [_reward(result, spec, text_only, whole) for result in response.results]
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
         """Pause before a retry. Raises RewardServiceUnavailable after `patience_s`."""
@@ -194,11 +216,13 @@ def _may_recover(reward: Reward | None) -> bool:
     return failure is not None and failure.retryable and failure.code != DeadlineExceeded.code
 
 
-def _reward(result: ItemResult, spec: RewardSpec, text_only: Collection[str] | None) -> Reward:
+def _reward(result: ItemResult, spec: RewardSpec, text_only: Collection[str] | None, whole: bool) -> Reward:
     components = {name: score.value for name, score in result.scores.items() if isinstance(score, Score)}
     if spec.scorers:
         return _weighted(result, spec, components, text_only)
     if isinstance(result.reward, Score):
+        if whole and (missing := result.reward.detail.get("missing")):
+            return Reward(None, components, ScoreFailure(SynodError.code, f"its terms lack {', '.join(missing)}"))
         return Reward(result.reward.value, components, fixed=_fixed(_contributions(result.reward), text_only))
     return Reward(None, components, result.reward or ScoreFailure(SynodError.code, "the response holds no reward"))
 

@@ -28,8 +28,10 @@ class ScreenSettings(Node):
     They are drawn `preview_batch_size` at a time, at most `max_previews`, and scored after `screen_fraction` of the
     denoising steps. `threshold` names the controller (`trainer.algorithms.threshold`); "none" keeps the first previews.
 
-    `select` "extremes" finishes `finished` images without a screen (null: twice the group), and updates on the
-    `group_size` of them whose rewards are furthest from the mean of all (`trainer.algorithms.screen.extremes`).
+    `select` names the rule (`trainer.algorithms.screen`). "first_above" is Dynamic Group Scaling. "best_and_worst"
+    scores `max_previews` previews and finishes the best and the worst of them, `group_size` in all. "extremes" finishes
+    `finished` images without a screen (null: twice the group), and updates on the `group_size` of them whose rewards
+    are furthest from the mean of all. The last two have no threshold.
     """
 
     group_size: int = Field(9, ge=2)
@@ -38,23 +40,29 @@ class ScreenSettings(Node):
     screen_fraction: Fraction = 0.2
     threshold: Literal["quantile", "power", "paper", "none"] = "quantile"
     target_pass_rate: Fraction = 0.25
-    select: Literal["first_above", "extremes"] = "first_above"
+    select: Literal["first_above", "best_and_worst", "extremes"] = "first_above"
     finished: int | None = Field(None, ge=2)
 
     @property
     def images(self) -> int:
         """The number of images of a prompt that are finished and rewarded."""
-        return self.group_size if self.select == "first_above" else self.finished or 2 * self.group_size
+        return self.finished or 2 * self.group_size if self.select == "extremes" else self.group_size
+
+    @property
+    def is_on(self) -> bool:
+        """Whether previews are scored, so that some are rejected."""
+        return self.threshold != "none" or self.select == "best_and_worst"
 
     @model_validator(mode="after")
-    def _extremes_are_of_finished_images(self) -> ScreenSettings:
-        if self.select == "first_above" and self.finished is not None:
+    def _a_rule_and_its_settings_fit(self) -> ScreenSettings:
+        if self.select != "extremes" and self.finished is not None:
             raise ValueError(
-                f"finished {self.finished} is for select 'extremes', but 'first_above' finishes group_size; remove it"
+                f"finished {self.finished} is for select 'extremes', but '{self.select}' finishes group_size; remove it"
             )
-        if self.select == "extremes" and self.threshold != "none":
+        if self.select != "first_above" and self.threshold != "none":
+            chosen = "finished images" if self.select == "extremes" else "all max_previews previews"
             raise ValueError(
-                f"select 'extremes' chooses among finished images, but threshold '{self.threshold}' screens previews; "
+                f"select '{self.select}' chooses among {chosen}, but threshold '{self.threshold}' screens previews; "
                 "give threshold 'none'"
             )
         if self.images < self.group_size:
@@ -110,7 +118,9 @@ class TrainerSettings(Node):
 
     @property
     def screening_step(self) -> int:
-        """The denoising step, 1 to T - 1, after which a preview is scored."""
+        """The denoising step after which a preview is scored: 1 to T - 1, or 0 for a screen by "known" terms."""
+        if self.screen.is_on and self.rewards.surrogate == "known":
+            return 0
         return round(self.screen.screen_fraction * self.policy.image_steps)
 
     def check_ranks(self, count: int) -> None:
@@ -134,10 +144,28 @@ class TrainerSettings(Node):
     @model_validator(mode="after")
     def _a_step_before_and_after_the_screen(self) -> TrainerSettings:
         total = self.policy.image_steps
-        if not 1 <= self.screening_step < total:
+        if not 1 <= round(self.screen.screen_fraction * total) < total:
             raise ValueError(
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
                 "before or after it; give a fraction nearer to 0.5"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
+        if self.screen.is_on and self.rewards.surrogate == "known" and self.data.task == "prompts":
+            raise ValueError(
+                "rewards.surrogate 'known' screens answers, but data.task 'prompts' has none; give 'known+predicted' "
+                "or a scorer, or turn the screen off (screen.threshold 'none')"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _both_tails_need_the_baseline_of_all_previews(self) -> TrainerSettings:
+        if self.screen.select == "best_and_worst" and self.loss.baseline != "population":
+            raise ValueError(
+                f"screen.select 'best_and_worst' keeps both tails, with loss.baseline '{self.loss.baseline}': the mean "
+                "of the kept is not that of all previews; give loss.baseline 'population'"
             )
         return self
 

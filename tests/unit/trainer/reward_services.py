@@ -45,7 +45,7 @@ class Judge:
         self.asked: list[tuple[RewardSpec, tuple[ScoreItem, ...]]] = []
         self._lock = threading.Lock()
 
-    def submit_previews(self, items: Sequence[ScoreItem]) -> Future[list[Reward]]:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         with self._lock:
             scores = [self.surrogate_of(item) for item in items]
             self.previewed += zip(items, scores, strict=True)

@@ -71,7 +71,7 @@ class Recorder:
     def images(self, segments: Sequence[Drawn]) -> list[Pixels]:
         return [np.full((1, 1, 3), (*one.seed[-2:], one.step), np.uint8) for one in segments]
 
-    def submit_previews(self, items: Sequence[ScoreItem]) -> Pending:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Pending:
         places = [place_of(item) for item in items]
         self.note("score", places)
         return self.request(places[0][0], [Reward(self.scores(*place)) for place in places])

@@ -171,7 +171,7 @@ class Late(Judge):
         super().__init__()
         self.pool = pool
 
-    def submit_previews(self, items: Any) -> Any:
+    def submit_previews(self, items: Any, reward: Any = None) -> Any:
         return self.pool.submit(lambda: (time.sleep(0.02), super(Late, self).submit_previews(items).result())[1])
 
     def submit(self, items: Any, reward: Any) -> Any:
