@@ -124,6 +124,7 @@ def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, t
         "temperature": 1.0,
         "max_new_tokens": 4,
         "confidence": "drawn",
+        "schedule": "cosine",
     }
     model = command.resolve("model", "prompts")
     assert (model.policy.sampler.denoising_steps, model.policy.sampler.guidance_scale) == (50, 5.0)
