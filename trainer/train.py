@@ -86,9 +86,10 @@ def train(
                 raise
             state.advance([*replaced, *groups])
             laps = ranks.gather_all(clock.lap())
+            audit = state.audit([*replaced, *groups], len(replaced), settings, laps)
             with ranks.together("records"):
                 if metrics is not None:
-                    record = step_record(groups, len(replaced), update, settings, step, laps)
+                    record = step_record(groups, len(replaced), update, settings, step, laps, audit)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
                 log_images(metrics, settings.run_dir, step, groups)

@@ -32,6 +32,7 @@ def step_record(
     settings: TrainerSettings,
     step: int,
     laps: Sequence[Lap],
+    audit: Record,
 ) -> Record:
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
@@ -40,7 +41,7 @@ def step_record(
     arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
     without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
     replaced, which no other figure counts. `lr` is that of parameters without a rate of their modality. `laps` are
-    those of every rank; `seconds` is rank 0's.
+    those of every rank; `seconds` is rank 0's. `audit` has the figures of the screen's audit up to this step.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -48,7 +49,11 @@ def step_record(
     drawn = sum(group.previews.screened.drawn for group in groups)
     num_scored = sum(group.previews.screened.num_scored for group in groups)
     total = settings.policy.image_steps
-    done = sum(g.previews.screened.drawn * g.previews.step + len(g.rewards) * (total - g.previews.step) for g in groups)
+    done = sum(
+        g.previews.screened.drawn * g.previews.step
+        + (len(g.rewards) + len(g.previews.audited)) * (total - g.previews.step)
+        for g in groups
+    )
     steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
         "pathways": [group.previews.task.pathway for group in groups],
@@ -76,6 +81,7 @@ def step_record(
         "replaced": replaced,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
+        **audit,
         "seconds": _rounded(laps[0]),
         "ranks": ranks_record(laps),
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
