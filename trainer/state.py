@@ -147,7 +147,7 @@ class TrainState:
         if not self.step or self.sharding.is_split:
             return
         saved = self.to_save(ranks)
-        with ranks.together():
+        with ranks.together("checkpoint"):
             if ranks.is_first:
                 checkpoint.save(directory, self.step, saved, settings, ranks.world)
 

@@ -21,7 +21,7 @@ from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update
 
 Record = dict[str, Any]
-Lap = tuple[Mapping[str, float], Mapping[str, float]]  # of `train`'s clock, and of `Ranks.waiting`
+Lap = Mapping[str, float]  # the seconds of each phase of a step
 REJECTED_SHOWN = 8  # previews of each group
 
 
@@ -82,7 +82,7 @@ def step_record(
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
         **audit,
-        "seconds": _rounded(laps[0][0]),
+        "seconds": _rounded(laps[0]),
         "ranks": ranks_record(laps),
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -91,16 +91,25 @@ def step_record(
 def ranks_record(laps: Sequence[Lap]) -> Record | None:
     """Return how several ranks shared the time of a step; None for one rank.
 
+    world       the number of ranks
     wait_share  the share of the time that a rank waited for the slowest one, mean over the ranks
     slowest     the rank that waited least
     seconds     its seconds in each phase
+
+    Waiting while rank 0 alone writes is left out. In the update of a split policy it cannot be told from messages, so
+    then it is that of drawing.
     """
     if len(laps) == 1:
         return None
-    waits = [waiting.get("wait", 0.0) for _, waiting in laps]
+    waits = [lap.get("ranks", 0.0) for lap in laps]
     slowest = waits.index(min(waits))
-    share = sum(waits) / sum(waiting["total"] for _, waiting in laps)
-    return {"wait_share": round(share, 4), "slowest": slowest, "seconds": _rounded(laps[slowest][0])}
+    share = sum(waits) / sum(lap["total"] for lap in laps)
+    return {
+        "world": len(laps),
+        "wait_share": round(share, 4),
+        "slowest": slowest,
+        "seconds": _rounded(laps[slowest]),
+    }
 
 
 def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequence[ScoredGroup]) -> None:
