@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from trainer import checkpoint
 from trainer.algorithms.threshold import ThresholdController
-from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.errors import NonFinite
@@ -49,7 +48,7 @@ def train(
     """
     source = training_tasks(settings, log)
     state = TrainState.new(policy, controller, settings, ranks)
-    clock, checkpoints = Clock(), settings.run_dir / "checkpoints"
+    clock, checkpoints = ranks.clock, settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
         log(f"resuming from {last}: {state.step} of {settings.steps} steps are done")
@@ -69,6 +68,7 @@ def train(
         Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else nullcontext() as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=not ranks.is_first) as bar,
     ):
+        clock.lap()  # what was before the first step is not in its record
         while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
@@ -85,10 +85,11 @@ def train(
                     raise error.with_saved_groups(step, folder) from error
                 raise
             state.advance([*replaced, *groups])
-            laps = ranks.gather_all((clock.lap(), ranks.waiting.lap()))
-            with ranks.together():
+            laps = ranks.gather_all(clock.lap())
+            audit = state.audit([*replaced, *groups], len(replaced), settings, laps)
+            with ranks.together("records"):
                 if metrics is not None:
-                    record = step_record(groups, len(replaced), update, settings, step, laps)
+                    record = step_record(groups, len(replaced), update, settings, step, laps, audit)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
                 log_images(metrics, settings.run_dir, step, groups)
