@@ -76,7 +76,7 @@ def policy_update(
     cosines: dict[Modality, float | None] = dict.fromkeys(MODALITIES)
     with sharding.split():
         if sharding.is_on:
-            own = in_step(policy, groups, passes, settings.loss, ranks)
+            own = in_step(policy, groups, passes, settings.loss, ranks, sharding)
         else:
             meter = GradientMeter(policy.module.parameters())
             own = accumulate(policy, groups, passes, settings.loss, ranks, meter)
