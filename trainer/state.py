@@ -115,23 +115,39 @@ class TrainState:
         return found
 
     def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
-        """Write a checkpoint, by rank 0 while the others wait; none before the first step.
-
-        None either after a failure inside the update of a split policy: the ranks are not in step to gather it.
-        """
-        if not self.step or self.sharding.is_split:
+        """Write a checkpoint, by rank 0 while the others wait; none before the first step. All ranks call it."""
+        if not self.step:
             return
         saved = self.to_save(ranks)
         with ranks.together():
             if ranks.is_first:
                 checkpoint.save(directory, self.step, saved, settings, ranks.world)
 
-    def restore(self, step: int, saved: dict[str, Any]) -> None:
-        """Restore the state after `step` steps from the tree that `to_save` returned.
+    def resume(self, directory: Path, settings: TrainerSettings, ranks: Ranks = ONE_RANK) -> Path | None:
+        """Restore the newest checkpoint, if there is one, and return it. All ranks call it.
+
+        Raises CheckpointMismatch, and SettingsError if the ranks find different ones.
+        """
+        with ranks.together():
+            last = checkpoint.latest(directory)
+            found = None if last is None else checkpoint.load(last, settings)
+        step = 0 if found is None else found[0]
+        ranks.check_equal(step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
+        if found is not None:
+            self.restore(*found, ranks)
+        return last
+
+    def restore(self, step: int, saved: dict[str, Any], ranks: Ranks = ONE_RANK) -> None:
+        """Restore the state after `step` steps from the tree that `to_save` returned. All ranks call it.
 
         Of a split policy each rank takes its parts. Raises CheckpointMismatch if the weights that are not trained are
         not those of the checkpoint.
         """
+        with ranks.together():
+            self._restore(step, saved)
+        self.sharding.refresh()
+
+    def _restore(self, step: int, saved: dict[str, Any]) -> None:
         if saved["frozen"] != self.frozen:
             raise CheckpointMismatch(
                 f"the checkpoint of step {step} was trained on other weights than [trainer.policy] model has now; give "
@@ -151,7 +167,6 @@ class TrainState:
         self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
         if self.ema is not None:
             self.ema.restore(saved["ema"])
-        self.sharding.refresh()
 
     def _own_parts(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Return the optimizer's saved state with this rank's parts of what has the shape of a parameter."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +49,29 @@ def _check_failures(ranks: Ranks) -> None:
         assert str(caught.value) == "rank 1 failed: NonFinite: the gradient's norm is nan"
 
 
+def _check_saving(ranks: Ranks) -> None:
+    """What may be exchanged after a failure: only if all ranks have left the same block with it."""
+    saved = list[str]()
+
+    def fail(name: str, *, undone: bool = True, agreed: bool = True) -> None:
+        block = ranks.together(undone=undone) if agreed else nullcontext()
+        with pytest.raises(RuntimeError), ranks.saving(lambda: saved.append(name)), _explained(), block:
+            _fail_on(ranks.rank == 1 or not agreed)
+
+    fail("agreed")
+    fail("half done", undone=False)
+    fail("alone", agreed=False)
+    assert saved == ["agreed"]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except NonFinite as error:
+        raise RuntimeError("explained") from error
+
+
 def _fail_on(flag: bool) -> None:
     if flag:
         raise NonFinite("the gradient's norm is nan", 3)
@@ -66,11 +91,42 @@ def _check_gradients(ranks: Ranks) -> None:
     for i, grad in enumerate(every[ranks.rank]):
         if (ranks.rank, i) != (1, 3):  # this rank has no gradient of that parameter
             parameters[i].grad = grad.clone()
-    ranks.sum_gradients(parameters)
+    frozen = nn.Parameter(torch.zeros(1000), requires_grad=False)
+    sent, all_reduce = list[tuple[torch.dtype, int]](), dist.all_reduce
+
+    def counted(message: torch.Tensor, *arguments: Any) -> None:
+        sent.append((message.dtype, message.numel()))
+        all_reduce(message, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counted)
+        ranks.sum_gradients([*parameters, frozen])
+    assert sent == [(torch.uint8, 6), *((torch.float32, n) for n in (6, 20, 8))]
     for i, parameter in enumerate(parameters[:-1]):
         expected = every[0][i] if i == 3 else every[0][i] + every[1][i]
         assert torch.equal(parameter.grad, expected)
-    assert torch.equal(parameters[-1].grad, torch.zeros(2, dtype=torch.bfloat16))
+    assert parameters[-1].grad is None
+    assert frozen.grad is None
+
+
+def _check_unused_parameters(ranks: Ranks) -> None:
+    """Two steps of AdamW, a parameter of images alone: a step of texts must not decay it nor move it by its moments."""
+    found = [_trained(ranks, ranks.rank), _trained(Ranks(), 0, 1)]
+    for ours, alone in zip(*found, strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-6, atol=0)
+
+
+def _trained(ranks: Ranks, *owners: int) -> list[torch.Tensor]:
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5)
+    for step in range(2):
+        optimizer.zero_grad(set_to_none=True)
+        for owner in owners:  # the first step has an image, on rank 1 alone
+            for parameter in parameters[: 2 if (step, owner) == (0, 1) else 1]:
+                (parameter.square().sum() * (owner + 1.0)).backward()
+        ranks.sum_gradients(parameters)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
 
 
 def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
@@ -95,7 +151,9 @@ def _refused(settings: TrainerSettings, message: str) -> None:
 def _check_all(ranks: Ranks, settings: TrainerSettings) -> None:
     _check_messages(ranks)
     _check_failures(ranks)
+    _check_saving(ranks)
     _check_gradients(ranks)
+    _check_unused_parameters(ranks)
     _check_bad_input(ranks, settings)
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,12 @@ FAILURES = {
     "memory": MemoryError(),
     "loss": None,  # NaN
 }
+LOCAL = {  # work of an update between two exchanges, at which a device may lack memory
+    "meter": "trainer.update.GradientMeter",
+    "messages": "trainer.distributed.ranks._messages",
+    "clip": "torch.nn.utils.clip_grad_norm_",
+    "step": "torch.optim.AdamW.step",
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     failing = {
         f"{case.mode}-{what}": [_settings(folder, f"failing-{case.mode}-{what}", case, steps) for steps in (1, 2)]
         for case in (GAUSSIAN, SPLIT)
-        for what in FAILURES
+        for what in (FAILURES if case is SPLIT else (*FAILURES, *LOCAL))
     }
     planted = {name: GAUSSIAN.settings(folder, f"two-{name}") for name in PLANTED}
     resumed = {case.name: _resumed(folder, case) for case in RESUMED}
@@ -164,10 +170,13 @@ def _fail(ranks: Ranks, what: str, before: TrainerSettings, settings: TrainerSet
     judge, loss = make_judge(GAUSSIAN), passes.clipped_loss
     if ranks.rank == 1 and what == "loss":
         loss = _not_finite
-    elif ranks.rank == 1:
+    elif ranks.rank == 1 and what in FAILURES:
         judge.submit = partial(_raise, FAILURES[what])  # type: ignore[method-assign]
     try:
-        with patch("trainer.passes.clipped_loss", loss):
+        with ExitStack() as stack:
+            stack.enter_context(patch("trainer.passes.clipped_loss", loss))
+            if ranks.rank == 1 and what in LOCAL:
+                stack.enter_context(patch(LOCAL[what], partial(_raise, torch.OutOfMemoryError("planted"))))
             train_case(ranks, GAUSSIAN, settings, judge)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -201,6 +210,16 @@ def test_a_failure_on_one_rank_ends_all(outcome: Outcome, mode: str, what: str, 
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
     assert last_tensors(run)
     assert len(lines(run)) == 1
+
+
+@pytest.mark.parametrize("what", LOCAL)
+def test_memory_that_lacks_between_two_exchanges(outcome: Outcome, what: str) -> None:
+    """No rank waits for the other at an exchange; what is saved stays readable."""
+    first, second = outcome.errors[f"replicate-{what}"]
+    assert second.startswith("OutOfMemory: out of memory in the update (planted). ")
+    assert first == "OtherRankFailed: rank 1 failed: OutOfMemoryError: planted"
+    run = outcome.folder / f"failing-replicate-{what}"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
 
 
 # -- bugs that the comparison must find -------------------------------------------------------------------------------
