@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
@@ -30,6 +31,17 @@ def check_devices(names: Sequence[str]) -> str | None:
             "(CUDA_VISIBLE_DEVICES='')"
         )
     return f"the ranks have different GPUs ({listed}): each step takes as long as on the slowest"
+
+
+def layout(places: Sequence[tuple[str, str]]) -> str:
+    """Return the ranks of each host and device, such as "0-7 gpu07 (NVIDIA H200, 140 GiB), 8-15 gpu08 (..)".
+
+    `places` has host and `device_name` of each rank.
+    """
+    spans = [(list(found), place) for place, found in groupby(range(len(places)), lambda rank: tuple(places[rank]))]
+    return ", ".join(
+        f"{ranks[0]}{f'-{ranks[-1]}' * (len(ranks) > 1)} {host} ({device})" for ranks, (host, device) in spans
+    )
 
 
 def _ranks_of(names: Sequence[str], name: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,6 @@ def launch(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     if not workers:
         from trainer.run import run
 
-        with suppress(NotADirectoryError):  # the run says so
-            (settings.run_dir / STOP_FILE).unlink(missing_ok=True)  # of a launcher that was killed
         return run(settings, evaluated=evaluated)
     if world > 1:
         raise SettingsError(
@@ -75,7 +76,7 @@ def _fit(settings: TrainerSettings, evaluated: bool) -> None:
     ray.init(ignore_reinit_error=True, log_to_driver=True)
     with _stop_by_file(settings.run_dir):
         try:
-            refusal = trainer.fit().return_value
+            refusal = _in_thread(trainer.fit).return_value
         except ray.train.TrainingFailedError as error:
             raise WorkersFailed(
                 f"the workers failed more than [trainer.ranks] max_failures = {ranks.max_failures} times: {error}"
@@ -88,6 +89,7 @@ def _worker(config: dict[str, Any]) -> str | None:
     """Train; return the message of a SettingsError, which all ranks have: Ray Train starts failed workers again."""
     from trainer.run import run
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Ray logs INFO: a line for every request
     try:
         run(TrainerSettings.model_validate(config["settings"]), evaluated=config["evaluated"])
     except SettingsError as error:
@@ -95,14 +97,39 @@ def _worker(config: dict[str, Any]) -> str | None:
     return None
 
 
+def _in_thread(function: Callable[[], Any]) -> Any:
+    """Return what the function returns in a thread: in the main thread Ray Train makes Ctrl-C abort the workers."""
+    found: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=call, name="ray-train", daemon=True).start()
+    return found.result()
+
+
 @contextmanager
 def _stop_by_file(run_dir: Path) -> Iterator[None]:
-    """Turn SIGTERM into a file that rank 0 looks for between two steps: signals do not reach the workers."""
+    """Turn SIGTERM and Ctrl-C into a file that rank 0 looks for between two steps: signals do not reach the workers.
+
+    A second Ctrl-C raises KeyboardInterrupt.
+    """
     file = run_dir / STOP_FILE
     file.unlink(missing_ok=True)  # of a launcher that was killed
-    before = signal.signal(signal.SIGTERM, lambda *_: file.touch())
+
+    def handle(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and file.exists():
+            raise KeyboardInterrupt
+        file.touch()
+        print("stopping after this step and its checkpoint; Ctrl-C ends at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         file.unlink(missing_ok=True)

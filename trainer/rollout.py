@@ -13,6 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.screen import ScreenResult, best_and_worst, screen, top_up
@@ -25,6 +27,7 @@ from trainer.scenarios import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Seed, Task
 
+AUDIT = int.from_bytes(b"audit")  # a stream of random numbers; those of rollouts have their index there
 REFERENCES = 3  # images of the concept sent with each image to reward
 
 
@@ -38,6 +41,7 @@ class Previews:
     threshold  the threshold they were screened by; None keeps all
     dropped    how many more were drawn ahead of their scores, and not needed
     step       the denoising step at which they were scored; at step 0 there are no images
+    audited    the rejected ones that are finished to measure the screen
     """
 
     task: Task
@@ -48,6 +52,7 @@ class Previews:
     threshold: float | None
     dropped: int = 0
     step: int = 0
+    audited: tuple[int, ...] = ()
 
     @property
     def capped(self) -> bool:
@@ -72,7 +77,8 @@ Sampling = Generator[Awaited, bool | None, Previews]  # send True to draw withou
 class ScoredGroup:
     """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
 
-    A group that another rank drew has its scores, rewards and answers, but no rollouts and no images.
+    A group that another rank drew has its scores, rewards and answers, but no rollouts and no images. `audit` has the
+    rewards of `previews.audited`, which are not part of the group.
     """
 
     previews: Previews
@@ -80,6 +86,7 @@ class ScoredGroup:
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
     answers: tuple[str, ...]
+    audit: tuple[Reward, ...] = ()
 
     @property
     def is_ours(self) -> bool:
@@ -95,18 +102,21 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """The kept rollouts, finished, with their images and pending rewards in the same order."""
+    """The kept rollouts, finished, with their images and pending rewards in the same order; `audit` of audited ones."""
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     pending: tuple[Future[list[Reward]], ...]
+    audit: tuple[Future[list[Reward]], ...] = ()
 
     def wait(self) -> ScoredGroup:
         """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
-        rewards = tuple(reward for future in self.pending for reward in future.result())
+        rewards, audit = (
+            tuple(reward for future in pending for reward in future.result()) for pending in (self.pending, self.audit)
+        )
         answers = tuple(rollout.answer for rollout in self.rollouts)
-        return ScoredGroup(self.previews, self.rollouts, self.images, rewards, answers)
+        return ScoredGroup(self.previews, self.rollouts, self.images, rewards, answers, audit)
 
 
 def sample_previews(
@@ -168,7 +178,18 @@ def sample_previews(
     screened = best_and_worst(scores, limits.images) if both_tails else top_up(screened, scores, limits.images)
     dropped = len(rollouts) - count
     kept = tuple(rollouts[:count]), tuple(images[:count]), tuple(scores)
-    return Previews(task, *kept, screened, threshold, dropped, step)
+    audited = _audited(scores, screened, limits.audit, key)
+    return Previews(task, *kept, screened, threshold, dropped, step, audited)
+
+
+def _audited(
+    scores: Sequence[float | None], screened: ScreenResult, share: float, key: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the rejected previews that an audit finishes: each with the probability `share`, by numbers of the key."""
+    if not share:
+        return ()
+    kept, uniform = set(screened.indices), np.random.default_rng([*key, AUDIT]).random(len(scores))
+    return tuple(i for i, score in enumerate(scores) if score is not None and i not in kept and uniform[i] < share)
 
 
 def _surrogate_scores(
@@ -200,24 +221,30 @@ def _no_scores(count: int) -> Future[list[Reward]]:
 def finish(
     policy: Policy, service: RewardBackend, previews: Previews, settings: TrainerSettings, clock: Clock
 ) -> Group:
-    """Finish the kept previews and request their rewards, `reward_batch_size` at a time.
+    """Finish the kept previews and request their rewards, `reward_batch_size` at a time; then the audited ones.
 
-    The service scores one batch while the next is drawn.
+    The service scores one batch while the next is drawn. The audit's batches are its own, so that it changes no kept
+    rollout.
     """
-    chosen = [previews.rollouts[i] for i in previews.screened.indices]
-    rollouts: list[Rollout] = []
-    images: list[Pixels] = []
-    pending = []
-    for first in range(0, len(chosen), settings.reward_batch_size):
-        batch = chosen[first : first + settings.reward_batch_size]
-        with clock("finish"):
-            finished = continue_images(policy, batch, policy.image_steps)
-        with clock("decode"):
-            decoded = policy.images([rollout.image for rollout in finished])
-        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
-        rollouts += finished
-        images += decoded
-    return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
+    parts = [(previews.screened.indices, ("finish", "decode")), (previews.audited, ("audit", "audit"))]
+    found = []
+    for indices, phases in parts:
+        chosen = [previews.rollouts[i] for i in indices]
+        rollouts: list[Rollout] = []
+        images: list[Pixels] = []
+        pending: list[Future[list[Reward]]] = []
+        for first in range(0, len(chosen), settings.reward_batch_size):
+            batch = chosen[first : first + settings.reward_batch_size]
+            with clock(phases[0]):
+                finished = continue_images(policy, batch, policy.image_steps)
+            with clock(phases[1]):
+                decoded = policy.images([rollout.image for rollout in finished])
+            pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
+            rollouts += finished
+            images += decoded
+        found.append((tuple(rollouts), tuple(images), tuple(pending)))
+    kept, (_, _, audit) = found
+    return Group(previews, *kept, audit)
 
 
 def overlap(samplings: Sequence[Sampling], finish: Callable[[Previews], Group], clock: Clock) -> list[Group]:
@@ -294,7 +321,10 @@ def _exchange(ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup]) -
 
 def _to_document(group: ScoredGroup) -> dict[str, Any]:
     previews = group.previews
-    rewards = [asdict(replace(reward, components=dict(reward.components))) for reward in group.rewards]
+    rewards, audit = (
+        [asdict(replace(reward, components=dict(reward.components))) for reward in found]
+        for found in (group.rewards, group.audit)
+    )
     screened = asdict(previews.screened)
     return {
         "scores": previews.scores,
@@ -302,20 +332,34 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
         "threshold": previews.threshold,
         "dropped": previews.dropped,
         "step": previews.step,
+        "audited": previews.audited,
         "rewards": rewards,
+        "audit": audit,
         "answers": group.answers,
     }
 
 
 def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
-    others = (document[name] for name in ("threshold", "dropped", "step"))
-    previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), *others)
-    rewards = [
-        Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
-        for one in document["rewards"]
-    ]
-    return ScoredGroup(previews, (), (), tuple(rewards), tuple(document["answers"]))
+    previews = Previews(
+        task,
+        (),
+        (),
+        tuple(document["scores"]),
+        ScreenResult(**screened),
+        document["threshold"],
+        document["dropped"],
+        document["step"],
+        tuple(document["audited"]),
+    )
+    rewards, audit = (
+        tuple(
+            Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
+            for one in document[name]
+        )
+        for name in ("rewards", "audit")
+    )
+    return ScoredGroup(previews, (), (), rewards, tuple(document["answers"]), audit)
 
 
 def replace_flat_groups(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 
 from tqdm import tqdm
 
+from synod.errors import SettingsError
 from trainer import checkpoint
 from trainer.algorithms.threshold import make_controller
 from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
-from trainer.devices import check_devices, device_name
-from trainer.distributed import Ranks, device, joined
+from trainer.devices import check_devices, device_name, layout
+from trainer.distributed import PATIENCE, Ranks, device, joined
 from trainer.evaluate.during import HeldOut
 from trainer.policy import registry
 from trainer.policy.base import Policy
@@ -22,8 +24,10 @@ from trainer.processes import processes
 from trainer.report.page import write_report
 from trainer.rewards.served import Wanted
 from trainer.rewards.service import RewardService
-from trainer.run_dir import check_shared, run_lock
+from trainer.run_dir import RESTART_S, check_shared, run_lock
+from trainer.screen_audit import audit_line
 from trainer.settings import TrainerSettings
+from trainer.stop import STOP_FILE
 from trainer.train import train
 
 
@@ -37,10 +41,14 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     with joined() as ranks, ExitStack() as held:
         with ranks.together():
             settings.check_ranks(ranks.world)
-            token = held.enter_context(run_lock(settings.run_dir)) if ranks.is_first else None
+            _check_patience(settings, ranks.world)
+            token = held.enter_context(_run_lock(settings)) if ranks.is_first else None
         check_shared(settings.run_dir, token, ranks)
         log = tqdm.write if ranks.is_first else _silent
-        warning = check_devices(ranks.gather_all(device_name()))
+        places = ranks.gather_all([socket.gethostname(), device_name()])
+        warning = check_devices([name for _, name in places])
+        if ranks.world > 1:
+            log(f"training on {ranks.world} ranks: {layout(places)}")
         with ranks.together():
             before = checkpoint.check(settings.run_dir / "checkpoints", settings)  # before anything is drawn
             wanted = wanted_rewards(settings)  # reads the prompts: a mistake there is found before a model is loaded
@@ -60,7 +68,7 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
     if evaluated and settings.data.heldout is None:
         log("[trainer.data] names no held-out prompts: nothing is evaluated before and after training")
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-    with closing(RewardService(settings.rewards, log=log)) as service:
+    with closing(RewardService(settings.rewards, log=_log_of(ranks))) as service:
         with ranks.together():
             service.wait_ready()
             service.check_served(wanted)
@@ -79,9 +87,38 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
                         policy.save(settings.run_dir / "policy")
         else:
             log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
+        if (audit := audit_line(state.audits, state.costs)) is not None:
+            log(audit)
         if ranks.is_first:
             log(f"wrote {write_report(settings.run_dir)}")
     return 0
+
+
+@contextmanager
+def _run_lock(settings: TrainerSettings) -> Iterator[str]:
+    """Hold the run's directory, and remove the stop file of a launcher that was killed.
+
+    Workers of Ray Train wait for the lock of a rank 0 that was killed, and their launcher removes the file.
+    """
+    has_workers = settings.ranks.workers > 0
+    with run_lock(settings.run_dir, patience_s=RESTART_S if has_workers else 0.0) as token:
+        if not has_workers:
+            (settings.run_dir / STOP_FILE).unlink(missing_ok=True)
+        yield token
+
+
+def _check_patience(settings: TrainerSettings, world: int) -> None:
+    limit = PATIENCE.total_seconds()
+    if world > 1 and settings.rewards.patience_s >= limit:
+        raise SettingsError(
+            f"[trainer.rewards] patience_s = {settings.rewards.patience_s:g}: a rank waits for the others for "
+            f"{limit:g} s; with several ranks give less than that"
+        )
+
+
+def _log_of(ranks: Ranks) -> Callable[[str], None]:
+    """Return the log of what may happen to one rank alone: that of rank 0, or with the rank's number."""
+    return tqdm.write if ranks.is_first else lambda message: tqdm.write(f"rank {ranks.rank}: {message}")
 
 
 def _write_settings(settings: TrainerSettings) -> None:

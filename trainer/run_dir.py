@@ -11,22 +11,23 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from synod.errors import SettingsError
 from trainer.distributed import Ranks
 
 LOCK: Final = ".lock"  # of rank 0, which writes the directory; the system releases it when the process ends
 LAUNCHER_LOCK: Final = ".launcher.lock"  # of the process that starts the workers of Ray Train
+RESTART_S: Final = 30.0  # in which the system ends the killed rank 0 of workers that start again
 SEEN_WITHIN_S: Final = 30.0  # a network filesystem may show a new file on another machine only after so long
 
 
 @contextmanager
-def run_lock(run_dir: Path, name: str = LOCK) -> Iterator[str]:
+def run_lock(run_dir: Path, name: str = LOCK, *, patience_s: float = 0.0) -> Iterator[str]:
     """Create the run's directory, hold it alone, and yield a token that the lock file holds.
 
-    Raises SettingsError if the directory cannot be written, or another process holds it. A process that was killed
-    holds nothing.
+    Raises SettingsError if the directory cannot be written, or another process holds it for `patience_s` more. A
+    process that was killed holds nothing.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -34,13 +35,11 @@ def run_lock(run_dir: Path, name: str = LOCK) -> Iterator[str]:
     except OSError as error:
         raise SettingsError(f"[trainer] run_dir = {run_dir}: {error.strerror}; give a directory to write to") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locks(file, patience_s):
             raise SettingsError(
                 f"[trainer] run_dir = {run_dir}: another training uses it ({_holder(run_dir / name)}); give this one a "
                 "directory of its own, or stop the other"
-            ) from None
+            )
         token = uuid.uuid4().hex
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "token": token}))
@@ -61,6 +60,19 @@ def check_shared(run_dir: Path, token: str | None, ranks: Ranks) -> None:
             f"[trainer] run_dir = {run_dir}: {', '.join(blind)} does not see what rank 0 on {found[0][0]} has written "
             "there; give a directory that every machine mounts (NFS, or a ReadWriteMany claim)"
         )
+
+
+def _locks(file: IO[str], patience_s: float) -> bool:
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
 
 
 def _sees(file: Path, token: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 
 from trainer import checkpoint
 from trainer.algorithms.advantage import Slope
+from trainer.algorithms.audit import Audit, Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.checkpoint import CheckpointMismatch
 from trainer.credit import update_reward_slopes
@@ -22,8 +23,9 @@ from trainer.ema import Ema
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.rollout import Previews, ScoredGroup
+from trainer.screen_audit import audit_record, restored, update_audits, update_costs
 from trainer.settings import TrainerSettings
-from trainer.types import MODALITIES, Modality, Task
+from trainer.types import MODALITIES, Modality, Pathway, Task
 
 DIGEST_NUMBERS = 64  # of each frozen parameter
 
@@ -47,6 +49,7 @@ class TrainState:
     ema            the average of the trained weights; None: not kept
     thresholds     the threshold controller's state for each `Task.key`
     reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline
+    audits, costs  sums over the groups and steps of a run whose screen is audited
     """
 
     policy: Policy
@@ -59,6 +62,8 @@ class TrainState:
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
     reward_slopes: dict[Modality, Slope] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Slope()))
+    audits: dict[Pathway, Audit] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
 
     @classmethod
     def new(
@@ -74,6 +79,10 @@ class TrainState:
         sharding.refresh()
         return cls(policy, optimizer, controller, trained, frozen, sharding, ema)
 
+    def key(self, settings: TrainerSettings) -> tuple[int, int]:
+        """Return the first numbers of every seed of the present step."""
+        return settings.seed, self.step
+
     def threshold(self, task: Task) -> float | None:
         """Return the threshold that the task's previews are screened by; None keeps all."""
         return self.thresholds.get(task.key, self.controller.initial_state()).threshold
@@ -86,6 +95,19 @@ class TrainState:
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1
+
+    def audit(
+        self,
+        groups: Sequence[ScoredGroup],
+        replaced: int,
+        settings: TrainerSettings,
+        seconds: Sequence[Mapping[str, float]],
+    ) -> dict[str, Any]:
+        """Add a step's groups, the `replaced` ones first, and every rank's seconds to the audit; return its figures."""
+        if settings.screen.audit:
+            self.audits = update_audits(self.audits, groups, settings)
+            self.costs = update_costs(self.costs, groups, replaced, seconds)
+        return audit_record(self.audits, self.costs)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -110,16 +132,23 @@ class TrainState:
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
             "slopes": {modality: asdict(slope) for modality, slope in self.reward_slopes.items()},
             **({} if self.ema is None else {"ema": self.ema.to_save()}),
+            **self._saved_audit(),
         }
         found: dict[str, Any] = whole(saved, keep=ranks.is_first)
         return found
+
+    def _saved_audit(self) -> dict[str, Any]:
+        if self.costs == Costs():
+            return {}
+        audits = {pathway: asdict(audit) for pathway, audit in self.audits.items()}
+        return {"audits": audits, "costs": asdict(self.costs)}
 
     def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
         """Write a checkpoint, by rank 0 while the others wait; none before the first step. All ranks call it."""
         if not self.step:
             return
         saved = self.to_save(ranks)
-        with ranks.together():
+        with ranks.together("checkpoint"):
             if ranks.is_first:
                 checkpoint.save(directory, self.step, saved, settings, ranks.world)
 
@@ -165,6 +194,9 @@ class TrainState:
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
         self.step = step
         self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
+        if "audits" in saved:
+            self.audits = {pathway: restored(audit) for pathway, audit in saved["audits"].items()}
+            self.costs = Costs(**saved["costs"])
         if self.ema is not None:
             self.ema.restore(saved["ema"])
 

@@ -14,7 +14,6 @@ from functools import partial
 from tqdm import tqdm
 
 from trainer.algorithms.threshold import ThresholdController
-from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.errors import NonFinite
@@ -50,7 +49,7 @@ def train(
     with ranks.together():
         source = training_tasks(settings, log)
     state = TrainState.new(policy, controller, settings, ranks)
-    clock, checkpoints = Clock(), settings.run_dir / "checkpoints"
+    clock, checkpoints = ranks.clock, settings.run_dir / "checkpoints"
     if (last := state.resume(checkpoints, settings, ranks)) is not None:
         log(f"resuming from {last}: {state.step} of {settings.steps} steps are done")
 
@@ -58,13 +57,11 @@ def train(
         with clock("checkpoint"):
             state.save(checkpoints, settings, ranks)
 
-    saving = partial(ranks.saving, save_checkpoint)  # the finished steps; resuming repeats the others
-
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
-        key = (settings.seed, state.step)
-        return draw_groups(policy, service, tasks, key, first, state.threshold, settings, clock, ranks)
+        return draw_groups(policy, service, tasks, state.key(settings), first, state.threshold, settings, clock, ranks)
 
+    saving = partial(ranks.saving, save_checkpoint)  # the finished steps; resuming repeats the others
     with (
         stop_on_signal(settings.run_dir) as stop,
         ExitStack() as held,
@@ -73,6 +70,7 @@ def train(
         with ranks.together():
             opened = Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else None
             metrics = opened and held.enter_context(opened)
+        clock.lap()  # what was before the first step is not in its record
         while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             with saving():
@@ -87,10 +85,11 @@ def train(
                 folder = save_failed_groups(settings.run_dir, step, groups, error, ranks.rank)
                 raise error.with_saved_groups(step, folder) from error
             state.advance([*replaced, *groups])
-            laps = ranks.gather_all((clock.lap(), ranks.waiting.lap()))
-            with saving(), ranks.together():
+            laps = ranks.gather_all(clock.lap())
+            audit = state.audit([*replaced, *groups], len(replaced), settings, laps)
+            with saving(), ranks.together("records"):
                 if metrics is not None:
-                    record = step_record(groups, len(replaced), update, settings, step, laps)
+                    record = step_record(groups, len(replaced), update, settings, step, laps, audit)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
                 log_images(metrics, settings.run_dir, step, groups)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -33,12 +33,12 @@ _MARK: Final = "trainer_in_step"  # the attribute of an error that tells whether
 class Ranks:
     """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing.
 
-    `waiting` has the time in `together` after this rank's own work was done, as the phase "wait".
+    `clock` measures the phases of training; what this rank waits in `together` after its own work is in "ranks".
     """
 
     rank: int = 0
     world: int = 1
-    waiting: Clock = field(default_factory=Clock, compare=False, repr=False)
+    clock: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -113,8 +113,10 @@ class Ranks:
             raise
 
     @contextmanager
-    def together(self, *, undone: bool = True) -> Iterator[None]:
+    def together(self, phase: str = "ranks", *, undone: bool = True) -> Iterator[None]:
         """If the block fails on one rank, all ranks leave it with an error (`is_agreed`).
+
+        The wait for the others is in the `phase` of the clock: another than "ranks" where rank 0 alone has work to do.
 
         A failed rank raises its own error, the others raise OtherRankFailed with its message (SettingsError if it is
         one: bad input is bad on every rank). Every rank must enter the block, and the block must not send anything: the
@@ -126,7 +128,7 @@ class Ranks:
         except Exception as caught:
             error = caught
         failed = [] if error is None else [f"{type(error).__name__}: {error}", isinstance(error, SettingsError)]
-        with self.waiting("wait"):
+        with self.clock(phase) if self.world > 1 else nullcontext():
             everywhere = self.gather_all(failed)
         if error is not None:
             raise _marked(error, undone)

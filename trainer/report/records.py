@@ -21,7 +21,7 @@ from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update
 
 Record = dict[str, Any]
-Lap = tuple[Mapping[str, float], Mapping[str, float]]  # of `train`'s clock, and of `Ranks.waiting`
+Lap = Mapping[str, float]  # the seconds of each phase of a step
 REJECTED_SHOWN = 8  # previews of each group
 
 
@@ -32,6 +32,7 @@ def step_record(
     settings: TrainerSettings,
     step: int,
     laps: Sequence[Lap],
+    audit: Record,
 ) -> Record:
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
@@ -40,7 +41,7 @@ def step_record(
     arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
     without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
     replaced, which no other figure counts. `lr` is that of parameters without a rate of their modality. `laps` are
-    those of every rank; `seconds` is rank 0's.
+    those of every rank; `seconds` is rank 0's. `audit` has the figures of the screen's audit up to this step.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -48,7 +49,11 @@ def step_record(
     drawn = sum(group.previews.screened.drawn for group in groups)
     num_scored = sum(group.previews.screened.num_scored for group in groups)
     total = settings.policy.image_steps
-    done = sum(g.previews.screened.drawn * g.previews.step + len(g.rewards) * (total - g.previews.step) for g in groups)
+    done = sum(
+        g.previews.screened.drawn * g.previews.step
+        + (len(g.rewards) + len(g.previews.audited)) * (total - g.previews.step)
+        for g in groups
+    )
     steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
         "pathways": [group.previews.task.pathway for group in groups],
@@ -76,7 +81,8 @@ def step_record(
         "replaced": replaced,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
-        "seconds": _rounded(laps[0][0]),
+        **audit,
+        "seconds": _rounded(laps[0]),
         "ranks": ranks_record(laps),
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -85,16 +91,25 @@ def step_record(
 def ranks_record(laps: Sequence[Lap]) -> Record | None:
     """Return how several ranks shared the time of a step; None for one rank.
 
+    world       the number of ranks
     wait_share  the share of the time that a rank waited for the slowest one, mean over the ranks
     slowest     the rank that waited least
     seconds     its seconds in each phase
+
+    Waiting while rank 0 alone writes is left out. In the update of a split policy it cannot be told from messages, so
+    then it is that of drawing.
     """
     if len(laps) == 1:
         return None
-    waits = [waiting.get("wait", 0.0) for _, waiting in laps]
+    waits = [lap.get("ranks", 0.0) for lap in laps]
     slowest = waits.index(min(waits))
-    share = sum(waits) / sum(waiting["total"] for _, waiting in laps)
-    return {"wait_share": round(share, 4), "slowest": slowest, "seconds": _rounded(laps[slowest][0])}
+    share = sum(waits) / sum(lap["total"] for lap in laps)
+    return {
+        "world": len(laps),
+        "wait_share": round(share, 4),
+        "slowest": slowest,
+        "seconds": _rounded(laps[slowest]),
+    }
 
 
 def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequence[ScoredGroup]) -> None:

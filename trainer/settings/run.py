@@ -32,6 +32,9 @@ class ScreenSettings(Node):
     scores `max_previews` previews and finishes the best and the worst of them, `group_size` in all. "extremes" finishes
     `finished` images without a screen (null: twice the group), and updates on the `group_size` of them whose rewards
     are furthest from the mean of all. The last two have no threshold.
+
+    `audit` is the share of rejected previews that are finished and rewarded to measure the screen
+    (`trainer.screen_audit`); they never enter the update.
     """
 
     group_size: int = Field(9, ge=2)
@@ -42,6 +45,7 @@ class ScreenSettings(Node):
     target_pass_rate: Fraction = 0.25
     select: Literal["first_above", "best_and_worst", "extremes"] = "first_above"
     finished: int | None = Field(None, ge=2)
+    audit: float = Field(0.0, ge=0, le=1)
 
     @property
     def images(self) -> int:
@@ -64,6 +68,11 @@ class ScreenSettings(Node):
             raise ValueError(
                 f"select '{self.select}' chooses among {chosen}, but threshold '{self.threshold}' screens previews; "
                 "give threshold 'none'"
+            )
+        if self.audit and not self.is_on:
+            raise ValueError(
+                f"audit {self.audit:g} measures a screen, but threshold 'none' with select '{self.select}' rejects "
+                "nothing; give audit 0, or a screen"
             )
         if self.images < self.group_size:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from synod.errors import SettingsError
-from trainer.devices import check_devices, device_name
+from trainer.devices import check_devices, device_name, layout
 
 H200, H100 = "NVIDIA H200, 140 GiB", "NVIDIA H100, 80 GiB"
 
@@ -25,6 +25,11 @@ def test_different_gpus_are_named_with_their_ranks() -> None:
 def test_ranks_without_a_gpu_among_others_are_refused(names: list[str]) -> None:
     with pytest.raises(SettingsError, match=rf"cpu: rank {names.index('cpu')}.*CUDA_VISIBLE_DEVICES"):
         check_devices(names)
+
+
+def test_hosts_are_named_with_their_ranks() -> None:
+    places = [("gpu07", H200)] * 8 + [("gpu08", H200), ("gpu08", H100)]
+    assert layout(places) == f"0-7 gpu07 ({H200}), 8 gpu08 ({H200}), 9 gpu08 ({H100})"
 
 
 def test_this_machine_has_a_device() -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from trainer import run_dir
 from trainer.distributed import Ranks
 from trainer.launch import launch
 from trainer.run_dir import LAUNCHER_LOCK, LOCK, check_shared, run_lock
+from trainer.stop import STOP_FILE
 
 HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); "
 
@@ -30,10 +33,12 @@ def test_a_second_launcher_is_refused(tiny_settings: MakeSettings, workers: str,
         return  # then the first launcher's rank 0 holds LOCK
     with run_lock(settings.run_dir, name):
         before = (settings.run_dir / name).read_text()
+        (settings.run_dir / STOP_FILE).touch()
         held = rf"run_dir = {settings.run_dir}: another training uses it \(process {os.getpid()} on"
         with pytest.raises(SettingsError, match=held):
             launch(settings)
         assert (settings.run_dir / name).read_text() == before
+        assert (settings.run_dir / STOP_FILE).exists(), "the first launcher's"
 
 
 @pytest.mark.slow
@@ -49,6 +54,14 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
     with run_lock(tmp_path) as token:
         assert json.loads((tmp_path / LOCK).read_text())["token"] == token
+
+
+def test_workers_wait_for_the_lock_of_a_killed_rank(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        held.enter_context(run_lock(tmp_path))
+        threading.Timer(0.3, held.close).start()
+        with run_lock(tmp_path, patience_s=20.0) as token:
+            assert token
 
 
 def test_one_rank_sees_what_it_wrote(tmp_path: Path) -> None:

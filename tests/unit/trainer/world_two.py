@@ -58,7 +58,12 @@ ROUNDED: Final = (
     *COSINES,
 )
 # Three groups a step: for Show-o a visual, a textual and a GenEval group, which has no text.
-COMMON: Final = {"PROMPTS_PER_STEP": "3", "CHECKPOINT_EVERY": "1", "LOSS__BASELINE": "population"}
+COMMON: Final = {
+    "PROMPTS_PER_STEP": "3",
+    "CHECKPOINT_EVERY": "1",
+    "LOSS__BASELINE": "population",
+    "SCREEN__AUDIT": "0.5",
+}
 OF_FAMILY: Final = {
     "show_o": {"DATA__GENEVAL_SHARE": "0.3333", "OPTIMIZER__LR": "0.01"},
     "gaussian": {"DATA__GENEVAL_SHARE": "1.0", "LOSS__IMAGE__LR": "0.1", "LOSS__IMAGE__BETA": "1e-3"},
