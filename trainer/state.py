@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint
+from trainer.agreement import check_settings, check_weights
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.audit import Audit, Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
@@ -72,6 +73,7 @@ class TrainState:
         """Return the state before the first step; splits the policy over the ranks if the settings say so."""
         decay, frozen, sharding = settings.optimizer.ema, frozen_digest(policy.module), WHOLE
         if settings.ranks.shard > 1 and ranks.world > 1:  # a dry run has one rank
+            check_weights(policy, ranks)  # later a rank has parts of them alone
             sharding = shard(policy.units(), ranks, settings.ranks.shard)
         optimizer = make_optimizer(policy, settings)
         ema = Ema(policy.module, decay) if decay else None
@@ -155,8 +157,9 @@ class TrainState:
     def resume(self, directory: Path, settings: TrainerSettings, ranks: Ranks = ONE_RANK) -> Path | None:
         """Restore the newest checkpoint, if there is one, and return it. All ranks call it.
 
-        Raises CheckpointMismatch, and SettingsError if the ranks find different ones.
+        Raises CheckpointMismatch, and SettingsError if the ranks differ in settings, checkpoints or weights.
         """
+        check_settings(settings, ranks)
         with ranks.together():
             last = checkpoint.latest(directory)
             found = None if last is None else checkpoint.load(last, settings)
@@ -164,6 +167,8 @@ class TrainState:
         ranks.check_equal(step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
         if found is not None:
             self.restore(*found, ranks)
+        if not self.sharding.is_on:
+            check_weights(self.policy, ranks)
         return last
 
     def restore(self, step: int, saved: dict[str, Any], ranks: Ranks = ONE_RANK) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from torch import nn
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.world_two import spawn
-from trainer import distributed
+from trainer import agreement, distributed
+from trainer.agreement import check_weights
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite, OtherRankFailed
 from trainer.run import run
@@ -138,9 +140,27 @@ def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
         _refused(settings.model_copy(update={"prompts_per_step": 1}), "2 ranks share .* prompts_per_step is 1")
         with run_lock(settings.run_dir) if ranks.is_first else nullcontext():
             _refused(settings, "another training uses it")
+        lower = settings.optimizer.model_copy(update={"lr": 0.5})
+        _refused(
+            settings if ranks.is_first else settings.model_copy(update={"optimizer": lower}),
+            f"different settings:\n  trainer.optimizer.lr: {settings.optimizer.lr} on rank 0, 0.5 on rank 1\nGive",
+        )
+        patch.setattr(agreement, "_content", lambda path: f"{path.name} of rank {ranks.rank}")
+        _refused(settings, 'trainer.data.concepts .* on rank 0, .* of rank 1" on rank 1\n')
         patch.setattr("trainer.run.device_name", lambda: "H200" if ranks.is_first else "cpu")
         _refused(settings, "some ranks have a GPU and some have none .*H200: rank 0; cpu: rank 1")
     assert {path.name for path in settings.run_dir.rglob("*") if path.is_file()} == {LOCK}
+
+
+def _check_weights(ranks: Ranks) -> None:
+    """A module that no gradient reaches differs on rank 1."""
+    policy: Any = SimpleNamespace(module=nn.Linear(3, 3), tokenizer=nn.Linear(300, 300))
+    for module in (policy.module, policy.tokenizer):
+        nn.init.ones_(module.weight), nn.init.ones_(module.bias)
+    check_weights(policy, ranks)
+    nn.init.constant_(policy.tokenizer.weight, 1 + 1e-6 * ranks.rank)
+    with pytest.raises(SettingsError, match="as the digest of the weights; give the same"):
+        check_weights(policy, ranks)
 
 
 def _refused(settings: TrainerSettings, message: str) -> None:
@@ -154,6 +174,7 @@ def _check_all(ranks: Ranks, settings: TrainerSettings) -> None:
     _check_saving(ranks)
     _check_gradients(ranks)
     _check_unused_parameters(ranks)
+    _check_weights(ranks)
     _check_bad_input(ranks, settings)
 
 

@@ -244,7 +244,7 @@ def _not_summed_on_rank_1(ranks: Ranks) -> Iterator[None]:
 
     def kept(self: Ranks, parameters: Any) -> None:
         parameters = list(parameters)
-        own = [parameter.grad for parameter in parameters]
+        own = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
         sum_gradients(self, parameters)
         if self.rank == 1:
             for parameter, grad in zip(parameters, own, strict=True):
