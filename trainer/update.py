@@ -78,7 +78,7 @@ def policy_update(
     cosines: dict[Modality, float | None] = dict.fromkeys(MODALITIES)
     with sharding.split():
         if meter is None:
-            own = in_step(policy, groups, passes, settings.loss, ranks)
+            own = in_step(policy, groups, passes, settings.loss, ranks, sharding)
             norm = _clip(policy)  # the ranks exchange the squares of their parts
         else:
             own = accumulate(policy, groups, passes, settings.loss, ranks, meter)

@@ -69,6 +69,14 @@ class Sharding:
                 cast(FSDPModule, unit).reshard()
                 cast(FSDPModule, unit).unshard()
 
+    def exchange_replicas(self, flag: bool) -> None:
+        """Say whether the next backward pass ends with the exchange of gradients between replicas of the policy.
+
+        Until then each replica adds up its own, and no parameter has a gradient. With one replica nothing changes.
+        """
+        for root, _ in self._models[:1]:
+            cast(FSDPModule, root).set_requires_all_reduce(flag)
+
     def _keep_gathered(self, flag: bool) -> None:
         for _, blocks in self._models[:1]:
             for block in blocks:

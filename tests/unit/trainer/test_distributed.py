@@ -145,8 +145,9 @@ def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
             settings if ranks.is_first else settings.model_copy(update={"optimizer": lower}),
             f"different settings:\n  trainer.optimizer.lr: {settings.optimizer.lr} on rank 0, 0.5 on rank 1\nGive",
         )
-        patch.setattr(agreement, "_content", lambda path: f"{path.name} of rank {ranks.rank}")
-        _refused(settings, 'trainer.data.concepts .* on rank 0, .* of rank 1" on rank 1\n')
+        with patch.context() as files:
+            files.setattr(agreement, "_content", lambda path: f"{path.name} of rank {ranks.rank}")
+            _refused(settings, 'trainer.data.concepts .* on rank 0, .* of rank 1" on rank 1\n')
         patch.setattr("trainer.run.device_name", lambda: "H200" if ranks.is_first else "cpu")
         _refused(settings, "some ranks have a GPU and some have none .*H200: rank 0; cpu: rank 1")
     assert {path.name for path in settings.run_dir.rglob("*") if path.is_file()} == {LOCK}

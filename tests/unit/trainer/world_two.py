@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn as start_processes
+from torch.multiprocessing.spawn import start_processes
 
 from synod.contracts import ScoreItem
 from tests.unit.trainer.gaussian_policy import GaussianPolicy, closeness
@@ -43,6 +44,7 @@ from trainer.train import train
 from trainer.update import MAX_GRAD_NORM, policy_update
 
 STEPS: Final = 3
+PRELOADED: Final = ("pytest", "peft", "torch.utils.tensorboard", "transformers.models.auto.tokenization_auto")
 LIMITS: Final = {  # of the differences that follow from the order of sums
     "draw_difference": 1e-5,
     "rounded_difference": 1e-5,
@@ -214,9 +216,14 @@ def lost_for_cats(item: ScoreItem) -> float | None:
 
 
 def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 2) -> None:
-    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test."""
+    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test.
+
+    They are forked from a server that has imported `PRELOADED`, which takes a process longer than most checks.
+    """
     file = folder / f"rendezvous-{len(list(folder.glob('rendezvous-*')))}"
-    start_processes(_join, (check, str(file), world, arguments), nprocs=world)  # type: ignore[no-untyped-call]
+    multiprocessing.set_forkserver_preload([__name__, *PRELOADED])
+    given = (check, str(file), world, arguments)
+    start_processes(_join, given, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
 def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
