@@ -282,7 +282,7 @@ def _number(name: str, kind: type[int | float]) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text} is above 1; it is a share, such as 0.25")
         return value
 
-    read.__name__ = kind.__name__  # in the message for text that is no number
+    read.__name__ = kind.__name__  # named in the message for other text
     return read
 
 

@@ -34,6 +34,7 @@ from tests.unit.trainer.reward_services import Judge, Measure, brightness, redne
 from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
 from trainer.clock import Clock
+from trainer.distributed import ONE_RANK
 from trainer.errors import NonFinite, OutOfMemory
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.metrics import SAMPLES, Metrics, read
@@ -77,7 +78,11 @@ def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_
 
 def test_a_finished_run_is_not_changed(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(STEPS="1")
+    with ONE_RANK.clock("loading"):
+        pass
     run_loop(settings, make_policy, Judge())
+    (record,) = read(settings.run_dir)
+    assert "loading" not in record["seconds"], "the first step does not include what was before it"
     before, message, asked = files(settings.run_dir, 1), lines(settings.run_dir), Judge()
     state = run_loop(settings, make_policy, asked)
     assert (state.step, asked.asked, asked.previewed) == (1, [], [])

@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, Final, Literal
 from unittest.mock import patch
@@ -222,11 +224,26 @@ def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int 
     """
     file = folder / f"rendezvous-{len(list(folder.glob('rendezvous-*')))}"
     multiprocessing.set_forkserver_preload([__name__, *PRELOADED])
-    given = (check, str(file), world, arguments)
+    given = (_Streams(), check, str(file), world, arguments)
     start_processes(_join, given, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
-def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
+class _Streams:
+    """Standard output and error of the process that pickles it, taken over by the process that unpickles it.
+
+    A process forked from the server would have those of the test that started the server.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        return _take_over, (reduction.DupFd(1), reduction.DupFd(2))
+
+
+def _take_over(output: Any, errors: Any) -> None:
+    os.dup2(output.detach(), 1)
+    os.dup2(errors.detach(), 2)
+
+
+def _join(rank: int, _: None, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     file, limit = f"file://{file}", timedelta(seconds=120)  # ranks that wait for each other forever fail the test
     dist.init_process_group("gloo", init_method=file, rank=rank, world_size=world, timeout=limit)
