@@ -26,7 +26,7 @@ from trainer.errors import OtherRankFailed
 
 PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
-_MARK: Final = "trainer_in_step"  # the attribute of an error that tells whether all ranks left one block with it
+_MARK: Final = "trainer_in_step"  # attribute of an error: whether all ranks have left one block with it
 
 
 @dataclass(frozen=True, slots=True)
