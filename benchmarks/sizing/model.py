@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 BUCKET_BYTES: Final = 64 * 2**20  # trainer.distributed sums gradients in messages of this size
-GATHERS: Final = 8  # documents that the ranks exchange in a step: flags, failures, scores, losses; two messages each
+GATHERS: Final = 12  # documents that the ranks exchange in a step: flags, failures, scores, losses; two messages each
 Floats = npt.NDArray[np.float64]
 
 
