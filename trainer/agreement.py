@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from synod.errors import SettingsError
-from trainer.checkpoint import differences, fingerprint
+from trainer.checkpoint import differences, file_digest, fingerprint
 from trainer.distributed import Ranks
 from trainer.evaluate.draw import digest_of
 from trainer.policy.base import Policy
@@ -31,14 +31,17 @@ def check_settings(settings: TrainerSettings, ranks: Ranks) -> None:
     with ranks.together():
         alike = fingerprint(settings, OWN)
         if settings.data.heldout is not None:
-            alike["data.heldout (content)"] = _content(settings.data.heldout)
+            alike["data.heldout (content)"] = file_digest(settings.data.heldout)
         if isinstance(settings.data, SyncR1Settings):
             alike["data.concepts (content)"] = _content(settings.data.concepts)
     first, *others = ranks.gather_all(alike)
     with ranks.together():
         for rank, other in enumerate(others, 1):
             if lines := differences(first, other, "on rank 0", f"on rank {rank}"):
-                raise SettingsError("\n".join(["the ranks have different settings:", *lines, _REMEDY]))
+                listed = "\n".join(lines)
+                raise SettingsError(
+                    f"the ranks have different settings:\n{listed}\nGive every machine the same settings and files"
+                )
 
 
 def check_weights(policy: Policy, ranks: Ranks) -> None:
@@ -49,13 +52,8 @@ def check_weights(policy: Policy, ranks: Ranks) -> None:
         ranks.check_equal(digest, "digest of the weights; give the same [trainer.policy] model on every machine")
 
 
-_REMEDY: Final = "Give every machine the same settings and files"
-
-
-def _content(path: Path) -> str:
-    """Return a digest of a file, or of all files of a directory with their names."""
-    found = hashlib.blake2b(digest_size=8)
-    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
-        content = file.read_bytes()
-        found.update(f"{file.relative_to(path)} {len(content)} ".encode() + content)
-    return found.hexdigest()
+def _content(directory: Path) -> str:
+    """Return a digest of the names and contents of all files in a directory."""
+    files = sorted(one for one in directory.rglob("*") if one.is_file())
+    listed = "\n".join(f"{file.relative_to(directory)} {file_digest(file)}" for file in files)
+    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
