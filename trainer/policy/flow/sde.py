@@ -84,8 +84,8 @@ def decisions(steps: int, window: tuple[int, int] | None = None) -> range:
     first, last = (0, steps - 2) if window is None else window
     if not 0 <= first <= last <= steps - 2:
         raise ValueError(
-            f"the SDE steps {first} to {last} do not fit {steps} sampling steps; give a window within 0 to {steps - 2}, "
-            "because the last step has no density"
+            f"the SDE steps {first} to {last} do not fit {steps} sampling steps, because the last step has no density; "
+            f"give a window within 0 to {steps - 2}"
         )
     return range(first, last + 1)
 
