@@ -149,8 +149,7 @@ def table(result: Result) -> str:
             if found["speed"] is not None
         ]
         gain = _shown(one.get("gain"), one.get("gain_stderr"), "+.3f")
-        per_minute = (v and 1000 * v for v in (one.get("per_minute"), one.get("per_minute_stderr")))
-        rate = _shown(*per_minute, "+.2f")
+        rate = _shown(one.get("per_minute"), one.get("per_minute_stderr"), "+.2f", 1000)
         steps = "" if arm["steps"] is None else f"{arm['steps']:.0f}"
         lines.append(f"| {name} | {len(arm['seeds'])} | {steps} | {gain} | {rate} | {', '.join(speeds)} |")
     return "\n".join(lines)
@@ -180,7 +179,7 @@ def _stderr(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def _shown(value: float | None, error: float | None, form: str) -> str:
+def _shown(value: float | None, error: float | None, form: str, scale: float = 1) -> str:
     if value is None:
         return "not measured"
-    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form.lstrip('+')}}")
+    return f"{scale * value:{form}}" + ("" if error is None else f" ± {scale * error:{form.lstrip('+')}}")
