@@ -81,7 +81,7 @@ class Naive:
 
     def image(self, weights: Weights, segment: Any, advantage: float) -> float:
         total, count = 0.0, 0
-        for k in range(self.sampler.steps - 1):  # the last step is no decision
+        for k in range(self.sampler.steps - 1):  # the last step decides nothing
             x, after, (t, t_next) = *segment.latent_SCHW[k : k + 2].flatten(1).numpy(), self.sampler.times[k : k + 2]
             s2 = ETA**2 * t / (1 - (t_next if t == 1 else t))
             std = math.sqrt(s2 * (t - t_next))
