@@ -94,14 +94,9 @@ def _ceiling(found: Sequence[Measured], target: str, step: int) -> Measured | No
     shares = [share for rows in complete if (share := explained_share(rows)) is not None]
     if not shares:
         return None
-    share = summary(shares)
-    assert share.mean is not None
-    return {
-        "share": share.mean,
-        "share_stderr": share.stderr,
-        "rho": math.sqrt(max(0.0, share.mean)),
-        "prompts": share.n,
-    }
+    mean, stderr = summary(shares).mean, summary(shares).stderr
+    assert mean is not None
+    return {"share": mean, "share_stderr": stderr, "rho": math.sqrt(max(0.0, mean)), "prompts": len(shares)}
 
 
 def correlation(x: Sequence[float | None], y: Sequence[float | None], *, ranked: bool = False) -> float | None:
