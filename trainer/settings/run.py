@@ -13,7 +13,7 @@ from synod.errors import SettingsError
 from trainer.settings.data import DataSettings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
-from trainer.settings.loss import LossSettings, OptimizerSettings
+from trainer.settings.loss import SMALLEST_GROUP, LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
@@ -208,6 +208,16 @@ class TrainerSettings(Node):
             raise ValueError(
                 f"rewards.aggregation is gdpo, with loss.normalise '{self.loss.normalise}' and loss.baseline "
                 f"'{self.loss.baseline}'; it centres and normalises by itself, so give 'none' and 'group'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _small_groups_have_no_standard_deviation(self) -> TrainerSettings:
+        if self.loss.normalise == "group_std" and self.screen.images < SMALLEST_GROUP:
+            raise ValueError(
+                f"loss.normalise 'group_std' divides by the deviation of {self.screen.images} rewards, which gives two "
+                f"rewards +-.707 whatever their difference; give a screen.group_size of at least {SMALLEST_GROUP}, or "
+                "'group_std_paper' for the papers' form"
             )
         return self
 
