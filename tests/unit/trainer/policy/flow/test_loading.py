@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from synod.errors import SettingsError
@@ -17,8 +18,12 @@ from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.tiny_flow import FLOW, TEXT, Family
 from trainer.policy import registry
 from trainer.policy.flow import loading
+from trainer.policy.lora import targeted
 from trainer.policy.weights import directory_of
-from trainer.settings import TrainerSettings, read_policy
+from trainer.settings import FlowSettings, TrainerSettings, read_policy
+from trainer.settings import load as settings_of
+
+CONFIGS = Path(__file__).parents[5] / "deploy/configs"
 
 
 @pytest.fixture
@@ -221,3 +226,42 @@ def test_settings_of_a_flow_policy_are_checked(
 
 def test_show_o_needs_no_family(tiny_settings: MakeSettings) -> None:
     assert tiny_settings().policy.family == "show_o"
+
+
+SD35_MEDIUM = {  # stabilityai/stable-diffusion-3.5-medium, transformer/config.json
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "dual_attention_layers": list(range(13)),
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+    "sample_size": 128,
+}
+
+
+def test_flow_grpo_fits_the_published_configuration(weightless: Callable[[Family], Path]) -> None:
+    """Of SD3.5 medium, without memory for its weights."""
+    from diffusers import SD3Transformer2DModel
+
+    directory = weightless("sd3")
+    change(directory / "transformer/config.json", **SD35_MEDIUM)
+    change(directory / "vae/config.json", block_out_channels=[128, 256, 512, 512], latent_channels=16)
+    change(directory / "text_encoder/config.json", hidden_size=768, projection_dim=768)
+    change(directory / "text_encoder_2/config.json", hidden_size=1280, projection_dim=1280)
+    change(directory / "text_encoder_3/config.json", d_model=4096)
+    settings = settings_of(CONFIGS / "sd35_flow_grpo.toml", {}).policy
+    assert isinstance(settings, FlowSettings)
+    parts = loading.Parts.find(directory, settings.resolution, settings.max_text_length)
+    assert (parts.shapes.channels, parts.shapes.side, parts.shapes.text_length) == (16, 64, 128)
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel.from_config(parts.configs["transformer"])
+    assert sum(one.numel() for one in transformer.parameters()) == pytest.approx(2.24e9, rel=0.01)
+    layers = {target: len(targeted(transformer, (target,))) for target in settings.adapters.targets}
+    assert layers.pop("attn.to_add_out") == 23  # the last block returns no texts
+    assert set(layers.values()) == {24}
