@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from synod.contracts import Pixels
 from trainer.policy.base import Policy
@@ -16,7 +16,7 @@ from trainer.settings import FlowSettings, PolicySettings, ShowOSettings
 
 @dataclass(frozen=True)
 class Family:
-    """What the trainer's commands ask of a family, besides what they ask of a policy.
+    """What the trainer's commands ask of a family, besides what they ask of a policy; settings are the family's own.
 
     load       settings, the seed of adapters, names of concepts -> a policy, on the CPU
     sources    settings -> where the policy's parts come from
@@ -24,9 +24,9 @@ class Family:
     mean_logp  policy, image, prompt -> how likely the image is; it compares prompts of one image
     """
 
-    load: Callable[[PolicySettings, int, Collection[str]], Policy]
-    sources: Callable[[PolicySettings], list[Source]]
-    check: Callable[[PolicySettings, Collection[str]], None]
+    load: Callable[[Any, int, Collection[str]], Policy]
+    sources: Callable[[Any], list[Source]]
+    check: Callable[[Any, Collection[str]], None]
     mean_logp: Callable[[Policy, Pixels, str], float]
 
 

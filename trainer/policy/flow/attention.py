@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def use_float32_sums(transformer: Any) -> None:
+    """Give every block of a SanaTransformer2DModel this attention."""
+    for block in transformer.transformer_blocks:
+        block.attn1.set_processor(Float32LinearAttention())
+
+
 class Float32LinearAttention:
     """An attention processor of diffusers: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)), as in SANA (Xie et al. 2024).
 

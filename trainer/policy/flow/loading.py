@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from synod.errors import SettingsError
-from trainer.policy.flow.attention import Float32LinearAttention
+from trainer.policy.flow.attention import use_float32_sums
 from trainer.policy.flow.memory import Dtype
 from trainer.policy.flow.pipelines import Pipeline, Shapes, read_pipeline, read_shapes
 from trainer.policy.flow.policy import FlowPolicy
@@ -81,8 +81,7 @@ def load(
     }
     components["vae"].use_slicing = True  # an image at a time, so that memory does not grow with the batch
     if parts.pipeline.transformer == "SanaTransformer2DModel" and dtype == "bfloat16":
-        for block in components["transformer"].transformer_blocks:
-            block.attn1.set_processor(Float32LinearAttention())
+        use_float32_sums(components["transformer"])
     if checkpointing:
         components["transformer"].enable_gradient_checkpointing()
     pipe = getattr(diffusers, parts.pipeline.name)(**components)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trainer.policy.flow.attention import Float32LinearAttention
+from trainer.policy.flow.attention import use_float32_sums
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -54,18 +54,15 @@ def _counted(
     import diffusers
 
     with FakeTensorMode():
-        module: nn.Module = getattr(diffusers, transformer).from_config(dict(config)).eval()
-        blocks = [block for block in module.transformer_blocks if isinstance(block, nn.Module)]
+        module = getattr(diffusers, transformer).from_config(dict(config)).eval()
+        blocks: nn.ModuleList = module.transformer_blocks
         inputs, kept = _Storages(), _Storages()
         for parameter in module.parameters():
             kept.ignore(parameter)
+        if transformer == "SanaTransformer2DModel" and dtype == "bfloat16":
+            use_float32_sums(module)
         for block in blocks:
-            if transformer == "SanaTransformer2DModel" and dtype == "bfloat16":
-                block.attn1.set_processor(Float32LinearAttention())
-            block.register_forward_pre_hook(
-                lambda _, args, kwargs: [inputs.add(one) for one in (*args, *kwargs.values())] and None,
-                with_kwargs=True,
-            )
+            block.register_forward_pre_hook(inputs.add_all, with_kwargs=True)
         given = {name: torch.zeros(rows, *one.shape[1:], dtype=one.dtype) for name, one in conditions.items()}
         arguments = {"hidden_states": torch.zeros(rows, *latent), "timestep": torch.zeros(rows), **given}
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
@@ -85,6 +82,10 @@ class _Storages:
             storage = value.untyped_storage()
             self._held.setdefault(storage._cdata, (value, storage.nbytes()))
         return value
+
+    def add_all(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for one in (*args, *kwargs.values()):
+            self.add(one)
 
     def ignore(self, tensor: Tensor) -> None:
         self._held[tensor.untyped_storage()._cdata] = (tensor, 0)

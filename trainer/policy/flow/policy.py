@@ -127,7 +127,10 @@ class FlowPolicy:
         conditions = self._conditions(rows)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             v: Tensor = self.module(hidden_states=x, timestep=time, return_dict=False, **conditions)[0]
-        return sde.guided(*v.float().chunk(2), guidance_scale) if guided else v.float()
+        if not guided:
+            return v.float()
+        without, prompted = v.float().chunk(2)
+        return sde.guided(without, prompted, guidance_scale)
 
     def _velocity(self, segments: Sequence[LatentSegment], step: int) -> Tensor:
         """Return the velocity of the latents that a step starts from: sampler, update and reference all call this."""
