@@ -165,10 +165,16 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _a_policy_that_answers(self) -> TrainerSettings:
-        if self.policy.family == "flow" and self.data.task == "sync_r1" and self.data.geneval_share < 1:
+        if self.policy.family != "flow":
+            return self
+        if self.policy.language is None and self.data.task == "sync_r1" and self.data.geneval_share < 1:
             raise ValueError(
-                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' has no language model that "
-                "answers; give data.task 'prompts', or policy.family 'show_o'"
+                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' answers none without a "
+                "language model; give policy.language, or data.task 'prompts'"
+            )
+        if self.policy.language is not None and self.ranks.shard > 1:
+            raise ValueError(
+                f"ranks.shard {self.ranks.shard} splits one model, but policy.language adds a second one; give shard 1"
             )
         return self
 
