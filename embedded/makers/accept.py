@@ -58,7 +58,7 @@ def geneval(policy: ShowO, settings: ScorerSettings, per_task: int) -> dict[str,
     items = [ScoreItem(image, geneval=p.geneval) for image, p in zip(images, prompts, strict=True)]
     right = [bool(score.detail["official"]) for score in scores(registry.build("geneval", settings), items)]
     of_task = np.array([p.task for p in prompts])
-    found = {task: _share(task, np.array(right)[of_task == task]) for task in world.GENEVAL_TASKS}
+    found: dict[str, Metric] = {task: _share(task, np.array(right)[of_task == task]) for task in world.GENEVAL_TASKS}
     return {**found, "overall": Metric("overall", float(np.mean([m.value for m in found.values()])), len(right), None)}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,7 @@ from embedded.makers.dataset import Sizes, episodes
 from embedded.makers.loop import MuonRecipe, Recipe
 from embedded.makers.prompts import fact
 from embedded.makers.texts import corpus, tokenizer
+from embedded.world import unify
 from embedded.world.descriptions import TEMPLATES
 from embedded.world.language import NUMBERS, describe, parts, plural
 from embedded.world.prompts import ATTRIBUTE, attribute_prompt, dense_prompt
@@ -53,8 +55,9 @@ INDIVIDUAL = 0.8  # share of visual questions that are about individuals
 GENERIC = 0.3  # share of textual queries about "the dog" instead of a concept
 BLACK = 0.08  # share of visual questions about a concept over a black image: its name alone gives the answer
 TEXT_WEIGHT = 0.4
+WIDTH = 192
 SHAPE = {
-    "hidden_size": 192,
+    "hidden_size": WIDTH,
     "intermediate_size": 768,
     "num_hidden_layers": 6,
     "num_attention_heads": 6,
@@ -110,7 +113,7 @@ class ShowOMaker:
         else:
             read_weights(self.module, start)
         for table in self.tables:
-            bits = BitEmbedding(tokens, vocab.image_offset, SHAPE["hidden_size"])
+            bits = BitEmbedding(tokens, vocab.image_offset, WIDTH)
             parametrize.register_parametrization(table, "weight", bits)
         self.data = episodes(folder, sizes)
         self.codes = _encoded(tokens, self.data["image"], folder / f"episodes-{sizes.episodes}-codes.npy")
@@ -263,6 +266,8 @@ def _texts() -> list[str]:
             (("hat", "red"),),
         )
         texts += [text for pair in world.questions(world.render(scene, rng), rng) for text in pair]
+    names = re.compile("|".join(profile.name for profile in world.UNSEEN))
+    texts += [names.sub("it", text) for text in unify.texts()]
     texts += [f"how many {name} are there? {word}" for name in map(plural, world.CLASSES) for word in NUMBERS.values()]
     return texts
 
