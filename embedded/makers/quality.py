@@ -106,6 +106,7 @@ def measure(settings: Settings, tokens: Degradation) -> list[Row]:
         lambda degrade: metrics.same_concept(der, degrade, SEED + 3),
         lambda degrade: metrics.same_face(fer, degrade, SEED + 4),
         lambda _: metrics.right_attribute(settings.scorers["tier"]),
+        lambda degrade: metrics.judge_agreement(500, degrade, SEED + 6),
     ]
     rows: list[Row] = []
     for part in tqdm(parts, desc="measuring"):

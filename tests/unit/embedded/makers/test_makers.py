@@ -147,6 +147,6 @@ def test_second_part_continues_from_the_first(toys: Path) -> None:
 
 
 def test_batch_mix_has_at_least_one_of_each() -> None:
-    assert show_o.LEARNING_MIX.counts(42) == (32, 8, 2)
-    assert show_o.UNCERTAIN_MIX.counts(34) == (16, 16, 2)
+    assert show_o.LEARNING_MIX.counts(48) == (30, 6, 12)
+    assert show_o.UNCERTAIN_MIX.counts(44) == (20, 14, 10)
     assert show_o.LEARNING_MIX.counts(3) == (2, 1, 1)
