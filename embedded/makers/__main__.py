@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,9 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         part = name if number == 1 else f"{name}-{number}"
         torch.manual_seed(recipe.seed)
         maker = build_maker(recipe, build, QUICK if quick else FULL)
-        seconds = fit(maker.module, maker.loss, recipe, build / f"{part}.ckpt", name=part, position=position)
+        checkpoint, workers = build / f"{part}.ckpt", 1 if name in SCORERS else WORKERS
+        with getattr(maker, "context", nullcontext)():
+            seconds = fit(maker.module, maker.loss, recipe, checkpoint, name=part, position=position, workers=workers)
         maker.module.eval()
         maker.save(directory)
         records.append({"recipe": asdict(recipe), "seconds": round(seconds)})
@@ -120,7 +123,8 @@ def _train_everything(options: argparse.Namespace) -> list[str]:
 
 
 def _threads(name: str) -> int:
-    return 1 if name in SCORERS else WORKERS
+    """Return the threads of each operation; the policy's batches are computed by WORKERS threads of one each."""
+    return WORKERS if name == TOKENIZER else 1
 
 
 def _train_models(options: argparse.Namespace, names: Sequence[str], num_workers: int) -> list[str]:

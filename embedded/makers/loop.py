@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 CHECKPOINT_EVERY_S = 60.0
+Part = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def _active_s() -> float:
-    return time.process_time() / torch.get_num_threads()
+def _active_s(workers: int) -> float:
+    return time.process_time() / workers
 
 
 class _Optimizers:
@@ -115,25 +117,27 @@ class _Optimizers:
 
 def fit(
     module: nn.Module,
-    loss_of: Callable[[np.random.Generator], Tensor],
+    loss_of: Callable[[np.random.Generator], Tensor | list[Part]],
     recipe: Recipe,
     checkpoint: Path,
     *,
     name: str,
     position: int = 0,
     stop_after: int | None = None,
+    workers: int = 1,
 ) -> float:
     """Train `module` in place until `recipe.steps` (or `stop_after`) and return the total seconds.
 
-    Seconds are CPU seconds per thread, so that a pause or a busy machine does not count. `loss_of(rng)` draws a batch
-    from `rng` and returns a scalar loss. Training resumes from a checkpoint of the same recipe and module; any other
-    is ignored. Raises FloatingPointError when the loss is not finite.
+    Seconds are CPU seconds per worker, so that a pause or a busy machine does not count. `loss_of(rng)` draws a batch
+    from `rng` and returns a scalar loss, or parts of which it is the sum, to be computed in threads. Training resumes
+    from a checkpoint of the same recipe and module; any other is ignored. Raises FloatingPointError when the loss is
+    not finite.
     """
     optimizers = _Optimizers(module, recipe)
     start, spent_s = _resume(module, optimizers, recipe, checkpoint)
     end = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     module.train()
-    began, saved = _active_s(), time.monotonic()
+    began, saved = _active_s(workers), time.monotonic()
     bar = tqdm(
         range(start, end), initial=start, total=recipe.steps, desc=f"{name:>15}", position=position, mininterval=5.0
     )
@@ -141,23 +145,34 @@ def fit(
     for step in bar:
         optimizers.set_share(learning_rate(recipe, step) / recipe.lr)
         torch.manual_seed(recipe.seed * 1_000_003 + step)
-        loss = loss_of(np.random.default_rng((recipe.seed, step)))
-        value = float(loss.detach())
+        optimizers.zero_grad()
+        value = _backward(loss_of(np.random.default_rng((recipe.seed, step))))
         if not math.isfinite(value):
             raise FloatingPointError(f"{name}: the loss is {value} at step {step}; lower lr={recipe.lr}")
-        optimizers.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
         optimizers.step()
         smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
         bar.set_postfix_str(f"loss {smooth:.3f}", refresh=False)
         if time.monotonic() - saved > CHECKPOINT_EVERY_S:
             saved = time.monotonic()
-            _save(module, optimizers, recipe, checkpoint, step + 1, spent_s + _active_s() - began)
-    spent_s += _active_s() - began
+            _save(module, optimizers, recipe, checkpoint, step + 1, spent_s + _active_s(workers) - began)
+    spent_s += _active_s(workers) - began
     if end > start:
         _save(module, optimizers, recipe, checkpoint, end, spent_s)
     return spent_s
+
+
+def _backward(loss: Tensor | list[Part]) -> float:
+    """Compute the gradients of a loss, or of parts in a thread each, and return its value.
+
+    Two single-threaded parts are faster than one with two threads. The sum of two gradients does not depend on their
+    order, so that a run stays the same bit for bit.
+    """
+    if isinstance(loss, Tensor):
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+    with ThreadPoolExecutor(len(loss)) as threads:
+        return sum(threads.map(lambda part: _backward(part()), loss))
 
 
 def _continues(stored: dict[str, Any], recipe: Recipe, step: int) -> bool:

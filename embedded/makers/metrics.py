@@ -37,12 +37,16 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Metric:
-    """A `value` in [0, 1] over `n` cases (pairs for an AUC); `floor` is the least value to ship."""
+    """A `value` in [0, 1] over `n` cases (pairs for an AUC); `floor` is the least value to ship.
+
+    `error` is its standard error, where it is not that of a share of `n`.
+    """
 
     name: str
     value: float
     n: int
     floor: float | None
+    error: float | None = None
 
 
 def verdicts(settings: GenEvalSettings, degrade: Degradation, seed: int) -> list[Metric]:

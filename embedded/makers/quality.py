@@ -55,8 +55,12 @@ TIER reads text only, so its columns are one measurement.
 ## The policy before reinforcement learning
 
 {start}
-Held-out prompts, one image or answer each, with the sampler of `deploy/configs/embedded.toml`: GenEval's official
-verdict over all tasks; the fact that a vague prompt refers to, named verbatim. The rank correlation is Spearman's,
+Held-out prompts, one image or answer each, with the sampler of `deploy/configs/embedded.toml` (± standard error).
+`overall` is the mean of GenEval's official verdict over its tasks, of which `single_object` is one. The accessory's
+colour is the one that the prompt states, by the median colour of the detector's accessory pixels; a missing one is
+wrong. `yes or no`: whether a seen concept is shown, half of the images are of others. `visual, unseen`: exact answers
+about individuals of no training. `image's answer`: where a question names a concept and shows another individual. A
+right attribute is the fact that a vague prompt refers to, named verbatim. The rank correlation is Spearman's,
 over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the preview with BER on the finished image.
 
 ## Models
@@ -133,7 +137,10 @@ def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path) -> st
 
 
 def _format_value(metric: Metric) -> str:
-    return f"{metric.value:.2f}" if "correlation" in metric.name else f"{100 * metric.value:.1f} %"
+    if metric.error is not None:
+        return f"{metric.value:.2f} ± {metric.error:.2f}"
+    error = math.sqrt(metric.value * (1 - metric.value) / max(metric.n, 1))
+    return f"{100 * metric.value:.1f} ± {100 * error:.1f} %"
 
 
 def _line(row: Row) -> str:

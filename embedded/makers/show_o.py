@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +30,7 @@ from tqdm import tqdm
 
 from embedded import world
 from embedded.makers.dataset import Sizes, episodes
-from embedded.makers.loop import MuonRecipe, Recipe
+from embedded.makers.loop import MuonRecipe, Part, Recipe
 from embedded.makers.prompts import fact
 from embedded.makers.texts import corpus, tokenizer
 from embedded.world import unify
@@ -39,7 +41,7 @@ from embedded.world.visual_questions import MORE_WORDS, NO, RECOGNITION, YES
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.policy import Sampling, ShowO
-from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary, question_mask
+from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary, image_mask, question_mask, text_mask
 from trainer.policy.weights import read_weights
 from trainer.scenarios import textual_query
 
@@ -55,6 +57,7 @@ INDIVIDUAL = 0.8  # share of visual questions that are about individuals
 GENERIC = 0.3  # share of textual queries about "the dog" instead of a concept
 BLACK = 0.08  # share of visual questions about a concept over a black image: its name alone gives the answer
 TEXT_WEIGHT = 0.4
+WORKERS = 2  # parts of a batch, each computed by a thread of its own
 WIDTH = 192
 SHAPE = {
     "hidden_size": WIDTH,
@@ -120,41 +123,80 @@ class ShowOMaker:
         self.asked = np.flatnonzero([len(text["asked"]) > FEW for text in self.data["texts"]])
         self.black = tokens.encode([np.zeros((world.SIZE, world.SIZE, 3), np.uint8)])[0]
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        # the backward pass of fused attention is slow on a CPU
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH), parametrize.cached():
-            images, textual, visual = self.mix.counts(self.recipe.batch)
-            asked = [(self.black, *_textual(rng, self.mix.wrong_share)) for _ in range(textual)]
-            asked += [self._visual(rng) for _ in range(visual)]
-            return self._drawing(rng, images) + TEXT_WEIGHT * self._answering(asked)
+    def loss(self, rng: np.random.Generator) -> list[Part]:
+        """Draw a batch and return its loss in WORKERS parts; short prompts are with long questions."""
+        images, textual, visual = self.mix.counts(self.recipe.batch)
+        asked = [(self.black, *_textual(rng, self.mix.wrong_share)) for _ in range(textual)]
+        asked += [self._visual(rng) for _ in range(visual)]
+        drawing = self._drawing(rng, images)
+        return [
+            partial(self._part, drawn, said) for drawn, said in zip(drawing, self._answering(asked)[::-1], strict=True)
+        ]
 
-    def _drawing(self, rng: np.random.Generator, count: int) -> Tensor:
+    def context(self) -> AbstractContextManager[None]:
+        """Return the context of training: plain attention, since the backward pass of the fused one is slow on a CPU.
+
+        It is a setting of the process, not of the threads that compute the parts.
+        """
+        return sdpa_kernel(SDPBackend.MATH)
+
+    def _part(self, drawn: Part, said: Part) -> Tensor:
+        # Threads share autocast's cache, so that with it the roundings would depend on their timing.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return drawn() + TEXT_WEIGHT * said()
+
+    def _drawing(self, rng: np.random.Generator, count: int) -> list[Part]:
+        """Draw images, masks and prompts; return the parts of the mean loss of masked codes, short prompts first."""
+        vocab = self.policy.vocab
         rows = rng.integers(len(self.codes), size=count)
         prompts = [_prompt(self.data["texts"][row]["prompts"], rng) for row in rows]
-        by_length = sorted(range(count), key=lambda i: len(prompts[i]))  # two halves, so that little is padding
         ratio = np.cos(0.5 * math.pi * rng.random(count))
         order = rng.random((count, POSITIONS)).argsort(-1).argsort(-1)
         masked = order < np.maximum(1, np.round(ratio * POSITIONS))[:, None]
         weight = WEIGHTS[self.data["front"][rows]].reshape(count, POSITIONS) * masked
-        total = torch.zeros(())
-        for half in np.array_split(np.array(by_length), 2 if count > 1 else 1):
-            codes, part = torch.from_numpy(self.codes[rows[half]]).long(), torch.from_numpy(masked[half])
-            logp = self.policy.masked_logp([prompts[i] for i in half], codes, part)
-            total = total - (logp * torch.from_numpy(weight[half])[part]).sum()
-        return total / float(weight.sum())
+        weight /= weight.sum()
+        parts: list[Part] = []
+        for half in np.array_split(np.array(sorted(range(count), key=lambda i: len(prompts[i]))), WORKERS):
+            text = vocab.text_block([prompts[i] for i in half] or [""])
+            codes = torch.from_numpy(self.codes[rows[half]]).long()
+            parts.append(partial(self._drawn, text, codes, *map(torch.from_numpy, (masked[half], weight[half]))))
+        return parts
 
-    def _answering(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:
-        """Return the mean loss of answer tokens; `asked` are (codes [N], query, answer)."""
-        vocab, phi = self.policy.vocab, self.policy.phi
+    def _drawn(self, text: tuple[Tensor, int], codes: Tensor, masked: Tensor, weight: Tensor) -> Tensor:
+        """Return the weighted sum of the losses of masked codes [B N]; `text` is that of `Vocabulary.text_block`."""
+        (ids, start), vocab, phi = text, self.policy.vocab, self.policy.phi
+        if not len(codes):
+            return torch.zeros(())
+        seen = ids != vocab.id(PAD)
+        _, cache = phi.encode(ids, text_mask(ids, vocab.id(PAD)), start=start)
+        image = torch.where(masked, vocab.mask_id, codes + vocab.image_offset)
+        soi, eoi = (image.new_full((len(image), 1), vocab.id(token)) for token in ("<|soi|>", "<|eoi|>"))
+        hidden = phi(torch.cat((soi, image, eoi), 1), image_mask(seen, POSITIONS + 2), cache, MAX_TEXT + 1)
+        logits = phi.logits(hidden[:, 1:-1][masked], vocab.image_offset, vocab.mask_id)
+        return (functional.cross_entropy(logits, codes[masked], reduction="none") * weight[masked]).sum()
+
+    def _answering(self, asked: list[tuple[Tensor, str, str]]) -> list[Part]:
+        """Return the parts of the mean loss of answer tokens, short ones first; `asked` are (codes, query, answer)."""
+        vocab = self.policy.vocab
         questions = [vocab.question(query, codes) for codes, query, _ in asked]
         answers = [torch.tensor([*vocab.encode(answer), vocab.id(END)]) for _, _, answer in asked]
-        rows = [torch.cat((q, a[:-1])) for q, a in zip(questions, answers, strict=True)]
+        total = sum(map(len, answers))
+        pairs = sorted(zip(questions, answers, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+        cuts = np.array_split(np.arange(len(pairs)), WORKERS)
+        return [partial(self._said, [pairs[i] for i in cut], total) for cut in cuts]
+
+    def _said(self, pairs: list[tuple[Tensor, Tensor]], total: int) -> Tensor:
+        """Return the sum of the losses of answers, each after its question, divided by `total`."""
+        vocab, phi = self.policy.vocab, self.policy.phi
+        if not pairs:
+            return torch.zeros(())
+        rows = [torch.cat((question, answer[:-1])) for question, answer in pairs]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=vocab.id(PAD))
         hidden = phi(ids, question_mask(ids.shape[1], 2 + POSITIONS, ids.device))
-        said = torch.cat(
-            [hidden[i, len(q) - 1 : len(row)] for i, (q, row) in enumerate(zip(questions, rows, strict=True))]
-        )
-        return functional.cross_entropy(phi.logits(said, 0, vocab.image_offset), torch.cat(answers))
+        after = zip(hidden, pairs, rows, strict=True)
+        said = torch.cat([h[len(question) - 1 : len(row)] for h, (question, _), row in after])
+        wanted = torch.cat([answer for _, answer in pairs])
+        return functional.cross_entropy(phi.logits(said, 0, vocab.image_offset), wanted, reduction="sum") / total
 
     def _visual(self, rng: np.random.Generator) -> tuple[Tensor, str, str]:
         if rng.random() < BLACK:
