@@ -67,6 +67,7 @@ over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the pr
 
 `python -m embedded.makers` trained them on two cores: one thread each, two at a time; the image tokenizer (in two
 parts, the second with a perceptual loss on the detector's features) and then the policy with two threads.
+Training minutes are CPU minutes per thread. {elapsed}
 
 | model | parameters | bytes | steps | batch | seed | training |
 |---|--:|--:|--:|--:|--:|--:|
@@ -79,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, default=ROOT / "deploy/configs/embedded.toml")
     parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights")
     parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY.md")
+    parser.add_argument("--minutes", type=float, help="what rendering and training everything took")
     options = parser.parse_args(arguments)
     service, trainer = load(options.settings, without=("golden",)), load_trainer(options.settings)
     rows = measure(service, tokenizer(trainer))  # golden scores are recorded after the weights
-    options.output.write_text(document(rows, policy_start.measure(service, trainer, SEED + 5), options.weights))
+    start = policy_start.measure(service, trainer, SEED + 5)
+    options.output.write_text(document(rows, start, options.weights, options.minutes))
     low = [name for name, _, values, floor in rows if floor is not None and min(values[:-1]) < floor]
     lost = [name for name, _, v, floor in rows if floor is not None and v[0] - v[-1] > MAX_TOKENIZER_LOSS]
     print(options.output.read_text(), f"below their floor: {', '.join(low) or 'none'}", sep="\n")
@@ -119,8 +122,8 @@ def measure(settings: Settings, tokens: Degradation) -> list[Row]:
     return rows
 
 
-def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path) -> str:
-    """Return the text of QUALITY.md."""
+def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path, minutes: float | None = None) -> str:
+    """Return the text of QUALITY.md; `minutes` is the duration of `make weights`, if it ran from start to end."""
     columns = [*DEGRADATIONS, TOKENS]
     heads = f"| metric | n | {' | '.join(columns)} | floor |\n|---|--:|{'--:|' * len(columns)}--:|\n"
     initial = "".join(f"| {one.name} | {one.n} | {_format_value(one)} |\n" for one in policy)
@@ -133,6 +136,7 @@ def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path) -> st
         main=heads + "".join(_line(row) for row in rows if row[3] is not None),
         parts=heads + "".join(_line(row) for row in rows if row[3] is None),
         models=models,
+        elapsed="" if minutes is None else f"Rendering and training everything took {minutes:.1f} minutes.",
     )
 
 
