@@ -28,6 +28,7 @@ import numpy as np
 from benchmarks.machine import command, machine
 from synod.contracts import ScoreItem
 from trainer.algorithms.threshold import make_controller
+from trainer.data.source import wanted_rewards
 from trainer.evaluate.compare import paired
 from trainer.evaluate.heldout import AFTER, BEFORE, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.report.metrics import read
@@ -51,8 +52,8 @@ class Permuted:
         self._open: list[Future[list[Reward]]] = []
         self._count = 0
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        return self._service.score_previews(items)
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
+        return self._service.submit_previews(items, reward)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         if self._count == 0:
@@ -115,7 +116,8 @@ def _run_control(settings: TrainerSettings) -> int:
     policy = make_policy(settings)
     with closing(RewardService(settings.rewards)) as service:
         service.wait_ready()
-        permuted = Permuted(service, settings.screen.group_size, settings.seed)
+        service.check_served(wanted_rewards(settings))
+        permuted = Permuted(service, settings.screen.images, settings.seed)
         controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
         train(settings, policy, permuted, controller)
         save_evaluation(settings.run_dir / AFTER, evaluate(policy, service, held_out(settings), settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -29,3 +30,9 @@ def command() -> str:
     program = Path(sys.argv[0])
     module = program.parent.name if program.stem == "__main__" else program.stem
     return " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+
+
+def commit() -> str:
+    """Return the commit of the working tree, with "-dirty" if files that git tracks differ from it."""
+    line = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=7"]
+    return subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()

@@ -46,16 +46,17 @@ class CheckpointMismatch(SettingsError):
     """A checkpoint has other settings, or cannot be read."""
 
 
-def save(directory: Path, step: int, state: Mapping[str, Any], settings: TrainerSettings) -> Path:
+def save(directory: Path, step: int, state: Mapping[str, Any], settings: TrainerSettings, ranks: int = 1) -> Path:
     """Write `state` as the checkpoint after `step` steps, and remove all but the last KEEP.
 
     `state` is a tree of dicts with str or int keys, lists, tuples, tensors, strings, floats, ints, bools and None;
-    `load` returns the same tree, bit for bit. An existing checkpoint of this step is left unchanged. Raises
-    CheckpointNotWritten, for example on a full disk, and TypeError for anything else in the tree.
+    `load` returns the same tree, bit for bit. `ranks`, the number of processes that train, is only recorded. An
+    existing checkpoint of this step is left unchanged. Raises CheckpointNotWritten, for example on a full disk, and
+    TypeError for anything else in the tree.
     """
     target, partial = directory / _NAME.format(step), directory / f"{_PARTIAL}{step}"
     tensors: dict[str, Tensor] = {}
-    document = {"step": step, "settings": fingerprint(settings), "state": _split(state, "", tensors)}
+    document = {"step": step, "ranks": ranks, "settings": fingerprint(settings), "state": _split(state, "", tensors)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not target.exists():
@@ -84,10 +85,13 @@ def latest(directory: Path) -> Path | None:
     return next(reversed(_all(directory)), None)
 
 
-def check(directory: Path, settings: TrainerSettings) -> None:
-    """Raise CheckpointMismatch if the newest checkpoint of `directory` has other settings; read no tensors."""
-    if (last := latest(directory)) is not None:
-        _document(last, settings)
+def check(directory: Path, settings: TrainerSettings) -> int | None:
+    """Return on how many ranks the newest checkpoint of `directory` was written; None: not known. Read no tensors.
+
+    Raises CheckpointMismatch if it has other settings.
+    """
+    last = latest(directory)
+    return None if last is None else _document(last, settings).get("ranks")
 
 
 def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:

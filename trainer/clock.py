@@ -8,18 +8,21 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures phases: `with clock("preview"): ...` adds to that phase."""
+    """Measures phases: `with clock("preview"): ...` adds to that phase, without the time of phases inside it."""
 
     def __init__(self) -> None:
         self._began, self._seconds = time.perf_counter(), dict[str, float]()
+        self._inside = 0.0  # the seconds of phases that have ended inside the present one
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, outside, self._inside = time.perf_counter(), self._inside, 0.0
         try:
             yield
         finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - began
+            spent = time.perf_counter() - began
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + spent - self._inside
+            self._inside = outside + spent
 
     def lap(self) -> dict[str, float]:
         """Return the seconds of every phase since the last lap, with their `total`, and reset them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -9,6 +10,7 @@ from contextlib import closing
 import torch
 from tqdm import tqdm
 
+from synod.errors import SettingsError
 from trainer.algorithms.threshold import make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks, wanted_rewards
@@ -16,6 +18,7 @@ from trainer.distributed import ONE_RANK
 from trainer.memory import GB
 from trainer.out_of_memory import configuration_of, explain_out_of_memory, memory_of
 from trainer.policy.base import Policy
+from trainer.processes import processes
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
 from trainer.rollout import ScoredGroup, draw_groups
@@ -28,8 +31,13 @@ from trainer.update import policy_update
 def dry_run(settings: TrainerSettings) -> int:
     """Print the time and the peak memory of each phase of one group, and its rewards; return the exit status 0.
 
-    The update is computed in memory alone: no run directory is made and nothing is saved. Raises what a run raises.
+    The update is computed in memory alone: no run directory is made and nothing is saved. Raises what a run raises, and
+    SettingsError under a launcher of several processes.
     """
+    if (world := processes(os.environ)) > 1:
+        raise SettingsError(
+            f"--dry-run measures one process, but a launcher has started {world} (WORLD_SIZE); run it without torchrun"
+        )
     clock, peaks, wanted = Clock(), dict[str, float](), wanted_rewards(settings)
     with clock("load"):
         policy = make_policy(settings)
@@ -51,7 +59,7 @@ def _one_group(
     (group,) = draw_groups(policy, service, [task], (settings.seed, 0), 0, state.threshold, settings, clock, ONE_RANK)
     peaks["draw"] = peak_gib()
     with clock("update"), explain_out_of_memory("the update", policy, settings):
-        policy_update(policy, state.optimizer, [group], state.reward_slope, settings, 0)
+        policy_update(policy, state.optimizer, [group], state.reward_slopes, settings, 0)
     peaks["update"] = peak_gib()
     return group
 
@@ -80,10 +88,21 @@ def report(
         f"peak memory ({'GPU' if torch.cuda.is_available() else 'resident'}): "
         + ", ".join(f"{peak:.2f} GiB after {phase}" for phase, peak in peaks.items()),
         f"arithmetic of an update: {estimate.total / GB:.3g} GB ({estimate})",
+        *_shard_lines(settings, policy),
         f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
         "without evaluation",
     ]
     return "\n".join(lines)
+
+
+def _shard_lines(settings: TrainerSettings, policy: Policy) -> Sequence[str]:
+    if settings.ranks.shard == 1:
+        return []
+    weights = sum(p.nbytes for p in policy.module.parameters()) / GB
+    return [
+        f"this is on each of {settings.ranks.shard} ranks that share one copy of the policy; while it draws, its "
+        f"weights are whole ({weights:.3g} GB more). The measured peak is that of this process, which split nothing"
+    ]
 
 
 def peak_gib() -> float:

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed import local, part
+
 
 class Ema:
     """The average of a module's trainable parameters, float32, on their devices. With LoRA, that of the adapters.
+
+    Of a module that is split over ranks it is split, too, and so are the parameters that it changes.
 
         average <- d average + (1 - d) weight,    d = min(decay, (1 + t) / (10 + t)) at step t = 0, 1, ...
 
@@ -28,7 +32,7 @@ class Ema:
         """Add the weights after step `step` = 0, 1, ..."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, parameter in self._parameters.items():
-            self._averages[name].lerp_(parameter.float(), 1 - decay)
+            local(self._averages[name]).lerp_(local(parameter).float(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -48,7 +52,7 @@ class Ema:
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Restore what `to_save` returned. Raises KeyError for a parameter without an average."""
         for name, average in self._averages.items():
-            average.copy_(saved[name])
+            average.copy_(part(saved[name], average))
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from synod.contracts import Pixels
@@ -21,9 +21,12 @@ def write_whole(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_images(directory: Path, name: str, images: Sequence[Pixels]) -> list[Path]:
-    """Write images uint8 [H W 3] as `directory`/NAME-000.png, NAME-001.png, ... and return their paths."""
-    paths = [directory / f"{name}-{index:03d}.png" for index in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        write_whole(path, encode_png(image))
-    return paths
+def write_images(directory: Path, name: str, images: Mapping[int, Pixels]) -> None:
+    """Write images uint8 [H W 3] by their numbers, number 7 as `directory`/NAME-007.png."""
+    for index, image in images.items():
+        write_whole(directory / image_name(name, index), encode_png(image))
+
+
+def image_name(name: str, index: int) -> str:
+    """Return the name of an image's file."""
+    return f"{name}-{index:03d}.png"

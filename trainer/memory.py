@@ -38,18 +38,30 @@ class UpdateMemory:
         return ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
 
 
-def update_memory(weights: int, trainable: int, *, reference: bool, activations: int, copies: int = 0) -> UpdateMemory:
-    """Return the memory of an update.
+def update_memory(
+    weights: int,
+    trainable: int,
+    *,
+    reference: bool,
+    activations: int,
+    copies: int = 0,
+    shard: int = 1,
+    gathered: int = 0,
+) -> UpdateMemory:
+    """Return the memory of an update on one rank.
 
     `weights` bytes of parameters, `trainable` of them (a number, in float32) with a gradient and AdamW's two moments.
     A frozen `reference` is a second copy of the weights; adapters need none. `copies` bytes are the weights in the
-    dtype of the matrix products, which autocast keeps in addition to the float32 ones.
+    dtype of the matrix products, which autocast keeps in addition to the float32 ones. A policy that is split over
+    `shard` ranks has `gathered` bytes of weights whole at a time, and the gradients of as many; copies are whole.
     """
+    if shard == 1:
+        gathered = 0
     return UpdateMemory(
-        weights=weights + copies,
-        reference=weights if reference else 0,
-        gradients=4 * trainable,
-        optimizer=8 * trainable,
+        weights=weights // shard + gathered + copies,
+        reference=weights // shard + gathered if reference else 0,
+        gradients=4 * trainable // shard + min(gathered, 4 * trainable),
+        optimizer=8 * trainable // shard,
         activations=activations,
     )
 
@@ -83,7 +95,10 @@ def advice(now: Configuration, memory: Callable[[Configuration], UpdateMemory], 
         return f"{text}Set {_changes(now, chosen)}: about {memory(chosen).total / GB:.3g} GB"
     least = min([*options, now], key=lambda one: memory(one).total)
     how = f", even with {_changes(now, least)}" if least != now else ""
-    return f"{text}Train on a larger device: it takes about {memory(least).total / GB:.3g} GB{how}"
+    return (
+        f"{text}Train on a larger device, or split the policy over more ([trainer.ranks] shard): it takes about "
+        f"{memory(least).total / GB:.3g} GB{how}"
+    )
 
 
 def _changes(now: Configuration, then: Configuration) -> str:

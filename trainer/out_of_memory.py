@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 from trainer.errors import OutOfMemory
 from trainer.memory import Configuration, UpdateMemory, advice, update_memory
@@ -57,7 +58,7 @@ def configuration_of(settings: TrainerSettings) -> Configuration:
 
 
 def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configuration) -> UpdateMemory:
-    """Return the arithmetic of an update of this policy, if its settings were those of `configuration`.
+    """Return the arithmetic of an update of this policy on one rank, if its settings were those of `configuration`.
 
     Adapters that the settings do not have yet would be those of the default settings, on layers that are stored in the
     dtype of the products.
@@ -76,7 +77,20 @@ def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configur
         reference=settings.loss.needs_reference and not configuration.lora,
         activations=policy.activation_bytes(configuration.micro_batch, checkpointing=configuration.checkpointing),
         copies=2 * trainable if half else 0,
+        shard=settings.ranks.shard,
+        gathered=gathered_bytes(policy),
     )
+
+
+def gathered_bytes(policy: Policy) -> int:
+    """Return how much of a split policy is whole at a time in an update: all but the blocks, and the largest two."""
+    root, blocks = policy.units()[0]
+    sizes = sorted(_bytes(block) for block in blocks)
+    return _bytes(root) - sum(sizes[:-2])
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
 
 
 def device_bytes(policy: Policy) -> int:

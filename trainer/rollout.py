@@ -1,19 +1,23 @@
 """From a task to a group of finished images: reason, preview, screen, finish, request rewards.
 
 All random numbers of a rollout follow from its seed (seed of the run, step, group, index in draw order), so a rollout
-does not depend on which others were kept.
+does not depend on which others were kept, nor on the order in which the groups of a step are drawn. That order follows
+the reward service: while the scores of one group's previews are pending, another group is drawn, or this one further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
 from trainer.algorithms.aggregate import GroupRewards, is_flat
-from trainer.algorithms.screen import ScreenResult, screen, top_up
+from trainer.algorithms.screen import ScreenResult, best_and_worst, screen, top_up
 from trainer.clock import Clock
 from trainer.distributed import Ranks
 from trainer.out_of_memory import explain_out_of_memory
@@ -23,6 +27,7 @@ from trainer.scenarios import compound, reward_item, surrogate_item
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Seed, Task
 
+AUDIT = int.from_bytes(b"audit")  # a stream of random numbers; those of rollouts have their index there
 REFERENCES = 3  # images of the concept sent with each image to reward
 
 
@@ -34,6 +39,9 @@ class Previews:
     scores     surrogate scores, None where one is missing
     screened   the result of the screen
     threshold  the threshold they were screened by; None keeps all
+    dropped    how many more were drawn ahead of their scores, and not needed
+    step       the denoising step at which they were scored; at step 0 there are no images
+    audited    the rejected ones that are finished to measure the screen
     """
 
     task: Task
@@ -42,6 +50,9 @@ class Previews:
     scores: tuple[float | None, ...]
     screened: ScreenResult
     threshold: float | None
+    dropped: int = 0
+    step: int = 0
+    audited: tuple[int, ...] = ()
 
     @property
     def capped(self) -> bool:
@@ -49,17 +60,33 @@ class Previews:
         return bool(self.screened.topped_up)
 
 
+class Awaited(NamedTuple):
+    """What a sampling needs to go on: the scores of a batch of previews.
+
+    can_draw  whether it can draw another batch without them, which will probably be needed
+    """
+
+    scores: Future[list[Reward]]
+    can_draw: bool
+
+
+Sampling = Generator[Awaited, bool | None, Previews]  # send True to draw without the scores
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """The kept rollouts, finished, with their images uint8 [H W 3] and rewards in the same order.
+    """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
 
-    A group that another rank drew has its scores and rewards, but no rollouts and no images.
+    A group that another rank drew has its scores, rewards and answers, but no rollouts and no images. `audit` has the
+    rewards of `previews.audited`, which are not part of the group.
     """
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     rewards: tuple[Reward, ...]
+    answers: tuple[str, ...]
+    audit: tuple[Reward, ...] = ()
 
     @property
     def is_ours(self) -> bool:
@@ -75,17 +102,21 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """The kept rollouts, finished, with their images and pending rewards in the same order."""
+    """The kept rollouts, finished, with their images and pending rewards in the same order; `audit` of audited ones."""
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
     images: tuple[Pixels, ...]
     pending: tuple[Future[list[Reward]], ...]
+    audit: tuple[Future[list[Reward]], ...] = ()
 
     def wait(self) -> ScoredGroup:
         """Wait for the rewards of all rollouts. Raises RewardServiceUnavailable."""
-        rewards = tuple(reward for future in self.pending for reward in future.result())
-        return ScoredGroup(self.previews, self.rollouts, self.images, rewards)
+        rewards, audit = (
+            tuple(reward for future in pending for reward in future.result()) for pending in (self.pending, self.audit)
+        )
+        answers = tuple(rollout.answer for rollout in self.rollouts)
+        return ScoredGroup(self.previews, self.rollouts, self.images, rewards, answers, audit)
 
 
 def sample_previews(
@@ -96,62 +127,156 @@ def sample_previews(
     settings: TrainerSettings,
     key: Sequence[int],
     clock: Clock,
-) -> Previews:
-    """Draw previews until `group_size` pass the threshold or the cap is reached.
+) -> Sampling:
+    """Draw previews until as many as are to be finished pass the threshold, or the cap is reached.
 
-    They are drawn `preview_batch_size` at a time. With `screen.threshold` "none" nothing is scored and exactly one
-    group is drawn. A preview without a score does not pass a threshold. At the cap the best rejected previews top up
+    For "best_and_worst" the cap is always reached.
+
+    They are drawn `preview_batch_size` at a time. Yields what it waits for, the scores of one batch after the other;
+    continue it when they have arrived, or send True to draw the next batch already. Previews drawn ahead are dropped if
+    those before them suffice, so they change nothing. They are offered unless the pending ones are expected to suffice,
+    by the target pass rate.
+
+    Without a screen nothing is scored, and exactly those that are to be finished are drawn: a screen by "known" terms
+    needs an answer. A preview without a score does not pass a threshold. At the cap the best rejected previews top up
     the group.
     """
-    limits = settings.screen
-    unscreened = limits.threshold == "none"
-    cap = limits.group_size if unscreened else limits.max_previews
+    limits, step = settings.screen, settings.screening_step
+    nothing_known = step == 0 and task.query is None
+    unscreened, threshold = not limits.is_on or nothing_known, None if nothing_known else threshold
+    both_tails = limits.select == "best_and_worst" and not unscreened
+    cap = limits.images if unscreened else limits.max_previews
+    wanted = cap if both_tails else limits.images
+    pass_rate = 1.0 if threshold is None else limits.target_pass_rate
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
-    while True:
-        first = len(rollouts)
-        seeds = [(*key, index) for index in range(first, min(first + limits.preview_batch_size, cap))]
+    pending: deque[Future[list[Reward]]] = deque()
+    screened = screen(scores, threshold, wanted)
+    while not screened.is_full and len(scores) < cap:
+        expected = screened.passed + pass_rate * (len(rollouts) - len(scores))
+        can_draw = len(rollouts) < cap and expected < wanted
+        if pending and not (yield Awaited(pending[0], can_draw)):
+            scores += [reward.value for reward in pending.popleft().result()]
+            screened = screen(scores, threshold, wanted)
+            continue
+        seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + limits.preview_batch_size, cap))]
         batch = start(policy, [task] * len(seeds), seeds, clock)
-        with clock("preview"):
-            batch = continue_images(policy, batch, settings.screening_step)
-        with clock("decode"):
-            decoded = policy.images([rollout.image for rollout in batch])
+        if step:
+            with clock("preview"):
+                batch = continue_images(policy, batch, step)
+            with clock("decode"):
+                decoded = policy.images([rollout.image for rollout in batch])
+            images += decoded
         rollouts += batch
-        images += decoded
-        if unscreened:
-            scores += [None] * len(batch)
-        else:
-            with clock("surrogate"):
-                scores += [r.value for r in service.score_previews([surrogate_item(task, p) for p in decoded])]
-        screened = screen(scores, threshold, limits.group_size)
-        if screened.is_full or len(rollouts) >= cap:
-            break
-    screened = top_up(screened, scores, limits.group_size)
-    return Previews(task, tuple(rollouts), tuple(images), tuple(scores), screened, threshold)
+        pending.append(
+            _no_scores(len(batch))
+            if unscreened
+            else _surrogate_scores(service, task, batch, decoded if step else None, settings)
+        )
+    count = len(scores)
+    screened = best_and_worst(scores, limits.images) if both_tails else top_up(screened, scores, limits.images)
+    dropped = len(rollouts) - count
+    kept = tuple(rollouts[:count]), tuple(images[:count]), tuple(scores)
+    audited = _audited(scores, screened, limits.audit, key)
+    return Previews(task, *kept, screened, threshold, dropped, step, audited)
+
+
+def _audited(
+    scores: Sequence[float | None], screened: ScreenResult, share: float, key: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the rejected previews that an audit finishes: each with the probability `share`, by numbers of the key."""
+    if not share:
+        return ()
+    kept, uniform = set(screened.indices), np.random.default_rng([*key, AUDIT]).random(len(scores))
+    return tuple(i for i, score in enumerate(scores) if score is not None and i not in kept and uniform[i] < share)
+
+
+def _surrogate_scores(
+    service: RewardBackend,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    images: Sequence[Pixels] | None,
+    settings: TrainerSettings,
+) -> Future[list[Reward]]:
+    """Request the surrogate scores of previews; `images` None: before any was begun.
+
+    A surrogate of the reward's own terms reads the answer, which a surrogate scorer must not (`surrogate_item`). That
+    is sound here, because the answer's terms are part of the reward itself: the screen prefers no answer that the
+    reward does not prefer.
+    """
+    if settings.rewards.is_screened_by_reward:
+        items = reward_items(task, rollouts, images or [None] * len(rollouts))
+        return service.submit_previews(items, task.reward)
+    assert images is not None, "a surrogate scorer needs images"
+    return service.submit_previews([surrogate_item(task, image) for image in images])
+
+
+def _no_scores(count: int) -> Future[list[Reward]]:
+    scores: Future[list[Reward]] = Future()
+    scores.set_result([Reward(None)] * count)
+    return scores
 
 
 def finish(
     policy: Policy, service: RewardBackend, previews: Previews, settings: TrainerSettings, clock: Clock
 ) -> Group:
-    """Finish the kept previews and request their rewards, `reward_batch_size` at a time.
+    """Finish the kept previews and request their rewards, `reward_batch_size` at a time; then the audited ones.
 
-    The service scores one batch while the next is drawn.
+    The service scores one batch while the next is drawn. The audit's batches are its own, so that it changes no kept
+    rollout.
     """
-    chosen = [previews.rollouts[i] for i in previews.screened.indices]
-    rollouts: list[Rollout] = []
-    images: list[Pixels] = []
-    pending = []
-    for first in range(0, len(chosen), settings.reward_batch_size):
-        batch = chosen[first : first + settings.reward_batch_size]
-        with clock("finish"):
-            finished = continue_images(policy, batch, policy.image_steps)
-        with clock("decode"):
-            decoded = policy.images([rollout.image for rollout in finished])
-        pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
-        rollouts += finished
-        images += decoded
-    return Group(previews, tuple(rollouts), tuple(images), tuple(pending))
+    parts = [(previews.screened.indices, ("finish", "decode")), (previews.audited, ("audit", "audit"))]
+    found = []
+    for indices, phases in parts:
+        chosen = [previews.rollouts[i] for i in indices]
+        rollouts: list[Rollout] = []
+        images: list[Pixels] = []
+        pending: list[Future[list[Reward]]] = []
+        for first in range(0, len(chosen), settings.reward_batch_size):
+            batch = chosen[first : first + settings.reward_batch_size]
+            with clock(phases[0]):
+                finished = continue_images(policy, batch, policy.image_steps)
+            with clock(phases[1]):
+                decoded = policy.images([rollout.image for rollout in finished])
+            pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
+            rollouts += finished
+            images += decoded
+        found.append((tuple(rollouts), tuple(images), tuple(pending)))
+    kept, (_, _, audit) = found
+    return Group(previews, *kept, audit)
+
+
+def overlap(samplings: Sequence[Sampling], finish: Callable[[Previews], Group], clock: Clock) -> list[Group]:
+    """Return the finished group of each sampling, in order.
+
+    A sampling whose scores are pending makes way for the one that waited longest among those whose scores have arrived,
+    else for the next one, else for finishing, and if nothing else is left, one draws ahead of its scores. While scores
+    are pending, one full group is held back for the time when the last samplings wait. Other full groups are finished
+    at once, so that the requests for their rewards spread over the step. Raises what the samplings and their pending
+    scores raise.
+    """
+    unstarted, waiting = deque(range(len(samplings))), dict[int, Awaited]()
+    full, groups = dict[int, Previews](), dict[int, Group]()
+    while len(groups) < len(samplings):
+        arrived = next((place for place, awaited in waiting.items() if awaited.scores.done()), None)
+        can_draw = arrived is not None or bool(unstarted)
+        if len(full) > (1 if waiting else 0) or (full and not can_draw):
+            place = next(iter(full))
+            groups[place] = finish(full.pop(place))
+        elif can_draw:
+            place = unstarted.popleft() if arrived is None else arrived
+            waiting.pop(place, None)
+            try:
+                waiting[place] = next(samplings[place])
+            except StopIteration as end:
+                full[place] = end.value
+        elif (ahead := next((place for place, awaited in waiting.items() if awaited.can_draw), None)) is not None:
+            waiting[ahead] = samplings[ahead].send(True)
+        else:
+            with clock("surrogate"):
+                wait([awaited.scores for awaited in waiting.values()], return_when=FIRST_COMPLETED)
+    return [groups[place] for place in range(len(samplings))]
 
 
 def draw_groups(
@@ -170,15 +295,13 @@ def draw_groups(
     `first` is the number of the first task in the step, `key` is (seed, step). Raises RewardServiceUnavailable and
     OutOfMemory, on every other rank OtherRankFailed.
     """
-    pending = []
     with ranks.together():
+        samplings = [
+            sample_previews(policy, service, tasks[i], threshold(tasks[i]), settings, (*key, first + i), clock)
+            for i in ranks.mine(len(tasks))
+        ]
         with explain_out_of_memory("drawing", policy, settings):
-            for place in ranks.mine(len(tasks)):
-                task = tasks[place]
-                previews = sample_previews(
-                    policy, service, task, threshold(task), settings, (*key, first + place), clock
-                )
-                pending.append(finish(policy, service, previews, settings, clock))
+            pending = overlap(samplings, lambda previews: finish(policy, service, previews, settings, clock), clock)
         with clock("reward_wait"):
             own = [group.wait() for group in pending]
     return _exchange(ranks, tasks, own)
@@ -198,19 +321,45 @@ def _exchange(ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup]) -
 
 def _to_document(group: ScoredGroup) -> dict[str, Any]:
     previews = group.previews
-    rewards = [asdict(replace(reward, components=dict(reward.components))) for reward in group.rewards]
+    rewards, audit = (
+        [asdict(replace(reward, components=dict(reward.components))) for reward in found]
+        for found in (group.rewards, group.audit)
+    )
     screened = asdict(previews.screened)
-    return {"scores": previews.scores, "screened": screened, "threshold": previews.threshold, "rewards": rewards}
+    return {
+        "scores": previews.scores,
+        "screened": screened,
+        "threshold": previews.threshold,
+        "dropped": previews.dropped,
+        "step": previews.step,
+        "audited": previews.audited,
+        "rewards": rewards,
+        "audit": audit,
+        "answers": group.answers,
+    }
 
 
 def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     screened: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document["screened"].items()}
-    previews = Previews(task, (), (), tuple(document["scores"]), ScreenResult(**screened), document["threshold"])
-    rewards = [
-        Reward(one["value"], one["components"], None if one["failure"] is None else ScoreFailure(**one["failure"]))
-        for one in document["rewards"]
-    ]
-    return ScoredGroup(previews, (), (), tuple(rewards))
+    previews = Previews(
+        task,
+        (),
+        (),
+        tuple(document["scores"]),
+        ScreenResult(**screened),
+        document["threshold"],
+        document["dropped"],
+        document["step"],
+        tuple(document["audited"]),
+    )
+    rewards, audit = (
+        tuple(
+            Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
+            for one in document[name]
+        )
+        for name in ("rewards", "audit")
+    )
+    return ScoredGroup(previews, (), (), rewards, tuple(document["answers"]), audit)
 
 
 def replace_flat_groups(
@@ -233,8 +382,8 @@ def replace_flat_groups(
     return kept, replaced
 
 
-def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels]) -> list[ScoreItem]:
-    """Return the request items of finished images, with the first REFERENCES images of the concept."""
+def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels | None]) -> list[ScoreItem]:
+    """Return the request items of images, with the first REFERENCES images of the concept."""
     references = task.profile.images[:REFERENCES] if task.profile is not None else ()
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
-from typing import Final
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 
 from tqdm import tqdm
 
@@ -16,32 +15,49 @@ from trainer import checkpoint
 from trainer.algorithms.threshold import make_controller
 from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
-from trainer.distributed import Ranks, device, joined
+from trainer.devices import check_devices, device_name, layout
+from trainer.distributed import PATIENCE, Ranks, device, joined
 from trainer.evaluate.during import HeldOut
 from trainer.policy import registry
 from trainer.policy.base import Policy
+from trainer.processes import processes
 from trainer.report.page import write_report
 from trainer.rewards.served import Wanted
 from trainer.rewards.service import RewardService
+from trainer.run_dir import RESTART_S, check_shared, run_lock
+from trainer.screen_audit import audit_line
 from trainer.settings import TrainerSettings
+from trainer.stop import STOP_FILE
 from trainer.train import train
-
-LOCK: Final = ".lock"  # of the process that writes the directory; the system releases it when that ends
 
 
 def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
     """Train until the run ends or is stopped, and return the exit status 0.
 
-    Under a launcher such as torchrun every process calls this; rank 0 evaluates and writes the run's files. `evaluated`
-    False leaves out the held-out evaluations. Raises SettingsError, and what `train` raises.
+    Under a launcher such as torchrun every process calls this; rank 0 writes the run's files. `evaluated` False leaves
+    out the held-out evaluations. Raises SettingsError, and what `train` raises.
     """
-    with joined() as ranks, run_lock(settings.run_dir) if ranks.is_first else nullcontext():
+    processes(os.environ)
+    with joined() as ranks, ExitStack() as held:
         with ranks.together():
-            _check(settings, ranks)
-            checkpoint.check(settings.run_dir / "checkpoints", settings)  # before anything is written or drawn
+            settings.check_ranks(ranks.world)
+            _check_patience(settings, ranks.world)
+            token = held.enter_context(_run_lock(settings)) if ranks.is_first else None
+        check_shared(settings.run_dir, token, ranks)
+        log = tqdm.write if ranks.is_first else _silent
+        places = ranks.gather_all([socket.gethostname(), device_name()])
+        warning = check_devices([name for _, name in places])
+        if ranks.world > 1:
+            log(f"training on {ranks.world} ranks: {layout(places)}")
+        with ranks.together():
+            before = checkpoint.check(settings.run_dir / "checkpoints", settings)  # before anything is drawn
             wanted = wanted_rewards(settings)  # reads the prompts: a mistake there is found before a model is loaded
             if ranks.is_first:
                 _write_settings(settings)
+        if warning:
+            log(warning)
+        if before not in (None, ranks.world):
+            log(f"resuming on {ranks.world} rank{'s' * (ranks.world > 1)}; the checkpoint was written on {before}")
         with ranks.together():
             policy = make_policy(settings)
         return _run(settings, policy, wanted, ranks, evaluated=evaluated)
@@ -52,59 +68,62 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
     if evaluated and settings.data.heldout is None:
         log("[trainer.data] names no held-out prompts: nothing is evaluated before and after training")
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-    with closing(RewardService(settings.rewards, log=log)) as service:
+    with closing(RewardService(settings.rewards, log=_log_of(ranks))) as service:
         with ranks.together():
             service.wait_ready()
             service.check_served(wanted)
-            held_out = None
-            if evaluated and settings.data.heldout is not None and ranks.is_first:
-                held_out = HeldOut(settings, service, log)
-                held_out.before(policy)
+        held_out = None
+        if evaluated and settings.data.heldout is not None:
+            held_out = HeldOut(settings, service, log, ranks)
+            held_out.before(policy)
         state = train(settings, policy, service, controller, log, held_out, ranks)
+        is_over = held_out is not None and held_out.is_over(state.step)
+        if state.step >= settings.steps or is_over:
+            with state.averaged():
+                if held_out:
+                    held_out.after(policy, state.step)
+                with ranks.together():
+                    if ranks.is_first:
+                        policy.save(settings.run_dir / "policy")
+        else:
+            log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
+        if (audit := audit_line(state.audits, state.costs)) is not None:
+            log(audit)
         if ranks.is_first:
-            is_over = held_out is not None and held_out.is_over(state.step)
-            if state.step >= settings.steps or is_over:
-                with state.averaged():
-                    if held_out:
-                        held_out.after(policy, state.step)
-                    policy.save(settings.run_dir / "policy")
-            else:
-                log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
             log(f"wrote {write_report(settings.run_dir)}")
     return 0
 
 
-def _check(settings: TrainerSettings, ranks: Ranks) -> None:
-    """Raise SettingsError for ranks that would have no group to draw."""
-    if ranks.world > settings.prompts_per_step:
+@contextmanager
+def _run_lock(settings: TrainerSettings) -> Iterator[str]:
+    """Hold the run's directory, and remove the stop file of a launcher that was killed.
+
+    Workers of Ray Train wait for the lock of a rank 0 that was killed, and their launcher removes the file.
+    """
+    has_workers = settings.ranks.workers > 0
+    with run_lock(settings.run_dir, patience_s=RESTART_S if has_workers else 0.0) as token:
+        if not has_workers:
+            (settings.run_dir / STOP_FILE).unlink(missing_ok=True)
+        yield token
+
+
+def _check_patience(settings: TrainerSettings, world: int) -> None:
+    limit = PATIENCE.total_seconds()
+    if world > 1 and settings.rewards.patience_s >= limit:
         raise SettingsError(
-            f"{ranks.world} ranks share the groups of a step, but [trainer] prompts_per_step is "
-            f"{settings.prompts_per_step}; give at least {ranks.world}, or start fewer ranks"
+            f"[trainer.rewards] patience_s = {settings.rewards.patience_s:g}: a rank waits for the others for "
+            f"{limit:g} s; with several ranks give less than that"
         )
+
+
+def _log_of(ranks: Ranks) -> Callable[[str], None]:
+    """Return the log of what may happen to one rank alone: that of rank 0, or with the rank's number."""
+    return tqdm.write if ranks.is_first else lambda message: tqdm.write(f"rank {ranks.rank}: {message}")
 
 
 def _write_settings(settings: TrainerSettings) -> None:
     text = json.dumps(settings.model_dump(mode="json"), indent=2)
     (settings.run_dir / "settings.json").write_text(text + "\n")
-
-
-@contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Create the run's directory and hold it alone. Raises SettingsError if it cannot be, or another run has it."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / LOCK).open("w")
-    except OSError as error:
-        raise SettingsError(f"[trainer] run_dir = {run_dir}: {error.strerror}; give a directory to write to") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"[trainer] run_dir = {run_dir}: another training uses it; give this one a directory of its own, or "
-                "stop the other"
-            ) from None
-        yield
 
 
 def _silent(message: str) -> None:

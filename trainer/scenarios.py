@@ -66,13 +66,16 @@ def make_task(
 def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
     """Return the request item of a preview uint8 [H W 3].
 
-    It holds the original prompt and not the model's own answer, which the policy could learn to exploit.
+    It holds the original prompt and not the model's own answer, which the policy could learn to exploit: a surrogate
+    scorer is not the reward. Where previews are scored by terms of the reward, `reward_item` is sent.
     """
     return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
 
 
-def reward_item(task: Task, image: Pixels, answer: str, references: Sequence[Pixels]) -> ScoreItem:
-    """Return the request item of a finished image uint8 [H W 3], with everything that its reward reads.
+def reward_item(task: Task, image: Pixels | None, answer: str, references: Sequence[Pixels]) -> ScoreItem:
+    """Return the request item of an image uint8 [H W 3], with everything that its reward reads.
+
+    Without an image it is for the terms that read only text.
 
     The prompt is `resolved`, the target of eq. 31: a score against the vague words would accept any hat. GenEval's
     prompts carry their metadata, without references and reasoning; a plain prompt is sent alone.

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainer import checkpoint
 from trainer.algorithms.advantage import Slope
+from trainer.algorithms.audit import Audit, Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.checkpoint import CheckpointMismatch
+from trainer.credit import update_reward_slopes
+from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, part, shard, whole
 from trainer.ema import Ema
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.rollout import Previews, ScoredGroup
+from trainer.screen_audit import audit_record, restored, update_audits, update_costs
 from trainer.settings import TrainerSettings
-from trainer.types import Task
-from trainer.update import update_reward_slope
+from trainer.types import MODALITIES, Modality, Pathway, Task
 
 DIGEST_NUMBERS = 64  # of each frozen parameter
 
@@ -38,24 +43,41 @@ def frozen_digest(module: nn.Module) -> str:
 class TrainState:
     """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
 
-    ema           the average of the trained weights; None: not kept
-    thresholds    the threshold controller's state for each `Task.key`
-    reward_slope  the running regression slope of reward on surrogate score, for the population baseline
+    trained        what training changes, by name; frozen weights are read from the model directory again
+    frozen         the digest of the others
+    sharding       how the policy is split over ranks
+    ema            the average of the trained weights; None: not kept
+    thresholds     the threshold controller's state for each `Task.key`
+    reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline
+    audits, costs  sums over the groups and steps of a run whose screen is audited
     """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
     controller: ThresholdController
+    trained: dict[str, nn.Parameter]
+    frozen: str
+    sharding: Sharding = WHOLE
     ema: Ema | None = None
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
-    reward_slope: Slope = field(default_factory=Slope)
+    reward_slopes: dict[Modality, Slope] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Slope()))
+    audits: dict[Pathway, Audit] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
 
     @classmethod
-    def new(cls, policy: Policy, controller: ThresholdController, settings: TrainerSettings) -> TrainState:
-        """Return the state before the first step."""
-        decay = settings.optimizer.ema
-        return cls(policy, make_optimizer(policy, settings), controller, Ema(policy.module, decay) if decay else None)
+    def new(
+        cls, policy: Policy, controller: ThresholdController, settings: TrainerSettings, ranks: Ranks = ONE_RANK
+    ) -> TrainState:
+        """Return the state before the first step; splits the policy over the ranks if the settings say so."""
+        decay, frozen, sharding = settings.optimizer.ema, frozen_digest(policy.module), WHOLE
+        if settings.ranks.shard > 1 and ranks.world > 1:  # a dry run has one rank
+            sharding = shard(policy.units(), ranks, settings.ranks.shard)
+        optimizer = make_optimizer(policy, settings)
+        ema = Ema(policy.module, decay) if decay else None
+        trained = {name: p for name, p in policy.module.named_parameters() if p.requires_grad}
+        sharding.refresh()
+        return cls(policy, optimizer, controller, trained, frozen, sharding, ema)
 
     def threshold(self, task: Task) -> float | None:
         """Return the threshold that the task's previews are screened by; None keeps all."""
@@ -63,55 +85,113 @@ class TrainState:
 
     def advance(self, groups: Sequence[ScoredGroup]) -> None:
         """Finish a step whose update was made: its groups move the thresholds and the slope."""
-        self.reward_slope = update_reward_slope(self.reward_slope, groups)
+        self.reward_slopes = update_reward_slopes(self.reward_slopes, groups)
         for group in groups:
             self._update_threshold(group.previews)
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside this context the policy has the averaged weights, if an average is kept."""
-        return nullcontext() if self.ema is None else self.ema.applied()
+    def audit(
+        self,
+        groups: Sequence[ScoredGroup],
+        replaced: int,
+        settings: TrainerSettings,
+        seconds: Sequence[Mapping[str, float]],
+    ) -> dict[str, Any]:
+        """Add a step's groups, the `replaced` ones first, and every rank's seconds to the audit; return its figures."""
+        if settings.screen.audit:
+            self.audits = update_audits(self.audits, groups, settings)
+            self.costs = update_costs(self.costs, groups, replaced, seconds)
+        return audit_record(self.audits, self.costs)
 
-    def to_save(self) -> dict[str, Any]:
-        """Return the state as a tree that `checkpoint.save` accepts."""
-        return {
-            "policy": dict(self._trained()),
-            "frozen": frozen_digest(self.policy.module),
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside this context the policy has the averaged weights, if an average is kept. All ranks enter it."""
+        if self.ema is None:
+            yield
+            return
+        with self.ema.applied():
+            self.sharding.refresh()
+            yield
+        self.sharding.refresh()
+
+    def to_save(self, ranks: Ranks = ONE_RANK) -> dict[str, Any]:
+        """Return the state as a tree that `checkpoint.save` accepts, the same at any number of ranks.
+
+        All ranks call it; tensors of a split policy are gathered by the first alone, into the memory of its host.
+        """
+        saved = {
+            "policy": dict(self.trained),
+            "frozen": self.frozen,
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
-            "slope": asdict(self.reward_slope),
+            "slopes": {modality: asdict(slope) for modality, slope in self.reward_slopes.items()},
             **({} if self.ema is None else {"ema": self.ema.to_save()}),
+            **self._saved_audit(),
         }
+        found: dict[str, Any] = whole(saved, keep=ranks.is_first)
+        return found
+
+    def _saved_audit(self) -> dict[str, Any]:
+        if self.costs == Costs():
+            return {}
+        audits = {pathway: asdict(audit) for pathway, audit in self.audits.items()}
+        return {"audits": audits, "costs": asdict(self.costs)}
+
+    def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
+        """Write a checkpoint, by rank 0 while the others wait; none before the first step.
+
+        None either after a failure inside the update of a split policy: the ranks are not in step to gather it.
+        """
+        if not self.step or self.sharding.is_split:
+            return
+        saved = self.to_save(ranks)
+        with ranks.together("checkpoint"):
+            if ranks.is_first:
+                checkpoint.save(directory, self.step, saved, settings, ranks.world)
 
     def restore(self, step: int, saved: dict[str, Any]) -> None:
         """Restore the state after `step` steps from the tree that `to_save` returned.
 
-        Raises CheckpointMismatch if the weights that are not trained are not those of the checkpoint.
+        Of a split policy each rank takes its parts. Raises CheckpointMismatch if the weights that are not trained are
+        not those of the checkpoint.
         """
-        if saved["frozen"] != frozen_digest(self.policy.module):
+        if saved["frozen"] != self.frozen:
             raise CheckpointMismatch(
                 f"the checkpoint of step {step} was trained on other weights than [trainer.policy] model has now; give "
                 "the model that the run started from (of a hub id one revision: 'org/name@REVISION'), or a new run_dir"
             )
         with torch.no_grad():
-            for name, parameter in self._trained():
+            for name, parameter in self.trained.items():
                 if saved["policy"][name].shape != parameter.shape:
                     raise CheckpointMismatch(
                         f"the checkpoint has {name} as {list(saved['policy'][name].shape)}, the policy as "
                         f"{list(parameter.shape)}; give the model that the run started from, or a new `run_dir`"
                     )
-                parameter.copy_(saved["policy"][name])
-        self.optimizer.load_state_dict(saved["optimizer"])
+                parameter.copy_(part(saved["policy"][name], parameter))
+        self.optimizer.load_state_dict(self._own_parts(saved["optimizer"]))
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
-        self.step, self.reward_slope = step, Slope(**saved["slope"])
+        self.step = step
+        self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
+        if "audits" in saved:
+            self.audits = {pathway: restored(audit) for pathway, audit in saved["audits"].items()}
+            self.costs = Costs(**saved["costs"])
         if self.ema is not None:
             self.ema.restore(saved["ema"])
+        self.sharding.refresh()
 
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what training changes, by name; frozen weights are read from the model directory again."""
-        return ((name, p) for name, p in self.policy.module.named_parameters() if p.requires_grad)
+    def _own_parts(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return the optimizer's saved state with this rank's parts of what has the shape of a parameter."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {
+                key: part(value, parameters[number]) if key != "step" and isinstance(value, torch.Tensor) else value
+                for key, value in found.items()
+            }
+            for number, found in saved["state"].items()
+        }
+        return {**saved, "state": state}
 
     def _update_threshold(self, previews: Previews) -> None:
         """Move a threshold by every surrogate score that was measured."""

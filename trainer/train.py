@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from trainer import checkpoint
 from trainer.algorithms.threshold import ThresholdController
-from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.errors import NonFinite
@@ -48,17 +47,16 @@ def train(
     NonFinite: the groups that caused it are saved first, and the policy is unchanged.
     """
     source = training_tasks(settings, log)
-    state = TrainState.new(policy, controller, settings)
-    clock, checkpoints = Clock(), settings.run_dir / "checkpoints"
+    state = TrainState.new(policy, controller, settings, ranks)
+    clock, checkpoints = ranks.clock, settings.run_dir / "checkpoints"
     if (last := checkpoint.latest(checkpoints)) is not None:
         state.restore(*checkpoint.load(last, settings))
         log(f"resuming from {last}: {state.step} of {settings.steps} steps are done")
     ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
-        with ranks.together(), clock("checkpoint"):
-            if state.step and ranks.is_first:
-                checkpoint.save(checkpoints, state.step, state.to_save(), settings)
+        with clock("checkpoint"):
+            state.save(checkpoints, settings, ranks)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
@@ -70,16 +68,16 @@ def train(
         Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else nullcontext() as metrics,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=not ranks.is_first) as bar,
     ):
+        clock.lap()  # what was before the first step is not in its record
         while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
             try:
-                with ranks.together():
-                    ends = held_out is not None and held_out.ends_run(state, clock)
-                if ranks.any(ends):
+                if held_out is not None and held_out.ends_run(state, clock):
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
                 with clock("update"), explain_out_of_memory("the update", policy, settings):
-                    update = policy_update(policy, state.optimizer, groups, state.reward_slope, settings, step, ranks)
+                    slopes, sharding = state.reward_slopes, state.sharding
+                    update = policy_update(policy, state.optimizer, groups, slopes, settings, step, ranks, sharding)
             except Exception as error:  # save the finished steps; resuming repeats this one
                 save_checkpoint()
                 if isinstance(error, NonFinite):
@@ -87,12 +85,14 @@ def train(
                     raise error.with_saved_groups(step, folder) from error
                 raise
             state.advance([*replaced, *groups])
-            with ranks.together():
+            laps = ranks.gather_all(clock.lap())
+            audit = state.audit([*replaced, *groups], len(replaced), settings, laps)
+            with ranks.together("records"):
                 if metrics is not None:
-                    record = step_record(groups, len(replaced), update, settings, step, clock.lap())
+                    record = step_record(groups, len(replaced), update, settings, step, laps, audit)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})
-                    log_images(metrics, step, groups)
                     bar.set_postfix_str(f"reward {show(record['reward_mean'])}")
+                log_images(metrics, settings.run_dir, step, groups)
             if state.step % settings.checkpoint_every == 0:
                 save_checkpoint()
             bar.update()

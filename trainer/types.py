@@ -144,8 +144,13 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward with the raw score of each scorer; or `value` None, which masks the rollout, and the failure."""
+    """A reward with the raw score of each scorer; or `value` None, which masks the rollout, and the failure.
+
+    fixed  by scorer, the terms of `value` that the image could not change, because their scorer does not read it; they
+           were decided when the answer was. None: not known
+    """
 
     value: float | None
     components: Mapping[str, float] = field(default_factory=dict)
     failure: ScoreFailure | None = None
+    fixed: Mapping[str, float] | None = None

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
-from trainer.algorithms.aggregate import GroupRewards
-from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
-from trainer.distributed import ONE_RANK, Ranks
+from trainer.algorithms.losses import LossStats
+from trainer.credit import Slopes, modality_advantages, rewarded
+from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, whole
 from trainer.errors import NonFinite
+from trainer.gradient_meter import GradientMeter
 from trainer.optim import learning_rates
+from trainer.passes import Found, accumulate, in_step, passes_of
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
-from trainer.settings import LossSettings, TrainerSettings
-from trainer.types import MODALITIES, Modality, Rollout
+from trainer.settings import TrainerSettings
+from trainer.types import MODALITIES, Modality
 
 MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
@@ -28,35 +29,33 @@ MAX_GRAD_NORM = 1.0  # the paper's
 class Update:
     """Figures of one update.
 
-    losses   sums over groups
-    stats    over the decisions of each modality
-    skipped  groups with fewer than MIN_REWARDS rewards; `grad_norm` and `advantage_abs` are None if all were
-    flat     groups whose rewards are all equal, which have no signal
+    losses         sums over groups
+    stats          over the decisions of each modality
+    grad_norm      of the gradient before it is clipped; None if all groups were skipped
+    advantage_abs  mean |advantage| of each modality's decisions; None if all groups were skipped
+    cosines        `pair_cosine` of the groups' gradients of each modality; None below two groups, or for a split policy
+    skipped        groups with fewer than MIN_REWARDS rewards
+    flat           groups whose rewards are all equal, which have no signal
     """
 
     losses: dict[Modality, float]
     stats: dict[Modality, LossStats]
     grad_norm: float | None
-    advantage_abs: float | None
+    advantage_abs: dict[Modality, float | None]
+    cosines: dict[Modality, float | None]
     skipped: int
     flat: int
-
-
-def update_reward_slope(slope: Slope, groups: Sequence[ScoredGroup]) -> Slope:
-    """Return the running slope of reward on surrogate score, updated with these groups."""
-    for group in groups:
-        slope = slope.update(_kept_scores(group), [reward.value for reward in group.rewards])
-    return slope
 
 
 def policy_update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     groups: Sequence[ScoredGroup],
-    slope: Slope,
+    slopes: Slopes,
     settings: TrainerSettings,
     step: int,
     ranks: Ranks = ONE_RANK,
+    sharding: Sharding = WHOLE,
 ) -> Update:
     """Accumulate the gradients of all groups over all ranks, clip their norm, and take one optimizer step.
 
@@ -65,51 +64,40 @@ def policy_update(
     or optimizer change.
     """
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, group in enumerate(groups) if len(_rewarded(group)) >= MIN_REWARDS]
-    advantages = dict(zip(usable, _advantages([groups[i] for i in usable], slope, settings.loss), strict=True))
-    with ranks.together():
-        own = _accumulate(policy, groups, advantages, settings, step)
-    losses, stats = _totals(own, ranks)
+    usable = [i for i, group in enumerate(groups) if len(rewarded(group)) >= MIN_REWARDS]
+    found = modality_advantages([groups[i] for i in usable], slopes, settings.loss, settings.screen)
+    advantages = {modality: dict(zip(usable, found[modality], strict=True)) for modality in MODALITIES}
     if not usable:
-        return Update(losses, stats, None, None, len(groups), 0)
-    ranks.sum_gradients(policy.module.parameters())
-    norm = float(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM))
-    if not np.isfinite(norm):
-        raise NonFinite(f"the gradient's norm is {norm}", None)
-    for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
-        parameters["lr"] = lr
-    optimizer.step()
-    spread = float(np.mean([float(advantages[i].abs().mean()) for i in usable]))
+        return Update(
+            *_totals([], ONE_RANK), None, dict.fromkeys(MODALITIES), dict.fromkeys(MODALITIES), len(groups), 0
+        )
+    with ranks.together():
+        passes = passes_of(policy, groups, usable, advantages, settings, step)
+    cosines: dict[Modality, float | None] = dict.fromkeys(MODALITIES)
+    with sharding.split():
+        if sharding.is_on:
+            own = in_step(policy, groups, passes, settings.loss, ranks)
+        else:
+            meter = GradientMeter(policy.module.parameters())
+            own = accumulate(policy, groups, passes, settings.loss, ranks, meter)
+            cosines = meter.cosines(ranks)
+            ranks.sum_gradients(policy.module.parameters())
+        losses, stats = _totals(own, ranks)
+        norm = float(whole(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM)))
+        if not np.isfinite(norm):
+            raise NonFinite(f"the gradient's norm is {norm}", None)
+        for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
+            parameters["lr"] = lr
+        optimizer.step()
+    spread: dict[Modality, float | None] = {
+        modality: float(np.mean([float(one.advantage.abs().mean()) for one in advantages[modality].values()]))
+        for modality in MODALITIES
+    }
     flat = sum(groups[i].is_flat for i in usable)
-    return Update(losses, stats, norm, spread, len(groups) - len(usable), flat)
+    return Update(losses, stats, norm, spread, cosines, len(groups) - len(usable), flat)
 
 
-def _accumulate(
-    policy: Policy,
-    groups: Sequence[ScoredGroup],
-    advantages: Mapping[int, torch.Tensor],
-    settings: TrainerSettings,
-    step: int,
-) -> list[tuple[int, Modality, float, LossStats]]:
-    """Add the gradients of this rank's groups; return (group, modality, loss, stats) of each."""
-    found = []
-    for i, advantage in advantages.items():
-        if not groups[i].is_ours:
-            continue
-        chosen = [groups[i].rollouts[place] for place in _rewarded(groups[i])]
-        for modality in MODALITIES:
-            rng = np.random.default_rng([settings.seed, step, i])
-            loss, stats = _backward(policy, chosen, advantage, modality, settings.loss, len(advantages), rng)
-            if not np.isfinite(loss):
-                prompt = groups[i].previews.task.prompt.text
-                raise NonFinite(f"the {modality} loss is {loss} for prompt {prompt!r}", i)
-            found.append((i, modality, loss, stats))
-    return found
-
-
-def _totals(
-    found: Sequence[tuple[int, Modality, float, LossStats]], ranks: Ranks
-) -> tuple[dict[Modality, float], dict[Modality, LossStats]]:
+def _totals(found: Found, ranks: Ranks) -> tuple[dict[Modality, float], dict[Modality, LossStats]]:
     """Return the losses and figures of all ranks, added in the order of the groups."""
     losses, stats = dict.fromkeys(MODALITIES, 0.0), dict.fromkeys(MODALITIES, LossStats())
     documents = ranks.gather_all([(i, modality, loss, asdict(one)) for i, modality, loss, one in found])
@@ -117,72 +105,3 @@ def _totals(
         losses[modality] += loss
         stats[modality] += LossStats(**one)
     return losses, stats
-
-
-def _backward(
-    policy: Policy,
-    rollouts: Sequence[Rollout],
-    advantage: torch.Tensor,
-    modality: Modality,
-    settings: LossSettings,
-    groups: int,
-    rng: np.random.Generator,
-) -> tuple[float, LossStats]:
-    """Add the gradient of one modality of a group, one sampling step and micro-batch at a time to save memory."""
-    found = [(s, i) for i, rollout in enumerate(rollouts) for s in rollout.segments if s.kind == modality]
-    value, stats = 0.0, LossStats()
-    if not found:
-        return value, stats
-    chosen = settings.of(modality)
-    total = policy.steps([segment for segment, _ in found])
-    count = max(1, round(settings.loss_step_fraction * total))
-    weight = decision_weight(chosen.alpha, settings.scale, policy.decisions(modality)) * total / count / groups
-    size = settings.micro_batch or len(found)
-    with policy.sharing([segment for segment, _ in found]):
-        for step in sorted(rng.choice(total, count, replace=False).tolist()):
-            for first in range(0, len(found), size):
-                segments, owners = zip(*found[first : first + size], strict=True)
-                terms = policy.terms(segments, step, reference=chosen.beta > 0)
-                loss, figures = clipped_loss(
-                    terms.new_BD,
-                    terms.old_BD,
-                    terms.reference_BD,
-                    terms.mask_BD,
-                    advantage[list(owners)].to(terms.new_BD.device),
-                    clip=chosen.clip,
-                    beta=chosen.beta,
-                    weight=weight,
-                    group_size=len(rollouts),
-                    kl_BD=terms.kl_BD,
-                )
-                loss.backward()  # type: ignore[no-untyped-call]
-                value, stats = value + float(loss.detach()), stats + figures
-    return value, stats
-
-
-def _advantages(groups: Sequence[ScoredGroup], slope: Slope, settings: LossSettings) -> list[torch.Tensor]:
-    """Return the advantages of each group's rollouts that have a reward, in order."""
-    found: dict[int, torch.Tensor] = {}
-    by_aggregation = {group.previews.task.reward.aggregation for group in groups}
-    for aggregation in sorted(by_aggregation):
-        places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
-        rewards = [GroupRewards.of(groups[i].rewards, groups[i].previews.task.reward) for i in places]
-        shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
-        advantages = step_advantages(rewards, aggregation=aggregation, normalise=settings.normalise, shifts=shifts)
-        found |= {i: a[r.valid_G] for i, a, r in zip(places, advantages, rewards, strict=True)}
-    return [found[i] for i in range(len(groups))]
-
-
-def _baseline_shift(group: ScoredGroup, slope: Slope, settings: LossSettings) -> float:
-    if settings.baseline == "group":
-        return 0.0
-    kept = _kept_scores(group)
-    return population_baseline(slope, [kept[place] for place in _rewarded(group)], group.previews.scores)
-
-
-def _rewarded(group: ScoredGroup) -> list[int]:
-    return [place for place, reward in enumerate(group.rewards) if reward.value is not None]
-
-
-def _kept_scores(group: ScoredGroup) -> list[float | None]:
-    return [group.previews.scores[i] for i in group.previews.screened.indices]

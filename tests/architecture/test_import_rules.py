@@ -103,7 +103,11 @@ RULES = (
         never=("ray", "httpx", "torch.distributed", *WEB),
     ),
     Rule(r"trainer\.launch", may=("synod", "trainer"), never=("torch.distributed", *WEB)),
-    Rule(r"trainer\.distributed", may=("synod.errors", "trainer.errors"), never=("ray", *WEB)),
+    Rule(
+        r"(?P<own>trainer\.distributed)(\..+)?",
+        may=("synod.errors", "trainer.clock", "trainer.errors"),
+        never=("ray", *WEB),
+    ),
     Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", "torch.distributed", *WEB)),
     Rule(r"(?P<own>embedded)(\..+)?", may=("synod", "services", "trainer")),
 )

@@ -119,6 +119,24 @@ def test_the_trainers_settings_load_in_its_pod(own: bool, tmp_path: Path) -> Non
     assert loaded.seed == (17 if own else 0)
 
 
+@pytest.mark.parametrize(("pods", "runner"), [(1, "trainer"), (2, "trainer-head")])
+def test_the_workers_fit_their_pods(pods: int, runner: str, tmp_path: Path) -> None:
+    """The pod that runs the command reads settings that ask for what the pods have."""
+    values = {"enabled": True, "workers": 8, "pods": pods, "checkpoints": {"accessModes": ["ReadWriteMany"]}}
+    overrides = {"SYNOD__TRAINER__RANKS__MAX_FAILURES": 20, "SYNOD__TRAINER__PROMPTS_PER_STEP": 8}
+    objects = render({"trainer": {**values, "overrides": overrides}})
+    (container, *_) = dict(pod_templates(objects))[runner]["spec"]["containers"]
+    unpack("trainer", tmp_path)
+    path = tmp_path / "deploy/release/service.toml"
+    path.parent.mkdir()
+    path.write_text(of(objects, "ConfigMap", "demo-synod-config")["data"]["service.toml"])
+    ranks = trainer_settings.load(path, {one["name"]: one["value"] for one in container["env"]}).ranks
+    assert (ranks.workers, ranks.gpus, ranks.max_failures) == (8, 1, 20)
+    (group,) = of(objects, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for resource, each in (("num-gpus", ranks.gpus), ("num-cpus", 1)):  # `trainer.launch` asks for one CPU
+        assert group["replicas"] * int(group["rayStartParams"][resource]) == ranks.workers * each
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_chart_refuses_what_the_pods_cannot_hold(seed: int, mounted: Path) -> None:
     """Compare with the service's own sum of its replicas' resources; Ray decides how they are packed."""

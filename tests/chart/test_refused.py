@@ -32,6 +32,9 @@ GROWS = {"autoscaling": {"enabled": True}}
         ("trainer.run", "../other", "pattern"),
         ("trainer.activeDeadlineSeconds", 1, "60"),
         ("trainer.gpus", -1, "minimum: got -1, want 0"),
+        ("trainer.workers", -1, "'/trainer/workers': minimum: got -1, want 0"),
+        ("trainer.workers", 1.5, "'/trainer/workers': got number, want integer"),
+        ("trainer.pods", 0, "'/trainer/pods': minimum: got 0, want 1"),
         ("trainer.command", "synod train CONFIG", "'/trainer/command': got string, want array"),
         ("trainer.command", [], "'/trainer/command': minItems: got 0, want 1"),
         ("trainer.command", ["synod", 3], "'/trainer/command/1': got number, want string"),
@@ -79,6 +82,31 @@ def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) 
         (
             {"trainer": {"enabled": True}, "config": "[server]\nport = 8000"},
             r'trainer.command \["synod","train","CONFIG"\] reads config, which has no .* set trainer.config to a TOML',
+        ),
+        (
+            {"trainer": {"enabled": True, "workers": 16, "pods": 2}},
+            r'trainer.pods = 2 share .*accessModes = ."ReadWriteOnce". .*: set it to \[ReadWriteMany\] with',
+        ),
+        (
+            {"trainer": {"enabled": True, "workers": 16, "pods": 3}},
+            "workers = 16 cannot be shared equally by trainer.pods = 3: make one a multiple of the other",
+        ),
+        ({"trainer": {"enabled": True, "pods": 2}}, "trainer.pods = 2, but without workers .* set trainer.workers to"),
+        (
+            {"trainer": {"enabled": True, "config": "[trainer.ranks]\nworkers = 8"}},
+            r"\[trainer.ranks\] workers = 8 .* made for trainer.workers = 0: set trainer.workers=8, or remove the line",
+        ),
+        (
+            {"trainer": {"enabled": True, "workers": 2, "command": ["synod", "evaluate", "CONFIG"]}},
+            "trainer.workers = 2, but trainer.command .* is one process: set trainer.workers=0",
+        ),
+        (
+            {"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RANKS__WORKERS": 2}}},
+            "RANKS__WORKERS is set by the chart: use trainer.workers instead",
+        ),
+        (
+            {"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RANKS__GPUS": 0}}},
+            "RANKS__GPUS is set by the chart: use trainer.gpus instead",
         ),
         (
             {"autoscaling": {"enabled": True}, "scorers": {"cpu": {"minReplicas": 5}}},
@@ -130,6 +158,12 @@ def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) 
 def test_a_template_refuses_impossible_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(helm_python.HelmError, match=message):
         render(values)
+
+
+def test_pods_may_share_an_existing_claim() -> None:
+    """The chart cannot know its access modes."""
+    trainer = {"enabled": True, "workers": 2, "pods": 2, "checkpoints": {"existingClaim": "mine"}}
+    assert "PersistentVolumeClaim" not in {one["kind"] for one in render({"trainer": trainer})}
 
 
 RULE = "has lower-case letters, digits and '-' only, starts with a letter"

@@ -24,7 +24,10 @@ CRDS = {
 }
 EVERYTHING = merged(
     profile("production"),
-    {"networkPolicy": {"restrictEgress": True, "gatewayFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}},
+    {
+        "networkPolicy": {"restrictEgress": True, "gatewayFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+        "trainer": {"workers": 16, "pods": 2, "checkpoints": {"accessModes": ["ReadWriteMany"]}},
+    },
 )
 
 

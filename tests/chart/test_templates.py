@@ -29,7 +29,12 @@ GATEWAY, CPU, GPU = (f"{CLUSTER}.workerGroupSpecs.{group}" for group in ("gatewa
 HEAD_POD = f"{CLUSTER}.headGroupSpec.template.spec"
 GATEWAY_POD, CPU_POD, GPU_POD = (f"{group}.template.spec" for group in (GATEWAY, CPU, GPU))
 TRAINER = {"trainer": {"enabled": True}}
-TRAINER_POD = "RayJob.spec.rayClusterSpec.workerGroupSpecs.trainer.template.spec"
+TRAINER_GROUP = "RayJob.spec.rayClusterSpec.workerGroupSpecs.trainer"
+TRAINER_POD = f"{TRAINER_GROUP}.template.spec"
+TRAINER_HEAD = "RayJob.spec.rayClusterSpec.headGroupSpec.template.spec"
+SHARED = {"accessModes": ["ReadWriteMany"]}
+WORKERS = {"trainer": {"enabled": True, "workers": 8}}  # on the GPUs of one node
+PODS = {"trainer": {"enabled": True, "workers": 8, "pods": 2, "checkpoints": SHARED}}
 OWN = {"environments": {"hpsv3": {"image": {"repository": "own", "tag": "1"}, "gpus": 2, "replicas": 3}}}
 OWN_CPU = {"environments": {"old": {"image": {"repository": "own", "tag": "1"}, "logicalCpus": 7}}}
 HPSV3, OLD = (f"{CLUSTER}.workerGroupSpecs.{group}" for group in ("hpsv3", "old"))
@@ -155,6 +160,39 @@ CASES: list[tuple[Object, str, Any]] = [
     (merged(TRAINER, {"trainer": {"gpus": 0}}), "RayJob.spec.entrypointNumGpus", MISSING),
     (merged(TRAINER, nested("trainer.startupSeconds", 0)), "RayJob.spec.preRunningDeadlineSeconds", MISSING),
     (TRAINER, "PersistentVolumeClaim.metadata.annotations.helm/DOT/sh/resource-policy", "keep"),
+    # its workers in one pod, which also runs the command
+    (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RANKS__WORKERS", MISSING),
+    (TRAINER, f"{TRAINER_GROUP}.rayStartParams.num-cpus", MISSING),
+    (TRAINER, f"{TRAINER_POD}.volumes.shm.emptyDir.sizeLimit", 536870912 + 134217728),
+    (WORKERS, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RANKS__WORKERS.value", "8"),
+    (WORKERS, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RANKS__GPUS.value", "1"),
+    (WORKERS, f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 8),
+    (WORKERS, f"{TRAINER_GROUP}.rayStartParams.num-gpus", "8"),
+    (WORKERS, f"{TRAINER_GROUP}.rayStartParams.num-cpus", "8"),
+    (WORKERS, f"{TRAINER_GROUP}.replicas", 1),
+    (WORKERS, f"{TRAINER_POD}.volumes.shm.emptyDir.sizeLimit", 536870912 + 134217728 + 2**30),
+    (WORKERS, "RayJob.spec.entrypointResources", '{"synod_trainer": 1}'),
+    (WORKERS, "RayJob.spec.entrypointNumGpus", MISSING),  # the workers' GPUs
+    (WORKERS, "PersistentVolumeClaim.spec.accessModes", ["ReadWriteOnce"]),
+    (WORKERS, f"{TRAINER_HEAD}.volumes.checkpoints", MISSING),
+    (merged(WORKERS, nested("trainer.gpus", 0)), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", MISSING),
+    (merged(WORKERS, nested("trainer.gpus", 0)), f"{TRAINER_GROUP}.rayStartParams.num-cpus", "8"),
+    (merged(WORKERS, nested("trainer.gpus", 2)), f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 16),
+    # and in several, where the head runs the command
+    *((PODS, f"{TRAINER_GROUP}.{field}", 2) for field in ("replicas", "minReplicas", "maxReplicas")),
+    (PODS, f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 4),
+    (PODS, f"{TRAINER_GROUP}.rayStartParams.num-cpus", "4"),
+    (PODS, f"{TRAINER_GROUP}.rayStartParams.resources", MISSING),
+    (PODS, "RayJob.spec.entrypointResources", MISSING),
+    (PODS, f"{TRAINER_HEAD}.{LIMITS}.{NVIDIA}", MISSING),
+    (PODS, f"{TRAINER_HEAD}.containers.ray.env.SYNOD__TRAINER__RANKS__WORKERS.value", "8"),
+    (PODS, f"{TRAINER_HEAD}.volumes.checkpoints.{CLAIM}", "demo-synod-checkpoints"),
+    (PODS, f"{TRAINER_POD}.volumes.checkpoints.{CLAIM}", "demo-synod-checkpoints"),
+    (PODS, f"{TRAINER_HEAD}.containers.metrics.command.3", "/checkpoints/train"),
+    (PODS, f"{TRAINER_POD}.containers.metrics", MISSING),  # each would report the same run
+    (PODS, f"{TRAINER_POD}.containers.ray.env.SYNOD_TOKEN_FILE.value", "/etc/synod/token/token"),
+    (PODS, "PersistentVolumeClaim.spec.accessModes", ["ReadWriteMany"]),
+    (merged(PODS, nested("trainer.pods", 8)), f"{TRAINER_POD}.volumes.shm.emptyDir.sizeLimit", 536870912 + 134217728),
 ]
 
 
@@ -169,7 +207,13 @@ def test_rules_of_the_templates(values: Object, path: str, expected: Any) -> Non
 SOURCE = (CHART / "values.yaml").read_text()
 DEFAULTS: Object = yaml.safe_load(SOURCE)
 # With an existing Secret: a generated token would make any two renderings differ.
-EVERYTHING = merged(profile("production"), {"networkPolicy": {"restrictEgress": True, "extraEgress": [{}]}})
+EVERYTHING = merged(
+    profile("production"),
+    {
+        "networkPolicy": {"restrictEgress": True, "extraEgress": [{}]},
+        "trainer": {"workers": 2, "checkpoints": SHARED},
+    },
+)
 PEER = [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 # Values that the marker below cannot stand for, by key.
 OTHER_VALUES: Object = {
@@ -303,8 +347,9 @@ def test_the_token_is_only_in_the_secret() -> None:
     assert token not in notes(TRAINER)
 
 
-def test_selectors_of_services_and_policies() -> None:
-    objects = render(profile("production"))
+@pytest.mark.parametrize("workers", [{}, PODS], ids=["one process", "workers"])
+def test_selectors_of_services_and_policies(workers: Object) -> None:
+    objects = render(merged(profile("production"), workers))
     labels = {component: template["metadata"]["labels"] for component, template in pod_templates(objects)}
 
     def chosen(selector: Object) -> set[str]:
@@ -321,6 +366,9 @@ def test_selectors_of_services_and_policies() -> None:
     assert targets["demo-synod-gateway"] == {"gateway"}
     (rule,) = policies["demo-synod-service"]["ingress"]
     assert chosen(rule["from"][0]["podSelector"]["matchLabels"]) == service  # not the trainer
+    (rule,) = policies["demo-synod-trainer"]["ingress"]
+    assert rule.keys() == {"from"}  # the trainer's pods reach each other on every port, as Ray and NCCL need
+    assert chosen(rule["from"][0]["podSelector"]["matchLabels"]) == {"trainer-head", "trainer"}
     assert all(spec["policyTypes"] == ["Ingress"] for spec in policies.values())
     covered = set.union(*targets.values())
     assert covered >= set(labels) - {"test"}
@@ -345,6 +393,8 @@ def test_notes_name_existing_objects() -> None:
     assert "The trainer runs `synod train /app/deploy/release/service.toml`" in text
     assert f"rayjob {of(objects, 'RayJob')['metadata']['name']}" in text
     assert f"claim {of(objects, 'PersistentVolumeClaim', 'demo-synod-checkpoints')['metadata']['name']}" in text
+    assert " in 8 workers of Ray Train, 4 in each of 2 pods. It stores" in notes(PODS)
+    assert "workers of Ray Train" not in text
     assert "delete their RayCluster" not in text
     assert "delete their RayCluster" in notes({"ray": {"upgradeStrategy": "None"}})
     assert "trainer" not in notes()

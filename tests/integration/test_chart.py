@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -87,6 +88,8 @@ class Pods:
         self.env |= dict.fromkeys(
             ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"), f"http://127.0.0.1:{self.dashboard}"
         )
+        job = dict(pod_templates(self.objects))["trainer"]["spec"]["containers"][0]["env"]
+        self.env |= {one["name"]: one["value"] for one in job if one["name"].startswith("RAY_JOB_")}
 
     def here(self, text: str) -> str:
         """Replace the pods' paths by local ones."""
@@ -266,9 +269,10 @@ def test_a_scorer_pods_exporter_reports_its_replicas(deployed: Pods) -> None:
         exporter.wait()
 
 
-def job_env(pods: Pods, run: str) -> dict[str, str]:
-    """Return the settings of the job's worker, with its own run directory."""
-    worker = dict(pod_templates(pods.objects))["trainer"]["spec"]["containers"][0]
+def job_env(pods: Pods, run: str, **trainer: Any) -> dict[str, str]:
+    """Return the settings of the job's pod with these values of the trainer, with its own run directory."""
+    objects = render(merged(pods.values, {"trainer": trainer}))
+    worker = dict(pod_templates(objects))["trainer"]["spec"]["containers"][0]
     env = {one["name"]: pods.here(one["value"]) for one in worker["env"] if "value" in one}
     env = {name: value for name, value in env.items() if name.startswith("SYNOD")}
     env["SYNOD__TRAINER__REWARDS__URL"] = f"http://127.0.0.1:{pods.port}"
@@ -284,9 +288,9 @@ def submit(pods: Pods, job: Object, env: dict[str, str], *options: str) -> str:
     )  # fmt: skip
 
 
-def train(pods: Pods, env: dict[str, str], steps: int, *options: str) -> str:
-    """Submit the chart's default job, without its evaluations."""
-    job = pods.job(command=["synod", "train", "CONFIG", "--no-evaluation", f"--steps={steps}"])
+def train(pods: Pods, env: dict[str, str], steps: int, *options: str, **trainer: Any) -> str:
+    """Submit the chart's default job with these values of the trainer, without its evaluations."""
+    job = pods.job(command=["synod", "train", "CONFIG", "--no-evaluation", f"--steps={steps}"], **trainer)
     return submit(pods, job, env, *options)
 
 
@@ -321,16 +325,32 @@ def test_a_lora_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
     assert len(rows) == len(list((run / "evaluation/geneval").rglob("*.png"))) == 2
 
 
+def test_the_workers_of_a_job_share_the_groups(deployed: Pods) -> None:
+    """Each draws a group of the two, and rank 0 records both."""
+    env = job_env(deployed, "workers", workers=2) | {"SYNOD__TRAINER__PROMPTS_PER_STEP": "2"}
+    output = train(deployed, env, 1, workers=2)
+    assert "succeeded" in output
+    assert set(re.findall(r"world_rank=(\d)", output)) == {"0", "1"}
+    run = Path(env["SYNOD__TRAINER__RUN_DIR"])
+    (step,) = steps_of(env)
+    assert len(json.loads(step)["prompts"]) == 2
+    groups = (run / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(group)["group"] for group in groups] == [0, 1]
+    assert (run / "policy/config.json").exists()
+
+
 @pytest.mark.skipif(not os.environ.get("SYNOD_FULL"), reason="a minute: make test-full")
-def test_a_stopped_job_resumes_from_its_checkpoint(deployed: Pods) -> None:
-    env = job_env(deployed, "stopped")
-    train(deployed, env, 1000, "--no-wait", "--submission-id", "stopped")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_job_resumes_from_its_checkpoint(deployed: Pods, workers: int) -> None:
+    name = f"stopped-{workers}"
+    env = job_env(deployed, name, workers=workers) | {"SYNOD__TRAINER__PROMPTS_PER_STEP": "2"}
+    train(deployed, env, 1000, "--no-wait", "--submission-id", name, workers=workers)
     ends_s = time.monotonic() + 200
     while len(steps_of(env)) < 2:
-        assert time.monotonic() < ends_s, deployed.ray("ray", "job", "logs", "stopped")
+        assert time.monotonic() < ends_s, deployed.ray("ray", "job", "logs", name)
         time.sleep(0.2)
-    assert "was stopped" in deployed.ray("ray", "job", "stop", "stopped")
+    assert "was stopped" in deployed.ray("ray", "job", "stop", name)
     before = steps_of(env)
-    assert "succeeded" in train(deployed, env, len(before) + 1)
+    assert "succeeded" in train(deployed, env, len(before) + 1, workers=workers)
     assert steps_of(env)[: len(before)] == before
     assert [json.loads(line)["step"] for line in steps_of(env)] == list(range(len(before) + 1))

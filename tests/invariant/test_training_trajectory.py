@@ -26,7 +26,7 @@ import torch
 from synod.contracts import Pixels, ScoreItem
 from tests.unit.trainer.conftest import settings_from, tiny_settings, world_dir  # noqa: F401
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines, run_loop
-from tests.unit.trainer.reward_services import Judge, brightness, redness
+from tests.unit.trainer.reward_services import Judge, answered, brightness, redness
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq  # noqa: F401
 from trainer.algorithms.threshold import Quantile
 from trainer.policy.show_o.policy import ShowO
@@ -73,13 +73,13 @@ class Patterned(Judge):
         super().__init__()
         self.scored, self.rewarded = 0, 0
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         rewards = []
         for item in items:
             passes = self.scored % DRAWN in (1, 3, 6, 7)
             rewards.append(Reward(0.1 * redness(item) + (0.8 if passes else 0.1)))
             self.scored += 1
-        return rewards
+        return answered(rewards)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         rewards = []
@@ -87,9 +87,7 @@ class Patterned(Judge):
             lost = self.rewarded % (2 * KEPT) == 6
             rewards.append(Reward(None) if lost else Reward(brightness(item), {"brightness": brightness(item)}))
             self.rewarded += 1
-        future: Future[list[Reward]] = Future()
-        future.set_result(rewards)
-        return future
+        return answered(rewards)
 
 
 @pytest.fixture(autouse=True)

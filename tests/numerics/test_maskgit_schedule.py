@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.policy.show_o import maskgit
 
@@ -28,6 +30,45 @@ def test_masked_counts_at_the_limits() -> None:
     assert maskgit.to_remask(16, 5, 0, 50) == 4  # at least one of the masked is committed
     assert maskgit.to_remask(16, 1, 0, 50) == 1  # and one stays, as in the public code
     assert maskgit.to_remask(1024, 700, 49, 50) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        ("cosine", [63, 60, 57, 51, 45, 37, 29, 19, 10, 1]),
+        ("linear", [57, 51, 44, 38, 32, 25, 19, 12, 6, 1]),
+        ("quadratic", [51, 40, 31, 23, 16, 10, 5, 2, 1, 1]),
+    ],
+)
+def test_masked_counts_of_64_positions_in_ten_steps(schedule: maskgit.Schedule, counts: list[int]) -> None:
+    """64 f(r) by hand, rounded down, at least 1: for "quadratic" .81, .64, .49, .36, .25, .16, .09, .04, .01 and 0."""
+    found, masked = [], 64
+    for step in range(10):
+        masked = maskgit.to_remask(64, masked, step, 10, schedule)
+        found.append(masked)
+    assert found == counts
+
+
+@given(st.sampled_from(["cosine", "linear", "quadratic"]), st.integers(1, 300), st.integers(1, 60))
+def test_every_schedule_falls_and_commits_all(schedule: maskgit.Schedule, positions: int, steps: int) -> None:
+    """Each step commits one position or more as long as two are masked; after the last at most what it drew is left."""
+    masked = positions
+    for step in range(steps):
+        left = maskgit.to_remask(positions, masked, step, steps, schedule)
+        assert left < masked or masked == left == 1
+        if schedule != "cosine":
+            share = 1 - (step + 1) / steps
+            assert left <= max(1, positions * share ** (2 if schedule == "quadratic" else 1) + 1e-9)
+        masked = left
+    assert masked == 1
+
+
+def test_every_position_is_committed_once() -> None:
+    uniform = torch.rand(2, 10, 2, 64, generator=torch.Generator().manual_seed(0)).clamp(2.0**-24, 1 - 2.0**-24)
+    for schedule in ("cosine", "linear", "quadratic"):
+        done = maskgit.denoise(maskgit.begin(uniform), flat, 10, schedule=schedule)  # type: ignore[arg-type]
+        times = sum(maskgit.committed(done.masked_BTN, done.remasked_BN, step, 10).int() for step in range(10))
+        assert torch.equal(times, torch.ones(2, 64, dtype=torch.int32))
 
 
 def test_noise_scale_is_cumulative() -> None:
@@ -61,7 +102,9 @@ def table(codes_BN: torch.Tensor, masked_BN: torch.Tensor, scored_BN: torch.Tens
     return waves.log_softmax(-1)[scored_BN]
 
 
-def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
+def naive(
+    uniform: np.ndarray, steps: int, start: float, by: str
+) -> tuple[list[list[int]], list[list[bool]], list[list[float]]]:
     """The sampler with Python loops over positions: full draws, masks, log-probabilities."""
     count = uniform.shape[-1]
     codes, masked, scale = [0] * count, [True] * count, start
@@ -78,7 +121,8 @@ def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]
                     if reached >= target:
                         break
                 codes[n] = code
-            confidence.append((math.inf if not masked[n] else logp[n][codes[n]], n))
+            sure = max(logp[n]) if by == "max_logp" else logp[n][codes[n]]
+            confidence.append((math.inf if not masked[n] else sure, n))
         scale *= 1 - (step + 1) / steps
         noisy = [c - scale * math.log(-math.log(float(uniform[step, 1, n]))) for c, n in confidence]
         draws.append(list(codes))
@@ -90,12 +134,13 @@ def naive(uniform: np.ndarray, steps: int, start: float) -> tuple[list[list[int]
     return draws, masks, logps
 
 
+@pytest.mark.parametrize("by", ["drawn", "max_logp"])
 @pytest.mark.parametrize("start", [0.0, 1.0, 4.0])
-def test_the_sampler_against_a_naive_one(start: float) -> None:
+def test_the_sampler_against_a_naive_one(start: float, by: maskgit.Confidence) -> None:
     uniform = torch.rand(5, 10, 2, 37, generator=torch.Generator().manual_seed(1)).clamp(2.0**-24, 1 - 2.0**-24)
-    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start, everywhere=True)
+    found = maskgit.denoise(maskgit.begin(uniform), table, 10, start, everywhere=True, confidence=by)
     for b in range(5):
-        draws, masks, logps = naive(uniform[b].numpy(), 10, start)
+        draws, masks, logps = naive(uniform[b].numpy(), 10, start, by)
         assert found.codes_BTN[b].tolist() == draws
         assert found.masked_BTN[b].tolist() == masks
         np.testing.assert_allclose(found.logp_BTN[b].numpy(), logps, atol=1e-6)

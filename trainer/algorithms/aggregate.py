@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -143,6 +143,28 @@ def is_flat(group: GroupRewards, aggregation: Aggregation) -> bool:
     """
     moments = Moments.of(group.terms(aggregation))
     return moments.count >= 2 and not moments.has_spread
+
+
+def without_fixed(rewards: Sequence[Reward], spec: RewardSpec) -> tuple[list[Reward], RewardSpec]:
+    """Return a group's rewards without the terms that were fixed before the images were drawn, and their spec.
+
+    "sum" subtracts the terms, "gdpo" gives their scorers a weight of 0. If the terms of one reward are not known, the
+    group's rewards are returned as they are: a term that is left out of some rewards only would look like a difference
+    between images.
+    """
+    valued = [reward for reward in rewards if reward.value is not None]
+    names = {name for reward in valued for name in reward.fixed or ()}
+    if not names or any(reward.fixed is None for reward in valued):
+        return list(rewards), spec
+    if spec.aggregation == "gdpo":
+        spec = replace(spec, scorers={name: 0.0 if name in names else w for name, w in spec.scorers.items()})
+    return [_without_fixed(reward) for reward in rewards], spec
+
+
+def _without_fixed(reward: Reward) -> Reward:
+    if reward.value is None:
+        return reward
+    return replace(reward, value=reward.value - math.fsum((reward.fixed or {}).values()), fixed={})
 
 
 def check_weights(weights: Sequence[float]) -> None:

@@ -1,7 +1,12 @@
-"""The screen of Dynamic Group Scaling (Sync-R1, sec. 3.3): choose which previews make the group. Pure.
+"""The rules that choose which rollouts make the group. Pure.
 
-Previews are identified by their index in draw order. The paper draws until G previews pass and names no cap. Here
-drawing stops at a cap, and `top_up` completes the group with the best rejected previews.
+    first_above     Dynamic Group Scaling (Sync-R1, sec. 3.3): the first G previews above a threshold (`screen`). The
+                    paper draws until G pass and names no cap. Here drawing stops at a cap, and `top_up` completes the
+                    group with the best rejected previews
+    best_and_worst  the best and the worst of N previews
+    extremes        of N finished images, those whose rewards are furthest from the mean of all
+
+Previews are identified by their index in draw order.
 """
 
 from __future__ import annotations
@@ -69,6 +74,32 @@ def top_up(kept: ScreenResult, scores: Sequence[float | None], group_size: int) 
     added = sorted(rejected[: group_size - len(kept.indices)])
     indices = sorted([*kept.indices, *added])
     return replace(kept, indices=tuple(indices), is_full=len(indices) >= group_size, topped_up=tuple(added))
+
+
+def best_and_worst(scores: Sequence[float | None], group_size: int) -> ScreenResult:
+    """Keep the best ceil(G/2) and the worst floor(G/2) of the scored previews; of equal scores the first is better.
+
+    With fewer scores than `group_size`, all scored previews are kept and the first without a score top up the group.
+    Raises ValueError for a `group_size` below 1 and for a score that is NaN or infinite.
+    """
+    _check(scores, group_size)
+    ranked = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: _rank(scores[i]))
+    best = (group_size + 1) // 2
+    kept = ranked if len(ranked) <= group_size else ranked[:best] + ranked[len(ranked) - (group_size - best) :]
+    unscored = [i for i, score in enumerate(scores) if score is None]
+    added = unscored[: group_size - len(kept)]
+    indices = tuple(sorted([*kept, *added]))
+    return ScreenResult(indices, len(kept), len(scores), len(ranked), len(indices) >= group_size, tuple(added))
+
+
+def extremes(advantages: Sequence[float], count: int) -> tuple[int, ...]:
+    """Return the places of the `count` advantages furthest from 0, in order; of equal ones the first.
+
+    With fewer than `count` all are returned. Raises ValueError for a `count` below 1.
+    """
+    if count < 1:
+        raise ValueError(f"the number of extremes is {count}; give 1 or more")
+    return tuple(sorted(sorted(range(len(advantages)), key=lambda place: -abs(advantages[place]))[:count]))
 
 
 def _rank(score: float | None) -> float:

@@ -68,7 +68,9 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
     if settings.evaluate.scorers:
         known = frozenset[str]().union(*(one.inputs for one in wanted))
         wanted.append(Wanted(RewardSpec(settings.evaluate.scorers), known, "held-out scorer"))
-    if settings.screen.threshold != "none":
+    if settings.screen.is_on and settings.rewards.surrogate == "known":
+        wanted = [replace(one, known="reasoning" in one.inputs) for one in wanted]
+    if settings.screen.is_on and not settings.rewards.is_screened_by_reward:
         wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
     return wanted
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
@@ -21,12 +21,17 @@ from synod.errors import SettingsError, SynodError
 from synod.records import write
 from synod.scoring import show
 from trainer.data.prompts import read_prompts
+from trainer.errors import OtherRankFailed
 from trainer.evaluate import geneval, runner
 from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
+from trainer.processes import processes
 from trainer.settings import PolicySettings, load
 from trainer.types import Prompt
+
+if TYPE_CHECKING:
+    from trainer.distributed import Ranks
 
 URL: Final = "http://127.0.0.1:8000"
 TIMEOUT_S: Final = 600.0  # of a request of 32 images, with its retries while the service restarts
@@ -54,6 +59,7 @@ EXAMPLES: Final = """examples:
   synod evaluate runs/train --suite prompts --prompts parti.txt --scorers hpsv3,clip_t --json > scores.json
   synod evaluate deploy/configs/embedded.toml --suite geneval --prompts embedded/data/prompts/heldout.jsonl
   synod replay runs/train/evaluation/geneval/rows.jsonl --url http://other.example:8000
+  torchrun --standalone --nproc-per-node 8 -m trainer evaluate runs/train --suite geneval     on 8 GPUs
 
 As a Ray job: ray job submit -- python -m trainer evaluate runs/train --suite geneval
 
@@ -91,18 +97,66 @@ def _evaluate(options: argparse.Namespace) -> int:
     benchmark, scorers = _benchmark(options)
     images = runner.plan(spread(benchmark.prompts, options.n), options.images)
     out = (options.out or subject.out).resolve()
+    processes(os.environ)
     with SynodClient(options.url or subject.url) as client:
         check_scorers(client.scorers(), scorers, benchmark)
 
-    from trainer.evaluate.draw import Drawer  # imported here: --help and wrong usage need no torch
+    from trainer.distributed import joined  # imported here: --help and wrong usage need no torch
 
-    drawer = Drawer(policy)
-    runner.prepare(out, conditions(benchmark, policy, drawer.digest, options.seed))
-    with SynodClient(options.url or subject.url, timeout_s=TIMEOUT_S, retries=RETRIES) as client:
+    with joined() as ranks:
         try:
-            runner.run(benchmark, images, drawer, client, scorers, out, seed=options.seed, batch=options.batch)
-        except SynodError as error:
+            _draw_and_score(options, benchmark, scorers, images, policy, options.url or subject.url, out, ranks)
+        except (SynodError, OtherRankFailed) as error:
+            if isinstance(error, SettingsError):
+                raise
             return _fail(f"{error}\n{out} keeps images and scores; run the same command again to continue", 1)
+        with ranks.together():
+            status = _print(options, benchmark, scorers, images, out) if ranks.is_first else 0
+        return int(ranks.gather_all(status)[0])
+
+
+def _draw_and_score(
+    options: argparse.Namespace,
+    benchmark: Benchmark,
+    scorers: Sequence[str],
+    images: Sequence[runner.Image],
+    policy: PolicySettings,
+    url: str,
+    out: Path,
+    ranks: Ranks,
+) -> None:
+    """Draw and score this rank's share of the images; a failure on one rank ends all.
+
+    Raises the SynodError of a failure; on every other rank OtherRankFailed, or SettingsError if it is one.
+    """
+    from trainer.evaluate.draw import Drawer
+
+    with ranks.together():
+        drawer = Drawer(policy)
+    ranks.check_equal(drawer.digest, "digest of the weights; give the same model on every machine")
+    with ranks.together():
+        if ranks.is_first:
+            runner.prepare(out, conditions(benchmark, policy, drawer.digest, options.seed))
+            runner.merge_rows(out)
+    with ranks.together():
+        if not (out / runner.CONDITIONS).exists():
+            raise SettingsError(f"{out} is another directory on rank 0; give --out one that every machine mounts")
+    own = runner.share(images, options.batch, ranks.rank, ranks.world)
+    with ranks.together(), SynodClient(url, timeout_s=TIMEOUT_S, retries=RETRIES) as client:
+        runner.run(
+            benchmark, own, drawer, client, scorers, out, seed=options.seed, batch=options.batch, rank=ranks.rank
+        )
+
+
+def _print(
+    options: argparse.Namespace,
+    benchmark: Benchmark,
+    scorers: Sequence[str],
+    images: Sequence[runner.Image],
+    out: Path,
+) -> int:
+    """Print the table of all images; return the exit status."""
+    runner.merge_rows(out)
     rows = runner.rows(images, out)
     table = benchmark.reduce(rows)
     if options.json:

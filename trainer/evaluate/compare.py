@@ -42,11 +42,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """The settings that decide what is drawn, the rows, and images uint8 [H W 3] of the first rows."""
+    """The settings that decide what is drawn, the rows, and images uint8 [H W 3] of the first rows by row.
+
+    On several ranks each has all rows, and the images that it drew.
+    """
 
     conditions: Mapping[str, Any]
     rows: tuple[Row, ...]
-    images: tuple[Pixels, ...] = field(default=(), repr=False)
+    images: Mapping[int, Pixels] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

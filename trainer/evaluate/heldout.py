@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from synod.errors import SettingsError
 from trainer.checkpoint import file_digest
 from trainer.clock import Clock
 from trainer.data.source import heldout_tasks
+from trainer.distributed import ONE_RANK, Ranks
 from trainer.evaluate.compare import Evaluation, Row, right
 from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
@@ -43,35 +44,59 @@ def held_out(settings: TrainerSettings) -> list[Task]:
 
 
 def evaluate(
-    policy: Policy, service: RewardBackend, tasks: Sequence[Task], settings: TrainerSettings, what: str = "held-out"
+    policy: Policy,
+    service: RewardBackend,
+    tasks: Sequence[Task],
+    settings: TrainerSettings,
+    what: str = "held-out",
+    ranks: Ranks = ONE_RANK,
 ) -> Evaluation:
     """Draw one image for each task and score it; the service scores while the next batch is drawn.
 
     An image gets its reward, and the scores by the scorers that are not trained on. The random numbers of a task follow
     from SEED and its index, so two policies get the same ones. A missing score is None. `what` names the progress bar.
-    Raises RewardServiceUnavailable and InvalidRequest.
+    Rank r of W draws the batches r, r + W, ...: rounding depends on a batch's size, and so the rows are bit for bit
+    those of one rank. Raises RewardServiceUnavailable and InvalidRequest, on every other rank OtherRankFailed.
     """
-    answers: list[str] = []
+    size = settings.screen.preview_batch_size
+    batches = [range(first, min(first + size, len(tasks))) for first in range(0, len(tasks), size)]
+    with ranks.together():
+        own = [batches[i] for i in ranks.mine(len(batches))]
+        bar = tqdm(total=sum(map(len, own)), desc=what, unit="image", disable=not ranks.is_first)
+        with bar, torch.no_grad():
+            rows, shown = _evaluate_batches(policy, service, tasks, own, settings.evaluate.scorers, bar)
+    documents = ranks.gather([[asdict(rows[place]) for place in places] for places in own])
+    return Evaluation(conditions(settings), tuple(Row(**row) for batch in documents for row in batch), shown)
+
+
+def _evaluate_batches(
+    policy: Policy,
+    service: RewardBackend,
+    tasks: Sequence[Task],
+    batches: Sequence[range],
+    scorers: Mapping[str, float],
+    bar: tqdm[Any],
+) -> tuple[dict[int, Row], dict[int, Pixels]]:
+    """Return the rows of these batches, and the images of those among the first SHOWN, by the task's index."""
+    answers: dict[int, str] = {}
+    shown: dict[int, Pixels] = {}
     pending: list[tuple[list[int], Future[list[Reward]]]] = []
     untrained: list[tuple[list[int], Future[list[Reward]]]] = []
-    shown: list[Pixels] = []
-    batch, scorers = settings.screen.preview_batch_size, settings.evaluate.scorers
-    with tqdm(total=len(tasks), desc=what, unit="image") as bar, torch.no_grad():
-        for first in range(0, len(tasks), batch):
-            places = range(first, min(first + batch, len(tasks)))
-            rollouts, images = draw(policy, tasks, places)
-            answers += [rollout.answer for rollout in rollouts]
-            shown += images[: max(0, SHOWN - len(shown))]
-            pending += _submit(service, tasks, rollouts, images)
-            if scorers:
-                untrained += _submit(service, tasks, rollouts, images, RewardSpec(scorers))
-            for _, future in (*pending, *untrained):
-                if future.done():
-                    future.result()  # an unavailable service ends the evaluation now, not after the last image
-            bar.update(len(places))
-        rewards, others = _results(pending), _results(untrained)
-    rows = tuple(_row(task, answers[i], rewards[i], others.get(i, Reward(None))) for i, task in enumerate(tasks))
-    return Evaluation(conditions(settings), rows, tuple(shown))
+    for places in batches:
+        rollouts, images = draw(policy, tasks, places)
+        answers |= {rollout.index: rollout.answer for rollout in rollouts}
+        shown |= {place: image for place, image in zip(places, images, strict=True) if place < SHOWN}
+        pending += _submit(service, tasks, rollouts, images)
+        if scorers:
+            untrained += _submit(service, tasks, rollouts, images, RewardSpec(scorers))
+        for _, future in (*pending, *untrained):
+            if future.done():
+                future.result()  # an unavailable service ends the evaluation now, not after the last image
+        bar.update(len(places))
+    rewards, others = _results(pending), _results(untrained)
+    missing = Reward(None)
+    rows = {i: _row(tasks[i], answer, rewards[i], others.get(i, missing)) for i, answer in answers.items()}
+    return rows, shown
 
 
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
@@ -85,11 +110,26 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
     }
 
 
-def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows to `path` as JSON and the images to a directory of the same name."""
-    write_images(path.with_suffix(""), "image", evaluation.images)
-    document = {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
-    write_whole(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+def save_evaluation(path: Path, evaluation: Evaluation, ranks: Ranks = ONE_RANK) -> None:
+    """Write the rows to `path` as JSON and the images to a directory of the same name.
+
+    Every rank writes its images, then rank 0 the rows, so that a file with rows has its images.
+    """
+    with ranks.together():
+        write_images(path.with_suffix(""), "image", evaluation.images)
+    with ranks.together():
+        if ranks.is_first:
+            write_whole(path, (json.dumps(to_document(evaluation), indent=1, allow_nan=False) + "\n").encode())
+
+
+def to_document(evaluation: Evaluation) -> dict[str, Any]:
+    """Return conditions and rows as a JSON value."""
+    return {"conditions": evaluation.conditions, "rows": [asdict(row) for row in evaluation.rows]}
+
+
+def from_document(document: Mapping[str, Any]) -> Evaluation:
+    """Return the evaluation of `to_document`, without images."""
+    return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
 
 
 def load_evaluation(path: Path) -> Evaluation:
@@ -98,8 +138,7 @@ def load_evaluation(path: Path) -> Evaluation:
     Raises FileNotFoundError, or SettingsError for a file that is not an evaluation.
     """
     try:
-        document = json.loads(path.read_text())
-        return Evaluation(document["conditions"], tuple(Row(**row) for row in document["rows"]))
+        return from_document(json.loads(path.read_text()))
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(f"{path} is not an evaluation ({error!r}); remove it to evaluate again") from None
 

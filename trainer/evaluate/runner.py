@@ -5,7 +5,8 @@
     OUT/rows.jsonl                a line per scored image, a score log: `synod replay OUT/rows.jsonl` reads it
 
 An image that exists is not drawn again. A row that has every score is final; the next run scores the others again. The
-last line of an image counts.
+last line of an image counts. On several ranks each draws and scores its share of the images; rank r > 0 writes
+OUT/rows-r.jsonl, which rank 0 appends to rows.jsonl in the end, or when the same command continues.
 """
 
 from __future__ import annotations
@@ -54,6 +55,28 @@ def plan(prompts: Sequence[int], images: int) -> list[Image]:
     return [Image(prompt, image) for image in range(images) for prompt in prompts]
 
 
+def share(images: Sequence[Image], batch: int, rank: int, world: int) -> list[Image]:
+    """Return the images of a rank: of the batches that one rank would draw, those numbered rank, rank + world, ...
+
+    Rounding depends on a batch's size, so batches are not divided.
+    """
+    firsts = range(rank * batch, len(images), world * batch)
+    return [one for first in firsts for one in images[first : first + batch]]
+
+
+def rows_file(out: Path, rank: int) -> Path:
+    """Return the score log that a rank writes."""
+    return out / (f"rows-{rank}.jsonl" if rank else ROWS)
+
+
+def merge_rows(out: Path) -> None:
+    """Append the score logs of other ranks to OUT/rows.jsonl, and remove them. Raises SettingsError."""
+    for part in sorted(out.glob("rows-*.jsonl")):
+        with ScoreLog(out / ROWS), ScoreLog(part), (out / ROWS).open("ab") as rows:  # they drop incomplete last lines
+            rows.write(part.read_bytes())
+        part.unlink()
+
+
 def prepare(out: Path, conditions: Mapping[str, Any]) -> None:
     """Create the directory of an evaluation under these conditions, or check that it already has them.
 
@@ -68,6 +91,8 @@ def prepare(out: Path, conditions: Mapping[str, Any]) -> None:
             write_whole(path, (json.dumps(conditions, indent=2) + "\n").encode())
             return
         differing = [name for name in {**found, **conditions} if found.get(name) != conditions.get(name)]
+    except SettingsError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{path} is not the record of an evaluation ({error}); give --out a new directory"
@@ -89,8 +114,11 @@ def run(
     *,
     seed: int,
     batch: int,
+    rank: int = 0,
 ) -> None:
     """Draw the images that do not exist, `batch` at a time, and score those without a final row.
+
+    `images` are those of this rank; rank 0 shows the progress of its own.
 
     The service scores some images while the next are drawn. The random numbers of an image follow from (seed, prompt
     number, image number). Raises the SynodError of a service that fails; what was drawn and scored is kept.
@@ -102,8 +130,10 @@ def run(
     template = ScoreRequest((), tuple(scorers))
     num_drawn = len(images) - sum(not found for found in exists.values())
     with (
-        ScoreLog(out / ROWS) as log,
-        tqdm(total=len(images), initial=num_drawn, desc=f"drawing {benchmark.name}", unit="image") as bar,
+        ScoreLog(rows_file(out, rank)) as log,
+        tqdm(
+            total=len(images), initial=num_drawn, desc=f"drawing {benchmark.name}", unit="image", disable=rank > 0
+        ) as bar,
     ):
 
         def sources() -> Iterator[Source]:

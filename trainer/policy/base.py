@@ -108,6 +108,20 @@ class Policy(Protocol):
         """Return the trainable parameters, by the modality that they sample."""
         ...
 
+    def units(self) -> list[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        """Return what can be split over ranks: (model, its blocks), the trained model first, then the frozen reference.
+
+        Blocks do not contain each other. Parameters are used only inside calls of their block or of the model, but for
+        those outside of the blocks, which may also be read between a call of the model and its backward pass. No
+        argument of the model is a tensor with a gradient, or a tuple, list, dict or dataclass of such. Whatever the
+        segments of one modality are, `terms` outside of `sharing` makes the same calls in the same order.
+        """
+        ...
+
+    def blank(self, kind: Modality) -> Segment:
+        """Return a segment of one sampling step that costs little, for a rank that has none when others have."""
+        ...
+
     def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
         """Return about how many bytes the largest step of `terms` keeps for its backward pass.
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synod.errors import SettingsError
+from trainer.policy.weights import state_of
 
 ADAPTER_FILE = "adapter_model.safetensors"  # with adapter_config.json, the names that peft's loader expects
 KEY_PREFIX = "base_model.model."  # of the keys in that file: peft's wrappers around the module
@@ -75,7 +76,7 @@ class Lora:
         """Return a float32 state dict with W + alpha / rank * B A, under the keys from before the injection."""
         state = {
             key.replace(".base_layer.", "."): value.float() if value.is_floating_point() else value
-            for key, value in self.module.state_dict().items()
+            for key, value in state_of(self.module).items()
             if ".lora_A." not in key and ".lora_B." not in key
         }
         for name, layer in self._layers.items():
@@ -90,7 +91,9 @@ class Lora:
         config = copy.copy(self._config)
         config.inference_mode = True
         config.save_pretrained(str(directory))
-        state = get_peft_model_state_dict(self.module, adapter_name=_NAME, save_embedding_layers=False)
+        state = get_peft_model_state_dict(
+            self.module, state_of(self.module), adapter_name=_NAME, save_embedding_layers=False
+        )
         tensors = {KEY_PREFIX + key: value.contiguous() for key, value in state.items()}
         save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
 

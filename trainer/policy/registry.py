@@ -43,6 +43,8 @@ def _load_show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) 
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
     policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
     policy.phi.checkpointing, policy.dtype = settings.checkpointing, settings.dtype
+    if settings.train == "norms":
+        policy.train_norms()
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy

@@ -136,6 +136,11 @@ def tensors(directory: Path, dtype: torch.dtype | None = None) -> Iterator[tuple
                 yield key, found
 
 
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's parameters and buffers by key; `state_dict` of a policy split over ranks returns parts."""
+    return {key: tensor.detach() for key, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+
 def write_weights(state: Mapping[str, Tensor], directory: Path) -> None:
     """Write a state dict as one safetensors file, which `read_weights` reads."""
     save_file({key: value.contiguous() for key, value in state.items()}, directory / NAMES[0])

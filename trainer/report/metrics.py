@@ -26,7 +26,7 @@ import numpy as np
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
-from trainer.images import write_images, write_whole
+from trainer.images import image_name, write_images, write_whole
 
 METRICS: Final = "metrics.jsonl"
 SAMPLES: Final = "samples.jsonl"
@@ -35,9 +35,12 @@ IMAGES: Final = "images"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """An image uint8 [H W 3], its score (None: missing), the answer that it was drawn from, and the score's parts."""
+    """An image uint8 [H W 3], its score (None: missing), the answer that it was drawn from, and the score's parts.
 
-    image: Pixels
+    The image is None on a rank that did not draw it; the one that did writes its file.
+    """
+
+    image: Pixels | None
     score: float | None
     answer: str = ""
     components: Mapping[str, float] = field(default_factory=dict)
@@ -76,17 +79,19 @@ class Metrics(AbstractContextManager["Metrics"]):
             self._wandb.log({**found, "step": step})
 
     def log_samples(self, step: int, group: int, prompt: str, samples: Mapping[str, Sequence[Sample]]) -> None:
-        """Record a group's images by kind, such as "finished" and "rejected". All images have one size."""
-        name, record = f"group{group}", dict[str, Any]()
+        """Record a group's images by kind, such as "finished" and "rejected". All images have one size.
+
+        TensorBoard gets the images that are there, so on several ranks those of the groups that rank 0 drew.
+        """
+        save_samples(self._run_dir, step, group, samples)
+        name, folder, record = f"group{group}", f"{IMAGES}/{step:06d}", dict[str, Any]()
         for kind, found in samples.items():
-            images = [sample.image for sample in found]
-            paths = write_images(self._run_dir / IMAGES / f"{step:06d}", f"{name}-{kind}", images)
             record[kind] = [
-                {"image": str(path.relative_to(self._run_dir)), "score": sample.score, "answer": sample.answer}
+                {"image": f"{folder}/{image_name(f'{name}-{kind}', i)}", "score": sample.score, "answer": sample.answer}
                 | ({"components": dict(sample.components)} if sample.components else {})
-                for path, sample in zip(paths, found, strict=True)
+                for i, sample in enumerate(found)
             ]
-            if images:
+            if images := [sample.image for sample in found if sample.image is not None]:
                 self._board.add_images(f"{name}/{kind}", np.stack(images), step, dataformats="NHWC")
         self._samples.write(_line({"step": step, "group": group, "prompt": prompt, "samples": record}))
         self._samples.flush()
@@ -98,6 +103,13 @@ class Metrics(AbstractContextManager["Metrics"]):
             file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def save_samples(run_dir: Path, step: int, group: int, samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Write the image files of a group, of the images that are there."""
+    for kind, found in samples.items():
+        images = {i: sample.image for i, sample in enumerate(found) if sample.image is not None}
+        write_images(run_dir / IMAGES / f"{step:06d}", f"group{group}-{kind}", images)
 
 
 def read(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:

@@ -31,14 +31,29 @@ CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "KL to the reference (k3)": {"text": "kl_text", "image": "kl_image"},
     "Clipped decisions (share)": {"text": "clip_fraction_text", "image": "clip_fraction_image"},
     "Largest ratio": {"text": "ratio_max_text", "image": "ratio_max_image"},
+    "Cosine between the gradients of two groups": {"text": "gradient_cosine_text", "image": "gradient_cosine_image"},
     "Gradient norm": {"before clipping": "grad_norm"},
-    "Spread within a group": {"std of reward": "reward_std", "mean |advantage|": "advantage_abs"},
+    "Spread within a group": {
+        "std of reward": "reward_std",
+        "mean |advantage|, text": "advantage_abs_text",
+        "of images": "advantage_abs_image",
+    },
     "Missing rewards, skipped and flat groups": {
         "masked": "masked",
         "skipped": "skipped",
         "flat": "flat",
         "replaced": "replaced",
     },
+}
+AUDIT: Final = {  # columns: the name of a figure, and its format
+    "groups": ("groups", "{:.0f}"),
+    "rejected and finished": ("audited", "{:.0f}"),
+    "rank correlation": ("spearman", "{:.2f}"),
+    "correlation": ("pearson", "{:.2f}"),
+    "rejected above the kept median": ("false_rejections", "{:.0%}"),
+    "denoising steps saved": ("denoising_steps_saved_ratio", "{:.0%}"),
+    "signal of a group": ("signal", "{:.2f}"),
+    "signal per second": ("signal_per_second", "{:.2f}"),
 }
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
 LABELS: Final = {
@@ -77,6 +92,8 @@ def view(run_dir: Path) -> dict[str, Any]:
         "window": WINDOW,
         "tiles": tiles(records),
         "charts": charts(records),
+        "audit": audit(records),
+        "audit_columns": list(AUDIT),
         "phases": phases(records),
         "heldout": heldout(run_dir),
         "groups": last_groups(run_dir),
@@ -104,6 +121,7 @@ def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("rewards missing", total("masked"), "{:.0f}"),
         ("groups skipped", total("skipped"), "{:.0f}"),
         ("seconds per step", mean("seconds.total"), "{:.1f}"),
+        ("waiting for the slowest rank", mean("ranks.wait_share"), "{:.0%}"),
         ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
     ]
     return [(label, form.format(value)) for label, value, form in found if value is not None]
@@ -120,6 +138,26 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
     named |= {title: {label: at(path) for label, path in lines.items()} for title, lines in CHARTS.items()}
     found = [_chart(title, records, lines) for title, lines in named.items()]
     return [chart for chart in found if chart["lines"]]
+
+
+def audit(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """Return (pathway, the figures of AUDIT) up to the last step; [] without an audit of the screen."""
+    if not records or "audit" not in records[-1]:
+        return []
+    last = records[-1]
+    found = [
+        {**figures, "signal_per_second": last["signal_per_second"].get(pathway)}
+        for pathway, figures in last["audit"].items()
+    ]
+    shown = [[_audited(figures, *column) for column in AUDIT.values()] for figures in found]
+    return [(PATHWAYS.get(pathway, pathway), row) for pathway, row in zip(last["audit"], shown, strict=True)]
+
+
+def _audited(figures: Record, name: str, form: str) -> str:
+    value, error = (at(key)(figures) for key in (name, f"{name}_error"))
+    if value is None:
+        return "not measured"
+    return form.format(value) + ("" if error is None else f" ± {form.format(error)}")
 
 
 def phases(records: Sequence[Record]) -> list[tuple[str, float, float]]:

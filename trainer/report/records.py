@@ -14,13 +14,14 @@ from torch import Tensor
 
 from trainer.errors import NonFinite
 from trainer.optim import lr_factor
-from trainer.report.metrics import Metrics, Sample, steps_saved
+from trainer.report.metrics import Metrics, Sample, save_samples, steps_saved
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update
 
 Record = dict[str, Any]
+Lap = Mapping[str, float]  # the seconds of each phase of a step
 REJECTED_SHOWN = 8  # previews of each group
 
 
@@ -30,14 +31,17 @@ def step_record(
     update: Update,
     settings: TrainerSettings,
     step: int,
-    seconds: Mapping[str, float],
+    laps: Sequence[Lap],
+    audit: Record,
 ) -> Record:
     """Return the step's line of metrics.jsonl; None stands for a missing measurement.
 
     `denoising_steps_saved_ratio` is the share of denoising steps that screening saved, against finishing every
-    preview. `pass_rate` counts previews with a score, `masked` the finished images without a reward, `flat` the groups
-    whose rewards are all equal, and `replaced` the flat groups that others replaced, which no other figure counts. `lr`
-    is that of parameters without a rate of their modality.
+    preview. `dropped` counts previews that were drawn ahead of scores and not needed; it depends on when the scores
+    arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
+    without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
+    replaced, which no other figure counts. `lr` is that of parameters without a rate of their modality. `laps` are
+    those of every rank; `seconds` is rank 0's. `audit` has the figures of the screen's audit up to this step.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -45,7 +49,11 @@ def step_record(
     drawn = sum(group.previews.screened.drawn for group in groups)
     num_scored = sum(group.previews.screened.num_scored for group in groups)
     total = settings.policy.image_steps
-    done = drawn * settings.screening_step + len(found) * (total - settings.screening_step)
+    done = sum(
+        g.previews.screened.drawn * g.previews.step
+        + (len(g.rewards) + len(g.previews.audited)) * (total - g.previews.step)
+        for g in groups
+    )
     steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
     return {
         "pathways": [group.previews.task.pathway for group in groups],
@@ -54,7 +62,6 @@ def step_record(
         "reward_mean": _mean(values),
         "reward_std": _mean([statistics.pstdev(v) for g in groups if len(v := _values(g.rewards)) > 1]),
         "components": {name: _mean([r.components[name] for r in found if name in r.components]) for name in names},
-        "advantage_abs": update.advantage_abs,
         **{
             f"{name}_{modality}": value
             for modality in MODALITIES
@@ -63,6 +70,7 @@ def step_record(
         "grad_norm": update.grad_norm,
         "lr": settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps),
         "previews": drawn,
+        "dropped": sum(group.previews.dropped for group in groups),
         "kept": len(found),
         "pass_rate": sum(group.previews.screened.passed for group in groups) / num_scored if num_scored else None,
         "threshold": _mean([g.previews.threshold for g in groups if g.previews.threshold is not None]),
@@ -73,28 +81,66 @@ def step_record(
         "replaced": replaced,
         **steps,
         "denoising_steps_saved_ratio": steps_saved([steps]),
-        "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+        **audit,
+        "seconds": _rounded(laps[0]),
+        "ranks": ranks_record(laps),
         "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def log_images(metrics: Metrics, step: int, groups: Sequence[ScoredGroup]) -> None:
-    """Record the finished images, with rewards and answers, and the previews of each group that this rank drew."""
+def ranks_record(laps: Sequence[Lap]) -> Record | None:
+    """Return how several ranks shared the time of a step; None for one rank.
+
+    world       the number of ranks
+    wait_share  the share of the time that a rank waited for the slowest one, mean over the ranks
+    slowest     the rank that waited least
+    seconds     its seconds in each phase
+
+    Waiting while rank 0 alone writes is left out. In the update of a split policy it cannot be told from messages, so
+    then it is that of drawing.
+    """
+    if len(laps) == 1:
+        return None
+    waits = [lap.get("ranks", 0.0) for lap in laps]
+    slowest = waits.index(min(waits))
+    share = sum(waits) / sum(lap["total"] for lap in laps)
+    return {
+        "world": len(laps),
+        "wait_share": round(share, 4),
+        "slowest": slowest,
+        "seconds": _rounded(laps[slowest]),
+    }
+
+
+def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequence[ScoredGroup]) -> None:
+    """Record each group's finished images, with rewards and answers, and its previews.
+
+    Each rank writes the image files of the groups that it drew. Rank 0, which has the metrics, records all groups.
+    """
     for index, group in enumerate(groups):
-        if not group.is_ours:
-            continue
-        previews = group.previews
-        kept = previews.screened.indices
-        rejected = [i for i in range(len(previews.rollouts)) if i not in set(kept)][:REJECTED_SHOWN]
-        drawn = [Sample(image, score) for image, score in zip(previews.images, previews.scores, strict=True)]
-        finished = [
-            Sample(image, reward.value, rollout.answer, reward.components)
-            for image, reward, rollout in zip(group.images, group.rewards, group.rollouts, strict=True)
-        ]
-        samples = {"finished": finished}
-        if any(score is not None for score in previews.scores):  # without a screen nothing scored them
-            samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
-        metrics.log_samples(step, index, f"{previews.task.key}: {previews.task.prompt.text}", samples)
+        if metrics is not None:
+            task = group.previews.task
+            metrics.log_samples(step, index, f"{task.key}: {task.prompt.text}", _samples(group))
+        elif group.is_ours:
+            save_samples(run_dir, step, index, _samples(group))
+
+
+def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
+    """Return a group's images by kind; without images if another rank drew it."""
+    previews = group.previews
+    kept = previews.screened.indices
+    rejected = [i for i in range(len(previews.scores)) if i not in set(kept)][:REJECTED_SHOWN]
+    previewed = previews.images or [None] * len(previews.scores)
+    images = group.images if group.is_ours else [None] * len(group.rewards)
+    drawn = [Sample(image, score) for image, score in zip(previewed, previews.scores, strict=True)]
+    finished = [
+        Sample(image, reward.value, answer, reward.components)
+        for image, reward, answer in zip(images, group.rewards, group.answers, strict=True)
+    ]
+    samples = {"finished": finished}
+    if previews.step and any(score is not None for score in previews.scores):  # without a screen nothing scored them
+        samples |= {"previews": [drawn[i] for i in kept], "rejected": [drawn[i] for i in rejected]}
+    return samples
 
 
 def save_failed_groups(
@@ -129,7 +175,18 @@ def save_failed_groups(
 def _modality_figures(update: Update, modality: Modality) -> dict[str, float | None]:
     stats = update.stats[modality]
     loss = update.losses[modality] if stats.decisions else None
-    return {"loss": loss, "kl": stats.kl, "clip_fraction": stats.clip_fraction, "ratio_max": stats.ratio_max}
+    return {
+        "advantage_abs": update.advantage_abs[modality],
+        "gradient_cosine": update.cosines[modality],
+        "loss": loss,
+        "kl": stats.kl,
+        "clip_fraction": stats.clip_fraction,
+        "ratio_max": stats.ratio_max,
+    }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(spent, 4) for phase, spent in seconds.items()}
 
 
 def _values(rewards: Sequence[Reward]) -> list[float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from synod.contracts import Concept
 from trainer.types import RewardSpec
 
 
@@ -14,11 +15,13 @@ class Wanted:
     """A reward of a run, and the fields that the items it is asked for have ("image", "prompt", ...).
 
     role  what its scorers are for the run, for messages
+    known  whether its terms that read only text are a surrogate of their own, so that it needs one
     """
 
     spec: RewardSpec
     inputs: frozenset[str]
     role: str = "scorer"
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,21 @@ class Served:
 
     needs: Mapping[str, Sequence[str]]
     ensembles: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def text_only(self) -> frozenset[str]:
+        """The scorers that do not read the image, by the inputs that they declare."""
+        return frozenset(name for name, needs in self.needs.items() if "image" not in needs)
+
+    def known_weights(self, reward: RewardSpec, concept: Concept | None) -> dict[str, float]:
+        """Return the weights of the terms of a reward that read only text, for items about this concept."""
+        if reward.ensemble is None:
+            table: Mapping[str, float] = reward.weights
+        else:
+            ensemble = self.ensembles[reward.ensemble]
+            by_kind = ensemble.get("by_kind") or {}
+            table = by_kind.get("" if concept is None else str(concept.kind)) or ensemble.get("weights") or {}
+        return {name: weight for name, weight in table.items() if weight and name in self.text_only}
 
     def problems(self, wanted: Sequence[Wanted]) -> list[str]:
         """Return what is wrong with each reward, in words; an empty list if the service can give all."""
@@ -38,7 +56,10 @@ class Served:
         if ensemble is not None and ensemble not in self.ensembles:
             yield f"ensemble '{ensemble}' is not served; served are {_names(self.ensembles)}"
             return
-        for name in wanted.spec.scorers if ensemble is None else self._components(ensemble, wanted.inputs):
+        names = list(wanted.spec.scorers) if ensemble is None else self._components(ensemble, wanted.inputs)
+        if wanted.known and not self.text_only.intersection(names):
+            yield f"surrogate 'known' needs a scorer that reads only text, but the reward has only {', '.join(names)}"
+        for name in names:
             label = f"{wanted.role} '{name}'" if ensemble is None else f"'{name}' of ensemble '{ensemble}'"
             if name not in self.needs:
                 yield f"{label} is not served; served are {_names(self.needs)}"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -42,7 +42,8 @@ THREADS: Final = 16  # enough for all requests of a step at once: the service ba
 class RewardService:
     """A thread-safe client that survives a failing, slow or restarting service.
 
-    `log` receives messages for the user; `transport` is for tests. `close` it when training ends.
+    `log` receives messages for the user; `transport` is for tests. `close` it when training ends. The `fixed` terms of
+    rewards are known after `check_served`, which reads what each scorer needs.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class RewardService:
         self._settings, self._log = settings, log
         self._surrogate = RewardSpec({settings.surrogate: 1.0})
         self._client = SynodClient(settings.url, timeout_s=REQUEST_TIMEOUT_S, retries=0, transport=transport)
-        self._pool = ThreadPoolExecutor(THREADS, "rewards")
+        self._preview_pool = ThreadPoolExecutor(THREADS, "previews")
+        self._reward_pool = ThreadPoolExecutor(THREADS, "rewards")
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._unavailable_since: float | None = None
+        self._catalogue: Served | None = None
 
     def wait_ready(self) -> None:
         """Return once every replica can score.
@@ -79,7 +82,8 @@ class RewardService:
 
         Raises SettingsError, which names what is wrong and what is served, and RewardServiceUnavailable.
         """
-        problems = self._served().problems(wanted)
+        served = self._catalogue = self._served()
+        problems = served.problems(wanted)
         if problems:
             raise SettingsError(
                 f"[trainer.rewards] does not fit the service at {self._settings.url}:\n  "
@@ -102,30 +106,52 @@ class RewardService:
                 self._log_recovery()
                 return found
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
-        """Return the surrogate scores of previews, in order.
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
+        """Request the surrogate scores of previews, in order; they never wait behind requests for rewards.
 
-        Raises RewardServiceUnavailable, and InvalidRequest.
+        Without a `reward` they are those of the surrogate scorer. Items without an image need `check_served` before.
+        The future raises RewardServiceUnavailable, and InvalidRequest.
         """
-        return self._rewards(items, self._surrogate)
+        if reward is None:
+            return self._preview_pool.submit(self._rewards, tuple(items), self._surrogate)
+        known = None
+        if items and items[0].image is None:
+            assert self._catalogue is not None, "check_served was not called"
+            known = self._catalogue.known_weights(reward, items[0].concept)
+        return self._preview_pool.submit(self._rewards, tuple(items), reward, whole=True, weights=known)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
-        """Request the rewards of finished images, in order. The future raises what `score_previews` does."""
-        return self._pool.submit(self._rewards, tuple(items), reward)
+        """Request the rewards of finished images, in order. The future raises what `submit_previews`' does."""
+        return self._reward_pool.submit(self._rewards, tuple(items), reward)
 
     def close(self) -> None:
         """Cancel pending requests and close the connections."""
+        pools = (self._preview_pool, self._reward_pool)
+        for pool in pools:  # before the requests that are being sent end, so that no further one is sent
+            pool.shutdown(wait=False, cancel_futures=True)
         self._closing.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=True)
         self._client.close()
 
-    def _rewards(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:
+    def _rewards(
+        self,
+        items: Sequence[ScoreItem],
+        spec: RewardSpec,
+        *,
+        whole: bool = False,
+        weights: Mapping[str, float] | None = None,
+    ) -> list[Reward]:
+        """Return the rewards of the items, by these `weights` in place of the reward's own if given.
+
+        `whole`: a reward that an ensemble computed without one of its terms is missing.
+        """
         rewards: list[Reward | None] = [None] * len(items)
         left = list(range(len(items)))
         for attempt in range(ITEM_RETRIES + 1):
             if not left or (attempt and self._closing.wait(BACKOFF.backoff_s(attempt - 1))):
                 break
-            for i, reward in zip(left, self._ask([items[i] for i in left], spec), strict=True):
+            for i, reward in zip(left, self._ask([items[i] for i in left], spec, weights, whole), strict=True):
                 rewards[i] = reward
             left = [i for i in left if _may_recover(rewards[i])]
         found = [reward for reward in rewards if reward is not None]
@@ -133,9 +159,14 @@ class RewardService:
         self._log_missing(found)
         return found
 
-    def _ask(self, items: Sequence[ScoreItem], spec: RewardSpec) -> list[Reward]:
+    def _ask(
+        self, items: Sequence[ScoreItem], spec: RewardSpec, weights: Mapping[str, float] | None, whole: bool
+    ) -> list[Reward]:
         """Send a request until the service answers it."""
-        request = ScoreRequest(tuple(items), tuple(spec.scorers), spec.ensemble)
+        if spec.ensemble is None and weights is not None:
+            spec, weights = RewardSpec(weights), None
+        request = ScoreRequest(tuple(items), tuple(spec.scorers), spec.ensemble, weights)
+        text_only = None if self._catalogue is None else self._catalogue.text_only
         began, attempt = time.monotonic(), 0
         while True:
             try:
@@ -149,7 +180,7 @@ class RewardService:
                 attempt += 1
             else:
                 self._log_recovery()
-                return [_reward(result, spec) for result in response.results]
+                return [_reward(result, spec, text_only, whole) for result in response.results]
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
         """Pause before a retry. Raises RewardServiceUnavailable after `patience_s`."""
@@ -185,16 +216,20 @@ def _may_recover(reward: Reward | None) -> bool:
     return failure is not None and failure.retryable and failure.code != DeadlineExceeded.code
 
 
-def _reward(result: ItemResult, spec: RewardSpec) -> Reward:
+def _reward(result: ItemResult, spec: RewardSpec, text_only: Collection[str] | None, whole: bool) -> Reward:
     components = {name: score.value for name, score in result.scores.items() if isinstance(score, Score)}
     if spec.scorers:
-        return _weighted(result, spec, components)
+        return _weighted(result, spec, components, text_only)
     if isinstance(result.reward, Score):
-        return Reward(result.reward.value, components)
+        if whole and (missing := result.reward.detail.get("missing")):
+            return Reward(None, components, ScoreFailure(SynodError.code, f"its terms lack {', '.join(missing)}"))
+        return Reward(result.reward.value, components, fixed=_fixed(_contributions(result.reward), text_only))
     return Reward(None, components, result.reward or ScoreFailure(SynodError.code, "the response holds no reward"))
 
 
-def _weighted(result: ItemResult, spec: RewardSpec, components: Mapping[str, float]) -> Reward:
+def _weighted(
+    result: ItemResult, spec: RewardSpec, components: Mapping[str, float], text_only: Collection[str] | None
+) -> Reward:
     """Return the weighted sum of the scores; missing if one of them is, and retryable only if all missing ones are."""
     failures = [
         replace(outcome, message=f"{name}: {outcome.message}")
@@ -203,8 +238,24 @@ def _weighted(result: ItemResult, spec: RewardSpec, components: Mapping[str, flo
     ]
     if failures:
         return Reward(None, components, min(failures, key=lambda failure: failure.retryable))
-    value = sum(weight * components[name] for name, weight in spec.weights.items())
+    terms = {name: weight * components[name] for name, weight in spec.weights.items()}
+    value = sum(terms.values())
     if math.isfinite(value):
-        return Reward(value, components)
+        return Reward(value, components, fixed=_fixed(terms, text_only))
     error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is {value}; give smaller weights")
     return Reward(None, components, ScoreFailure.of(error))
+
+
+def _fixed(terms: Mapping[str, float] | None, text_only: Collection[str] | None) -> dict[str, float] | None:
+    """Return the terms of scorers that read only text; None if terms or scorers are not known."""
+    if terms is None or text_only is None:
+        return None
+    return {name: term for name, term in terms.items() if name in text_only}
+
+
+def _contributions(reward: Score) -> dict[str, float] | None:
+    """Return the term of each scorer in an ensemble's reward, from its detail; None if the detail has none."""
+    try:
+        return {str(k): float(one["contribution"]) for k, one in reward.detail["components"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -39,7 +39,9 @@ class LossSettings(Node):
     `normalise` divides advantages by the standard deviation of their group's rewards or of the step's; Dr.GRPO does
     not. `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling
     steps enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time,
-    which lowers memory and changes no gradient; null: all of a group.
+    which lowers memory and changes no gradient; null: all of a group. With `credit` "split" the images' advantages
+    leave out the terms of the reward that were fixed before drawing (`trainer.credit`); "total" gives both modalities
+    the same advantage, as the paper does.
     """
 
     text: TextLossSettings = TextLossSettings()
@@ -47,6 +49,7 @@ class LossSettings(Node):
     scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
     baseline: Literal["group", "population"] = "group"
     normalise: Literal["none", "group_std", "batch_std"] = "none"
+    credit: Literal["split", "total"] = "split"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
     micro_batch: int | None = Field(None, ge=1)
 

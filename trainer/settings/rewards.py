@@ -13,9 +13,13 @@ class RewardSettings(Node):
     """The reward service, and what it rewards.
 
     Either `scorers` (weights by name; the trainer adds the weighted scores, negative ones included) or an `ensemble` of
-    the service. `aggregation` "gdpo" normalises each scorer within its group before the sum. `surrogate` is the scorer
-    of previews; nothing asks for it if `screen.threshold` is "none". An unavailable service is retried for
-    `patience_s`.
+    the service. `aggregation` "gdpo" normalises each scorer within its group before the sum. An unavailable service is
+    retried for `patience_s`.
+
+    `surrogate` is what previews are scored by; nothing asks for it without a screen. It is a scorer, "known+predicted"
+    or "known". "known+predicted" is the task's own reward of the preview: the terms that read only the answer are
+    exact, the others those of an unfinished image. "known" are the terms that read only the answer: rollouts are
+    screened before their images are begun, and tasks without an answer are not screened.
     """
 
     url: str = Field("http://127.0.0.1:8000", pattern="^https?://")
@@ -24,6 +28,11 @@ class RewardSettings(Node):
     ensemble: str | None = Field(None, min_length=1)
     aggregation: Literal["sum", "gdpo"] = "sum"
     surrogate: str = Field("ber", min_length=1)
+
+    @property
+    def is_screened_by_reward(self) -> bool:
+        """Whether previews are scored by terms of their own reward."""
+        return self.surrogate in ("known", "known+predicted")
 
     @model_validator(mode="after")
     def _one_reward(self) -> RewardSettings:

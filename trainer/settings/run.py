@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from synod import toml
+from synod.errors import SettingsError
 from trainer.settings.data import DataSettings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
@@ -26,6 +27,14 @@ class ScreenSettings(Node):
 
     They are drawn `preview_batch_size` at a time, at most `max_previews`, and scored after `screen_fraction` of the
     denoising steps. `threshold` names the controller (`trainer.algorithms.threshold`); "none" keeps the first previews.
+
+    `select` names the rule (`trainer.algorithms.screen`). "first_above" is Dynamic Group Scaling. "best_and_worst"
+    scores `max_previews` previews and finishes the best and the worst of them, `group_size` in all. "extremes" finishes
+    `finished` images without a screen (null: twice the group), and updates on the `group_size` of them whose rewards
+    are furthest from the mean of all. The last two have no threshold.
+
+    `audit` is the share of rejected previews that are finished and rewarded to measure the screen
+    (`trainer.screen_audit`); they never enter the update.
     """
 
     group_size: int = Field(9, ge=2)
@@ -34,6 +43,42 @@ class ScreenSettings(Node):
     screen_fraction: Fraction = 0.2
     threshold: Literal["quantile", "power", "paper", "none"] = "quantile"
     target_pass_rate: Fraction = 0.25
+    select: Literal["first_above", "best_and_worst", "extremes"] = "first_above"
+    finished: int | None = Field(None, ge=2)
+    audit: float = Field(0.0, ge=0, le=1)
+
+    @property
+    def images(self) -> int:
+        """The number of images of a prompt that are finished and rewarded."""
+        return self.finished or 2 * self.group_size if self.select == "extremes" else self.group_size
+
+    @property
+    def is_on(self) -> bool:
+        """Whether previews are scored, so that some are rejected."""
+        return self.threshold != "none" or self.select == "best_and_worst"
+
+    @model_validator(mode="after")
+    def _a_rule_and_its_settings_fit(self) -> ScreenSettings:
+        if self.select != "extremes" and self.finished is not None:
+            raise ValueError(
+                f"finished {self.finished} is for select 'extremes', but '{self.select}' finishes group_size; remove it"
+            )
+        if self.select != "first_above" and self.threshold != "none":
+            chosen = "finished images" if self.select == "extremes" else "all max_previews previews"
+            raise ValueError(
+                f"select '{self.select}' chooses among {chosen}, but threshold '{self.threshold}' screens previews; "
+                "give threshold 'none'"
+            )
+        if self.audit and not self.is_on:
+            raise ValueError(
+                f"audit {self.audit:g} measures a screen, but threshold 'none' with select '{self.select}' rejects "
+                "nothing; give audit 0, or a screen"
+            )
+        if self.images < self.group_size:
+            raise ValueError(
+                f"finished {self.finished} is below group_size {self.group_size}; finish at least the group"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_group_fits(self) -> ScreenSettings:
@@ -82,25 +127,54 @@ class TrainerSettings(Node):
 
     @property
     def screening_step(self) -> int:
-        """The denoising step, 1 to T - 1, after which a preview is scored."""
+        """The denoising step after which a preview is scored: 1 to T - 1, or 0 for a screen by "known" terms."""
+        if self.screen.is_on and self.rewards.surrogate == "known":
+            return 0
         return round(self.screen.screen_fraction * self.policy.image_steps)
+
+    def check_ranks(self, count: int) -> None:
+        """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""
+        if count > self.prompts_per_step:
+            raise SettingsError(
+                f"{count} ranks share the groups of a step, but [trainer] prompts_per_step is {self.prompts_per_step}; "
+                f"give at least {count}, or start at most {self.prompts_per_step} ranks"
+            )
+        if count % self.ranks.shard:
+            raise SettingsError(
+                f"[trainer.ranks] shard = {self.ranks.shard} does not divide the number of ranks, {count}; give one "
+                f"that does (1: every rank has the whole policy), or start a multiple of {self.ranks.shard} ranks"
+            )
 
     @model_validator(mode="after")
     def _a_group_for_each_worker(self) -> TrainerSettings:
-        if self.ranks.workers > self.prompts_per_step:
-            raise ValueError(
-                f"ranks.workers {self.ranks.workers} share the groups of a step, but prompts_per_step is "
-                f"{self.prompts_per_step}; give at least {self.ranks.workers} prompts or fewer workers"
-            )
+        self.check_ranks(self.ranks.workers)
         return self
 
     @model_validator(mode="after")
     def _a_step_before_and_after_the_screen(self) -> TrainerSettings:
         total = self.policy.image_steps
-        if not 1 <= self.screening_step < total:
+        if not 1 <= round(self.screen.screen_fraction * total) < total:
             raise ValueError(
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
                 "before or after it; give a fraction nearer to 0.5"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
+        if self.screen.is_on and self.rewards.surrogate == "known" and self.data.task == "prompts":
+            raise ValueError(
+                "rewards.surrogate 'known' screens answers, but data.task 'prompts' has none; give 'known+predicted' "
+                "or a scorer, or turn the screen off (screen.threshold 'none')"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _both_tails_need_the_baseline_of_all_previews(self) -> TrainerSettings:
+        if self.screen.select == "best_and_worst" and self.loss.baseline != "population":
+            raise ValueError(
+                f"screen.select 'best_and_worst' keeps both tails, with loss.baseline '{self.loss.baseline}': the mean "
+                "of the kept is not that of all previews; give loss.baseline 'population'"
             )
         return self
 

@@ -116,7 +116,36 @@ or if an evaluation has no place for its results. */}}
 {{- fail (printf "trainer.command %s has no place for its images and scores, because the pod's root file system is read-only: add --out=/checkpoints/NAME, or evaluate CONFIG or a run below /checkpoints" $command) -}}
 {{- end -}}
 {{- end -}}
-{{- if hasKey .Values.trainer.overrides "SYNOD__TRAINER__RUN_DIR" -}}
-{{- fail "trainer.overrides.SYNOD__TRAINER__RUN_DIR is set by the chart: use trainer.run instead" -}}
+{{- range $name, $value := dict "RUN_DIR" "run" "RANKS__WORKERS" "workers" "RANKS__GPUS" "gpus" -}}
+{{- if hasKey $.Values.trainer.overrides (printf "SYNOD__TRAINER__%s" $name) -}}
+{{- fail (printf "trainer.overrides.SYNOD__TRAINER__%s is set by the chart: use trainer.%s instead" $name $value) -}}
+{{- end -}}
+{{- end -}}
+{{- include "synod.checkWorkers" . -}}
+{{- end }}
+
+{{- /* Fail if the workers' pods cannot hold the workers, or cannot share the run. */}}
+{{- define "synod.checkWorkers" -}}
+{{- $trainer := .Values.trainer -}}
+{{- $workers := int $trainer.workers -}}
+{{- $pods := int $trainer.pods -}}
+{{- if mod $workers $pods -}}
+{{- fail (printf "trainer.workers = %d cannot be shared equally by trainer.pods = %d: make one a multiple of the other" $workers $pods) -}}
+{{- end -}}
+{{- if and (eq $workers 0) (gt $pods 1) -}}
+{{- fail (printf "trainer.pods = %d, but without workers one process trains in one pod: set trainer.workers to the number of GPUs of all pods, or trainer.pods=1" $pods) -}}
+{{- end -}}
+{{- if has "CONFIG" $trainer.command -}}
+{{- $set := dig "trainer" "ranks" "workers" $workers (include "synod.trainerConfig" . | fromToml) | int -}}
+{{- if ne $set $workers -}}
+{{- fail (printf "[trainer.ranks] workers = %d in the trainer's settings, but the pods are made for trainer.workers = %d: set trainer.workers=%d, or remove the line" $set $workers $set) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $workers (regexMatch "^synod evaluate( |$)" (join " " $trainer.command)) -}}
+{{- fail (printf "trainer.workers = %d, but trainer.command %s is one process: set trainer.workers=0 and trainer.pods=1" $workers (toJson $trainer.command)) -}}
+{{- end -}}
+{{- $checkpoints := $trainer.checkpoints -}}
+{{- if and (gt $pods 1) (not $checkpoints.existingClaim) (not (has "ReadWriteMany" $checkpoints.accessModes)) -}}
+{{- fail (printf "trainer.pods = %d share the checkpoints, but trainer.checkpoints.accessModes = %s let one node mount them: set it to [ReadWriteMany] with a trainer.checkpoints.storageClass that has it (NFS, CephFS, EFS, Filestore), name a trainer.checkpoints.existingClaim, or use the GPUs of one node with trainer.pods=1" $pods (toJson $checkpoints.accessModes)) -}}
 {{- end -}}
 {{- end }}

@@ -78,6 +78,14 @@ gpus is 0 for a group without GPUs; resource is the Ray resource of an environme
 {{- join " " $words -}}
 {{- end }}
 
+{{- /* The settings of Ray Train that the chart sets, as JSON. */}}
+{{- define "synod.trainerRanks" -}}
+{{- dict
+  "SYNOD__TRAINER__RANKS__WORKERS" (.Values.trainer.workers | int64)
+  "SYNOD__TRAINER__RANKS__GPUS" (.Values.trainer.gpus | int64)
+  | toJson -}}
+{{- end }}
+
 {{- define "synod.rayVersion" -}}
 {{ index .Chart.Annotations "synod/ray-version" }}
 {{- end }}

@@ -1,7 +1,8 @@
 {{- /*
 A pod template of a Ray cluster. Arguments: root; cluster (service, trainer); component; image and place (entries of the
 values); resources; and optionally gpus, gpuResource, tokens (mount the tokens that gateways accept), token (mount the
-release's own), checkpoints, ports, env, probes, exporter (command of the metrics container), automount, preStop.
+release's own), checkpoints, ports, env, probes, exporter (command of the metrics container), automount, preStop, shmBytes
+(of /dev/shm, beyond Ray's).
 
 Do not use the chart's version here: KubeRay starts a second cluster for any change of a pod.
 
@@ -149,7 +150,7 @@ spec:
     {{- end }}
   volumes:
     - {name: tmp, emptyDir: {sizeLimit: {{ $values.pods.tmpSize }}}}
-    - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ add (int64 $values.ray.objectStoreBytes) 134217728 }}}}
+    - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ add (int64 $values.ray.objectStoreBytes) 134217728 (default 0 .shmBytes) }}}}
     - name: models
       {{- if $values.models.cache.enabled }}
       persistentVolumeClaim: {claimName: {{ include "synod.modelsClaim" .root }}}

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from trainer.algorithms.advantage import Slope
 from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import ScoredGroup, finish, sample_previews
+from trainer.rollout import Previews, Sampling, ScoredGroup, finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
-from trainer.types import Reward, Task
+from trainer.types import MODALITIES, Modality, Reward, Task
 
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
 NO_SCREEN = "none"
+NO_SLOPES: dict[Modality, Slope] = dict.fromkeys(MODALITIES, Slope())
 LEARNING = {  # fifteen updates of eight images each, without a screen and a KL
     "STEPS": "15",
     "DATA__GENEVAL_SHARE": "1.0",
@@ -43,6 +45,15 @@ def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:
     return training_tasks(settings).tasks(step)
 
 
+def previews_of(sampling: Sampling) -> Previews:
+    """The previews of one sampling, which waits for each of its scores."""
+    while True:
+        try:
+            next(sampling)
+        except StopIteration as end:
+            return cast(Previews, end.value)
+
+
 def draw(
     policy: Policy, service: RewardBackend, settings: TrainerSettings, threshold: float | None = None
 ) -> tuple[list[ScoredGroup], list[tuple[Reward, ...]]]:
@@ -50,8 +61,8 @@ def draw(
     clock = Clock()
     groups = []
     for i, task in enumerate(tasks(settings)):
-        previews = sample_previews(policy, service, task, threshold, settings, (settings.seed, 0, i), clock)
-        groups.append(finish(policy, service, previews, settings, clock))
+        sampling = sample_previews(policy, service, task, threshold, settings, (settings.seed, 0, i), clock)
+        groups.append(finish(policy, service, previews_of(sampling), settings, clock))
     scored = [group.wait() for group in groups]
     return scored, [group.rewards for group in scored]
 
@@ -78,8 +89,8 @@ def run_loop(
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:
-    """metrics.jsonl without timings, memory, and the keys `without`."""
-    left_out = {"seconds", "max_rss_mb", *without}
+    """metrics.jsonl without timings, what depends on them, memory, and the keys `without`."""
+    left_out = {"seconds", "ranks", "max_rss_mb", "dropped", "signal_per_second", *without}
     text = (run / "metrics.jsonl").read_text()
     return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in text.splitlines()]
 

@@ -45,24 +45,29 @@ class Judge:
         self.asked: list[tuple[RewardSpec, tuple[ScoreItem, ...]]] = []
         self._lock = threading.Lock()
 
-    def score_previews(self, items: Sequence[ScoreItem]) -> list[Reward]:
+    def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         with self._lock:
             scores = [self.surrogate_of(item) for item in items]
             self.previewed += zip(items, scores, strict=True)
-        return [_reward(score) for score in scores]
+        return answered([_reward(score) for score in scores])
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
-        future: Future[list[Reward]] = Future()
         with self._lock:
             self.asked.append((reward, tuple(items)))
-            future.set_result([_reward(self.reward(item)) for item in items])
-        return future
+            return answered([_reward(self.reward(item)) for item in items])
+
+
+def answered(rewards: list[Reward]) -> Future[list[Reward]]:
+    """A request that was answered at once."""
+    future: Future[list[Reward]] = Future()
+    future.set_result(rewards)
+    return future
 
 
 def judged(request: ScoreRequest, judge: Judge) -> ScoreResponse:
     """The response of a service: the scorer "ber" is the surrogate, anything else the reward."""
     if request.scorers == ("ber",):
-        rewards = judge.score_previews(request.items)
+        rewards = judge.submit_previews(request.items).result()
     else:
         spec = RewardSpec(dict.fromkeys(request.scorers, 1.0), request.ensemble)
         rewards = judge.submit(request.items, spec).result()

@@ -36,7 +36,10 @@ def record(step: int) -> dict[str, Any]:
         "reward_mean": reward,
         "reward_std": 0.1,
         "components": components,
-        "advantage_abs": 0.08,
+        "advantage_abs_text": 0.08,
+        "advantage_abs_image": 0.04,
+        "gradient_cosine_text": 0.2,
+        "gradient_cosine_image": 0.01,
         "loss_text": text,
         "loss_image": -0.02 + 0.001 * step,
         "kl_text": text,
@@ -48,6 +51,7 @@ def record(step: int) -> dict[str, Any]:
         "grad_norm": 0.7 if step != 5 else float("nan"),
         "lr": 1e-4,
         "previews": 36 - step % 5,
+        "dropped": 0,
         "kept": 9,
         "pass_rate": 0.2 + 0.1 * (step % 2),
         "threshold": None if step % 7 == 0 else 0.5 + 0.003 * step,
@@ -95,4 +99,4 @@ def evaluation(gain: float, count: int = 12) -> Evaluation:
         tag = "colors" if pathway == "none" else "plain"
         failure = "scorer_failed" if missing else None
         rows.append(Row(key, pathway, tag, f"prompt {i} & all", answer, reward, components, right, failure))
-    return Evaluation({"seed": 0}, tuple(rows), tuple(images(count, int(gain * 10))))
+    return Evaluation({"seed": 0}, tuple(rows), dict(enumerate(images(count, int(gain * 10)))))

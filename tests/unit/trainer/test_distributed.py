@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import multiprocessing, nn
+from torch import nn
 
+from synod.errors import SettingsError
+from tests.unit.trainer.loops import MakeSettings
+from tests.unit.trainer.world_two import spawn
 from trainer import distributed
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite, OtherRankFailed
-
-
-def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 2) -> None:
-    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test."""
-    multiprocessing.spawn(_join, (check, str(folder / "rendezvous"), world, arguments), nprocs=world)
-
-
-def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    try:
-        with distributed.joined() as ranks:
-            assert ranks == Ranks(rank, world)
-            check(ranks, *arguments)
-            dist.barrier()  # a rank that leaves early closes connections that gloo still uses
-    finally:
-        dist.destroy_process_group()
+from trainer.run import run
+from trainer.run_dir import LOCK, run_lock
+from trainer.settings import TrainerSettings
 
 
 def _check_messages(ranks: Ranks) -> None:
@@ -48,6 +36,8 @@ def _check_messages(ranks: Ranks) -> None:
 def _check_failures(ranks: Ranks) -> None:
     with ranks.together():
         pass
+    with pytest.raises(SettingsError, match="planted"), ranks.together():  # bad input is bad on every rank
+        _refuse_on(ranks.rank == 1)
     with pytest.raises((NonFinite, OtherRankFailed)) as caught, ranks.together():
         _fail_on(ranks.rank == 1)
     if ranks.rank == 1:
@@ -62,8 +52,13 @@ def _fail_on(flag: bool) -> None:
         raise NonFinite("the gradient's norm is nan", 3)
 
 
+def _refuse_on(flag: bool) -> None:
+    if flag:
+        raise SettingsError("planted")
+
+
 def _check_gradients(ranks: Ranks) -> None:
-    distributed.BUCKET_BYTES = 40  # ten float32: several messages, one parameter above the limit
+    distributed.ranks.BUCKET_BYTES = 40  # ten float32: several messages, one parameter above the limit
     shapes = [(2, 3), (20,), (1,), (4,), (3,)]
     every = [[torch.randn(shape, generator=_seeded(r, i)) for i, shape in enumerate(shapes)] for r in range(2)]
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
@@ -78,10 +73,30 @@ def _check_gradients(ranks: Ranks) -> None:
     assert torch.equal(parameters[-1].grad, torch.zeros(2, dtype=torch.bfloat16))
 
 
-def _check_all(ranks: Ranks) -> None:
+def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
+    """All ranks end with one error, before there is more than a lock file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.run_dir.SEEN_WITHIN_S", 0.0)
+        private = settings.run_dir / f"private-{ranks.rank}"
+        _refused(settings.model_copy(update={"run_dir": private}), "rank 1 on .* does not see what rank 0")
+        _refused(settings.model_copy(update={"prompts_per_step": 1}), "2 ranks share .* prompts_per_step is 1")
+        with run_lock(settings.run_dir) if ranks.is_first else nullcontext():
+            _refused(settings, "another training uses it")
+        patch.setattr("trainer.run.device_name", lambda: "H200" if ranks.is_first else "cpu")
+        _refused(settings, "some ranks have a GPU and some have none .*H200: rank 0; cpu: rank 1")
+    assert {path.name for path in settings.run_dir.rglob("*") if path.is_file()} == {LOCK}
+
+
+def _refused(settings: TrainerSettings, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        run(settings)
+
+
+def _check_all(ranks: Ranks, settings: TrainerSettings) -> None:
     _check_messages(ranks)
     _check_failures(ranks)
     _check_gradients(ranks)
+    _check_bad_input(ranks, settings)
 
 
 def _seeded(*numbers: int) -> torch.Generator:
@@ -89,8 +104,25 @@ def _seeded(*numbers: int) -> torch.Generator:
 
 
 @pytest.mark.slow
-def test_two_ranks_exchange_what_one_has(tmp_path: Path) -> None:
-    spawn(_check_all, tmp_path)
+def test_two_ranks_exchange_what_one_has(tiny_settings: MakeSettings, tmp_path: Path) -> None:
+    spawn(_check_all, tmp_path, tiny_settings(PROMPTS_PER_STEP="2"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "backend"),
+    [(True, "True", "nccl"), (True, "False", "gloo"), (False, "True", "gloo"), (False, "False", "gloo")],
+)
+def test_ranks_join_by_nccl_only_if_all_have_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, ours: bool, theirs: str, backend: str
+) -> None:
+    """With different backends they would wait for each other, and never find out that their devices differ."""
+    store, chosen = dist.HashStore(), list[str]()
+    store.set("has_gpu/1", theirs)
+    monkeypatch.setattr(distributed.ranks, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: ours)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: chosen.append(backend))
+    distributed.ranks._join()
+    assert chosen == [backend]
 
 
 def test_one_rank_sends_nothing() -> None:

@@ -2,122 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from synod.contracts import Pixels, ScoreItem
+from synod.contracts import ScoreItem
+from tests.unit.trainer.gaussian_policy import TARGET, GaussianPolicy, closeness
 from tests.unit.trainer.loops import NO_SCREEN, MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.threshold import make_controller
 from trainer.data.source import PromptTasks
-from trainer.policy.base import ParameterGroup, Policy, Terms
+from trainer.policy.base import Policy
 from trainer.settings import TrainerSettings
 from trainer.train import train
-from trainer.types import Aggregation, Modality, Prompt, Query, Reward, RewardSpec, Seed, Segment
-
-STEPS, SIGMA = 4, 0.5
-TARGET = (0.8, 0.3, 0.5)  # the color of the highest reward
-
-
-@dataclass(frozen=True)
-class ColorSegment:
-    """`drawn_T3`: a draw of each step; the color is the sigmoid of their mean."""
-
-    kind: ClassVar[Modality] = "image"
-    text: ClassVar[str] = ""
-    prompt: str
-    seed: Seed
-    drawn_T3: Tensor
-    logp_T3: Tensor
-
-    @property
-    def step(self) -> int:
-        return len(self.drawn_T3)
-
-
-class GaussianPolicy:
-    """Draws each step's three numbers from N(mean, SIGMA^2)."""
-
-    image_steps = STEPS
-
-    def __init__(self) -> None:
-        self.module: nn.Module = nn.ParameterDict({"mean": nn.Parameter(torch.zeros(3))})
-        self._frozen = torch.zeros(3)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.module.get_parameter("mean")
-
-    def to(self, device: torch.device) -> None:
-        self.module.to(device)
-
-    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> Sequence[Segment]:
-        raise NotImplementedError("it has no text")
-
-    def start(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[ColorSegment]:
-        none = torch.zeros(0, 3)
-        return [ColorSegment(prompt, seed, none, none) for prompt, seed in zip(prompts, seeds, strict=True)]
-
-    @torch.no_grad()
-    def denoise(self, segments: Sequence[Any], until: int) -> list[ColorSegment]:
-        continued = []
-        for segment in segments:
-            noise = torch.from_numpy(np.random.default_rng(segment.seed).standard_normal((STEPS, 3))).float()
-            drawn = torch.cat((segment.drawn_T3, self.mean + SIGMA * noise[segment.step : until]))
-            continued.append(ColorSegment(segment.prompt, segment.seed, drawn, self._logp(drawn)))
-        return continued
-
-    def images(self, segments: Sequence[Any]) -> list[Pixels]:
-        colors = [torch.sigmoid(segment.drawn_T3.mean(0)).numpy() for segment in segments]
-        return [np.broadcast_to((255 * color).astype(np.uint8), (2, 2, 3)).copy() for color in colors]
-
-    def decisions(self, kind: Modality) -> int:
-        return STEPS * 3
-
-    def steps(self, segments: Sequence[Segment]) -> int:
-        return STEPS
-
-    def terms(self, segments: Sequence[Any], step: int, *, reference: bool = False) -> Terms:
-        drawn = torch.stack([segment.drawn_T3[step] for segment in segments])
-        old = torch.stack([segment.logp_T3[step] for segment in segments])
-        kl = ((self.mean - self._frozen).square() / (2 * SIGMA**2)).expand_as(drawn)
-        return Terms(self._logp(drawn), old, torch.ones_like(drawn, dtype=torch.bool), kl_BD=kl if reference else None)
-
-    def sharing(self, segments: Sequence[Any]) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def keep_reference(self) -> None:
-        self._frozen = self.mean.detach().clone()
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        yield
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup("image", tuple(self.module.parameters()))]
-
-    def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
-        return rollouts * 3 * 4
-
-    def save(self, directory: Path) -> None:
-        raise NotImplementedError
-
-    def _logp(self, drawn: Tensor) -> Tensor:
-        return torch.distributions.Normal(self.mean, SIGMA).log_prob(drawn)
-
-
-def closeness(item: ScoreItem) -> float:
-    color = item.pixels()[0, 0] / 255
-    return 1.0 - float(np.square(color - np.array(TARGET)).sum())
+from trainer.types import Aggregation, Prompt, Reward, RewardSpec
 
 
 def run(settings: TrainerSettings, judge: Judge | None = None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from tests.unit.trainer.loops import MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.test_run import ready  # noqa: F401
 from trainer import run as run_module
-from trainer.launch import launch
+from trainer.launch import _in_thread, _stop_by_file, launch
+from trainer.run import _check_patience
 from trainer.stop import STOP_FILE
 
 
@@ -22,6 +25,31 @@ def test_without_workers_the_run_is_here(ready: MakeSettings) -> None:  # noqa: 
         (settings.run_dir / STOP_FILE).touch()  # left by a launcher that was killed
         assert launch(settings, evaluated=False) == 0
     assert len(lines(settings.run_dir)) == 1
+
+
+def test_signals_stop_workers_and_a_second_ctrl_c_ends(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    for first in (signal.SIGTERM, signal.SIGINT):
+        with _stop_by_file(tmp_path):
+            signal.raise_signal(first)
+            assert (tmp_path / STOP_FILE).exists()
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert not (tmp_path / STOP_FILE).exists()
+        assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_ray_train_runs_beside_the_main_thread() -> None:
+    assert _in_thread(threading.current_thread) is not threading.main_thread()
+    with pytest.raises(ZeroDivisionError):
+        _in_thread(lambda: 1 / 0)
+
+
+def test_patience_beyond_that_of_the_ranks_is_refused(ready: MakeSettings) -> None:  # noqa: F811
+    _check_patience(settings := ready(REWARDS__PATIENCE_S="43200"), 1)
+    with pytest.raises(SettingsError, match="patience_s = 43200: a rank waits for the others for 43200 s"):
+        _check_patience(settings, 2)
 
 
 def test_a_run_dir_that_is_a_file_is_refused(ready: MakeSettings, world_dir: Path) -> None:  # noqa: F811
@@ -39,5 +67,7 @@ def test_a_stop_file_ends_a_run_after_its_step(ready: MakeSettings) -> None:  # 
 
 
 def test_more_workers_than_groups_are_refused(ready: MakeSettings) -> None:  # noqa: F811
-    with pytest.raises(SettingsError, match=r"ranks\.workers 3 share the groups of a step, but prompts_per_step is 2"):
+    with pytest.raises(
+        SettingsError, match=r"3 ranks share the groups of a step, but \[trainer\] prompts_per_step is 2"
+    ):
         ready(RANKS__WORKERS="3", PROMPTS_PER_STEP="2")

@@ -13,6 +13,7 @@ from torch import Tensor
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import (
     LEARNING,
+    NO_SLOPES,
     MakePolicy,
     MakeSettings,
     draw,
@@ -24,7 +25,6 @@ from tests.unit.trainer.loops import (
 from tests.unit.trainer.reward_services import Judge, brightness, serve
 from trainer import checkpoint
 from trainer import run as run_module
-from trainer.algorithms.advantage import Slope
 from trainer.ema import Ema
 from trainer.evaluate import command
 from trainer.optim import make_optimizer
@@ -184,7 +184,7 @@ def test_one_update_moves_only_adapters(ready: MakeSettings, adapted: Callable[[
     policy = adapted(settings)
     before = weights(policy)
     groups, _ = draw(policy, Judge(), settings)
-    found = policy_update(policy, make_optimizer(policy, settings), groups, Slope(), settings, 0)
+    found = policy_update(policy, make_optimizer(policy, settings), groups, NO_SLOPES, settings, 0)
     assert found.grad_norm is not None
     assert found.grad_norm > 0
     moved = {key for key, value in weights(policy).items() if not torch.equal(value, before[key])}
@@ -206,7 +206,7 @@ def test_texts_shared_between_steps_give_the_same_gradient(
         groups, _ = draw(policy, Judge(), settings)
         if not shared:
             monkeypatch.setattr(policy, "sharing", lambda segments: nullcontext())
-        policy_update(policy, make_optimizer(policy, settings), groups, Slope(), settings, 0)
+        policy_update(policy, make_optimizer(policy, settings), groups, NO_SLOPES, settings, 0)
         found = [p.grad.flatten() for p in policy.module.parameters() if p.grad is not None]
         gradients.append(torch.cat(found))
     assert len(found) == 2 * LAYERS * TARGETS
@@ -231,7 +231,7 @@ def test_a_frozen_base_in_bfloat16_gives_the_same_results(ready: MakeSettings, m
                 parameter.data = parameter.data.bfloat16().float()
         before = terms(policy, settings)
         groups, _ = draw(policy, Judge(), settings)
-        update = policy_update(policy, make_optimizer(policy, settings), groups, Slope(), settings, 0)
+        update = policy_update(policy, make_optimizer(policy, settings), groups, NO_SLOPES, settings, 0)
         adapters = {name: p.detach() for name, p in policy.module.named_parameters() if ".lora_" in name}
         assert {p.dtype for p in adapters.values()} == {torch.float32}
         with policy.reference():

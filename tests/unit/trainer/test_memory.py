@@ -23,6 +23,19 @@ def test_an_update_is_the_sum_of_its_parts() -> None:
     assert adapters == UpdateMemory(weights=2_500, reference=0, gradients=40, optimizer=80, activations=7)
 
 
+def test_a_split_update_divides_all_but_what_is_gathered() -> None:
+    """7 B parameters over 8 ranks, 2 GB of them gathered; the bfloat16 copies of autocast are whole."""
+    size = 7 * 10**9
+    whole = update_memory(4 * size, size, reference=True, activations=0)
+    assert whole.total == 140 * 10**9
+    assert update_memory(4 * size, size, reference=True, activations=0, gathered=2 * 10**9) == whole
+    split = update_memory(4 * size, size, reference=True, activations=0, shard=8, gathered=2 * 10**9)
+    assert split.total == 140 * 10**9 / 8 + 3 * 2 * 10**9
+    assert split.optimizer == 7 * 10**9
+    half = update_memory(4 * size, size, reference=True, activations=0, copies=2 * size, shard=8, gathered=2 * 10**9)
+    assert half.total == split.total + 2 * size
+
+
 def test_smaller_configurations_cost_least_first() -> None:
     found = list(smaller(Configuration(3, checkpointing=False, lora=False)))
     assert (
@@ -58,11 +71,12 @@ def test_the_cheapest_change_that_fits_is_advised(limit: float, change: str) -> 
 def test_a_device_that_is_too_small_is_named() -> None:
     text = advice(Configuration(4, checkpointing=True, lora=False), of, 10**9)
     assert text.endswith(
-        "the device has 1 GB. Train on a larger device: it takes about 1.23 GB, even with [trainer.loss] "
-        "micro_batch = 1 (now 4), [trainer.policy.lora] (with a new run_dir)"
+        "the device has 1 GB. Train on a larger device, or split the policy over more ([trainer.ranks] shard): it "
+        "takes about 1.23 GB, even with [trainer.loss] micro_batch = 1 (now 4), [trainer.policy.lora] (with a new "
+        "run_dir)"
     )
     text = advice(Configuration(1, checkpointing=True, lora=True), of, 10**9)
-    assert text.endswith("Train on a larger device: it takes about 1.23 GB")
+    assert text.endswith("or split the policy over more ([trainer.ranks] shard): it takes about 1.23 GB")
     assert "reference" not in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,14 @@ from tests.unit.trainer.reward_services import Judge, serve
 from trainer.__main__ import main
 from trainer.errors import OutOfMemory
 from trainer.memory import Configuration
-from trainer.out_of_memory import device_bytes, explain_out_of_memory, is_out_of_memory, memory_of, update_advice
+from trainer.out_of_memory import (
+    device_bytes,
+    explain_out_of_memory,
+    gathered_bytes,
+    is_out_of_memory,
+    memory_of,
+    update_advice,
+)
 from trainer.policy.show_o.policy import ShowO
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
@@ -137,6 +145,16 @@ def test_the_memory_of_a_policy_counts_its_parameters(make_policy: MakePolicy, t
     assert memory_of(policy, settings, Configuration(3, True, False)).activations < whole.activations
     no_kl = tiny_settings(LOSS__TEXT__BETA="0", LOSS__IMAGE__BETA="0")
     assert memory_of(policy, no_kl, Configuration(3, False, False)).reference == 0
+
+
+def test_a_split_policy_has_its_root_and_two_blocks_whole(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """The tiny policy has two blocks, so that all of it is gathered at a time."""
+    policy, settings = make_policy(), tiny_settings(RANKS__SHARD="2")
+    size = sum(p.nbytes for p in policy.module.parameters())
+    found = memory_of(policy, settings, Configuration(3, checkpointing=False, lora=False))
+    assert (found.weights, found.gradients, found.optimizer) == (size // 2 + size, size // 2 + size, size)
+    policy.phi.model.layers.append(copy.deepcopy(policy.phi.model.layers[0]))
+    assert gathered_bytes(policy) == size
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,158 +2,329 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from synod.contracts import ScoreItem
 from synod.errors import InvalidRequest
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
-from tests.unit.trainer.reward_services import Judge, brightness, redness, serve
-from tests.unit.trainer.test_distributed import spawn
+from tests.unit.trainer.loops import MakeSettings, lines
+from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.test_run import ready  # noqa: F401
+from tests.unit.trainer.world_two import (
+    LIMITS,
+    ROUNDED,
+    Case,
+    Figures,
+    compare,
+    last_tensors,
+    make_judge,
+    measure,
+    prepare,
+    run_case,
+    train_case,
+)
+from trainer import checkpoint, passes, rollout
 from trainer import run as run_module
-from trainer.algorithms.threshold import make_controller
-from trainer.distributed import Ranks
-from trainer.errors import NonFinite, OtherRankFailed, OutOfMemory, RewardServiceUnavailable
-from trainer.optim import learning_rates
-from trainer.policy.base import Policy
-from trainer.policy.show_o import loading
-from trainer.policy.show_o.policy import Sampling
+from trainer.algorithms.losses import LossStats
+from trainer.distributed import ONE_RANK, Ranks
+from trainer.errors import RewardServiceUnavailable
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
-from trainer.train import train
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
-SAMPLING = Sampling(4, 2.0, max_new_tokens=4)
-# Three groups a step: a visual, a textual and a GenEval group, which has no text.
-BASE = {"CHECKPOINT_EVERY": "1", "LOSS__BASELINE": "population"}
-THREE = {"PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.3333", **BASE}
-ROUNDED = ("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image")
+KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussian"})
+GAUSSIAN, SPLIT = Case(family="gaussian"), Case(family="gaussian", mode="shard")
+UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
+CASES = (
+    *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
+    UNEVEN,
+    Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
+)
+RESUMED = (Case(), SPLIT)
+FAILURES = {
+    "service": RewardServiceUnavailable("planted"),
+    "request": InvalidRequest("planted"),
+    "memory": MemoryError(),
+    "loss": None,  # NaN
+}
 
 
-def lost_for_cats(item: ScoreItem) -> float | None:
-    """GenEval groups of cats have no reward, so that they are skipped; some previews have no score."""
-    return None if "cats" in str(item.prompt) else brightness(item)
+@dataclass(frozen=True)
+class Outcome:
+    """What two processes did: the figures of `CASES`, the directories, and the errors of each failure by rank."""
+
+    figures: Mapping[str, Figures]
+    folder: Path
+    errors: Mapping[str, Sequence[str]]
+    planted: Mapping[str, Figures]
 
 
-def _sgd(policy: Policy, settings: TrainerSettings) -> torch.optim.Optimizer:
-    tables = [
-        {"params": list(group.parameters), "lr": lr}
-        for group, lr in zip(policy.parameter_groups(), learning_rates(policy, settings, 0), strict=True)
-    ]
-    return torch.optim.SGD(tables)
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Run all that needs two ranks: starting them costs more than any of it."""
+    folder = tmp_path_factory.mktemp("ranks")
+    prepare(folder)
+    failing = {
+        f"{case.mode}-{what}": [_settings(folder, f"failing-{case.mode}-{what}", case, steps) for steps in (1, 2)]
+        for case in (GAUSSIAN, SPLIT)
+        for what in FAILURES
+    }
+    planted = {name: GAUSSIAN.settings(folder, f"two-{name}") for name in PLANTED}
+    resumed = {case.name: _resumed(folder, case) for case in RESUMED}
+    figures = compare(CASES, folder, _check, failing, planted, resumed, folder)
+    alone = {name: GAUSSIAN.settings(folder, f"one-{name}") for name in PLANTED}
+    for name, settings in alone.items():
+        with PLANTED[name](ONE_RANK):
+            run_case(ONE_RANK, GAUSSIAN, settings)
+    return Outcome(
+        figures,
+        folder,
+        json.loads((folder / "errors.json").read_text()),
+        {name: measure(alone[name].run_dir, planted[name].run_dir, 4) for name in PLANTED},
+    )
 
 
-def run(ranks: Ranks, settings: TrainerSettings, model: str) -> TrainState:
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:  # the weights of AdamW amplify rounding errors of gradients near 0
-        patch.setattr("trainer.state.make_optimizer", _sgd)
-        patch.setattr("trainer.checkpoint.KEEP", 9)
-        patch.setattr("trainer.train.log_images", lambda *_: None)
-        policy = loading.load(model, sampling=SAMPLING)
-        policy.keep_reference()
-        controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-        judge = Judge(lost_for_cats, redness)
-        return train(settings, policy, judge, controller, lambda message: None, ranks=ranks)
+def _settings(folder: Path, run: str, case: Case, steps: int) -> TrainerSettings:
+    return case.settings(folder, run, STEPS=str(steps), CHECKPOINT_EVERY="9")
 
 
-@pytest.fixture
-def model(make_policy: MakePolicy, tmp_path: Path) -> str:
-    make_policy().save(tmp_path / "start")
-    return str(tmp_path / "start")
+def _resumed(folder: Path, case: Case) -> list[TrainerSettings]:
+    kinds = (case, case.alone, case)
+    return [_settings(folder, f"resumed-{case.name}", kind, steps) for steps, kind in enumerate(kinds, 1)]
 
 
-def exact(settings: TrainerSettings) -> list[dict[str, Any]]:
-    return lines(settings.run_dir, "heldout", *ROUNDED)
+def _check(
+    ranks: Ranks,
+    failing: Mapping[str, Sequence[TrainerSettings]],
+    planted: Mapping[str, TrainerSettings],
+    resumed: Mapping[str, Sequence[TrainerSettings]],
+    folder: Path,
+) -> None:
+    errors = {what: ranks.gather_all(_fail(ranks, what, *settings)) for what, settings in failing.items()}
+    if ranks.is_first:
+        (folder / "errors.json").write_text(json.dumps(errors))
+    for name, settings in planted.items():
+        with PLANTED[name](ranks):
+            run_case(ranks, GAUSSIAN, settings)
+    for case in RESUMED:
+        for settings, on in zip(resumed[case.name], (ranks, ONE_RANK, ranks), strict=True):
+            if on is ranks or ranks.is_first:
+                run_case(on, case, settings)
+            ranks.any(False)  # the other rank waits
 
 
-def rounded(settings: TrainerSettings) -> list[list[float | None]]:
-    return [[line[name] for name in ROUNDED] for line in lines(settings.run_dir)]
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_two_ranks_equal_one(outcome: Outcome, case: Case) -> None:
+    """With three groups, so that one rank draws twice as many."""
+    found = outcome.figures[case.name]
+    assert found.red == [], found
+    assert found.textless > 0
+    if case.family == "show_o":
+        assert found.skipped > 0
 
 
-def tensors(settings: TrainerSettings, step: int) -> dict[str, torch.Tensor]:
-    return load_file(settings.run_dir / f"checkpoints/step-{step:06d}/tensors.safetensors")
+def test_ranks_may_draw_different_numbers_of_batches(outcome: Outcome) -> None:
+    assert (1, 3) in outcome.figures[UNEVEN.name].batches
 
 
-def test_two_ranks_equal_one(tiny_settings: MakeSettings, model: str, tmp_path: Path) -> None:
-    """Uneven shares, a group without text, skipped groups, and a different number of previews on each rank."""
-    one, two = (tiny_settings(STEPS="3", RUN_DIR=f'"{name}"', **THREE) for name in ("one", "two"))
-    run(Ranks(), one, model)
-    spawn(run, tmp_path, two, model)
-    assert exact(two) == exact(one)
-    assert sum(line["skipped"] for line in exact(one)) > 0
-    assert len({line["previews"] for line in exact(one)}) > 1
-    for found, expected in zip(rounded(two), rounded(one), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
-    last = {key: tensors(settings, 3) for key, settings in (("one", one), ("two", two))}
-    assert last["one"].keys() == last["two"].keys()
-    for key, tensor in last["one"].items():
-        torch.testing.assert_close(last["two"][key], tensor, rtol=0, atol=1e-6)
-
-
-def test_a_run_may_resume_on_another_number_of_ranks(tiny_settings: MakeSettings, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.name)
+def test_a_run_may_resume_on_another_number_of_ranks(outcome: Outcome, case: Case) -> None:
     """Two ranks, then one, then two: as an uninterrupted run on one."""
-    whole = tiny_settings(STEPS="3", RUN_DIR='"whole"', **THREE)
-    run(Ranks(), whole, model)
-    for steps, world in (("1", 2), ("2", 1), ("3", 2)):
-        settings = tiny_settings(STEPS=steps, RUN_DIR='"parts"', **THREE)
-        folder = tmp_path / f"join-{steps}"
-        folder.mkdir()
-        spawn(run, folder, settings, model, world=world)
-    assert exact(settings) == exact(whole)
-    for key, tensor in tensors(whole, 3).items():
-        torch.testing.assert_close(tensors(settings, 3)[key], tensor, rtol=0, atol=1e-6)
+    whole, parts = outcome.folder / f"one-{case.alone.name}", outcome.folder / f"resumed-{case.name}"
+    assert lines(parts, *ROUNDED) == lines(whole, *ROUNDED)
+    found, expected = last_tensors(parts), last_tensors(whole)
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=LIMITS["weight_difference"])
+    names = sorted((parts / "checkpoints").iterdir())
+    written_on = [json.loads((path / "state.json").read_text())["ranks"] for path in names]
+    assert ([path.name for path in names], written_on) == (["step-000001", "step-000002", "step-000003"], [2, 1, 2])
 
 
-def _fails_on_rank_1(ranks: Ranks, settings: TrainerSettings, model: str, what: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        failing = {
-            "service": RewardServiceUnavailable,
-            "request": InvalidRequest,
-            "memory": OutOfMemory,
-            "loss": NonFinite,
-        }
-        if ranks.rank == 1 and what == "loss":
-            patch.setattr("trainer.update.clipped_loss", _not_finite)
-        elif ranks.rank == 1:
-            error = MemoryError() if what == "memory" else failing[what]("planted")
-            patch.setattr(Judge, "submit", partial(_fail, error))
-        with pytest.raises(failing[what] if ranks.rank == 1 else OtherRankFailed):
-            run(ranks, settings, model)
+# -- failures ---------------------------------------------------------------------------------------------------------
 
 
-def _fail(error: Exception, *_: object) -> Any:
+def _fail(ranks: Ranks, what: str, before: TrainerSettings, settings: TrainerSettings) -> str:
+    """Train one step, then fail on rank 1; return this rank's error."""
+    what = what.split("-")[1]
+    train_case(ranks, GAUSSIAN, before)
+    judge, loss = make_judge(GAUSSIAN), passes.clipped_loss
+    if ranks.rank == 1 and what == "loss":
+        loss = _not_finite
+    elif ranks.rank == 1:
+        judge.submit = partial(_raise, FAILURES[what])  # type: ignore[method-assign]
+    try:
+        with patch("trainer.passes.clipped_loss", loss):
+            train_case(ranks, GAUSSIAN, settings, judge)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def _raise(error: Exception, *_: object) -> Any:
     raise error
 
 
-def _not_finite(new: torch.Tensor, *_: object, **__: object) -> Any:
-    from trainer.algorithms.losses import LossStats
-
+def _not_finite(new: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, LossStats]:
     return new.sum() * torch.nan, LossStats()
 
 
-@pytest.mark.parametrize("what", ["service", "request", "memory", "loss"])
-def test_a_failure_on_one_rank_ends_all(tiny_settings: MakeSettings, model: str, tmp_path: Path, what: str) -> None:
-    settings = tiny_settings(STEPS="2", **{**THREE, "CHECKPOINT_EVERY": "9"})
-    run(Ranks(), tiny_settings(STEPS="1", **{**THREE, "CHECKPOINT_EVERY": "9"}), model)
-    spawn(_fails_on_rank_1, tmp_path, settings, model, what)
-    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000001"]
-    assert len(lines(settings.run_dir)) == 1
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("service", "RewardServiceUnavailable: planted"),
+        ("request", "InvalidRequest: planted"),
+        ("memory", "OutOfMemory: "),
+        ("loss", "NonFinite: "),
+    ],
+)
+@pytest.mark.parametrize("mode", ["replicate", "shard"])
+def test_a_failure_on_one_rank_ends_all(outcome: Outcome, mode: str, what: str, error: str) -> None:
+    """The finished step stays, and is readable."""
+    first, second = outcome.errors[f"{mode}-{what}"]
+    assert second.startswith(error)
+    assert first.startswith(f"OtherRankFailed: rank 1 failed: {error}")
+    run = outcome.folder / f"failing-{mode}-{what}"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
+    assert last_tensors(run)
+    assert len(lines(run)) == 1
+
+
+# -- bugs that the comparison must find -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _summed_twice(ranks: Ranks) -> Iterator[None]:
+    sum_gradients = Ranks.sum_gradients
+
+    def twice(self: Ranks, parameters: Any) -> None:
+        parameters = list(parameters)
+        sum_gradients(self, parameters)
+        sum_gradients(self, parameters)
+
+    with patch.object(Ranks, "sum_gradients", twice):
+        yield
+
+
+@contextmanager
+def _not_summed_on_rank_1(ranks: Ranks) -> Iterator[None]:
+    sum_gradients = Ranks.sum_gradients
+
+    def kept(self: Ranks, parameters: Any) -> None:
+        parameters = list(parameters)
+        own = [parameter.grad for parameter in parameters]
+        sum_gradients(self, parameters)
+        if self.rank == 1:
+            for parameter, grad in zip(parameters, own, strict=True):
+                parameter.grad = grad
+
+    with patch.object(Ranks, "sum_gradients", kept):
+        yield
+
+
+@contextmanager
+def _divided_by_own_groups(ranks: Ranks) -> Iterator[None]:
+    clipped_loss, factor = passes.clipped_loss, 3 / len(ranks.mine(3))  # no group is skipped
+
+    def larger(*arguments: Any, weight: float, **options: Any) -> Any:
+        return clipped_loss(*arguments, weight=weight * factor, **options)
+
+    with patch("trainer.passes.clipped_loss", larger):
+        yield
+
+
+@contextmanager
+def _thresholds_that_move_within_a_step(ranks: Ranks) -> Iterator[None]:
+    """The threshold of a group depends on the groups that its rank has begun before."""
+    threshold_of, begun = TrainState.threshold, list[int]()
+
+    def moved(self: TrainState, task: Any) -> float | None:
+        threshold = threshold_of(self, task)
+        begun.append(self.step)
+        return None if threshold is None else threshold + 0.02 * (begun.count(self.step) - 1)
+
+    with patch.object(TrainState, "threshold", moved):
+        yield
+
+
+@contextmanager
+def _rank_in_the_seed(ranks: Ranks) -> Iterator[None]:
+    sample_previews = rollout.sample_previews
+
+    def seeded(*arguments: Any) -> Any:
+        *others, key, clock = arguments
+        return sample_previews(*others, (key[0] + ranks.rank, *key[1:]), clock)
+
+    with patch("trainer.rollout.sample_previews", seeded):
+        yield
+
+
+PLANTED: dict[str, Callable[[Ranks], Any]] = {
+    "gradients summed twice": _summed_twice,
+    "gradients not summed on rank 1": _not_summed_on_rank_1,
+    "loss divided by own groups": _divided_by_own_groups,
+    "thresholds that move within a step": _thresholds_that_move_within_a_step,
+    "rank in the seed": _rank_in_the_seed,
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_found(outcome: Outcome, name: str) -> None:
+    """On one rank none of them changes the run, so that the comparison is what finds it."""
+    found = outcome.planted[name]
+    assert found.red, found
 
 
 # -- the program under torchrun --------------------------------------------------------------------------------------
 
 
-def torchrun(settings: TrainerSettings, toml: Path, world: int) -> subprocess.CompletedProcess[str]:
+def test_sigterm_to_one_rank_stops_all(
+    ready: MakeSettings,  # noqa: F811
+    world_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both ranks stop after the step, and one process trains the rest, as if nothing had happened."""
+    started: list[subprocess.Popen[str]] = []
+
+    def rewarding(number: int) -> None:
+        if started and number == 0:
+            os.kill(_pid_of_rank(started[0].pid, 1), signal.SIGTERM)
+
+    options = {"PROMPTS_PER_STEP": "2", "STEPS": "3"}
+    with serve(Judge()) as url:
+        one = ready(REWARDS__URL=url, RUN_DIR='"one"', **options)
+        assert run_module.run(one, evaluated=False) == 0
+    with serve(Judge(), rewarding) as url:
+        two = ready(REWARDS__URL=url, RUN_DIR='"two"', **options)
+        started.append(torchrun(two, world_dir / "train.toml", 2))
+        said, _ = started[0].communicate(timeout=200)
+        assert started[0].returncode == 0, said
+        assert "stopping after this step and its checkpoint" in said
+        assert "stopped after step 1 of 3" in said
+        assert [path.name for path in (two.run_dir / "checkpoints").iterdir()] == ["step-000001"]
+        assert checkpoint.check(two.run_dir / "checkpoints", two) == 2
+        assert lines(two.run_dir, *ROUNDED) == lines(one.run_dir, *ROUNDED)[:1]
+        capsys.readouterr()
+        assert run_module.run(two, evaluated=False) == 0
+    assert "resuming on 1 rank; the checkpoint was written on 2" in capsys.readouterr().out
+    assert [line["keys"] for line in lines(two.run_dir)] == [line["keys"] for line in lines(one.run_dir)]
+    assert (two.run_dir / "policy/config.json").exists()
+
+
+def torchrun(settings: TrainerSettings, toml: Path, world: int) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     options = ["--steps", str(settings.steps), "--run-dir", str(settings.run_dir), "--url", settings.rewards.url]
     environ = {
@@ -161,23 +332,17 @@ def torchrun(settings: TrainerSettings, toml: Path, world: int) -> subprocess.Co
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "SYNOD__TRAINER__PROMPTS_PER_STEP": str(settings.prompts_per_step),
-        "SYNOD__TRAINER__EVALUATE__PROMPTS": "6",
     }
-    return subprocess.run(
-        [*launcher, "-m", "trainer", str(toml), *options], env=environ, capture_output=True, text=True, check=False
+    return subprocess.Popen(
+        [*launcher, "-m", "trainer", str(toml), *options, "--no-evaluation"],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
-def test_torchrun_trains_as_one_process(ready: MakeSettings, world_dir: Path) -> None:  # noqa: F811
-    with serve(Judge()) as url:
-        one, two = (ready(REWARDS__URL=url, PROMPTS_PER_STEP="2", RUN_DIR=f'"{name}"') for name in ("one", "two"))
-        assert run_module.run(one, evaluated=False) == 0
-        found = torchrun(two, world_dir / "train.toml", 2)
-        assert found.returncode == 0, found.stderr
-        refused = torchrun(two.model_copy(update={"prompts_per_step": 1}), world_dir / "train.toml", 2)
-    assert exact(two)[0] == exact(one)[0]
-    assert [line["keys"] for line in exact(two)] == [line["keys"] for line in exact(one)]
-    assert (two.run_dir / "policy/config.json").exists()
-    assert (two.run_dir / "evaluation/after.json").exists()
-    assert refused.returncode != 0
-    assert "2 ranks share the groups of a step, but [trainer] prompts_per_step is 1" in refused.stderr
+def _pid_of_rank(launcher: int, rank: int) -> int:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (found,) = (pid for pid in children if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return int(found)

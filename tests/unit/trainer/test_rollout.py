@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
-from tests.unit.trainer.loops import NO_SCREEN, MakeSettings, draw, same_images, tasks
+from tests.unit.trainer.loops import NO_SCREEN, MakeSettings, draw, previews_of, same_images, tasks
 from tests.unit.trainer.reward_services import WIRE, Judge, judged
 from trainer.algorithms.screen import screen
 from trainer.clock import Clock
+from trainer.distributed import ONE_RANK
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.rewards.service import RewardService
-from trainer.rollout import Previews, ScoredGroup, finish, replace_flat_groups, sample_previews
+from trainer.rollout import Previews, ScoredGroup, draw_groups, finish, replace_flat_groups, sample_previews
 from trainer.scenarios import compound
 from trainer.settings import TrainerSettings
 from trainer.types import Prompt, Reward, RewardSpec, Task
@@ -33,7 +36,7 @@ def scripted(*scores: float | None) -> Judge:
 
 
 def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: float | None) -> Previews:
-    return sample_previews(policy, judge, tasks(settings)[0], threshold, settings, KEY, Clock())
+    return previews_of(sample_previews(policy, judge, tasks(settings)[0], threshold, settings, KEY, Clock()))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_previews_are_scored_with_the_original_prompt(policy: ShowO, tiny_settin
     settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
     policy.phi.lm_head.bias.data[policy.vocab.id(END)] -= 4.0  # so that all say something
     textual = next(e for e in tasks(settings) if e.pathway == "textual")
-    found = sample_previews(policy, judge, textual, None, settings, KEY, Clock())
+    found = previews_of(sample_previews(policy, judge, textual, None, settings, KEY, Clock()))
     assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}
     assert all(item.reasoning is None and item.references == () for item, _ in judge.previewed)
     assert same_images([item.image for item, _ in judge.previewed], found.images)
@@ -161,12 +164,28 @@ def test_a_rollout_depends_only_on_its_index(policy: ShowO, tiny_settings: MakeS
             torch.testing.assert_close(other.image.logp_TN, a.image.logp_TN, rtol=0, atol=1e-4)
 
 
+class Late(Judge):
+    """Answers only when the loop waits for it: previews and rewards."""
+
+    def __init__(self, pool: futures.Executor) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def submit_previews(self, items: Any, reward: Any = None) -> Any:
+        return self.pool.submit(lambda: (time.sleep(0.02), super(Late, self).submit_previews(items).result())[1])
+
+    def submit(self, items: Any, reward: Any) -> Any:
+        return self.pool.submit(lambda: (time.sleep(0.02), super(Late, self).submit(items, reward).result())[1])
+
+
 def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings) -> None:
     settings, clock = tiny_settings(), Clock()
-    previews = sample_previews(policy, Judge(), tasks(settings)[0], None, settings, KEY, clock)
-    finish(policy, Judge(), previews, settings, clock)
+    task = tasks(settings)[0]
+    with futures.ThreadPoolExecutor(1) as pool:
+        (group,) = draw_groups(policy, Late(pool), [task], (0, 0), 0, lambda task: None, settings, clock, ONE_RANK)
+    assert len(group.rewards) == 4
     spent = clock.lap()
-    assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "total"}
+    assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "reward_wait", "total"}
     assert 0 < sum(v for k, v in spent.items() if k != "total") <= spent["total"]
     assert set(clock.lap()) == {"total"}
 
@@ -180,7 +199,7 @@ def group_of(number: int, values: Sequence[float | None]) -> ScoredGroup:
     """A group of task `number` with these rewards."""
     task = Task(f"task {number}", "none", Prompt(f"prompt {number}", "tag"), RewardSpec(ensemble="any"))
     previews = Previews(task, (), (), (), screen([], None, 2), None)
-    return ScoredGroup(previews, (), (), tuple(Reward(value) for value in values))
+    return ScoredGroup(previews, (), (), tuple(Reward(value) for value in values), ())
 
 
 @pytest.mark.parametrize(

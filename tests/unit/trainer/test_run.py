@@ -116,7 +116,7 @@ def test_plain_prompts_train_on_weighted_scorers(
         components = line["components"]
         assert components["ber"] == components["pickscore"]  # this judge gives every scorer one score
         assert line["reward_mean"] == pytest.approx(-0.5 * components["ber"])
-        assert line["advantage_abs"] > 0
+        assert line["advantage_abs_image"] > 0
 
 
 def test_a_scorer_that_is_not_served_ends_the_run(plain: Callable[..., TrainerSettings]) -> None:

@@ -25,6 +25,7 @@ from tests.unit.trainer.loops import (
     MakeSettings,
     equal,
     lines,
+    previews_of,
     run_loop,
     tasks,
     weights,
@@ -34,6 +35,7 @@ from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
 from trainer.clock import Clock
 from trainer.errors import NonFinite, OutOfMemory
+from trainer.policy.show_o.policy import ShowO
 from trainer.report.metrics import SAMPLES, read
 from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
@@ -116,7 +118,7 @@ def test_missing_scores_and_a_failed_write_do_not_change_a_resumed_run(
     for step in (1, 2, 3):
         first, second = (saved(step, settings) for settings in (whole, cut))
         assert files(cut.run_dir, step)["tensors.safetensors"] == files(whole.run_dir, step)["tensors.safetensors"]
-        assert (first["thresholds"], first["slope"]) == (second["thresholds"], second["slope"])
+        assert (first["thresholds"], first["slopes"]) == (second["thresholds"], second["slopes"])
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------
@@ -169,7 +171,9 @@ def test_a_threshold_is_fixed_within_a_step(make_policy: MakePolicy, tiny_settin
         groups = []
         for index, task in enumerate(tasks(settings, step)):
             key = (settings.seed, step, index)
-            previews = sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            previews = previews_of(
+                sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+            )
             thresholds.setdefault(task.key, set()).add(previews.threshold)
             groups.append(finish(state.policy, Judge(), previews, settings, Clock()).wait())
         state.advance(groups)
@@ -287,7 +291,8 @@ def test_a_step_without_rewards_changes_no_weights(make_policy: MakePolicy, tiny
     run_loop(settings, make_policy, Judge(lambda item: None if next(count) < 7 else brightness(item)))
     first, second = lines(settings.run_dir)
     assert (first["skipped"], first["masked"], first["kept"]) == (2, 7, 8)  # one reward is below two
-    assert [first[name] for name in ("loss_text", "loss_image", "grad_norm", "advantage_abs")] == [None] * 4
+    names = ("loss_text", "loss_image", "grad_norm", "advantage_abs_text", "advantage_abs_image")
+    assert [first[name] for name in names] == [None] * 5
     initial = weights(make_policy())
     one, two = (saved(step, settings) for step in (1, 2))
     assert equal(one["policy"], initial)
@@ -446,3 +451,24 @@ def test_samples_have_components_and_no_unscored_previews(make_policy: MakePolic
         assert set(record["samples"]) == kinds
         for sample in record["samples"]["finished"]:
             assert sample["components"] == {"ber": sample["score"]}
+
+
+def test_gains_of_norms_are_trained_resumed_and_saved(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """Only they move, and only they are in a checkpoint; a resumed run equals the whole one."""
+
+    def gains() -> ShowO:
+        policy = make_policy()
+        policy.train_norms()
+        return policy
+
+    settings = tiny_settings(STEPS="2", CHECKPOINT_EVERY="1", RUN_DIR='"whole"')
+    whole, resumed = gains(), gains()
+    run_loop(settings, gains, Judge(), whole)
+    moved = {key for key, value in weights(make_policy()).items() if not torch.equal(value, weights(whole)[key])}
+    saved = checkpoint.load(settings.run_dir / "checkpoints/step-000002", settings)[1]
+    assert len(moved) == 7
+    assert saved["policy"].keys() == moved
+    assert len(saved["optimizer"]["state"]) == 7
+    run_loop(tiny_settings(STEPS="1", CHECKPOINT_EVERY="1", RUN_DIR='"parts"'), gains, Judge())
+    run_loop(tiny_settings(STEPS="2", CHECKPOINT_EVERY="1", RUN_DIR='"parts"'), gains, Judge(), resumed)
+    assert equal(weights(resumed), weights(whole))

@@ -18,13 +18,14 @@ from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, reference, weights
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
+from trainer.credit import update_reward_slopes
 from trainer.errors import NonFinite
 from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
-from trainer.types import Reward, RewardSpec
-from trainer.update import Update, policy_update, update_reward_slope
+from trainer.types import MODALITIES, Reward, RewardSpec
+from trainer.update import Update, policy_update
 
 NO_KL = {"LOSS__TEXT__BETA": "0", "LOSS__IMAGE__BETA": "0"}
 STILL = {"OPTIMIZER__LR": "1e-30"}  # no step
@@ -58,7 +59,7 @@ def update(
     optimizer = optimizer or make_optimizer(policy, settings)
     policy._reference = None if ref is None else ref.module
     scored = [replace(group, rewards=tuple(found)) for group, found in zip(groups, rewards, strict=True)]
-    return policy_update(policy, optimizer, scored, slope, settings, step)
+    return policy_update(policy, optimizer, scored, dict.fromkeys(MODALITIES, slope), settings, step)
 
 
 def gradient(policy: ShowO) -> Tensor:
@@ -160,6 +161,9 @@ PER_MODALITY = {"text": 0.4 / 4, "image": 0.6 / (4 * 16)}
             {"everywhere": True},
             id="all positions, the paper's sum",
         ),
+        pytest.param(
+            {"POLICY__POSITIONS": "committed"}, {**PER_MODALITY, "image": 0.6 / 16}, {}, id="committed positions"
+        ),
         pytest.param({"LOSS__BASELINE": "population"}, PER_MODALITY, {"slope": -0.75}, id="population baseline"),
     ],
 )
@@ -179,7 +183,8 @@ def test_the_gradient_is_that_of_equation_9(
         assert 0 < (stats.clip_fraction or 0) < 1
         assert stats.low < 0.8 < 1.2 < stats.high
         assert (stats.kl or 0) > 1e-3
-    assert found.stats["image"].decisions == (5 * 4 * 16 if "everywhere" in more else 5 * (16 + 14 + 11 + 6))
+    each = {"masked": 16 + 14 + 11 + 6, "committed": 16, "all": 4 * 16}
+    assert found.stats["image"].decisions == 5 * each[settings.policy.positions]
 
 
 def test_a_fraction_of_steps_is_unbiased(exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +372,8 @@ def test_a_flat_group_has_no_normalised_gradient(make_policy: MakePolicy, tiny_s
     groups, _ = draw(policy, Judge(), settings)
     flat, one = given(0.1, 0.1, None, 0.1), given(0.5, None, None, None)
     found = update(policy, settings, groups, [flat, one])
-    assert (found.flat, found.skipped, found.advantage_abs, found.grad_norm) == (1, 1, 0, 0)
+    assert (found.flat, found.skipped, found.grad_norm) == (1, 1, 0)
+    assert found.advantage_abs == {"text": 0, "image": 0}
 
 
 def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
@@ -446,6 +452,7 @@ def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_sett
     scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
     settings = tiny_settings()
     groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
-    found = update_reward_slope(KNOWN, [replace(groups[0], rewards=tuple(given(1.0, None, 2.0, 4.0)))])
-    assert found == KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0])
-    assert update_reward_slope(KNOWN, [replace(groups[0], rewards=tuple(given(None, None, None, 4.0)))]) == KNOWN
+    slopes = dict.fromkeys(MODALITIES, KNOWN)
+    found = update_reward_slopes(slopes, [replace(groups[0], rewards=tuple(given(1.0, None, 2.0, 4.0)))])
+    assert found == dict.fromkeys(MODALITIES, KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0]))
+    assert update_reward_slopes(slopes, [replace(groups[0], rewards=tuple(given(None, None, None, 4.0)))]) == slopes

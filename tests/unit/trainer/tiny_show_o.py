@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +24,68 @@ LIMIT = 12  # words of a text block, one less than its columns
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-@pytest.fixture(scope="session")
-def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
-    """`tokenizer_of(tokens)`: the directory of a word tokenizer; ids are indices of the list."""
+def write_tokenizer(folder: Path, tokens: list[str]) -> Path:
+    """Write a word tokenizer whose ids are the indices of `tokens`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    def make(tokens: list[str]) -> Path:
-        folder = tmp_path_factory.mktemp("tokenizer")
-        made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        ends = {"bos_token": END, "eos_token": END} if END in tokens else {}
-        PreTrainedTokenizerFast(tokenizer_object=made, **ends).save_pretrained(folder)
-        return folder
-
-    return make
+    made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = {"bos_token": END, "eos_token": END} if END in tokens else {}
+    PreTrainedTokenizerFast(tokenizer_object=made, **ends).save_pretrained(folder)
+    return folder
 
 
-@pytest.fixture(scope="session")
-def vocab(tokenizer_of: Callable[[list[str]], Path]) -> Vocabulary:
-    return Vocabulary.read(tokenizer_of(["[UNK]", *WORDS, END]), CONCEPTS, 16, LIMIT)
+def make_vocabulary(folder: Path) -> Vocabulary:
+    """Write the tokenizer to a folder and return its vocabulary."""
+    return Vocabulary.read(write_tokenizer(folder, ["[UNK]", *WORDS, END]), CONCEPTS, 16, LIMIT)
 
 
-@pytest.fixture(scope="session")
-def vq() -> Magvit:
+def make_vq() -> Magvit:
     config = MagvitConfig(8, 4, (1, 2), (1, 2), (1, 2), (2, 1), norm_groups=4)
     made: Magvit = _random(Magvit(config))
     return made.eval().requires_grad_(False)
 
 
+def make_show_o(
+    vocab: Vocabulary,
+    vq: Magvit,
+    kind: type[ShowO] = ShowO,
+    *,
+    checkpointing: bool = False,
+    dtype: Dtype = "float32",
+    **options: Any,
+) -> ShowO:
+    """Return the same weights every time, spread out so that mistakes show; `options` are of its sampler."""
+    config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
+    sampling = Sampling(**{"guidance_scale": 2.0, "denoising_steps": 4, "max_new_tokens": 4, **options})
+    policy = kind(config, vocab, vq, sampling, checkpointing=checkpointing, dtype=dtype)
+    _random(policy.module)
+    policy.phi.lm_head.weight.data *= 3.0
+    policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not
+    return policy
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """`tokenizer_of(tokens)`: the directory of a word tokenizer; ids are indices of the list."""
+    return lambda tokens: write_tokenizer(tmp_path_factory.mktemp("tokenizer"), tokens)
+
+
+@pytest.fixture(scope="session")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    return make_vocabulary(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def vq() -> Magvit:
+    return make_vq()
+
+
 @pytest.fixture
 def make_policy(vocab: Vocabulary, vq: Magvit) -> Callable[..., ShowO]:
-    """`make_policy(guidance_scale=2.0)`: the same weights every time, spread out so that mistakes show."""
-
-    def make(
-        kind: type[ShowO] = ShowO, *, checkpointing: bool = False, dtype: Dtype = "float32", **options: Any
-    ) -> ShowO:
-        config = ShowOConfig(vocab.size, 16, 16, LIMIT, "", False, CONCEPTS, SHAPE)
-        sampling = Sampling(**{"guidance_scale": 2.0, "denoising_steps": 4, "max_new_tokens": 4, **options})
-        policy = kind(config, vocab, vq, sampling, checkpointing=checkpointing, dtype=dtype)
-        _random(policy.module)
-        policy.phi.lm_head.weight.data *= 3.0
-        policy.phi.lm_head.bias.data[vocab.id(END)] += 2.0  # some answers end, some do not
-        return policy
-
-    return make
+    """`make_policy(guidance_scale=2.0)`: see `make_show_o`."""
+    return partial(make_show_o, vocab, vq)
 
 
 @pytest.fixture

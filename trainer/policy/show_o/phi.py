@@ -32,11 +32,15 @@ class PhiConfig:
 KeyValue = tuple[Tensor, Tensor]  # of one layer, [B H M E] each
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Cache:
-    """Keys and values of M previous positions, for each layer. It is read, never changed."""
+    """Keys and values of M previous positions, for each layer. It is read, never changed.
 
-    layers: tuple[KeyValue, ...]
+    It is not a dataclass: FSDP2 would find its tensors among the inputs of the whole model, take their gradients for
+    the end of the backward pass, and lose part of the gradient of the embeddings.
+    """
+
+    def __init__(self, layers: tuple[KeyValue, ...]) -> None:
+        self.layers = layers
 
     def expand(self, count: int) -> Cache:
         """Return a view of a cache of one sequence as one of `count` equal sequences."""
@@ -154,30 +158,19 @@ class Phi(nn.Module):
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0) -> Tensor:
-        """Return final hidden states [B L D]; the first of the L tokens has position `start`.
-
-        `mask` is bool [B 1 L M], True where row L attends to column M (the columns of `past` come first); None attends
-        to everything.
-        """
-        return self._run(ids_BL, mask, past, start)
-
-    def encode(
-        self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0
-    ) -> tuple[Tensor, Cache]:
-        """Return what `forward` returns, and the cache of the L tokens alone."""
-        fresh: list[KeyValue] = []
-        hidden = self._run(ids_BL, mask, past, start, fresh.append)
-        return hidden, Cache(tuple(fresh))
-
-    def _run(
+    def forward(
         self,
         ids_BL: Tensor,
         mask: Tensor | None,
-        past: Cache | None,
-        start: int,
+        past: Cache | None = None,
+        start: int = 0,
         keep: Callable[[KeyValue], None] = lambda _: None,
     ) -> Tensor:
+        """Return final hidden states [B L D]; the first of the L tokens has position `start`.
+
+        `mask` is bool [B 1 L M], True where row L attends to column M (the columns of `past` come first); None attends
+        to everything. `keep` is called with each layer's keys and values of the L tokens.
+        """
         x = self.model.embed_tokens(ids_BL)
         rotation = self._rotation(start, ids_BL.shape[1])
         befores = [None] * len(self.model.layers) if past is None else past.layers
@@ -186,6 +179,14 @@ class Phi(nn.Module):
             keep(fresh)
         out: Tensor = self.model.final_layernorm(x)
         return out
+
+    def encode(
+        self, ids_BL: Tensor, mask: Tensor | None, past: Cache | None = None, start: int = 0
+    ) -> tuple[Tensor, Cache]:
+        """Return what `forward` returns, and the cache of the L tokens alone."""
+        fresh: list[KeyValue] = []
+        hidden = self(ids_BL, mask, past, start, fresh.append)
+        return hidden, Cache(tuple(fresh))
 
     def _block(self, block: nn.Module, *inputs: object) -> tuple[Tensor, KeyValue]:
         found: tuple[Tensor, KeyValue]

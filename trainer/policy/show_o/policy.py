@@ -35,7 +35,7 @@ from trainer.policy.show_o.memory import Dtype, activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
-from trainer.policy.weights import write_weights
+from trainer.policy.weights import state_of, write_weights
 from trainer.types import Modality, Query, Seed, Segment
 
 CACHED_IMAGES = 1024
@@ -53,15 +53,19 @@ S = TypeVar("S", TextSegment, ImageSegment)
 class Sampling:
     """How answers and images are sampled.
 
-    `guidance_scale` is g, `temperature` the initial scale of the confidence noise. `positions` "masked" scores sampled
-    positions, "all" every position of every step, as Sync-R1's eq. 1 does.
+    `guidance_scale` is g, `temperature` the initial scale of the noise that is added to a position's `confidence`.
+    `schedule` is the share of positions that is still masked after each step.
+    `positions` "masked" scores sampled positions, "committed" those of them whose code stays, and "all" every position
+    of every step, as Sync-R1's eq. 1 does.
     """
 
     denoising_steps: int = 50
     guidance_scale: float = 5.0
     temperature: float = 1.0
     max_new_tokens: int = 100
-    positions: Literal["masked", "all"] = "masked"
+    confidence: maskgit.Confidence = "drawn"
+    schedule: maskgit.Schedule = "cosine"
+    positions: Literal["masked", "committed", "all"] = "masked"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,9 +154,7 @@ class ShowO:
 
     @property
     def phi(self) -> Phi:
-        phi = self.module.showo
-        assert isinstance(phi, Phi)
-        return phi
+        return _phi_of(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -168,7 +170,8 @@ class ShowO:
     def decisions(self, kind: Modality) -> int:
         if kind == "text":
             return self.sampling.max_new_tokens
-        return self.sampling.denoising_steps * self.config.num_vq_tokens
+        times = 1 if self.sampling.positions == "committed" else self.sampling.denoising_steps
+        return times * self.config.num_vq_tokens
 
     def to(self, device: torch.device) -> None:
         self.vq.to(device)
@@ -258,6 +261,8 @@ class ShowO:
                 until,
                 self.sampling.temperature,
                 everywhere=self.sampling.positions == "all",
+                confidence=self.sampling.confidence,
+                schedule=self.sampling.schedule,
             )
         return _split(prompts, state)
 
@@ -289,7 +294,7 @@ class ShowO:
             return self._image_logits(self._mixed(texts, prompts, image, image)[scored_BN]).log_softmax(-1)
         different = list(dict.fromkeys(prompts))  # all images are equal, so what follows from equal prompts is equal
         logp_UNV = self._image_logits(self._mixed(texts, different, image[: len(different)], image[:1])).log_softmax(-1)
-        return logp_UNV[[different.index(prompt) for prompt in prompts]].flatten(0, 1)
+        return logp_UNV[[different.index(prompt) for prompt in prompts]][scored_BN]
 
     def _mixed(self, texts: Texts, prompts: Sequence[str], image: Tensor, unprompted: Tensor) -> Tensor:
         """Return (1 + g) h_cond - g h_uncond [B N D]; one image `unprompted` stands for all if they are equal."""
@@ -345,6 +350,13 @@ class ShowO:
                 if isinstance(layer, nn.Linear):
                     layer.bfloat16()
         self._lora = Lora(self.module, rank=rank, alpha=alpha, targets=targets, seed=seed, base=base, bypassed=BYPASSED)
+
+    def train_norms(self) -> None:
+        """Train the gains of the layer norms alone; every other weight is frozen."""
+        self.module.requires_grad_(False)
+        for module in self.module.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.requires_grad_(True)
 
     def keep_reference(self) -> None:
         if self._lora is not None:
@@ -409,6 +421,19 @@ class ShowO:
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(None, tuple(p for p in self.module.parameters() if p.requires_grad))]
 
+    def units(self) -> list[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        models = [self.phi] if self._reference is None else [self.phi, _phi_of(self._reference)]
+        return [(phi, tuple(phi.model.layers)) for phi in models]
+
+    def blank(self, kind: Modality) -> Segment:
+        if kind == "text":
+            end = torch.tensor([self.vocab.id(END)], device=self.device)
+            return TextSegment(Query(""), end, torch.zeros(1, device=self.device), "")
+        (begun,) = self.start([""], [(0,)])
+        codes, masked = begun.codes_TN.new_zeros(1, len(begun.remasked_N)), begun.remasked_N[None]
+        drawn = replace(begun, codes_TN=codes, masked_TN=masked, remasked_N=~begun.remasked_N)
+        return replace(drawn, logp_TN=torch.zeros_like(codes, dtype=torch.float32))
+
     def image_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor, scored_BN: Tensor) -> Tensor:
         """Return guided log-probabilities [K V] of the next draw at the scored positions, given the unmasked codes."""
         with self._autocast():
@@ -427,10 +452,18 @@ class ShowO:
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
-        scored = torch.ones_like(masked) if self.sampling.positions == "all" else masked
+        scored = self._scored(segments, step, masked)
         logp = self.image_logp([s.prompt for s in segments], codes, masked, scored)
         new = maskgit.at_positions(logp.gather(-1, codes[scored][:, None]).squeeze(-1), scored)
         return new, torch.stack([s.logp_TN[step] for s in segments]), scored
+
+    def _scored(self, segments: Sequence[ImageSegment], step: int, masked_BN: Tensor) -> Tensor:
+        if self.sampling.positions == "committed":
+            masked_BTN, remasked_BN = (
+                torch.stack([getattr(s, n) for s in segments]) for n in ("masked_TN", "remasked_N")
+            )
+            return maskgit.committed(masked_BTN, remasked_BN, step, self.sampling.denoising_steps)
+        return torch.ones_like(masked_BN) if self.sampling.positions == "all" else masked_BN
 
     def _text_logprobs(self, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
         questions = {id(s.query): self._question(s.query) for s in segments}
@@ -464,11 +497,17 @@ class ShowO:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         self.vocab.tokenizer.save_pretrained(directory)
-        write_weights(self.module.state_dict() if self._lora is None else self._lora.merged(), directory)
+        write_weights(state_of(self.module) if self._lora is None else self._lora.merged(), directory)
         if self._lora is not None:
             self._lora.save(directory / ADAPTER)
         if with_vq:
             self.vq.save(directory / "vq")
+
+
+def _phi_of(module: nn.Module) -> Phi:
+    phi = module.showo
+    assert isinstance(phi, Phi)
+    return phi
 
 
 def _of(kind: type[S], segments: Sequence[Segment]) -> list[S]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.algorithms.screen import ScreenResult, screen, top_up
+from trainer.algorithms.screen import ScreenResult, best_and_worst, extremes, screen, top_up
 
 MIXED = [0.9, None, 0.5, 0.6, 0.5, 0.7, None, 0.8]
 
@@ -116,3 +116,55 @@ def test_top_up_takes_the_best_rejected_previews(
 def test_invalid_input_is_refused_with_its_value(make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("scores", "size", "indices", "topped_up"),
+    [
+        pytest.param([0.5, 0.9, 0.1, 0.4, 0.8, 0.2], 4, (1, 2, 4, 5), (), id="two of each"),
+        pytest.param([0.5, 0.9, 0.1, 0.4, 0.8, 0.2], 3, (1, 2, 4), (), id="of three, two are the best"),
+        pytest.param([0.5, 0.5, 0.5, 0.5, 0.5], 3, (0, 1, 4), (), id="ties are ranked in draw order"),
+        pytest.param([None, 0.1, None, 0.3, None], 3, (0, 1, 3), (0,), id="without a score last, in draw order"),
+        pytest.param([None, 0.1, 0.2], 3, (0, 1, 2), (0,), id="as many as there are"),
+        pytest.param([0.3, 0.1], 3, (0, 1), (), id="fewer than the group"),
+    ],
+)
+def test_best_and_worst_by_hand(
+    scores: list[float | None], size: int, indices: tuple[int, ...], topped_up: tuple[int, ...]
+) -> None:
+    found = best_and_worst(scores, size)
+    assert (found.indices, found.topped_up) == (indices, topped_up)
+    assert found.num_scored == sum(score is not None for score in scores)
+    assert (found.drawn, found.is_full) == (len(scores), len(scores) >= size)
+
+
+@given(SCORES, GROUPS)
+def test_no_rejected_score_is_outside_of_both_tails(scores: list[float | None], group_size: int) -> None:
+    """Negating all scores swaps the tails, up to ties."""
+    found = best_and_worst(scores, group_size)
+    kept = sorted(score for i in found.indices if (score := scores[i]) is not None)
+    rejected = [score for i, score in enumerate(scores) if i not in found.indices and score is not None]
+    low, high = kept[: group_size // 2], kept[group_size // 2 :]
+    assert all(score >= max(low, default=-2.0) and score <= min(high, default=2.0) for score in rejected)
+    if group_size % 2 == 0 and len(set(scores)) == len(scores):
+        negated = best_and_worst([None if score is None else -score for score in scores], group_size)
+        assert negated.indices == found.indices
+
+
+@pytest.mark.parametrize(
+    ("advantages", "count", "expected"),
+    [
+        ([0.1, -0.5, 0.3, 0.0], 2, (1, 2)),
+        ([0.5, -0.5, 0.5, -0.5], 2, (0, 1)),  # ties: the first
+        ([0.0, 0.0], 1, (0,)),
+        ([0.2, -0.1], 3, (0, 1)),
+        ([], 3, ()),
+    ],
+)
+def test_extremes_by_hand(advantages: list[float], count: int, expected: tuple[int, ...]) -> None:
+    assert extremes(advantages, count) == expected
+
+
+def test_a_count_of_no_extremes_is_refused() -> None:
+    with pytest.raises(ValueError, match="the number of extremes is 0; give 1 or more"):
+        extremes([0.5], 0)

@@ -118,7 +118,13 @@ def test_prompts_prints_each_scorer(
 def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(REWARDS__URL="http://the-runs:1", POLICY__LORA="{ rank = 2 }")
     options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "1", "--n", "1"]
-    sampler = {"denoising_steps": 4, "guidance_scale": 2.0, "temperature": 1.0, "max_new_tokens": 4}
+    sampler = {
+        "denoising_steps": 4,
+        "guidance_scale": 2.0,
+        "temperature": 1.0,
+        "max_new_tokens": 4,
+        "confidence": "drawn",
+    }
     model = command.resolve("model", "prompts")
     assert (model.policy.sampler.denoising_steps, model.policy.sampler.guidance_scale) == (50, 5.0)
     assert evaluate("model", *options, "--steps", "4", "--guidance", "2") == 0

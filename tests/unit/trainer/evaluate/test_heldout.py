@@ -19,8 +19,9 @@ from synod.contracts import Pixels, ScoreItem
 from synod.errors import SettingsError, Unavailable
 from tests.unit.trainer.reward_services import Judge, brightness
 from trainer.data.source import GENEVAL
+from trainer.distributed import Ranks
 from trainer.evaluate.compare import paired
-from trainer.evaluate.heldout import SHOWN, evaluate, held_out, image_files, load_evaluation, save_evaluation
+from trainer.evaluate.heldout import SHOWN, draw, evaluate, held_out, image_files, load_evaluation, save_evaluation
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Query, Reward, RewardSpec, Seed, Task
 
@@ -118,7 +119,7 @@ def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: lis
     assert [(r.key, r.prompt, r.pathway) for r in found.rows] == [(e.key, e.prompt.text, e.pathway) for e in tasks]
     brightness = [int(image[0, 0, 0]) for image in policy.images([Painted("", seed, 3) for seed in policy.seeds])]
     assert [row.reward for row in found.rows] == pytest.approx([b / 255 for b in brightness])
-    assert [int(p[0, 0, 0]) for p in found.images] == brightness[:SHOWN]
+    assert {place: int(p[0, 0, 0]) for place, p in found.images.items()} == dict(enumerate(brightness[:SHOWN]))
     for row, task, prompt in zip(found.rows, tasks, policy.prompts, strict=True):
         assert (row.answer == "") == (task.pathway == "none")
         assert prompt == (f"{row.prompt}. {row.answer}" if row.answer else row.prompt)
@@ -146,6 +147,23 @@ def test_random_numbers_follow_from_seed_and_index(
     assert said == answers[:9]
     monkeypatch.setattr("trainer.evaluate.heldout.SEED", 1)
     assert not set(drawn(settings, fewer)[0]) & set(seeds)
+
+
+def test_ranks_share_batches_and_divide_none(
+    settings: TrainerSettings, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty tasks in batches of four: rank 1 of 3 draws the batches 1, 4 and 7, of which the last has two."""
+    drawn = []
+
+    def recorded(policy: Any, tasks: Sequence[Task], places: range) -> Any:
+        drawn.append(places)
+        return draw(policy, tasks, places)
+
+    monkeypatch.setattr("trainer.evaluate.heldout.draw", recorded)
+    monkeypatch.setattr(Ranks, "gather_all", lambda ranks, document: [document] * ranks.world)
+    found = evaluate(Painter(), Judge(), tasks, settings, ranks=Ranks(1, 3))
+    assert drawn == [range(4, 8), range(16, 20), range(28, 30)]
+    assert sorted(found.images) == [4, 5, 6, 7, 16, 17, 18, 19]
 
 
 def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: list[Task]) -> None:
@@ -179,7 +197,7 @@ def test_an_evaluation_is_saved_and_loaded(tmp_path: Path, settings: TrainerSett
     assert loaded.rows == found.rows
     assert loaded.conditions == found.conditions
     drawn = [np.asarray(Image.open(file)) for file in image_files(path)]
-    np.testing.assert_array_equal(np.stack(drawn), np.stack(found.images))
+    np.testing.assert_array_equal(np.stack(drawn), np.stack([found.images[i] for i in range(SHOWN)]))
     assert len(drawn) == SHOWN
     assert paired(found, loaded)["reward"].difference == 0.0
 

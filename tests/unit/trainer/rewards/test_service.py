@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from services.combine import combine
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
 from synod.errors import (
     DeadlineExceeded,
@@ -132,7 +133,7 @@ def broken(kind: type[httpx.RequestError]) -> Answer:
 
 def test_previews_are_scored_by_the_surrogate(service: Callable[..., RewardService], said: Said) -> None:
     asked: list[ScoreRequest] = []
-    found = service(measured, asked=asked).score_previews(items(30, 10, 20))
+    found = service(measured, asked=asked).submit_previews(items(30, 10, 20)).result(10)
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [dict(reward.components) for reward in found] == [{"ber": 0.3}, {"ber": 0.1}, {"ber": 0.2}]
     assert [(request.scorers, request.ensemble) for request in asked] == [(("ber",), None)]
@@ -160,7 +161,7 @@ def test_a_reward_asks_its_scorers_or_ensemble(
 
 
 def test_no_items_send_no_request(service: Callable[..., RewardService]) -> None:
-    assert service(fail(UnknownScorer("never asked"))).score_previews([]) == []
+    assert service(fail(UnknownScorer("never asked"))).submit_previews([]).result(10) == []
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_a_failure_that_does_not_recover_is_masked(
     service: Callable[..., RewardService], said: Said, trouble: Answer, code: str, requests: int
 ) -> None:
     asked: list[ScoreRequest] = []
-    found = service(trouble, asked=asked).score_previews(items(1, 2))
+    found = service(trouble, asked=asked).submit_previews(items(1, 2)).result(10)
     assert [(reward.value, reward.failure and reward.failure.code) for reward in found] == [(None, code)] * 2
     assert len(asked) == requests
     assert len(said) == said.count_of(f"2 of 2 scores are missing, first: {code}") == 1
@@ -234,27 +235,48 @@ def test_a_lost_item_is_retried_alone(service: Callable[..., RewardService], sai
         lambda r: respond(r, lambda item: LOST if level(item) > 2 else Score(0.2)),
         lambda r: respond(r, lambda item: Score(0.3)),
     ]
-    found = service(*flaky, asked=asked).score_previews(items(3, 1, 2))
+    found = service(*flaky, asked=asked).submit_previews(items(3, 1, 2)).result(10)
     assert [reward.value for reward in found] == [0.3, 0.1, 0.2]
     assert [[level(item) for item in request.items] for request in asked] == [[3, 1, 2], [3, 2], [3]]
     assert said == []
 
 
 def test_close_cancels_pending_requests(service: Callable[..., RewardService], said: Said) -> None:
+    """Those that wait for the service end, those that wait for a thread are cancelled, and no thread is left."""
     one = service(broken(httpx.ConnectError), patience_s=600.0)
-    future = one.submit(items(1), SYNC_R1)
+    futures = [one.submit(items(1), SYNC_R1) for _ in range(rewards.THREADS + 1)]
+    futures += [one.submit_previews(items(1)) for _ in range(rewards.THREADS + 1)]
     while not said:
-        assert not future.done()
+        assert not any(future.done() for future in futures)
     one.close()
-    with pytest.raises(RewardServiceUnavailable):
-        future.result(10)
+    assert {type(future.exception(10)) for future in futures if not future.cancelled()} == {RewardServiceUnavailable}
+    assert sum(future.cancelled() for future in futures) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("previews", "rewards"))]
+
+
+def test_previews_do_not_wait_behind_rewards(service: Callable[..., RewardService]) -> None:
+    """Every thread for rewards waits for an answer that comes after the previews' scores."""
+    answered = threading.Event()
+
+    def answer(request: ScoreRequest) -> ScoreResponse:
+        assert request.scorers == ("ber",) or answered.wait(60)
+        return measured(request)
+
+    one = service(answer)
+    pending = [one.submit(items(1), SYNC_R1) for _ in range(rewards.THREADS + 1)]
+    try:
+        assert one.submit_previews(items(50)).result(60)[0].value == 0.5
+        assert not any(future.done() for future in pending)
+    finally:
+        answered.set()
+    assert [future.result(60)[0].value for future in pending] == [0.005] * len(pending)
 
 
 def test_training_continues_after_a_service_restart(said: Said) -> None:
     with serve(Judge()) as url:
         service = RewardService(RewardSettings(ensemble="sync_r1", url=url, patience_s=60), log=said.append)
         service.wait_ready()
-        assert service.score_previews(items(51))[0].value == 0.2
+        assert service.submit_previews(items(51)).result(10)[0].value == 0.2
         assert said == []
     future = service.submit(items(102), SYNC_R1)
     while not said:
@@ -353,3 +375,56 @@ def test_an_infinite_sum_is_a_failure(service: Callable[..., RewardService]) -> 
     assert found.value is None
     assert found.failure is not None
     assert "the weighted sum of a, b is inf; give smaller weights" in found.failure.message
+
+
+# -- the terms that were fixed before drawing -------------------------------------------------------------------------
+
+NEEDS = {"tier": ["reasoning"], "ber": ["image", "prompt"]}
+
+
+def fixed_terms(answer: Any, spec: RewardSpec, *, checked: bool = True) -> Reward:
+    """The reward that a service gives whose catalogue is NEEDS and whose response to one item is `answer`."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            scorers = [{"name": name, "needs": needs} for name, needs in NEEDS.items()]
+            return httpx.Response(200, json={"scorers": scorers, "ensembles": {"sync_r1": {"by_kind": {}}}})
+        response = ScoreResponse((answer,), WIRE.decode_request(request.content).request_id or "")
+        return httpx.Response(200, content=WIRE.encode_response(response), headers={"content-type": WIRE.content_type})
+
+    transport = httpx.MockTransport(handle)
+    with closing(RewardService(RewardSettings(ensemble="sync_r1"), transport=transport, log=print)) as service:
+        if checked:
+            service.check_served([Wanted(spec, frozenset({"image", "prompt", "reasoning", "concept"}))])
+        return service.submit(items(1), spec).result()[0]
+
+
+COMPONENTS = {
+    "tier": {"value": 0.5, "weight": 0.4, "contribution": 0.2},
+    "ber": {"value": 0.9, "weight": 0.3, "contribution": 0.27},
+}
+SCORES: dict[str, Outcome] = {"tier": Score(0.5), "ber": Score(0.9)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "expected"),
+    [
+        (SYNC_R1, ItemResult(SCORES, Score(0.47, {"components": COMPONENTS})), {"tier": 0.2}),
+        (SYNC_R1, ItemResult(SCORES, Score(0.47)), None),  # a service that does not say
+        (SYNC_R1, ItemResult(SCORES, Score(0.47, {"components": {"tier": 0.2}})), None),
+        (RewardSpec({"tier": 0.5, "ber": -1.0}), ItemResult(SCORES), {"tier": 0.25}),
+        (RewardSpec({"tier": 0.0, "ber": 1.0}), ItemResult(SCORES), {}),
+    ],
+)
+def test_terms_of_text_scorers_are_fixed(
+    spec: RewardSpec, answer: ItemResult, expected: dict[str, float] | None
+) -> None:
+    assert fixed_terms(answer, spec).fixed == expected
+    assert fixed_terms(answer, spec, checked=False).fixed is None
+
+
+def test_contributions_are_those_of_the_services_own_detail() -> None:
+    reward = combine({"tier": Score(0.5), "ber": Score(-0.9)}, {"tier": 0.4, "ber": 0.3}, clip_at_zero=True)
+    assert isinstance(reward, Score)
+    assert fixed_terms(ItemResult(SCORES, reward), SYNC_R1).fixed == {"tier": 0.2}
+    assert rewards._contributions(reward) == {"tier": 0.2, "ber": 0.0}

@@ -169,3 +169,15 @@ def test_wanted_rewards_have_their_inputs(settings_from: Make, plain: Make, tmp_
         [{"geneval": 1.0}, {"ber": 1.0}],
     ]
     assert sorted(shares["0"][0].inputs) == ["concept", "image", "prompt", "reasoning", "references"]
+
+
+def test_surrogates_of_the_reward_want_no_scorer(settings_from: Make, plain: Make) -> None:
+    """ "known" wants a scorer of text where there are answers, which plain prompts do not have."""
+    for surrogate, known in (("known", [True, False]), ("known+predicted", [False, False])):
+        found = wanted_rewards(settings_from(DATA__GENEVAL_SHARE="0.5", REWARDS__SURROGATE=surrogate))
+        assert [one.role for one in found] == ["scorer", "scorer"]
+        assert [one.known for one in found] == known
+    rewards = "scorers = { pickscore = 1.0 }\nsurrogate = 'known'"
+    with pytest.raises(SettingsError, match=r"surrogate 'known' screens answers, but data\.task 'prompts' has none"):
+        plain(rewards=rewards)
+    plain(rewards=rewards, more="[trainer.screen]\nthreshold = 'none'")

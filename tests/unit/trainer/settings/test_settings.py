@@ -77,6 +77,12 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.loss.text]\nbeta = nan\n", "trainer.loss.text.beta"),
         ("[trainer.loss]\nloss_step_fraction = 0\n", "loss_step_fraction"),
         ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group_size 9"),
+        ("[trainer.screen]\nfinished = 18\n", "finished 18 is for select 'extremes'"),
+        ('[trainer.screen]\nselect = "extremes"\n', "threshold 'quantile' screens previews; give threshold 'none'"),
+        (
+            '[trainer.screen]\nselect = "extremes"\nthreshold = "none"\nfinished = 8\n',
+            "finished 8 is below group_size 9; finish at least the group",
+        ),
         ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
         ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
         ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),

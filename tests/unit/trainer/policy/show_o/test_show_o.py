@@ -58,6 +58,54 @@ def test_the_ratio_of_an_image_is_exactly_1_before_an_update(
     assert mask.sum(-1).tolist() == [4 if positions == "masked" else 16] * 4
 
 
+@pytest.mark.parametrize("confidence", ["drawn", "max_logp"])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
+def test_committed_decisions_are_a_part_of_the_masked_ones(
+    make_policy: MakePolicy, uniforms: Uniforms, guidance_scale: float, confidence: str
+) -> None:
+    """Each position once, where the drawn code is that of the finished image; with the ratio and the draws of all."""
+    options = {"guidance_scale": guidance_scale, "confidence": confidence}
+    every, few = (
+        make_policy(positions=positions, denoising_steps=5, **options) for positions in ("masked", "committed")
+    )
+    segments, others = drawn(few, uniforms), drawn(every, uniforms)
+    assert all(equal(a, b) for a, b in zip(segments, others, strict=True))
+    times = torch.zeros(4, 16, dtype=torch.int64)
+    for step in range(5):
+        new, old, mask = few.logprobs(segments, step)
+        whole, _, masked = every.logprobs(segments, step)
+        assert torch.equal((new - old).exp()[mask], torch.ones(int(mask.sum())))
+        assert torch.equal(new[mask], whole[mask])
+        assert not bool((mask & ~masked).any())
+        assert all(torch.equal(s.codes_TN[step][at], s.codes_TN[-1][at]) for s, at in zip(segments, mask, strict=True))
+        times += mask
+    assert bool((times == 1).all())
+    assert few.decisions("image") == 16
+    assert every.decisions("image") == 5 * 16
+
+
+def test_committed_decisions_of_a_preview(make_policy: MakePolicy, uniforms: Uniforms) -> None:
+    """The last step that was taken is not the last of all: what it re-masked is drawn again."""
+    policy = make_policy(positions="committed", denoising_steps=5)
+    preview = policy.denoise(policy.begin(PROMPTS, uniforms(4, 5, 2, 16)), 2)
+    whole = policy.denoise(preview, 5)
+    for step in range(2):
+        assert torch.equal(policy.logprobs(preview, step)[2], policy.logprobs(whole, step)[2])
+
+
+def test_with_max_logp_the_draw_does_not_decide_what_is_committed(make_policy: MakePolicy, uniforms: Uniforms) -> None:
+    """Other draws at equal noise: the first step commits the same positions only if confidence ignores the draw."""
+    uniform = uniforms(4, 5, 2, 16)
+    other = uniform.clone()
+    other[:, :, 0] = uniforms(4, 5, 16, seed=1)
+    for confidence, same in (("max_logp", True), ("drawn", False)):
+        policy = make_policy(denoising_steps=5, confidence=confidence)
+        a, b = (
+            torch.stack([s.remasked_N for s in policy.denoise(policy.begin(PROMPTS, u), 1)]) for u in (uniform, other)
+        )
+        assert torch.equal(a, b) is same
+
+
 def test_recorded_answer_logp_equals_recomputed_logp(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
     """Questions and answers of several lengths in one batch."""
     segments = [

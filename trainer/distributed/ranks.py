@@ -1,8 +1,8 @@
-"""The ranks of a run on several devices; the only file that imports torch.distributed.
+"""The ranks of a run on several devices, and what they exchange.
 
-Every rank has the whole policy. Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the
-same batches as on one device, and its random numbers do not depend on the ranks. Once a step the gradients are summed.
-Documents travel as JSON in tensors: no pickle.
+Rank r of W draws the groups r, r + W, ... of a step, so each group is drawn in the same batches as on one device, and
+its random numbers do not depend on the ranks. Once a step the gradients are summed, unless the policy is split
+(`trainer.distributed.sharding`). Documents travel as JSON in tensors: no pickle.
 """
 
 from __future__ import annotations
@@ -10,28 +10,34 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from synod.errors import SettingsError
+from trainer.clock import Clock
 from trainer.errors import OtherRankFailed
 
-PATIENCE: Final = timedelta(hours=12)  # the ranks wait while rank 0 evaluates, or for an unavailable service
+PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing."""
+    """This process's number among all that train one policy; one process is rank 0 of 1 and sends nothing.
+
+    `clock` measures the phases of training; what this rank waits in `together` after its own work is in "ranks".
+    """
 
     rank: int = 0
     world: int = 1
+    clock: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -72,23 +78,29 @@ class Ranks:
         return [json.loads(part) for part in self._gather_bytes(json.dumps(document).encode())]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, phase: str = "ranks") -> Iterator[None]:
         """If the block fails on one rank, all ranks leave it with an error.
 
-        A failed rank raises its own error, the others raise OtherRankFailed with its message. Every rank must enter the
-        block, and the block must not send anything: the others would wait for it.
+        The wait for the others is in the `phase` of the clock: another than "ranks" where rank 0 alone has work to do.
+
+        A failed rank raises its own error, the others raise OtherRankFailed with its message (SettingsError if it is
+        one: bad input is bad on every rank). Every rank must enter the block, and the block must not send anything: the
+        others would wait for it.
         """
         error: Exception | None = None
         try:
             yield
         except Exception as caught:
             error = caught
-        messages = self.gather_all(None if error is None else f"{type(error).__name__}: {error}")
+        failed = [] if error is None else [f"{type(error).__name__}: {error}", isinstance(error, SettingsError)]
+        with self.clock(phase) if self.world > 1 else nullcontext():
+            everywhere = self.gather_all(failed)
         if error is not None:
             raise error
-        for rank, message in enumerate(messages):
-            if message is not None:
-                raise OtherRankFailed(f"rank {rank} failed: {message}")
+        for rank, found in enumerate(everywhere):
+            if found:
+                kind = SettingsError if found[1] else OtherRankFailed
+                raise kind(f"rank {rank} failed: {found[0]}")
 
     def check_equal(self, value: Any, what: str) -> None:
         """Raise SettingsError on every rank unless all have the same value; `what` says what it is, and what to do."""
@@ -123,11 +135,20 @@ def joined() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ONE_RANK
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    _join()
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _join() -> None:
+    """Join the other processes by nccl if all have a GPU, else by gloo: with different backends they would hang."""
+    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    store.set(f"has_gpu/{rank}", str(torch.cuda.is_available()))
+    have_gpu = all(store.get(f"has_gpu/{other}") == b"True" for other in range(world))
+    backend = "nccl" if have_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def device() -> torch.device:

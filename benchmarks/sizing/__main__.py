@@ -1,0 +1,234 @@
+"""Size a cluster: predict the step of a training on many GPUs.
+
+    python -m benchmarks.sizing                                     named policies on 8, 64 and 512 GPUs
+    python -m benchmarks.sizing --run runs/train                    from the phase times of your own run on one GPU
+    python -m benchmarks.sizing --docs                              writes the tables of docs/scaling.md
+
+`python -m benchmarks.ranks --only sizing` compares the model with measured steps of one and two ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+
+from benchmarks.sizing.model import (
+    Disk,
+    Network,
+    Policy,
+    Prediction,
+    Screen,
+    Service,
+    Work,
+    mean_previews,
+    predict,
+    slowest_draw,
+)
+from benchmarks.sizing.policies import Case, cases
+from synod.errors import SettingsError
+from trainer.checkpoint import latest
+from trainer.report.metrics import read
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PAGE: Final = ROOT / "docs/scaling.md"
+WORLDS: Final = (8, 64, 512)
+GROUPS: Final = 2  # of each GPU, in the table of named policies
+
+
+# -- the phase times of a run ----------------------------------------------------------------------------------------
+
+
+def of_run(run: Path, trained: float | None = None) -> tuple[Case, Disk]:
+    """Return what the metrics, settings and newest checkpoint of a run of one process say; the first step is left out.
+
+    `trained` is the count of trained numbers, for a run without a checkpoint. Raises SettingsError for a directory that
+    is not a run's, lacks something, or is of several ranks.
+    """
+    records = read(run)[1:]
+    if not records:
+        raise SettingsError(f"{run} has fewer than two steps; give the directory of a run, such as runs/train")
+    if any(record.get("ranks") for record in records):
+        raise SettingsError(f"{run} trained on several ranks, whose phases include waiting; give a run of one process")
+    settings = json.loads((run / "settings.json").read_text())
+    table = settings["screen"]
+    rates = [record["pass_rate"] for record in records if record["pass_rate"] is not None]
+    rate = statistics.fmean(rates) if rates and table["threshold"] != "none" else None
+    screen = Screen(table["group_size"], table["preview_batch_size"], table["max_previews"], rate)
+    policy = _policy(run) if trained is None else Policy(trained, trained)
+    work = work_of(records, sum(len(record["keys"]) for record in records))
+    return Case(str(run), work, policy, screen), Disk(checkpoint_every=settings["checkpoint_every"])
+
+
+def work_of(records: Sequence[dict[str, Any]], groups: int) -> Work:
+    """Return the mean work of `groups` groups that one process trained in these records of metrics.jsonl.
+
+    Decoding is shared between previews and finished images by their numbers. What is in no phase is records.
+    """
+    seconds: dict[str, float] = {}
+    for record in records:
+        for phase, spent in record["seconds"].items():
+            seconds[phase] = seconds.get(phase, 0.0) + spent
+    previews, finished = (sum(record[name] for record in records) for name in ("previews", "kept"))
+    decoded = seconds.get("decode", 0.0) / (previews + finished)
+    drawing = sum(seconds.get(phase, 0.0) for phase in ("reason", "preview", "surrogate"))
+    rest = 2 * seconds["total"] - sum(seconds.values())
+    return Work(
+        preview_s=drawing / previews + decoded,
+        finish_s=(seconds.get("finish", 0.0) + decoded * finished) / groups,
+        update_s=seconds["update"] / groups,
+        record_s=max(0.0, rest) / groups,
+        step_s=seconds.get("reward_wait", 0.0) / len(records),
+    )
+
+
+def _policy(run: Path) -> Policy:
+    """Return what the newest checkpoint trains, and its bytes for each number. Raises SettingsError without one."""
+    if (last := latest(run / "checkpoints")) is None:
+        raise SettingsError(f"{run} has no checkpoint to count what is trained; give --trained NUMBER")
+    with safe_open(last / "tensors.safetensors", framework="numpy") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys() if "/policy/" in name]  # noqa: SIM118
+    trained = sum(map(math.prod, shapes))
+    stored = sum(path.stat().st_size for path in last.iterdir())
+    return Policy(trained, trained, checkpoint_bytes=stored / trained)
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+COLUMNS: Final = (
+    "groups a step", "step, s", "waiting", "records", "messages", "images/s",
+    "scorer GPUs", "MB/s to the service", "checkpoint, GB", "checkpoint, s", "checkpoints",
+)  # fmt: skip
+
+
+def row(found: Prediction) -> list[str]:
+    """Return a prediction as the cells of COLUMNS."""
+    return [
+        f"{found.groups:,}",
+        _short(found.step_s),
+        _percent(found.wait_share),
+        _percent(found.record_share),
+        _percent(found.communication_share),
+        _short(found.images_per_s),
+        _short(found.scorer_gpus),
+        _short(found.service_mb_s),
+        _short(found.checkpoint_gb),
+        _short(found.checkpoint_s),
+        _percent(found.checkpoint_share),
+    ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def docs_tables() -> str:
+    """Return the tables of docs/scaling.md: named policies, and the waiting for the slowest rank."""
+    rows = [
+        [case.name, str(world), *row(predict(case.work, case.screen, case.policy, GROUPS * world, world))]
+        for case in cases()
+        for world in WORLDS
+    ]
+    return table(("policy", "GPUs", *COLUMNS), rows)
+
+
+def straggler_table() -> str:
+    """Return the seconds in which the slowest rank draws, over those of the mean, by groups of each rank and ranks."""
+    work, screen = cases()[0].work, Screen()
+    mean = work.preview_s * mean_previews(screen) + work.finish_s
+    counts = (1, 2, 4, 8)
+    rows = [
+        [str(world), *(f"{slowest_draw(work, screen, g * world, world) / (g * mean):.2f}" for g in counts)]
+        for world in WORLDS
+    ]
+    return table(("GPUs", *(f"{g} group{'s' * (g > 1)} a GPU" for g in counts)), rows)
+
+
+BLOCKS: Final = {"policies": docs_tables, "stragglers": straggler_table}
+
+
+def generated(page: str) -> str:
+    """Return a page with its generated blocks written again. Raises ValueError if one is missing."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- begin {name}: python -m benchmarks.sizing --docs -->\n", f"\n<!-- end {name} -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"the page has no block '{name}'; it starts with {begin!r} and ends with {end!r}")
+        page = before + begin + make() + end + after
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table, or write those of the page."""
+    options = _parser().parse_args(arguments)
+    if options.docs:
+        PAGE.write_text(generated(PAGE.read_text()))
+        return 0
+    try:
+        print(_table(options))
+    except ValueError as error:  # SettingsError is one
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _table(options: argparse.Namespace) -> str:
+    """Return the table of the run or of the named policies, with the values that the command line changes."""
+    chosen, disk = cases(), Disk()
+    if options.run is not None:
+        case, disk = of_run(options.run, options.trained)
+        chosen = [case]
+    network, service, disk = _changed(Network(), options), _changed(Service(), options), _changed(disk, options)
+    rows = []
+    for case in chosen:
+        work, screen, policy = (_changed(part, options) for part in (case.work, case.screen, case.policy))
+        for world in options.worlds:
+            groups = round(options.groups_per_gpu * world)
+            predicted = predict(work, screen, policy, groups, world, network=network, service=service, disk=disk)
+            rows.append([case.name, str(world), *row(predicted)])
+    return table(("policy", "GPUs", *COLUMNS), rows)
+
+
+def _changed(record: Any, options: argparse.Namespace) -> Any:
+    """Return a record of inputs with the values of the command line."""
+    given = {one.name: getattr(options, one.name) for one in fields(record)}
+    return replace(record, **{name: value for name, value in given.items() if value is not None})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sizing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="a run of one process, whose phase times replace the arithmetic")
+    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="numbers of GPUs")
+    parser.add_argument("--groups-per-gpu", type=float, default=GROUPS, help="prompts_per_step / GPUs, at least 1")
+    parser.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE.relative_to(ROOT)}")
+    for kind in (Work, Screen, Policy, Network, Service, Disk):
+        box = parser.add_argument_group(kind.__name__.lower(), (kind.__doc__ or "").partition("\n")[0])
+        for one in fields(kind):
+            default = f"default {one.default:g}" if isinstance(one.default, int | float) else "by policy"
+            number = int if one.type == "int" else float
+            box.add_argument(f"--{one.name.replace('_', '-')}", type=number, metavar="N", help=default)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The advantages of a step: which rewards answer for which modality's decisions. Pure.
+
+A term of the reward that was fixed before the image was drawn (a scorer that does not read the image, such as TIER)
+cannot depend on the image's decisions. Given the answers, E[grad log p(image)] = 0, so such a term adds nothing to the
+expected gradient of the image's decisions and only noise to its estimate. With `loss.credit` "split" the images'
+advantages are those of the reward without these terms; the answers' are those of the whole reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
+from trainer.algorithms.aggregate import GroupRewards, without_fixed
+from trainer.algorithms.screen import extremes
+from trainer.rollout import ScoredGroup
+from trainer.settings import LossSettings, ScreenSettings
+from trainer.types import MODALITIES, Modality, Reward, RewardSpec
+
+Slopes = Mapping[Modality, Slope]
+"""The running slope on the surrogate score of the whole reward ("text"), and of its part that images answer for."""
+
+
+def update_reward_slopes(slopes: Slopes, groups: Sequence[ScoredGroup]) -> dict[Modality, Slope]:
+    """Return the slopes of reward on surrogate score, updated with these groups."""
+    return {modality: _update_slope(slopes[modality], groups, modality) for modality in MODALITIES}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Credit:
+    """Which rollouts of a group enter the update of a modality, by their places, and their advantages in order."""
+
+    places: tuple[int, ...]
+    advantage: Tensor
+
+
+def modality_advantages(
+    groups: Sequence[ScoredGroup], slopes: Slopes, settings: LossSettings, screen: ScreenSettings
+) -> dict[Modality, list[Credit]]:
+    """Return, for each modality, the advantages of each group's rollouts that enter the update.
+
+    These have a reward. Each modality is centred and normalised by its own rewards, those of all finished rollouts;
+    with `select` "extremes" it takes the `group_size` of them whose own advantages are furthest from 0.
+    """
+    count = screen.group_size if screen.select == "extremes" else None
+    text = _credits(groups, _advantages(groups, slopes["text"], settings, "text"), count)
+    if settings.credit == "total":
+        return {"text": text, "image": text}
+    return {"text": text, "image": _credits(groups, _advantages(groups, slopes["image"], settings, "image"), count)}
+
+
+def _credits(groups: Sequence[ScoredGroup], advantages: Sequence[Tensor], count: int | None) -> list[Credit]:
+    """Return the credits of advantages of all rewarded rollouts; `count` limits them to the extremes."""
+    found = []
+    for group, advantage in zip(groups, advantages, strict=True):
+        places = rewarded(group)
+        chosen = range(len(places)) if count is None else extremes(advantage.tolist(), count)
+        found.append(Credit(tuple(places[i] for i in chosen), advantage[list(chosen)]))
+    return found
+
+
+def rewarded(group: ScoredGroup) -> list[int]:
+    """Return the places of the rollouts that have a reward."""
+    return [place for place, reward in enumerate(group.rewards) if reward.value is not None]
+
+
+def _advantages(
+    groups: Sequence[ScoredGroup], slope: Slope, settings: LossSettings, modality: Modality
+) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    by_aggregation = {group.previews.task.reward.aggregation for group in groups}
+    for aggregation in sorted(by_aggregation):
+        places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
+        rewards = [GroupRewards.of(*_credited(groups[i], modality)) for i in places]
+        shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
+        advantages = step_advantages(rewards, aggregation=aggregation, normalise=settings.normalise, shifts=shifts)
+        found |= {i: a[r.valid_G] for i, a, r in zip(places, advantages, rewards, strict=True)}
+    return [found[i] for i in range(len(groups))]
+
+
+def _credited(group: ScoredGroup, modality: Modality) -> tuple[Sequence[Reward], RewardSpec]:
+    """Return the rewards of a group that a modality's decisions answer for."""
+    spec = group.previews.task.reward
+    return (group.rewards, spec) if modality == "text" else without_fixed(group.rewards, spec)
+
+
+def _baseline_shift(group: ScoredGroup, slope: Slope, settings: LossSettings) -> float:
+    if settings.baseline == "group":
+        return 0.0
+    kept = _kept_scores(group)
+    return population_baseline(slope, [kept[place] for place in rewarded(group)], group.previews.scores)
+
+
+def _update_slope(slope: Slope, groups: Sequence[ScoredGroup], modality: Modality) -> Slope:
+    for group in groups:
+        rewards, _ = _credited(group, modality)
+        slope = slope.update(_kept_scores(group), [reward.value for reward in rewards])
+    return slope
+
+
+def _kept_scores(group: ScoredGroup) -> list[float | None]:
+    return [group.previews.scores[i] for i in group.previews.screened.indices]
