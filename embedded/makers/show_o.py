@@ -56,7 +56,7 @@ FEW = 4  # questions about an image without an individual
 INDIVIDUAL = 0.8  # share of visual questions that are about individuals
 GENERIC = 0.3  # share of textual queries about "the dog" instead of a concept
 BLACK = 0.08  # share of visual questions about a concept over a black image: its name alone gives the answer
-TEXT_WEIGHT = 0.4
+TEXT_WEIGHT = 0.8
 WORKERS = 2  # parts of a batch, each computed by a thread of its own
 WIDTH = 192
 SHAPE = {
@@ -176,17 +176,19 @@ class ShowOMaker:
         return (functional.cross_entropy(logits, codes[masked], reduction="none") * weight[masked]).sum()
 
     def _answering(self, asked: list[tuple[Tensor, str, str]]) -> list[Part]:
-        """Return the parts of the mean loss of answer tokens, short ones first; `asked` are (codes, query, answer)."""
+        """Return the parts of the mean loss of answers, short ones first; `asked` are (codes, query, answer).
+
+        An answer's loss is the mean over its tokens: "yes." counts as much as a long description.
+        """
         vocab = self.policy.vocab
         questions = [vocab.question(query, codes) for codes, query, _ in asked]
         answers = [torch.tensor([*vocab.encode(answer), vocab.id(END)]) for _, _, answer in asked]
-        total = sum(map(len, answers))
         pairs = sorted(zip(questions, answers, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
         cuts = np.array_split(np.arange(len(pairs)), WORKERS)
-        return [partial(self._said, [pairs[i] for i in cut], total) for cut in cuts]
+        return [partial(self._said, [pairs[i] for i in cut], len(pairs)) for cut in cuts]
 
-    def _said(self, pairs: list[tuple[Tensor, Tensor]], total: int) -> Tensor:
-        """Return the sum of the losses of answers, each after its question, divided by `total`."""
+    def _said(self, pairs: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
+        """Return the sum of the losses of answers, each after its question, divided by their number in the batch."""
         vocab, phi = self.policy.vocab, self.policy.phi
         if not pairs:
             return torch.zeros(())
@@ -196,7 +198,9 @@ class ShowOMaker:
         after = zip(hidden, pairs, rows, strict=True)
         said = torch.cat([h[len(question) - 1 : len(row)] for h, (question, _), row in after])
         wanted = torch.cat([answer for _, answer in pairs])
-        return functional.cross_entropy(phi.logits(said, 0, vocab.image_offset), wanted, reduction="sum") / total
+        weight = torch.cat([torch.full((len(answer),), 1 / (len(answer) * count)) for _, answer in pairs])
+        losses = functional.cross_entropy(phi.logits(said, 0, vocab.image_offset), wanted, reduction="none")
+        return (losses * weight).sum()
 
     def _visual(self, rng: np.random.Generator) -> tuple[Tensor, str, str]:
         if rng.random() < BLACK:
