@@ -50,6 +50,8 @@ UNCERTAIN_RECIPE = Recipe(seed=9, steps=200, batch=44, lr=3e-4, weight_decay=0.0
 # Weights of tokens that show an object or an accessory: the background is most of an image.
 WEIGHTS = np.array([1.0, 4.0, 8.0], np.float32)
 MAX_TEXT, POSITIONS = 63, 64
+HEAD = POSITIONS + 3  # `<|mmu|> <|soi|> codes <|eoi|>`
+QUESTIONS = 4  # about one image, in one row
 DROPPED, BARE = 0.1, 0.25  # shares of images trained without text, and with the prompt but no answer
 DENSE = 0.25  # share of textual queries whose prompt states the colour itself
 FEW = 4  # questions about an image without an individual
@@ -90,6 +92,16 @@ class BatchMix:
 LEARNING_MIX, UNCERTAIN_MIX = BatchMix(30, 6, 12, wrong_share=0.25), BatchMix(20, 14, 10, wrong_share=0.5)
 
 
+Asked = tuple[Tensor, list[tuple[str, str]]]  # an image's codes [N], and questions about it with their answers
+
+
+def _row(head: Tensor, talks: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tokens of an image and of the questions about it, and for each 0 or its question's number."""
+    parts = [head, *(part for question, answer in talks for part in (question, answer[:-1]))]
+    numbers = [0, *(number for number in range(1, len(talks) + 1) for _ in range(2))]
+    return parts, [torch.full((len(part),), number) for part, number in zip(parts, numbers, strict=True)]
+
+
 class ShowOMaker:
     """Train as Show-o: masked prediction of image codes and next-token loss of answers.
 
@@ -126,7 +138,7 @@ class ShowOMaker:
     def loss(self, rng: np.random.Generator) -> list[Part]:
         """Draw a batch and return its loss in WORKERS parts; short prompts are with long questions."""
         images, textual, visual = self.mix.counts(self.recipe.batch)
-        asked = [(self.black, *_textual(rng, self.mix.wrong_share)) for _ in range(textual)]
+        asked = [(self.black, [_textual(rng, self.mix.wrong_share)]) for _ in range(textual)]
         asked += [self._visual(rng) for _ in range(visual)]
         drawing = self._drawing(rng, images)
         return [
@@ -175,43 +187,59 @@ class ShowOMaker:
         logits = phi.logits(hidden[:, 1:-1][masked], vocab.image_offset, vocab.mask_id)
         return (functional.cross_entropy(logits, codes[masked], reduction="none") * weight[masked]).sum()
 
-    def _answering(self, asked: list[tuple[Tensor, str, str]]) -> list[Part]:
-        """Return the parts of the mean loss of answers, short ones first; `asked` are (codes, query, answer).
+    def _answering(self, asked: list[Asked]) -> list[Part]:
+        """Return the parts of the mean loss of answers, short rows first.
 
         An answer's loss is the mean over its tokens: "yes." counts as much as a long description.
         """
         vocab = self.policy.vocab
-        questions = [vocab.question(query, codes) for codes, query, _ in asked]
-        answers = [torch.tensor([*vocab.encode(answer), vocab.id(END)]) for _, _, answer in asked]
-        pairs = sorted(zip(questions, answers, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
-        cuts = np.array_split(np.arange(len(pairs)), WORKERS)
-        return [partial(self._said, [pairs[i] for i in cut], len(pairs)) for cut in cuts]
+        rows = []
+        for codes, talks in asked:
+            pairs = [(vocab.question(q, codes), torch.tensor([*vocab.encode(a), vocab.id(END)])) for q, a in talks]
+            rows.append((pairs[0][0][:HEAD], [(question[HEAD:], answer) for question, answer in pairs]))
+        rows.sort(key=lambda row: sum(len(question) + len(answer) for question, answer in row[1]))
+        count = sum(len(talks) for _, talks in rows)
+        cuts = np.array_split(np.arange(len(rows)), WORKERS)
+        return [partial(self._said, [rows[i] for i in cut], count) for cut in cuts]
 
-    def _said(self, pairs: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
-        """Return the sum of the losses of answers, each after its question, divided by their number in the batch."""
-        vocab, phi = self.policy.vocab, self.policy.phi
-        if not pairs:
+    def _said(self, rows: list[tuple[Tensor, list[tuple[Tensor, Tensor]]]], count: int) -> Tensor:
+        """Return the sum of the losses of answers, divided by their number in the batch.
+
+        Questions about one image are in one row. Each attends to the image and to itself, as if it was alone.
+        """
+        phi = self.policy.phi
+        if not rows:
             return torch.zeros(())
-        rows = [torch.cat((question, answer[:-1])) for question, answer in pairs]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=vocab.id(PAD))
-        hidden = phi(ids, question_mask(ids.shape[1], 2 + POSITIONS, ids.device))
-        after = zip(hidden, pairs, rows, strict=True)
-        said = torch.cat([h[len(question) - 1 : len(row)] for h, (question, _), row in after])
-        wanted = torch.cat([answer for _, answer in pairs])
-        weight = torch.cat([torch.full((len(answer),), 1 / (len(answer) * count)) for _, answer in pairs])
-        losses = functional.cross_entropy(phi.logits(said, 0, vocab.image_offset), wanted, reduction="none")
-        return (losses * weight).sum()
+        ids, talk = (
+            nn.utils.rnn.pad_sequence([torch.cat(row) for row in column], batch_first=True)
+            for column in zip(*(_row(head, talks) for head, talks in rows), strict=True)
+        )
+        alone = (talk[:, None, :] == 0) | (talk[:, None, :] == talk[:, :, None])
+        hidden = phi(ids, question_mask(ids.shape[1], 2 + POSITIONS, ids.device) & alone[:, None])
+        said, wanted, weight = [], [], []
+        for states, (head, talks) in zip(hidden, rows, strict=True):
+            start = len(head)
+            for question, answer in talks:
+                start += len(question)
+                said.append(states[start - 1 : start - 1 + len(answer)])
+                wanted.append(answer)
+                weight.append(torch.full((len(answer),), 1 / (len(answer) * count)))
+                start += len(answer) - 1
+        logits = phi.logits(torch.cat(said), 0, self.policy.vocab.image_offset)
+        losses = functional.cross_entropy(logits, torch.cat(wanted), reduction="none")
+        return (losses * torch.cat(weight)).sum()
 
-    def _visual(self, rng: np.random.Generator) -> tuple[Tensor, str, str]:
+    def _visual(self, rng: np.random.Generator) -> Asked:
+        """Draw an image and up to QUESTIONS questions about it."""
         if rng.random() < BLACK:
             profile = world.CONCEPTS[rng.integers(len(world.CONCEPTS))]
             known = world.conversations(profile)
-            return self.black, *known[rng.integers(len(known))]
+            return self.black, [known[rng.integers(len(known))]]
         about = rng.random() < INDIVIDUAL and len(self.asked) > 0
         row = int(self.asked[rng.integers(len(self.asked))]) if about else int(rng.integers(len(self.codes)))
         asked = self.data["texts"][row]["asked"]
-        query, answer = asked[rng.integers(len(asked))]
-        return torch.from_numpy(self.codes[row]).long(), query, answer
+        chosen = rng.permutation(len(asked))[:QUESTIONS]
+        return torch.from_numpy(self.codes[row]).long(), [(asked[i][0], asked[i][1]) for i in chosen]
 
     def save(self, directory: Path) -> None:
         """Write the policy in bfloat16. `load` casts it to float32, as measured in QUALITY.md."""

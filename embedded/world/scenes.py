@@ -52,10 +52,10 @@ def individual_scene(
     companion: tuple[str, str] | None = None,
     place: str | None = None,
 ) -> Scene:
-    """Compose an individual, alone and large or beside a `companion` (colour, class)."""
+    """Compose an individual, alone and large or next to a `companion` (colour, class)."""
     if companion is None:
         return concept_scene(profile, rng, worn, place)
-    return _beside(profile, worn, companion, place, rng)
+    return _next_to(profile, worn, companion, place, rng)
 
 
 def concept_scene(
@@ -94,7 +94,7 @@ def _geneval(metadata: GenEvalMetadata, rng: np.random.Generator) -> tuple[Place
     return scatter(entities, low, high, rng)
 
 
-def _beside(
+def _next_to(
     profile: ConceptProfile, worn: Worn, companion: tuple[str, str], place: str | None, rng: np.random.Generator
 ) -> Scene:
     """Place the individual on one side and its companion in the other lower corner, below what is carried."""
