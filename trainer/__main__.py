@@ -25,6 +25,9 @@ EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
   SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
   synod train deploy/configs/embedded.toml --dry-run    time and memory of one group, before a long run
+  torchrun --standalone --nproc-per-node 8 --shutdown-timeout 600 -m trainer CONFIG.toml   on 8 GPUs of this machine
+  SYNOD__TRAINER__RANKS__WORKERS=8 synod train CONFIG.toml      in 8 workers of a Ray cluster, each with one GPU
+  SYNOD__TRAINER__RANKS__WORKERS=2 SYNOD__TRAINER__RANKS__GPUS=0 synod train CONFIG.toml      in 2 without GPUs
   synod train report runs/train          write runs/train/report.html, even during training
 """
 

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,9 +106,8 @@ def _document(path: Path, settings: TrainerSettings) -> dict[str, Any]:
     with _readable(path):
         document: dict[str, Any] = json.loads((path / _STATE).read_text())
         theirs, ours = document["settings"], fingerprint(settings)
-        different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-    if different:
-        changes = [f"  trainer.{key}: {_shown(theirs, key)} there, {_shown(ours, key)} now" for key in different]
+        changes = differences(theirs, ours, "there", "now")
+    if changes:
         raise CheckpointMismatch(
             f"checkpoint {path} has other settings:\n" + "\n".join(changes) + "\nResume with its settings, or give "
             "[trainer] a new `run_dir` to start again"
@@ -127,9 +126,19 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def fingerprint(settings: TrainerSettings) -> dict[str, Any]:
-    """Return what a checkpoint must match: settings by dotted key, as JSON values, and the prompt file's content."""
-    free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str, there: str) -> list[str]:
+    """Return a line for each setting in which two fingerprints differ, in order."""
+    different = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    return [f"  trainer.{key}: {_shown(first, key)} {where}, {_shown(second, key)} {there}" for key in different]
+
+
+def fingerprint(settings: TrainerSettings, free: Set[str] | None = None) -> dict[str, Any]:
+    """Return settings by dotted key but those of `free`, as JSON values, and the prompt file's content.
+
+    None: what a checkpoint must match.
+    """
+    if free is None:
+        free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
     flat: dict[str, Any] = {}
     pending = list(settings.model_dump(mode="json").items())
     while pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from collections.abc import Mapping, Sequence
@@ -90,9 +91,21 @@ def report(
         f"arithmetic of an update: {estimate.total / GB:.3g} GB ({estimate})",
         *_shard_lines(settings, policy),
         f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
-        "without evaluation",
+        "without evaluation, on one device",
+        *_ranks_lines(settings, step_s),
     ]
     return "\n".join(lines)
+
+
+def _ranks_lines(settings: TrainerSettings, step_s: float) -> Sequence[str]:
+    groups, ranks = settings.prompts_per_step, settings.ranks.workers
+    if ranks < 2:
+        return [f"on N devices it is divided by N at best, and N is at most the {groups} groups of a step"]
+    most = math.ceil(groups / ranks)
+    return [
+        f"on {ranks} ranks, each with {most} of the {groups} groups of a step at most: {most * step_s / groups:.1f} s "
+        "a step at best, without waiting for the slowest and messages"
+    ]
 
 
 def _shard_lines(settings: TrainerSettings, policy: Policy) -> Sequence[str]:

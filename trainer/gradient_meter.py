@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -38,22 +38,22 @@ class GradientMeter:
         self._sums[modality] += own
         self._squares.append((group, modality, float(own.double().square().sum())))
 
-    def cosines(self, ranks: Ranks) -> dict[Modality, float | None]:
-        """Return `pair_cosine` of each modality over the groups of all ranks; groups without a gradient are left out.
+    def exchange(self, ranks: Ranks) -> None:
+        """Take what the other ranks have measured; every rank must call it, after its last `add`."""
+        self._squares = sorted(tuple(one) for part in ranks.gather_all(self._squares) for one in part)
+        for one in self._sums.values():
+            ranks.sum(one)
 
-        Every rank must call it. Squares are added in the order of the groups.
+    def cosines(self) -> dict[Modality, float | None]:
+        """Return `pair_cosine` of each modality over the groups; those without a gradient are left out.
+
+        Squares are added in the order of the groups.
         """
-        everywhere = sorted(tuple(one) for part in ranks.gather_all(self._squares) for one in part)
-        return {modality: self._cosine(modality, everywhere, ranks) for modality in MODALITIES}
+        return {modality: self._cosine(modality) for modality in MODALITIES}
 
-    def _cosine(
-        self, modality: Modality, everywhere: Sequence[tuple[int, Modality, float]], ranks: Ranks
-    ) -> float | None:
-        squares = [square for _, own, square in everywhere if own == modality and square > 0]
-        holder = nn.Parameter(torch.zeros_like(self._sums[modality]))
-        holder.grad = self._sums[modality]
-        ranks.sum_gradients([holder])
-        return pair_cosine(float(holder.grad.double().square().sum()), math.fsum(squares), len(squares))
+    def _cosine(self, modality: Modality) -> float | None:
+        squares = [square for _, own, square in self._squares if own == modality and square > 0]
+        return pair_cosine(float(self._sums[modality].double().square().sum()), math.fsum(squares), len(squares))
 
     @torch.no_grad()
     def _read(self) -> Tensor:

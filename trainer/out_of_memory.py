@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from trainer.errors import OutOfMemory
+from trainer.errors import OtherRankFailed, OutOfMemory
 from trainer.memory import Configuration, UpdateMemory, advice, update_memory
 from trainer.policy.base import Policy
 from trainer.policy.lora import targeted
@@ -37,7 +37,9 @@ def explain_out_of_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is a lack of memory on a GPU or on the host."""
+    """Return whether an error is a lack of memory on this rank's GPU or host; another rank's has its own advice."""
+    if isinstance(error, OtherRankFailed):
+        return False
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_MESSAGE in str(error)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from trainer.algorithms.losses import LossStats, clipped_loss, decision_weight
 from trainer.credit import Credit
-from trainer.distributed import Ranks
+from trainer.distributed import Ranks, Sharding
 from trainer.errors import NonFinite
 from trainer.gradient_meter import GradientMeter
 from trainer.policy.base import Policy
@@ -120,27 +120,35 @@ def accumulate(
 
 
 def in_step(
-    policy: Policy, groups: Sequence[ScoredGroup], passes: Passes, settings: LossSettings, ranks: Ranks
+    policy: Policy,
+    groups: Sequence[ScoredGroup],
+    passes: Passes,
+    settings: LossSettings,
+    ranks: Ranks,
+    sharding: Sharding,
 ) -> Found:
     """Add the gradients of all passes of a split policy, whose every pass exchanges parameters and gradients.
 
-    So all ranks make equally many: those that have fewer add passes of a blank segment with weight 0. Nothing is shared
-    between passes, and a loss that is not finite is raised after the last one.
+    So all ranks make equally many: those that have fewer add passes of a blank segment with weight 0. Replicas of the
+    policy exchange gradients in the last pass only. Nothing is shared between passes, and a loss that is not finite is
+    raised after the last one.
     """
     found = {key: (0.0, LossStats()) for key in passes}
-    for modality in MODALITIES:
-        mine = [(key, one) for key, found_here in passes.items() if key[1] == modality for one in found_here]
+    mine = {m: [(key, one) for key, here in passes.items() if key[1] == m for one in here] for m in MODALITIES}
+    counts = ranks.gather_all({modality: len(ours) for modality, ours in mine.items()})
+    schedule = [(m, number) for m in MODALITIES for number in range(max(count[m] for count in counts))]
+    for place, (modality, number) in enumerate(schedule, 1):
+        sharding.exchange_replicas(place == len(schedule))
         chosen = settings.of(modality)
-        for number in range(max(ranks.gather_all(len(mine)))):
-            if number >= len(mine):
-                blank = _blank_loss(policy, modality, reference=chosen.beta > 0)
-                blank.backward()  # type: ignore[no-untyped-call]
-                continue
-            key, one = mine[number]
-            loss, figures = _loss(policy, one, chosen)
-            (loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # FSDP2 averages over the ranks
-            value, stats = found[key]
-            found[key] = value + float(loss.detach()), stats + figures
+        if number >= len(mine[modality]):
+            blank = _blank_loss(policy, modality, reference=chosen.beta > 0)
+            blank.backward()  # type: ignore[no-untyped-call]
+            continue
+        key, one = mine[modality][number]
+        loss, figures = _loss(policy, one, chosen)
+        (loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # FSDP2 averages over the ranks
+        value, stats = found[key]
+        found[key] = value + float(loss.detach()), stats + figures
     with ranks.together():
         for (i, modality), (value, _) in found.items():
             _check_finite(value, groups[i], i, modality)

@@ -78,7 +78,8 @@ class ScoredGroup:
     """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
 
     A group that another rank drew has its scores, rewards and answers, but no rollouts and no images. `audit` has the
-    rewards of `previews.audited`, which are not part of the group.
+    rewards of `previews.audited`, which are not part of the group. `found_flat` is that rank's `is_flat`, so that
+    all ranks replace the same groups, though machines may round differently.
     """
 
     previews: Previews
@@ -87,6 +88,7 @@ class ScoredGroup:
     rewards: tuple[Reward, ...]
     answers: tuple[str, ...]
     audit: tuple[Reward, ...] = ()
+    found_flat: bool | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -96,6 +98,8 @@ class ScoredGroup:
     @property
     def is_flat(self) -> bool:
         """Whether there are two rewards or more and all are equal, so that the group has no signal."""
+        if self.found_flat is not None:
+            return self.found_flat
         spec = self.previews.task.reward
         return is_flat(GroupRewards.of(self.rewards, spec), spec.aggregation)
 
@@ -304,14 +308,17 @@ def draw_groups(
             pending = overlap(samplings, lambda previews: finish(policy, service, previews, settings, clock), clock)
         with clock("reward_wait"):
             own = [group.wait() for group in pending]
-    return _exchange(ranks, tasks, own)
-
-
-def _exchange(ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-    """Return the groups of all tasks, those of other ranks without rollouts; `own` are of `ranks.mine(len(tasks))`."""
+        documents = [_to_document(group) for group in own] if ranks.world > 1 else []
     if ranks.world == 1:
-        return list(own)
-    documents = ranks.gather([_to_document(group) for group in own])
+        return own
+    return _exchange(ranks, tasks, own, documents)
+
+
+def _exchange(
+    ranks: Ranks, tasks: Sequence[Task], own: Sequence[ScoredGroup], sent: Sequence[Mapping[str, Any]]
+) -> list[ScoredGroup]:
+    """Return the groups of all tasks, those of other ranks without rollouts; `own` are of `ranks.mine(len(tasks))`."""
+    documents = ranks.gather(sent)
     ours = dict(zip(ranks.mine(len(tasks)), own, strict=True))
     return [
         ours[place] if place in ours else _from_document(task, document)
@@ -336,6 +343,7 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
         "rewards": rewards,
         "audit": audit,
         "answers": group.answers,
+        "flat": group.is_flat,
     }
 
 
@@ -359,7 +367,7 @@ def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
         )
         for name in ("rewards", "audit")
     )
-    return ScoredGroup(previews, (), (), rewards, tuple(document["answers"]), audit)
+    return ScoredGroup(previews, (), (), rewards, tuple(document["answers"]), audit, document["flat"])
 
 
 def replace_flat_groups(

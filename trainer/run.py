@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from synod.errors import SettingsError
 from trainer import checkpoint
+from trainer.agreement import check_settings
 from trainer.algorithms.threshold import make_controller
 from trainer.data.concepts import concept_names
 from trainer.data.source import wanted_rewards
@@ -44,6 +45,7 @@ def run(settings: TrainerSettings, *, evaluated: bool = True) -> int:
             _check_patience(settings, ranks.world)
             token = held.enter_context(_run_lock(settings)) if ranks.is_first else None
         check_shared(settings.run_dir, token, ranks)
+        check_settings(settings, ranks)
         log = tqdm.write if ranks.is_first else _silent
         places = ranks.gather_all([socket.gethostname(), device_name()])
         warning = check_devices([name for _, name in places])

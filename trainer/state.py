@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint
+from trainer.agreement import check_settings, check_weights
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.audit import Audit, Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
@@ -72,12 +73,17 @@ class TrainState:
         """Return the state before the first step; splits the policy over the ranks if the settings say so."""
         decay, frozen, sharding = settings.optimizer.ema, frozen_digest(policy.module), WHOLE
         if settings.ranks.shard > 1 and ranks.world > 1:  # a dry run has one rank
+            check_weights(policy, ranks)  # later a rank has parts of them alone
             sharding = shard(policy.units(), ranks, settings.ranks.shard)
         optimizer = make_optimizer(policy, settings)
         ema = Ema(policy.module, decay) if decay else None
         trained = {name: p for name, p in policy.module.named_parameters() if p.requires_grad}
         sharding.refresh()
         return cls(policy, optimizer, controller, trained, frozen, sharding, ema)
+
+    def key(self, settings: TrainerSettings) -> tuple[int, int]:
+        """Return the first numbers of every seed of the present step."""
+        return settings.seed, self.step
 
     def threshold(self, task: Task) -> float | None:
         """Return the threshold that the task's previews are screened by; None keeps all."""
@@ -140,23 +146,42 @@ class TrainState:
         return {"audits": audits, "costs": asdict(self.costs)}
 
     def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
-        """Write a checkpoint, by rank 0 while the others wait; none before the first step.
-
-        None either after a failure inside the update of a split policy: the ranks are not in step to gather it.
-        """
-        if not self.step or self.sharding.is_split:
+        """Write a checkpoint, by rank 0 while the others wait; none before the first step. All ranks call it."""
+        if not self.step:
             return
         saved = self.to_save(ranks)
         with ranks.together("checkpoint"):
             if ranks.is_first:
                 checkpoint.save(directory, self.step, saved, settings, ranks.world)
 
-    def restore(self, step: int, saved: dict[str, Any]) -> None:
-        """Restore the state after `step` steps from the tree that `to_save` returned.
+    def resume(self, directory: Path, settings: TrainerSettings, ranks: Ranks = ONE_RANK) -> Path | None:
+        """Restore the newest checkpoint, if there is one, and return it. All ranks call it.
+
+        Raises CheckpointMismatch, and SettingsError if the ranks differ in settings, checkpoints or weights.
+        """
+        check_settings(settings, ranks)
+        with ranks.together():
+            last = checkpoint.latest(directory)
+            found = None if last is None else checkpoint.load(last, settings)
+        step = 0 if found is None else found[0]
+        ranks.check_equal(step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
+        if found is not None:
+            self.restore(*found, ranks)
+        if not self.sharding.is_on:
+            check_weights(self.policy, ranks)
+        return last
+
+    def restore(self, step: int, saved: dict[str, Any], ranks: Ranks = ONE_RANK) -> None:
+        """Restore the state after `step` steps from the tree that `to_save` returned. All ranks call it.
 
         Of a split policy each rank takes its parts. Raises CheckpointMismatch if the weights that are not trained are
         not those of the checkpoint.
         """
+        with ranks.together():
+            self._restore(step, saved)
+        self.sharding.refresh()
+
+    def _restore(self, step: int, saved: dict[str, Any]) -> None:
         if saved["frozen"] != self.frozen:
             raise CheckpointMismatch(
                 f"the checkpoint of step {step} was trained on other weights than [trainer.policy] model has now; give "
@@ -179,7 +204,6 @@ class TrainState:
             self.costs = Costs(**saved["costs"])
         if self.ema is not None:
             self.ema.restore(saved["ema"])
-        self.sharding.refresh()
 
     def _own_parts(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Return the optimizer's saved state with this rank's parts of what has the shape of a parameter."""

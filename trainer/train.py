@@ -8,11 +8,11 @@ rollout (with one, as in the authors' code, the ratio is always 1). docs/trainin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 
 from tqdm import tqdm
 
-from trainer import checkpoint
 from trainer.algorithms.threshold import ThresholdController
 from trainer.data.source import training_tasks
 from trainer.distributed import ONE_RANK, Ranks
@@ -46,13 +46,12 @@ def train(
     `keep_reference`. Raises RewardServiceUnavailable, CheckpointMismatch, CheckpointNotWritten, OutOfMemory, and
     NonFinite: the groups that caused it are saved first, and the policy is unchanged.
     """
-    source = training_tasks(settings, log)
+    with ranks.together():
+        source = training_tasks(settings, log)
     state = TrainState.new(policy, controller, settings, ranks)
     clock, checkpoints = ranks.clock, settings.run_dir / "checkpoints"
-    if (last := checkpoint.latest(checkpoints)) is not None:
-        state.restore(*checkpoint.load(last, settings))
+    if (last := state.resume(checkpoints, settings, ranks)) is not None:
         log(f"resuming from {last}: {state.step} of {settings.steps} steps are done")
-    ranks.check_equal(state.step, "step of the newest checkpoint; run_dir must be the same directory on every machine")
 
     def save_checkpoint() -> None:
         with clock("checkpoint"):
@@ -60,34 +59,35 @@ def train(
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
-        key = (settings.seed, state.step)
-        return draw_groups(policy, service, tasks, key, first, state.threshold, settings, clock, ranks)
+        return draw_groups(policy, service, tasks, state.key(settings), first, state.threshold, settings, clock, ranks)
 
+    saving = partial(ranks.saving, save_checkpoint)  # the finished steps; resuming repeats the others
     with (
         stop_on_signal(settings.run_dir) as stop,
-        Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else nullcontext() as metrics,
+        ExitStack() as held,
         tqdm(total=settings.steps, initial=state.step, desc="training", unit="step", disable=not ranks.is_first) as bar,
     ):
+        with ranks.together():
+            opened = Metrics(settings.run_dir, state.step, settings.report.wandb) if ranks.is_first else None
+            metrics = opened and held.enter_context(opened)
         clock.lap()  # what was before the first step is not in its record
         while state.step < settings.steps and not ranks.any(stop.is_set()):
             step, others = state.step, source.replacements(state.step, settings.resample_flat_groups)
-            try:
+            with saving():
                 if held_out is not None and held_out.ends_run(state, clock):
                     break
                 groups, replaced = replace_flat_groups(draw(source.tasks(step), 0), others, draw)
-                with clock("update"), explain_out_of_memory("the update", policy, settings):
+            try:
+                with saving(), clock("update"), explain_out_of_memory("the update", policy, settings):
                     slopes, sharding = state.reward_slopes, state.sharding
                     update = policy_update(policy, state.optimizer, groups, slopes, settings, step, ranks, sharding)
-            except Exception as error:  # save the finished steps; resuming repeats this one
-                save_checkpoint()
-                if isinstance(error, NonFinite):
-                    folder = save_failed_groups(settings.run_dir, step, groups, error, ranks.rank)
-                    raise error.with_saved_groups(step, folder) from error
-                raise
+            except NonFinite as error:
+                folder = save_failed_groups(settings.run_dir, step, groups, error, ranks.rank)
+                raise error.with_saved_groups(step, folder) from error
             state.advance([*replaced, *groups])
             laps = ranks.gather_all(clock.lap())
             audit = state.audit([*replaced, *groups], len(replaced), settings, laps)
-            with ranks.together("records"):
+            with saving(), ranks.together("records"):
                 if metrics is not None:
                     record = step_record(groups, len(replaced), update, settings, step, laps, audit)
                     metrics.log(step, record if held_out is None else {**record, "heldout": held_out.means(step)})

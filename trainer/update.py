@@ -61,40 +61,50 @@ def policy_update(
 
     Each rank computes the gradients of the groups that it drew. The sum, and so the step, is the same on every rank.
     Takes no step if every group is skipped. Raises NonFinite, or OtherRankFailed on the other ranks, before parameters
-    or optimizer change.
+    or optimizer change. Local work is done in `Ranks.together`, which nothing is sent in. A failure of the optimizer's
+    step may leave parameters changed, so that nothing may be saved after it (`together(undone=False)`).
     """
     optimizer.zero_grad(set_to_none=True)
     usable = [i for i, group in enumerate(groups) if len(rewarded(group)) >= MIN_REWARDS]
-    found = modality_advantages([groups[i] for i in usable], slopes, settings.loss, settings.screen)
-    advantages = {modality: dict(zip(usable, found[modality], strict=True)) for modality in MODALITIES}
     if not usable:
         return Update(
             *_totals([], ONE_RANK), None, dict.fromkeys(MODALITIES), dict.fromkeys(MODALITIES), len(groups), 0
         )
     with ranks.together():
+        found = modality_advantages([groups[i] for i in usable], slopes, settings.loss, settings.screen)
+        advantages = {modality: dict(zip(usable, found[modality], strict=True)) for modality in MODALITIES}
         passes = passes_of(policy, groups, usable, advantages, settings, step)
+        meter = None if sharding.is_on else GradientMeter(policy.module.parameters())
     cosines: dict[Modality, float | None] = dict.fromkeys(MODALITIES)
     with sharding.split():
-        if sharding.is_on:
-            own = in_step(policy, groups, passes, settings.loss, ranks)
+        if meter is None:
+            own = in_step(policy, groups, passes, settings.loss, ranks, sharding)
+            norm = _clip(policy)  # the ranks exchange the squares of their parts
         else:
-            meter = GradientMeter(policy.module.parameters())
             own = accumulate(policy, groups, passes, settings.loss, ranks, meter)
-            cosines = meter.cosines(ranks)
+            meter.exchange(ranks)
             ranks.sum_gradients(policy.module.parameters())
         losses, stats = _totals(own, ranks)
-        norm = float(whole(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM)))
-        if not np.isfinite(norm):
-            raise NonFinite(f"the gradient's norm is {norm}", None)
-        for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
-            parameters["lr"] = lr
-        optimizer.step()
+        with ranks.together():
+            if meter is not None:
+                cosines, norm = meter.cosines(), _clip(policy)
+            if not np.isfinite(norm):
+                raise NonFinite(f"the gradient's norm is {norm}", None)
+            for parameters, lr in zip(optimizer.param_groups, learning_rates(policy, settings, step), strict=True):
+                parameters["lr"] = lr
+        with ranks.together(undone=False):
+            optimizer.step()
     spread: dict[Modality, float | None] = {
         modality: float(np.mean([float(one.advantage.abs().mean()) for one in advantages[modality].values()]))
         for modality in MODALITIES
     }
     flat = sum(groups[i].is_flat for i in usable)
     return Update(losses, stats, norm, spread, cosines, len(groups) - len(usable), flat)
+
+
+def _clip(policy: Policy) -> float:
+    """Clip the gradient's norm, and return what it was."""
+    return float(whole(nn.utils.clip_grad_norm_(policy.module.parameters(), MAX_GRAD_NORM)))
 
 
 def _totals(found: Found, ranks: Ranks) -> tuple[dict[Modality, float], dict[Modality, LossStats]]:

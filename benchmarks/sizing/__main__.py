@@ -14,11 +14,12 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
 from safetensors import safe_open
 
 from benchmarks.sizing.model import (
@@ -47,10 +48,11 @@ GROUPS: Final = 2  # of each GPU, in the table of named policies
 # -- the phase times of a run ----------------------------------------------------------------------------------------
 
 
-def of_run(run: Path, trained: float | None = None) -> tuple[Case, Disk]:
+def of_run(run: Path, trained: float | None = None) -> tuple[Case, Service, Disk]:
     """Return what the metrics, settings and newest checkpoint of a run of one process say; the first step is left out.
 
-    `trained` is the count of trained numbers, for a run without a checkpoint. Raises SettingsError for a directory that
+    `trained` is the count of trained numbers, for a run without a checkpoint. `parameters` is NaN where frozen weights
+    are not counted. Raises SettingsError for a directory that
     is not a run's, lacks something, or is of several ranks.
     """
     records = read(run)[1:]
@@ -59,13 +61,45 @@ def of_run(run: Path, trained: float | None = None) -> tuple[Case, Disk]:
     if any(record.get("ranks") for record in records):
         raise SettingsError(f"{run} trained on several ranks, whose phases include waiting; give a run of one process")
     settings = json.loads((run / "settings.json").read_text())
-    table = settings["screen"]
-    rates = [record["pass_rate"] for record in records if record["pass_rate"] is not None]
-    rate = statistics.fmean(rates) if rates and table["threshold"] != "none" else None
-    screen = Screen(table["group_size"], table["preview_batch_size"], table["max_previews"], rate)
+    screen = _screen(run, settings["screen"], records)
     policy = _policy(run) if trained is None else Policy(trained, trained)
+    policy = replace(policy, passes=_passes(settings))
+    if settings["policy"].get("lora") or settings["policy"].get("train") == "norms":
+        policy = replace(policy, parameters=math.nan)  # its checkpoints do not have the frozen weights
     work = work_of(records, sum(len(record["keys"]) for record in records))
-    return Case(str(run), work, policy, screen), Disk(checkpoint_every=settings["checkpoint_every"])
+    service = Service(image_bytes=_image_bytes(run))
+    return Case(str(run), work, policy, screen), service, Disk(checkpoint_every=settings["checkpoint_every"])
+
+
+def _screen(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> Screen:
+    """Return the screen of a run, by the pass rate of the steps that had a threshold."""
+    if (rule := settings.get("select", "first_above")) != "first_above":
+        raise SettingsError(f"{run} has [trainer.screen] select = '{rule}'; only 'first_above' is modelled")
+    rate = None
+    if settings["threshold"] != "none":
+        rates = [one["pass_rate"] for one in records if None not in (one["pass_rate"], one["threshold"])]
+        if not rates:
+            raise SettingsError(
+                f"{run} has no threshold in any of its {len(records)} steps after the first, so every preview passed; "
+                "a key has one after its first group: train until keys have been drawn twice, or give another run"
+            )
+        rate = statistics.fmean(rates)
+    return Screen(settings["group_size"], settings["preview_batch_size"], settings["max_previews"], rate)
+
+
+def _passes(settings: dict[str, Any]) -> int:
+    """Return the backward passes of a group's images in an update, as `trainer.passes` makes them."""
+    group, loss = settings["screen"]["group_size"], settings["loss"]
+    steps = max(1, round(loss["loss_step_fraction"] * settings["policy"]["sampler"]["denoising_steps"]))
+    return int(steps * math.ceil(group / (loss["micro_batch"] or group)))
+
+
+def _image_bytes(run: Path) -> int:
+    """Return the bytes of an image of the run as raw pixels. Raises SettingsError without one."""
+    if (first := next(run.glob("images/*/*.png"), None)) is None:
+        raise SettingsError(f"{run} has no image in images/ whose size would be read; give the directory of a run")
+    with Image.open(first) as image:
+        return 3 * image.width * image.height
 
 
 def work_of(records: Sequence[dict[str, Any]], groups: int) -> Work:
@@ -104,8 +138,8 @@ def _policy(run: Path) -> Policy:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 COLUMNS: Final = (
-    "groups a step", "step, s", "waiting", "records", "messages", "images/s",
-    "scorer GPUs", "MB/s to the service", "checkpoint, GB", "checkpoint, s", "checkpoints",
+    "groups a step", "step, s", "time for waiting", "time for records", "time for messages", "images/s (finished)",
+    "scorer GPUs", "MB/s to the service", "checkpoint, GB", "checkpoint, s", "time for checkpoints",
 )  # fmt: skip
 
 
@@ -142,7 +176,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def docs_tables() -> str:
     """Return the tables of docs/scaling.md: named policies, and the waiting for the slowest rank."""
     rows = [
-        [case.name, str(world), *row(predict(case.work, case.screen, case.policy, GROUPS * world, world))]
+        [
+            _name(case.name, case.policy),
+            str(world),
+            *row(predict(case.work, case.screen, case.policy, GROUPS * world, world)),
+        ]
         for case in cases()
         for world in WORLDS
     ]
@@ -192,19 +230,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _table(options: argparse.Namespace) -> str:
     """Return the table of the run or of the named policies, with the values that the command line changes."""
-    chosen, disk = cases(), Disk()
+    chosen, service, disk = cases(), Service(), Disk()
     if options.run is not None:
-        case, disk = of_run(options.run, options.trained)
+        case, service, disk = of_run(options.run, options.trained)
         chosen = [case]
-    network, service, disk = _changed(Network(), options), _changed(Service(), options), _changed(disk, options)
-    rows = []
+    network, service, disk = _changed(Network(), options), _changed(service, options), _changed(disk, options)
+    rows, failed = [], list[ValueError]()
     for case in chosen:
         work, screen, policy = (_changed(part, options) for part in (case.work, case.screen, case.policy))
+        if policy.shard > 1 and math.isnan(policy.parameters):
+            raise SettingsError(
+                f"{case.name} trains a part of its weights, and --shard sends all of them; give --parameters NUMBER"
+            )
         for world in options.worlds:
             groups = round(options.groups_per_gpu * world)
-            predicted = predict(work, screen, policy, groups, world, network=network, service=service, disk=disk)
-            rows.append([case.name, str(world), *row(predicted)])
+            try:
+                predicted = predict(work, screen, policy, groups, world, network=network, service=service, disk=disk)
+                cells = row(predicted)
+            except ValueError as error:
+                failed.append(error)
+                cells = [str(error), *[""] * (len(COLUMNS) - 1)]
+            rows.append([_name(case.name, policy), str(world), *cells])
+    if len(failed) == len(rows):
+        raise failed[0]
     return table(("policy", "GPUs", *COLUMNS), rows)
+
+
+def _name(name: str, policy: Policy) -> str:
+    return name if policy.shard == 1 else f"{name}, FSDP2 over {policy.shard}"
 
 
 def _changed(record: Any, options: argparse.Namespace) -> Any:
@@ -213,19 +266,44 @@ def _changed(record: Any, options: argparse.Namespace) -> Any:
     return replace(record, **{name: value for name, value in given.items() if value is not None})
 
 
+MAY_BE_ZERO: Final = {"preview_s", "finish_s", "update_s", "record_s", "step_s", "latency_s"}
+AT_MOST_ONE: Final = {"pass_rate", "utilisation"}
+
+
+def _number(name: str, kind: type[int | float]) -> Callable[[str], float]:
+    """Return a reader of an option that refuses a number outside its limits."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and name in MAY_BE_ZERO))):
+            limit = "at least 0" if name in MAY_BE_ZERO else "above 0"
+            raise argparse.ArgumentTypeError(f"{text} is not a number {limit}")
+        if name in AT_MOST_ONE and value > 1:
+            raise argparse.ArgumentTypeError(f"{text} is above 1; it is a share, such as 0.25")
+        return value
+
+    read.__name__ = kind.__name__  # named in the message for other text
+    return read
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sizing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, help="a run of one process, whose phase times replace the arithmetic")
-    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="numbers of GPUs")
-    parser.add_argument("--groups-per-gpu", type=float, default=GROUPS, help="prompts_per_step / GPUs, at least 1")
+    parser.add_argument("--worlds", type=_number("worlds", int), nargs="+", default=WORLDS, help="numbers of GPUs")
+    parser.add_argument(
+        "--groups-per-gpu",
+        type=_number("groups_per_gpu", float),
+        default=GROUPS,
+        help="prompts_per_step / GPUs, at least 1",
+    )
     parser.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE.relative_to(ROOT)}")
     for kind in (Work, Screen, Policy, Network, Service, Disk):
         box = parser.add_argument_group(kind.__name__.lower(), (kind.__doc__ or "").partition("\n")[0])
         for one in fields(kind):
             default = f"default {one.default:g}" if isinstance(one.default, int | float) else "by policy"
-            number = int if one.type == "int" else float
+            number = _number(one.name, int if one.type == "int" else float)
             box.add_argument(f"--{one.name.replace('_', '-')}", type=number, metavar="N", help=default)
     return parser
 

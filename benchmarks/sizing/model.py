@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 BUCKET_BYTES: Final = 64 * 2**20  # trainer.distributed sums gradients in messages of this size
-GATHERS: Final = 8  # documents that the ranks exchange in a step: flags, failures, scores, losses; two messages each
+GATHERS: Final = 12  # documents that the ranks exchange in a step: flags, failures, scores, losses; two messages each
 Floats = npt.NDArray[np.float64]
 
 
@@ -230,9 +230,9 @@ def communication_seconds(policy: Policy, groups: int, world: int, network: Netw
     """Return the seconds of all messages of a step, none of them overlapped with computation: an upper bound.
 
     Replicated, a step sums the gradients of all ranks once. Sharded over the S ranks of a copy (FSDP2), they gather the
-    weights once for drawing. In each pass they gather them again, give each rank its part of the gradient, and sum the
-    parts over the W / S copies; all ranks make as many passes as the one with the most groups. In both cases the ranks
-    exchange GATHERS documents. Raises ValueError for a world that is not a multiple of the shard.
+    weights once for drawing. In each pass they gather them again and give each rank its part of the gradient; all ranks
+    make as many passes as the one with the most groups. Once a step the parts are summed over the W / S copies. In both
+    cases the ranks exchange GATHERS documents. Raises ValueError for a world that is not a multiple of the shard.
     """
     if world == 1:
         return 0.0
@@ -246,8 +246,8 @@ def communication_seconds(policy: Policy, groups: int, world: int, network: Netw
     inside = max(1, network.gpus_per_node // policy.shard)
     copies = replace(network, gpus_per_node=inside, node_gb_s=policy.shard * network.node_gb_s)
     summed = all_reduce_seconds(gradients, world // policy.shard, copies)
-    one_pass = policy.gathers * weights + gather_seconds(gradients, policy.shard, network) + summed
-    return documents + weights + policy.passes * max(groups_of_ranks(groups, world)) * one_pass
+    one_pass = policy.gathers * weights + gather_seconds(gradients, policy.shard, network)
+    return documents + weights + policy.passes * max(groups_of_ranks(groups, world)) * one_pass + summed
 
 
 def _nodes(world: int, network: Network) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from trainer.settings.policy import LoraSettings
 
 RECORD_S: Final = 3.8  # measured: 26 images of 512 px, one core, 1.1 s for the files and 2.7 s for TensorBoard
 
+PASSES: Final = 50  # of each denoising step one: micro_batch is the group
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -68,10 +70,10 @@ def cases(gpu: Gpu = Gpu()) -> list[Case]:
     phi = {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32, "num_attention_heads": 32}
     small, large = _sizes(FULL), _sizes(wide := replace(FULL, llm=phi))
     found = (
-        ("Show-o 512 (1.45 B), LoRA", FULL, Policy(small[0], small[1])),
-        ("Show-o 512 (1.45 B), all weights", FULL, Policy(small[0], small[0])),
-        ("7 B, LoRA", wide, Policy(large[0], large[1])),
-        ("7 B, all weights, FSDP2 over 8", wide, Policy(large[0], large[0], shard=8, passes=50)),
+        ("Show-o 512 (1.45 B), LoRA", FULL, Policy(small[0], small[1], passes=PASSES)),
+        ("Show-o 512 (1.45 B), all weights", FULL, Policy(small[0], small[0], passes=PASSES)),
+        ("7 B, LoRA", wide, Policy(large[0], large[1], passes=PASSES)),
+        ("7 B, all weights", wide, Policy(large[0], large[0], shard=8, passes=PASSES)),
     )
     return [
         Case(name, arithmetic(config, gpu, screen, lora=policy.trained < policy.parameters), policy, screen)

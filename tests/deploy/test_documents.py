@@ -7,12 +7,14 @@ import importlib
 import importlib.util
 import re
 import subprocess
+import textwrap
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from trainer.settings import TrainerSettings
@@ -88,6 +90,18 @@ def test_commands_exist(page: Path) -> None:
     assert set(re.findall(r"^\.venv/bin/synod (\w+)", shell, flags=re.MULTILINE)) <= COMMANDS
     for path in re.findall(r"(?<![\w/.])((?:deploy|embedded|helm)/[\w./-]+\.\w+)", shell):
         assert (ROOT / path).exists(), path
+
+
+def test_values_in_the_charts_readme_are_yaml() -> None:
+    text = (ROOT / "helm/synod/README.md").read_text()
+    known = yaml.safe_load((ROOT / "helm/synod/values.yaml").read_text())
+    found = [textwrap.dedent(one) for one in re.findall(r"^    \w+:\n(?:     .*\n)+", text, flags=re.MULTILINE)]
+    assert len(found) >= 3
+    for one in found:
+        for table, values in yaml.safe_load(one).items():
+            assert values.keys() <= known[table].keys(), one
+    (egress,) = [yaml.safe_load(one)["networkPolicy"] for one in found if "restrictEgress" in one]
+    assert all(rule.keys() == {"to", "ports"} for rule in egress["extraEgress"])
 
 
 def defined(name: str) -> bool:

@@ -34,14 +34,20 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 def start(tmp_path: Path) -> Start:
     """Return a function that starts the script in `tmp_path` with a program as srun."""
 
-    def start(srun: str, *leave_out: str) -> subprocess.Popen[bytes]:
-        for name, text in (("scontrol", SCONTROL), ("srun", srun)):
+    def start(
+        srun: str, *leave_out: str, arguments: tuple[str, ...] = ("my.toml", "--steps", "7"), run_dir: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        for name, text in (("scontrol", SCONTROL), ("srun", srun), (".venv/bin/torchrun", "exit 9")):
             (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
             (tmp_path / name).chmod(0o755)
+        if ".venv" in leave_out:
+            (tmp_path / ".venv/bin/torchrun").unlink()
         kept = {name: value for name, value in JOB.items() if name not in leave_out}
+        kept |= {} if run_dir is None else {"RUN_DIR": run_dir}
         with (tmp_path / "stderr").open("w") as stderr:
             return subprocess.Popen(
-                ["bash", str(SCRIPT), "my.toml", "--steps", "7"],
+                ["bash", str(SCRIPT), *arguments],
                 cwd=tmp_path,
                 env={**kept, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
                 stderr=stderr,
@@ -95,6 +101,31 @@ def test_a_failed_run_fails_the_job(start: Start) -> None:
 def test_a_job_without_gpus_is_refused(start: Start, tmp_path: Path) -> None:
     assert start(RECORD, "SLURM_GPUS_ON_NODE").wait(20) != 0
     assert "ask for GPUs" in (tmp_path / "stderr").read_text()
+    assert not (tmp_path / "srun.arguments").exists()
+
+
+def test_a_directory_of_the_users_choice_has_the_stop_file(start: Start, tmp_path: Path) -> None:
+    assert start(RECORD, run_dir="/".join((str(tmp_path), "my runs/a"))).wait(20) == 0
+    words = (tmp_path / "srun.arguments").read_text().split("\0")[:-1]
+    assert words[-2:] == ["--run-dir", f"{tmp_path}/my runs/a"]
+    assert (tmp_path / "my runs/a").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "leave_out", "message"),
+    [
+        ((), "", "give the settings first"),
+        (("--steps", "7"), "", "give the settings first"),
+        (("my.toml", "--run-dir", "a"), "", "by RUN_DIR=DIR"),
+        (("my.toml", "--run-dir=a"), "", "by RUN_DIR=DIR"),
+        (("my.toml",), ".venv", "has no .venv/bin/torchrun"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_is_refused(
+    start: Start, tmp_path: Path, arguments: tuple[str, ...], leave_out: str, message: str
+) -> None:
+    assert start(RECORD, leave_out, arguments=arguments).wait(20) == 2
+    assert message in (tmp_path / "stderr").read_text()
     assert not (tmp_path / "srun.arguments").exists()
 
 

@@ -48,7 +48,7 @@ LORA = """
 rank = 2
 targets = ["q_proj", "v_proj"]
 """
-SMALL_EVALUATION = ("--prompts=/app/embedded/data/prompts/heldout.jsonl", "--n=2", "--images=1")
+SMALL_EVALUATION = ("--prompts=/app/embedded/data/prompts/heldout.jsonl", "--limit=2", "--images=1")
 Wait = Callable[[Callable[[], bool], float], None]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,6 +26,7 @@ from trainer.errors import OtherRankFailed
 
 PATIENCE: Final = timedelta(hours=12)  # a rank may wait for an unavailable service while the others wait for it
 BUCKET_BYTES: Final = 64 * 2**20  # gradients are summed in messages of this size
+_MARK: Final = "trainer_in_step"  # attribute of an error: whether all ranks have left one block with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,36 @@ class Ranks:
         return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every parameter's gradient by its sum over the ranks; a rank without a gradient adds 0."""
+        """Replace the gradients of trained parameters by their sums over the ranks; a rank without one adds 0.
+
+        A parameter without a gradient on every rank keeps None, as on one device, so that an optimizer skips it. All
+        memory is allocated before the first gradient is sent.
+        """
         if self.world == 1:
             return
-        for bucket in _buckets(list(parameters)):
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            flat = torch.cat([grad.flatten() for grad in grads])
-            dist.all_reduce(flat)
-            for parameter, part in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
-                parameter.grad = part.view_as(parameter)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        found = torch.tensor([p.grad is not None for p in trained], dtype=torch.uint8, device=_device())
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        with self.together():
+            summed = [parameter for parameter, anywhere in zip(trained, found.tolist(), strict=True) if anywhere]
+            for parameter in summed:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            buckets = list(_buckets(summed))
+            messages = _messages(buckets)
+        for bucket, message in zip(buckets, messages, strict=True):
+            parts = torch.split(message, [parameter.numel() for parameter in bucket])
+            grads = [parameter.grad for parameter in bucket if parameter.grad is not None]
+            for grad, part in zip(grads, parts, strict=True):
+                part.view_as(grad).copy_(grad)
+            dist.all_reduce(message)
+            for grad, part in zip(grads, parts, strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
@@ -78,14 +100,27 @@ class Ranks:
         return [json.loads(part) for part in self._gather_bytes(json.dumps(document).encode())]
 
     @contextmanager
-    def together(self, phase: str = "ranks") -> Iterator[None]:
-        """If the block fails on one rank, all ranks leave it with an error.
+    def saving(self, save: Callable[[], None]) -> Iterator[None]:
+        """Call `save`, which may exchange something, if the block fails on all ranks: after another failure they end.
+
+        On one rank it is called unless a block of `together` was left with what may not be saved.
+        """
+        try:
+            yield
+        except Exception as error:
+            if is_agreed(error, otherwise=self.world == 1):
+                save()
+            raise
+
+    @contextmanager
+    def together(self, phase: str = "ranks", *, undone: bool = True) -> Iterator[None]:
+        """If the block fails on one rank, all ranks leave it with an error (`is_agreed`).
 
         The wait for the others is in the `phase` of the clock: another than "ranks" where rank 0 alone has work to do.
 
         A failed rank raises its own error, the others raise OtherRankFailed with its message (SettingsError if it is
         one: bad input is bad on every rank). Every rank must enter the block, and the block must not send anything: the
-        others would wait for it.
+        others would wait for it. `undone` False: what the block changed is not to be saved if it fails on any rank.
         """
         error: Exception | None = None
         try:
@@ -96,17 +131,17 @@ class Ranks:
         with self.clock(phase) if self.world > 1 else nullcontext():
             everywhere = self.gather_all(failed)
         if error is not None:
-            raise error
+            raise _marked(error, undone)
         for rank, found in enumerate(everywhere):
             if found:
                 kind = SettingsError if found[1] else OtherRankFailed
-                raise kind(f"rank {rank} failed: {found[0]}")
+                raise _marked(kind(f"rank {rank} failed: {found[0]}"), undone)
 
     def check_equal(self, value: Any, what: str) -> None:
         """Raise SettingsError on every rank unless all have the same value; `what` says what it is, and what to do."""
         values = self.gather_all(value)
         if any(other != values[0] for other in values):
-            raise SettingsError(f"the ranks differ: {', '.join(map(str, values))} as the {what}")
+            raise _marked(SettingsError(f"the ranks differ: {', '.join(map(str, values))} as the {what}"))
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         device = _device()
@@ -123,6 +158,24 @@ class Ranks:
 ONE_RANK: Final = Ranks()
 
 
+def is_agreed(error: BaseException | None, otherwise: bool = False) -> bool:
+    """Return whether all ranks have left a block of `together` with this error, or with what it was raised from.
+
+    Only then may a rank exchange anything again, such as the parts of a checkpoint. After another failure the others
+    wait in an exchange that this rank has not reached, so it must end. `otherwise` is for errors from outside a block.
+    """
+    while error is not None:
+        if _MARK in vars(error):
+            return bool(vars(error)[_MARK])
+        error = error.__cause__
+    return otherwise
+
+
+def _marked(error: Exception, agreed: bool = True) -> Exception:
+    vars(error)[_MARK] = agreed
+    return error
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the other processes of a launcher that set RANK and WORLD_SIZE (torchrun, Ray Train), and leave them again.
@@ -136,10 +189,8 @@ def joined() -> Iterator[Ranks]:
         yield ONE_RANK
         return
     _join()
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size())
+    dist.destroy_process_group()  # not after an error: the others may be in an exchange, and nccl would wait for them
 
 
 def _join() -> None:
@@ -173,6 +224,19 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         bucket.append(parameter)
     if bucket:
         yield bucket
+
+
+def _messages(buckets: Sequence[Sequence[nn.Parameter]]) -> list[Tensor]:
+    """Return memory for each bucket's message; buckets of one dtype and device share it, because they take turns."""
+    sizes = [sum(parameter.numel() for parameter in bucket) for bucket in buckets]
+    kinds = [(bucket[0].dtype, bucket[0].device) for bucket in buckets]
+    shared = {
+        kind: torch.empty(
+            max(size for size, one in zip(sizes, kinds, strict=True) if one == kind), dtype=kind[0], device=kind[1]
+        )
+        for kind in set(kinds)
+    }
+    return [shared[kind][:size] for size, kind in zip(sizes, kinds, strict=True)]
 
 
 def _bytes(parameter: Tensor) -> int:

@@ -19,11 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trainer.distributed.ranks import Ranks
-from trainer.errors import NonFinite, OtherRankFailed
+from trainer.distributed.ranks import Ranks, is_agreed
 
 Units = tuple[nn.Module, Sequence[nn.Module]]  # a model that is called as a whole, and its blocks in order
-AGREED: Final = (NonFinite, OtherRankFailed)  # inside `split` these are raised on all ranks, or on none
 
 
 class Sharding:
@@ -37,7 +35,6 @@ class Sharding:
         self._called = set[nn.Module]()
         for root, _ in models:
             root.register_forward_hook(lambda module, *_: self._called.add(module))
-        self.is_split = False
 
     @property
     def is_on(self) -> bool:
@@ -47,10 +44,9 @@ class Sharding:
     def split(self) -> Iterator[None]:
         """Inside the block each rank holds its parts of the parameters, which an optimizer may change.
 
-        After an error that the others may not have, it stays split (`is_split`): the ranks are no longer in step, so
+        After an error that the others may not have it stays split: the ranks are no longer in step (`is_agreed`), so
         nothing can be gathered.
         """
-        self.is_split = self.is_on
         for root, blocks in self._models:
             if root in self._called:
                 cast(FSDPModule, root).reset_iter_state()  # forget how often this rank has called it
@@ -59,8 +55,9 @@ class Sharding:
         self._keep_gathered(False)
         try:
             yield
-        except AGREED:
-            self.refresh()
+        except Exception as error:
+            if is_agreed(error):
+                self.refresh()
             raise
         self.refresh()
 
@@ -71,7 +68,14 @@ class Sharding:
             for unit in (root, *blocks):
                 cast(FSDPModule, unit).reshard()
                 cast(FSDPModule, unit).unshard()
-        self.is_split = False
+
+    def exchange_replicas(self, flag: bool) -> None:
+        """Say whether the next backward pass ends with the exchange of gradients between replicas of the policy.
+
+        Until then each replica adds up its own, and no parameter has a gradient. With one replica nothing changes.
+        """
+        for root, _ in self._models[:1]:
+            cast(FSDPModule, root).set_requires_all_reduce(flag)
 
     def _keep_gathered(self, flag: bool) -> None:
         for _, blocks in self._models[:1]:

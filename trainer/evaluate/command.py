@@ -50,12 +50,12 @@ Suites:
   prompts   the prompts of --prompts FILE (.jsonl with a "prompt", or .txt); prints the mean of each of --scorers
 
 An image is drawn once: the same command goes on after a stop, scores again what has failed, and adds what a larger
---images or --n or another of --scorers asks for. A missing score is left out and counted, never a 0. Standard errors
-are clustered by prompt, because images of one prompt are alike.
+--images or --limit or another of --scorers asks for. A missing score is left out and counted, never a 0.
+Standard errors are clustered by prompt, because images of one prompt are alike.
 """
 EXAMPLES: Final = """examples:
   synod evaluate runs/train --suite geneval
-  synod evaluate showlab/show-o-512x512 --suite geneval --n 60 --images 1       a quick look: 10 prompts of each task
+  synod evaluate showlab/show-o-512x512 --suite geneval --limit 60 --images 1   a quick look: 10 prompts of each task
   synod evaluate runs/train --suite prompts --prompts parti.txt --scorers hpsv3,clip_t --json > scores.json
   synod evaluate deploy/configs/embedded.toml --suite geneval --prompts embedded/data/prompts/heldout.jsonl
   synod replay runs/train/evaluation/geneval/rows.jsonl --url http://other.example:8000
@@ -95,7 +95,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     changes = {"denoising_steps": options.steps, "guidance_scale": options.guidance, "temperature": options.temperature}
     policy = with_sampler(subject.policy, {name: value for name, value in changes.items() if value is not None})
     benchmark, scorers = _benchmark(options)
-    images = runner.plan(spread(benchmark.prompts, options.n), options.images)
+    images = runner.plan(spread(benchmark.prompts, options.limit), options.images)
     out = (options.out or subject.out).resolve()
     processes(os.environ)
     with SynodClient(options.url or subject.url) as client:
@@ -333,7 +333,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompts", type=Path, metavar="FILE", help="the prompts; for geneval others than the published 553")
     add("--column", default="prompt", help="the prompts' column in a .jsonl or .parquet (default: prompt)")
     add("--images", type=_count, default=4, metavar="N", help="images of each prompt (default: 4)")
-    add("--n", type=_count, metavar="N", help="draw only N of the prompts, evenly from all tasks (default: all)")
+    # under torchrun --n is refused: it could be torchrun's --nnodes
+    add(
+        "--limit",
+        "--n",
+        type=_count,
+        metavar="N",
+        help="draw only N of the prompts, evenly from all tasks (default: all)",
+    )
     add("--scorers", action="extend", type=_names, default=[], metavar="A[,B]", help="scorers (geneval: geneval)")
     add("--url", help=f"URL of the service (default: that of the run or TOML, else {URL})")
     add("--out", type=Path, metavar="DIR", help="images, rows and conditions (default: RUN/evaluation/SUITE)")

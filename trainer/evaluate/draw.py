@@ -34,13 +34,17 @@ class Drawer:
             return self._policy.images(self._policy.denoise(begun, self._policy.image_steps))
 
 
-def digest_of(policy: Policy) -> str:
-    """Return a digest of all weights that the policy holds, its image tokenizer included."""
+def digest_of(policy: Policy, sample: int | None = None) -> str:
+    """Return a digest of all weights that the policy holds, its image tokenizer included.
+
+    `sample`: of about so many numbers of each tensor, evenly spread.
+    """
     found = hashlib.blake2b(digest_size=16)
     for name, module in sorted((name, one) for name, one in vars(policy).items() if isinstance(one, nn.Module)):
         for key, tensor in module.state_dict().items():
             found.update(f"{name}.{key} {tensor.dtype} {list(tensor.shape)}".encode())
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            stride = 1 if sample is None else max(1, tensor.numel() // sample)
+            data = tensor.detach().reshape(-1)[::stride].cpu().contiguous().view(torch.uint8)
             for part in data.split(_CHUNK):
                 found.update(part.numpy().data)
     return found.hexdigest()

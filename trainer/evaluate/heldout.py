@@ -65,8 +65,9 @@ def evaluate(
         bar = tqdm(total=sum(map(len, own)), desc=what, unit="image", disable=not ranks.is_first)
         with bar, torch.no_grad():
             rows, shown = _evaluate_batches(policy, service, tasks, own, settings.evaluate.scorers, bar)
+        alike = conditions(settings)  # reads a file
     documents = ranks.gather([[asdict(rows[place]) for place in places] for places in own])
-    return Evaluation(conditions(settings), tuple(Row(**row) for batch in documents for row in batch), shown)
+    return Evaluation(alike, tuple(Row(**row) for batch in documents for row in batch), shown)
 
 
 def _evaluate_batches(

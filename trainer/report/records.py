@@ -96,8 +96,8 @@ def ranks_record(laps: Sequence[Lap]) -> Record | None:
     slowest     the rank that waited least
     seconds     its seconds in each phase
 
-    Waiting while rank 0 alone writes is left out. In the update of a split policy it cannot be told from messages, so
-    then it is that of drawing.
+    Waiting while rank 0 alone writes is left out. In the update of a split policy it cannot be separated from messages,
+    so then it is that of drawing.
     """
     if len(laps) == 1:
         return None

@@ -34,7 +34,7 @@ def test_predictions_by_hand() -> None:
     """Two groups a step, whose longer one the other rank waits for: of 24 previews, then of 36."""
     rest = 2 * (1.0 + 2.0 + 0.25) + 0.5
     one = (12 + 24 + 24 + 36) / 2 * 0.1 + rest
-    messages = 0.01 + 8 * 0.001 + 2 * 0.0005  # the sum, eight documents, and two latencies of the sum's message
+    messages = 0.01 + 12 * 0.001 + 2 * 0.0005  # the sum, twelve documents, and two latencies of the sum's message
     two = (24 + 36) / 2 * 0.1 + 1.0 + 2.0 + 0.25 + 0.5 + messages
     found = ranks.validation(measured({1: one, 2: 2 * two}, [[12, 24], [24, 36]]))
     assert found["network"]["node_gb_s"] == pytest.approx(0.4)

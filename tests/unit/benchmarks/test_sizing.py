@@ -109,11 +109,11 @@ def test_messages_of_a_sharded_policy_by_hand() -> None:
     policy = Policy(1e9, 1e9, shard=8, passes=2, gathers=5)
     network = Network(gpus_per_node=8, node_gb_s=100, network_gb_s=10, latency_s=0)
     gather, between = 7 / 8 * 4 / 100, 2 * 1 / 2 * 4 / 10
-    assert communication_seconds(policy, 48, 16, network) == pytest.approx(gather + 6 * (5 + 1) * gather + 6 * between)
+    assert communication_seconds(policy, 48, 16, network) == pytest.approx(gather + 6 * (5 + 1) * gather + between)
     assert communication_seconds(policy, 24, 8, network) == pytest.approx(gather + 6 * (5 + 1) * gather)
     half = replace(policy, shard=4)  # two copies in a node: each rank sums a quarter by its own link
     gather, inside = 3 / 4 * 4 / 100, 2 * 1 / 2 * 1 / 100
-    assert communication_seconds(half, 24, 8, network) == pytest.approx(gather + 6 * (5 + 1) * gather + 6 * inside)
+    assert communication_seconds(half, 24, 8, network) == pytest.approx(gather + 6 * (5 + 1) * gather + inside)
 
 
 def test_a_step_by_hand() -> None:
@@ -216,9 +216,8 @@ def test_the_page_has_the_output_of_the_command() -> None:
 
 def test_the_phase_times_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", 4)
-    table = {"group_size": 9, "preview_batch_size": 12, "max_previews": 36, "threshold": "quantile"}
-    (run / "settings.json").write_text(json.dumps({"screen": table, "checkpoint_every": 7}))
-    case, disk = command.of_run(run, 1e6)
+    write_settings(run)
+    case, service, disk = command.of_run(run, 1e6)
     previews, kept = 35 + 34 + 33, 3 * 9  # of steps 1, 2 and 3; each has one group
     decode = 3 * PHASES["decode"] / (previews + kept)
     drawing = 3 * (PHASES["reason"] + PHASES["preview"] + PHASES["surrogate"])
@@ -232,6 +231,8 @@ def test_the_phase_times_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert astuple(case.work) == pytest.approx(expected)
     assert case.screen == Screen(9, 12, 36, pytest.approx((0.3 + 0.2 + 0.3) / 3))
     assert disk.checkpoint_every == 7
+    assert service.image_bytes == 3 * 16 * 16
+    assert case.policy == Policy(1e6, 1e6, passes=25 * 3)  # half of 50 steps, 9 rollouts 4 at a time
     with pytest.raises(SettingsError, match="no checkpoint"):
         command.of_run(run)
     several = make_run(tmp_path / "several", 2) / "metrics.jsonl"
@@ -243,6 +244,63 @@ def test_the_phase_times_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert command.main(["--run", str(tmp_path)]) == 2
     assert "fewer than two steps" in capsys.readouterr().err
+    options = ["--run", str(run), "--trained", "1e9", "--shard", "8", "--worlds", "12", "16", "--node-gb-s", "1"]
+    assert command.main(options) == 0
+    head, _, twelve, sixteen = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert twelve[1:3] == ["12", "12 ranks do not divide into copies of 8; give a multiple of it"]
+    assert f"{run}, FSDP2 over 8" in sixteen[0]
+    assert float(sixteen[head.index("time for messages")].removesuffix(" %")) > 50
+    assert command.main([*options[:6], "--worlds", "12"]) == 2
+    assert "12 ranks do not divide" in capsys.readouterr().err
+
+
+def write_settings(run: Path, policy: dict[str, object] | None = None, **screen: object) -> None:
+    table = {"group_size": 9, "preview_batch_size": 12, "max_previews": 36, "threshold": "quantile", **screen}
+    settings = {
+        "screen": table,
+        "checkpoint_every": 7,
+        "loss": {"loss_step_fraction": 0.5, "micro_batch": 4},
+        "policy": {"sampler": {"denoising_steps": 50}, **(policy or {})},
+    }
+    (run / "settings.json").write_text(json.dumps(settings))
+
+
+def test_a_run_that_does_not_say_what_is_needed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", 3)
+    write_settings(run, {"lora": {"rank": 4}})
+    options = ["--run", str(run), "--trained", "1e6", "--worlds", "8"]
+    assert command.main(options) == 0
+    assert command.main([*options, "--shard", "8"]) == 2
+    assert "give --parameters NUMBER" in capsys.readouterr().err
+    assert command.main([*options, "--shard", "8", "--parameters", "1e9"]) == 0
+    write_settings(run, select="best_and_worst")
+    assert command.main(options) == 2
+    assert "only 'first_above' is modelled" in capsys.readouterr().err
+    write_settings(run)
+    lines = [{**json.loads(line), "threshold": None} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert command.main(options) == 2
+    assert "no threshold in any of its 2 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--worlds", "0", "0 is not a number above 0"),
+        ("--disk-gb-s", "0", "0 is not a number above 0"),
+        ("--passes", "0", "0 is not a number above 0"),
+        ("--pass-rate", "0", "0 is not a number above 0"),
+        ("--pass-rate", "25", "25 is above 1"),
+        ("--latency-s", "-1", "-1 is not a number at least 0"),
+        ("--shard", "x", "invalid int value: 'x'"),
+    ],
+)
+def test_numbers_outside_their_limits_are_refused(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main([f"{option}={value}"] if option != "--worlds" else [option, value])
+    assert message in capsys.readouterr().err
 
 
 def test_trained_numbers_are_counted_in_the_checkpoint(tmp_path: Path, tiny: TrainerSettings) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,8 @@ from torch import nn
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.world_two import spawn
-from trainer import distributed
+from trainer import agreement, distributed
+from trainer.agreement import check_weights
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite, OtherRankFailed
 from trainer.run import run
@@ -47,6 +51,29 @@ def _check_failures(ranks: Ranks) -> None:
         assert str(caught.value) == "rank 1 failed: NonFinite: the gradient's norm is nan"
 
 
+def _check_saving(ranks: Ranks) -> None:
+    """What may be exchanged after a failure: only if all ranks have left the same block with it."""
+    saved = list[str]()
+
+    def fail(name: str, *, undone: bool = True, agreed: bool = True) -> None:
+        block = ranks.together(undone=undone) if agreed else nullcontext()
+        with pytest.raises(RuntimeError), ranks.saving(lambda: saved.append(name)), _explained(), block:
+            _fail_on(ranks.rank == 1 or not agreed)
+
+    fail("agreed")
+    fail("half done", undone=False)
+    fail("alone", agreed=False)
+    assert saved == ["agreed"]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except NonFinite as error:
+        raise RuntimeError("explained") from error
+
+
 def _fail_on(flag: bool) -> None:
     if flag:
         raise NonFinite("the gradient's norm is nan", 3)
@@ -66,11 +93,42 @@ def _check_gradients(ranks: Ranks) -> None:
     for i, grad in enumerate(every[ranks.rank]):
         if (ranks.rank, i) != (1, 3):  # this rank has no gradient of that parameter
             parameters[i].grad = grad.clone()
-    ranks.sum_gradients(parameters)
+    frozen = nn.Parameter(torch.zeros(1000), requires_grad=False)
+    sent, all_reduce = list[tuple[torch.dtype, int]](), dist.all_reduce
+
+    def counted(message: torch.Tensor, *arguments: Any) -> None:
+        sent.append((message.dtype, message.numel()))
+        all_reduce(message, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counted)
+        ranks.sum_gradients([*parameters, frozen])
+    assert sent == [(torch.uint8, 6), *((torch.float32, n) for n in (6, 20, 8))]
     for i, parameter in enumerate(parameters[:-1]):
         expected = every[0][i] if i == 3 else every[0][i] + every[1][i]
         assert torch.equal(parameter.grad, expected)
-    assert torch.equal(parameters[-1].grad, torch.zeros(2, dtype=torch.bfloat16))
+    assert parameters[-1].grad is None
+    assert frozen.grad is None
+
+
+def _check_unused_parameters(ranks: Ranks) -> None:
+    """Two steps of AdamW, a parameter of images alone: a step of texts must not decay it nor move it by its moments."""
+    found = [_trained(ranks, ranks.rank), _trained(Ranks(), 0, 1)]
+    for ours, alone in zip(*found, strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-6, atol=0)
+
+
+def _trained(ranks: Ranks, *owners: int) -> list[torch.Tensor]:
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5)
+    for step in range(2):
+        optimizer.zero_grad(set_to_none=True)
+        for owner in owners:  # the first step has an image, on rank 1 alone
+            for parameter in parameters[: 2 if (step, owner) == (0, 1) else 1]:
+                (parameter.square().sum() * (owner + 1.0)).backward()
+        ranks.sum_gradients(parameters)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
 
 
 def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
@@ -82,9 +140,28 @@ def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
         _refused(settings.model_copy(update={"prompts_per_step": 1}), "2 ranks share .* prompts_per_step is 1")
         with run_lock(settings.run_dir) if ranks.is_first else nullcontext():
             _refused(settings, "another training uses it")
+        lower = settings.optimizer.model_copy(update={"lr": 0.5})
+        _refused(
+            settings if ranks.is_first else settings.model_copy(update={"optimizer": lower}),
+            f"different settings:\n  trainer.optimizer.lr: {settings.optimizer.lr} on rank 0, 0.5 on rank 1\nGive",
+        )
+        with patch.context() as files:
+            files.setattr(agreement, "_content", lambda path: f"{path.name} of rank {ranks.rank}")
+            _refused(settings, 'trainer.data.concepts .* on rank 0, .* of rank 1" on rank 1\n')
         patch.setattr("trainer.run.device_name", lambda: "H200" if ranks.is_first else "cpu")
         _refused(settings, "some ranks have a GPU and some have none .*H200: rank 0; cpu: rank 1")
     assert {path.name for path in settings.run_dir.rglob("*") if path.is_file()} == {LOCK}
+
+
+def _check_weights(ranks: Ranks) -> None:
+    """A module that no gradient reaches differs on rank 1."""
+    policy: Any = SimpleNamespace(module=nn.Linear(3, 3), tokenizer=nn.Linear(300, 300))
+    for module in (policy.module, policy.tokenizer):
+        nn.init.ones_(module.weight), nn.init.ones_(module.bias)
+    check_weights(policy, ranks)
+    nn.init.constant_(policy.tokenizer.weight, 1 + 1e-6 * ranks.rank)
+    with pytest.raises(SettingsError, match="as the digest of the weights; give the same"):
+        check_weights(policy, ranks)
 
 
 def _refused(settings: TrainerSettings, message: str) -> None:
@@ -95,7 +172,10 @@ def _refused(settings: TrainerSettings, message: str) -> None:
 def _check_all(ranks: Ranks, settings: TrainerSettings) -> None:
     _check_messages(ranks)
     _check_failures(ranks)
+    _check_saving(ranks)
     _check_gradients(ranks)
+    _check_unused_parameters(ranks)
+    _check_weights(ranks)
     _check_bad_input(ranks, settings)
 
 

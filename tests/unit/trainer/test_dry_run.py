@@ -10,7 +10,7 @@ import pytest
 from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.test_run import ready  # noqa: F401
-from trainer.dry_run import dry_run
+from trainer.dry_run import _ranks_lines, dry_run
 
 
 def test_a_dry_run_prints_time_memory_and_rewards(
@@ -35,5 +35,13 @@ def test_a_dry_run_prints_time_memory_and_rewards(
     rewards = re.search(r"^reward: (.*)$", said, flags=re.MULTILINE)
     assert rewards is not None
     assert len(rewards[1].split()) == settings.screen.group_size
-    assert "h for 7 steps" in said
+    assert "h for 7 steps without evaluation, on one device" in said
     assert re.search(r"^arithmetic of an update: \S+ GB \(weights .*, activations ", said, flags=re.MULTILINE)
+
+
+def test_the_time_on_several_ranks_is_that_of_their_groups(ready: MakeSettings) -> None:  # noqa: F811
+    """Five groups of 2 s on two ranks: one has three of them."""
+    (line,) = _ranks_lines(ready(PROMPTS_PER_STEP="5", RANKS__WORKERS="2"), 10.0)
+    assert line.startswith("on 2 ranks, each with 3 of the 5 groups of a step at most: 6.0 s a step at best")
+    (line,) = _ranks_lines(ready(PROMPTS_PER_STEP="5"), 10.0)
+    assert "at most the 5 groups" in line

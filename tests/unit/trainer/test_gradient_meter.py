@@ -14,7 +14,6 @@ from torch import nn
 from benchmarks.gradient_snr import _gradients, family, measure
 from tests.unit.trainer.loops import NO_SLOPES, MakeSettings, draw
 from tests.unit.trainer.reward_services import Judge
-from trainer.distributed import ONE_RANK
 from trainer.gradient_meter import SAMPLE, GradientMeter, _stride
 from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
@@ -67,7 +66,7 @@ def test_a_large_parameter_is_sampled_in_all_columns() -> None:
         meter.add(group, "image")
     (_, _, square), _ = meter._squares
     assert square == pytest.approx(float((common + one).square().sum()), rel=0.05)
-    assert meter.cosines(ONE_RANK) == {"text": None, "image": pytest.approx(0.5, abs=0.03)}
+    assert meter.cosines() == {"text": None, "image": pytest.approx(0.5, abs=0.03)}
 
 
 @pytest.mark.parametrize(

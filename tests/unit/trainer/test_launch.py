@@ -40,7 +40,7 @@ def test_signals_stop_workers_and_a_second_ctrl_c_ends(tmp_path: Path) -> None:
         assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_ray_train_runs_beside_the_main_thread() -> None:
+def test_ray_train_runs_outside_the_main_thread() -> None:
     assert _in_thread(threading.current_thread) is not threading.main_thread()
     with pytest.raises(ZeroDivisionError):
         _in_thread(lambda: 1 / 0)

@@ -13,9 +13,10 @@ import torch
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, run_loop, weights
 from tests.unit.trainer.reward_services import Judge, serve
 from trainer.__main__ import main
-from trainer.errors import OutOfMemory
+from trainer.errors import OtherRankFailed, OutOfMemory
 from trainer.memory import Configuration
 from trainer.out_of_memory import (
+    CPU_MESSAGE,
     device_bytes,
     explain_out_of_memory,
     gathered_bytes,
@@ -99,7 +100,8 @@ def test_drawing_out_of_memory_names_its_own_setting(
 
 
 def test_other_errors_are_not_explained(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    for error in (RuntimeError("shapes differ"), KeyError("x")):
+    other_rank = OtherRankFailed(f"rank 1 failed: OutOfMemory: {CPU_MESSAGE}")
+    for error in (RuntimeError("shapes differ"), KeyError("x"), other_rank):
         assert not is_out_of_memory(error)
         with (
             pytest.raises(type(error)) as caught,

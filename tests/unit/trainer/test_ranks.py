@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from synod.errors import InvalidRequest
+from synod.errors import InvalidRequest, SettingsError
 from tests.unit.trainer.loops import MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.test_run import ready  # noqa: F401
@@ -54,11 +54,27 @@ CASES = (
     Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
 )
 RESUMED = (Case(), SPLIT)
+
+
+def _raise(error: Exception, *_: object) -> Any:
+    raise error
+
+
 FAILURES = {
     "service": RewardServiceUnavailable("planted"),
     "request": InvalidRequest("planted"),
     "memory": MemoryError(),
     "loss": None,  # NaN
+}
+LOCAL = {  # work of an update between two exchanges, at which a device may lack memory
+    "meter": "trainer.update.GradientMeter",
+    "messages": "trainer.distributed.ranks._messages",
+    "clip": "torch.nn.utils.clip_grad_norm_",
+    "step": "torch.optim.AdamW.step",
+}
+FILES = {  # of rank 0
+    "opening": ("trainer.train.Metrics", partial(_raise, SettingsError("planted"))),
+    "writing": ("trainer.report.metrics.Metrics.log", partial(_raise, OSError("planted"))),
 }
 
 
@@ -80,7 +96,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     failing = {
         f"{case.mode}-{what}": [_settings(folder, f"failing-{case.mode}-{what}", case, steps) for steps in (1, 2)]
         for case in (GAUSSIAN, SPLIT)
-        for what in FAILURES
+        for what in (FAILURES if case is SPLIT else (*FAILURES, *LOCAL, *FILES))
     }
     planted = {name: GAUSSIAN.settings(folder, f"two-{name}") for name in PLANTED}
     resumed = {case.name: _resumed(folder, case) for case in RESUMED}
@@ -164,18 +180,19 @@ def _fail(ranks: Ranks, what: str, before: TrainerSettings, settings: TrainerSet
     judge, loss = make_judge(GAUSSIAN), passes.clipped_loss
     if ranks.rank == 1 and what == "loss":
         loss = _not_finite
-    elif ranks.rank == 1:
+    elif ranks.rank == 1 and what in FAILURES:
         judge.submit = partial(_raise, FAILURES[what])  # type: ignore[method-assign]
     try:
-        with patch("trainer.passes.clipped_loss", loss):
+        with ExitStack() as stack:
+            stack.enter_context(patch("trainer.passes.clipped_loss", loss))
+            if ranks.rank == 1 and what in LOCAL:
+                stack.enter_context(patch(LOCAL[what], partial(_raise, torch.OutOfMemoryError("planted"))))
+            if ranks.is_first and what in FILES:
+                stack.enter_context(patch(*FILES[what]))
             train_case(ranks, GAUSSIAN, settings, judge)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
-
-
-def _raise(error: Exception, *_: object) -> Any:
-    raise error
 
 
 def _not_finite(new: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, LossStats]:
@@ -203,6 +220,32 @@ def test_a_failure_on_one_rank_ends_all(outcome: Outcome, mode: str, what: str, 
     assert len(lines(run)) == 1
 
 
+@pytest.mark.parametrize("what", LOCAL)
+def test_memory_that_lacks_between_two_exchanges(outcome: Outcome, what: str) -> None:
+    """No rank waits for the other at an exchange; what is saved stays readable."""
+    first, second = outcome.errors[f"replicate-{what}"]
+    assert second.startswith("OutOfMemory: out of memory in the update (planted). ")
+    assert first == "OtherRankFailed: rank 1 failed: OutOfMemoryError: planted"
+    run = outcome.folder / f"failing-replicate-{what}"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_what_rank_0_alone_opens_is_agreed_on(outcome: Outcome) -> None:
+    """Bad input in a file that only rank 0 reads."""
+    assert outcome.errors["replicate-opening"] == [
+        "SettingsError: planted",
+        "SettingsError: rank 0 failed: SettingsError: planted",
+    ]
+
+
+def test_a_record_that_cannot_be_written_loses_no_step(outcome: Outcome) -> None:
+    first, second = outcome.errors["replicate-writing"]
+    assert (first, second) == ("OSError: planted", "OtherRankFailed: rank 0 failed: OSError: planted")
+    run = outcome.folder / "failing-replicate-writing"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert len(lines(run)) == 1
+
+
 # -- bugs that the comparison must find -------------------------------------------------------------------------------
 
 
@@ -225,7 +268,7 @@ def _not_summed_on_rank_1(ranks: Ranks) -> Iterator[None]:
 
     def kept(self: Ranks, parameters: Any) -> None:
         parameters = list(parameters)
-        own = [parameter.grad for parameter in parameters]
+        own = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
         sum_gradients(self, parameters)
         if self.rank == 1:
             for parameter, grad in zip(parameters, own, strict=True):

@@ -21,7 +21,16 @@ from trainer.distributed import ONE_RANK
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.rewards.service import RewardService
-from trainer.rollout import Previews, ScoredGroup, draw_groups, finish, replace_flat_groups, sample_previews
+from trainer.rollout import (
+    Previews,
+    ScoredGroup,
+    _from_document,
+    _to_document,
+    draw_groups,
+    finish,
+    replace_flat_groups,
+    sample_previews,
+)
 from trainer.scenarios import compound
 from trainer.settings import TrainerSettings
 from trainer.types import Prompt, Reward, RewardSpec, Task
@@ -200,6 +209,16 @@ def group_of(number: int, values: Sequence[float | None]) -> ScoredGroup:
     task = Task(f"task {number}", "none", Prompt(f"prompt {number}", "tag"), RewardSpec(ensemble="any"))
     previews = Previews(task, (), (), (), screen([], None, 2), None)
     return ScoredGroup(previews, (), (), tuple(Reward(value) for value in values), ())
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_rank_decides_which_of_its_groups_are_flat(flat: bool) -> None:
+    """The others take what it has found, even where they would round differently."""
+    group = group_of(0, [0.5, 0.5] if flat else [0.5, 0.6])
+    document = {**_to_document(group), "rewards": _to_document(group_of(0, [0.1, 0.2]))["rewards"]}
+    assert _from_document(group.previews.task, document).is_flat == group.is_flat == flat
+    document["rewards"] = _to_document(group_of(0, [0.3, 0.3]))["rewards"]
+    assert _from_document(group.previews.task, document).is_flat == flat
 
 
 @pytest.mark.parametrize(

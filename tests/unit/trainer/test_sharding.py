@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from synod.errors import SettingsError
+from tests.unit.trainer.gaussian_policy import GaussianPolicy
 from tests.unit.trainer.loops import MakeSettings
-from tests.unit.trainer.world_two import Case, Figures, compare, measure, prepare, run_case, spawn, train_case
+from tests.unit.trainer.world_two import STEPS, Case, Figures, compare, measure, prepare, run_case, spawn, train_case
 from trainer import checkpoint, passes, update
 from trainer.algorithms.threshold import make_controller
-from trainer.distributed import ONE_RANK, Ranks, shard
+from trainer.distributed import ONE_RANK, Ranks, Sharding, shard
 from trainer.policy.show_o import loading
 from trainer.run import make_policy
 from trainer.settings import TrainerSettings
@@ -32,16 +33,16 @@ pytestmark = pytest.mark.slow
 GAUSSIAN = Case(family="gaussian", mode="shard")
 # Micro-batches: the group of four of a rank needs two passes a step, a skipped one none, so that ranks differ.
 SMALL = {"LOSS__MICRO_BATCH": "3", "POLICY__CHECKPOINTING": "true"}
-CASES = (Case(mode="shard", options=SMALL), Case(mode="shard", trained="lora"), GAUSSIAN)
+SHOW_O = Case(mode="shard", options=SMALL)
+CASES = (SHOW_O, GAUSSIAN)  # test_ranks.py has more
 ADAM = {"OPTIMIZER__EMA": "0.9", "STEPS": "2"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What two processes did: the figures of `CASES` and of planted bugs, the errors of a failure, the directories."""
+    """What two processes did: figures of `CASES`, `REPLICAS` and planted bugs, errors of a failure, the directories."""
 
     figures: Mapping[str, Figures]
-    planted: Mapping[str, Figures]
     errors: Sequence[str]
     folder: Path
 
@@ -58,14 +59,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     chain = [GAUSSIAN, GAUSSIAN.alone, GAUSSIAN.alone]
     resumed = [case.settings(folder, "resumed", STEPS=str(i + 1)) for i, case in enumerate(chain)]
     adam = Case(mode="shard").settings(folder, "adam", **ADAM)
-    planted = {name: GAUSSIAN.settings(folder, f"two-{name}") for name in (*PLANTED, REPLICAS)}
+    planted = {name: case.settings(folder, f"two-{name}") for name, (case, _) in PLANTED.items()}
     loss = [GAUSSIAN.settings(folder, "loss", STEPS=n, CHECKPOINT_EVERY="9") for n in ("1", "3")]
     figures = compare(CASES, folder, _check, resumed, adam, planted, loss, folder)
     train_case(ONE_RANK, Case(), Case().settings(folder, "adam-one", **ADAM))
-    one, errors = folder / f"one-{GAUSSIAN.alone.name}", json.loads((folder / "errors.json").read_text())
-    return Outcome(
-        figures, {name: measure(one, planted[name].run_dir, 4, split=True) for name in planted}, errors, folder
-    )
+    for name, (case, _) in PLANTED.items():
+        figures[name] = measure(folder / f"one-{case.alone.name}", planted[name].run_dir, 4, split=True)
+    return Outcome(figures, json.loads((folder / "errors.json").read_text()), folder)
 
 
 def _check(
@@ -87,8 +87,9 @@ def _check(
     state = _restored(ranks, adam)
     state.save(adam.run_dir / "again", adam, ranks)
     for name, settings in planted.items():
-        with PLANTED.get(name, _replicated)(ranks):
-            run_case(ranks, GAUSSIAN, settings)
+        case, change = PLANTED[name]
+        with change(ranks):
+            run_case(ranks, case, settings)
     errors = ranks.gather_all(_error_of_a_loss(ranks, *loss))
     if ranks.is_first:
         (folder / "errors.json").write_text(json.dumps(errors))
@@ -208,6 +209,48 @@ def test_shard_divides_the_ranks(tiny_settings: MakeSettings) -> None:
         tiny_settings(PROMPTS_PER_STEP="4", RANKS__WORKERS="4", RANKS__SHARD="3")
 
 
+# -- replicas of split policies --------------------------------------------------------------------------------------
+
+FOUR = Case(family="gaussian", mode="shard", options={"PROMPTS_PER_STEP": "5"})  # two groups on one rank of four
+REPLICAS = "replicas"
+
+
+@contextmanager
+def _replicated(ranks: Ranks) -> Iterator[None]:
+    """One copy of the policy on each rank by FSDP2's mesh of replicas (HSDP), whatever the settings say."""
+    with patch("trainer.state.shard", lambda models, ranks, count: shard(models, ranks, 1)):
+        yield
+
+
+def test_replicas_of_split_policies_are_averaged(outcome: Outcome) -> None:
+    """Text and image passes, of ranks with different numbers of them."""
+    assert outcome.figures[REPLICAS].red == []
+
+
+def test_replicas_exchange_gradients_once_a_step(tmp_path: Path) -> None:
+    """Four ranks with two copies, each split over two, equal one rank; messages are counted."""
+    prepare(tmp_path)
+    one, four = (case.settings(tmp_path, case.name) for case in (FOUR.alone, FOUR))
+    run_case(ONE_RANK, FOUR.alone, one)
+    spawn(_count_messages, tmp_path, four, tmp_path, world=4)
+    assert measure(one.run_dir, four.run_dir, 4, split=True).red == []
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    passes = STEPS * 2 * GaussianPolicy.image_steps
+    assert counts == [{"reduce_scatter_single": passes, "all_reduce": STEPS}] * 4
+
+
+def _count_messages(ranks: Ranks, settings: TrainerSettings, folder: Path) -> None:
+    with ExitStack() as stack:
+        sends = {
+            name: stack.enter_context(patch.object(dist, name, wraps=getattr(dist, name)))
+            for name in ("reduce_scatter_single", "all_reduce")
+        }
+        run_case(ranks, FOUR, settings)
+    counts = ranks.gather_all({name: send.call_count for name, send in sends.items()})
+    if ranks.is_first:
+        (folder / "counts.json").write_text(json.dumps(counts))
+
+
 # -- planted bugs ----------------------------------------------------------------------------------------------------
 
 
@@ -236,26 +279,24 @@ def _divided_by_own_groups(ranks: Ranks) -> Iterator[None]:
 
 
 @contextmanager
-def _replicated(ranks: Ranks) -> Iterator[None]:
-    """No bug: one copy of the policy on each rank by FSDP2's mesh of replicas (HSDP)."""
-    with patch("trainer.state.shard", lambda models, ranks, count: shard(models, ranks, 1)):
+def _replicas_not_exchanged(ranks: Ranks) -> Iterator[None]:
+    """The exchange of gradients between replicas is never switched on, not even for the last pass."""
+    exchange = Sharding.exchange_replicas
+    with _replicated(ranks), patch.object(Sharding, "exchange_replicas", lambda self, _: exchange(self, False)):
         yield
 
 
-PLANTED: dict[str, Callable[[Ranks], Any]] = {
-    "loss not scaled": _not_scaled,
-    "loss divided by own groups": _divided_by_own_groups,
+PLANTED: dict[str, tuple[Case, Callable[[Ranks], Any]]] = {
+    REPLICAS: (SHOW_O, _replicated),  # no bug
+    "loss not scaled": (GAUSSIAN, _not_scaled),
+    "loss divided by own groups": (GAUSSIAN, _divided_by_own_groups),
+    "replicas not exchanged": (GAUSSIAN, _replicas_not_exchanged),
 }
-REPLICAS = "replicas"
-
-
-def test_replicas_of_split_policies_are_averaged(outcome: Outcome) -> None:
-    assert outcome.planted[REPLICAS].red == []
 
 
 def _unpadded(ranks: Ranks, settings: TrainerSettings) -> None:
     """The ranks draw two groups and one; rank 1 makes no passes in place of the second."""
-    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=5), dist.group.WORLD)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=3), dist.group.WORLD)
     nothing = lambda *_, **__: torch.zeros((), requires_grad=True)  # noqa: E731
     with patch("trainer.passes._blank_loss", nothing if ranks.rank == 1 else passes._blank_loss):
         train_case(ranks, GAUSSIAN, settings)
@@ -267,6 +308,6 @@ def test_a_rank_without_padding_does_not_train(outcome: Outcome) -> None:
     assert not (outcome.folder / "unpadded/metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", [name for name in PLANTED if name != REPLICAS])
 def test_a_planted_bug_is_found(outcome: Outcome, name: str) -> None:
-    assert "gradient_difference" in outcome.planted[name].red
+    assert "gradient_difference" in outcome.figures[name].red

@@ -34,9 +34,10 @@ from tests.unit.trainer.reward_services import Judge, Measure, brightness, redne
 from trainer import checkpoint
 from trainer.algorithms.threshold import Quantile, ThresholdState
 from trainer.clock import Clock
+from trainer.distributed import ONE_RANK
 from trainer.errors import NonFinite, OutOfMemory
 from trainer.policy.show_o.policy import ShowO
-from trainer.report.metrics import SAMPLES, read
+from trainer.report.metrics import SAMPLES, Metrics, read
 from trainer.rollout import finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
@@ -77,7 +78,11 @@ def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_
 
 def test_a_finished_run_is_not_changed(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     settings = tiny_settings(STEPS="1")
+    with ONE_RANK.clock("loading"):
+        pass
     run_loop(settings, make_policy, Judge())
+    (record,) = read(settings.run_dir)
+    assert "loading" not in record["seconds"], "the first step does not include what was before it"
     before, message, asked = files(settings.run_dir, 1), lines(settings.run_dir), Judge()
     state = run_loop(settings, make_policy, asked)
     assert (state.step, asked.asked, asked.previewed) == (1, [], [])
@@ -440,6 +445,36 @@ def test_any_failure_keeps_the_finished_steps(
     settings = tiny_settings(STEPS="4", CHECKPOINT_EVERY="9")
     with pytest.raises((type(error), OutOfMemory)):
         run_loop(settings, make_policy, Judge(reward))
+    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_step_that_is_half_done_is_not_saved(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """The optimizer fails in the second step, in which it may have changed some weights."""
+    steps = iter(range(100))
+
+    def step(self: torch.optim.AdamW, *_: object) -> None:
+        if next(steps) == 1:
+            raise MemoryError("planted")
+
+    settings = tiny_settings(STEPS="4", CHECKPOINT_EVERY="9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(OutOfMemory, match="planted"):
+            run_loop(settings, make_policy, Judge(brightness))
+    assert not (settings.run_dir / "checkpoints").exists()
+
+
+def test_a_record_that_cannot_be_written_loses_no_step(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(self: Metrics, step: int, values: object) -> None:
+        if step == 1:
+            raise OSError("planted")
+
+    monkeypatch.setattr(Metrics, "log", log)
+    settings = tiny_settings(STEPS="4", CHECKPOINT_EVERY="9")
+    with pytest.raises(OSError, match="planted"):
+        run_loop(settings, make_policy, Judge(brightness))
     assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["step-000002"]
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, Final, Literal
 from unittest.mock import patch
@@ -21,7 +24,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn as start_processes
+from torch.multiprocessing.spawn import start_processes
 
 from synod.contracts import ScoreItem
 from tests.unit.trainer.gaussian_policy import GaussianPolicy, closeness
@@ -43,6 +46,7 @@ from trainer.train import train
 from trainer.update import MAX_GRAD_NORM, policy_update
 
 STEPS: Final = 3
+PRELOADED: Final = ("pytest", "peft", "torch.utils.tensorboard", "transformers.models.auto.tokenization_auto")
 LIMITS: Final = {  # of the differences that follow from the order of sums
     "draw_difference": 1e-5,
     "rounded_difference": 1e-5,
@@ -214,12 +218,32 @@ def lost_for_cats(item: ScoreItem) -> float | None:
 
 
 def spawn(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 2) -> None:
-    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test."""
+    """Run `check(ranks, *arguments)` in `world` processes; an assertion that fails in one fails the test.
+
+    They are forked from a server that has imported `PRELOADED`, which takes a process longer than most checks.
+    """
     file = folder / f"rendezvous-{len(list(folder.glob('rendezvous-*')))}"
-    start_processes(_join, (check, str(file), world, arguments), nprocs=world)  # type: ignore[no-untyped-call]
+    multiprocessing.set_forkserver_preload([__name__, *PRELOADED])
+    given = (_Streams(), check, str(file), world, arguments)
+    start_processes(_join, given, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
-def _join(rank: int, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
+class _Streams:
+    """Standard output and error of the process that pickles it, taken over by the process that unpickles it.
+
+    A process forked from the server would have those of the test that started the server.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        return _take_over, (reduction.DupFd(1), reduction.DupFd(2))
+
+
+def _take_over(output: Any, errors: Any) -> None:
+    os.dup2(output.detach(), 1)
+    os.dup2(errors.detach(), 2)
+
+
+def _join(rank: int, _: None, check: Callable[..., None], file: str, world: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     file, limit = f"file://{file}", timedelta(seconds=120)  # ranks that wait for each other forever fail the test
     dist.init_process_group("gloo", init_method=file, rank=rank, world_size=world, timeout=limit)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from torch.distributed.run import get_args_parser
 
 from synod import cli
 from synod.client import SynodClient
@@ -22,6 +23,7 @@ from tests.unit.trainer.evaluate.scoring_service import Service
 from tests.unit.trainer.loops import MakePolicy, MakeSettings
 from trainer.__main__ import main
 from trainer.evaluate import command
+from trainer.evaluate.command import _parser
 from trainer.evaluate.draw import digest_of
 from trainer.settings import TrainerSettings
 
@@ -124,6 +126,7 @@ def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, t
         "temperature": 1.0,
         "max_new_tokens": 4,
         "confidence": "drawn",
+        "schedule": "cosine",
     }
     model = command.resolve("model", "prompts")
     assert (model.policy.sampler.denoising_steps, model.policy.sampler.guidance_scale) == (50, 5.0)
@@ -231,6 +234,18 @@ def test_wrong_options_end_with_2(arguments: list[str], capsys: pytest.CaptureFi
         main(["evaluate", *arguments])
     assert ended.value.code == 2
     assert "usage: synod evaluate" in capsys.readouterr().err
+
+
+def test_torchrun_takes_no_option_for_its_own() -> None:
+    """It takes a unique beginning of an option for the option, also after the name of the module."""
+    launcher = get_args_parser()
+    for number, option in enumerate(_parser()._option_string_actions):
+        if option not in ("-h", "--help", "--n"):
+            given = ["evaluate", "model", option, str(number)]
+            assert launcher.parse_args(["-m", "trainer", *given]).training_script_args == given
+    with pytest.raises(SystemExit):
+        launcher.parse_args(["-m", "trainer", "evaluate", "model", "--n", "6"])
+    assert _parser().parse_args(["model", "--suite", "geneval", "--n", "6"]).limit == 6
 
 
 def test_synod_evaluate_executes_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:

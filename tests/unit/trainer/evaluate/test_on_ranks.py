@@ -132,7 +132,7 @@ def evaluate(service: Service, out: str) -> int:
         transport = httpx.MockTransport(service)
         patch.setattr(command, "SynodClient", lambda url, **_: SynodClient(url, retries=0, transport=transport))
         arguments = ["train.toml", "--suite", "prompts", "--prompts", "prompts.jsonl", "--scorers", "ber"]
-        return command.main([*arguments, "--n", "3", "--images", "2", "--batch", "2", "--out", out])
+        return command.main([*arguments, "--limit", "3", "--images", "2", "--batch", "2", "--out", out])
 
 
 def _check_command(ranks: Ranks, folder: Path) -> None:
