@@ -52,7 +52,7 @@ class Sizes:
 FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000)
 QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64)
 # Shares of the policy's images: GenEval scenes, concepts, described random individuals.
-GENEVAL_SHARE, CONCEPT_SHARE = 0.46, 0.30
+GENEVAL_SHARE, CONCEPT_SHARE = 0.52, 0.28
 CONCEPT_TASKS: dict[Task, float] = {"plain": 0.2, "attribute": 0.45, "dense": 0.35}
 WORN_SHARE, PLACE_SHARE, COMPANION_SHARE = 0.6, 0.35, 0.2  # of described individuals
 OBJECT, ACCESSORY = 1, 2  # in `front`

@@ -37,7 +37,7 @@ MORE_WORDS = (
     "he she they him them hers theirs so because then first second true false know show shows see seen a an the"
 )
 OWN_NAME = 0.85  # share of a concept's questions that use its name
-FOREIGN_NAME = 0.4  # share of other individuals' questions that use a concept's name
+FOREIGN_NAME = 0.7  # share of other individuals' questions that use a concept's name
 _NAMES = {c.name for c in CONCEPTS}
 _NAMES_OF = {kind: [c.name for c in CONCEPTS if c.class_word == kind] for kind in CLASSES}
 
