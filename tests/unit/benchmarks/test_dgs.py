@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import dgs
 from benchmarks.arms import ARMS, settings_of
-from benchmarks.timed import curve
+from benchmarks.timed import curve, trained_s
 from synod.errors import SettingsError
 from tests.unit.benchmarks.trained_rewards import Killed, Service, config, stepped  # noqa: F401
 from tests.unit.trainer.conftest import settings_from, tiny_settings, world_dir  # noqa: F401
@@ -175,3 +175,9 @@ def test_all_recipes_of_a_seed_come_before_the_next_seed(bench: Bench, monkeypat
     monkeypatch.setattr(dgs.Queue, "_train", train)
     assert not bench.queue(("plain_9", "paper"), Service(), seeds=2).work()
     assert trained == [("plain_9", 0), ("paper", 0), ("plain_9", 1)]
+
+
+def test_time_is_that_of_steps_alone() -> None:
+    seconds = {"preview": 2.0, "update": 4.0, "evaluate": 30.0, "checkpoint": 1.0, "total": 40.0}
+    assert trained_s({"seconds": seconds}) == 9.0
+    assert trained_s({"seconds": {"update": 4.0, "total": 5.0}}) == 5.0
