@@ -27,7 +27,7 @@ from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
-from trainer.settings import PolicySettings, load
+from trainer.settings import PolicySettings, load, read_policy
 from trainer.types import Prompt
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ def resolve(policy: str, suite: str) -> Subject:
     if (path / "settings.json").is_file():
         return _run(path, suite)
     try:
-        chosen = PolicySettings.model_validate({"model": policy}, context={"folder": Path.cwd()})
+        family = {"family": "flow"} if (path / "model_index.json").is_file() else {}
+        chosen = read_policy({"model": policy, **family})
     except ValidationError as error:
         raise SettingsError(f"POLICY {policy}: {error.errors()[0]['msg']}") from None
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
@@ -193,7 +194,7 @@ def _run(run: Path, suite: str) -> Subject:
     try:
         settings = json.loads(path.read_text())
         table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
-        return Subject(PolicySettings.model_validate(table), settings["rewards"]["url"], run / "evaluation" / suite)
+        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
     except (ValueError, TypeError, KeyError) as error:

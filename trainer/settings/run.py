@@ -19,7 +19,10 @@ from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
-_UNIONS: Final = {"data"}  # tables of several classes, distinguished by a tag that pydantic adds to an error's key
+_UNIONS: Final = {
+    "data",
+    "policy",
+}  # tables of several classes, distinguished by a tag that pydantic adds to an error's key
 
 
 class ScreenSettings(Node):
@@ -157,6 +160,15 @@ class TrainerSettings(Node):
             raise ValueError(
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
                 "before or after it; give a fraction nearer to 0.5"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_policy_that_answers(self) -> TrainerSettings:
+        if self.policy.family == "flow" and self.data.task == "sync_r1" and self.data.geneval_share < 1:
+            raise ValueError(
+                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' has no language model that "
+                "answers; give data.task 'prompts', or policy.family 'show_o'"
             )
         return self
 
