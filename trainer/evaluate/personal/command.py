@@ -53,6 +53,8 @@ def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: st
     Raises SettingsError for wrong options and data, and the SynodError of a service that fails.
     """
     records = READERS[options.suite](options.data)
+    if bare := [record for record in records.values() if not record.train]:
+        raise SettingsError(f"{bare[0].folder}: no images of {bare[0].name} to compare with; give at least one")
     items = plan(
         list(records.values()), SUITES[options.suite], images=options.images, limit=options.limit, seed=options.seed
     )
@@ -96,6 +98,8 @@ def _decides(policy: PolicySettings, speaker: Speaker | None) -> dict[str, Any]:
 
 def _answer(plans: Plans, speaker: Speaker, answers: Path, options: argparse.Namespace, rank: int, world: int) -> None:
     for arm, items in plans.items():
+        if not items:
+            continue
         with tqdm(total=len(items), desc=f"answering, {arm}", unit="item", disable=rank > 0) as bar:
             answer_items(
                 items,

@@ -169,5 +169,5 @@ def test_dreambench_without_both_lists_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [yollava.read, mc_llava.read])
 def test_another_folder_is_not_taken_for_a_set(tmp_path: Path, read: Any) -> None:
-    with pytest.raises(SettingsError, match="has no folder of a concept; give the set.s own root"):
+    with pytest.raises(SettingsError, match=r"has no folder of a concept; give the set.s own root"):
         read(tmp_path, print)
