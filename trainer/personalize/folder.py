@@ -26,12 +26,8 @@ from synod.reader import Node, each, is_object
 from trainer.data.files import hint, json_node, text
 from trainer.personalize.plus import read_plus
 from trainer.personalize.records import IMAGE_SUFFIXES, ConceptPrompt, ConceptRecord, Question, images_in
+from trainer.personalize.templates import RECOGNITION
 
-RECOGNITION: Final = (  # asked about images if a folder has no questions of its own; {} stands for the name
-    "Is {} in this photo? Answer yes or no.",
-    "Does this image show {}? Answer yes or no.",
-    "Can you find {} in the picture? Answer yes or no.",
-)
 PLAIN: Final = "a photo of {}"
 _HINT: Final = "See embedded/data/unify and embedded/data/concepts for examples"
 _KEYS: Final = ("name", "kind", "class", "info", "extra_info", "heldout", "conversation_type", "generation_type")

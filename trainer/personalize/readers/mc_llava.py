@@ -17,9 +17,10 @@ from synod.errors import SettingsError
 from synod.reader import Node
 from synod.scoring import show
 from trainer.data.files import hint, json_node, text
-from trainer.personalize.folder import PLAIN, RECOGNITION
+from trainer.personalize.folder import PLAIN
 from trainer.personalize.readers.shared import Log, concept_folders, kind_of, questions, read_json
 from trainer.personalize.records import ConceptPrompt, ConceptRecord, Question, images_in
+from trainer.personalize.templates import RECOGNITION
 
 PARTS = ("two_concept", "three_concept")
 

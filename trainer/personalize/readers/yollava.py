@@ -17,9 +17,10 @@ from synod.contracts import CONCEPT_KINDS, Concept
 from synod.reader import Node
 from synod.scoring import show
 from trainer.data.files import hint
-from trainer.personalize.folder import PLAIN, RECOGNITION
+from trainer.personalize.folder import PLAIN
 from trainer.personalize.readers.shared import Log, concept_folders, questions, read_json
 from trainer.personalize.records import ConceptPrompt, ConceptRecord, images_in
+from trainer.personalize.templates import RECOGNITION
 
 VISUAL_QA, CLASSES = "yollava-visual-qa.json", "classes.json"
 
