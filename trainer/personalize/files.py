@@ -83,13 +83,18 @@ def load_into(policy: ShowO, directory: Path, *, force_base: bool = False) -> Co
     return info
 
 
+def with_base(info: ConceptInfo, base: str) -> ConceptInfo:
+    """Return the concept as one of the model of digest `base`."""
+    return replace(info, base=base)
+
+
 def check_base(directory: Path, info: ConceptInfo, base: str, *, force_base: bool) -> None:
     """Raise SettingsError if the concept's rows were trained on another model than that of digest `base`."""
     if info.base != base and not force_base:
         raise SettingsError(
             f"{directory}: the rows of {info.tokens.name} were trained on the model of digest {info.base[:12]}, but "
-            f"this one has {base[:12]}; give that model, train the concept on this one, or copy the directory with "
-            f"`synod personalize import {directory} COPY --base MODEL --force-base`"
+            f"this one has {base[:12]}; give that model, train the concept on this one, or give --force-base (for a "
+            f"policy: `synod personalize import {directory} COPY --base MODEL --force-base`)"
         )
 
 
@@ -167,7 +172,7 @@ def _counts(folder: Path, rows: int, counts: str | None) -> tuple[int, int, int]
         return PUBLIC_COUNTS[rows]
     found = re.fullmatch(r"(\d+),(\d+),(\d+)", counts or "")
     K, M, N = (int(found[i]) for i in (1, 2, 3)) if found else (-1, 0, 0)
-    if 1 + K + M + N != rows:
+    if rows != 1 + K + M + N:
         given = "" if counts is None else f", and --tokens {counts} does not make that"
         known = ", ".join(map(str, PUBLIC_COUNTS))
         raise SettingsError(
@@ -190,8 +195,3 @@ def _rows(where: str, tensors: list[Tensor], count: int, width: int) -> Rows:
         if not bool(tensor.isfinite().all()):
             raise SettingsError(f"{where}: {part} has NaN or infinity; give an earlier epoch")
     return Rows(*(tensor.float() for tensor in tensors))
-
-
-def renamed(info: ConceptInfo, name: str) -> ConceptInfo:
-    """Return the concept under another name; its rows are the same."""
-    return replace(info, tokens=replace(info.tokens, name=name))
