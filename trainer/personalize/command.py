@@ -41,7 +41,7 @@ EXAMPLES: Final = """examples:
 
 Exit status: 0 on success and after a stop, 1 for an error, 130 for an interrupt.
 """
-IMPORT: Final = """Write a concept directory from the authors' files: epoch_E_embed.pt, .._lm_head_weight.pt, .._bias.pt.
+IMPORT: Final = """Write a concept directory from the three files of the authors' code, epoch_E_embed.pt and so on.
 
 They hold rows and nothing else: give the base model that they were trained on, and what the concept is. 17, 25 and 33
 rows are read as the authors' stages 1, 2 and 3. SOURCE may also be a concept directory, to be used with another base

@@ -99,9 +99,8 @@ def epoch_batches(
     shown = examples.cycled(files, rng)
     for _ in range(num_batches(concept, settings, number)):
         pixels = [] if recipe.images is None else [photos[next(shown)] for _ in range(sizes.images)]
-        yield Batch(
-            [next(asked) for _ in range(sizes.questions)], *_drawn(policy, concept, pixels, settings, recipe, rng)
-        )
+        questions = [next(asked) for _ in range(sizes.questions)]
+        yield Batch(questions, *_drawn(policy, concept, pixels, settings, recipe, rng))
 
 
 def num_batches(concept: ConceptRecord, settings: PersonalizeSettings, number: int) -> int:
@@ -137,9 +136,9 @@ def _drawn(
 
 
 def mmu_loss(policy: ShowO, questions: Sequence[Item], photos: Photos) -> Tensor:
-    """Return the mean cross-entropy of all answer tokens of a batch, under the distribution that answers are drawn from.
+    """Return the mean cross-entropy of all answer tokens of a batch.
 
-    The layout is that of `ShowO.answer`, so a question is trained exactly as it is asked.
+    Layout and distribution are those of `ShowO.answer`, so a question is trained exactly as it is asked.
     """
     segments = []
     for item in questions:
@@ -194,20 +193,18 @@ def train_stage(
     policy.train_rows(trained_ids(policy, concept.name, recipe.parts))
     trained = {name: p for name, p in policy.module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), wanted.lr, weight_decay=recipe.weight_decay, eps=recipe.eps)
-    epoch, steps = (
-        _resume(directory / "checkpoints", conditions, trained, optimizer),
-        num_batches(concept, settings, number),
-    )
+    epoch = _resume(directory / "checkpoints", conditions, trained, optimizer)
+    steps, stopped = num_batches(concept, settings, number), stop.is_set()
     bar = tqdm(total=wanted.epochs * steps, initial=epoch * steps, desc=f"stage {number}", unit="step", mininterval=1.0)
     with Metrics(directory, epoch * steps) as metrics, bar, attention(policy):
-        while epoch < wanted.epochs and not stop.is_set():
+        while epoch < wanted.epochs and not stopped:
             for place, batch in enumerate(epoch_batches(policy, concept, photos, settings, number, epoch)):
                 record = update(policy, optimizer, batch, photos, settings.t2i_loss)
                 metrics.log(epoch * steps + place, {"epoch": epoch, **record})
                 bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
                 bar.update()
-            epoch += 1
-            if epoch % CHECKPOINT_EPOCHS == 0 or epoch == wanted.epochs or stop.is_set():
+            epoch, stopped = epoch + 1, stop.is_set()
+            if epoch % CHECKPOINT_EPOCHS == 0 or epoch == wanted.epochs or stopped:
                 state = {"rows": trained, "optimizer": optimizer.state_dict()}
                 checkpoint.save(directory / "checkpoints", epoch, state, conditions)
     if epoch < wanted.epochs:

@@ -9,7 +9,7 @@ Suffixes: R rows, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -96,6 +96,16 @@ def check_room(concept: ConceptTokens, vocab: Vocabulary) -> None:
             f"one text, but a text block of {vocab.max_text_length + 1} has room for {room} beside a short prompt; "
             f"give K + M and K + N of at most {room}"
         )
+
+
+def check_prompts(vocab: Vocabulary, prompts: Iterable[str]) -> None:
+    """Raise SettingsError for a prompt about a personalised concept that does not fit the text block."""
+    for prompt in prompts:
+        if (cut := vocab.num_cut(prompt)) and any(concept.name in prompt for concept in vocab.personal):
+            raise SettingsError(
+                f"the prompt {prompt!r} has {cut} tokens more than a text block of {vocab.max_text_length + 1} with "
+                "its concept's soft tokens; shorten it, or train the concept with fewer of them"
+            )
 
 
 def base_digest(policy: ShowO) -> str:

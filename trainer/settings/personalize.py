@@ -24,9 +24,12 @@ class TokenSettings(Node):
 
 
 class StageSettings(Node):
-    """One stage: passes over its data, learning rate, and the questions and images of a batch."""
+    """One stage: passes over its data, learning rate, and the questions and images of a batch.
 
-    epochs: int = Field(20, ge=1)
+    With 0 epochs its tokens keep the rows that they start with.
+    """
+
+    epochs: int = Field(20, ge=0)
     lr: float = Field(1e-3, gt=0)
     questions: int = Field(1, ge=1)
     images: int = Field(1, ge=1)

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
@@ -149,6 +150,8 @@ class ShowO:
         self._reference: nn.Module | None = None
         self._lora: Lora | None = None
         self._rows: ConceptRows | None = None
+        self.log: Callable[[str], None] = tqdm.write
+        self._has_warned = False
         self.phi.checkpointing = checkpointing
         self.dtype = dtype
         self._shared: SharedTexts | None = None
@@ -253,7 +256,15 @@ class ShowO:
 
     def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
         """Return a fully masked image for each prompt, to be sampled with the given uniforms."""
-        return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)))
+        cuts = [self.vocab.num_cut(prompt) for prompt in prompts]
+        if any(cuts) and not self._has_warned:
+            self._has_warned = True
+            prompt, cut = max(zip(prompts, cuts, strict=True), key=lambda pair: pair[1])
+            self.log(
+                f"the last {cut} tokens of the prompt {prompt!r} do not fit a text block of "
+                f"{self.vocab.max_text_length + 1} and are not read; `text_cut` counts such images from here on"
+            )
+        return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)), cuts)
 
     @torch.no_grad()
     def denoise(self, segments: Sequence[Segment], until: int) -> list[ImageSegment]:
@@ -270,7 +281,7 @@ class ShowO:
                 confidence=self.sampling.confidence,
                 schedule=self.sampling.schedule,
             )
-        return _split(prompts, state)
+        return _split(prompts, state, [s.num_cut for s in found])
 
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
@@ -581,6 +592,6 @@ def _join(segments: Sequence[ImageSegment]) -> maskgit.State:
     return maskgit.State(*(torch.stack([getattr(s, name) for s in segments]) for name in names))
 
 
-def _split(prompts: Sequence[str], state: maskgit.State) -> list[ImageSegment]:
+def _split(prompts: Sequence[str], state: maskgit.State, cuts: Sequence[int]) -> list[ImageSegment]:
     columns = (state.codes_BTN, state.masked_BTN, state.logp_BTN, state.remasked_BN, state.uniform_BT2N)
-    return [ImageSegment(prompt, *row) for prompt, *row in zip(prompts, *columns, strict=True)]
+    return [ImageSegment(prompt, *row) for prompt, *row in zip(prompts, *columns, cuts, strict=True)]
