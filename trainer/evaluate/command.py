@@ -235,7 +235,9 @@ def _run(run: Path, suite: str) -> Subject:
         )
     try:
         settings = json.loads(path.read_text())
-        table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
+        # adapters are merged, and the model has its concepts' tokens
+        merged = {"lora": None, "concepts": (), "train": "all"}
+        table = {**settings["policy"], **merged, "model": str(trained.resolve())}
         return Subject(PolicySettings.model_validate(table), settings["rewards"]["url"], run / "evaluation" / suite)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
