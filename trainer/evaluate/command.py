@@ -54,8 +54,8 @@ Suites of personalised policies, on the concepts of --data DIR (docs/evaluation.
   unify        UnifyBench: recognition, questions, and drawing the concepts
   unify_pp     UnifyBench++: long and vague prompts, passages, held-out facts
   yollava, mc_llava, dreambench    those data sets, as published
-They print each measure beside its controls: the class word in place of the name, another concept's name, a black image.
---answers DIR scores another model's answers instead of a POLICY's.
+They print each measure next to its controls: the class word in place of the name, another concept's name, a black
+image. --answers DIR scores another model's answers instead of a POLICY's.
 
 An image is drawn once: the same command goes on after a stop, scores again what has failed, and adds what a larger
 --images or --limit or another of --scorers asks for. A missing score is left out and counted, never a 0.

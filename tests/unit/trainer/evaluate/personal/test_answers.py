@@ -79,9 +79,9 @@ def test_images_are_asked_about_as_they_are(items: list[Item], tmp_path: Path) -
     speaker = answer(asked, tmp_path)
     for query, one in zip(speaker.queries, asked, strict=True):
         assert query.text == one.query
-        assert (query.image is None) == (one.picture is None)
-        if one.picture is not None:
-            assert np.array_equal(query.image, load_image(one.picture))
+        assert (query.image is None) == (one.shown is None)
+        if one.shown is not None:
+            assert np.array_equal(query.image, load_image(one.shown))
 
 
 def test_the_answer_is_part_of_the_prompt_that_is_drawn(items: list[Item], tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_every_item_of_every_arm_has_a_row(
     assert service.num_items == sent
 
 
-def test_a_judge_is_told_what_is_known(
+def test_a_judge_gets_what_is_known(
     items: list[Item], records: Records, client: SynodClient, service: Service, tmp_path: Path
 ) -> None:
     scored(of(items, "knowledge", "pure"), records, client, tmp_path)
