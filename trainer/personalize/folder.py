@@ -15,6 +15,7 @@ Only info.json and images are required, and in UnifyBench's form the name is the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +26,8 @@ from synod.reader import Node, each, is_object
 from trainer.data.files import hint, json_node, text
 from trainer.personalize.plus import read_plus
 from trainer.personalize.records import IMAGE_SUFFIXES, ConceptPrompt, ConceptRecord, Question, images_in
+from trainer.personalize.templates import RECOGNITION
 
-RECOGNITION: Final = (  # asked about images if a folder has no questions of its own; {} stands for the name
-    "Is {} in this photo? Answer yes or no.",
-    "Does this image show {}? Answer yes or no.",
-    "Can you find {} in the picture? Answer yes or no.",
-)
 PLAIN: Final = "a photo of {}"
 _HINT: Final = "See embedded/data/unify and embedded/data/concepts for examples"
 _KEYS: Final = ("name", "kind", "class", "info", "extra_info", "heldout", "conversation_type", "generation_type")
@@ -91,7 +88,7 @@ def _public(root: Path, folder: Path) -> ConceptRecord:
         raise SettingsError(f"{folder}: no images; give at least one file of {', '.join(IMAGE_SUFFIXES)}")
     shared = {"pure": _pure_file(root), "template": _json(root / "template.json")}
     random = images_in(root / "random_images")
-    name = f"<{folder.name}>"
+    name = _checked(f"<{folder.name}>", folder)
     return _record(folder, root / "concept/test" / folder.name, _info(folder), name, train, random, shared)
 
 
@@ -136,9 +133,12 @@ def _json(path: Path) -> Node | None:
 
 
 def _name(info: Node, folder: Path) -> str:
-    name = info.get("name", Node.text) or f"<{folder.name}>"
-    if not (name.startswith("<") and name.endswith(">") and len(name) > 2) or " " in name:
-        raise info.error(f"the name '{name}' is not of the form <name>, as <bo>, without a blank; rename the concept")
+    return _checked(info.get("name", Node.text) or f"<{folder.name}>", folder)
+
+
+def _checked(name: str, folder: Path) -> str:
+    if not re.fullmatch(r"<[^<>|\s]+>", name):
+        raise SettingsError(f"{folder}: the name '{name}' is not of the form <name>, as <bo>; rename the concept")
     return name
 
 
