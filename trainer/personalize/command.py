@@ -1,4 +1,4 @@
-"""The command `synod personalize CONFIG | import SOURCE OUT | export CONCEPT OUT`."""
+"""The command `synod personalize CONFIG | prepare FOLDER | import SOURCE OUT | export CONCEPT OUT`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     given = list(arguments)
     try:
+        if given[:1] == ["prepare"]:
+            from trainer.personalize.prepare import main as prepare
+
+            return prepare(given[1:])
         if given[:1] == ["import"]:
             return _import(_import_parser().parse_args(given[1:]))
         if given[:1] == ["export"]:
