@@ -96,7 +96,7 @@ def check_room(concept: ConceptTokens, vocab: Vocabulary) -> None:
     if soft > room:
         raise SettingsError(
             f"{concept.name} has {concept.shared} + {max(concept.generation, concept.understanding)} soft tokens in "
-            f"one text, but a text block of {vocab.max_text_length + 1} has room for {room} beside a short prompt; "
+            f"one text, but a text block of {vocab.max_text_length + 1} has room for {room} and a short prompt; "
             f"give K + M and K + N of at most {room}"
         )
 

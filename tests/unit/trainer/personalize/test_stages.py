@@ -160,7 +160,7 @@ def test_epochs_differ_and_follow_from_the_seed(
     assert all(torch.equal(a.masked_BN, b.masked_BN) for a, b in zip(first, again, strict=True))
     assert [b.questions for b in first] != [b.questions for b in later]
     crops = {tuple(b.codes_BN.flatten().tolist()) for one in (first, later) for b in one}
-    assert len(crops) > 12  # of 3 images: crops and mirrors are drawn anew
+    assert len(crops) > 12  # of 3 images: crops and mirrors are drawn again
     assert {prompt for b in first for prompt in b.prompts} <= {"a photo of <dot> .", ""}
 
 
