@@ -106,8 +106,9 @@ def _document(path: Path, settings: Settings) -> dict[str, Any]:
     """Read state.json. Raises CheckpointMismatch for other settings."""
     with _readable(path):
         document: dict[str, Any] = json.loads((path / _STATE).read_text())
-        theirs, ours = document["settings"], fingerprint(settings)
-        changes = differences(theirs, ours, "there", "now")
+        theirs, ours = document["settings"], _print_of(settings)
+        table = "trainer." if isinstance(settings, TrainerSettings) else ""
+        changes = differences(theirs, ours, "there", "now", table)
     if changes:
         raise CheckpointMismatch(
             f"checkpoint {path} has other settings:\n" + "\n".join(changes) + "\nResume with its settings, or give "

@@ -20,6 +20,7 @@ from trainer.data.source import wanted_rewards
 from trainer.devices import check_devices, device_name, layout
 from trainer.distributed import PATIENCE, Ranks, device, joined
 from trainer.evaluate.during import HeldOut
+from trainer.personalize.files import save_concepts
 from trainer.personalize.tokens import check_prompts
 from trainer.policy import registry
 from trainer.policy.base import Policy
@@ -90,6 +91,7 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
                 with ranks.together():
                     if ranks.is_first:
                         policy.save(settings.run_dir / "policy")
+                        save_concepts(policy, settings.policy, settings.run_dir / "concepts")
         else:
             log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
         if (audit := audit_line(state.audits, state.costs)) is not None:

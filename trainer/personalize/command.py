@@ -1,4 +1,4 @@
-"""The command `synod personalize CONFIG | import SOURCE OUT | export CONCEPT OUT`."""
+"""The command `synod personalize CONFIG | prepare FOLDER | import SOURCE OUT | export CONCEPT OUT`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         if given[:1] == ["prepare"]:
             from trainer.personalize.prepare import main as prepare
 
-            return int(prepare(given[1:]))
+            return prepare(given[1:])
         if given[:1] == ["import"]:
             return _import(_import_parser().parse_args(given[1:]))
         if given[:1] == ["export"]:
@@ -85,7 +85,7 @@ def _personalize(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from trainer.personalize import files
-    from trainer.personalize.tokens import base_digest
+    from trainer.personalize.tokens import base_digest, insert
     from trainer.policy.show_o.loading import load
 
     policy = load(options.base, vq=options.vq)
@@ -101,7 +101,7 @@ def _import(options: argparse.Namespace) -> int:
         info, rows, found = files.read_public(
             options.source, options.name, options.word, options.kind, base, width=width, counts=options.tokens
         )
-    files.insert(policy, info.tokens, rows)  # refuses what the model cannot use
+    insert(policy, info.tokens, rows)  # refuses what the model cannot use
     files.save_concept(options.out, info, rows)
     print(f"{info.tokens.name}: {found}; wrote {options.out}")
     return 0

@@ -23,9 +23,11 @@ from synod.errors import SettingsError
 from synod.reader import Node
 from trainer.data.files import hint, json_node, text
 from trainer.images import write_whole
-from trainer.personalize.tokens import Rows, base_digest, insert
+from trainer.personalize.tokens import Rows, base_digest, insert, rows_of
+from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import ConceptTokens
+from trainer.settings.policy import PolicySettings
 
 ROWS, CONCEPT = "rows.safetensors", "concept.json"
 PUBLIC: Final = ("embed", "lm_head_weight", "lm_head_bias")  # epoch_{E}_{part}.pt
@@ -81,6 +83,15 @@ def load_into(policy: ShowO, directory: Path, *, force_base: bool = False) -> Co
     check_base(directory, info, base_digest(policy), force_base=force_base)
     insert(policy, info.tokens, rows)
     return info
+
+
+def save_concepts(policy: Policy, settings: PolicySettings, directory: Path) -> None:
+    """Write the tokens of the concepts that a run has trained alone, each as a concept directory of the same base."""
+    if not isinstance(policy, ShowO) or settings.train != "rows":
+        return
+    for source in settings.concepts:
+        info = load_concept(source)[0]
+        save_concept(directory / info.tokens.name.strip("<>"), info, rows_of(policy, info.tokens.name))
 
 
 def with_base(info: ConceptInfo, base: str) -> ConceptInfo:

@@ -168,7 +168,7 @@ def update(
         weights = {"text": TEXT_WEIGHT, "image": IMAGE_WEIGHT}
     total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=policy.device))
     if not bool(total.isfinite()):
-        raise NonFinite(f"the loss is {float(total.detach())}; give [personalize] a lower lr")
+        raise NonFinite(f"the loss is {float(total.detach())}; give the stage's table a lower lr", None)
     total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return {"loss": float(total.detach()), **{f"loss_{name}": float(loss.detach()) for name, loss in losses.items()}}

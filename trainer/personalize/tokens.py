@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from synod.errors import SettingsError
 from trainer.policy.show_o.policy import ShowO
-from trainer.policy.show_o.rows import plain_head
+from trainer.policy.show_o.rows import folded, plain_head
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
+from trainer.policy.weights import state_of
 
-_DIGEST_NUMBERS: Final = 64  # of each parameter
+_DIGEST_NUMBERS: Final = 32  # of each parameter; those of a table are before the rows of any concept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +80,12 @@ def remove(policy: ShowO, name: str) -> Rows:
 
 
 def rows_of(policy: ShowO, name: str) -> Rows:
-    """Return copies of a concept's rows, without gradient. Raises KeyError if the policy does not have it."""
-    ids, head = policy.vocab.rows_of(name), policy.phi.lm_head
-    tables = (policy.phi.model.embed_tokens.weight, head.weight, head.bias)
-    return Rows(*(table.detach()[ids.start : ids.stop].clone() for table in tables))
+    """Return copies of a concept's rows, the trained ones if they are. Raises KeyError if it is not in the policy."""
+    ids = policy.vocab.rows_of(name)
+    state = {key: value for key, value in state_of(policy.phi).items() if key.startswith(("model.embed", "lm_head"))}
+    tables = folded(state)
+    keys = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
+    return Rows(*(tables[key][ids.start : ids.stop].clone() for key in keys))
 
 
 def check_room(concept: ConceptTokens, vocab: Vocabulary) -> None:
@@ -93,7 +96,7 @@ def check_room(concept: ConceptTokens, vocab: Vocabulary) -> None:
     if soft > room:
         raise SettingsError(
             f"{concept.name} has {concept.shared} + {max(concept.generation, concept.understanding)} soft tokens in "
-            f"one text, but a text block of {vocab.max_text_length + 1} has room for {room} beside a short prompt; "
+            f"one text, but a text block of {vocab.max_text_length + 1} has room for {room} and a short prompt; "
             f"give K + M and K + N of at most {room}"
         )
 
@@ -124,7 +127,7 @@ def _change_tables(policy: ShowO, vocab: Vocabulary, change: Callable[[str, Tens
     with torch.no_grad():
         embed = change("embed", phi.model.embed_tokens.weight)
         head = plain_head(change("head", phi.lm_head.weight), change("bias", phi.lm_head.bias))
-    phi.model.embed_tokens = nn.Embedding(*embed.shape, _weight=embed)
+    phi.model.embed_tokens = nn.Embedding(len(embed), embed.shape[1], _weight=embed)
     phi.lm_head = head
     mask = None if config.mask_token_id is None else config.mask_token_id + grown
     policy.vocab = vocab

@@ -1,4 +1,4 @@
-"""The table `[personalize]`, beside `[trainer.policy]`, and its reader."""
+"""The table `[personalize]`, which needs `[trainer.policy]` too, and its reader."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from trainer.policy.show_o.phi import Head, Phi, linear
 
-_OWN = ("rows", "bias_rows", "row_ids", "place_V")  # in a state dict, beside `weight` and `bias`
+_OWN = ("rows", "bias_rows", "row_ids", "place_V")  # in a state dict, besides `weight` and `bias`
 
 
 class _Place(nn.Module):
