@@ -153,7 +153,7 @@ def test_a_lost_service_keeps_what_there_is(
         (["model", "--suite", "dreambench", "--data", "data"], "prompts_and_classes.txt"),
         (["model", "--suite", "unify", "--data", "data", "--scorers", "hps"], "--scorers hps: this suite has bleu"),
         (["--suite", "geneval"], "--suite geneval needs POLICY"),
-        (["model", "--suite", "geneval", "--data", "data"], "takes neither --data nor --answers"),
+        (["model", "--suite", "geneval", "--data", "data"], "takes no --data, --answers or --concepts"),
         (["model", "--suite", "unify", "--data", "unknown"], "has no token for 1 of the concepts, <di>"),
         (["model", "--suite", "yollava", "--data", "empty"], "train/bo: no images of <bo> to compare with"),
         (["model", "--suite", "unify_pp", "--data", "photos"], "has nothing that this suite asks or draws"),
