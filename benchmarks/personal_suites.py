@@ -2,7 +2,7 @@
 
     make up CONFIG=deploy/configs/unify.toml
     python -m embedded.judge &
-    python -m benchmarks.personal_suites deploy/configs/embedded.toml --concepts runs/*/concept --data embedded/data/unify
+    python -m benchmarks.personal_suites deploy/configs/embedded.toml --concepts runs/*/concept
 
 Without concepts of `synod personalize`, `python -m embedded.world.unify DATA "<ada>,<ben>,<bo>,<rex>,<pip>,<zip>"` writes
 concepts that the embedded policy knows as words. A run is killed (SIGKILL) when its files have grown by a random share
