@@ -4,8 +4,8 @@
     python -m embedded.judge &
     python -m benchmarks.personal_suites deploy/configs/embedded.toml --concepts runs/*/concept
 
-Without concepts of `synod personalize`, `python -m embedded.world.unify DATA "<ada>,<ben>,<bo>,<rex>,<pip>,<zip>"` writes
-concepts that the embedded policy knows as words. A run is killed (SIGKILL) when its files have grown by a random share
+Without concepts of `synod personalize`, `python -m embedded.world.unify DATA "<ada>,<ben>,<bo>,<rex>,<pip>,<zip>"`
+writes concepts that the embedded policy knows as words; give --data DATA then. A run is killed (SIGKILL) when its files have grown by a random share
 of what the first run wrote. The CPU time is that of the evaluations, without the service's.
 """
 
