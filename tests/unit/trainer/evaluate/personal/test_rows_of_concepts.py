@@ -24,6 +24,7 @@ from trainer.personalize.files import ConceptInfo, save_concept
 from trainer.personalize.folder import read_folder
 from trainer.personalize.records import load_image
 from trainer.personalize.tokens import base_digest
+from trainer.policy import registry
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
 from trainer.types import Query
@@ -92,3 +93,16 @@ def test_rows_of_another_model_are_refused(world: Path, capsys: pytest.CaptureFi
     path.write_text(json.dumps({**json.loads(path.read_text()), "base": "0" * 32}))
     assert evaluate(world, "di", "el") == 2
     assert "were trained on the model of digest" in capsys.readouterr().err
+
+
+def test_the_policy_of_a_run_has_its_concepts(world: Path) -> None:
+    assert evaluate(world, "di", "el") == 0
+    concepts = tuple((world / name).resolve() for name in ("di", "el"))
+    settings = resolve("model", "unify").policy.model_copy(update={"concepts": concepts})
+    registry.load(settings).save(world / "run/policy")
+    document = {"policy": settings.model_dump(mode="json"), "rewards": {"url": "http://service"}}
+    (world / "run/settings.json").write_text(json.dumps(document))
+    arguments = ["--suite", "unify", "--data", "data", "--images", "1", "--steps", "2", "--scorers", "recognition"]
+    assert main(["evaluate", "run", *arguments]) == 0
+    found = [(world / out / "answers/replies.jsonl").read_bytes() for out in ("out", "run/evaluation/unify")]
+    assert found[0] == found[1]
