@@ -102,12 +102,12 @@ def test_recognition_weighs_both_answers_alike() -> None:
 
 
 def test_an_unclear_reply_is_wrong_and_never_left_out() -> None:
-    replies = [("yes", YES, "Yes"), ("I know", YES, "Yes"), ("perhaps", RANDOM, "No"), ("no", RANDOM, "No")]
+    replies = [("yes", YES, "Yes"), ("I know", YES, "Yes"), ("NO!", RANDOM, "No"), ("no", RANDOM, "No")]
     rows = [row("rec", "<bo>", reply=reply, group=group, right=right) for reply, group, right in replies]
     strict = line("Rec weight, random, whole words", rows).cells["concept"]
-    assert (strict.mean, strict.items, strict.missing) == (0.5, 4, 0)
+    assert (strict.mean, strict.items, strict.missing) == (0.75, 4, 0)
     unclear = line("Rec unclear replies", rows)
-    assert (unclear.cells["concept"].mean, unclear.mark) == (0.5, "")
+    assert (unclear.cells["concept"].mean, unclear.mark) == (0.25, "")
 
 
 def test_a_failed_score_is_missing_and_counted() -> None:
