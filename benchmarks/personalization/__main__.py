@@ -4,7 +4,7 @@
     python -m benchmarks.personalization --only no_stage_1              stage 2 from untrained rows
     python -m benchmarks.personalization --only regions                 five starts of stage 3
     python -m benchmarks.personalization --only tokens                  0, 1, 4, 8, 16 and 32 soft tokens
-    python -m benchmarks.personalization --only grid                    a third to three times the epochs, 3 to 12 images
+    python -m benchmarks.personalization --only grid                    a third to 3 times the epochs, 3 to 12 images
     python -m benchmarks.personalization --summary                      only the table of all finished arms
 
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
@@ -90,9 +90,9 @@ def arms(group: str, seed: int) -> Iterator[Arm]:
                 yield from (Arm(group, label, name, seed, changes, factor, count) for name in FEW)
 
 
-def settings_of(arm: Arm, runs: Path) -> PersonalizeSettings:
+def settings_of(arm: Arm, runs: Path, config: Path = CONFIG) -> PersonalizeSettings:
     """Return the settings of an arm; those of fewer photographs have a copy of the data."""
-    table = load_personalize(CONFIG, {}).model_dump()
+    table = load_personalize(config).model_dump()
     data = UNIFY if arm.photographs is None else fewer_photographs(runs, arm.photographs)
     table |= {"data": data / "concept/train" / arm.concept, "run_dir": runs / arm.key, "seed": arm.seed}
     for stage in ("stage_1", "stage_2", "stage_3"):
@@ -123,9 +123,9 @@ def fewer_photographs(runs: Path, count: int) -> Path:
     return root
 
 
-def run_arm(arm: Arm, runs: Path) -> dict[str, Any]:
+def run_arm(arm: Arm, runs: Path, config: Path = CONFIG) -> dict[str, Any]:
     """Train and measure an arm: its figures without rows, and after each stage."""
-    settings = settings_of(arm, runs)
+    settings = settings_of(arm, runs, config)
     policy, knowledge = load_base(settings), arm.group in KNOWLEDGE
     before = {key: value.clone() for key, value in policy.module.state_dict().items()}
     others = drawn(policy, OTHERS, arm.seed)
@@ -181,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=GROUPS, action="append", help="groups of arms; repeatable (default: all)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each arm")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after so many minutes")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings of every arm; the environment overrides")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/personalization", help="where the trainings go")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/personalization_stages.json")
     parser.add_argument("--summary", action="store_true", help="run nothing")
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.summary or path.exists() or time.monotonic() > until:
             continue
         print(f"{arm.key}: training and measuring", flush=True)
-        found = run_arm(arm, options.runs.resolve())
+        found = run_arm(arm, options.runs.resolve(), options.config)
         write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
         print(json.dumps(found["figures"]), flush=True)
     left = sum(not (results / f"{arm.key}.json").exists() for arm in wanted)

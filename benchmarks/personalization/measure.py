@@ -60,9 +60,8 @@ class Meter:
 
     def _understanding(self, policy: ShowO, name: str) -> Figures:
         """Recognition by the likelier of yes and no, answers about looks by BLEU, and facts by exact answers."""
-        shown, random, alike = (
-            self._said_yes(policy, name, images) for images in (self._test, self._random, self._alike)
-        )
+        sets = (self._test, self._random, self._alike)
+        shown, random, alike = (self._said_yes(policy, name, images) for images in sets)
         looks, facts = [], []
         for one in self.concept.questions:
             if one.image is not None:

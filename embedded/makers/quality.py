@@ -24,7 +24,7 @@ from services.scorers.fer import FerSettings
 from services.scorers.geneval import GenEvalSettings
 from services.settings import Settings, load
 from trainer.policy.show_o.magvit import Magvit
-from trainer.settings import TrainerSettings
+from trainer.settings import ShowOSettings, TrainerSettings
 from trainer.settings import load as load_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def tokenizer(settings: TrainerSettings) -> Degradation:
     """Return the degradation by the policy's image tokenizer: encode and decode."""
+    assert isinstance(settings.policy, ShowOSettings)
     assert settings.policy.vq is not None
     vq = Magvit.load(Path(settings.policy.vq))
     return lambda image: vq.decode(vq.encode([image]))[0]

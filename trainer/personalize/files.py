@@ -27,7 +27,7 @@ from trainer.personalize.tokens import Rows, base_digest, insert, rows_of
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import ConceptTokens
-from trainer.settings.policy import PolicySettings
+from trainer.settings.policy import PolicySettings, ShowOSettings
 
 ROWS, CONCEPT = "rows.safetensors", "concept.json"
 PUBLIC: Final = ("embed", "lm_head_weight", "lm_head_bias")  # epoch_{E}_{part}.pt
@@ -87,7 +87,7 @@ def load_into(policy: ShowO, directory: Path, *, force_base: bool = False) -> Co
 
 def save_concepts(policy: Policy, settings: PolicySettings, directory: Path) -> None:
     """Write the tokens of the concepts that a run has trained alone, each as a concept directory of the same base."""
-    if not isinstance(policy, ShowO) or settings.train != "rows":
+    if not isinstance(policy, ShowO) or not isinstance(settings, ShowOSettings) or settings.train != "rows":
         return
     for source in settings.concepts:
         info = load_concept(source)[0]

@@ -9,7 +9,7 @@ from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.personalize import PersonalizeSettings, load_personalize
-from trainer.settings.policy import LoraSettings, PolicySettings, ShowOSettings
+from trainer.settings.policy import FlowSettings, LoraSettings, PolicySettings, ShowOSettings, read_policy
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
@@ -18,6 +18,7 @@ from trainer.settings.run import ScreenSettings, TrainerSettings, load
 __all__ = [
     "DataSettings",
     "EvaluateSettings",
+    "FlowSettings",
     "LoraSettings",
     "LossSettings",
     "OptimizerSettings",
@@ -33,4 +34,5 @@ __all__ = [
     "TrainerSettings",
     "load",
     "load_personalize",
+    "read_policy",
 ]

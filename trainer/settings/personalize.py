@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from synod import toml
 from trainer.settings.fields import Directory, Node, OutputPath
-from trainer.settings.policy import PolicySettings
+from trainer.settings.policy import ShowOSettings
 
 Regions = Literal["paper", "public", "full_image", "random_patch", "none"]
 
@@ -77,7 +77,7 @@ class PersonalizeSettings(Node):
     stage_1: Stage1Settings = Stage1Settings()
     stage_2: Stage2Settings = Stage2Settings()
     stage_3: Stage3Settings = Stage3Settings()
-    policy: PolicySettings
+    policy: ShowOSettings
 
     def stage(self, number: int) -> StageSettings:
         """Return the settings of stage 1, 2 or 3."""

@@ -52,6 +52,8 @@ CASES = (
     *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
     UNEVEN,
     Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
+    Case(family="flow"),
+    Case(family="flow", trained="lora", mode="shard"),
 )
 RESUMED = (Case(), SPLIT)
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -285,6 +285,9 @@ class ShowO:
 
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()  # as training draws
 
     def _texts(self, prompts: Sequence[str]) -> Texts:
         """Encode the different ones of the prompts, and with guidance the empty prompt."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +67,9 @@ class Painter:
 
     def denoise(self, segments: Sequence[Any], until: int) -> list[Painted]:
         return [replace(segment, step=until) for segment in segments]
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def images(self, segments: Sequence[Any]) -> list[Pixels]:
         assert all(s.step == 3 for s in segments)
@@ -175,6 +179,21 @@ def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: 
     assert (change.n, change.dropped) == (28, 2)
     assert change.difference == pytest.approx(0.25)
     assert change.stderr == pytest.approx(0.0, abs=1e-12)
+
+
+def test_rows_have_image_part_and_verdict(settings: TrainerSettings, tasks: list[Task]) -> None:
+    class Detailed(Judge):
+        def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
+            future: Future[list[Reward]] = Future()
+            geneval = reward == GENEVAL
+            future.set_result(
+                [Reward(0.5, fixed={} if geneval else {"tier": 0.2}, official=1.0 if geneval else None)] * len(items)
+            )
+            return future
+
+    for found in evaluate(Painter(), Detailed(), tasks, settings).rows:
+        geneval = found.pathway == "none"
+        assert (found.image_part, found.official) == ((0.5, 1.0) if geneval else (0.3, None))
 
 
 def test_an_unavailable_service_ends_the_evaluation(settings: TrainerSettings, tasks: list[Task]) -> None:

@@ -115,13 +115,16 @@ def test_stages_of_other_settings_are_not_mixed(
     assert "data (content)" in error(capsys)
 
 
-def test_a_stage_needs_the_one_before(personalize: Command, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_needs_the_one_before(
+    personalize: Command, world: Path, base: ShowO, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert personalize("--stages", "2") == 1
     assert "stage 2 begins with the rows of stage 1, but" in error(capsys)
     save_concept(world / "run/stage-1/concept", _info("0" * 32), make_rows(4))
     assert personalize("--stages", "2") == 1
     assert "give that model, train the concept on this one, or give --force-base" in error(capsys)
     assert personalize("--stages", "2", "--force-base") == 0
+    assert load_concept(world / "run/concept")[0].base == base_digest(base)
 
 
 def _info(digest: str) -> run.ConceptInfo:

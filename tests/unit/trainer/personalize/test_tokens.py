@@ -197,12 +197,14 @@ def test_trained_rows_equal_the_public_way(make_policy: MakePolicy) -> None:
 def test_the_reference_has_the_stored_rows(make_policy: MakePolicy, uniforms: Uniforms) -> None:
     policy = make_policy()
     insert(policy, DOT, make_rows(DOT.count))
+    policy.phi.lm_head.bias.data[policy.vocab.rows_of("<dot>").start] += 25.0  # the name is said
     policy.train_rows(list(policy.vocab.rows_of("<dot>")))
     policy.keep_reference()
     assert policy._reference is None
     begun = policy.begin(["a photo of <dot>"] * 2, uniforms(2, 4, 2, 16))
     images = policy.denoise(begun, 4)
     said = policy.reason(Query("what is <dot> ?"), uniforms(2, 4))
+    assert any("<dot>" in one.text for one in said)
     for segments, step in ((images, 1), (said, 0)):
         terms = policy.terms(segments, step, reference=True)
         assert torch.equal(terms.new_BD[terms.mask_BD], terms.reference_BD[terms.mask_BD])
