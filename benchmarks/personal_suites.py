@@ -5,8 +5,8 @@
     python -m benchmarks.personal_suites deploy/configs/embedded.toml --concepts runs/*/concept
 
 Without concepts of `synod personalize`, `python -m embedded.world.unify DATA "<ada>,<ben>,<bo>,<rex>,<pip>,<zip>"`
-writes concepts that the embedded policy knows as words; give --data DATA then. A run is killed (SIGKILL) when its files have grown by a random share
-of what the first run wrote. The CPU time is that of the evaluations, without the service's.
+writes concepts that the embedded policy knows as words; give --data DATA then. A run is killed (SIGKILL) when its files
+have grown by a random share of what the first run wrote. The CPU time is that of the evaluations, without the service's.
 """
 
 from __future__ import annotations
