@@ -6,7 +6,7 @@
 
 Without concepts of `synod personalize`, `python -m embedded.world.unify DATA "<ada>,<ben>,<bo>,<rex>,<pip>,<zip>"`
 writes concepts that the embedded policy knows as words; give --data DATA then. A run is killed (SIGKILL) when its files
-have grown by a random share of what the first run wrote. The CPU time is that of the evaluations, without the service's.
+have grown by a random share of what the first run wrote. CPU time is the evaluations' own, without the service's.
 """
 
 from __future__ import annotations
