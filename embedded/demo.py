@@ -118,7 +118,7 @@ def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
 
 
 def trained(run_dir: Path) -> dict[str, Any]:
-    """Summarise the training: held-out reward before and after, steps, and what screening saved."""
+    """Summarise the training: held-out reward before and after, its paired change, steps, and what screening saved."""
     before, after = (load_evaluation(run_dir / name) for name in (BEFORE, AFTER))
     reward, records = paired(before, after)["reward"], read(run_dir)
     rates = [r["pass_rate"] for r in records if r["pass_rate"] is not None]
@@ -126,6 +126,7 @@ def trained(run_dir: Path) -> dict[str, Any]:
     return {
         "reward_before": asdict(reward.before),
         "reward_after": asdict(reward.after),
+        "reward_change": {"mean": reward.difference, "stderr": reward.stderr, "n": reward.n},
         "steps": len(records),
         "dgs": {
             "pass_rate": statistics.fmean(rates) if rates else None,
@@ -277,10 +278,11 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
     rewards = [
         f"{one['mean']:.3f} ± {one['stderr']:.3f}" for one in (summary["reward_before"], summary["reward_after"])
     ]
-    saved = summary["dgs"]["denoising_steps_saved_ratio"]
+    change, saved = summary["reward_change"], summary["dgs"]["denoising_steps_saved_ratio"]
     console.print(
-        f"{summary['steps']} training steps: held-out reward {rewards[0]} before, {rewards[1]} after "
-        f"({summary['reward_before']['n']} prompts); screening saved {100 * saved:.0f} % of the denoising steps"
+        f"{summary['steps']} training steps: held-out reward {rewards[0]} before, {rewards[1]} after, "
+        f"{change['mean']:+.3f} ± {change['stderr']:.3f} prompt by prompt ({change['n']} prompts); "
+        f"screening saved {100 * saved:.0f} % of the denoising steps"
     )
     console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))
 

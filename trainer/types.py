@@ -5,6 +5,7 @@ The records of what a family of policies samples are in its folder, `trainer/pol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
@@ -146,11 +147,18 @@ class Rollout:
 class Reward:
     """A reward with the raw score of each scorer; or `value` None, which masks the rollout, and the failure.
 
-    fixed  by scorer, the terms of `value` that the image could not change, because their scorer does not read it; they
-           were decided when the answer was. None: not known
+    fixed     by scorer, the terms of `value` that the image could not change, because their scorer does not read it;
+              they were decided when the answer was. None: not known
+    official  GenEval's own verdict on the image, 0 or 1; it is not part of `value`. None: no scorer gave one
     """
 
     value: float | None
     components: Mapping[str, float] = field(default_factory=dict)
     failure: ScoreFailure | None = None
     fixed: Mapping[str, float] | None = None
+    official: float | None = None
+
+    @property
+    def image_part(self) -> float | None:
+        """The reward without its fixed terms, which is what the image earned; None if either is not known."""
+        return None if self.value is None or self.fixed is None else self.value - math.fsum(self.fixed.values())

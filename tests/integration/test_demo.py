@@ -64,6 +64,9 @@ def test_the_demo_scores_every_sample_and_cleans_up(tmp_path: Path) -> None:
         assert set(summary[when]) == {"mean", "stderr", "n"}
         assert summary[when]["n"] == 6
         assert 0 <= summary[when]["mean"] <= 1
+    assert summary["reward_change"]["n"] == 6
+    means = [summary[f"reward_{when}"]["mean"] for when in ("before", "after")]
+    assert summary["reward_change"]["mean"] == pytest.approx(means[1] - means[0])
     assert summary["dgs"]["previews"] >= 18
     assert 0 < summary["dgs"]["pass_rate"] <= 1
     assert 0 < summary["dgs"]["denoising_steps_saved_ratio"] < 1

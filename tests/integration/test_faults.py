@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from prometheus_client.mmap_dict import MmapedDict
 
 from synod.contracts import Score, ScoreFailure, ScoreItem, ScoreResponse
 from tests.outcomes import values
@@ -38,6 +41,18 @@ def held(service: Any, scorer: str) -> float:
     """Return the number of images queued or running in the scorer's replicas."""
     images: float = service.metrics().get(f'synod_held_images{{scorer="{scorer}"}}', 0.0)
     return images
+
+
+def stopped_at_work(service: Any, scorer: str, pid: int) -> bool:
+    """Stop a replica's process; let it go on if it holds no image."""
+    os.kill(pid, signal.SIGSTOP)
+    file = service.run_dir / "metrics" / f"gauge_livesum_{pid}.db"
+    for key, value, *_ in MmapedDict.read_all_values_from_file(str(file)):
+        _, name, labels, _ = json.loads(key)
+        if name == "synod_held_images" and labels == {"scorer": scorer} and value > 0:
+            return True
+    os.kill(pid, signal.SIGCONT)
+    return False
 
 
 def counters(samples: dict[str, float]) -> dict[str, float]:
@@ -81,7 +96,7 @@ def test_a_killed_replica_changes_no_answer(service: Any, eventually: Wait) -> N
 
     with ThreadPoolExecutor(12) as callers:
         futures = [callers.submit(ask, n) for n in range(48)]
-        eventually(lambda: held(service, "frail") > 3)  # a gateway admits 4 images
+        eventually(lambda: stopped_at_work(service, "frail", victim))
         kill([victim])
         for future in futures:
             future.result()

@@ -164,7 +164,7 @@ def without_fixed(rewards: Sequence[Reward], spec: RewardSpec) -> tuple[list[Rew
 def _without_fixed(reward: Reward) -> Reward:
     if reward.value is None:
         return reward
-    return replace(reward, value=reward.value - math.fsum((reward.fixed or {}).values()), fixed={})
+    return replace(reward, value=reward.image_part, fixed={})
 
 
 def check_weights(weights: Sequence[float]) -> None:

@@ -25,6 +25,8 @@ class Row:
     failure             the error code of a missing reward
     heldout             scores by scorers that are not trained on
     heldout_reward      their weighted sum; None if one is missing, or there are none
+    image_part          the reward without its terms that were fixed before drawing; None if they are not known
+    official            GenEval's own verdict, 0 or 1; None if no scorer gave one
     """
 
     key: str
@@ -38,6 +40,8 @@ class Row:
     failure: str | None = None
     heldout: Mapping[str, float] = field(default_factory=dict)
     heldout_reward: float | None = None
+    image_part: float | None = None
+    official: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,30 +117,37 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
     """Compare two evaluations by measure.
 
     reward, reward PATHWAY  all rewards, and those of a pathway
+    image part              rewards without their terms that were fixed before drawing, if there are such terms
     instruct, attribute     shares of right answers on the visual and the textual pathway
     COMPONENT               each component of the rewards
     correct                 share of GenEval prompts with a soft score of 1: every count, colour and position as
                             asked, which is stricter than GenEval's own rules
+    official                share of images that are right by GenEval's own rules
     geneval TAG             the soft scores of one tag
 
     Raises SettingsError if prompts or conditions differ.
     """
-    pairs, rows = _pairs(before, after), (*before.rows, *after.rows)
+    pairs, rows = matched(before, after), (*before.rows, *after.rows)
     reasoned = {row.pathway for row in rows if row.right is not None}
+    fixed = any(row.image_part not in (None, row.reward) for row in rows)
     names = [(p, name) for p, name in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
     by_pathway = {p: [pair for pair in pairs if pair[0].pathway == p] for p in ("visual", "textual", "none")}
-    found = {"reward": _compare(pairs, _reward)}
-    found |= {f"reward {pathway}": _compare(by_pathway[pathway], _reward) for pathway, _ in names}
-    found |= {name: _compare(by_pathway[pathway], lambda row: row.right) for pathway, name in names}
+    found = {"reward": compare(pairs, _reward)}
+    found |= {f"reward {pathway}": compare(by_pathway[pathway], _reward) for pathway, _ in names}
+    found |= {"image part": compare(pairs, lambda row: row.image_part)} if fixed else {}
+    found |= {name: compare(by_pathway[pathway], lambda row: row.right) for pathway, name in names}
     for name in sorted({name for row in rows for name in row.components}):
         scored = [pair for pair in pairs if any(name in row.components for row in pair)]
-        found[name] = _compare(scored, partial(_component, name))
+        found[name] = compare(scored, partial(_component, name))
     tags = {row.tag for row in rows if set(row.components) == {"geneval"}}  # rewarded by GenEval's soft score alone
     geneval = [pair for pair in by_pathway["none"] if pair[0].tag in tags]
     if geneval:
-        found["correct"] = _compare(geneval, lambda row: None if row.reward is None else row.reward >= _FULL)
+        found["correct"] = compare(geneval, lambda row: None if row.reward is None else row.reward >= _FULL)
+    judged = [pair for pair in pairs if any(row.official is not None for row in pair)]
+    if judged:
+        found["official"] = compare(judged, lambda row: row.official)
     for tag in sorted({row.tag for row, _ in geneval}):
-        found[f"geneval {tag}"] = _compare([pair for pair in geneval if pair[0].tag == tag], _reward)
+        found[f"geneval {tag}"] = compare([pair for pair in geneval if pair[0].tag == tag], _reward)
     return found
 
 
@@ -145,12 +156,12 @@ def paired_heldout(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
 
     It is empty if there are none. Raises SettingsError if prompts or conditions differ.
     """
-    pairs = _pairs(before, after)
+    pairs = matched(before, after)
     names = sorted({name for row in (*before.rows, *after.rows) for name in row.heldout})
     if not names:
         return {}
-    found = {"reward": _compare(pairs, lambda row: row.heldout_reward)}
-    return found | {name: _compare(pairs, partial(_heldout, name)) for name in names}
+    found = {"reward": compare(pairs, lambda row: row.heldout_reward)}
+    return found | {name: compare(pairs, partial(_heldout, name)) for name in names}
 
 
 def hacking(before: Evaluation, after: Evaluation) -> str | None:
@@ -168,7 +179,8 @@ def hacking(before: Evaluation, after: Evaluation) -> str | None:
     )
 
 
-def _pairs(before: Evaluation, after: Evaluation) -> list[tuple[Row, Row]]:
+def matched(before: Evaluation, after: Evaluation) -> list[tuple[Row, Row]]:
+    """Return the rows of the same images of two evaluations. Raises SettingsError if prompts or conditions differ."""
     if before.conditions != after.conditions or [_asked(r) for r in before.rows] != [_asked(r) for r in after.rows]:
         raise SettingsError(
             f"the evaluations differ in prompts or settings ({len(before.rows)} rows with {dict(before.conditions)}, "
@@ -189,7 +201,8 @@ def _component(name: str, row: Row) -> float | None:
     return row.components.get(name)
 
 
-def _compare(rows: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> Paired:
+def compare(rows: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> Paired:
+    """Compare a value of matched rows; pairs that lack it on one side are dropped."""
     pairs = [(a, b) for row, other in rows if (a := value(row)) is not None and (b := value(other)) is not None]
     change = summary(b - a for a, b in pairs)
     before, after = summary(a for a, _ in pairs), summary(b for _, b in pairs)

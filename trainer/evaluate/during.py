@@ -66,8 +66,7 @@ class HeldOut:
         if not self._checked:
             self._remove_later(step)
             self._checked = True
-        every = self._settings.evaluate.every
-        if every and step and step % every == 0 and step not in self._found:
+        if self.is_due(step) and step not in self._found:
             with clock("evaluate"), state.averaged():
                 self._found[step] = self._make(state.policy, DURING.format(step))
             warning = hacking(self._found[0], self._found[step]) if 0 in self._found else None
@@ -97,6 +96,11 @@ class HeldOut:
             if self._ranks.is_first:
                 shutil.copytree(during.with_suffix(""), after.with_suffix(""), dirs_exist_ok=True)
                 write_whole(after, during.read_bytes())
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the policy is evaluated after this many steps."""
+        every = self._settings.evaluate.every
+        return bool(every and step) and step % every == 0
 
     def is_over(self, step: int) -> bool:
         """Return whether the watched reward has not risen in the last `patience` evaluations up to this step."""

@@ -206,4 +206,6 @@ def _row(task: Task, answer: str, reward: Reward, untrained: Reward) -> Row:
         failure=None if reward.failure is None else reward.failure.code,
         heldout=dict(untrained.components),
         heldout_reward=untrained.value,
+        image_part=reward.image_part,
+        official=reward.official,
     )

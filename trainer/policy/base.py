@@ -24,6 +24,8 @@ class Terms:
     mask_BD       bool, True at decisions; elsewhere the other fields may hold anything
     reference_BD  the same under the reference policy, for a KL estimated from log-probabilities; None: not requested
     kl_BD         KL(policy || reference) in closed form, with its gradient; None: the policy has no closed form
+    sensitivity   how much log-probabilities of this step grow with a change of the model's output, relative to those of
+                  other steps; `loss.step_scale` "equal" divides log-ratios by it
     """
 
     new_BD: Tensor
@@ -31,6 +33,7 @@ class Terms:
     mask_BD: Tensor
     reference_BD: Tensor | None = None
     kl_BD: Tensor | None = None
+    sensitivity: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ LABELS: Final = {
     "instruct": "right answers, visual instruct",
     "attribute": "right answers, textual attribute",
     "correct": "GenEval prompts drawn exactly as asked",
+    "official": "GenEval prompts right by GenEval's own rules",
+    "image part": "reward without the terms of text scorers",
 }
 
 

@@ -226,7 +226,8 @@ def _reward(result: ItemResult, spec: RewardSpec, text_only: Collection[str] | N
     if isinstance(result.reward, Score):
         if whole and (missing := result.reward.detail.get("missing")):
             return Reward(None, components, ScoreFailure(SynodError.code, f"its terms lack {', '.join(missing)}"))
-        return Reward(result.reward.value, components, fixed=_fixed(_contributions(result.reward), text_only))
+        fixed = _fixed(_contributions(result.reward), text_only)
+        return Reward(result.reward.value, components, fixed=fixed, official=_official(result))
     return Reward(None, components, result.reward or ScoreFailure(SynodError.code, "the response holds no reward"))
 
 
@@ -244,7 +245,7 @@ def _weighted(
     terms = {name: weight * components[name] for name, weight in spec.weights.items()}
     value = sum(terms.values())
     if math.isfinite(value):
-        return Reward(value, components, fixed=_fixed(terms, text_only))
+        return Reward(value, components, fixed=_fixed(terms, text_only), official=_official(result))
     error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is {value}; give smaller weights")
     return Reward(None, components, ScoreFailure.of(error))
 
@@ -254,6 +255,13 @@ def _fixed(terms: Mapping[str, float] | None, text_only: Collection[str] | None)
     if terms is None or text_only is None:
         return None
     return {name: term for name, term in terms.items() if name in text_only}
+
+
+def _official(result: ItemResult) -> float | None:
+    """Return the verdict by GenEval's own rules in the detail of a score; None if no scorer gave one."""
+    details = [score.detail for score in result.scores.values() if isinstance(score, Score)]
+    found = [detail["official"] for detail in details if isinstance(detail.get("official"), int | float)]
+    return float(found[0]) if found else None
 
 
 def _contributions(reward: Score) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from services.scorers.base import score_batch
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem
 from synod.images import ImageLimits, decode_item, encode_png
 from tests.building import build
+from tests.unit.trainer.synthetic import make_run
+from trainer.evaluate.heldout import AFTER, BEFORE, load_evaluation
 
 ROOT = Path(__file__).parents[3]
 FAILURE = ScoreFailure("scorer_failed", "it <b>broke</b>")
@@ -53,6 +56,20 @@ def test_photographs_score_high_only_for_their_subject() -> None:
     for sample, outcome in zip(photographs, outcomes, strict=True):
         assert isinstance(outcome, Score)
         assert outcome.value < 0.3 if sample.note else outcome.value > 0.9, sample.name
+
+
+def test_the_change_of_the_reward_has_a_paired_error(tmp_path: Path) -> None:
+    """Against numpy on the rows; the synthetic evaluations lose two pairs, and their rewards rise by .1 or .2."""
+    run = make_run(tmp_path / "run", 2)
+    found = demo.trained(run)
+    sides = [[row.reward for row in load_evaluation(run / name).rows] for name in (BEFORE, AFTER)]
+    rises = np.array([b - a for a, b in zip(*sides, strict=True) if a is not None and b is not None])
+    assert found["reward_change"] == {
+        "mean": pytest.approx(rises.mean()),
+        "stderr": pytest.approx(rises.std(ddof=1) / np.sqrt(len(rises))),
+        "n": 10,
+    }
+    json.dumps(found)
 
 
 def test_busy_requested_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

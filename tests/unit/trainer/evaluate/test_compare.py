@@ -106,6 +106,17 @@ def test_measures_read_their_own_rows() -> None:
     }
 
 
+def test_image_parts_and_official_verdicts_are_compared() -> None:
+    """The image part is a measure of its own only where some term was fixed; verdicts only where one was given."""
+    before = of(row(0.6, "textual", image_part=0.2), row(0.5, image_part=0.5, official=0.0), row(0.3))
+    after = of(row(0.5, "textual", image_part=0.3), row(1.0, image_part=1.0, official=1.0), row(0.4))
+    found = paired(before, after)
+    assert (found["image part"].difference, found["image part"].n) == (pytest.approx(0.3), 2)
+    assert (found["official"].difference, found["official"].n, found["official"].dropped) == (1.0, 1, 0)
+    plain = of(row(0.5, image_part=0.5))
+    assert not {"image part", "official"} & set(paired(plain, plain))
+
+
 def test_only_rewards_of_geneval_alone_count_as_correct() -> None:
     plain = of(row(21.5, tag="prompt", components={"hps": 21.5}))  # above 1, but not a GenEval score
     mixed = of(row(1.0, components={"geneval": 1.0, "hps": 20.0}))

@@ -177,6 +177,21 @@ def test_a_missing_reward_drops_only_its_pair(settings: TrainerSettings, tasks: 
     assert change.stderr == pytest.approx(0.0, abs=1e-12)
 
 
+def test_rows_have_image_part_and_verdict(settings: TrainerSettings, tasks: list[Task]) -> None:
+    class Detailed(Judge):
+        def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
+            future: Future[list[Reward]] = Future()
+            geneval = reward == GENEVAL
+            future.set_result(
+                [Reward(0.5, fixed={} if geneval else {"tier": 0.2}, official=1.0 if geneval else None)] * len(items)
+            )
+            return future
+
+    for found in evaluate(Painter(), Detailed(), tasks, settings).rows:
+        geneval = found.pathway == "none"
+        assert (found.image_part, found.official) == ((0.5, 1.0) if geneval else (0.3, None))
+
+
 def test_an_unavailable_service_ends_the_evaluation(settings: TrainerSettings, tasks: list[Task]) -> None:
     class Lost(Judge):
         def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:

@@ -419,8 +419,25 @@ SCORES: dict[str, Outcome] = {"tier": Score(0.5), "ber": Score(0.9)}
 def test_terms_of_text_scorers_are_fixed(
     spec: RewardSpec, answer: ItemResult, expected: dict[str, float] | None
 ) -> None:
-    assert fixed_terms(answer, spec).fixed == expected
-    assert fixed_terms(answer, spec, checked=False).fixed is None
+    found = fixed_terms(answer, spec)
+    assert found.fixed == expected
+    assert found.image_part == (
+        None if expected is None else pytest.approx((found.value or 0) - sum(expected.values()))
+    )
+    unchecked = fixed_terms(answer, spec, checked=False)
+    assert (unchecked.fixed, unchecked.image_part) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("detail", "official"),
+    [({"official": True, "soft": 0.25}, 1.0), ({"official": False}, 0.0), ({"official": "yes"}, None), ({}, None)],
+)
+def test_the_official_verdict_is_read_from_a_score(detail: dict[str, Any], official: float | None) -> None:
+    scores: dict[str, Outcome] = {"ber": Score(0.9), "tier": Score(0.25, detail)}
+    for spec, reward in ((RewardSpec({"tier": 1.0, "ber": 0.0}), None), (SYNC_R1, Score(0.47))):
+        found = fixed_terms(ItemResult(scores, reward), spec)
+        assert found.official == official
+        assert found.value == (0.25 if reward is None else 0.47)
 
 
 def test_contributions_are_those_of_the_services_own_detail() -> None:
