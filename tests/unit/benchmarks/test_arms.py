@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.arms import ARMS, OURS, Arm, Permuted, merged, settings_of
+from benchmarks.arms import ARMS, Arm, Permuted, merged, settings_of
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
 from trainer.checkpoint import fingerprint
@@ -37,7 +37,7 @@ def items(seed: int, count: int = 9) -> list[ScoreItem]:
     return [ScoreItem(image) for image in drawn]
 
 
-@pytest.mark.parametrize("name", sorted({*ARMS} - {OURS}))
+@pytest.mark.parametrize("name", sorted(ARMS))
 def test_only_selection_differs(name: str, tmp_path: Path) -> None:
     """Everything else is that of plain_9; only today's recipe has another sampler, credit and other decisions."""
     one, plain = (

@@ -32,6 +32,15 @@ MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
 NO_SCREEN = "none"
 NO_SLOPES: dict[Modality, Slope] = dict.fromkeys(MODALITIES, Slope())
+AUTO = {  # groups of two; what TINY sets for another rule is set back
+    "REWARDS__SURROGATE": "known+predicted",
+    "SCREEN__SELECT": "auto",
+    "SCREEN__GROUP_SIZE": "2",
+    "SCREEN__MAX_PREVIEWS": "144",
+    "SCREEN__SCREEN_FRACTION": "0.2",
+    "SCREEN__TARGET_PASS_RATE": "0.25",
+}
+UPDATES_ARE_DEAR = Work(0.1, 0.1, 0.1, 0.1, 0.1, 9.0)
 LEARNING = {  # fifteen updates of eight images each, without a screen and a KL
     "STEPS": "15",
     "DATA__GENEVAL_SHARE": "1.0",

@@ -13,7 +13,9 @@ import pytest
 from synod.contracts import ScoreItem
 from tests.unit.trainer import synthetic
 from tests.unit.trainer.loops import (
+    AUTO,
     NO_SLOPES,
+    UPDATES_ARE_DEAR,
     MakePolicy,
     MakeSettings,
     equal,
@@ -43,17 +45,7 @@ from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, RewardSpec
 
-AUTO = {
-    "PROMPTS_PER_STEP": "3",  # a visual, a textual and a GenEval task
-    "DATA__GENEVAL_SHARE": "0.34",
-    "REWARDS__SURROGATE": "known+predicted",
-    "SCREEN__SELECT": "auto",
-    "SCREEN__GROUP_SIZE": "2",
-    "SCREEN__MAX_PREVIEWS": "144",
-    "SCREEN__SCREEN_FRACTION": "0.2",
-    "SCREEN__TARGET_PASS_RATE": "0.25",
-}
-UPDATES_ARE_DEAR = Work(0.1, 0.1, 0.1, 0.1, 0.1, 9.0)
+THREE = {**AUTO, "PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.34"}  # a visual, a textual and a GenEval task
 
 
 def length(item: ScoreItem) -> float:
@@ -90,7 +82,7 @@ def drawn(policy: ShowO, settings: TrainerSettings, *plans: ScreenPlan) -> list[
 
 def test_each_step_draws_what_it_costs(talking: ShowO, tiny_settings: MakeSettings) -> None:
     """Plain groups draw two; screens four, of which two are finished, or all at the last step."""
-    settings = tiny_settings(**AUTO, SCREEN__AUDIT="1e-9")
+    settings = tiny_settings(**THREE, SCREEN__AUDIT="1e-9")
     task = next(one for one in tasks(settings) if one.pathway == "textual")
     steps = (None, 0, 1, 2, 4)
     plans = [auto_plan(task, settings, step, (0, 0, 0)) for step in steps]
@@ -108,7 +100,7 @@ def test_each_step_draws_what_it_costs(talking: ShowO, tiny_settings: MakeSettin
 
 def test_measuring_changes_no_image(talking: ShowO, tiny_settings: MakeSettings) -> None:
     """All are finished, and scored on the way as a screen at each step scores them."""
-    settings = tiny_settings(**AUTO, SCREEN__AUDIT="1")
+    settings = tiny_settings(**THREE, SCREEN__AUDIT="1")
     task = next(one for one in tasks(settings) if one.pathway == "textual")
     plan = auto_plan(task, settings, None, (0, 0, 0))
     assert plan == ScreenPlan(4, 4, measured=(0, 1, 2))
@@ -126,7 +118,7 @@ def test_measuring_changes_no_image(talking: ShowO, tiny_settings: MakeSettings)
 
 def test_a_share_of_the_groups_measures(tiny_settings: MakeSettings) -> None:
     """Which they are follows from the key alone."""
-    settings = tiny_settings(**AUTO, SCREEN__AUDIT="0.25")
+    settings = tiny_settings(**THREE, SCREEN__AUDIT="0.25")
     task = tasks(settings)[0]
     found = [auto_plan(task, settings, 0, (0, step, i)).measured is not None for step in range(100) for i in range(4)]
     assert found == [
@@ -137,7 +129,7 @@ def test_a_share_of_the_groups_measures(tiny_settings: MakeSettings) -> None:
 
 def test_a_screen_is_centred_by_all_its_answers(talking: ShowO, tiny_settings: MakeSettings) -> None:
     """Whatever `loss.baseline` is; and a group that is finished as a whole puts its extremes into the update."""
-    settings = tiny_settings(**AUTO, SCREEN__AUDIT="1e-9", LOSS__CREDIT="total")
+    settings = tiny_settings(**THREE, SCREEN__AUDIT="1e-9", LOSS__CREDIT="total")
     assert settings.loss.baseline == "group"
     screened, whole = drawn(
         talking, settings, ScreenPlan(4, 2, 0, is_scored=True, both_tails=True), ScreenPlan(4, 4, measured=())
@@ -167,7 +159,7 @@ def test_a_run_moves_its_screens_and_resumes(
     for name, ends in (("whole", ("8",)), ("parts", ("3", "6", "8"))):
         for steps in ends:
             settings = tiny_settings(
-                **AUTO, SCREEN__AUDIT="0.6", OPTIMIZER__LR="1e-5", STEPS=steps, RUN_DIR=f'"{name}"'
+                **THREE, SCREEN__AUDIT="0.6", OPTIMIZER__LR="1e-5", STEPS=steps, RUN_DIR=f'"{name}"'
             )
             policy = make_policy()
             state = run_loop(settings, make_policy, Rewards(), policy)
@@ -184,7 +176,7 @@ def test_a_run_moves_its_screens_and_resumes(
 
 def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     """In the log, in metrics.jsonl and on the page: a correlation of .6, and previews as dear as images, do not pay."""
-    settings, costs = tiny_settings(**AUTO), Costs(Work(steps=1.0), Work(1, 1, 1, 1, 1, 1))
+    settings, costs = tiny_settings(**THREE), Costs(Work(steps=1.0), Work(1, 1, 1, 1, 1, 1))
     good, perfect = (
         Foresight(Correlation(9, 9 * rho, 9, 9, tuple(9 * one for one in (rho**2, rho, rho, 1, 1, 1))), 7.2, 5.76)
         for rho in (0.6, 1.0)
