@@ -158,8 +158,7 @@ def sample_previews(
             screened = screen(scores, plan.threshold, wanted)
             continue
         seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + size, plan.drawn))]
-        batch = start(policy, [task] * len(seeds), seeds, clock)
-        batch, decoded = _preview(policy, batch, plan.step, clock)
+        batch, decoded = _preview(policy, start(policy, [task] * len(seeds), seeds, clock), plan.step, clock)
         rollouts += batch
         images += decoded or ()
         pending.append(
@@ -169,12 +168,12 @@ def sample_previews(
     screened = best_and_worst(scores, plan.kept) if plan.both_tails else top_up(screened, scores, plan.kept)
     dropped, rollouts = len(rollouts) - count, rollouts[:count]
     audited = _audited(scores, screened, plan.audit, key)
-    foretold: dict[int, tuple[float | None, ...]] | None = None if plan.measured is None else {}
-    for step in plan.measured or ():
+    step, measured, foretold = plan.step, plan.measured, dict[int, tuple[float | None, ...]]()
+    for step in measured or ():
         rollouts, foretold[step] = yield from _foretell(policy, service, task, rollouts, step, settings, clock)
-    step = max((plan.step, *(plan.measured or ())))
     kept = tuple(rollouts), tuple(images[:count]), tuple(scores)
-    return Previews(task, *kept, screened, plan.threshold, dropped, step, audited, foretold)
+    found = None if measured is None else foretold
+    return Previews(task, *kept, screened, plan.threshold, dropped, step, audited, found)
 
 
 def _preview(

@@ -45,7 +45,9 @@ class Costs:
 
     def of(self, work: Work) -> float | None:
         """Return the seconds that this work takes; None if a part of it was never measured."""
-        parts = list(zip(astuple(work), astuple(self.seconds), astuple(self.done), strict=True))
+        parts: list[tuple[float, float, float]] = list(
+            zip(astuple(work), astuple(self.seconds), astuple(self.done), strict=True)
+        )
         if any(count and not done for count, _, done in parts):
             return None
         return sum(count * seconds / done for count, seconds, done in parts if count)

@@ -35,8 +35,6 @@ max_previews = 12
 screen_fraction = 0.3
 target_pass_rate = 0.5
 select = "first_above"
-[trainer.rewards]
-surrogate = "ber"
 [trainer.optimizer]
 lr = 1e-3
 """

@@ -67,6 +67,7 @@ COMMON: Final = {
     "CHECKPOINT_EVERY": "1",
     "LOSS__BASELINE": "population",
     "SCREEN__AUDIT": "0.5",
+    "REWARDS__SURROGATE": "ber",
 }
 OF_FAMILY: Final = {
     "show_o": {"DATA__GENEVAL_SHARE": "0.3333", "OPTIMIZER__LR": "0.01"},
