@@ -26,7 +26,7 @@ from trainer.evaluate.heldout import evaluate, held_out
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
 from trainer.run import make_policy
-from trainer.settings import TrainerSettings, load
+from trainer.settings import ShowOSettings, TrainerSettings, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIDENCES = ("drawn", "max_logp")
@@ -65,6 +65,7 @@ def compare(drawn: Evaluation, other: Evaluation) -> dict[str, Paired]:
 
 
 def _evaluation(settings: TrainerSettings, service: RewardBackend) -> Evaluation:
+    assert isinstance(settings.policy, ShowOSettings)
     confidence = settings.policy.sampler.confidence
     return evaluate(make_policy(settings), service, held_out(settings), settings, confidence)
 

@@ -97,12 +97,13 @@ def against(reference: Sequence[Result], runs: Sequence[Result], measure: str, g
         return nothing
     first, second = ([run for run in one if run["seed"] in seeds] for one in (reference, runs))
 
+    def curve(runs: Sequence[Result], left_out: int | None) -> Points:
+        return mean_curve([_points(run, measure) for run in runs if run["seed"] != left_out], grid)
+
     def times(left_out: int | None) -> tuple[float, float | None, float | None]:
-        a, b = (
-            mean_curve([_points(r, measure) for r in one if r["seed"] != left_out], grid) for one in (first, second)
-        )
+        a, b = curve(first, left_out), curve(second, left_out)
         own, other = time_to(a, a[-1][1]), time_to(b, a[-1][1])
-        return a[-1][1], other, None if own is None or other is None or other == 0 else own / other
+        return a[-1][1], other, own / other if own and other else None
 
     target, minutes, speed = times(None)
     parts = [times(seed)[2] for seed in seeds] if len(seeds) > 1 else []

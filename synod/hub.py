@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth")
 CONFIGS: Final = (".json", ".jinja", ".txt", ".model")
+VARIANTS: Final = ("*.fp16*", "*.bf16*", "*.int4*")  # other forms of the same weights
 _CHUNK_BYTES: Final = 2**20
 
 
-def resolve(source: str, configs_only: bool = False) -> Path:
+def resolve(source: str, configs_only: bool = False, folders: Sequence[str] = ()) -> Path:
     """Return the local path of a model source. A hub id is downloaded into the hub cache unless HF_HUB_OFFLINE is set.
 
     'org/name@REVISION' is that branch, tag or commit, else the repository's default branch is meant.
     Safetensors are preferred; a repository without any is fetched with its `.bin` weights, or else its `.pt` weights,
-    which are read with `weights_only=True`. Code is never fetched. `configs_only` fetches no weights. Raises what
-    huggingface_hub raises when the id is unknown or the hub cannot be reached.
+    which are read with `weights_only=True`. Code is never fetched. `configs_only` fetches no weights, `folders` those
+    of these folders alone, as safetensors. Raises what huggingface_hub raises when the id is unknown or the hub cannot
+    be reached.
     """
     path = Path(source)
     if path.exists():
@@ -30,6 +33,9 @@ def resolve(source: str, configs_only: bool = False) -> Path:
     patterns = [f"*{suffix}" for suffix in CONFIGS]
     if configs_only:
         return Path(fetch(allow_patterns=patterns))
+    if folders:
+        weights = [f"{folder}/*.safetensors" for folder in folders]
+        return Path(fetch(allow_patterns=[*patterns, *weights], ignore_patterns=list(VARIANTS)))
     for suffix in (".safetensors", ".bin", ".pt"):
         folder = Path(fetch(allow_patterns=[*patterns, f"*{suffix}"]))
         if any(folder.glob(f"*{suffix}")):

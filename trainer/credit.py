@@ -79,7 +79,13 @@ def _advantages(
         places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
         rewards = [GroupRewards.of(*_credited(groups[i], modality)) for i in places]
         shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
-        advantages = step_advantages(rewards, aggregation=aggregation, normalise=settings.normalise, shifts=shifts)
+        advantages = step_advantages(
+            rewards,
+            aggregation=aggregation,
+            normalise=settings.normalise,
+            shifts=shifts,
+            clamp=settings.advantage_clamp,
+        )
         found |= {i: a[r.valid_G] for i, a, r in zip(places, advantages, rewards, strict=True)}
     return [found[i] for i in range(len(groups))]
 

@@ -78,14 +78,17 @@ def verify(settings: TrainerSettings, path: Path | None) -> int:
 
 def _row(source: Source) -> list[str]:
     began_s = time.monotonic()
-    path = directory_of(source.name, configs_only=source.configs_only, what=source.setting)
+    folders = (source.folder,) if source.folder else ()
+    root = directory_of(source.name, configs_only=source.configs_only, what=source.setting, folders=folders)
+    path = root / source.folder
     files = hub.files(path)
     if source.configs_only:
         files = [file for file in files if file.suffix not in hub.WEIGHTS]
     size = f"{sum(file.stat().st_size for file in files) / 2**20:.1f} MiB"
-    revision = "local" if Path(source.name).exists() else path.name[:12]
+    revision = "local" if Path(source.name).exists() else root.name[:12]
     digest = hub.digest(str(path))[:16]
-    return [source.setting, source.name, revision, size, digest, f"{time.monotonic() - began_s:.1f}"]
+    setting = "/".join(filter(None, (source.setting, source.folder)))
+    return [setting, source.name, revision, size, digest, f"{time.monotonic() - began_s:.1f}"]
 
 
 def _pairs_file(config: Path) -> Path | None:

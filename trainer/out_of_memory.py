@@ -14,7 +14,7 @@ from trainer.errors import OtherRankFailed, OutOfMemory
 from trainer.memory import Configuration, UpdateMemory, advice, update_memory
 from trainer.policy.base import Policy
 from trainer.policy.lora import targeted
-from trainer.settings import LoraSettings, TrainerSettings
+from trainer.settings import TrainerSettings
 
 CPU_MESSAGE = "can't allocate memory"  # of torch's allocator, in a plain RuntimeError
 
@@ -69,7 +69,7 @@ def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configur
     weights, trainable = sum(p.nbytes for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     half = settings.policy.dtype == "bfloat16"
     if configuration.lora and lora is None:
-        chosen = LoraSettings()
+        chosen = settings.policy.adapters
         layers = targeted(policy.module, chosen.targets)
         trainable = sum(chosen.rank * (layer.in_features + layer.out_features) for layer in layers)
         weights += 4 * trainable - (2 * sum(layer.weight.numel() for layer in layers) if half else 0)

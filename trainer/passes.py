@@ -16,7 +16,6 @@ from trainer.gradient_meter import GradientMeter
 from trainer.policy.base import Policy
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
-from trainer.settings.loss import ModalityLossSettings
 from trainer.types import MODALITIES, Modality, Rollout, Segment
 
 
@@ -80,7 +79,7 @@ def _of_modality(
     total = policy.steps([segment for segment, _ in found])
     count = max(1, round(settings.loss_step_fraction * total))
     alpha = settings.of(modality).alpha
-    weight = decision_weight(alpha, settings.scale, policy.decisions(modality)) * total / count / groups
+    weight = decision_weight(alpha, settings.scale, policy.decisions(modality), total) * total / count / groups
     size = settings.micro_batch or len(found)
     passes = []
     for step in sorted(rng.choice(total, count, replace=False).tolist()):
@@ -109,7 +108,7 @@ def accumulate(
             shared = dict.fromkeys(segment for one in mine for segment in one.segments)
             with policy.sharing(list(shared)):
                 for one in mine:
-                    loss, figures = _loss(policy, one, settings.of(modality))
+                    loss, figures = _loss(policy, one, settings, modality)
                     loss.backward()  # type: ignore[no-untyped-call]
                     value, stats = value + float(loss.detach()), stats + figures
             _check_finite(value, groups[i], i, modality)
@@ -139,13 +138,12 @@ def in_step(
     schedule = [(m, number) for m in MODALITIES for number in range(max(count[m] for count in counts))]
     for place, (modality, number) in enumerate(schedule, 1):
         sharding.exchange_replicas(place == len(schedule))
-        chosen = settings.of(modality)
         if number >= len(mine[modality]):
-            blank = _blank_loss(policy, modality, reference=chosen.beta > 0)
+            blank = _blank_loss(policy, modality, reference=settings.of(modality).beta > 0)
             blank.backward()  # type: ignore[no-untyped-call]
             continue
         key, one = mine[modality][number]
-        loss, figures = _loss(policy, one, chosen)
+        loss, figures = _loss(policy, one, settings, modality)
         (loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # FSDP2 averages over the ranks
         value, stats = found[key]
         found[key] = value + float(loss.detach()), stats + figures
@@ -155,7 +153,8 @@ def in_step(
     return [(i, modality, value, stats) for (i, modality), (value, stats) in found.items()]
 
 
-def _loss(policy: Policy, one: Pass, chosen: ModalityLossSettings) -> tuple[torch.Tensor, LossStats]:
+def _loss(policy: Policy, one: Pass, settings: LossSettings, modality: Modality) -> tuple[torch.Tensor, LossStats]:
+    chosen = settings.of(modality)
     terms = policy.terms(one.segments, one.step, reference=chosen.beta > 0)
     return clipped_loss(
         terms.new_BD,
@@ -168,6 +167,8 @@ def _loss(policy: Policy, one: Pass, chosen: ModalityLossSettings) -> tuple[torc
         weight=one.weight,
         group_size=one.group_size,
         kl_BD=terms.kl_BD,
+        own_length=settings.scale == "own_length",
+        sensitivity=terms.sensitivity if settings.step_scale == "equal" else 1.0,
     )
 
 

@@ -18,7 +18,7 @@ WEB = ("fastapi", "starlette", "uvicorn")
 HTTP = ("aiohttp", "http", "httpx", "requests", "urllib.request")
 NETWORK = ("asyncio", "grpc", "httpx", "socket", "subprocess", "threading")
 IO = ("httpx", "io", "json", "logging", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tqdm")
-MODELS = ("torch", "transformers")
+MODELS = ("torch", "transformers", "diffusers")
 RECORDS = ("services.models.types", "services.models.settings", "services.settings_types")
 
 
@@ -95,20 +95,25 @@ RULES = (
     Rule(
         r"trainer\.policy\.registry",
         may=("synod.contracts", "trainer.policy", "trainer.settings"),
-        never=("ray", "httpx", *WEB),
+        never=("ray", "httpx", "diffusers", *WEB),
+    ),
+    Rule(  # the only package with diffusers
+        r"(?P<own>trainer\.policy\.flow)(\..+)?",
+        may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),
+        never=("ray", "httpx", "torch.distributed", *WEB),
     ),
     Rule(
         r"(?P<own>trainer\.policy\.\w+)(\..+)?",
         may=("synod", "trainer.types", "trainer.policy.base", "trainer.policy.lora", "trainer.policy.weights"),
-        never=("ray", "httpx", "torch.distributed", *WEB),
+        never=("ray", "httpx", "torch.distributed", "diffusers", *WEB),
     ),
-    Rule(r"trainer\.launch", may=("synod", "trainer"), never=("torch.distributed", *WEB)),
+    Rule(r"trainer\.launch", may=("synod", "trainer"), never=("torch.distributed", "diffusers", *WEB)),
     Rule(
         r"(?P<own>trainer\.distributed)(\..+)?",
         may=("synod.errors", "trainer.clock", "trainer.errors"),
-        never=("ray", *WEB),
+        never=("ray", "diffusers", *WEB),
     ),
-    Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", "torch.distributed", *WEB)),
+    Rule(r"(?P<own>trainer)(\..+)?", may=("synod",), never=("ray", "torch.distributed", "diffusers", *WEB)),
     Rule(r"(?P<own>embedded)(\..+)?", may=("synod", "services", "trainer")),
 )
 
@@ -121,7 +126,7 @@ LOADS = {
         *WEB,
     ),
     "trainer.settings": ("ray", *MODELS),
-    "trainer.run": ("ray", "peft"),  # peft only when adapters are on
+    "trainer.run": ("ray", "peft", "diffusers"),  # peft only when adapters are on, diffusers only for its pipelines
 }
 
 
@@ -221,6 +226,9 @@ def test_module_follows_the_import_rules(path: Path) -> None:
         ("trainer.algorithms.screen", "import logging"),
         ("trainer.policy.show_o", "from trainer.rewards.service import Service"),
         ("trainer.policy.show_o.maskgit", "from trainer.settings import SamplerSettings"),
+        ("trainer.policy.show_o.policy", "import diffusers"),
+        ("trainer.policy.registry", "def f():\n    import diffusers"),
+        ("trainer.policy.flow.policy", "from trainer.policy.show_o.policy import ShowO"),
         ("trainer.train", "from services.settings import load"),
         ("trainer.train", "import embedded.world"),
         ("trainer.train", "import torch.distributed as dist"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from services.settings import load as load_service
 from trainer.data.prompts import read_prompts
-from trainer.settings import PromptSettings, load
+from trainer.policy.flow.sde import decisions, sigmas
+from trainer.settings import FlowSettings, PromptSettings, load
 
 CONFIGS = Path(__file__).parents[2] / "deploy/configs"
-PUBLISHED = ["mask_grpo", "sync_r1_paper"]  # they train a published Show-o
+PUBLISHED = ["mask_grpo", "sync_r1_paper", "sd35_flow_grpo"]  # they train a published policy
 
 
 def test_mask_grpo_has_its_authors_values() -> None:
@@ -30,6 +32,35 @@ def test_mask_grpo_has_its_authors_values() -> None:
     assert set(settings.rewards.scorers) == {"clip_t"}
     served = load_service(CONFIGS / "mask_grpo.toml", {}).scorers
     assert {one.kind for one in served.values()} == {"clip_t", "image_reward"}
+
+
+def test_sd35_flow_grpo_has_its_authors_values() -> None:
+    """Those of `pickscore_sd3` in config/grpo.py, of config/base.py and scripts/train_sd3.py."""
+    settings = load(CONFIGS / "sd35_flow_grpo.toml", {})
+    policy = settings.policy
+    assert isinstance(policy, FlowSettings)
+    assert (policy.model, policy.resolution) == ("stabilityai/stable-diffusion-3.5-medium", 512)
+    assert policy.max_text_length == 128
+    sampler = policy.sampler
+    assert (sampler.denoising_steps, sampler.guidance_scale, sampler.eta) == (10, 4.5, 0.7)
+    assert sampler.evaluation_steps == 40
+    assert list(decisions(sampler.denoising_steps, sampler.sde)) == list(range(int(10 * 0.99)))  # timestep_fraction
+    assert policy.lora is not None
+    assert (policy.lora.rank, policy.lora.alpha, len(policy.lora.targets)) == (32, 64, 8)
+    loss = settings.loss
+    assert (loss.image.clip, loss.image.alpha, loss.normalise, loss.advantage_clamp) == (1e-4, 1.0, "batch_std", 5)
+    times = sigmas(10, 3.0, "diffusers")
+    step = sum(t - after for t, after in pairwise(times)) / 10
+    assert loss.image.beta == pytest.approx(0.01 * step)  # their KL is |dt| times ours
+    assert (settings.screen.group_size, settings.screen.threshold) == (24, "none")
+    assert (settings.prompts_per_step, settings.seed, settings.optimizer.lr) == (48, 42, 3e-4)
+    assert settings.optimizer.ema == pytest.approx(0.9 ** (1 / 8), abs=5e-4)
+    assert settings.reward_batch_size == settings.loss.micro_batch  # equal batches: ratios start at exactly 1
+    assert set(settings.rewards.scorers) == {"pickscore"}
+    assert {one.kind for one in load_service(CONFIGS / "sd35_flow_grpo.toml", {}).scorers.values()} == {
+        "pickscore",
+        "image_reward",
+    }
 
 
 def test_a_group_without_a_screen_draws_nothing_more() -> None:

@@ -171,7 +171,7 @@ def test_guidance_of_edits_and_prompts(seed: int, g_ref: float, g: float) -> Non
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 def test_bfloat16_velocities_are_finite(guidance: float) -> None:
-    """Also in the narrowest step, where bfloat16 would round the noise away."""
+    """Also in the narrowest step, where bfloat16 would lose the noise to rounding."""
     x, u, c = latents(3, dtype=torch.float32)
     noise = latents(4, 1, dtype=torch.float32)[0]
     for t, t_next in [(1.0, 0.9601), (0.278, 0.0089), (0.0089, 0.0045)]:

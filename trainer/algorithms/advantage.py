@@ -1,4 +1,4 @@
-"""Advantages: Dr.GRPO (Sync-R1, app. C), GRPO, GDPO, masks, and a baseline for screened groups. Pure.
+"""Advantages: Dr.GRPO (Sync-R1, app. C), GRPO, GDPO, clamps, masks, and a baseline for screened groups. Pure.
 
 Suffixes: G the rollouts of one group, V those with a reward, K scorers.
 
@@ -26,8 +26,9 @@ from torch import Tensor
 from trainer.algorithms.aggregate import GroupRewards, Moments
 from trainer.types import Aggregation
 
-Normalise = Literal["none", "group_std", "batch_std"]
+Normalise = Literal["none", "group_std", "batch_std", "group_std_paper"]
 MEMORY = 0.95  # decay of the slope's sums per group: about the last 20 groups count
+PAPER_EPSILON = 1e-4  # of UniRL-Zero's and Flow-GRPO's code, and of trl
 EVIDENCE = 16.0  # degrees of freedom before the slope is used: two full groups of 9
 
 
@@ -62,6 +63,7 @@ def step_advantages(
     normalise: Normalise = "none",
     shifts: Sequence[float] | None = None,
     epsilon: float | None = None,
+    clamp: float | None = None,
 ) -> list[Tensor]:
     """Return the advantages [G] of every group of a step, in the dtype of its scores, and 0 where one is missing.
 
@@ -69,15 +71,19 @@ def step_advantages(
         "gdpo"  sum_k w_k (R_ik - mean(R_k)) / std(R_k) / s,   s: standard deviation of these sums over the step
 
     normalise  s of "sum": 1 (Dr.GRPO), the group's standard deviation (GRPO), or that of all rewards of the step, whose
-               means differ between groups (trl's `scale_rewards = "batch"`)
+               means differ between groups (trl's `scale_rewards = "batch"`). "group_std_paper": the group's with an
+               epsilon of 1e-4, as in the code of UniRL-Zero and Flow-GRPO
     shifts     added to each group's mean, in units of the weighted sum (`population_baseline`); None for 0
     epsilon    added to each standard deviation, trl's is 1e-4; None: values without spread give exactly 0
+    clamp      limits each advantage to [-clamp, clamp], which is 5 in UniRL-Zero's and Flow-GRPO's code; None: no limit
 
     A mean over the step is not subtracted from "gdpo": it is 0, because the mean of every group is. Without an epsilon
     a group without spread gets 0, except for "none", where its shift remains. Raises ValueError for "gdpo" with a
     normalisation or a shift, which are defined for "sum" only, and for a shift that is not finite.
     """
     shifts = [0.0] * len(groups) if shifts is None else shifts
+    if normalise == "group_std_paper":
+        normalise, epsilon = "group_std", PAPER_EPSILON
     if aggregation == "gdpo" and (normalise != "none" or any(shifts)):
         raise ValueError(
             f"aggregation is gdpo with normalise {normalise!r} and shifts {list(shifts)}; it normalises by itself, so "
@@ -85,12 +91,12 @@ def step_advantages(
         )
     terms = [group.terms(aggregation, epsilon) for group in groups]
     divisors = _divisors([Moments.of(term_VK) for term_VK in terms], aggregation, normalise, epsilon)
-    return [
-        (advantages(_scatter(term_VK.sum(1), group.valid_G), group.valid_G, baseline_shift=shift) / divisor).to(
-            group.value_GK.dtype
-        )
-        for group, term_VK, shift, divisor in zip(groups, terms, shifts, divisors, strict=True)
-    ]
+    found = []
+    for group, term_VK, shift, divisor in zip(groups, terms, shifts, divisors, strict=True):
+        centred = advantages(_scatter(term_VK.sum(1), group.valid_G), group.valid_G, baseline_shift=shift)
+        advantage = (centred / divisor).to(group.value_GK.dtype)
+        found.append(advantage if clamp is None else advantage.clamp(-clamp, clamp))
+    return found
 
 
 def _divisors(

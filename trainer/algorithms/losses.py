@@ -1,4 +1,4 @@
-"""The clipped objective of Sync-GRPO (Sync-R1, eqs. 2, 9, 10) over one modality's decisions. Pure.
+"""The clipped objective of GRPO (Sync-R1, eqs. 2, 9, 10; UniRL-Zero, eqs. 2, 3) over one modality's decisions. Pure.
 
 Suffixes: B rollouts of a group, D decisions of one denoising step (image positions) or of one text (tokens).
 
@@ -9,9 +9,12 @@ Deviations, each with its reason:
   selects the sampled ones. Which positions are re-masked (confidence + Gumbel noise) also depends on the policy; it is
   treated as part of the environment.
 * Scale. Eq. 9 sums, so 5e4 image terms outweigh some 50 text terms. `decision_weight` divides each modality by a
-  constant rather than by its own length, which avoids length bias as in Dr.GRPO; "paper_sum" is the paper's form.
+  constant rather than by its own length, which avoids length bias as in Dr.GRPO; "paper_sum" is the paper's form, and
+  "own_length" UniRL-Zero's, the mean over a rollout's own tokens or sampling steps.
 * KL. Eq. 9 has it inside the weighted sum, eq. 11 outside; we follow eq. 9. The estimator is k3. Its mean under pi is
   KL(pi || ref), but the mean of its gradient is that of KL(ref || pi), as in every loss that uses k3.
+* Steps of a flow. d log p / d velocity is proportional to a step's `sensitivity`, which is 25 times as large at the end
+  of a schedule as at its start, so the likelihood trains details first. Log-ratios divided by it weigh steps equally.
 * Log-ratios are clamped to [-10, 10], as in the authors' code: beyond that a term is flat instead of overflowing.
 """
 
@@ -24,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Scale = Literal["per_modality_constant", "paper_sum"]
+Scale = Literal["per_modality_constant", "paper_sum", "own_length"]
 LOG_RATIO = 10.0
 
 
@@ -79,11 +82,13 @@ def clipped_loss(
     weight: float,
     group_size: int | None = None,
     kl_BD: Tensor | None = None,
+    own_length: bool = False,
+    sensitivity: float = 1.0,
 ) -> tuple[Tensor, LossStats]:
     """Compute eq. 9, negated to be minimised: the scalar loss with new_BD's gradient, and its figures.
 
         -(1/group_size) sum_i sum_j weight * (min(D_ij A_i, clip(D_ij, 1-clip, 1+clip) A_i) - beta k3_ij)
-        D = exp(new - old),    k3 = exp(d) - d - 1,    d = ref - new
+        D = exp((new - old) / sensitivity),    k3 = exp(d) - d - 1,    d = ref - new
 
     new, old, ref  log-probabilities (<= 0) under the policy, the policy that sampled, and the reference, summed in
                    float32 or better; only `new` has a gradient. ref_BD None: no KL term, for beta = 0
@@ -92,10 +97,14 @@ def clipped_loss(
     advantage_B    of each rollout; leave out rollouts without a reward, because their KL would still count
     group_size     the divisor, B by default; for a group in several batches give the size of the whole group, so that
                    the batches' losses add up to the group's
+    own_length     divide each rollout's sum by its number of decisions here; a rollout without any adds 0
+    sensitivity    of a flow's step, 1 for the likelihood itself; KL terms do not change
 
-    Raises ValueError for shapes that do not fit, a mask that is not bool, or a clip or beta out of range.
+    Raises ValueError for shapes that do not fit, a mask that is not bool, or a clip, beta or sensitivity out of range.
     """
     _check(new_BD, old_BD, ref_BD if kl_BD is None else kl_BD, mask_BD, advantage_B, clip, beta)
+    if not sensitivity > 0:
+        raise ValueError(f"sensitivity is {sensitivity}; give a positive number, 1 for the likelihood itself")
     rollouts = len(new_BD) if group_size is None else group_size
     if rollouts < 1:
         raise ValueError(f"the loss is divided by {rollouts} rollouts; give at least one, or skip the group")
@@ -103,7 +112,7 @@ def clipped_loss(
     new_BD = torch.where(mask_BD, new_BD.to(dtype), 0.0)  # first: in the backward pass 0 * inf is NaN
     old_BD = torch.where(mask_BD, old_BD.detach().to(dtype), 0.0)
     advantage_B1 = advantage_B.detach().to(dtype)[:, None]
-    ratio_BD = (new_BD - old_BD).clamp(-LOG_RATIO, LOG_RATIO).exp()
+    ratio_BD = ((new_BD - old_BD) / sensitivity).clamp(-LOG_RATIO, LOG_RATIO).exp()
     gain_BD = torch.minimum(ratio_BD * advantage_B1, ratio_BD.clamp(1 - clip, 1 + clip) * advantage_B1)
     if kl_BD is not None:
         divergence_BD = torch.where(mask_BD, kl_BD.to(dtype), 0.0)
@@ -115,18 +124,22 @@ def clipped_loss(
         gain_BD = gain_BD - beta * divergence_BD
     else:
         divergence_BD = torch.zeros_like(gain_BD)
-    loss = -weight * torch.where(mask_BD, gain_BD, 0.0).sum() / rollouts
+    gain_BD = torch.where(mask_BD, gain_BD, 0.0)
+    if own_length:
+        gain_BD = gain_BD / mask_BD.sum(1, keepdim=True).clamp(min=1)
+    loss = -weight * gain_BD.sum() / rollouts
     flat_BD = ((advantage_B1 > 0) & (ratio_BD > 1 + clip)) | ((advantage_B1 < 0) & (ratio_BD < 1 - clip))
     return loss, _stats(ratio_BD.detach(), divergence_BD.detach(), flat_BD, mask_BD)
 
 
-def decision_weight(alpha: float, scale: Scale, decisions: int) -> float:
+def decision_weight(alpha: float, scale: Scale, decisions: int, steps: int) -> float:
     """Return alpha_j of eq. 10, for each decision of a modality.
 
     "paper_sum": alpha itself. "per_modality_constant": alpha divided by the largest number of `decisions` that one
-    segment can have, which does not depend on the length of a rollout.
+    segment can have, which does not depend on the length of a rollout. "own_length": alpha divided by the number of
+    sampling `steps` of a segment, for `clipped_loss` to divide by the decisions of each step.
     """
-    return alpha if scale == "paper_sum" else alpha / decisions
+    return alpha / {"paper_sum": 1, "per_modality_constant": decisions, "own_length": steps}[scale]
 
 
 def _stats(ratio_BD: Tensor, kl_BD: Tensor, flat_BD: Tensor, mask_BD: Tensor) -> LossStats:

@@ -27,7 +27,7 @@ from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
-from trainer.settings import PolicySettings, load
+from trainer.settings import FlowSettings, PolicySettings, load, read_policy
 from trainer.types import Prompt
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ def resolve(policy: str, suite: str) -> Subject:
     if (path / "settings.json").is_file():
         return _run(path, suite)
     try:
-        chosen = PolicySettings.model_validate({"model": policy}, context={"folder": Path.cwd()})
+        family = {"family": "flow"} if (path / "model_index.json").is_file() else {}
+        chosen = read_policy({"model": policy, **family})
     except ValidationError as error:
         raise SettingsError(f"POLICY {policy}: {error.errors()[0]['msg']}") from None
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
@@ -193,7 +194,9 @@ def _run(run: Path, suite: str) -> Subject:
     try:
         settings = json.loads(path.read_text())
         table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
-        return Subject(PolicySettings.model_validate(table), settings["rewards"]["url"], run / "evaluation" / suite)
+        if table.get("language"):
+            table["language"] = {**table["language"], "model": str(trained.resolve() / "language")}
+        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -201,14 +204,24 @@ def _run(run: Path, suite: str) -> Subject:
 
 
 def with_sampler(policy: PolicySettings, changes: Mapping[str, Any]) -> PolicySettings:
-    """Return the settings with these of the sampler. Raises SettingsError, which names option, value and limit."""
+    """Return the settings with these of the sampler. Raises SettingsError, which names option, value and limit.
+
+    A flow policy that evaluates by the ODE has its steps changed.
+    """
+    changes = dict(changes)
+    if isinstance(policy, FlowSettings) and policy.sampler.evaluation_steps and "denoising_steps" in changes:
+        changes["evaluation_steps"] = changes.pop("denoising_steps")
     try:
         sampler = type(policy.sampler).model_validate({**policy.sampler.model_dump(), **changes})
     except ValidationError as error:
-        names = {"denoising_steps": "--steps", "guidance_scale": "--guidance", "temperature": "--temperature"}
-        raise SettingsError(
-            "; ".join(f"{names[str(e['loc'][0])]} {e['input']}: {e['msg']}" for e in error.errors())
-        ) from None
+        names = {
+            "denoising_steps": "--steps",
+            "evaluation_steps": "--steps",
+            "guidance_scale": "--guidance",
+            "temperature": "--temperature",
+        }
+        named = ((names.get(str(next(iter(e["loc"]), "")), "the sampler:"), e) for e in error.errors())
+        raise SettingsError("; ".join(f"{option} {e['input']}: {e['msg']}" for option, e in named)) from None
     return policy.model_copy(update={"sampler": sampler})
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final, cast
 
 from synod.contracts import Pixels
 from trainer.policy.base import Policy
 from trainer.policy.show_o import loading, ranking
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.weights import Source
-from trainer.settings import PolicySettings, ShowOSettings
+from trainer.settings import FlowSettings, PolicySettings, ShowOSettings
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the trainer's commands ask of a family, besides what they ask of a policy.
+    """What the trainer's commands ask of a family, besides what they ask of a policy; settings are the family's own.
 
     load       settings, the seed of adapters, names of concepts -> a policy, on the CPU
     sources    settings -> where the policy's parts come from
@@ -24,9 +25,9 @@ class Family:
     mean_logp  policy, image, prompt -> how likely the image is; it compares prompts of one image
     """
 
-    load: Callable[[PolicySettings, int, Collection[str]], Policy]
-    sources: Callable[[PolicySettings], list[Source]]
-    check: Callable[[PolicySettings, Collection[str]], None]
+    load: Callable[[Any, int, Collection[str]], Policy]
+    sources: Callable[[Any], list[Source]]
+    check: Callable[[Any, Collection[str]], None]
     mean_logp: Callable[[Policy, Pixels, str], float]
 
 
@@ -63,4 +64,62 @@ def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
     return ranking.mean_logp(policy, image, prompt)
 
 
-FAMILIES: Final[dict[str, Family]] = {"show_o": Family(_load_show_o, _show_o_sources, _check_show_o, _show_o_mean_logp)}
+# diffusers takes seconds to import: the functions below import this family.
+
+
+def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> Policy:
+    from trainer.policy.flow import language
+    from trainer.policy.flow import loading as flow
+    from trainer.policy.flow.joint import JointPolicy
+    from trainer.policy.flow.policy import FlowPolicy
+    from trainer.policy.flow.segments import Sampler
+
+    chosen, kind = settings.sampler, cast(Callable[..., FlowPolicy], FlowPolicy)
+    if settings.language is not None:
+        words = language.load(settings.language.model, settings.language.max_new_tokens)
+        kind = partial(JointPolicy, *words, settings.trains)
+    policy = flow.load(
+        settings.model,
+        resolution=settings.resolution,
+        max_text_length=settings.max_text_length,
+        sampler=Sampler.of(
+            chosen.denoising_steps, chosen.shift, chosen.eta, schedule=chosen.schedule, window=chosen.sde
+        ),
+        guidance_scale=chosen.guidance_scale,
+        evaluation=None
+        if not chosen.evaluation_steps
+        else Sampler.of(chosen.evaluation_steps, chosen.shift, 0.0, schedule=chosen.schedule),
+        dtype=settings.dtype,
+        checkpointing=settings.checkpointing,
+        kind=kind,
+    )
+    if settings.lora is not None:
+        policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
+    return policy
+
+
+def _flow_sources(settings: FlowSettings) -> list[Source]:
+    from trainer.policy.flow import loading as flow
+
+    words = [] if settings.language is None else [Source("policy.language.model", settings.language.model)]
+    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length).sources() + words
+
+
+def _check_flow(settings: FlowSettings, concepts: Collection[str]) -> None:
+    from trainer.policy.flow import loading as flow
+
+    flow.check(flow.Parts.find(settings.model, settings.resolution, settings.max_text_length))
+
+
+def _flow_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
+    from trainer.policy.flow import ranking as flow
+    from trainer.policy.flow.policy import FlowPolicy
+
+    assert isinstance(policy, FlowPolicy)
+    return flow.mean_logp(policy, image, prompt)
+
+
+FAMILIES: Final[dict[str, Family]] = {
+    "show_o": Family(_load_show_o, _show_o_sources, _check_show_o, _show_o_mean_logp),
+    "flow": Family(_load_flow, _flow_sources, _check_flow, _flow_mean_logp),
+}

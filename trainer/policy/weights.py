@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,22 +33,29 @@ _PIECE: Final = 2**23  # elements that are read at once, as whole rows: only the
 
 @dataclass(frozen=True)
 class Source:
-    """A directory or hub id, the `setting` that names it, and whether only its configuration files are needed."""
+    """A directory or hub id, the `setting` that names it, and whether only its configuration files are needed.
+
+    `folder` is the part of a model in several folders; "": the whole directory.
+    """
 
     setting: str
     name: str
     configs_only: bool = False
+    folder: str = ""
 
 
-def directory_of(source: str | Path, *, configs_only: bool = False, what: str = "model") -> Path:
+def directory_of(
+    source: str | Path, *, configs_only: bool = False, what: str = "model", folders: Sequence[str] = ()
+) -> Path:
     """Return the given directory, or the download of a hub id, 'org/name' or 'org/name@REVISION'.
 
-    `configs_only` downloads no weights. Raises SettingsError that names `what` is missing.
+    `configs_only` downloads no weights, `folders` those of these folders alone. Raises SettingsError that names `what`
+    is missing.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return hub.resolve(str(source), configs_only)
+        return hub.resolve(str(source), configs_only, folders)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         message = str(error).strip().partition("\n")[0].rstrip(".")
         raise SettingsError(
@@ -141,14 +148,15 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach() for key, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
-def write_weights(state: Mapping[str, Tensor], directory: Path) -> None:
-    """Write a state dict as one safetensors file, which `read_weights` reads."""
-    save_file({key: value.contiguous() for key, value in state.items()}, directory / NAMES[0])
+def write_weights(state: Mapping[str, Tensor], directory: Path, name: str = NAMES[0]) -> None:
+    """Write a state dict as one safetensors file, which `read_weights` reads; `name` is one of NAMES."""
+    assert name in NAMES
+    save_file({key: value.contiguous() for key, value in state.items()}, directory / name)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return the directory's config.json. Raises SettingsError if it is not a JSON object."""
-    return _read_object(directory / "config.json", "give a model directory")
+def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
+    """Return the directory's config.json, or the file `name`. Raises SettingsError if it is not a JSON object."""
+    return _read_object(directory / name, "give a model directory")
 
 
 def parse_config(kind: type[T], fields: Mapping[str, Any], where: str) -> T:

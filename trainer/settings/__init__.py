@@ -8,7 +8,7 @@ raises SettingsError, which names the key, the value and the remedy.
 from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
-from trainer.settings.policy import LoraSettings, PolicySettings, ShowOSettings
+from trainer.settings.policy import FlowSettings, LoraSettings, PolicySettings, ShowOSettings, read_policy
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
@@ -17,6 +17,7 @@ from trainer.settings.run import ScreenSettings, TrainerSettings, load
 __all__ = [
     "DataSettings",
     "EvaluateSettings",
+    "FlowSettings",
     "LoraSettings",
     "LossSettings",
     "OptimizerSettings",
@@ -30,4 +31,5 @@ __all__ = [
     "SyncR1Settings",
     "TrainerSettings",
     "load",
+    "read_policy",
 ]

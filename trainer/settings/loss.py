@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from trainer.settings.fields import Node
+
+SMALLEST_GROUP: Final = 4  # of "group_std": two rewards would get +-.707 whatever their difference
 
 
 class ModalityLossSettings(Node):
@@ -37,18 +39,26 @@ class LossSettings(Node):
     """Sync-GRPO, eq. 9, each modality with its own weights.
 
     `normalise` divides advantages by the standard deviation of their group's rewards or of the step's; Dr.GRPO does
-    not. `scale` divides each modality by a constant, or sums as the paper does. `loss_step_fraction` of the sampling
-    steps enter the loss, drawn at random and reweighted. `micro_batch` rollouts pass through the policy at a time,
-    which lowers memory and changes no gradient; null: all of a group. With `credit` "split" the images' advantages
-    leave out the terms of the reward that were fixed before drawing (`trainer.credit`); "total" gives both modalities
-    the same advantage, as the paper does.
+    not. "group_std" takes groups of 4 rollouts or more; "group_std_paper" takes any and adds 1e-4 to the deviation, as
+    the code of UniRL-Zero and Flow-GRPO. `advantage_clamp` limits advantages to +- this number, 5 in both.
+
+    `scale` divides each modality by a constant, sums as Sync-R1 does, or ("own_length") takes the mean over a rollout's
+    own tokens or sampling steps, as UniRL-Zero. `step_scale` "equal" divides the log-ratio of a flow's step by how much
+    it grows with a change of the velocity, so that all steps weigh the same; "likelihood" does not, as the papers.
+
+    `loss_step_fraction` of the sampling steps enter the loss, drawn at random and reweighted. `micro_batch` rollouts
+    pass through the policy at a time, which lowers memory and changes no gradient; null: all of a group. With `credit`
+    "split" the images' advantages leave out the terms of the reward that were fixed before drawing (`trainer.credit`);
+    "total" gives both modalities the same advantage, as the paper does.
     """
 
     text: TextLossSettings = TextLossSettings()
     image: ImageLossSettings = ImageLossSettings()
-    scale: Literal["per_modality_constant", "paper_sum"] = "per_modality_constant"
+    scale: Literal["per_modality_constant", "paper_sum", "own_length"] = "per_modality_constant"
+    step_scale: Literal["likelihood", "equal"] = "likelihood"
     baseline: Literal["group", "population"] = "group"
-    normalise: Literal["none", "group_std", "batch_std"] = "none"
+    normalise: Literal["none", "group_std", "batch_std", "group_std_paper"] = "none"
+    advantage_clamp: float | None = Field(None, gt=0)
     credit: Literal["split", "total"] = "split"
     loss_step_fraction: float = Field(1.0, gt=0, le=1)
     micro_batch: int | None = Field(None, ge=1)

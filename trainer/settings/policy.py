@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from trainer.settings.fields import ModelSource, Node
 
@@ -69,5 +71,101 @@ class ShowOSettings(Node):
         """T, the number of sampling steps of an image."""
         return self.sampler.denoising_steps
 
+    @property
+    def adapters(self) -> LoraSettings:
+        """The adapters, or those that it would have by default."""
+        return self.lora or LoraSettings()
 
-PolicySettings = ShowOSettings  # with a second family: Annotated[A | B, Field(discriminator="family")]
+
+class FlowSamplerSettings(Node):
+    """Sampling of a flow-matching model from noise at t = 1 to the image at t = 0 (`trainer.policy.flow.sde`).
+
+    The times are those of `denoising_steps` equal steps, shifted by `shift` once ("once"), or those of diffusers'
+    scheduler ("diffusers"). Velocities are u + g (c - u), with g `guidance_scale`; 1: without guidance. The steps
+    `sde`, [first, last] counted from 0, add noise of size `eta` and are decisions; null: all but the last step, which
+    has no density. The others are steps of the ODE. Evaluations draw `evaluation_steps` steps of the ODE; 0: as
+    training draws.
+    """
+
+    denoising_steps: int = Field(10, ge=2)
+    shift: float = Field(3.0, gt=0)
+    schedule: Literal["once", "diffusers"] = "once"
+    eta: float = Field(0.7, gt=0)
+    guidance_scale: float = Field(4.5, ge=1)
+    sde: tuple[int, int] | None = None
+    evaluation_steps: int = Field(20, ge=0)
+
+    @model_validator(mode="after")
+    def _steps_with_a_density(self) -> FlowSamplerSettings:
+        if self.sde is None:
+            return self
+        (first, last), limit = self.sde, self.denoising_steps - 2
+        if not 0 <= first <= last <= limit:
+            raise ValueError(
+                f"sde [{first}, {last}] does not fit denoising_steps {self.denoising_steps}; give a window within "
+                f"[0, {limit}], because the last step ends without noise and has no density"
+            )
+        return self
+
+
+class FlowLoraSettings(LoraSettings):
+    """Low-rank adapters on the attention of a flow-matching transformer."""
+
+    targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+
+
+class LanguageSettings(Node):
+    """A vision-language model that answers queries, a directory or hub id; an answer has `max_new_tokens` at most."""
+
+    model: ModelSource
+    max_new_tokens: int = Field(512, ge=1)
+
+
+class FlowSettings(Node):
+    """A flow-matching text-to-image pipeline in diffusers' layout, a directory or a hub id: SANA or Stable Diffusion 3.
+
+    `resolution` is the side of the square images, null: that of the transformer's config.json. `max_text_length` is
+    the number of tokens of the long text encoder, null: the pipeline's own. `checkpointing`, `dtype` and `lora` are as
+    for Show-o: velocities are computed in `dtype`, everything that follows from them in float32.
+
+    `language` is a model whose answers are appended to the prompt; null: prompts are drawn as they are. `trains` are
+    the modalities whose model is trained.
+    """
+
+    family: Literal["flow"]
+    model: ModelSource
+    resolution: int | None = Field(None, ge=8)
+    max_text_length: int | None = Field(None, ge=2)
+    sampler: FlowSamplerSettings = FlowSamplerSettings()
+    checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: FlowLoraSettings | None = None
+    language: LanguageSettings | None = None
+    trains: tuple[Literal["text", "image"], ...] = Field(("text", "image"), min_length=1)
+
+    @property
+    def image_steps(self) -> int:
+        """T, the number of sampling steps of an image."""
+        return self.sampler.denoising_steps
+
+    @property
+    def adapters(self) -> LoraSettings:
+        """The adapters, or those that it would have by default."""
+        return self.lora or FlowLoraSettings()
+
+
+def _family(table: object) -> str | None:
+    if isinstance(table, Mapping):
+        return str(table.get("family", "show_o"))
+    return getattr(table, "family", None)
+
+
+PolicySettings = Annotated[
+    Annotated[ShowOSettings, Tag("show_o")] | Annotated[FlowSettings, Tag("flow")], Discriminator(_family)
+]
+
+
+def read_policy(table: Mapping[str, Any], folder: Path | None = None) -> PolicySettings:
+    """Return the settings of a table `[trainer.policy]`; paths resolve from `folder`. Raises a ValidationError."""
+    kind = FlowSettings if table.get("family") == "flow" else ShowOSettings
+    return kind.model_validate(table, context={"folder": folder or Path.cwd()})

@@ -13,7 +13,7 @@ from synod.errors import SettingsError
 from trainer.settings.data import DataSettings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.fields import Fraction, Node, OutputPath
-from trainer.settings.loss import LossSettings, OptimizerSettings
+from trainer.settings.loss import SMALLEST_GROUP, LossSettings, OptimizerSettings
 from trainer.settings.policy import PolicySettings
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
@@ -21,7 +21,10 @@ from trainer.settings.rewards import RewardSettings
 
 AUTO_AUDIT: Final = 0.2  # the share of groups that measure screens
 AUTO_FRACTIONS: Final = (0.2, 0.5)  # of the denoising steps, at which previews may be screened
-_UNIONS: Final = {"data"}  # tables of several classes, distinguished by a tag that pydantic adds to an error's key
+_UNIONS: Final = {
+    "data",
+    "policy",
+}  # tables of several classes, distinguished by a tag that pydantic adds to an error's key
 
 
 class ScreenSettings(Node):
@@ -206,6 +209,21 @@ class TrainerSettings(Node):
         return self
 
     @model_validator(mode="after")
+    def _a_policy_that_answers(self) -> TrainerSettings:
+        if self.policy.family != "flow":
+            return self
+        if self.policy.language is None and self.data.task == "sync_r1" and self.data.geneval_share < 1:
+            raise ValueError(
+                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' answers none without a "
+                "language model; give policy.language, or data.task 'prompts'"
+            )
+        if self.policy.language is not None and self.ranks.shard > 1:
+            raise ValueError(
+                f"ranks.shard {self.ranks.shard} splits one model, but policy.language adds a second one; give shard 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
         if self.screen.is_on and self.rewards.surrogate == "known" and self.data.task == "prompts":
             raise ValueError(
@@ -250,6 +268,17 @@ class TrainerSettings(Node):
             raise ValueError(
                 "screen.select 'auto' predicts a weighted sum, but rewards.aggregation is 'gdpo'; give screen.select "
                 "'extremes', or screen.threshold 'none' for no screen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _small_groups_have_no_standard_deviation(self) -> TrainerSettings:
+        rewards = self.screen.group_size if self.screen.select == "auto" else self.screen.images
+        if self.loss.normalise == "group_std" and rewards < SMALLEST_GROUP:
+            raise ValueError(
+                f"loss.normalise 'group_std' divides by the deviation of {rewards} rewards, which gives two "
+                f"rewards +-.707 whatever their difference; give a screen.group_size of at least {SMALLEST_GROUP}, or "
+                "'group_std_paper' for the papers' form"
             )
         return self
 

@@ -13,6 +13,7 @@ from benchmarks.arms import ARMS, Arm, Permuted, merged, settings_of
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
 from trainer.checkpoint import fingerprint
+from trainer.settings import ScreenSettings
 from trainer.types import Reward, RewardSpec
 
 ROOT = Path(__file__).parents[3]
@@ -57,8 +58,10 @@ def test_only_selection_differs(name: str, tmp_path: Path) -> None:
 def test_environment_changes_what_no_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "3e-4")
     monkeypatch.setenv("SYNOD__TRAINER__SCREEN__GROUP_SIZE", "5")
+    monkeypatch.setenv("SYNOD__TRAINER__SCREEN__MAX_PREVIEWS", "77")
     found = settings_of("plain_14", EMBEDDED, tmp_path, seed=2, prompts=8, url="http://host:1")
     assert (found.optimizer.lr, found.screen.group_size, found.seed) == (3e-4, 14, 2)
+    assert found.screen.max_previews == ScreenSettings().max_previews
     assert (found.rewards.url, found.evaluate.prompts, found.run_dir) == ("http://host:1", 8, tmp_path)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks import dgs
 from benchmarks.arms import ARMS, settings_of
-from benchmarks.timed import curve
+from benchmarks.timed import curve, trained_s
 from synod.errors import SettingsError
-from tests.unit.benchmarks.trained_rewards import Killed, Service, config, stepped  # noqa: F401
+from tests.unit.benchmarks.trained_rewards import Killed, Service, config, permuted, stepped  # noqa: F401
 from tests.unit.trainer.conftest import settings_from, tiny_settings, world_dir  # noqa: F401
 from tests.unit.trainer.loops import MakePolicy
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq  # noqa: F401
@@ -66,8 +66,7 @@ class Bench:
 
     def settings(self, arm: str, seed: int, prompts: int = 6, where: str = "dgs") -> TrainerSettings:
         folder = self.folder / "runs" / where / arm / f"seed-{seed}"
-        permuted = ARMS[arm].permuted
-        return settings_of(arm, self.toml, folder, seed=seed, prompts=prompts, permuted=permuted)
+        return settings_of(arm, self.toml, folder, seed=seed, prompts=prompts, permuted=ARMS[arm].permuted)
 
     def arm(self, name: str, where: str = "dgs") -> Any:
         return json.loads((self.folder / where / f"{name}.json").read_text())
@@ -95,10 +94,13 @@ def gains(run: Any) -> list[Any]:
     return [(one["steps"], one["minutes"], one["gain"]) for one in run["curve"]]
 
 
-def test_runs_are_recorded_once_and_skipped_after(bench: Bench) -> None:
+def test_runs_are_recorded_once_and_skipped_after(
+    bench: Bench,
+    permuted: list[int],  # noqa: F811
+) -> None:
     service = Service()
     assert bench.queue(("plain_9", "permuted"), service).work()
-    assert service.sizes.count(9) == 2, "each of the control's two requests has a whole group"
+    assert (service.sizes.count(9), len(permuted)) == (2, 2), "the control's two requests have a whole group each"
     for name in ("plain_9", "permuted"):
         jsonschema.validate(bench.arm(name), ARM)
         run = bench.arm(name)["runs"]["0"]
@@ -144,10 +146,13 @@ def test_nothing_is_started_after_the_deadline(bench: Bench) -> None:
 
 
 def test_other_settings_and_weights_are_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that was started, and of one that is finished."""
+    with pytest.raises(Killed):
+        bench.queue(("plain_9",), Service(dies_at=0)).work()
+    with pytest.raises(SettingsError, match=r"facts\.json is of a run with other(.|\n)*evaluate\.prompts: 6 there"):
+        bench.queue(("plain_9",), Service(), prompts=7).work()
     assert bench.queue(("plain_9",), Service()).work()
-    with pytest.raises(
-        SettingsError, match=r"plain_9\.json is of a run with other settings(.|\n)*evaluate\.prompts: 6"
-    ):
+    with pytest.raises(SettingsError, match=r"plain_9\.json is of a run with other(.|\n)*evaluate\.prompts: 6 there"):
         bench.queue(("plain_9",), Service(), prompts=7).work()
     monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "2e-3")
     with pytest.raises(SettingsError, match=r"optimizer\.lr: 0\.001 there, 0\.002 now"):
@@ -175,3 +180,9 @@ def test_all_recipes_of_a_seed_come_before_the_next_seed(bench: Bench, monkeypat
     monkeypatch.setattr(dgs.Queue, "_train", train)
     assert not bench.queue(("plain_9", "paper"), Service(), seeds=2).work()
     assert trained == [("plain_9", 0), ("paper", 0), ("plain_9", 1)]
+
+
+def test_time_is_that_of_steps_alone() -> None:
+    seconds = {"preview": 2.0, "update": 4.0, "evaluate": 30.0, "checkpoint": 1.0, "total": 40.0}
+    assert trained_s({"seconds": seconds}) == 9.0
+    assert trained_s({"seconds": {"update": 4.0, "total": 5.0}}) == 5.0

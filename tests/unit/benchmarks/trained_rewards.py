@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.arms import Permuted
 from synod.contracts import ScoreItem
 from tests.unit.trainer.reward_services import answered, brightness, redness
 from trainer.types import Reward, RewardSpec
@@ -58,6 +59,20 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"benchmarks.{module}.commit", lambda: "0000000")  # it starts git
     monkeypatch.setenv("SYNOD__TRAINER__CHECKPOINT_EVERY", "1")
     monkeypatch.setenv("SYNOD__TRAINER__DATA__GENEVAL_SHARE", "0.4")
+
+
+@pytest.fixture
+def permuted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the requests whose rewards were permuted, so far."""
+    sizes: list[int] = []
+    submit = Permuted.submit
+
+    def recorded(service: Permuted, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
+        sizes.append(len(items))
+        return submit(service, items, reward)
+
+    monkeypatch.setattr(Permuted, "submit", recorded)
+    return sizes
 
 
 @pytest.fixture

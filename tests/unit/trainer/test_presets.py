@@ -9,7 +9,10 @@ import pytest
 from tests.unit.trainer import reward_services
 from tests.unit.trainer.loops import MakePolicy, lines
 from tests.unit.trainer.reward_services import Judge, serve
+from tests.unit.trainer.tiny_flow import write_pipeline
 from trainer import run
+from trainer.evaluate import command
+from trainer.policy import registry
 from trainer.settings import load
 
 CONFIGS = Path(__file__).parents[3] / "deploy/configs"
@@ -52,3 +55,34 @@ def test_shipped_settings_train_a_small_policy(
     evaluation = settings.run_dir / "evaluation"
     assert (evaluation / "before.json").exists()
     assert (evaluation / "after.json").exists()
+
+
+def test_the_settings_of_flow_grpo_train_a_small_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the model, its size, and how many images are drawn."""
+    served = [{"name": one, "needs": ["image", "prompt"]} for one in ("pickscore", "image_reward")]
+    monkeypatch.setitem(reward_services.CATALOGUE, "scorers", served)
+    with serve(Judge()) as url:
+        small = {
+            "STEPS": "2",
+            "PROMPTS_PER_STEP": "2",
+            "REWARD_BATCH_SIZE": "2",
+            "SCREEN__GROUP_SIZE": "4",
+            "LOSS__MICRO_BATCH": "2",
+            "EVALUATE__PROMPTS": "2",
+            "REWARDS__URL": url,
+            "RUN_DIR": str(tmp_path / "run"),
+            "POLICY__MODEL": str(write_pipeline(tmp_path / "model", "sd3")),
+            "POLICY__RESOLUTION": "8",
+        }
+        path = CONFIGS / "sd35_flow_grpo.toml"
+        settings = load(path, {f"SYNOD__TRAINER__{key}": value for key, value in small.items()})
+        assert run.run(settings) == 0
+    for one in lines(settings.run_dir):
+        assert one["grad_norm"] > 0
+        assert one["ratio_max_image"] == 1.0
+        assert one["loss_text"] is None
+    assert lines(settings.run_dir)[1]["kl_image"] > 0
+    subject = command.resolve(str(settings.run_dir), "geneval").policy
+    assert (subject.family, subject.lora) == ("flow", None)  # the trained pipeline, with merged adapters
+    assert command.resolve(subject.model, "geneval").policy.family == "flow"
+    assert registry.load(subject).image_steps == 10

@@ -54,6 +54,8 @@ CASES = (
     UNEVEN,
     Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
     MOVING,
+    Case(family="flow"),
+    Case(family="flow", trained="lora", mode="shard"),
 )
 RESUMED = (Case(), SPLIT)
 

@@ -14,7 +14,7 @@ With D = eta^2 |dt| / 2 it is UniRL-Zero's (arXiv 2510.17937, appendix B) for ev
 
 Deviations, each with its reason:
 
-* UniRL-Zero's eq. 1 has dt > 0 and the drift v (dt - D), which leads away from the image. dt is negative here, as in
+* UniRL-Zero's eq. 1 has dt > 0 and the drift v (dt - D), which goes from image to noise. dt is negative here, as in
   its listing. D = eta dt there: its eta .5 is 1 here.
 * At t = 1 the standard deviation is infinite. As in Flow-GRPO's code, s takes the next t there, and only s does: the
   drift keeps t = 1. In UniRL-Zero's listing the drift of v takes it too, which moves the mean off the SDE's.
@@ -36,7 +36,7 @@ TRAINING_TIMES = 1000  # the number of times in diffusers' schedulers
 
 
 class Transition(NamedTuple):
-    """x' ~ N(mean, std^2). mean [B ...] float32 or better; std 0 in an Euler step, which is no decision."""
+    """x' ~ N(mean, std^2). mean [B ...] float32 or better; std 0 in an Euler step, which decides nothing."""
 
     mean: Tensor
     std: float

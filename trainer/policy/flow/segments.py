@@ -36,7 +36,7 @@ class LatentSegment:
 
     latent_SCHW  float32 [S + 1 C H W], the latent before the first step and after each
     logp_S       float32, the log-probability of each step under the policy that sampled it (`sde.log_density`); 0 for
-                 Euler steps, which are no decisions
+                 Euler steps, which decide nothing
     clean_CHW    float32, the prediction of the image at the last step, which is the preview or in the end the image;
                  the noise itself before the first step
     noise_RCHW   float32, standard normal noise of the steps ahead, drawn in advance

@@ -112,6 +112,35 @@ def test_normalised_advantages_by_hand() -> None:
     assert shifted[0].tolist() == [-0.5, 0.5, 1.5]
 
 
+@pytest.mark.parametrize("gap", [1e-6, 0.35, 1000.0])
+def test_two_rewards_are_normalised_to_a_constant(gap: float) -> None:
+    """Whatever their difference, which is why settings refuse it: also one that is only a scorer's noise."""
+    (found,) = step_advantages([group([0.0, gap])], normalise="group_std")
+    assert found.tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)])
+
+
+def test_advantages_are_clamped() -> None:
+    one = group([0.0] * 31 + [1.0])
+    (free,), (clamped,) = (step_advantages([one], normalise="group_std", clamp=clamp) for clamp in (None, 5.0))
+    assert float(free.max()) == pytest.approx(31 / math.sqrt(32))
+    assert clamped.tolist() == pytest.approx(free.clamp(-5, 5).tolist())
+    assert float(clamped.max()) == 5.0
+    (negative,) = step_advantages([group([0.0, 8.0])], clamp=1.5)
+    assert negative.tolist() == [-1.5, 1.5]
+
+
+def test_small_spreads_count_and_rounding_does_not() -> None:
+    """A JPEG reward's spread of 4e-4 counts in full, where 1e-4 damps it; residue of equal rewards gives exactly 0."""
+    jpeg, residue = [-0.004, -0.0036, -0.0044, -0.004], [0.1 + 0.2, 0.3, 0.3, 0.3]
+    (full,), (damped,) = (step_advantages([group(jpeg)], normalise=form) for form in ("group_std", "group_std_paper"))
+    assert float(full.std()) == pytest.approx(1.0)
+    assert (damped / full)[1:3].tolist() == pytest.approx([3.266e-4 / (3.266e-4 + 1e-4)] * 2, rel=1e-3)
+    (none,) = step_advantages([group(residue)], normalise="group_std")
+    assert none.tolist() == [0.0] * 4
+    (lone,) = step_advantages([group([0.35] + [0.0] * 7)], normalise="group_std")
+    assert lone.tolist() == pytest.approx([7 / math.sqrt(8)] + [-1 / math.sqrt(8)] * 7)
+
+
 def test_gdpo_by_hand() -> None:
     groups = [group([[1, 10], [2, 30], [3, 20]], (1, 2)), group([[0, 5], [0, 5], [0, 5]], (1, 2))]
     # normalised scores (-1, 0, 1) and (-1, 1, 0): sums -3, 2, 1, then three zeros; their variance is 14/5

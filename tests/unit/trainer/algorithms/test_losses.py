@@ -110,9 +110,33 @@ def test_statistics_without_decisions_are_none() -> None:
 
 
 def test_weights_by_hand() -> None:
-    assert decision_weight(0.4, "paper_sum", 100) == 0.4
-    assert decision_weight(0.4, "per_modality_constant", 100) == pytest.approx(0.004)
-    assert decision_weight(0.6, "per_modality_constant", 50 * 1024) * 51_200 == pytest.approx(0.6)
+    assert decision_weight(0.4, "paper_sum", 100, 10) == 0.4
+    assert decision_weight(0.4, "per_modality_constant", 100, 10) == pytest.approx(0.004)
+    assert decision_weight(0.6, "per_modality_constant", 50 * 1024, 50) * 51_200 == pytest.approx(0.6)
+    assert decision_weight(0.4, "own_length", 100, 10) == pytest.approx(0.04)
+
+
+def test_own_length_is_the_mean_of_each_rollout() -> None:
+    """Eq. 2 of UniRL-Zero; of three rollouts one has two decisions, one has one, and one has none."""
+    new = logs((0.5, 0.25), (0.5, 0.5), (0.5, 0.5))
+    old = torch.tensor([[0.5, 0.25], [0.5, 1.0], [1.0, 1.0]], dtype=torch.float64).log()
+    mask = torch.tensor([[True, True], [True, False], [False, False]])
+    loss, _ = clipped_loss(new, old, None, mask, torch.tensor([3.0, -1.0, 9.0]), **EVERY, own_length=True)
+    assert loss.item() == pytest.approx(-((3.0 + 3.0) / 2 - 1.0) / 3)
+    (gradient,) = torch.autograd.grad(loss, new)
+    assert gradient.flatten().tolist() == pytest.approx([-0.5, -0.5, 1 / 3, 0, 0, 0])
+
+
+def test_a_sensitivity_divides_log_ratios_alone() -> None:
+    new = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
+    kl = torch.tensor([[0.3]], dtype=torch.float64)
+    arguments = new, torch.tensor([[-1.02]], dtype=torch.float64), None, ones(1, 1), torch.tensor([1.0])
+    loss, stats = clipped_loss(*arguments, clip=0.2, beta=0.5, weight=1.0, kl_BD=kl, sensitivity=0.2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(-math.exp(0.1) + 0.5 * 0.3)
+    assert stats.high == pytest.approx(math.exp(0.1))
+    assert new.grad is not None
+    assert new.grad.item() == pytest.approx(-math.exp(0.1) / 0.2)
 
 
 def test_a_closed_form_kl_replaces_the_estimate() -> None:
@@ -152,6 +176,7 @@ GOOD: dict[str, Any] = {
         ({"beta": -0.1}, "beta is -0.1"),
         ({"ref_BD": None}, "beta is 0.01"),
         ({"group_size": 0}, "0 rollouts"),
+        ({"sensitivity": 0.0}, "sensitivity is 0.0"),
     ],
 )
 def test_invalid_input_is_refused_with_its_value(change: dict[str, Any], words: str) -> None:

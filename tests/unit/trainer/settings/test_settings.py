@@ -114,6 +114,13 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.screen]\nthreshold = 'power'\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
         ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),
         ("[trainer.loss]\nnormalise = 'std'\n", "trainer.loss.normalise"),
+        (
+            "[trainer.screen]\ngroup_size = 3\n[trainer.loss]\nnormalise = 'group_std'\n",
+            "the deviation of 3 rewards, which gives two rewards +-.707 whatever their difference; give a "
+            "screen.group_size of at least 4",
+        ),
+        ("[trainer.loss]\nadvantage_clamp = 0\n", "trainer.loss.advantage_clamp"),
+        ("[trainer.loss]\nstep_scale = 'w'\n", "trainer.loss.step_scale"),
         (GDPO + "[trainer.loss]\nnormalise = 'batch_std'\n", "gdpo, with loss.normalise 'batch_std' and"),
         (GDPO + "[trainer.loss]\nbaseline = 'population'\n", "loss.baseline 'population'; it centres"),
         ("[trainer.rewards]\nurl = 'localhost:8000'\n", "trainer.rewards.url"),
@@ -131,6 +138,11 @@ def test_a_mistake_is_named(settings_from: Make, text: str | dict[str, str], mes
     with pytest.raises(SettingsError) as caught:
         settings_from(text) if isinstance(text, str) else settings_from(STEPS="3", **text)
     assert message in str(caught.value)
+
+
+def test_groups_of_two_take_the_papers_form(settings_from: Make) -> None:
+    small = "[trainer.screen]\ngroup_size = 2\n[trainer.loss]\nnormalise = 'group_std_paper'\n"
+    assert settings_from(small).screen.group_size == 2
 
 
 def test_a_file_without_the_table_names_the_missing_key(tmp_path: Path) -> None:

@@ -1,0 +1,299 @@
+"""A flow-matching text-to-image pipeline as a policy: SANA and Stable Diffusion 3, by the steps of `sde`.
+
+The transformer is trained; the codec and the text encoders are frozen. Each SDE step is one decision, whose
+log-probability is a mean over the latent's elements, as in Flow-GRPO (arXiv 2505.05470). Sampling, update and reference
+share one function for the velocity. It is computed in the policy's dtype, everything that follows from it in float32.
+
+Suffixes: B segments, C channels and H W height and width of a latent, D decisions of a step (always one).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from synod.contracts import Pixels
+from trainer.policy.base import ParameterGroup, Terms
+from trainer.policy.flow import memory, sde
+from trainer.policy.flow.memory import Dtype
+from trainer.policy.flow.pipelines import Conditions, Pipeline, Shapes
+from trainer.policy.flow.segments import Condition, LatentSegment, Sampler, normals
+from trainer.policy.lora import Lora
+from trainer.policy.weights import state_of, write_weights
+from trainer.types import Modality, Query, Seed, Segment
+
+ADAPTER: Final = "adapter"  # in a saved directory
+CACHED_PROMPTS: Final = 256  # 0.7 GB for Stable Diffusion 3.5 in bfloat16
+TRAINING_TIMES: Final = 1000  # what the transformers call t = 1
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+IMAGE_STREAM: Final = 1  # of random numbers
+
+
+class FlowPolicy:
+    """The policy: a diffusers pipeline with its shapes, and how images are sampled from it.
+
+    `config` is the transformer's config.json, which is saved as it was. Velocities are u + g (c - u), with g
+    `guidance_scale`; 1: without guidance. Evaluations draw by the sampler `evaluation`, by default as training does.
+    """
+
+    def __init__(
+        self,
+        kind: Pipeline,
+        pipe: Any,
+        shapes: Shapes,
+        config: Mapping[str, Any],
+        sampler: Sampler,
+        *,
+        guidance_scale: float,
+        evaluation: Sampler | None = None,
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.kind, self.pipe, self.shapes, self.config = kind, pipe, shapes, config
+        self.sampler, self.guidance_scale, self.dtype = sampler, guidance_scale, dtype
+        self.evaluation = evaluation or sampler
+        self.module: nn.Module = pipe.transformer
+        self.codec: nn.Module = pipe.vae
+        self.encoders: nn.Module = nn.ModuleDict({name: getattr(pipe, name) for name in kind.encoders})
+        self._reference: nn.Module | None = None
+        self._lora: Lora | None = None
+        self._prompts: OrderedDict[str, Conditions] = OrderedDict()
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The model of velocities: that of the policy, or inside `reference` that of the reference."""
+        return self.module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.codec.parameters()).device
+
+    @property
+    def image_steps(self) -> int:
+        return self.sampler.steps
+
+    def to(self, device: torch.device) -> None:
+        self._prompts.clear()
+        for module in (self.module, self.codec, self.encoders, self._reference):
+            if module is not None:
+                module.to(device)
+
+    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> Sequence[Segment]:
+        raise NotImplementedError("a text-to-image pipeline has no language model that answers")
+
+    # -- generation ---------------------------------------------------------------------------------------------------
+
+    def start(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[LatentSegment]:
+        return self.begin(prompts, normals(seeds, IMAGE_STREAM, (self.sampler.steps + 1, *self._latent)))
+
+    def begin(self, prompts: Sequence[str], noise_BTCHW: Tensor) -> list[LatentSegment]:
+        """Return an image before its first step for each prompt, to be sampled with the given noise (`Sampler`)."""
+        return self.sampler.start([Condition(prompt) for prompt in prompts], noise_BTCHW.to(self.device))
+
+    @torch.no_grad()
+    def denoise(self, segments: Sequence[Segment], until: int) -> list[LatentSegment]:
+        found = _latents_of(segments)
+        for step in range(found[0].step, until):
+            found = self.sampler.advance(found, self._velocity(found, step))
+        return found
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        training, self.sampler = self.sampler, self.evaluation
+        try:
+            yield
+        finally:
+            self.sampler = training
+
+    @torch.no_grad()
+    def images(self, segments: Sequence[Segment]) -> list[Pixels]:
+        z = torch.stack([one.clean_CHW for one in _latents_of(segments)])
+        decoded = self.codec.decode(z / self.shapes.codec_scale + self.shapes.codec_shift, return_dict=False)[0]  # type: ignore[operator]
+        pixels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
+        return [np.ascontiguousarray(one.permute(1, 2, 0).cpu().numpy()) for one in pixels]
+
+    @torch.no_grad()
+    def encode(self, image: Pixels) -> Tensor:
+        """Return the latent [C H W] of an image, uint8 [H W 3], in the middle of which it is cropped to a square."""
+        square = to_square(image, self.shapes.resolution)
+        pixels = torch.from_numpy(square).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        found = self.codec.encode(pixels, return_dict=False)[0]  # type: ignore[operator]
+        z: Tensor = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
+        return (z[0] - self.shapes.codec_shift) * self.shapes.codec_scale
+
+    def velocity(self, prompts: Sequence[str], x_BCHW: Tensor, t: float, guidance_scale: float) -> Tensor:
+        """Return the velocity [B C H W] of latents at time t in (0, 1], float32.
+
+        With guidance, the latents without and with their prompts are one batch.
+        """
+        guided = guidance_scale != 1
+        rows = [*[""] * len(prompts), *prompts] if guided else list(prompts)
+        x = torch.cat((x_BCHW, x_BCHW)) if guided else x_BCHW
+        time = torch.full((len(x),), TRAINING_TIMES * self.shapes.time_scale * t, device=x.device)
+        conditions = self._conditions(rows)
+        with self._autocast(x.device):
+            v: Tensor = self.transformer(hidden_states=x, timestep=time, return_dict=False, **conditions)[0]
+        if not guided:
+            return v.float()
+        without, prompted = v.float().chunk(2)
+        return sde.guided(without, prompted, guidance_scale)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def _velocity(self, segments: Sequence[LatentSegment], step: int) -> Tensor:
+        """Return the velocity of the latents that a step starts from: sampler, update and reference all call this."""
+        prompts, x = [one.prompt for one in segments], self.sampler.latents(segments, step)
+        return self.velocity(prompts, x, self.sampler.time(step), self.guidance_scale)
+
+    def _conditions(self, prompts: Sequence[str]) -> Conditions:
+        """Return the transformer's arguments for these prompts, one row each."""
+        rows = [self._read(prompt) for prompt in prompts]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    @torch.no_grad()
+    def _read(self, prompt: str) -> Conditions:
+        """Return the prompt's arguments, from a cache; alone, so that they do not depend on the other prompts."""
+        if prompt not in self._prompts:
+            self._prompts[prompt] = self.kind.encode(self.pipe, prompt, self.shapes.text_length, self.device)
+            if len(self._prompts) > CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(prompt)
+        return self._prompts[prompt]
+
+    @property
+    def _latent(self) -> tuple[int, int, int]:
+        return self.shapes.channels, self.shapes.side, self.shapes.side
+
+    # -- log-probabilities --------------------------------------------------------------------------------------------
+
+    def decisions(self, kind: Modality) -> int:
+        return len(self.sampler.decisions) if kind == "image" else 0
+
+    def steps(self, segments: Sequence[Segment]) -> int:
+        return sum(step < segments[0].step for step in self.sampler.decisions)
+
+    def terms(self, segments: Sequence[Segment], step: int, *, reference: bool = False) -> Terms:
+        found, place = _latents_of(segments), self.sampler.decisions[step]
+        velocity, frozen = self._velocity(found, place), None
+        if reference:
+            with torch.no_grad(), self.reference():
+                frozen = self._velocity(found, place)
+        return self.sampler.terms(found, place, velocity, frozen)
+
+    def sharing(self, segments: Sequence[Segment]) -> AbstractContextManager[None]:
+        return nullcontext()  # texts are encoded by frozen encoders, and kept
+
+    # -- what is trained ----------------------------------------------------------------------------------------------
+
+    def add_adapters(self, *, rank: int, alpha: int, targets: Sequence[str], seed: int, base: str) -> None:
+        """Train low-rank adapters instead of the weights (see `Lora`); `base` is where these weights come from.
+
+        In bfloat16 the linear layers of the blocks are stored in it: half of the memory, and the same results. Raises
+        SettingsError for a target that is not a linear layer.
+        """
+        if self.dtype == "bfloat16":  # as autocast would cast these frozen weights in every product
+            for block in blocks_of(self.transformer):
+                for layer in block.modules():
+                    if isinstance(layer, nn.Linear):
+                        layer.bfloat16()
+        self._lora = Lora(self.module, rank=rank, alpha=alpha, targets=targets, seed=seed, base=base)
+
+    def keep_reference(self) -> None:
+        if self._lora is None:
+            self._reference = copy.deepcopy(self.module).requires_grad_(False)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if self._lora is not None:
+            with self._lora.disabled():
+                yield
+            return
+        assert self._reference is not None, "keep_reference was not called"
+        trained, self.module = self.module, self._reference
+        try:
+            yield
+        finally:
+            self.module = trained
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup("image", tuple(p for p in self.module.parameters() if p.requires_grad))]
+
+    def units(self) -> list[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        models = [self.module] if self._reference is None else [self.module, self._reference]
+        return [(model, tuple(blocks_of(model))) for model in models]
+
+    def blank(self, kind: Modality) -> LatentSegment:
+        assert kind == "image", "there is no text"
+        taken = self.sampler.decisions[0] + 1
+        latents = torch.zeros(taken + 1, *self._latent, device=self.device)
+        return LatentSegment(Condition(""), latents, latents.new_zeros(taken), latents[0], latents[:0])
+
+    def activation_bytes(self, rollouts: int, *, checkpointing: bool) -> int:
+        return memory.activation_bytes(
+            self.kind.transformer,
+            self.config,
+            self._latent,
+            self._read(""),
+            rollouts=rollouts,
+            guided=self.guidance_scale != 1,
+            checkpointing=checkpointing,
+            dtype=self.dtype,
+        )
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: Path) -> None:
+        """Write a pipeline in diffusers' layout, which `load` and diffusers read.
+
+        The weights of adapters are merged into those of the layers, and the directory ADAPTER has them alone.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self.pipe.save_config(directory)
+        for name in ("vae", "scheduler", *self.kind.encoders, *self.kind.tokenizers):
+            getattr(self.pipe, name).save_pretrained(directory / name)
+        folder = directory / "transformer"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
+        write_weights(self._saved_state("image"), folder, WEIGHTS)
+        if self._lora is not None:
+            self._lora.save(directory / ADAPTER)
+
+    def _saved_state(self, part: str) -> dict[str, Tensor]:
+        """Return the weights of one part of the module, with those of adapters merged into them."""
+        state = state_of(self.module) if self._lora is None else self._lora.merged()
+        if self.transformer is self.module:
+            return state
+        return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """Return the blocks of a transformer."""
+    blocks = model.transformer_blocks
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def to_square(image: Pixels, side: int) -> Pixels:
+    """Crop the centre and resize: uint8 [H W 3] -> [side side 3]."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    cut = Image.fromarray(image[top : top + short, left : left + short])
+    return np.array(cut.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _latents_of(segments: Sequence[Segment]) -> list[LatentSegment]:
+    found = [segment for segment in segments if isinstance(segment, LatentSegment)]
+    assert len(found) == len(segments), "images of this policy"
+    assert len({one.step for one in found}) <= 1, "images at different steps"
+    return found
