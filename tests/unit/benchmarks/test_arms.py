@@ -58,6 +58,7 @@ def test_only_selection_differs(name: str, tmp_path: Path) -> None:
 def test_environment_changes_what_no_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "3e-4")
     monkeypatch.setenv("SYNOD__TRAINER__SCREEN__GROUP_SIZE", "5")
+    monkeypatch.setenv("SYNOD__TRAINER__SCREEN__SELECT", "first_above")
     monkeypatch.setenv("SYNOD__TRAINER__SCREEN__MAX_PREVIEWS", "77")
     found = settings_of("plain_14", EMBEDDED, tmp_path, seed=2, prompts=8, url="http://host:1")
     assert (found.optimizer.lr, found.screen.group_size, found.seed) == (3e-4, 14, 2)
