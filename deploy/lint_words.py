@@ -79,6 +79,7 @@ ALLOWED: tuple[tuple[str, str, str], ...] = (
     ("services/scorers/*.py", "picture", r'^\s*"Grade from 0 to 1 '),
     ("services/scorers/*.py", "as such", r'^\s*"Grade from 0 to 1 '),
     ("embedded/*.py", "picture", r"a picture of "),
+    ("embedded/world/visual_questions.py", "picture", r"(?:the|this) picture\?"),
     ("embedded/world/samples.py", "picture", r"the picture shows <ben>"),
     ("tests/*.py", "picture", r"[\"'](a picture of |Does the picture)"),
 )

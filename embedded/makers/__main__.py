@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -46,18 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make(options.only, options.weights, options.build, quick=options.quick, position=options.position)
         return 0
     began = time.monotonic()
+    total_s = 0.0
     try:
         failed = _train_everything(options)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    finally:
+        total_s = _add_elapsed(options.build / "elapsed.json", time.monotonic() - began)
     if failed:
         print(f"failed: {', '.join(failed)}; run the same command again to continue", file=sys.stderr)
         return 1
-    print(f"all models are trained; this run took {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"all models are trained; rendering and training took {total_s / 60:.1f} minutes, earlier runs included")
     if not (options.no_quality or options.quick):
-        return subprocess.call([sys.executable, "-m", "embedded.makers.quality"], cwd=ROOT)
+        command = [sys.executable, "-m", "embedded.makers.quality", "--minutes", f"{total_s / 60:.1f}"]
+        return subprocess.call(command, cwd=ROOT)
     return 0
+
+
+def _add_elapsed(path: Path, seconds: float) -> float:
+    """Add the duration of a run, also of an interrupted one, to those of the earlier ones; return the sum."""
+    total = (json.loads(path.read_text()) if path.exists() else 0.0) + seconds
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(round(total, 1)))
+    return float(total)
 
 
 def make(name: str, weights: Path, build: Path, *, quick: bool = False, position: int = 0) -> Path:
@@ -95,7 +108,9 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         part = name if number == 1 else f"{name}-{number}"
         torch.manual_seed(recipe.seed)
         maker = build_maker(recipe, build, QUICK if quick else FULL)
-        seconds = fit(maker.module, maker.loss, recipe, build / f"{part}.ckpt", name=part, position=position)
+        checkpoint, workers = build / f"{part}.ckpt", 1 if name in SCORERS else WORKERS
+        with getattr(maker, "context", nullcontext)():
+            seconds = fit(maker.module, maker.loss, recipe, checkpoint, name=part, position=position, workers=workers)
         maker.module.eval()
         maker.save(directory)
         records.append({"recipe": asdict(recipe), "seconds": round(seconds)})
@@ -120,7 +135,8 @@ def _train_everything(options: argparse.Namespace) -> list[str]:
 
 
 def _threads(name: str) -> int:
-    return 1 if name in SCORERS else WORKERS
+    """Return the threads of each operation; the policy's batches are computed by WORKERS threads of one each."""
+    return WORKERS if name == TOKENIZER else 1
 
 
 def _train_models(options: argparse.Namespace, names: Sequence[str], num_workers: int) -> list[str]:

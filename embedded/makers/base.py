@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from embedded.makers.augment import degrade, shift
 from embedded.makers.dataset import normalised
-from embedded.makers.loop import Recipe
+from embedded.makers.loop import Part, Recipe
 
 MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
@@ -27,7 +27,7 @@ class Maker(Protocol):
     recipe: Recipe
     module: nn.Module
 
-    def loss(self, rng: np.random.Generator) -> Tensor: ...
+    def loss(self, rng: np.random.Generator) -> Tensor | list[Part]: ...
 
     def save(self, directory: Path) -> None: ...
 

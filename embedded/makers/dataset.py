@@ -24,6 +24,7 @@ from embedded.makers import augment
 from embedded.makers.crops import Pixels, color_crop, face_patch, perturb_mask
 from embedded.makers.prompts import answers, training_prompt
 from embedded.makers.texts import HELD_OUT, scorer_caption
+from embedded.world.records import Task, kind_of
 from trainer.scenarios import compound
 
 CHUNK = 250
@@ -50,7 +51,11 @@ class Sizes:
 
 FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000)
 QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64)
-CONCEPT_SHARE = 0.4  # share of the policy's images; the rest are GenEval scenes
+# Shares of the policy's images: GenEval scenes, concepts, described random individuals.
+GENEVAL_SHARE, CONCEPT_SHARE = 0.52, 0.28
+CONCEPT_TASKS: dict[Task, float] = {"plain": 0.2, "attribute": 0.45, "dense": 0.35}
+WORN_SHARE, PLACE_SHARE, COMPANION_SHARE = 0.6, 0.35, 0.2  # of described individuals
+OBJECT, ACCESSORY = 1, 2  # in `front`
 
 
 def scenes(folder: Path, sizes: Sizes) -> Arrays:
@@ -79,25 +84,33 @@ def faces(folder: Path, sizes: Sizes) -> Arrays:
 
 
 def episodes(folder: Path, sizes: Sizes) -> Arrays:
-    """Return the policy's examples: image [N 64 64 3], front bool [N 8 8], and texts.
+    """Return the policy's examples: image [N 64 64 3], front [N 8 8], and texts.
 
-    `front` marks the patches that show an object. `texts` are N lists of prompts for the image, the longest last; a
-    concept's prompt is there alone and with an answer appended by `trainer.scenarios.compound`.
+    `front` is OBJECT in patches that show an object, ACCESSORY in those that show an accessory. `texts` are N records:
+    `prompts` for the image, the longest last (a concept's prompt is there alone and with an answer appended by
+    `trainer.scenarios.compound`), and `asked`, pairs of a question about the image and its answer.
     """
     return _cached(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
 
 
 def random_profile(class_name: str, rng: np.random.Generator) -> world.ConceptProfile:
     """Return a profile of `class_name` with a random identity that no concept has."""
-    known = {c.identity for c in world.CONCEPTS}
+    known = {c.identity for c in (*world.CONCEPTS, *world.UNSEEN)}
     while (identity := world.random_identity(class_name, rng)) in known:
         pass
-    return replace(world.CONCEPTS[0], name="<any>", class_word=class_name, identity=identity, attributes=())
+    return replace(
+        world.CONCEPTS[0],
+        name="<any>",
+        kind=kind_of(class_name),
+        class_word=class_name,
+        identity=identity,
+        attributes=(),
+    )
 
 
-def random_accessories(rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
-    """Return no accessory, or one in a random colour, with equal probability."""
-    if rng.random() < 0.5:
+def random_accessories(rng: np.random.Generator, share: float = 0.5) -> tuple[tuple[str, str], ...]:
+    """Return an accessory in a random colour with probability `share`, else none."""
+    if rng.random() >= share:
         return ()
     name = world.ACCESSORIES[rng.integers(len(world.ACCESSORIES))]
     return ((name, COLOR_NAMES[rng.integers(len(COLOR_NAMES))]),)
@@ -121,13 +134,50 @@ def _scene_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
 def _episode_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
     images, fronts, texts = [], [], []
     for _ in range(count):
-        tasks = world.CONCEPT_TASKS if rng.random() < CONCEPT_SHARE else world.GENEVAL_TASKS
-        prompt = training_prompt(tasks[rng.integers(len(tasks))], rng)
-        rendered = world.render(world.scene_for(prompt, rng), rng)
+        scene, prompts = _episode(rng)
+        rendered = world.render(scene, rng)
         images.append(rendered.image)
-        fronts.append(rendered.labels.reshape(8, PATCH, 8, PATCH).any((1, 3)))
-        texts.append([prompt.text, *(compound(prompt.text, answer) for answer in answers(prompt, rng))])
+        fronts.append(_front(rendered.labels))
+        texts.append({"prompts": prompts, "asked": world.questions(rendered, rng)})
     return {"image": np.stack(images), "front": np.stack(fronts), "texts": texts}
+
+
+def _episode(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
+    """Compose a scene, and prompts for it."""
+    roll = rng.random()
+    if roll >= GENEVAL_SHARE + CONCEPT_SHARE:
+        return _described(rng)
+    if roll < GENEVAL_SHARE:
+        prompt = training_prompt(world.GENEVAL_TASKS[rng.integers(len(world.GENEVAL_TASKS))], rng)
+    else:
+        tasks = tuple(CONCEPT_TASKS)
+        prompt = training_prompt(tasks[rng.choice(len(tasks), p=list(CONCEPT_TASKS.values()))], rng)
+    text = world.with_commas(prompt.text) if prompt.task == "dense" and rng.random() < 0.5 else prompt.text
+    return world.scene_for(prompt, rng), [text, *(compound(text, answer) for answer in answers(prompt, rng))]
+
+
+def _described(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
+    """Compose a random individual and a description of it that is not held out."""
+    while True:
+        profile = random_profile(world.CLASSES[rng.integers(len(world.CLASSES))], rng)
+        worn = random_accessories(rng, WORN_SHARE)
+        place = world.PLACES[rng.integers(len(world.PLACES))] if rng.random() < PLACE_SHARE else None
+        companion = None
+        if rng.random() < COMPANION_SHARE:
+            nouns = [noun for noun in world.COLORED if noun != profile.class_word]
+            companion = COLOR_NAMES[rng.integers(len(COLOR_NAMES))], nouns[rng.integers(len(nouns))]
+        subject = world.describe_some(profile.identity, rng).text
+        text = world.described_prompt(subject, worn, companion, place, rng)
+        if text not in HELD_OUT:
+            return world.individual_scene(profile, rng, worn, companion, place), [text]
+
+
+def _front(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return OBJECT or ACCESSORY for each patch that shows one, else 0: uint8 [8 8]."""
+    patches = labels.reshape(8, PATCH, 8, PATCH)
+    shown = patches.any((1, 3)).astype(np.uint8)
+    worn = (patches == world.LABELS.index("accessory")).sum((1, 3)) >= PATCH
+    return np.where(worn, np.uint8(ACCESSORY), shown)
 
 
 def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -6,13 +6,14 @@ Each function applies `degrade` to every image before it is scored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedded import world
+from embedded.judge import Claim, WorldJudge, read_claims
 from embedded.makers.dataset import random_accessories, random_profile
 from services.models import dinov2, open_clip
 from services.models.face import embedder, finder
@@ -36,12 +37,16 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Metric:
-    """A `value` in [0, 1] over `n` cases (pairs for an AUC); `floor` is the least value to ship."""
+    """A `value` in [0, 1] over `n` cases (pairs for an AUC); `floor` is the least value to ship.
+
+    `error` is its standard error, where it is not that of a share of `n`.
+    """
 
     name: str
     value: float
     n: int
     floor: float | None
+    error: float | None = None
 
 
 def verdicts(settings: GenEvalSettings, degrade: Degradation, seed: int) -> list[Metric]:
@@ -139,6 +144,44 @@ def right_attribute(settings: ScorerSettings) -> list[Metric]:
     guesses = [int(np.argmax(score.detail["similarities"])) for score in found]
     right = [guess == q.truth.index(1.0) for guess, q in zip(guesses, questions, strict=True)]
     return [Metric("TIER: right attribute among 5", _mean(right), len(right), 0.9)]
+
+
+def judge_agreement(claims: int, degrade: Degradation, seed: int) -> list[Metric]:
+    """Compare the verdicts of `embedded.judge` with the truth, on at least `claims` claims; half are false."""
+    judge, rng = WorldJudge(), np.random.default_rng(seed)
+    agreed: dict[str, list[bool]] = {}
+    while sum(map(len, agreed.values())) < claims:
+        for task in world.TASKS:
+            scene, prompt = world.sample(rng, task, "heldout")
+            rendered = world.render(scene, rng)
+            seen = judge.evidence(degrade(rendered.image))
+            for claim in read_claims(world.resolve(prompt)):
+                shown = {instance.class_name for instance in rendered.instances}
+                agreed.setdefault(claim.kind, []).append(judge.holds(claim, seen))
+                agreed[claim.kind].append(not judge.holds(_false_claim(claim, shown, rng), seen))
+    every = [hit for hits in agreed.values() for hit in hits]
+    by_kind = [Metric(f"judge, {kind}", _mean(hits), len(hits), None) for kind, hits in agreed.items()]
+    return [Metric("judge: verdict on a claim agrees", _mean(every), len(every), 0.9), *by_kind]
+
+
+def _false_claim(claim: Claim, shown: set[str], rng: np.random.Generator) -> Claim:
+    """Return the claim with another place, relation, colour, count or noun."""
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    if claim.kind == "place":
+        return replace(claim, noun=_other_of(world.PLACES, {claim.noun}, rng))
+    if claim.kind == "relation":
+        return replace(claim, color=opposite[claim.color or ""])
+    if claim.color is not None and rng.random() < 0.5:
+        return replace(claim, color=_other_of(tuple(world.COLORS), {claim.color}, rng))
+    if claim.count > 1 and rng.random() < 0.5:
+        return replace(claim, count=claim.count + 1)
+    pool, hidden = (world.ACCESSORIES, {claim.noun}) if claim.kind == "accessory" else (world.CLASSES, shown)
+    return replace(claim, noun=_other_of(pool, hidden, rng))
+
+
+def _other_of(options: Sequence[str], known: set[str], rng: np.random.Generator) -> str:
+    rest = [option for option in options if option not in known]
+    return rest[int(rng.integers(len(rest)))]
 
 
 def auc(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> float:

@@ -55,14 +55,19 @@ TIER reads text only, so its columns are one measurement.
 ## The policy before reinforcement learning
 
 {start}
-Held-out prompts, one image or answer each, with the sampler of `deploy/configs/embedded.toml`: GenEval's official
-verdict over all tasks; the fact that a vague prompt refers to, named verbatim. The rank correlation is Spearman's,
+Held-out prompts, one image or answer each, with the sampler of `deploy/configs/embedded.toml` (± standard error).
+`overall` is the mean of GenEval's official verdict over its tasks, of which `single_object` is one. The accessory's
+colour is the one that the prompt states, by the median colour of the detector's accessory pixels; a missing one is
+wrong. `yes or no`: whether a seen concept is shown, half of the images are of others. `visual, unseen`: exact answers
+about individuals of no training. `image's answer`: where a question names a concept and shows another individual. A
+right attribute is the fact that a vague prompt refers to, named verbatim. The rank correlation is Spearman's,
 over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the preview with BER on the finished image.
 
 ## Models
 
 `python -m embedded.makers` trained them on two cores: one thread each, two at a time; the image tokenizer (in two
 parts, the second with a perceptual loss on the detector's features) and then the policy with two threads.
+Training minutes are CPU minutes per thread. {elapsed}
 
 | model | parameters | bytes | steps | batch | seed | training |
 |---|--:|--:|--:|--:|--:|--:|
@@ -75,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, default=ROOT / "deploy/configs/embedded.toml")
     parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights")
     parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY.md")
+    parser.add_argument("--minutes", type=float, help="what rendering and training everything took")
     options = parser.parse_args(arguments)
     service, trainer = load(options.settings, without=("golden",)), load_trainer(options.settings)
     rows = measure(service, tokenizer(trainer))  # golden scores are recorded after the weights
-    options.output.write_text(document(rows, policy_start.measure(service, trainer, SEED + 5), options.weights))
+    start = policy_start.measure(service, trainer, SEED + 5)
+    options.output.write_text(document(rows, start, options.weights, options.minutes))
     low = [name for name, _, values, floor in rows if floor is not None and min(values[:-1]) < floor]
     lost = [name for name, _, v, floor in rows if floor is not None and v[0] - v[-1] > MAX_TOKENIZER_LOSS]
     print(options.output.read_text(), f"below their floor: {', '.join(low) or 'none'}", sep="\n")
@@ -107,6 +114,7 @@ def measure(settings: Settings, tokens: Degradation) -> list[Row]:
         lambda degrade: metrics.same_concept(der, degrade, SEED + 3),
         lambda degrade: metrics.same_face(fer, degrade, SEED + 4),
         lambda _: metrics.right_attribute(settings.scorers["tier"]),
+        lambda degrade: metrics.judge_agreement(500, degrade, SEED + 6),
     ]
     rows: list[Row] = []
     for part in tqdm(parts, desc="measuring"):
@@ -115,8 +123,8 @@ def measure(settings: Settings, tokens: Degradation) -> list[Row]:
     return rows
 
 
-def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path) -> str:
-    """Return the text of QUALITY.md."""
+def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path, minutes: float | None = None) -> str:
+    """Return the text of QUALITY.md; `minutes` is the duration of `make weights`, if it ran from start to end."""
     columns = [*DEGRADATIONS, TOKENS]
     heads = f"| metric | n | {' | '.join(columns)} | floor |\n|---|--:|{'--:|' * len(columns)}--:|\n"
     initial = "".join(f"| {one.name} | {one.n} | {_format_value(one)} |\n" for one in policy)
@@ -129,11 +137,15 @@ def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path) -> st
         main=heads + "".join(_line(row) for row in rows if row[3] is not None),
         parts=heads + "".join(_line(row) for row in rows if row[3] is None),
         models=models,
+        elapsed="" if minutes is None else f"Rendering and training everything took {minutes:.1f} minutes.",
     )
 
 
 def _format_value(metric: Metric) -> str:
-    return f"{metric.value:.2f}" if "correlation" in metric.name else f"{100 * metric.value:.1f} %"
+    if metric.error is not None:
+        return f"{metric.value:.2f} ± {metric.error:.2f}"
+    error = math.sqrt(metric.value * (1 - metric.value) / max(metric.n, 1))
+    return f"{100 * metric.value:.1f} ± {100 * error:.1f} %"
 
 
 def _line(row: Row) -> str:

@@ -1,7 +1,8 @@
 """A small synthetic world, 64x64 RGB: concepts, prompts and scenes with pixel-exact ground truth."""
 
-from embedded.world.concepts import CONCEPTS, profile_of
+from embedded.world.concepts import CONCEPTS, UNSEEN, profile_of
 from embedded.world.conversations import conversations
+from embedded.world.descriptions import describe_some, described_prompt, with_commas
 from embedded.world.false_prompts import change_one_word, claims, resolve, wrong_prompt
 from embedded.world.identities import random_identity
 from embedded.world.layout import gap, relation
@@ -28,7 +29,8 @@ from embedded.world.records import (
     Scene,
 )
 from embedded.world.render import render
-from embedded.world.scenes import concept_scene, sample, scene_for, training_renders
+from embedded.world.scenes import concept_scene, individual_scene, sample, scene_for, training_renders
+from embedded.world.visual_questions import questions
 
 __all__ = [
     "ACCESSORIES",
@@ -45,6 +47,7 @@ __all__ = [
     "PROMPTS_TRAIN",
     "SIZE",
     "TASKS",
+    "UNSEEN",
     "Backdrop",
     "ConceptProfile",
     "Entity",
@@ -58,8 +61,12 @@ __all__ = [
     "claims",
     "concept_scene",
     "conversations",
+    "describe_some",
+    "described_prompt",
     "gap",
+    "individual_scene",
     "profile_of",
+    "questions",
     "random_identity",
     "relation",
     "render",
@@ -67,5 +74,6 @@ __all__ = [
     "sample",
     "scene_for",
     "training_renders",
+    "with_commas",
     "wrong_prompt",
 ]

@@ -1,4 +1,8 @@
-"""The fifteen concepts: individuals with visible looks, and facts that no training render shows."""
+"""The concepts: individuals with visible looks, and facts that no training render shows.
+
+CONCEPTS are those of the prompts. UNSEEN are two of each kind that no model was trained on, in word or image: they are
+what personalization is measured with.
+"""
 
 from __future__ import annotations
 
@@ -49,20 +53,40 @@ _FACTS = {  # every second one is held out
     "<nook>": "yellow flag, blue hat, red balloon, green kite",
     "<lark>": "white flag, pink balloon, blue scarf, green hat",
 }
-_PRONOUNS = {"<ada>": "her", "<ben>": "his", "<cleo>": "her", "<dov>": "his", "<esme>": "her", "<mia>": "her"}
+_UNSEEN_LOOKS = {
+    "<uma>": _person("dark", "white", "orange", "curly", "stripes", "glasses"),
+    "<ivo>": _person("light", "brown", "red", "spiky", "plain", "beard"),
+    "<taz>": _body("dog", "black", "orange", "red", "bands", "collar", style="pointed"),
+    "<moss>": _body("turtle", "blue", "pink", "yellow", "dots"),
+    "<vale>": _body("cup", "yellow", "green", "purple", "stripes", "cross"),
+    "<quill>": _body("book", "orange", "blue", "white", "plain", "triangle"),
+}
+_UNSEEN_FACTS = {
+    "<uma>": "green hat, purple balloon, yellow scarf, blue kite",
+    "<ivo>": "white hat, pink kite, green ribbon, orange balloon",
+    "<taz>": "blue hat, white balloon, purple scarf, green kite",
+    "<moss>": "red scarf, orange flag, white hat, purple balloon",
+    "<vale>": "pink hat, blue flag, red ribbon, white balloon",
+    "<quill>": "green scarf, red balloon, pink flag, yellow hat",
+}
+_PRONOUNS = {"<ada>": "her", "<ben>": "his", "<cleo>": "her", "<dov>": "his", "<esme>": "her", "<mia>": "her"} | {
+    "<uma>": "her",
+    "<ivo>": "his",
+}
 
 
 def _profile(name: str, look: Identity) -> ConceptProfile:
     attributes = tuple(
         Attribute(fact.split()[1], fact.split()[0], f"{name} has {with_article(fact)}", heldout=i % 2 == 1)
-        for i, fact in enumerate(_FACTS[name].split(", "))
+        for i, fact in enumerate((_FACTS | _UNSEEN_FACTS)[name].split(", "))
     )
     kind, pronoun = kind_of(look.class_name), _PRONOUNS.get(name, "its")
     return ConceptProfile(name, kind, look.class_name, pronoun, look, f"{name} is {describe(look)}.", attributes)
 
 
 CONCEPTS: tuple[ConceptProfile, ...] = tuple(_profile(name, look) for name, look in _LOOKS.items())
-_BY_NAME = {profile.name: profile for profile in CONCEPTS}
+UNSEEN: tuple[ConceptProfile, ...] = tuple(_profile(name, look) for name, look in _UNSEEN_LOOKS.items())
+_BY_NAME = {profile.name: profile for profile in (*CONCEPTS, *UNSEEN)}
 
 
 def profile_of(name: str) -> ConceptProfile:

@@ -2,7 +2,7 @@
 
 concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval metadata lines with
 further fields), prompts/{train,heldout}.txt (the texts of GenEval's prompts, one a line), samples/*.png and
-samples.json (items as on the wire, with images as file names).
+samples.json (items as on the wire, with images as file names). unify/ has the unseen concepts, as `unify` describes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from embedded.world import unify
 from embedded.world.concepts import CONCEPTS
 from embedded.world.conversations import conversations
 from embedded.world.json_records import info_json, prompt_json
@@ -44,6 +45,7 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):
         yield f"prompts/{name}.jsonl", "".join(json.dumps(prompt_json(p)) + "\n" for p in prompts)
         yield f"prompts/{name}.txt", "".join(f"{p.text}\n" for p in prompts if p.concept is None)
+    yield from unify.files()
     entries, images = samples()
     yield "samples/samples.json", json.dumps(entries, indent=1) + "\n"
     for name, image in images.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -40,15 +41,26 @@ def place_entity(entity: Entity, size: float, rng: np.random.Generator, region: 
     `size` is the longest side of a square body; an elongated body is up to a fifth longer, for the same area. A size
     that does not fit is reduced.
     """
+    return _place(entity, size, rng, region)[0]
+
+
+def _place(entity: Entity, size: float, rng: np.random.Generator, region: Box | None = None) -> tuple[Placed, Box]:
+    """Return what `place_entity` does, and its extent."""
     x0, y0, x1, y1 = region or (MARGIN, MARGIN, SIZE - MARGIN, SIZE - MARGIN)
     flip, tilt = bool(rng.random() < 0.5), float(rng.uniform(-6, 6))
     e = extent(Placed(entity, 0, 0, 1, flip, tilt))
-    body = extent(Placed(entity, 0, 0, 1), accessories=False)
-    size *= min(1.2, math.sqrt(1 / min(body[2] - body[0], body[3] - body[1])))
+    size *= _elongation(entity)
     size = min(size, (x1 - x0) / (e[2] - e[0]), (y1 - y0) / (e[3] - e[1]))
     x = float(rng.uniform(x0 - e[0] * size, max(x1 - e[2] * size, x0 - e[0] * size)))
     y = float(rng.uniform(y0 - e[1] * size, max(y1 - e[3] * size, y0 - e[1] * size)))
-    return Placed(entity, x, y, size, flip, tilt)
+    return Placed(entity, x, y, size, flip, tilt), (x + e[0] * size, y + e[1] * size, x + e[2] * size, y + e[3] * size)
+
+
+@lru_cache(maxsize=4096)
+def _elongation(entity: Entity) -> float:
+    """Return by how much the entity's body is longer than a square one of the same area, at most a fifth."""
+    body = extent(Placed(entity, 0, 0, 1), accessories=False)
+    return min(1.2, math.sqrt(1 / min(body[2] - body[0], body[3] - body[1])))
 
 
 def scatter(
@@ -65,8 +77,7 @@ def scatter(
         boxes: list[Box] = []
         for entity in entities:
             for _ in range(12):
-                one = place_entity(entity, float(rng.uniform(low, top)), rng)
-                box = extent(one)
+                one, box = _place(entity, float(rng.uniform(low, top)), rng)
                 if all(gap(box, other) >= GAP for other in boxes):
                     placed.append(one)
                     boxes.append(box)
@@ -91,8 +102,8 @@ def place_related(a: Entity, b: Entity, wanted: Relation, rng: np.random.Generat
         halves = (MARGIN, MARGIN, cut - GAP / 2, edge), (cut + GAP / 2, MARGIN, edge, edge)
     here, there = halves if wanted in ("left of", "above") else halves[::-1]
     for _ in range(_TRIES):
-        one = place_entity(a, float(rng.uniform(18, 27)), rng, here)
-        two = place_entity(b, float(rng.uniform(18, 27)), rng, there)
-        if clear([extent(one), extent(two)]):
+        one, first = _place(a, float(rng.uniform(18, 27)), rng, here)
+        two, second = _place(b, float(rng.uniform(18, 27)), rng, there)
+        if clear([first, second]):
             return one, two
     raise AssertionError(f"found no place for a {a.class_name} {wanted} a {b.class_name}")

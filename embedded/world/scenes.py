@@ -42,9 +42,20 @@ def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
         return Scene(_geneval(prompt.geneval, rng), random_backdrop(rng))
     assert prompt.concept is not None, "a prompt without metadata names a concept"
     profile = profile_of(prompt.concept)
-    if prompt.companion is None:
-        return concept_scene(profile, rng, prompt.accessories, prompt.place)
-    return _dense(profile, prompt, rng)
+    return individual_scene(profile, rng, prompt.accessories, prompt.companion, prompt.place)
+
+
+def individual_scene(
+    profile: ConceptProfile,
+    rng: np.random.Generator,
+    worn: Worn = (),
+    companion: tuple[str, str] | None = None,
+    place: str | None = None,
+) -> Scene:
+    """Compose an individual, alone and large or next to a `companion` (colour, class)."""
+    if companion is None:
+        return concept_scene(profile, rng, worn, place)
+    return _next_to(profile, worn, companion, place, rng)
 
 
 def concept_scene(
@@ -83,16 +94,17 @@ def _geneval(metadata: GenEvalMetadata, rng: np.random.Generator) -> tuple[Place
     return scatter(entities, low, high, rng)
 
 
-def _dense(profile: ConceptProfile, prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """Place the concept on one side and its companion in the other lower corner, below what is carried."""
-    assert prompt.companion is not None, "a dense prompt has a second object"
-    color, noun = prompt.companion
+def _next_to(
+    profile: ConceptProfile, worn: Worn, companion: tuple[str, str], place: str | None, rng: np.random.Generator
+) -> Scene:
+    """Place the individual on one side and its companion in the other lower corner, below what is carried."""
+    color, noun = companion
     left, cut = bool(rng.random() < 0.5), float(rng.uniform(41, 43))
-    carried = any(name in CARRIED for name, _ in prompt.accessories)
+    carried = any(name in CARRIED for name, _ in worn)
     size = float(rng.uniform(39, 41) if profile.kind == "person" else rng.uniform(35, 38))
     # Carried accessories are on the body's right, which must be the companion's side.
     flip = not left if carried else bool(rng.random() < 0.5)
-    main = Placed(_member(profile, prompt.accessories), 0, 0, size, flip, float(rng.uniform(-3, 3)))
+    main = Placed(_member(profile, worn), 0, 0, size, flip, float(rng.uniform(-3, 3)))
     body, whole = extent(main, accessories=False), extent(main)
     outline = body if carried else whole
     x = MARGIN - outline[0] if left else SIZE - MARGIN - outline[2]
@@ -102,4 +114,4 @@ def _dense(profile: ConceptProfile, prompt: Prompt, rng: np.random.Generator) ->
     friend = place_entity(
         _any(noun, color, rng), float(rng.uniform(17, 21)), rng, (free[0], cut, free[1], SIZE - MARGIN)
     )
-    return Scene((main, friend), random_backdrop(rng, prompt.place))
+    return Scene((main, friend), random_backdrop(rng, place))

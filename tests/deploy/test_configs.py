@@ -43,6 +43,7 @@ def test_sd35_flow_grpo_has_its_authors_values() -> None:
     assert policy.max_text_length == 128
     sampler = policy.sampler
     assert (sampler.denoising_steps, sampler.guidance_scale, sampler.eta) == (10, 4.5, 0.7)
+    assert sampler.evaluation_steps == 40
     assert list(decisions(sampler.denoising_steps, sampler.sde)) == list(range(int(10 * 0.99)))  # timestep_fraction
     assert policy.lora is not None
     assert (policy.lora.rank, policy.lora.alpha, len(policy.lora.targets)) == (32, 64, 8)

@@ -27,7 +27,7 @@ from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
-from trainer.settings import PolicySettings, load, read_policy
+from trainer.settings import FlowSettings, PolicySettings, load, read_policy
 from trainer.types import Prompt
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ def _run(run: Path, suite: str) -> Subject:
     try:
         settings = json.loads(path.read_text())
         table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
+        if table.get("language"):
+            table["language"] = {**table["language"], "model": str(trained.resolve() / "language")}
         return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
@@ -202,14 +204,24 @@ def _run(run: Path, suite: str) -> Subject:
 
 
 def with_sampler(policy: PolicySettings, changes: Mapping[str, Any]) -> PolicySettings:
-    """Return the settings with these of the sampler. Raises SettingsError, which names option, value and limit."""
+    """Return the settings with these of the sampler. Raises SettingsError, which names option, value and limit.
+
+    A flow policy that evaluates by the ODE has its steps changed.
+    """
+    changes = dict(changes)
+    if isinstance(policy, FlowSettings) and policy.sampler.evaluation_steps and "denoising_steps" in changes:
+        changes["evaluation_steps"] = changes.pop("denoising_steps")
     try:
         sampler = type(policy.sampler).model_validate({**policy.sampler.model_dump(), **changes})
     except ValidationError as error:
-        names = {"denoising_steps": "--steps", "guidance_scale": "--guidance", "temperature": "--temperature"}
-        raise SettingsError(
-            "; ".join(f"{names[str(e['loc'][0])]} {e['input']}: {e['msg']}" for e in error.errors())
-        ) from None
+        names = {
+            "denoising_steps": "--steps",
+            "evaluation_steps": "--steps",
+            "guidance_scale": "--guidance",
+            "temperature": "--temperature",
+        }
+        named = ((names.get(str(next(iter(e["loc"]), "")), "the sampler:"), e) for e in error.errors())
+        raise SettingsError("; ".join(f"{option} {e['input']}: {e['msg']}" for option, e in named)) from None
     return policy.model_copy(update={"sampler": sampler})
 
 

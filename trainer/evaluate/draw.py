@@ -29,7 +29,7 @@ class Drawer:
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[Pixels]:
         """Return a finished image uint8 [H W 3] for each prompt."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self._policy.evaluating():
             begun = self._policy.start(prompts, seeds)
             return self._policy.images(self._policy.denoise(begun, self._policy.image_steps))
 

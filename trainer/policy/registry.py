@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 from synod.contracts import Pixels
 from trainer.policy.base import Policy
@@ -67,10 +68,16 @@ def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
 
 
 def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> Policy:
+    from trainer.policy.flow import language
     from trainer.policy.flow import loading as flow
+    from trainer.policy.flow.joint import JointPolicy
+    from trainer.policy.flow.policy import FlowPolicy
     from trainer.policy.flow.segments import Sampler
 
-    chosen = settings.sampler
+    chosen, kind = settings.sampler, cast(Callable[..., FlowPolicy], FlowPolicy)
+    if settings.language is not None:
+        words = language.load(settings.language.model, settings.language.max_new_tokens)
+        kind = partial(JointPolicy, *words, settings.trains)
     policy = flow.load(
         settings.model,
         resolution=settings.resolution,
@@ -79,8 +86,12 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
             chosen.denoising_steps, chosen.shift, chosen.eta, schedule=chosen.schedule, window=chosen.sde
         ),
         guidance_scale=chosen.guidance_scale,
+        evaluation=None
+        if not chosen.evaluation_steps
+        else Sampler.of(chosen.evaluation_steps, chosen.shift, 0.0, schedule=chosen.schedule),
         dtype=settings.dtype,
         checkpointing=settings.checkpointing,
+        kind=kind,
     )
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
@@ -90,7 +101,8 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
 def _flow_sources(settings: FlowSettings) -> list[Source]:
     from trainer.policy.flow import loading as flow
 
-    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length).sources()
+    words = [] if settings.language is None else [Source("policy.language.model", settings.language.model)]
+    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length).sources() + words
 
 
 def _check_flow(settings: FlowSettings, concepts: Collection[str]) -> None:

@@ -83,7 +83,8 @@ class FlowSamplerSettings(Node):
     The times are those of `denoising_steps` equal steps, shifted by `shift` once ("once"), or those of diffusers'
     scheduler ("diffusers"). Velocities are u + g (c - u), with g `guidance_scale`; 1: without guidance. The steps
     `sde`, [first, last] counted from 0, add noise of size `eta` and are decisions; null: all but the last step, which
-    has no density. The others are steps of the ODE.
+    has no density. The others are steps of the ODE. Evaluations draw `evaluation_steps` steps of the ODE; 0: as
+    training draws.
     """
 
     denoising_steps: int = Field(10, ge=2)
@@ -92,6 +93,7 @@ class FlowSamplerSettings(Node):
     eta: float = Field(0.7, gt=0)
     guidance_scale: float = Field(4.5, ge=1)
     sde: tuple[int, int] | None = None
+    evaluation_steps: int = Field(20, ge=0)
 
     @model_validator(mode="after")
     def _steps_with_a_density(self) -> FlowSamplerSettings:
@@ -112,12 +114,22 @@ class FlowLoraSettings(LoraSettings):
     targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
 
 
+class LanguageSettings(Node):
+    """A vision-language model that answers queries, a directory or hub id; an answer has `max_new_tokens` at most."""
+
+    model: ModelSource
+    max_new_tokens: int = Field(512, ge=1)
+
+
 class FlowSettings(Node):
     """A flow-matching text-to-image pipeline in diffusers' layout, a directory or a hub id: SANA or Stable Diffusion 3.
 
     `resolution` is the side of the square images, null: that of the transformer's config.json. `max_text_length` is
     the number of tokens of the long text encoder, null: the pipeline's own. `checkpointing`, `dtype` and `lora` are as
     for Show-o: velocities are computed in `dtype`, everything that follows from them in float32.
+
+    `language` is a model whose answers are appended to the prompt; null: prompts are drawn as they are. `trains` are
+    the modalities whose model is trained.
     """
 
     family: Literal["flow"]
@@ -128,6 +140,8 @@ class FlowSettings(Node):
     checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: FlowLoraSettings | None = None
+    language: LanguageSettings | None = None
+    trains: tuple[Literal["text", "image"], ...] = Field(("text", "image"), min_length=1)
 
     @property
     def image_steps(self) -> int:

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -268,6 +268,9 @@ class ShowO:
 
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()  # as training draws
 
     def _texts(self, prompts: Sequence[str]) -> Texts:
         """Encode the different ones of the prompts, and with guidance the empty prompt."""

@@ -25,6 +25,7 @@ from embedded.makers.dataset import QUICK, normalised
 from services.models import blip2, dinov2, face, open_clip, semantic
 from services.scorers.geneval.colour import ColorClassifier
 from trainer.policy.show_o.magvit import Magvit
+from trainer.policy.show_o.vocabulary import END, question_mask
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,28 @@ def test_second_part_continues_from_the_first(toys: Path) -> None:
 
 
 def test_batch_mix_has_at_least_one_of_each() -> None:
-    assert show_o.LEARNING_MIX.counts(42) == (32, 8, 2)
-    assert show_o.UNCERTAIN_MIX.counts(34) == (16, 16, 2)
+    assert show_o.LEARNING_MIX.counts(48) == (30, 6, 12)
+    assert show_o.UNCERTAIN_MIX.counts(44) == (20, 14, 10)
     assert show_o.LEARNING_MIX.counts(3) == (2, 1, 1)
+
+
+def test_questions_of_one_image_do_not_see_each_other(toys: Path) -> None:
+    """A lone question has the policy's own loss; one in a row does not depend on the words of those before."""
+    maker = show_o.ShowOMaker(show_o.RECIPE, toys.parent / "build", QUICK, toys / "magvit-world")
+    codes, vocab = torch.from_numpy(maker.codes[0]).long(), maker.policy.vocab
+
+    def loss(*talks: tuple[str, str]) -> float:
+        return sum(float(part().detach()) for part in maker._answering([(codes, list(talks))]))
+
+    color, yes = ("what color is the dog?", "the dog is brown."), ("is there a dog?", "yes.")
+    question = vocab.question(color[0], codes)
+    answer = torch.tensor([*vocab.encode(color[1]), vocab.id(END)])
+    ids = torch.cat((question, answer[:-1]))[None]
+    hidden = maker.policy.phi(ids, question_mask(ids.shape[1], 2 + show_o.POSITIONS, ids.device))
+    logits = maker.policy.phi.logits(hidden[0, len(question) - 1 :], 0, vocab.image_offset)
+    expected = float(torch.nn.functional.cross_entropy(logits, answer).detach())
+    assert loss(color) == pytest.approx(expected, abs=1e-5)
+    after_red, after_blue = (("is there a hat?", said) for said in ("yes.", "no."))
+    second = [2 * loss(first, yes) - loss(first) for first in (after_red, after_blue)]
+    assert second[0] == pytest.approx(second[1], abs=1e-5)
+    assert second[0] == pytest.approx(loss(yes), abs=0.05)  # only its distance from the image differs

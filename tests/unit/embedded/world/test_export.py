@@ -24,7 +24,7 @@ def test_shipped_data_equal_the_exported_data():
 
 
 def test_export_is_complete_and_small(tmp_path):
-    assert main(tmp_path) <= 1_500_000
+    assert main(tmp_path) <= 2_800_000
     assert sum(1 for path in tmp_path.rglob("*") if path.is_file()) == len(dict(files()))
 
 

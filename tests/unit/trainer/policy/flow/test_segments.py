@@ -153,3 +153,16 @@ def test_windows_that_reach_the_last_step_are_refused() -> None:
 def test_noise_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"give \[1, 7, C, H, W\] for 6 sampling steps"):
         Sampler.of(**TEN).start([Condition("a")], torch.zeros(1, STEPS, *SHAPE))
+
+
+def test_the_ratio_leaves_1_after_an_update() -> None:
+    """A ratio that is always 1 would be a learner that reads what the sampler wrote down."""
+    policy = FlowToy(Sampler.of(**TEN))
+    segments = drawn(policy)
+    optimizer = torch.optim.SGD(policy.velocity.parameters(), lr=0.1)
+    before = log_ratios(policy, segments)
+    (-before.sum()).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    after = log_ratios(policy, segments).detach()
+    assert float(after.abs().min()) > 0
+    assert float(after.sum()) > 0  # the gradient of the log-probability raises it
