@@ -31,6 +31,7 @@ from trainer.rewards.served import Wanted
 from trainer.rewards.service import RewardService
 from trainer.run_dir import RESTART_S, check_shared, run_lock
 from trainer.screen_audit import audit_line
+from trainer.screen_auto import auto_line
 from trainer.settings import SyncR1Settings, TrainerSettings
 from trainer.stop import STOP_FILE
 from trainer.train import train
@@ -94,8 +95,9 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
                         save_concepts(policy, settings.policy, settings.run_dir / "concepts")
         else:
             log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
-        if (audit := audit_line(state.audits, state.costs)) is not None:
-            log(audit)
+        lines = audit_line(state.audits, state.costs), auto_line(state.screens, state.costs, settings)
+        for line in filter(None, lines):
+            log(line)
         if ranks.is_first:
             log(f"wrote {write_report(settings.run_dir)}")
     return 0
