@@ -123,7 +123,7 @@ class _Layer(nn.Module):
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """Return [B heads Q width / heads] from [B Q width]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _rotations(length: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
