@@ -101,12 +101,12 @@ def _record(
     random: tuple[Path, ...],
     shared: Mapping[str, Node | None],
 ) -> ConceptRecord:
-    kind, facts = _kind(info), info.get("extra_info", each(Node.text)) or ()
+    kind, facts = _kind(info), info.get("extra_info", each(_words)) or ()
     conversations = _json(folder / "conversations.json")
     asked = _json(folder / "positive_recognitions.json")
     by_name = {path.name: path for path in train}
     return ConceptRecord(
-        Concept(kind, info.need("class", Node.text), name),
+        Concept(kind, info.need("class", _words), name),
         folder,
         info.get("info", Node.text) or "",
         facts,
@@ -130,6 +130,13 @@ def _info(folder: Path) -> Node:
 
 def _json(path: Path) -> Node | None:
     return json_node(text(path), str(path)) if path.exists() else None
+
+
+def _words(node: Node) -> str:
+    """Return a string with at least one character that is not blank. Raises InvalidRequest."""
+    if not node.text().strip():
+        raise node.error("no words; give at least one")
+    return node.text()
 
 
 def _name(info: Node, folder: Path) -> str:
@@ -167,7 +174,10 @@ def _questions(node: Node, images: Mapping[str, Path]) -> tuple[Question, ...]:
     found: list[Question] = []
     for key in node.mapping():
         if key != "text_only" and key not in images:
-            raise node.error(f"'{key}' is neither an image of the concept nor text_only; known: {', '.join(images)}")
+            raise node.error(
+                f"'{key}' is neither an image of the concept nor text_only; known: {', '.join(images)}. Correct the "
+                "file, or remove it and let `synod personalize prepare` write it again"
+            )
         asked = node.need(key, each(_question))
         found += [Question(one.text, one.answer, images.get(key)) for one in asked]
     return tuple(found)

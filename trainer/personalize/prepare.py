@@ -44,6 +44,7 @@ EXAMPLES: Final = """examples:
 It downloads nothing. Hard negatives, which look alike, matter: without them recognition learns the class alone. They
 are found by a running service's scorer of likeness (--scorer, --url). See docs/personalization.md.
 """
+UNREAD_SUFFIXES: Final = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".dng")
 Pair = Mapping[str, str]
 
 
@@ -205,9 +206,17 @@ def _summary(
         lines.append(f"look at them: one that shows {record.name} must be removed")
     else:
         lines.append(f"{HARD}: none; give --pool DIR with look-alikes, or recognition learns the class alone")
+    if others := sorted(path.name for path in photos[0].parent.iterdir() if path.suffix.lower() in UNREAD_SUFFIXES):
+        lines.append(f"left out: {', '.join(others)}; convert to PNG, JPEG or WebP")
     if not record.info:
         lines.append('info.json has no "info": a sentence about the looks gives questions about the photographs')
     return lines
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -220,12 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     add: Callable[..., Any] = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="3 to 15 photographs of one concept, and info.json")
     add("--random", type=Path, metavar="DIR", help="any images that do not show the concept")
-    add("--negatives", type=int, default=100, metavar="N", help="how many of --random to take (default: 100)")
+    add("--negatives", type=_count, default=100, metavar="N", help="how many of --random to take (default: 100)")
     add("--pool", type=Path, metavar="DIR", help="images of other individuals of the class, to search look-alikes in")
-    add("--hard", type=int, default=20, metavar="N", help="how many of --pool to take (default: 20)")
+    add("--hard", type=_count, default=20, metavar="N", help="how many of --pool to take (default: 20)")
     add("--scorer", default="clip_i", help="the service's scorer of likeness: clip_i or der (default: clip_i)")
     add("--url", default=URL, help=f"URL of the service (default: {URL})")
-    add("--seed", type=int, default=0, help="of the choice from --random (default: 0)")
+    add("--seed", type=_count, default=0, help="of the choice from --random (default: 0)")
     add("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
     add("--replace", action="store_true", help="replace files that differ")
     return parser

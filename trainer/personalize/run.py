@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from trainer.personalize.start import Start
 from trainer.personalize.tokens import Rows, base_digest, check_room, insert, remove
 from trainer.policy import registry
 from trainer.policy.show_o.policy import ShowO
-from trainer.policy.show_o.vocabulary import ConceptTokens
+from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
 from trainer.report.page import write_report
 from trainer.run_dir import run_lock
 from trainer.settings.personalize import PersonalizeSettings
@@ -60,6 +61,11 @@ def personalize(
         concept, photos = read_photos(concept, log, skip_bad=skip_bad)
         policy = load_base(settings)
         _check(settings, concept, policy)
+        if unknown := unknown_words(concept, policy.vocab):
+            log(
+                f"the model's tokenizer has no token for {', '.join(unknown)}: the model can neither read nor say "
+                f"them; use other words in {concept.folder}"
+            )
         base, data = base_digest(policy), data_digest(concept, photos)
         start = Start(policy, concept, photos, settings, log)
         with stop_on_signal(settings.run_dir) as stop:
@@ -192,6 +198,13 @@ def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO)
                 f"{concept.folder} has no question that stage {number} trains on; add conversations.json, and images "
                 "without the concept in random_images/ or negative_example/ (`synod personalize prepare FOLDER`)"
             )
+
+
+def unknown_words(concept: ConceptRecord, vocab: Vocabulary) -> list[str]:
+    """Return the words of the class and of answers for which a tokenizer of whole words has no token."""
+    texts = [concept.class_word, *(one.answer.replace(concept.name, "") for one in concept.conversations)]
+    words = dict.fromkeys(word for text in texts for word in re.findall(r"\w+", text))
+    return [word for word in words if vocab.tokenizer.unk_token_id in vocab.encode(word)]
 
 
 def _before(settings: PersonalizeSettings, number: int) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,8 @@ class PersonalizeSettings(Node):
     def _names_the_concept(cls, prompt: str | None) -> str | None:
         if prompt is not None and "{}" not in prompt:
             raise ValueError("the prompt has no {}, which stands for the concept's name; add it")
+        if prompt is not None and re.search("[{}]", prompt.replace("{}", "")):
+            raise ValueError("the prompt has other braces than {}, which stands for the concept's name; leave them out")
         return prompt
 
     @model_validator(mode="after")

@@ -128,6 +128,13 @@ def _level(path: Path) -> int:
     ("change", "arguments", "message"),
     [
         (lambda folder: write_json(folder / "info.json", {}), (), "info.json.class: missing"),
+        (lambda folder: write_json(folder / "info.json", {**INFO, "class": " "}), (), "info.json.class: no words"),
+        (lambda folder: write_json(folder / "info.json", {**INFO, "extra_info": [""]}), (), "extra_info[0]: no words"),
+        (
+            lambda folder: write_json(folder / "conversations.json", {"9.png": []}),
+            (),
+            "or remove it and let `synod personalize prepare` write it again",
+        ),
         (lambda folder: write_json(folder / "info.json", {**INFO, "name": "bo"}), (), "'bo' is not of the form <name>"),
         (lambda folder: (folder / "1.png").write_bytes(b"x"), (), "1.png: "),
         (lambda folder: write_json(folder / "conversations.json", []), (), "conversations.json exists and differs"),
@@ -163,3 +170,16 @@ def test_bad_photographs_and_old_files_may_be_passed_over(
     assert "2 photographs" in said.out
     assert "<bo> has 2 image(s)" in said.err
     assert set(json.loads((photos / "conversations.json").read_text())) == {"0.png", "2.png", "text_only"}
+
+
+@pytest.mark.parametrize("option", ["--negatives", "--hard", "--seed"])
+def test_counts_below_zero_are_refused(run: Prepare, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit):
+        run(option, "-1")
+    assert f"{option}: '-1' is not a whole number of at least 0" in capsys.readouterr().err
+
+
+def test_photographs_of_other_formats_are_named(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "IMG_7.HEIC").write_bytes(b"a photograph of a telephone")
+    assert run() == 0
+    assert "left out: IMG_7.HEIC; convert to PNG, JPEG or WebP" in capsys.readouterr().out

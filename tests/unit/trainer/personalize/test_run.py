@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,10 @@ from tests.unit.trainer.personalize.tiny_concept import DOT, make_rows, write_co
 from trainer.personalize import initialise, run, stages
 from trainer.personalize.command import main
 from trainer.personalize.files import load_concept, save_concept, write_public
-from trainer.personalize.records import load_image
+from trainer.personalize.records import ConceptRecord, Question, load_image
 from trainer.personalize.tokens import base_digest
 from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.vocabulary import Vocabulary
 from trainer.settings.personalize import load_personalize
 
 TOML = """[trainer.policy]
@@ -155,7 +158,7 @@ BAD = {
     "unreadable": (unreadable, "1.png: .*--skip-bad"),
     "no images": (silent, "no images; give at least one file"),
     "no class": (lambda w: renamed(w, **{"class": None}), "class: missing"),
-    "empty class": (lambda w: renamed(w, **{"class": ""}), "class '' has no tokens"),
+    "empty class": (lambda w: renamed(w, **{"class": ""}), "class: no words"),
     "known name": (lambda w: renamed(w, name="<bo>"), "'<bo>' is not a new token"),
     "no brackets": (lambda w: renamed(w, name="dot"), "not of the form <name>"),
     "blank": (lambda w: renamed(w, name="<d t>"), "not of the form <name>"),
@@ -273,6 +276,7 @@ def test_settings_name_table_key_and_value(tmp_path: Path) -> None:
     bad = {
         "stages = [2, 1]": "personalize: stages \\[2, 1\\]: give each of 1, 2 and 3 at most once, in order",
         'prompt = "a dog"': "personalize.prompt: the prompt has no {}",
+        'region_prompt = "{} and {x}"': "personalize.region_prompt: the prompt has other braces than {}",
         'regions = "all"': "personalize.regions: ",
         "x = 1": "personalize.x: unknown key",
         "stage_1 = { lr = 0 }": "personalize.stage_1.lr: ",
@@ -287,3 +291,12 @@ def test_settings_name_table_key_and_value(tmp_path: Path) -> None:
     path.write_text(ok.replace('"dot"', '"nowhere"'))
     with pytest.raises(SettingsError, match=r"personalize\.data: 'nowhere': no such directory"):
         load_personalize(path, {})
+
+
+def test_words_without_a_token_are_named(concept: ConceptRecord, vocab: Vocabulary) -> None:
+    talks = (Question("what has <dot> ?", "a furry dog, a plush dog .", None), Question("quux ?", "<dot> is red ."))
+    odd = replace(concept, concept=replace(concept.concept, class_word="otter"), conversations=talks)
+    tokenizer = copy.deepcopy(vocab.tokenizer)
+    assert run.unknown_words(odd, replace(vocab, tokenizer=tokenizer)) == []  # a tokenizer of word pieces
+    tokenizer.unk_token = "[UNK]"
+    assert run.unknown_words(odd, replace(vocab, tokenizer=tokenizer)) == ["otter", "furry", "plush"]
