@@ -144,7 +144,7 @@ class Concept:
     kind: ConceptKind
     class_word: str | None = None
     token: str | None = None
-    about: Annotated[About | None, "what a judge may be told of the concept"] = None
+    about: Annotated[About | None, "what a judge may know of the concept"] = None
 
 
 @dataclass(frozen=True, slots=True)

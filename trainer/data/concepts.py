@@ -28,7 +28,7 @@ def _profile(record: ConceptRecord) -> ConceptProfile:
     if not record.conversations:
         missing = record.folder / "conversations.json"
         raise SettingsError(f"{missing}: No such file, or an empty one; `synod personalize prepare` writes it")
-    about_images = [one for one in record.conversations if one.image is not None]  # UnifyBench's form tells them apart
+    about_images = [one for one in record.conversations if one.image is not None]  # UnifyBench's form separates them
     answers = dict.fromkeys((one.text, one.answer) for one in about_images or record.conversations)
     images = tuple(map(load_image, record.train))
     return ConceptProfile(record.concept, record.info, tuple(answers), record.facts, images)

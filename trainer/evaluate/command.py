@@ -54,8 +54,8 @@ Suites of personalised policies, on the concepts of --data DIR (docs/evaluation.
   unify        UnifyBench: recognition, questions, and drawing the concepts
   unify_pp     UnifyBench++: long and vague prompts, passages, held-out facts
   yollava, mc_llava, dreambench    those data sets, as published
-They print each measure beside its controls: the class word in place of the name, another concept's name, a black image.
---answers DIR scores another model's answers instead of a POLICY's.
+They print each measure next to its controls: the class word in place of the name, another concept's name, a black
+image. --answers DIR scores another model's answers instead of a POLICY's.
 
 An image is drawn once: the same command goes on after a stop, scores again what has failed, and adds what a larger
 --images or --limit or another of --scorers asks for. A missing score is left out and counted, never a 0.
@@ -66,7 +66,7 @@ EXAMPLES: Final = """examples:
   synod evaluate showlab/show-o-512x512 --suite geneval --limit 60 --images 1   a quick look: 10 prompts of each task
   synod evaluate runs/train --suite prompts --prompts parti.txt --scorers hpsv3,clip_t --json > scores.json
   synod evaluate deploy/configs/embedded.toml --suite geneval --prompts embedded/data/prompts/heldout.jsonl
-  synod evaluate runs/rows --suite unify --data embedded/data/unify
+  synod evaluate deploy/configs/embedded.toml --concepts runs/*/concept --suite unify --data embedded/data/unify
   synod evaluate --answers other/ --suite unify --data embedded/data/unify
   synod replay runs/train/evaluation/geneval/rows.jsonl --url http://other.example:8000
   torchrun --standalone --nproc-per-node 8 -m trainer evaluate runs/train --suite geneval     on 8 GPUs
@@ -103,8 +103,8 @@ def main(arguments: Sequence[str]) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.suite in PERSONAL:
         return _evaluate_personal(options)
-    if options.policy is None or options.data is not None or options.answers is not None:
-        raise SettingsError(f"--suite {options.suite} needs POLICY, and takes neither --data nor --answers")
+    if options.policy is None or options.data or options.answers or options.concepts:
+        raise SettingsError(f"--suite {options.suite} needs POLICY, and takes no --data, --answers or --concepts")
     subject = resolve(options.policy, options.suite)
     policy = with_sampler(subject.policy, _sampler_of(options))
     benchmark, scorers = _benchmark(options)
@@ -137,6 +137,8 @@ def _evaluate_personal(options: argparse.Namespace) -> int:
     """Evaluate a policy, or the answers of another model, on concepts; return the exit status."""
     if options.data is None or (options.policy is None) == (options.answers is None):
         raise SettingsError(f"--suite {options.suite} needs --data DIR, and either POLICY or --answers DIR")
+    if options.answers is not None and options.concepts:
+        raise SettingsError("--answers are of another model: leave out --concepts")
     if options.prompts is not None:
         raise SettingsError(f"--suite {options.suite} has its own prompts; leave out --prompts")
     from trainer.evaluate.personal import command as personal
@@ -148,6 +150,8 @@ def _evaluate_personal(options: argparse.Namespace) -> int:
         subject = resolve(options.policy, options.suite)
         default, url = subject.out, subject.url
         policy = with_sampler(subject.policy, _sampler_of(options))
+        if options.concepts:
+            policy = policy.model_copy(update={"concepts": tuple(path.resolve() for path in options.concepts)})
     out = (options.out or default).resolve()
     processes(os.environ)
     try:
@@ -389,6 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     add("policy", metavar="POLICY", nargs="?", help="a run's directory, a settings TOML, a model directory or a hub id")
     add("--suite", choices=("geneval", "prompts", *PERSONAL), required=True, help="what to ask, draw and summarise")
     add("--data", type=Path, metavar="DIR", help="the concepts of a suite of personalised policies")
+    add("--concepts", type=Path, nargs="+", metavar="DIR", help="concepts of `synod personalize`, in place of POLICY's")
     add("--answers", type=Path, metavar="DIR", help="another model's answers to such a suite, in place of POLICY")
     add("--prompts", type=Path, metavar="FILE", help="the prompts; for geneval others than the published 553")
     add("--column", default="prompt", help="the prompts' column in a .jsonl or .parquet (default: prompt)")

@@ -104,7 +104,7 @@ def _record(
     kind, facts = _kind(info), info.get("extra_info", each(Node.text)) or ()
     conversations = _json(folder / "conversations.json")
     asked = _json(folder / "positive_recognitions.json")
-    told = {path.name: path for path in train}
+    by_name = {path.name: path for path in train}
     return ConceptRecord(
         Concept(kind, info.need("class", Node.text), name),
         folder,
@@ -117,7 +117,7 @@ def _record(
         images_in(folder / "negative_example"),
         random,
         _recognition(asked, shared.get("template"), name),
-        () if conversations is None else _questions(conversations, told),
+        () if conversations is None else _questions(conversations, by_name),
         _test_questions(test),
         (*_pure(shared.get("pure"), kind, info, name), *_conditions(_json(test / "t2i_conditions.json"), name, facts)),
         read_plus(folder / "plus.json", name, facts),

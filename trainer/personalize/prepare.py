@@ -82,7 +82,7 @@ def prepare(options: argparse.Namespace) -> list[str]:
     if hard:
         scores = {_copied(path, number): score for number, (path, score) in enumerate(hard)}
         write_whole(folder / HARD / SCORES, _json({"scorer": options.scorer, "scores": scores}))
-    return list(_told(record, photos, documents[TALKS], random, hard, options))
+    return _summary(record, photos, documents[TALKS], random, hard, options)
 
 
 def conversations(record: ConceptRecord, photos: Sequence[Path]) -> dict[str, list[Pair]]:
@@ -92,15 +92,17 @@ def conversations(record: ConceptRecord, photos: Sequence[Path]) -> dict[str, li
         asked = [_pair(question, record, record.info) for question in templates.LOOKS]
         found |= {path.name: [asked[(i + k) % len(asked)] for k in range(2)] for i, path in enumerate(photos)}
     article = "an" if record.class_word[0].lower() in "aeiou" else "a"
-    told = [_pair(question, record, f"{record.name} is {article} {record.class_word}.") for question in templates.CLASS]
-    told += [_pair(question, record, record.info) for question in templates.LOOKS if record.info]
+    textual = [
+        _pair(question, record, f"{record.name} is {article} {record.class_word}.") for question in templates.CLASS
+    ]
+    textual += [_pair(question, record, record.info) for question in templates.LOOKS if record.info]
     sentences = [f"{fact.rstrip('. ')}." for fact in record.facts]
-    told += [_pair(question, record, " ".join(sentences)) for question in templates.FACTS if sentences]
+    textual += [_pair(question, record, " ".join(sentences)) for question in templates.FACTS if sentences]
     for sentence in sentences:
         words = sentence.split()
         begun = " ".join(words[: (len(words) + 1) // 2])
-        told.append({"query": templates.COMPLETE.replace("{}", begun), "answer": sentence})
-    return {**found, "text_only": told}
+        textual.append({"query": templates.COMPLETE.replace("{}", begun), "answer": sentence})
+    return {**found, "text_only": textual}
 
 
 def hard_negatives(options: argparse.Namespace, photos: Sequence[Path]) -> list[tuple[Path, float]]:
@@ -183,7 +185,7 @@ def _json(tree: Any) -> bytes:
     return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _told(
+def _summary(
     record: ConceptRecord,
     photos: Sequence[Path],
     talks: Mapping[str, Sequence[Pair]],

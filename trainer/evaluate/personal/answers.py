@@ -1,7 +1,7 @@
 """Answers to a suite's items, by a policy or by another model. A folder of answers has
 
     replies.jsonl   a line for each item with a question: {"column", "concept", "number", "image", "reply"}
-    pictures/<concept>/<column>/<number>/<image>.png    the drawn images
+    images/<concept>/<column>/<number>/<image>.png    the drawn images
 
 for the arm "concept", and the same in controls/none, controls/other and controls/black. Column, numbers and what to
 ask are in the evaluation's plan.jsonl. Further keys of a line are ignored.
@@ -101,7 +101,7 @@ def answer_items(
 def _answer_batch(batch: Sequence[Item], speaker: Speaker, folder: Path, seed: int) -> Iterator[bytes]:
     """Draw the images of a batch, then yield its lines."""
     asked = [one for one in batch if one.query is not None]
-    queries = [Query(one.query or "", None if one.picture is None else _image(one.picture)) for one in asked]
+    queries = [Query(one.query or "", None if one.shown is None else _image(one.shown)) for one in asked]
     said = speaker.answer(queries, [one.seed(seed) for one in asked]) if asked else []
     replies = {one.key: reply for one, reply in zip(asked, said, strict=True)}
     drawn = [one for one in batch if one.prompt is not None]
@@ -112,7 +112,7 @@ def _answer_batch(batch: Sequence[Item], speaker: Speaker, folder: Path, seed: i
         write_whole(folder / one.file, encode_png(pixels))
     for one in batch:
         place = {"column": one.column, "concept": one.concept, "number": one.number, "image": one.image}
-        said_of = {"query": one.query, "picture": one.picture and one.picture.name, "reply": replies.get(one.key)}
+        said_of = {"query": one.query, "shown": one.shown and one.shown.name, "reply": replies.get(one.key)}
         line = {**place, "seed": one.seed(seed), **said_of, "drawn": prompts.get(one.key)}
         yield json.dumps(line).encode() + b"\n"
 

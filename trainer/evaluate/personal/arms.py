@@ -31,7 +31,7 @@ def in_arm(items: Sequence[Item], arm: Arm, records: Mapping[str, ConceptRecord]
     if arm == "concept":
         return list(items)
     if arm == "black":
-        return [replace(one, picture=None) for one in items if one.picture is not None]
+        return [replace(one, shown=None) for one in items if one.shown is not None]
     names = {name: _stand_in(arm, record, list(records.values())) for name, record in records.items()}
     return [_renamed(one, name) for one in items if (name := names[one.concept]) is not None]
 

@@ -202,7 +202,7 @@ def _planned(one: Item, data: Path) -> bytes:
         "number": one.number,
         "image": one.image,
         "query": one.query,
-        "picture": None if one.picture is None else os.path.relpath(one.picture, data),
+        "shown": None if one.shown is None else os.path.relpath(one.shown, data),
         "prompt": one.prompt,
         "file": one.file,
     }

@@ -39,7 +39,7 @@ class Item:
 
     key        column, concept, number of the question or prompt, number of the image of a prompt; unique
     group      within a column, means are taken over groups first
-    query      the question, asked over `picture`, or over a black image if that is None; None: nothing is asked
+    query      the question, asked over `shown`, or over a black image if that is None; None: nothing is asked
     prompt     what to draw; None: nothing is drawn
     right      the right answer
     is_choice  whether `right` is the letter of an answer
@@ -54,7 +54,7 @@ class Item:
     image: int = 0
     group: str = ""
     query: str | None = None
-    picture: Path | None = None
+    shown: Path | None = None
     prompt: str | None = None
     right: str | None = None
     is_choice: bool = False
@@ -71,7 +71,7 @@ class Item:
         """Return the drawn image's file in a folder of answers; None if nothing is drawn."""
         if self.prompt is None:
             return None
-        return f"pictures/{self.concept.strip('<>')}/{self.column}/{self.number}/{self.image}.png"
+        return f"images/{self.concept.strip('<>')}/{self.column}/{self.number}/{self.image}.png"
 
     def seed(self, seed: int) -> tuple[int, ...]:
         """Return what the random numbers of its answer and image follow from, whatever else is asked or drawn."""
@@ -216,7 +216,7 @@ def _vague_dense(record: ConceptRecord, records: Sequence[ConceptRecord], rng: n
 
 
 def _with_facts(record: ConceptRecord, prompt: str, rng: np.random.Generator) -> str:
-    """Return the query that tells all facts, in an order of its own, and then the prompt."""
+    """Return the query that states all facts, in an order of its own, and then the prompt."""
     return textual_query([record.facts[int(i)] for i in rng.permutation(len(record.facts))], prompt)
 
 

@@ -1,4 +1,4 @@
-"""The measures of a suite, and their table: a mean over concepts beside the same mean of each control. Pure.
+"""The measures of a suite, and their table: a mean over concepts next to the same mean of each control. Pure.
 
 A concept's value is the mean over a column's groups of the mean over their items; the measure is the mean over concepts
 with the standard error of that mean. Missing values are left out and counted. An item that was answered has a value,
@@ -74,12 +74,15 @@ class Line:
     cells: Mapping[Arm, Cell]
     differences: Mapping[Arm, tuple[float | None, float | None]]
     reached: tuple[Arm, ...] = ()
+    compared: bool = True
 
     @property
     def mark(self) -> str:
-        """Return what to write beside the measure: MARK, that there is no control to tell, or nothing."""
+        """Return what to write next to the measure: MARK, that no control decides, or nothing."""
         if self.reached:
             return f"{MARK}: {', '.join(self.reached)}"
+        if not self.compared:
+            return ""
         return "" if any(error is not None for _, error in self.differences.values()) else "not compared with a control"
 
 
@@ -123,7 +126,7 @@ def _line(measure: Measure, values: Mapping[Arm, Values]) -> Line:
     reached = tuple(
         arm for arm, (mean, error) in differences.items() if mean is not None and error is not None and mean <= error
     )
-    return Line(measure.name, cells, differences, reached)
+    return Line(measure.name, cells, differences, reached, measure.compared)
 
 
 def _mean(groups: Mapping[str, Sequence[float | None]], wanted: Sequence[str]) -> float | None:
@@ -218,7 +221,7 @@ def markdown(lines: Sequence[Line], failures: Mapping[str, ScoreFailure], notes:
     out += ["", 'Mean over concepts ± its standard error; n: values of the arm "concept"; missing: of all arms.']
     out.append("none: the class word in place of the name; other: another concept's name; black: a black image.")
     out.append(f'A control within one standard error of the difference is named: the measure then "{MARK}".')
-    out += [f"{name}: the first failure is {one.code}: {one.message}" for name, one in failures.items()]
+    out += [f"{name}: the first failure: {one.code}, {one.message}" for name, one in failures.items()]
     return "\n".join([*out, *notes]) + "\n"
 
 

@@ -126,7 +126,7 @@ def _row(one: Answered) -> dict[str, Any]:
         "seed": list(one.seed),
         "query": item.query,
         "prompt": one.answer.drawn or item.prompt,
-        "picture": None if item.picture is None else item.picture.name,
+        "shown": None if item.shown is None else item.shown.name,
         "reply": one.answer.reply,
     }
 

@@ -50,7 +50,7 @@ def test_rubric_is_the_settings(server: JudgeServer) -> None:
     assert built(server, "judge", rubric="Is it sharp?").spec.needs == ("image",)
 
 
-def test_rubric_tells_what_is_known_of_a_concept(server: JudgeServer) -> None:
+def test_rubric_says_what_is_known_of_a_concept(server: JudgeServer) -> None:
     about = About("<bo> is a {prompt} dog.", ("<bo> has a red hat", "<bo> has a kite"))
     item = ScoreItem(image=DARK, prompt="<bo> in its hat", concept=Concept("animal", "dog", "<bo>", about))
     built(server, "judge", rubric="{name}: {info} Facts: {facts}. {prompt}").score([item])

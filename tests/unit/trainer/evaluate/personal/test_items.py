@@ -37,7 +37,7 @@ def test_plan_counts_every_column(items: list[Item]) -> None:
     assert len(set(keys)) == len(keys)
     files = [one.file for one in items if one.file is not None]
     assert len(set(files)) == len(files)
-    assert "pictures/bo/pure/1/0.png" in files
+    assert "images/bo/pure/1/0.png" in files
 
 
 def test_a_person_is_drawn_a_hundred_times(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_person_is_drawn_a_hundred_times(tmp_path: Path) -> None:
 
 def test_negatives_of_a_class_are_other_concepts(items: list[Item], records: Records) -> None:
     asked = [one for one in items if one.column == "rec" and one.concept == "<bo>"]
-    shown = {group: [one.picture for one in asked if one.group == group] for group in (YES, HARD, RANDOM)}
+    shown = {group: [one.shown for one in asked if one.group == group] for group in (YES, HARD, RANDOM)}
     assert shown[YES] == list(records["<bo>"].test)
     assert sorted(map(str, shown[HARD])) == sorted(map(str, records["<cy>"].test))
     assert set(shown[RANDOM]) <= set(records["<bo>"].random)
@@ -62,10 +62,10 @@ def test_negatives_follow_from_seed_and_name_alone(records: Records) -> None:
     alone = [one for one in plan(list(records.values())[::-1], ("rec",), seed=3) if one.concept == "<bo>"]
     assert [one for one in both if one.concept == "<bo>"] == alone
     others = [plan(list(records.values()), ("rec",), seed=seed) for seed in range(6)]
-    assert len({tuple(one.picture for one in found) for found in others}) > 1
+    assert len({tuple(one.shown for one in found) for found in others}) > 1
 
 
-def test_facts_are_told_and_held_out_ones_asked(items: list[Item], records: Records) -> None:
+def test_all_facts_are_given_and_held_out_ones_asked(items: list[Item], records: Records) -> None:
     for one in items:
         if one.column in ("rea", "rea_gen", "dense_rea_gen"):
             assert one.query is not None
@@ -97,7 +97,7 @@ def test_controls_change_the_name_or_the_image(items: list[Item], records: Recor
     assert list(arms["concept"].values()) == items
     assert set(arms["none"]) == set(arms["other"]) == set(arms["concept"])
     assert set(arms["black"]) == {one.key for one in items if one.column in ("rec", "vqa")}
-    assert all(one.picture is None for one in arms["black"].values())
+    assert all(one.shown is None for one in arms["black"].values())
     for key, one in arms["concept"].items():
         none, other = arms["none"][key], arms["other"][key]
         assert (none.right, none.target, none.file, none.seed(1)) == (one.right, one.target, one.file, one.seed(1))

@@ -102,11 +102,12 @@ def test_recognition_weighs_both_answers_alike() -> None:
 
 
 def test_an_unclear_reply_is_wrong_and_never_left_out() -> None:
-    replies = [("yes", YES, "Yes"), ("I know", YES, "Yes"), ("perhaps", RANDOM, "No"), ("no", RANDOM, "No")]
+    replies = [("yes", YES, "Yes"), ("I know", YES, "Yes"), ("NO!", RANDOM, "No"), ("no", RANDOM, "No")]
     rows = [row("rec", "<bo>", reply=reply, group=group, right=right) for reply, group, right in replies]
     strict = line("Rec weight, random, whole words", rows).cells["concept"]
-    assert (strict.mean, strict.items, strict.missing) == (0.5, 4, 0)
-    assert line("Rec unclear replies", rows).cells["concept"].mean == 0.5
+    assert (strict.mean, strict.items, strict.missing) == (0.75, 4, 0)
+    unclear = line("Rec unclear replies", rows)
+    assert (unclear.cells["concept"].mean, unclear.mark) == (0.25, "")
 
 
 def test_a_failed_score_is_missing_and_counted() -> None:
@@ -168,7 +169,7 @@ def test_markdown_has_controls_counts_and_failures() -> None:
     head, _, first, *_ = shown.splitlines()
     assert head == "| measure | concept | none | other | black | concepts | n | missing | controls |"
     assert first == f"| VQA BLEU | {'0.5000 ± 0.0000 | ' * 4}2 | 2 | 1 | {MARK}: none, other, black |"
-    assert "bleu: the first failure is scorer_failed: planted" in shown
+    assert "bleu: the first failure: scorer_failed, planted" in shown
     assert shown.endswith("a note\n")
 
 

@@ -38,7 +38,7 @@ def evaluate(
     return lambda *arguments: main(["evaluate", *map(str, arguments)])
 
 
-def test_unify_prints_every_measure_beside_its_controls(
+def test_unify_prints_every_measure_with_its_controls(
     evaluate: Evaluate, service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["model", "--suite", "unify", "--data", "data", *SMALL]
@@ -53,7 +53,7 @@ def test_unify_prints_every_measure_beside_its_controls(
         assert set(lines[name]["differences"]) == expected - {"concept"}
         assert all(cell["concepts"] == 2 and cell["missing"] == 0 for cell in lines[name]["arms"].values())
         assert lines[name]["mark"].startswith(MARK) == bool(lines[name]["reached_by"])
-    assert "People Gen, no face is 0" not in lines, "there is no person"
+    assert "People Gen, no face is 0" not in lines, "nobody is a person"
     assert json.loads((out / "table.json").read_text()) == shown
 
     table, rows, sent = (out / "table.md").read_bytes(), (out / "rows.jsonl").read_bytes(), service.num_items
@@ -85,16 +85,16 @@ def test_answers_of_another_model_are_scored(
     found = json.loads(capsys.readouterr().out)
     assert found["table"] == ours["table"]
     (theirs / "controls/none").rename(theirs / "elsewhere")
-    (theirs / "pictures/bo/pure/1/0.png").unlink(missing_ok=True)
-    (theirs / "pictures/bo/pure/0/0.png").unlink()
+    (theirs / "images/bo/pure/1/0.png").unlink(missing_ok=True)
+    (theirs / "images/bo/pure/0/0.png").unlink()
     assert evaluate(*arguments, "--out", "again") == 1
     said = capsys.readouterr()
     assert "no control 'none': " in said.out
-    assert "the first failure is no_answer: concept/pure/<bo>/0/0 has no answer" in said.out
+    assert "the first failure: no_answer, concept/pure/<bo>/0/0 has no answer" in said.out
     assert "values are missing; the same command scores them again" in said.err
     plan = [json.loads(line) for line in (tmp_path / "again/plan.jsonl").read_text().splitlines()]
-    assert {one["file"] for one in plan if one["prompt"]} >= {"pictures/bo/pure/0/0.png"}
-    assert {one["picture"] for one in plan if one["column"] == "vqa"} == {
+    assert {one["file"] for one in plan if one["prompt"]} >= {"images/bo/pure/0/0.png"}
+    assert {one["shown"] for one in plan if one["column"] == "vqa"} == {
         *("concept/test/bo/0.png", "concept/test/cy/0.png")
     }
 
@@ -153,7 +153,7 @@ def test_a_lost_service_keeps_what_there_is(
         (["model", "--suite", "dreambench", "--data", "data"], "prompts_and_classes.txt"),
         (["model", "--suite", "unify", "--data", "data", "--scorers", "hps"], "--scorers hps: this suite has bleu"),
         (["--suite", "geneval"], "--suite geneval needs POLICY"),
-        (["model", "--suite", "geneval", "--data", "data"], "takes neither --data nor --answers"),
+        (["model", "--suite", "geneval", "--data", "data"], "takes no --data, --answers or --concepts"),
         (["model", "--suite", "unify", "--data", "unknown"], "has no token for 1 of the concepts, <di>"),
         (["model", "--suite", "yollava", "--data", "empty"], "train/bo: no images of <bo> to compare with"),
         (["model", "--suite", "unify_pp", "--data", "photos"], "has nothing that this suite asks or draws"),
