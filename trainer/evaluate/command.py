@@ -28,6 +28,7 @@ from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
 from trainer.settings import FlowSettings, PolicySettings, load, read_policy
+from trainer.settings.personalize import load_personalize
 from trainer.types import Prompt
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ DESCRIPTION: Final = """Draw images from a policy, score them by a running servi
 
 POLICY is one of
   a run's directory     the trained policy in RUN/policy, with the sampler and the service of its settings
-  a settings TOML       the policy that its [trainer.policy] names, before any training
+  a settings TOML       the policy that its [trainer.policy] names, before any training; one of `synod personalize`:
+                        with the concept that it has trained
   a model directory or hub id, such as showlab/show-o-512x512, with Show-o's published sampler (50 steps, guidance 5)
 
 Suites of prompts:
@@ -218,6 +220,9 @@ def resolve(policy: str, suite: str) -> Subject:
     """Return what POLICY names. Raises SettingsError."""
     path = Path(policy)
     if path.suffix == ".toml":
+        tree = toml.read(path, os.environ)
+        if "personalize" in tree and "data" not in tree.get("trainer", {}):
+            return _personalized(path, suite)
         settings = load(path, os.environ)
         return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
     if (path / "settings.json").is_file():
@@ -228,6 +233,16 @@ def resolve(policy: str, suite: str) -> Subject:
     except ValidationError as error:
         raise SettingsError(f"POLICY {policy}: {error.errors()[0]['msg']}") from None
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
+
+
+def _personalized(path: Path, suite: str) -> Subject:
+    """Return the base policy of `synod personalize` with the concept that it has trained. Raises SettingsError."""
+    settings = load_personalize(path, os.environ)
+    concept = settings.run_dir / "concept"
+    if not (concept / "concept.json").is_file():
+        raise SettingsError(f"{concept} is not there yet; `synod personalize {path}` writes it after its last stage")
+    policy = settings.policy.model_copy(update={"concepts": (concept,)})
+    return Subject(policy, URL, settings.run_dir / "evaluation" / suite)
 
 
 def _run(run: Path, suite: str) -> Subject:

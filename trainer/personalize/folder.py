@@ -8,7 +8,7 @@ UnifyBench, as UniCTokens publishes it (`embedded/data/unify` is an example):
 Synod's (`embedded/data/concepts`):
     ROOT/<folder>/ info.json with a name, conversations.json, train/*; also what a folder of train/<c> may have
 one concept:
-    FOLDER/        the same, or the images in the folder itself
+    FOLDER/        the same, or the images in the folder itself; pure_generation.json, if there is one, is in it
 
 Only info.json and images are required, and in UnifyBench's form the name is the folder's: `<c>`.
 """
@@ -74,7 +74,8 @@ def read_concept(folder: Path) -> ConceptRecord:
     if not train:
         raise SettingsError(f"{folder / 'train'}: no images; give at least one file of {', '.join(IMAGE_SUFFIXES)}")
     random = images_in(folder / "random_images")
-    return _record(folder, folder / "test", info, _name(info, folder), train, random, {})
+    shared = {"pure": _pure_file(folder)}
+    return _record(folder, folder / "test", info, _name(info, folder), train, random, shared)
 
 
 @hint(_HINT)

@@ -18,14 +18,14 @@ from torch.distributed.run import get_args_parser
 
 from synod import cli
 from synod.client import SynodClient
-from synod.errors import SynodError
+from synod.errors import SettingsError, SynodError
 from tests.unit.trainer.evaluate.scoring_service import Service
 from tests.unit.trainer.loops import MakePolicy, MakeSettings
 from trainer.__main__ import main
 from trainer.evaluate import command
 from trainer.evaluate.command import _parser
 from trainer.evaluate.draw import digest_of
-from trainer.settings import TrainerSettings
+from trainer.settings import ShowOSettings, TrainerSettings
 
 ROOT = Path(__file__).parents[4]
 LINES = [
@@ -271,3 +271,27 @@ def test_help_needs_no_torch() -> None:
     assert "Standard errors" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"torch", "transformers"} & imported
+
+
+def test_policy_names_a_personalization(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    config, concept = tmp_path / "own.toml", tmp_path / "runs/bo/concept"
+    config.write_text(
+        '[personalize]\ndata = "photographs"\nrun_dir = "runs/bo"\n[trainer.policy]\nmodel = "a/b"\n'
+        "[trainer.policy.sampler]\ndenoising_steps = 3\n"
+    )
+    with pytest.raises(SettingsError, match=r"is not there yet; `synod personalize .*own\.toml` writes it"):
+        command.resolve(str(config), "unify")
+    concept.mkdir(parents=True)
+    (concept / "concept.json").touch()
+    found = command.resolve(str(config), "unify")
+    assert isinstance(found.policy, ShowOSettings)
+    assert (found.policy.model, found.policy.concepts, found.out) == (
+        "a/b",
+        (concept,),
+        concept.parent / "evaluation/unify",
+    )
+    assert found.policy.sampler.denoising_steps == 3
+    config.write_text(config.read_text() + '[trainer.data]\nprompts = "none.txt"\n')  # also a training's settings
+    with pytest.raises(SettingsError, match=r"trainer\.run_dir: Field required"):
+        command.resolve(str(config), "unify")

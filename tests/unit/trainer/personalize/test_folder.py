@@ -196,3 +196,11 @@ def test_same_class_comes_before_same_kind() -> None:
     classes = [one.class_word == bo.class_word for one in others]
     assert classes == sorted(classes, reverse=True)
     assert bo not in others
+
+
+def test_one_concept_may_have_scenes_to_draw(tmp_path: Path) -> None:
+    write_json(tmp_path / "bo/info.json", {"class": "dog", "kind": "animal"})
+    write_image(tmp_path / "bo/1.png", 60)
+    write_json(tmp_path / "bo/pure_generation.json", {"animal": ["{} on the beach"], "object": ["{} on a desk"]})
+    prompts = read_folder(tmp_path / "bo")["<bo>"].prompts
+    assert [(one.text, one.tag) for one in prompts] == [("a photo of <bo>", "plain"), ("<bo> on the beach", "pure")]
