@@ -39,6 +39,7 @@ from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
 from trainer.rollout import ScoredGroup, draw_groups
 from trainer.run import make_policy
+from trainer.screen_plan import ScreenPlan
 from trainer.settings import TrainerSettings, load
 from trainer.types import MODALITIES, Modality, Task
 from trainer.update import MIN_REWARDS
@@ -108,8 +109,8 @@ def _drawn(policy: Policy, service: RewardBackend, settings: TrainerSettings, co
     """Yield `count` groups with enough rewards, of the training's tasks in order."""
     source, found, step = training_tasks(settings, tqdm.write), 0, 0
 
-    def unscreened(task: Task) -> None:
-        return None
+    def unscreened(task: Task, settings: TrainerSettings, key: Sequence[int]) -> ScreenPlan:
+        return ScreenPlan(settings.screen.images, settings.screen.images)
 
     while found < count:
         for place, task in enumerate(source.tasks(step)):

@@ -174,6 +174,7 @@ def _settings(run_dir: Path, size: Mapping[str, int]) -> TrainerSettings:
         **size,
         "CHECKPOINT_EVERY": NEVER,
         "RUN_DIR": f'"{run_dir}"',
+        "SCREEN__SELECT": "first_above",
         "SCREEN__GROUP_SIZE": SCREEN.group,
         "SCREEN__PREVIEW_BATCH_SIZE": SCREEN.batch,
         "SCREEN__MAX_PREVIEWS": SCREEN.cap,

@@ -44,6 +44,7 @@ from trainer.report.metrics import read
 from trainer.rewards.service import RewardService
 from trainer.rollout import draw_groups
 from trainer.run import make_policy
+from trainer.screen_plan import ScreenPlan, fixed_plan
 from trainer.settings import TrainerSettings, load
 from trainer.train import train
 from trainer.types import Prompt, RewardSpec, Seed, Task
@@ -51,6 +52,7 @@ from trainer.types import Prompt, RewardSpec, Seed, Task
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Path("deploy/configs/embedded.toml")
 PROMPTS, STEPS, LATENCY_S, PASS_RATE = (1, 2, 4), 2, 2.0, 0.25
+SCREEN = {"SCREEN__SELECT": "first_above", "SCREEN__MAX_PREVIEWS": 36}
 STEP_S, UPDATE_S = 0.0075, 1.5  # of the embedded Show-o: a sampling step of an image, the update of a group
 WIRE = CODECS["application/msgpack"]
 
@@ -114,7 +116,7 @@ def _paced_case(prompts: int, steps: int, latency_s: float) -> dict[str, float]:
     with closing(_service(settings, latency_s)) as service:
         for step in range(steps):
             key = (settings.seed, step)
-            groups = draw_groups(policy, service, tasks, key, 0, lambda task: 1 - PASS_RATE, settings, clock, ONE_RANK)
+            groups = draw_groups(policy, service, tasks, key, 0, _plan, settings, clock, ONE_RANK)
             with clock("update"):
                 time.sleep(prompts * UPDATE_S)
             seconds.append(clock.lap())
@@ -149,8 +151,12 @@ class Paced:
         ]
 
 
+def _plan(task: Task, settings: TrainerSettings, key: Sequence[int]) -> ScreenPlan:
+    return fixed_plan(task, settings, 1 - PASS_RATE)
+
+
 def _settings(prompts: int, steps: int, folder: str) -> TrainerSettings:
-    changed = {"PROMPTS_PER_STEP": prompts, "STEPS": steps, "RUN_DIR": f'"{folder}"'}
+    changed = {"PROMPTS_PER_STEP": prompts, "STEPS": steps, "RUN_DIR": f'"{folder}"', **SCREEN}
     return load(CONFIG, environ={f"SYNOD__TRAINER__{key}": str(value) for key, value in changed.items()})
 
 

@@ -63,7 +63,7 @@ def _share(records: Sequence[dict[str, Any]], name: str) -> float:
 
 def _memory(group: int, url: str) -> float:
     with TemporaryDirectory() as folder:
-        overrides = {"SCREEN__GROUP_SIZE": group, "SCREEN__MAX_PREVIEWS": max(36, group)}
+        overrides = {"SCREEN__GROUP_SIZE": group}
         environ = {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items()}}
         line = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", folder, "--steps", "2", "--url", url]
         subprocess.run([*line, "--no-evaluation"], cwd=ROOT, env=environ, check=True)

@@ -43,9 +43,12 @@ def modality_advantages(
     """Return, for each modality, the advantages of each group's rollouts that enter the update.
 
     These have a reward. Each modality is centred and normalised by its own rewards, those of all finished rollouts;
-    with `select` "extremes" it takes the `group_size` of them whose own advantages are furthest from 0.
+    with `select` "extremes" or "auto" it takes the `group_size` of them whose own advantages are furthest from 0. A
+    screen of "auto" keeps both tails, so its baseline is that of all previews.
     """
-    count = screen.group_size if screen.select == "extremes" else None
+    count = screen.group_size if screen.select in ("extremes", "auto") else None
+    if screen.select == "auto":
+        settings = settings.model_copy(update={"baseline": "population"})
     text = _credits(groups, _advantages(groups, slopes["text"], settings, "text"), count)
     if settings.credit == "total":
         return {"text": text, "image": text}

@@ -57,7 +57,7 @@ def _one_group(
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
     state = TrainState.new(policy, controller, settings)
     task = training_tasks(settings, tqdm.write).tasks(0)[0]
-    (group,) = draw_groups(policy, service, [task], (settings.seed, 0), 0, state.threshold, settings, clock, ONE_RANK)
+    (group,) = draw_groups(policy, service, [task], (settings.seed, 0), 0, state.plan, settings, clock, ONE_RANK)
     peaks["draw"] = peak_gib()
     with clock("update"), explain_out_of_memory("the update", policy, settings):
         policy_update(policy, state.optimizer, [group], state.reward_slopes, settings, 0)

@@ -24,6 +24,7 @@ from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.scenarios import compound, reward_item, surrogate_item
+from trainer.screen_plan import Plan, ScreenPlan
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Seed, Task
 
@@ -42,6 +43,7 @@ class Previews:
     dropped    how many more were drawn ahead of their scores, and not needed
     step       the denoising step at which they were scored; at step 0 there are no images
     audited    the rejected ones that are finished to measure the screen
+    foretold   by step, the surrogate scores of all on their way; None unless the group measures screens
     """
 
     task: Task
@@ -53,6 +55,7 @@ class Previews:
     dropped: int = 0
     step: int = 0
     audited: tuple[int, ...] = ()
+    foretold: Mapping[int, tuple[float | None, ...]] | None = None
 
     @property
     def capped(self) -> bool:
@@ -127,63 +130,87 @@ def sample_previews(
     policy: Policy,
     service: RewardBackend,
     task: Task,
-    threshold: float | None,
+    plan: ScreenPlan,
     settings: TrainerSettings,
     key: Sequence[int],
     clock: Clock,
 ) -> Sampling:
-    """Draw previews until as many as are to be finished pass the threshold, or the cap is reached.
+    """Draw previews until as many as are to be finished pass the threshold, or as many as the plan allows are drawn.
 
-    For "best_and_worst" the cap is always reached.
+    For both tails all of these are drawn. They are drawn `preview_batch_size` at a time. Yields what it waits for, the
+    scores of one batch after the other; continue it when they have arrived, or send True to draw the next batch
+    already. Previews drawn ahead are dropped if those before them suffice, so they change nothing. They are offered
+    unless the pending ones are expected to suffice, by the plan's pass rate.
 
-    They are drawn `preview_batch_size` at a time. Yields what it waits for, the scores of one batch after the other;
-    continue it when they have arrived, or send True to draw the next batch already. Previews drawn ahead are dropped if
-    those before them suffice, so they change nothing. They are offered unless the pending ones are expected to suffice,
-    by the target pass rate.
-
-    Without a screen nothing is scored, and exactly those that are to be finished are drawn: a screen by "known" terms
-    needs an answer. A preview without a score does not pass a threshold. At the cap the best rejected previews top up
-    the group.
+    A preview without a score does not pass a threshold. At the cap the best rejected previews top up the group.
     """
-    limits, step = settings.screen, settings.screening_step
-    nothing_known = step == 0 and task.query is None
-    unscreened, threshold = not limits.is_on or nothing_known, None if nothing_known else threshold
-    both_tails = limits.select == "best_and_worst" and not unscreened
-    cap = limits.images if unscreened else limits.max_previews
-    wanted = cap if both_tails else limits.images
-    pass_rate = 1.0 if threshold is None else limits.target_pass_rate
+    wanted, size = plan.drawn if plan.both_tails else plan.kept, settings.screen.preview_batch_size
     rollouts: list[Rollout] = []
     images: list[Pixels] = []
     scores: list[float | None] = []
     pending: deque[Future[list[Reward]]] = deque()
-    screened = screen(scores, threshold, wanted)
-    while not screened.is_full and len(scores) < cap:
-        expected = screened.passed + pass_rate * (len(rollouts) - len(scores))
-        can_draw = len(rollouts) < cap and expected < wanted
+    screened = screen(scores, plan.threshold, wanted)
+    while not screened.is_full and len(scores) < plan.drawn:
+        expected = screened.passed + plan.pass_rate * (len(rollouts) - len(scores))
+        can_draw = len(rollouts) < plan.drawn and expected < wanted
         if pending and not (yield Awaited(pending[0], can_draw)):
             scores += [reward.value for reward in pending.popleft().result()]
-            screened = screen(scores, threshold, wanted)
+            screened = screen(scores, plan.threshold, wanted)
             continue
-        seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + limits.preview_batch_size, cap))]
-        batch = start(policy, [task] * len(seeds), seeds, clock)
-        if step:
-            with clock("preview"):
-                batch = continue_images(policy, batch, step)
-            with clock("decode"):
-                decoded = policy.images([rollout.image for rollout in batch])
-            images += decoded
+        seeds = [(*key, i) for i in range(len(rollouts), min(len(rollouts) + size, plan.drawn))]
+        batch, decoded = _preview(policy, start(policy, [task] * len(seeds), seeds, clock), plan.step, clock)
         rollouts += batch
+        images += decoded or ()
         pending.append(
-            _no_scores(len(batch))
-            if unscreened
-            else _surrogate_scores(service, task, batch, decoded if step else None, settings)
+            _surrogate_scores(service, task, batch, decoded, settings) if plan.is_scored else _no_scores(len(batch))
         )
     count = len(scores)
-    screened = best_and_worst(scores, limits.images) if both_tails else top_up(screened, scores, limits.images)
-    dropped = len(rollouts) - count
-    kept = tuple(rollouts[:count]), tuple(images[:count]), tuple(scores)
-    audited = _audited(scores, screened, limits.audit, key)
-    return Previews(task, *kept, screened, threshold, dropped, step, audited)
+    screened = best_and_worst(scores, plan.kept) if plan.both_tails else top_up(screened, scores, plan.kept)
+    dropped, rollouts = len(rollouts) - count, rollouts[:count]
+    audited = _audited(scores, screened, plan.audit, key)
+    step, measured, foretold = plan.step, plan.measured, dict[int, tuple[float | None, ...]]()
+    for step in measured or ():
+        rollouts, foretold[step] = yield from _foretell(policy, service, task, rollouts, step, settings, clock)
+    kept = tuple(rollouts), tuple(images[:count]), tuple(scores)
+    found = None if measured is None else foretold
+    return Previews(task, *kept, screened, plan.threshold, dropped, step, audited, found)
+
+
+def _preview(
+    policy: Policy, rollouts: Sequence[Rollout], step: int, clock: Clock
+) -> tuple[Sequence[Rollout], list[Pixels] | None]:
+    """Return the rollouts at a step with their decoded previews; None before the first step."""
+    if not step:
+        return rollouts, None
+    with clock("preview"):
+        rollouts = continue_images(policy, rollouts, step)
+    with clock("decode"):
+        return rollouts, policy.images([rollout.image for rollout in rollouts])
+
+
+def _foretell(
+    policy: Policy,
+    service: RewardBackend,
+    task: Task,
+    rollouts: Sequence[Rollout],
+    step: int,
+    settings: TrainerSettings,
+    clock: Clock,
+) -> Generator[Awaited, bool | None, tuple[list[Rollout], tuple[float | None, ...]]]:
+    """Continue all rollouts until a step, `preview_batch_size` at a time, and return them with their surrogate scores.
+
+    Yields what it waits for.
+    """
+    size = settings.screen.preview_batch_size
+    continued: list[Rollout] = []
+    pending = []
+    for first in range(0, len(rollouts), size):
+        batch, decoded = _preview(policy, rollouts[first : first + size], step, clock)
+        pending.append(_surrogate_scores(service, task, batch, decoded, settings))
+        continued += batch
+    for awaited in pending:
+        yield Awaited(awaited, can_draw=False)
+    return continued, tuple(reward.value for awaited in pending for reward in awaited.result())
 
 
 def _audited(
@@ -203,16 +230,15 @@ def _surrogate_scores(
     images: Sequence[Pixels] | None,
     settings: TrainerSettings,
 ) -> Future[list[Reward]]:
-    """Request the surrogate scores of previews; `images` None: before any was begun.
+    """Request the surrogate scores of previews; `images` None: before any was begun, by the reward's known terms.
 
     A surrogate of the reward's own terms reads the answer, which a surrogate scorer must not (`surrogate_item`). That
     is sound here, because the answer's terms are part of the reward itself: the screen prefers no answer that the
     reward does not prefer.
     """
-    if settings.rewards.is_screened_by_reward:
+    if images is None or settings.rewards.is_screened_by_reward:
         items = reward_items(task, rollouts, images or [None] * len(rollouts))
         return service.submit_previews(items, task.reward)
-    assert images is not None, "a surrogate scorer needs images"
     return service.submit_previews([surrogate_item(task, image) for image in images])
 
 
@@ -289,7 +315,7 @@ def draw_groups(
     tasks: Sequence[Task],
     key: Sequence[int],
     first: int,
-    threshold: Callable[[Task], float | None],
+    plan: Plan,
     settings: TrainerSettings,
     clock: Clock,
     ranks: Ranks,
@@ -300,9 +326,10 @@ def draw_groups(
     OutOfMemory, on every other rank OtherRankFailed.
     """
     with ranks.together():
+        chosen = [(tasks[i], (*key, first + i)) for i in ranks.mine(len(tasks))]
         samplings = [
-            sample_previews(policy, service, tasks[i], threshold(tasks[i]), settings, (*key, first + i), clock)
-            for i in ranks.mine(len(tasks))
+            sample_previews(policy, service, task, plan(task, settings, own), settings, own, clock)
+            for task, own in chosen
         ]
         with explain_out_of_memory("drawing", policy, settings):
             pending = overlap(samplings, lambda previews: finish(policy, service, previews, settings, clock), clock)
@@ -340,6 +367,7 @@ def _to_document(group: ScoredGroup) -> dict[str, Any]:
         "dropped": previews.dropped,
         "step": previews.step,
         "audited": previews.audited,
+        "foretold": None if previews.foretold is None else list(previews.foretold.items()),
         "rewards": rewards,
         "audit": audit,
         "answers": group.answers,
@@ -359,6 +387,7 @@ def _from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
         document["dropped"],
         document["step"],
         tuple(document["audited"]),
+        None if document["foretold"] is None else {step: tuple(scores) for step, scores in document["foretold"]},
     )
     rewards, audit = (
         tuple(

@@ -1,6 +1,7 @@
 """The audit of a run's screen: what each step adds to it, and what is reported.
 
 Rejected rollouts that the audit finishes never enter an update. Their seconds are in the phase "audit" of a step.
+`trainer.screen_auto` has what `screen.select` "auto" measures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.algorithms.audit import Audit, Correlation, Costs, Observed
+from trainer.algorithms.audit import Audit, Correlation, Observed
+from trainer.algorithms.auto import MEMORY, group_work
+from trainer.algorithms.costs import Costs, Work
 from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import Pathway
@@ -29,7 +32,7 @@ def update_audits(audits: Audits, groups: Sequence[ScoredGroup], settings: Train
 
 def _add(audit: Audit, group: ScoredGroup, settings: TrainerSettings) -> Audit:
     previews = group.previews
-    kept, drawn, step = previews.screened.indices, previews.screened.drawn, previews.step
+    kept = previews.screened.indices
     rewarded = [*((i, reward, 1.0) for i, reward in zip(kept, group.rewards, strict=True))]
     rewarded += [(i, r, 1 / settings.screen.audit) for i, r in zip(previews.audited, group.audit, strict=True)]
     observed = [
@@ -37,33 +40,45 @@ def _add(audit: Audit, group: ScoredGroup, settings: TrainerSettings) -> Audit:
         for i, reward, weight in rewarded
         if reward.value is not None and (score := previews.scores[i]) is not None
     ]
-    total = settings.policy.image_steps
     added = audit.add(previews.scores, kept, observed, population=settings.loss.baseline == "population")
-    return replace(
-        added,
-        steps=added.steps + drawn * step + len(kept) * (total - step),
-        steps_unscreened=added.steps_unscreened + drawn * total,
+    plain = group_work(None, len(kept), settings.policy.image_steps, has_answers=previews.task.query is not None)
+    return replace(added, work=added.work + work_of(group, settings), plain=added.plain + plain)
+
+
+def work_of(group: ScoredGroup, settings: TrainerSettings, *, in_update: bool = True) -> Work:
+    """Return the work of a group, without that of an audit."""
+    previews, total = group.previews, settings.policy.image_steps
+    drawn, step, finished = previews.screened.drawn, previews.step, len(group.rewards)
+    measured = previews.foretold or {}
+    decoded = sum(drawn for at in measured if at) if measured else drawn * bool(step)
+    return Work(
+        answers=drawn * (previews.task.query is not None),
+        steps=drawn * step + finished * (total - step),
+        images=decoded + finished,
+        scores=sum(score is not None for score in previews.scores) + drawn * len(measured),
+        rewards=finished,
+        rollouts=min(finished, settings.screen.group_size) * in_update,
     )
 
 
 def update_costs(
-    costs: Costs, groups: Sequence[ScoredGroup], replaced: int, seconds: Sequence[Mapping[str, float]]
+    costs: Costs,
+    groups: Sequence[ScoredGroup],
+    replaced: int,
+    seconds: Sequence[Mapping[str, float]],
+    settings: TrainerSettings,
 ) -> Costs:
-    """Return the costs with a step's `seconds` of every rank; the first `replaced` groups were not in the update."""
+    """Return the costs with a step's `seconds` of every rank; the first `replaced` groups were not in the update.
+
+    What "auto" decides by fades, so that it follows the policy's present costs.
+    """
     spent = {name: sum(one.get(name, 0.0) for one in seconds) for name in {name for one in seconds for name in one}}
-    drawn = sum(group.previews.screened.drawn for group in groups)
-    previewed = sum(group.previews.screened.drawn for group in groups if group.previews.step)
-    finished = sum(len(group.rewards) for group in groups)
-    return Costs(
-        costs.draw + spent.get("reason", 0.0) + spent.get("preview", 0.0),
-        costs.surrogate + spent.get("surrogate", 0.0),
-        costs.decode + spent.get("decode", 0.0),
-        costs.finish + spent.get("finish", 0.0) + spent.get("reward_wait", 0.0),
-        costs.update + spent.get("update", 0.0),
-        costs.drawn + drawn,
-        costs.decoded + previewed + finished,
-        costs.finished + finished,
-        costs.updated + sum(len(group.rewards) for group in groups[replaced:]),
+    phases = (("reason",), ("preview", "finish"), ("decode",), ("surrogate",), ("reward_wait",), ("update",))
+    done = [work_of(group, settings, in_update=place >= replaced) for place, group in enumerate(groups)]
+    return costs.add(
+        Work(*(sum(spent.get(name, 0.0) for name in names) for names in phases)),
+        sum(done, Work()),
+        memory=MEMORY if settings.screen.select == "auto" else 1.0,
     )
 
 
@@ -76,7 +91,7 @@ def audit_record(audits: Audits, costs: Costs) -> dict[str, Any]:
         return {}
     return {
         "audit": {pathway: _figures(audit) for pathway, audit in audits.items()},
-        "signal_per_second": {pathway: costs.signal_per_second(audit) for pathway, audit in audits.items()},
+        "signal_per_second": {pathway: audit.signal_per_second(costs) for pathway, audit in audits.items()},
     }
 
 
@@ -100,7 +115,7 @@ def audit_line(audits: Audits, costs: Costs) -> str | None:
         return None
     parts = [
         f"{pathway}: rank correlation {_show(audit.spearman.value)} ± {_show(audit.spearman.error)}, "
-        f"signal per second {_show(costs.signal_per_second(audit))} of plain groups"
+        f"signal per second {_show(audit.signal_per_second(costs))} of plain groups"
         for pathway, audit in audits.items()
     ]
     return f"audit of the screen ({sum(a.audited for a in audits.values())} rejected rollouts): {'; '.join(parts)}"
@@ -108,8 +123,18 @@ def audit_line(audits: Audits, costs: Costs) -> str | None:
 
 def restored(saved: Mapping[str, Any]) -> Audit:
     """Return an audit from what `dataclasses.asdict` made of it."""
-    sums = {name: {**saved[name], "squares": tuple(saved[name]["squares"])} for name in ("pearson", "spearman")}
-    return Audit(**{**saved, **{name: Correlation(**one) for name, one in sums.items()}})
+    correlations = {name: restored_correlation(saved[name]) for name in ("pearson", "spearman")}
+    return Audit(**{**saved, **correlations, **{name: Work(**saved[name]) for name in ("work", "plain")}})
+
+
+def restored_correlation(saved: Mapping[str, Any]) -> Correlation:
+    """Return a correlation from what `dataclasses.asdict` made of it."""
+    return Correlation(**{**saved, "squares": tuple(saved["squares"])})
+
+
+def restored_costs(saved: Mapping[str, Any]) -> Costs:
+    """Return costs from what `dataclasses.asdict` made of them."""
+    return Costs(Work(**saved["seconds"]), Work(**saved["done"]))
 
 
 def _show(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,9 @@ from torch import nn
 from trainer import checkpoint
 from trainer.agreement import check_settings, check_weights
 from trainer.algorithms.advantage import Slope
-from trainer.algorithms.audit import Audit, Costs
+from trainer.algorithms.audit import Audit
+from trainer.algorithms.auto import AutoScreen
+from trainer.algorithms.costs import Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.checkpoint import CheckpointMismatch
 from trainer.credit import update_reward_slopes
@@ -24,7 +26,9 @@ from trainer.ema import Ema
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
 from trainer.rollout import Previews, ScoredGroup
-from trainer.screen_audit import audit_record, restored, update_audits, update_costs
+from trainer.screen_audit import audit_record, restored, restored_costs, update_audits, update_costs
+from trainer.screen_auto import auto_record, first_screen, moves, restored_screen, update_screens
+from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality, Pathway, Task
 
@@ -50,7 +54,9 @@ class TrainState:
     ema            the average of the trained weights; None: not kept
     thresholds     the threshold controller's state for each `Task.key`
     reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline
-    audits, costs  sums over the groups and steps of a run whose screen is audited
+    audits         sums over the groups of a run whose screen is audited, by pathway
+    screens        the screen of each pathway, if `screen.select` is "auto"
+    costs          what drawing and training cost, if one of these is measured
     """
 
     policy: Policy
@@ -64,6 +70,7 @@ class TrainState:
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
     reward_slopes: dict[Modality, Slope] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Slope()))
     audits: dict[Pathway, Audit] = field(default_factory=dict)
+    screens: dict[Pathway, AutoScreen] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
 
     @classmethod
@@ -89,6 +96,12 @@ class TrainState:
         """Return the threshold that the task's previews are screened by; None keeps all."""
         return self.thresholds.get(task.key, self.controller.initial_state()).threshold
 
+    def plan(self, task: Task, settings: TrainerSettings, key: Sequence[int]) -> ScreenPlan:
+        """Return how the rollouts of a task are drawn and chosen; `key` has the first numbers of their seeds."""
+        if settings.screen.select == "auto":
+            return auto_plan(task, settings, self.screens.get(task.pathway, first_screen(task.pathway)).step, key)
+        return fixed_plan(task, settings, self.threshold(task))
+
     def advance(self, groups: Sequence[ScoredGroup]) -> None:
         """Finish a step whose update was made: its groups move the thresholds and the slope."""
         self.reward_slopes = update_reward_slopes(self.reward_slopes, groups)
@@ -104,11 +117,21 @@ class TrainState:
         replaced: int,
         settings: TrainerSettings,
         seconds: Sequence[Mapping[str, float]],
+        log: Callable[[str], None],
     ) -> dict[str, Any]:
-        """Add a step's groups, the `replaced` ones first, and every rank's seconds to the audit; return its figures."""
+        """Add a step's groups, the `replaced` ones first, and every rank's seconds to the audit; return its figures.
+
+        Screens of "auto" move, and say so to `log`.
+        """
+        if settings.screen.audit:
+            self.costs = update_costs(self.costs, groups, replaced, seconds, settings)
+        if settings.screen.select == "auto":
+            before, self.screens = self.screens, update_screens(self.screens, groups, self.costs, settings)
+            for line in moves(before, self.screens, self.costs, settings):
+                log(line)
+            return auto_record(self.screens, self.costs, settings)
         if settings.screen.audit:
             self.audits = update_audits(self.audits, groups, settings)
-            self.costs = update_costs(self.costs, groups, replaced, seconds)
         return audit_record(self.audits, self.costs)
 
     @contextmanager
@@ -143,7 +166,8 @@ class TrainState:
         if self.costs == Costs():
             return {}
         audits = {pathway: asdict(audit) for pathway, audit in self.audits.items()}
-        return {"audits": audits, "costs": asdict(self.costs)}
+        screens = {pathway: asdict(screen) for pathway, screen in self.screens.items()}
+        return {"audits": audits, "screens": screens, "costs": asdict(self.costs)}
 
     def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
         """Write a checkpoint, by rank 0 while the others wait; none before the first step. All ranks call it."""
@@ -201,7 +225,8 @@ class TrainState:
         self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
         if "audits" in saved:
             self.audits = {pathway: restored(audit) for pathway, audit in saved["audits"].items()}
-            self.costs = Costs(**saved["costs"])
+            self.screens = {pathway: restored_screen(screen) for pathway, screen in saved["screens"].items()}
+            self.costs = restored_costs(saved["costs"])
         if self.ema is not None:
             self.ema.restore(saved["ema"])
 

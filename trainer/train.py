@@ -59,7 +59,7 @@ def train(
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""
-        return draw_groups(policy, service, tasks, state.key(settings), first, state.threshold, settings, clock, ranks)
+        return draw_groups(policy, service, tasks, state.key(settings), first, state.plan, settings, clock, ranks)
 
     saving = partial(ranks.saving, save_checkpoint)  # the finished steps; resuming repeats the others
     with (
@@ -86,7 +86,7 @@ def train(
                 raise error.with_saved_groups(step, folder) from error
             state.advance([*replaced, *groups])
             laps = ranks.gather_all(clock.lap())
-            audit = state.audit([*replaced, *groups], len(replaced), settings, laps)
+            audit = state.audit([*replaced, *groups], len(replaced), settings, laps, log)
             with saving(), ranks.together("records"):
                 if metrics is not None:
                     record = step_record(groups, len(replaced), update, settings, step, laps, audit)

@@ -10,7 +10,7 @@ import pytest
 from services.settings import load as load_service
 from trainer.data.prompts import read_prompts
 from trainer.policy.flow.sde import decisions, sigmas
-from trainer.settings import FlowSettings, PromptSettings, load
+from trainer.settings import FlowSettings, PromptSettings, load, load_personalize
 
 CONFIGS = Path(__file__).parents[2] / "deploy/configs"
 PUBLISHED = ["mask_grpo", "sync_r1_paper", "sd35_flow_grpo"]  # they train a published policy
@@ -43,6 +43,7 @@ def test_sd35_flow_grpo_has_its_authors_values() -> None:
     assert policy.max_text_length == 128
     sampler = policy.sampler
     assert (sampler.denoising_steps, sampler.guidance_scale, sampler.eta) == (10, 4.5, 0.7)
+    assert sampler.evaluation_steps == 40
     assert list(decisions(sampler.denoising_steps, sampler.sde)) == list(range(int(10 * 0.99)))  # timestep_fraction
     assert policy.lora is not None
     assert (policy.lora.rank, policy.lora.alpha, len(policy.lora.targets)) == (32, 64, 8)
@@ -78,3 +79,9 @@ def test_a_published_policy_gets_no_concept_tokens(name: str) -> None:
     assert len(heldout) >= 16
     assert not {one.text for one in prompts} & {one.text for one in heldout}
     assert not [one.text for one in (*prompts, *heldout) if "<" in one.text]
+
+
+def test_the_example_of_personalization_loads() -> None:
+    settings = load_personalize(CONFIGS / "personalize.toml", {})
+    assert settings.data.parent.name == "train"
+    assert settings.policy.concepts == ()

@@ -18,6 +18,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from trainer.algorithms.costs import Costs, Work
+
 MIN_GROUPS = 2  # fewer have no standard error
 
 
@@ -41,11 +43,12 @@ class Observed:
 class Correlation:
     """A correlation within groups, from sums over them.
 
+    groups      their number; those of a faded sum count as less
     xy, xx, yy  sums of the groups' estimates of centred products
     squares     sums over groups of xy xy, xy xx, xy yy, xx xx, xx yy and yy yy, for the standard error
     """
 
-    groups: int = 0
+    groups: float = 0
     xy: float = 0.0
     xx: float = 0.0
     yy: float = 0.0
@@ -64,6 +67,11 @@ class Correlation:
         new = (xy * xy, xy * xx, xy * yy, xx * xx, xx * yy, yy * yy)
         squares = tuple(a + b for a, b in zip(self.squares, new, strict=True))
         return Correlation(self.groups + 1, self.xy + xy, self.xx + xx, self.yy + yy, squares)
+
+    def faded(self, memory: float) -> Correlation:
+        """Return the sums with every group counting `memory` times what it counted."""
+        squares = tuple(memory**2 * one for one in self.squares)
+        return Correlation(memory * self.groups, memory * self.xy, memory * self.xx, memory * self.yy, squares)
 
     @property
     def value(self) -> float | None:
@@ -93,7 +101,7 @@ class Audit:
                             units of the variance of all scores of the group
     rejected, above         weights of audited rollouts that were rejected, and of those with a reward above the median
                             of the kept ones
-    steps, steps_unscreened denoising steps, without those of the audit, and those of finishing all
+    work, plain             what was done, without the audit, and the work of plain groups of as many kept rollouts
     """
 
     pearson: Correlation = field(default_factory=Correlation)
@@ -106,8 +114,8 @@ class Audit:
     spread: float = 0.0
     rejected: float = 0.0
     above: float = 0.0
-    steps: int = 0
-    steps_unscreened: int = 0
+    work: Work = field(default_factory=Work)
+    plain: Work = field(default_factory=Work)
 
     def add(
         self, scores: Sequence[float | None], kept: Sequence[int], observed: Sequence[Observed], *, population: bool
@@ -125,7 +133,7 @@ class Audit:
             kept=self.kept + len(kept),
             audited=self.audited + len(audited),
             freedom=self.freedom + len(kept) - 1,
-            spread=self.spread + _spread(measured, [s for i in kept if (s := scores[i]) is not None], population),
+            spread=self.spread + spread(measured, [s for i in kept if (s := scores[i]) is not None], population),
         )
         rewards = [one.reward for one in observed if one.kept]
         if rewards:
@@ -158,7 +166,7 @@ class Audit:
     @property
     def steps_saved(self) -> float | None:
         """The share of denoising steps that the screen saved, against finishing every preview."""
-        return 1 - self.steps / self.steps_unscreened if self.steps_unscreened else None
+        return 1 - self.work.steps * self.kept / (self.plain.steps * self.drawn) if self.plain.steps else None
 
     @property
     def signal(self) -> float | None:
@@ -170,42 +178,13 @@ class Audit:
         rho = self.pearson.value
         return None if rho is None or not self.freedom else 1 - rho**2 * (1 - self.spread / self.freedom)
 
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Seconds over all ranks and steps, and what they were spent on.
-
-    draw       answers and denoising steps before the screen, of `drawn` previews
-    surrogate  waiting for the scores of previews
-    decode     of `decoded` images
-    finish     the other denoising steps, and waiting for rewards, of `finished` images
-    update     of `updated` rollouts
-    """
-
-    draw: float = 0.0
-    surrogate: float = 0.0
-    decode: float = 0.0
-    finish: float = 0.0
-    update: float = 0.0
-    drawn: int = 0
-    decoded: int = 0
-    finished: int = 0
-    updated: int = 0
-
-    def signal_per_second(self, audit: Audit) -> float | None:
-        """Return the audit's signal per second relative to that of a plain group of the same size.
+    def signal_per_second(self, costs: Costs) -> float | None:
+        """Return the signal per second relative to that of a plain group of the same size.
 
         1: the screen is worth its time and no more. None before all of it was measured.
         """
-        counts = (self.drawn, self.decoded, self.finished, self.updated, audit.groups)
-        if audit.signal is None or not all(counts):
-            return None
-        draw, surrogate, decode = self.draw / self.drawn, self.surrogate / self.drawn, self.decode / self.decoded
-        keep = self.finish / self.finished + decode + self.update / self.updated
-        previews_decoded = (self.decoded - self.finished) / self.drawn
-        screened = audit.drawn * (draw + surrogate + previews_decoded * decode) + audit.kept * keep
-        plain = audit.kept * (draw + keep)
-        return audit.signal * plain / screened if screened > 0 else None
+        plain, screened = costs.of(self.plain), costs.of(self.work)
+        return self.signal * plain / screened if self.signal is not None and plain and screened else None
 
 
 def ranks(values: Sequence[float], among: Sequence[float], weight: Sequence[float]) -> list[float]:
@@ -218,7 +197,7 @@ def ranks(values: Sequence[float], among: Sequence[float], weight: Sequence[floa
     ]
 
 
-def _spread(measured: Sequence[float], kept: Sequence[float], population: bool) -> float:
+def spread(measured: Sequence[float], kept: Sequence[float], population: bool) -> float:
     """Return the kept scores' squared distances from the baseline, in units of the variance of all."""
     if len(kept) < 2:
         return 0.0

@@ -163,8 +163,9 @@ def image_files(path: Path) -> list[Path]:
 def draw(policy: Policy, tasks: Sequence[Task], places: range) -> tuple[list[Rollout], list[Pixels]]:
     """Return a finished rollout and its image for each of `places` in `tasks`; each has its own answer."""
     chosen = [tasks[place] for place in places]
-    begun = start(policy, chosen, [(SEED, _HELD_OUT, place) for place in places], Clock())
-    rollouts = continue_images(policy, begun, policy.image_steps)
+    with policy.evaluating():
+        begun = start(policy, chosen, [(SEED, _HELD_OUT, place) for place in places], Clock())
+        rollouts = continue_images(policy, begun, policy.image_steps)
     return rollouts, policy.images([rollout.image for rollout in rollouts])
 
 

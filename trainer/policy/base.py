@@ -77,6 +77,13 @@ class Policy(Protocol):
         """Decode images at any step above 0, uint8 [H W 3]; before step T this is a preview."""
         ...
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside this context images are drawn as evaluations draw them, which may leave out noise that training needs.
+
+        `image_steps` may differ there, and what was drawn there has no terms.
+        """
+        ...
+
     def decisions(self, kind: Modality) -> int:
         """Return the largest number of decisions that one segment of this modality can have."""
         ...

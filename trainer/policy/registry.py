@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
 
 from synod.contracts import Pixels
+from synod.errors import SettingsError
+from trainer.personalize.files import load_concept, load_into
 from trainer.policy.base import Policy
 from trainer.policy.show_o import loading, ranking
 from trainer.policy.show_o.policy import Sampling, ShowO
@@ -41,13 +45,35 @@ def load(settings: PolicySettings, seed: int = 0, concepts: Collection[str] = ()
 
 def _load_show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) -> Policy:
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
-    policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
+    others = _unknown(settings, concepts)
+    policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=others)
+    for directory in settings.concepts:
+        load_into(policy, directory)
     policy.phi.checkpointing, policy.dtype = settings.checkpointing, settings.dtype
     if settings.train == "norms":
         policy.train_norms()
+    if settings.train == "rows":
+        policy.train_rows(_rows(policy))
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy
+
+
+def _unknown(settings: ShowOSettings, concepts: Collection[str]) -> list[str]:
+    """Return the names that no directory of the settings has tokens for. Raises SettingsError."""
+    known = {load_concept(directory)[0].tokens.name for directory in settings.concepts}
+    return [name for name in concepts if name not in known]
+
+
+def _rows(policy: ShowO) -> list[int]:
+    """Return the rows of all concepts' tokens. Raises SettingsError if the policy has none."""
+    found = [row for concept in policy.vocab.personal for row in policy.vocab.rows_of(concept.name)]
+    if not found:
+        raise SettingsError(
+            "[trainer.policy] train = 'rows' trains the tokens of concepts, but the policy has none; give concepts = "
+            "[directories] that `synod personalize` wrote, or train = 'all'"
+        )
+    return found
 
 
 def _show_o_sources(settings: ShowOSettings) -> list[Source]:
@@ -55,7 +81,7 @@ def _show_o_sources(settings: ShowOSettings) -> list[Source]:
 
 
 def _check_show_o(settings: ShowOSettings, concepts: Collection[str]) -> None:
-    loading.check(loading.Parts.find(settings.model, settings.vq), concepts)
+    loading.check(loading.Parts.find(settings.model, settings.vq), _unknown(settings, concepts))
 
 
 def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
@@ -67,10 +93,17 @@ def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
 
 
 def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> Policy:
+    from trainer.policy.flow import connector, language
     from trainer.policy.flow import loading as flow
+    from trainer.policy.flow.joint import JointPolicy
+    from trainer.policy.flow.policy import FlowPolicy
     from trainer.policy.flow.segments import Sampler
 
-    chosen = settings.sampler
+    chosen, kind = settings.sampler, cast(Callable[..., FlowPolicy], FlowPolicy)
+    if settings.language is not None:
+        linked = connector.load(_bridge(settings)) if settings.language.bridge == "queries" else None
+        words = language.load(settings.language.model, settings.language.max_new_tokens)
+        kind = partial(JointPolicy, *words, settings.trains, linked)
     policy = flow.load(
         settings.model,
         resolution=settings.resolution,
@@ -79,23 +112,39 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
             chosen.denoising_steps, chosen.shift, chosen.eta, schedule=chosen.schedule, window=chosen.sde
         ),
         guidance_scale=chosen.guidance_scale,
+        evaluation=None
+        if not chosen.evaluation_steps
+        else Sampler.of(chosen.evaluation_steps, chosen.shift, 0.0, schedule=chosen.schedule),
         dtype=settings.dtype,
         checkpointing=settings.checkpointing,
+        kind=kind,
     )
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy
 
 
+def _bridge(settings: FlowSettings) -> Path:
+    from trainer.policy.flow import loading as flow
+    from trainer.policy.flow.joint import check_bridge
+
+    assert settings.language is not None
+    parts = flow.Parts.find(settings.model, settings.resolution, settings.max_text_length)
+    return check_bridge(settings.model, settings.language.model, parts.configs["transformer"])
+
+
 def _flow_sources(settings: FlowSettings) -> list[Source]:
     from trainer.policy.flow import loading as flow
 
-    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length).sources()
+    words = [] if settings.language is None else [Source("policy.language.model", settings.language.model)]
+    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length).sources() + words
 
 
 def _check_flow(settings: FlowSettings, concepts: Collection[str]) -> None:
     from trainer.policy.flow import loading as flow
 
+    if settings.language is not None and settings.language.bridge == "queries":
+        _bridge(settings)
     flow.check(flow.Parts.find(settings.model, settings.resolution, settings.max_text_length))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import jinja2
 
 from synod.errors import SettingsError
+from trainer.algorithms.auto import screen_name
 from trainer.evaluate.compare import Evaluation, Paired, hacking, paired, paired_heldout, summary
 from trainer.evaluate.heldout import evaluations, image_files, load_evaluation, step_of
 from trainer.images import write_whole
@@ -55,6 +56,7 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal of a group": ("signal", "{:.2f}"),
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
+FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
@@ -96,6 +98,8 @@ def view(run_dir: Path) -> dict[str, Any]:
         "charts": charts(records),
         "audit": audit(records),
         "audit_columns": list(AUDIT),
+        "foresight": foresight(records),
+        "foresight_columns": FORESIGHT,
         "phases": phases(records),
         "heldout": heldout(run_dir),
         "groups": last_groups(run_dir),
@@ -153,6 +157,22 @@ def audit(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     ]
     shown = [[_audited(figures, *column) for column in AUDIT.values()] for figures in found]
     return [(PATHWAYS.get(pathway, pathway), row) for pathway, row in zip(last["audit"], shown, strict=True)]
+
+
+def foresight(records: Sequence[Record]) -> list[list[str]]:
+    """Return a row of FORESIGHT for each pathway and screen up to the last step; [] unless "auto" has measured."""
+    if not records or "foresight" not in records[-1]:
+        return []
+    last, rows = records[-1], list[list[str]]()
+    for pathway, steps in last["foresight"].items():
+        for step, figures in steps.items():
+            gain = last["signal_per_second"][pathway].get(step)
+            found = {**figures, "gain": gain and gain["value"], "gain_error": gain and gain["error"]}
+            shown = [_audited(found, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
+            in_use = "yes" if step == str(last["screens"][pathway]) else "no"
+            screen = screen_name(int(step), max(map(int, steps)))
+            rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(figures["measured"]), *shown])
+    return rows
 
 
 def _audited(figures: Record, name: str, form: str) -> str:

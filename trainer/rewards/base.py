@@ -17,7 +17,7 @@ class RewardBackend(Protocol):
         """Request the surrogate scores of previews, in order; all items have an image, or none has.
 
         They are those of the surrogate scorer, or of `reward`. Items without an image are scored by the terms of
-        `reward` that read only text. A score with a missing term is missing.
+        `reward` that read only text. A score with a missing term, or without any, is missing.
         """
         ...
 

@@ -109,7 +109,8 @@ class RewardService:
     def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         """Request the surrogate scores of previews, in order; they never wait behind requests for rewards.
 
-        Without a `reward` they are those of the surrogate scorer. Items without an image need `check_served` before.
+        Without a `reward` they are those of the surrogate scorer. Items without an image need `check_served` before;
+        their scores are missing if no term of the reward reads only text.
         The future raises RewardServiceUnavailable, and InvalidRequest.
         """
         if reward is None:
@@ -118,6 +119,8 @@ class RewardService:
         if items and items[0].image is None:
             assert self._catalogue is not None, "check_served was not called"
             known = self._catalogue.known_weights(reward, items[0].concept)
+            if not known:
+                return self._preview_pool.submit(lambda: [Reward(None)] * len(items))
         return self._preview_pool.submit(self._rewards, tuple(items), reward, whole=True, weights=known)
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from trainer.settings.fields import ModelSource, Node
+from trainer.settings.fields import Directory, ModelSource, Node
 
 
 class ShowOSamplerSettings(Node):
@@ -46,8 +46,9 @@ class ShowOSettings(Node):
     sampled positions, "committed" those of them whose code stays (exact with the sampler's `confidence` "max_logp"),
     "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
     block twice instead of keeping them for the backward pass. `dtype` is that of matrix products and attention;
-    weights, logits, gradients and optimizer stay float32. `train` "norms" trains the gains of the layer norms alone;
-    `lora` trains adapters in place of weights.
+    weights, logits, gradients and optimizer stay float32. `concepts` are directories of concept tokens that
+    `synod personalize` wrote; prompts may then use their names. `train` "norms" trains the gains of the layer norms
+    alone, "rows" the concepts' tokens alone; `lora` trains adapters in place of weights.
     """
 
     family: Literal["show_o"] = "show_o"
@@ -57,7 +58,8 @@ class ShowOSettings(Node):
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
     checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    train: Literal["all", "norms"] = "all"
+    concepts: tuple[Directory, ...] = ()
+    train: Literal["all", "norms", "rows"] = "all"
     lora: LoraSettings | None = None
 
     @model_validator(mode="after")
@@ -83,7 +85,8 @@ class FlowSamplerSettings(Node):
     The times are those of `denoising_steps` equal steps, shifted by `shift` once ("once"), or those of diffusers'
     scheduler ("diffusers"). Velocities are u + g (c - u), with g `guidance_scale`; 1: without guidance. The steps
     `sde`, [first, last] counted from 0, add noise of size `eta` and are decisions; null: all but the last step, which
-    has no density. The others are steps of the ODE.
+    has no density. The others are steps of the ODE. Evaluations draw `evaluation_steps` steps of the ODE; 0: as
+    training draws.
     """
 
     denoising_steps: int = Field(10, ge=2)
@@ -92,6 +95,7 @@ class FlowSamplerSettings(Node):
     eta: float = Field(0.7, gt=0)
     guidance_scale: float = Field(4.5, ge=1)
     sde: tuple[int, int] | None = None
+    evaluation_steps: int = Field(20, ge=0)
 
     @model_validator(mode="after")
     def _steps_with_a_density(self) -> FlowSamplerSettings:
@@ -112,12 +116,27 @@ class FlowLoraSettings(LoraSettings):
     targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
 
 
+class LanguageSettings(Node):
+    """A vision-language model that answers queries, a directory or hub id; an answer has `max_new_tokens` at most.
+
+    Prompts reach the image over the `bridge`: "text", the pipeline's own text encoder, or "queries", hidden states of
+    this model, through the connector in the directory `connector` of the pipeline's.
+    """
+
+    model: ModelSource
+    max_new_tokens: int = Field(512, ge=1)
+    bridge: Literal["text", "queries"] = "text"
+
+
 class FlowSettings(Node):
     """A flow-matching text-to-image pipeline in diffusers' layout, a directory or a hub id: SANA or Stable Diffusion 3.
 
     `resolution` is the side of the square images, null: that of the transformer's config.json. `max_text_length` is
     the number of tokens of the long text encoder, null: the pipeline's own. `checkpointing`, `dtype` and `lora` are as
     for Show-o: velocities are computed in `dtype`, everything that follows from them in float32.
+
+    `language` is a model whose answers are appended to the prompt; null: prompts are drawn as they are. `trains` are
+    the modalities whose model is trained.
     """
 
     family: Literal["flow"]
@@ -128,6 +147,8 @@ class FlowSettings(Node):
     checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: FlowLoraSettings | None = None
+    language: LanguageSettings | None = None
+    trains: tuple[Literal["text", "image"], ...] = Field(("text", "image"), min_length=1)
 
     @property
     def image_steps(self) -> int:

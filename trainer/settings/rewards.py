@@ -16,10 +16,11 @@ class RewardSettings(Node):
     the service. `aggregation` "gdpo" normalises each scorer within its group before the sum. An unavailable service is
     retried for `patience_s`.
 
-    `surrogate` is what previews are scored by; nothing asks for it without a screen. It is a scorer, "known+predicted"
-    or "known". "known+predicted" is the task's own reward of the preview: the terms that read only the answer are
+    `surrogate` is what previews are scored by; nothing asks for it without a screen. It is "known+predicted", "known"
+    or a scorer. "known+predicted" is the task's own reward of the preview: the terms that read only the answer are
     exact, the others those of an unfinished image. "known" are the terms that read only the answer: rollouts are
-    screened before their images are begun, and tasks without an answer are not screened.
+    screened before their images are begun, and tasks without an answer are not screened. `screen.select` "auto"
+    screens finished answers by the known terms, whatever the surrogate of previews is.
     """
 
     url: str = Field("http://127.0.0.1:8000", pattern="^https?://")
@@ -27,7 +28,7 @@ class RewardSettings(Node):
     scorers: dict[str, float] = Field(default_factory=dict)
     ensemble: str | None = Field(None, min_length=1)
     aggregation: Literal["sum", "gdpo"] = "sum"
-    surrogate: str = Field("ber", min_length=1)
+    surrogate: str = Field("known+predicted", min_length=1)
 
     @property
     def is_screened_by_reward(self) -> bool:

@@ -19,6 +19,8 @@ from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import RewardSettings
 
+AUTO_AUDIT: Final = 0.2  # the share of groups that measure screens
+AUTO_FRACTIONS: Final = (0.2, 0.5)  # of the denoising steps, at which previews may be screened
 _UNIONS: Final = {
     "data",
     "policy",
@@ -26,18 +28,23 @@ _UNIONS: Final = {
 
 
 class ScreenSettings(Node):
-    """Dynamic Group Scaling: previews are drawn until `group_size` of them pass the threshold.
+    """How rollouts are filtered before their update: `group_size` of a prompt enter it.
 
-    They are drawn `preview_batch_size` at a time, at most `max_previews`, and scored after `screen_fraction` of the
-    denoising steps. `threshold` names the controller (`trainer.algorithms.threshold`); "none" keeps the first previews.
+    `select` names the rule (`trainer.algorithms.screen`). "auto", the default, measures which screen pays
+    (`trainer.algorithms.auto`): a share `audit` of the groups is drawn in full and scored on the way; the others draw
+    twice the group, and each pathway is screened where it pays most: when answers are finished, at 0.2 or 0.5 of the
+    denoising steps, or when images are finished; or not at all.
 
-    `select` names the rule (`trainer.algorithms.screen`). "first_above" is Dynamic Group Scaling. "best_and_worst"
-    scores `max_previews` previews and finishes the best and the worst of them, `group_size` in all. "extremes" finishes
-    `finished` images without a screen (null: twice the group), and updates on the `group_size` of them whose rewards
-    are furthest from the mean of all. The last two have no threshold.
+    "first_above" is Dynamic Group Scaling as in Sync-R1: previews are drawn until `group_size` of them pass the
+    threshold, at most `max_previews`. `threshold` names its controller (`trainer.algorithms.threshold`; "none" keeps
+    the first previews), and naming one chooses this rule. "best_and_worst" scores `max_previews` previews and finishes
+    the best and the worst of them, `group_size` in all. Previews are scored after `screen_fraction` of the denoising
+    steps. "extremes" finishes `finished` images without a screen (null: twice the group), and updates on the
+    `group_size` of them whose rewards are furthest from the mean of all. Rollouts are drawn `preview_batch_size` at a
+    time.
 
-    `audit` is the share of rejected previews that are finished and rewarded to measure the screen
-    (`trainer.screen_audit`); they never enter the update.
+    For "first_above" and "best_and_worst", `audit` is the share of rejected previews that are finished and rewarded to
+    measure the screen (`trainer.screen_audit`); they never enter the update.
     """
 
     group_size: int = Field(9, ge=2)
@@ -46,28 +53,59 @@ class ScreenSettings(Node):
     screen_fraction: Fraction = 0.2
     threshold: Literal["quantile", "power", "paper", "none"] = "quantile"
     target_pass_rate: Fraction = 0.25
-    select: Literal["first_above", "best_and_worst", "extremes"] = "first_above"
+    select: Literal["auto", "first_above", "best_and_worst", "extremes"] = "auto"
     finished: int | None = Field(None, ge=2)
     audit: float = Field(0.0, ge=0, le=1)
 
     @property
     def images(self) -> int:
-        """The number of images of a prompt that are finished and rewarded."""
-        return self.finished or 2 * self.group_size if self.select == "extremes" else self.group_size
+        """The largest number of images of a prompt that are finished and rewarded."""
+        if self.select in ("extremes", "auto"):
+            return self.finished or 2 * self.group_size
+        return self.group_size
 
     @property
     def is_on(self) -> bool:
-        """Whether previews are scored, so that some are rejected."""
-        return self.threshold != "none" or self.select == "best_and_worst"
+        """Whether previews may be scored, so that some are rejected."""
+        return self.threshold != "none" or self.select in ("auto", "best_and_worst")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_rule(cls, table: Any) -> Any:
+        """Choose the rule that has a threshold if one is named; other rules have none."""
+        if not isinstance(table, Mapping):
+            return table
+        select = table.get("select", "first_above" if "threshold" in table else "auto")
+        defaults = {"select": select, "audit": AUTO_AUDIT if select == "auto" else 0.0}
+        return {**defaults, **({} if select == "first_above" else {"threshold": "none"}), **table}
+
+    @model_validator(mode="after")
+    def _auto_decides_alone(self) -> ScreenSettings:
+        if self.select != "auto":
+            return self
+        if self.audit == 0:
+            raise ValueError(
+                "audit 0 measures nothing, so select 'auto' cannot decide; give a share of the groups, such as "
+                f"{AUTO_AUDIT:g}, or name another rule in select"
+            )
+        for name in ("max_previews", "screen_fraction", "target_pass_rate"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is for another rule: select 'auto' draws twice the group and "
+                    "chooses the step itself; remove it, or name a rule in select, such as 'first_above'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _a_rule_and_its_settings_fit(self) -> ScreenSettings:
         if self.select != "extremes" and self.finished is not None:
             raise ValueError(
-                f"finished {self.finished} is for select 'extremes', but '{self.select}' finishes group_size; remove it"
+                f"finished {self.finished} is for select 'extremes', but '{self.select}' chooses the number; remove it"
             )
         if self.select != "first_above" and self.threshold != "none":
-            chosen = "finished images" if self.select == "extremes" else "all max_previews previews"
+            chosen = {"auto": "twice the group", "extremes": "finished images"}.get(
+                self.select, "all max_previews previews"
+            )
             raise ValueError(
                 f"select '{self.select}' chooses among {chosen}, but threshold '{self.threshold}' screens previews; "
                 "give threshold 'none'"
@@ -135,6 +173,13 @@ class TrainerSettings(Node):
             return 0
         return round(self.screen.screen_fraction * self.policy.image_steps)
 
+    @property
+    def predicted_steps(self) -> tuple[int, ...]:
+        """The denoising steps at which "auto" may screen previews; none for a surrogate that reads only answers."""
+        total = self.policy.image_steps
+        steps = {round(fraction * total) for fraction in AUTO_FRACTIONS} - {0, total}
+        return () if self.rewards.surrogate == "known" else tuple(sorted(steps))
+
     def check_ranks(self, count: int) -> None:
         """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""
         if count > self.prompts_per_step:
@@ -156,7 +201,7 @@ class TrainerSettings(Node):
     @model_validator(mode="after")
     def _a_step_before_and_after_the_screen(self) -> TrainerSettings:
         total = self.policy.image_steps
-        if not 1 <= round(self.screen.screen_fraction * total) < total:
+        if self.screen.select != "auto" and not 1 <= round(self.screen.screen_fraction * total) < total:
             raise ValueError(
                 f"screen.screen_fraction {self.screen.screen_fraction} of {total} denoising steps leaves no step "
                 "before or after it; give a fraction nearer to 0.5"
@@ -165,10 +210,16 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _a_policy_that_answers(self) -> TrainerSettings:
-        if self.policy.family == "flow" and self.data.task == "sync_r1" and self.data.geneval_share < 1:
+        if self.policy.family != "flow":
+            return self
+        if self.policy.language is None and self.data.task == "sync_r1" and self.data.geneval_share < 1:
             raise ValueError(
-                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' has no language model that "
-                "answers; give data.task 'prompts', or policy.family 'show_o'"
+                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' answers none without a "
+                "language model; give policy.language, or data.task 'prompts'"
+            )
+        if self.policy.language is not None and self.ranks.shard > 1:
+            raise ValueError(
+                f"ranks.shard {self.ranks.shard} splits one model, but policy.language adds a second one; give shard 1"
             )
         return self
 
@@ -212,10 +263,20 @@ class TrainerSettings(Node):
         return self
 
     @model_validator(mode="after")
-    def _small_groups_have_no_standard_deviation(self) -> TrainerSettings:
-        if self.loss.normalise == "group_std" and self.screen.images < SMALLEST_GROUP:
+    def _auto_screens_by_a_sum(self) -> TrainerSettings:
+        if self.screen.select == "auto" and self.rewards.aggregation == "gdpo":
             raise ValueError(
-                f"loss.normalise 'group_std' divides by the deviation of {self.screen.images} rewards, which gives two "
+                "screen.select 'auto' predicts a weighted sum, but rewards.aggregation is 'gdpo'; give screen.select "
+                "'extremes', or screen.threshold 'none' for no screen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _small_groups_have_no_standard_deviation(self) -> TrainerSettings:
+        rewards = self.screen.group_size if self.screen.select == "auto" else self.screen.images
+        if self.loss.normalise == "group_std" and rewards < SMALLEST_GROUP:
+            raise ValueError(
+                f"loss.normalise 'group_std' divides by the deviation of {rewards} rewards, which gives two "
                 f"rewards +-.707 whatever their difference; give a screen.group_size of at least {SMALLEST_GROUP}, or "
                 "'group_std_paper' for the papers' form"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.arms import ARMS, OURS, Arm, Permuted, merged, settings_of
+from benchmarks.arms import ARMS, Arm, Permuted, merged, settings_of
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
 from trainer.checkpoint import fingerprint
@@ -38,7 +38,7 @@ def items(seed: int, count: int = 9) -> list[ScoreItem]:
     return [ScoreItem(image) for image in drawn]
 
 
-@pytest.mark.parametrize("name", sorted({*ARMS} - {OURS}))
+@pytest.mark.parametrize("name", sorted(ARMS))
 def test_only_selection_differs(name: str, tmp_path: Path) -> None:
     """Everything else is that of plain_9; only today's recipe has another sampler, credit and other decisions."""
     one, plain = (
@@ -58,6 +58,7 @@ def test_only_selection_differs(name: str, tmp_path: Path) -> None:
 def test_environment_changes_what_no_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNOD__TRAINER__OPTIMIZER__LR", "3e-4")
     monkeypatch.setenv("SYNOD__TRAINER__SCREEN__GROUP_SIZE", "5")
+    monkeypatch.setenv("SYNOD__TRAINER__SCREEN__SELECT", "first_above")
     monkeypatch.setenv("SYNOD__TRAINER__SCREEN__MAX_PREVIEWS", "77")
     found = settings_of("plain_14", EMBEDDED, tmp_path, seed=2, prompts=8, url="http://host:1")
     assert (found.optimizer.lr, found.screen.group_size, found.seed) == (3e-4, 14, 2)

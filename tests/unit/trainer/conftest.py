@@ -38,4 +38,4 @@ def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
 @pytest.fixture
 def tiny_settings(settings_from: Callable[..., TrainerSettings]) -> Callable[..., TrainerSettings]:
     """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, with overrides."""
-    return lambda **overrides: settings_from(TINY, **overrides)
+    return lambda **overrides: settings_from(TINY, **{"REWARDS__SURROGATE": "ber", **overrides})

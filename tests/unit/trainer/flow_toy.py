@@ -119,6 +119,9 @@ class FlowToy:
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def decisions(self, kind: Modality) -> int:
         return LONGEST if kind == "text" else len(self.sampler.decisions)
 

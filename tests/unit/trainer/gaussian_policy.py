@@ -84,6 +84,9 @@ class GaussianPolicy:
         colors = [torch.sigmoid(segment.drawn_T3.mean(0)).numpy() for segment in segments]
         return [np.broadcast_to((255 * color).astype(np.uint8), (2, 2, 3)).copy() for color in colors]
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def decisions(self, kind: Modality) -> int:
         return STEPS * 3
 

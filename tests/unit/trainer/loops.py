@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 
 from trainer.algorithms.advantage import Slope
+from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks
@@ -18,6 +21,8 @@ from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.rewards.base import RewardBackend
 from trainer.rollout import Previews, Sampling, ScoredGroup, finish, sample_previews
+from trainer.screen_audit import update_costs, work_of
+from trainer.screen_plan import fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
@@ -27,6 +32,15 @@ MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
 NO_SCREEN = "none"
 NO_SLOPES: dict[Modality, Slope] = dict.fromkeys(MODALITIES, Slope())
+AUTO = {  # groups of two; what TINY sets for another rule is set back
+    "REWARDS__SURROGATE": "known+predicted",
+    "SCREEN__SELECT": "auto",
+    "SCREEN__GROUP_SIZE": "2",
+    "SCREEN__MAX_PREVIEWS": "144",
+    "SCREEN__SCREEN_FRACTION": "0.2",
+    "SCREEN__TARGET_PASS_RATE": "0.25",
+}
+UPDATES_ARE_DEAR = Work(0.1, 0.1, 0.1, 0.1, 0.1, 9.0)
 LEARNING = {  # fifteen updates of eight images each, without a screen and a KL
     "STEPS": "15",
     "DATA__GENEVAL_SHARE": "1.0",
@@ -61,7 +75,9 @@ def draw(
     clock = Clock()
     groups = []
     for i, task in enumerate(tasks(settings)):
-        sampling = sample_previews(policy, service, task, threshold, settings, (settings.seed, 0, i), clock)
+        sampling = sample_previews(
+            policy, service, task, fixed_plan(task, settings, threshold), settings, (settings.seed, 0, i), clock
+        )
         groups.append(finish(policy, service, previews_of(sampling), settings, clock))
     scored = [group.wait() for group in groups]
     return scored, [group.rewards for group in scored]
@@ -79,13 +95,25 @@ def run_loop(
     service: RewardBackend,
     policy: ShowO | None = None,
     controller: ThresholdController | None = None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> TrainState:
     """Run `train` with a new policy, as one process does."""
     policy = policy or make_policy()
     policy.keep_reference()
-    message: list[str] = []
     controller = controller or make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-    return train(settings, policy, service, controller, message.append)
+    return train(settings, policy, service, controller, log)
+
+
+def priced(prices: Work) -> Callable[..., Costs]:
+    """Return `update_costs` with these seconds for each part of the work in place of the measured ones."""
+
+    def update(costs: Costs, groups: Any, replaced: int, laps: Any, settings: TrainerSettings) -> Costs:
+        done = [work_of(group, settings, in_update=place >= replaced) for place, group in enumerate(groups)]
+        seconds = Work(*map(operator.mul, astuple(sum(done, Work())), astuple(prices)))
+        phases = ("reason", "preview", "decode", "surrogate", "reward_wait", "update")
+        return update_costs(costs, groups, replaced, [dict(zip(phases, astuple(seconds), strict=True))], settings)
+
+    return update
 
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:

@@ -155,7 +155,13 @@ def test_other_rewards_and_prompts_are_refused_by_name(settings_from: Make, tmp_
     saved = "[trainer.rewards]\nscorers = { ber = 1.0, jpeg = -1.0 }\n"
     path = save(tmp_path / "c", 1, {"x": 1}, settings_from(saved))
     with pytest.raises(CheckpointMismatch) as caught:
-        load(path, settings_from("[trainer.rewards]\nscorers = { ber = 0.5, hps = 1.0 }\naggregation = 'gdpo'\n"))
+        load(
+            path,
+            settings_from(
+                "[trainer.screen]\nselect = 'extremes'\n"
+                "[trainer.rewards]\nscorers = { ber = 0.5, hps = 1.0 }\naggregation = 'gdpo'\n"
+            ),
+        )
     message = str(caught.value)
     for change in ("ber: 1.0 there, 0.5 now", "jpeg: -1.0 there, absent now", "hps: absent there, 1.0 now"):
         assert f"trainer.rewards.scorers.{change}" in message

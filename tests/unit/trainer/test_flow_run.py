@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny_vlm
 from tests.unit.trainer.loops import LEARNING, equal, lines
 from tests.unit.trainer.reward_services import Judge
 from tests.unit.trainer.tiny_flow import FLOW, TEXT, Family, smoothness, write_pipeline
@@ -67,3 +68,30 @@ def test_a_flow_policy_resumes(flow_settings: Make) -> None:
     assert equal(run(whole), run(resumed))
     assert lines(whole.run_dir) == lines(resumed.run_dir)
     assert lines(whole.run_dir)[-1]["kl_image"] > 0
+
+
+def test_a_language_model_is_trained_with_the_pipeline(flow_settings: Make, world_dir: Path) -> None:
+    """Its answers to Sync-R1's queries become part of the prompt; the run resumes, and its policy can be evaluated."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny_vlm.qwen(world_dir / "qwen", ("a", "red", "hat", "what", "is", "it"))
+    options = {
+        "DATA__GENEVAL_SHARE": "0.5",
+        "PROMPTS_PER_STEP": "2",
+        "POLICY__LANGUAGE__MODEL": '"./qwen"',
+        "POLICY__LANGUAGE__MAX_NEW_TOKENS": "4",
+        "CHECKPOINT_EVERY": "1",
+        "LOSS__TEXT__LR": "1e-3",
+        "LOSS__IMAGE__LR": "1e-2",
+    }
+    whole, resumed = (flow_settings("sana", STEPS="2", RUN_DIR=f'"{name}"', **options) for name in ("whole", "resumed"))
+    run(flow_settings("sana", STEPS="1", RUN_DIR='"resumed"', **options))
+    start = dict(make_policy(whole).module.named_parameters())
+    trained = run(whole)
+    assert equal(trained, run(resumed))
+    records = lines(whole.run_dir)
+    assert records == lines(resumed.run_dir)
+    assert any(one["loss_text"] is not None for one in records)
+    assert all(one["loss_image"] is not None for one in records)
+    moved = {name.split(".")[0] for name, value in trained.items() if not torch.equal(value, start[name])}
+    assert moved == {"image", "language"}

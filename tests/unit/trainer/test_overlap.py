@@ -23,6 +23,7 @@ from trainer.clock import Clock
 from trainer.distributed import ONE_RANK
 from trainer.errors import RewardServiceUnavailable
 from trainer.rollout import ScoredGroup, draw_groups
+from trainer.screen_plan import ScreenPlan, fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Prompt, Reward, RewardSpec, Seed, Task
 
@@ -135,10 +136,10 @@ def draw(
     monkeypatch.setattr("trainer.rollout.wait", wait_for_scores)
     policy: Any = recorder
 
-    def threshold(task: Task) -> float | None:
-        return thresholds[tasks.index(task)]
+    def plan(task: Task, settings: TrainerSettings, key: Sequence[int]) -> ScreenPlan:
+        return fixed_plan(task, settings, thresholds[tasks.index(task)])
 
-    return draw_groups(policy, recorder, tasks, (0, 0), 0, threshold, settings, Patient(), ONE_RANK)
+    return draw_groups(policy, recorder, tasks, (0, 0), 0, plan, settings, Patient(), ONE_RANK)
 
 
 @st.composite

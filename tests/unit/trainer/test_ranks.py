@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from synod.errors import InvalidRequest, SettingsError
-from tests.unit.trainer.loops import MakeSettings, lines
+from tests.unit.trainer.loops import AUTO, MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.test_run import ready  # noqa: F401
 from tests.unit.trainer.world_two import (
@@ -48,10 +48,12 @@ pytestmark = pytest.mark.slow
 KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussian"})
 GAUSSIAN, SPLIT = Case(family="gaussian"), Case(family="gaussian", mode="shard")
 UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
+MOVING = Case(family="gaussian", options={**AUTO, "STEPS": "4"})
 CASES = (
     *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
     UNEVEN,
     Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
+    MOVING,
     Case(family="flow"),
     Case(family="flow", trained="lora", mode="shard"),
 )
@@ -156,6 +158,15 @@ def test_two_ranks_equal_one(outcome: Outcome, case: Case) -> None:
 
 def test_ranks_may_draw_different_numbers_of_batches(outcome: Outcome) -> None:
     assert (1, 3) in outcome.figures[UNEVEN.name].batches
+
+
+def test_ranks_move_screens_alike(outcome: Outcome) -> None:
+    """By what all of them measured: from none to finished images, in the middle of the run."""
+    alone, both = (lines(outcome.folder / f"{world}-{MOVING.name}") for world in ("one", "two"))
+    steps = [line["screens"]["none"] for line in alone]
+    assert (steps[0], steps[-1]) == (None, 4)
+    assert [line["screens"]["none"] for line in both] == steps
+    assert [line["foresight"] for line in both] == [line["foresight"] for line in alone]
 
 
 @pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.name)

@@ -32,6 +32,7 @@ from trainer.rollout import (
     sample_previews,
 )
 from trainer.scenarios import compound
+from trainer.screen_plan import fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.types import Prompt, Reward, RewardSpec, Task
 
@@ -45,7 +46,10 @@ def scripted(*scores: float | None) -> Judge:
 
 
 def explored(policy: ShowO, judge: Judge, settings: TrainerSettings, threshold: float | None) -> Previews:
-    return previews_of(sample_previews(policy, judge, tasks(settings)[0], threshold, settings, KEY, Clock()))
+    task = tasks(settings)[0]
+    return previews_of(
+        sample_previews(policy, judge, task, fixed_plan(task, settings, threshold), settings, KEY, Clock())
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,9 @@ def test_previews_are_scored_with_the_original_prompt(policy: ShowO, tiny_settin
     settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
     policy.phi.lm_head.bias.data[policy.vocab.id(END)] -= 4.0  # so that all say something
     textual = next(e for e in tasks(settings) if e.pathway == "textual")
-    found = previews_of(sample_previews(policy, judge, textual, None, settings, KEY, Clock()))
+    found = previews_of(
+        sample_previews(policy, judge, textual, fixed_plan(textual, settings, None), settings, KEY, Clock())
+    )
     assert {item.prompt for item, _ in judge.previewed} == {textual.prompt.text}
     assert all(item.reasoning is None and item.references == () for item, _ in judge.previewed)
     assert same_images([item.image for item, _ in judge.previewed], found.images)
@@ -191,7 +197,17 @@ def test_the_clock_counts_every_phase(policy: ShowO, tiny_settings: MakeSettings
     settings, clock = tiny_settings(), Clock()
     task = tasks(settings)[0]
     with futures.ThreadPoolExecutor(1) as pool:
-        (group,) = draw_groups(policy, Late(pool), [task], (0, 0), 0, lambda task: None, settings, clock, ONE_RANK)
+        (group,) = draw_groups(
+            policy,
+            Late(pool),
+            [task],
+            (0, 0),
+            0,
+            lambda *_: fixed_plan(task, settings, None),
+            settings,
+            clock,
+            ONE_RANK,
+        )
     assert len(group.rewards) == 4
     spent = clock.lap()
     assert set(spent) == {"reason", "preview", "decode", "surrogate", "finish", "reward_wait", "total"}

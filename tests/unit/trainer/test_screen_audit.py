@@ -12,7 +12,8 @@ import pytest
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, lines, run_loop, same_images, weights
 from tests.unit.trainer.reward_services import Judge, brightness
-from trainer.algorithms.audit import Audit, Costs, Observed
+from trainer.algorithms.audit import Audit, Observed
+from trainer.algorithms.costs import Costs, Work
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.page import audit, write_report
 from trainer.rollout import _from_document, _to_document
@@ -91,8 +92,13 @@ def test_an_audited_reward_stands_for_those_that_were_not(policy: ShowO, tiny_se
     ]
     drawn, pathway = previews.screened.drawn, previews.task.pathway
     expected = Audit().add(previews.scores, previews.screened.indices, seen, population=False)
-    steps = drawn * 1 + 2 * 3
-    assert update_audits({}, [group], settings) == {pathway: replace(expected, steps=steps, steps_unscreened=drawn * 4)}
+    answers = previews.task.query is not None
+    expected = replace(
+        expected,
+        work=Work(drawn * answers, drawn * 1 + 2 * 3, drawn + 2, drawn, 2, 2),
+        plain=Work(2 * answers, 2 * 4, 2, 0, 2, 2),
+    )
+    assert update_audits({}, [group], settings) == {pathway: expected}
     assert {one.weight for one in seen} == {1.0, 2.0}
     (unscreened,), _ = draw(policy, Judge(), tiny_settings(SCREEN__THRESHOLD="none"))
     assert update_audits({}, [unscreened], settings) == {}
@@ -105,8 +111,8 @@ def test_a_resumed_audit_is_that_of_a_whole_run(make_policy: MakePolicy, tiny_se
     for steps in ("2", "4"):
         parts = run_loop(tiny_settings(**options | {"STEPS": steps}, RUN_DIR='"parts"'), make_policy, Judge())
     assert parts.audits == whole.audits
-    assert (parts.costs.drawn, parts.costs.finished) == (whole.costs.drawn, whole.costs.finished)
-    assert parts.costs.update > 0
+    assert parts.costs.done == whole.costs.done
+    assert parts.costs.seconds.rollouts > 0
 
 
 def test_the_figures_are_reported(make_policy: MakePolicy, tiny_settings: MakeSettings, world_dir: Path) -> None:
@@ -130,13 +136,15 @@ def test_the_figures_are_reported(make_policy: MakePolicy, tiny_settings: MakeSe
 
 def test_costs_are_of_all_ranks(policy: ShowO, tiny_settings: MakeSettings) -> None:
     """Two ranks; the first group was replaced, so that it was finished and not in the update."""
-    groups, _ = draw(policy, Judge(), tiny_settings(PROMPTS_PER_STEP="2"))
+    settings = tiny_settings(PROMPTS_PER_STEP="2", DATA__GENEVAL_SHARE="0")
+    groups, _ = draw(policy, Judge(), settings)
     seconds = [
         {"reason": 1.0, "preview": 2.0, "decode": 0.5, "finish": 3.0, "audit": 9.0, "total": 20.0},
         {"preview": 1.0, "surrogate": 0.25, "reward_wait": 1.0, "update": 4.0, "total": 20.0},
     ]
-    found = update_costs(Costs(draw=1.0, drawn=1), groups, 1, seconds)
-    assert found == Costs(5.0, 0.25, 0.5, 4.0, 4.0, drawn=9, decoded=16, finished=8, updated=4)
+    found = update_costs(Costs(Work(answers=1.0), Work(answers=1)), groups, 1, seconds, settings)
+    assert found.seconds == Work(2.0, 6.0, 0.5, 0.25, 1.0, 4.0)
+    assert found.done == Work(answers=9, steps=8 * 4, images=16, scores=8, rewards=8, rollouts=4)
 
 
 def test_an_audit_without_a_screen_is_refused(tiny_settings: MakeSettings) -> None:

@@ -151,7 +151,7 @@ def test_a_run_with_each_screen(
     [
         ({**BOTH_TAILS, "SCREEN__THRESHOLD": "quantile"}, "select 'best_and_worst' chooses among all max_previews"),
         ({**BOTH_TAILS, "LOSS__BASELINE": "group"}, "give loss.baseline 'population'"),
-        ({**BOTH_TAILS, "SCREEN__FINISHED": "4"}, "'best_and_worst' finishes group_size; remove it"),
+        ({**BOTH_TAILS, "SCREEN__FINISHED": "4"}, "'best_and_worst' chooses the number; remove it"),
     ],
 )
 def test_rules_that_do_not_fit_are_refused(tiny_settings: MakeSettings, options: dict[str, str], message: str) -> None:

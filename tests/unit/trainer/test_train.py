@@ -177,7 +177,7 @@ def test_a_threshold_is_fixed_within_a_step(make_policy: MakePolicy, tiny_settin
         for index, task in enumerate(tasks(settings, step)):
             key = (settings.seed, step, index)
             previews = previews_of(
-                sample_previews(state.policy, Judge(), task, state.threshold(task), settings, key, Clock())
+                sample_previews(state.policy, Judge(), task, state.plan(task, settings, key), settings, key, Clock())
             )
             thresholds.setdefault(task.key, set()).add(previews.threshold)
             groups.append(finish(state.policy, Judge(), previews, settings, Clock()).wait())
@@ -229,9 +229,9 @@ def test_flat_groups_are_replaced_and_resumed(
     """Prompts with an even digit are flat. A resumed run draws the same replacements."""
     drawn: list[tuple[str, tuple[int, ...], str]] = []
 
-    def watched(policy: Any, service: Any, task: Task, threshold: Any, settings: Any, key: Any, clock: Any) -> Any:
+    def watched(policy: Any, service: Any, task: Task, plan: Any, settings: Any, key: Any, clock: Any) -> Any:
         drawn.append((settings.run_dir.name, tuple(key), task.prompt.text))
-        return sample_previews(policy, service, task, threshold, settings, key, clock)
+        return sample_previews(policy, service, task, plan, settings, key, clock)
 
     monkeypatch.setattr("trainer.rollout.sample_previews", watched)
 

@@ -34,6 +34,7 @@ preview_batch_size = 4
 max_previews = 12
 screen_fraction = 0.3
 target_pass_rate = 0.5
+select = "first_above"
 [trainer.optimizer]
 lr = 1e-3
 """

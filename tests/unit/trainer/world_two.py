@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from synod.contracts import ScoreItem
 from tests.unit.trainer.gaussian_policy import GaussianPolicy, closeness
-from tests.unit.trainer.loops import lines
+from tests.unit.trainer.loops import UPDATES_ARE_DEAR, lines, priced
 from tests.unit.trainer.reward_services import Judge, brightness, redness
 from tests.unit.trainer.tiny_flow import FLOW, TEXT, write_pipeline
 from tests.unit.trainer.tiny_run import TINY, make_settings, write_data
@@ -69,6 +69,7 @@ COMMON: Final = {
     "CHECKPOINT_EVERY": "1",
     "LOSS__BASELINE": "population",
     "SCREEN__AUDIT": "0.5",
+    "REWARDS__SURROGATE": "ber",
 }
 OF_FAMILY: Final = {
     "show_o": {"DATA__GENEVAL_SHARE": "0.3333", "OPTIMIZER__LR": "0.01"},
@@ -205,7 +206,10 @@ def train_case(ranks: Ranks, case: Case, settings: TrainerSettings, judge: Judge
     else:
         policy = make_policy(settings)
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
-    with patch("trainer.checkpoint.KEEP", 9), patch("trainer.train.log_images", lambda *_: None):
+    with ExitStack() as stack:
+        stack.enter_context(patch("trainer.checkpoint.KEEP", 9))
+        stack.enter_context(patch("trainer.train.log_images", lambda *_: None))
+        stack.enter_context(patch("trainer.state.update_costs", priced(UPDATES_ARE_DEAR)))  # clocks differ
         return train(settings, policy, judge or make_judge(case), controller, lambda message: None, ranks=ranks)
 
 

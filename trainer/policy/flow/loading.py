@@ -5,6 +5,7 @@ diffusers takes seconds to import: only functions import it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,13 +60,15 @@ def load(
     max_text_length: int | None = None,
     sampler: Sampler = DEFAULT,
     guidance_scale: float = 4.5,
+    evaluation: Sampler | None = None,
     dtype: Dtype = "float32",
     checkpointing: bool = False,
+    kind: Callable[..., FlowPolicy] = FlowPolicy,
 ) -> FlowPolicy:
     """Read a pipeline's directory or hub id ('org/name' or 'org/name@REVISION').
 
-    The transformer, which is trained, and the codec have float32 weights; the text encoders have `dtype`. Raises
-    SettingsError for files that are missing or do not fit.
+    The transformer, which is trained, and the codec have float32 weights; the text encoders have `dtype`. `kind` makes
+    the policy of the arguments of a FlowPolicy. Raises SettingsError for files that are missing or do not fit.
     """
     parts = Parts.find(model, resolution, max_text_length)
     directory = parts.directory()
@@ -86,7 +89,16 @@ def load(
         components["transformer"].enable_gradient_checkpointing()
     pipe = getattr(diffusers, parts.pipeline.name)(**components)
     config = parts.configs["transformer"]
-    return FlowPolicy(parts.pipeline, pipe, parts.shapes, config, sampler, guidance_scale=guidance_scale, dtype=dtype)
+    return kind(
+        parts.pipeline,
+        pipe,
+        parts.shapes,
+        config,
+        sampler,
+        guidance_scale=guidance_scale,
+        evaluation=evaluation,
+        dtype=dtype,
+    )
 
 
 def check(parts: Parts, directory: Path | None = None) -> None:

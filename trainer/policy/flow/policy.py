@@ -43,7 +43,7 @@ class FlowPolicy:
     """The policy: a diffusers pipeline with its shapes, and how images are sampled from it.
 
     `config` is the transformer's config.json, which is saved as it was. Velocities are u + g (c - u), with g
-    `guidance_scale`; 1: without guidance.
+    `guidance_scale`; 1: without guidance. Evaluations draw by the sampler `evaluation`, by default as training does.
     """
 
     def __init__(
@@ -55,16 +55,23 @@ class FlowPolicy:
         sampler: Sampler,
         *,
         guidance_scale: float,
+        evaluation: Sampler | None = None,
         dtype: Dtype = "float32",
     ) -> None:
         self.kind, self.pipe, self.shapes, self.config = kind, pipe, shapes, config
         self.sampler, self.guidance_scale, self.dtype = sampler, guidance_scale, dtype
+        self.evaluation = evaluation or sampler
         self.module: nn.Module = pipe.transformer
         self.codec: nn.Module = pipe.vae
         self.encoders: nn.Module = nn.ModuleDict({name: getattr(pipe, name) for name in kind.encoders})
         self._reference: nn.Module | None = None
         self._lora: Lora | None = None
         self._prompts: OrderedDict[str, Conditions] = OrderedDict()
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The model of velocities: that of the policy, or inside `reference` that of the reference."""
+        return self.module
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +106,14 @@ class FlowPolicy:
             found = self.sampler.advance(found, self._velocity(found, step))
         return found
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        training, self.sampler = self.sampler, self.evaluation
+        try:
+            yield
+        finally:
+            self.sampler = training
+
     @torch.no_grad()
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         z = torch.stack([one.clean_CHW for one in _latents_of(segments)])
@@ -125,12 +140,15 @@ class FlowPolicy:
         x = torch.cat((x_BCHW, x_BCHW)) if guided else x_BCHW
         time = torch.full((len(x),), TRAINING_TIMES * self.shapes.time_scale * t, device=x.device)
         conditions = self._conditions(rows)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            v: Tensor = self.module(hidden_states=x, timestep=time, return_dict=False, **conditions)[0]
+        with self._autocast(x.device):
+            v: Tensor = self.transformer(hidden_states=x, timestep=time, return_dict=False, **conditions)[0]
         if not guided:
             return v.float()
         without, prompted = v.float().chunk(2)
         return sde.guided(without, prompted, guidance_scale)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def _velocity(self, segments: Sequence[LatentSegment], step: int) -> Tensor:
         """Return the velocity of the latents that a step starts from: sampler, update and reference all call this."""
@@ -184,7 +202,7 @@ class FlowPolicy:
         SettingsError for a target that is not a linear layer.
         """
         if self.dtype == "bfloat16":  # as autocast would cast these frozen weights in every product
-            for block in self._blocks(self.module):
+            for block in blocks_of(self.transformer):
                 for layer in block.modules():
                     if isinstance(layer, nn.Linear):
                         layer.bfloat16()
@@ -212,13 +230,7 @@ class FlowPolicy:
 
     def units(self) -> list[tuple[nn.Module, tuple[nn.Module, ...]]]:
         models = [self.module] if self._reference is None else [self.module, self._reference]
-        return [(model, tuple(self._blocks(model))) for model in models]
-
-    @staticmethod
-    def _blocks(model: nn.Module) -> nn.ModuleList:
-        blocks = model.transformer_blocks
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
+        return [(model, tuple(blocks_of(model))) for model in models]
 
     def blank(self, kind: Modality) -> LatentSegment:
         assert kind == "image", "there is no text"
@@ -231,7 +243,7 @@ class FlowPolicy:
             self.kind.transformer,
             self.config,
             self._latent,
-            self._read(""),
+            self._conditions([""]),
             rollouts=rollouts,
             guided=self.guidance_scale != 1,
             checkpointing=checkpointing,
@@ -252,9 +264,23 @@ class FlowPolicy:
         folder = directory / "transformer"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
-        write_weights(state_of(self.module) if self._lora is None else self._lora.merged(), folder, WEIGHTS)
+        write_weights(self._saved_state("image"), folder, WEIGHTS)
         if self._lora is not None:
             self._lora.save(directory / ADAPTER)
+
+    def _saved_state(self, part: str) -> dict[str, Tensor]:
+        """Return the weights of one part of the module, with those of adapters merged into them."""
+        state = state_of(self.module) if self._lora is None else self._lora.merged()
+        if self.transformer is self.module:
+            return state
+        return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """Return the blocks of a transformer."""
+    blocks = model.transformer_blocks
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
 
 
 def to_square(image: Pixels, side: int) -> Pixels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainer.algorithms.audit import Audit, Correlation, Costs, Observed
+from trainer.algorithms.audit import Audit, Correlation, Observed
+from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst, screen, top_up
 
 EIGHTHS = st.integers(-8, 8).map(lambda n: n / 8)
@@ -154,11 +156,17 @@ def test_equal_scores_change_no_signal() -> None:
 def test_signal_per_second_by_hand() -> None:
     """40 previews of 1 s with their scores and images of 3 s, and 10 kept of 9 s: 250 s, in place of 10 of 10.5 s."""
     x, y = [1.0, -1.0, 1.0, -1.0], [1.0, -1.0, 1.0, -1.0]
-    audit = Audit(groups=1, drawn=40, kept=10, freedom=9, spread=18.0)
-    audit = Audit(pearson=Correlation().add(x, y, [1.0] * 4, 4), groups=1, drawn=40, kept=10, freedom=9, spread=18.0)
-    costs = Costs(draw=40.0, surrogate=100.0, decode=25.0, finish=35.0, update=50.0, drawn=40, decoded=50)
-    assert costs.signal_per_second(audit) is None  # nothing is finished yet
-    costs = Costs(40.0, 100.0, 25.0, 35.0, 50.0, drawn=40, decoded=50, finished=10, updated=10)
+    work, plain = Work(40, 40 * 1 + 10 * 4, 50, 40, 10, 10), Work(10, 10 * 5, 10, 0, 10, 10)
+    audit = Audit(Correlation().add(x, y, [1.0] * 4, 4), freedom=9, spread=18.0, work=work, plain=plain)
+    seconds = Work(answers=20.0, steps=40.0, images=25.0, scores=100.0, rewards=15.0, rollouts=50.0)
+    assert audit.signal_per_second(Costs(seconds, replace(work, rollouts=0))) is None  # there was no update yet
     assert audit.signal == 2.0
-    screened, plain = 40 + 100 + 25 + 35 + 50, 10 * (1 + 0.5 + 3.5 + 5)
-    assert costs.signal_per_second(audit) == pytest.approx(2.0 * plain / screened)
+    screened, plainly = 20 + 40 + 25 + 100 + 15 + 50, 10 * (0.5 + 5 * 0.5 + 0.5 + 1.5 + 5)
+    assert audit.signal_per_second(Costs(seconds, work)) == pytest.approx(2.0 * plainly / screened)
+
+
+def test_costs_fade() -> None:
+    costs = Costs().add(Work(rollouts=8.0), Work(rollouts=2.0)).add(Work(rollouts=1.0), Work(rollouts=1.0), memory=0.5)
+    assert costs == Costs(Work(rollouts=5.0), Work(rollouts=2.0))
+    assert costs.of(Work(rollouts=3)) == 7.5
+    assert costs.of(Work(rollouts=3, answers=1)) is None  # no answer was written

@@ -71,6 +71,11 @@ def test_known_terms_of_scorers_by_hand() -> None:
     assert score(ANSWER, RewardSpec({"tier": -2.0, "polite": 0.5, "ber": 9.0})).value == -1.5
 
 
+def test_a_reward_without_known_terms_gives_no_score() -> None:
+    """The service is not asked, and nothing has failed."""
+    assert score(ANSWER, RewardSpec({"ber": 1.0})) == Reward(None)
+
+
 def test_known_and_predicted_terms_add_up_to_the_reward() -> None:
     """.25 * .5 - .125 + .5 * .75, and the fixed part is that of "known"."""
     found = score(CLEAR, ENSEMBLE)

@@ -56,7 +56,11 @@ def test_held_out_prompts_use_the_same_reward(plain: Make, tmp_path: Path) -> No
 
 def test_settings_survive_json(settings_from: Make, plain: Make) -> None:
     for settings in (
-        plain('column = "text"', 'scorers = { a = 1.0, b = -2.5 }\naggregation = "gdpo"'),
+        plain(
+            'column = "text"',
+            'scorers = { a = 1.0, b = -2.5 }\naggregation = "gdpo"',
+            "[trainer.screen]\nselect = 'extremes'",
+        ),
         settings_from(),
     ):
         assert TrainerSettings.model_validate(json.loads(settings.model_dump_json())) == settings
@@ -146,7 +150,8 @@ def test_the_tables_must_be_tables(tmp_path: Path) -> None:
 
 
 def test_wanted_rewards_have_their_inputs(settings_from: Make, plain: Make, tmp_path: Path) -> None:
-    found = [(one.role, dict(one.spec.scorers), sorted(one.inputs)) for one in wanted_rewards(plain())]
+    named = plain(rewards="scorers = { pickscore = 1.0 }\nsurrogate = 'ber'")
+    found = [(one.role, dict(one.spec.scorers), sorted(one.inputs)) for one in wanted_rewards(named)]
     assert found == [
         ("scorer", {"pickscore": 1.0}, ["image", "prompt"]),
         ("surrogate", {"ber": 1.0}, ["image", "prompt"]),
@@ -158,11 +163,14 @@ def test_wanted_rewards_have_their_inputs(settings_from: Make, plain: Make, tmp_
     (tmp_path / "geneval.jsonl").write_text(json.dumps(line) + "\n")
     mixed = wanted_rewards(plain('heldout = "held.jsonl"'))  # the training prompts have no metadata
     assert "geneval" not in mixed[0].inputs
-    settings = plain('heldout = "held.jsonl"')
+    settings = plain('heldout = "held.jsonl"', "scorers = { pickscore = 1.0 }\nsurrogate = 'ber'")
     data = settings.data.model_copy(update={"prompts": tmp_path / "geneval.jsonl"})
     whole = wanted_rewards(settings.model_copy(update={"data": data}))
     assert [sorted(one.inputs) for one in whole] == [["geneval", "image", "prompt"], ["image", "prompt"]]
-    shares = {share: wanted_rewards(settings_from(DATA__GENEVAL_SHARE=share)) for share in ("0", "0.5", "1")}
+    shares = {
+        share: wanted_rewards(settings_from(DATA__GENEVAL_SHARE=share, REWARDS__SURROGATE="ber"))
+        for share in ("0", "0.5", "1")
+    }
     assert [[one.spec.ensemble or dict(one.spec.scorers) for one in found] for found in shares.values()] == [
         ["sync_r1", {"ber": 1.0}],
         ["sync_r1", {"geneval": 1.0}, {"ber": 1.0}],

@@ -42,13 +42,34 @@ def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
     assert (settings.loss.image.beta, settings.loss.text.alpha, settings.loss.image.alpha) == (0.01, 0.4, 0.6)
     sampler = settings.policy.sampler
     assert (sampler.guidance_scale, sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
-    assert (settings.screen.threshold, settings.screen.target_pass_rate) == ("quantile", 0.25)
+    named = settings_from("[trainer.screen]\nthreshold = 'quantile'\n").screen
+    assert (named.select, named.target_pass_rate, named.audit) == ("first_above", 0.25, 0.0)
+
+
+def test_auto_is_the_screen_unless_a_rule_is_named(settings_from: Make) -> None:
+    """A threshold names the rule that has one; the other rules have none."""
+    screens = {
+        text: settings_from(f"[trainer.screen]\n{text}\n[trainer.loss]\nbaseline = 'population'\n").screen
+        for text in ("", "threshold = 'none'", "select = 'best_and_worst'", "select = 'extremes'", "audit = 0.5")
+    }
+    assert [(one.select, one.threshold, one.audit) for one in screens.values()] == [
+        ("auto", "none", 0.2),
+        ("first_above", "none", 0.0),
+        ("best_and_worst", "none", 0.0),
+        ("extremes", "none", 0.0),
+        ("auto", "none", 0.5),
+    ]
+    assert settings_from("[trainer.screen]\nselect = 'first_above'\n").screen.threshold == "quantile"
+    for steps, predicted in (("50", (10, 25)), ("4", (1, 2)), ("2", (1,))):
+        assert settings_from(POLICY__SAMPLER__DENOISING_STEPS=steps).predicted_steps == predicted
+    assert settings_from(REWARDS__SURROGATE="known").predicted_steps == ()
 
 
 def test_paper_toml_has_the_papers_form() -> None:
     paper = load(ROOT / "deploy/configs/sync_r1_paper.toml", {})
     assert (paper.policy.positions, paper.loss.scale, paper.loss.baseline) == ("all", "paper_sum", "group")
     assert (paper.screen.threshold, paper.screen.target_pass_rate) == ("paper", 0.25)
+    assert (paper.screen.select, paper.rewards.surrogate) == ("first_above", "ber")
     tier = load_service(ROOT / "deploy/configs/sync_r1_paper.toml", {}).scorers["tier"]
     assert tier.kind == "tier"
     assert tier.mode == "paper_clipped"
@@ -76,15 +97,21 @@ def test_the_environment_overrides(settings_from: Make) -> None:
         ("[trainer.loss]\nscale = 'some'\n", "trainer.loss.scale"),
         ("[trainer.loss.text]\nbeta = nan\n", "trainer.loss.text.beta"),
         ("[trainer.loss]\nloss_step_fraction = 0\n", "loss_step_fraction"),
-        ("[trainer.screen]\nmax_previews = 8\n", "max_previews 8 is below group_size 9"),
+        ("[trainer.screen]\naudit = 0\n", "audit 0 measures nothing, so select 'auto' cannot decide"),
+        ("[trainer.screen]\nmax_previews = 36\n", "max_previews 36 is for another rule: select 'auto' draws twice"),
+        (GDPO, "screen.select 'auto' predicts a weighted sum, but rewards.aggregation is 'gdpo'"),
+        ("[trainer.screen]\nthreshold = 'power'\nmax_previews = 8\n", "max_previews 8 is below group_size 9"),
         ("[trainer.screen]\nfinished = 18\n", "finished 18 is for select 'extremes'"),
-        ('[trainer.screen]\nselect = "extremes"\n', "threshold 'quantile' screens previews; give threshold 'none'"),
+        (
+            '[trainer.screen]\nselect = "extremes"\nthreshold = "quantile"\n',
+            "threshold 'quantile' screens previews; give threshold 'none'",
+        ),
         (
             '[trainer.screen]\nselect = "extremes"\nthreshold = "none"\nfinished = 8\n',
             "finished 8 is below group_size 9; finish at least the group",
         ),
-        ("[trainer.screen]\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
-        ("[trainer.screen]\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nthreshold = 'power'\nscreen_fraction = 0.001\n", "leaves no step before or after it"),
+        ("[trainer.screen]\nthreshold = 'power'\nscreen_fraction = 0.999\n", "leaves no step before or after it"),
         ("[trainer.screen]\nthreshold = 'logodds'\n", "trainer.screen.threshold"),
         ("[trainer.loss]\nnormalise = 'std'\n", "trainer.loss.normalise"),
         (

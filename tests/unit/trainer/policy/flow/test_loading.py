@@ -200,6 +200,7 @@ def test_the_registry_loads_what_the_settings_say(pipelines: dict[Family, Path])
     policy: Any = registry.load(settings)
     assert (policy.shapes.resolution, policy.shapes.text_length, policy.guidance_scale) == (12, 6, 2.0)
     assert policy.sampler == loading.Sampler.of(6, 2.0, 0.5, schedule="diffusers", window=(1, 3))
+    assert policy.evaluation == loading.Sampler.of(20, 2.0, 0.0, schedule="diffusers")
     assert policy.module.is_gradient_checkpointing
     assert any("lora_A" in name for name, _ in policy.module.named_parameters())
     registry.FAMILIES["flow"].check(settings, ())
@@ -213,7 +214,7 @@ def test_the_registry_loads_what_the_settings_say(pipelines: dict[Family, Path])
         ({"POLICY__SAMPLER__ETA": "0"}, r"trainer\.policy\.sampler\.eta"),
         ({"POLICY__SAMPLER__TEMPERATURE": "1"}, r"trainer\.policy\.sampler\.temperature"),
         ({"POLICY__VQ": "x"}, r"trainer\.policy\.vq"),
-        ({"DATA__GENEVAL_SHARE": "0.5"}, "'sync_r1' asks the policy questions, but policy.family 'flow' has no langua"),
+        ({"DATA__GENEVAL_SHARE": "0.5"}, "'sync_r1' asks the policy questions, but policy.family 'flow' answers none"),
         ({"POLICY__FAMILY": "flux"}, r"trainer\.policy.*'show_o', 'flow'"),
     ],
 )

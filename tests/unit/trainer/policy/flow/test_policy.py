@@ -157,6 +157,18 @@ def test_the_sde_window_limits_decisions(load: Load, family: Family) -> None:
     (0.0 * (blank.new_BD + blank.kl_BD).sum()).backward()  # type: ignore[no-untyped-call]
 
 
+def test_evaluations_draw_without_noise(load: Load) -> None:
+    ode = Sampler.of(6, shift=3.0, eta=0.0)
+    policy, expected = load("sd3", evaluation=ode), load("sd3", sampler=ode)
+    with policy.evaluating():
+        assert policy.image_steps == 6
+        found = draw(policy, 6)
+        assert not policy.steps(found)
+    assert policy.image_steps == policy.sampler.steps == 4
+    (one, _), (other, _) = found, draw(expected, 6)
+    assert torch.equal(one.clean_CHW, other.clean_CHW)
+
+
 @each_family
 def test_the_reference_is_the_policy_before_training(load: Load, family: Family) -> None:
     policies = [load(family), load(family)]

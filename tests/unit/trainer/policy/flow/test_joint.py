@@ -1,0 +1,241 @@
+"""A language model and a pipeline as one policy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synod.errors import SettingsError
+from tests import tiny_vlm
+from tests.unit.trainer.policy.flow.conftest import Load
+from tests.unit.trainer.tiny_flow import Family
+from trainer.policy import registry
+from trainer.policy.flow import joint, language
+from trainer.policy.flow.connector import Connector, ConnectorConfig
+from trainer.policy.flow.joint import JointPolicy
+from trainer.settings import read_policy
+from trainer.types import Query
+
+WORDS = ("a", "red", "cat", "two", "dogs", "hat", "what", "is", "it")
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+Make = Callable[..., JointPolicy]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny Qwen2.5-VL."""
+    folder = tmp_path_factory.mktemp("qwen")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny_vlm.qwen(folder, WORDS)
+    return folder
+
+
+@pytest.fixture
+def make(load: Load, words: Path) -> Make:
+    def made(*trains: Any, linked: Connector | None = None, **options: Any) -> JointPolicy:
+        given = partial(JointPolicy, *language.load(words, 5), trains or ("text", "image"), linked)
+        policy = load("sana", kind=given, **options)
+        assert isinstance(policy, JointPolicy)
+        return policy
+
+    return made
+
+
+def ratios(policy: JointPolicy, answers: list[Any]) -> Tensor:
+    new, old, mask, *_ = (getattr(policy.terms(answers, 0), name) for name in ("new_BD", "old_BD", "mask_BD"))
+    return (new - old).detach()[mask]
+
+
+@pytest.mark.parametrize("image", [None, IMAGE], ids=["words", "image"])
+def test_answers_are_learnt_as_they_were_sampled(make: Make, image: Any) -> None:
+    policy, query = make(), Query("what is it", image)
+    seeds = [(0, 0, 0, i) for i in range(6)]
+    answers = policy.answer([query] * 6, seeds)
+    assert len({tuple(one.ids_S.tolist()) for one in answers}) > 1
+    assert ratios(policy, answers).abs().max() < 1e-5  # one pass against one token at a time
+    (alone,) = policy.answer([query], seeds[3:4])
+    assert torch.equal(alone.ids_S, answers[3].ids_S)  # it follows from its own seed
+    lengths = {len(one.ids_S) for one in answers}
+    assert max(lengths) <= policy.decisions("text") == 5
+    with torch.no_grad():
+        for parameter in policy.module["language"].parameters():
+            parameter.mul_(1.02)
+    assert ratios(policy, answers).abs().max() > 1e-4
+
+
+def test_tokens_are_drawn_by_their_probabilities(make: Make) -> None:
+    """And those of images, which a text cannot hold, never."""
+    policy, query = make(), Query("a red hat")
+    count = 3000
+    uniform = (torch.arange(count) + 0.5)[:, None] / count
+    drawn = policy.language.sample(policy.module["language"], query, uniform)
+    ids = torch.stack([one.ids_S[0] for one in drawn])
+    inputs = policy.language._ask(policy.module["language"], query)
+    logits = policy.module["language"](**inputs).logits[0, -1].detach()
+    expected = policy.language.logp(logits).exp()
+    found = torch.bincount(ids, minlength=len(expected)) / count
+    assert (found - expected).abs().max() < 1.5 / count
+    unspoken = policy.language._unspoken
+    assert len(unspoken) == 2
+    assert expected[unspoken].abs().max() == 0
+    assert drawn[0].logp_S[0] == pytest.approx(float(expected[ids[0]].log()), abs=1e-5)
+
+
+def test_sampling_moves_no_other_random_numbers(make: Make) -> None:
+    policy = make()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    policy.answer([Query("a cat")], [(0, 0)])
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_both_models_have_gradients_and_a_reference(make: Make) -> None:
+    policy = make()
+    policy.keep_reference()
+    query = Query("what is it", IMAGE)
+    answers = policy.answer([query, query], [(0, 0), (0, 1)])
+    images = policy.denoise(policy.start([f"a cat. {one.text}" for one in answers], [(0, 0), (0, 1)]), 4)
+    assert [group.kind for group in policy.parameter_groups()] == ["text", "image"]
+    for segments in (answers, images):
+        policy.module.zero_grad()
+        terms = policy.terms(segments, 0, reference=True)
+        terms.new_BD[terms.mask_BD].sum().backward()  # type: ignore[no-untyped-call]
+        groups = policy.parameter_groups()
+        moved = [any(p.grad is not None and p.grad.any() for p in group.parameters) for group in groups]
+        assert moved == [segments is answers, segments is images]
+        if terms.reference_BD is not None:
+            assert torch.equal(terms.reference_BD, terms.new_BD.detach())
+        else:
+            assert terms.kl_BD is not None
+            assert terms.kl_BD.abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_one_model_may_be_trained_alone(make: Make, kind: Any) -> None:
+    policy = make(kind)
+    (group,) = policy.parameter_groups()
+    assert group.kind == kind
+    adapted = make(kind)
+    adapted.add_adapters(rank=2, alpha=4, targets=("to_q", "q_proj"), seed=0, base="x")
+    (group,) = adapted.parameter_groups()
+    names = [name for name, one in adapted.module.named_parameters() if one.requires_grad]
+    part = {"text": joint.LANGUAGE, "image": joint.IMAGE}[kind]
+    assert len(names) == len(group.parameters)
+    assert all(name.startswith(part) and "lora_" in name for name in names)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapters: bool) -> None:
+    from trainer.policy.flow import loading
+
+    policy, query = make(), Query("what is it", IMAGE)
+    if adapters:
+        policy.add_adapters(rank=2, alpha=4, targets=("to_q", "q_proj"), seed=0, base="x")
+    with torch.no_grad():
+        for group in policy.parameter_groups():
+            for parameter in group.parameters:
+                parameter.add_(0.02)
+    policy.save(tmp_path)
+    given = partial(JointPolicy, *language.load(tmp_path / joint.LANGUAGE, 5), ("text",), None)
+    again = loading.load(tmp_path, sampler=policy.sampler, guidance_scale=3.0, max_text_length=6, kind=given)
+    answers = policy.answer([query], [(0, 1)])
+    torch.testing.assert_close(again.answer([query], [(0, 1)])[0].logp_S, answers[0].logp_S, rtol=1e-4, atol=1e-4)
+    ours, theirs = (one.denoise(one.start(["a cat"], [(0,)]), 4)[0].clean_CHW for one in (policy, again))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_language_model_without_weights_is_refused(words: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        language.load(tmp_path, 5)
+
+
+# -- the bridge of queries --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked() -> Connector:
+    """For the tiny Qwen (width 32) and the tiny SANA (captions of 16)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Connector(ConnectorConfig(queries=3, width=32, caption_width=16, layers=1, heads=4, kv_heads=2))
+
+
+def test_queries_carry_the_prompt_to_the_image(make: Make, linked: Connector) -> None:
+    policy = make(linked=linked)
+    policy.keep_reference()
+    seeds = [(0, 0), (0, 1), (0, 2)]
+    images = policy.denoise(policy.start(["a cat", "two dogs", "a cat"], seeds), 4)
+    terms = policy.terms(images, 0, reference=True)
+    assert (terms.new_BD - terms.old_BD).abs().max() == 0
+    assert terms.kl_BD is not None
+    assert terms.kl_BD.abs().max() == 0
+    x = torch.zeros(2, 4, 4, 4)
+    with torch.no_grad():
+        v = policy.velocity(["a cat", "two dogs"], x, 0.5, 1.0)
+        assert (v[0] - v[1]).abs().max() > 1e-5
+        nothing = policy._conditions(["", "a cat"])["encoder_hidden_states"]
+    assert nothing[0].abs().max() == 0
+    assert nothing[1].abs().max() > 0
+    assert [group.kind for group in policy.parameter_groups()] == [None, "image"]
+    terms.new_BD.sum().backward()  # type: ignore[no-untyped-call]
+    for name in (joint.LANGUAGE, joint.IMAGE, joint.CONNECTOR):  # the language model learns from images, too
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in policy.module[name].parameters())
+    assert linked.queries.grad is not None
+    assert linked.queries.grad.abs().max() > 0
+
+
+def test_a_frozen_language_model_passes_the_gradient_on(make: Make, linked: Connector) -> None:
+    policy = make("image", linked=linked)
+    images = policy.denoise(policy.start(["a cat"], [(0, 0)]), 4)
+    policy.terms(images, 0).new_BD.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for p in policy.module[joint.LANGUAGE].parameters())
+    assert linked.queries.grad is not None
+    (group,) = policy.parameter_groups()
+    assert group.kind == "image"
+    image = [parameter for name in (joint.IMAGE, joint.CONNECTOR) for parameter in policy.module[name].parameters()]
+    assert len(group.parameters) == len(image)
+    assert policy.activation_bytes(2, checkpointing=False) > 0
+
+
+def test_the_settings_name_the_bridge(make: Make, linked: Connector, words: Path, tmp_path: Path) -> None:
+    policy = make(linked=linked)
+    policy.save(tmp_path / "made")
+    table = {"model": str(tmp_path / "made/language"), "bridge": "queries", "max_new_tokens": 5}
+    chosen = {"family": "flow", "model": str(tmp_path / "made"), "max_text_length": 6, "language": table}
+    again = registry.load(read_policy({**chosen, "sampler": {"denoising_steps": 4, "guidance_scale": 3.0}}))
+    assert isinstance(again, JointPolicy)
+    ours, theirs = (one.denoise(one.start(["a cat"], [(0,)]), 4)[0].clean_CHW for one in (policy, again))
+    torch.testing.assert_close(theirs, ours)
+    shutil.rmtree(tmp_path / "made/connector")
+    with pytest.raises(SettingsError, match="none is published; give bridge 'text'"):
+        registry.load(read_policy(chosen))
+
+
+def test_a_connector_of_another_width_is_refused(
+    make: Make, linked: Connector, pipelines: dict[Family, Path], tmp_path: Path
+) -> None:
+    """By the configurations, before weights are read."""
+    make(linked=linked).save(tmp_path / "made")
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    table = {"model": str(tmp_path / "made/language"), "bridge": "queries"}
+    settings = read_policy({"family": "flow", "model": str(tmp_path / "made"), "language": table})
+    (tmp_path / "made/connector/config.json").write_text(json.dumps(asdict(replace(linked.config, caption_width=24))))
+    for called in (registry.load, lambda chosen: registry.FAMILIES["flow"].check(chosen, ())):
+        with pytest.raises(SettingsError, match=r"captions of 24, but the language model has 32 and .* takes 16"):
+            called(settings)
+    other = read_policy({"family": "flow", "model": str(pipelines["sd3"]), "language": table})
+    with pytest.raises(SettingsError, match="a SD3Transformer2DModel needs pooled texts too"):
+        registry.load(other)

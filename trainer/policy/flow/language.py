@@ -1,0 +1,180 @@
+"""A language model beside a flow-matching pipeline: it answers queries, and its answers become part of the prompt.
+
+Any directory or hub id that AutoModelForImageTextToText reads, such as Qwen2.5-VL. Answers are sampled at temperature
+1 over all tokens but those that stand for images. Suffixes: B answers, S their tokens, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from synod.errors import SettingsError
+from trainer.policy.weights import directory_of
+from trainer.types import Modality, Query
+
+_IMAGE_TOKENS = ("image_token_id", "video_token_id", "image_token_index")  # in the configurations of transformers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextSegment:
+    """A sampled answer.
+
+    ids_S   int64, with the end token if it was drawn
+    logp_S  float32, log-probability of each token under the policy that sampled it
+    """
+
+    kind: ClassVar[Modality] = "text"
+    step: ClassVar[int] = 1
+    query: Query
+    ids_S: Tensor
+    logp_S: Tensor
+    text: str
+
+    @property
+    def prompt(self) -> str:
+        return self.query.text
+
+
+class Language:
+    """A vision-language model with its processor; `max_new_tokens` is the longest answer.
+
+    `model` is passed to every method, because the policy and its reference are two.
+    """
+
+    def __init__(self, processor: Any, config: Any, generation: Any, max_new_tokens: int) -> None:
+        self.processor, self.generation, self.max_new_tokens = processor, generation, max_new_tokens
+        given = (getattr(config, name, None) for name in _IMAGE_TOKENS)
+        self._unspoken = sorted({one for one in given if one is not None})
+        ends = generation.eos_token_id
+        self._ends = [ends] if isinstance(ends, int) else list(ends or [processor.tokenizer.eos_token_id])
+
+    @torch.no_grad()
+    def sample(self, model: Any, query: Query, uniform_BS: Tensor) -> list[TextSegment]:
+        """Sample B answers to one query; answer i follows from row i of the uniform numbers in (0, 1)."""
+        from transformers import GenerationConfig
+
+        drawing = _Drawing(uniform_BS.to(model.device), self)
+        plain = GenerationConfig(
+            max_new_tokens=uniform_BS.shape[1],
+            do_sample=True,  # of one token that is left
+            num_return_sequences=len(uniform_BS),
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0],
+        )
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # its own draws, of one token, must not move other random numbers
+            model.generate(**self._ask(model, query), generation_config=plain, logits_processor=[drawing])
+        rows = zip(torch.stack(drawing.ids, 1), torch.stack(drawing.logps, 1), strict=True)
+        return [self._answer(query, ids, logp) for ids, logp in rows]
+
+    def logprobs(self, model: Any, segments: Sequence[TextSegment]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (new_BS, old_BS, mask_BS) of answers to one query, by one pass over all of their tokens."""
+        query = segments[0].query
+        assert all(one.query is query for one in segments), "answers to different queries"
+        ids = nn.utils.rnn.pad_sequence([one.ids_S for one in segments], batch_first=True, padding_value=self._ends[0])
+        old = nn.utils.rnn.pad_sequence([one.logp_S for one in segments], batch_first=True)
+        lengths = torch.tensor([len(one.ids_S) for one in segments], device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        inputs = self._ask(model, query)
+        read = inputs["input_ids"].shape
+        tails = {"input_ids": ids, "attention_mask": mask.long()}
+        for name, values in inputs.items():
+            rows = values.repeat(len(ids), *[1] * (values.dim() - 1))
+            if values.shape == read:  # an entry for each token; others mark image tokens, and 0 is text
+                rows = torch.cat((rows, tails.get(name, torch.zeros_like(ids)).to(rows)), 1)
+            inputs[name] = rows
+        logits = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits[:, :-1]
+        return self.logp(logits).gather(-1, ids[..., None])[..., 0], old, mask
+
+    def logp(self, logits: Tensor) -> Tensor:
+        """Return log-probabilities [... V] in float32; tokens that stand for images have none."""
+        logits = logits.float()
+        if self._unspoken:
+            logits = logits.index_fill(-1, torch.tensor(self._unspoken, device=logits.device), -torch.inf)
+        return logits.log_softmax(-1)
+
+    def embed(self, model: Any, prompt: str) -> tuple[nn.Module, Tensor]:
+        """Return the decoder, and what it reads of a prompt to draw, embedded [1 L W]."""
+        ids = self._ask(model, Query(prompt))["input_ids"]
+        return model.get_decoder(), model.get_input_embeddings()(ids)
+
+    def blank(self, device: torch.device) -> TextSegment:
+        """Return the shortest answer."""
+        return TextSegment(Query(""), torch.tensor(self._ends[:1], device=device), torch.zeros(1, device=device), "")
+
+    def save(self, model: Any, state: dict[str, Tensor], directory: Path) -> None:
+        """Write a directory that `load` reads, with these weights."""
+        model.save_pretrained(directory, state_dict=state)
+        self.generation.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
+
+    def _ask(self, model: Any, query: Query) -> dict[str, Tensor]:
+        picture = [] if query.image is None else [{"type": "image", "image": Image.fromarray(query.image)}]
+        inputs = self.processor.apply_chat_template(
+            [[{"role": "user", "content": [*picture, {"type": "text", "text": query.text}]}]],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return {name: values.to(model.device) for name, values in inputs.items()}
+
+    def _answer(self, query: Query, ids_S: Tensor, logp_S: Tensor) -> TextSegment:
+        ends = torch.isin(ids_S, torch.tensor(self._ends, device=ids_S.device)).nonzero()
+        length = int(ends[0]) + 1 if len(ends) else len(ids_S)
+        text = self.processor.tokenizer.decode(ids_S[:length], skip_special_tokens=True)
+        return TextSegment(query, ids_S[:length], logp_S[:length], text)
+
+
+class _Drawing:
+    """A logits processor of transformers that draws each token by our own random numbers, and leaves no other."""
+
+    def __init__(self, uniform_BS: Tensor, language: Language) -> None:
+        self._uniform, self._language = uniform_BS.double(), language
+        self.ids: list[Tensor] = []
+        self.logps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logp = self._language.logp(scores)
+        below = logp.double().exp().cumsum(-1)
+        drawn = torch.searchsorted(below, self._uniform[:, len(self.ids), None] * below[:, -1:])[:, 0]
+        self.ids.append(drawn)
+        self.logps.append(logp.gather(-1, drawn[:, None])[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
+
+
+def load(source: str | Path, max_new_tokens: int) -> tuple[nn.Module, Language]:
+    """Read a vision-language model, with float32 weights, and its processor.
+
+    Raises SettingsError for files that are missing, cannot be read or have no chat template.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    directory = directory_of(source, what="language model")
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise SettingsError(
+            f"language model '{source}' cannot be read ({cause}); give one that AutoModelForImageTextToText reads"
+        ) from None
+    if found["missing_keys"]:
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise SettingsError(f"language model '{source}' lacks {names}; give the weights of its config.json")
+    if not getattr(processor, "chat_template", None):
+        raise SettingsError(f"language model '{source}' has no chat template; give an instruction-tuned model")
+    from transformers import GenerationConfig
+
+    language = Language(processor, model.config, model.generation_config, max_new_tokens)
+    model.generation_config = GenerationConfig()  # its own may change what is sampled, as a repetition penalty does
+    return model.eval(), language
