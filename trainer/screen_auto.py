@@ -64,8 +64,8 @@ def _figures(screen: AutoScreen) -> dict[str, dict[str, float | None]]:
             "measured": screen.measured,
             "pearson": one.correlation.value,
             "pearson_error": one.correlation.error,
-            "signal": one.signal.value,
-            "signal_error": one.signal.error,
+            "signal": one.signal.value if screen.has_evidence else None,
+            "signal_error": one.signal.error if screen.has_evidence else None,
         }
         for step, one in sorted(screen.foresights.items())
     }

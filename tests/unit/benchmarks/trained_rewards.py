@@ -30,7 +30,7 @@ class Service:
         self._dies_at = dies_at
 
     def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
-        return answered([Reward(redness(item)) for item in items])
+        return answered([Reward(FIXED if item.image is None else redness(item)) for item in items])
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         if len(self.sizes) == self._dies_at:
@@ -55,7 +55,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("benchmarks.timed.trained_s", trained_s)
     monkeypatch.setattr("benchmarks.learning.trained_s", trained_s)
-    for module in ("dgs", "learning"):
+    for module in ("dgs", "learning", "screening_table"):
         monkeypatch.setattr(f"benchmarks.{module}.commit", lambda: "0000000")  # it starts git
     monkeypatch.setenv("SYNOD__TRAINER__CHECKPOINT_EVERY", "1")
     monkeypatch.setenv("SYNOD__TRAINER__DATA__GENEVAL_SHARE", "0.4")
