@@ -106,8 +106,8 @@ class AutoScreen:
             step: self.foresights.get(step, Foresight()).add(here, rewards, group_size, last=step == last)
             for step, here in {**scores, last: rewards}.items()
         }
-        tells = len({reward for reward in rewards if reward is not None}) > 1
-        return AutoScreen(self.step, self.measured + tells, {**self.foresights, **found})
+        varied = len({reward for reward in rewards if reward is not None}) > 1
+        return AutoScreen(self.step, self.measured + varied, {**self.foresights, **found})
 
     @property
     def has_evidence(self) -> bool:
