@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.algorithms.auto import AutoScreen, Estimate, Foresight, screen_name
+from trainer.algorithms.auto import EVIDENCE, AutoScreen, Estimate, Foresight, screen_name
 from trainer.algorithms.costs import Costs
 from trainer.rollout import ScoredGroup
 from trainer.screen_audit import restored_correlation
@@ -92,10 +92,10 @@ def _line(screens: AutoScreens, pathway: Pathway, costs: Costs, settings: Traine
         for step, gain in sorted(gains.items(), key=lambda item: -item[1].value)
         if step is not None
     ]
-    verdict = f"{pathway} screens {'nothing' if screen.step is None else screen_name(screen.step, last)}"
+    verdict = f'pathway "{pathway}" screens {"nothing" if screen.step is None else screen_name(screen.step, last)}'
     if screen.step is None and found:
-        verdict += ", because no screen pays"
-    measured = f"{screen.measured} groups measured"
+        verdict += ", because no screen pays by more than its error" if screen.measured >= EVIDENCE else " yet"
+    measured = f"{screen.measured} group{'s' * (screen.measured != 1)} measured"
     if not found:
         return f"{verdict} ({measured})"
     return f"{verdict} (signal per second of plain groups, {measured}: {', '.join(found)})"

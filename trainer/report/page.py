@@ -57,6 +57,7 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
 FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
+NO_SCREEN: Final = {"signal": 1.0, "gain": 1.0}  # by definition
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
@@ -160,18 +161,25 @@ def audit(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 def foresight(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row of FORESIGHT for each pathway and screen up to the last step; [] unless "auto" has measured."""
+    """Return a row of FORESIGHT for each pathway and screen up to the last step, and for no screen; [] without "auto".
+
+    A screen in use that was not measured yet has a row, too.
+    """
     if not records or "foresight" not in records[-1]:
         return []
     last, rows = records[-1], list[list[str]]()
-    for pathway, steps in last["foresight"].items():
-        for step, figures in steps.items():
-            gain = last["signal_per_second"][pathway].get(step)
-            found = {**figures, "gain": gain and gain["value"], "gain_error": gain and gain["error"]}
-            shown = [_audited(found, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
-            in_use = "yes" if step == str(last["screens"][pathway]) else "no"
-            screen = screen_name(int(step), max(map(int, steps)))
-            rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(figures["measured"]), *shown])
+    for pathway, chosen in last["screens"].items():
+        steps = {int(step): figures for step, figures in last["foresight"][pathway].items()}
+        gains, total = last["signal_per_second"][pathway], max(steps, default=None)
+        measured = max((figures["measured"] for figures in steps.values()), default=0)
+        for step in (None, *sorted({*steps, chosen} - {None})):
+            gain = gains.get(str(step)) or {}
+            figures = NO_SCREEN if step is None else steps.get(step, {})
+            shown = {"gain": gain.get("value"), "gain_error": gain.get("error"), **figures}
+            cells = [_audited(shown, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
+            screen = "no screen" if step is None else screen_name(step, total)
+            in_use = "yes" if step == chosen else "no"
+            rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(measured), *cells])
     return rows
 
 
