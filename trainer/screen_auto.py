@@ -88,7 +88,7 @@ def _line(screens: AutoScreens, pathway: Pathway, costs: Costs, settings: Traine
     screen, last = screens[pathway], settings.policy.image_steps
     gains = _gains(screens, pathway, costs, settings)
     found = [
-        f"{screen_name(step, last)} {gain.value:.2f} ± {gain.error:.2f}"
+        f"{screen_name(step, last)} {gain.value:.2f}" + (f" ± {gain.error:.2f}" if gain.error else "")
         for step, gain in sorted(gains.items(), key=lambda item: -item[1].value)
         if step is not None
     ]

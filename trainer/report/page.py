@@ -57,7 +57,6 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
 FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
-NO_SCREEN: Final = {"signal": 1.0, "gain": 1.0}  # by definition
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
@@ -173,9 +172,11 @@ def foresight(records: Sequence[Record]) -> list[list[str]]:
         gains, total = last["signal_per_second"][pathway], max(steps, default=None)
         measured = max((figures["measured"] for figures in steps.values()), default=0)
         for step in (None, *sorted({*steps, chosen} - {None})):
-            gain = gains.get(str(step)) or {}
-            figures = NO_SCREEN if step is None else steps.get(step, {})
-            shown = {"gain": gain.get("value"), "gain_error": gain.get("error"), **figures}
+            gain = {"value": 1.0} if step is None else gains.get(str(step)) or {}
+            figures = {"signal": 1.0} if step is None else steps.get(step, {})
+            shown = {**figures, "gain": gain.get("value"), "gain_error": gain.get("error")}
+            if figures.get("pearson_error") is None:  # no evidence yet: a signal of 1 is assumed, not measured
+                shown |= {"signal_error": None, "gain_error": None}
             cells = [_audited(shown, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
             screen = "no screen" if step is None else screen_name(step, total)
             in_use = "yes" if step == chosen else "no"
