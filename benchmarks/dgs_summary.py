@@ -27,8 +27,9 @@ def summary(arms: Mapping[str, Sequence[Result]]) -> Result:
     images_stderr        of one run's change, over the held-out images: the start's images are the same for all seeds,
                          so that more seeds do not lower this part of the error
     per_minute           gain by minute of training, with its standard error over seeds
-    against              for each of COMPARED that gained more than 2 errors: `minutes` to its gain at the end, None if
-                         it is not reached, and `speed`, the minutes that the compared recipe itself takes over these
+    against              for each of COMPARED: `difference` of the gains, seed by seed; if it gained more than 2 errors
+                         also `minutes` to its gain at the end, None if that is not reached, and `speed`, the minutes
+                         that the compared recipe itself takes over these
 
     Raises SettingsError for runs of other lengths, numbers of prompts or weights at the start.
     """
@@ -71,7 +72,7 @@ def _budget(arms: Mapping[str, Sequence[Result]]) -> tuple[list[float], int | No
 
 
 def _figures(runs: Sequence[Result], measure: str) -> Result:
-    gains = [run["heldout"][measure]["difference"] for run in runs]
+    gains = [_gain(run, measure) for run in runs]
     rates = [gain / run["minutes"] for gain, run in zip(gains, runs, strict=True)]
     errors = [error for run in runs if (error := _error(run["heldout"][measure])) is not None]
     return {
@@ -85,20 +86,21 @@ def _figures(runs: Sequence[Result], measure: str) -> Result:
 
 
 def against(reference: Sequence[Result], runs: Sequence[Result], measure: str, grid: Sequence[float]) -> Result:
-    """Return the time that `runs` take to the final gain of `reference`, and how many times faster they are.
+    """Return how much more `runs` gain than `reference`, their time to its final gain, and how many times faster it is.
 
-    Both curves are means over the seeds that both have, at the marks. Noise makes a curve cross a level too early, and
-    does so for the reference as well, whose own time to its final gain is the numerator. `speed_stderr` is the
-    jackknife's over seeds. All is None where the reference gained less than 2 errors.
+    Times are those of mean curves over the seeds that both have, at the marks. Noise makes a curve cross a level too
+    early, and does so for the reference as well, whose own time to its final gain is the numerator. `speed_stderr` is
+    the jackknife's over seeds. Times are None where the reference gained less than 2 errors.
     """
-    seeds = sorted({run["seed"] for run in reference} & {run["seed"] for run in runs})
-    nothing = {"seeds": seeds, "target": None, "minutes": None, "speed": None, "speed_stderr": None}
+    first, second = ({run["seed"]: run for run in one} for one in (reference, runs))
+    seeds = sorted(first.keys() & second.keys())
+    more = [_gain(second[seed], measure) - _gain(first[seed], measure) for seed in seeds]
+    found = {"seeds": seeds, "difference": _mean(more), "difference_stderr": _stderr(more)}
     if not seeds or not _gained(reference, measure):
-        return nothing
-    first, second = ([run for run in one if run["seed"] in seeds] for one in (reference, runs))
+        return {**found, "target": None, "minutes": None, "speed": None, "speed_stderr": None}
 
-    def curve(runs: Sequence[Result], left_out: int | None) -> Points:
-        return mean_curve([_points(run, measure) for run in runs if run["seed"] != left_out], grid)
+    def curve(runs: Mapping[int, Result], left_out: int | None) -> Points:
+        return mean_curve([_points(runs[seed], measure) for seed in seeds if seed != left_out], grid)
 
     def times(left_out: int | None) -> tuple[float, float | None, float | None]:
         a, b = curve(first, left_out), curve(second, left_out)
@@ -108,7 +110,7 @@ def against(reference: Sequence[Result], runs: Sequence[Result], measure: str, g
     target, minutes, speed = times(None)
     parts = [times(seed)[2] for seed in seeds] if len(seeds) > 1 else []
     error = jackknife([part for part in parts if part is not None]) if speed and None not in parts else None
-    return {"seeds": seeds, "target": target, "minutes": minutes, "speed": speed, "speed_stderr": error}
+    return {**found, "target": target, "minutes": minutes, "speed": speed, "speed_stderr": error}
 
 
 def time_to(points: Points, level: float) -> float | None:
@@ -165,6 +167,11 @@ def _gained(runs: Sequence[Result], measure: str) -> bool:
 
 def _points(run: Result, measure: str) -> list[tuple[float, float]]:
     return [(0.0, 0.0), *((one["minutes"], one["gain"][measure]) for one in run["curve"])]
+
+
+def _gain(run: Result, measure: str) -> float:
+    gain: float = run["heldout"][measure]["difference"]
+    return gain
 
 
 def _error(change: Mapping[str, Any]) -> float | None:

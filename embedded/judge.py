@@ -41,6 +41,7 @@ from synod.images import ImageLimits, decode
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 RIGHT, REPLY = "Right answer:", "Reply:"  # of a message without an image
+FACTS = "Facts:"  # of a message with an image, before the claims
 MIN_AREA = 12  # pixels of an object or accessory
 EXAMPLES, NEIGHBOURS = 16, 5  # of each accessory on a class, and how many decide
 PLACES = 40  # examples of each place
@@ -192,10 +193,18 @@ class WorldJudge:
             found.append((name, _outline(seen.cloth, drawn.instances[0].mask)))
         return found
 
-    def grade(self, text: str, image: Pixels) -> tuple[float, str]:
-        """Return the share of the text's claims that hold, and the reason; 0 for a text without claims."""
+    def grade(self, text: str, image: Pixels, facts: str = "") -> tuple[float, str]:
+        """Return the share of the text's claims that hold, and the reason; 0 for a text without claims.
+
+        `facts` say which colour an accessory has that the text names without one.
+        """
+        known = {claim.noun: claim.color for claim in read_claims(facts) if claim.kind == "accessory"}
         with self._lock:
             claims, seen = read_claims(text), self.evidence(image)
+            claims = [
+                replace(one, color=known.get(one.noun)) if one.kind == "accessory" and one.color is None else one
+                for one in claims
+            ]
             verdicts = [self.holds(claim, seen) for claim in claims]
         wrong = [claim for claim, held in zip(claims, verdicts, strict=True) if not held]
         reason = "; ".join(f"{one.kind} {one.color or ''} {one.noun}: not shown" for one in wrong) or "all is shown"
@@ -270,7 +279,8 @@ def _answer(judge: WorldJudge, body: dict[str, Any]) -> str:
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     if urls:
         image = decode(base64.b64decode(urls[0].partition(",")[2]), _LIMITS)
-        value, reason = judge.grade(text.rpartition(": ")[2] if ": " in text else text, image)
+        before, _, claimed = text.rpartition(": ")
+        value, reason = judge.grade(claimed, image, before.partition(FACTS)[2])
     else:
         _, _, rest = text.partition(RIGHT)
         right, found, reply = rest.partition(REPLY)

@@ -226,7 +226,7 @@ class Settings(Node):
     """The whole service. `golden` is a JSON file of golden items and their recorded scores, which gates readiness.
 
     `pairs` is a file of pairs of items that the scorers must rank, for `synod verify`. The service ignores
-    `trainer`, which the trainer reads from the same file.
+    `trainer` and `personalize`, which the trainer reads from the same file.
     """
 
     server: ServerSettings = ServerSettings()
@@ -242,6 +242,7 @@ class Settings(Node):
     golden: ModelSource | None = None
     pairs: ModelSource | None = None
     trainer: Mapping[str, Any] = {}
+    personalize: Mapping[str, Any] = {}
 
     @model_validator(mode="after")
     def _only_loopback_is_open_to_all(self) -> Settings:

@@ -1,4 +1,4 @@
-"""The `synod` command: score images, replay a score log, list scorers, serve, train, evaluate.
+"""The `synod` command: score images, replay a score log, list scorers, serve, train, personalize, evaluate.
 
 Exit status: 0 on success, 1 when anything failed (one score is enough), 2 for wrong usage.
 """
@@ -39,6 +39,7 @@ EXAMPLES: Final = """examples:
   synod warm deploy/configs/sync_r1.toml              download every model of these settings before serving them
   synod verify deploy/configs/embedded.toml           check that scorers rank good inputs above bad ones
   synod train deploy/configs/embedded.toml            train the embedded policy on that service (`synod train --help`)
+  synod personalize deploy/configs/personalize.toml   teach a policy a concept (`synod personalize --help`)
   synod evaluate runs/train --suite geneval           draw, score and summarise a benchmark (`synod evaluate --help`)
 
 Exit status: 0 on success, 1 when anything failed (one score is enough), 2 for wrong usage.
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["train"]:
             train(argv[1:])
+        if argv[:1] == ["personalize"]:
+            personalize(argv[1:])
         if argv[:1] == ["evaluate"]:
             evaluate(argv[1:])
         options = build_parser().parse_args(argv)
@@ -166,6 +169,11 @@ def train(arguments: Sequence[str]) -> NoReturn:
 def evaluate(arguments: Sequence[str]) -> NoReturn:
     """Run the trainer's evaluation with its own arguments, also --help."""
     _exec(_package_home("trainer"), "trainer", "evaluate", *arguments)
+
+
+def personalize(arguments: Sequence[str]) -> NoReturn:
+    """Run the trainer's personalization with its own arguments, also --help."""
+    _exec(_package_home("trainer"), "trainer", "personalize", *arguments)
 
 
 def _package_home(program: str) -> Path:
@@ -352,6 +360,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     one = named.add_parser("train", help="train a policy on a service's rewards", add_help=False)
     one.add_argument("arguments", nargs="*", help="the trainer's arguments")
+    one = named.add_parser("personalize", help="teach a policy a concept from photographs", add_help=False)
+    one.add_argument("arguments", nargs=argparse.REMAINDER, help="the personalization's arguments")
     one = named.add_parser("evaluate", help="draw images from a policy and score them", add_help=False)
     one.add_argument("arguments", nargs=argparse.REMAINDER, help="the evaluation's arguments")
     return parser

@@ -130,12 +130,21 @@ class GenEvalMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What is known of a concept: a sentence about its looks, and facts that images need not show."""
+
+    info: str | None = None
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Concept:
     """A personalised concept: its `kind` picks the weights of eq. 34, `class_word` stands in for `token` in prompts."""
 
     kind: ConceptKind
     class_word: str | None = None
     token: str | None = None
+    about: Annotated[About | None, "what a judge may know of the concept"] = None
 
 
 @dataclass(frozen=True, slots=True)

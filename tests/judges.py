@@ -101,8 +101,15 @@ def free_form(body: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
 
 
 def verdict(body: Mapping[str, Any]) -> str:
-    """Answer with the redness; as true/false, whether the image is red or the question says 'surely'."""
-    text, image = body["messages"][0]["content"]
+    """Answer with the redness; as true/false, whether the image is red or the question says 'surely'.
+
+    Without an image: 1 for a reply that is the right answer, 0.5 for one that contains it, else 0.
+    """
+    text, *images = body["messages"][0]["content"]
+    if not images:
+        right, reply = text["text"].partition("Right answer: ")[2].split("\nReply: ")
+        return json.dumps({"reason": "read", "score": 1.0 if reply == right else 0.5 if right in reply else 0.0})
+    (image,) = images
     red = redness(image)
     if "valid" in body["response_format"]["json_schema"]["schema"]["properties"]:
         return json.dumps({"reason": "seen", "valid": red > 0.5 or "surely" in text["text"]})

@@ -1,4 +1,4 @@
-"""The commands `synod train CONFIG.toml`, `synod train report RUN` and `synod evaluate POLICY`."""
+"""The commands `synod train CONFIG`, `synod train report RUN`, `synod personalize CONFIG`, `synod evaluate POLICY`."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ RUN_ERRORS: Final = (RewardServiceUnavailable, NonFinite, OutOfMemory, OtherRank
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 1 for an error, 130 for an interrupt.
 
-    `evaluate`, `warm` and `verify` have exit statuses of their own.
+    `evaluate`, `personalize`, `warm` and `verify` have exit statuses of their own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["warm"], ["verify"]):
         from trainer.models import main as check_models  # imported here: it needs torch
 
         return check_models(given)
+    if given[:1] == ["personalize"]:
+        from trainer.personalize.command import main as personalize
+
+        return personalize(given[1:])
     if given[:1] == ["evaluate"]:
         from trainer.evaluate.command import main as evaluate
 

@@ -34,6 +34,7 @@ FREE: Final = {
     *("loss.micro_batch", "policy.checkpointing", "ranks"),
 }
 KEEP: Final = 2
+Settings = TrainerSettings | Mapping[str, Any]  # of a training, or a fingerprint with whole keys
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _NAME, _PARTIAL, _COMPLETE = "step-{:06d}", ".partial-", re.compile(r"step-(\d+)")
 
@@ -46,7 +47,7 @@ class CheckpointMismatch(SettingsError):
     """A checkpoint has other settings, or cannot be read."""
 
 
-def save(directory: Path, step: int, state: Mapping[str, Any], settings: TrainerSettings, ranks: int = 1) -> Path:
+def save(directory: Path, step: int, state: Mapping[str, Any], settings: Settings, ranks: int = 1) -> Path:
     """Write `state` as the checkpoint after `step` steps, and remove all but the last KEEP.
 
     `state` is a tree of dicts with str or int keys, lists, tuples, tensors, strings, floats, ints, bools and None;
@@ -56,7 +57,7 @@ def save(directory: Path, step: int, state: Mapping[str, Any], settings: Trainer
     """
     target, partial = directory / _NAME.format(step), directory / f"{_PARTIAL}{step}"
     tensors: dict[str, Tensor] = {}
-    document = {"step": step, "ranks": ranks, "settings": fingerprint(settings), "state": _split(state, "", tensors)}
+    document = {"step": step, "ranks": ranks, "settings": _print_of(settings), "state": _split(state, "", tensors)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not target.exists():
@@ -85,7 +86,7 @@ def latest(directory: Path) -> Path | None:
     return next(reversed(_all(directory)), None)
 
 
-def check(directory: Path, settings: TrainerSettings) -> int | None:
+def check(directory: Path, settings: Settings) -> int | None:
     """Return on how many ranks the newest checkpoint of `directory` was written; None: not known. Read no tensors.
 
     Raises CheckpointMismatch if it has other settings.
@@ -94,23 +95,24 @@ def check(directory: Path, settings: TrainerSettings) -> int | None:
     return None if last is None else _document(last, settings).get("ranks")
 
 
-def load(path: Path, settings: TrainerSettings) -> tuple[int, dict[str, Any]]:
+def load(path: Path, settings: Settings) -> tuple[int, dict[str, Any]]:
     """Read a checkpoint: (steps done, state), with tensors on the CPU. Raises CheckpointMismatch."""
     document = _document(path, settings)
     with _readable(path):
         return document["step"], _join(document["state"], load_file(path / _TENSORS))
 
 
-def _document(path: Path, settings: TrainerSettings) -> dict[str, Any]:
+def _document(path: Path, settings: Settings) -> dict[str, Any]:
     """Read state.json. Raises CheckpointMismatch for other settings."""
     with _readable(path):
         document: dict[str, Any] = json.loads((path / _STATE).read_text())
-        theirs, ours = document["settings"], fingerprint(settings)
-        changes = differences(theirs, ours, "there", "now")
+        theirs, ours = document["settings"], _print_of(settings)
+        table = "trainer." if isinstance(settings, TrainerSettings) else ""
+        changes = differences(theirs, ours, "there", "now", table)
     if changes:
         raise CheckpointMismatch(
             f"checkpoint {path} has other settings:\n" + "\n".join(changes) + "\nResume with its settings, or give "
-            "[trainer] a new `run_dir` to start again"
+            "a new `run_dir` to start again"
         )
     return document
 
@@ -122,14 +124,20 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointMismatch(
             f"checkpoint {path} cannot be read ({type(error).__name__}: {error}). Remove it to resume from the "
-            "previous one, or give [trainer] a new `run_dir`"
+            "previous one, or give a new `run_dir`"
         ) from error
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str, there: str) -> list[str]:
+def _print_of(settings: Settings) -> dict[str, Any]:
+    return fingerprint(settings) if isinstance(settings, TrainerSettings) else dict(settings)
+
+
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], where: str, there: str, table: str = "trainer."
+) -> list[str]:
     """Return a line for each setting in which two fingerprints differ, in order."""
     different = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
-    return [f"  trainer.{key}: {_shown(first, key)} {where}, {_shown(second, key)} {there}" for key in different]
+    return [f"  {table}{key}: {_shown(first, key)} {where}, {_shown(second, key)} {there}" for key in different]
 
 
 def fingerprint(settings: TrainerSettings, free: Set[str] | None = None) -> dict[str, Any]:
@@ -139,8 +147,14 @@ def fingerprint(settings: TrainerSettings, free: Set[str] | None = None) -> dict
     """
     if free is None:
         free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
+    flat = flattened(settings.model_dump(mode="json"), free)
+    return {**flat, "data.prompts (content)": file_digest(settings.data.prompts)}
+
+
+def flattened(tree: Mapping[str, Any], free: Set[str] = frozenset()) -> dict[str, Any]:
+    """Return the values of nested tables by dotted key, but not those of the keys `free`."""
     flat: dict[str, Any] = {}
-    pending = list(settings.model_dump(mode="json").items())
+    pending = list(tree.items())
     while pending:
         key, value = pending.pop()
         if key in free:
@@ -149,7 +163,7 @@ def fingerprint(settings: TrainerSettings, free: Set[str] | None = None) -> dict
             pending += [(f"{key}.{name}", below) for name, below in value.items()]
         else:
             flat[key] = value
-    return {**flat, "data.prompts (content)": file_digest(settings.data.prompts)}
+    return flat
 
 
 def file_digest(path: Path) -> str:

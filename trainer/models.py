@@ -18,7 +18,7 @@ from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.registry import FAMILIES
 from trainer.policy.weights import Source, directory_of
-from trainer.settings import TrainerSettings
+from trainer.settings import PolicySettings, load_personalize
 from trainer.settings import load as load_settings
 
 
@@ -30,39 +30,48 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--pairs", type=Path, help="pairs to rank (default: the file that the settings name)")
     options = parser.parse_args(arguments)
     try:
-        settings = load_settings(options.config)
+        policy, concepts = _wanted(options.config)
         if options.command == "warm":
-            return warm(settings)
-        return verify(settings, options.pairs or _pairs_file(options.config))
+            return warm(policy, concepts)
+        return verify(policy, concepts, options.pairs or _pairs_file(options.config))
     except (SettingsError, SynodError, OSError) as error:
         print(f"synod {options.command}: {error}", file=sys.stderr)
         return 1
 
 
-def warm(settings: TrainerSettings) -> int:
+def _wanted(config: Path) -> tuple[PolicySettings, list[str]]:
+    """Return the policy of a TOML and the concepts that its prompts use; of one for personalization alone none."""
+    tree = toml.read(config)
+    if "personalize" in tree and tree.get("trainer", {}).keys() <= {"policy"}:
+        return load_personalize(config).policy, []
+    settings = load_settings(config)
+    return settings.policy, concept_names(settings.data)
+
+
+def warm(settings: PolicySettings, concepts: Sequence[str]) -> int:
     """Download the policy's parts, print source, revision, size and digest of each, and check that they fit."""
-    family = FAMILIES[settings.policy.family]
-    rows = [_row(source) for source in family.sources(settings.policy)]
+    family = FAMILIES[settings.family]
+    rows = [_row(source) for source in family.sources(settings)]
     show.print_table(["MODEL", "SOURCE", "REVISION", "SIZE", "DIGEST", "SECONDS"], rows)
-    family.check(settings.policy, concept_names(settings.data))
+    family.check(settings, concepts)
     print("the policy's weights, tokenizers and config.json fit each other")
     return 0
 
 
-def verify(settings: TrainerSettings, path: Path | None) -> int:
+def verify(settings: PolicySettings, concepts: Sequence[str], path: Path | None) -> int:
     """Load the policy, and check that it finds an image likelier for its caption than for another."""
-    policy = registry.load(settings.policy, settings.seed, concept_names(settings.data))
+    policy = registry.load(settings, concepts=concepts)
     state = policy.module.state_dict()
     unusable = [key for key, value in state.items() if not value.isfinite().all()]
     if unusable:
-        raise SettingsError(f"policy {settings.policy.model} has NaN or infinity in {unusable[0]}; download it again")
+        raise SettingsError(f"policy {settings.model} has NaN or infinity in {unusable[0]}; download it again")
     print(f"policy: {sum(value.numel() for value in state.values()):,} values in {len(state)} tensors, all finite")
     own = pairs.pairs_for(POLICY, POLICY, pairs.load(path)) if path is not None else []
     if not own:
         print(f"policy: there is no pair to rank; name a file of pairs with scorers = ['{POLICY}']")
         return 0
     policy.to(device())
-    mean_logp = FAMILIES[settings.policy.family].mean_logp
+    mean_logp = FAMILIES[settings.family].mean_logp
 
     def score(item: ScoreItem) -> Outcome:
         if item.image is None or item.prompt is None:

@@ -14,13 +14,17 @@ from synod.errors import SettingsError
 from trainer import checkpoint
 from trainer.agreement import check_settings
 from trainer.algorithms.threshold import make_controller
-from trainer.data.concepts import concept_names
+from trainer.data.concepts import concept_names, read_concepts
+from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import wanted_rewards
 from trainer.devices import check_devices, device_name, layout
 from trainer.distributed import PATIENCE, Ranks, device, joined
 from trainer.evaluate.during import HeldOut
+from trainer.personalize.files import save_concepts
+from trainer.personalize.tokens import check_prompts
 from trainer.policy import registry
 from trainer.policy.base import Policy
+from trainer.policy.show_o.policy import ShowO
 from trainer.processes import processes
 from trainer.report.page import write_report
 from trainer.rewards.served import Wanted
@@ -28,7 +32,7 @@ from trainer.rewards.service import RewardService
 from trainer.run_dir import RESTART_S, check_shared, run_lock
 from trainer.screen_audit import audit_line
 from trainer.screen_auto import auto_line
-from trainer.settings import TrainerSettings
+from trainer.settings import SyncR1Settings, TrainerSettings
 from trainer.stop import STOP_FILE
 from trainer.train import train
 
@@ -88,6 +92,7 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
                 with ranks.together():
                     if ranks.is_first:
                         policy.save(settings.run_dir / "policy")
+                        save_concepts(policy, settings.policy, settings.run_dir / "concepts")
         else:
             log(f"stopped after step {state.step} of {settings.steps}; the same command resumes the run")
         lines = audit_line(state.audits, state.costs), auto_line(state.screens, state.costs, settings)
@@ -137,7 +142,17 @@ def _silent(message: str) -> None:
 def make_policy(settings: TrainerSettings) -> Policy:
     """Load the policy of the settings, onto a GPU if there is one, with its reference if a KL term needs that."""
     policy = registry.load(settings.policy, settings.seed, concept_names(settings.data))
+    _check_prompts(policy, settings)
     policy.to(device())
     if settings.loss.needs_reference:
         policy.keep_reference()
     return policy
+
+
+def _check_prompts(policy: Policy, settings: TrainerSettings) -> None:
+    """Raise SettingsError if a prompt of a personalised concept does not fit the policy's text block by itself."""
+    if not isinstance(policy, ShowO) or not policy.vocab.personal or not isinstance(settings.data, SyncR1Settings):
+        return
+    files = [settings.data.prompts, *([settings.data.heldout] if settings.data.heldout is not None else [])]
+    concepts = read_concepts(settings.data.concepts)
+    check_prompts(policy.vocab, [prompt.text for path in files for prompt in read_concept_prompts(path, concepts)])

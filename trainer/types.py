@@ -137,6 +137,11 @@ class Rollout:
         """The last image, which is scored."""
         return next(segment for segment in reversed(self.segments) if segment.kind == "image")
 
+    @property
+    def num_cut(self) -> int:
+        """How many tokens of the last image's prompt did not fit; 0 of a policy that reads prompts of any length."""
+        return int(getattr(self.image, "num_cut", 0))
+
     def with_image(self, image: Segment) -> Rollout:
         """Return the rollout with its last image at a later step."""
         last = max(i for i, segment in enumerate(self.segments) if segment.kind == "image")

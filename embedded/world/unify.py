@@ -1,5 +1,7 @@
 """The unseen concepts in UnifyBench's published layout: the files of embedded/data/unify.
 
+`python -m embedded.world.unify OUT "<bo>,<ada>"` writes other concepts in the same layout.
+
     black_64x64.png  concepts_list.json  template.json  pure_generation.json  random_images/0..99.png
     concept/train/train_images.json
     concept/train/<c>/{0..11.png, cropped/0..11.png, info, conversations, positive_recognitions, random_recognitions,
@@ -12,14 +14,16 @@ dense generation.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from embedded.world.concepts import UNSEEN
+from embedded.world.concepts import UNSEEN, profile_of
 from embedded.world.conversations import conversations
 from embedded.world.descriptions import with_commas
 from embedded.world.false_prompts import resolve
@@ -32,15 +36,16 @@ from embedded.world.render import render
 from embedded.world.scenes import concept_scene, training_renders
 from embedded.world.visual_questions import NO, RECOGNITION, YES, about_looks
 from synod.contracts import Pixels
+from synod.images import encode_png
 
 TEST_IMAGES, RANDOM_IMAGES, PURE_PROMPTS = 5, 100, 25
 _DENSE_PER_FACT = 2
 Json = Any
 
 
-def files() -> Iterator[tuple[str, Pixels | str]]:
+def files(profiles: Sequence[ConceptProfile] = UNSEEN) -> Iterator[tuple[str, Pixels | str]]:
     """Yield every file as (path under embedded/data, image or text); deterministic."""
-    for name, content in _files():
+    for name, content in _files(profiles):
         yield f"unify/{name}", content if isinstance(content, np.ndarray) else json.dumps(content, indent=1) + "\n"
 
 
@@ -76,19 +81,19 @@ def pure_generation(kind: str) -> list[str]:
     return found
 
 
-def _files() -> Iterator[tuple[str, Pixels | Json]]:
+def _files(profiles: Sequence[ConceptProfile]) -> Iterator[tuple[str, Pixels | Json]]:
     rng = np.random.default_rng(40)
     yield "black_64x64.png", np.zeros((SIZE, SIZE, 3), np.uint8)
-    yield "concepts_list.json", [_short(profile) for profile in UNSEEN]
+    yield "concepts_list.json", [_short(profile) for profile in profiles]
     yield "template.json", {"recognition": list(RECOGNITION), "yes": YES, "no": NO}
     yield "pure_generation.json", {kind: pure_generation(kind) for kind in ("person", "animal", "object")}
     for number in range(RANDOM_IMAGES):
         look = random_identity(CLASSES[number % len(CLASSES)], rng)
         other = ConceptProfile("<any>", "object", look.class_name, "its", look, "", ())
         yield f"random_images/{number}.png", render(concept_scene(other, rng), rng).image
-    names = [f"{number}.png" for number in range(len(training_renders(UNSEEN[0])))]
-    yield "concept/train/train_images.json", {_short(profile): names for profile in UNSEEN}
-    for profile in UNSEEN:
+    names = [f"{number}.png" for number in range(len(training_renders(profiles[0])))]
+    yield "concept/train/train_images.json", {_short(profile): names for profile in profiles}
+    for profile in profiles:
         yield from _train(f"concept/train/{_short(profile)}", profile, names)
         yield from _test(f"concept/test/{_short(profile)}", profile)
 
@@ -186,3 +191,21 @@ def _short(profile: ConceptProfile) -> str:
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.world.unify", description="Write concepts for UnifyBench."
+    )
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("concepts", help="names, such as '<bo>,<ada>'")
+    options = parser.parse_args()
+    for name, content in files([profile_of(one) for one in options.concepts.split(",")]):
+        path = options.out / name.removeprefix("unify/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else encode_png(content))
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -213,7 +213,8 @@ def _key(endpoint: JudgeEndpoint) -> str | None:
 
 
 def _content(question: Question) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": question.text}, png_content(question.png)]
+    text = {"type": "text", "text": question.text}
+    return [text] if question.png is None else [text, png_content(question.png)]
 
 
 def _text(choice: Mapping[str, Any]) -> str:

@@ -117,11 +117,28 @@ class TrueFalse:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few numbers."""
+
+    values: tuple[float, ...]
+
+    def schema(self) -> dict[str, Any]:
+        return _schema("score", {"type": "number", "enum": list(self.values)})
+
+    def read(self, verdict: Node) -> float:
+        """Return the value. Raises InvalidRequest."""
+        score = verdict.fields("reason", "score").need("score", Node.number)
+        if score not in self.values:
+            raise verdict.error(f"score {score:g}; give one of {', '.join(f'{value:g}' for value in self.values)}")
+        return score
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
-    """`png` is the image's bytes."""
+    """`png` is the image's bytes; None: the question is about its text alone."""
 
     text: str
-    png: bytes
+    png: bytes | None
     form: Form
 
 

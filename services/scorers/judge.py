@@ -12,7 +12,8 @@ from services.scorers.shared.verdicts import Grader
 
 
 class JudgeSettings(JudgeEndpoint):
-    """A grade by a rubric, in [0, 1]. `{prompt}` in the rubric stands for the item's prompt."""
+    """A grade by a rubric, in [0, 1]. `{prompt}` in the rubric stands for the item's prompt, `{info}` and `{facts}` for
+    what its `concept.about` says, and `{name}` for the concept's name."""
 
     kind: Literal["judge"]
     rubric: str = Field(

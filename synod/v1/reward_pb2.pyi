@@ -149,14 +149,24 @@ class Position(_message.Message):
     def __init__(self, relation: _Optional[_Union[Relation, str]] = ..., target: _Optional[int] = ...) -> None: ...
 
 class Concept(_message.Message):
-    __slots__ = ("kind", "class_word", "token")
+    __slots__ = ("kind", "class_word", "token", "about")
     KIND_FIELD_NUMBER: _ClassVar[int]
     CLASS_WORD_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
     kind: ConceptKind
     class_word: str
     token: str
-    def __init__(self, kind: _Optional[_Union[ConceptKind, str]] = ..., class_word: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+    about: About
+    def __init__(self, kind: _Optional[_Union[ConceptKind, str]] = ..., class_word: _Optional[str] = ..., token: _Optional[str] = ..., about: _Optional[_Union[About, _Mapping]] = ...) -> None: ...
+
+class About(_message.Message):
+    __slots__ = ("info", "facts")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    info: str
+    facts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, info: _Optional[str] = ..., facts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("results", "request_id")

@@ -69,6 +69,7 @@ SETTINGS = {
         trainer.settings.ranks,
         trainer.settings.evaluate,
         trainer.settings.loss,
+        trainer.settings.personalize,
     ),
 }
 

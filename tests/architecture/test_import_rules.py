@@ -94,7 +94,7 @@ RULES = (
     Rule(r"(?P<own>trainer\.algorithms)(\..+)?", may=("trainer.types",), never=("ray", "transformers", *IO, *WEB)),
     Rule(
         r"trainer\.policy\.registry",
-        may=("synod.contracts", "trainer.policy", "trainer.settings"),
+        may=("synod.contracts", "synod.errors", "trainer.personalize.files", "trainer.policy", "trainer.settings"),
         never=("ray", "httpx", "diffusers", *WEB),
     ),
     Rule(  # the only package with diffusers

@@ -10,7 +10,7 @@ import pytest
 from services.settings import load as load_service
 from trainer.data.prompts import read_prompts
 from trainer.policy.flow.sde import decisions, sigmas
-from trainer.settings import FlowSettings, PromptSettings, load
+from trainer.settings import FlowSettings, PromptSettings, load, load_personalize
 
 CONFIGS = Path(__file__).parents[2] / "deploy/configs"
 PUBLISHED = ["mask_grpo", "sync_r1_paper", "sd35_flow_grpo"]  # they train a published policy
@@ -79,3 +79,9 @@ def test_a_published_policy_gets_no_concept_tokens(name: str) -> None:
     assert len(heldout) >= 16
     assert not {one.text for one in prompts} & {one.text for one in heldout}
     assert not [one.text for one in (*prompts, *heldout) if "<" in one.text]
+
+
+def test_the_example_of_personalization_loads() -> None:
+    settings = load_personalize(CONFIGS / "personalize.toml", {})
+    assert settings.data.parent.name == "train"
+    assert settings.policy.concepts == ()

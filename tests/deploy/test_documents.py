@@ -27,7 +27,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-COMMANDS = {"score", "replay", "scorers", "serve", "train", "evaluate", "warm", "verify"}
+COMMANDS = {"score", "replay", "scorers", "serve", "train", "personalize", "evaluate", "warm", "verify"}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ OF_IMAGES = (
     *("judge", "dense_validity", "quality", "unified_reward", "unified_reward_axes"),
     *("geneval2", "geneval2_hard"),
 )
-OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection")
+OF_WORDS = ("tier", "tier_paper", "bleu", "recognition", "format", "reflection", "judge_text")
 # Further scorers of images, on the tiny open_clip (whose tokenizer knows every word); other models need settings below.
 OTHERS = sorted(set(registry.MODULES) - {*OF_WORDS, *OF_IMAGES, "custom"})
 CASES = [
@@ -63,6 +63,7 @@ FAILURES = {  # of items that a scorer cannot measure: no face, an edit that cha
     **dict.fromkeys(("fer", "fer_mtcnn"), "no_reference_face"),
     **dict.fromkeys(("clip_direction", "psnr"), "invalid_item"),
 }
+JUDGED = ("judge", "dense_validity", "quality", "unified_reward")
 YES_NO = ("recognition", "reflection")  # scorers of replies to yes/no questions
 ImageFactory = Callable[..., list[Any]]
 
@@ -122,7 +123,7 @@ def trees(tiny_models: Any, judge_url: str) -> dict[str, dict[str, Any]]:
     }
     trees |= {kind: {"kind": kind} for kind in ("bleu", "recognition", "format", "reflection")}
     endpoint = {"url": judge_url, "model": "m"}
-    trees |= {kind: {"kind": kind, **endpoint} for kind in ("judge", "dense_validity", "quality", "unified_reward")}
+    trees |= {kind: {"kind": kind, **endpoint} for kind in (*JUDGED, "judge_text")}
     trees["geneval2"] = {"kind": "geneval2", **endpoint}
     trees["geneval2_hard"] = {"kind": "geneval2", "method": "tifa", **endpoint}
     trees["unified_reward_axes"] = {"kind": "unified_reward", "form": "axes", **endpoint}
@@ -168,7 +169,7 @@ def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
         asked = (("Is the cat red?", "Yes"), ("How many cats are in the image?", "two"), ("Is it surely a cat?", "Yes"))
         lists = [GenEvalMetadata("geneval2", (), (), asked[: 1 + i % 3]) for i in range(len(complete))]
         return [replace(item, geneval=one) for item, one in zip(complete, lists, strict=True)]
-    if scorer.spec.name not in ("bleu", "format", *YES_NO):
+    if scorer.spec.name not in ("bleu", "format", "judge_text", *YES_NO):
         return complete
     replies = ("Yes.", "", "<answer>no</answer>", "I do not know", "<answer>", " <answer> Yes </answer>", "dog", "NO")
     segments = ("Yes", "No") if scorer.spec.name in YES_NO else ("a dog", "No, it is a red hat", "a cat")

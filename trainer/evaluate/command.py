@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 URL: Final = "http://127.0.0.1:8000"
 TIMEOUT_S: Final = 600.0  # of a request of 32 images, with its retries while the service restarts
 RETRIES: Final = 100  # as many as fit into TIMEOUT_S
+PERSONAL: Final = ("unify", "unify_pp", "yollava", "mc_llava", "dreambench")  # suites of trainer.evaluate.personal
 GIVEN: Final = {"image", "prompt"}  # what every drawn image has for a scorer; GenEval's prompts have their metadata too
 DESCRIPTION: Final = """Draw images from a policy, score them by a running service, and print means with their errors.
 
@@ -44,10 +45,17 @@ POLICY is one of
   a settings TOML       the policy that its [trainer.policy] names, before any training
   a model directory or hub id, such as showlab/show-o-512x512, with Show-o's published sampler (50 steps, guidance 5)
 
-Suites:
+Suites of prompts:
   geneval   GenEval's 553 prompts, 4 images of each; the service needs a scorer of kind geneval. Prints the share of
             right images by GenEval's own rules for each of its six tasks, and their mean, which is GenEval's score
   prompts   the prompts of --prompts FILE (.jsonl with a "prompt", or .txt); prints the mean of each of --scorers
+
+Suites of personalised policies, on the concepts of --data DIR (docs/evaluation.md):
+  unify        UnifyBench: recognition, questions, and drawing the concepts
+  unify_pp     UnifyBench++: long and vague prompts, passages, held-out facts
+  yollava, mc_llava, dreambench    those data sets, as published
+They print each measure next to its controls: the class word in place of the name, another concept's name, a black
+image. --answers DIR scores another model's answers instead of a POLICY's.
 
 An image is drawn once: the same command goes on after a stop, scores again what has failed, and adds what a larger
 --images or --limit or another of --scorers asks for. A missing score is left out and counted, never a 0.
@@ -58,6 +66,8 @@ EXAMPLES: Final = """examples:
   synod evaluate showlab/show-o-512x512 --suite geneval --limit 60 --images 1   a quick look: 10 prompts of each task
   synod evaluate runs/train --suite prompts --prompts parti.txt --scorers hpsv3,clip_t --json > scores.json
   synod evaluate deploy/configs/embedded.toml --suite geneval --prompts embedded/data/prompts/heldout.jsonl
+  synod evaluate deploy/configs/embedded.toml --concepts runs/*/concept --suite unify --data embedded/data/unify
+  synod evaluate --answers other/ --suite unify --data embedded/data/unify
   synod replay runs/train/evaluation/geneval/rows.jsonl --url http://other.example:8000
   torchrun --standalone --nproc-per-node 8 -m trainer evaluate runs/train --suite geneval     on 8 GPUs
 
@@ -91,9 +101,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.suite in PERSONAL:
+        return _evaluate_personal(options)
+    if options.policy is None or options.data or options.answers or options.concepts:
+        raise SettingsError(f"--suite {options.suite} needs POLICY, and takes no --data, --answers or --concepts")
     subject = resolve(options.policy, options.suite)
-    changes = {"denoising_steps": options.steps, "guidance_scale": options.guidance, "temperature": options.temperature}
-    policy = with_sampler(subject.policy, {name: value for name, value in changes.items() if value is not None})
+    policy = with_sampler(subject.policy, _sampler_of(options))
     benchmark, scorers = _benchmark(options)
     images = runner.plan(spread(benchmark.prompts, options.limit), options.images)
     out = (options.out or subject.out).resolve()
@@ -113,6 +126,40 @@ def _evaluate(options: argparse.Namespace) -> int:
         with ranks.together():
             status = _print(options, benchmark, scorers, images, out) if ranks.is_first else 0
         return int(ranks.gather_all(status)[0])
+
+
+def _sampler_of(options: argparse.Namespace) -> dict[str, Any]:
+    changes = {"denoising_steps": options.steps, "guidance_scale": options.guidance, "temperature": options.temperature}
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def _evaluate_personal(options: argparse.Namespace) -> int:
+    """Evaluate a policy, or the answers of another model, on concepts; return the exit status."""
+    if options.data is None or (options.policy is None) == (options.answers is None):
+        raise SettingsError(f"--suite {options.suite} needs --data DIR, and either POLICY or --answers DIR")
+    if options.answers is not None and options.concepts:
+        raise SettingsError("--answers are of another model: leave out --concepts")
+    if options.prompts is not None:
+        raise SettingsError(f"--suite {options.suite} has its own prompts; leave out --prompts")
+    from trainer.evaluate.personal import command as personal
+
+    if options.answers is not None:
+        default = Path("evaluation") / f"{options.answers.resolve().name}-{options.suite}"
+        policy, url = None, URL
+    else:
+        subject = resolve(options.policy, options.suite)
+        default, url = subject.out, subject.url
+        policy = with_sampler(subject.policy, _sampler_of(options))
+        if options.concepts:
+            policy = policy.model_copy(update={"concepts": tuple(path.resolve() for path in options.concepts)})
+    out = (options.out or default).resolve()
+    processes(os.environ)
+    try:
+        return personal.evaluate(options, policy, options.url or url, out)
+    except (SynodError, OtherRankFailed) as error:
+        if isinstance(error, SettingsError):
+            raise
+        return _fail(f"{error}\n{out} keeps answers and scores; run the same command again to continue", 1)
 
 
 def _draw_and_score(
@@ -194,6 +241,8 @@ def _run(run: Path, suite: str) -> Subject:
     try:
         settings = json.loads(path.read_text())
         table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
+        if "concepts" in table:  # the model has their tokens
+            table |= {"concepts": (), "train": "all"}
         if table.get("language"):
             table["language"] = {**table["language"], "model": str(trained.resolve() / "language")}
         return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite)
@@ -341,8 +390,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("policy", metavar="POLICY", help="a run's directory, a settings TOML, a model directory or a hub id")
-    add("--suite", choices=("geneval", "prompts"), required=True, help="what to draw and how to summarise it")
+    add("policy", metavar="POLICY", nargs="?", help="a run's directory, a settings TOML, a model directory or a hub id")
+    add("--suite", choices=("geneval", "prompts", *PERSONAL), required=True, help="what to ask, draw and summarise")
+    add("--data", type=Path, metavar="DIR", help="the concepts of a suite of personalised policies")
+    add("--concepts", type=Path, nargs="+", metavar="DIR", help="concepts of `synod personalize`, in place of POLICY's")
+    add("--answers", type=Path, metavar="DIR", help="another model's answers to such a suite, in place of POLICY")
     add("--prompts", type=Path, metavar="FILE", help="the prompts; for geneval others than the published 553")
     add("--column", default="prompt", help="the prompts' column in a .jsonl or .parquet (default: prompt)")
     add("--images", type=_count, default=4, metavar="N", help="images of each prompt (default: 4)")

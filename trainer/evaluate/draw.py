@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import torch
 from torch import nn
 
 from synod.contracts import Pixels
+from synod.scoring import show
 from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.base import Policy
+from trainer.policy.show_o.policy import ShowO
 from trainer.settings import PolicySettings
-from trainer.types import Seed
+from trainer.types import Query, Seed
 
 _CHUNK: Final = 2**26  # bytes
 
 
 class Drawer:
-    """A loaded policy as the runner calls it, on a GPU if there is one. Raises SettingsError."""
+    """A loaded policy as the runner calls it, on a GPU if there is one.
 
-    def __init__(self, settings: PolicySettings) -> None:
-        self._policy = registry.load(settings)
+    `concepts` are the names of concepts that prompts and queries will use. Raises SettingsError, also for a concept
+    that the policy does not know.
+    """
+
+    def __init__(self, settings: PolicySettings, concepts: Collection[str] = ()) -> None:
+        self._policy = registry.load(settings, concepts=concepts)
+        if isinstance(self._policy, ShowO):
+            self._policy.log = show.notify  # stdout is the table's
         self.digest = digest_of(self._policy)
         self._policy.to(device())
 
@@ -32,6 +40,13 @@ class Drawer:
         with torch.inference_mode(), self._policy.evaluating():
             begun = self._policy.start(prompts, seeds)
             return self._policy.images(self._policy.denoise(begun, self._policy.image_steps))
+
+    draw = __call__
+
+    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[str]:
+        """Return a reply to each query."""
+        with torch.inference_mode():
+            return [segment.text for segment in self._policy.answer(queries, seeds)]
 
 
 def digest_of(policy: Policy, sample: int | None = None) -> str:

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, Final, cast
 
 from synod.contracts import Pixels
+from synod.errors import SettingsError
+from trainer.personalize.files import load_concept, load_into
 from trainer.policy.base import Policy
 from trainer.policy.show_o import loading, ranking
 from trainer.policy.show_o.policy import Sampling, ShowO
@@ -42,13 +44,35 @@ def load(settings: PolicySettings, seed: int = 0, concepts: Collection[str] = ()
 
 def _load_show_o(settings: ShowOSettings, seed: int, concepts: Collection[str]) -> Policy:
     sampling = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
-    policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=concepts)
+    others = _unknown(settings, concepts)
+    policy = loading.load(settings.model, vq=settings.vq, sampling=sampling, concepts=others)
+    for directory in settings.concepts:
+        load_into(policy, directory)
     policy.phi.checkpointing, policy.dtype = settings.checkpointing, settings.dtype
     if settings.train == "norms":
         policy.train_norms()
+    if settings.train == "rows":
+        policy.train_rows(_rows(policy))
     if settings.lora is not None:
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy
+
+
+def _unknown(settings: ShowOSettings, concepts: Collection[str]) -> list[str]:
+    """Return the names that no directory of the settings has tokens for. Raises SettingsError."""
+    known = {load_concept(directory)[0].tokens.name for directory in settings.concepts}
+    return [name for name in concepts if name not in known]
+
+
+def _rows(policy: ShowO) -> list[int]:
+    """Return the rows of all concepts' tokens. Raises SettingsError if the policy has none."""
+    found = [row for concept in policy.vocab.personal for row in policy.vocab.rows_of(concept.name)]
+    if not found:
+        raise SettingsError(
+            "[trainer.policy] train = 'rows' trains the tokens of concepts, but the policy has none; give concepts = "
+            "[directories] that `synod personalize` wrote, or train = 'all'"
+        )
+    return found
 
 
 def _show_o_sources(settings: ShowOSettings) -> list[Source]:
@@ -56,7 +80,7 @@ def _show_o_sources(settings: ShowOSettings) -> list[Source]:
 
 
 def _check_show_o(settings: ShowOSettings, concepts: Collection[str]) -> None:
-    loading.check(loading.Parts.find(settings.model, settings.vq), concepts)
+    loading.check(loading.Parts.find(settings.model, settings.vq), _unknown(settings, concepts))
 
 
 def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:

@@ -1,4 +1,4 @@
-"""The trainer's settings: one frozen typed tree, the `[trainer]` table of a TOML. Imports no torch.
+"""The trainer's settings: one frozen typed tree, the `[trainer]` table of a TOML, and `[personalize]`. No torch.
 
 Relative paths resolve from the TOML's folder; `SYNOD__TRAINER__STEPS=5` overrides `steps`. Defaults are Sync-R1's
 (table 4 and sec. 3), or our correction where we correct a formula. An unknown key, a bad value or a missing path
@@ -8,6 +8,7 @@ raises SettingsError, which names the key, the value and the remedy.
 from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
+from trainer.settings.personalize import PersonalizeSettings, load_personalize
 from trainer.settings.policy import FlowSettings, LoraSettings, PolicySettings, ShowOSettings, read_policy
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
@@ -21,6 +22,7 @@ __all__ = [
     "LoraSettings",
     "LossSettings",
     "OptimizerSettings",
+    "PersonalizeSettings",
     "PolicySettings",
     "PromptSettings",
     "RankSettings",
@@ -31,5 +33,6 @@ __all__ = [
     "SyncR1Settings",
     "TrainerSettings",
     "load",
+    "load_personalize",
     "read_policy",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from trainer.settings.fields import ModelSource, Node
+from trainer.settings.fields import Directory, ModelSource, Node
 
 
 class ShowOSamplerSettings(Node):
@@ -46,8 +46,9 @@ class ShowOSettings(Node):
     sampled positions, "committed" those of them whose code stays (exact with the sampler's `confidence` "max_logp"),
     "all" every position as in Sync-R1's eq. 1. `checkpointing` computes the activations of each
     block twice instead of keeping them for the backward pass. `dtype` is that of matrix products and attention;
-    weights, logits, gradients and optimizer stay float32. `train` "norms" trains the gains of the layer norms alone;
-    `lora` trains adapters in place of weights.
+    weights, logits, gradients and optimizer stay float32. `concepts` are directories of concept tokens that
+    `synod personalize` wrote; prompts may then use their names. `train` "norms" trains the gains of the layer norms
+    alone, "rows" the concepts' tokens alone; `lora` trains adapters in place of weights.
     """
 
     family: Literal["show_o"] = "show_o"
@@ -57,7 +58,8 @@ class ShowOSettings(Node):
     sampler: ShowOSamplerSettings = ShowOSamplerSettings()
     checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    train: Literal["all", "norms"] = "all"
+    concepts: tuple[Directory, ...] = ()
+    train: Literal["all", "norms", "rows"] = "all"
     lora: LoraSettings | None = None
 
     @model_validator(mode="after")

@@ -69,6 +69,11 @@ def to_plain_text(prompt: str, concept: Concept | None) -> str:
     return " ".join(_CONCEPT_TOKEN.sub(" ", prompt).split())
 
 
+def bare_names(text: str) -> str:
+    """Return the text with the names of concepts without their brackets: "bo" for "<bo>"."""
+    return _CONCEPT_TOKEN.sub(lambda found: found.group()[1:-1], text)
+
+
 def no_text_failure(prompt: str | None) -> ScoreFailure:
     """Return the failure of a prompt whose plain text is empty."""
     reason = "the prompt has no words besides concept tokens; give concept.class_word or a longer prompt"

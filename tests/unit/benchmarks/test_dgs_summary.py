@@ -74,6 +74,8 @@ def test_speed_is_the_ratio_of_times_to_one_gain() -> None:
     found = against(reference, other, PRIMARY, GRID)
     assert found == {
         "seeds": [0, 1],
+        "difference": pytest.approx(0.01),
+        "difference_stderr": pytest.approx(0.0, abs=1e-12),
         "target": pytest.approx(0.04),
         "minutes": pytest.approx(5.0),
         "speed": pytest.approx(2.0),
@@ -87,6 +89,20 @@ def test_speed_over_seeds_has_a_jackknife_error() -> None:
     found = against(reference, other, PRIMARY, GRID)
     assert found["speed"] == pytest.approx(1.0)  # the mean curve reaches .04 at 10 minutes: .03 at 5
     assert found["speed_stderr"] == pytest.approx(0.5)  # sqrt(1/2 ((1 - 1.5)^2 + (2 - 1.5)^2))
+
+
+def test_gains_differ_seed_by_seed() -> None:
+    """Seed 2 has no counterpart; .01 and .03 more: .02 with an error of (.02 / sqrt 2) / sqrt 2."""
+    reference, other = (
+        [run(0, 0.0, 0.01), run(1, 0.0, 0.05)],
+        [run(s, 0.0, g) for s, g in ((0, 0.02), (1, 0.08), (2, 1))],
+    )
+    found = against(reference, other, PRIMARY, GRID)
+    assert (found["seeds"], found["difference"], found["difference_stderr"]) == (
+        [0, 1],
+        pytest.approx(0.02),
+        pytest.approx(0.01),
+    )
 
 
 def test_a_gain_that_is_not_reached_has_no_time() -> None:

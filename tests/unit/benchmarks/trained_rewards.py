@@ -30,7 +30,7 @@ class Service:
         self._dies_at = dies_at
 
     def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
-        return answered([Reward(redness(item)) for item in items])
+        return answered([Reward(FIXED if item.image is None else redness(item)) for item in items])
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         if len(self.sizes) == self._dies_at:

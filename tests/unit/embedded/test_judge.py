@@ -44,6 +44,21 @@ def test_verdicts_agree_with_the_truth() -> None:
     assert found["judge, object"].value >= 0.95
 
 
+def test_facts_say_which_colour_is_meant(judge: WorldJudge) -> None:
+    profile = world.profile_of("<bo>")
+    drawn = world.render(
+        world.concept_scene(profile, np.random.default_rng(3), (("hat", "red"),)), np.random.default_rng(3)
+    )
+    asked = "a photo of a dog wearing its hat"
+    right, wrong = (judge.grade(asked, drawn.image, f"dog has a {color} hat") for color in ("red", "blue"))
+    assert (right[0], wrong[0]) == (1.0, 0.5)
+    assert judge.grade(asked, drawn.image)[0] == 1.0, "without the fact any hat will do"
+    content = [{"type": "text", "text": f"Known of bo: a dog. Facts: bo has a blue hat.\nIt was asked for: {asked}"}]
+    body = {"messages": [{"role": "user", "content": [*content, png_content(encode_png(drawn.image))]}]}
+    said = TestClient(app(judge)).post("/v1/chat/completions", json=body).json()
+    assert json.loads(said["choices"][0]["message"]["content"])["score"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("right", "reply", "grade"),
     [

@@ -9,13 +9,16 @@ from typing import Any
 
 from synod.errors import SettingsError
 from trainer.policy.show_o.phi import PhiConfig
-from trainer.policy.show_o.vocabulary import NUM_ADDED
+from trainer.policy.show_o.vocabulary import NUM_ADDED, ConceptTokens
 from trainer.policy.weights import parse_config, read_config
 
 
 @dataclass(frozen=True)
 class ShowOConfig:
     """The config.json, with the public field names; `llm` overrides Phi-1.5's shape.
+
+    `concept_tokens` are names that the model was trained with from the start, `personal` the concepts that were added
+    to it (see `ConceptTokens`).
 
     `llm_vocab_size` (the tokenizer before Show-o's tokens) and `mask_token_id` follow from the others; a file that has
     them must agree.
@@ -31,6 +34,7 @@ class ShowOConfig:
     llm: dict[str, Any] | None = None
     llm_vocab_size: int | None = None
     mask_token_id: int | None = None
+    personal: tuple[ConceptTokens, ...] = ()
 
     @classmethod
     def read(cls, directory: Path, source: str | None = None) -> ShowOConfig:
@@ -62,11 +66,12 @@ class ShowOConfig:
                 f"{where}: mask_token_id is {self.mask_token_id}, but the last of vocab_size {self.vocab_size} tokens "
                 f"is {self.vocab_size - 1}; give the model's own config.json"
             )
-        added = NUM_ADDED + len(self.concept_tokens) + self.codebook_size + 1
+        concepts = len(self.concept_tokens) + sum(concept.count for concept in self.personal)
+        added = NUM_ADDED + concepts + self.codebook_size + 1
         if self.llm_vocab_size is not None and self.llm_vocab_size + added != self.vocab_size:
             raise SettingsError(
                 f"{where}: vocab_size is {self.vocab_size}, but llm_vocab_size {self.llm_vocab_size} and {added} more "
-                f"({NUM_ADDED} special tokens, {len(self.concept_tokens)} concept tokens, {self.codebook_size} codes "
+                f"({NUM_ADDED} special tokens, {concepts} concept tokens, {self.codebook_size} codes "
                 f"and the mask) make {self.llm_vocab_size + added}; give the model's own config.json"
             )
         try:

@@ -96,6 +96,7 @@ def build(parts: Parts, directory: Path, sampling: Sampling, concepts: Iterable[
     if parts.tokenizer is not None:
         words = directory_of(parts.tokenizer, configs_only=True, what="tokenizer")
     vocab = Vocabulary.read(words, config.concept_tokens, config.codebook_size, config.max_text_length)
+    vocab = vocab.with_personal(config.personal)
     if split := vocab.split(concepts):
         raise SettingsError(
             f"policy {parts.model} has no token for {len(split)} of the concepts, {', '.join(split[:3])}: it would "

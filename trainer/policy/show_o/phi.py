@@ -136,6 +136,14 @@ class Block(nn.Module):
         return out, fresh
 
 
+class Head(nn.Linear):
+    """The output layer; logits are computed for a range of columns."""
+
+    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Return columns [first, last) of the logits, in float32 (or float64): [... D] -> [... last - first]."""
+        return linear(hidden, self.weight[first:last], self.bias[first:last])
+
+
 class Trunk(nn.Module):
     def __init__(self, config: PhiConfig) -> None:
         super().__init__()
@@ -156,7 +164,7 @@ class Phi(nn.Module):
         super().__init__()
         self.config = config
         self.model = Trunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
 
     def forward(
         self,
@@ -202,8 +210,7 @@ class Phi(nn.Module):
         They are computed in float32 (or float64), also under autocast.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            columns = self.lm_head.weight[first:last], self.lm_head.bias[first:last]
-            return functional.linear(*(_at_least_float32(x) for x in (hidden, *columns)))
+            return self.lm_head.logits(hidden, first, last)
 
     def _rotation(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin [L rotary] of positions start .. start + length - 1, in float32."""
@@ -213,6 +220,11 @@ class Phi(nn.Module):
         angles = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * rates
         doubled = torch.cat((angles, angles), -1)
         return doubled.cos(), doubled.sin()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the linear map in float32 (or float64)."""
+    return functional.linear(*map(_at_least_float32, (x, weight, bias)))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
@@ -33,6 +35,7 @@ from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.memory import Dtype, activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
+from trainer.policy.show_o.rows import ConceptRows, folded
 from trainer.policy.show_o.segments import ImageSegment, TextSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
 from trainer.policy.weights import state_of, write_weights
@@ -146,6 +149,9 @@ class ShowO:
         self.module: nn.Module = Wrapped(config.phi)
         self._reference: nn.Module | None = None
         self._lora: Lora | None = None
+        self._rows: ConceptRows | None = None
+        self.log: Callable[[str], None] = tqdm.write
+        self._has_warned = False
         self.phi.checkpointing = checkpointing
         self.dtype = dtype
         self._shared: SharedTexts | None = None
@@ -237,7 +243,10 @@ class ShowO:
         return self._image_codes[key]
 
     def _text_logp(self, hidden: Tensor) -> Tensor:
-        return self.phi.logits(hidden, 0, self.vocab.image_offset).log_softmax(-1)
+        logits = self.phi.logits(hidden, 0, self.vocab.image_offset)
+        if self.vocab.unsaid:
+            logits = logits.index_fill(-1, torch.tensor(self.vocab.unsaid, device=logits.device), -math.inf)
+        return logits.log_softmax(-1)
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +256,15 @@ class ShowO:
 
     def begin(self, prompts: Sequence[str], uniform_BT2N: Tensor) -> list[ImageSegment]:
         """Return a fully masked image for each prompt, to be sampled with the given uniforms."""
-        return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)))
+        cuts = [self.vocab.num_cut(prompt) for prompt in prompts]
+        if any(cuts) and not self._has_warned:
+            self._has_warned = True
+            prompt, cut = max(zip(prompts, cuts, strict=True), key=lambda pair: pair[1])
+            self.log(
+                f"the last {cut} tokens of the prompt {prompt!r} do not fit a text block of "
+                f"{self.vocab.max_text_length + 1} and are not read; `text_cut` counts such images from here on"
+            )
+        return _split(prompts, maskgit.begin(uniform_BT2N.to(self.device)), cuts)
 
     @torch.no_grad()
     def denoise(self, segments: Sequence[Segment], until: int) -> list[ImageSegment]:
@@ -264,7 +281,7 @@ class ShowO:
                 confidence=self.sampling.confidence,
                 schedule=self.sampling.schedule,
             )
-        return _split(prompts, state)
+        return _split(prompts, state, [s.num_cut for s in found])
 
     def images(self, segments: Sequence[Segment]) -> list[Pixels]:
         return self.vq.decode(torch.stack([s.codes_TN[-1] for s in _of(ImageSegment, segments)]))
@@ -361,19 +378,38 @@ class ShowO:
             if isinstance(module, nn.LayerNorm):
                 module.weight.requires_grad_(True)
 
+    def train_rows(self, ids: Sequence[int]) -> None:
+        """Train the rows of these ids in the embeddings and in the head alone; every other weight is frozen.
+
+        The tables keep the rows as they are now: `reference` reads those, without a second model.
+        """
+        assert self._lora is None, "adapters are trained already"
+        self._rows = ConceptRows(self.phi, ids)
+
+    def keep_rows(self) -> None:
+        """Write the trained rows into the tables and end the training of `train_rows`."""
+        assert self._rows is not None, "train_rows was not called"
+        self._rows.fold()
+        self._rows = None
+
     def keep_reference(self) -> None:
-        if self._lora is not None:
-            return  # it is the policy without its adapters
+        if self._lora is not None or self._rows is not None:
+            return  # it is the policy without its adapters, or with the rows that its tables keep
         self._reference = copy.deepcopy(self.module).requires_grad_(False)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         self._in_reference = True
         try:
-            with self._lora.disabled() if self._lora is not None else self._frozen_copy():
+            with self._other_weights():
                 yield
         finally:
             self._in_reference = False
+
+    def _other_weights(self) -> AbstractContextManager[None]:
+        if self._lora is not None:
+            return self._lora.disabled()
+        return self._frozen_copy() if self._rows is None else self._rows.stored()
 
     @contextmanager
     def _frozen_copy(self) -> Iterator[None]:
@@ -445,13 +481,29 @@ class ShowO:
     def masked_logp(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
         """Return unguided log-probabilities of the codes at masked positions, in row-major order.
 
-        Show-o's own objective is their negative mean.
+        Show-o's objective is their negative mean, over the codes alone; `whole_vocabulary_loss` is that of its code.
         """
+        hidden = self._unguided(prompts, self._image_ids(codes_BN, masked_BN))[:, 1:-1]
+        return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
+
+    def whole_vocabulary_loss(self, prompts: Sequence[str], codes_BN: Tensor, masked_BN: Tensor) -> Tensor:
+        """Return Show-o's loss as its public code computes it: the mean cross-entropy over the whole vocabulary.
+
+        The targets are the codes at masked positions, and `<|soi|>` and `<|eoi|>` at their own positions, whose logits
+        are not read when an image is drawn.
+        """
+        wanted = self._image_ids(codes_BN, torch.zeros_like(masked_BN))
+        counted = functional.pad(masked_BN, (1, 1), value=True)
+        hidden = self._unguided(prompts, self._image_ids(codes_BN, masked_BN))
+        return functional.cross_entropy(self.phi.logits(hidden[counted], 0, self.vocab.size), wanted[counted])
+
+    def _unguided(self, prompts: Sequence[str], image_ids: Tensor) -> Tensor:
+        """Return hidden states [B N + 2 D] of an image from soi to eoi, without guidance."""
         with self._autocast():
             ids, cache = self._text(prompts)
-            mask = vocabulary.image_mask(ids != self.vocab.id(PAD), codes_BN.shape[1] + 2)
-            hidden = self._read_image(self._image_ids(codes_BN, masked_BN), mask, cache)
-        return -functional.cross_entropy(self._image_logits(hidden[masked_BN]), codes_BN[masked_BN], reduction="none")
+            mask = vocabulary.image_mask(ids != self.vocab.id(PAD), image_ids.shape[1])
+            hidden: Tensor = self.phi(image_ids, mask, cache, self.vocab.max_text_length + 1)
+        return hidden
 
     def _image_logprobs(self, segments: Sequence[ImageSegment], step: int) -> tuple[Tensor, Tensor, Tensor]:
         codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
@@ -499,8 +551,8 @@ class ShowO:
         """
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        self.vocab.tokenizer.save_pretrained(directory)
-        write_weights(state_of(self.module) if self._lora is None else self._lora.merged(), directory)
+        self.vocab.base_tokenizer.save_pretrained(directory)
+        write_weights(folded(state_of(self.module)) if self._lora is None else self._lora.merged(), directory)
         if self._lora is not None:
             self._lora.save(directory / ADAPTER)
         if with_vq:
@@ -543,6 +595,6 @@ def _join(segments: Sequence[ImageSegment]) -> maskgit.State:
     return maskgit.State(*(torch.stack([getattr(s, name) for s in segments]) for name in names))
 
 
-def _split(prompts: Sequence[str], state: maskgit.State) -> list[ImageSegment]:
+def _split(prompts: Sequence[str], state: maskgit.State, cuts: Sequence[int]) -> list[ImageSegment]:
     columns = (state.codes_BTN, state.masked_BTN, state.logp_BTN, state.remasked_BN, state.uniform_BT2N)
-    return [ImageSegment(prompt, *row) for prompt, *row in zip(prompts, *columns, strict=True)]
+    return [ImageSegment(prompt, *row) for prompt, *row in zip(prompts, *columns, cuts, strict=True)]

@@ -39,6 +39,7 @@ class ImageSegment:
     logp_TN     float32, guided log-probability of codes_TN under the policy that sampled it; 0 where it was not scored
     remasked_N  bool, the positions masked for the next step (after re-masking)
     uniform_T2N float32 in (0, 1), every random number of the whole trajectory, drawn in advance
+    num_cut     how many tokens of the prompt did not fit its text block
     """
 
     kind: ClassVar[Modality] = "image"
@@ -49,6 +50,7 @@ class ImageSegment:
     logp_TN: Tensor
     remasked_N: Tensor
     uniform_T2N: Tensor
+    num_cut: int = 0
 
     @property
     def step(self) -> int:

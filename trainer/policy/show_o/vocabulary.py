@@ -10,9 +10,11 @@ Suffixes: B sequences, P positions of the text block, L positions, N image posit
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,53 @@ _CONCEPT = re.compile(r"<[^<>|\s]+>")
 
 
 @dataclass(frozen=True)
+class ConceptTokens:
+    """The tokens of a personalised concept (UniCTokens): its name, then soft tokens that are read and never said.
+
+    `shared` tokens (K, s) are in prompts and questions, those of `generation` (M, g) in prompts alone, those of
+    `understanding` (N, u) in questions alone. Inside a policy they are called "<bo:0>", "<bo:1>", ..., because the
+    public names "<token_0>", ... are the same for every concept.
+    """
+
+    name: str
+    shared: int
+    generation: int = 0
+    understanding: int = 0
+
+    @property
+    def count(self) -> int:
+        """The number of rows: the name's and those of all soft tokens."""
+        return 1 + self.shared + self.generation + self.understanding
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """All tokens, in the order of their rows."""
+        return (self.name, *(f"{self.name[:-1]}:{i}>" for i in range(self.count - 1)))
+
+    @property
+    def drawn(self) -> str:
+        """What stands for the name in a prompt: "{s}{g} <bo>"."""
+        return f"{''.join(self.tokens[1 : 1 + self.shared + self.generation])} {self.name}".strip()
+
+    @property
+    def introduction(self) -> str:
+        """The sentence before a question: "<bo> is {s}{u}."; "" without such tokens."""
+        soft = self.tokens[1 : 1 + self.shared] + self.tokens[1 + self.shared + self.generation :]
+        return f"{self.name} is {''.join(soft)}. " if soft else ""
+
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer with all special tokens, and the ids that image codes add to it."""
+    """A tokenizer with all special tokens, and the ids that image codes add to it.
+
+    `personal` are concepts whose tokens are the last ones before the image codes; `base` is the tokenizer without them.
+    """
 
     tokenizer: Any
     codebook_size: int
     max_text_length: int = 128
+    personal: tuple[ConceptTokens, ...] = ()
+    base: Any = None
 
     @classmethod
     def read(cls, source: str | Path, concepts: Sequence[str], codebook_size: int, max_text_length: int) -> Vocabulary:
@@ -59,13 +102,64 @@ class Vocabulary:
         tokenizer.add_tokens(list(SPECIALS), special_tokens=True)
         tokenizer.add_tokens(list(concepts))
         made = cls(tokenizer, codebook_size, max_text_length)
-        for place, name in enumerate(concepts, made.image_offset - len(concepts)):
-            if made.id(name) != place:  # a name that is given twice, or that the tokenizer has for something else
+        made._check_last(concepts)
+        return made
+
+    def with_personal(self, concepts: Sequence[ConceptTokens]) -> Vocabulary:
+        """Return the vocabulary with the tokens of exactly these personalised concepts.
+
+        Raises SettingsError for a name that is not `<name>`, that the tokenizer has, or that is given twice.
+        """
+        base = self.base_tokenizer
+        if not concepts:
+            return replace(self, tokenizer=base, personal=(), base=None)
+        tokenizer = copy.deepcopy(base)
+        names = [token for concept in concepts for token in concept.tokens]
+        for concept in concepts:
+            if not _CONCEPT.fullmatch(concept.name):
+                raise SettingsError(f"concept '{concept.name}' is not of the form <name>, as <bo>; rename it")
+        tokenizer.add_tokens(names)
+        made = replace(self, tokenizer=tokenizer, personal=tuple(concepts), base=base)
+        made._check_last(names)
+        return made
+
+    @property
+    def base_tokenizer(self) -> Any:
+        """The tokenizer without the tokens of personalised concepts."""
+        return self.tokenizer if self.base is None else self.base
+
+    def _check_last(self, names: Sequence[str]) -> None:
+        """Raise SettingsError unless these are the last tokens; a name that was known or is given twice is not."""
+        for place, name in enumerate(names, self.image_offset - len(names)):
+            if self.id(name) != place:
                 raise SettingsError(
-                    f"concept '{name}' is not a new token: its id is {made.id(name)}, expected {place}; "
+                    f"concept '{name}' is not a new token: its id is {self.id(name)}, expected {place}; "
                     "give each concept once, by a name that the tokenizer does not know"
                 )
-        return made
+
+    def rows_of(self, name: str) -> range:
+        """Return the ids of a personalised concept's tokens."""
+        first = self.image_offset
+        for concept in reversed(self.personal):
+            first -= concept.count
+            if concept.name == name:
+                return range(first, first + concept.count)
+        raise KeyError(name)
+
+    @cached_property
+    def unsaid(self) -> list[int]:
+        """The ids of soft tokens, which no text contains; of a personalised concept only the name may be said."""
+        return [place for concept in self.personal for place in self.rows_of(concept.name)[1:]]
+
+    def to_draw(self, prompt: str) -> str:
+        """Return a prompt with the soft tokens of each personalised concept before the first mention of its name."""
+        for concept in self.personal:
+            prompt = prompt.replace(concept.name, concept.drawn, 1)
+        return prompt
+
+    def to_ask(self, text: str) -> str:
+        """Return a question after one sentence for each personalised concept that it names."""
+        return "".join(concept.introduction for concept in self.personal if concept.name in text) + text
 
     @property
     def image_offset(self) -> int:
@@ -115,17 +209,27 @@ class Vocabulary:
         A block has max_text_length + 1 columns; a longer text is cut before its eos. Columns that are padding in every
         row are left out, since no row attends to them; the position counts them.
         """
-        task, end, limit = self.id("<|t2i|>"), self.id(END), self.max_text_length
-        rows = [[task, end, *self.encode(prompt), end] for prompt in prompts]
+        end, limit = self.id(END), self.max_text_length
+        rows = [self._drawn_ids(prompt) for prompt in prompts]
         rows = [row if len(row) <= limit + 1 else [*row[:limit], end] for row in rows]
         width = max(map(len, rows))
         padded = [[self.id(PAD)] * (width - len(row)) + row for row in rows]
         return torch.tensor(padded), limit + 1 - width
 
+    def _drawn_ids(self, prompt: str) -> list[int]:
+        return [self.id("<|t2i|>"), self.id(END), *self.encode(self.to_draw(prompt)), self.id(END)]
+
+    def num_cut(self, prompt: str) -> int:
+        """Return how many tokens of a prompt do not fit its text block; `text_block` cuts them."""
+        return max(0, len(self._drawn_ids(prompt)) - self.max_text_length - 1)
+
     def question(self, text: str, codes_N: Tensor) -> Tensor:
-        """Return `<|mmu|> <|soi|> codes <|eoi|> bos USER: \\n text ASSISTANT:` as ids [L]."""
+        """Return `<|mmu|> <|soi|> codes <|eoi|> bos USER: \\n text ASSISTANT:` as ids [L].
+
+        Personalised concepts that the text names are introduced before it.
+        """
         head = torch.tensor([self.id("<|mmu|>"), self.id("<|soi|>")])
-        said = self.encode(f"USER: \n{text} ASSISTANT:")
+        said = self.encode(f"USER: \n{self.to_ask(text)} ASSISTANT:")
         tail = torch.tensor([self.id("<|eoi|>"), self.id(END), *said])
         return torch.cat((head, codes_N.cpu() + self.image_offset, tail))
 

@@ -38,7 +38,7 @@ BEYOND_SHAPE = (
 OPTIONAL = [
     *((name, ("items", 0)) for name in ("image", "prompt", "references", "reasoning", "geneval", "concept")),
     *((name, ()) for name in ("scorers", "ensemble", "weights", "timeout_ms", "request_id")),
-    *((name, ("items", 0, "concept")) for name in ("class_word", "token")),
+    *((name, ("items", 0, "concept")) for name in ("class_word", "token", "about")),
     *((name, ("items", 0, "geneval", "include", 0)) for name in ("color", "position")),
     ("exclude", ("items", 0, "geneval")),
 ]

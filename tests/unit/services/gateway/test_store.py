@@ -14,6 +14,7 @@ from services.gateway import store as module
 from services.gateway.keys import score_keys
 from services.gateway.store import ENTRY_BYTES, Claim, MemoryStore, ScoreKey
 from synod.contracts import (
+    About,
     Concept,
     GenEvalClause,
     GenEvalMetadata,
@@ -189,6 +190,7 @@ FULL = ScoreItem(
         replace(FULL, reasoning=Reasoning("text", ("a", "b"), (0.0, 1.0))),
         replace(FULL, geneval=GenEvalMetadata("tag", (GenEvalClause("cat", 2),))),
         replace(FULL, concept=Concept("person", "woman")),
+        replace(FULL, concept=Concept("person", "woman", "<ann>", About("tall"))),
         replace(FULL, source_prompt="other"),
         replace(FULL, source_prompt=None),
         replace(FULL, prompt="before", source_prompt="prompt"),

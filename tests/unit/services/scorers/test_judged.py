@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from services.origin import origin
 from services.scorers import registry
 from services.scorers.base import Scorer, score_batch
 from services.scorers.dense_validity import segments
-from synod.contracts import Concept, Score, ScoreFailure, ScoreItem
+from synod.contracts import About, Concept, Reasoning, Score, ScoreFailure, ScoreItem
 from tests.judges import JudgeServer
 from tests.outcomes import value, values
 
@@ -47,6 +48,48 @@ def test_rubric_is_the_settings(server: JudgeServer) -> None:
     schema = server.asked[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["score"]["description"] == "from 0 to 1"
     assert built(server, "judge", rubric="Is it sharp?").spec.needs == ("image",)
+
+
+def test_rubric_says_what_is_known_of_a_concept(server: JudgeServer) -> None:
+    about = About("<bo> is a {prompt} dog.", ("<bo> has a red hat", "<bo> has a kite"))
+    item = ScoreItem(image=DARK, prompt="<bo> in its hat", concept=Concept("animal", "dog", "<bo>", about))
+    built(server, "judge", rubric="{name}: {info} Facts: {facts}. {prompt}").score([item])
+    built(server, "judge", rubric="{info} {facts}. {prompt}").score([item])
+    assert [text_of(body) for body in server.asked] == [
+        "bo: bo is a {prompt} dog. Facts: bo has a red hat; bo has a kite. bo in its hat",
+        "dog is a {prompt} dog. dog has a red hat; dog has a kite. dog in its hat",
+    ]
+    bare = replace(item, concept=Concept("animal", "dog", "<bo>"))
+    outcomes = built(server, "judge", rubric="{info} {prompt}").score([bare, item, replace(item, concept=None)])
+    assert values(outcomes) == ["invalid_item", pytest.approx(0.2), "invalid_item"]
+    assert len(server.asked) == 3, "an item that lacks what the rubric asks for costs no request"
+
+
+def test_text_judge_compares_a_reply_with_the_right_answer(server: JudgeServer) -> None:
+    scorer = built(server, "judge_text")
+    assert scorer.spec.needs == ("prompt", "reasoning")
+    right = ("<bo> has a red hat", "a hat")
+    reasonings = [
+        Reasoning(reply, right, (1.0, 0.0)) for reply in ("<bo> has a red hat", "bo has a red hat. yes", "  ")
+    ]
+    outcomes = scorer.score([ScoreItem(prompt="what has <bo>?", reasoning=one) for one in reasonings])
+    assert values(outcomes) == [1.0, 0.5, 0.0]
+    assert isinstance(outcomes[2], Score)
+    assert outcomes[2].detail == {"reason": "the reply is empty"}
+    assert len(server.asked) == 2
+    asked = server.asked[0]["messages"][0]["content"]
+    assert [part["type"] for part in asked] == ["text"]
+    assert asked[0]["text"].endswith("Question: what has bo?\nRight answer: bo has a red hat\nReply: bo has a red hat")
+
+
+def test_a_text_verdict_between_the_grades_is_a_failure(server: JudgeServer) -> None:
+    server.script.extend(['{"reason": "r", "score": 0.7}', '{"reason": "r", "score": 0.5}'])
+    items = [ScoreItem(prompt="q", reasoning=Reasoning("a", ("a",), (truth,))) for truth in (1.0, 0.0)]
+    repaired, none_right = score_batch(built(server, "judge_text"), items)
+    assert values((repaired, none_right)) == [0.5, "invalid_item"]
+    assert "give one of 0, 0.5, 1" in server.asked[1]["messages"][-1]["content"]
+    server.script.extend(['{"reason": "r", "score": 0.7}'] * 2)
+    assert values(score_batch(built(server, "judge_text"), items[:1])) == ["scorer_failed"]
 
 
 def test_quality_sees_the_image_alone(server: JudgeServer) -> None:

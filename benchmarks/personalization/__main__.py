@@ -1,0 +1,207 @@
+"""Train the unseen concepts of the embedded world in arms, and measure each after every stage.
+
+    python -m benchmarks.personalization --only stages --minutes 60     the six concepts, stages 1, 2 and 3
+    python -m benchmarks.personalization --only no_stage_1              stage 2 from untrained rows
+    python -m benchmarks.personalization --only regions                 five starts of stage 3
+    python -m benchmarks.personalization --only tokens                  0, 1, 4, 8, 16 and 32 soft tokens
+    python -m benchmarks.personalization --only grid                    a third to 3 times the epochs, 3 to 12 images
+    python -m benchmarks.personalization --summary                      only the table of all finished arms
+
+An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
+not run again: the same command goes on after a stop. `--minutes` begins no arm after so long.
+
+Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
+colour themselves. "no rows" calls the concept by its class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from benchmarks.machine import command, commit, machine
+from benchmarks.personalization.measure import Figures, Meter, drawn
+from embedded import world
+from trainer.images import write_whole
+from trainer.personalize.files import load_into
+from trainer.personalize.run import load_base, only_concept, personalize
+from trainer.personalize.tokens import base_digest, remove
+from trainer.policy.show_o.policy import ShowO
+from trainer.settings import PersonalizeSettings, load_personalize
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+CONFIG: Final = ROOT / "deploy/configs/personalize.toml"
+UNIFY: Final = ROOT / "embedded/data/unify"
+NAMES: Final = tuple(profile.name.strip("<>") for profile in world.UNSEEN)
+FEW: Final = ("uma", "taz", "vale")  # one of each kind, for arms that repeat a training several times
+GROUPS: Final = ("stages", "no_stage_1", "regions", "tokens", "grid")
+KNOWLEDGE: Final = ("stages", "no_stage_1")  # groups whose images of facts are measured
+OTHERS: Final = ["a photo of a red car", "a photo of two dogs", "a photo of a person on the beach"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training: `changes` are settings by name, `epochs` a factor of all stages' epochs."""
+
+    group: str
+    name: str
+    concept: str
+    seed: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float = 1.0
+    photographs: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of its files."""
+        return f"{self.group}-{self.name}-{self.concept}-{self.seed}"
+
+
+def arms(group: str, seed: int) -> Iterator[Arm]:
+    """Yield the arms of a group for one seed."""
+    if group == "stages":
+        yield from (Arm(group, "all", name, seed) for name in NAMES)
+    elif group == "no_stage_1":
+        changes = {"stages": [1, 2], "stage_1": {"epochs": 0}}
+        yield from (Arm(group, "untrained", name, seed, changes) for name in NAMES)
+    elif group == "regions":
+        for mode in ("paper", "public", "full_image", "random_patch", "none"):
+            yield from (Arm(group, mode, name, seed, {"regions": mode}) for name in FEW)
+    elif group == "tokens":
+        for total in (0, 1, 4, 8, 16, 32):
+            quarter = total // 4
+            counts = {"shared": total - 2 * quarter, "generation": quarter, "understanding": quarter}
+            yield from (Arm(group, f"{total:02d}", name, seed, {"tokens": counts}) for name in FEW)
+    else:
+        for factor in (1 / 3, 1.0, 3.0):
+            for count in (3, 6, 12):
+                label, changes = f"{factor:.1f}x-{count}", {"stages": [1, 2]}
+                yield from (Arm(group, label, name, seed, changes, factor, count) for name in FEW)
+
+
+def settings_of(arm: Arm, runs: Path, config: Path = CONFIG) -> PersonalizeSettings:
+    """Return the settings of an arm; those of fewer photographs have a copy of the data."""
+    table = load_personalize(config).model_dump()
+    data = UNIFY if arm.photographs is None else fewer_photographs(runs, arm.photographs)
+    table |= {"data": data / "concept/train" / arm.concept, "run_dir": runs / arm.key, "seed": arm.seed}
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        table[stage]["epochs"] = max(1, round(arm.epochs * table[stage]["epochs"]))
+    for key, value in arm.changes.items():
+        table[key] = {**table[key], **value} if isinstance(value, Mapping) else value
+    return PersonalizeSettings.model_validate(table)
+
+
+def fewer_photographs(runs: Path, count: int) -> Path:
+    """Return a copy of the data with the first `count` training images of each concept."""
+    root, partial = runs / f"data-{count}", runs / f"data-{count}.partial"
+    if root.exists():
+        return root
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(UNIFY, partial)
+    names = [f"{i}.png" for i in range(count)]
+    (partial / "concept/train/train_images.json").write_text(json.dumps(dict.fromkeys(NAMES, names)))
+    for name in NAMES:
+        folder = partial / "concept/train" / name
+        for path in (*folder.glob("*.png"), *(folder / "cropped").glob("*.png")):
+            if path.name not in names:
+                path.unlink()
+        talks = json.loads((folder / "conversations.json").read_text())
+        kept = {key: value for key, value in talks.items() if key in (*names, "text_only")}
+        (folder / "conversations.json").write_text(json.dumps(kept))
+    partial.rename(root)
+    return root
+
+
+def run_arm(arm: Arm, runs: Path, config: Path = CONFIG) -> dict[str, Any]:
+    """Train and measure an arm: its figures without rows, and after each stage."""
+    settings = settings_of(arm, runs, config)
+    policy, knowledge = load_base(settings), arm.group in KNOWLEDGE
+    before = {key: value.clone() for key, value in policy.module.state_dict().items()}
+    others = drawn(policy, OTHERS, arm.seed)
+    meter = Meter(only_concept(settings.data), arm.seed, CONFIG)
+    name, plain = meter.concept.name, f"the {meter.concept.class_word}"
+    figures: dict[str, Figures] = {"no rows": meter.measure(policy, plain, knowledge=knowledge)}
+    seconds = {}
+    for number in settings.stages:
+        began = time.process_time()
+        done = settings.stages[: settings.stages.index(number) + 1]
+        personalize(settings.model_copy(update={"stages": done}), log=_silent)
+        seconds[f"stage {number}"] = round(time.process_time() - began, 1)
+        load_into(policy, settings.run_dir / f"stage-{number}" / "concept")
+        found = meter.measure(policy, name, knowledge=knowledge)
+        same = all(np.array_equal(a, b) for a, b in zip(others, drawn(policy, OTHERS, arm.seed), strict=True))
+        remove(policy, name)
+        figures[f"stage {number}"] = found | {"other_prompts_equal": same, "base_equal": _equal(policy, before)}
+    return {"arm": asdict(arm), "base": base_digest(policy), "figures": figures, "cpu_s": seconds}
+
+
+def _equal(policy: ShowO, before: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[key]) for key, value in policy.module.state_dict().items())
+
+
+def _silent(message: str) -> None:
+    """A benchmark prints its own lines."""
+
+
+def summary(results: Path) -> dict[str, Any]:
+    """Return mean, standard error over concepts and seeds, and n of every figure, by arm and stage."""
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for path in sorted(results.glob("*.json")):
+        one = json.loads(path.read_text())
+        name = f"{one['arm']['group']}/{one['arm']['name']}"
+        for stage, figures in one["figures"].items():
+            for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage, 0.0)}.items():
+                values[name, stage, figure].append(float(value))
+    table: dict[str, Any] = {}
+    for (name, stage, figure), found in values.items():
+        error = round(float(np.std(found, ddof=1)) / math.sqrt(len(found)), 4) if len(found) > 1 else None
+        row = {"mean": round(float(np.mean(found)), 4), "error": error, "n": len(found)}
+        table.setdefault(name, {}).setdefault(stage, {})[figure] = row
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the arms that have no result yet, and write the summary."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.personalization",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", choices=GROUPS, action="append", help="groups of arms; repeatable (default: all)")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of each arm")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after so many minutes")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings of every arm; the environment overrides")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/personalization", help="where the trainings go")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/personalization_stages.json")
+    parser.add_argument("--summary", action="store_true", help="run nothing")
+    options = parser.parse_args(arguments)
+    results, until = options.runs.resolve() / "results", time.monotonic() + 60 * options.minutes
+    wanted = [arm for group in options.only or GROUPS for seed in range(options.seeds) for arm in arms(group, seed)]
+    for arm in wanted:
+        path = results / f"{arm.key}.json"
+        if options.summary or path.exists() or time.monotonic() > until:
+            continue
+        print(f"{arm.key}: training and measuring", flush=True)
+        found = run_arm(arm, options.runs.resolve(), options.config)
+        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+        print(json.dumps(found["figures"]), flush=True)
+    left = sum(not (results / f"{arm.key}.json").exists() for arm in wanted)
+    document = {"command": command(), "commit": commit(), "machine": machine(), "left": left, "arms": summary(results)}
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{len(wanted) - left} of {len(wanted)} arms are done; wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

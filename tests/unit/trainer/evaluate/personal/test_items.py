@@ -1,0 +1,120 @@
+"""What a suite asks and draws, and what its controls change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.unit.trainer.personalize.unify_tree import write_tree
+from trainer.evaluate.personal.arms import ARMS, in_arm
+from trainer.evaluate.personal.items import COLUMNS, HARD, RANDOM, SUITES, YES, Item, plan
+from trainer.personalize.folder import read_folder
+from trainer.personalize.records import ConceptRecord
+
+Records = dict[str, ConceptRecord]
+
+
+def test_plan_counts_every_column(items: list[Item]) -> None:
+    counts = Counter((one.column, one.concept) for one in items)
+    for name in ("<bo>", "<cy>"):
+        found = {column: counts[column, name] for column in COLUMNS if counts[column, name]}
+        assert found == {
+            "rec": 6,  # 2 test images, as many of the other dog, as many random ones
+            "vqa": 2,
+            "qa": 1,
+            "qa_choice": 1,
+            "pure": 4,
+            "knowledge": 6,
+            "rea": 2,
+            "dense_rea": 1,
+            "rea_gen": 4,
+            "dense_gen": 2,
+            "dense_rea_gen": 2,
+        }
+    keys = [one.key for one in items]
+    assert len(set(keys)) == len(keys)
+    files = [one.file for one in items if one.file is not None]
+    assert len(set(files)) == len(files)
+    assert "images/bo/pure/1/0.png" in files
+
+
+def test_a_person_is_drawn_a_hundred_times(tmp_path: Path) -> None:
+    records = list(read_folder(write_tree(tmp_path, ("bo", "cy"), ("animal", "person"))).values())
+    found = plan(records, ("people",))
+    assert len(found) == 100
+    assert {(one.concept, one.prompt, one.scorers) for one in found} == {("<cy>", "a photo of <cy>", ("fer",))}
+
+
+def test_negatives_of_a_class_are_other_concepts(items: list[Item], records: Records) -> None:
+    asked = [one for one in items if one.column == "rec" and one.concept == "<bo>"]
+    shown = {group: [one.shown for one in asked if one.group == group] for group in (YES, HARD, RANDOM)}
+    assert shown[YES] == list(records["<bo>"].test)
+    assert sorted(map(str, shown[HARD])) == sorted(map(str, records["<cy>"].test))
+    assert set(shown[RANDOM]) <= set(records["<bo>"].random)
+    assert [one.right for one in asked] == ["Yes"] * 2 + ["No"] * 4
+    assert [one.query for one in asked[:2]] == [one.query for one in asked[2:4]], "negatives are asked the same"
+
+
+def test_negatives_follow_from_seed_and_name_alone(records: Records) -> None:
+    both = plan(list(records.values()), ("rec",), seed=3)
+    alone = [one for one in plan(list(records.values())[::-1], ("rec",), seed=3) if one.concept == "<bo>"]
+    assert [one for one in both if one.concept == "<bo>"] == alone
+    others = [plan(list(records.values()), ("rec",), seed=seed) for seed in range(6)]
+    assert len({tuple(one.shown for one in found) for found in others}) > 1
+
+
+def test_all_facts_are_given_and_held_out_ones_asked(items: list[Item], records: Records) -> None:
+    for one in items:
+        if one.column in ("rea", "rea_gen", "dense_rea_gen"):
+            assert one.query is not None
+            assert all(fact in one.query for fact in records[one.concept].facts)
+    rea = [one for one in items if one.column == "rea" and one.concept == "<bo>"]
+    assert [one.right for one in rea] == ["<bo> has blue hat", "<bo> has green hat"], "the facts of the test split"
+    assert all(one.prompt is None for one in rea)
+    drawn = [one for one in items if one.column == "rea_gen"]
+    assert {one.target for one in drawn} == {"1 a dog red hat", "2 a dog red hat"}, "scored on the resolved prompt"
+    assert [one.group for one in items if one.column == "knowledge"][:6] == [""] * 2 + ["held out"] * 4
+
+
+def test_limit_takes_the_first_of_each_group(records: Records, items: list[Item]) -> None:
+    few = plan(list(records.values()), (*SUITES["unify"], *SUITES["unify_pp"]), images=2, limit=1)
+    assert set(few) <= set(items)
+    assert Counter(one.group for one in few if one.column == "rec") == {YES: 2, HARD: 2, RANDOM: 2}
+    assert Counter(one.column for one in few)["pure"] == 4
+
+
+def test_random_numbers_are_an_items_own(items: list[Item]) -> None:
+    seeds = [one.seed(7) for one in items]
+    assert len(set(seeds)) == len(seeds)
+    assert all(len(seed) == 4 and seed[0] == 7 for seed in seeds)
+    assert items[0].seed(7) != items[0].seed(8)
+
+
+def test_controls_change_the_name_or_the_image(items: list[Item], records: Records) -> None:
+    arms = {arm: {one.key: one for one in in_arm(items, arm, records)} for arm in ARMS}
+    assert list(arms["concept"].values()) == items
+    assert set(arms["none"]) == set(arms["other"]) == set(arms["concept"])
+    assert set(arms["black"]) == {one.key for one in items if one.column in ("rec", "vqa")}
+    assert all(one.shown is None for one in arms["black"].values())
+    for key, one in arms["concept"].items():
+        none, other = arms["none"][key], arms["other"][key]
+        assert (none.right, none.target, none.file, none.seed(1)) == (one.right, one.target, one.file, one.seed(1))
+        for text, without, swapped in ((one.query, none.query, other.query), (one.prompt, none.prompt, other.prompt)):
+            if text is not None:
+                assert without == text.replace(one.concept, "a dog")
+                assert swapped == text.replace(one.concept, {"<bo>": "<cy>", "<cy>": "<bo>"}[one.concept])
+                assert one.concept not in f"{without} {swapped}"
+
+
+def test_one_concept_has_no_other(tmp_path: Path) -> None:
+    records = read_folder(write_tree(tmp_path, ("bo",), ("animal",)))
+    items = plan(list(records.values()), ("rec", "pure"))
+    assert in_arm(items, "other", records) == []
+    assert {one.group for one in items if one.column == "rec"} == {YES, RANDOM}, "no other dog, and no hard negatives"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_name_columns(suite: str) -> None:
+    assert set(SUITES[suite]) <= set(COLUMNS)

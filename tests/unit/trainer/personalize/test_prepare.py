@@ -1,0 +1,165 @@
+"""`synod personalize prepare`: what it writes, from what, and what it refuses before it writes anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from synod.client import SynodClient
+from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreResponse
+from synod.images import ImageLimits, decode_item, encode_png
+from tests.unit.trainer.personalize.unify_tree import write_image, write_json
+from tests.unit.trainer.reward_services import WIRE
+from trainer.personalize import prepare, templates
+from trainer.personalize.folder import read_folder
+
+INFO = {"class": "otter", "info": "<bo> is brown.", "extra_info": ["<bo> has a red hat.", "<bo> likes tea"]}
+Prepare = Callable[..., int]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of three photographs, random images 100.. and a pool of levels 0, 3, .."""
+    write_json(tmp_path / "bo/info.json", INFO)
+    for number in range(3):
+        write_image(tmp_path / f"bo/{number}.png", 60 + number)
+    for number in range(12):
+        write_image(tmp_path / f"others/{number}.png", 100 + number)
+        write_image(tmp_path / f"pool/{number}.png", 3 * number)
+    write_image(tmp_path / "pool/copy.png", 61)
+    return tmp_path / "bo"
+
+
+@pytest.fixture
+def run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
+    """`run("--pool", ..)`: a service's `clip_i` is 1 - the distance in brightness; level 30 has no score."""
+
+    def handle(http: httpx.Request) -> httpx.Response:
+        if http.method == "GET":
+            return httpx.Response(200, json={"scorers": [{"name": "clip_i"}, {"name": "ber"}]})
+        request = WIRE.decode_request(http.content)
+        results = []
+        for item in request.items:
+            pixels, *references = (one.mean() for one in _decoded(item))
+            assert len(references) == 3
+            value = Score(1 - abs(pixels - np.mean(references)) / 255)
+            outcome: Outcome = ScoreFailure("bad_image", "planted") if pixels == 30 else value
+            results.append(ItemResult({"clip_i": outcome}))
+        body = WIRE.encode_response(ScoreResponse(tuple(results), request.request_id or ""))
+        return httpx.Response(200, content=body, headers={"content-type": WIRE.content_type})
+
+    def client(url: str) -> SynodClient:
+        return SynodClient(url, retries=0, transport=httpx.MockTransport(handle))
+
+    monkeypatch.setattr(prepare, "SynodClient", client)
+    monkeypatch.chdir(photos.parent)
+    return lambda *arguments: prepare.main(["bo", *arguments])
+
+
+def _decoded(item: Any) -> list[Any]:
+    found = decode_item(item, ImageLimits(2**20, 2**20))
+    return [found.pixels(), *found.reference_pixels()]
+
+
+def test_templates_are_many_and_name_the_concept() -> None:
+    assert len(set(templates.RECOGNITION)) == len(templates.RECOGNITION) >= 20
+    for text in (*templates.RECOGNITION, *templates.LOOKS, *templates.CLASS, *templates.FACTS, templates.COMPLETE):
+        assert text.count("{}") == 1
+
+
+def test_photographs_and_info_are_enough(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    said = capsys.readouterr().out
+    assert "<bo>, object, class otter: 3 photographs" in said
+    assert "conversations.json: 6 questions about the photographs, 10 without an image" in said
+    assert "negative_example: none; give --pool DIR" in said
+    (record,) = read_folder(photos).values()
+    assert len(record.train) == 3
+    yes, no = (json.loads((photos / name).read_text()) for name in (prepare.POSITIVE, prepare.NEGATIVE))
+    assert [one["query"] for one in yes] == [one["query"] for one in no] == list(record.recognition)
+    assert ({one["answer"] for one in yes}, {one["answer"] for one in no}) == ({"Yes."}, {"No."})
+    pairs = [(one.text, one.answer) for one in record.conversations if one.image is None]
+    assert ("What is <bo>?", "<bo> is an otter.") in pairs
+    assert ("Describe <bo>.", "<bo> is brown.") in pairs
+    assert ("What do you know about <bo>?", "<bo> has a red hat. <bo> likes tea.") in pairs
+    assert ('Complete the sentence: "<bo> has a ..."', "<bo> has a red hat.") in pairs
+    shown = [one for one in record.conversations if one.image is not None]
+    assert {one.image for one in shown} == set(record.train)
+    assert len({one.text for one in shown}) == 4, "the photographs are asked about in turn"
+
+
+def test_negatives_are_random_and_look_alike(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--random", "others", "--negatives", "4", "--pool", "pool", "--hard", "3")
+    assert run(*arguments) == 0
+    (record,) = read_folder(photos).values()
+    levels = [[int(np.asarray(_level(path))) for path in paths] for paths in (record.random, record.hard)]
+    assert len(set(levels[0])) == 4
+    assert min(levels[0]) >= 100
+    assert levels[1] == [33, 27, 24], "the nearest to 61 without its copy, and without the one that has no score"
+    scores = json.loads((photos / "negative_example/scores.json").read_text())
+    assert scores["scorer"] == "clip_i"
+    assert list(scores["scores"]) == ["0.png", "1.png", "2.png"]
+    assert scores["scores"]["0.png"] == pytest.approx(1 - 28 / 255)
+    said = capsys.readouterr()
+    assert "negative_example: 3 images, clip_i from 0.890 down to 0.855" in said.out
+    assert "pool/10.png has no score and is left out: planted" in said.err
+    before = files(photos)
+    assert run(*arguments) == 0
+    assert files(photos) == before
+    assert run(*arguments, "--seed", "1", "--negatives", "2") == 0
+    assert len(read_folder(photos)["<bo>"].random) == 2
+
+
+def _level(path: Path) -> int:
+    return next(level for level in range(256) if path.read_bytes() == encode_png(np.full((8, 8, 3), level, np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda folder: write_json(folder / "info.json", {}), (), "info.json.class: missing"),
+        (lambda folder: write_json(folder / "info.json", {**INFO, "name": "bo"}), (), "'bo' is not of the form <name>"),
+        (lambda folder: (folder / "1.png").write_bytes(b"x"), (), "1.png: "),
+        (lambda folder: write_json(folder / "conversations.json", []), (), "conversations.json exists and differs"),
+        (lambda folder: [path.unlink() for path in folder.glob("*.png")], (), "no images"),
+        (None, ("--random", "nowhere"), "nowhere: no images"),
+        (None, ("--pool", "bo"), "has no image besides the photographs"),
+        (None, ("--pool", "pool", "--scorer", "dino"), "no scorer 'dino'; give --scorer of clip_i, ber"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_written(
+    run: Prepare,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Any,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    if change is not None:
+        change(photos)
+    before = files(photos)
+    assert run(*arguments) == 1
+    assert message in capsys.readouterr().err
+    assert files(photos) == before
+
+
+def test_bad_photographs_and_old_files_may_be_passed_over(
+    run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "1.png").write_bytes(b"x")
+    write_json(photos / "conversations.json", [])
+    assert run("--skip-bad", "--replace") == 0
+    said = capsys.readouterr()
+    assert "2 photographs" in said.out
+    assert "<bo> has 2 image(s)" in said.err
+    assert set(json.loads((photos / "conversations.json").read_text())) == {"0.png", "2.png", "text_only"}

@@ -1,0 +1,231 @@
+"""The command `synod personalize prepare FOLDER`: questions and negatives for a folder of photographs.
+
+FOLDER has the photographs, in itself or in train/, and info.json: {"class": "dog"} at least, better also "name",
+"kind", "info" (a sentence about the looks) and "extra_info" (facts that the photographs do not show). It writes into
+FOLDER
+
+    positive_recognitions.json, random_recognitions.json   [{query, answer}]: the same questions, answered yes and no
+    conversations.json     {photograph | "text_only": [{query, answer}]}, from info and extra_info
+    random_images/         copies of some images of --random
+    negative_example/      the images of --pool that look most like the photographs, and scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from synod.client import SynodClient
+from synod.contracts import Score, ScoreRequest
+from synod.digest import digest_of
+from synod.errors import SettingsError, SynodError
+from synod.scoring import show
+from synod.scoring.inputs import Source
+from synod.scoring.run import score_all
+from trainer.images import write_whole
+from trainer.personalize import templates
+from trainer.personalize.folder import read_concept
+from trainer.personalize.records import ConceptRecord, images_in, load_photos
+
+URL: Final = "http://127.0.0.1:8000"
+MAX_REFERENCES: Final = 16  # of an item; the service refuses more
+POSITIVE, NEGATIVE, TALKS = "positive_recognitions.json", "random_recognitions.json", "conversations.json"
+RANDOM, HARD, SCORES = "random_images", "negative_example", "scores.json"
+EXAMPLES: Final = """examples:
+  synod personalize prepare photographs/bo --random photographs/others
+  synod personalize prepare photographs/bo --random photographs/others --pool photographs/dogs    with a running service
+
+It downloads nothing. Hard negatives, which look alike, matter: without them recognition learns the class alone. They
+are found by a running service's scorer of likeness (--scorer, --url). See docs/personalization.md.
+"""
+Pair = Mapping[str, str]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit status: 0, or 1 for an error."""
+    options = _parser().parse_args(arguments)
+    try:
+        for line in prepare(options):
+            print(line)
+    except (SynodError, SettingsError, OSError) as error:
+        print(f"synod personalize prepare: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> list[str]:
+    """Write the files, and return a line about each. Nothing is written if anything is wrong.
+
+    Raises SettingsError, and the SynodError of a service that fails.
+    """
+    folder: Path = options.folder
+    record = read_concept(folder)
+    photos = [path for path, _ in load_photos(record, show.notify, skip_bad=options.skip_bad)]
+    texts = {POSITIVE: _recognition(record, templates.YES), NEGATIVE: _recognition(record, templates.NO)}
+    documents: dict[str, Any] = {**texts, TALKS: conversations(record, photos)}
+    for name, tree in documents.items():
+        _check_absent(folder / name, tree, replace=options.replace)
+    random = _random(options, photos)
+    hard = [] if options.pool is None else hard_negatives(options, photos)
+    for name, tree in documents.items():
+        write_whole(folder / name, _json(tree))
+    for name, chosen in ((RANDOM, random), (HARD, [path for path, _ in hard])):
+        _copy(chosen, folder / name)
+    if hard:
+        scores = {_copied(path, number): score for number, (path, score) in enumerate(hard)}
+        write_whole(folder / HARD / SCORES, _json({"scorer": options.scorer, "scores": scores}))
+    return _summary(record, photos, documents[TALKS], random, hard, options)
+
+
+def conversations(record: ConceptRecord, photos: Sequence[Path]) -> dict[str, list[Pair]]:
+    """Return the questions about each photograph, two of templates.LOOKS in turn, and those without an image."""
+    found: dict[str, list[Pair]] = {}
+    if record.info:
+        asked = [_pair(question, record, record.info) for question in templates.LOOKS]
+        found |= {path.name: [asked[(i + k) % len(asked)] for k in range(2)] for i, path in enumerate(photos)}
+    article = "an" if record.class_word[0].lower() in "aeiou" else "a"
+    textual = [
+        _pair(question, record, f"{record.name} is {article} {record.class_word}.") for question in templates.CLASS
+    ]
+    textual += [_pair(question, record, record.info) for question in templates.LOOKS if record.info]
+    sentences = [f"{fact.rstrip('. ')}." for fact in record.facts]
+    textual += [_pair(question, record, " ".join(sentences)) for question in templates.FACTS if sentences]
+    for sentence in sentences:
+        words = sentence.split()
+        begun = " ".join(words[: (len(words) + 1) // 2])
+        textual.append({"query": templates.COMPLETE.replace("{}", begun), "answer": sentence})
+    return {**found, "text_only": textual}
+
+
+def hard_negatives(options: argparse.Namespace, photos: Sequence[Path]) -> list[tuple[Path, float]]:
+    """Return the images of the pool that are most like the photographs, with their scores, the most alike first.
+
+    Copies of photographs are left out. Raises SettingsError, and the SynodError of a service that fails.
+    """
+    own = {digest_of(path.read_bytes()) for path in photos}
+    pool = [path for path in _images(options.pool) if digest_of(path.read_bytes()) not in own]
+    if not pool:
+        raise SettingsError(f"--pool {options.pool} has no image besides the photographs; give one with look-alikes")
+    root = Path("/")
+    references = [str(path.resolve().relative_to(root)) for path in photos[:MAX_REFERENCES]]
+    sources = [
+        Source({"image": str(path.resolve().relative_to(root)), "references": references}, root, str(path))
+        for path in pool
+    ]
+    found = []
+    with SynodClient(options.url) as client:
+        if options.scorer not in (names := [str(one["name"]) for one in client.scorers()]):
+            raise SettingsError(f"the service has no scorer '{options.scorer}'; give --scorer of {', '.join(names)}")
+        scored = score_all(client, sources, ScoreRequest((), (options.scorer,)))
+        for path, one in zip(pool, scored, strict=True):
+            outcome = None if one.result is None else one.result.scores[options.scorer]
+            if isinstance(outcome, Score):
+                found.append((path, outcome.value))
+            elif outcome is not None:
+                show.notify(f"{path} has no score and is left out: {outcome.message}")
+    if not found:
+        raise SettingsError(f"none of the {len(pool)} images of --pool has a score by '{options.scorer}'")
+    return sorted(found, key=lambda pair: (-pair[1], str(pair[0])))[: options.hard]
+
+
+def _random(options: argparse.Namespace, photos: Sequence[Path]) -> list[Path]:
+    """Return some of the images of --random, by --seed."""
+    if options.random is None:
+        return []
+    images = [path for path in _images(options.random) if path.resolve() not in {p.resolve() for p in photos}]
+    order = np.random.default_rng(options.seed).permutation(len(images))
+    return [images[int(i)] for i in order[: options.negatives]]
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    found = images_in(folder)
+    if not found:
+        raise SettingsError(f"{folder}: no images; give a folder with some")
+    return found
+
+
+def _recognition(record: ConceptRecord, answer: str) -> list[Pair]:
+    return [_pair(question, record, answer) for question in templates.RECOGNITION]
+
+
+def _pair(question: str, record: ConceptRecord, answer: str) -> Pair:
+    return {"query": question.replace("{}", record.name), "answer": answer}
+
+
+def _check_absent(path: Path, tree: Any, *, replace: bool) -> None:
+    if not replace and path.exists() and path.read_bytes() != _json(tree):
+        raise SettingsError(f"{path} exists and differs from what would be written; remove it, or give --replace")
+
+
+def _copy(images: Sequence[Path], folder: Path) -> None:
+    """Make these images the images of a folder."""
+    if not images:
+        return
+    copies = {_copied(path, number): path.read_bytes() for number, path in enumerate(images)}
+    for path in images_in(folder):
+        if path.name not in copies:
+            path.unlink()
+    for name, data in copies.items():
+        write_whole(folder / name, data)
+
+
+def _copied(path: Path, number: int) -> str:
+    return f"{number}{path.suffix.lower()}"
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _summary(
+    record: ConceptRecord,
+    photos: Sequence[Path],
+    talks: Mapping[str, Sequence[Pair]],
+    random: Sequence[Path],
+    hard: Sequence[tuple[Path, float]],
+    options: argparse.Namespace,
+) -> list[str]:
+    pictured = sum(len(pairs) for key, pairs in talks.items() if key != "text_only")
+    lines = [
+        f"{record.name}, {record.concept.kind}, class {record.class_word}: {len(photos)} photographs",
+        f"{POSITIVE}, {NEGATIVE}: {len(templates.RECOGNITION)} questions, answered yes and no",
+        f"{TALKS}: {pictured} questions about the photographs, {len(talks['text_only'])} without an image",
+        f"{RANDOM}: {len(random)} images" if random else f"{RANDOM}: none; give --random DIR",
+    ]
+    if hard:
+        lines.append(f"{HARD}: {len(hard)} images, {options.scorer} from {hard[0][1]:.3f} down to {hard[-1][1]:.3f}")
+        lines.append(f"look at them: one that shows {record.name} must be removed")
+    else:
+        lines.append(f"{HARD}: none; give --pool DIR with look-alikes, or recognition learns the class alone")
+    if not record.info:
+        lines.append('info.json has no "info": a sentence about the looks gives questions about the photographs')
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synod personalize prepare",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add: Callable[..., Any] = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="3 to 15 photographs of one concept, and info.json")
+    add("--random", type=Path, metavar="DIR", help="any images that do not show the concept")
+    add("--negatives", type=int, default=100, metavar="N", help="how many of --random to take (default: 100)")
+    add("--pool", type=Path, metavar="DIR", help="images of other individuals of the class, to search look-alikes in")
+    add("--hard", type=int, default=20, metavar="N", help="how many of --pool to take (default: 20)")
+    add("--scorer", default="clip_i", help="the service's scorer of likeness: clip_i or der (default: clip_i)")
+    add("--url", default=URL, help=f"URL of the service (default: {URL})")
+    add("--seed", type=int, default=0, help="of the choice from --random (default: 0)")
+    add("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
+    add("--replace", action="store_true", help="replace files that differ")
+    return parser

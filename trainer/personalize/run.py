@@ -1,0 +1,216 @@
+"""One concept through its stages: skip those that are done, train the others, write the concept's files.
+
+<run_dir>/stage-1/   concept/ (rows.safetensors, concept.json), checkpoints/, metrics.jsonl, tensorboard/,
+                     report.html (curves), grid.png (images after the stage), settings.json
+<run_dir>/stage-2/, stage-3/   the same; stage-3/regions/ has the drawn images with its regions in white
+<run_dir>/concept/   the last stage's, for [trainer.policy] concepts
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from tqdm import tqdm
+
+from synod.contracts import Pixels
+from synod.errors import SettingsError
+from synod.images import encode_png
+from trainer.checkpoint import differences, flattened
+from trainer.distributed import device
+from trainer.images import write_whole
+from trainer.personalize import stages
+from trainer.personalize.examples import Photos, questions
+from trainer.personalize.files import CONCEPT, ROWS, ConceptInfo, check_base, load_concept, save_concept
+from trainer.personalize.folder import read_folder
+from trainer.personalize.records import ConceptRecord, load_image, load_photos
+from trainer.personalize.start import Start
+from trainer.personalize.tokens import Rows, base_digest, check_room, insert, remove
+from trainer.policy import registry
+from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.vocabulary import ConceptTokens
+from trainer.report.page import write_report
+from trainer.run_dir import run_lock
+from trainer.settings.personalize import PersonalizeSettings
+from trainer.stop import stop_on_signal
+
+GRID_IMAGES: Final = 16
+GRID_SEED: Final = 1_000_003
+# Settings that do not change a stage's result, or are compared by their content.
+_FREE: Final = frozenset(
+    {"run_dir", "stages", "data", "faces", "stage_1", "stage_2", "stage_3", "policy.checkpointing", "policy.lora"}
+)
+Log = Callable[[str], None]
+
+
+def personalize(
+    settings: PersonalizeSettings, *, force_base: bool = False, skip_bad: bool = False, log: Log = tqdm.write
+) -> int:
+    """Run the stages of the settings in order and return the exit status: 0, also when stopped by a signal.
+
+    Raises SettingsError, CheckpointMismatch, CheckpointNotWritten and NonFinite.
+    """
+    concept = only_concept(settings.data)
+    with run_lock(settings.run_dir):
+        concept, photos = read_photos(concept, log, skip_bad=skip_bad)
+        policy = load_base(settings)
+        _check(settings, concept, policy)
+        base, data = base_digest(policy), data_digest(concept, photos)
+        start = Start(policy, concept, photos, settings, log)
+        with stop_on_signal(settings.run_dir) as stop:
+            for number in settings.stages:
+                directory, before = settings.run_dir / f"stage-{number}", _before(settings, number)
+                conditions = conditions_of(settings, number, base, data, before)
+                if is_done(directory, conditions):
+                    log(f"stage {number} is done: {directory / 'concept'}")
+                    continue
+                info, rows = _rows(start, number, before, base, directory, force_base=force_base)
+                insert(policy, info.tokens, rows)
+                write_whole(directory / "settings.json", (json.dumps(conditions, indent=2) + "\n").encode())
+                if not stages.train_stage(policy, concept, photos, settings, number, directory, conditions, stop):
+                    log(f"stopped in stage {number}; the same command resumes it")
+                    return 0
+                write_whole(directory / "grid.png", encode_png(grid(policy, settings, concept.name)))
+                write_report(directory)
+                save_concept(directory / "concept", info, remove(policy, concept.name))
+                log(f"stage {number}: {directory / 'concept'}, {directory / 'report.html'}, {directory / 'grid.png'}")
+        _publish(settings, log)
+    return 0
+
+
+def _rows(
+    start: Start, number: int, before: Path | None, base: str, directory: Path, *, force_base: bool
+) -> tuple[ConceptInfo, Rows]:
+    """Return the concept and its rows at the start of a stage. Raises SettingsError for rows of another base model."""
+    if before is None:
+        return start.understanding(base)
+    info, rows = load_concept(before)
+    check_base(before, info, base, force_base=force_base)
+    info = replace(info, base=base)
+    if number == 2:
+        return start.generation(info, rows)
+    return start.from_images(info, rows, directory / "regions")
+
+
+def only_concept(folder: Path) -> ConceptRecord:
+    """Return the concept of a folder, which may be one of UnifyBench's concept/train/<c>. Raises SettingsError."""
+    root = folder.parents[2] if len(folder.parents) > 2 and folder.parts[-3:-1] == ("concept", "train") else folder
+    records = read_folder(root)
+    if root != folder:
+        return records[f"<{folder.name}>"]
+    if len(records) != 1:
+        raise SettingsError(
+            f"[personalize] data = {folder} has {len(records)} concepts ({', '.join(list(records)[:3])}, ..); give the "
+            "folder of one"
+        )
+    return next(iter(records.values()))
+
+
+def load_base(settings: PersonalizeSettings) -> ShowO:
+    """Return the base policy on its device, every weight frozen. Raises SettingsError."""
+    policy = registry.load(settings.policy)
+    assert isinstance(policy, ShowO), "concept tokens need a Show-o"
+    policy.module.requires_grad_(False)
+    policy.to(device())
+    return policy
+
+
+def read_photos(concept: ConceptRecord, log: Log, *, skip_bad: bool) -> tuple[ConceptRecord, Photos]:
+    """Read every image that the stages use; with `skip_bad` leave out training images that cannot be read."""
+    photos: dict[Path, Pixels] = dict(load_photos(concept, log, skip_bad=skip_bad))
+    names = {path.name for path in photos}
+    talks = tuple(one for one in concept.conversations if one.image is None or one.image in photos)
+    cropped = tuple(path for path in concept.cropped if path.name in names)
+    kept = replace(concept, train=tuple(photos), conversations=talks, cropped=cropped)
+    photos |= {path: load_image(path) for path in (*kept.cropped, *kept.random, *kept.hard)}
+    return kept, photos
+
+
+def data_digest(concept: ConceptRecord, photos: Photos) -> str:
+    """Return a digest of the concept's texts and images, wherever its folder is."""
+    digest = hashlib.blake2b(digest_size=16)
+    talks = [(one.text, one.answer, one.image and one.image.name) for one in concept.conversations]
+    texts = [concept.name, concept.class_word, concept.concept.kind, concept.recognition, talks]
+    digest.update(json.dumps(texts).encode())
+    for paths in (concept.train, concept.cropped, concept.random, concept.hard):
+        for path in paths:
+            digest.update(path.name.encode() + photos[path].tobytes())
+    return digest.hexdigest()
+
+
+def conditions_of(
+    settings: PersonalizeSettings, number: int, base: str, data: str, before: Path | None
+) -> dict[str, Any]:
+    """Return what a stage's result depends on, by key: settings, base model, data and the rows of the stage before."""
+    table = settings.model_dump(mode="json")
+    flat = flattened(table, _FREE)
+    own = flattened({f"stage_{number}": settings.stage(number).model_dump(mode="json")})
+    faces = None if settings.faces is None else hashlib.blake2b(settings.faces.read_bytes(), digest_size=8).hexdigest()
+    content = {"base model (digest)": base, "data (content)": data, "faces (content)": faces}
+    if before is not None:
+        content["stage before (rows)"] = hashlib.blake2b((before / ROWS).read_bytes(), digest_size=8).hexdigest()
+    return {**{f"personalize.{key}": value for key, value in (flat | own).items()}, **content}
+
+
+def is_done(directory: Path, conditions: Mapping[str, Any]) -> bool:
+    """Return whether a stage has its result. Raises SettingsError if it was started with other settings or data."""
+    path = directory / "settings.json"
+    if not path.exists():
+        return False
+    changes = differences(json.loads(path.read_text()), conditions, "there", "now", "")
+    if changes:
+        raise SettingsError(
+            f"{directory} was trained with other settings:\n" + "\n".join(changes) + "\nGive [personalize] a new "
+            "`run_dir`, or remove this directory and those of later stages"
+        )
+    return (directory / "concept" / CONCEPT).exists()
+
+
+def grid(policy: ShowO, settings: PersonalizeSettings, name: str) -> Pixels:
+    """Return GRID_IMAGES images of the prompt in rows of four, uint8 [H W 3]; the same noise after every stage."""
+    seeds = [(settings.seed, GRID_SEED, i) for i in range(GRID_IMAGES)]
+    found: list[Pixels] = []
+    for first in range(0, GRID_IMAGES, 4):
+        begun = policy.start([settings.prompt.format(name)] * 4, seeds[first : first + 4])
+        found += policy.images(policy.denoise(begun, policy.image_steps))
+    return np.concatenate([np.concatenate(found[i : i + 4], 1) for i in range(0, GRID_IMAGES, 4)])
+
+
+def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO) -> None:
+    """Raise SettingsError for tokens that do not fit a text block, and for stages without any question."""
+    tokens = settings.tokens
+    check_room(ConceptTokens(concept.name, tokens.shared, tokens.generation, tokens.understanding), policy.vocab)
+    policy.vocab.with_personal([ConceptTokens(concept.name, tokens.shared)])
+    for number in settings.stages:
+        if not questions(concept, stages.RECIPES[number].kinds, np.random.default_rng(0)):
+            raise SettingsError(
+                f"{concept.folder} has no question that stage {number} trains on; add conversations.json, and images "
+                "without the concept in random_images/ or negative_example/ (`synod personalize prepare FOLDER`)"
+            )
+
+
+def _before(settings: PersonalizeSettings, number: int) -> Path | None:
+    """Return the concept of the stage before. Raises SettingsError if it is not there."""
+    if number == 1:
+        return None
+    found = settings.run_dir / f"stage-{number - 1}" / "concept"
+    if not (found / CONCEPT).exists():
+        raise SettingsError(
+            f"stage {number} begins with the rows of stage {number - 1}, but {found} does not exist; give "
+            "[personalize] stages that begin at 1"
+        )
+    return found
+
+
+def _publish(settings: PersonalizeSettings, log: Log) -> None:
+    """Copy the last stage's concept to <run_dir>/concept."""
+    last = settings.run_dir / f"stage-{settings.stages[-1]}" / "concept"
+    target = settings.run_dir / "concept"
+    for name in (ROWS, CONCEPT):
+        write_whole(target / name, (last / name).read_bytes())
+    log(f"the concept's tokens are in {target}; train with them by [trainer.policy] concepts = ['{target}']")
