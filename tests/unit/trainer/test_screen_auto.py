@@ -186,7 +186,7 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     assert {pathway: screen.step for pathway, screen in screens.items()} == {"textual": 0, "visual": 0}
     dear = Costs(Work(answers=4.0, steps=1.0, scores=4.0), Work(1, 1, 1, 1, 1, 1))
     after = update_screens(before, [], dear, settings)
-    gains = "finished images 0.90 ± 0.00, previews at step 2 0.47 ± 0.00, finished answers 0.40"
+    gains = "finished images 0.90, previews at step 2 0.47 ± 0.00, finished answers 0.40"
     shown = f"(signal per second of plain groups, 9 groups measured: {gains})"
     found = f'pathway "textual" screens nothing, because no screen pays by more than its error {shown}'
     assert list(moves(before, after, dear, settings)) == [f"the screen moves: {found}"]
