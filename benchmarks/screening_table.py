@@ -52,6 +52,7 @@ from trainer.types import Reward, RewardSpec, Rollout, Task
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIG: Final = ROOT / "deploy/configs/embedded.toml"
 STEPS: Final = (1, 2, 3, 5, 7)
+THIRD: Final = 0.333334  # a share is counted in millionths: of 3 prompts 1 is GenEval's, of 48 they are 16
 Values = list[float | None]  # of each rollout
 
 
@@ -119,7 +120,7 @@ def _settings(options: argparse.Namespace) -> TrainerSettings:
     rewards = settings.rewards.model_copy(update={"url": options.url} if options.url else {})
     data, evaluate = settings.data, settings.evaluate.model_copy(update={"prompts": options.prompts})
     if isinstance(data, SyncR1Settings):
-        data = data.model_copy(update={"geneval_share": 1 / 3})
+        data = data.model_copy(update={"geneval_share": THIRD})
     return settings.model_copy(update={"rewards": rewards, "data": data, "evaluate": evaluate})
 
 

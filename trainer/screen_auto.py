@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.algorithms.auto import EVIDENCE, AutoScreen, Estimate, Foresight, screen_name
+from trainer.algorithms.auto import AutoScreen, Estimate, Foresight, screen_name
 from trainer.algorithms.costs import Costs
 from trainer.rollout import ScoredGroup
 from trainer.screen_audit import restored_correlation
@@ -64,8 +64,8 @@ def _figures(screen: AutoScreen) -> dict[str, dict[str, float | None]]:
             "measured": screen.measured,
             "pearson": one.correlation.value,
             "pearson_error": one.correlation.error,
-            "signal": one.signal.value,
-            "signal_error": one.signal.error,
+            "signal": one.signal.value if screen.has_evidence else None,
+            "signal_error": one.signal.error if screen.has_evidence else None,
         }
         for step, one in sorted(screen.foresights.items())
     }
@@ -93,8 +93,8 @@ def _line(screens: AutoScreens, pathway: Pathway, costs: Costs, settings: Traine
         if step is not None
     ]
     verdict = f'pathway "{pathway}" screens {"nothing" if screen.step is None else screen_name(screen.step, last)}'
-    if screen.step is None and found:
-        verdict += ", because no screen pays by more than its error" if screen.measured >= EVIDENCE else " yet"
+    if screen.step is None:
+        verdict += ", because no screen pays by more than its error" if found else " yet"
     measured = f"{screen.measured} group{'s' * (screen.measured != 1)} measured"
     if not found:
         return f"{verdict} ({measured})"

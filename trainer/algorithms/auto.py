@@ -25,7 +25,7 @@ from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst, extremes
 
 MEMORY = 0.95  # what a group counts after each later one: about the last 20 count
-EVIDENCE = 3  # measured groups before a screen moves
+EVIDENCE = 3  # measured groups before signals are stated and a screen moves
 DRAWN = 2  # N / G
 
 
@@ -70,7 +70,7 @@ class Foresight:
 
     @property
     def signal(self) -> Estimate:
-        """The signal of a screen by these scores; 1 without evidence of a correlation.
+        """The signal of a screen by these scores; 1, that of a choice at random, without evidence of a correlation.
 
         The square of the estimated correlation is too high by the square of its error, which is subtracted.
         """
@@ -90,7 +90,7 @@ class AutoScreen:
 
     step        the denoising step at which rollouts are screened: 0 for finished answers, the last step for finished
                 images; None: nothing is screened
-    measured    groups that were measured
+    measured    groups that were measured, without those whose rewards are all equal
     foresights  by step; the last step is one of them
     """
 
@@ -106,10 +106,16 @@ class AutoScreen:
             step: self.foresights.get(step, Foresight()).add(here, rewards, group_size, last=step == last)
             for step, here in {**scores, last: rewards}.items()
         }
-        return AutoScreen(self.step, self.measured + 1, {**self.foresights, **found})
+        tells = len({reward for reward in rewards if reward is not None}) > 1
+        return AutoScreen(self.step, self.measured + tells, {**self.foresights, **found})
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether enough groups were measured for signals and gains."""
+        return self.measured >= EVIDENCE
 
     def gains(self, costs: Costs, group_size: int, *, has_answers: bool) -> dict[int | None, Estimate]:
-        """Return the gain of the screen at each step, and of none; empty until all work was measured.
+        """Return the gain of the screen at each step, and of none; empty without evidence, or costs of all work.
 
         Errors are those of the signals: costs count as exact.
         """
@@ -117,7 +123,7 @@ class AutoScreen:
         def seconds(step: int | None) -> float | None:
             return costs.of(group_work(step, group_size, max(self.foresights), has_answers=has_answers))
 
-        if not self.foresights or (plain := seconds(None)) is None:
+        if not self.has_evidence or (plain := seconds(None)) is None:
             return {}
         found: dict[int | None, Estimate] = {None: Estimate(1.0)}
         for step, foresight in self.foresights.items():
@@ -132,7 +138,7 @@ class AutoScreen:
         The error is that of the difference if both were measured apart, which is more than it is.
         """
         gains = self.gains(costs, group_size, has_answers=has_answers)
-        if self.measured < EVIDENCE or not gains:
+        if not gains:
             return self
         now, best = gains[self.step], max(gains, key=lambda step: gains[step].value)
         if gains[best].value - now.value <= math.hypot(gains[best].error, now.error):

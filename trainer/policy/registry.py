@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, cast
 
 from synod.contracts import Pixels
@@ -92,7 +93,7 @@ def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
 
 
 def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> Policy:
-    from trainer.policy.flow import language
+    from trainer.policy.flow import connector, language
     from trainer.policy.flow import loading as flow
     from trainer.policy.flow.joint import JointPolicy
     from trainer.policy.flow.policy import FlowPolicy
@@ -100,8 +101,9 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
 
     chosen, kind = settings.sampler, cast(Callable[..., FlowPolicy], FlowPolicy)
     if settings.language is not None:
+        linked = connector.load(_bridge(settings)) if settings.language.bridge == "queries" else None
         words = language.load(settings.language.model, settings.language.max_new_tokens)
-        kind = partial(JointPolicy, *words, settings.trains)
+        kind = partial(JointPolicy, *words, settings.trains, linked)
     policy = flow.load(
         settings.model,
         resolution=settings.resolution,
@@ -122,6 +124,15 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
     return policy
 
 
+def _bridge(settings: FlowSettings) -> Path:
+    from trainer.policy.flow import loading as flow
+    from trainer.policy.flow.joint import check_bridge
+
+    assert settings.language is not None
+    parts = flow.Parts.find(settings.model, settings.resolution, settings.max_text_length)
+    return check_bridge(settings.model, settings.language.model, parts.configs["transformer"])
+
+
 def _flow_sources(settings: FlowSettings) -> list[Source]:
     from trainer.policy.flow import loading as flow
 
@@ -132,6 +143,8 @@ def _flow_sources(settings: FlowSettings) -> list[Source]:
 def _check_flow(settings: FlowSettings, concepts: Collection[str]) -> None:
     from trainer.policy.flow import loading as flow
 
+    if settings.language is not None and settings.language.bridge == "queries":
+        _bridge(settings)
     flow.check(flow.Parts.find(settings.model, settings.resolution, settings.max_text_length))
 
 

@@ -175,7 +175,7 @@ def foresight(records: Sequence[Record]) -> list[list[str]]:
             gain = {"value": 1.0} if step is None else gains.get(str(step)) or {}
             figures = {"signal": 1.0} if step is None else steps.get(step, {})
             shown = {**figures, "gain": gain.get("value"), "gain_error": gain.get("error")}
-            if figures.get("pearson_error") is None:  # no evidence yet: a signal of 1 is assumed, not measured
+            if figures.get("pearson_error") is None:  # without a correlation a signal of 1 is assumed, not measured
                 shown |= {"signal_error": None, "gain_error": None}
             cells = [_audited(shown, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
             screen = "no screen" if step is None else screen_name(step, total)

@@ -117,10 +117,15 @@ class FlowLoraSettings(LoraSettings):
 
 
 class LanguageSettings(Node):
-    """A vision-language model that answers queries, a directory or hub id; an answer has `max_new_tokens` at most."""
+    """A vision-language model that answers queries, a directory or hub id; an answer has `max_new_tokens` at most.
+
+    Prompts reach the image over the `bridge`: "text", the pipeline's own text encoder, or "queries", hidden states of
+    this model, through the connector in the directory `connector` of the pipeline's.
+    """
 
     model: ModelSource
     max_new_tokens: int = Field(512, ge=1)
+    bridge: Literal["text", "queries"] = "text"
 
 
 class FlowSettings(Node):

@@ -55,7 +55,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("benchmarks.timed.trained_s", trained_s)
     monkeypatch.setattr("benchmarks.learning.trained_s", trained_s)
-    for module in ("dgs", "learning"):
+    for module in ("dgs", "learning", "screening_table"):
         monkeypatch.setattr(f"benchmarks.{module}.commit", lambda: "0000000")  # it starts git
     monkeypatch.setenv("SYNOD__TRAINER__CHECKPOINT_EVERY", "1")
     monkeypatch.setenv("SYNOD__TRAINER__DATA__GENEVAL_SHARE", "0.4")

@@ -68,11 +68,9 @@ class Language:
             eos_token_id=self._ends,
             pad_token_id=self._ends[0],
         )
-        state = torch.random.get_rng_state()  # its own draws are of one token: they must not move other random numbers
-        try:
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # its own draws, of one token, must not move other random numbers
             model.generate(**self._ask(model, query), generation_config=plain, logits_processor=[drawing])
-        finally:
-            torch.random.set_rng_state(state)
         rows = zip(torch.stack(drawing.ids, 1), torch.stack(drawing.logps, 1), strict=True)
         return [self._answer(query, ids, logp) for ids, logp in rows]
 
@@ -101,6 +99,11 @@ class Language:
         if self._unspoken:
             logits = logits.index_fill(-1, torch.tensor(self._unspoken, device=logits.device), -torch.inf)
         return logits.log_softmax(-1)
+
+    def embed(self, model: Any, prompt: str) -> tuple[nn.Module, Tensor]:
+        """Return the decoder, and what it reads of a prompt to draw, embedded [1 L W]."""
+        ids = self._ask(model, Query(prompt))["input_ids"]
+        return model.get_decoder(), model.get_input_embeddings()(ids)
 
     def blank(self, device: torch.device) -> TextSegment:
         """Return the shortest answer."""

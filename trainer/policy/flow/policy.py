@@ -243,7 +243,7 @@ class FlowPolicy:
             self.kind.transformer,
             self.config,
             self._latent,
-            self._read(""),
+            self._conditions([""]),
             rollouts=rollouts,
             guided=self.guidance_scale != 1,
             checkpointing=checkpointing,

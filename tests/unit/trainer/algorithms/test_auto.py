@@ -77,7 +77,11 @@ def test_nothing_moves_without_evidence() -> None:
     foresights = {2: known(0.9, 0.9), T: known(1.0, 0.9)}
     assert decided(AutoScreen(0, 2, {0: known(0.0, 0.9), **foresights})) == 0
     assert decided(AutoScreen(0, 3, {0: known(0.0, 0.9), **foresights})) == 2
-    assert decided(AutoScreen(0, 9)) == 0
+    assert gains(AutoScreen(0, 2, foresights)) == {}
+    flat = AutoScreen(0)
+    for _ in range(9):
+        flat = flat.add({0: [0.5, 0.25] * 9}, [0.5] * N, G, T)
+    assert (flat.measured, decided(flat)) == (0, 0)  # equal rewards are no evidence
     never_scored = Costs(Work(steps=1.0), Work(1, 1, 1, 0, 1, 1))
     assert gains(AutoScreen(None, 9, foresights), never_scored) == {}
     assert decided(AutoScreen(None, 9, foresights), never_scored) is None
@@ -193,7 +197,7 @@ def test_noise_does_not_move_a_screen() -> None:
         scores, rewards = population(rng, {0: 0.5, 2: 0.5, 5: 0.5})
         screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
         found.append(screen.step)
-        values = gains(screen, costs)
+        values = gains(screen, costs) or {0: Estimate(1.0)}
         best.append(max(values, key=lambda step: values[step].value))
     moves, flips = (sum(a != b for a, b in itertools.pairwise(steps)) for steps in (found, best))
     assert moves <= 10

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,12 @@ from torch import Tensor
 from synod.errors import SettingsError
 from tests import tiny_vlm
 from tests.unit.trainer.policy.flow.conftest import Load
+from tests.unit.trainer.tiny_flow import Family
+from trainer.policy import registry
 from trainer.policy.flow import joint, language
+from trainer.policy.flow.connector import Connector, ConnectorConfig
 from trainer.policy.flow.joint import JointPolicy
+from trainer.settings import read_policy
 from trainer.types import Query
 
 WORDS = ("a", "red", "cat", "two", "dogs", "hat", "what", "is", "it")
@@ -36,8 +43,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(load: Load, words: Path) -> Make:
-    def made(*trains: Any, **options: Any) -> JointPolicy:
-        given = partial(JointPolicy, *language.load(words, 5), trains or ("text", "image"))
+    def made(*trains: Any, linked: Connector | None = None, **options: Any) -> JointPolicy:
+        given = partial(JointPolicy, *language.load(words, 5), trains or ("text", "image"), linked)
         policy = load("sana", kind=given, **options)
         assert isinstance(policy, JointPolicy)
         return policy
@@ -141,7 +148,7 @@ def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapter
             for parameter in group.parameters:
                 parameter.add_(0.02)
     policy.save(tmp_path)
-    given = partial(JointPolicy, *language.load(tmp_path / joint.LANGUAGE, 5), ("text",))
+    given = partial(JointPolicy, *language.load(tmp_path / joint.LANGUAGE, 5), ("text",), None)
     again = loading.load(tmp_path, sampler=policy.sampler, guidance_scale=3.0, max_text_length=6, kind=given)
     answers = policy.answer([query], [(0, 1)])
     torch.testing.assert_close(again.answer([query], [(0, 1)])[0].logp_S, answers[0].logp_S, rtol=1e-4, atol=1e-4)
@@ -152,3 +159,83 @@ def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapter
 def test_a_language_model_without_weights_is_refused(words: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         language.load(tmp_path, 5)
+
+
+# -- the bridge of queries --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked() -> Connector:
+    """For the tiny Qwen (width 32) and the tiny SANA (captions of 16)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Connector(ConnectorConfig(queries=3, width=32, caption_width=16, layers=1, heads=4, kv_heads=2))
+
+
+def test_queries_carry_the_prompt_to_the_image(make: Make, linked: Connector) -> None:
+    policy = make(linked=linked)
+    policy.keep_reference()
+    seeds = [(0, 0), (0, 1), (0, 2)]
+    images = policy.denoise(policy.start(["a cat", "two dogs", "a cat"], seeds), 4)
+    terms = policy.terms(images, 0, reference=True)
+    assert (terms.new_BD - terms.old_BD).abs().max() == 0
+    assert terms.kl_BD is not None
+    assert terms.kl_BD.abs().max() == 0
+    x = torch.zeros(2, 4, 4, 4)
+    with torch.no_grad():
+        v = policy.velocity(["a cat", "two dogs"], x, 0.5, 1.0)
+        assert (v[0] - v[1]).abs().max() > 1e-5
+        nothing = policy._conditions(["", "a cat"])["encoder_hidden_states"]
+    assert nothing[0].abs().max() == 0
+    assert nothing[1].abs().max() > 0
+    assert [group.kind for group in policy.parameter_groups()] == [None, "image"]
+    terms.new_BD.sum().backward()  # type: ignore[no-untyped-call]
+    for name in (joint.LANGUAGE, joint.IMAGE, joint.CONNECTOR):  # the language model learns from images, too
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in policy.module[name].parameters())
+    assert linked.queries.grad is not None
+    assert linked.queries.grad.abs().max() > 0
+
+
+def test_a_frozen_language_model_passes_the_gradient_on(make: Make, linked: Connector) -> None:
+    policy = make("image", linked=linked)
+    images = policy.denoise(policy.start(["a cat"], [(0, 0)]), 4)
+    policy.terms(images, 0).new_BD.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for p in policy.module[joint.LANGUAGE].parameters())
+    assert linked.queries.grad is not None
+    (group,) = policy.parameter_groups()
+    assert group.kind == "image"
+    image = [parameter for name in (joint.IMAGE, joint.CONNECTOR) for parameter in policy.module[name].parameters()]
+    assert len(group.parameters) == len(image)
+    assert policy.activation_bytes(2, checkpointing=False) > 0
+
+
+def test_the_settings_name_the_bridge(make: Make, linked: Connector, words: Path, tmp_path: Path) -> None:
+    policy = make(linked=linked)
+    policy.save(tmp_path / "made")
+    table = {"model": str(tmp_path / "made/language"), "bridge": "queries", "max_new_tokens": 5}
+    chosen = {"family": "flow", "model": str(tmp_path / "made"), "max_text_length": 6, "language": table}
+    again = registry.load(read_policy({**chosen, "sampler": {"denoising_steps": 4, "guidance_scale": 3.0}}))
+    assert isinstance(again, JointPolicy)
+    ours, theirs = (one.denoise(one.start(["a cat"], [(0,)]), 4)[0].clean_CHW for one in (policy, again))
+    torch.testing.assert_close(theirs, ours)
+    shutil.rmtree(tmp_path / "made/connector")
+    with pytest.raises(SettingsError, match="none is published; give bridge 'text'"):
+        registry.load(read_policy(chosen))
+
+
+def test_a_connector_of_another_width_is_refused(
+    make: Make, linked: Connector, pipelines: dict[Family, Path], tmp_path: Path
+) -> None:
+    """By the configurations, before weights are read."""
+    make(linked=linked).save(tmp_path / "made")
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    table = {"model": str(tmp_path / "made/language"), "bridge": "queries"}
+    settings = read_policy({"family": "flow", "model": str(tmp_path / "made"), "language": table})
+    (tmp_path / "made/connector/config.json").write_text(json.dumps(asdict(replace(linked.config, caption_width=24))))
+    for called in (registry.load, lambda chosen: registry.FAMILIES["flow"].check(chosen, ())):
+        with pytest.raises(SettingsError, match=r"captions of 24, but the language model has 32 and .* takes 16"):
+            called(settings)
+    other = read_policy({"family": "flow", "model": str(pipelines["sd3"]), "language": table})
+    with pytest.raises(SettingsError, match="a SD3Transformer2DModel needs pooled texts too"):
+        registry.load(other)
