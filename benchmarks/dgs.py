@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--prompts", type=count, default=240, help="held-out prompts of each evaluation (240)")
     parser.add_argument("--marks", type=count, default=4, help="evaluations of a run after its start (4)")
-    parser.add_argument("--hours", type=duration, default=math.inf, help="stop after this time")
+    parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/dgs", help="directories of the runs (runs/dgs)")

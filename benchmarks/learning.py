@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=count, default=1000, help="held-out prompts, before and after (1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shown", type=count, default=16, help="prompts in the PNG, at most 24 (16)")
-    parser.add_argument("--hours", type=duration, default=math.inf, help="stop after this time")
+    parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/learning", help="where the two runs go")

@@ -29,7 +29,7 @@ from typing import Final
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import count, duration
+from benchmarks.arguments import count
 from benchmarks.machine import command, commit, machine
 from benchmarks.screening_rho import PART, REWARD, Measured, Plan, markdown, table
 from benchmarks.timed import check_facts, facts_of
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--completions", type=count, default=4, help="of each state, for the ceilings (4)")
     parser.add_argument("--scorer", default="ber", help="surrogate scorer, against the original prompt (ber)")
     parser.add_argument("--seed", type=int, default=1, help="of prompts and random numbers (1)")
-    parser.add_argument("--minutes", type=duration, default=math.inf, help="stop after this time")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/screening", help="where finished prompts are kept")

@@ -16,10 +16,10 @@ from benchmarks.arguments import count, duration
         (dgs._parser(), "--marks 0"),
         (dgs._parser(), "--seeds -1"),
         (dgs._parser(), "--minutes 0"),
-        (dgs._parser(), "--hours nan"),
+        (learning._parser(), "--minutes nan"),
         (learning._parser(), "--prompts 0"),
         (learning._parser(), "--steps 1.5"),
-        (screening_table._parser(), "--minutes ten"),
+        (screening_table._parser(), "--rollouts ten"),
     ],
 )
 def test_sizes_and_times_are_above_0(parser: argparse.ArgumentParser, arguments: str) -> None:
