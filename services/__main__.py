@@ -7,6 +7,7 @@
     golden CONFIG OUT [--items FILE]                  record the scorers' values on the golden items
     warm CONFIG                                       download every model of the settings and check its files
     verify CONFIG [--pairs FILE]                      check that the scorers rank good inputs above bad ones
+    faces CONFIG FOLDER OUT.npy                       write face vectors of images, for `synod personalize`
 
 A service in the foreground ends with the process that started it; with `--detach` it keeps running.
 """
@@ -27,18 +28,24 @@ import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from services import environments, golden, settings, verify, warm
 from services.cluster.local import TEMP_PREFIX, RewardService, ask
 from services.cluster.processes import kill_users_of
 from services.cluster.run_dir import Record, RunDir
 from services.gateway import auth
 from services.scorers import registry
+from services.scorers.fer import FerSettings
+from services.scorers.fer import build as build_fer
 from services.settings import Settings
 from synod.errors import SettingsError
+from synod.images import ImageLimits, decode
 from synod.scoring import pairs, show
 from synod.toml import ENV_PREFIX
 
 RUN_DIR = Path("runs/service")
+FACE_IMAGES, FACE_LIMITS = (".png", ".jpg", ".jpeg", ".webp"), ImageLimits(64 * 2**20, 8192 * 8192)
 STOP_TIMEOUT_S = 40.0
 
 
@@ -151,6 +158,22 @@ def verify_pairs(options: argparse.Namespace) -> int:
     held = sum(one.holds for one in verdicts)
     print(f"{held} of {len(verdicts)} relations hold")
     return 0 if verdicts and held == len(verdicts) else 1
+
+
+def face_vectors(options: argparse.Namespace) -> int:
+    """Write the embeddings [faces, size] of the largest face of each image in a folder, by the settings' FER."""
+    loaded = settings.load(options.config, without=("golden", "pairs", "auth"))
+    chosen = [(name, one) for name, one in loaded.scorers.items() if isinstance(one, FerSettings)]
+    if not chosen:
+        raise SettingsError(f"{options.config} has no scorer of kind fer; give settings that have one")
+    files = sorted(path for path in options.folder.glob("*") if path.suffix.lower() in FACE_IMAGES)
+    images = [decode(path.read_bytes(), FACE_LIMITS) for path in files]
+    found = build_fer(*chosen[0]).embed(images) if images else {}
+    if not found:
+        raise SettingsError(f"{options.folder}: no face in {len(images)} images; give photographs that show one")
+    np.save(options.out, np.stack(list(found.values())))
+    print(f"{len(found)} faces in {len(images)} images: wrote {options.out}")
+    return 0
 
 
 def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> int:
@@ -278,6 +301,10 @@ def build_parser() -> argparse.ArgumentParser:
     one = add("verify", verify_pairs, "check that the scorers rank good inputs above bad ones")
     one.add_argument("config", type=Path)
     one.add_argument("--pairs", type=Path, help="pairs to score (default: the file that the settings name)")
+    one = add("faces", face_vectors, "write face vectors of images")
+    one.add_argument("config", type=Path, help="settings TOML with a scorer of kind fer")
+    one.add_argument("folder", type=Path, help="folder of photographs")
+    one.add_argument("out", type=Path, help=".npy file to write, for [personalize] faces")
     return parser
 
 

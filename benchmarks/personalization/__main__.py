@@ -138,7 +138,9 @@ def run_arm(arm: Arm, runs: Path, config: Path = CONFIG) -> dict[str, Any]:
         done = settings.stages[: settings.stages.index(number) + 1]
         personalize(settings.model_copy(update={"stages": done}), log=_silent)
         seconds[f"stage {number}"] = round(time.process_time() - began, 1)
-        load_into(policy, settings.run_dir / f"stage-{number}" / "concept")
+        if not (concept := settings.run_dir / f"stage-{number}" / "concept").exists():
+            raise SystemExit(f"{arm.key} was stopped; the same command resumes it")
+        load_into(policy, concept)
         found = meter.measure(policy, name, knowledge=knowledge)
         same = all(np.array_equal(a, b) for a, b in zip(others, drawn(policy, OTHERS, arm.seed), strict=True))
         remove(policy, name)

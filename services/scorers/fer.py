@@ -19,7 +19,7 @@ from services.models.settings import DetectorSettings
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.images import crop, deduplicate
 from services.settings_types import ModelSource, Node, ScorerSettings
-from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
 from synod.errors import NoReferenceFace
 
 if TYPE_CHECKING:
@@ -99,16 +99,23 @@ class Fer:
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         groups = [(item.pixels(), *item.reference_pixels()) for item in items]
         kept, places = deduplicate([pixels for group in groups for pixels in group])
-        boxes = self._finder.largest(kept)
-        faces = [i for i, box in enumerate(boxes) if box is not None]
-        crops = [crop(kept[i], box, self._settings.margin) for i, box in enumerate(boxes) if box is not None]
-        rows = dict(zip(faces, self._embedder.embed(crops), strict=True)) if crops else {}
+        boxes, rows = self._faces(kept)
         outcomes: list[Outcome] = []
         for group in groups:
             image, *references = places[: len(group)]
             places = places[len(group) :]
             outcomes.append(self._one(image, references, boxes, rows))
         return outcomes
+
+    def embed(self, images: Sequence[Pixels]) -> dict[int, NDArray[np.float32]]:
+        """Return the embedding of the largest face of each image that has one, by the image's place."""
+        return self._faces(images)[1]
+
+    def _faces(self, images: Sequence[Pixels]) -> tuple[list[Box | None], dict[int, NDArray[np.float32]]]:
+        boxes = list(self._finder.largest(images))
+        places = [i for i, box in enumerate(boxes) if box is not None]
+        crops = [crop(images[i], box, self._settings.margin) for i, box in enumerate(boxes) if box is not None]
+        return boxes, dict(zip(places, self._embedder.embed(crops), strict=True)) if crops else {}
 
     def _one(
         self, image: int, references: list[int], boxes: list[Box | None], rows: dict[int, NDArray[np.float32]]

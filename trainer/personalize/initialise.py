@@ -102,7 +102,7 @@ def face_rows(path: Path, count: int, width: int) -> Tensor:
         faces: NDArray[np.float32] = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{path} cannot be read ({error}); write it by `python -m services faces FOLDER OUT.npy --settings TOML`"
+            f"{path} cannot be read ({error}); write it by `python -m services faces CONFIG FOLDER OUT.npy`"
         ) from None
     if faces.ndim != 2 or not len(faces) or faces.dtype.kind != "f":
         raise SettingsError(

@@ -43,7 +43,10 @@ class Start:
         """Return the start of stage 2: g from face vectors for a person, else from centres of the images' codes."""
         count, person = self.settings.tokens.generation, info.kind == "person"
         if person and self.settings.faces is None:
-            self.log("no faces: a person's tokens of generation start like an object's; give [personalize] faces")
+            self.log(
+                "no faces: a person's tokens of generation start like an object's; give [personalize] faces, a file "
+                "that `python -m services faces CONFIG FOLDER OUT.npy` writes"
+            )
         if person and self.settings.faces is not None:
             embed = initialise.face_rows(self.settings.faces, count, rows.embed_RD.shape[1])
         elif self.settings.initialise == "public" and not person:

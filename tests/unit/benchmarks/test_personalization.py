@@ -1,0 +1,46 @@
+"""The arms of the personalization benchmark: each is named once, has settings, and counts in the summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.personalization.__main__ import GROUPS, UNIFY, arms, fewer_photographs, main, settings_of, summary
+from trainer.personalize.run import only_concept
+
+
+def test_every_arm_has_a_name_of_its_own_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.personalization.__main__.fewer_photographs", lambda *_: UNIFY)
+    found = [arm for group in GROUPS for seed in (0, 1) for arm in arms(group, seed)]
+    assert len({arm.key for arm in found}) == len(found) == 2 * (6 + 6 + 15 + 18 + 27)
+    made = {arm.key: settings_of(arm, tmp_path) for arm in found}
+    for total in (0, 1, 4, 8, 16, 32):
+        tokens = made[f"tokens-{total:02d}-uma-0"].tokens
+        assert tokens.shared + tokens.generation + tokens.understanding == total
+    assert made["no_stage_1-untrained-uma-1"].stage_1.epochs == 0
+    assert made["grid-0.3x-3-uma-0"].stage_1.epochs * 3 == made["stages-all-uma-0"].stage_1.epochs
+    assert made["regions-none-taz-0"].regions == "none"
+
+
+def test_fewer_photographs_are_a_whole_folder(tmp_path: Path) -> None:
+    root = fewer_photographs(tmp_path, 3)
+    concept = only_concept(root / "concept/train/taz")
+    assert len(concept.train) == len(concept.cropped) == 3
+    assert {one.image for one in concept.conversations} == {*concept.train, None}
+    assert len(only_concept(UNIFY / "concept/train/taz").train) == 12
+
+
+def test_the_summary_has_means_and_errors(tmp_path: Path) -> None:
+    results = tmp_path / "runs/results"
+    results.mkdir(parents=True)
+    for name, value in (("a", 0.2), ("b", 0.6)):
+        record = {"arm": {"group": "g", "name": "n"}, "figures": {"stage 1": {"der": value}}, "cpu_s": {"stage 1": 9.0}}
+        (results / f"{name}.json").write_text(json.dumps(record))
+    found = summary(results)["g/n"]["stage 1"]
+    assert found["der"] == {"mean": 0.4, "error": pytest.approx(0.2), "n": 2}
+    assert found["cpu_s"]["mean"] == 9.0
+    out = tmp_path / "out.json"
+    assert main(["--summary", "--only", "stages", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["left"] == 6
