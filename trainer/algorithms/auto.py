@@ -165,6 +165,6 @@ def group_work(step: int | None, group_size: int, last: int, *, has_answers: boo
     )
 
 
-def screen_name(step: int, last: int) -> str:
-    """Return what a screen at a step screens, in words."""
-    return {0: "finished answers", last: "finished images"}.get(step, f"previews at step {step}")
+def screen_name(step: int, last: int | None) -> str:
+    """Return what a screen at a step screens, in words. `last` is the last step, None if it is not known."""
+    return {last: "finished images", 0: "finished answers"}.get(step, f"previews at step {step}")
