@@ -27,6 +27,7 @@ from typing import Final
 
 from tqdm import tqdm
 
+from benchmarks.arguments import count, duration
 from benchmarks.arms import ARMS, Permuted, settings_of
 from benchmarks.dgs_summary import Result, summary, table
 from benchmarks.machine import command, commit, machine
@@ -167,11 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dgs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="training time of a run (20)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each recipe: 0, 1, ... (3)")
+    parser.add_argument("--minutes", type=duration, default=20.0, help="training time of a run (20)")
+    parser.add_argument("--seeds", type=count, default=3, help="seeds of each recipe: 0, 1, ... (3)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--prompts", type=int, default=240, help="held-out prompts of each evaluation (240)")
-    parser.add_argument("--marks", type=int, default=4, help="evaluations of a run after its start (4)")
+    parser.add_argument("--prompts", type=count, default=240, help="held-out prompts of each evaluation (240)")
+    parser.add_argument("--marks", type=count, default=4, help="evaluations of a run after its start (4)")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--url", help="the service (default: the settings')")

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from benchmarks.arguments import count, duration
 from benchmarks.arms import ARMS, NEVER, OURS, Permuted, settings_of
 from benchmarks.dgs import open_service
 from benchmarks.grid import before_after
@@ -75,11 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.learning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arm", choices=ARMS, default=OURS, metavar="ARM", help=f"{', '.join(ARMS)} ({OURS})")
-    parser.add_argument("--minutes", type=float, default=30.0, help="training time of each run (30)")
-    parser.add_argument("--steps", type=int, help="train so many steps in place of --minutes")
-    parser.add_argument("--prompts", type=int, default=1000, help="held-out prompts, before and after (1000)")
+    parser.add_argument("--minutes", type=duration, default=30.0, help="training time of each run (30)")
+    parser.add_argument("--steps", type=count, help="train so many steps in place of --minutes")
+    parser.add_argument("--prompts", type=count, default=1000, help="held-out prompts, before and after (1000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shown", type=int, default=16, help="prompts in the PNG, at most 24 (16)")
+    parser.add_argument("--shown", type=count, default=16, help="prompts in the PNG, at most 24 (16)")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--url", help="the service (default: the settings')")

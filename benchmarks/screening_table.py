@@ -29,6 +29,7 @@ from typing import Final
 import torch
 from tqdm import tqdm
 
+from benchmarks.arguments import count
 from benchmarks.machine import command, commit, machine
 from benchmarks.screening_rho import PART, REWARD, Measured, Plan, markdown, table
 from benchmarks.timed import check_facts, facts_of
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     settings, plan = (
         _settings(options),
-        Plan(options.rollouts, tuple(options.steps), options.completions, options.scorer),
+        Plan(options.rollouts, tuple(sorted({*options.steps})), options.completions, options.scorer),
     )
+    _check(plan, settings.policy.image_steps)
     tasks = heldout_tasks(settings, options.seed, options.prompts)
     policy = make_policy(settings)
     facts = {**facts_of(settings, policy, ()), "plan": [plan.rollouts, list(plan.steps), plan.completions, plan.scorer]}
@@ -89,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", type=int, default=48, help="held-out prompts, a third of each kind (48)")
-    parser.add_argument("--rollouts", type=int, default=16, help="images of a prompt (16)")
+    parser.add_argument("--prompts", type=count, default=48, help="held-out prompts, a third of each kind (48)")
+    parser.add_argument("--rollouts", type=count, default=16, help="images of a prompt (16)")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="denoising steps (1 2 3 5 7)")
-    parser.add_argument("--completions", type=int, default=4, help="of each state, for the ceilings (4)")
+    parser.add_argument("--completions", type=count, default=4, help="of each state, for the ceilings (4)")
     parser.add_argument("--scorer", default="ber", help="surrogate scorer, against the original prompt (ber)")
     parser.add_argument("--seed", type=int, default=1, help="of prompts and random numbers (1)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -260,6 +260,13 @@ def cell(outcome: Score | ScoreFailure | None) -> str:
     return f"{outcome.value:.3f}" if isinstance(outcome, Score) else f"[red]{outcome.code}[/]"
 
 
+def estimate(found: Mapping[str, Any], form: str = ".3f") -> str:
+    """Return a mean with its standard error, which one prompt alone does not have."""
+    if found["mean"] is None:
+        return "not measured"
+    return f"{found['mean']:{form}}" + ("" if found["stderr"] is None else f" ± {found['stderr']:.3f}")
+
+
 def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
     names = sorted({name for s in scored for name in s.result.scores})
     table = Table("sample", "prompt", *names, "reward", title="scores of the sample images")
@@ -275,14 +282,12 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
         f"{summary['images_scored']} images, {summary['score_failures']} failures; "
         f"mean {drawn}; of the photographs {photographs}"
     )
-    rewards = [
-        f"{one['mean']:.3f} ± {one['stderr']:.3f}" for one in (summary["reward_before"], summary["reward_after"])
-    ]
+    rewards = [estimate(summary[f"reward_{side}"]) for side in ("before", "after")]
     change, saved = summary["reward_change"], summary["dgs"]["denoising_steps_saved_ratio"]
     console.print(
         f"{summary['steps']} training steps: held-out reward {rewards[0]} before, {rewards[1]} after, "
-        f"{change['mean']:+.3f} ± {change['stderr']:.3f} prompt by prompt ({change['n']} prompts); "
-        f"screening saved {100 * saved:.0f} % of the denoising steps"
+        f"{estimate(change, '+.3f')} prompt by prompt ({change['n']} prompts)"
+        + ("" if saved is None else f"; screening saved {100 * saved:.0f} % of the denoising steps")
     )
     console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))
 

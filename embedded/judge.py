@@ -36,6 +36,7 @@ from embedded.world.records import Placed
 from services.models.semantic import Segmenter
 from services.models.types import box_of
 from synod.contracts import RELATIONS, Pixels, Relation
+from synod.errors import SynodError
 from synod.images import ImageLimits, decode
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -261,10 +262,9 @@ def app(judge: WorldJudge) -> Starlette:
     """Return the endpoint: POST /v1/chat/completions."""
 
     async def complete(request: Request) -> JSONResponse:
-        body = await request.json()
         try:
-            content = await run_in_threadpool(_answer, judge, body)
-        except (LookupError, TypeError, ValueError) as error:
+            content = await run_in_threadpool(_answer, judge, await request.json())
+        except (AttributeError, LookupError, TypeError, ValueError, SynodError) as error:
             return JSONResponse({"error": {"message": f"not a question to this judge: {error}"}}, 400)
         used = {"prompt_tokens": len(str(content)), "completion_tokens": 8}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}

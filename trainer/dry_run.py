@@ -79,7 +79,7 @@ def report(
     step_s = settings.prompts_per_step * sum(s for phase, s in seconds.items() if phase not in ("load", "total"))
     lines = [
         f"policy: {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M trained",
-        f"group: {len(group.rollouts)} of {group.previews.screened.drawn} previews, prompt "
+        f"group: {len(group.rollouts)} of {group.previews.screened.drawn} rollouts, prompt "
         f"{group.previews.task.prompt.text!r}",
         *_reward_lines(group),
         "",
@@ -92,9 +92,20 @@ def report(
         *_shard_lines(settings, policy),
         f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
         "without evaluation, on one device",
+        *_auto_lines(settings),
         *_ranks_lines(settings, step_s),
     ]
     return "\n".join(lines)
+
+
+def _auto_lines(settings: TrainerSettings) -> Sequence[str]:
+    screen = settings.screen
+    if screen.select != "auto":
+        return []
+    return [
+        f'as if all groups were drawn as this one; select "auto" finishes {screen.images} images in {screen.audit:.0%} '
+        "of them, and screens the others where that pays, or not at all"
+    ]
 
 
 def _ranks_lines(settings: TrainerSettings, step_s: float) -> Sequence[str]:

@@ -88,14 +88,14 @@ def _line(screens: AutoScreens, pathway: Pathway, costs: Costs, settings: Traine
     screen, last = screens[pathway], settings.policy.image_steps
     gains = _gains(screens, pathway, costs, settings)
     found = [
-        f"{screen_name(step, last)} {gain.value:.2f} ± {gain.error:.2f}"
+        f"{screen_name(step, last)} {gain.value:.2f}" + (f" ± {gain.error:.2f}" if gain.error else "")
         for step, gain in sorted(gains.items(), key=lambda item: -item[1].value)
         if step is not None
     ]
-    verdict = f"{pathway} screens {'nothing' if screen.step is None else screen_name(screen.step, last)}"
-    if screen.step is None and found:
-        verdict += ", because no screen pays"
-    measured = f"{screen.measured} groups measured"
+    verdict = f'pathway "{pathway}" screens {"nothing" if screen.step is None else screen_name(screen.step, last)}'
+    if screen.step is None:
+        verdict += ", because no screen pays by more than its error" if found else " yet"
+    measured = f"{screen.measured} group{'s' * (screen.measured != 1)} measured"
     if not found:
         return f"{verdict} ({measured})"
     return f"{verdict} (signal per second of plain groups, {measured}: {', '.join(found)})"

@@ -1,7 +1,7 @@
 """The training loop: Sync-GRPO with Dynamic Group Scaling (Sync-R1, secs. 3.2 and 3.3), for any policy and any rewards.
 
-Each step samples previews for a few prompts, filters them with a surrogate score, finishes denoising those that pass,
-waits for the rewards of the finished images, and updates the policy once. Left out of the paper: several updates per
+Each step draws rollouts of a few prompts, screens them as `screen.select` says, finishes the images of those that are
+kept, waits for their rewards, and updates the policy once. Left out of the paper: several updates per
 rollout (with one, as in the authors' code, the ratio is always 1). docs/training.md lists every deviation.
 """
 

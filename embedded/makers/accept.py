@@ -1,7 +1,7 @@
 """`python -m embedded.makers.accept`: what the policy can do before reinforcement learning, on any of its checkpoints.
 
-Every figure is of samples at temperature 1, with the sampler of `deploy/configs/embedded.toml`. Prompts are held out;
-individuals are random or of `world.UNSEEN`, and no model has seen them.
+Every figure is of samples, images with the sampler of `deploy/configs/embedded.toml`, answers at temperature 1 and up
+to 40 tokens. Prompts are held out; individuals are random or of `world.UNSEEN`, and no model has seen them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS, WEIGHTS = ROOT / "deploy/configs/embedded.toml", ROOT / "embedded/weights"
 SAMPLING = Sampling(denoising_steps=10, guidance_scale=4.0, temperature=8.0, max_new_tokens=40)
 BATCH, SEED = 24, 77
+KINDS = 4  # of images for each concept: two of it, one of its class, one of another
+LEAST = KINDS * len(world.CONCEPTS) // 2  # images for each GenEval task, so that all kinds of all concepts are asked
 T = TypeVar("T")
 
 
@@ -94,7 +96,7 @@ def recognised(policy: ShowO, count: int) -> dict[str, Metric]:
     asked, wanted = [], []
     for number in range(count):
         profile = world.CONCEPTS[number % len(world.CONCEPTS)]
-        kind = number // len(world.CONCEPTS) % 4  # shown twice, then one of its class, then any other concept
+        kind = number // len(world.CONCEPTS) % KINDS  # shown twice, then one of its class, then any other concept
         shown = profile
         if kind == 2:
             shown = random_profile(profile.class_word, rng)
@@ -107,7 +109,7 @@ def recognised(policy: ShowO, count: int) -> dict[str, Metric]:
         wanted.append(YES if kind < 2 else NO)
     said = answered(policy, asked)
     right = np.array([a == b for a, b in zip(said, wanted, strict=True)])
-    kinds = np.arange(count) // len(world.CONCEPTS) % 4
+    kinds = np.arange(count) // len(world.CONCEPTS) % KINDS
     return {
         "yes or no": Metric("yes or no", float((right[kinds < 2].mean() + right[kinds >= 2].mean()) / 2), count, None),
         "yes": _share("yes", right[kinds < 2]),
@@ -175,16 +177,21 @@ def _share(name: str, right: Sequence[bool] | np.ndarray) -> Metric:
     return Metric(name, float(np.mean(right)), len(right), None)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m embedded.makers.accept", description=__doc__)
     parser.add_argument("--policy", type=Path, default=WEIGHTS / "show-o-world", help="directory of the policy")
     parser.add_argument("--checkpoint", type=Path, help="an unfinished training instead, such as build/weights/*.ckpt")
     parser.add_argument("--vq", type=Path, default=WEIGHTS / "magvit-world", help="directory of the image tokenizer")
-    parser.add_argument("--size", type=int, default=60, help="images for each GenEval task")
+    parser.add_argument("--size", type=int, default=60, help=f"images for each GenEval task, at least {LEAST} (60)")
     parser.add_argument("--steps", type=int, default=SAMPLING.denoising_steps)
     parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
     parser.add_argument("--temperature", type=float, default=SAMPLING.temperature)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.size < LEAST:
+        parser.error(
+            f"--size {options.size} leaves questions unasked: there are {KINDS} kinds of images for each of "
+            f"{len(world.CONCEPTS)} concepts; give at least {LEAST}"
+        )
     sampling = replace(
         SAMPLING, denoising_steps=options.steps, guidance_scale=options.guidance, temperature=options.temperature
     )

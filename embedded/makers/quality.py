@@ -42,7 +42,8 @@ Measured by `python -m embedded.makers.quality` (the end of `make weights`) thro
 with the settings of `deploy/configs/embedded.toml`, on held-out prompts and fresh renders (seeds {seeds}). No maker
 trains on a held-out prompt or caption; the DINO and face embedders have seen none of the concepts. Every metric is
 measured on clean images, after a Gaussian blur of radius 1, after JPEG 75, and on images that the policy's image
-tokenizer encoded and decoded (tokens), which may cost a metric at most {most:.0f} points of its clean value.
+tokenizer encoded and decoded (tokens), which may cost a scorer's metric at most {most:.0f} points of its clean value.
+The judge loses more: the tokenizer blurs accessories and places, which its claims are about.
 
 {main}
 The verdict compares GenEval's official rule on detections with the same rule on the ground truth; half of the scenes

@@ -169,7 +169,13 @@ def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
         asked = (("Is the cat red?", "Yes"), ("How many cats are in the image?", "two"), ("Is it surely a cat?", "Yes"))
         lists = [GenEvalMetadata("geneval2", (), (), asked[: 1 + i % 3]) for i in range(len(complete))]
         return [replace(item, geneval=one) for item, one in zip(complete, lists, strict=True)]
-    if scorer.spec.name not in ("bleu", "format", "judge_text", *YES_NO):
+    if scorer.spec.name == "judge_text":
+        said = ("a dog", "", "a cat", "it is a dog", "a dog", " ", "dog", "A DOG")
+        return [
+            replace(item, reasoning=Reasoning(one, ("a dog",), (1.0,)))
+            for item, one in zip(complete, said, strict=True)
+        ]
+    if scorer.spec.name not in ("bleu", "format", *YES_NO):
         return complete
     replies = ("Yes.", "", "<answer>no</answer>", "I do not know", "<answer>", " <answer> Yes </answer>", "dog", "NO")
     segments = ("Yes", "No") if scorer.spec.name in YES_NO else ("a dog", "No, it is a red hat", "a cat")

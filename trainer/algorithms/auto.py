@@ -106,8 +106,8 @@ class AutoScreen:
             step: self.foresights.get(step, Foresight()).add(here, rewards, group_size, last=step == last)
             for step, here in {**scores, last: rewards}.items()
         }
-        tells = len({reward for reward in rewards if reward is not None}) > 1
-        return AutoScreen(self.step, self.measured + tells, {**self.foresights, **found})
+        varied = len({reward for reward in rewards if reward is not None}) > 1
+        return AutoScreen(self.step, self.measured + varied, {**self.foresights, **found})
 
     @property
     def has_evidence(self) -> bool:
@@ -165,6 +165,6 @@ def group_work(step: int | None, group_size: int, last: int, *, has_answers: boo
     )
 
 
-def screen_name(step: int, last: int) -> str:
-    """Return what a screen at a step screens, in words."""
-    return {0: "finished answers", last: "finished images"}.get(step, f"previews at step {step}")
+def screen_name(step: int, last: int | None) -> str:
+    """Return what a screen at a step screens, in words. `last` is the last step, None if it is not known."""
+    return {last: "finished images", 0: "finished answers"}.get(step, f"previews at step {step}")

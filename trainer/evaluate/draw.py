@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from synod.contracts import Pixels
+from synod.errors import SettingsError
 from synod.scoring import show
 from trainer.distributed import device
 from trainer.policy import registry
@@ -44,9 +45,13 @@ class Drawer:
     draw = __call__
 
     def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[str]:
-        """Return a reply to each query."""
-        with torch.inference_mode():
-            return [segment.text for segment in self._policy.answer(queries, seeds)]
+        """Return a reply to each query. Raises SettingsError for a policy that only draws."""
+        try:
+            with torch.inference_mode(), self._policy.evaluating():
+                return [segment.text for segment in self._policy.answer(queries, seeds)]
+        except NotImplementedError as error:
+            remedy = "give --suite dreambench, or --answers"
+            raise SettingsError(f"this suite asks questions, but {error}; {remedy}") from None
 
 
 def digest_of(policy: Policy, sample: int | None = None) -> str:

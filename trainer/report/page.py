@@ -160,18 +160,27 @@ def audit(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 def foresight(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row of FORESIGHT for each pathway and screen up to the last step; [] unless "auto" has measured."""
+    """Return a row of FORESIGHT for each pathway and screen up to the last step, and for no screen; [] without "auto".
+
+    A screen in use that was not measured yet has a row, too.
+    """
     if not records or "foresight" not in records[-1]:
         return []
     last, rows = records[-1], list[list[str]]()
-    for pathway, steps in last["foresight"].items():
-        for step, figures in steps.items():
-            gain = last["signal_per_second"][pathway].get(step)
-            found = {**figures, "gain": gain and gain["value"], "gain_error": gain and gain["error"]}
-            shown = [_audited(found, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
-            in_use = "yes" if step == str(last["screens"][pathway]) else "no"
-            screen = screen_name(int(step), max(map(int, steps)))
-            rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(figures["measured"]), *shown])
+    for pathway, chosen in last["screens"].items():
+        steps = {int(step): figures for step, figures in last["foresight"][pathway].items()}
+        gains, total = last["signal_per_second"][pathway], max(steps, default=None)
+        measured = max((figures["measured"] for figures in steps.values()), default=0)
+        for step in (None, *sorted({*steps, chosen} - {None})):
+            gain = {"value": 1.0} if step is None else gains.get(str(step)) or {}
+            figures = {"signal": 1.0} if step is None else steps.get(step, {})
+            shown = {**figures, "gain": gain.get("value"), "gain_error": gain.get("error")}
+            if figures.get("pearson_error") is None:  # without a correlation a signal of 1 is assumed, not measured
+                shown |= {"signal_error": None, "gain_error": None}
+            cells = [_audited(shown, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
+            screen = "no screen" if step is None else screen_name(step, total)
+            in_use = "yes" if step == chosen else "no"
+            rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(measured), *cells])
     return rows
 
 

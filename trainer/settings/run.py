@@ -123,7 +123,7 @@ class ScreenSettings(Node):
 
     @model_validator(mode="after")
     def _a_group_fits(self) -> ScreenSettings:
-        if self.max_previews < self.group_size:
+        if self.select in ("first_above", "best_and_worst") and self.max_previews < self.group_size:
             raise ValueError(
                 f"max_previews {self.max_previews} is below group_size {self.group_size}; allow at least the group"
             )
@@ -228,7 +228,7 @@ class TrainerSettings(Node):
         if self.screen.is_on and self.rewards.surrogate == "known" and self.data.task == "prompts":
             raise ValueError(
                 "rewards.surrogate 'known' screens answers, but data.task 'prompts' has none; give 'known+predicted' "
-                "or a scorer, or turn the screen off (screen.threshold 'none')"
+                "or a scorer, or screen.select 'first_above' with screen.threshold 'none' for no screen"
             )
         return self
 
@@ -267,7 +267,7 @@ class TrainerSettings(Node):
         if self.screen.select == "auto" and self.rewards.aggregation == "gdpo":
             raise ValueError(
                 "screen.select 'auto' predicts a weighted sum, but rewards.aggregation is 'gdpo'; give screen.select "
-                "'extremes', or screen.threshold 'none' for no screen"
+                "'extremes', or 'first_above' with screen.threshold 'none' for no screen"
             )
         return self
 

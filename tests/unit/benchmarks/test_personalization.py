@@ -32,7 +32,8 @@ def test_fewer_photographs_are_a_whole_folder(tmp_path: Path) -> None:
     assert len(only_concept(UNIFY / "concept/train/taz").train) == 12
 
 
-def test_the_summary_has_means_and_errors(tmp_path: Path) -> None:
+def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.personalization.__main__.commit", lambda: "0000000")  # which starts git
     results = tmp_path / "runs/results"
     results.mkdir(parents=True)
     for name, value in (("a", 0.2), ("b", 0.6)):

@@ -20,7 +20,7 @@ from benchmarks import screening_table
 from benchmarks.screening_rho import PAIRS, PART, REWARD, Plan, correlation, markdown, table
 from benchmarks.screening_table import measure, measure_all
 from synod.errors import SettingsError
-from tests.unit.benchmarks.trained_rewards import Killed, Service
+from tests.unit.benchmarks.trained_rewards import Killed, Service, config, stepped  # noqa: F401
 from tests.unit.trainer.conftest import settings_from, tiny_settings, world_dir  # noqa: F401
 from tests.unit.trainer.loops import MakePolicy, MakeSettings
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq  # noqa: F401
@@ -158,7 +158,13 @@ def test_a_prompt_is_measured_with_a_tiny_policy(
     assert {(c["surrogate"], c["target"]) for c in table(whole, PLAN)["correlations"]} <= set(PAIRS)
 
 
-def test_steps_and_sizes_outside_are_refused() -> None:
+def test_steps_and_sizes_outside_are_refused(
+    config: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before a model is loaded."""
+    monkeypatch.setattr(screening_table, "make_policy", lambda settings: pytest.fail("a model was loaded"))
     for plan, message in (
         (Plan(4, (0, 1), 3, "ber"), "--steps 0: an image has 4 denoising steps; give 1 to 3"),
         (Plan(4, (4,), 3, "ber"), "--steps 4"),
@@ -166,3 +172,6 @@ def test_steps_and_sizes_outside_are_refused() -> None:
     ):
         with pytest.raises(SettingsError, match=message):
             screening_table._check(plan, 4)
+    files = ["--config", str(config), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "table.json")]
+    with pytest.raises(SettingsError, match="--steps 4: an image has 4 denoising steps; give 1 to 3"):
+        screening_table.main([*files, "--steps", "4", "2"])

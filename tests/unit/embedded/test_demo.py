@@ -72,6 +72,12 @@ def test_the_change_of_the_reward_has_a_paired_error(tmp_path: Path) -> None:
     json.dumps(found)
 
 
+def test_a_reward_of_one_prompt_is_shown_without_an_error() -> None:
+    assert demo.estimate({"mean": 0.25, "stderr": 0.125}) == "0.250 ± 0.125"
+    assert demo.estimate({"mean": -0.25, "stderr": None}, "+.3f") == "-0.250"
+    assert demo.estimate({"mean": None, "stderr": None}) == "not measured"
+
+
 def test_busy_requested_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

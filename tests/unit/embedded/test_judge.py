@@ -94,4 +94,19 @@ def test_endpoint_answers_by_the_schema(judge: WorldJudge) -> None:
     assert ask("Does the picture show this? As it is said: a blue ball", "valid")["valid"] is False
     assert ask("Grade from 0 to 1.\n\na photo of a red ball and a dog", "score")["score"] == 0.5
     assert ask("Right answer: yes. Reply: no.", None, image=False)["score"] == 0.0
-    assert client.post("/v1/chat/completions", json={"messages": []}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b'{"messages": []}',
+        b'{"messages": [{"content": "no parts"}]}',
+        b'{"messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]}',
+        b'{"messages": [{"content": [{"type": "text", "text": "Right answer: a Reply: b"}]}], "response_format": null}',
+    ],
+)
+def test_what_is_not_a_question_is_answered_with_400(judge: WorldJudge, body: bytes) -> None:
+    answer = TestClient(app(judge)).post("/v1/chat/completions", content=body)
+    assert answer.status_code == 400
+    assert "not a question to this judge" in answer.json()["error"]["message"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.trainer.loops import MakeSettings
+from tests.unit.trainer.loops import AUTO, MakeSettings
 from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.test_run import ready  # noqa: F401
-from trainer.dry_run import _ranks_lines, dry_run
+from trainer.dry_run import _auto_lines, _ranks_lines, dry_run
 
 
 def test_a_dry_run_prints_time_memory_and_rewards(
@@ -45,3 +45,9 @@ def test_the_time_on_several_ranks_is_that_of_their_groups(ready: MakeSettings) 
     assert line.startswith("on 2 ranks, each with 3 of the 5 groups of a step at most: 6.0 s a step at best")
     (line,) = _ranks_lines(ready(PROMPTS_PER_STEP="5"), 10.0)
     assert "at most the 5 groups" in line
+
+
+def test_the_estimate_says_what_auto_adds(ready: MakeSettings) -> None:  # noqa: F811
+    (line,) = _auto_lines(ready(**{**AUTO, "SCREEN__GROUP_SIZE": "9"}))
+    assert 'select "auto" finishes 18 images in 20% of them' in line
+    assert _auto_lines(ready()) == []

@@ -186,19 +186,25 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     assert {pathway: screen.step for pathway, screen in screens.items()} == {"textual": 0, "visual": 0}
     dear = Costs(Work(answers=4.0, steps=1.0, scores=4.0), Work(1, 1, 1, 1, 1, 1))
     after = update_screens(before, [], dear, settings)
-    gains = "finished images 0.90 ± 0.00, previews at step 2 0.47 ± 0.00, finished answers 0.40 ± 0.00"
+    gains = "finished images 0.90, previews at step 2 0.47 ± 0.00, finished answers 0.40"
     shown = f"(signal per second of plain groups, 9 groups measured: {gains})"
-    found = f"textual screens nothing, because no screen pays {shown}"
+    found = f'pathway "textual" screens nothing, because no screen pays by more than its error {shown}'
     assert list(moves(before, after, dear, settings)) == [f"the screen moves: {found}"]
-    assert auto_line(after, dear, settings) == f"screens: {found}; visual screens finished answers (0 groups measured)"
+    unmeasured = 'pathway "visual" screens finished answers (0 groups measured)'
+    assert auto_line(after, dear, settings) == f"screens: {found}; {unmeasured}"
     assert auto_line({}, dear, settings) is None
     record = json.loads(json.dumps(auto_record(after, dear, settings)))
     assert record["screens"] == {"textual": None, "visual": 0}
     assert foresight([record]) == [
-        ["textual", "finished answers", "no", "9", "not measured", "1.00 ± 0.00", "0.40 ± 0.00"],
+        ["textual", "no screen", "yes", "9", "not measured", "1.00", "1.00"],
+        ["textual", "finished answers", "no", "9", "not measured", "1.00", "0.40"],
         ["textual", "previews at step 2", "no", "9", "0.60 ± 0.00", "1.29 ± 0.00", "0.47 ± 0.00"],
         ["textual", "finished images", "no", "9", "1.00 ± 0.00", "1.80 ± 0.00", "0.90 ± 0.00"],
+        ["visual", "no screen", "no", "0", "not measured", "1.00", "1.00"],
+        ["visual", "finished answers", "yes", "0", "not measured", "not measured", "not measured"],
     ]
+    early = {"none": AutoScreen(None, 1, before["textual"].foresights)}
+    assert auto_line(early, costs, settings) == 'screens: pathway "none" screens nothing yet (1 group measured)'
     assert foresight([]) == foresight([{"step": 0}]) == []
     with Metrics(settings.run_dir) as metrics:
         metrics.log(0, {**synthetic.record(0), **record})

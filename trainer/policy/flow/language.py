@@ -1,4 +1,4 @@
-"""A language model beside a flow-matching pipeline: it answers queries, and its answers become part of the prompt.
+"""A language model next to a flow-matching pipeline: it answers queries, and its answers become part of the prompt.
 
 Any directory or hub id that AutoModelForImageTextToText reads, such as Qwen2.5-VL. Answers are sampled at temperature
 1 over all tokens but those that stand for images. Suffixes: B answers, S their tokens, V the vocabulary.
@@ -116,9 +116,9 @@ class Language:
         self.processor.save_pretrained(directory)
 
     def _ask(self, model: Any, query: Query) -> dict[str, Tensor]:
-        picture = [] if query.image is None else [{"type": "image", "image": Image.fromarray(query.image)}]
+        image = [] if query.image is None else [{"type": "image", "image": Image.fromarray(query.image)}]
         inputs = self.processor.apply_chat_template(
-            [[{"role": "user", "content": [*picture, {"type": "text", "text": query.text}]}]],
+            [[{"role": "user", "content": [*image, {"type": "text", "text": query.text}]}]],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

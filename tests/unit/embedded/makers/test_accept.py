@@ -49,3 +49,10 @@ def test_an_answer_by_name_is_not_the_images_answer(monkeypatch: pytest.MonkeyPa
     found = accept.visual(POLICY, 40)
     assert found["name's answer"].value == 1.0
     assert found["image's answer"].value == found["visual, unseen"].value == 0.0
+
+
+def test_a_size_that_leaves_questions_unasked_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their figures would be means of nothing."""
+    with pytest.raises(SystemExit):
+        accept.main(["--size", "29"])
+    assert "4 kinds of images for each of 15 concepts; give at least 30" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_nothing_moves_without_evidence() -> None:
     flat = AutoScreen(0)
     for _ in range(9):
         flat = flat.add({0: [0.5, 0.25] * 9}, [0.5] * N, G, T)
-    assert (flat.measured, decided(flat)) == (0, 0)  # equal rewards are no evidence
+    assert (flat.measured, decided(flat)) == (0, 0)  # equal rewards say nothing
     never_scored = Costs(Work(steps=1.0), Work(1, 1, 1, 0, 1, 1))
     assert gains(AutoScreen(None, 9, foresights), never_scored) == {}
     assert decided(AutoScreen(None, 9, foresights), never_scored) is None

@@ -60,6 +60,8 @@ def test_auto_is_the_screen_unless_a_rule_is_named(settings_from: Make) -> None:
         ("auto", "none", 0.5),
     ]
     assert settings_from("[trainer.screen]\nselect = 'first_above'\n").screen.threshold == "quantile"
+    for rule in ("auto", "extremes"):  # the limit of previews is not theirs
+        assert settings_from(f"[trainer.screen]\nselect = '{rule}'\ngroup_size = 150\n").screen.images == 300
     for steps, predicted in (("50", (10, 25)), ("4", (1, 2)), ("2", (1,))):
         assert settings_from(POLICY__SAMPLER__DENOISING_STEPS=steps).predicted_steps == predicted
     assert settings_from(REWARDS__SURROGATE="known").predicted_steps == ()

@@ -19,6 +19,7 @@ from trainer.__main__ import main
 from trainer.evaluate.personal import command
 from trainer.evaluate.personal.arms import ARMS
 from trainer.evaluate.personal.measures import MARK
+from trainer.policy.show_o.policy import ShowO
 
 Evaluate = Callable[..., int]
 SMALL = ("--images", "1", "--limit", "1", "--steps", "2")
@@ -176,6 +177,17 @@ def test_wrong_usage_asks_and_draws_nothing(
     assert message in said.err
     assert (said.out, service.num_items) == ("", 0)
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_policy_that_only_draws_is_refused(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(self: ShowO, queries: Any, seeds: Any) -> Any:
+        raise NotImplementedError("planted")
+
+    monkeypatch.setattr(ShowO, "answer", answer)
+    assert evaluate("model", "--suite", "unify", "--data", "data", *SMALL) == 2
+    assert "this suite asks questions, but planted; give --suite dreambench" in capsys.readouterr().err
 
 
 def test_other_conditions_do_not_resume(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
