@@ -388,6 +388,7 @@ def torchrun(settings: TrainerSettings, toml: Path, world: int) -> subprocess.Po
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "SYNOD__TRAINER__PROMPTS_PER_STEP": str(settings.prompts_per_step),
+        "SYNOD__TRAINER__REWARDS__SURROGATE": settings.rewards.surrogate,
     }
     return subprocess.Popen(
         [*launcher, "-m", "trainer", str(toml), *options, "--no-evaluation"],

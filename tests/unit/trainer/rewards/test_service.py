@@ -108,7 +108,7 @@ def service(monkeypatch: pytest.MonkeyPatch, said: Said) -> Iterator[Callable[..
 
         made.append(
             RewardService(
-                RewardSettings(**{"patience_s": 5.0, "ensemble": "sync_r1"} | settings),
+                RewardSettings(**{"patience_s": 5.0, "ensemble": "sync_r1", "surrogate": "ber"} | settings),
                 transport=httpx.MockTransport(handle),
                 log=said.append,
             )

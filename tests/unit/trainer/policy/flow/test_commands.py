@@ -65,6 +65,6 @@ def test_a_dry_run_counts_memory(config: Path, capsys: pytest.CaptureFixture[str
     with serve(Judge()) as url:
         assert dry_run(load(config, {"SYNOD__TRAINER__REWARDS__URL": url})) == 0
     said = capsys.readouterr().out
-    assert "4 of 4 previews" in said
+    assert "4 of 4 rollouts" in said
     assert "arithmetic of an update: " in said
     assert not (config.parent / "run").exists()
