@@ -21,8 +21,8 @@ from services.settings import load as load_service
 from synod.contracts import Concept, Pixels, ScoreItem
 from trainer.personalize.examples import NO, YES
 from trainer.personalize.records import ConceptRecord, load_image
+from trainer.policy.base import TextSegment
 from trainer.policy.show_o.policy import ShowO
-from trainer.policy.show_o.segments import TextSegment
 from trainer.policy.show_o.vocabulary import END
 from trainer.types import Query
 

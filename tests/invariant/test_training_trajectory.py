@@ -29,8 +29,9 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines, run_loop
 from tests.unit.trainer.reward_services import Judge, answered, brightness, redness
 from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq  # noqa: F401
 from trainer.algorithms.threshold import Quantile
+from trainer.policy.base import TextSegment
 from trainer.policy.show_o.policy import ShowO
-from trainer.policy.show_o.segments import ImageSegment, TextSegment
+from trainer.policy.show_o.segments import ImageSegment
 from trainer.settings import TrainerSettings
 from trainer.types import Query, Reward, RewardSpec, Segment
 

@@ -28,8 +28,8 @@ from trainer.errors import NonFinite
 from trainer.personalize import examples
 from trainer.personalize.examples import Item, ItemKind, Photos
 from trainer.personalize.records import ConceptRecord
+from trainer.policy.base import TextSegment
 from trainer.policy.show_o.policy import ShowO, fit_to_square
-from trainer.policy.show_o.segments import TextSegment
 from trainer.policy.show_o.vocabulary import END
 from trainer.report.metrics import Metrics
 from trainer.settings.personalize import PersonalizeSettings

@@ -6,13 +6,33 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
 from trainer.types import Modality, Query, Seed, Segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextSegment:
+    """A sampled answer of S tokens.
+
+    ids_S   int64, with the end token if it was drawn
+    logp_S  float32, log-probability of each token under the policy that sampled it
+    """
+
+    kind: ClassVar[Modality] = "text"
+    step: ClassVar[int] = 1
+    query: Query
+    ids_S: Tensor
+    logp_S: Tensor
+    text: str
+
+    @property
+    def prompt(self) -> str:
+        return self.query.text
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from synod.errors import SettingsError
-from trainer.policy.base import ParameterGroup, Terms
+from trainer.policy.base import ParameterGroup, Terms, TextSegment
 from trainer.policy.flow.connector import Connector, read_connector_config
-from trainer.policy.flow.language import Language, TextSegment
+from trainer.policy.flow.language import Language
 from trainer.policy.flow.pipelines import Conditions
 from trainer.policy.flow.policy import FlowPolicy, blocks_of
 from trainer.policy.weights import directory_of, read_config

@@ -7,39 +7,19 @@ Any directory or hub id that AutoModelForImageTextToText reads, such as Qwen2.5-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from synod.errors import SettingsError
+from trainer.policy.base import TextSegment
 from trainer.policy.weights import directory_of
-from trainer.types import Modality, Query
+from trainer.types import Query
 
 _IMAGE_TOKENS = ("image_token_id", "video_token_id", "image_token_index")  # in the configurations of transformers
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TextSegment:
-    """A sampled answer.
-
-    ids_S   int64, with the end token if it was drawn
-    logp_S  float32, log-probability of each token under the policy that sampled it
-    """
-
-    kind: ClassVar[Modality] = "text"
-    step: ClassVar[int] = 1
-    query: Query
-    ids_S: Tensor
-    logp_S: Tensor
-    text: str
-
-    @property
-    def prompt(self) -> str:
-        return self.query.text
 
 
 class Language:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
-from trainer.policy.base import ParameterGroup, Terms
+from trainer.policy.base import ParameterGroup, Terms, TextSegment
 from trainer.policy.lora import Lora
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
@@ -36,7 +36,7 @@ from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.memory import Dtype, activation_bytes
 from trainer.policy.show_o.phi import Cache, Phi, PhiConfig
 from trainer.policy.show_o.rows import ConceptRows, folded
-from trainer.policy.show_o.segments import ImageSegment, TextSegment
+from trainer.policy.show_o.segments import ImageSegment
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary
 from trainer.policy.weights import state_of, write_weights
 from trainer.types import Modality, Query, Seed, Segment

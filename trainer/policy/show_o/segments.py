@@ -1,4 +1,4 @@
-"""What Show-o samples: answers and images. Suffixes: T denoising steps, N image positions, S text tokens."""
+"""The images that Show-o samples. Suffixes: T denoising steps, N image positions."""
 
 from __future__ import annotations
 
@@ -7,27 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from trainer.types import Modality, Query
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TextSegment:
-    """A sampled answer.
-
-    ids_S   int64, with the end token if it was drawn
-    logp_S  float32, log-probability of each token under the policy that sampled it
-    """
-
-    kind: ClassVar[Modality] = "text"
-    step: ClassVar[int] = 1
-    query: Query
-    ids_S: Tensor
-    logp_S: Tensor
-    text: str
-
-    @property
-    def prompt(self) -> str:
-        return self.query.text
+from trainer.types import Modality
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,11 +16,11 @@ from synod.errors import SettingsError
 from tests.unit.trainer.personalize.tiny_concept import DOT, SUE, WIDTH, make_rows, noise
 from tests.unit.trainer.tiny_show_o import write_tokenizer
 from trainer.personalize.tokens import Rows, base_digest, check_prompts, insert, remove, rows_of
+from trainer.policy.base import TextSegment
 from trainer.policy.show_o.config import ShowOConfig
 from trainer.policy.show_o.loading import load
 from trainer.policy.show_o.magvit import Magvit, MagvitConfig
 from trainer.policy.show_o.policy import Sampling, ShowO
-from trainer.policy.show_o.segments import TextSegment
 from trainer.policy.show_o.vocabulary import END, ConceptTokens, Vocabulary
 from trainer.policy.weights import parameters_on_meta
 from trainer.types import Query
