@@ -32,6 +32,7 @@ def start(settings: TrainerSettings, toml: Path) -> subprocess.Popen[str]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "SYNOD__TRAINER__PROMPTS_PER_STEP": "2",
+        "SYNOD__TRAINER__REWARDS__SURROGATE": settings.rewards.surrogate,
         "SYNOD__TRAINER__RANKS__WORKERS": "2",
         "SYNOD__TRAINER__RANKS__GPUS": "0",
         "SYNOD__TRAINER__CHECKPOINT_EVERY": "1",
