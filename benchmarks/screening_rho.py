@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from trainer.algorithms.ceiling import explained_share
 from trainer.evaluate.compare import summary
@@ -105,18 +105,10 @@ def correlation(x: Sequence[float | None], y: Sequence[float | None], *, ranked:
         return None
     a, b = (np.array(values, float) for values in (x, y))
     if ranked:
-        a, b = _ranks(a), _ranks(b)
+        a, b = rankdata(a), rankdata(b)
     a, b = a - a.mean(), b - b.mean()
     size = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / size if size > 1e-12 else None
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rank of each value, equal ones at the mean of theirs."""
-    less = (values[:, None] > values).sum(1)
-    equal = (values[:, None] == values).sum(1)
-    ranks: NDArray[np.float64] = less + (equal + 1) / 2
-    return ranks
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from embedded.makers.metrics import Metric, scores
 from services.scorers import registry
 from services.scorers.base import Scorer
 from services.settings import Settings
+from trainer.algorithms.ceiling import explained_share
 from trainer.clock import Clock
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
@@ -81,8 +82,7 @@ def _preview(
 ) -> tuple[float, float]:
     """Return the rank correlation over a prompt's rollouts, and the share of final BER's variance that states explain.
 
-    The share is that of a random-effects analysis of variance over COMPLETIONS of each state; its root bounds the
-    correlation of any surrogate with final BER.
+    The share is of COMPLETIONS of each state; its root bounds the correlation of any surrogate with final BER.
     """
     started = start(policy, [task] * ROLLOUTS, [(*key, index) for index in range(ROLLOUTS)], Clock())
     previews = continue_images(policy, started, settings.screening_step)
@@ -91,10 +91,8 @@ def _preview(
     for number in range(COMPLETIONS):
         images = [_with_other_noise(rollout.image, (*key, index), number) for index, rollout in enumerate(previews)]
         finals.append(_ber(ber, task, policy, policy.denoise(images, policy.image_steps)))
-    late = np.array(finals)  # [COMPLETIONS, ROLLOUTS]
-    within = float(late.var(axis=0, ddof=1).mean())
-    between = float(late.mean(axis=0).var(ddof=1)) - within / COMPLETIONS
-    return float(spearmanr(early, late[0]).statistic), between / max(between + within, 1e-12)
+    share = explained_share(torch.from_numpy(np.array(finals)))  # of [COMPLETIONS, ROLLOUTS]
+    return float(spearmanr(early, finals[0]).statistic), share or 0.0
 
 
 def _ber(ber: Scorer, task: Task, policy: ShowO, segments: Sequence[Segment]) -> NDArray[np.float64]:
