@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import httpx
+import pytest
 
+from synod.client import SynodClient
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreRequest, ScoreResponse
 from synod.errors import SynodError
 from synod.images import ImageLimits, decode_item
 from tests.unit.trainer.reward_services import WIRE, brightness
 
 LOST = ScoreFailure("scorer_failed", "planted")
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, command: ModuleType, service: Handler) -> None:
+    """Let the clients that a module opens reach `service`, without retries."""
+
+    def client(url: str, **options: Any) -> SynodClient:
+        return SynodClient(url, **{**options, "retries": 0}, transport=httpx.MockTransport(service))
+
+    monkeypatch.setattr(command, "SynodClient", client)
 
 
 def score(scorer: str, value: float) -> Score:

@@ -11,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from torch.distributed.run import get_args_parser
 
 from synod import cli
-from synod.client import SynodClient
 from synod.errors import SettingsError, SynodError
-from tests.unit.trainer.evaluate.scoring_service import Service
+from tests.unit.trainer.evaluate.scoring_service import Service, connect
 from tests.unit.trainer.loops import MakePolicy, MakeSettings
 from trainer.__main__ import main
 from trainer.evaluate import command
@@ -39,11 +37,7 @@ Evaluate = Callable[..., int]
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     service = Service()
-
-    def client(url: str, **options: Any) -> SynodClient:
-        return SynodClient(url, **{**options, "retries": 0}, transport=httpx.MockTransport(service))
-
-    monkeypatch.setattr(command, "SynodClient", client)
+    connect(monkeypatch, command, service)
     return service
 
 

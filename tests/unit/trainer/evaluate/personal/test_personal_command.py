@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from synod.client import SynodClient
 from synod.errors import Unavailable
 from tests.unit.trainer.evaluate.personal.conftest import Service
+from tests.unit.trainer.evaluate.scoring_service import connect
 from tests.unit.trainer.loops import MakePolicy
 from tests.unit.trainer.personalize.unify_tree import write_image, write_json, write_tree
 from trainer.__main__ import main
@@ -30,11 +30,7 @@ def evaluate(
     tmp_path: Path, data: Path, service: Service, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> Evaluate:
     make_policy().save(tmp_path / "model")
-
-    def client(url: str, **options: Any) -> SynodClient:
-        return SynodClient(url, **{**options, "retries": 0}, transport=httpx.MockTransport(service))
-
-    monkeypatch.setattr(command, "SynodClient", client)
+    connect(monkeypatch, command, service)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: main(["evaluate", *map(str, arguments)])
 

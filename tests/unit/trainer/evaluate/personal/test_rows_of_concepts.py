@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from synod.client import SynodClient
 from tests.unit.trainer.evaluate.personal.conftest import Service
+from tests.unit.trainer.evaluate.scoring_service import connect
 from tests.unit.trainer.personalize.tiny_concept import make_policy, make_rows
 from tests.unit.trainer.personalize.unify_tree import write_tree
 from trainer.__main__ import main
@@ -42,11 +40,7 @@ def world(tmp_path: Path, vocab: Vocabulary, vq: Magvit, monkeypatch: pytest.Mon
         save_concept(tmp_path / name, ConceptInfo(tokens, "dog", "animal", base_digest(policy)), rows)
     write_tree(tmp_path / "data", ("di", "el"))
     service = Service()
-
-    def client(url: str, **options: Any) -> SynodClient:
-        return SynodClient(url, **{**options, "retries": 0}, transport=httpx.MockTransport(service))
-
-    monkeypatch.setattr(command, "SynodClient", client)
+    connect(monkeypatch, command, service)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
