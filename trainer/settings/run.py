@@ -167,7 +167,7 @@ class TrainerSettings(Node):
         data, rewards = table.get("data"), table.get("rewards", {})
         if isinstance(data, Mapping) and isinstance(rewards, Mapping) and data.get("task") == "sync_r1":
             default = {"ensemble": "sync_r1" if data.get("pathways", True) else "sync_r1_without_tier"}
-            rewards = rewards if "scorers" in rewards or "ensemble" in rewards else {**rewards, **default}
+            rewards = rewards if {"scorers", "terms", "ensemble"} & set(rewards) else {**rewards, **default}
         return {**table, "rewards": rewards}
 
     @property
@@ -248,10 +248,10 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _held_out_scorers_are_not_trained_on(self) -> TrainerSettings:
-        both = [name for name in self.evaluate.scorers if self.rewards.scorers.get(name)]
+        both = [name for name in self.evaluate.scorers if self.rewards.weights.get(name)]
         if both:
             raise ValueError(
-                f"evaluate.scorers names {', '.join(both)}, which rewards.scorers trains on; name other scorers, or "
+                f"evaluate.scorers names {', '.join(both)}, which [trainer.rewards] trains on; name other scorers, or "
                 "give a weight of 0 there"
             )
         if self.data.heldout is None and (self.evaluate.scorers or self.evaluate.every):
