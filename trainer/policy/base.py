@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
-from trainer.types import Modality, Query, Seed, Segment
+from trainer.types import Condition, Modality, Query, Seed, Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +62,15 @@ class ParameterGroup:
 
     kind: Modality | None
     parameters: tuple[nn.Parameter, ...]
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A policy that also draws from a source image."""
+
+    def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> Sequence[Segment]:
+        """Return an image before its first sampling step for each condition, all of which have a source."""
+        ...
 
 
 class Policy(Protocol):
