@@ -81,7 +81,7 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
 
 
 def _spec(rewards: RewardSettings) -> RewardSpec:
-    return RewardSpec(rewards.scorers, rewards.ensemble, rewards.aggregation)
+    return RewardSpec(rewards.weights, rewards.ensemble, rewards.aggregation, rewards.results)
 
 
 def _source(

@@ -163,7 +163,7 @@ class TrainerSettings(Node):
             return table
         data, rewards = table.get("data"), table.get("rewards", {})
         if isinstance(data, Mapping) and isinstance(rewards, Mapping) and data.get("task") == "sync_r1":
-            rewards = rewards if "scorers" in rewards or "ensemble" in rewards else {**rewards, "ensemble": "sync_r1"}
+            rewards = rewards if {"scorers", "terms", "ensemble"} & set(rewards) else {**rewards, "ensemble": "sync_r1"}
         return {**table, "rewards": rewards}
 
     @property
@@ -183,7 +183,7 @@ class TrainerSettings(Node):
     @property
     def is_own_teacher(self) -> bool:
         """Whether the policy scores `intrinsic` itself."""
-        named = {*self.rewards.scorers, self.rewards.surrogate, *self.evaluate.scorers}
+        named = {*self.rewards.weights, self.rewards.surrogate, *self.evaluate.scorers}
         return self.rewards.teacher != "service" and INTRINSIC in named
 
     @property
@@ -238,6 +238,11 @@ class TrainerSettings(Node):
     def _a_policy_that_reads_images(self) -> TrainerSettings:
         if not self.is_own_teacher:
             return self
+        if self.rewards.results.get(INTRINSIC) == "answer":
+            raise ValueError(
+                f"rewards.terms scores an answer by '{INTRINSIC}', by which the policy describes an image; give "
+                "of = 'image'"
+            )
         if self.policy.family == "flow" and self.policy.language is None:
             raise ValueError(
                 f"scorer '{INTRINSIC}' asks the policy what its images show, but policy.family 'flow' reads none "
@@ -272,10 +277,10 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _held_out_scorers_are_not_trained_on(self) -> TrainerSettings:
-        both = [name for name in self.evaluate.scorers if self.rewards.scorers.get(name)]
+        both = [name for name in self.evaluate.scorers if self.rewards.weights.get(name)]
         if both:
             raise ValueError(
-                f"evaluate.scorers names {', '.join(both)}, which rewards.scorers trains on; name other scorers, or "
+                f"evaluate.scorers names {', '.join(both)}, which [trainer.rewards] trains on; name other scorers, or "
                 "give a weight of 0 there"
             )
         if self.data.heldout is None and (self.evaluate.scorers or self.evaluate.every):

@@ -82,18 +82,26 @@ def test_sync_r1_is_rewarded_by_its_ensemble(settings_from: Make) -> None:
         (
             "",
             "",
-            "trainer.rewards: neither scorers nor an ensemble; give weights, such as scorers = { pickscore = 1.0 }",
+            "trainer.rewards: neither scorers nor terms nor an ensemble; give weights, such as scorers = { pick",
         ),
-        ("", "scorers = {}", "trainer.rewards: neither scorers nor an ensemble"),
+        ("", "scorers = {}", "trainer.rewards: neither scorers nor terms nor an ensemble"),
         (
             "",
             "scorers = { a = 1.0 }\nensemble = 'e'",
-            "trainer.rewards: both scorers (a) and ensemble 'e'; give one of",
+            "trainer.rewards: both scorers and ensemble; give one of",
         ),
         (
             "",
             "scorers = { a = 0.0, b = 0 }",
             "trainer.rewards: every weight of a, b is 0; give at least one scorer another",
+        ),
+        ("", "terms = [{ scorer = 'a', weight = 0 }]", "trainer.rewards: every weight of a is 0"),
+        ("", "terms = [{ scorer = 'a' }, { scorer = 'a' }]", "trainer.rewards: terms names scorer a twice; give the"),
+        ("", "terms = [{ scorer = 'a' }]\nensemble = 'e'", "trainer.rewards: both terms and ensemble; give one of"),
+        (
+            "",
+            "terms = [{ scorer = 'a', of = 'reply' }]",
+            "trainer.rewards.terms.0.of: Input should be 'image' or 'answ",
         ),
         ("", "scorers = { a = nan }", "trainer.rewards.scorers.a: Input should be a finite number (given: nan)"),
         (
