@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ import torch
 
 from synod.contracts import ScoreFailure, ScoreItem
 from synod.errors import SettingsError
-from tests.unit.trainer import reward_services
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, equal, lines, weights
-from tests.unit.trainer.reward_services import Judge, answered, serve
+from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
+from tests.unit.trainer.reward_services import answered
 from trainer import run
 from trainer.clock import Clock
 from trainer.data.source import wanted_rewards
+from trainer.evaluate.heldout import load_evaluation
 from trainer.policy.base import TokenLogp
 from trainer.policy.show_o import vocabulary
 from trainer.policy.show_o.policy import ShowO
+from trainer.report.metrics import SAMPLES, read
 from trainer.rewards.intrinsic import QUESTION, IntrinsicRewards, likelihood, with_intrinsic
+from trainer.settings import load
 from trainer.types import Query, Reward, RewardSpec
 
 RNG = np.random.default_rng(5)
@@ -32,6 +34,30 @@ IMAGES = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3)]
 PROMPTS = ["a red cat", "two dogs wearing a hat : what is <bo> on grass", "dog"]
 ITEMS = [ScoreItem(image, prompt) for image, prompt in zip(IMAGES, PROMPTS, strict=True)]
 OWN = RewardSpec({"intrinsic": 2.0})
+SELF_TAUGHT = """[trainer]
+run_dir = "run"
+steps = 2
+[trainer.policy]
+model = "./model"
+lora = { rank = 2, alpha = 8, targets = ["q_proj"] }
+sampler = { denoising_steps = 4, guidance_scale = 2.0 }
+[trainer.data]
+prompts = "plain.txt"
+heldout = "plain.txt"
+[trainer.rewards]
+url = "http://127.0.0.1:1"
+patience_s = 0.1
+scorers = { intrinsic = 1.0 }
+[trainer.screen]
+threshold = "none"
+group_size = 4
+[trainer.loss]
+normalise = "group_std"
+[trainer.optimizer]
+lr = 1e-3
+[trainer.evaluate]
+prompts = 2
+"""
 MIXED = RewardSpec({"intrinsic": 2.0, "geneval": 0.5})
 
 
@@ -202,21 +228,64 @@ def test_a_failing_service_fails_the_request(make_policy: MakePolicy) -> None:
         pending.result(1)
 
 
-@pytest.fixture
-def self_taught(make_policy: MakePolicy, settings_from: MakeSettings, world_dir: Path) -> Callable[..., Any]:
-    """Settings of a plain run on the intrinsic reward alone."""
-    lora = '[trainer.policy.lora]\nrank = 2\nalpha = 8\ntargets = ["q_proj"]\n'
-    text = reward_services_text()
+def test_a_run_on_the_intrinsic_reward_needs_no_service(make_policy: MakePolicy, tmp_path: Path) -> None:
+    """It trains on prompts alone; each image's record has the tokens of its prompt."""
+    make_policy().save(tmp_path / "model")
+    (tmp_path / "plain.txt").write_text("a red cat\ntwo dogs\na blue hat\n")
+    (tmp_path / "train.toml").write_text(SELF_TAUGHT)
+    settings = load(tmp_path / "train.toml", {})
+    assert wanted_rewards(settings) == []
+    assert run.run(settings) == 0
+    for record in lines(settings.run_dir):
+        assert 0 < record["reward_mean"] == record["components"]["intrinsic"] < 1
+        assert record["grad_norm"] > 0
+    (sample, *_) = read(settings.run_dir, SAMPLES)[0]["samples"]["finished"]
+    logps = [logp for _, logp in sample["tokens"]]
+    assert sample["score"] == pytest.approx(math.exp(sum(logps) / len(logps)))
+    before, after = (load_evaluation(settings.run_dir / f"evaluation/{when}.json") for when in ("before", "after"))
+    for row in (*before.rows, *after.rows):
+        assert row.reward == row.components["intrinsic"] == row.image_part
+    assert read(settings.run_dir)[0]["seconds"]["intrinsic"] > 0
 
-    def made(**overrides: str) -> Any:
-        if not (world_dir / "model/config.json").exists():
-            make_policy().save(world_dir / "model")
-        return settings_from(text + lora, **{"STEPS": "2", "EVALUATE__PROMPTS": "2", **overrides})
 
-    return made
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"POLICY__FAMILY": "flow"}, "policy.family 'flow' reads none without a language model; give policy.language"),
+        ({"RANKS__SHARD": "2"}, "the copy of the policy is split then; give policy.lora"),
+    ],
+    ids=["no language", "split"],
+)
+def test_a_teacher_that_cannot_read_is_refused(
+    settings_from: MakeSettings, overrides: dict[str, str], message: str
+) -> None:
+    text = "[trainer.rewards]\nscorers = { intrinsic = 1.0 }\n"
+    wanted = {"DATA__GENEVAL_SHARE": "1.0", **overrides}
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        settings_from(text, **wanted)
+    assert not settings_from(text, **wanted, REWARDS__TEACHER="service").is_own_teacher
 
 
-def reward_services_text() -> str:
-    from tests.unit.trainer.conftest import TINY
+def test_an_answer_has_no_intrinsic_reward(settings_from: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match="by which the policy describes an image; give of = 'image'"):
+        settings_from("[[trainer.rewards.terms]]\nscorer = 'intrinsic'\nof = 'answer'\n")
 
-    return TINY + '[trainer.loss]\nnormalise = "group_std"\n[trainer.rewards]\n'
+
+@pytest.mark.parametrize(("teacher", "kept"), [("reference", True), ("current", False), ("service", False)])
+def test_only_the_frozen_teacher_needs_a_reference(settings_from: MakeSettings, teacher: str, kept: bool) -> None:
+    text = f"[trainer.rewards]\nscorers = {{ intrinsic = 1.0 }}\nteacher = '{teacher}'\n"
+    none = {"LOSS__TEXT__BETA": "0", "LOSS__IMAGE__BETA": "0"}
+    settings = settings_from(text, **none)
+    assert settings.needs_reference is kept
+    assert settings_from(text).needs_reference  # a KL term does in any case
+    service: Any = Service()
+    with_service = with_intrinsic(service, object(), settings, Clock()) if teacher == "service" else None  # type: ignore[arg-type]
+    assert with_service is (service if teacher == "service" else None)
+    named = [name for one in wanted_rewards(settings_from(text)) for name in one.spec.scorers]
+    assert ("intrinsic" in named) is (teacher == "service")
+
+
+def test_a_policy_without_a_language_model_is_refused(settings_from: MakeSettings) -> None:
+    settings = settings_from("[trainer.rewards]\nscorers = { intrinsic = 1.0 }\n")
+    with pytest.raises(SettingsError, match="has no language model; give"):
+        with_intrinsic(Service(), object(), settings, Clock())  # type: ignore[arg-type]
