@@ -107,8 +107,8 @@ class Query:
 class Task:
     """A prompt, what rewards its images, and the query that the policy answers first (None on pathway "none").
 
-    key              names the screening threshold: concept (or the prompt's tag) and pathway. All prompts without a
-                     tag share one: a threshold of each prompt would see too few scores to learn from
+    key              names the screening threshold: concept (or the prompt's tag, if it has none) and pathway. All
+                     prompts without a tag share one: a threshold of each prompt would see too few scores to learn from
     pathway          a label for reports
     segments, truth  what TIER scores the answer against: texts, and 1 for each that is right, else 0
     """

@@ -30,7 +30,7 @@ def submit_terms(service: RewardBackend, items: Sequence[Items], reward: RewardS
 def add(parts: Sequence[Reward]) -> Reward:
     """Return the sum of a rollout's rewards for its results; missing if one of them is.
 
-    Its failure is one that no retry mends, if there is such a one.
+    Its failure is one that no retry fixes, if there is such a one.
     """
     components = {name: value for part in parts for name, value in part.components.items()}
     tokens = next((part.tokens for part in parts if part.tokens), ())

@@ -1,4 +1,4 @@
-"""GvU's intrinsic reward: against one forward pass a token, beside a service's scores, and with a frozen teacher."""
+"""GvU's intrinsic reward: against one forward pass a token, next to a service's scores, and with a frozen teacher."""
 
 from __future__ import annotations
 
