@@ -80,7 +80,7 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
         wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
     if not settings.is_own_teacher:
         return wanted
-    return [replace(one, spec=spec) for one in wanted if (spec := one.spec.without(INTRINSIC)) is not None]
+    return [replace(one, spec=own) for one in wanted if (own := one.spec.without(INTRINSIC)) is not None]
 
 
 def _spec(rewards: RewardSettings) -> RewardSpec:
