@@ -6,7 +6,7 @@ The records of what a family of policies samples are in its folder, `trainer/pol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
@@ -51,6 +51,14 @@ class RewardSpec:
         kept = {name: weight for name, weight in self.scorers.items() if name not in later}
         of = {name: result for name, result in self.of.items() if name in kept}
         return replace(self, scorers=kept, of=of) if later else self
+
+    def without(self, name: str) -> RewardSpec | None:
+        """Return the reward without a scorer; None if it has no other. An ensemble is returned as it is."""
+        if name not in self.scorers:
+            return self
+        left = {other: weight for other, weight in self.scorers.items() if other != name}
+        of = {other: result for other, result in self.of.items() if other != name}
+        return replace(self, scorers=left, of=of) if left else None
 
     def parts(self) -> dict[Result, RewardSpec]:
         """Return the reward of each result alone, whose sum is the reward; an ensemble scores the image."""
@@ -130,8 +138,8 @@ class Draw:
 class Task:
     """A prompt, what rewards its rollouts, and their turns: the policy answers `query`, if any, and makes the `draws`.
 
-    key              names the screening threshold: concept (or the prompt's tag) and pathway. All prompts without a
-                     tag share one: a threshold of each prompt would see too few scores to learn from
+    key              names the screening threshold: concept (or the prompt's tag, if it has none) and pathway. All
+                     prompts without a tag share one: a threshold of each prompt would see too few scores to learn from
     pathway          a label for reports
     segments, truth  what TIER scores the answer against: texts, and 1 for each that is right, else 0
     caption          what the source of an edit shows
@@ -207,6 +215,7 @@ class Reward:
     fixed     by scorer, the terms of `value` that the image could not change, because their scorer does not read it;
               they were decided when the answer was. None: not known
     official  GenEval's own verdict on the image, 0 or 1; it is not part of `value`. None: no scorer gave one
+    tokens    of `intrinsic`: each token of the prompt, and its log-probability
     """
 
     value: float | None
@@ -214,6 +223,7 @@ class Reward:
     failure: ScoreFailure | None = None
     fixed: Mapping[str, float] | None = None
     official: float | None = None
+    tokens: Sequence[tuple[str, float]] = ()
 
     @property
     def image_part(self) -> float | None:
