@@ -23,6 +23,7 @@ from trainer.distributed import Ranks
 from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
+from trainer.rewards.terms import Items, submit_terms
 from trainer.scenarios import compound, reward_item, surrogate_item
 from trainer.screen_plan import Plan, ScreenPlan
 from trainer.settings import TrainerSettings
@@ -269,7 +270,8 @@ def finish(
                 finished = continue_images(policy, batch, policy.image_steps)
             with clock(phases[1]):
                 decoded = policy.images([rollout.image for rollout in finished])
-            pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
+            items = result_items(previews.task, finished, decoded)
+            pending.append(submit_terms(service, items, previews.task.reward))
             rollouts += finished
             images += decoded
         found.append((tuple(rollouts), tuple(images), tuple(pending)))
@@ -423,6 +425,12 @@ def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixel
     """Return the request items of images, with the first REFERENCES images of the concept."""
     references = task.profile.images[:REFERENCES] if task.profile is not None else ()
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
+
+
+def result_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels]) -> list[Items]:
+    """Return the request items of each finished rollout by what is scored: its image, or its answer alone."""
+    drawn = reward_items(task, rollouts, images)
+    return [{"image": one, "answer": replace(one, image=None, references=())} for one in drawn]
 
 
 def start(policy: Policy, tasks: Sequence[Task], seeds: Sequence[Seed], clock: Clock) -> list[Rollout]:

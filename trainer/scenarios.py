@@ -13,12 +13,16 @@ from dataclasses import replace
 import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
+from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Pathway, Prompt, Query, RewardSpec, Task
 
 
-def textual_query(facts: Sequence[str], prompt_text: str) -> str:
-    """Return the query of textual attribute reasoning: "{fact}. {fact}. {prompt}"."""
-    return ". ".join((*(fact.rstrip(". ") for fact in facts), prompt_text))
+def textual_query(facts: Sequence[str], prompt_text: str, template: str = TEMPLATES["plain"], name: str = "") -> str:
+    """Return the query of textual attribute reasoning: a template with {facts}, {prompt} and {name} filled in.
+
+    The facts are "{fact}. {fact}" without a period at the end; "plain" is "{facts}. {prompt}".
+    """
+    return template.format(facts=". ".join(fact.rstrip(". ") for fact in facts), prompt=prompt_text, name=name)
 
 
 def compound(prompt_text: str, answer: str) -> str:
@@ -28,20 +32,25 @@ def compound(prompt_text: str, answer: str) -> str:
 
 
 def make_task(
-    prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, reward: RewardSpec, rng: np.random.Generator
+    prompt: Prompt,
+    profile: ConceptProfile | None,
+    pathway: Pathway,
+    reward: RewardSpec,
+    rng: np.random.Generator,
+    template: str = TEMPLATES["plain"],
 ) -> Task:
     """Create the task of a prompt on a pathway, rewarded by `reward`.
 
-    textual  the query lists the facts in an order drawn from `rng`, without an image; `truth` marks the fact that the
-             prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
+    textual  the query, by `template`, lists the facts in an order drawn from `rng`, without an image; `truth` marks the
+             fact that the prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
     visual   a stored (query, answer) and an image are drawn from `rng`; the segments are all stored answers in a random
              order, and `truth` marks the asked one. The paper leaves this pathway's segments open (eq. 30)
-    none     no query
+    none     no query; the prompt may be about a concept
 
     Raises ValueError if the pathway needs a profile, facts, answers or images that are missing.
     """
     if pathway == "none":
-        return Task(f"{prompt.tag}/none", "none", prompt, reward, profile)
+        return Task(f"{prompt.concept or prompt.tag}/none", "none", prompt, reward, profile)
     if profile is None:
         raise ValueError(f"pathway '{pathway}' needs a concept, but the prompt {prompt.text!r} names none")
     key = f"{prompt.concept}/{pathway}"
@@ -51,7 +60,8 @@ def make_task(
         order = rng.permutation(len(profile.facts))
         facts = tuple(profile.facts[i] for i in order)
         truth = tuple(float(i == prompt.fact) for i in order)
-        return Task(key, pathway, prompt, reward, profile, Query(textual_query(facts, prompt.text)), facts, truth)
+        query = Query(textual_query(facts, prompt.text, template, prompt.concept or ""))
+        return Task(key, pathway, prompt, reward, profile, query, facts, truth)
     if not profile.answers or not profile.images:
         counts = f"{len(profile.answers)} answers and {len(profile.images)} images"
         raise ValueError(f"{prompt.concept} has {counts}; give at least one of each")

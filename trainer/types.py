@@ -17,27 +17,40 @@ Modality = Literal["text", "image"]
 MODALITIES: Final[tuple[Modality, ...]] = ("text", "image")
 Seed = tuple[int, ...]  # (seed of the run, step, group, index of the rollout)
 Aggregation = Literal["sum", "gdpo"]
+Result = Literal["image", "answer"]  # what a turn of a rollout made: the last image, the answer
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """What rewards a task's images: either scorers, which the trainer combines, or an ensemble of the service.
+    """What rewards a task's rollouts: either scorers, which the trainer combines, or an ensemble of the service.
 
     scorers      the weight of each scorer; negative weights punish. A scorer of weight 0 is only recorded
+    of           which result each scorer scores; the image, unless it is named here
     aggregation  "sum" adds the weighted scores; "gdpo" normalises each scorer within its group before that
     """
 
     scorers: Mapping[str, float] = field(default_factory=dict)
     ensemble: str | None = None
     aggregation: Aggregation = "sum"
+    of: Mapping[str, Result] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert bool(self.scorers) != (self.ensemble is not None), "either scorers or an ensemble"
+        assert set(self.of) <= set(self.scorers), "results of scorers that are not there"
 
     @property
     def weights(self) -> dict[str, float]:
         """The scorers that count, with their weights."""
         return {name: weight for name, weight in self.scorers.items() if weight}
+
+    def parts(self) -> dict[Result, RewardSpec]:
+        """Return the reward of each result alone, whose sum is the reward; an ensemble scores the image."""
+        if self.ensemble is not None:
+            return {"image": self}
+        by_result: dict[Result, dict[str, float]] = {}
+        for name, weight in self.scorers.items():
+            by_result.setdefault(self.of.get(name, "image"), {})[name] = weight
+        return {result: RewardSpec(scorers) for result, scorers in by_result.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +99,8 @@ class Query:
 class Task:
     """A prompt, what rewards its images, and the query that the policy answers first (None on pathway "none").
 
-    key              names the screening threshold: concept (or the prompt's tag) and pathway. All prompts without a
-                     tag share one: a threshold of each prompt would see too few scores to learn from
+    key              names the screening threshold: concept (or the prompt's tag, if it has none) and pathway. All
+                     prompts without a tag share one: a threshold of each prompt would see too few scores to learn from
     pathway          a label for reports
     segments, truth  what TIER scores the answer against: texts, and 1 for each that is right, else 0
     """

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from tqdm import tqdm
 
-from synod.contracts import Pixels, ScoreItem
+from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.checkpoint import file_digest
 from trainer.clock import Clock
@@ -25,7 +25,8 @@ from trainer.evaluate.compare import Evaluation, Row, right
 from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import continue_images, reward_items, start
+from trainer.rewards.terms import Items, submit_terms
+from trainer.rollout import continue_images, result_items, start
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, RewardSpec, Rollout, Task
 
@@ -103,10 +104,12 @@ def _evaluate_batches(
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     return {
-        "data": settings.data.model_dump(mode="json", include={"task", "geneval_share"}),
+        "data": settings.data.model_dump(
+            mode="json", include={"task", "geneval_share", "pathways", "textual_template"}
+        ),
         "prompts": None if settings.data.heldout is None else file_digest(settings.data.heldout),
         "policy": settings.policy.model_dump(mode="json", exclude={"checkpointing"}),
-        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "ensemble"}),
+        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "terms", "ensemble"}),
         "scorers": dict(settings.evaluate.scorers),
     }
 
@@ -177,7 +180,7 @@ def _submit(
     spec: RewardSpec | None = None,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
     """Send one request for each reward: the tasks' own, or `spec` for all."""
-    by_reward: list[tuple[RewardSpec, list[int], list[ScoreItem]]] = []
+    by_reward: list[tuple[RewardSpec, list[int], list[Items]]] = []
     for rollout, image in zip(rollouts, images, strict=True):
         task = tasks[rollout.index]
         wanted = spec or task.reward
@@ -185,8 +188,8 @@ def _submit(
             by_reward.append((wanted, [], []))
         _, places, items = next(one for one in by_reward if one[0] == wanted)
         places.append(rollout.index)
-        items += reward_items(task, [rollout], [image])
-    return [(places, service.submit(items, reward)) for reward, places, items in by_reward]
+        items += result_items(task, [rollout], [image])
+    return [(places, submit_terms(service, items, reward)) for reward, places, items in by_reward]
 
 
 def _results(pending: Sequence[tuple[list[int], Future[list[Reward]]]]) -> dict[int, Reward]:

@@ -158,12 +158,16 @@ class TrainerSettings(Node):
     @model_validator(mode="before")
     @classmethod
     def _sync_r1_has_an_ensemble(cls, table: Any) -> Any:
-        """Reward Sync-R1's task by its ensemble unless the settings name another reward; require [trainer.rewards]."""
+        """Reward Sync-R1's task by its ensemble unless the settings name another reward; require [trainer.rewards].
+
+        Without answers TIER has nothing to read, so that the ensemble is another.
+        """
         if not isinstance(table, Mapping):
             return table
         data, rewards = table.get("data"), table.get("rewards", {})
         if isinstance(data, Mapping) and isinstance(rewards, Mapping) and data.get("task") == "sync_r1":
-            rewards = rewards if "scorers" in rewards or "ensemble" in rewards else {**rewards, "ensemble": "sync_r1"}
+            default = {"ensemble": "sync_r1" if data.get("pathways", True) else "sync_r1_without_tier"}
+            rewards = rewards if {"scorers", "terms", "ensemble"} & set(rewards) else {**rewards, **default}
         return {**table, "rewards": rewards}
 
     @property
@@ -212,10 +216,10 @@ class TrainerSettings(Node):
     def _a_policy_that_answers(self) -> TrainerSettings:
         if self.policy.family != "flow":
             return self
-        if self.policy.language is None and self.data.task == "sync_r1" and self.data.geneval_share < 1:
+        if self.policy.language is None and self.data.has_answers:
             raise ValueError(
                 "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' answers none without a "
-                "language model; give policy.language, or data.task 'prompts'"
+                "language model; give policy.language, data.pathways [], or data.task 'prompts'"
             )
         if self.policy.language is not None and self.ranks.shard > 1:
             raise ValueError(
@@ -225,10 +229,11 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
-        if self.screen.is_on and self.rewards.surrogate == "known" and self.data.task == "prompts":
+        if self.screen.is_on and self.rewards.surrogate == "known" and not self.data.has_answers:
+            where = "data.task 'prompts' has" if self.data.task == "prompts" else "these data.pathways have"
             raise ValueError(
-                "rewards.surrogate 'known' screens answers, but data.task 'prompts' has none; give 'known+predicted' "
-                "or a scorer, or screen.select 'first_above' with screen.threshold 'none' for no screen"
+                f"rewards.surrogate 'known' screens answers, but {where} none; give 'known+predicted' or a scorer, or "
+                "screen.select 'first_above' with screen.threshold 'none' for no screen"
             )
         return self
 
@@ -243,10 +248,10 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _held_out_scorers_are_not_trained_on(self) -> TrainerSettings:
-        both = [name for name in self.evaluate.scorers if self.rewards.scorers.get(name)]
+        both = [name for name in self.evaluate.scorers if self.rewards.weights.get(name)]
         if both:
             raise ValueError(
-                f"evaluate.scorers names {', '.join(both)}, which rewards.scorers trains on; name other scorers, or "
+                f"evaluate.scorers names {', '.join(both)}, which [trainer.rewards] trains on; name other scorers, or "
                 "give a weight of 0 there"
             )
         if self.data.heldout is None and (self.evaluate.scorers or self.evaluate.every):

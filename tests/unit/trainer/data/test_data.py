@@ -18,7 +18,7 @@ from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import GENEVAL as GENEVAL_REWARD
 from trainer.data.source import SyncR1Tasks
-from trainer.types import Aggregation, ConceptProfile, Prompt, RewardSpec, Task
+from trainer.types import Aggregation, ConceptProfile, Pathway, Prompt, RewardSpec, Task
 
 ROOT = Path(__file__).parents[4]
 BO = ConceptProfile(
@@ -188,6 +188,29 @@ def test_seeds_differ() -> None:
 def test_a_repeated_prompt_gets_a_new_query() -> None:
     queries = {(e.prompt.text, e.segments) for e in run(200) if e.pathway == "textual"}
     assert len(queries) > len(VAGUE)
+
+
+@pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
+def test_one_pathway_leaves_out_the_others_prompts(pathway: Pathway, pool: list[Prompt]) -> None:
+    source = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (3,), len(pool), 0.0, (pathway,))
+    assert SyncR1Tasks(pool, {"<bo>": BO}, REWARD, (3,), len(pool), 0.0, (pathway,)).tasks(1)
+    for step in range(4):
+        tasks = source.tasks(step)
+        assert {task.pathway for task in tasks} == {pathway}
+        assert sorted(task.prompt.text for task in tasks) == sorted(prompt.text for prompt in pool)
+
+
+def test_without_pathways_the_same_prompts_are_drawn_as_they_are() -> None:
+    """The scorer follows the prompt: concept prompts keep their reward, and only GenEval's have GenEval's."""
+    whole = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (3,), 60, 0.4).tasks(0)
+    bare = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (3,), 60, 0.4, ()).tasks(0)
+    assert [task.prompt.text for task in bare] == [task.prompt.text for task in whole]
+    for task in bare:
+        assert (task.pathway, task.query, task.segments) == ("none", None, ())
+        assert task.reward == (REWARD if task.prompt.geneval is None else GENEVAL_REWARD)
+        assert task.profile is (BO if task.prompt.geneval is None else None)
+        assert task.key == ("<bo>/none" if task.profile else f"{task.prompt.tag}/none")
+    assert SyncR1Tasks(PLAIN, {"<bo>": BO}, REWARD, (3,), 4, 0.0, ()).tasks(0)  # no prompt with a fact is needed
 
 
 @pytest.mark.parametrize(
