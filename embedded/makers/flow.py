@@ -27,7 +27,7 @@ from embedded import world
 from embedded.makers import codec
 from embedded.makers.dataset import Sizes
 from embedded.makers.drawings import drawings
-from embedded.makers.loop import MuonRecipe, Part
+from embedded.makers.loop import MuonRecipe, Part, Recipe
 from embedded.makers.show_o import texts as policy_texts
 from embedded.makers.texts import corpus, tokenizer
 from trainer.policy.flow.attention import use_float32_sums
@@ -47,7 +47,7 @@ WORKERS = 2  # parts of a batch, each computed by a thread of its own
 class PictureMaker:
     """Train the transformer and the text encoder of a pipeline whose codec is finished."""
 
-    def __init__(self, recipe: MuonRecipe, folder: Path, sizes: Sizes, pipeline: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, pipeline: Path) -> None:
         self.recipe = recipe
         self.codec = AutoencoderDC.from_pretrained(pipeline / codec.FOLDER, torch_dtype=torch.float32).eval()
         self.tokenizer = text_tokenizer()
