@@ -6,8 +6,8 @@ The records of what a family of policies samples are in its folder, `trainer/pol
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
@@ -42,6 +42,14 @@ class RewardSpec:
     def weights(self) -> dict[str, float]:
         """The scorers that count, with their weights."""
         return {name: weight for name, weight in self.scorers.items() if weight}
+
+    def without(self, name: str) -> RewardSpec | None:
+        """Return the reward without a scorer; None if it has no other. An ensemble is returned as it is."""
+        if name not in self.scorers:
+            return self
+        left = {other: weight for other, weight in self.scorers.items() if other != name}
+        of = {other: result for other, result in self.of.items() if other != name}
+        return replace(self, scorers=left, of=of) if left else None
 
     def parts(self) -> dict[Result, RewardSpec]:
         """Return the reward of each result alone, whose sum is the reward; an ensemble scores the image."""
@@ -168,6 +176,7 @@ class Reward:
     fixed     by scorer, the terms of `value` that the image could not change, because their scorer does not read it;
               they were decided when the answer was. None: not known
     official  GenEval's own verdict on the image, 0 or 1; it is not part of `value`. None: no scorer gave one
+    tokens    of `intrinsic`: each token of the prompt, and its log-probability
     """
 
     value: float | None
@@ -175,6 +184,7 @@ class Reward:
     failure: ScoreFailure | None = None
     fixed: Mapping[str, float] | None = None
     official: float | None = None
+    tokens: Sequence[tuple[str, float]] = ()
 
     @property
     def image_part(self) -> float | None:

@@ -136,7 +136,7 @@ def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
     images = group.images if group.is_ours else [None] * len(group.rewards)
     drawn = [Sample(image, score) for image, score in zip(previewed, previews.scores, strict=True)]
     finished = [
-        Sample(image, reward.value, answer, reward.components)
+        Sample(image, reward.value, answer, reward.components, reward.tokens)
         for image, reward, answer in zip(images, group.rewards, group.answers, strict=True)
     ]
     samples = {"finished": finished}
