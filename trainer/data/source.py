@@ -14,7 +14,7 @@ from trainer.data.concepts import read_concepts, without_held_out
 from trainer.data.prompts import read_concept_prompts, read_prompts
 from trainer.rewards.served import Wanted
 from trainer.scenarios import make_task
-from trainer.settings import DataSettings, PromptSettings, RewardSettings, TrainerSettings
+from trainer.settings import INTRINSIC, DataSettings, PromptSettings, RewardSettings, TrainerSettings
 from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Pathway, Prompt, RewardSpec, Task
 
@@ -56,7 +56,10 @@ def heldout_tasks(settings: TrainerSettings, seed: int, count: int) -> list[Task
 
 
 def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
-    """Return every reward that the run asks for, with what its items have. Raises SettingsError for the prompts."""
+    """Return every reward that the run asks the service for, with what its items have.
+
+    Raises SettingsError for the prompts.
+    """
     data, spec = settings.data, _spec(settings.rewards)
     if isinstance(data, PromptSettings):
         files = [data.prompts] if data.heldout is None else [data.prompts, data.heldout]
@@ -75,7 +78,9 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
         wanted = [replace(one, known="reasoning" in one.inputs) for one in wanted]
     if settings.screen.is_on and not settings.rewards.is_screened_by_reward:
         wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
-    return wanted
+    if not settings.is_own_teacher:
+        return wanted
+    return [replace(one, spec=own) for one in wanted if (own := one.spec.without(INTRINSIC)) is not None]
 
 
 def _spec(rewards: RewardSettings) -> RewardSpec:

@@ -24,26 +24,28 @@ def submit_terms(service: RewardBackend, items: Sequence[Items], reward: RewardS
     """
     parts = reward.parts()
     pending = [service.submit([one[of] for one in items], part) for of, part in parts.items()]
-    return pending[0] if len(pending) == 1 else _added(pending)
+    return pending[0] if len(pending) == 1 else added(pending)
 
 
 def add(parts: Sequence[Reward]) -> Reward:
     """Return the sum of a rollout's rewards for its results; missing if one of them is.
 
-    Its failure is one that no retry mends, if there is such a one.
+    Its failure is one that no retry fixes, if there is such a one.
     """
     components = {name: value for part in parts for name, value in part.components.items()}
+    tokens = next((part.tokens for part in parts if part.tokens), ())
     if any(part.value is None for part in parts):
         failures = [part.failure for part in parts if part.failure is not None]
-        return Reward(None, components, min(failures, key=lambda failure: failure.retryable, default=None))
+        failure = min(failures, key=lambda one: one.retryable, default=None)
+        return Reward(None, components, failure, tokens=tokens)
     value = math.fsum(part.value for part in parts if part.value is not None)
     known = [part.fixed for part in parts if part.fixed is not None]
     fixed = {name: term for one in known for name, term in one.items()} if len(known) == len(parts) else None
     official = next((part.official for part in parts if part.official is not None), None)
-    return Reward(value, components, fixed=fixed, official=official)
+    return Reward(value, components, fixed=fixed, official=official, tokens=tokens)
 
 
-def _added(pending: Sequence[Future[list[Reward]]]) -> Future[list[Reward]]:
+def added(pending: Sequence[Future[list[Reward]]]) -> Future[list[Reward]]:
     """Return a future of the sums, which is done when all are; it raises what one of them raises."""
     sums: Future[list[Reward]] = Future()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.settings.fields import Node
+
+INTRINSIC: Final = "intrinsic"  # the scorer that the policy itself is (GvU)
 
 
 class TermSettings(Node):
@@ -33,6 +35,9 @@ class RewardSettings(Node):
     exact, the others those of an unfinished image. "known" are the terms that read only the answer: rollouts are
     screened before their images are begun, and tasks without an answer are not screened. `screen.select` "auto"
     screens finished answers by the known terms, whatever the surrogate of previews is.
+
+    `teacher` is who scores `intrinsic`, the likelihood of the prompt as a description of the image (GvU): the policy's
+    frozen "reference", the "current" policy, or the "service", by a scorer of that name.
     """
 
     url: str = Field("http://127.0.0.1:8000", pattern="^https?://")
@@ -42,6 +47,7 @@ class RewardSettings(Node):
     ensemble: str | None = Field(None, min_length=1)
     aggregation: Literal["sum", "gdpo"] = "sum"
     surrogate: str = Field("known+predicted", min_length=1)
+    teacher: Literal["reference", "current", "service"] = "reference"
 
     @property
     def is_screened_by_reward(self) -> bool:

@@ -17,7 +17,7 @@ from trainer.settings.loss import SMALLEST_GROUP, LossSettings, OptimizerSetting
 from trainer.settings.policy import PolicySettings
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
-from trainer.settings.rewards import RewardSettings
+from trainer.settings.rewards import INTRINSIC, RewardSettings
 
 AUTO_AUDIT: Final = 0.2  # the share of groups that measure screens
 AUTO_FRACTIONS: Final = (0.2, 0.5)  # of the denoising steps, at which previews may be screened
@@ -184,6 +184,17 @@ class TrainerSettings(Node):
         steps = {round(fraction * total) for fraction in AUTO_FRACTIONS} - {0, total}
         return () if self.rewards.surrogate == "known" else tuple(sorted(steps))
 
+    @property
+    def is_own_teacher(self) -> bool:
+        """Whether the policy scores `intrinsic` itself."""
+        named = {*self.rewards.weights, self.rewards.surrogate, *self.evaluate.scorers}
+        return self.rewards.teacher != "service" and INTRINSIC in named
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a KL term or the scorer `intrinsic` needs the policy's reference."""
+        return self.loss.needs_reference or (self.is_own_teacher and self.rewards.teacher == "reference")
+
     def check_ranks(self, count: int) -> None:
         """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""
         if count > self.prompts_per_step:
@@ -224,6 +235,29 @@ class TrainerSettings(Node):
         if self.policy.language is not None and self.ranks.shard > 1:
             raise ValueError(
                 f"ranks.shard {self.ranks.shard} splits one model, but policy.language adds a second one; give shard 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_policy_that_reads_images(self) -> TrainerSettings:
+        if not self.is_own_teacher:
+            return self
+        if self.rewards.results.get(INTRINSIC) == "answer":
+            raise ValueError(
+                f"rewards.terms scores an answer by '{INTRINSIC}', by which the policy describes an image; give "
+                "of = 'image'"
+            )
+        if self.policy.family == "flow" and self.policy.language is None:
+            raise ValueError(
+                f"scorer '{INTRINSIC}' asks the policy what its images show, but policy.family 'flow' reads none "
+                "without a language model; give policy.language, or rewards.teacher 'service' and serve a scorer of "
+                "that name"
+            )
+        if self.rewards.teacher == "reference" and self.ranks.shard > 1 and self.policy.lora is None:
+            raise ValueError(
+                f"rewards.teacher 'reference' reads images while the policy draws, but with ranks.shard "
+                f"{self.ranks.shard} the copy of the policy is split then; give policy.lora, whose reference is the "
+                "policy without adapters, rewards.teacher 'current' or 'service', or shard 1"
             )
         return self
 

@@ -81,7 +81,7 @@ def test_an_edit_in_the_wrong_direction_costs() -> None:
     assert clipped.value == pytest.approx(0.9)  # so that this edit would cost nothing
 
 
-def test_the_sum_keeps_a_failure_that_no_retry_mends() -> None:
+def test_the_sum_keeps_a_failure_that_no_retry_fixes() -> None:
     late, bad = ScoreFailure("replica_lost", "one", retryable=True), ScoreFailure("bad_image", "two")
     parts = [Reward(None, {"a": 1.0}, late), Reward(None, {}, bad), Reward(1.0, {"b": 2.0})]
     assert add(parts) == Reward(None, {"a": 1.0, "b": 2.0}, bad)
