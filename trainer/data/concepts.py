@@ -50,8 +50,8 @@ def without_held_out(
     for prompt in prompts:
         if prompt.concept is not None and prompt.fact is not None and prompt.fact not in kept[prompt.concept]:
             raise SettingsError(
-                f"{path}: the prompt {prompt.text!r} hints at fact {prompt.fact} of {prompt.concept}, which the heldout "
-                "of info.json holds out of training; leave the prompt out, or clear the flag"
+                f"{path}: the prompt {prompt.text!r} hints at fact {prompt.fact} of {prompt.concept}, which the "
+                "heldout of info.json holds out of training; leave the prompt out, or clear the flag"
             )
     profiles = {
         name: replace(one, facts=tuple(one.facts[i] for i in kept[name]), heldout=()) for name, one in concepts.items()

@@ -64,5 +64,5 @@ HELDOUT_SCENES: Final = (
     "A watercolour of {}.",
     "A photo of {} next to a blue door.",
 )
-HINTS: Final = ("A photo of {} and the [].", "A picture in which {} and the [] can be seen.", "A drawing: {}, the [].")
+HINTS: Final = ("A photo of {} and the [].", "A scene in which {} and the [] can be seen.", "A drawing: {}, the [].")
 HELDOUT_HINTS: Final = ("A photo that shows {} and the [].",)

@@ -79,8 +79,8 @@ def test_held_out_facts_are_marked_and_not_taught(tmp_path: Path) -> None:
     info = json.loads((train / "info.json").read_text())
     write_json(train / "info.json", {**info, "heldout": [False, False, True]})
     talks = json.loads((train / "conversations.json").read_text())
-    told = [{"query": "what has <bo> ?", "answer": fact} for fact in ("<bo> has Green hat.", "<bo> has red hat")]
-    write_json(train / "conversations.json", {**talks, "text_only": told})
+    stated = [{"query": "what has <bo> ?", "answer": fact} for fact in ("<bo> has Green hat.", "<bo> has red hat")]
+    write_json(train / "conversations.json", {**talks, "text_only": stated})
     record = read_folder(tmp_path)["<bo>"]
     assert record.held_out == ("<bo> has green hat",)
     assert [(one.fact, one.heldout) for one in record.prompts if one.tag == "knowledge"] == [
