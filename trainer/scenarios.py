@@ -14,7 +14,7 @@ import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
 from trainer.settings.data import TEMPLATES
-from trainer.types import ConceptProfile, Pathway, Prompt, Query, RewardSpec, Task
+from trainer.types import ConceptProfile, Condition, Draw, Pathway, Prompt, Query, Result, RewardSpec, Task
 
 
 def textual_query(facts: Sequence[str], prompt_text: str, template: str = TEMPLATES["plain"], name: str = "") -> str:
@@ -82,13 +82,34 @@ def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
     return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
 
 
+def condition(task: Task, draw: Draw, answer: str, images: Sequence[Pixels]) -> Condition:
+    """Return what a turn draws from, after this answer and these images, uint8 [H W 3], of the rollout so far."""
+    source = images[draw.source] if isinstance(draw.source, int) else draw.source
+    return Condition(compound(draw.text or task.prompt.text, draw.read(answer)), source)
+
+
+def result_items(
+    task: Task, images: Sequence[Pixels], answer: str, references: Sequence[Pixels]
+) -> dict[Result, ScoreItem]:
+    """Return the request items of a finished rollout by what is scored: its images, and its answer alone.
+
+    The image that was edited back is compared with the source, and is to show what the source shows.
+    """
+    item = reward_item(task, images[0] if images else None, answer, references)
+    found: dict[Result, ScoreItem] = {"image": item, "answer": replace(item, image=None, references=())}
+    if len(images) > 1:
+        found["cycled"] = ScoreItem(images[1], task.caption, references=item.references)
+    return found
+
+
 def reward_item(task: Task, image: Pixels | None, answer: str, references: Sequence[Pixels]) -> ScoreItem:
     """Return the request item of an image uint8 [H W 3], with everything that its reward reads.
 
     Without an image it is for the terms that read only text.
 
     The prompt is `resolved`, the target of eq. 31: a score against the vague words would accept any hat. GenEval's
-    prompts carry their metadata, without references and reasoning; a plain prompt is sent alone.
+    prompts carry their metadata, without references; a plain prompt is sent alone. An edit is sent with its source and
+    both captions.
     """
     prompt = task.prompt
     item = ScoreItem(image, prompt.resolved or prompt.text)
@@ -96,4 +117,6 @@ def reward_item(task: Task, image: Pixels | None, answer: str, references: Seque
         item = replace(item, concept=task.profile.concept, references=tuple(references))
     if task.query is not None:
         item = replace(item, reasoning=Reasoning(answer, task.segments, task.truth))
+    if task.caption is not None and isinstance(source := task.draws[0].source, np.ndarray):
+        item = replace(item, references=(source,), source_prompt=task.caption)
     return replace(item, geneval=prompt.geneval)

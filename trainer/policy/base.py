@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
-from trainer.types import Modality, Query, Seed, Segment
+from trainer.types import Condition, Modality, Query, Seed, Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +70,15 @@ class ParameterGroup:
 
     kind: Modality | None
     parameters: tuple[nn.Parameter, ...]
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A policy that also draws from a source image."""
+
+    def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> Sequence[Segment]:
+        """Return an image before its first sampling step for each condition, all of which have a source."""
+        ...
 
 
 class Policy(Protocol):
