@@ -112,7 +112,8 @@ class ConceptProfile:
     """A personalised concept: its contract record, a description, and its images uint8 [H W 3].
 
     answers  (query, answer) pairs about the images, for visual instruct reasoning
-    facts    information that the images do not show, for textual attribute reasoning
+    facts    information that the images do not show, for textual attribute reasoning; `heldout` marks those that
+             training leaves out, and is empty or as long
     """
 
     concept: Concept
@@ -120,6 +121,7 @@ class ConceptProfile:
     answers: tuple[tuple[str, str], ...]
     facts: tuple[str, ...]
     images: tuple[Pixels, ...]
+    heldout: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from synod.errors import SettingsError
-from trainer.data.concepts import read_concepts
+from trainer.data.concepts import read_concepts, without_held_out
 from trainer.data.lines import read_lines
 from trainer.data.prompts import read_concept_prompts, read_prompts
 from trainer.personalize.records import load_image
@@ -54,7 +54,7 @@ class TaskSource(Protocol):
 def training_tasks(settings: TrainerSettings, log: Callable[[str], None] = print) -> TaskSource:
     """Read the training prompts. `log` receives messages for the user. Raises SettingsError."""
     count = settings.prompts_per_step
-    return _source(settings.data, settings.rewards, settings.data.prompts, settings.seed, count, log)
+    return _source(settings.data, settings.rewards, settings.data.prompts, settings.seed, count, log, trains=True)
 
 
 def heldout_tasks(settings: TrainerSettings, seed: int, count: int) -> list[Task]:
@@ -106,12 +106,21 @@ def _spec(rewards: RewardSettings) -> RewardSpec:
 
 
 def _source(
-    data: DataSettings, rewards: RewardSettings, path: Path, seed: int, count: int, log: Callable[[str], None]
+    data: DataSettings,
+    rewards: RewardSettings,
+    path: Path,
+    seed: int,
+    count: int,
+    log: Callable[[str], None],
+    *,
+    trains: bool = False,
 ) -> TaskSource:
     if not isinstance(data, SyncR1Settings):
         return PromptTasks(_read(data, path, log), _spec(rewards), (seed,), count, _maker(data))
     concepts = read_concepts(data.concepts)
     prompts = read_concept_prompts(path, concepts)
+    if trains:
+        concepts, prompts = without_held_out(concepts, prompts, path)
     mix = data.geneval_share, data.pathways, data.template
     return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, *mix)
 
