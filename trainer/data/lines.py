@@ -53,7 +53,9 @@ def _question(node: Node, folder: Path) -> Line:
     if len(segments) != len(truth) or not any(truth):
         raise node.error(f"{len(segments)} segments and truth {list(truth)}; give one each, at least one of them true")
     tag, image = of.get("tag", Node.text) or PLAIN_TAG, of.get("image", Node.text)
-    return Line(of.need("question", checked), tag, image=image and folder / image, segments=segments, truth=truth)
+    return Line(
+        of.need("question", checked), tag, image=folder / image if image else None, segments=segments, truth=truth
+    )
 
 
 def _edit(node: Node, folder: Path) -> Line:
