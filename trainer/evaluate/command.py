@@ -222,7 +222,7 @@ def resolve(policy: str, suite: str) -> Subject:
     if path.suffix == ".toml":
         tree = toml.read(path, os.environ)
         if "personalize" in tree and "data" not in tree.get("trainer", {}):
-            return _personalized(path, suite)
+            return _personalized(path, suite, tree.get("trainer", {}).get("rewards", {}).get("url", URL))
         settings = load(path, os.environ)
         return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
     if (path / "settings.json").is_file():
@@ -235,14 +235,14 @@ def resolve(policy: str, suite: str) -> Subject:
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
 
 
-def _personalized(path: Path, suite: str) -> Subject:
+def _personalized(path: Path, suite: str, url: str) -> Subject:
     """Return the base policy of `synod personalize` with the concept that it has trained. Raises SettingsError."""
     settings = load_personalize(path, os.environ)
     concept = settings.run_dir / "concept"
     if not (concept / "concept.json").is_file():
         raise SettingsError(f"{concept} is not there yet; `synod personalize {path}` writes it after its last stage")
     policy = settings.policy.model_copy(update={"concepts": (concept,)})
-    return Subject(policy, URL, settings.run_dir / "evaluation" / suite)
+    return Subject(policy, url, settings.run_dir / "evaluation" / suite)
 
 
 def _run(run: Path, suite: str) -> Subject:
