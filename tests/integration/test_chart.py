@@ -267,7 +267,7 @@ def test_a_scorer_pods_exporter_reports_its_replicas(deployed: Pods) -> None:
         exporter.wait()
 
 
-def job_env(pods: Pods, run: str, **trainer: Any) -> dict[str, str]:
+def job_env(pods: Pods, run: str, /, **trainer: Any) -> dict[str, str]:
     """Return the settings of the job's pod with these values of the trainer, with its own run directory."""
     objects = render(merged(pods.values, {"trainer": trainer}))
     worker = dict(pod_templates(objects))["trainer"]["spec"]["containers"][0]
