@@ -183,7 +183,7 @@ def is_done(directory: Path, conditions: Mapping[str, Any]) -> bool:
 
 
 def _write_sheets(policy: ShowO, settings: PersonalizeSettings, concept: ConceptRecord, photos: Photos) -> None:
-    """Write what the report shows beside the stages: the photographs, and what the class word draws."""
+    """Write what the report shows next to the stages: the photographs, and what the class word draws."""
     if (settings.run_dir / CLASS_WORD).exists():
         return
     seen = [fit_to_square(photos[path], policy.image_side) for path in concept.train[:GRID_IMAGES]]

@@ -1,4 +1,4 @@
-"""The page of `synod personalize`: photographs beside images drawn after each stage, losses, and stage 3's regions.
+"""The page of `synod personalize`: photographs next to images drawn after each stage, losses, and stage 3's regions.
 
 It shows these files of a run's directory, each as soon as it exists:
 

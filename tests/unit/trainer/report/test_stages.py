@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_stages_stand_beside_photographs_and_class_word(run: Path) -> None:
+def test_sheets_are_in_order_and_small(run: Path) -> None:
     found = view(run, "<bo>", CODES)["panels"]
     assert [one["title"] for one in found] == ["photographs", "the class word, before", "after stage 1"]
     pixels = [decode(base64.b64decode(one["data"]), LIMITS) for one in found]
@@ -60,7 +60,7 @@ def test_losses_of_answers_and_images_are_apart(run: Path) -> None:
     assert [chart["low"] for chart in second["charts"]] == [20.0, 21.0]
 
 
-def test_regions_stand_beside_their_images(run: Path) -> None:
+def test_regions_are_paired_with_their_images(run: Path) -> None:
     ((drawn, region),) = view(run, "<bo>", CODES)["regions"]
     assert [decode(base64.b64decode(one["data"]), LIMITS)[0, 0, 0] for one in (drawn, region)] == [40, 50]
 
