@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.personalization import general
 from benchmarks.personalization.__main__ import GROUPS, UNIFY, arms, fewer_photographs, main, settings_of, summary
+from synod.contracts import ScoreItem
 from trainer.personalize.run import only_concept
 
 
 def test_every_arm_has_a_name_of_its_own_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.personalization.__main__.fewer_photographs", lambda *_: UNIFY)
     found = [arm for group in GROUPS for seed in (0, 1) for arm in arms(group, seed)]
-    assert len({arm.key for arm in found}) == len(found) == 2 * (6 + 6 + 15 + 18 + 27)
+    assert len({arm.key for arm in found}) == len(found) == 2 * (6 + 6 + 15 + 18 + 27 + 1)
     made = {arm.key: settings_of(arm, tmp_path) for arm in found}
     for total in (0, 1, 4, 8, 16, 32):
         tokens = made[f"tokens-{total:02d}-uma-0"].tokens
@@ -45,3 +50,28 @@ def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "out.json"
     assert main(["--summary", "--only", "stages", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["left"] == 6
+
+
+def test_general_prompts_are_compared_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve prompts; the judge finds bright images right. Three of them change, and one of those becomes wrong."""
+    images = [np.full((2, 2, 3), 200 if i % 2 else 10, np.uint8) for i in range(12)]
+    changed = [*images[:9], images[9] // 2, images[10] + 1, images[11] + 1]
+    turns, asked = iter((images, images, changed)), list[int]()
+    monkeypatch.setattr(general, "drawn", lambda *_: next(turns))
+
+    def right(items: Sequence[ScoreItem]) -> list[bool]:
+        asked.append(len(items))
+        assert all(one.geneval is not None for one in items)
+        return [bool(one.pixels().mean() > 150) for one in items]
+
+    policy: Any = None
+    found = general.General(policy, right, seed=0, per_task=2)
+    same = {"geneval": 0.5, "geneval_change": 0.0, "geneval_change_error": 0.0, "geneval_equal": 1.0}
+    assert found.measure(policy) == same
+    assert found.measure(policy) == {
+        "geneval": pytest.approx(5 / 12),
+        "geneval_change": pytest.approx(-1 / 12),
+        "geneval_change_error": pytest.approx(1 / 12),
+        "geneval_equal": 0.75,
+    }
+    assert asked == [12, 0, 3]
