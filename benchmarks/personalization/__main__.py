@@ -1,14 +1,24 @@
 """Train the unseen concepts of the embedded world in arms, and measure each after every stage.
 
-    python -m benchmarks.personalization --only stages --minutes 60     the six concepts, stages 1, 2 and 3
-    python -m benchmarks.personalization --only no_stage_1              stage 2 from untrained rows
-    python -m benchmarks.personalization --only regions                 five starts of stage 3
-    python -m benchmarks.personalization --only tokens                  0, 1, 4, 8, 16 and 32 soft tokens
-    python -m benchmarks.personalization --only grid                    a third to 3 times the epochs, 3 to 12 images
+    python -m benchmarks.personalization --only stages --minutes 60
     python -m benchmarks.personalization --summary                      only the table of all finished arms
 
+Groups of arms, with the CPU minutes of one seed, measuring included (estimates: 4 to train a concept, 3 to measure it):
+
+    stages      stages 1, 2 and 3 of the six concepts, with drawing from knowledge           6 arms    45 minutes
+    no_stage_1  the same without stage 1: stage 2 from untrained rows                        6 arms    25 minutes
+    regions     Table 3 of UniCTokens: five starts of stage 3, three concepts               15 arms   100 minutes
+    tokens      Fig. 10: 0, 1, 4, 8, 16 and 32 soft tokens, three concepts                  18 arms   120 minutes
+    grid        Fig. 6, left: a third to 3 times the epochs, 3 to 12 images, no stage 3     27 arms   150 minutes
+    geneval     Fig. 7: 480 prompts of GenEval before and after each stage, one concept      1 arm     12 minutes
+
+Measured elsewhere: the columns of UnifyBench and UnifyBench++ by benchmarks.personal_suites (15 minutes), one step at
+full size by benchmarks.personal_real_size, the base itself by `make weights` (90), and Sync-GRPO on concepts and the
+arms of its tables by `synod train` with a service (15 a training).
+
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
-not run again: the same command goes on after a stop. `--minutes` begins no arm after so long.
+not run again: the same command goes on after a stop, however it was stopped. `--minutes` begins no arm after so long.
+The CPU time of a stage that was stopped and resumed is unknown, null.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -137,12 +147,12 @@ def run_arm(arm: Arm, runs: Path, config: Path = CONFIG) -> dict[str, Any]:
     concept = only_concept(settings.data)
     measure = _measure_of(arm, policy, concept)
     figures = {"no rows": measure(policy, f"the {concept.class_word}")}
-    seconds = {}
+    seconds: dict[str, float | None] = {}
     for number in settings.stages:
-        began = time.process_time()
+        began, resumed = time.process_time(), (settings.run_dir / f"stage-{number}").exists()
         done = settings.stages[: settings.stages.index(number) + 1]
         personalize(settings.model_copy(update={"stages": done}), log=_silent)
-        seconds[f"stage {number}"] = round(time.process_time() - began, 1)
+        seconds[f"stage {number}"] = None if resumed else round(time.process_time() - began, 1)
         if not (rows := settings.run_dir / f"stage-{number}" / "concept").exists():
             raise SystemExit(f"{arm.key} was stopped; the same command resumes it")
         load_into(policy, rows)
@@ -177,8 +187,9 @@ def summary(results: Path) -> dict[str, Any]:
         one = json.loads(path.read_text())
         name = f"{one['arm']['group']}/{one['arm']['name']}"
         for stage, figures in one["figures"].items():
-            for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage, 0.0)}.items():
-                values[name, stage, figure].append(float(value))
+            for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage)}.items():
+                if value is not None:
+                    values[name, stage, figure].append(float(value))
     table: dict[str, Any] = {}
     for (name, stage, figure), found in values.items():
         error = round(float(np.std(found, ddof=1)) / math.sqrt(len(found)), 4) if len(found) > 1 else None
