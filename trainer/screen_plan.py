@@ -45,7 +45,7 @@ Plan = Callable[[Task, TrainerSettings, Sequence[int]], ScreenPlan]  # of a task
 
 def fixed_plan(task: Task, settings: TrainerSettings, threshold: float | None) -> ScreenPlan:
     """Return the plan of any `screen.select` but "auto". A screen by "known" terms needs an answer to screen by."""
-    limits, step = settings.screen, settings.screening_step
+    limits, step = settings.screen, settings.screening_step if task.draws else 0
     nothing_known = step == 0 and task.query is None
     threshold = None if nothing_known else threshold
     rate = 1.0 if threshold is None else limits.target_pass_rate

@@ -135,7 +135,9 @@ def read_photos(concept: ConceptRecord, log: Log, *, skip_bad: bool) -> tuple[Co
     """Read every image that the stages use; with `skip_bad` leave out training images that cannot be read."""
     photos: dict[Path, Pixels] = dict(load_photos(concept, log, skip_bad=skip_bad))
     names = {path.name for path in photos}
-    talks = tuple(one for one in concept.conversations if one.image is None or one.image in photos)
+    if left_out := len(concept.conversations) - len(concept.taught):
+        log(f"{left_out} questions state facts that info.json's heldout holds out: left out")
+    talks = tuple(one for one in concept.taught if one.image is None or one.image in photos)
     cropped = tuple(path for path in concept.cropped if path.name in names)
     kept = replace(concept, train=tuple(photos), conversations=talks, cropped=cropped)
     photos |= {path: load_image(path) for path in (*kept.cropped, *kept.random, *kept.hard)}

@@ -58,7 +58,7 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
 FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
-PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no concept"}
+PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no reasoning"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
     "attribute": "right answers, textual attribute",

@@ -89,6 +89,29 @@ def test_both_forms_of_conditions_are_read(tmp_path: Path) -> None:
     assert known == [ConceptPrompt("<bo> at home", "knowledge"), ConceptPrompt("<bo> at work", "knowledge")]
 
 
+def test_held_out_facts_are_marked_and_not_taught(tmp_path: Path) -> None:
+    """The flags win over the public halves, and a training prompt of UnifyBench++ may not hint at such a fact."""
+    write_tree(tmp_path)
+    train = tmp_path / "concept/train/bo"
+    info = json.loads((train / "info.json").read_text())
+    write_json(train / "info.json", {**info, "heldout": [False, False, True]})
+    talks = json.loads((train / "conversations.json").read_text())
+    stated = [{"query": "what has <bo> ?", "answer": fact} for fact in ("<bo> has Green hat.", "<bo> has red hat")]
+    write_json(train / "conversations.json", {**talks, "text_only": stated})
+    record = read_folder(tmp_path)["<bo>"]
+    assert record.held_out == ("<bo> has green hat",)
+    assert [(one.fact, one.heldout) for one in record.prompts if one.tag == "knowledge"] == [
+        (0, False),
+        (1, False),
+        (2, True),
+    ]
+    assert [one.answer for one in record.taught if one.image is None] == ["<bo> has red hat"]
+    assert len(record.conversations) == len(record.taught) + 1
+    write_json(train / "info.json", {**info, "heldout": [True, False, False]})
+    with pytest.raises(SettingsError, match=r"facts\[0\] is of the split train, but info.json's heldout holds it out"):
+        read_folder(tmp_path)
+
+
 def test_a_folder_of_photos_needs_no_more_than_info(tmp_path: Path) -> None:
     write_json(tmp_path / "bo/info.json", {"class": "dog"})
     write_image(tmp_path / "bo/b.jpg", 1)

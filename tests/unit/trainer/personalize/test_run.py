@@ -71,6 +71,14 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
+def test_stages_do_not_read_held_out_facts(world: Path) -> None:
+    path, said = world / "dot/info.json", list[str]()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "extra_info": ["a hat"], "heldout": [True]}))
+    concept, _ = run.read_photos(run.only_concept(world / "dot"), said.append, skip_bad=False)
+    assert [one.answer for one in concept.conversations] == ["<dot> is red ."]
+    assert said == ["1 questions state facts that info.json's heldout holds out: left out"]
+
+
 def test_three_stages_in_one_command(
     personalize: Command, world: Path, base: ShowO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
