@@ -247,7 +247,8 @@ class ShowO:
     @property
     def image_side(self) -> int:
         """Return the width and height of its images in px."""
-        return round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        side: int = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        return side
 
     def _question(self, query: Query) -> Tensor:
         side = self.image_side
