@@ -1,4 +1,4 @@
-"""Does the intrinsic reward tell a true prompt from one with a wrong word? On scenes of the synthetic world.
+"""Does the intrinsic reward prefer a true prompt to one with a wrong word? On scenes of the synthetic world.
 
     python -m benchmarks.intrinsic --claims 600                                    # the embedded policy
     python -m benchmarks.intrinsic --claims 600 --policy build/weights/show-o-captions
