@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
@@ -56,9 +56,9 @@ def attach(transformer: nn.Module, directory: Path | None = None) -> None:
 
     Raises SettingsError for a transformer of another class, and for weights that do not fit.
     """
-    patch_embed, config = transformer.patch_embed, transformer.config
+    patch_embed, config = transformer.patch_embed, cast(Any, transformer.config)
     assert isinstance(patch_embed, nn.Module)
-    found = References(patch_embed, config.num_attention_heads * config.attention_head_dim)  # type: ignore[union-attr,operator]
+    found = References(patch_embed, config.num_attention_heads * config.attention_head_dim)
     if directory is not None:
         check_weights(found, directory)
         read_weights(found, directory)

@@ -152,7 +152,8 @@ class FlowPolicy:
         if guidance_scale == 1:
             return self._predict(prompts, x_BCHW, t, None)
         found = self._predict([*[""] * len(prompts), *prompts], torch.cat((x_BCHW, x_BCHW)), t, None)
-        return sde.guided(*found.chunk(2), guidance_scale)
+        without, prompted = found.chunk(2)
+        return sde.guided(without, prompted, guidance_scale)
 
     def edit_velocity(self, prompts: Sequence[str], source_BCHW: Tensor, x_BCHW: Tensor, t: float) -> Tensor:
         """Return the velocity [B C H W] of edits with these source latents, float32.
