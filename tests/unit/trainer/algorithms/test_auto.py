@@ -87,6 +87,22 @@ def test_nothing_moves_without_evidence() -> None:
     assert decided(AutoScreen(None, 9, foresights), never_scored) is None
 
 
+@pytest.mark.parametrize(("mean", "square"), [(0.5, 0.21), (0.1, 0.0)])
+def test_the_error_of_a_correlation_is_subtracted(mean: float, square: float) -> None:
+    """Five groups with xx = yy = 1, and xy the mean, which is rho, and four that are sqrt(.2) above or below.
+
+    A group's influence on rho is (xy - mean) / 5, so its variance is 4 * .2 / 25 * 5 / 4 = .04. It is subtracted:
+    .5^2 - .04 = .21, and .1^2 - .04 counts as 0.
+    """
+    xy = [mean + math.sqrt(0.2) * sign for sign in (1, 1, -1, -1, 0)]
+    squares = (sum(one**2 for one in xy), sum(xy), sum(xy), 5.0, 5.0, 5.0)
+    correlation = Correlation(5, sum(xy), 5.0, 5.0, squares)
+    assert (correlation.value, correlation.error) == (pytest.approx(mean), pytest.approx(0.2))
+    signal = Foresight(correlation, 5 * 0.9, 5 * 0.81).signal  # every contrast is .9
+    assert signal.value == pytest.approx(1 + 0.9 * square)
+    assert signal.error == pytest.approx(0.9 * math.sqrt(4 * mean**2 * 0.04 + 2 * 0.04**2))
+
+
 def test_scores_that_are_missing_foretell_nothing() -> None:
     """Where no term is known, a screen of answers is given up for none: it draws answers in vain."""
     screen = AutoScreen(0)
