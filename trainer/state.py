@@ -126,10 +126,11 @@ class TrainState:
         if settings.screen.audit:
             self.costs = update_costs(self.costs, groups, replaced, seconds, settings)
         if settings.screen.select == "auto":
-            before, self.screens = self.screens, update_screens(self.screens, groups, self.costs, settings)
-            for line in moves(before, self.screens, self.costs, settings):
+            before = self.screens
+            self.screens, gains = update_screens(before, groups, self.costs, settings)
+            for line in moves(before, self.screens, gains, settings):
                 log(line)
-            return auto_record(self.screens, self.costs, settings)
+            return auto_record(self.screens, gains)
         if settings.screen.audit:
             self.audits = update_audits(self.audits, groups, settings)
         return audit_record(self.audits, self.costs)

@@ -132,12 +132,12 @@ class AutoScreen:
             found[step] = Estimate(*(part * plain / screened for part in foresight.signal))
         return found
 
-    def decided(self, costs: Costs, group_size: int, *, has_answers: bool) -> AutoScreen:
+    def moved(self, gains: Mapping[int | None, Estimate]) -> AutoScreen:
         """Return the pathway with the screen of the highest gain, if it exceeds the present one's by more than errors.
 
-        The error is that of the difference if both were measured apart, which is more than it is.
+        The error is that of the difference if both were measured apart, which is more than it is. Nothing moves without
+        gains.
         """
-        gains = self.gains(costs, group_size, has_answers=has_answers)
         if not gains:
             return self
         now, best = gains[self.step], max(gains, key=lambda step: gains[step].value)

@@ -181,19 +181,19 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
         Foresight(Correlation(9, 9 * rho, 9, 9, tuple(9 * one for one in (rho**2, rho, rho, 1, 1, 1))), 7.2, 5.76)
         for rho in (0.6, 1.0)
     )
-    before = {"textual": AutoScreen(0, 9, {0: Foresight(), 2: good, 4: perfect}), "visual": AutoScreen(0)}
-    screens: AutoScreens = update_screens(before, [], costs, settings)
+    before: AutoScreens = {"textual": AutoScreen(0, 9, {0: Foresight(), 2: good, 4: perfect}), "visual": AutoScreen(0)}
+    screens, _ = update_screens(before, [], costs, settings)
     assert {pathway: screen.step for pathway, screen in screens.items()} == {"textual": 0, "visual": 0}
     dear = Costs(Work(answers=4.0, steps=1.0, scores=4.0), Work(1, 1, 1, 1, 1, 1))
-    after = update_screens(before, [], dear, settings)
-    gains = "finished images 0.90, previews at step 2 0.47 ± 0.00, finished answers 0.40"
-    shown = f"(signal per second of plain groups, 9 groups measured: {gains})"
+    after, gains = update_screens(before, [], dear, settings)
+    values = "finished images 0.90, previews at step 2 0.47 ± 0.00, finished answers 0.40"
+    shown = f"(signal per second of plain groups, 9 groups measured: {values})"
     found = f'pathway "textual" screens nothing, because no screen pays by more than its error {shown}'
-    assert list(moves(before, after, dear, settings)) == [f"the screen moves: {found}"]
+    assert list(moves(before, after, gains, settings)) == [f"the screen moves: {found}"]
     unmeasured = 'pathway "visual" screens finished answers (0 groups measured)'
     assert auto_line(after, dear, settings) == f"screens: {found}; {unmeasured}"
     assert auto_line({}, dear, settings) is None
-    record = json.loads(json.dumps(auto_record(after, dear, settings)))
+    record = json.loads(json.dumps(auto_record(after, gains)))
     assert record["screens"] == {"textual": None, "visual": 0}
     assert foresight([record]) == [
         ["textual", "no screen", "yes", "9", "not measured", "1.00", "1.00"],

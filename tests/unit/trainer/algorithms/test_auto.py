@@ -32,7 +32,7 @@ def gains(screen: AutoScreen, costs: Costs = STEPS_ONLY) -> dict[int | None, Est
 
 
 def decided(screen: AutoScreen, costs: Costs = STEPS_ONLY) -> int | None:
-    return screen.decided(costs, G, has_answers=True).step
+    return screen.moved(gains(screen, costs)).step
 
 
 def test_the_work_of_a_group_by_hand() -> None:
@@ -160,7 +160,8 @@ def simulated(rhos: Mapping[int, float], costs: Costs, groups: int, seed: int, s
     rng, screen, found = np.random.default_rng(seed), AutoScreen(start), []
     for _ in range(groups):
         scores, rewards = population(rng, rhos)
-        screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
+        screen = screen.add(scores, rewards, G, T)
+        screen = screen.moved(gains(screen, costs))
         found.append(screen.step)
     return found
 
@@ -211,9 +212,10 @@ def test_noise_does_not_move_a_screen() -> None:
     found, best = [], []
     for _ in range(300):
         scores, rewards = population(rng, {0: 0.5, 2: 0.5, 5: 0.5})
-        screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
-        found.append(screen.step)
+        screen = screen.add(scores, rewards, G, T)
         values = gains(screen, costs) or {0: Estimate(1.0)}
+        screen = screen.moved(values)
+        found.append(screen.step)
         best.append(max(values, key=lambda step: values[step].value))
     moves, flips = (sum(a != b for a, b in itertools.pairwise(steps)) for steps in (found, best))
     assert moves <= 10
@@ -226,7 +228,8 @@ def test_a_screen_follows_the_policy() -> None:
     found = []
     for place in range(140):
         scores, rewards = population(rng, {0: 0.9 if place < 60 else 0.0})
-        screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
+        screen = screen.add(scores, rewards, G, T)
+        screen = screen.moved(gains(screen, costs))
         found.append(screen.step)
     assert found[59] == 0
     assert found[-1] is None
