@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.machine import command, machine
-from trainer.algorithms.advantage import Slope
 from trainer.algorithms.gradient_noise import gradient_noise
 from trainer.clock import Clock
 from trainer.credit import modality_advantages, rewarded
@@ -126,8 +125,7 @@ def _gradients(
     policy: Policy, group: ScoredGroup, settings: TrainerSettings, step: int
 ) -> dict[Modality, dict[str, Tensor]]:
     """Return the gradient of each modality that the group has."""
-    slopes = dict.fromkeys(MODALITIES, Slope())
-    credits = modality_advantages([group], slopes, settings.loss, settings.screen)
+    credits = modality_advantages([group], {}, settings.loss, settings.screen)
     usable = {modality: {0: one} for modality, (one,) in credits.items()}
     passes = passes_of(policy, [group], [0], usable, settings, step)
     found = {}

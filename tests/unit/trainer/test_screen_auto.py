@@ -14,11 +14,11 @@ from synod.contracts import ScoreItem
 from tests.unit.trainer import synthetic
 from tests.unit.trainer.loops import (
     AUTO,
-    NO_SLOPES,
     UPDATES_ARE_DEAR,
     MakePolicy,
     MakeSettings,
     equal,
+    every_slope,
     lines,
     previews_of,
     priced,
@@ -43,7 +43,7 @@ from trainer.rollout import ScoredGroup, _from_document, _to_document, finish, s
 from trainer.screen_auto import AutoScreens, auto_line, auto_record, moves, restored_screen, update_screens
 from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
-from trainer.types import Reward, RewardSpec
+from trainer.types import MODALITIES, Reward, RewardSpec
 
 THREE = {**AUTO, "PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.34"}  # a visual, a textual and a GenEval task
 
@@ -134,7 +134,7 @@ def test_a_screen_is_centred_by_all_its_answers(talking: ShowO, tiny_settings: M
     screened, whole = drawn(
         talking, settings, ScreenPlan(4, 2, 0, is_scored=True, both_tails=True), ScreenPlan(4, 4, measured=())
     )
-    slopes = dict.fromkeys(NO_SLOPES, Slope(xy=16.0, xx=16.0, freedom=20.0))  # one reward for one score
+    slopes = every_slope(dict.fromkeys(MODALITIES, Slope(xy=16.0, xx=16.0, freedom=20.0)))  # one reward for one score
     (first, second) = modality_advantages([screened, whole], slopes, settings.loss, settings.screen)["text"]
     rewards = np.array([reward.value for reward in screened.rewards])
     scores = np.array(screened.previews.scores)
