@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.algorithms.auto import DRAWN
+from trainer.algorithms.auto import DRAWN, AutoScreen
 from trainer.settings import TrainerSettings
 from trainer.types import Task
 
@@ -55,13 +55,14 @@ def fixed_plan(task: Task, settings: TrainerSettings, threshold: float | None) -
     return ScreenPlan(limits.max_previews, limits.images, step, True, threshold, both_tails, rate, audit)
 
 
-def auto_plan(task: Task, settings: TrainerSettings, step: int | None, key: Sequence[int]) -> ScreenPlan:
-    """Return the plan of a task whose pathway is screened at a step; None: it is not screened.
+def auto_plan(task: Task, settings: TrainerSettings, screen: AutoScreen, key: Sequence[int]) -> ScreenPlan:
+    """Return the plan of a task whose pathway has this screen.
 
-    A random share of the groups, by numbers of the key, measures all screens: every rollout is finished.
+    A pathway's first groups measure all screens, until there is evidence; later a random share of the groups does, by
+    numbers of the key. Every rollout of these is finished.
     """
-    size, last = settings.screen.group_size, settings.policy.image_steps
-    if np.random.default_rng([*key, MEASURE]).random() < settings.screen.audit:
+    size, last, step = settings.screen.group_size, settings.policy.image_steps, screen.step
+    if not screen.has_evidence or np.random.default_rng([*key, MEASURE]).random() < settings.screen.audit:
         steps = settings.predicted_steps if task.query is None else (0, *settings.predicted_steps)
         return ScreenPlan(DRAWN * size, DRAWN * size, measured=steps)
     if step is None:

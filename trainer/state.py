@@ -100,7 +100,7 @@ class TrainState:
     def plan(self, task: Task, settings: TrainerSettings, key: Sequence[int]) -> ScreenPlan:
         """Return how the rollouts of a task are drawn and chosen; `key` has the first numbers of their seeds."""
         if settings.screen.select == "auto":
-            return auto_plan(task, settings, self.screens.get(task.pathway, first_screen(task.pathway)).step, key)
+            return auto_plan(task, settings, self.screens.get(task.pathway) or first_screen(task.pathway), key)
         return fixed_plan(task, settings, self.threshold(task))
 
     def advance(self, groups: Sequence[ScoredGroup]) -> None:

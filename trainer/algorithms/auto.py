@@ -25,7 +25,7 @@ from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst, extremes
 
 MEMORY = 0.95  # what a group counts after each later one: about the last 20 count
-EVIDENCE = 3  # measured groups before signals are stated and a screen moves
+EVIDENCE = 3  # measured groups before signals are stated and a screen moves; a pathway's first groups measure
 DRAWN = 2  # N / G
 
 

@@ -30,7 +30,7 @@ from tests.unit.trainer.loops import (
 from tests.unit.trainer.reward_services import Judge, answered, brightness
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.audit import Correlation
-from trainer.algorithms.auto import AutoScreen, Foresight
+from trainer.algorithms.auto import EVIDENCE, AutoScreen, Foresight
 from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst
 from trainer.clock import Clock
@@ -85,7 +85,7 @@ def test_each_step_draws_what_it_costs(talking: ShowO, tiny_settings: MakeSettin
     settings = tiny_settings(**THREE, SCREEN__AUDIT="1e-9")
     task = next(one for one in tasks(settings) if one.pathway == "textual")
     steps = (None, 0, 1, 2, 4)
-    plans = [auto_plan(task, settings, step, (0, 0, 0)) for step in steps]
+    plans = [auto_plan(task, settings, AutoScreen(step, EVIDENCE), (0, 0, 0)) for step in steps]
     groups = drawn(talking, settings, *plans)
     assert [group.previews.screened.drawn for group in groups] == [2, 4, 4, 4, 4]
     assert [len(group.rewards) for group in groups] == [2, 2, 2, 2, 4]
@@ -102,7 +102,7 @@ def test_measuring_changes_no_image(talking: ShowO, tiny_settings: MakeSettings)
     """All are finished, and scored on the way as a screen at each step scores them."""
     settings = tiny_settings(**THREE, SCREEN__AUDIT="1")
     task = next(one for one in tasks(settings) if one.pathway == "textual")
-    plan = auto_plan(task, settings, None, (0, 0, 0))
+    plan = auto_plan(task, settings, AutoScreen(None, EVIDENCE), (0, 0, 0))
     assert plan == ScreenPlan(4, 4, measured=(0, 1, 2))
     screens = [ScreenPlan(4, 2, step, is_scored=True, both_tails=True) for step in (0, 1, 2)]
     measured, unscreened, *screened = drawn(talking, settings, plan, ScreenPlan(4, 4), *screens)
@@ -117,14 +117,16 @@ def test_measuring_changes_no_image(talking: ShowO, tiny_settings: MakeSettings)
 
 
 def test_a_share_of_the_groups_measures(tiny_settings: MakeSettings) -> None:
-    """Which they are follows from the key alone."""
+    """Which they are follows from the key alone; but of the first, until there is evidence, all do."""
     settings = tiny_settings(**THREE, SCREEN__AUDIT="0.25")
     task = tasks(settings)[0]
-    found = [auto_plan(task, settings, 0, (0, step, i)).measured is not None for step in range(100) for i in range(4)]
-    assert found == [
-        auto_plan(task, settings, None, (0, step, i)).measured is not None for step in range(100) for i in range(4)
-    ]
+    found, others, first = (
+        [auto_plan(task, settings, screen, (0, step, i)).measured is not None for step in range(100) for i in range(4)]
+        for screen in (AutoScreen(0, EVIDENCE), AutoScreen(None, 99), AutoScreen(0, EVIDENCE - 1))
+    )
+    assert found == others
     assert sum(found) == pytest.approx(100, abs=30)
+    assert all(first)
 
 
 def test_a_screen_is_centred_by_all_its_answers(talking: ShowO, tiny_settings: MakeSettings) -> None:
@@ -149,14 +151,14 @@ def test_a_screen_is_centred_by_all_its_answers(talking: ShowO, tiny_settings: M
 def test_a_run_moves_its_screens_and_resumes(
     make_policy: MakePolicy, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Updates are dear, so screens move to finished images, but where the answer foretells the reward.
+    """Updates are dear, so screens move to finished images, but where previews foretell the reward.
 
     A resumed run is the whole one, bit for bit.
     """
     monkeypatch.setattr("trainer.state.update_costs", priced(UPDATES_ARE_DEAR))
     monkeypatch.setattr("trainer.train.log_images", lambda *_: None)
     found = []
-    for name, ends in (("whole", ("8",)), ("parts", ("3", "6", "8"))):
+    for name, ends in (("whole", ("5",)), ("parts", ("2", "4", "5"))):
         for steps in ends:
             settings = tiny_settings(
                 **THREE, SCREEN__AUDIT="0.6", OPTIMIZER__LR="1e-5", STEPS=steps, RUN_DIR=f'"{name}"'
@@ -169,7 +171,8 @@ def test_a_run_moves_its_screens_and_resumes(
     assert whole == parts
     assert (state.screens, state.costs) == (resumed.screens, resumed.costs)
     assert whole[0]["screens"] == {"visual": 0, "textual": 0, "none": None}
-    assert whole[-1]["screens"] == {"visual": 4, "textual": 0, "none": 4}
+    assert [line["screens"]["visual"] for line in whole] == [0, 0, 4, 4, 4]  # a pathway's first three groups measure
+    assert whole[-1]["screens"] == {"visual": 4, "textual": 2, "none": 4}
     assert (state.screens["textual"].foresights[0].correlation.value or 0.0) > 0.9
     assert state.screens["visual"].foresights[0].correlation.value is None  # equal scores
 
