@@ -44,13 +44,16 @@ Plan = Callable[[Task, TrainerSettings, Sequence[int]], ScreenPlan]  # of a task
 
 
 def fixed_plan(task: Task, settings: TrainerSettings, threshold: float | None) -> ScreenPlan:
-    """Return the plan of any `screen.select` but "auto". A screen by "known" terms needs an answer to screen by."""
+    """Return the plan of any `screen.select` but "auto". A screen by "known" terms needs an answer to screen by.
+
+    Without a screen nothing is scored on the way, so images are drawn at once.
+    """
     limits, step = settings.screen, settings.screening_step
     nothing_known = step == 0 and task.query is None
     threshold = None if nothing_known else threshold
     rate = 1.0 if threshold is None else limits.target_pass_rate
     if not limits.is_on or nothing_known:
-        return ScreenPlan(limits.images, limits.images, step, threshold=threshold, pass_rate=rate)
+        return ScreenPlan(limits.images, limits.images)
     both_tails, audit = limits.select == "best_and_worst", limits.audit
     return ScreenPlan(limits.max_previews, limits.images, step, True, threshold, both_tails, rate, audit)
 
